@@ -1,0 +1,50 @@
+"""Targets: what a teacher says at one level, and when."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from spkd.audio import SAMPLE_RATE
+from spkd.features import HOP, MELS, WINDOW
+
+DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One vector of `dim` numbers per view, or, where `hop` is set, one per `hop` samples.
+
+    Row i of a frame-level target was computed from samples [i * hop, i * hop + window) of the view (window 0:
+    centred on sample i * hop). Views shorter than one window still give one row.
+    """
+
+    name: str
+    dim: int
+    hop: int | None = None
+    window: int = 0
+    dtype: str = "float16"
+
+    @property
+    def rate(self) -> float | None:
+        """Rows per second (Hz), None at utterance level."""
+        return None if self.hop is None else SAMPLE_RATE / self.hop
+
+    def rows(self, samples: np.ndarray | int) -> np.ndarray:
+        """How many rows views of so many samples have."""
+        samples = np.asarray(samples, np.int64)
+        if self.hop is None:
+            return np.ones_like(samples)
+        return np.maximum((samples - self.window) // self.hop + 1, 1)
+
+    def card(self) -> dict[str, Any]:
+        return asdict(self) | {"rate_hz": self.rate}
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> Target:
+        return cls(**{k: v for k, v in card.items() if k != "rate_hz"})
+
+
+FBANK = Target("fbank", MELS, HOP, WINDOW)

@@ -1,0 +1,219 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from typer.core import TyperCommand
+
+from spkd import __version__, config
+from spkd.errors import SpkdError
+
+if TYPE_CHECKING:
+    from spkd.extract.teacher import Teacher
+
+app = typer.Typer(
+    help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)
+cache_app = typer.Typer(help="Look at and check teacher caches.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+def with_keys(schema: type) -> type[TyperCommand]:
+    """A command whose --help ends with a table of every key of its settings."""
+
+    class Command(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            from rich.console import Console
+            from rich.table import Table
+
+            table = Table(title="Keys (key=value)", title_justify="left", box=None, padding=(0, 2, 0, 0))
+            for column in ("key", "type", "default", "meaning"):
+                table.add_column(column, overflow="fold")
+            for key in config.keys(schema):
+                choices = f" ({' | '.join(key.choices)})" if key.choices else ""
+                table.add_row(key.name, key.kind, str(key.default), key.meaning + choices)
+            Console().print(table, markup=False)
+
+    return Command
+
+
+Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. teacher=wavlm.")]  # noqa: UP045
+ConfigFile = Annotated[Optional[Path], typer.Option("--config", help="YAML settings (default: ./spkd.yaml if there).")]  # noqa: UP045
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def manifest(
+    path: Annotated[Path, typer.Argument(help="Folder of audio files.")],
+    layout: Annotated[Optional[str], typer.Option(help="voxceleb, librispeech, cnceleb or folder (default: detected).")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")] = Path("manifest.csv"),
+    workers: Annotated[int, typer.Option(help="Threads that read audio headers.")] = 8,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
+) -> None:
+    """Build a manifest of a folder of audio, with durations."""
+    from spkd.errors import UsageError
+    from spkd.manifest import build
+
+    if out.suffix not in (".csv", ".jsonl"):
+        raise UsageError(f"--out {out}: manifests are written as .csv or .jsonl")
+    made, layout, left_out = build(path, layout, workers)
+    made.save(out)
+    print(f"{out}: {len(made)} utterances, {len(made.speakers)} speakers, {made.seconds / 3600:.2f} h (layout {layout})")
+    _list_rejected(left_out, strict)
+
+
+@app.command(cls=with_keys(config.ExtractConfig))
+def extract(
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    targets: Annotated[bool, typer.Option("--targets", help="List what the teacher can say, and stop.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything was rejected.")] = False,
+) -> None:
+    """Run a teacher once over every view of a manifest and keep what it said."""
+    settings = config.load(config.ExtractConfig, overrides or [], config_file)
+    from spkd import device
+    from spkd.extract import load_teacher
+
+    if targets:
+        _list_targets(load_teacher(settings.teacher, device.resolve(settings.device)))
+        return
+    from spkd.extract.run import REJECTED, run
+    from spkd.files import writable_folder
+    from spkd.manifest import Manifest
+
+    audio = Manifest.load(settings.manifest)
+    writable_folder(settings.cache)
+    report = run(settings, load_teacher(settings.teacher, device.resolve(settings.device)), audio)
+    state = "complete" if report.complete else "other workers are still busy with the rest"
+    print(f"{settings.cache}: {report.views} views extracted, {len(report.rejected)} rejected; {state}")
+    _list_rejected(report.rejected, strict, Path(settings.cache) / REJECTED)
+
+
+@app.command(cls=with_keys(config.TrainConfig))
+def train(
+    overrides: Overrides = None,
+    loss: Annotated[Optional[list[str]], typer.Option(help="aam, cosine, mse or contrastive; several add up.")] = None,  # noqa: UP045
+    config_file: ConfigFile = None,
+) -> None:
+    """Train a student from a teacher cache."""
+    settings = config.load(config.TrainConfig, overrides or [], config_file)
+    from spkd.train.losses import check_names
+
+    check_names(loss or [], settings.loss)
+    from spkd.train.trainer import run
+
+    result = run(settings, loss or [])
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in result.terms.items())
+    print(f"{result.out}: {result.parameters:,} parameters; mean of the last steps: {terms}")
+
+
+@app.command("eval", cls=with_keys(config.EvalConfig))
+def evaluate(
+    trials: Annotated[Path, typer.Argument(help="Trial list.")],
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if an utterance could not be used.")] = False,
+) -> None:
+    """Score a trial list: scores, EER, minDCF, DET curve, report."""
+    settings = config.load(config.EvalConfig, overrides or [], config_file)
+    from spkd import device
+    from spkd.eval import trials as trial_lists
+    from spkd.eval.run import run
+    from spkd.extract import load_teacher
+    from spkd.manifest import Manifest
+
+    listed = trial_lists.read(trials, settings.format)
+    audio = Manifest.load(settings.manifest)
+    is_family = settings.model in config.TEACHERS
+    family, weights = (settings.model, settings.weights) if is_family else ("checkpoint", settings.model)
+    teacher = config.TeacherConfig(name=family, weights=weights, layer=settings.layer)
+    report = run(settings, load_teacher(teacher, device.resolve(settings.device)), audio, listed)
+    if report["results"]:
+        values = report["results"]
+        print(
+            f"EER {values['eer_percent']:.3f} %   minDCF(0.01) {values['min_dcf_0.01']:.4f}   "
+            f"minDCF(0.05) {values['min_dcf_0.05']:.4f}   ({report['trials']['scored']} trials)"
+        )
+    print(f"{settings.out}/: scores.txt, report.json, report.html")
+    _list_rejected(report["rejected"], strict)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo's corpus, models and report.")] = Path("spkd-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the corpus and of training.")] = 0,
+) -> None:
+    """The whole way in minutes, on synthetic speech: no data, no network."""
+    from spkd.demo.run import run
+
+    run(out, seed)
+
+
+@cache_app.command("info")
+def cache_info(path: Annotated[Path, typer.Argument(help="Cache folder.")]) -> None:
+    """Print what a cache holds."""
+    from spkd.cache.describe import describe
+
+    print(describe(path))
+
+
+@cache_app.command("verify")
+def cache_verify(path: Annotated[Path, typer.Argument(help="Cache folder.")]) -> None:
+    """Read everything and compare it with the recorded checksums."""
+    from spkd.cache import verify
+
+    damaged = verify(path)
+    if damaged:
+        raise SpkdError("\n".join([f"{path}: {len(damaged)} damaged", *damaged]))
+    print(f"{path}: every checksum fits")
+
+
+def _list_rejected(rejected: dict[str, str], strict: bool, listing: Path | None = None) -> None:
+    for name, reason in list(rejected.items())[:10]:
+        print(f"  rejected {name}: {reason}", file=sys.stderr)
+    if len(rejected) > 10:
+        rest = f", all in {listing}" if listing else ""
+        print(f"  ... and {len(rejected) - 10} more{rest}", file=sys.stderr)
+    if rejected and strict:
+        raise typer.Exit(1)
+
+
+def _list_targets(teacher: Teacher) -> None:
+    for target in teacher.targets.values():
+        rate = "one per view" if target.rate is None else f"{target.rate:g} Hz"
+        print(f"{target.name:24} {target.dim:6}  {rate}")
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line on stderr and exit code 1 (failed) or 2 (usage)."""
+    try:
+        app()
+    except SpkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: everything committed stays valid; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            print(
+                f"error: {error.filename or 'output'}: the disk is full; everything committed stays valid; "
+                "free some room and run the same command again", file=sys.stderr,
+            )
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

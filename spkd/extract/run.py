@@ -1,0 +1,167 @@
+"""`spkd extract`: run the teacher once over every view of a manifest and keep what it said."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spkd.audio import SAMPLE_RATE, Decoded
+from spkd.cache import FBANK, Plan, Target, UnitWriter, claim_units, finalize, heartbeat, initialise
+from spkd.cache import card as cards
+from spkd.cache.target import DTYPES
+from spkd.config import ExtractConfig
+from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.extract.teacher import Teacher
+from spkd.features import fbank
+from spkd.files import write_bytes
+from spkd.manifest import Manifest, measure
+from spkd.progress import say, track
+from spkd.view import Batch, Player, ViewPlan, play
+
+REJECTED = "rejected.csv"
+
+
+@dataclass
+class Report:
+    """What one run did. rejected: reason by utterance id (and view number)."""
+
+    views: int
+    rejected: dict[str, str]
+    resampled: int
+    averaged: int
+    complete: bool
+
+
+class Notices:
+    """Counts files that were resampled or averaged, and says so the first time."""
+
+    def __init__(self) -> None:
+        self.resampled = self.averaged = 0
+
+    def __call__(self, decoded: Decoded) -> None:
+        if decoded.rate != SAMPLE_RATE:
+            self.resampled += 1
+            if self.resampled == 1:
+                say(f"note: audio at {decoded.rate} Hz is resampled to {SAMPLE_RATE} Hz (told once)")
+        if decoded.channels > 1:
+            self.averaged += 1
+            if self.averaged == 1:
+                say(f"note: audio with {decoded.channels} channels is averaged to one (told once)")
+
+
+def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
+    """Extract the chosen targets into `config.cache`; continue where an earlier run of the same command stopped.
+
+    Raises:
+        UsageError: an unknown target or view plan. SpkdError: the folder holds another cache, or cannot be written.
+    """
+    targets = chosen_targets(config, teacher)
+    view_plan = ViewPlan.parse(config.view)
+    manifest, unreadable = measure(manifest, max(config.workers, 1) * 4)
+    if not len(manifest):
+        raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read")
+    views = view_plan.views(manifest)
+    plan = Plan.make(manifest, views, config.storage.unit_views, config.storage.unit_seconds)
+    with_head = teacher.head is not None and "logits" in config.teacher.targets
+    card = cards.make(
+        teacher.card(), targets, view_plan.card(), manifest, plan,
+        {"kind": "cosine", "classes": teacher.head.classes, "scale": teacher.head.scale} if with_head and teacher.head else None,
+    )
+    root = Path(config.cache)
+    initialise(root, card, plan, targets, _head_bytes(teacher) if with_head else None)
+
+    notices = Notices()
+    min_seconds = max(config.min_seconds, teacher.min_samples / SAMPLE_RATE)
+    player = Player(manifest, views, view_plan.augmentation, min_seconds)
+    rejected: dict[str, str] = dict(unreadable)
+    done = len(views) - sum(len(plan.unit(u)) for u in _open_units(root, plan))
+    written = 0
+    with track("extracting", len(views), "views", done) as bar:
+        for unit in claim_units(root, plan.units):
+            writer = UnitWriter(root, plan, targets, unit)
+            try:
+                for batch in play(player, np.array(plan.unit(unit)), config.batch_size, config.workers, writer.reject, notices):
+                    _store(writer, teacher, targets, batch)
+                    heartbeat(root, unit)
+                    bar.advance(len(batch.rows))
+                    written += len(batch.rows)
+                lost = writer.commit()
+            except BaseException:
+                writer.abandon()
+                raise
+            for row, reason in lost.items():
+                rejected[_view_name(manifest, plan, row)] = reason
+            bar.advance(len(lost))
+    complete = finalize(root, plan.units)
+    if complete:
+        _write_rejections(root, manifest, plan, unreadable)
+    return Report(written, rejected, notices.resampled, notices.averaged, complete)
+
+
+def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
+    """The targets to store: those asked for, in the asked dtype, and fbank on request.
+
+    Logits of a teacher with a cosine head are not stored: the embedding and the head are, from which they follow
+    exactly.
+    """
+    names = config.teacher.targets
+    for name in names:
+        if name not in teacher.targets:
+            raise UsageError(
+                f"teacher={teacher.family} has no target {name!r}{did_you_mean(name, teacher.targets)} "
+                f"(it has {', '.join(teacher.targets)})"
+            )
+    stored = [n for n in dict.fromkeys(names) if n != "logits" or teacher.head is None]
+    if "logits" in names and teacher.head is not None and "embedding" not in stored:
+        stored.append("embedding")
+    targets = [teacher.targets[name] for name in stored] + ([FBANK] if config.fbank else [])
+    if not targets:
+        raise UsageError("teacher.targets: name at least one target")
+    if config.storage.dtype not in DTYPES:
+        raise UsageError(f"storage.dtype={config.storage.dtype}{did_you_mean(config.storage.dtype, DTYPES)}")
+    return [Target(t.name, t.dim, t.hop, t.window, config.storage.dtype) for t in targets]
+
+
+def _store(writer: UnitWriter, teacher: Teacher, targets: list[Target], batch: Batch) -> None:
+    said = teacher.say(batch.waves, [t.name for t in targets if t.name != FBANK.name])
+    if any(t.name == FBANK.name for t in targets):
+        said[FBANK.name] = fbank(batch.waves).numpy()
+    for name, values in said.items():
+        for row, value in zip(batch.rows, values, strict=True):
+            writer.put(name, int(row), value)
+
+
+def _open_units(root: Path, plan: Plan) -> Iterator[int]:
+    return (unit for unit in range(plan.units) if not (root / "manifest" / f"{unit}.json").is_file())
+
+
+def _view_name(manifest: Manifest, plan: Plan, row: int) -> str:
+    """The utterance's id, and which of its views where there are several."""
+    utterance = int(plan.views.utterance[row])
+    first = int(np.searchsorted(plan.views.utterance, utterance))
+    return manifest[utterance].id if len(plan.views) == len(manifest) else f"{manifest[utterance].id} view {row - first}"
+
+
+def _head_bytes(teacher: Teacher) -> bytes:
+    from safetensors.torch import save
+
+    assert teacher.head is not None
+    return save({"weight": teacher.head.weight.float().cpu().contiguous()})
+
+
+def _write_rejections(root: Path, manifest: Manifest, plan: Plan, unreadable: dict[str, str]) -> None:
+    """rejected.csv: every utterance or view left out, with the reason; absent where none was."""
+    from spkd.cache import Cache
+
+    rows = [(name, "", reason) for name, reason in unreadable.items()]
+    for row, reason in Cache.open(root).rejected.items():
+        rows.append((manifest[int(plan.views.utterance[row])].id, str(row), reason))
+    if rows:
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([("utt", "view", "reason"), *rows])
+        write_bytes(root / REJECTED, out.getvalue().encode())

@@ -1,0 +1,97 @@
+"""Self-supervised speech encoders through transformers: WavLM, HuBERT, wav2vec 2.0."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spkd.cache import Target
+from spkd.errors import SpkdError, UsageError
+from spkd.extract.teacher import EMBEDDING, Teacher, digest_tensors
+from spkd.models.network import statistics
+
+HUB = {
+    "wavlm": "microsoft/wavlm-large",
+    "hubert": "facebook/hubert-large-ll60k",
+    "wav2vec2": "facebook/wav2vec2-large-lv60",
+}
+
+
+class SSL(Teacher):
+    """Targets: `frames.layer0..N` (layer 0: the input of the first transformer layer) and `embedding`, mean and
+    standard deviation over time of one layer.
+
+    Args:
+        family: wavlm, hubert or wav2vec2. weights: a hub id or a local folder. layer: pooled layer, None the last.
+    """
+
+    def __init__(self, family: str, weights: str | None, layer: int | None, device: torch.device) -> None:
+        try:
+            from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+            from transformers import logging as transformers_logging
+        except ImportError as error:
+            raise UsageError(f"teacher={family} needs transformers: pip install 'spkd[teachers]'") from error
+        transformers_logging.disable_progress_bar()
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        self.family, self._source, self._device = family, weights or HUB[family], device
+        try:
+            config = AutoConfig.from_pretrained(self._source)
+            model = AutoModel.from_pretrained(self._source)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"teacher.weights={self._source}: neither a local model folder nor a reachable hub id "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        if config.model_type != family:
+            raise UsageError(f"teacher.weights={self._source} is a {config.model_type} model, not teacher={family}")
+        if getattr(config, "add_adapter", False):
+            raise UsageError(f"teacher.weights={self._source}: models with a convolutional adapter are not supported")
+        self._model = model.to(device).eval()
+        try:
+            self._normalise = bool(AutoFeatureExtractor.from_pretrained(self._source).do_normalize)
+        except (OSError, ValueError):
+            # Folders without a preprocessor: the layer-norm variants were trained on normalised audio.
+            self._normalise = config.feat_extract_norm == "layer"
+        self._layers = int(config.num_hidden_layers)
+        self._pooled = self._layers if layer is None else layer
+        if not 0 <= self._pooled <= self._layers:
+            raise UsageError(f"teacher.layer={layer}: {self._source} has layers 0 to {self._layers}")
+        window, hop = receptive_field(config.conv_kernel, config.conv_stride)
+        self.min_samples = window
+        dim = int(config.hidden_size)
+        frames = [Target(f"frames.layer{i}", dim, hop, window) for i in range(self._layers + 1)]
+        self.targets = {t.name: t for t in (Target(EMBEDDING, 2 * dim), *frames)}
+
+    def card(self) -> dict[str, Any]:
+        source = Path(self._source).name if Path(self._source).is_dir() else self._source
+        return {
+            "family": self.family, "weights_sha256": digest_tensors(dict(self._model.state_dict())),
+            "licence": "see the model's own card", "source": source,
+            "preprocessing": "zero mean, unit variance per view" if self._normalise else "waveform as it is",
+            "embedding": f"mean and standard deviation of layer {self._pooled}",
+        }
+
+    def run(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
+        waves = waves.to(self._device)
+        if self._normalise:
+            variance, mean = torch.var_mean(waves, dim=-1, correction=0, keepdim=True)
+            waves = (waves - mean) / (variance + 1e-7).sqrt()  # Wav2Vec2FeatureExtractor's own formula
+        hidden = self._model(waves, output_hidden_states=True).hidden_states
+        if len(hidden) != self._layers + 1:
+            raise SpkdError(f"{self._source}: gave {len(hidden)} hidden states, expected {self._layers + 1}")
+        said = {f"frames.layer{i}": states for i, states in enumerate(hidden)}
+        said[EMBEDDING] = statistics(hidden[self._pooled].transpose(1, 2))
+        return said
+
+
+def receptive_field(kernels: list[int], strides: list[int]) -> tuple[int, int]:
+    """Window and hop (samples) of a stack of unpadded convolutions: 400 and 320 for the usual encoder."""
+    window, hop = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        window += (kernel - 1) * hop
+        hop *= stride
+    return window, hop

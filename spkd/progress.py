@@ -1,0 +1,76 @@
+"""Progress for everything that takes more than two seconds: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LINE_EVERY = 10.0  # s between plain lines when there is no terminal
+
+
+def say(text: str) -> None:
+    """One line of a command's own report, on stdout."""
+    print(text, flush=True)
+
+
+class Ticker:
+    """Counts items done; `note` stands behind the rate (loss terms, rejections)."""
+
+    def __init__(self, total: int, unit: str, done: int) -> None:
+        self.total, self.unit, self.done = total, unit, done
+        self._start_done, self._start = done, time.monotonic()
+        self.note = ""
+
+    def advance(self, count: int, note: str | None = None) -> None:
+        self.done += count
+        if note is not None:
+            self.note = note
+        self._show()
+
+    def rate(self) -> float:
+        """Items per second since the start."""
+        return (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
+
+    def text(self) -> str:
+        rate = self.rate()
+        left = (self.total - self.done) / rate if rate > 0 else 0.0
+        return f"{rate:.1f} {self.unit}/s, {left:.0f} s left" + (f"  {self.note}" if self.note else "")
+
+    def _show(self) -> None:
+        raise NotImplementedError
+
+
+class _Lines(Ticker):
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        super().__init__(total, unit, done)
+        self._label, self._last, self._shown = label, time.monotonic(), -1
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        finished = self.done >= self.total and now - self._start > 2.0 and self._shown < self.done
+        if now - self._last >= LINE_EVERY or finished:
+            self._last, self._shown = now, self.done
+            print(f"{self._label}: {self.done}/{self.total} {self.unit}, {self.text()}", flush=True)
+
+
+@contextmanager
+def track(label: str, total: int, unit: str = "views", done: int = 0) -> Iterator[Ticker]:
+    """Show `label` advancing from `done` to `total` while the block runs."""
+    if not sys.stdout.isatty():
+        yield _Lines(label, total, unit, done)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}")
+    )
+    with Progress(*columns, refresh_per_second=4) as bar:
+        task = bar.add_task(label, total=total, completed=done, text="")
+
+        class _Bar(Ticker):
+            def _show(self) -> None:
+                bar.update(task, completed=self.done, text=self.text())
+
+        yield _Bar(total, unit, done)

@@ -1,0 +1,49 @@
+"""What every loss is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from spkd.config import LossConfig
+
+EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is known of a batch of B views.
+
+    targets: the teacher's, by name, float32. label: (B,) class of each view, -1 unknown. voice: (B,) one number per
+    (utterance, speed): views that share it are the same voice whatever the labels say.
+    """
+
+    targets: dict[str, Tensor]
+    label: Tensor
+    voice: Tensor
+
+
+class Loss(nn.Module):
+    """Student levels and what the teacher said -> one scalar.
+
+    Class attributes:
+        needs: names of the targets. needs_labels: whether every view must have a speaker label.
+    """
+
+    needs: tuple[str, ...] = ()
+    needs_labels: bool = False
+
+    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, int], classes: int) -> None:
+        """levels: widths of the student's levels. targets: widths of the cache's targets. classes: how many speakers."""
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
+        """(): the mean over the batch."""
+
+
+def projection(source: int, target: int) -> nn.Module:
+    """Student width to teacher width, dropped at export; nothing where they are equal."""
+    return nn.Identity() if source == target else nn.Linear(source, target, bias=False)

@@ -1,0 +1,293 @@
+"""`spkd train`: distil a student from a teacher cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from spkd import device as devices
+from spkd import models
+from spkd.cache import FBANK, Cache
+from spkd.config import OptimConfig, TrainConfig
+from spkd.errors import SpkdError, UsageError
+from spkd.files import read_json, write_bytes, write_json, writable_folder
+from spkd.manifest import Manifest, measure
+from spkd.models import Checkpoint
+from spkd.models.network import parameters
+from spkd.progress import say, track
+from spkd.train.data import Classes, Steps, mask
+from spkd.train.losses import AAM, LOSSES, Said, Sum, check_names
+from spkd.view import Player, ViewPlan
+
+LOG_EVERY = 20  # steps between lines of log.jsonl
+
+
+@dataclass
+class Result:
+    """A finished run: where the student is, its size, and the mean of each loss term over the last tenth."""
+
+    out: Path
+    parameters: int
+    terms: dict[str, float]
+
+
+def run(config: TrainConfig, losses: Sequence[str]) -> Result:
+    """Train a student with the sum of the named losses; continue where the same command was interrupted.
+
+    Raises:
+        UsageError: unknown losses, or settings no student can have.
+        SpkdError: a target or labels that the cache lacks (with the command that would extract them), or an `out`
+            that holds another run.
+    """
+    check_names(losses, config.loss)
+    device = devices.resolve(config.device)
+    cache = Cache.open(config.cache)
+    check_needs(cache, losses, config)
+    out = writable_folder(config.out)
+    classes = Classes.of(cache)
+    settings = _settings(config, losses, cache)
+    finished = _check_out(out, settings)
+    if finished is not None:
+        say(f"{out}: this run is finished already")
+        return finished
+
+    torch.manual_seed(config.seed)
+    try:
+        network = models.build(config.student.name, config.student.channels, config.student.embedding)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    widths = {name: cache.dim(name) for name in cache.names}
+    objective = Sum(
+        {n: LOSSES[n](config.loss, network.levels, widths, len(classes.names)) for n in losses}, config.loss.weights
+    )
+    trainee = nn.ModuleDict({"network": network, "objective": objective}).to(device)
+    optimiser = make_optimiser(config.optim, trainee)
+    first = _resume(out, trainee, optimiser) if (out / "state.json").is_file() else 0
+
+    needs = sorted({name for loss in losses for name in LOSSES[loss].needs})
+    steps = Steps(cache, needs, classes, config.crop, config.batch_size, config.seed, _player(config, cache))
+    recent: list[dict[str, float]] = []
+    log = _Log(out, first)
+    try:
+        with track("training", config.steps * config.batch_size, "utterances", first * config.batch_size) as bar:
+            for step, batch in _batches(steps, first, config, cache):
+                terms = _step(step, batch, config, trainee, optimiser, device)
+                recent = [*recent[-max(config.steps // 10, 1) + 1 :], terms]
+                log(step, terms | {"lr": optimiser.param_groups[0]["lr"]})
+                bar.advance(config.batch_size, " ".join(f"{k} {v:.3f}" for k, v in terms.items()))
+                if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+                    _save_state(out, trainee, optimiser, step + 1, settings)
+    finally:
+        log.close()
+    return _finish(out, network, objective, classes, config, settings, recent)
+
+
+def check_needs(cache: Cache, losses: Sequence[str], config: TrainConfig) -> None:
+    """Refuse before the first batch what the cache cannot feed.
+
+    Raises:
+        SpkdError: with the `spkd extract` command that would make what is missing.
+    """
+    card = cache.card
+    stored = list(cache.names)
+    for loss in losses:
+        missing = [name for name in LOSSES[loss].needs if name not in stored]
+        if missing:
+            wanted = ",".join([*(t for t in stored if t != FBANK.name), *missing])
+            raise SpkdError(
+                f"--loss {loss} needs the target {', '.join(missing)}, which {cache.root} lacks; extract it: "
+                f"spkd extract teacher={card['teacher']['family']} teacher.targets=[{wanted}] "
+                f"view.plan={card['views']['plan']} cache=NEW_FOLDER"
+            )
+        if LOSSES[loss].needs_labels and not cache.labelled:
+            raise SpkdError(
+                f"--loss {loss} needs speaker labels, and the manifest behind {cache.root} has utterances without; "
+                f"choose a loss without labels ({', '.join(n for n in LOSSES if not LOSSES[n].needs_labels)})"
+            )
+    if len(cache.rows) < 2:
+        raise SpkdError(f"{cache.root}: {len(cache.rows)} usable views; training needs at least two")
+    if config.batch_size < 2:
+        raise UsageError("batch_size: at least 2 (batch-norm and the contrastive losses compare views)")
+    if FBANK.name not in cache.targets and config.manifest is None:
+        raise SpkdError(
+            f"{cache.root} holds no fbank, so training needs the audio: give manifest=FILE, or extract with fbank=true"
+        )
+
+
+def _player(config: TrainConfig, cache: Cache) -> Player | None:
+    """What plays the views' audio; None where the cache holds fbank."""
+    if FBANK.name in cache.targets:
+        return None
+    assert config.manifest is not None
+    manifest, _ = measure(Manifest.load(config.manifest))
+    if manifest.digest != cache.card["manifest"]["digest"]:
+        raise SpkdError(f"{cache.root}: extracted from another manifest than {config.manifest} (digests differ)")
+    plan = ViewPlan.from_card(cache.card["views"], config.noise, config.rir)
+    return Player(manifest, cache.plan.views, plan.augmentation, 0.0)
+
+
+def _batches(steps: Steps, first: int, config: TrainConfig, cache: Cache) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    # A batch of cached features is a memory copy: worker processes would only add to it.
+    workers = 0 if FBANK.name in cache.targets else config.workers
+    loader = DataLoader(
+        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    yield from enumerate(loader, first)
+
+
+def _step(
+    step: int, batch: dict[str, Tensor], config: TrainConfig, trainee: nn.ModuleDict,
+    optimiser: torch.optim.Optimizer, device: torch.device,
+) -> dict[str, float]:
+    """One optimiser step. Returns the loss terms."""
+    trainee.train()
+    batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+    label, voice, features = batch.pop("label"), batch.pop("voice"), batch.pop(FBANK.name).float()
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    features = mask(features, config.mask.frames, config.mask.bands, generator)
+    said = Said({name: values.float() for name, values in batch.items()}, label, voice)
+    total, terms = trainee["objective"](trainee["network"](features), said)
+    if not torch.isfinite(total):
+        raise SpkdError(f"training diverged at step {step} (the loss is {total.item()}); lower optim.lr")
+    optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    if config.optim.clip > 0:
+        nn.utils.clip_grad_norm_(trainee.parameters(), config.optim.clip)
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(config.optim, step, config.steps)
+    optimiser.step()
+    return {name: term.item() for name, term in terms.items()}
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up from zero, then half a cosine from `lr` down to `final_lr` at the last step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(steps - 1 - config.warmup, 1)
+    return config.final_lr + 0.5 * (config.lr - config.final_lr) * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD (Nesterov momentum 0.9); biases and normalisation are not decayed."""
+    groups = [
+        {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def _settings(config: TrainConfig, losses: Sequence[str], cache: Cache) -> dict[str, Any]:
+    """What makes two runs the same: everything but where they run and how often they save."""
+    chosen = dataclasses.asdict(config)
+    for name in ("cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every"):
+        chosen.pop(name)
+    return {"losses": list(losses), "cache": cache.card["fingerprint"], "teacher": cache.card["teacher"]["family"], **chosen}
+
+
+def _check_out(out: Path, settings: dict[str, Any]) -> Result | None:
+    """The result of this very run where it is finished; an error where `out` holds another one."""
+    for name in ("state.json", "model.json"):
+        if (out / name).is_file():
+            found = read_json(out / name)
+            theirs = found.get("settings") if name == "state.json" else found.get("training", {}).get("settings")
+            if theirs != json.loads(json.dumps(settings)):
+                what = "an unfinished run" if name == "state.json" else "a student"
+                raise SpkdError(f"{out}: holds {what} with other settings; choose another folder with out=FOLDER")
+    if not (out / "model.json").is_file():
+        return None
+    checkpoint = models.load(out)
+    return Result(out, parameters(checkpoint.network), checkpoint.training["last_terms"])
+
+
+def _save_state(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: dict) -> None:
+    """Everything a run continues from. state.json names the tensors' file, so both change together."""
+    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in trainee.state_dict().items()}
+    for index, values in optimiser.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    name = f"state.{step}.safetensors"
+    write_bytes(out / name, save_tensors(tensors))
+    write_json(out / "state.json", {"step": step, "tensors": name, "settings": settings})
+    for old in out.glob("state.*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def _resume(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Load a saved state. Returns the step to go on from."""
+    state = read_json(out / "state.json")
+    try:
+        tensors = load_tensors((out / state["tensors"]).read_bytes())
+        trainee.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    except Exception as error:  # safetensors and torch raise many kinds for a damaged file
+        raise SpkdError(f"{out}: damaged training state ({str(error).splitlines()[0]}); remove the folder") from error
+    saved: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".", 2)
+            saved.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": saved, "param_groups": optimiser.state_dict()["param_groups"]})
+    say(f"continuing {out} at step {state['step']}")
+    return int(state["step"])
+
+
+def _finish(
+    out: Path, network: models.Network, objective: Sum, classes: Classes, config: TrainConfig,
+    settings: dict[str, Any], recent: list[dict[str, float]],
+) -> Result:
+    """Write the student, drop the training state."""
+    terms = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
+    aam = next((loss for loss in objective.losses.values() if isinstance(loss, AAM)), None)
+    checkpoint = Checkpoint(
+        network, None if aam is None else aam.weight, [] if aam is None else classes.names,
+        1.0 if aam is None else aam.scale, {"settings": settings, "steps": config.steps, "last_terms": terms},
+    )
+    models.save(out, checkpoint)
+    (out / "state.json").unlink(missing_ok=True)
+    for old in out.glob("state.*.safetensors"):
+        old.unlink()
+    return Result(out, parameters(network), terms)
+
+
+class _Log:
+    """log.jsonl, and TensorBoard events where it is installed."""
+
+    def __init__(self, out: Path, first: int) -> None:
+        self._file = open(out / "log.jsonl", "a" if first else "w")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            if not first:
+                shutil.rmtree(out / "tensorboard", ignore_errors=True)
+            self._board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=first or None)
+        except ImportError:
+            self._board = None
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        if step % LOG_EVERY:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
