@@ -32,14 +32,14 @@ def section(kind: type) -> Any:
     return field(default_factory=kind)
 
 
-TEACHERS = ("dvector", "wavlm", "hubert", "wav2vec2", "checkpoint")
+TEACHERS = ("dvector", "wavlm", "hubert", "wav2vec2", "checkpoint", "none")
 STUDENTS = ("xvector", "ecapa")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 @dataclass
 class TeacherConfig:
-    name: str = key("dvector", "teacher family", TEACHERS)
+    name: str = key("dvector", "teacher family; none keeps only fbank, for training without a teacher", TEACHERS)
     weights: str | None = key(
         None,
         "weights: a file, a folder or a hub id; default: dvector takes the installed resemblyzer package, "

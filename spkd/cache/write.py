@@ -177,7 +177,8 @@ class _Shard:
 
     def put(self, row: int, values: np.ndarray) -> None:
         view, target = row - self._first_view, self._target
-        stored = np.ascontiguousarray(values, DTYPES[target.dtype]).reshape(-1, target.dim)
+        with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused below
+            stored = np.ascontiguousarray(values, DTYPES[target.dtype]).reshape(-1, target.dim)
         if len(stored) != self._count[view]:
             raise SpkdError(
                 f"target {target.name}: the teacher gave {len(stored)} rows where it declares {self._count[view]}"

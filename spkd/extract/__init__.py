@@ -28,6 +28,10 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
             from spkd.extract.checkpoint import CheckpointTeacher
 
             return CheckpointTeacher(config.weights, device)
+        case "none":
+            from spkd.extract.none import NoTeacher
+
+            return NoTeacher()
     raise UsageError(f"teacher={config.name}{did_you_mean(config.name, TEACHERS)}")
 
 

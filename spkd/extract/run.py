@@ -104,12 +104,12 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
 
 
 def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
-    """The targets to store: those asked for, in the asked dtype, and fbank on request.
+    """The targets to store: those asked for, in the asked dtype, and fbank on request (always without a teacher).
 
     Logits of a teacher with a cosine head are not stored: the embedding and the head are, from which they follow
     exactly.
     """
-    names = config.teacher.targets
+    names = config.teacher.targets if teacher.targets else []
     for name in names:
         if name not in teacher.targets:
             raise UsageError(
@@ -119,7 +119,7 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
     stored = [n for n in dict.fromkeys(names) if n != "logits" or teacher.head is None]
     if "logits" in names and teacher.head is not None and "embedding" not in stored:
         stored.append("embedding")
-    targets = [teacher.targets[name] for name in stored] + ([FBANK] if config.fbank else [])
+    targets = [teacher.targets[name] for name in stored] + ([FBANK] if config.fbank or not teacher.targets else [])
     if not targets:
         raise UsageError("teacher.targets: name at least one target")
     if config.storage.dtype not in DTYPES:

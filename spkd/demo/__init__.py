@@ -1,0 +1,1 @@
+"""The embedded demonstration: the whole way, on speech it synthesises itself."""

@@ -1,0 +1,213 @@
+"""`spkd demo`: synthesise a corpus, train a teacher, extract it, train a student with and without it, score all three.
+
+Every step is an ordinary spkd command, printed as one would type it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+
+from spkd import config
+from spkd.audio import SAMPLE_RATE
+from spkd.demo.synthesis import speaker, utterance
+from spkd.errors import SpkdError
+from spkd.eval import plots, report, trials
+from spkd.eval.embed import real_time_factor
+from spkd.eval.metrics import Curve, curve, eer, min_dcf
+from spkd.eval.run import score
+from spkd.extract import load_teacher
+from spkd.extract.run import run as extract
+from spkd.files import write_bytes, write_json, writable_folder
+from spkd.manifest import Manifest, build
+from spkd.models.network import parameters
+from spkd.progress import say, track
+from spkd.train.trainer import run as train
+
+LABEL = "synthetic speech: shows the machinery, not accuracy"
+MARKER = "spkd-demo"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the corpus: its speakers are in no other part."""
+
+    name: str
+    speakers: int
+    utterances: int
+    seconds: float
+
+
+PARTS = (Part("teacher", 240, 5, 3.0), Part("train", 60, 3, 4.0), Part("test", 40, 5, 3.0))
+SPEEDS = "view.speeds=[0.9,1.0,1.1]"
+TEACHER = ["student.channels=128", "student.embedding=128", "steps=500", "optim.lr=0.004"]
+STUDENT = ["student.channels=40", "student.embedding=64", "steps=600", "optim.lr=0.004"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the closing table. error: rates in percent; bytes of model.safetensors; real-time factor."""
+
+    name: str
+    eer: float
+    min_dcf: float
+    parameters: int
+    bytes: int
+    real_time: float
+    curve: Curve
+
+
+def run(out: Path, seed: int) -> list[Row]:
+    """Run the demonstration in `out`, print its table, write report.html and report.json.
+
+    Raises:
+        SpkdError: `out` holds something else, or cannot be written.
+    """
+    started = time.monotonic()
+    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise SpkdError(f"{out}: is not empty and not a demo's folder; choose another with --out")
+    writable_folder(out)
+    if (out / MARKER).is_file() and (out / MARKER).read_text() != f"{seed}\n":
+        raise SpkdError(f"{out}: holds the demo of another seed; choose another folder with --out")
+    write_bytes(out / MARKER, f"{seed}\n".encode())
+    say(f"spkd demo ({LABEL}), in {out}/")
+    for part in PARTS:
+        _synthesise(out, part, seed)
+    _write_trials(out)
+
+    _extract(out, ["teacher=none", "cache=teacher-features", "manifest=teacher.csv", SPEEDS])
+    _train(out, "aam", ["cache=teacher-features", "out=teacher", *TEACHER, f"seed={seed}"])
+    _extract(
+        out, ["teacher=checkpoint", "teacher.weights=teacher", "cache=cache", "manifest=train.csv", "fbank=true", SPEEDS]
+    )
+    _train(out, "aam", ["cache=cache", "out=student-untaught", *STUDENT, f"seed={seed}"])
+    _train(out, "contrastive", ["cache=cache", "out=student", *STUDENT, f"seed={seed}"])
+    rows = [
+        _row(out, name, folder)
+        for name, folder in (
+            ("teacher", "teacher"), ("student, no teacher", "student-untaught"), ("student, distilled", "student"),
+        )
+    ]
+    _print(rows)
+    _report(out, rows, seed)
+    say(f"{LABEL}. {time.monotonic() - started:.0f} s in all; {out}/report.html has the curves.")
+    return rows
+
+
+def _synthesise(out: Path, part: Part, seed: int) -> None:
+    """Write the part's FLAC files, one folder per speaker, and its manifest."""
+    if (out / f"{part.name}.csv").is_file():
+        return
+    first = 10_000 * [p.name for p in PARTS].index(part.name)
+    jobs = [(out / part.name, seed, first + i, part.utterances, part.seconds) for i in range(part.speakers)]
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
+        with track(f"synthesising {part.name}", len(jobs), "speakers") as bar:
+            for _ in pool.map(_synthesise_speaker, jobs, chunksize=8):
+                bar.advance(1)
+    manifest, _, _ = build(out / part.name, "folder")
+    manifest.save(out / f"{part.name}.csv")
+
+
+def _synthesise_speaker(job: tuple[Path, int, int, int, float]) -> None:
+    folder, seed, number, utterances, seconds = job
+    base = (seed * 100_000 + number) * 100
+    voice = speaker(base % 2**32)
+    home = folder / f"speaker{number:05d}"
+    home.mkdir(parents=True, exist_ok=True)
+    for i in range(utterances):
+        wave = utterance(voice, (base + 1 + i) % 2**32, seconds)
+        soundfile.write(home / f"{i}.flac", wave, SAMPLE_RATE)
+
+
+def _write_trials(out: Path) -> None:
+    """Every pair of test utterances."""
+    manifest = Manifest.load(out / "test.csv")
+    pairs = itertools.combinations(manifest, 2)
+    lines = (f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs)
+    write_bytes(out / "trials.txt", "".join(lines).encode())
+
+
+def _in(out: Path, overrides: list[str]) -> list[str]:
+    """Names of files and folders, placed in the demo's folder."""
+    places = ("cache", "manifest", "out", "teacher.weights", "model")
+    pairs = (item.split("=", 1) for item in overrides)
+    return [f"{name}={out / value}" if name in places else f"{name}={value}" for name, value in pairs]
+
+
+def _extract(out: Path, overrides: list[str]) -> None:
+    placed = _in(out, overrides)
+    say(f"\n$ spkd extract {' '.join(placed)}")
+    settings = config.load(config.ExtractConfig, placed, environ={})
+    extract(settings, load_teacher(settings.teacher, torch.device("cpu")), Manifest.load(settings.manifest))
+
+
+def _train(out: Path, loss: str, overrides: list[str]) -> None:
+    placed = _in(out, overrides)
+    say(f"\n$ spkd train --loss {loss} {' '.join(placed)}")
+    train(config.load(config.TrainConfig, [*placed, "device=cpu"], environ={}), [loss])
+
+
+def _row(out: Path, name: str, folder: str) -> Row:
+    placed = _in(out, [f"model={folder}", "manifest=test.csv"])
+    say(f"\n$ spkd eval {out / 'trials.txt'} {' '.join(placed)}")
+    settings = config.load(config.EvalConfig, [*placed, "device=cpu"], environ={})
+    teacher = load_teacher(config.TeacherConfig("checkpoint", str(out / folder)), torch.device("cpu"))
+    listed = trials.read(out / "trials.txt")
+    scored = score(settings, teacher, Manifest.load(settings.manifest), listed)
+    assert listed.label is not None
+    at = curve(scored.scores, listed.label[scored.kept])
+    network: Any = teacher.network  # type: ignore[attr-defined]
+    size = (out / folder / "model.safetensors").stat().st_size
+    return Row(name, 100 * eer(at)[0], min_dcf(at, 0.01), parameters(network), size, real_time_factor(teacher), at)
+
+
+HEADER = ["model", "EER (%)", "minDCF(0.01)", "parameters", "on disk (MB)", "real-time factor (1 CPU thread)"]
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.name, f"{row.eer:.2f}", f"{row.min_dcf:.3f}", f"{row.parameters:,}", f"{row.bytes / 1e6:.2f}",
+        f"{row.real_time:.4f}",
+    ]
+
+
+def _print(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Unseen speakers, {LABEL}", title_justify="left")
+    for i, name in enumerate(HEADER):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*_cells(row))
+    say("")
+    Console().print(table)
+
+
+def _report(out: Path, rows: list[Row], seed: int) -> None:
+    test = next(p for p in PARTS if p.name == "test")
+    about = (
+        f"{test.speakers} unseen synthetic speakers, {test.utterances} utterances of {test.seconds:g} s each, every pair "
+        f"a trial; seed {seed}. The student is trained on {PARTS[1].speakers} speakers with "
+        f"{PARTS[1].utterances} recordings each, at three speeds: without the teacher on their labels (AAM-softmax, "
+        "speeds as extra classes), with it on the teacher's embeddings alone (contrastive, labels unused); same student, "
+        "steps, views and masks."
+    )
+    page = report.page(
+        f"spkd demo ({LABEL})", report.table(HEADER, [_cells(row) for row in rows]),
+        report.figures(plots.det({row.name: row.curve for row in rows})), report.heading("What was done"),
+        report.note(about),
+    )
+    write_bytes(out / "report.html", page.encode())
+    fields = ("name", "eer", "min_dcf", "parameters", "bytes", "real_time")
+    write_json(out / "report.json", {"label": LABEL, "seed": seed, "rows": [{f: getattr(r, f) for f in fields} for r in rows]})
+
+

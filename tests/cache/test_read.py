@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+from torch.utils.data import DataLoader, Dataset
+
+from spkd.cache import Cache, Head, Target, UnitWriter, card, claim_units, finalize, initialise
+from spkd.cache.describe import describe
+from spkd.errors import SpkdError
+
+from .test_layout import make_plan, write
+
+EMBEDDING = Target("embedding", 4)
+
+
+class Rows(Dataset):
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return self.cache.batch(np.array([row]), ["embedding"])["embedding"][0]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_read_what_the_parent_reads_also_after_it_did(tmp_path: Path, context: str) -> None:
+    values = write(tmp_path / "c", [4000] * 10, [EMBEDDING], unit_views=4)["embedding"]
+    cache = Cache.open(tmp_path / "c")
+    cache.batch(cache.rows, ["embedding"])
+    loader = DataLoader(Rows(cache), batch_size=None, num_workers=2, multiprocessing_context=context)
+    assert np.array_equal(torch.stack(list(loader)).numpy(), np.concatenate(values))
+
+
+def test_rejected_views_are_never_served(tmp_path: Path) -> None:
+    write(tmp_path / "c", [4000] * 5, [EMBEDDING], reject=(1, 3))
+    cache = Cache.open(tmp_path / "c")
+    assert cache.rows.tolist() == [0, 2, 4]
+    with pytest.raises(SpkdError, match=r"view 3 was rejected \(bad\)"):
+        cache.batch(np.array([0, 3]), ["embedding"])
+
+
+def test_an_unknown_target_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "c", [4000], [EMBEDDING])
+    with pytest.raises(SpkdError, match="no target 'embeding'.*did you mean 'embedding'"):
+        Cache.open(tmp_path / "c").batch(np.array([0]), ["embeding"])
+
+
+def test_logits_follow_from_embedding_and_head(tmp_path: Path) -> None:
+    manifest, plan = make_plan([4000] * 3)
+    weight = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    described = {"kind": "cosine", "classes": [str(i) for i in range(7)], "scale": 30.0}
+    made = card.make({"family": "t"}, [EMBEDDING], {}, manifest, plan, described)
+    initialise(tmp_path / "c", made, plan, [EMBEDDING], save({"weight": weight}))
+    for unit in claim_units(tmp_path / "c", plan.units):
+        writer = UnitWriter(tmp_path / "c", plan, [EMBEDDING], unit)
+        for row in plan.unit(unit):
+            writer.put("embedding", row, np.arange(4.0) + row)
+        writer.commit()
+    finalize(tmp_path / "c", plan.units)
+    cache = Cache.open(tmp_path / "c")
+    assert cache.names == ["embedding", "logits"]
+    assert cache.dim("logits") == 7
+    e = np.arange(4.0) + np.arange(3.0)[:, None]
+    w = weight.double().numpy()
+    expected = 30 * (e / np.linalg.norm(e, axis=1, keepdims=True)) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
+    assert np.allclose(cache.batch(cache.rows, ["logits"])["logits"], expected, atol=1e-4)
+    assert np.allclose(Head(weight, [], 30.0).logits(torch.from_numpy(e)), expected, atol=1e-4)
+
+
+def test_a_cache_of_a_newer_spkd_or_none_at_all(tmp_path: Path) -> None:
+    with pytest.raises(SpkdError, match="no teacher cache"):
+        Cache.open(tmp_path)
+    write(tmp_path / "c", [4000], [EMBEDDING])
+    path = tmp_path / "c" / "card.json"
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps(made | {"spkd_cache": 2}))
+    with pytest.raises(SpkdError, match="format 2.*update spkd"):
+        Cache.open(tmp_path / "c")
+    path.write_text(json.dumps(made | {"targets": []}))
+    with pytest.raises(SpkdError, match="does not fit its fingerprint"):
+        Cache.open(tmp_path / "c")
+    path.write_text("{")
+    with pytest.raises(SpkdError, match="not valid JSON"):
+        Cache.open(tmp_path / "c")
+
+
+def test_the_description_says_what_is_there(tmp_path: Path) -> None:
+    from spkd.config import ViewConfig
+    from spkd.view import ViewPlan
+
+    manifest, plan = make_plan([16_000] * 3)
+    teacher = {"family": "t", "source": "src", "weights_sha256": "f" * 64, "licence": "MIT", "preprocessing": "p"}
+    views = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0], noise="synthetic")).card()
+    initialise(tmp_path / "c", card.make(teacher, [EMBEDDING], views, manifest, plan, None), plan, [EMBEDDING], None)
+    text = describe(tmp_path / "c")
+    for expected in ("t (src)", "MIT", "3 utterances, 2 speakers", "speeds 0.9, 1", "noise", "0 of 1 committed", "4 x float16"):
+        assert expected in text

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spkd.cache import Cache, Target, UnitWriter, card, claim_units, finalize, initialise, verify
+from spkd.cache.write import manifest_path
+from spkd.errors import SpkdError
+
+from .test_layout import FRAMES, make_plan, write
+
+EMBEDDING = Target("embedding", 4)
+
+
+def start(root: Path, lengths: list[int], **units: float):  # type: ignore[no-untyped-def]
+    manifest, plan = make_plan(lengths, **units)  # type: ignore[arg-type]
+    made = card.make({"family": "test"}, [EMBEDDING], {}, manifest, plan, None)
+    initialise(root, made, plan, [EMBEDDING], None)
+    return manifest, plan, made
+
+
+def fill(root: Path, plan, unit: int) -> None:  # type: ignore[no-untyped-def]
+    writer = UnitWriter(root, plan, [EMBEDDING], unit)
+    for row in plan.unit(unit):
+        writer.put("embedding", row, np.full(4, row))
+    writer.commit()
+
+
+def test_units_are_claimed_once_and_only_while_open(tmp_path: Path) -> None:
+    _, plan, _ = start(tmp_path / "c", [4000] * 6, unit_views=2)
+    taken = []
+    for unit in claim_units(tmp_path / "c", plan.units):
+        taken.append(unit)
+        if unit != 1:
+            fill(tmp_path / "c", plan, unit)
+    assert taken == [0, 1, 2]
+    assert not finalize(tmp_path / "c", plan.units)
+    with pytest.raises(SpkdError, match="2 of 3 units"):
+        Cache.open(tmp_path / "c")
+    assert list(claim_units(tmp_path / "c", plan.units)) == [1]
+    assert list((tmp_path / "c" / "claims").iterdir()) == []
+
+
+def test_a_living_owner_keeps_its_claim_and_a_dead_one_loses_it(tmp_path: Path) -> None:
+    _, plan, _ = start(tmp_path / "c", [4000] * 2, unit_views=1)
+    claims = tmp_path / "c" / "claims"
+    claims.mkdir()
+    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        import socket
+
+        (claims / "0").write_text(json.dumps({"host": socket.gethostname(), "pid": living.pid}))
+        (claims / "1").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+        assert list(claim_units(tmp_path / "c", plan.units)) == []
+        old = time.time() - 3600
+        os.utime(claims / "1", (old, old))
+        assert list(claim_units(tmp_path / "c", plan.units)) == [1]
+    finally:
+        living.kill()
+        living.wait()
+    assert list(claim_units(tmp_path / "c", plan.units)) == [0, 1]
+
+
+def test_a_shard_without_its_manifest_is_done_again(tmp_path: Path) -> None:
+    _, plan, _ = start(tmp_path / "c", [4000] * 2, unit_views=1)
+    for unit in claim_units(tmp_path / "c", plan.units):
+        fill(tmp_path / "c", plan, unit)
+    manifest_path(tmp_path / "c", 0).unlink()
+    assert list(claim_units(tmp_path / "c", plan.units)) == [0]
+
+
+def test_what_the_teacher_says_is_checked(tmp_path: Path) -> None:
+    manifest, plan = make_plan([4000])
+    targets = [FRAMES]
+    initialise(tmp_path / "c", card.make({}, targets, {}, manifest, plan, None), plan, targets, None)
+    writer = UnitWriter(tmp_path / "c", plan, targets, 0)
+    rows = int(FRAMES.rows(4000))
+    with pytest.raises(SpkdError, match=f"gave 3 rows where it declares {rows}"):
+        writer.put("frames", 0, np.zeros((3, 5)))
+    with pytest.raises(SpkdError, match="not finite as float16"):
+        writer.put("frames", 0, np.full((rows, 5), 1e6))
+    with pytest.raises(SpkdError, match="view 0 was never written"):
+        writer.commit()
+    writer.abandon()
+    assert not list((tmp_path / "c").glob("**/*.part"))
+
+
+def test_another_cache_or_other_files_are_not_overwritten(tmp_path: Path) -> None:
+    manifest, plan, made = start(tmp_path / "c", [4000] * 2)
+    initialise(tmp_path / "c", made, plan, [EMBEDDING], None)
+    other = dataclasses.replace(manifest[0], id="other")
+    theirs = card.make({"family": "test"}, [EMBEDDING], {}, type(manifest)((other, manifest[1])), plan, None)
+    with pytest.raises(SpkdError, match="holds a cache of another manifest; choose another folder"):
+        initialise(tmp_path / "c", theirs, plan, [EMBEDDING], None)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.tex").touch()
+    with pytest.raises(SpkdError, match="not empty and holds no teacher cache"):
+        initialise(tmp_path / "d", made, plan, [EMBEDDING], None)
+
+
+WORKER = """
+import sys, time, numpy as np
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tests.cache.test_layout import make_plan
+from spkd.cache import UnitWriter, Target, claim_units, finalize
+root, target = Path(sys.argv[1]), Target("embedding", 4)
+_, plan = make_plan([4000] * 40, 2)
+for unit in claim_units(root, plan.units):
+    writer = UnitWriter(root, plan, [target], unit)
+    for row in plan.unit(unit):
+        writer.put("embedding", row, np.full(4, row))
+        time.sleep(0.004)
+    writer.commit()
+    print(unit, flush=True)
+finalize(root, plan.units)
+"""
+
+
+def test_killed_workers_lose_nothing_committed(tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    _, plan, _ = start(root, [4000] * 40, unit_views=2)
+    command = [sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parents[2])), str(root)]
+    committed: set[int] = set()
+    for _ in range(2):
+        workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        for worker in workers:  # let each commit at least one unit, then kill it in the middle of the next
+            assert worker.stdout is not None
+            line = worker.stdout.readline()
+            worker.send_signal(signal.SIGKILL)
+            rest, _ = worker.communicate()
+            committed |= {int(n) for n in (line + rest).split()}
+    assert committed
+    assert all(manifest_path(root, unit).is_file() for unit in committed)
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    cache = Cache.open(root)
+    said = cache.batch(cache.rows, ["embedding"])["embedding"].numpy()
+    assert np.array_equal(said, np.repeat(np.arange(40)[:, None], 4, 1))
+    assert verify(root) == []
+
+
+def test_damage_is_found_and_named(tmp_path: Path) -> None:
+    write(tmp_path / "c", [4000] * 8, [FRAMES, EMBEDDING], unit_views=4)
+    files = [p for p in (tmp_path / "c").rglob("*") if p.is_file()]
+    random = np.random.RandomState(0)
+    for file in files:
+        good = file.read_bytes()
+        for _ in range(3):
+            bad = bytearray(good)
+            bad[random.randint(len(bad))] ^= 1 << random.randint(8)
+            file.write_bytes(bytes(bad))
+            try:
+                damaged = verify(tmp_path / "c")
+            except SpkdError as error:
+                damaged = [str(error)]
+            assert len(damaged) == 1, file
+            assert file.name in damaged[0]
+        file.write_bytes(good[: len(good) // 2])
+        with pytest.raises(SpkdError, match=file.name) if file.suffix != "" else pytest.raises(SpkdError):
+            lines = verify(tmp_path / "c")
+            raise SpkdError(" ".join(lines) or "nothing found")
+        file.write_bytes(good)
+    assert verify(tmp_path / "c") == []
+
+
+def test_a_damaged_shard_is_never_served(tmp_path: Path) -> None:
+    write(tmp_path / "c", [4000] * 4, [EMBEDDING])
+    shard = tmp_path / "c" / "embedding" / "c" / "0" / "0"
+    good = shard.read_bytes()
+    for bad in (good[:-1], good[:10], b"", good[:-6] + b"\0" * 6):
+        shard.write_bytes(bad)
+        with pytest.raises(SpkdError, match="shard"):
+            Cache.open(tmp_path / "c").batch(np.array([0]), ["embedding"])
+    shard.unlink()
+    with pytest.raises(SpkdError, match="missing shard"):
+        Cache.open(tmp_path / "c").batch(np.array([0]), ["embedding"])

@@ -1,0 +1,83 @@
+"""Small real parts shared by the tests: audio files on disk, a tiny WavLM, the command line itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from spkd import cli
+from spkd.demo.synthesis import speaker, utterance
+from spkd.manifest import Manifest, build
+
+torch.set_num_threads(2)
+SHARED = Path(os.environ.get("SPKD_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six synthetic speakers, three utterances of 1.2 to 2 s each, FLAC and WAV, and manifest.csv beside them."""
+    root = tmp_path_factory.mktemp("corpus")
+    for s in range(6):
+        (root / "audio" / f"spk{s}").mkdir(parents=True)
+        for u in range(3):
+            suffix = "wav" if u == 2 else "flac"
+            wave = utterance(speaker(s), 100 * s + u, 1.2 + 0.4 * u)
+            soundfile.write(root / "audio" / f"spk{s}" / f"u{u}.{suffix}", wave, 16_000)
+    made, _, _ = build(root / "audio", "folder")
+    made.save(root / "manifest.csv")
+    pairs = [(a, b) for i, a in enumerate(made) for b in made.utterances[i + 1 :]]
+    (root / "trials.txt").write_text("".join(f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs))
+    return root
+
+
+@pytest.fixture
+def manifest(corpus: Path) -> Manifest:
+    return Manifest.load(corpus / "manifest.csv")
+
+
+@pytest.fixture(scope="session")
+def tiny_wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real WavLM of a few thousand weights with the usual convolutions, saved as transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.WavLMConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, feat_extract_norm="layer", do_stable_layer_norm=True,
+    )
+    folder = tmp_path_factory.mktemp("wavlm")
+    transformers.WavLMModel(config).save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def spkd(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Run the real command line in this process, in an empty folder: spkd("eval", "trials.txt", "out=x")."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["spkd", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spkd.audio import SAMPLE_RATE, AudioError, change_speed
+from spkd.config import ViewConfig
+from spkd.errors import SpkdError, UsageError
+from spkd.manifest import Manifest, Utterance
+from spkd.view import Player, ViewPlan, play, source_samples
+
+
+def fake(*seconds: float) -> Manifest:
+    return Manifest(tuple(Utterance(f"u{i}", f"{i}.wav", "s", s) for i, s in enumerate(seconds)))
+
+
+def test_full_is_one_view_per_utterance_and_speed() -> None:
+    views = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0])).views(fake(1.8, 3.6))
+    assert views.utterance.tolist() == [0, 0, 1, 1]
+    assert views.samples.tolist() == [32_000, 28_800, 64_000, 57_600]
+    assert views.start.tolist() == [0] * 4
+
+
+def test_windows_cover_what_fits_and_short_utterances_give_one() -> None:
+    views = ViewPlan.parse(ViewConfig(plan="windows:1/0.5")).views(fake(2.2, 0.7))
+    assert views.utterance.tolist() == [0, 0, 0, 1]
+    assert views.start.tolist() == [0, 8000, 16_000, 0]
+    assert views.samples.tolist() == [16_000, 16_000, 16_000, 11_200]
+
+
+@given(st.lists(st.floats(0.2, 30.0), min_size=1, max_size=20), st.integers(0, 2**40))
+def test_crops_lie_inside_their_utterance(seconds: list[float], seed: int) -> None:
+    manifest = fake(*seconds)
+    views = ViewPlan.parse(ViewConfig(plan="crops:3,2", speeds=[0.9, 1.0, 1.1], seed=seed)).views(manifest)
+    assert len(views) == 3 * len(seconds)
+    total = np.array([round(s * SAMPLE_RATE) for s in seconds])[views.utterance]
+    span = source_samples(views.samples, views.speed)
+    assert (views.start >= 0).all()
+    assert ((views.start + span <= total) | (views.start == 0)).all()
+    assert (views.samples == 32_000).all()
+
+
+def test_adding_utterances_changes_no_other_view() -> None:
+    plan = ViewPlan.parse(ViewConfig(plan="crops:4,1", speeds=[0.9, 1.1]))
+    few, many = plan.views(fake(3, 4)), plan.views(fake(3, 4, 5))
+    for name, column in few.columns().items():
+        assert np.array_equal(column, many.columns()[name][:8])
+
+
+def test_crop_positions_speeds_and_seeds_are_spread() -> None:
+    views = ViewPlan.parse(ViewConfig(plan="crops:500,1", speeds=[0.9, 1.1])).views(fake(11.0))
+    assert 200 < (views.speed < 1).sum() < 300
+    assert abs(views.start.mean() / SAMPLE_RATE - 5.0) < 0.5
+    assert len(np.unique(views.seed)) == 500
+
+
+@pytest.mark.parametrize("plan", ["half", "crops:2", "crops:0,2", "windows:2/0", "crops:1,0.01", "full:2"])
+def test_bad_plans(plan: str) -> None:
+    with pytest.raises(UsageError, match=r"view\.plan"):
+        ViewPlan.parse(ViewConfig(plan=plan))
+
+
+@pytest.mark.parametrize("speeds", [[], [0.1], [1.0, 1.0], [1.005]])
+def test_bad_speeds(speeds: list[float]) -> None:
+    with pytest.raises(UsageError, match=r"view\.speeds"):
+        ViewPlan.parse(ViewConfig(speeds=speeds))
+
+
+def test_the_card_gives_the_same_plan_and_refuses_other_noise(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / f"{name}.wav", np.ones(10), 16_000)
+    plan = ViewPlan.parse(ViewConfig(plan="crops:2,1", noise=str(tmp_path / "a"), noise_prob=0.5, snr=[1, 2], seed=4))
+    assert ViewPlan.from_card(plan.card(), str(tmp_path / "a"), None).card() == plan.card()
+    for wrong in (str(tmp_path / "b"), None):
+        with pytest.raises(SpkdError, match="same folders"):
+            ViewPlan.from_card(plan.card(), wrong, None)
+
+
+def test_playing_cuts_speeds_and_augments(manifest: Manifest) -> None:
+    plan = ViewPlan.parse(ViewConfig(plan="crops:2,0.5", speeds=[1.1], noise="synthetic", noise_prob=1.0))
+    views = plan.views(manifest)
+    player = Player(manifest, views, plan.augmentation, 0.1)
+    row = 7
+    source, _ = soundfile.read(manifest[int(views.utterance[row])].path, dtype="float32")
+    start = int(views.start[row])
+    clean = change_speed(source[start : start + int(source_samples(8000, 1.1))], 1.1)[:8000]
+    wave, _ = player(row)
+    assert np.array_equal(wave, plan.augmentation(clean, int(views.seed[row])))
+    assert np.array_equal(wave, player(row)[0])
+
+
+def test_a_view_longer_than_its_utterance_repeats_it(manifest: Manifest) -> None:
+    views = ViewPlan.parse(ViewConfig(plan="crops:1,5")).views(manifest)
+    wave, _ = Player(manifest, views, ViewPlan.parse(ViewConfig()).augmentation, 0.1)(0)
+    period = round((manifest[0].duration or 0) * SAMPLE_RATE)
+    assert len(wave) == 80_000
+    assert np.array_equal(wave[:1000], wave[period : period + 1000])
+
+
+def test_a_file_shorter_than_its_manifest_or_the_minimum_is_refused(manifest: Manifest) -> None:
+    longer = Manifest(tuple(dataclasses.replace(u, duration=9.0) for u in manifest))
+    plan = ViewPlan.parse(ViewConfig())
+    with pytest.raises(AudioError, match="before its manifest says"):
+        Player(longer, plan.views(longer), plan.augmentation, 0.1)(0)
+    with pytest.raises(AudioError, match="too short"):
+        Player(manifest, plan.views(manifest), plan.augmentation, 10.0)(0)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 3), (100, 2)])
+def test_every_view_is_played_once_in_batches_of_one_length(manifest: Manifest, batch_size: int, workers: int) -> None:
+    broken = Manifest((*manifest.utterances[:3], Utterance("gone", "/none.wav", "s", 1.0), *manifest.utterances[3:]))
+    plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0]))
+    views = plan.views(broken)
+    player = Player(broken, views, plan.augmentation, 0.1)
+    rejected: dict[int, str] = {}
+    seen = []
+    for batch in play(player, np.arange(len(views)), batch_size, workers, rejected.__setitem__):
+        assert len(batch.rows) <= batch_size
+        for row, wave in zip(batch.rows, batch.waves, strict=True):
+            assert np.array_equal(wave.numpy(), player(int(row))[0])
+        seen += batch.rows.tolist()
+    assert sorted(seen + list(rejected)) == list(range(len(views)))
+    assert rejected == {6: "no such file", 7: "no such file"}
