@@ -76,7 +76,11 @@ def main() -> None:
     started = time.time()
 
     extract = [
-        "teacher=dvector", f"teacher.weights={weights}", f"manifest={data / 'train.csv'}", "cache=cache", "fbank=true",
+        "teacher=dvector",
+        f"teacher.weights={weights}",
+        f"manifest={data / 'train.csv'}",
+        "cache=cache",
+        "fbank=true",
         SPEEDS,
     ]
     spkd(work, cores, "extract", *extract)
@@ -93,7 +97,9 @@ def main() -> None:
         }
         reports = {key: run.result() for key, run in runs.items()}
 
-    result: dict[str, object] = {f"teacher_eer_{name}": round(teacher[name]["results"]["eer_percent"], 3) for name in LISTS}
+    result: dict[str, object] = {
+        f"teacher_eer_{name}": round(teacher[name]["results"]["eer_percent"], 3) for name in LISTS
+    }
     print(f"\n{'model':22} {'list':11} {'EER % mean':>10} {'sd':>6} {'minDCF(0.01)':>13} {'sd':>6}   per seed")
     for name in LISTS:
         values = teacher[name]["results"]
@@ -103,19 +109,26 @@ def main() -> None:
             results = [reports[method, seed][name]["results"] for seed in range(given.seeds)]
             rates, costs = [r["eer_percent"] for r in results], [r["min_dcf_0.01"] for r in results]
             row = {
-                "mean": round(statistics.mean(rates), 3), "sd": round(statistics.stdev(rates), 3) if len(rates) > 1 else None,
-                "seeds": [round(r, 3) for r in rates], "min_dcf_0.01_mean": round(statistics.mean(costs), 4),
+                "mean": round(statistics.mean(rates), 3),
+                "sd": round(statistics.stdev(rates), 3) if len(rates) > 1 else None,
+                "seeds": [round(r, 3) for r in rates],
+                "min_dcf_0.01_mean": round(statistics.mean(costs), 4),
             }
             result[f"{method}_eer_{name}"] = row
             spread = statistics.stdev(costs) if len(costs) > 1 else 0.0
             print(
-                f"{method:22} {name:11} {row['mean']:10.2f} {row['sd'] or 0:6.2f} {statistics.mean(costs):13.3f} {spread:6.3f}   "
-                + " ".join(f"{r:.2f}" for r in rates)
+                f"{method:22} {name:11} {row['mean']:10.2f} {row['sd'] or 0:6.2f} "
+                f"{statistics.mean(costs):13.3f} {spread:6.3f}   " + " ".join(f"{r:.2f}" for r in rates)
             )
     one = reports["student_kd", 0]["test_other"]
     result |= {
-        "parameters": one["model"]["parameters"], "steps": given.steps, "channels": given.channels, "seeds": given.seeds,
-        "extract_seconds": round(extracted), "total_seconds": round(time.time() - started), "machine": describe(),
+        "parameters": one["model"]["parameters"],
+        "steps": given.steps,
+        "channels": given.channels,
+        "seeds": given.seeds,
+        "extract_seconds": round(extracted),
+        "total_seconds": round(time.time() - started),
+        "machine": describe(),
     }
     (HERE / "results" / "spine.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -7,6 +7,7 @@ replays the same augmentation under any later numpy.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ class Augmentation:
 
     noise: str | None = None
     noise_prob: float = 0.6
-    snr: tuple[float, float] = (5.0, 20.0)
+    snr: Sequence[float] = (5.0, 20.0)
     rir: str | None = None
     rir_prob: float = 0.3
 
@@ -62,7 +63,7 @@ class Augmentation:
         if self.rir is not None and reverberate < self.rir_prob:
             wave = convolve(wave, bank(self.rir).pick(random))
         if self.noise is not None and add < self.noise_prob:
-            decibel = random.uniform(*self.snr)
+            decibel = random.uniform(self.snr[0], self.snr[1])
             noise = bank(self.noise).stretch(random, len(wave))
             wave = mix(wave, noise, decibel)
         return wave

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 cache_app = typer.Typer(help="Look at and check teacher caches.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
@@ -44,7 +47,7 @@ def with_keys(schema: type) -> type[TyperCommand]:
     return Command
 
 
-Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. teacher=wavlm.")]  # noqa: UP045
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. teacher=wavlm.")]
 ConfigFile = Annotated[Optional[Path], typer.Option("--config", help="YAML settings (default: ./spkd.yaml if there).")]  # noqa: UP045
 
 
@@ -58,7 +61,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def manifest(
     path: Annotated[Path, typer.Argument(help="Folder of audio files.")],
-    layout: Annotated[Optional[str], typer.Option(help="voxceleb, librispeech, cnceleb or folder (default: detected).")] = None,  # noqa: UP045
+    layout: Annotated[
+        str | None, typer.Option(help="voxceleb, librispeech, cnceleb or folder (default: detected).")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")] = Path("manifest.csv"),
     workers: Annotated[int, typer.Option(help="Threads that read audio headers.")] = 8,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
@@ -71,7 +76,9 @@ def manifest(
         raise UsageError(f"--out {out}: manifests are written as .csv or .jsonl")
     made, layout, left_out = build(path, layout, workers)
     made.save(out)
-    print(f"{out}: {len(made)} utterances, {len(made.speakers)} speakers, {made.seconds / 3600:.2f} h (layout {layout})")
+    print(
+        f"{out}: {len(made)} utterances, {len(made.speakers)} speakers, {made.seconds / 3600:.2f} h (layout {layout})"
+    )
     _list_rejected(left_out, strict)
 
 
@@ -197,23 +204,33 @@ def _list_targets(teacher: Teacher) -> None:
         print(f"{target.name:24} {target.dim:6}  {rate}")
 
 
+class Interrupted(SpkdError):
+    exit_code = 130
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted("interrupted; everything committed stays valid, and the same command continues")
+
+
 def main() -> None:
     """Run the command; a user's mistake is one line on stderr and exit code 1 (failed) or 2 (usage)."""
+    # Typer would turn KeyboardInterrupt into a silent abort.
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except SpkdError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted: everything committed stays valid; the same command continues", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             print(
                 f"error: {error.filename or 'output'}: the disk is full; everything committed stays valid; "
-                "free some room and run the same command again", file=sys.stderr,
+                "free some room and run the same command again",
+                file=sys.stderr,
             )
         else:
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGINT, before)

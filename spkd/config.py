@@ -46,17 +46,13 @@ class TeacherConfig:
         "wavlm/hubert/wav2vec2 their public large models, checkpoint takes ./student",
     )
     targets: list[str] = key(["embedding"], "targets to keep, e.g. [embedding,frames.layer8]; see --targets")
-    layer: int | None = key(
-        None, "hidden layer pooled into the embedding of wavlm/hubert/wav2vec2 (default: the last)"
-    )
+    layer: int | None = key(None, "hidden layer pooled into the embedding of wavlm/hubert/wav2vec2 (default: the last)")
 
 
 @dataclass
 class ViewConfig:
     plan: str = key("full", "what the teacher hears: full | windows:SECONDS/HOP | crops:COUNT,SECONDS")
-    speeds: list[float] = key(
-        [1.0], "speed factors; full and windows make one view per speed, crops draw one each"
-    )
+    speeds: list[float] = key([1.0], "speed factors; full and windows make one view per speed, crops draw one each")
     noise: str | None = key(
         None, "additive noise: a folder of audio files, or 'synthetic' (coloured noise, no data needed)"
     )
@@ -205,9 +201,7 @@ def load(
     given = [*_from_file(schema, file), *_from_environment(known, environ), *_from_command_line(overrides)]
     for where, name, value in given:
         name = _full_name(schema, name)
-        if name not in known and not any(
-            name.startswith(k + ".") and known[k].kind.startswith("dict") for k in known
-        ):
+        if name not in known and not any(name.startswith(k + ".") and known[k].kind.startswith("dict") for k in known):
             raise UsageError(f"{where}: unknown key {name!r}{did_you_mean(name, known)}")
         try:
             OmegaConf.update(config, name, value, merge=False)
@@ -272,7 +266,7 @@ def _from_file(schema: type, file: str | Path | None) -> Iterator[tuple[str, str
     command = schema.__name__.removesuffix("Config").lower()
     shared = {k: v for k, v in tree.items() if k not in COMMANDS}
     everywhere = {f.name for s in (ExtractConfig, TrainConfig, EvalConfig) for f in dataclasses.fields(s)}
-    here = {f.name for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    here = {f.name for f in dataclasses.fields(schema)}
     for name in shared:
         if name not in everywhere:
             raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), everywhere)}")

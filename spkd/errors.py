@@ -19,9 +19,9 @@ class UsageError(SpkdError):
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` naming the valid word nearest to `word`, or the choices when none is near."""
+    """`"; did you mean 'x'?"` naming the valid word nearest to `word`, or a few choices when none is near."""
     choices = sorted(valid)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; valid: {', '.join(choices)}" if choices else ""
+    return f"; valid: {', '.join(choices)}" if 0 < len(choices) <= 12 else ""

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.progress import track
@@ -108,7 +109,9 @@ class Manifest:
             raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {path}`")
         suffix = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
         readers: dict[str, Callable[[str, Path], Iterator[Utterance]]] = {
-            "csv": _csv, "jsonl": _jsonl, "json": _jsonl,
+            "csv": _csv,
+            "jsonl": _jsonl,
+            "json": _jsonl,
         }
         if suffix not in readers:
             raise UsageError(f"{path}: unknown manifest format .{suffix}; known: .csv, .jsonl, a Kaldi folder")
@@ -138,8 +141,11 @@ class Manifest:
         elif path.suffix == ".jsonl":
             for row in rows:
                 named = {
-                    "id": row["id"], "audio_filepath": row["path"], "duration": row["duration"],
-                    "speaker": row["speaker"], "offset": row["start"],
+                    "id": row["id"],
+                    "audio_filepath": row["path"],
+                    "duration": row["duration"],
+                    "speaker": row["speaker"],
+                    "offset": row["start"],
                 }
                 out.write(json.dumps({k: v for k, v in named.items() if v is not None}) + "\n")
         else:
@@ -236,16 +242,19 @@ def _jsonl(text: str, path: Path) -> Iterator[Utterance]:
         yield _lhotse_cut(row, where, path.parent) if "recording" in row else _utterance(row, where, path.parent)
 
 
-def _lhotse_cut(cut: Mapping[str, object], where: str, folder: Path) -> Utterance:
+def _lhotse_cut(cut: Mapping[str, Any], where: str, folder: Path) -> Utterance:
     try:
-        source = cut["recording"]["sources"][0]  # type: ignore[index]
+        source = cut["recording"]["sources"][0]
         if source["type"] != "file":
             raise SpkdError(f"{where}: cut with a {source['type']!r} source; only files can be read")
         supervisions = cut.get("supervisions") or [{}]
-        speaker = supervisions[0].get("speaker")  # type: ignore[index]
+        speaker = supervisions[0].get("speaker")
         return Utterance(
-            str(cut["id"]), str(folder / source["source"]), speaker,
-            float(cut["duration"]), float(cut["start"]),  # type: ignore[arg-type]
+            str(cut["id"]),
+            str(folder / source["source"]),
+            speaker,
+            float(cut["duration"]),
+            float(cut["start"]),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise SpkdError(f"{where}: not a Lhotse MonoCut ({error!r})") from error
@@ -325,7 +334,10 @@ def _folder(path: Path) -> tuple[str, str] | None:
 
 
 LAYOUTS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
-    "voxceleb": _voxceleb, "librispeech": _librispeech, "cnceleb": _cnceleb, "folder": _folder,
+    "voxceleb": _voxceleb,
+    "librispeech": _librispeech,
+    "cnceleb": _cnceleb,
+    "folder": _folder,
 }
 
 
@@ -350,7 +362,11 @@ def build(root: str | Path, layout: str | None = None, workers: int = 8) -> tupl
     anchored = [Path(root.resolve().name) / p for p in files]  # so that PATH may be the corpus or a part of it
     if layout is None:
         layout = next(
-            (n for n, read in LAYOUTS.items() if n != "folder" and sum(read(p) is not None for p in anchored) >= 0.9 * len(files)),
+            (
+                n
+                for n, read in LAYOUTS.items()
+                if n != "folder" and sum(read(p) is not None for p in anchored) >= 0.9 * len(files)
+            ),
             "folder",
         )
     read = LAYOUTS[layout]

@@ -63,9 +63,7 @@ def track(label: str, total: int, unit: str = "views", done: int = 0) -> Iterato
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}")
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, refresh_per_second=4) as bar:
         task = bar.add_task(label, total=total, completed=done, text="")
 

@@ -87,20 +87,27 @@ class ViewPlan:
         if count < 1 or (kind != "full" and seconds < 0.1) or (kind == "windows" and hop <= 0):
             raise UsageError(f"view.plan={config.plan}: at least one view of at least 0.1 s")
         augmentation = Augmentation(
-            config.noise, config.noise_prob, tuple(config.snr), config.rir, config.rir_prob  # type: ignore[arg-type]
+            config.noise,
+            config.noise_prob,
+            config.snr,
+            config.rir,
+            config.rir_prob,
         )
         return cls(kind, seconds, hop, count, tuple(config.speeds), augmentation, config.seed)
 
     @property
     def text(self) -> str:
         return {
-            "full": "full", "windows": f"windows:{self.seconds:g}/{self.hop:g}",
+            "full": "full",
+            "windows": f"windows:{self.seconds:g}/{self.hop:g}",
             "crops": f"crops:{self.count},{self.seconds:g}",
         }[self.kind]
 
     def card(self) -> dict[str, object]:
         return {
-            "plan": self.text, "speeds": list(self.speeds), "seed": self.seed,
+            "plan": self.text,
+            "speeds": list(self.speeds),
+            "seed": self.seed,
             "augmentation": self.augmentation.card(),
         }
 
@@ -114,10 +121,14 @@ class ViewPlan:
         said = card["augmentation"]
         plan = cls.parse(
             ViewConfig(
-                plan=card["plan"], speeds=card["speeds"], seed=card["seed"],
+                plan=card["plan"],
+                speeds=card["speeds"],
+                seed=card["seed"],
                 noise="synthetic" if said["noise"] == "synthetic" else noise if said["noise"] else None,
                 rir=rir if said["rir"] else None,
-                noise_prob=said["noise_prob"], rir_prob=said["rir_prob"], snr=said["snr"],
+                noise_prob=said["noise_prob"],
+                rir_prob=said["rir_prob"],
+                snr=said["snr"],
             )
         )
         if plan.card() != card:
@@ -204,7 +215,9 @@ class Player:
         span = min(int(source_samples(samples, speed)), planned - start)
         decoded = decode(utterance.path, utterance.start + start / SAMPLE_RATE, span / SAMPLE_RATE)
         if len(decoded.wave) < span - SLACK * SAMPLE_RATE:
-            raise AudioError(utterance.path, f"ends {(span - len(decoded.wave)) / SAMPLE_RATE:.2f} s before its manifest says")
+            raise AudioError(
+                utterance.path, f"ends {(span - len(decoded.wave)) / SAMPLE_RATE:.2f} s before its manifest says"
+            )
         wave = np.resize(change_speed(decoded.wave, round(speed, 2)), samples)
         return self._augment(wave, int(views.seed[row])), decoded
 

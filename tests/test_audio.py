@@ -64,8 +64,11 @@ def test_bad_files_say_why(tmp_path: Path) -> None:
     soundfile.write(nan, np.array([0.0, np.nan, 0.1]), 16_000, subtype="FLOAT")
     soundfile.write(nothing, np.zeros(0), 16_000)
     for path, reason in (
-        (tmp_path / "none.wav", "no such file"), (empty, "empty file"), (text, "cannot be decoded"),
-        (nan, "not finite"), (nothing, "no samples"),
+        (tmp_path / "none.wav", "no such file"),
+        (empty, "empty file"),
+        (text, "cannot be decoded"),
+        (nan, "not finite"),
+        (nothing, "no samples"),
     ):
         with pytest.raises(AudioError, match=reason):
             decode(str(path))

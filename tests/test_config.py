@@ -28,7 +28,12 @@ def test_values_are_typed() -> None:
     loaded = config.load(
         TrainConfig, ["optim.lr=1e-3", "loss.weights.aam=0.5", "student=ecapa", "manifest=null"], environ={}
     )
-    assert (loaded.optim.lr, loaded.loss.weights, loaded.student.name, loaded.manifest) == (1e-3, {"aam": 0.5}, "ecapa", None)
+    assert (loaded.optim.lr, loaded.loss.weights, loaded.student.name, loaded.manifest) == (
+        1e-3,
+        {"aam": 0.5},
+        "ecapa",
+        None,
+    )
     assert config.load(ExtractConfig, ["view.speeds=[0.9,1.1]"], environ={}).view.speeds == [0.9, 1.1]
 
 

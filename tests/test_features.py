@@ -11,7 +11,10 @@ from spkd.features import fbank
 def test_equal_to_kaldi_for_any_length_and_batch(samples: int) -> None:
     waves = 0.1 * torch.randn(3, samples, generator=torch.Generator().manual_seed(0))
     expected = torch.stack(
-        [kaldi_fbank(w[None] * 32768, num_mel_bins=80, dither=0.0, energy_floor=0.0, window_type="povey") for w in waves]
+        [
+            kaldi_fbank(w[None] * 32768, num_mel_bins=80, dither=0.0, energy_floor=0.0, window_type="povey")
+            for w in waves
+        ]
     )
     ours = fbank(waves)
     assert ours.shape == expected.shape == (3, 1 + (samples - 400) // 160, 80)

@@ -39,7 +39,11 @@ def test_gzip_and_nemo_keys(tmp_path: Path) -> None:
 
 def test_lhotse_cuts(tmp_path: Path) -> None:
     cut = {
-        "id": "c1", "start": 1.0, "duration": 2.0, "type": "MonoCut", "supervisions": [{"speaker": "s"}],
+        "id": "c1",
+        "start": 1.0,
+        "duration": 2.0,
+        "type": "MonoCut",
+        "supervisions": [{"speaker": "s"}],
         "recording": {"sources": [{"type": "file", "channels": [0], "source": "a.wav"}]},
     }
     (tmp_path / "cuts.jsonl").write_text(json.dumps(cut))
@@ -137,7 +141,12 @@ def test_building_from_nothing(tmp_path: Path) -> None:
 def test_the_digest_ignores_where_the_audio_lies_and_sees_everything_else() -> None:
     one = Manifest((Utterance("a", "x/a.wav", "s", 1.0),))
     assert one.digest == Manifest((Utterance("a", "/y/a.wav", "s", 1.0),)).digest
-    for other in (Utterance("b", "", "s", 1.0), Utterance("a", "", "t", 1.0), Utterance("a", "", "s", 1.1), Utterance("a", "", "s", 1.0, 2.0)):
+    for other in (
+        Utterance("b", "", "s", 1.0),
+        Utterance("a", "", "t", 1.0),
+        Utterance("a", "", "s", 1.1),
+        Utterance("a", "", "s", 1.0, 2.0),
+    ):
         assert one.digest != Manifest((other,)).digest
 
 

@@ -6,6 +6,16 @@ from spkd.cache.target import FBANK, Target
 from spkd.cache.write import UnitWriter, claim_units, finalize, heartbeat, initialise
 
 __all__ = [
-    "FBANK", "Cache", "Crop", "Head", "Plan", "Target", "UnitWriter", "claim_units", "finalize", "heartbeat",
-    "initialise", "verify",
+    "FBANK",
+    "Cache",
+    "Crop",
+    "Head",
+    "Plan",
+    "Target",
+    "UnitWriter",
+    "claim_units",
+    "finalize",
+    "heartbeat",
+    "initialise",
+    "verify",
 ]

@@ -38,7 +38,9 @@ def make(
         "targets": [t.card() for t in targets],
         "views": views,
         "manifest": {
-            "digest": manifest.digest, "utterances": len(manifest), "speakers": len(manifest.speakers),
+            "digest": manifest.digest,
+            "utterances": len(manifest),
+            "speakers": len(manifest.speakers),
             "hours": round(manifest.seconds / 3600, 3),
         },
         "layout": {"unit_views": plan.unit_views, "unit_seconds": plan.unit_seconds},
@@ -51,7 +53,9 @@ def make(
         **content,
         "views_total": len(plan.views),
         "made": {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": platform.node(), "versions": versions,
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "host": platform.node(),
+            "versions": versions,
         },
     }
 
@@ -81,7 +85,11 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Which parts of two cards differ, as a phrase for an error."""
     parts = [name for name in CONTENT if mine[name] != theirs[name]]
     named = {
-        "manifest": "manifest", "teacher": "teacher", "views": "view plan", "targets": "set of targets",
-        "layout": "unit size", "head": "classifier",
+        "manifest": "manifest",
+        "teacher": "teacher",
+        "views": "view plan",
+        "targets": "set of targets",
+        "layout": "unit size",
+        "head": "classifier",
     }
     return " and ".join(f"another {named[p]}" for p in parts)

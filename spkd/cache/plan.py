@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,10 +89,15 @@ class Plan:
     def save(self, root: Path) -> None:
         """Write plan/0.npz; the same plan always gives the same bytes."""
         out = io.BytesIO()
-        np.savez(
-            out, **self.views.columns(), **_pack("utterances", self.utterances), **_pack("speakers", self.speakers),
-            utterance_speaker=self.speaker, first=self.first, unit=np.array([self.unit_views, self.unit_seconds]),
-        )
+        arrays: dict[str, Any] = {
+            **self.views.columns(),
+            **_pack("utterances", self.utterances),
+            **_pack("speakers", self.speakers),
+            "utterance_speaker": self.speaker,
+            "first": self.first,
+            "unit": np.array([self.unit_views, self.unit_seconds]),
+        }
+        np.savez(out, **arrays)
         write_bytes(root / FILE, out.getvalue())
 
     @classmethod
@@ -102,8 +108,13 @@ class Plan:
                 views = Views(*(file[name] for name in ("utterance", "start", "samples", "speed", "seed")))
                 unit_views, unit_seconds = file["unit"]
                 return cls(
-                    views, _unpack(file, "utterances"), _unpack(file, "speakers"), file["utterance_speaker"],
-                    file["first"], int(unit_views), float(unit_seconds),
+                    views,
+                    _unpack(file, "utterances"),
+                    _unpack(file, "speakers"),
+                    file["utterance_speaker"],
+                    file["first"],
+                    int(unit_views),
+                    float(unit_seconds),
                 )
         except FileNotFoundError as error:
             raise SpkdError(f"{root / FILE}: missing") from error
@@ -120,4 +131,4 @@ def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _unpack(file: np.lib.npyio.NpzFile, name: str) -> list[str]:
     blob, ends = file[name].tobytes(), file[f"{name}_end"].tolist()
-    return [blob[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    return [blob[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]

@@ -44,9 +44,10 @@ class Head:
 
     def logits(self, embedding: Tensor) -> Tensor:
         """(B, D) -> (B, classes), float32, on the embedding's device. No margin."""
-        cosine = torch.nn.functional.normalize(embedding.float(), dim=-1) @ torch.nn.functional.normalize(
-            self.weight.to(embedding.device, torch.float32), dim=-1
-        ).mT
+        cosine = (
+            torch.nn.functional.normalize(embedding.float(), dim=-1)
+            @ torch.nn.functional.normalize(self.weight.to(embedding.device, torch.float32), dim=-1).mT
+        )
         return self.scale * cosine
 
 

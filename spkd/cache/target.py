@@ -10,7 +10,7 @@ import numpy as np
 from spkd.audio import SAMPLE_RATE
 from spkd.features import HOP, MELS, WINDOW
 
-DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ def initialise(root: Path, card: dict[str, Any], plan: Plan, targets: list[Targe
                 f"{root}: holds a cache of {cards.difference(card, theirs)}; choose another folder with cache=FOLDER"
             )
         return
-    if root.is_dir() and any(p.name not in {"plan", "zarr.json", HEAD_FILE} and not (p / "zarr.json").is_file()
-                             for p in root.iterdir()):
+    if root.is_dir() and any(
+        p.name not in {"plan", "zarr.json", HEAD_FILE} and not (p / "zarr.json").is_file() for p in root.iterdir()
+    ):
         raise SpkdError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")
     plan.save(root)
     write_json(root / "zarr.json", GROUP_METADATA)
@@ -184,7 +185,9 @@ class _Shard:
                 f"target {target.name}: the teacher gave {len(stored)} rows where it declares {self._count[view]}"
             )
         if not np.isfinite(stored).all():
-            raise SpkdError(f"target {target.name}: values that are not finite as {target.dtype}; try storage.dtype=float32")
+            raise SpkdError(
+                f"target {target.name}: values that are not finite as {target.dtype}; try storage.dtype=float32"
+            )
         _write_all(self._descriptor, stored.tobytes(), int(self._start[view]) * self._row_bytes)
         self._written[view] = True
 

@@ -26,7 +26,7 @@ from spkd.eval.metrics import Curve, curve, eer, min_dcf
 from spkd.eval.run import score
 from spkd.extract import load_teacher
 from spkd.extract.run import run as extract
-from spkd.files import write_bytes, write_json, writable_folder
+from spkd.files import writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest, build
 from spkd.models.network import parameters
 from spkd.progress import say, track
@@ -46,7 +46,7 @@ class Part:
     seconds: float
 
 
-PARTS = (Part("teacher", 240, 5, 3.0), Part("train", 60, 3, 4.0), Part("test", 40, 5, 3.0))
+PARTS = (Part("teacher", 300, 4, 2.5), Part("train", 120, 1, 5.0), Part("test", 40, 5, 3.0))
 SPEEDS = "view.speeds=[0.9,1.0,1.1]"
 TEACHER = ["student.channels=128", "student.embedding=128", "steps=500", "optim.lr=0.004"]
 STUDENT = ["student.channels=40", "student.embedding=64", "steps=600", "optim.lr=0.004"]
@@ -86,14 +86,17 @@ def run(out: Path, seed: int) -> list[Row]:
     _extract(out, ["teacher=none", "cache=teacher-features", "manifest=teacher.csv", SPEEDS])
     _train(out, "aam", ["cache=teacher-features", "out=teacher", *TEACHER, f"seed={seed}"])
     _extract(
-        out, ["teacher=checkpoint", "teacher.weights=teacher", "cache=cache", "manifest=train.csv", "fbank=true", SPEEDS]
+        out,
+        ["teacher=checkpoint", "teacher.weights=teacher", "cache=cache", "manifest=train.csv", "fbank=true", SPEEDS],
     )
     _train(out, "aam", ["cache=cache", "out=student-untaught", *STUDENT, f"seed={seed}"])
     _train(out, "contrastive", ["cache=cache", "out=student", *STUDENT, f"seed={seed}"])
     rows = [
         _row(out, name, folder)
         for name, folder in (
-            ("teacher", "teacher"), ("student, no teacher", "student-untaught"), ("student, distilled", "student"),
+            ("teacher", "teacher"),
+            ("student, no teacher", "student-untaught"),
+            ("student, distilled", "student"),
         )
     ]
     _print(rows)
@@ -174,7 +177,11 @@ HEADER = ["model", "EER (%)", "minDCF(0.01)", "parameters", "on disk (MB)", "rea
 
 def _cells(row: Row) -> list[str]:
     return [
-        row.name, f"{row.eer:.2f}", f"{row.min_dcf:.3f}", f"{row.parameters:,}", f"{row.bytes / 1e6:.2f}",
+        row.name,
+        f"{row.eer:.2f}",
+        f"{row.min_dcf:.3f}",
+        f"{row.parameters:,}",
+        f"{row.bytes / 1e6:.2f}",
         f"{row.real_time:.4f}",
     ]
 
@@ -195,19 +202,21 @@ def _print(rows: list[Row]) -> None:
 def _report(out: Path, rows: list[Row], seed: int) -> None:
     test = next(p for p in PARTS if p.name == "test")
     about = (
-        f"{test.speakers} unseen synthetic speakers, {test.utterances} utterances of {test.seconds:g} s each, every pair "
-        f"a trial; seed {seed}. The student is trained on {PARTS[1].speakers} speakers with "
-        f"{PARTS[1].utterances} recordings each, at three speeds: without the teacher on their labels (AAM-softmax, "
-        "speeds as extra classes), with it on the teacher's embeddings alone (contrastive, labels unused); same student, "
-        "steps, views and masks."
+        f"{test.speakers} unseen synthetic speakers, {test.utterances} utterances of {test.seconds:g} s each, every "
+        f"pair a trial; seed {seed}. The student is trained on {PARTS[1].speakers} speakers with "
+        f"{PARTS[1].utterances} recording of {PARTS[1].seconds:g} s each, at three speeds: without the teacher on "
+        "their labels (AAM-softmax, speeds as extra classes), with it on the teacher's embeddings alone (contrastive, "
+        "labels unused); same student, steps, views and masks."
     )
     page = report.page(
-        f"spkd demo ({LABEL})", report.table(HEADER, [_cells(row) for row in rows]),
-        report.figures(plots.det({row.name: row.curve for row in rows})), report.heading("What was done"),
+        f"spkd demo ({LABEL})",
+        report.table(HEADER, [_cells(row) for row in rows]),
+        report.figures(plots.det({row.name: row.curve for row in rows})),
+        report.heading("What was done"),
         report.note(about),
     )
     write_bytes(out / "report.html", page.encode())
     fields = ("name", "eer", "min_dcf", "parameters", "bytes", "real_time")
-    write_json(out / "report.json", {"label": LABEL, "seed": seed, "rows": [{f: getattr(r, f) for f in fields} for r in rows]})
-
-
+    write_json(
+        out / "report.json", {"label": LABEL, "seed": seed, "rows": [{f: getattr(r, f) for f in fields} for r in rows]}
+    )

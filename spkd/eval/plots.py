@@ -31,7 +31,12 @@ def det(curves: dict[str, Curve]) -> str:
     axes.plot(edge, edge, color="0.8", linewidth=0.8, zorder=0)
     names = [f"{100 * t:g}" for t in TICKS]
     axes.set(
-        xlim=edge, ylim=edge, xticks=deviate(TICKS), yticks=deviate(TICKS), xlabel="false alarm (%)", ylabel="miss (%)",
+        xlim=edge,
+        ylim=edge,
+        xticks=deviate(TICKS),
+        yticks=deviate(TICKS),
+        xlabel="false alarm (%)",
+        ylabel="miss (%)",
     )
     axes.set_xticklabels(names)
     axes.set_yticklabels(names)
@@ -48,7 +53,7 @@ def histogram(scores: np.ndarray, labels: np.ndarray, threshold: float) -> str:
     axes = figure.add_subplot()
     bins = np.linspace(scores.min(), scores.max(), 61)
     for label, name in ((1, "target"), (0, "non-target")):
-        axes.hist(scores[labels == label], bins, density=True, alpha=0.6, label=name)
+        axes.hist(scores[labels == label], bins.tolist(), density=True, alpha=0.6, label=name)
     axes.axvline(threshold, color="0.3", linewidth=1, linestyle="--", label="EER threshold")
     axes.set(xlabel="score", ylabel="density")
     axes.legend(frameon=False)

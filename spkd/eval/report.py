@@ -19,7 +19,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns after the first are set as numbers."""
 
     def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(f'<{tag}{" class=n" if i else ""}>{escape(str(c))}</{tag}>' for i, c in enumerate(row))
+        return "".join(f"<{tag}{' class=n' if i else ''}>{escape(str(c))}</{tag}>" for i, c in enumerate(row))
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return f"<table><tr>{cells(header, 'th')}</tr>{body}</table>"

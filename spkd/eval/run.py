@@ -17,7 +17,7 @@ from spkd.eval import plots, report
 from spkd.eval.embed import Embedder, embed
 from spkd.eval.metrics import Curve, curve, eer, min_dcf
 from spkd.eval.trials import Trials
-from spkd.files import write_bytes, write_json, writable_folder
+from spkd.files import writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest
 from spkd.models.network import parameters
 
@@ -49,7 +49,9 @@ def run(config: EvalConfig, model: Embedder, manifest: Manifest, trials: Trials)
     out = writable_folder(config.out)
     started = time.time()
     scored = score(config, model, manifest, trials)
-    lines = (f"{trials.enrolment[i]} {trials.test[i]} {s:.6f}\n" for i, s in zip(scored.kept, scored.scores, strict=True))
+    lines = (
+        f"{trials.enrolment[i]} {trials.test[i]} {s:.6f}\n" for i, s in zip(scored.kept, scored.scores, strict=True)
+    )
     write_bytes(out / "scores.txt", "".join(lines).encode())
     summary = summarise(config, model, scored, time.time() - started)
     write_json(out / "report.json", summary)
@@ -62,7 +64,9 @@ def score(config: EvalConfig, model: Embedder, manifest: Manifest, trials: Trial
     wanted = trials.utterances
     unknown = [name for name in wanted if name not in manifest.row]
     if unknown:
-        where = next(n for n, e, t in zip(trials.line, trials.enrolment, trials.test, strict=True) if unknown[0] in (e, t))
+        where = next(
+            n for n, e, t in zip(trials.line, trials.enrolment, trials.test, strict=True) if unknown[0] in (e, t)
+        )
         raise SpkdError(
             f"{trials.source}:{where}: utterance {unknown[0]!r} is not in {manifest.source} "
             f"({len(unknown)} such of {len(wanted)}){did_you_mean(unknown[0], list(manifest.row)[:10_000])}"
@@ -70,11 +74,14 @@ def score(config: EvalConfig, model: Embedder, manifest: Manifest, trials: Trial
     part = Manifest(tuple(manifest[manifest.row[name]] for name in wanted), manifest.source)
     embeddings, rejected = embed(model, part, config)
     if not embeddings:
-        raise SpkdError(f"{trials.source}: none of its {len(wanted)} utterances can be used ({next(iter(rejected.values()))})")
+        raise SpkdError(
+            f"{trials.source}: none of its {len(wanted)} utterances can be used ({next(iter(rejected.values()))})"
+        )
     place = {name: i for i, name in enumerate(embeddings)}
     matrix = np.stack(list(embeddings.values()))
     kept = np.array(
-        [i for i, pair in enumerate(zip(trials.enrolment, trials.test, strict=True)) if all(u in place for u in pair)], int
+        [i for i, pair in enumerate(zip(trials.enrolment, trials.test, strict=True)) if all(u in place for u in pair)],
+        int,
     )
     left = matrix[[place[trials.enrolment[i]] for i in kept]]
     right = matrix[[place[trials.test[i]] for i in kept]]
@@ -95,8 +102,10 @@ def summarise(config: EvalConfig, model: Embedder, scored: Scored, seconds: floa
     if scored.curve is not None and trials.label is not None:
         rate, threshold = eer(scored.curve)
         results = {
-            "eer_percent": 100 * rate, "eer_threshold": threshold,
-            "min_dcf_0.01": min_dcf(scored.curve, 0.01), "min_dcf_0.05": min_dcf(scored.curve, 0.05),
+            "eer_percent": 100 * rate,
+            "eer_threshold": threshold,
+            "min_dcf_0.01": min_dcf(scored.curve, 0.01),
+            "min_dcf_0.05": min_dcf(scored.curve, 0.05),
         }
     labels = None if trials.label is None else trials.label[scored.kept]
     network = getattr(model, "network", None)
@@ -104,8 +113,10 @@ def summarise(config: EvalConfig, model: Embedder, scored: Scored, seconds: floa
         "spkd_report": 1,
         "results": results,
         "trials": {
-            "file": trials.source, "sha256": hashlib.sha256(Path(trials.source).read_bytes()).hexdigest(),
-            "scored": len(scored.kept), "left_out": len(trials) - len(scored.kept),
+            "file": trials.source,
+            "sha256": hashlib.sha256(Path(trials.source).read_bytes()).hexdigest(),
+            "scored": len(scored.kept),
+            "left_out": len(trials) - len(scored.kept),
             "targets": None if labels is None else int(labels.sum()),
             "non_targets": None if labels is None else int((1 - labels).sum()),
         },
@@ -123,7 +134,8 @@ def _html(summary: dict[str, Any], scored: Scored) -> str:
     parts = []
     if scored.curve is not None and scored.trials.label is not None:
         rows = [
-            ["EER", f"{results['eer_percent']:.3f} %"], ["minDCF (p_target 0.01)", f"{results['min_dcf_0.01']:.4f}"],
+            ["EER", f"{results['eer_percent']:.3f} %"],
+            ["minDCF (p_target 0.01)", f"{results['min_dcf_0.01']:.4f}"],
             ["minDCF (p_target 0.05)", f"{results['min_dcf_0.05']:.4f}"],
             ["threshold at the EER", f"{results['eer_threshold']:.4f}"],
         ]

@@ -45,7 +45,9 @@ def _plain(parts: list[str]) -> tuple[str, str, int | None] | None:
 
 
 FORMATS: dict[str, Callable[[list[str]], tuple[str, str, int | None] | None]] = {
-    "voxceleb": _voxceleb, "kaldi": _kaldi, "plain": _plain,
+    "voxceleb": _voxceleb,
+    "kaldi": _kaldi,
+    "plain": _plain,
 }
 
 
@@ -74,7 +76,7 @@ def read(path: str | Path, form: str = "auto") -> Trials:
     for name, parse in candidates.items():
         parsed = [parse(parts) for _, parts in lines]
         if None not in parsed:
-            enrolment, test, label = zip(*parsed, strict=True)  # type: ignore[arg-type]
+            enrolment, test, label = zip(*parsed, strict=True)
             labels = None if name == "plain" else np.array(label, np.int8)
             return Trials(list(enrolment), list(test), labels, [n for n, _ in lines], str(path))
         failures[name] = parsed.index(None)

@@ -37,10 +37,13 @@ class CheckpointTeacher(Teacher):
 
     def card(self) -> dict[str, Any]:
         return {
-            "family": self.family, "weights_sha256": digest_files([self._folder / "model.safetensors"]),
-            "licence": "the owner's", "source": self._folder.name,
+            "family": self.family,
+            "weights_sha256": digest_files([self._folder / "model.safetensors"]),
+            "licence": "the owner's",
+            "source": self._folder.name,
             "preprocessing": "80-mel Kaldi fbank, 25/10 ms, mean-normalised per view",
-            "network": type(self.network).__name__, "settings": self.network.settings,
+            "network": type(self.network).__name__,
+            "settings": self.network.settings,
         }
 
     def run(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:

@@ -41,7 +41,9 @@ class DVector(Teacher):
         self._lstm = nn.LSTM(MELS, HIDDEN, LAYERS, batch_first=True).to(device).eval()
         self._linear = nn.Linear(HIDDEN, HIDDEN).to(device).eval()
         try:
-            self._lstm.load_state_dict({k.removeprefix("lstm."): v for k, v in tensors.items() if k.startswith("lstm.")})
+            self._lstm.load_state_dict(
+                {k.removeprefix("lstm."): v for k, v in tensors.items() if k.startswith("lstm.")}
+            )
             self._linear.load_state_dict({k: tensors[f"linear.{k}"] for k in ("weight", "bias")})
         except (RuntimeError, KeyError) as error:
             raise SpkdError(f"{source}: not the weights of the GE2E d-vector ({str(error).splitlines()[0]})") from error
@@ -53,9 +55,12 @@ class DVector(Teacher):
 
     def card(self) -> dict[str, Any]:
         return {
-            "family": self.family, "weights_sha256": self._digest, "licence": "Apache-2.0",
+            "family": self.family,
+            "weights_sha256": self._digest,
+            "licence": "Apache-2.0",
             "source": "Resemblyzer 0.1.4, GE2E (arXiv 1710.10467)",
-            "preprocessing": "raised to -30 dBFS; 40 Slaney mel bands of power, 25/10 ms, centred; 1.6 s windows every 0.8 s",
+            "preprocessing": "raised to -30 dBFS; 40 Slaney mel bands of power, 25/10 ms, centred; "
+            "1.6 s windows every 0.8 s",
         }
 
     def run(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
@@ -83,7 +88,9 @@ class DVector(Teacher):
 
     def _layer(self, layer: int, inputs: Tensor) -> Tensor:
         """Output (B, T, 256) of one LSTM layer alone."""
-        parameters = [getattr(self._lstm, f"{kind}_l{layer - 1}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        parameters = [
+            getattr(self._lstm, f"{kind}_l{layer - 1}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
         zeros = inputs.new_zeros(1, len(inputs), HIDDEN)
         return torch.lstm(inputs, (zeros, zeros), parameters, True, 1, 0.0, False, False, True)[0]
 

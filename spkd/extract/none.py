@@ -19,7 +19,10 @@ class NoTeacher(Teacher):
 
     def card(self) -> dict[str, Any]:
         return {
-            "family": self.family, "weights_sha256": "", "licence": "none", "source": "no teacher",
+            "family": self.family,
+            "weights_sha256": "",
+            "licence": "none",
+            "source": "no teacher",
             "preprocessing": "80-mel Kaldi fbank, 25/10 ms",
         }
 

@@ -69,8 +69,14 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
     plan = Plan.make(manifest, views, config.storage.unit_views, config.storage.unit_seconds)
     with_head = teacher.head is not None and "logits" in config.teacher.targets
     card = cards.make(
-        teacher.card(), targets, view_plan.card(), manifest, plan,
-        {"kind": "cosine", "classes": teacher.head.classes, "scale": teacher.head.scale} if with_head and teacher.head else None,
+        teacher.card(),
+        targets,
+        view_plan.card(),
+        manifest,
+        plan,
+        {"kind": "cosine", "classes": teacher.head.classes, "scale": teacher.head.scale}
+        if with_head and teacher.head
+        else None,
     )
     root = Path(config.cache)
     initialise(root, card, plan, targets, _head_bytes(teacher) if with_head else None)
@@ -85,7 +91,9 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
         for unit in claim_units(root, plan.units):
             writer = UnitWriter(root, plan, targets, unit)
             try:
-                for batch in play(player, np.array(plan.unit(unit)), config.batch_size, config.workers, writer.reject, notices):
+                for batch in play(
+                    player, np.array(plan.unit(unit)), config.batch_size, config.workers, writer.reject, notices
+                ):
                     _store(writer, teacher, targets, batch)
                     heartbeat(root, unit)
                     bar.advance(len(batch.rows))
@@ -144,7 +152,9 @@ def _view_name(manifest: Manifest, plan: Plan, row: int) -> str:
     """The utterance's id, and which of its views where there are several."""
     utterance = int(plan.views.utterance[row])
     first = int(np.searchsorted(plan.views.utterance, utterance))
-    return manifest[utterance].id if len(plan.views) == len(manifest) else f"{manifest[utterance].id} view {row - first}"
+    return (
+        manifest[utterance].id if len(plan.views) == len(manifest) else f"{manifest[utterance].id} view {row - first}"
+    )
 
 
 def _head_bytes(teacher: Teacher) -> bytes:

@@ -69,8 +69,10 @@ class SSL(Teacher):
     def card(self) -> dict[str, Any]:
         source = Path(self._source).name if Path(self._source).is_dir() else self._source
         return {
-            "family": self.family, "weights_sha256": digest_tensors(dict(self._model.state_dict())),
-            "licence": "see the model's own card", "source": source,
+            "family": self.family,
+            "weights_sha256": digest_tensors(dict(self._model.state_dict())),
+            "licence": "see the model's own card",
+            "source": source,
             "preprocessing": "zero mean, unit variance per view" if self._normalise else "waveform as it is",
             "embedding": f"mean and standard deviation of layer {self._pooled}",
         }

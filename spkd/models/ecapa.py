@@ -45,7 +45,9 @@ class SERes2Block(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            ConvBlock(channels, channels), Res2(channels, dilation), ConvBlock(channels, channels),
+            ConvBlock(channels, channels),
+            Res2(channels, dilation),
+            ConvBlock(channels, channels),
             SqueezeExcitation(channels),
         )
 

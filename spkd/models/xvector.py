@@ -37,6 +37,8 @@ class XVector(Network):
         stats = statistics(frames)
         segment_a = self.segment_a(stats)
         return {
-            "frames": frames.transpose(1, 2), "stats": stats, "segment.a": segment_a,
+            "frames": frames.transpose(1, 2),
+            "stats": stats,
+            "segment.a": segment_a,
             "embedding": self.segment_b(segment_a),
         }

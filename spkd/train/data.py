@@ -54,7 +54,13 @@ class Steps(Dataset):
     """
 
     def __init__(
-        self, cache: Cache, needs: list[str], classes: Classes, crop: float, batch_size: int, seed: int,
+        self,
+        cache: Cache,
+        needs: list[str],
+        classes: Classes,
+        crop: float,
+        batch_size: int,
+        seed: int,
         player: Player | None,
     ) -> None:
         self._cache, self._needs, self._classes = cache, needs, classes

@@ -22,7 +22,7 @@ from spkd import models
 from spkd.cache import FBANK, Cache
 from spkd.config import OptimConfig, TrainConfig
 from spkd.errors import SpkdError, UsageError
-from spkd.files import read_json, write_bytes, write_json, writable_folder
+from spkd.files import read_json, writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest, measure
 from spkd.models import Checkpoint
 from spkd.models.network import parameters
@@ -105,10 +105,11 @@ def check_needs(cache: Cache, losses: Sequence[str], config: TrainConfig) -> Non
     for loss in losses:
         missing = [name for name in LOSSES[loss].needs if name not in stored]
         if missing:
+            family = "NAME" if card["teacher"]["family"] == "none" else card["teacher"]["family"]
             wanted = ",".join([*(t for t in stored if t != FBANK.name), *missing])
             raise SpkdError(
                 f"--loss {loss} needs the target {', '.join(missing)}, which {cache.root} lacks; extract it: "
-                f"spkd extract teacher={card['teacher']['family']} teacher.targets=[{wanted}] "
+                f"spkd extract teacher={family} teacher.targets=[{wanted}] "
                 f"view.plan={card['views']['plan']} cache=NEW_FOLDER"
             )
         if LOSSES[loss].needs_labels and not cache.labelled:
@@ -142,15 +143,22 @@ def _batches(steps: Steps, first: int, config: TrainConfig, cache: Cache) -> Ite
     # A batch of cached features is a memory copy: worker processes would only add to it.
     workers = 0 if FBANK.name in cache.targets else config.workers
     loader = DataLoader(
-        steps, batch_size=None, sampler=range(first, config.steps), num_workers=workers,
+        steps,
+        batch_size=None,
+        sampler=range(first, config.steps),
+        num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
     yield from enumerate(loader, first)
 
 
 def _step(
-    step: int, batch: dict[str, Tensor], config: TrainConfig, trainee: nn.ModuleDict,
-    optimiser: torch.optim.Optimizer, device: torch.device,
+    step: int,
+    batch: dict[str, Tensor],
+    config: TrainConfig,
+    trainee: nn.ModuleDict,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
 ) -> dict[str, float]:
     """One optimiser step. Returns the loss terms."""
     trainee.train()
@@ -196,7 +204,12 @@ def _settings(config: TrainConfig, losses: Sequence[str], cache: Cache) -> dict[
     chosen = dataclasses.asdict(config)
     for name in ("cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every"):
         chosen.pop(name)
-    return {"losses": list(losses), "cache": cache.card["fingerprint"], "teacher": cache.card["teacher"]["family"], **chosen}
+    return {
+        "losses": list(losses),
+        "cache": cache.card["fingerprint"],
+        "teacher": cache.card["teacher"]["family"],
+        **chosen,
+    }
 
 
 def _check_out(out: Path, settings: dict[str, Any]) -> Result | None:
@@ -247,15 +260,23 @@ def _resume(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer) -> 
 
 
 def _finish(
-    out: Path, network: models.Network, objective: Sum, classes: Classes, config: TrainConfig,
-    settings: dict[str, Any], recent: list[dict[str, float]],
+    out: Path,
+    network: models.Network,
+    objective: Sum,
+    classes: Classes,
+    config: TrainConfig,
+    settings: dict[str, Any],
+    recent: list[dict[str, float]],
 ) -> Result:
     """Write the student, drop the training state."""
     terms = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
     aam = next((loss for loss in objective.losses.values() if isinstance(loss, AAM)), None)
     checkpoint = Checkpoint(
-        network, None if aam is None else aam.weight, [] if aam is None else classes.names,
-        1.0 if aam is None else aam.scale, {"settings": settings, "steps": config.steps, "last_terms": terms},
+        network,
+        None if aam is None else aam.weight,
+        [] if aam is None else classes.names,
+        1.0 if aam is None else aam.scale,
+        {"settings": settings, "steps": config.steps, "last_terms": terms},
     )
     models.save(out, checkpoint)
     (out / "state.json").unlink(missing_ok=True)

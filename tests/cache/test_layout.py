@@ -23,8 +23,11 @@ def make_plan(lengths: list[int], unit_views: int = 1024, unit_seconds: float = 
     manifest = Manifest(tuple(Utterance(f"u{i}", f"{i}.wav", f"s{i % 2}", n / 16_000) for i, n in enumerate(lengths)))
     count = len(lengths)
     views = Views(
-        np.arange(count, dtype=np.int32), np.zeros(count, np.int64), np.array(lengths, np.int32),
-        np.ones(count, np.float32), np.zeros(count, np.uint32),
+        np.arange(count, dtype=np.int32),
+        np.zeros(count, np.int64),
+        np.array(lengths, np.int32),
+        np.ones(count, np.float32),
+        np.zeros(count, np.uint32),
     )
     return manifest, Plan.make(manifest, views, unit_views, unit_seconds)
 
@@ -36,9 +39,7 @@ def write(
     manifest, plan = make_plan(lengths, **units)  # type: ignore[arg-type]
     random = np.random.RandomState(len(lengths))
     initialise(root, card.make({"family": "test"}, targets, {}, manifest, plan, None), plan, targets, None)
-    values = {
-        t.name: [random.randn(int(t.rows(n)), t.dim).astype(t.dtype) for n in lengths] for t in targets
-    }
+    values = {t.name: [random.randn(int(t.rows(n)), t.dim).astype(t.dtype) for n in lengths] for t in targets}
     for unit in claim_units(root, plan.units):
         writer = UnitWriter(root, plan, targets, unit)
         for row in random.permutation(list(plan.unit(unit))):
@@ -57,12 +58,21 @@ lengths = st.lists(st.integers(100, 9000), min_size=1, max_size=40)
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    lengths, st.integers(1, 20), st.sampled_from([0.6, 2.0, 1280.0]), st.sampled_from(["float16", "float32"]),
-    st.sampled_from([(None, 0), (160, 400), (320, 400), (160, 0), (12_800, 25_440)]), st.integers(1, 9),
+    lengths,
+    st.integers(1, 20),
+    st.sampled_from([0.6, 2.0, 1280.0]),
+    st.sampled_from(["float16", "float32"]),
+    st.sampled_from([(None, 0), (160, 400), (320, 400), (160, 0), (12_800, 25_440)]),
+    st.integers(1, 9),
 )
 def test_zarr_python_reads_what_we_wrote(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], unit_views: int, unit_seconds: float, dtype: str,
-    rate: tuple[int | None, int], dim: int,
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    unit_views: int,
+    unit_seconds: float,
+    dtype: str,
+    rate: tuple[int | None, int],
+    dim: int,
 ) -> None:
     root = tmp_path_factory.mktemp("cache") / "c"
     target = Target("t", dim, rate[0], rate[1], dtype)
@@ -93,7 +103,9 @@ def test_missing_rows_read_as_nan_never_as_zeros(tmp_path: Path) -> None:
 
 
 @given(lengths, st.integers(1, 20), st.sampled_from([0.6, 2.0]))
-def test_units_hold_every_view_once_and_fit_their_shards(lengths: list[int], unit_views: int, unit_seconds: float) -> None:
+def test_units_hold_every_view_once_and_fit_their_shards(
+    lengths: list[int], unit_views: int, unit_seconds: float
+) -> None:
     _, plan = make_plan(lengths, unit_views, unit_seconds)
     assert [row for unit in range(plan.units) for row in plan.unit(unit)] == list(range(len(lengths)))
     for target in (FRAMES, Target("e", 2), Target("m", 2, 160, 0)):

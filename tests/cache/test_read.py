@@ -100,5 +100,13 @@ def test_the_description_says_what_is_there(tmp_path: Path) -> None:
     views = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0], noise="synthetic")).card()
     initialise(tmp_path / "c", card.make(teacher, [EMBEDDING], views, manifest, plan, None), plan, [EMBEDDING], None)
     text = describe(tmp_path / "c")
-    for expected in ("t (src)", "MIT", "3 utterances, 2 speakers", "speeds 0.9, 1", "noise", "0 of 1 committed", "4 x float16"):
+    for expected in (
+        "t (src)",
+        "MIT",
+        "3 utterances, 2 speakers",
+        "speeds 0.9, 1",
+        "noise",
+        "0 of 1 committed",
+        "4 x float16",
+    ):
         assert expected in text

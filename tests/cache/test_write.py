@@ -128,7 +128,7 @@ finalize(root, plan.units)
 
 def test_killed_workers_lose_nothing_committed(tmp_path: Path) -> None:
     root = tmp_path / "c"
-    _, plan, _ = start(root, [4000] * 40, unit_views=2)
+    _, _plan, _ = start(root, [4000] * 40, unit_views=2)
     command = [sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parents[2])), str(root)]
     committed: set[int] = set()
     for _ in range(2):

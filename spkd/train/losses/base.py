@@ -36,7 +36,7 @@ class Loss(nn.Module):
     needs_labels: bool = False
 
     def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, int], classes: int) -> None:
-        """levels: widths of the student's levels. targets: widths of the cache's targets. classes: how many speakers."""
+        """levels: widths of the student's levels. targets: of the cache's targets. classes: number of speakers."""
         super().__init__()
 
     @abstractmethod

@@ -1,0 +1,131 @@
+"""`spkd eval` through the real command line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from spkd import models
+from spkd.features import fbank
+from spkd.manifest import Manifest, Utterance
+from spkd.models import Checkpoint
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    models.save(tmp_path / "student", Checkpoint(models.build("xvector", 16, 8).eval()))
+    return tmp_path / "student"
+
+
+@pytest.mark.usefixtures("student")
+def test_scores_are_cosines_of_whole_utterances(spkd: Callable, corpus: Path) -> None:
+    done = spkd("eval", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    network = models.load("student").network
+    embeddings = {}
+    for u in Manifest.load(corpus / "manifest.csv"):
+        wave = torch.from_numpy(soundfile.read(u.path, dtype="float32")[0])
+        with torch.no_grad():
+            e = network(fbank(wave[None]))["embedding"][0].double().numpy()
+        embeddings[u.id] = e / np.linalg.norm(e)
+    trials = [line.split() for line in (corpus / "trials.txt").read_text().splitlines()]
+    scores = [line.split() for line in Path("eval/scores.txt").read_text().splitlines()]
+    assert len(scores) == len(trials)
+    for (_, a, b), (x, y, score) in zip(trials, scores, strict=True):
+        assert (a, b) == (x, y)
+        assert abs(float(score) - embeddings[a] @ embeddings[b]) < 1e-5
+    report = json.loads(Path("eval/report.json").read_text())
+    assert report["trials"]["scored"] == 153
+    assert report["trials"]["targets"] == 18
+    assert f"EER {report['results']['eer_percent']:.3f} %" in done.out
+    page = Path("eval/report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+
+
+@pytest.mark.usefixtures("student")
+def test_the_batch_size_changes_no_score(spkd: Callable, corpus: Path) -> None:
+    for size in (1, 7):
+        assert (
+            spkd(
+                "eval",
+                corpus / "trials.txt",
+                f"manifest={corpus / 'manifest.csv'}",
+                f"batch_size={size}",
+                f"out=e{size}",
+            ).code
+            == 0
+        )
+    one, seven = (np.loadtxt(f"e{size}/scores.txt", usecols=2) for size in (1, 7))
+    assert np.abs(one - seven).max() < 1e-5
+
+
+def test_any_teacher_can_be_scored(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
+    done = spkd(
+        "eval",
+        corpus / "trials.txt",
+        f"manifest={corpus / 'manifest.csv'}",
+        "model=wavlm",
+        f"weights={tiny_wavlm}",
+        "layer=1",
+    )
+    assert done.code == 0, done.err
+    assert json.loads(Path("eval/report.json").read_text())["model"]["embedding"].endswith("layer 1")
+
+
+@pytest.mark.usefixtures("student")
+def test_an_unlabelled_list_gives_scores_only(spkd: Callable, corpus: Path) -> None:
+    names = [u.id for u in Manifest.load(corpus / "manifest.csv")][:4]
+    Path("t.txt").write_text("".join(f"{a} {b}\n" for a, b in itertools.combinations(names, 2)))
+    done = spkd("eval", "t.txt", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    assert "EER" not in done.out
+    assert len(Path("eval/scores.txt").read_text().splitlines()) == 6
+
+
+@pytest.mark.usefixtures("student")
+def test_trials_with_bad_audio_are_left_out_and_listed(spkd: Callable, corpus: Path) -> None:
+    good = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest((*good, Utterance("gone", "/none.wav", "spk0", 1.0))).save("m.csv")
+    Path("t.txt").write_text((corpus / "trials.txt").read_text() + f"1 gone {good[0].id}\n")
+    done = spkd("eval", "t.txt", "manifest=m.csv")
+    assert done.code == 0
+    assert "rejected gone: no such file" in done.err
+    report = json.loads(Path("eval/report.json").read_text())
+    assert (report["trials"]["scored"], report["trials"]["left_out"], report["rejected"]) == (
+        153,
+        1,
+        {"gone": "no such file"},
+    )
+    assert "no such file" in Path("eval/report.html").read_text()
+    assert spkd("eval", "t.txt", "manifest=m.csv", "--strict").code == 1
+
+
+@pytest.mark.usefixtures("student")
+@pytest.mark.parametrize(
+    ("trials", "extra", "expected"),
+    [
+        ("1 spk0/u0.flac nobody\n", [], "trials.txt:1: utterance 'nobody' is not in"),
+        ("1 spk0/u0.flac spk0/u1.flac\n0 a\n", [], "trials.txt:2: '0 a' is not `1 enrolment test`"),
+        ("1 spk0/u0.flac spk0/u1.flac\n", [], "both target and non-target"),
+        ("1 spk0/u0.flac spk0/u1.flac\n", ["model=nowhere"], "no spkd checkpoint"),
+        ("1 spk0/u0.flac spk0/u1.flac\n", ["out=trials.txt/x"], "cannot be written"),
+        ("1 spk0/u0.flac spk0/u1.flac\n", ["min_seconds=60"], "none of its 2 utterances can be used"),
+    ],
+)
+def test_one_line_errors(spkd: Callable, corpus: Path, trials: str, extra: list[str], expected: str) -> None:
+    Path("trials.txt").write_text(trials)
+    done = spkd("eval", "trials.txt", f"manifest={corpus / 'manifest.csv'}", *extra)
+    assert done.code in (1, 2)
+    assert expected in done.err
+    assert len(done.err.splitlines()) == 1

@@ -1,0 +1,216 @@
+"""`spkd extract` through the real command line."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from spkd import models
+from spkd.cache import Cache, Crop
+from spkd.config import TeacherConfig
+from spkd.extract import load_teacher
+from spkd.features import fbank
+from spkd.manifest import Manifest, Utterance
+from spkd.models import Checkpoint
+from spkd.view import Player, ViewPlan
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = models.build("xvector", 16, 8).eval()
+    models.save(tmp_path / "teacher", Checkpoint(network, torch.randn(5, 8), list("abcde"), 20.0))
+    return tmp_path / "teacher"
+
+
+@pytest.mark.parametrize(
+    "view",
+    [["view=full"], ["view=windows:0.8/0.4"], ["view=crops:2,0.7", "view.speeds=[0.9,1.1]", "view.noise=synthetic"]],
+)
+def test_cached_is_what_the_live_teacher_says_of_every_view(
+    spkd: Callable, corpus: Path, tiny_wavlm: Path, view: list[str]
+) -> None:
+    done = spkd(
+        "extract",
+        "teacher=wavlm",
+        f"teacher.weights={tiny_wavlm}",
+        "teacher.targets=[embedding,frames.layer2]",
+        f"manifest={corpus / 'manifest.csv'}",
+        "fbank=true",
+        "storage.unit_views=7",
+        *view,
+    )
+    assert done.code == 0, done.err
+    assert "0 rejected; complete" in done.out
+    cache, manifest = Cache.open("cache"), Manifest.load(corpus / "manifest.csv")
+    plan = ViewPlan.from_card(cache.card["views"], None, None)
+    player = Player(manifest, cache.plan.views, plan.augmentation, 0.0)
+    teacher = load_teacher(TeacherConfig("wavlm", str(tiny_wavlm)), CPU)
+    for row in cache.rows:
+        wave = torch.from_numpy(np.ascontiguousarray(player(int(row))[0]))[None]
+        live = teacher.say(wave, ["embedding", "frames.layer2"]) | {"fbank": fbank(wave).numpy()}
+        cached = cache.batch(np.array([row]), list(live))
+        for name, values in live.items():
+            a, b = values.ravel().astype(np.float64), cached[name].double().numpy().ravel()
+            assert a.shape == b.shape
+            assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.9999
+
+
+def test_a_checkpoint_gives_every_level_and_exact_logits(spkd: Callable, corpus: Path, checkpoint: Path) -> None:
+    done = spkd(
+        "extract",
+        "teacher=checkpoint",
+        f"teacher.weights={checkpoint}",
+        f"manifest={corpus / 'manifest.csv'}",
+        "teacher.targets=[frames,stats,segment.a,logits]",
+        "storage.dtype=float32",
+    )
+    assert done.code == 0, done.err
+    cache = Cache.open("cache")
+    assert list(cache.targets) == ["frames", "stats", "segment.a", "embedding"]  # logits follow from the embedding
+    teacher = load_teacher(TeacherConfig("checkpoint", str(checkpoint)), CPU)
+    wave = soundfile.read(Manifest.load(corpus / "manifest.csv")[4].path, dtype="float32")[0]
+    live = teacher.say(torch.from_numpy(wave)[None], list(teacher.targets))
+    cached = cache.batch(np.array([4]), ["frames", "stats", "segment.a", "embedding", "logits"])
+    for name, values in cached.items():
+        assert np.allclose(values, live[name], atol=1e-4), name
+
+
+def test_the_same_command_continues_and_changes_nothing(spkd: Callable, corpus: Path, checkpoint: Path) -> None:
+    command = [
+        "extract",
+        "teacher=checkpoint",
+        f"teacher.weights={checkpoint}",
+        f"manifest={corpus / 'manifest.csv'}",
+        "storage.unit_views=5",
+    ]
+    assert spkd(*command).code == 0
+    before = {p: p.read_bytes() for p in Path("cache").rglob("*") if p.is_file()}
+    assert "0 views extracted" in spkd(*command).out
+    assert before == {p: p.read_bytes() for p in Path("cache").rglob("*") if p.is_file()}
+    Path("cache/manifest/2.json").unlink()
+    Path("cache/COMPLETE.json").unlink()
+    assert "5 views extracted" in spkd(*command).out
+    shard = Path("cache/embedding/c/2/0")
+    assert shard.read_bytes() == before[shard]
+
+
+def test_a_cache_of_something_else_is_refused(spkd: Callable, corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    command = ["extract", "teacher=checkpoint", f"teacher.weights={checkpoint}"]
+    assert spkd(*command, f"manifest={corpus / 'manifest.csv'}").code == 0
+    few = Manifest(Manifest.load(corpus / "manifest.csv").utterances[:5])
+    few.save(tmp_path / "few.csv")
+    done = spkd(*command, "manifest=few.csv")
+    assert (done.code, "holds a cache of another manifest" in done.err) == (1, True)
+    done = spkd(*command, f"manifest={corpus / 'manifest.csv'}", "view=crops:1,1")
+    assert (done.code, "another view plan" in done.err) == (1, True)
+
+
+def test_bad_audio_is_listed_and_the_run_goes_on(
+    spkd: Callable, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    good = Manifest.load(corpus / "manifest.csv").utterances[:4]
+    wave = 0.1 * np.random.RandomState(0).randn(16_000)
+    nan = wave.copy()
+    nan[100] = np.nan
+    soundfile.write("nan.wav", nan, 16_000, subtype="FLOAT")
+    soundfile.write("short.wav", wave[:800], 16_000)
+    soundfile.write("stereo.wav", np.stack([wave, -0.5 * wave], 1), 16_000)
+    soundfile.write("slow.wav", wave[:8000], 8000)
+    Path("empty.wav").touch()
+    Path("corrupt.flac").write_bytes(Path(good[0].path).read_bytes()[:2000])
+    named = [
+        Utterance(p, str(tmp_path / p), "s")
+        for p in ("nan.wav", "short.wav", "stereo.wav", "slow.wav", "empty.wav", "missing.wav")
+    ]
+    named.append(Utterance("corrupt.flac", str(tmp_path / "corrupt.flac"), "s", good[0].duration))
+    Manifest((*good, *named)).save("mixed.csv")
+    command = ["extract", "teacher=checkpoint", f"teacher.weights={checkpoint}", "manifest=mixed.csv"]
+    done = spkd(*command)
+    assert done.code == 0
+    assert "5 rejected; complete" in done.out
+    for name, reason in (
+        ("nan.wav", "not finite"),
+        ("short.wav", "too short"),
+        ("empty.wav", "empty file"),
+        ("missing.wav", "no such file"),
+        ("corrupt.flac", ""),
+    ):
+        assert f"rejected {name}: " in done.err
+        assert reason in done.err
+    assert "8000 Hz is resampled to 16000 Hz (told once)" in done.out
+    assert done.out.count("averaged to one (told once)") == 1
+    with open("cache/rejected.csv") as file:
+        assert {row["utt"] for row in csv.DictReader(file)} == {
+            "nan.wav",
+            "short.wav",
+            "empty.wav",
+            "missing.wav",
+            "corrupt.flac",
+        }
+    cache = Cache.open("cache")
+    assert len(cache.rows) == 6
+    shutil.rmtree("cache")
+    assert spkd(*command, "--strict").code == 1
+
+
+def test_nothing_usable_at_all(spkd: Callable, checkpoint: Path) -> None:
+    Path("m.csv").write_text("utt,path\na,none.wav\n")
+    done = spkd("extract", "teacher=checkpoint", f"teacher.weights={checkpoint}", "manifest=m.csv")
+    assert done.code == 1
+    assert "none of 1 utterances can be read" in done.err
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "expected"),
+    [
+        (["teacher.targets=[embeding]"], 2, "did you mean 'embedding'"),
+        (["view=crops:x"], 2, "expected full"),
+        (["cache=file/cache"], 1, "file/cache: cannot be written"),
+        (["manifest=none.csv"], 2, "no manifest none.csv"),
+        (["teacher.weights=nowhere"], 2, "no spkd checkpoint"),
+        (["device=cuda"], 2, "not available") if not torch.cuda.is_available() else (["device=x"], 2, "valid"),
+    ],
+)
+def test_one_line_errors(
+    spkd: Callable, corpus: Path, checkpoint: Path, extra: list[str], code: int, expected: str
+) -> None:
+    Path("file").touch()
+    done = spkd(
+        "extract", "teacher=checkpoint", f"teacher.weights={checkpoint}", f"manifest={corpus / 'manifest.csv'}", *extra
+    )
+    assert done.code == code
+    assert done.err.startswith("error: ")
+    assert expected in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_dvector_without_weights_says_how_to_get_them(
+    spkd: Callable, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = spkd("extract", "teacher=dvector", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 2
+    assert "pip install --no-deps resemblyzer" in done.err
+
+
+def test_targets_are_listed(spkd: Callable, tiny_wavlm: Path) -> None:
+    done = spkd("extract", "teacher=wavlm", f"teacher.weights={tiny_wavlm}", "--targets")
+    assert done.code == 0
+    assert "frames.layer3                16  50 Hz" in done.out
+
+
+def test_no_teacher_keeps_fbank_alone(spkd: Callable, corpus: Path) -> None:
+    assert spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}").code == 0
+    cache = Cache.open("cache")
+    assert list(cache.targets) == ["fbank"]
+    assert cache.batch(np.array([0, 1]), ["fbank"], Crop(np.array([0, 160]), 8000))["fbank"].shape == (2, 48, 80)

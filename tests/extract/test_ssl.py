@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spkd.errors import UsageError
+from spkd.extract.ssl import SSL, receptive_field
+
+transformers = pytest.importorskip("transformers")
+CPU = torch.device("cpu")
+
+
+def test_hidden_states_and_pooling_are_those_of_transformers(tiny_wavlm: Path) -> None:
+    teacher = SSL("wavlm", str(tiny_wavlm), 2, CPU)
+    waves = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    said = teacher.say(waves, list(teacher.targets))
+    model = transformers.WavLMModel.from_pretrained(tiny_wavlm).eval()
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    inputs = extractor([w.numpy() for w in waves], sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.no_grad():
+        hidden = model(inputs, output_hidden_states=True).hidden_states
+    for i in range(4):
+        assert np.allclose(said[f"frames.layer{i}"], hidden[i], atol=1e-4)
+    pooled = torch.cat([hidden[2].mean(1), hidden[2].std(1, correction=0)], 1)
+    assert np.allclose(said["embedding"], pooled, atol=1e-3)
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 16_333])
+def test_the_declared_number_of_rows_is_given(tiny_wavlm: Path, samples: int) -> None:
+    teacher = SSL("wavlm", str(tiny_wavlm), None, CPU)
+    said = teacher.say(torch.randn(1, samples), ["frames.layer3"])
+    assert said["frames.layer3"].shape == (1, int(teacher.targets["frames.layer3"].rows(samples)), 16)
+
+
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
+def test_the_other_families_load(tmp_path: Path, family: str) -> None:
+    kind = {"hubert": transformers.HubertConfig, "wav2vec2": transformers.Wav2Vec2Config}[family]
+    small = kind(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    transformers.AutoModel.from_config(small).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False})
+    )
+    teacher = SSL(family, str(tmp_path), None, CPU)
+    assert teacher.card()["preprocessing"] == "waveform as it is"
+    assert teacher.say(torch.randn(1, 4000), ["embedding"])["embedding"].shape == (1, 32)
+
+
+def test_wrong_weights_are_named(tiny_wavlm: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a wavlm model, not teacher=hubert"):
+        SSL("hubert", str(tiny_wavlm), None, CPU)
+    with pytest.raises(UsageError, match="neither a local model folder nor a reachable hub id"):
+        SSL("wavlm", str(tmp_path), None, CPU)
+    with pytest.raises(UsageError, match="layers 0 to 3"):
+        SSL("wavlm", str(tiny_wavlm), 7, CPU)
+
+
+def test_the_digest_follows_the_weights_not_the_folder(tiny_wavlm: Path, tmp_path: Path) -> None:
+    model = transformers.WavLMModel.from_pretrained(tiny_wavlm)
+    model.save_pretrained(tmp_path / "a")
+    one = SSL("wavlm", str(tiny_wavlm), None, CPU).card()["weights_sha256"]
+    assert SSL("wavlm", str(tmp_path / "a"), None, CPU).card()["weights_sha256"] == one
+    next(model.parameters()).data += 1
+    model.save_pretrained(tmp_path / "b")
+    assert SSL("wavlm", str(tmp_path / "b"), None, CPU).card()["weights_sha256"] != one
+
+
+def test_receptive_field_of_the_usual_encoder() -> None:
+    assert receptive_field([10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]) == (400, 320)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spkd import __version__, config
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["extract", "--help"], ["train", "--help"], ["eval", "--help"], ["--version"]]
+)
+def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom spkd.cli import main\nsys.argv = ['spkd', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'numpy', 'zarr', 'faiss', 'transformers', 'matplotlib', 'omegaconf'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "schema"),
+    [("extract", config.ExtractConfig), ("train", config.TrainConfig), ("eval", config.EvalConfig)],
+)
+def test_help_shows_every_key(spkd: Callable, command: str, schema: type) -> None:
+    out = spkd(command, "--help").out
+    for key in config.keys(schema):
+        assert key.name in out
+
+
+def test_the_three_command_run_needs_no_options(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
+    Path("spkd.yaml").write_text(
+        f"device: cpu\nextract:\n  teacher: {{weights: {tiny_wavlm}}}\n  fbank: true\n"
+        "train:\n  steps: 4\n  batch_size: 4\n  crop: 0.6\n  student: {channels: 16, embedding: 8}\n"
+    )
+    assert spkd("manifest", corpus / "audio").out.startswith("manifest.csv: 18 utterances, 6 speakers")
+    for command in (["extract", "teacher=wavlm"], ["train", "--loss", "contrastive"], ["eval", corpus / "trials.txt"]):
+        done = spkd(*command)
+        assert done.code == 0, done.err
+    assert "EER" in done.out
+    assert "every checksum fits" in spkd("cache", "verify", "cache").out
+    assert "18 utterances, 6 speakers" in spkd("cache", "info", "cache").out
+
+
+def test_damage_is_reported_by_verify(spkd: Callable, corpus: Path) -> None:
+    assert spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}").code == 0
+    shard = Path("cache/fbank/c/0/0")
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 4
+    shard.write_bytes(bytes(data))
+    done = spkd("cache", "verify", "cache")
+    assert done.code == 1
+    assert "cache/fbank/c/0/0: changed in rows 0 to 127" in done.err
+
+
+def test_exit_codes(spkd: Callable) -> None:
+    assert spkd("extract", "nonsense").code == 2
+    assert spkd("nonsense").code == 2
+    assert spkd("train", "--loss", "mse").code == 1
+    assert spkd("--version").out.strip() == __version__
+
+
+def test_manifest_lists_what_it_leaves_out(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "audio" / "ann").mkdir(parents=True)
+    (tmp_path / "audio" / "ann" / "bad.wav").write_text("x")
+    (tmp_path / "audio" / "ann" / "good.flac").write_bytes((corpus / "audio" / "spk0" / "u0.flac").read_bytes())
+    done = spkd("manifest", "audio", "--out", "m.jsonl")
+    assert (done.code, "rejected ann/bad.wav: cannot be decoded" in done.err) == (0, True)
+    assert spkd("manifest", "audio", "--strict").code == 1
+    assert spkd("manifest", "audio", "--out", "m.txt").code == 2
+
+
+def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> None:
+    code = (
+        "import os, signal\nfrom spkd.cli import main\nimport spkd.extract.run as run\nreal = run._store\n"
+        "def interrupted(*a):\n    os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
+        "run._store = interrupted\nmain()\n"
+    )
+    arguments = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted; everything committed stays valid, and the same command continues\n"
+    assert not list(Path("cache").glob("**/*.part"))
+    assert "18 views extracted" in spkd(*arguments).out
+
+
+def test_a_full_disk_is_reported_as_such_and_the_run_continues(spkd: Callable, corpus: Path) -> None:
+    Path("small").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", "small"], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        arguments = [
+            "extract",
+            "teacher=none",
+            f"manifest={corpus / 'manifest.csv'}",
+            "cache=small/c",
+            "storage.unit_views=6",
+        ]
+        done = spkd(*arguments)
+        assert done.code == 1
+        assert "the disk is full; everything committed stays valid" in done.err
+        assert len(done.err.splitlines()) == 1
+        subprocess.run(["mount", "-o", "remount,size=2m", "small"], check=True)
+        done = spkd(*arguments)
+        assert "complete" in done.out
+        assert "18 views extracted" not in done.out
+        assert "every checksum fits" in spkd("cache", "verify", "small/c").out
+    finally:
+        subprocess.run(["umount", "small"], check=True)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spkd.cache import Cache
+from spkd.manifest import Manifest
+from spkd.train.data import Classes, Steps, mask
+from spkd.view import Player, ViewPlan
+
+
+@pytest.fixture
+def cache(spkd: Callable, corpus: Path) -> Cache:
+    done = spkd(
+        "extract",
+        "teacher=none",
+        f"manifest={corpus / 'manifest.csv'}",
+        "view.speeds=[0.9,1.0]",
+        "view.noise=synthetic",
+        "storage.dtype=float32",
+    )
+    assert done.code == 0, done.err
+    return Cache.open("cache")
+
+
+def test_a_speaker_at_another_speed_is_another_class(cache: Cache) -> None:
+    classes = Classes.of(cache)
+    assert classes.names[:4] == ["spk0@0.90", "spk0", "spk1@0.90", "spk1"]
+    assert classes.label.tolist() == [0, 1] * 3 + [2, 3] * 3 + [4, 5] * 3 + [6, 7] * 3 + [8, 9] * 3 + [10, 11] * 3
+    assert len(np.unique(classes.voice)) == 36
+
+
+def test_every_epoch_sees_every_view_once_in_its_own_order(cache: Cache) -> None:
+    steps = Steps(cache, [], Classes.of(cache), 0.5, 6, 3, None)
+    epochs = [np.concatenate([steps.rows(e * 6 + i) for i in range(6)]) for e in range(2)]
+    assert all(sorted(epoch.tolist()) == list(range(36)) for epoch in epochs)
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert np.array_equal(steps.rows(8), Steps(cache, [], Classes.of(cache), 0.5, 6, 3, None).rows(8))
+
+
+def test_cached_features_are_those_of_the_replayed_audio(cache: Cache, corpus: Path) -> None:
+    manifest = Manifest.load(corpus / "manifest.csv")
+    plan = ViewPlan.from_card(cache.card["views"], None, None)
+    player = Player(manifest, cache.plan.views, plan.augmentation, 0.0)
+    for crop in (0.5, 1.6):  # 1.6 s: longer than some views
+        cached = Steps(cache, [], Classes.of(cache), crop, 9, 0, None)[4]
+        played = Steps(cache, [], Classes.of(cache), crop, 9, 0, player)[4]
+        assert cached["fbank"].shape == played["fbank"].shape
+        assert torch.allclose(cached["fbank"], played["fbank"], atol=1e-3)
+        assert torch.equal(cached["label"], played["label"])
+
+
+def test_masks_hide_one_stretch_of_time_and_one_of_bands() -> None:
+    features = torch.randn(50, 100, 80)
+    masked = mask(features, 20, 10, torch.Generator().manual_seed(0))
+    mean = features.mean(1, keepdim=True).expand_as(features)
+    changed = masked != features
+    assert torch.allclose(masked[changed], mean[changed], atol=0.2)
+    whole_frames, whole_bands = changed.all(2).sum(1), changed.all(1).sum(1)
+    assert 5 < whole_frames.float().mean() < 13
+    assert whole_frames.max() < 20
+    assert 2.5 < whole_bands.float().mean() < 6.5
+    assert torch.equal(mask(features, 0, 0, torch.Generator()), features)
+    assert torch.equal(masked, mask(features, 20, 10, torch.Generator().manual_seed(0)))

@@ -1,0 +1,165 @@
+"""Every loss against its formula written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from spkd.config import LossConfig
+from spkd.errors import UsageError
+from spkd.train.losses import AAM, LOSSES, MSE, Contrastive, Cosine, Loss, Said, Sum, check_names
+from spkd.train.losses.aam import add_margin
+
+DIM = 6
+
+
+def setting(
+    batch: int = 9, classes: int = 5, seed: int = 0, teacher_dim: int = DIM
+) -> tuple[dict[str, torch.Tensor], Said]:
+    generator = torch.Generator().manual_seed(seed)
+    student = {"embedding": torch.randn(batch, DIM, generator=generator)}
+    teacher = {"embedding": torch.randn(batch, teacher_dim, generator=generator)}
+    label = torch.randint(classes, (batch,), generator=generator)
+    return student, Said(teacher, label, torch.arange(batch))
+
+
+def build(kind: type[Loss], config: LossConfig | None = None, classes: int = 5, teacher_dim: int = DIM) -> Loss:
+    torch.manual_seed(1)
+    return kind(config or LossConfig(), {"embedding": DIM}, {"embedding": teacher_dim}, classes)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def f64(x: torch.Tensor) -> np.ndarray:
+    return x.detach().double().numpy()
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6000])
+def test_aam(classes: int) -> None:
+    student, said = setting(classes=classes)
+    config = LossConfig(margin=0.3, scale=20.0)
+    loss = build(AAM, config, classes)
+    cosine = unit(f64(student["embedding"])) @ unit(f64(loss.weight)).T  # type: ignore[arg-type]
+    total = 0.0
+    for row, y in zip(cosine, said.label.tolist(), strict=True):
+        theta = math.acos(row[y])
+        logits = 20.0 * row
+        logits[y] = 20.0 * (math.cos(theta + 0.3) if theta + 0.3 < math.pi else row[y] - (1 - math.cos(0.3)))
+        total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[y]
+    assert abs(loss(student, said).item() - total / len(cosine)) < 1e-4
+
+
+def test_the_margin_is_continuous_and_monotonic_over_all_angles() -> None:
+    theta = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
+    cosine = theta.cos()[:, None]
+    shifted = add_margin(cosine, torch.zeros(2001, dtype=torch.long), 0.2)[:, 0]
+    assert (shifted.diff() <= 1e-12).all()
+    assert shifted.diff().abs().max() < 0.05
+
+
+def test_cosine_and_mse() -> None:
+    student, said = setting()
+    s, t = f64(student["embedding"]), f64(said.targets["embedding"])
+    assert abs(build(Cosine)(student, said).item() - np.mean(1 - (unit(s) * unit(t)).sum(1))) < 1e-5
+    assert abs(build(MSE)(student, said).item() - np.mean(((s - t) ** 2).sum(1))) < 1e-4
+
+
+def reference_contrastive(s: np.ndarray, t: np.ndarray, voice: np.ndarray, tau: float, ceiling: float) -> float:
+    s, t, total = unit(s), unit(t), 0.0
+    for i in range(len(s)):
+        kept = [j for j in range(len(s)) if j == i or (voice[i] != voice[j] and t[i] @ t[j] <= ceiling)]
+        total -= s[i] @ t[i] / tau - math.log(sum(math.exp(s[i] @ t[j] / tau) for j in kept))
+    return total / len(s)
+
+
+@pytest.mark.parametrize("ceiling", [0.2, 1.1])
+def test_contrastive(ceiling: float) -> None:
+    student, said = setting(batch=12)
+    said = Said(said.targets, said.label, torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]))
+    loss = build(Contrastive, LossConfig(temperature=0.1, ceiling=ceiling))
+    expected = reference_contrastive(
+        f64(student["embedding"]), f64(said.targets["embedding"]), said.voice.numpy(), 0.1, ceiling
+    )
+    assert abs(loss(student, said).item() - expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["cosine", "mse", "contrastive"])
+def test_other_widths_go_through_a_projection(name: str) -> None:
+    student, said = setting(teacher_dim=11)
+    loss = build(LOSSES[name], teacher_dim=11)
+    projected = {"embedding": student["embedding"] @ loss.project.weight.T}  # type: ignore[union-attr, operator]
+    straight = LOSSES[name](LossConfig(), {"embedding": 11}, {"embedding": 11}, 5)
+    assert torch.allclose(loss(student, said), straight(projected, said))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    student, said = setting(batch=5)
+    loss = build(LOSSES[name], LossConfig(temperature=0.5, scale=4.0))
+    embedding = student["embedding"].clone().requires_grad_()
+    loss({"embedding": embedding}, said).backward()
+    assert embedding.grad is not None
+    for index in ((0, 0), (2, 3), (4, 5)):
+        step = torch.zeros_like(embedding)
+        step[index] = 1e-2
+        with torch.no_grad():
+            change = loss({"embedding": embedding + step}, said) - loss({"embedding": embedding - step}, said)
+        assert abs(change.item() / 2e-2 - embedding.grad[index].item()) < 5e-3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 512])
+def test_half_precision_is_stable(name: str, dtype: torch.dtype, batch: int) -> None:
+    student, said = setting(batch)
+    loss = build(LOSSES[name])
+    exact = loss(student, said).item()
+    half = student["embedding"].to(dtype).requires_grad_()
+    value = loss({"embedding": half}, said)
+    value.backward()
+    assert half.grad is not None
+    assert torch.isfinite(half.grad).all()
+    assert abs(value.item() - exact) < 0.02 * max(abs(exact), 1.0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
+    student, said = setting(batch=16)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
+    shuffled = Said({"embedding": said.targets["embedding"][order]}, said.label[order], said.voice[order])
+    loss = build(LOSSES[name])
+    assert torch.allclose(loss(student, said), loss({"embedding": student["embedding"][order]}, shuffled), atol=1e-5)
+
+
+def test_a_perfect_student_has_no_loss() -> None:
+    _, said = setting()
+    student = {"embedding": 3.0 * said.targets["embedding"]}
+    assert build(Cosine)(student, said).item() < 1e-6
+    assert build(MSE)({"embedding": said.targets["embedding"]}, said).item() == 0.0
+    assert build(Contrastive, LossConfig(temperature=0.001))(student, said).item() < 1e-6
+
+
+def test_losses_add_up_with_their_weights() -> None:
+    student, said = setting()
+    losses = {"cosine": build(Cosine), "mse": build(MSE)}
+    total, terms = Sum(losses, {"mse": 0.25})(student, said)
+    assert torch.allclose(total, terms["cosine"] + 0.25 * terms["mse"])
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "expected"),
+    [
+        ([], {}, "at least one loss"),
+        (["cosin"], {}, "did you mean 'cosine'"),
+        (["mse", "mse"], {}, "once"),
+        (["mse"], {"aam": 1.0}, "not in use"),
+    ],
+)
+def test_bad_choices(names: list[str], weights: dict[str, float], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        check_names(names, LossConfig(weights=weights))
