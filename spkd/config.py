@@ -234,7 +234,7 @@ def _from_command_line(overrides: Sequence[str]) -> Iterator[tuple[str, str, Any
         if not equals or not name:
             raise UsageError(f"{item!r} is not key=value")
         try:
-            yield item, name, _plain(yaml.safe_load(text))
+            yield item, name, yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"{item!r}: the value is not valid YAML") from error
 
@@ -245,7 +245,7 @@ def _from_environment(known: Mapping[str, Key], environ: Mapping[str, str]) -> I
     for name in known:
         variable = "SPKD_" + name.replace(".", "__").upper()
         if variable in environ:
-            yield variable, name, _plain(yaml.safe_load(environ[variable]))
+            yield variable, name, yaml.safe_load(environ[variable])
 
 
 def _from_file(schema: type, file: str | Path | None) -> Iterator[tuple[str, str, Any]]:
@@ -284,14 +284,4 @@ def _flatten(schema: type, tree: Mapping[str, Any], prefix: str = "") -> Iterato
         if isinstance(value, dict) and dataclasses.is_dataclass(kind):
             yield from _flatten(cast(type, kind), value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    # YAML 1.1 reads `1e-3` as text: a number the user plainly meant.
-    if isinstance(value, str):
-        try:
-            return float(value) if any(c in value for c in "eE") and value[:1] in "+-.0123456789" else value
-        except ValueError:
-            return value
-    return value
+            yield f"{prefix}{name}", value

@@ -170,7 +170,8 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
 
     def one(utterance: Utterance) -> tuple[str, float | str]:
         try:
-            return utterance.id, probe(utterance.path) - utterance.start
+            seconds = probe(utterance.path) - utterance.start
+            return utterance.id, seconds if seconds > 0 else "its start lies beyond the end of the file"
         except AudioError as error:
             return utterance.id, error.reason
 

@@ -192,14 +192,27 @@ def _hash(ids: np.ndarray, number: np.ndarray, seed: int, purpose: int) -> np.nd
 
 
 class Player:
-    """Plays views of a manifest: decode, cut, change speed, augment."""
+    """Plays views of a manifest: decode, cut, change speed, augment.
 
-    def __init__(self, manifest: Manifest, views: Views, augmentation: Augmentation, min_seconds: float) -> None:
+    Args:
+        min_seconds: shorter utterances are refused. tell: told once that audio is resampled, and once that channels
+            are averaged.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        views: Views,
+        augmentation: Augmentation,
+        min_seconds: float = 0.0,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         self.manifest, self.views = manifest, views
         self._augment, self._min_seconds = augmentation, min_seconds
+        self._tell, self._told = tell, set[str]()
 
-    def __call__(self, row: int) -> tuple[np.ndarray, Decoded]:
-        """The waveform (samples,) of one view, and the file as decoded.
+    def __call__(self, row: int) -> np.ndarray:
+        """The waveform (samples,) of one view, float32.
 
         A view longer than its utterance hears the utterance repeated, as is usual in the field.
 
@@ -219,7 +232,18 @@ class Player:
                 utterance.path, f"ends {(span - len(decoded.wave)) / SAMPLE_RATE:.2f} s before its manifest says"
             )
         wave = np.resize(change_speed(decoded.wave, round(speed, 2)), samples)
-        return self._augment(wave, int(views.seed[row])), decoded
+        self._notice(decoded)
+        return self._augment(wave, int(views.seed[row]))
+
+    def _notice(self, decoded: Decoded) -> None:
+        notes = {
+            "rate": decoded.rate != SAMPLE_RATE and f"audio at {decoded.rate} Hz is resampled to {SAMPLE_RATE} Hz",
+            "channels": decoded.channels > 1 and f"audio with {decoded.channels} channels is averaged to one",
+        }
+        for kind, note in notes.items():
+            if note and self._tell is not None and kind not in self._told:
+                self._told.add(kind)
+                self._tell(f"note: {note} (told once)")
 
 
 @dataclass(frozen=True)
@@ -236,7 +260,6 @@ def play(
     batch_size: int,
     workers: int,
     rejected: Callable[[int, str], None],
-    notice: Callable[[Decoded], None] = lambda decoded: None,
 ) -> Iterator[Batch]:
     """Waveforms of the views in `rows`, decoded ahead by `workers` threads, batched by exact length.
 
@@ -244,14 +267,13 @@ def play(
 
     Args:
         rejected: told (row, reason) of every view that cannot be played.
-        notice: shown every decoded file, so that the caller can report resampling and averaged channels.
     """
     lengths = player.views.samples[rows]
     order = np.argsort(lengths, kind="stable")
     groups = np.split(rows[order], np.flatnonzero(np.diff(lengths[order])) + 1) if len(rows) else []
     batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 
-    def one(row: int) -> tuple[np.ndarray, Decoded] | str:
+    def one(row: int) -> np.ndarray | str:
         try:
             return player(row)
         except AudioError as error:
@@ -265,8 +287,7 @@ def play(
                 rejected(int(row), result)
             else:
                 kept.append(row)
-                waves.append(torch.from_numpy(np.ascontiguousarray(result[0])))
-                notice(result[1])
+                waves.append(torch.from_numpy(np.ascontiguousarray(result)))
         return Batch(np.array(kept), torch.stack(waves)) if kept else None
 
     pool = ThreadPoolExecutor(max(workers, 1))

@@ -156,3 +156,15 @@ def test_measuring_fills_durations_and_lists_the_unreadable(tmp_path: Path) -> N
     measured, rejected = measure(made)
     assert [(u.id, u.duration) for u in measured] == [("a", 0.75)]
     assert rejected == {"b": "no such file"}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("manifest.csv", 3), ("manifest.jsonl", 3), ("cuts.jsonl", 1), ("kaldi", 2)]
+)
+def test_the_documented_examples_load(name: str, count: int) -> None:
+    examples = Path(__file__).parents[1] / "manifests" / "examples"
+    loaded = Manifest.load(examples / name)
+    assert len(loaded) == count
+    assert loaded[0] == Utterance(
+        "ann-1", str(examples / ("kaldi" if name == "kaldi" else "") / "ann/1.flac"), "ann", 4.25
+    )

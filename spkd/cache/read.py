@@ -92,6 +92,10 @@ class Cache:
     def __len__(self) -> int:
         return len(self.plan.views)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker opens its own maps: pickling one would copy the shard.
+        return {**self.__dict__, "_maps": {}}
+
     @cached_property
     def rows(self) -> np.ndarray:
         """The views that can be served (all but the rejected)."""

@@ -46,9 +46,9 @@ def initialise(root: Path, card: dict[str, Any], plan: Plan, targets: list[Targe
                 f"{root}: holds a cache of {cards.difference(card, theirs)}; choose another folder with cache=FOLDER"
             )
         return
-    if root.is_dir() and any(
-        p.name not in {"plan", "zarr.json", HEAD_FILE} and not (p / "zarr.json").is_file() for p in root.iterdir()
-    ):
+    # An interrupted or concurrent start leaves these; anything else belongs to somebody.
+    ours = {"plan", "zarr.json", HEAD_FILE, *(t.name for t in targets)}
+    if root.is_dir() and any(p.name not in ours and p.suffix != ".part" for p in root.iterdir()):
         raise SpkdError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")
     plan.save(root)
     write_json(root / "zarr.json", GROUP_METADATA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from spkd.audio import SAMPLE_RATE
 from spkd.config import EvalConfig, ViewConfig
+from spkd.errors import UsageError
 from spkd.manifest import Manifest, measure
-from spkd.progress import track
+from spkd.progress import say, track
 from spkd.view import Player, ViewPlan, play
 
 EMBEDDING = "embedding"
@@ -23,17 +25,27 @@ class Embedder(Protocol):
 
     min_samples: int
 
+    @property
+    def targets(self) -> Mapping[str, Any]: ...
+
     def say(self, waves: Tensor, names: list[str]) -> dict[str, np.ndarray]: ...
 
     def card(self) -> dict[str, Any]: ...
 
 
 def embed(model: Embedder, manifest: Manifest, config: EvalConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """One L2-normalised embedding (D,) per utterance id, of the whole utterance; and the rejected with reasons."""
+    """One L2-normalised embedding (D,) per utterance id, of the whole utterance; and the rejected with reasons.
+
+    Raises:
+        UsageError: the model gives no embeddings.
+    """
+    if EMBEDDING not in model.targets:
+        raise UsageError(f"model={config.model} gives no embeddings to score")
     manifest, rejected = measure(manifest)
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
-    player = Player(manifest, views, plan.augmentation, max(config.min_seconds, model.min_samples / SAMPLE_RATE))
+    min_seconds = max(config.min_seconds, model.min_samples / SAMPLE_RATE)
+    player = Player(manifest, views, plan.augmentation, min_seconds, say)
     embeddings: dict[str, np.ndarray] = {}
 
     def reject(row: int, reason: str) -> None:

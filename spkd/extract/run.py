@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from spkd.audio import SAMPLE_RATE, Decoded
+from spkd.audio import SAMPLE_RATE
 from spkd.cache import FBANK, Plan, Target, UnitWriter, claim_units, finalize, heartbeat, initialise
 from spkd.cache import card as cards
 from spkd.cache.target import DTYPES
+from spkd.cache.write import manifest_path
 from spkd.config import ExtractConfig
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.extract.teacher import Teacher
@@ -28,30 +29,11 @@ REJECTED = "rejected.csv"
 
 @dataclass
 class Report:
-    """What one run did. rejected: reason by utterance id (and view number)."""
+    """What one run did: views extracted, reasons by utterance (and view), whether the cache is complete now."""
 
     views: int
     rejected: dict[str, str]
-    resampled: int
-    averaged: int
     complete: bool
-
-
-class Notices:
-    """Counts files that were resampled or averaged, and says so the first time."""
-
-    def __init__(self) -> None:
-        self.resampled = self.averaged = 0
-
-    def __call__(self, decoded: Decoded) -> None:
-        if decoded.rate != SAMPLE_RATE:
-            self.resampled += 1
-            if self.resampled == 1:
-                say(f"note: audio at {decoded.rate} Hz is resampled to {SAMPLE_RATE} Hz (told once)")
-        if decoded.channels > 1:
-            self.averaged += 1
-            if self.averaged == 1:
-                say(f"note: audio with {decoded.channels} channels is averaged to one (told once)")
 
 
 def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
@@ -81,9 +63,8 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
     root = Path(config.cache)
     initialise(root, card, plan, targets, _head_bytes(teacher) if with_head else None)
 
-    notices = Notices()
     min_seconds = max(config.min_seconds, teacher.min_samples / SAMPLE_RATE)
-    player = Player(manifest, views, view_plan.augmentation, min_seconds)
+    player = Player(manifest, views, view_plan.augmentation, min_seconds, say)
     rejected: dict[str, str] = dict(unreadable)
     done = len(views) - sum(len(plan.unit(u)) for u in _open_units(root, plan))
     written = 0
@@ -91,9 +72,7 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
         for unit in claim_units(root, plan.units):
             writer = UnitWriter(root, plan, targets, unit)
             try:
-                for batch in play(
-                    player, np.array(plan.unit(unit)), config.batch_size, config.workers, writer.reject, notices
-                ):
+                for batch in play(player, np.array(plan.unit(unit)), config.batch_size, config.workers, writer.reject):
                     _store(writer, teacher, targets, batch)
                     heartbeat(root, unit)
                     bar.advance(len(batch.rows))
@@ -108,7 +87,7 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
     complete = finalize(root, plan.units)
     if complete:
         _write_rejections(root, manifest, plan, unreadable)
-    return Report(written, rejected, notices.resampled, notices.averaged, complete)
+    return Report(written, rejected, complete)
 
 
 def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
@@ -145,7 +124,7 @@ def _store(writer: UnitWriter, teacher: Teacher, targets: list[Target], batch: B
 
 
 def _open_units(root: Path, plan: Plan) -> Iterator[int]:
-    return (unit for unit in range(plan.units) if not (root / "manifest" / f"{unit}.json").is_file())
+    return (unit for unit in range(plan.units) if not manifest_path(root, unit).is_file())
 
 
 def _view_name(manifest: Manifest, plan: Plan, row: int) -> str:

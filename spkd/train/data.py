@@ -97,7 +97,7 @@ class Steps(Dataset):
         features = []
         for row, start in zip(rows, crop.start, strict=True):
             try:
-                wave = torch.from_numpy(np.ascontiguousarray(self._player(int(row))[0]))
+                wave = torch.from_numpy(np.ascontiguousarray(self._player(int(row))))
             except AudioError as error:
                 raise SpkdError(f"training: {error}") from error
             view = fbank(wave[None])[0]

@@ -136,7 +136,7 @@ def _player(config: TrainConfig, cache: Cache) -> Player | None:
     if manifest.digest != cache.card["manifest"]["digest"]:
         raise SpkdError(f"{cache.root}: extracted from another manifest than {config.manifest} (digests differ)")
     plan = ViewPlan.from_card(cache.card["views"], config.noise, config.rir)
-    return Player(manifest, cache.plan.views, plan.augmentation, 0.0)
+    return Player(manifest, cache.plan.views, plan.augmentation)
 
 
 def _batches(steps: Steps, first: int, config: TrainConfig, cache: Cache) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -289,7 +289,11 @@ class _Log:
     """log.jsonl, and TensorBoard events where it is installed."""
 
     def __init__(self, out: Path, first: int) -> None:
-        self._file = open(out / "log.jsonl", "a" if first else "w")
+        path = out / "log.jsonl"
+        kept = path.read_text().splitlines() if first and path.is_file() else []
+        self._file = open(path, "w")
+        # A killed run may have logged steps that are done again now.
+        self._file.writelines(f"{line}\n" for line in kept if json.loads(line)["step"] < first)
         try:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -53,3 +53,11 @@ def test_a_malformed_line_is_named(tmp_path: Path, text: str, expected: str) -> 
 
 def test_utterances_stand_once_in_order(tmp_path: Path) -> None:
     assert read(write(tmp_path, "b a\na c\n")).utterances == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize(("name", "labelled"), [("voxceleb", True), ("kaldi", True), ("unlabelled", False)])
+def test_the_documented_examples_load(name: str, labelled: bool) -> None:
+    examples = Path(__file__).parents[2] / "manifests" / "examples"
+    trials = read(examples / f"trials-{name}.txt")
+    assert (trials.enrolment, trials.test) == (["ann-1", "ann-1"], ["ann-2", "guest"])
+    assert (trials.label is not None) == labelled

@@ -53,10 +53,10 @@ def test_cached_is_what_the_live_teacher_says_of_every_view(
     assert "0 rejected; complete" in done.out
     cache, manifest = Cache.open("cache"), Manifest.load(corpus / "manifest.csv")
     plan = ViewPlan.from_card(cache.card["views"], None, None)
-    player = Player(manifest, cache.plan.views, plan.augmentation, 0.0)
+    player = Player(manifest, cache.plan.views, plan.augmentation)
     teacher = load_teacher(TeacherConfig("wavlm", str(tiny_wavlm)), CPU)
     for row in cache.rows:
-        wave = torch.from_numpy(np.ascontiguousarray(player(int(row))[0]))[None]
+        wave = torch.from_numpy(np.ascontiguousarray(player(int(row))))[None]
         live = teacher.say(wave, ["embedding", "frames.layer2"]) | {"fbank": fbank(wave).numpy()}
         cached = cache.batch(np.array([row]), list(live))
         for name, values in live.items():

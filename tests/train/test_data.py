@@ -45,7 +45,7 @@ def test_every_epoch_sees_every_view_once_in_its_own_order(cache: Cache) -> None
 def test_cached_features_are_those_of_the_replayed_audio(cache: Cache, corpus: Path) -> None:
     manifest = Manifest.load(corpus / "manifest.csv")
     plan = ViewPlan.from_card(cache.card["views"], None, None)
-    player = Player(manifest, cache.plan.views, plan.augmentation, 0.0)
+    player = Player(manifest, cache.plan.views, plan.augmentation)
     for crop in (0.5, 1.6):  # 1.6 s: longer than some views
         cached = Steps(cache, [], Classes.of(cache), crop, 9, 0, None)[4]
         played = Steps(cache, [], Classes.of(cache), crop, 9, 0, player)[4]

@@ -59,6 +59,7 @@ def test_every_loss_trains_every_student(spkd: Callable, student: str, losses: l
         assert len(checkpoint.classes) == len(checkpoint.head) == 12
     lines = [json.loads(line) for line in Path("student/log.jsonl").read_text().splitlines()]
     assert set(lines[0]) == {"step", "lr", *losses}
+    assert list(Path("student/tensorboard").glob("events.*"))
     assert not list(Path("student").glob("state*"))
 
 
@@ -96,6 +97,8 @@ def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Pa
     assert done.code == 0, done.err
     whole, killed = load_file("whole/model.safetensors"), load_file("killed/model.safetensors")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    steps = [json.loads(line)["step"] for line in Path("killed/log.jsonl").read_text().splitlines()]
+    assert steps == [0, 20]
     assert "finished already" in spkd(*arguments, "out=killed").out
 
 
@@ -182,7 +185,7 @@ def test_the_schedule_warms_up_and_decays_to_its_end() -> None:
     assert rates[0] == 0.1
     assert rates[9] == rates[10] == 1.0
     assert abs(rates[-1] - 0.1) < 1e-12
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_only_matrices_are_decayed() -> None:
