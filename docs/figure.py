@@ -33,22 +33,22 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], labe
 
 def way(axes: Axes) -> None:
     """Audio, teacher, cache, students, scores."""
-    box(axes, 0.0, 1.0, 1.7, "audio", "manifest\nviews: crops, speeds,\nnoise (replayable)", "white")
-    box(axes, 2.7, 1.0, 1.7, "heavy teacher", "WavLM, d-vector,\nany spkd model\nruns once", TEACHER)
-    box(axes, 5.4, 1.0, 1.9, "shared cache", "frames, stats,\nembeddings, fbank\nZarr v3, memory-mapped", CACHE)
+    box(axes, 0.0, 1.0, 2.2, "audio", "manifest\nviews: crops, speeds,\nnoise (replayable)", "white")
+    box(axes, 3.1, 1.0, 2.2, "heavy teacher", "WavLM, d-vector,\nany spkd model\nruns once", TEACHER)
+    box(axes, 6.2, 1.0, 2.4, "shared cache", "frames, stats,\nembeddings, fbank\nZarr v3, mapped", CACHE)
     for y, name in ((2.35, "colleague 1"), (1.0, "colleague 2"), (-0.35, "colleague 30")):
-        scaled = FancyBboxPatch((8.6, y + 0.25), 1.5, 0.95, boxstyle="round,pad=0.02", fc=STUDENT, ec=INK, lw=0.8)
+        scaled = FancyBboxPatch((10.1, y + 0.25), 2.2, 0.95, boxstyle="round,pad=0.02", fc=STUDENT, ec=INK, lw=0.8)
         axes.add_patch(scaled)
-        axes.text(9.35, y + 0.92, "small student", ha="center", weight="bold", fontsize=9, color=INK)
-        axes.text(9.35, y + 0.52, name, ha="center", fontsize=8, color=INK)
-        arrow(axes, (7.35, 1.75), (8.55, y + 0.72))
-    box(axes, 11.3, 1.0, 1.6, "scores", "EER, minDCF,\nDET, report", "white")
-    arrow(axes, (1.75, 1.75), (2.65, 1.75))
-    arrow(axes, (4.45, 1.75), (5.35, 1.75))
-    arrow(axes, (10.15, 1.75), (11.25, 1.75))
-    for x, text in ((4.9, "spkd extract"), (8.0, "spkd train"), (10.7, "spkd eval")):
-        axes.text(x, 3.2, text, ha="center", fontsize=9, family="monospace", color=INK)
-    axes.set(xlim=(-0.1, 13.0), ylim=(-0.4, 3.6))
+        axes.text(11.2, y + 0.92, "small student", ha="center", weight="bold", fontsize=9, color=INK)
+        axes.text(11.2, y + 0.52, name, ha="center", fontsize=8, color=INK)
+        arrow(axes, (8.65, 1.75), (10.05, y + 0.72))
+    box(axes, 13.2, 1.0, 1.9, "scores", "EER, minDCF,\nDET, report", "white")
+    arrow(axes, (2.25, 1.75), (3.05, 1.75))
+    arrow(axes, (5.35, 1.75), (6.15, 1.75))
+    arrow(axes, (12.35, 1.75), (13.15, 1.75))
+    for x, text in ((5.7, "spkd extract"), (8.6, "spkd train"), (13.4, "spkd eval")):
+        axes.text(x, 3.25, text, ha="center", fontsize=9, family="monospace", color=INK)
+    axes.set(xlim=(-0.1, 15.2), ylim=(-0.4, 3.7))
     axes.set_axis_off()
 
 
@@ -77,7 +77,7 @@ def measured(axes: Axes, results: dict) -> None:
 
 def main() -> None:
     results = json.loads(RESULTS.read_text())
-    figure = Figure(figsize=(12.5, 3.2), layout="constrained")
+    figure = Figure(figsize=(14, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
     way(left)
     measured(right, results)
