@@ -7,6 +7,10 @@ Zarr v3 specification has it. Laid out so, the used part of a shard is one C-ord
 
 from __future__ import annotations
 
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,25 +82,54 @@ def index_bytes(target: Target, rows: int, used_chunks: int) -> bytes:
     return body + google_crc32c.value(body).to_bytes(4, "little")
 
 
-def map_shard(path: Path, target: Target, rows: int) -> np.ndarray:
-    """The filled rows of a shard, (n, dim), mapped read-only.
+def index_length(target: Target, rows: int) -> int:
+    """Bytes of a shard's index."""
+    return 16 * (rows // chunk_rows(target)) + 4
+
+
+def expect_shards(paths: Sequence[Path], target: Target, rows: int) -> None:
+    """Ask the system to fetch the indices of shards about to be mapped, all at once."""
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                length = index_length(target, rows)
+                os.posix_fadvise(file.fileno(), max(file.seek(0, 2) - length, 0), length, os.POSIX_FADV_WILLNEED)
+        except (FileNotFoundError, AttributeError):  # map_shard reports the former; macOS lacks the call
+            return
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The filled rows of a shard, (n, dim), read-only, on the mapping that holds them."""
+
+    rows: np.ndarray
+    map: mmap.mmap
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Ask the system to fetch rows start to stop, without waiting for them."""
+        width = self.rows.strides[0]
+        first = start * width // mmap.PAGESIZE * mmap.PAGESIZE
+        self.map.madvise(mmap.MADV_WILLNEED, first, stop * width - first)
+
+
+def map_shard(path: Path, target: Target, rows: int) -> Shard:
+    """Map a shard of at most `rows` rows. No file stays open: a cache may have more shards than a process has files.
 
     Raises:
         SpkdError: the shard is missing, truncated, or its index is damaged or not of this layout.
     """
-    length = 16 * (rows // chunk_rows(target)) + 4
+    length = index_length(target, rows)
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
-            if size < length:
+            if size <= length:
                 raise SpkdError(f"{path}: truncated shard")
-            file.seek(size - length)
-            index = file.read(length)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise SpkdError(f"{path}: missing shard") from error
     used, rest = divmod(size - length, chunk_bytes(target))
-    if rest or index != index_bytes(target, rows, used):
+    if rest or mapped[size - length :] != index_bytes(target, rows, used):
         raise SpkdError(f"{path}: damaged shard (its index does not fit its size)")
-    shape = (used * chunk_rows(target), target.dim)
-    # As a plain array: np.memmap's own __getitem__ is several times slower.
-    return np.memmap(path, DTYPES[target.dtype], "r", 0, shape).view(np.ndarray)
+    height = used * chunk_rows(target)
+    filled = np.frombuffer(mapped, DTYPES[target.dtype], height * target.dim)
+    return Shard(filled.reshape(height, target.dim), mapped)

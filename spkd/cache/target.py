@@ -39,6 +39,10 @@ class Target:
             return np.ones_like(samples)
         return np.maximum((samples - self.window) // self.hop + 1, 1)
 
+    def count(self, samples: int) -> int:
+        """`rows` of one view."""
+        return 1 if self.hop is None else max((samples - self.window) // self.hop + 1, 1)
+
     def card(self) -> dict[str, Any]:
         return asdict(self) | {"rate_hz": self.rate}
 
