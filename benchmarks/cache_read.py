@@ -54,10 +54,11 @@ def build(work: Path, utterances: int) -> tuple[Path, np.ndarray, np.ndarray]:
     zeros = np.zeros(utterances, np.int64)
     views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, np.ones(utterances, np.float32), zeros)
     plan = Plan.make(manifest, views, 1024, 1280.0)
-    initialise(root, card.make({"family": "benchmark"}, [TARGET], {}, manifest, plan, None), plan, [TARGET], None)
+    described = card.make({"family": "benchmark"}, [TARGET], {}, manifest, plan, None)
+    initialise(root, described, plan, [TARGET], None)
     out = np.lib.format.open_memmap(flat, "w+", np.float16, (int(frames.sum()), DIM))
     for unit in claim_units(root, plan.units):
-        writer = UnitWriter(root, plan, [TARGET], unit)
+        writer = UnitWriter(root, plan, [TARGET], unit, described["fingerprint"])
         for row in plan.unit(unit):
             values = random.standard_normal((frames[row], DIM)).astype(np.float16)
             writer.put("frames", row, values)

@@ -1,8 +1,9 @@
 """How a target lies on disk: a Zarr v3 array of uncompressed shards, written and read by us without zarr.
 
-Every shard is a run of inner chunks in order, then the index (offset and length of each, little-endian uint64,
-both all ones where the chunk is empty), then the index's crc32c: `sharding_indexed` with `bytes` inside, as the
-Zarr v3 specification has it. Laid out so, the used part of a shard is one C-ordered matrix that can be mapped.
+Every shard is a header of 128 bytes that says which cache and unit it belongs to (Zarr readers, which go by the index,
+never see it), a run of inner chunks in order, the index (offset and length of each, little-endian uint64, both all ones
+where the chunk is empty), and the index's crc32c: `sharding_indexed` with `bytes` inside, as the Zarr v3 specification
+has it. Laid out so, the used part of a shard is one C-ordered matrix that can be mapped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from spkd.errors import SpkdError
 UTTERANCE_CHUNK = 64  # rows of an inner chunk
 FRAME_CHUNK = 128
 EMPTY = 2**64 - 1
+HEADER = 128  # bytes
 
 
 def chunk_rows(target: Target) -> int:
@@ -73,10 +75,15 @@ def chunk_bytes(target: Target) -> int:
     return chunk_rows(target) * target.dim * DTYPES[target.dtype].itemsize
 
 
+def header_bytes(fingerprint: str, unit: int) -> bytes:
+    """The first bytes of every shard of one unit of one cache."""
+    return f"spkd shard 1 {fingerprint} {unit}\n".encode().ljust(HEADER)
+
+
 def index_bytes(target: Target, rows: int, used_chunks: int) -> bytes:
     """The index of a shard whose first `used_chunks` inner chunks are filled, with its crc32c."""
     index = np.full((rows // chunk_rows(target), 2), EMPTY, "<u8")
-    index[:used_chunks, 0] = np.arange(used_chunks, dtype=np.uint64) * np.uint64(chunk_bytes(target))
+    index[:used_chunks, 0] = HEADER + np.arange(used_chunks) * chunk_bytes(target)
     index[:used_chunks, 1] = chunk_bytes(target)
     body = index.tobytes()
     return body + google_crc32c.value(body).to_bytes(4, "little")
@@ -88,12 +95,13 @@ def index_length(target: Target, rows: int) -> int:
 
 
 def expect_shards(paths: Sequence[Path], target: Target, rows: int) -> None:
-    """Ask the system to fetch the indices of shards about to be mapped, all at once."""
+    """Ask the system to fetch the headers and indices of shards about to be mapped, all at once."""
     for path in paths:
         try:
             with open(path, "rb") as file:
                 length = index_length(target, rows)
-                os.posix_fadvise(file.fileno(), max(file.seek(0, 2) - length, 0), length, os.POSIX_FADV_WILLNEED)
+                for at, count in ((0, HEADER), (max(file.seek(0, 2) - length, 0), length)):
+                    os.posix_fadvise(file.fileno(), at, count, os.POSIX_FADV_WILLNEED)
         except (FileNotFoundError, AttributeError):  # map_shard reports the former; macOS lacks the call
             return
 
@@ -108,28 +116,30 @@ class Shard:
     def read_ahead(self, start: int, stop: int) -> None:
         """Ask the system to fetch rows start to stop, without waiting for them."""
         width = self.rows.strides[0]
-        first = start * width // mmap.PAGESIZE * mmap.PAGESIZE
-        self.map.madvise(mmap.MADV_WILLNEED, first, stop * width - first)
+        first = (HEADER + start * width) // mmap.PAGESIZE * mmap.PAGESIZE
+        self.map.madvise(mmap.MADV_WILLNEED, first, HEADER + stop * width - first)
 
 
-def map_shard(path: Path, target: Target, rows: int) -> Shard:
+def map_shard(path: Path, target: Target, rows: int, header: bytes) -> Shard:
     """Map a shard of at most `rows` rows. No file stays open: a cache may have more shards than a process has files.
 
     Raises:
-        SpkdError: the shard is missing, truncated, or its index is damaged or not of this layout.
+        SpkdError: the shard is missing, truncated, of another cache or unit, or its index is damaged.
     """
     length = index_length(target, rows)
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
-            if size <= length:
+            if size <= length + HEADER:
                 raise SpkdError(f"{path}: truncated shard")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise SpkdError(f"{path}: missing shard") from error
-    used, rest = divmod(size - length, chunk_bytes(target))
+    if mapped[:HEADER] != header:
+        raise SpkdError(f"{path}: a shard of another cache or unit, or damaged in its header")
+    used, rest = divmod(size - length - HEADER, chunk_bytes(target))
     if rest or mapped[size - length :] != index_bytes(target, rows, used):
         raise SpkdError(f"{path}: damaged shard (its index does not fit its size)")
     height = used * chunk_rows(target)
-    filled = np.frombuffer(mapped, DTYPES[target.dtype], height * target.dim)
+    filled = np.frombuffer(mapped, DTYPES[target.dtype], height * target.dim, HEADER)
     return Shard(filled.reshape(height, target.dim), mapped)

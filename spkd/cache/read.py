@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spkd.cache import card as cards
-from spkd.cache.layout import Shard, chunk_bytes, expect_shards, map_shard, shard_path
+from spkd.cache.layout import Shard, chunk_bytes, expect_shards, header_bytes, map_shard, shard_path
 from spkd.cache.plan import UNLABELLED, Plan
 from spkd.cache.target import DTYPES, Target
 from spkd.cache.write import COMPLETE, HEAD_FILE, manifest_path, record_check
@@ -222,7 +222,8 @@ class Cache:
         paths = [shard_path(self.root, target, unit) for unit in units]
         expect_shards(paths, target, rows)
         for unit, path in zip(units, paths, strict=True):
-            self._shards[target.name][unit] = map_shard(path, target, rows)
+            header = header_bytes(self.card["fingerprint"], unit)
+            self._shards[target.name][unit] = map_shard(path, target, rows, header)
 
 
 def verify(root: str | Path) -> list[str]:
@@ -241,19 +242,22 @@ def verify(root: str | Path) -> list[str]:
         files = read_json(manifest_path(root, unit))["files"]
         for target in cache.targets.values():
             path = shard_path(root, target, unit)
-            problem = _shard_problem(path, target, files[str(path.relative_to(root))])
+            header = header_bytes(cache.card["fingerprint"], unit)
+            problem = _shard_problem(path, target, header, files[str(path.relative_to(root))])
             if problem:
                 damaged.append(f"{path}: {problem}")
     return damaged
 
 
-def _shard_problem(path: Path, target: Target, expected: dict[str, Any]) -> str | None:
+def _shard_problem(path: Path, target: Target, header: bytes, expected: dict[str, Any]) -> str | None:
     if not path.is_file():
         return "missing"
     if path.stat().st_size != expected["bytes"]:
         return f"{path.stat().st_size} bytes instead of {expected['bytes']}"
     step = chunk_bytes(target)
     with open(path, "rb") as file:
+        if file.read(len(header)) != header:
+            return "of another cache or unit, or changed in its header"
         for i, check in enumerate(expected["chunk_crc32c"]):
             if google_crc32c.value(file.read(step)) != check:
                 rows = step // (target.dim * DTYPES[target.dtype].itemsize)

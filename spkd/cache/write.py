@@ -21,7 +21,16 @@ import google_crc32c
 import numpy as np
 
 from spkd.cache import card as cards
-from spkd.cache.layout import GROUP_METADATA, array_metadata, chunk_bytes, chunk_rows, index_bytes, shard_path
+from spkd.cache.layout import (
+    GROUP_METADATA,
+    HEADER,
+    array_metadata,
+    chunk_bytes,
+    chunk_rows,
+    header_bytes,
+    index_bytes,
+    shard_path,
+)
 from spkd.cache.plan import FILE as PLAN_FILE
 from spkd.cache.plan import Plan
 from spkd.cache.target import DTYPES, Target
@@ -121,11 +130,11 @@ def _dead(path: Path) -> bool:
 class UnitWriter:
     """Fills one claimed unit."""
 
-    def __init__(self, root: Path, plan: Plan, targets: list[Target], unit: int) -> None:
+    def __init__(self, root: Path, plan: Plan, targets: list[Target], unit: int, fingerprint: str) -> None:
         self._root, self._plan, self._unit = root, plan, unit
         self._views = plan.unit(unit)
         self._rejected: dict[int, str] = {}
-        self._shards = {t.name: _Shard(root, plan, t, unit) for t in targets}
+        self._shards = {t.name: _Shard(root, plan, t, unit, fingerprint) for t in targets}
 
     def put(self, name: str, row: int, values: np.ndarray) -> None:
         """Store what the teacher said of view `row`: (rows, dim), or (dim,) at utterance level.
@@ -163,7 +172,7 @@ class UnitWriter:
 class _Shard:
     """One shard being filled: rows land at their planned place in a `.part` file."""
 
-    def __init__(self, root: Path, plan: Plan, target: Target, unit: int) -> None:
+    def __init__(self, root: Path, plan: Plan, target: Target, unit: int, fingerprint: str) -> None:
         self.path = shard_path(root, target, unit)
         self._target, self._first_view = target, plan.unit(unit).start
         start, count = plan.local_rows(target)
@@ -175,6 +184,7 @@ class _Shard:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._part = self.path.with_name(f"0.{socket.gethostname()}.{os.getpid()}.part")
         self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        _write_all(self._descriptor, header_bytes(fingerprint, unit), 0)
 
     def put(self, row: int, values: np.ndarray) -> None:
         view, target = row - self._first_view, self._target
@@ -188,7 +198,7 @@ class _Shard:
             raise SpkdError(
                 f"target {target.name}: values that are not finite as {target.dtype}; try storage.dtype=float32"
             )
-        _write_all(self._descriptor, stored.tobytes(), int(self._start[view]) * self._row_bytes)
+        _write_all(self._descriptor, stored.tobytes(), HEADER + int(self._start[view]) * self._row_bytes)
         self._written[view] = True
 
     def finish(self, rejected: dict[int, str]) -> dict[str, Any]:
@@ -198,13 +208,11 @@ class _Shard:
             self._blank(int(self._start[view]), int(self._count[view]))
         used = int(self._count.sum())
         self._blank(used, self._chunks * chunk_rows(self._target) - used)
-        size = self._chunks * chunk_bytes(self._target)
+        step = chunk_bytes(self._target)
+        size = HEADER + self._chunks * step
         index = index_bytes(self._target, self._rows, self._chunks)
         _write_all(self._descriptor, index, size)
-        checks = [
-            google_crc32c.value(os.pread(self._descriptor, chunk_bytes(self._target), i * chunk_bytes(self._target)))
-            for i in range(self._chunks)
-        ]
+        checks = [google_crc32c.value(os.pread(self._descriptor, step, HEADER + i * step)) for i in range(self._chunks)]
         os.fsync(self._descriptor)
         os.close(self._descriptor)
         os.replace(self._part, self.path)
@@ -213,7 +221,7 @@ class _Shard:
 
     def _blank(self, row: int, count: int) -> None:
         blank = np.full((count, self._target.dim), np.nan, DTYPES[self._target.dtype])
-        _write_all(self._descriptor, blank.tobytes(), row * self._row_bytes)
+        _write_all(self._descriptor, blank.tobytes(), HEADER + row * self._row_bytes)
 
     def abandon(self) -> None:
         if self._part.exists():

@@ -70,7 +70,7 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
     written = 0
     with track("extracting", len(views), "views", done) as bar:
         for unit in claim_units(root, plan.units):
-            writer = UnitWriter(root, plan, targets, unit)
+            writer = UnitWriter(root, plan, targets, unit, card["fingerprint"])
             try:
                 for batch in play(player, np.array(plan.unit(unit)), config.batch_size, config.workers, writer.reject):
                     _store(writer, teacher, targets, batch)

@@ -38,10 +38,11 @@ def write(
     """A complete cache of random values. Returns what was written, per target and view."""
     manifest, plan = make_plan(lengths, **units)  # type: ignore[arg-type]
     random = np.random.RandomState(len(lengths))
-    initialise(root, card.make({"family": "test"}, targets, {}, manifest, plan, None), plan, targets, None)
+    made = card.make({"family": "test"}, targets, {}, manifest, plan, None)
+    initialise(root, made, plan, targets, None)
     values = {t.name: [random.randn(int(t.rows(n)), t.dim).astype(t.dtype) for n in lengths] for t in targets}
     for unit in claim_units(root, plan.units):
-        writer = UnitWriter(root, plan, targets, unit)
+        writer = UnitWriter(root, plan, targets, unit, made["fingerprint"])
         for row in random.permutation(list(plan.unit(unit))):
             if row in reject:
                 writer.reject(int(row), "bad")

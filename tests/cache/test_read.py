@@ -59,7 +59,7 @@ def test_logits_follow_from_embedding_and_head(tmp_path: Path) -> None:
     made = card.make({"family": "t"}, [EMBEDDING], {}, manifest, plan, described)
     initialise(tmp_path / "c", made, plan, [EMBEDDING], save({"weight": weight}))
     for unit in claim_units(tmp_path / "c", plan.units):
-        writer = UnitWriter(tmp_path / "c", plan, [EMBEDDING], unit)
+        writer = UnitWriter(tmp_path / "c", plan, [EMBEDDING], unit, made["fingerprint"])
         for row in plan.unit(unit):
             writer.put("embedding", row, np.arange(4.0) + row)
         writer.commit()

@@ -29,7 +29,7 @@ def start(root: Path, lengths: list[int], **units: float):  # type: ignore[no-un
 
 
 def fill(root: Path, plan, unit: int) -> None:  # type: ignore[no-untyped-def]
-    writer = UnitWriter(root, plan, [EMBEDDING], unit)
+    writer = UnitWriter(root, plan, [EMBEDDING], unit, card.load(root)["fingerprint"])
     for row in plan.unit(unit):
         writer.put("embedding", row, np.full(4, row))
     writer.commit()
@@ -82,7 +82,7 @@ def test_what_the_teacher_says_is_checked(tmp_path: Path) -> None:
     manifest, plan = make_plan([4000])
     targets = [FRAMES]
     initialise(tmp_path / "c", card.make({}, targets, {}, manifest, plan, None), plan, targets, None)
-    writer = UnitWriter(tmp_path / "c", plan, targets, 0)
+    writer = UnitWriter(tmp_path / "c", plan, targets, 0, "f" * 64)
     rows = int(FRAMES.rows(4000))
     with pytest.raises(SpkdError, match=f"gave 3 rows where it declares {rows}"):
         writer.put("frames", 0, np.zeros((3, 5)))
@@ -112,11 +112,11 @@ import sys, time, numpy as np
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tests.cache.test_layout import make_plan
-from spkd.cache import UnitWriter, Target, claim_units, finalize
+from spkd.cache import UnitWriter, Target, card, claim_units, finalize
 root, target = Path(sys.argv[1]), Target("embedding", 4)
 _, plan = make_plan([4000] * 40, 2)
 for unit in claim_units(root, plan.units):
-    writer = UnitWriter(root, plan, [target], unit)
+    writer = UnitWriter(root, plan, [target], unit, card.load(root)["fingerprint"])
     for row in plan.unit(unit):
         writer.put("embedding", row, np.full(4, row))
         time.sleep(0.004)
@@ -180,6 +180,10 @@ def test_a_damaged_shard_is_never_served(tmp_path: Path) -> None:
         shard.write_bytes(bad)
         with pytest.raises(SpkdError, match="shard"):
             Cache.open(tmp_path / "c").batch(np.array([0]), ["embedding"])
+    write(tmp_path / "other", [4000] * 5, [EMBEDDING])
+    shard.write_bytes((tmp_path / "other" / "embedding" / "c" / "0" / "0").read_bytes())
+    with pytest.raises(SpkdError, match="of another cache"):
+        Cache.open(tmp_path / "c").batch(np.array([0]), ["embedding"])
     shard.unlink()
     with pytest.raises(SpkdError, match="missing shard"):
         Cache.open(tmp_path / "c").batch(np.array([0]), ["embedding"])
