@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,40 @@ def sync_folder(folder: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` atomically and durably; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    os.replace(_written(path, data), path)
     sync_folder(path.parent)
 
 
 def write_json(path: Path, tree: Any) -> None:
-    write_bytes(path, (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, _json(tree))
+
+
+def create_json(path: Path, tree: Any) -> bool:
+    """Write `path` unless it is there: of several processes exactly one succeeds. Returns whether this one did."""
+    temporary = _written(path, _json(tree))
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)
+    return True
+
+
+def _json(tree: Any) -> bytes:
+    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _written(path: Path, data: bytes) -> Path:
+    """A temporary file beside `path` that holds `data` durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
 
 
 def read_json(path: Path) -> Any:

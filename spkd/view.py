@@ -99,8 +99,8 @@ class ViewPlan:
     def text(self) -> str:
         return {
             "full": "full",
-            "windows": f"windows:{self.seconds:g}/{self.hop:g}",
-            "crops": f"crops:{self.count},{self.seconds:g}",
+            "windows": f"windows:{self.seconds:.10g}/{self.hop:.10g}",
+            "crops": f"crops:{self.count},{self.seconds:.10g}",
         }[self.kind]
 
     def card(self) -> dict[str, object]:

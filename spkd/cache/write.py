@@ -35,7 +35,7 @@ from spkd.cache.plan import FILE as PLAN_FILE
 from spkd.cache.plan import Plan
 from spkd.cache.target import DTYPES, Target
 from spkd.errors import SpkdError
-from spkd.files import read_json, sync_folder, write_bytes, write_json
+from spkd.files import create_json, read_json, sync_folder, write_bytes, write_json
 
 HEAD_FILE = "head.safetensors"
 COMPLETE = "COMPLETE.json"
@@ -49,11 +49,7 @@ def initialise(root: Path, card: dict[str, Any], plan: Plan, targets: list[Targe
         SpkdError: the folder holds a cache of something else, or other files.
     """
     if (root / cards.FILE).is_file():
-        theirs = cards.load(root)
-        if theirs["fingerprint"] != card["fingerprint"]:
-            raise SpkdError(
-                f"{root}: holds a cache of {cards.difference(card, theirs)}; choose another folder with cache=FOLDER"
-            )
+        _check_same(root, card)
         return
     # An interrupted or concurrent start leaves these; anything else belongs to somebody.
     ours = {"plan", "zarr.json", HEAD_FILE, *(t.name for t in targets)}
@@ -65,7 +61,16 @@ def initialise(root: Path, card: dict[str, Any], plan: Plan, targets: list[Targe
         write_json(root / target.name / "zarr.json", array_metadata(target, plan.shard_rows(target), plan.units))
     if head is not None:
         write_bytes(root / HEAD_FILE, head)
-    write_json(root / cards.FILE, card)
+    if not create_json(root / cards.FILE, card):
+        _check_same(root, card)
+
+
+def _check_same(root: Path, card: dict[str, Any]) -> None:
+    theirs = cards.load(root)
+    if theirs["fingerprint"] != card["fingerprint"]:
+        raise SpkdError(
+            f"{root}: holds a cache of {cards.difference(card, theirs)}; choose another folder with cache=FOLDER"
+        )
 
 
 def manifest_path(root: Path, unit: int) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,3 +216,27 @@ def test_no_teacher_keeps_fbank_alone(spkd: Callable, corpus: Path) -> None:
     cache = Cache.open("cache")
     assert list(cache.targets) == ["fbank"]
     assert cache.batch(np.array([0, 1]), ["fbank"], Crop(np.array([0, 160]), 8000))["fbank"].shape == (2, 48, 80)
+
+
+def test_several_workers_fill_one_cache(spkd: Callable, corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    arguments = [
+        "extract",
+        "teacher=checkpoint",
+        f"teacher.weights={checkpoint}",
+        f"manifest={corpus / 'manifest.csv'}",
+        "view.speeds=[0.9,1.0,1.1]",
+        "storage.unit_views=3",
+    ]
+    command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen([*command, "cache=shared"], cwd=tmp_path, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    outputs = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], outputs
+    assert sum(int(out.split(" views extracted")[0].split()[-1]) for out, _ in outputs) == 54
+    assert any("complete" in out for out, _ in outputs)
+    assert spkd(*arguments, "cache=alone").code == 0
+    shared, alone = Cache.open("shared"), Cache.open("alone")
+    assert torch.equal(
+        shared.batch(shared.rows, ["embedding"])["embedding"], alone.batch(alone.rows, ["embedding"])["embedding"]
+    )
+    assert "every checksum fits" in spkd("cache", "verify", "shared").out
