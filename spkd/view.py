@@ -133,8 +133,8 @@ class ViewPlan:
         )
         if plan.card() != card:
             raise SpkdError(
-                "the cache's views were augmented with audio that is not the one given; set view.noise and view.rir "
-                "to the same folders, or extract with fbank=true, which needs no audio"
+                "the cache's views were augmented with audio that is not the one given; give noise=FOLDER and "
+                "rir=FOLDER, the same folders as at extraction, or extract with fbank=true, which needs no audio"
             )
         return plan
 

@@ -6,6 +6,7 @@ Every step is an ordinary spkd command, printed as one would type it.
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ def _print(rows: list[Row]) -> None:
     for row in rows:
         table.add_row(*_cells(row))
     say("")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _report(out: Path, rows: list[Row], seed: int) -> None:

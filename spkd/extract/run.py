@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spkd.audio import SAMPLE_RATE
-from spkd.cache import FBANK, Plan, Target, UnitWriter, claim_units, finalize, heartbeat, initialise
+from spkd.cache import FBANK, Cache, Plan, Target, UnitWriter, claim_units, finalize, heartbeat, initialise
 from spkd.cache import card as cards
 from spkd.cache.target import DTYPES
 from spkd.cache.write import manifest_path
@@ -29,7 +29,7 @@ REJECTED = "rejected.csv"
 
 @dataclass
 class Report:
-    """What one run did: views extracted, reasons by utterance (and view), whether the cache is complete now."""
+    """What one run did: views extracted, whether the cache is complete now, and what it lacks with the reasons."""
 
     views: int
     rejected: dict[str, str]
@@ -86,7 +86,7 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
             bar.advance(len(lost))
     complete = finalize(root, plan.units)
     if complete:
-        _write_rejections(root, manifest, plan, unreadable)
+        rejected = _list_rejections(root, manifest, plan, unreadable)
     return Report(written, rejected, complete)
 
 
@@ -143,14 +143,13 @@ def _head_bytes(teacher: Teacher) -> bytes:
     return save({"weight": teacher.head.weight.float().cpu().contiguous()})
 
 
-def _write_rejections(root: Path, manifest: Manifest, plan: Plan, unreadable: dict[str, str]) -> None:
-    """rejected.csv: every utterance or view left out, with the reason; absent where none was."""
-    from spkd.cache import Cache
-
-    rows = [(name, "", reason) for name, reason in unreadable.items()]
+def _list_rejections(root: Path, manifest: Manifest, plan: Plan, unreadable: dict[str, str]) -> dict[str, str]:
+    """Every utterance or view left out of a complete cache, with the reason; kept as rejected.csv if there is one."""
+    rejected = dict(unreadable)
     for row, reason in Cache.open(root).rejected.items():
-        rows.append((manifest[int(plan.views.utterance[row])].id, str(row), reason))
-    if rows:
+        rejected[_view_name(manifest, plan, row)] = reason
+    if rejected:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([("utt", "view", "reason"), *rows])
+        csv.writer(out, lineterminator="\n").writerows([("utt", "reason"), *rejected.items()])
         write_bytes(root / REJECTED, out.getvalue().encode())
+    return rejected

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,13 +79,13 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
 
     needs = sorted({name for loss in losses for name in LOSSES[loss].needs})
     steps = Steps(cache, needs, classes, config.crop, config.batch_size, config.seed, _player(config, cache))
-    recent: list[dict[str, float]] = []
+    recent: deque[dict[str, float]] = deque(maxlen=max(config.steps // 10, 1))
     log = _Log(out, first)
     try:
         with track("training", config.steps * config.batch_size, "utterances", first * config.batch_size) as bar:
             for step, batch in _batches(steps, first, config, cache):
                 terms = _step(step, batch, config, trainee, optimiser, device)
-                recent = [*recent[-max(config.steps // 10, 1) + 1 :], terms]
+                recent.append(terms)
                 log(step, terms | {"lr": optimiser.param_groups[0]["lr"]})
                 bar.advance(config.batch_size, " ".join(f"{k} {v:.3f}" for k, v in terms.items()))
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
@@ -266,7 +267,7 @@ def _finish(
     classes: Classes,
     config: TrainConfig,
     settings: dict[str, Any],
-    recent: list[dict[str, float]],
+    recent: Sequence[dict[str, float]],
 ) -> Result:
     """Write the student, drop the training state."""
     terms = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}

@@ -159,6 +159,7 @@ def test_bad_audio_is_listed_and_the_run_goes_on(
             "missing.wav",
             "corrupt.flac",
         }
+    assert "5 rejected; complete" in spkd(*command).out  # said again, though nothing was left to do
     cache = Cache.open("cache")
     assert len(cache.rows) == 6
     shutil.rmtree("cache")
