@@ -251,6 +251,8 @@ def finalize(root: Path, units: int) -> bool:
         return True
     if not all(manifest_path(root, unit).is_file() for unit in range(units)):
         return False
+    for left in root.glob("*/c/*/*.part"):  # of workers that were killed
+        left.unlink(missing_ok=True)
     rejected: dict[str, str] = {}
     for unit in range(units):
         rejected |= read_json(manifest_path(root, unit))["rejected"]

@@ -1,0 +1,120 @@
+"""Single-bit flips anywhere in a cache: does `verify` find every one?
+
+A real cache (synthetic audio through the real extractor, with several targets and a rejected view) gets one flipped bit
+at a time: in shards, headers, indices, plan, unit manifests, card, array metadata and completion record alike.
+
+    python benchmarks/cache_flips.py --flips 1000
+
+Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/cache_flips.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from machine import describe
+
+from spkd import config, models
+from spkd.cache import verify
+from spkd.config import ExtractConfig
+from spkd.demo.synthesis import speaker, utterance
+from spkd.errors import SpkdError
+from spkd.extract import load_teacher
+from spkd.extract.run import run
+from spkd.manifest import Manifest, Utterance, build
+from spkd.models import Checkpoint
+
+HERE = Path(__file__).parent
+
+
+def make(work: Path) -> Path:
+    """A small cache with targets of every kind."""
+    shutil.rmtree(work, ignore_errors=True)
+    for s in range(4):
+        (work / "audio" / f"s{s}").mkdir(parents=True)
+        for u in range(3):
+            soundfile.write(work / "audio" / f"s{s}" / f"{u}.wav", utterance(speaker(s), 10 * s + u, 1.0), 16_000)
+    manifest, _, _ = build(work / "audio", "folder")
+    manifest = Manifest((*manifest.utterances, Utterance("gone", str(work / "gone.wav"), "s0", 1.0)))
+    torch.manual_seed(0)
+    network = models.build("xvector", 16, 8).eval()
+    models.save(work / "teacher", Checkpoint(network, torch.randn(4, 8), list("abcd"), 30.0))
+    settings = config.load(
+        ExtractConfig,
+        [
+            "teacher=checkpoint",
+            f"teacher.weights={work / 'teacher'}",
+            "teacher.targets=[frames,stats,embedding,logits]",
+            "fbank=true",
+            "storage.unit_views=5",
+            f"cache={work / 'cache'}",
+        ],
+        environ={},
+    )
+    run(settings, load_teacher(settings.teacher, torch.device("cpu")), manifest)
+    return work / "cache"
+
+
+def kind(root: Path, path: Path, offset: int) -> str:
+    """Which part of the cache a byte belongs to."""
+    relative = path.relative_to(root)
+    if relative.parts[0] == "manifest":
+        return "unit manifest"
+    if path.name == "0":
+        if offset < 128:
+            return "shard header"
+        return "shard data or index"
+    return "array metadata" if path.name == "zarr.json" else relative.name
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--flips", type=int, default=1000)
+    options.add_argument("--work", type=Path, default=HERE / "work" / "cache_flips")
+    given = options.parse_args()
+    root = make(given.work)
+    if verify(root):
+        raise SystemExit("the fresh cache does not verify")
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name != "rejected.csv")
+    random = np.random.RandomState(0)
+    tried: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    for flip in range(given.flips):
+        # Every other flip in a file by its size, the others in any file: small files matter as much.
+        sizes = np.array([p.stat().st_size for p in files], float)
+        path = (
+            files[random.choice(len(files), p=sizes / sizes.sum())] if flip % 2 else files[random.randint(len(files))]
+        )
+        good = path.read_bytes()
+        offset = random.randint(len(good))
+        bad = bytearray(good)
+        bad[offset] ^= 1 << random.randint(8)
+        path.write_bytes(bytes(bad))
+        try:
+            damaged = verify(root)
+        except SpkdError as error:
+            damaged = [str(error)]
+        path.write_bytes(good)
+        tried[kind(root, path, offset)] += 1
+        found[kind(root, path, offset)] += bool(damaged)
+        if not damaged:
+            print(
+                f"missed: {path.relative_to(root)}, byte {offset} of {len(good)}: {bytes(good[offset : offset + 1])!r}"
+            )
+    print(f"{'part':22} {'flips':>6} {'detected':>9}")
+    for part, count in sorted(tried.items()):
+        print(f"{part:22} {count:6} {found[part]:9}")
+    result = {"flips": given.flips, "detected": sum(found.values()), "parts": dict(tried), "machine": describe()}
+    (HERE / "results" / "cache_flips.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
