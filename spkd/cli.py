@@ -117,9 +117,6 @@ def train(
 ) -> None:
     """Train a student from a teacher cache."""
     settings = config.load(config.TrainConfig, overrides or [], config_file)
-    from spkd.train.losses import check_names
-
-    check_names(loss or [], settings.loss)
     from spkd.train.trainer import run
 
     result = run(settings, loss or [])

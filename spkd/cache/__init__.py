@@ -2,11 +2,13 @@
 
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache, Crop, Head, verify
-from spkd.cache.target import FBANK, Target
+from spkd.cache.target import EMBEDDING, FBANK, LOGITS, Target
 from spkd.cache.write import UnitWriter, claim_units, finalize, heartbeat, initialise
 
 __all__ = [
+    "EMBEDDING",
     "FBANK",
+    "LOGITS",
     "Cache",
     "Crop",
     "Head",

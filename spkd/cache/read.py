@@ -18,12 +18,11 @@ from torch import Tensor
 from spkd.cache import card as cards
 from spkd.cache.layout import Shard, chunk_bytes, expect_shards, header_bytes, map_shard, shard_path
 from spkd.cache.plan import UNLABELLED, Plan
-from spkd.cache.target import DTYPES, Target
+from spkd.cache.target import DTYPES, EMBEDDING, LOGITS, Target
 from spkd.cache.write import COMPLETE, HEAD_FILE, manifest_path, record_check
 from spkd.errors import SpkdError, did_you_mean
 from spkd.files import read_json
 
-LOGITS = "logits"
 WARM_RATE = 3e9  # bytes/s: memory gives 10e9 and more, disks less than this
 JUDGED_BYTES = 1 << 20  # batches smaller than this say too little of the rate
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -168,7 +167,7 @@ class Cache:
     def _gather(self, name: str, rows: np.ndarray, crop: Crop | None, out: Tensor | None) -> Tensor:
         if name not in self.targets:
             if name == LOGITS and self.head is not None:
-                return self.head.logits(self._gather("embedding", rows, None, None))
+                return self.head.logits(self._gather(EMBEDDING, rows, None, None))
             raise SpkdError(f"{self.root}: no target {name!r} in this cache{did_you_mean(name, self.names)}")
         target = self.targets[name]
         place, count = self._place(name)
@@ -207,7 +206,8 @@ class Cache:
         if target.hop is None:
             return 1, np.zeros_like(counts)
         if crop is not None:
-            return target.count(crop.samples), crop.start // target.hop
+            # A crop may start beyond the last row of a target whose windows are longer than the crop.
+            return target.count(crop.samples), crop.start // target.hop % counts
         if (counts != counts[0]).any():
             raise SpkdError(f"target {target.name}: views of different lengths need a crop")
         return int(counts[0]), np.zeros_like(counts)

@@ -10,6 +10,8 @@ import numpy as np
 from spkd.audio import SAMPLE_RATE
 from spkd.features import HOP, MELS, WINDOW
 
+EMBEDDING = "embedding"
+LOGITS = "logits"
 DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from spkd.audio import SAMPLE_RATE
+from spkd.cache import EMBEDDING
 from spkd.config import EvalConfig, ViewConfig
 from spkd.errors import UsageError
 from spkd.manifest import Manifest, measure
 from spkd.progress import say, track
 from spkd.view import Player, ViewPlan, play
-
-EMBEDDING = "embedding"
 
 
 class Embedder(Protocol):

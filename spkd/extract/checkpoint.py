@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.cache import FBANK, Head, Target
+from spkd.cache import EMBEDDING, FBANK, LOGITS, Head, Target
 from spkd.extract.teacher import Teacher, digest_files
 from spkd.features import WINDOW, fbank
 from spkd.models import load
@@ -33,7 +33,7 @@ class CheckpointTeacher(Teacher):
             for name, dim in self.network.levels.items()
         }
         if self.head is not None:
-            self.targets["logits"] = Target("logits", len(self.head.classes))
+            self.targets[LOGITS] = Target(LOGITS, len(self.head.classes))
 
     def card(self) -> dict[str, Any]:
         return {
@@ -48,6 +48,6 @@ class CheckpointTeacher(Teacher):
 
     def run(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
         said = self.network(fbank(waves.to(self._device)))
-        if self.head is not None and "logits" in names:
-            said["logits"] = self.head.logits(said["embedding"])
+        if self.head is not None and LOGITS in names:
+            said[LOGITS] = self.head.logits(said[EMBEDDING])
         return said

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from spkd.audio import SAMPLE_RATE
-from spkd.cache import Target
+from spkd.cache import EMBEDDING, Target
 from spkd.errors import SpkdError, UsageError
-from spkd.extract.teacher import EMBEDDING, Teacher, digest_tensors
+from spkd.extract.teacher import Teacher, digest_tensors
 
 MELS = 40
 FFT, HOP = 400, 160  # samples: 25 ms, 10 ms

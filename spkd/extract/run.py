@@ -11,7 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from spkd.audio import SAMPLE_RATE
-from spkd.cache import FBANK, Cache, Plan, Target, UnitWriter, claim_units, finalize, heartbeat, initialise
+from spkd.cache import (
+    EMBEDDING,
+    FBANK,
+    LOGITS,
+    Cache,
+    Plan,
+    Target,
+    UnitWriter,
+    claim_units,
+    finalize,
+    heartbeat,
+    initialise,
+)
 from spkd.cache import card as cards
 from spkd.cache.target import DTYPES
 from spkd.cache.write import manifest_path
@@ -49,7 +61,7 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
         raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read")
     views = view_plan.views(manifest)
     plan = Plan.make(manifest, views, config.storage.unit_views, config.storage.unit_seconds)
-    with_head = teacher.head is not None and "logits" in config.teacher.targets
+    with_head = teacher.head is not None and LOGITS in config.teacher.targets
     card = cards.make(
         teacher.card(),
         targets,
@@ -103,9 +115,9 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
                 f"teacher={teacher.family} has no target {name!r}{did_you_mean(name, teacher.targets)} "
                 f"(it has {', '.join(teacher.targets)})"
             )
-    stored = [n for n in dict.fromkeys(names) if n != "logits" or teacher.head is None]
-    if "logits" in names and teacher.head is not None and "embedding" not in stored:
-        stored.append("embedding")
+    stored = [n for n in dict.fromkeys(names) if n != LOGITS or teacher.head is None]
+    if LOGITS in names and teacher.head is not None and EMBEDDING not in stored:
+        stored.append(EMBEDDING)
     targets = [teacher.targets[name] for name in stored] + ([FBANK] if config.fbank or not teacher.targets else [])
     if not targets:
         raise UsageError("teacher.targets: name at least one target")

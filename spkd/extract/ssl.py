@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.cache import Target
+from spkd.cache import EMBEDDING, Target
 from spkd.errors import SpkdError, UsageError
-from spkd.extract.teacher import EMBEDDING, Teacher, digest_tensors
+from spkd.extract.teacher import Teacher, digest_tensors
 from spkd.models.network import statistics
 
 HUB = {

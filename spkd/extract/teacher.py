@@ -13,8 +13,6 @@ from torch import Tensor
 
 from spkd.cache import Head, Target
 
-EMBEDDING = "embedding"
-
 
 class Teacher(ABC):
     """A frozen model on one device.

@@ -101,7 +101,7 @@ class Steps(Dataset):
             except AudioError as error:
                 raise SpkdError(f"training: {error}") from error
             view = fbank(wave[None])[0]
-            frames = int(FBANK.rows(crop.samples))
+            frames = FBANK.count(crop.samples)
             first = int(start) // HOP
             # Repeated past its end, as the cache does.
             features.append(view[(first + torch.arange(frames)) % len(view)])

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
+from spkd.cache import EMBEDDING
 from spkd.config import LossConfig
-from spkd.train.losses.base import EMBEDDING, Loss, Said
+from spkd.train.losses.base import Loss, Said
 
 
 class AAM(Loss):

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from spkd.config import LossConfig
 
-EMBEDDING = "embedding"
-
 
 @dataclass(frozen=True)
 class Said:

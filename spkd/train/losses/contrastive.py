@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from spkd.cache import EMBEDDING
 from spkd.config import LossConfig
-from spkd.train.losses.base import EMBEDDING, Loss, Said, projection
+from spkd.train.losses.base import Loss, Said, projection
 
 
 class Contrastive(Loss):

@@ -6,8 +6,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from spkd.cache import EMBEDDING
 from spkd.config import LossConfig
-from spkd.train.losses.base import EMBEDDING, Loss, Said, projection
+from spkd.train.losses.base import Loss, Said, projection
 
 
 class Cosine(Loss):
