@@ -99,29 +99,26 @@ def _claim_path(root: Path, unit: int) -> Path:
 
 
 def _claim(path: Path) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    # The claim appears together with its owner: one without, left by a kill in between, would hold the unit for long.
+    owner = {"host": socket.gethostname(), "pid": os.getpid()}
     for _ in range(2):
-        try:
-            with open(path, "x") as file:
-                file.write(owner)
+        if create_json(path, owner):
             return True
-        except FileExistsError:
-            if not _dead(path):
-                return False
-            path.unlink(missing_ok=True)
+        if not _dead(path):
+            return False
+        path.unlink(missing_ok=True)
     return False
 
 
 def _dead(path: Path) -> bool:
     """Whether a claim's owner is gone: its process on this host, or its heartbeat on another."""
     try:
-        owner, beat = json.loads(path.read_text() or "{}"), path.stat().st_mtime
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
+        owner, beat = json.loads(path.read_text()), path.stat().st_mtime
+    except FileNotFoundError:
+        return True
     if time.time() - beat > CLAIM_STALE:
         return True
-    if owner.get("host") != socket.gethostname():
+    if owner["host"] != socket.gethostname():
         return False
     try:
         os.kill(owner["pid"], 0)
@@ -129,7 +126,7 @@ def _dead(path: Path) -> bool:
         return True
     except PermissionError:
         return False
-    return owner["pid"] == os.getpid()
+    return bool(owner["pid"] == os.getpid())
 
 
 class UnitWriter:
@@ -251,7 +248,7 @@ def finalize(root: Path, units: int) -> bool:
         return True
     if not all(manifest_path(root, unit).is_file() for unit in range(units)):
         return False
-    for left in root.glob("*/c/*/*.part"):  # of workers that were killed
+    for left in root.glob("*/**/*.part"):  # of workers that were killed
         left.unlink(missing_ok=True)
     rejected: dict[str, str] = {}
     for unit in range(units):

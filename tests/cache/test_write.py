@@ -70,6 +70,42 @@ def test_a_living_owner_keeps_its_claim_and_a_dead_one_loses_it(tmp_path: Path) 
     assert list(claim_units(tmp_path / "c", plan.units)) == [0, 1]
 
 
+KILLED_WHILE_CLAIMING = """
+import os, signal, sys
+from pathlib import Path
+from spkd.cache.write import claim_units
+root, calls = Path(sys.argv[1]), 0
+def kill_at(last):
+    def count(frame, event, argument):
+        global calls
+        if event == "c_call":
+            calls += 1
+            if calls > last:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return count
+for last in range(300):
+    child = os.fork()
+    if child == 0:
+        sys.setprofile(kill_at(last))
+        next(claim_units(root, 1))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert list(claim_units(root, 1)) == [0], f"killed at call {last}: the unit is held"
+    if os.WIFEXITED(status):
+        break
+assert os.WIFEXITED(status) and last > 10, (status, last)
+"""
+
+
+def test_a_kill_while_claiming_holds_no_unit(tmp_path: Path) -> None:
+    """Killed at any call on the way to the claim, a worker leaves either no claim or one with its owner."""
+    start(tmp_path / "c", [4000])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_CLAIMING, str(tmp_path / "c")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_shard_without_its_manifest_is_done_again(tmp_path: Path) -> None:
     _, plan, _ = start(tmp_path / "c", [4000] * 2, unit_views=1)
     for unit in claim_units(tmp_path / "c", plan.units):
