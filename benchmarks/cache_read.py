@@ -28,7 +28,7 @@ import torch
 from machine import describe
 from torch.utils.data import DataLoader, Dataset
 
-from spkd.cache import Cache, Crop, Plan, Target, UnitWriter, card, claim_units, finalize, initialise
+from spkd.cache import Cache, Crop, Plan, Target, UnitWriter, card, claim_units, codec, finalize, initialise
 from spkd.manifest import Manifest, Utterance
 from spkd.view import Views
 
@@ -54,17 +54,18 @@ def build(work: Path, utterances: int) -> tuple[Path, np.ndarray, np.ndarray]:
     zeros = np.zeros(utterances, np.int64)
     views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, np.ones(utterances, np.float32), zeros)
     plan = Plan.make(manifest, views, 1024, 1280.0)
-    described = card.make({"family": "benchmark"}, [TARGET], {}, manifest, plan, None)
-    initialise(root, described, plan, [TARGET], None)
+    described = card.make({"family": "benchmark"}, [TARGET], {}, [card.part(manifest, plan)], plan)
+    initialise(root, described, [plan], [TARGET])
+    fitted = {TARGET.name: codec.make(TARGET.codec, DIM)}
     out = np.lib.format.open_memmap(flat, "w+", np.float16, (int(frames.sum()), DIM))
     for unit in claim_units(root, plan.units):
-        writer = UnitWriter(root, plan, [TARGET], unit, described["fingerprint"])
+        writer = UnitWriter(root, plan, [TARGET], unit, card.part_key(described, 0), fitted)
         for row in plan.unit(unit):
             values = random.standard_normal((frames[row], DIM)).astype(np.float16)
-            writer.put("frames", row, values)
+            writer.put("frames", [row], values[None])
             out[starts[row] : starts[row] + frames[row]] = values
         writer.commit()
-    finalize(root, plan.units)
+    finalize(root, described, plan)
     out.flush()
     return root, frames, starts
 

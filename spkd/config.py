@@ -65,7 +65,14 @@ class ViewConfig:
 
 @dataclass
 class StorageConfig:
-    dtype: str = key("float16", "how targets are stored", ("float16", "float32"))
+    codec: str = key(
+        "float16",
+        "how targets are stored: float16, float32, int8, sq8, sq6, sq4, pqMx8, opqMx8 (M parts); +zstd compresses",
+    )
+    codecs: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"meaning": "targets stored otherwise, e.g. {frames.layer8: int8, logits: topk64}", "choices": ()},
+    )
     unit_views: int = key(1024, "most views in one unit (the piece one worker fills and commits)")
     unit_seconds: float = key(1280.0, "most audio in one unit (s)")
 

@@ -31,8 +31,13 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def create_json(path: Path, tree: Any) -> bool:
+    """`create_bytes` of a tree."""
+    return create_bytes(path, _json(tree))
+
+
+def create_bytes(path: Path, data: bytes) -> bool:
     """Write `path` unless it is there: of several processes exactly one succeeds. Returns whether this one did."""
-    temporary = _written(path, _json(tree))
+    temporary = _written(path, data)
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -71,6 +71,11 @@ class Manifest:
         """Utterance id -> its position."""
         return {utterance.id: row for row, utterance in enumerate(self.utterances)}
 
+    def pick(self, ids: Iterable[str]) -> Manifest | None:
+        """The named utterances in that order; None where one is missing."""
+        rows = [self.row.get(name) for name in ids]
+        return None if None in rows else Manifest(tuple(self.utterances[row] for row in rows if row is not None))
+
     @property
     def speakers(self) -> list[str]:
         """Sorted names of the labelled speakers."""

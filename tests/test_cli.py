@@ -78,9 +78,9 @@ def test_manifest_lists_what_it_leaves_out(spkd: Callable, corpus: Path, tmp_pat
 
 def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> None:
     code = (
-        "import os, signal\nfrom spkd.cli import main\nimport spkd.extract.run as run\nreal = run._store\n"
+        "import os, signal\nfrom spkd.cli import main\nimport spkd.extract.run as run\nreal = run.said_of\n"
         "def interrupted(*a):\n    os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
-        "run._store = interrupted\nmain()\n"
+        "run.said_of = interrupted\nmain()\n"
     )
     arguments = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)

@@ -1,18 +1,23 @@
 """The teacher cache: one Zarr v3 array per target, filled unit by unit, read by memory map."""
 
+from spkd.cache.codebook import Codebook
+from spkd.cache.head import Head
 from spkd.cache.plan import Plan
-from spkd.cache.read import Cache, Crop, Head, verify
+from spkd.cache.read import Cache, Crop, Ragged, verify
 from spkd.cache.target import EMBEDDING, FBANK, LOGITS, Target
-from spkd.cache.write import UnitWriter, claim_units, finalize, heartbeat, initialise
+from spkd.cache.write import Background, UnitWriter, claim_units, finalize, heartbeat, initialise
 
 __all__ = [
     "EMBEDDING",
     "FBANK",
     "LOGITS",
+    "Background",
     "Cache",
+    "Codebook",
     "Crop",
     "Head",
     "Plan",
+    "Ragged",
     "Target",
     "UnitWriter",
     "claim_units",

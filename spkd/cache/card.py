@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from spkd import __version__
+from spkd.cache.head import Head
 from spkd.cache.plan import Plan
 from spkd.cache.target import Target
 from spkd.errors import SpkdError
@@ -21,49 +24,102 @@ from spkd.manifest import Manifest
 
 FILE = "card.json"
 FORMAT = 1
-CONTENT = ("teacher", "targets", "views", "manifest", "layout", "head")  # what the fingerprint covers
+SERIES = ("teacher", "targets", "views", "layout", "head", "codecs")  # what all parts of a cache have in common
+CONTENT = (*SERIES, "parts")  # what the fingerprint covers
 
 
 def make(
     teacher: dict[str, Any],
     targets: list[Target],
     views: dict[str, Any],
-    manifest: Manifest,
+    parts: Sequence[dict[str, Any]],
     plan: Plan,
-    head: dict[str, Any] | None,
+    head: Head | None = None,
+    codecs: str | None = None,
+    errors: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """A card over the content of a cache. `head` describes the classifier in head.safetensors, if there is one."""
+    """A card over the content of a cache.
+
+    Args:
+        parts: of each part what `part` says. head: the teacher's classifier, kept beside. codecs: digest of the codecs'
+            learnt parameters, where there are any. errors: what each target lost in its codec, as measured.
+    """
     content = {
         "teacher": teacher,
         "targets": [t.card() for t in targets],
         "views": views,
-        "manifest": {
-            "digest": manifest.digest,
-            "utterances": len(manifest),
-            "speakers": len(manifest.speakers),
-            "hours": round(manifest.seconds / 3600, 3),
-        },
         "layout": {"unit_views": plan.unit_views, "unit_seconds": plan.unit_seconds},
-        "head": head,
+        "head": None if head is None else head.card(),
+        "codecs": codecs,
+        "parts": list(parts),
     }
-    versions = {"spkd": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
     return {
         "spkd_cache": FORMAT,
         "fingerprint": fingerprint(content),
         **content,
-        "views_total": len(plan.views),
+        "errors": errors or {},
         "made": {
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "by": _user(),
             "host": platform.node(),
-            "versions": versions,
+            "versions": {"spkd": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
         },
     }
 
 
+def part(manifest: Manifest, plan: Plan) -> dict[str, Any]:
+    """What the card says of one part: its manifest, and the plan made of it."""
+    return {
+        "manifest": manifest.digest,
+        "utterances": len(manifest),
+        "hours": round(manifest.seconds / 3600, 3),
+        "views": len(plan.views),
+        "units": plan.units,
+    }
+
+
+def pick_parts(card: dict[str, Any], utterances: Sequence[str], manifest: Manifest) -> list[Manifest] | None:
+    """The manifest of each part of a cache, picked from one that may hold more and in another order.
+
+    Args:
+        utterances: those of the cache, in its order.
+    Returns:
+        None where an utterance is missing or is another than at extraction.
+    """
+    picked, first = [], 0
+    for part in card["parts"]:
+        mine = manifest.pick(utterances[first : first + part["utterances"]])
+        if mine is None or mine.digest != part["manifest"]:
+            return None
+        picked.append(mine)
+        first += part["utterances"]
+    return picked
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
+
+
 def fingerprint(content: dict[str, Any]) -> str:
     """SHA-256 over the card's content, whatever its layout in the file."""
-    covered = {name: content[name] for name in CONTENT}
-    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+    return _digest({name: content[name] for name in CONTENT})
+
+
+def series(content: dict[str, Any]) -> str:
+    """SHA-256 over what does not change when a cache grows, without the learnt parameters of codecs."""
+    return _digest({name: content[name] for name in SERIES if name != "codecs"})
+
+
+def part_key(content: dict[str, Any], number: int) -> str:
+    """SHA-256 over what one part was extracted from and how: the name its shards carry."""
+    return _digest({name: content[name] for name in SERIES} | {"manifest": content["parts"][number]["manifest"]})
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def load(root: Path) -> dict[str, Any]:
@@ -71,25 +127,41 @@ def load(root: Path) -> dict[str, Any]:
     path = root / FILE
     if not path.is_file():
         raise SpkdError(f"{root}: no teacher cache; make one with `spkd extract cache={root}`")
-    card = read_json(path)
+    return check(read_json(path), str(path))
+
+
+def check(card: Any, where: str) -> dict[str, Any]:
+    """The card itself, if it is one this spkd can read and fits its fingerprint. Raises SpkdError otherwise."""
     if not isinstance(card, dict) or "spkd_cache" not in card:
-        raise SpkdError(f"{path}: not a card of a teacher cache")
-    if card["spkd_cache"] != FORMAT:
-        raise SpkdError(f"{path}: format {card['spkd_cache']}, this spkd reads format {FORMAT}; update spkd")
+        raise SpkdError(f"{where}: not a card of a teacher cache")
+    check_format(card, where)
     if any(name not in card for name in CONTENT) or fingerprint(card) != card.get("fingerprint"):
-        raise SpkdError(f"{path}: damaged (it does not fit its fingerprint)")
+        raise SpkdError(f"{where}: damaged (it does not fit its fingerprint)")
     return card
 
 
-def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+def check_format(card: dict[str, Any], where: str) -> None:
+    """Raises SpkdError for a card written by a newer spkd."""
+    if card["spkd_cache"] != FORMAT:
+        raise SpkdError(f"{where}: format {card['spkd_cache']}, this spkd reads format {FORMAT}; update spkd")
+
+
+def grows(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether `new` is `old` with further parts behind."""
+    count = len(old["parts"])
+    same = all(old[name] == new[name] for name in SERIES)
+    return same and len(new["parts"]) > count and new["parts"][:count] == old["parts"]
+
+
+def difference(mine: dict[str, Any], theirs: dict[str, Any], parts: Sequence[str] = CONTENT) -> str:
     """Which parts of two cards differ, as a phrase for an error."""
-    parts = [name for name in CONTENT if mine[name] != theirs[name]]
     named = {
-        "manifest": "manifest",
         "teacher": "teacher",
-        "views": "view plan",
         "targets": "set of targets",
+        "views": "view plan",
         "layout": "unit size",
         "head": "classifier",
+        "codecs": "codebook",
+        "parts": "manifest",
     }
-    return " and ".join(f"another {named[p]}" for p in parts)
+    return " and ".join(f"another {named[name]}" for name in parts if mine[name] != theirs[name])

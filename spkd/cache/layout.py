@@ -1,9 +1,10 @@
-"""How a target lies on disk: a Zarr v3 array of uncompressed shards, written and read by us without zarr.
+"""How a target lies on disk: a Zarr v3 array of shards, written and read by us without zarr.
 
 Every shard is a header of 128 bytes that says which cache and unit it belongs to (Zarr readers, which go by the index,
 never see it), a run of inner chunks in order, the index (offset and length of each, little-endian uint64, both all ones
-where the chunk is empty), and the index's crc32c: `sharding_indexed` with `bytes` inside, as the Zarr v3 specification
-has it. Laid out so, the used part of a shard is one C-ordered matrix that can be mapped.
+where the chunk is empty), and the index's crc32c: `sharding_indexed` with `bytes` (and `zstd`, where the codec says
+so) inside, as the Zarr v3 specification has it. Uncompressed, the used part of a shard is one C-ordered matrix that can
+be mapped; compressed, the chunks a window touches are decoded.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from spkd.cache.target import DTYPES, Target
+from spkd.cache import codec as codecs
+from spkd.cache.target import Target
 from spkd.errors import SpkdError
 
 UTTERANCE_CHUNK = 64  # rows of an inner chunk
 FRAME_CHUNK = 128
 EMPTY = 2**64 - 1
 HEADER = 128  # bytes
+ZSTD_LEVEL = 1
+ZARR_TYPES = {"<f2": "float16", "<f4": "float32", "|i1": "int8", "|u1": "uint8"}
 
 
 def chunk_rows(target: Target) -> int:
@@ -41,27 +46,57 @@ def shard_rows(target: Target, unit_views: int, unit_seconds: float) -> int:
     return chunk * -(-int(np.ceil(most)) // chunk)
 
 
+@lru_cache
+def row(target: Target) -> tuple[int, np.dtype]:
+    """Columns of a stored row, and their type."""
+    codec = codecs.make(target.codec, target.dim)
+    return codec.columns, codec.dtype
+
+
+def row_bytes(target: Target) -> int:
+    columns, dtype = row(target)
+    return columns * dtype.itemsize
+
+
+def chunk_bytes(target: Target) -> int:
+    """Bytes of an inner chunk before compression."""
+    return chunk_rows(target) * row_bytes(target)
+
+
+def blank(target: Target, count: int) -> bytes:
+    """Rows that hold nothing: NaN where the stored type has it, all bits set elsewhere."""
+    columns, dtype = row(target)
+    if dtype.kind == "f":
+        return np.full((count, columns), np.nan, dtype).tobytes()
+    return b"\xff" * (count * columns)
+
+
 def array_metadata(target: Target, rows: int, units: int) -> dict[str, Any]:
-    """zarr.json of a target with `units` shards of `rows` rows. Missing rows read as NaN, never as zeros."""
-    little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    """zarr.json of a target with `units` shards of `rows` rows. Missing floats read as NaN, never as zeros."""
+    columns, dtype = row(target)
+    inner: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
     sharding = {
-        "chunk_shape": [chunk_rows(target), target.dim],
-        "codecs": [little_endian],
-        "index_codecs": [little_endian, {"name": "crc32c"}],
+        "chunk_shape": [chunk_rows(target), columns],
+        "codecs": [*inner, *([_zstd()] if codecs.compressed(target.codec) else [])],
+        "index_codecs": [*inner, {"name": "crc32c"}],
         "index_location": "end",
     }
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [units * rows, target.dim],
-        "data_type": target.dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, target.dim]}},
+        "shape": [units * rows, columns],
+        "data_type": ZARR_TYPES[dtype.str],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, columns]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN",
+        "fill_value": "NaN" if dtype.kind == "f" else int(np.frombuffer(b"\xff", dtype)[0]),
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "dimension_names": ["row", "channel"],
         "attributes": {"spkd_target": target.card()},
     }
+
+
+def _zstd() -> dict[str, Any]:
+    return {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}
 
 
 GROUP_METADATA = {"zarr_format": 3, "node_type": "group", "attributes": {"spkd_cache": 1}}
@@ -71,20 +106,16 @@ def shard_path(root: Path, target: Target, unit: int) -> Path:
     return root / target.name / "c" / str(unit) / "0"
 
 
-def chunk_bytes(target: Target) -> int:
-    return chunk_rows(target) * target.dim * DTYPES[target.dtype].itemsize
+def header_bytes(part: str, unit: int) -> bytes:
+    """The first bytes of every shard of one unit, counted within its part of one cache."""
+    return f"spkd shard 1 {part} {unit}\n".encode().ljust(HEADER)
 
 
-def header_bytes(fingerprint: str, unit: int) -> bytes:
-    """The first bytes of every shard of one unit of one cache."""
-    return f"spkd shard 1 {fingerprint} {unit}\n".encode().ljust(HEADER)
-
-
-def index_bytes(target: Target, rows: int, used_chunks: int) -> bytes:
-    """The index of a shard whose first `used_chunks` inner chunks are filled, with its crc32c."""
+def index_bytes(target: Target, rows: int, lengths: Sequence[int]) -> bytes:
+    """The index of a shard whose first inner chunks have these lengths (bytes), with its crc32c."""
     index = np.full((rows // chunk_rows(target), 2), EMPTY, "<u8")
-    index[:used_chunks, 0] = HEADER + np.arange(used_chunks) * chunk_bytes(target)
-    index[:used_chunks, 1] = chunk_bytes(target)
+    index[: len(lengths), 1] = lengths
+    index[: len(lengths), 0] = HEADER + np.cumsum([0, *lengths])[:-1]
     body = index.tobytes()
     return body + google_crc32c.value(body).to_bytes(4, "little")
 
@@ -92,6 +123,18 @@ def index_bytes(target: Target, rows: int, used_chunks: int) -> bytes:
 def index_length(target: Target, rows: int) -> int:
     """Bytes of a shard's index."""
     return 16 * (rows // chunk_rows(target)) + 4
+
+
+def compress(chunk: bytes) -> bytes:
+    from numcodecs.zstd import Zstd
+
+    return bytes(Zstd(ZSTD_LEVEL, checksum=True).encode(chunk))
+
+
+def _decompress(chunk: bytes) -> bytes:
+    from numcodecs.zstd import Zstd
+
+    return bytes(Zstd().decode(chunk))
 
 
 def expect_shards(paths: Sequence[Path], target: Target, rows: int) -> None:
@@ -106,18 +149,57 @@ def expect_shards(paths: Sequence[Path], target: Target, rows: int) -> None:
             return
 
 
+class CompressedRows:
+    """Rows of a compressed shard, decoded where they are asked for."""
+
+    def __init__(self, mapped: mmap.mmap, lengths: np.ndarray, target: Target, path: Path) -> None:
+        self._map, self._ends, self._path = mapped, HEADER + np.concatenate([[0], np.cumsum(lengths)]), path
+        self._chunk, (self._columns, self._dtype) = chunk_rows(target), row(target)
+        self._bytes = chunk_bytes(target)
+
+    def __len__(self) -> int:
+        return self._chunk * (len(self._ends) - 1)
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        if isinstance(key, slice):
+            first, last = key.start // self._chunk, -(-key.stop // self._chunk)
+            return self._decode(first, last)[key.start - first * self._chunk : key.stop - first * self._chunk]
+        first, last = int(key.min()) // self._chunk, int(key.max()) // self._chunk + 1
+        return self._decode(first, last)[key - first * self._chunk]
+
+    def _decode(self, first: int, last: int) -> np.ndarray:
+        chunks = []
+        for i in range(first, last):
+            try:
+                chunk = _decompress(self._map[self._ends[i] : self._ends[i + 1]])
+            except RuntimeError as error:
+                raise SpkdError(f"{self._path}: damaged shard (chunk {i} cannot be decompressed)") from error
+            if len(chunk) != self._bytes:
+                raise SpkdError(f"{self._path}: damaged shard (chunk {i} holds {len(chunk)} bytes)")
+            chunks.append(chunk)
+        return np.frombuffer(b"".join(chunks), self._dtype).reshape(-1, self._columns)
+
+    def place(self, start: int, stop: int) -> tuple[int, int]:
+        """Where the bytes of rows start to stop lie in the file."""
+        return int(self._ends[start // self._chunk]), int(self._ends[-(-stop // self._chunk)])
+
+
 @dataclass(frozen=True)
 class Shard:
-    """The filled rows of a shard, (n, dim), read-only, on the mapping that holds them."""
+    """The filled rows of a shard, (n, columns), read-only, on the mapping that holds them."""
 
-    rows: np.ndarray
+    rows: np.ndarray | CompressedRows
     map: mmap.mmap
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Ask the system to fetch rows start to stop, without waiting for them."""
-        width = self.rows.strides[0]
-        first = (HEADER + start * width) // mmap.PAGESIZE * mmap.PAGESIZE
-        self.map.madvise(mmap.MADV_WILLNEED, first, HEADER + stop * width - first)
+        if isinstance(self.rows, CompressedRows):
+            first, last = self.rows.place(start, stop)
+        else:
+            width = self.rows.strides[0]
+            first, last = HEADER + start * width, HEADER + stop * width
+        first = first // mmap.PAGESIZE * mmap.PAGESIZE
+        self.map.madvise(mmap.MADV_WILLNEED, first, last - first)
 
 
 def map_shard(path: Path, target: Target, rows: int, header: bytes) -> Shard:
@@ -137,9 +219,19 @@ def map_shard(path: Path, target: Target, rows: int, header: bytes) -> Shard:
         raise SpkdError(f"{path}: missing shard") from error
     if mapped[:HEADER] != header:
         raise SpkdError(f"{path}: a shard of another cache or unit, or damaged in its header")
-    used, rest = divmod(size - length - HEADER, chunk_bytes(target))
-    if rest or mapped[size - length :] != index_bytes(target, rows, used):
+    lengths = chunk_lengths(mapped[size - length :])
+    if mapped[size - length :] != index_bytes(target, rows, lengths) or HEADER + sum(lengths) != size - length:
         raise SpkdError(f"{path}: damaged shard (its index does not fit its size)")
-    height = used * chunk_rows(target)
-    filled = np.frombuffer(mapped, DTYPES[target.dtype], height * target.dim, HEADER)
-    return Shard(filled.reshape(height, target.dim), mapped)
+    if codecs.compressed(target.codec):
+        return Shard(CompressedRows(mapped, np.array(lengths, np.int64), target, path), mapped)
+    if any(n != chunk_bytes(target) for n in lengths):
+        raise SpkdError(f"{path}: damaged shard (its chunks are not of the target's size)")
+    columns, dtype = row(target)
+    height = len(lengths) * chunk_rows(target)
+    return Shard(np.frombuffer(mapped, dtype, height * columns, HEADER).reshape(height, columns), mapped)
+
+
+def chunk_lengths(index: bytes) -> list[int]:
+    """Bytes of every inner chunk in use, from a shard's index."""
+    entries = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
+    return entries[entries[:, 0] != EMPTY, 1].tolist()

@@ -2,12 +2,17 @@
 
 Unit K is shard K of every array. One worker fills it and commits it; nobody else ever writes there. Where each
 row goes follows from the plan alone, so a unit can be filled in any order and readers need no other index.
+
+A cache that grew, or was merged, has several parts, each the plan of the utterances that came with it: the units of
+a part follow those of the parts before, and nothing that was there changes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import zipfile
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,21 +29,32 @@ from spkd.files import write_bytes
 from spkd.manifest import Manifest
 from spkd.view import Views
 
-FILE = Path("plan") / "0.npz"
 UNLABELLED = -1
+
+
+def file(part: int) -> Path:
+    """Where a part's plan lies in its cache."""
+    return Path("plan") / f"{part}.npz"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Views in order, the utterances they are of, and the first view of every unit (units + 1,)."""
+    """Views in order, the utterances they are of, the first view of every unit (units + 1,), and the first unit of
+    every part (parts + 1,)."""
 
     views: Views
     utterances: list[str]
     speakers: list[str]
     speaker: np.ndarray  # (utterances,): row in `speakers`, or UNLABELLED
     first: np.ndarray
+    parts: tuple[int, ...]
     unit_views: int
     unit_seconds: float
+
+    def part(self, unit: int) -> tuple[int, int]:
+        """The part of a unit, and its number within it."""
+        part = bisect_right(self.parts, unit) - 1
+        return part, unit - self.parts[part]
 
     @property
     def units(self) -> int:
@@ -62,6 +78,11 @@ class Plan:
         ends = np.concatenate([[0], np.cumsum(counts)])
         return ends[:-1] - ends[self.first[:-1]][self.unit_of], counts
 
+    def unit_rows(self, target: Target, unit: int) -> tuple[np.ndarray, np.ndarray]:
+        """`local_rows` of one unit's views."""
+        counts = target.rows(self.views.samples[self.unit(unit).start : self.unit(unit).stop])
+        return np.cumsum(counts) - counts, counts
+
     @classmethod
     def make(cls, manifest: Manifest, views: Views, unit_views: int, unit_seconds: float) -> Plan:
         """Fill units in order until one more view would exceed `unit_views` or `unit_seconds` of audio.
@@ -84,10 +105,39 @@ class Plan:
         speakers = manifest.speakers
         row = {name: i for i, name in enumerate(speakers)}
         speaker = np.array([UNLABELLED if u.speaker is None else row[u.speaker] for u in manifest], np.int32)
-        return cls(views, [u.id for u in manifest], speakers, speaker, np.array(first), unit_views, unit_seconds)
+        utterances, parts = [u.id for u in manifest], (0, len(first) - 1)
+        return cls(views, utterances, speakers, speaker, np.array(first), parts, unit_views, unit_seconds)
 
-    def save(self, root: Path) -> None:
-        """Write plan/0.npz; the same plan always gives the same bytes."""
+    @classmethod
+    def join(cls, plans: Sequence[Plan]) -> Plan:
+        """Plans of disjoint utterances, one behind the other. Speakers of one name are one speaker."""
+        if len(plans) == 1:
+            return plans[0]
+        speakers = sorted({name for plan in plans for name in plan.speakers})
+        row = {name: i for i, name in enumerate(speakers)}
+        views, speaker, first, parts = [], [], [np.zeros(1, np.int64)], [0]
+        utterances: list[str] = []
+        for plan in plans:
+            views.append(dataclasses.replace(plan.views, utterance=plan.views.utterance + np.int32(len(utterances))))
+            known = np.array([*(row[name] for name in plan.speakers), UNLABELLED], np.int32)
+            speaker.append(known[plan.speaker])
+            first.append(plan.first[1:] + first[-1][-1])
+            parts += [parts[-1] + end for end in plan.parts[1:]]
+            utterances += plan.utterances
+        columns = zip(*(v.columns().values() for v in views), strict=True)
+        return cls(
+            Views(*map(np.concatenate, columns)),
+            utterances,
+            speakers,
+            np.concatenate(speaker),
+            np.concatenate(first),
+            tuple(parts),
+            plans[0].unit_views,
+            plans[0].unit_seconds,
+        )
+
+    def save(self, root: Path, part: int) -> None:
+        """Write a plan of one part; the same plan always gives the same bytes."""
         out = io.BytesIO()
         arrays: dict[str, Any] = {
             **self.views.columns(),
@@ -98,28 +148,38 @@ class Plan:
             "unit": np.array([self.unit_views, self.unit_seconds]),
         }
         np.savez(out, **arrays)
-        write_bytes(root / FILE, out.getvalue())
+        write_bytes(root / file(part), out.getvalue())
 
     @classmethod
-    def load(cls, root: Path) -> Plan:
-        """Raises SpkdError, naming the file, where it is missing or damaged."""
+    def load(cls, root: Path, parts: int) -> Plan:
+        """The plan of the first `parts` parts of a cache.
+
+        Raises:
+            SpkdError: a file is missing or damaged.
+        """
+        return cls.join([cls.load_part(root / file(part)) for part in range(parts)])
+
+    @classmethod
+    def load_part(cls, path: Path) -> Plan:
+        """The plan of one part. Raises SpkdError as `load` does."""
         try:
-            with np.load(root / FILE, allow_pickle=False) as file:
-                views = Views(*(file[name] for name in ("utterance", "start", "samples", "speed", "seed")))
-                unit_views, unit_seconds = file["unit"]
+            with np.load(path, allow_pickle=False) as arrays:
+                views = Views(*(arrays[name] for name in ("utterance", "start", "samples", "speed", "seed")))
+                unit_views, unit_seconds = arrays["unit"]
                 return cls(
                     views,
-                    _unpack(file, "utterances"),
-                    _unpack(file, "speakers"),
-                    file["utterance_speaker"],
-                    file["first"],
+                    _unpack(arrays, "utterances"),
+                    _unpack(arrays, "speakers"),
+                    arrays["utterance_speaker"],
+                    arrays["first"],
+                    (0, len(arrays["first"]) - 1),
                     int(unit_views),
                     float(unit_seconds),
                 )
         except FileNotFoundError as error:
-            raise SpkdError(f"{root / FILE}: missing") from error
+            raise SpkdError(f"{path}: missing") from error
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise SpkdError(f"{root / FILE}: damaged ({error})") from error
+            raise SpkdError(f"{path}: damaged ({error})") from error
 
 
 def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -129,6 +189,6 @@ def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
 
 
-def _unpack(file: np.lib.npyio.NpzFile, name: str) -> list[str]:
-    blob, ends = file[name].tobytes(), file[f"{name}_end"].tolist()
+def _unpack(arrays: np.lib.npyio.NpzFile, name: str) -> list[str]:
+    blob, ends = arrays[name].tobytes(), arrays[f"{name}_end"].tolist()
     return [blob[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]

@@ -3,54 +3,62 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from spkd.cache import card as cards
-from spkd.cache.layout import Shard, chunk_bytes, expect_shards, header_bytes, map_shard, shard_path
+from spkd.cache import codebook as codebooks
+from spkd.cache import codec as codecs
+from spkd.cache.codebook import Codebook
+from spkd.cache.head import Head
+from spkd.cache.layout import (
+    Shard,
+    chunk_lengths,
+    chunk_rows,
+    expect_shards,
+    header_bytes,
+    index_length,
+    map_shard,
+    row,
+    shard_path,
+)
 from spkd.cache.plan import UNLABELLED, Plan
-from spkd.cache.target import DTYPES, EMBEDDING, LOGITS, Target
-from spkd.cache.write import COMPLETE, HEAD_FILE, manifest_path, record_check
+from spkd.cache.plan import file as plan_file
+from spkd.cache.target import EMBEDDING, LOGITS, Target
+from spkd.cache.write import COMPLETE, manifest_path, record_check
 from spkd.errors import SpkdError, did_you_mean
 from spkd.files import read_json
+from spkd.manifest import Manifest
 
+PULLED = "pulled.json"  # where a copy came from; its time says when the copy was last used
 WARM_RATE = 3e9  # bytes/s: memory gives 10e9 and more, disks less than this
-JUDGED_BYTES = 1 << 20  # batches smaller than this say too little of the rate
-TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+JUDGED_BYTES = 1 << 20  # batches smaller than this say too little of the rate, and gain nothing from a second thread
+TORCH_TYPES = {"<f2": torch.float16, "<f4": torch.float32, "|i1": torch.int8, "|u1": torch.uint8}
 
 
-@dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     """A stretch of each view of a batch: first sample (B,) and one length for all, both at 16 kHz."""
 
     start: np.ndarray
     samples: int
 
 
-@dataclass(frozen=True)
-class Head:
-    """The teacher's own classifier: logits = scale * cosine(embedding, weight), weight (classes, D)."""
+class Ragged(NamedTuple):
+    """Frames of views of different lengths, one behind the other: values (sum of lengths, D), lengths (B,)."""
 
-    weight: Tensor
-    classes: list[str]
-    scale: float
-
-    def logits(self, embedding: Tensor) -> Tensor:
-        """(B, D) -> (B, classes), float32, on the embedding's device. No margin."""
-        cosine = (
-            torch.nn.functional.normalize(embedding.float(), dim=-1)
-            @ torch.nn.functional.normalize(self.weight.to(embedding.device, torch.float32), dim=-1).mT
-        )
-        return self.scale * cosine
+    values: Tensor
+    lengths: np.ndarray
 
 
 class Cache:
@@ -65,33 +73,40 @@ class Cache:
     def __init__(self, root: Path, card: dict[str, Any], plan: Plan, rejected: dict[int, str]) -> None:
         self.root, self.card, self.plan, self.rejected = root, card, plan, rejected
         self.targets = {t["name"]: Target.from_card(t) for t in card["targets"]}
+        self._keys = [cards.part_key(card, part) for part in range(len(card["parts"]))]
         self._shards: dict[str, dict[int, Shard]] = {}
         self._places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._cold = True  # until a batch comes at the speed of memory
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._served = np.ones(len(plan.views), bool)
         self._served[list(rejected)] = False
 
     @classmethod
     def open(cls, path: str | Path) -> Cache:
-        """Open a complete cache.
+        """Open a complete cache; of one that grows, what was complete before.
 
         Raises:
             SpkdError: none there, not complete, of a newer format, or its card, plan or record is damaged.
         """
         root = Path(path)
-        card = cards.load(root)
-        plan = Plan.load(root)
         if not (root / COMPLETE).is_file():
-            done = sum(manifest_path(root, unit).is_file() for unit in range(plan.units))
+            card = cards.load(root)
+            units = sum(part["units"] for part in card["parts"])
+            done = sum(manifest_path(root, unit).is_file() for unit in range(units))
             raise SpkdError(
-                f"{root}: extraction is not finished ({done} of {plan.units} units); run the same `spkd extract` again"
+                f"{root}: extraction is not finished ({done} of {units} units); run the same `spkd extract` again"
             )
-        record = read_json(root / COMPLETE)
-        if not isinstance(record, dict) or record.get("check") != record_check(record):
-            raise SpkdError(f"{root / COMPLETE}: damaged (it does not fit its own digest)")
-        for name in (cards.FILE, "plan/0.npz"):
+        record = read_record(root)
+        card = record["card"]
+        for part in range(len(card["parts"])):
+            name = str(plan_file(part))
+            if not (root / name).is_file():
+                raise SpkdError(f"{root / name}: missing")
             if hashlib.sha256((root / name).read_bytes()).hexdigest() != record["sha256"].get(name):
                 raise SpkdError(f"{root / name}: damaged, or of another cache (digest differs from {COMPLETE})")
+        if (root / PULLED).is_file():
+            os.utime(root / PULLED)
+        plan = Plan.load(root, len(card["parts"]))
         return cls(root, card, plan, {int(row): reason for row, reason in record["rejected"].items()})
 
     def __len__(self) -> int:
@@ -99,7 +114,7 @@ class Cache:
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker opens its own maps: pickling one would copy the shard.
-        return {**self.__dict__, "_shards": {}}
+        return {**self.__dict__, "_shards": {}, "_pool": None}
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -120,17 +135,21 @@ class Cache:
     @cached_property
     def head(self) -> Head | None:
         """The teacher's classifier, where it has one."""
-        described = self.card["head"]
-        if described is None:
-            return None
-        from safetensors import SafetensorError
-        from safetensors.torch import load
+        return None if self.card["head"] is None else Head.load(self.root, self.card["head"])
 
-        try:
-            weight = load((self.root / HEAD_FILE).read_bytes())["weight"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise SpkdError(f"{self.root / HEAD_FILE}: missing or damaged ({error})") from error
-        return Head(weight, described["classes"], described["scale"])
+    @cached_property
+    def codebook(self) -> Codebook:
+        """The codecs of the targets, with what they learnt.
+
+        Raises:
+            SpkdError: its file is missing, damaged or of another cache.
+        """
+        found = codebooks.load(self.root, list(self.targets.values()))
+        if found is None and self.card["codecs"] is None:
+            found = Codebook({t.name: codecs.make(t.codec, t.dim) for t in self.targets.values()}, {})
+        if found is None or found.digest != self.card["codecs"]:
+            raise SpkdError(f"{self.root / codebooks.FILE}: missing, or of another cache")
+        return found
 
     def speaker(self, rows: np.ndarray) -> np.ndarray:
         """(B,): speaker of each view, as a row in plan.speakers; -1 where it has no label."""
@@ -141,6 +160,17 @@ class Cache:
         """Whether every view has a speaker label."""
         return bool((self.plan.speaker != UNLABELLED).all())
 
+    def manifest(self, manifest: Manifest) -> Manifest:
+        """The cache's utterances, in its order, picked from a manifest: to hear the views again.
+
+        Raises:
+            SpkdError: one is missing there, or another than at extraction.
+        """
+        parts = cards.pick_parts(self.card, self.plan.utterances, manifest)
+        if parts is None:
+            raise SpkdError(f"{self.root}: extracted from another manifest than {manifest.source} (digests differ)")
+        return Manifest(tuple(u for part in parts for u in part), manifest.source)
+
     def batch(
         self,
         rows: np.ndarray,
@@ -148,58 +178,143 @@ class Cache:
         crop: Crop | None = None,
         out: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """What the teacher said of a batch of views.
+        """What the teacher said of a batch of views: `stored`, decoded.
+
+        Returns:
+            (B, D) at utterance level, (B, T, D) at frame level; float16 or float32 where stored so, else float32.
+        Raises:
+            As `stored`.
+        """
+        return self.decode(self.stored(rows, names, crop, out), names)
+
+    def stored(
+        self,
+        rows: np.ndarray,
+        names: Sequence[str],
+        crop: Crop | None = None,
+        out: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """What lies on disk of a batch of views. `decode` makes it what the teacher said, on any device.
 
         Args:
-            rows: (B,) views. names: targets. crop: the same stretch of every frame-level target; needed where the
-                views differ in length. A crop that runs over a view's end goes on at its beginning. out: tensors to
-                fill (pinned ones, say), by name, of the shapes and dtypes returned; the rest is allocated.
+            rows: (B,) views. names: targets (for logits that follow from the head, the embedding is read). crop: the
+                same stretch of every frame-level target; needed where the views differ in length. A crop that runs
+                over a view's end goes on at its beginning. out: tensors to fill, by name, of the shapes and types
+                returned; the rest is allocated, in pinned memory where there is CUDA.
         Returns:
-            (B, D) at utterance level, (B, T, D) at frame level, in the stored dtype (logits: float32).
+            (B, columns) at utterance level, (B, T, columns) at frame level.
         Raises:
             SpkdError: a target the cache lacks, a rejected view, or a missing or damaged shard.
         """
+        self._check(rows)
+        out = out or {}
+        return {name: self._gather(name, rows, crop, out.get(name)) for name in self._sources(names)}
+
+    def decode(self, stored: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """`names` of a batch that `stored` gave, on the device where it lies now."""
+        said = {name: self.codebook.codecs[name].decode(values) for name, values in stored.items()}
+        if LOGITS in names and LOGITS not in said:
+            assert self.head is not None
+            said[LOGITS] = self.head.logits(said[EMBEDDING])
+        return {name: said[name] for name in names}
+
+    def ragged(self, rows: np.ndarray, name: str) -> Ragged:
+        """A target of whole views, whatever their lengths, as stored: gathered into one preallocated tensor.
+
+        Raises:
+            SpkdError: as `stored`.
+        """
+        self._check(rows)
+        (source,) = self._sources([name])
+        target = self.targets[source]
+        place, count = self._place(source)
+        first, counts = place[rows], count[rows]
+        values = self._empty(target, (int(counts.sum()),))
+        ends = np.cumsum(counts)
+        array, begins, heights = values.numpy(), first.tolist(), counts.tolist()
+        shards = self._mapped(target, self.plan.unit_of[rows].tolist())
+
+        def copy(a: int, b: int) -> None:
+            for end, shard, at, height in zip(ends[a:b].tolist(), shards[a:b], begins[a:b], heights[a:b], strict=True):
+                array[end - height : end] = shard.rows[at : at + height]
+
+        self._copy(array, shards, begins, heights, copy)
+        return Ragged(values, counts)
+
+    def _check(self, rows: np.ndarray) -> None:
         if self.rejected and not self._served[rows].all():
             row = int(rows[~self._served[rows]][0])
             raise SpkdError(f"{self.root}: view {row} was rejected ({self.rejected[row]})")
-        return {name: self._gather(name, rows, crop, (out or {}).get(name)) for name in names}
+
+    def _sources(self, names: Sequence[str]) -> list[str]:
+        """The stored targets from which `names` follow."""
+        for name in names:
+            if name not in self.targets and not (name == LOGITS and self.card["head"]):
+                raise SpkdError(f"{self.root}: no target {name!r} in this cache{did_you_mean(name, self.names)}")
+        return list(dict.fromkeys(name if name in self.targets else EMBEDDING for name in names))
 
     def _gather(self, name: str, rows: np.ndarray, crop: Crop | None, out: Tensor | None) -> Tensor:
-        if name not in self.targets:
-            if name == LOGITS and self.head is not None:
-                return self.head.logits(self._gather(EMBEDDING, rows, None, None))
-            raise SpkdError(f"{self.root}: no target {name!r} in this cache{did_you_mean(name, self.names)}")
         target = self.targets[name]
         place, count = self._place(name)
-        first, counts, units = place[rows], count[rows], self.plan.unit_of[rows].tolist()
+        first, counts = place[rows], count[rows]
         height, skip = self._stretch(target, counts, crop)
-        shape = (len(rows), target.dim) if target.hop is None else (len(rows), height, target.dim)
         if out is None:
-            out = torch.empty(shape, dtype=TORCH_DTYPES[target.dtype])
-        array = out.numpy().reshape(len(rows), height, target.dim)
-        known = self._shards.setdefault(name, {})
-        try:
-            shards = [known[unit] for unit in units]
-        except KeyError:
-            self._map(target, sorted(set(units) - known.keys()))
-            shards = [known[unit] for unit in units]
+            out = self._empty(target, (len(rows),) if target.hop is None else (len(rows), height))
+        array = out.numpy().reshape(len(rows), height, -1)
+        shards = self._mapped(target, self.plan.unit_of[rows].tolist())
         starts = first + skip
-        begin = starts.tolist()
-        started = time.perf_counter()
-        if self._cold:
-            for shard, at in zip(shards, begin, strict=True):
-                shard.read_ahead(at, min(at + height, len(shard.rows)))
+        begins = starts.tolist()
         if (starts + height <= first + counts).all():
-            for i, (shard, at) in enumerate(zip(shards, begin, strict=True)):
-                array[i] = shard.rows[at : at + height]
+
+            def copy(a: int, b: int) -> None:
+                for i in range(a, b):
+                    at = begins[i]
+                    array[i] = shards[i].rows[at : at + height]
+
         else:
             wrapped = first[:, None] + (skip[:, None] + np.arange(height)) % counts[:, None]
-            for row, shard, index in zip(array, shards, wrapped, strict=True):
-                row[...] = shard.rows[index]
-        if array.nbytes >= JUDGED_BYTES:
+
+            def copy(a: int, b: int) -> None:
+                for i in range(a, b):
+                    array[i] = shards[i].rows[wrapped[i]]
+
+        self._copy(array, shards, begins, [height] * len(rows), copy)
+        return out
+
+    def _copy(
+        self,
+        array: np.ndarray,
+        shards: list[Shard],
+        begins: list[int],
+        heights: list[int],
+        copy: Callable[[int, int], None],
+    ) -> None:
+        """Run copy(a, b) over all windows, with read-ahead where the last batch came from the disk, and on two
+        threads where torch may use so many and there is enough to copy."""
+        started = time.perf_counter()
+        if self._cold:
+            for shard, at, height in zip(shards, begins, heights, strict=True):
+                shard.read_ahead(at, min(at + height, len(shard.rows)))
+        count, big = len(shards), array.nbytes >= JUDGED_BYTES
+        if big and count > 1 and torch.get_num_threads() > 1:
+            other = self._helper().submit(copy, count // 2, count)
+            copy(0, count // 2)
+            other.result()
+        else:
+            copy(0, count)
+        if big:
             # Read-ahead costs a fifth of the speed of warm pages and gains an order of magnitude on cold ones.
             self._cold = array.nbytes < WARM_RATE * (time.perf_counter() - started)
-        return out
+
+    def _helper(self) -> ThreadPoolExecutor:
+        if self._pool is None or self._pool[0] != os.getpid():  # threads do not outlive a fork
+            self._pool = (os.getpid(), ThreadPoolExecutor(1, "cache reader"))
+        return self._pool[1]
+
+    def _empty(self, target: Target, shape: tuple[int, ...]) -> Tensor:
+        columns, dtype = row(target)
+        pinned = torch.cuda.is_available() and get_worker_info() is None  # a worker's batches are pinned by its loader
+        return torch.empty((*shape, columns), dtype=TORCH_TYPES[dtype.str], pin_memory=pinned)
 
     def _stretch(self, target: Target, counts: np.ndarray, crop: Crop | None) -> tuple[int, np.ndarray]:
         """How many rows of a target each view gives, and the first of them within the view (B,)."""
@@ -217,49 +332,75 @@ class Cache:
             self._places[name] = self.plan.local_rows(self.targets[name])
         return self._places[name]
 
-    def _map(self, target: Target, units: list[int]) -> None:
-        rows = self.plan.shard_rows(target)
-        paths = [shard_path(self.root, target, unit) for unit in units]
-        expect_shards(paths, target, rows)
-        for unit, path in zip(units, paths, strict=True):
-            header = header_bytes(self.card["fingerprint"], unit)
-            self._shards[target.name][unit] = map_shard(path, target, rows, header)
+    def _mapped(self, target: Target, units: list[int]) -> list[Shard]:
+        known = self._shards.setdefault(target.name, {})
+        try:
+            return [known[unit] for unit in units]
+        except KeyError:
+            new = sorted(set(units) - known.keys())
+            rows = self.plan.shard_rows(target)
+            paths = [shard_path(self.root, target, unit) for unit in new]
+            expect_shards(paths, target, rows)
+            for unit, path in zip(new, paths, strict=True):
+                known[unit] = map_shard(path, target, rows, self.header(unit))
+            return [known[unit] for unit in units]
+
+    def header(self, unit: int) -> bytes:
+        """The header that every shard of a unit has."""
+        part, number = self.plan.part(unit)
+        return header_bytes(self._keys[part], number)
+
+
+def read_record(root: Path) -> dict[str, Any]:
+    """The completion record. Raises SpkdError where it is missing, damaged or of a newer format."""
+    record = read_json(root / COMPLETE)
+    if isinstance(record, dict) and isinstance(record.get("card"), dict) and "spkd_cache" in record["card"]:
+        cards.check_format(record["card"], str(root / COMPLETE))
+    if not isinstance(record, dict) or "card" not in record or record.get("check") != record_check(record):
+        raise SpkdError(f"{root / COMPLETE}: damaged (it does not fit its own digest)")
+    cards.check(record["card"], str(root / COMPLETE))
+    return record
 
 
 def verify(root: str | Path) -> list[str]:
     """Read everything and compare it with the recorded digests. Returns one line per damaged file."""
     root = Path(root)
     cache = Cache.open(root)
-    record = read_json(root / COMPLETE)
     damaged = []
-    for name, digest in record["sha256"].items():
+    for name, digest in read_record(root)["sha256"].items():
         path = root / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             damaged.append(f"{path}: missing or changed")
     if damaged:
         return damaged
     for unit in range(cache.plan.units):
-        files = read_json(manifest_path(root, unit))["files"]
+        expected = read_json(manifest_path(root, unit))["targets"]
         for target in cache.targets.values():
             path = shard_path(root, target, unit)
-            header = header_bytes(cache.card["fingerprint"], unit)
-            problem = _shard_problem(path, target, header, files[str(path.relative_to(root))])
+            problem = shard_problem(path, target, cache.plan, cache.header(unit), expected[target.name])
             if problem:
                 damaged.append(f"{path}: {problem}")
     return damaged
 
 
-def _shard_problem(path: Path, target: Target, header: bytes, expected: dict[str, Any]) -> str | None:
+def shard_problem(path: Path, target: Target, plan: Plan, header: bytes, expected: dict[str, Any]) -> str | None:
+    """What is wrong with a shard, compared with its unit's manifest; None where nothing is."""
     if not path.is_file():
         return "missing"
-    if path.stat().st_size != expected["bytes"]:
-        return f"{path.stat().st_size} bytes instead of {expected['bytes']}"
-    step = chunk_bytes(target)
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        return f"{size} bytes instead of {expected['bytes']}"
+    length = index_length(target, plan.shard_rows(target))
     with open(path, "rb") as file:
         if file.read(len(header)) != header:
             return "of another cache or unit, or changed in its header"
-        for i, check in enumerate(expected["chunk_crc32c"]):
-            if google_crc32c.value(file.read(step)) != check:
-                rows = step // (target.dim * DTYPES[target.dtype].itemsize)
+        file.seek(size - length)
+        index = file.read()
+        if google_crc32c.value(index) != expected["index_crc32c"]:
+            return "changed in its index"
+        file.seek(len(header))
+        for i, (count, check) in enumerate(zip(chunk_lengths(index), expected["chunk_crc32c"], strict=True)):
+            if google_crc32c.value(file.read(count)) != check:
+                rows = chunk_rows(target)
                 return f"changed in rows {i * rows} to {(i + 1) * rows - 1}"
-        return None if google_crc32c.value(file.read()) == expected["index_crc32c"] else "changed in its index"
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from spkd.features import HOP, MELS, WINDOW
 
 EMBEDDING = "embedding"
 LOGITS = "logits"
-DTYPES: dict[str, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,15 @@ class Target:
     """One vector of `dim` numbers per view, or, where `hop` is set, one per `hop` samples.
 
     Row i of a frame-level target was computed from samples [i * hop, i * hop + window) of the view (window 0:
-    centred on sample i * hop). Views shorter than one window still give one row.
+    centred on sample i * hop). Views shorter than one window still give one row. `codec` says how the numbers lie on
+    disk; spkd.cache.codec lists the choices.
     """
 
     name: str
     dim: int
     hop: int | None = None
     window: int = 0
-    dtype: str = "float16"
+    codec: str = "float16"
 
     @property
     def rate(self) -> float | None:
@@ -44,6 +44,10 @@ class Target:
     def count(self, samples: int) -> int:
         """`rows` of one view."""
         return 1 if self.hop is None else max((samples - self.window) // self.hop + 1, 1)
+
+    def stored_as(self, codec: str) -> Target:
+        """The same target under another codec."""
+        return replace(self, codec=codec)
 
     def card(self) -> dict[str, Any]:
         return asdict(self) | {"rate_hz": self.rate}

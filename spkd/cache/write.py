@@ -13,64 +13,101 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
 from spkd.cache import card as cards
+from spkd.cache import codebook as codebooks
+from spkd.cache import codec as codecs
+from spkd.cache import head as heads
+from spkd.cache import plan as plans
+from spkd.cache.codec import Codec
 from spkd.cache.layout import (
     GROUP_METADATA,
     HEADER,
     array_metadata,
+    blank,
     chunk_bytes,
     chunk_rows,
+    compress,
     header_bytes,
     index_bytes,
+    row_bytes,
     shard_path,
 )
-from spkd.cache.plan import FILE as PLAN_FILE
 from spkd.cache.plan import Plan
-from spkd.cache.target import DTYPES, Target
+from spkd.cache.target import Target
 from spkd.errors import SpkdError
 from spkd.files import create_json, read_json, sync_folder, write_bytes, write_json
 
-HEAD_FILE = "head.safetensors"
 COMPLETE = "COMPLETE.json"
 CLAIM_STALE = 300.0  # s without a heartbeat after which a claim is taken over
+AHEAD = 8  # calls that may wait for the writing thread: as many teacher batches lie in memory
 
 
-def initialise(root: Path, card: dict[str, Any], plan: Plan, targets: list[Target], head: bytes | None) -> None:
-    """Lay out a new cache, or check that the one there is the same (the card is written last).
+def initialise(
+    root: Path, card: dict[str, Any], parts: Sequence[Plan], targets: list[Target], head: bytes | None = None
+) -> None:
+    """Lay out a new cache (the card is written last), or check that the one there is the same, or let it grow.
 
+    Args:
+        parts: the plan of each part the card names.
     Raises:
         SpkdError: the folder holds a cache of something else, or other files.
     """
     if (root / cards.FILE).is_file():
-        _check_same(root, card)
+        _same_or_grown(root, card, parts, targets)
         return
-    # An interrupted or concurrent start leaves these; anything else belongs to somebody.
-    ours = {"plan", "zarr.json", HEAD_FILE, *(t.name for t in targets)}
-    if root.is_dir() and any(p.name not in ours and p.suffix != ".part" for p in root.iterdir()):
-        raise SpkdError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")
-    plan.save(root)
-    write_json(root / "zarr.json", GROUP_METADATA)
-    for target in targets:
-        write_json(root / target.name / "zarr.json", array_metadata(target, plan.shard_rows(target), plan.units))
+    check_folder(root, targets)
+    _write_layout(root, parts, targets, 0)
     if head is not None:
-        write_bytes(root / HEAD_FILE, head)
+        write_bytes(root / heads.FILE, head)
     if not create_json(root / cards.FILE, card):
-        _check_same(root, card)
+        _same_or_grown(root, card, parts, targets)
 
 
-def _check_same(root: Path, card: dict[str, Any]) -> None:
+def check_folder(root: Path, targets: list[Target]) -> None:
+    """Refuse a folder that is somebody else's: without a card, and with files that no start of ours leaves."""
+    ours = {"plan", "zarr.json", heads.FILE, codebooks.FILE, *(t.name for t in targets)}
+    if (
+        not (root / cards.FILE).is_file()
+        and root.is_dir()
+        and any(p.name not in ours and p.suffix != ".part" for p in root.iterdir())
+    ):
+        raise SpkdError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")
+
+
+def _write_layout(root: Path, parts: Sequence[Plan], targets: list[Target], known: int) -> None:
+    """Plans from part `known` on, and the arrays' descriptions."""
+    for number in range(known, len(parts)):
+        parts[number].save(root, number)
+    write_json(root / "zarr.json", GROUP_METADATA)
+    units = sum(part.units for part in parts)
+    for target in targets:
+        write_json(root / target.name / "zarr.json", array_metadata(target, parts[0].shard_rows(target), units))
+
+
+def _same_or_grown(root: Path, card: dict[str, Any], parts: Sequence[Plan], targets: list[Target]) -> None:
     theirs = cards.load(root)
-    if theirs["fingerprint"] != card["fingerprint"]:
+    if theirs["fingerprint"] == card["fingerprint"]:
+        return
+    if not cards.grows(theirs, card):
         raise SpkdError(
             f"{root}: holds a cache of {cards.difference(card, theirs)}; choose another folder with cache=FOLDER"
         )
+    _write_layout(root, parts, targets, len(theirs["parts"]))
+    write_json(root / cards.FILE, card)
+    if (root / COMPLETE).is_file():
+        # What was complete stays so, and readable, while the rest is extracted.
+        record = read_json(root / COMPLETE)
+        write_json(root / COMPLETE, _record(root, record["card"], record["rejected"]))
 
 
 def manifest_path(root: Path, unit: int) -> Path:
@@ -78,15 +115,19 @@ def manifest_path(root: Path, unit: int) -> Path:
 
 
 def claim_units(root: Path, units: int) -> Iterator[int]:
-    """Units without a manifest, each claimed for this process before it is yielded, released after."""
+    """Units without a manifest, each claimed for this process before it is yielded, until `release`."""
     for unit in range(units):
         if manifest_path(root, unit).is_file() or not _claim(_claim_path(root, unit)):
             continue
-        try:
-            if not manifest_path(root, unit).is_file():
-                yield unit
-        finally:
-            _claim_path(root, unit).unlink(missing_ok=True)
+        if manifest_path(root, unit).is_file():
+            release(root, unit)
+        else:
+            yield unit
+
+
+def release(root: Path, unit: int) -> None:
+    """Give a claim back."""
+    _claim_path(root, unit).unlink(missing_ok=True)
 
 
 def heartbeat(root: Path, unit: int) -> None:
@@ -129,139 +170,188 @@ def _dead(path: Path) -> bool:
     return bool(owner["pid"] == os.getpid())
 
 
+class Background:
+    """Runs calls in order on one thread, so that the teacher never waits for the disk. What fails there is raised by
+    the next call here, or on leaving the block; `ahead` bounds the memory that waiting calls hold."""
+
+    def __init__(self, ahead: int = AHEAD) -> None:
+        self._pool, self._ahead = ThreadPoolExecutor(1, "cache writer"), ahead
+        self._waiting: deque[Future] = deque()
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._waiting.append(self._pool.submit(function, *arguments))
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) > self._ahead):
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: TracebackType | BaseException | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        if kind is None:
+            for call in self._waiting:
+                call.result()
+
+
 class UnitWriter:
     """Fills one claimed unit."""
 
-    def __init__(self, root: Path, plan: Plan, targets: list[Target], unit: int, fingerprint: str) -> None:
+    def __init__(
+        self, root: Path, plan: Plan, targets: list[Target], unit: int, part: str, fitted: Mapping[str, Codec]
+    ) -> None:
+        """part: the key of the unit's part (see card.part_key). fitted: codecs of the targets."""
         self._root, self._plan, self._unit = root, plan, unit
-        self._views = plan.unit(unit)
+        self._first = plan.unit(unit).start
         self._rejected: dict[int, str] = {}
-        self._shards = {t.name: _Shard(root, plan, t, unit, fingerprint) for t in targets}
+        header = header_bytes(part, plan.part(unit)[1])
+        self._shards = {t.name: _Shard(root, plan, t, unit, header, fitted[t.name]) for t in targets}
 
-    def put(self, name: str, row: int, values: np.ndarray) -> None:
-        """Store what the teacher said of view `row`: (rows, dim), or (dim,) at utterance level.
+    def put(self, name: str, rows: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
+        """Store what the teacher said of the views `rows`: (B, T, dim), or (B, dim) at utterance level.
 
         Raises:
             SpkdError: another number of rows than the target declares, or values that are not finite.
         """
-        self._shards[name].put(row, values)
+        self._shards[name].put(rows, values)
 
     def reject(self, row: int, reason: str) -> None:
-        """Leave a view out; its rows stay NaN and readers never serve it."""
+        """Leave a view out; readers never serve it."""
         self._rejected[row] = reason
 
     def commit(self) -> dict[int, str]:
-        """Make the unit durable. Returns the rejected views with their reasons."""
-        files = {}
-        for shard in self._shards.values():
-            files[str(shard.path.relative_to(self._root))] = shard.finish(self._rejected)
+        """Make the unit durable and release its claim. Returns the rejected views with their reasons."""
         record = {
-            "unit": self._unit,
-            "views": [self._views.start, self._views.stop],
-            "rejected": {str(row): reason for row, reason in sorted(self._rejected.items())},
-            "files": files,
+            # Counted within the unit: a manifest stays true where a merge gives its unit another number.
+            "rejected": {str(row - self._first): reason for row, reason in sorted(self._rejected.items())},
+            "targets": {name: shard.finish(self._rejected) for name, shard in self._shards.items()},
             "writer": {"host": socket.gethostname(), "pid": os.getpid()},
         }
         write_json(manifest_path(self._root, self._unit), record)
+        release(self._root, self._unit)
         return self._rejected
 
     def abandon(self) -> None:
-        """Remove what was not committed."""
+        """Remove what was not committed, and release the claim."""
         for shard in self._shards.values():
             shard.abandon()
+        release(self._root, self._unit)
 
 
 class _Shard:
     """One shard being filled: rows land at their planned place in a `.part` file."""
 
-    def __init__(self, root: Path, plan: Plan, target: Target, unit: int, fingerprint: str) -> None:
-        self.path = shard_path(root, target, unit)
-        self._target, self._first_view = target, plan.unit(unit).start
-        start, count = plan.local_rows(target)
-        self._start, self._count = (column[plan.unit(unit).start : plan.unit(unit).stop] for column in (start, count))
-        self._written = np.zeros(len(self._start), bool)
-        self._rows = plan.shard_rows(target)
-        self._chunks = math.ceil(int(self._count.sum()) / chunk_rows(target))
-        self._row_bytes = target.dim * DTYPES[target.dtype].itemsize
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = self.path.with_name(f"0.{socket.gethostname()}.{os.getpid()}.part")
+    def __init__(self, root: Path, plan: Plan, target: Target, unit: int, header: bytes, codec: Codec) -> None:
+        self._path = shard_path(root, target, unit)
+        self._target, self._codec, self._first_view = target, codec, plan.unit(unit).start
+        start, count = plan.unit_rows(target, unit)
+        self._start, self._count = start.tolist(), count.tolist()
+        self._written = np.zeros(len(start), bool)
+        self._rows, self._used = plan.shard_rows(target), int(count.sum())
+        self._row_bytes = row_bytes(target)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._part = self._path.with_name(f"0.{socket.gethostname()}.{os.getpid()}.part")
         self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        _write_all(self._descriptor, header_bytes(fingerprint, unit), 0)
+        self._open = True
+        _write_all(self._descriptor, header, 0)
 
-    def put(self, row: int, values: np.ndarray) -> None:
-        view, target = row - self._first_view, self._target
-        with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused below
-            stored = np.ascontiguousarray(values, DTYPES[target.dtype]).reshape(-1, target.dim)
-        if len(stored) != self._count[view]:
+    def put(self, rows: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
+        target, height = self._target, 1 if values.ndim == 2 else values.shape[1]
+        stored = self._codec.encode(values.reshape(-1, self._codec.dim))
+        if not np.isfinite(stored if stored.dtype.kind == "f" else values).all():
             raise SpkdError(
-                f"target {target.name}: the teacher gave {len(stored)} rows where it declares {self._count[view]}"
+                f"target {target.name}: values that are not finite as {target.codec}; try storage.codec=float32"
             )
-        if not np.isfinite(stored).all():
-            raise SpkdError(
-                f"target {target.name}: values that are not finite as {target.dtype}; try storage.dtype=float32"
-            )
-        _write_all(self._descriptor, stored.tobytes(), HEADER + int(self._start[view]) * self._row_bytes)
-        self._written[view] = True
+        for view, part in zip(np.asarray(rows) - self._first_view, np.split(stored, len(rows)), strict=True):
+            if height != self._count[view]:
+                raise SpkdError(
+                    f"target {target.name}: the teacher gave {height} rows where it declares {self._count[view]}"
+                )
+            _write_all(self._descriptor, part.data.cast("B"), HEADER + self._start[view] * self._row_bytes)
+            self._written[view] = True
 
     def finish(self, rejected: dict[int, str]) -> dict[str, Any]:
-        for view in np.flatnonzero(~self._written):
-            if int(view) + self._first_view not in rejected:
-                raise SpkdError(f"target {self._target.name}: view {int(view) + self._first_view} was never written")
-            self._blank(int(self._start[view]), int(self._count[view]))
-        used = int(self._count.sum())
-        self._blank(used, self._chunks * chunk_rows(self._target) - used)
-        step = chunk_bytes(self._target)
-        size = HEADER + self._chunks * step
-        index = index_bytes(self._target, self._rows, self._chunks)
+        for view in np.flatnonzero(~self._written).tolist():
+            if view + self._first_view not in rejected:
+                raise SpkdError(f"target {self._target.name}: view {view + self._first_view} was never written")
+            self._blank(self._start[view], self._count[view])
+        chunks = math.ceil(self._used / chunk_rows(self._target))
+        self._blank(self._used, chunks * chunk_rows(self._target) - self._used)
+        lengths, checks = self._seal(chunks)
+        size = HEADER + sum(lengths)
+        index = index_bytes(self._target, self._rows, lengths)
+        os.ftruncate(self._descriptor, size)
         _write_all(self._descriptor, index, size)
-        checks = [google_crc32c.value(os.pread(self._descriptor, step, HEADER + i * step)) for i in range(self._chunks)]
         os.fsync(self._descriptor)
-        os.close(self._descriptor)
-        os.replace(self._part, self.path)
-        sync_folder(self.path.parent)
+        self._close()
+        os.replace(self._part, self._path)
+        sync_folder(self._path.parent)
         return {"bytes": size + len(index), "chunk_crc32c": checks, "index_crc32c": google_crc32c.value(index)}
 
+    def _seal(self, chunks: int) -> tuple[list[int], list[int]]:
+        """Length and checksum of every inner chunk as it stays in the file; compressed here where it is to be."""
+        step, packs = chunk_bytes(self._target), codecs.compressed(self._target.codec)
+        plain = (os.pread(self._descriptor, step, HEADER + i * step) for i in range(chunks))
+        if not packs:
+            return [step] * chunks, [google_crc32c.value(chunk) for chunk in plain]
+        packed = [compress(chunk) for chunk in plain]
+        _write_all(self._descriptor, b"".join(packed), HEADER)
+        return [len(chunk) for chunk in packed], [google_crc32c.value(chunk) for chunk in packed]
+
     def _blank(self, row: int, count: int) -> None:
-        blank = np.full((count, self._target.dim), np.nan, DTYPES[self._target.dtype])
-        _write_all(self._descriptor, blank.tobytes(), HEADER + row * self._row_bytes)
+        _write_all(self._descriptor, blank(self._target, count), HEADER + row * self._row_bytes)
 
     def abandon(self) -> None:
-        if self._part.exists():
-            os.close(self._descriptor)
-            self._part.unlink()
+        if self._open:
+            self._close()
+            self._part.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        self._open = False
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
 
 
-def finalize(root: Path, units: int) -> bool:
+def finalize(root: Path, card: dict[str, Any], plan: Plan) -> bool:
     """Write the completion record once every unit is committed. Returns whether the cache is complete.
 
-    The record holds the digest of every small file (card, plan, array metadata, unit manifests), and the unit
-    manifests hold checksums of the shards: from it, any flipped bit can be found.
+    The record holds the card, the digest of every small file (plans, array metadata, unit manifests), and the unit
+    manifests hold checksums of the shards: from it, any flipped bit can be found. Readers go by it alone, so a cache
+    that grows changes for them in one rename.
     """
-    if (root / COMPLETE).is_file():
+    if (root / COMPLETE).is_file() and len(read_json(root / COMPLETE)["card"]["parts"]) >= len(card["parts"]):
         return True
-    if not all(manifest_path(root, unit).is_file() for unit in range(units)):
+    if not all(manifest_path(root, unit).is_file() for unit in range(plan.units)):
         return False
     for left in root.glob("*/**/*.part"):  # of workers that were killed
         left.unlink(missing_ok=True)
     rejected: dict[str, str] = {}
-    for unit in range(units):
-        rejected |= read_json(manifest_path(root, unit))["rejected"]
-    small = [root / cards.FILE, root / PLAN_FILE, *sorted(root.glob("**/zarr.json")), *root.glob(HEAD_FILE)]
-    small += [manifest_path(root, unit) for unit in range(units)]
+    for unit in range(plan.units):
+        first = plan.unit(unit).start
+        found = read_json(manifest_path(root, unit))["rejected"]
+        rejected |= {str(first + int(view)): reason for view, reason in found.items()}
+    write_json(root / COMPLETE, _record(root, card, rejected))
+    return True
+
+
+def _record(root: Path, card: dict[str, Any], rejected: dict[str, str]) -> dict[str, Any]:
+    units = sum(part["units"] for part in card["parts"])
+    names = [cards.FILE, "zarr.json", *(f"{target['name']}/zarr.json" for target in card["targets"])]
+    names += [str(plans.file(part)) for part in range(len(card["parts"]))]
+    names += [name for name in (heads.FILE, codebooks.FILE) if (root / name).is_file()]
+    names += [str(manifest_path(Path(), unit)) for unit in range(units)]
     record = {
+        "card": card,
         "units": units,
         "rejected": rejected,
-        "sha256": {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in small},
+        "sha256": {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names},
     }
-    write_json(root / COMPLETE, record | {"check": record_check(record)})
-    return True
+    return record | {"check": record_check(record)}
 
 
 def record_check(record: dict[str, Any]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from spkd.cache import (
     EMBEDDING,
     FBANK,
     LOGITS,
+    Background,
     Cache,
+    Codebook,
     Plan,
     Target,
     UnitWriter,
@@ -25,16 +27,17 @@ from spkd.cache import (
     initialise,
 )
 from spkd.cache import card as cards
-from spkd.cache.target import DTYPES
-from spkd.cache.write import manifest_path
+from spkd.cache import codebook as codebooks
+from spkd.cache import codec as codecs
+from spkd.cache.write import check_folder, manifest_path
 from spkd.config import ExtractConfig
 from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.extract.calibrate import calibrate, said_of
 from spkd.extract.teacher import Teacher
-from spkd.features import fbank
 from spkd.files import write_bytes
 from spkd.manifest import Manifest, measure
 from spkd.progress import say, track
-from spkd.view import Batch, Player, ViewPlan, play
+from spkd.view import Player, ViewPlan, play
 
 REJECTED = "rejected.csv"
 
@@ -49,94 +52,128 @@ class Report:
 
 
 def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
-    """Extract the chosen targets into `config.cache`; continue where an earlier run of the same command stopped.
+    """Extract the chosen targets into `config.cache`; continue where an earlier run of the same command stopped, and
+    add what a longer manifest brings to a cache that is there.
 
     Raises:
-        UsageError: an unknown target or view plan. SpkdError: the folder holds another cache, or cannot be written.
+        UsageError: an unknown target, codec or view plan. SpkdError: the folder holds another cache, or cannot be
+            written.
     """
-    targets = chosen_targets(config, teacher)
+    root, targets = Path(config.cache), chosen_targets(config, teacher)
     view_plan = ViewPlan.parse(config.view)
     manifest, unreadable = measure(manifest, max(config.workers, 1) * 4)
     if not len(manifest):
         raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read")
-    views = view_plan.views(manifest)
-    plan = Plan.make(manifest, views, config.storage.unit_views, config.storage.unit_seconds)
-    with_head = teacher.head is not None and LOGITS in config.teacher.targets
-    card = cards.make(
-        teacher.card(),
-        targets,
-        view_plan.card(),
-        manifest,
-        plan,
-        {"kind": "cosine", "classes": teacher.head.classes, "scale": teacher.head.scale}
-        if with_head and teacher.head
-        else None,
-    )
-    root = Path(config.cache)
-    initialise(root, card, plan, targets, _head_bytes(teacher) if with_head else None)
-
+    manifests = parts_of(root, manifest)
+    storage = config.storage
+    plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
+    plan, manifest = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
     min_seconds = max(config.min_seconds, teacher.min_samples / SAMPLE_RATE)
-    player = Player(manifest, views, view_plan.augmentation, min_seconds, say)
-    rejected: dict[str, str] = dict(unreadable)
-    done = len(views) - sum(len(plan.unit(u)) for u in _open_units(root, plan))
-    written = 0
-    with track("extracting", len(views), "views", done) as bar:
-        for unit in claim_units(root, plan.units):
-            writer = UnitWriter(root, plan, targets, unit, card["fingerprint"])
-            try:
-                for batch in play(player, np.array(plan.unit(unit)), config.batch_size, config.workers, writer.reject):
-                    _store(writer, teacher, targets, batch)
+    player = Player(manifest, plan.views, view_plan.augmentation, min_seconds, say)
+
+    parts = [cards.part(m, p) for m, p in zip(manifests, plans, strict=True)]
+    head = teacher.head if LOGITS in config.teacher.targets and LOGITS not in [t.name for t in targets] else None
+    described = (teacher.card(), targets, view_plan.card(), parts, plan, head)
+    series = cards.series(cards.make(*described))
+    codebook = codebooks.load(root, targets, series) if root.is_dir() else None
+    if codebook is None:
+        check_folder(root, targets)
+        codebook = calibrate(teacher, player, targets, head, config).create(root, series, targets)
+    card = cards.make(*described, codebook.digest, codebook.errors)
+    initialise(root, card, plans, targets, None if head is None else head.to_bytes())
+    report = _extract(config, root, card, plan, targets, codebook, teacher, player)
+    report.rejected |= unreadable
+    report.complete = finalize(root, card, plan)
+    if report.complete:
+        report.rejected = _list_rejections(root, manifest, plan, unreadable)
+    return report
+
+
+def _extract(
+    config: ExtractConfig,
+    root: Path,
+    card: dict[str, Any],
+    plan: Plan,
+    targets: list[Target],
+    codebook: Codebook,
+    teacher: Teacher,
+    player: Player,
+) -> Report:
+    """Fill every unit that is nobody else's; the rows reach the disk behind the teacher's back."""
+    report = Report(0, {}, False)
+    open_units = (unit for unit in range(plan.units) if not manifest_path(root, unit).is_file())
+    done = len(plan.views) - sum(len(plan.unit(unit)) for unit in open_units)
+    writers: dict[int, UnitWriter] = {}
+
+    def commit(unit: int) -> None:
+        lost = writers[unit].commit()
+        del writers[unit]
+        report.rejected |= {_view_name(player.manifest, plan, row): reason for row, reason in lost.items()}
+        bar.advance(len(lost))
+
+    try:
+        with track("extracting", len(plan.views), "views", done) as bar, Background() as background:
+            for unit in claim_units(root, plan.units):
+                key = cards.part_key(card, plan.part(unit)[0])
+                writer = writers[unit] = UnitWriter(root, plan, targets, unit, key, codebook.codecs)
+                rows = np.array(plan.unit(unit))
+                for batch in play(player, rows, config.batch_size, config.workers, writer.reject):
+                    for name, values in said_of(teacher, batch, targets).items():
+                        background(writer.put, name, batch.rows, values)
                     heartbeat(root, unit)
                     bar.advance(len(batch.rows))
-                    written += len(batch.rows)
-                lost = writer.commit()
-            except BaseException:
-                writer.abandon()
-                raise
-            for row, reason in lost.items():
-                rejected[_view_name(manifest, plan, row)] = reason
-            bar.advance(len(lost))
-    complete = finalize(root, plan.units)
-    if complete:
-        rejected = _list_rejections(root, manifest, plan, unreadable)
-    return Report(written, rejected, complete)
+                    report.views += len(batch.rows)
+                background(commit, unit)
+    finally:
+        for writer in writers.values():  # empty unless something failed
+            writer.abandon()
+    return report
+
+
+def parts_of(root: Path, manifest: Manifest) -> list[Manifest]:
+    """A manifest as the parts of the cache at `root`, and behind them what that cache lacks; whole where there is none,
+    or one of something else (which `initialise` refuses)."""
+    if not (root / cards.FILE).is_file():
+        return [manifest]
+    card = cards.load(root)
+    known = Plan.load(root, len(card["parts"])).utterances
+    parts = cards.pick_parts(card, known, manifest)
+    if parts is None:
+        return [manifest]
+    there = set(known)
+    new = tuple(u for u in manifest if u.id not in there)
+    return [*parts, *([Manifest(new, manifest.source)] if new else [])]
 
 
 def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
-    """The targets to store: those asked for, in the asked dtype, and fbank on request (always without a teacher).
+    """The targets to store: those asked for, under the asked codecs, and fbank on request (always without a teacher).
 
-    Logits of a teacher with a cosine head are not stored: the embedding and the head are, from which they follow
-    exactly.
+    Logits of a teacher with a head are not stored unless a codec is named for them: the embedding and the head are,
+    from which they follow exactly.
     """
-    names = config.teacher.targets if teacher.targets else []
+    names, chosen = config.teacher.targets if teacher.targets else [], config.storage.codecs
     for name in names:
         if name not in teacher.targets:
             raise UsageError(
                 f"teacher={teacher.family} has no target {name!r}{did_you_mean(name, teacher.targets)} "
                 f"(it has {', '.join(teacher.targets)})"
             )
-    stored = [n for n in dict.fromkeys(names) if n != LOGITS or teacher.head is None]
-    if LOGITS in names and teacher.head is not None and EMBEDDING not in stored:
+    follows = LOGITS in names and teacher.head is not None and LOGITS not in chosen
+    stored = [name for name in dict.fromkeys(names) if name != LOGITS or not follows]
+    if follows and EMBEDDING not in stored:
         stored.append(EMBEDDING)
     targets = [teacher.targets[name] for name in stored] + ([FBANK] if config.fbank or not teacher.targets else [])
     if not targets:
         raise UsageError("teacher.targets: name at least one target")
-    if config.storage.dtype not in DTYPES:
-        raise UsageError(f"storage.dtype={config.storage.dtype}{did_you_mean(config.storage.dtype, DTYPES)}")
-    return [Target(t.name, t.dim, t.hop, t.window, config.storage.dtype) for t in targets]
-
-
-def _store(writer: UnitWriter, teacher: Teacher, targets: list[Target], batch: Batch) -> None:
-    said = teacher.say(batch.waves, [t.name for t in targets if t.name != FBANK.name])
-    if any(t.name == FBANK.name for t in targets):
-        said[FBANK.name] = fbank(batch.waves).numpy()
-    for name, values in said.items():
-        for row, value in zip(batch.rows, values, strict=True):
-            writer.put(name, int(row), value)
-
-
-def _open_units(root: Path, plan: Plan) -> Iterator[int]:
-    return (unit for unit in range(plan.units) if not manifest_path(root, unit).is_file())
+    for name in chosen:
+        if name not in [t.name for t in targets]:
+            raise UsageError(f"storage.codecs: no target {name!r} is stored{did_you_mean(name, [*stored, FBANK.name])}")
+    targets = [target.stored_as(chosen.get(target.name, config.storage.codec)) for target in targets]
+    for target in targets:
+        codecs.make(target.codec, target.dim)
+        if target.codec.startswith("topk") and target.name != LOGITS:
+            raise UsageError(f"storage: {target.codec} is for logits, not for {target.name}")
+    return targets
 
 
 def _view_name(manifest: Manifest, plan: Plan, row: int) -> str:
@@ -146,13 +183,6 @@ def _view_name(manifest: Manifest, plan: Plan, row: int) -> str:
     return (
         manifest[utterance].id if len(plan.views) == len(manifest) else f"{manifest[utterance].id} view {row - first}"
     )
-
-
-def _head_bytes(teacher: Teacher) -> bytes:
-    from safetensors.torch import save
-
-    assert teacher.head is not None
-    return save({"weight": teacher.head.weight.float().cpu().contiguous()})
 
 
 def _list_rejections(root: Path, manifest: Manifest, plan: Plan, unreadable: dict[str, str]) -> dict[str, str]:

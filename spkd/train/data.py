@@ -46,7 +46,7 @@ class Classes:
 
 
 class Steps(Dataset):
-    """Item `step` is the whole batch of that step: features (B, T, 80), targets, labels.
+    """Item `step` is the whole batch of that step: features, targets (both as stored), labels.
 
     Args:
         player: plays the audio of a view where the cache holds no fbank; None where it does.
@@ -84,7 +84,7 @@ class Steps(Dataset):
         rows = self.rows(step)
         crop = self.crop(step, rows)
         from_cache = self._needs if self._player else [*self._needs, FBANK.name]
-        batch = self._cache.batch(rows, from_cache, crop)
+        batch = self._cache.stored(rows, from_cache, crop)
         if self._player is not None:
             batch[FBANK.name] = self._listen(rows, crop)
         batch["label"] = torch.from_numpy(self._classes.label[rows])

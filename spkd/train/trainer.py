@@ -84,7 +84,9 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     try:
         with track("training", config.steps * config.batch_size, "utterances", first * config.batch_size) as bar:
             for step, batch in _batches(steps, first, config, cache):
-                terms = _step(step, batch, config, trainee, optimiser, device)
+                batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+                said, features = _heard(batch, cache, needs)
+                terms = _step(step, features, said, config, trainee, optimiser)
                 recent.append(terms)
                 log(step, terms | {"lr": optimiser.param_groups[0]["lr"]})
                 bar.advance(config.batch_size, " ".join(f"{k} {v:.3f}" for k, v in terms.items()))
@@ -133,9 +135,7 @@ def _player(config: TrainConfig, cache: Cache) -> Player | None:
     if FBANK.name in cache.targets:
         return None
     assert config.manifest is not None
-    manifest, _ = measure(Manifest.load(config.manifest))
-    if manifest.digest != cache.card["manifest"]["digest"]:
-        raise SpkdError(f"{cache.root}: extracted from another manifest than {config.manifest} (digests differ)")
+    manifest = cache.manifest(measure(Manifest.load(config.manifest))[0])
     plan = ViewPlan.from_card(cache.card["views"], config.noise, config.rir)
     return Player(manifest, cache.plan.views, plan.augmentation)
 
@@ -153,21 +153,28 @@ def _batches(steps: Steps, first: int, config: TrainConfig, cache: Cache) -> Ite
     yield from enumerate(loader, first)
 
 
+def _heard(batch: dict[str, Tensor], cache: Cache, needs: list[str]) -> tuple[Said, Tensor]:
+    """What is known of a batch that lies on the device, and the student's features (B, T, 80): decoded here, so that
+    the loader and the bus carry the codes alone."""
+    label, voice = batch.pop("label"), batch.pop("voice")
+    features = None if FBANK.name in cache.targets else batch.pop(FBANK.name)
+    targets = cache.decode(batch, needs if features is not None else [*needs, FBANK.name])
+    features = targets.pop(FBANK.name) if features is None else features
+    return Said({name: values.float() for name, values in targets.items()}, label, voice), features.float()
+
+
 def _step(
     step: int,
-    batch: dict[str, Tensor],
+    features: Tensor,
+    said: Said,
     config: TrainConfig,
     trainee: nn.ModuleDict,
     optimiser: torch.optim.Optimizer,
-    device: torch.device,
 ) -> dict[str, float]:
     """One optimiser step. Returns the loss terms."""
     trainee.train()
-    batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-    label, voice, features = batch.pop("label"), batch.pop("voice"), batch.pop(FBANK.name).float()
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     features = mask(features, config.mask.frames, config.mask.bands, generator)
-    said = Said({name: values.float() for name, values in batch.items()}, label, voice)
     total, terms = trainee["objective"](trainee["network"](features), said)
     if not torch.isfinite(total):
         raise SpkdError(f"training diverged at step {step} (the loss is {total.item()}); lower optim.lr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spkd.cache import Cache, Crop, Plan, Target, UnitWriter, card, claim_units, finalize, initialise, verify
+from spkd.cache import Cache, Crop, Plan, Target, UnitWriter, card, claim_units, codec, finalize, initialise, verify
 from spkd.errors import SpkdError
 from spkd.manifest import Manifest, Utterance
 from spkd.view import Views
@@ -32,25 +33,39 @@ def make_plan(lengths: list[int], unit_views: int = 1024, unit_seconds: float = 
     return manifest, Plan.make(manifest, views, unit_views, unit_seconds)
 
 
+def start(root: Path, targets: list[Target], manifest: Manifest, plan: Plan) -> dict[str, Any]:
+    """An empty cache of one part. Returns its card."""
+    made = card.make({"family": "test"}, targets, {}, [card.part(manifest, plan)], plan)
+    initialise(root, made, [plan], targets)
+    return made
+
+
+def writer_of(root: Path, plan: Plan, targets: list[Target], unit: int) -> UnitWriter:
+    made = card.load(root)
+    fitted = {t.name: codec.make(t.codec, t.dim) for t in targets}
+    return UnitWriter(root, plan, targets, unit, card.part_key(made, plan.part(unit)[0]), fitted)
+
+
 def write(
     root: Path, lengths: list[int], targets: list[Target], reject: tuple[int, ...] = (), **units: float
 ) -> dict[str, list[np.ndarray]]:
-    """A complete cache of random values. Returns what was written, per target and view."""
+    """A complete cache of random values. Returns what was written, per target and view: (rows, dim)."""
     manifest, plan = make_plan(lengths, **units)  # type: ignore[arg-type]
     random = np.random.RandomState(len(lengths))
-    made = card.make({"family": "test"}, targets, {}, manifest, plan, None)
-    initialise(root, made, plan, targets, None)
-    values = {t.name: [random.randn(int(t.rows(n)), t.dim).astype(t.dtype) for n in lengths] for t in targets}
+    made = start(root, targets, manifest, plan)
+    types = {t.name: t.codec.removesuffix("+zstd") for t in targets}
+    values = {t.name: [random.randn(int(t.rows(n)), t.dim).astype(types[t.name]) for n in lengths] for t in targets}
     for unit in claim_units(root, plan.units):
-        writer = UnitWriter(root, plan, targets, unit, made["fingerprint"])
+        writer = writer_of(root, plan, targets, unit)
         for row in random.permutation(list(plan.unit(unit))):
             if row in reject:
                 writer.reject(int(row), "bad")
                 continue
             for target in targets:
-                writer.put(target.name, int(row), values[target.name][row])
+                said = values[target.name][row]
+                writer.put(target.name, [int(row)], said if target.hop is None else said[None])
         writer.commit()
-    assert finalize(root, plan.units)
+    assert finalize(root, made, plan)
     return values
 
 
@@ -62,7 +77,7 @@ lengths = st.lists(st.integers(100, 9000), min_size=1, max_size=40)
     lengths,
     st.integers(1, 20),
     st.sampled_from([0.6, 2.0, 1280.0]),
-    st.sampled_from(["float16", "float32"]),
+    st.sampled_from(["float16", "float32", "float16+zstd", "float32+zstd"]),
     st.sampled_from([(None, 0), (160, 400), (320, 400), (160, 0), (12_800, 25_440)]),
     st.integers(1, 9),
 )
@@ -71,12 +86,12 @@ def test_zarr_python_reads_what_we_wrote(
     lengths: list[int],
     unit_views: int,
     unit_seconds: float,
-    dtype: str,
+    stored_as: str,
     rate: tuple[int | None, int],
     dim: int,
 ) -> None:
     root = tmp_path_factory.mktemp("cache") / "c"
-    target = Target("t", dim, rate[0], rate[1], dtype)
+    target = Target("t", dim, rate[0], rate[1], stored_as)
     values = write(root, lengths, [target], unit_views=unit_views, unit_seconds=unit_seconds)["t"]
     cache = Cache.open(root)
     first, count = cache.plan.local_rows(target)
@@ -122,12 +137,12 @@ def test_plans_survive_the_disk(tmp_path: Path) -> None:
     manifest = Manifest((Utterance("ü/1", "", "ß", 1.0), Utterance("2", "", None, 1.0)))
     _, plan = make_plan([16_000, 16_000])
     plan = Plan.make(manifest, plan.views, 1, 2.0)
-    plan.save(tmp_path)
+    plan.save(tmp_path, 0)
     before = (tmp_path / "plan" / "0.npz").read_bytes()
-    loaded = Plan.load(tmp_path)
+    loaded = Plan.load(tmp_path, 1)
     assert (loaded.utterances, loaded.speakers, loaded.speaker.tolist()) == (["ü/1", "2"], ["ß"], [0, -1])
     assert (loaded.units, loaded.unit_views, loaded.unit_seconds) == (2, 1, 2.0)
-    loaded.save(tmp_path)
+    loaded.save(tmp_path, 0)
     assert (tmp_path / "plan" / "0.npz").read_bytes() == before
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset
 
-from spkd.cache import Cache, Head, Target, UnitWriter, card, claim_units, finalize, initialise
+from spkd.cache import Cache, Head, Target, card, claim_units, finalize, initialise
 from spkd.cache.describe import describe
 from spkd.errors import SpkdError
 
-from .test_layout import make_plan, write
+from .test_layout import make_plan, write, writer_of
 
 EMBEDDING = Target("embedding", 4)
 
@@ -55,15 +54,14 @@ def test_an_unknown_target_names_the_nearest(tmp_path: Path) -> None:
 def test_logits_follow_from_embedding_and_head(tmp_path: Path) -> None:
     manifest, plan = make_plan([4000] * 3)
     weight = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
-    described = {"kind": "cosine", "classes": [str(i) for i in range(7)], "scale": 30.0}
-    made = card.make({"family": "t"}, [EMBEDDING], {}, manifest, plan, described)
-    initialise(tmp_path / "c", made, plan, [EMBEDDING], save({"weight": weight}))
+    head = Head(weight, [str(i) for i in range(7)], 30.0)
+    made = card.make({"family": "t"}, [EMBEDDING], {}, [card.part(manifest, plan)], plan, head)
+    initialise(tmp_path / "c", made, [plan], [EMBEDDING], head.to_bytes())
     for unit in claim_units(tmp_path / "c", plan.units):
-        writer = UnitWriter(tmp_path / "c", plan, [EMBEDDING], unit, made["fingerprint"])
-        for row in plan.unit(unit):
-            writer.put("embedding", row, np.arange(4.0) + row)
+        writer = writer_of(tmp_path / "c", plan, [EMBEDDING], unit)
+        writer.put("embedding", list(plan.unit(unit)), np.arange(4.0) + np.arange(3.0)[:, None])
         writer.commit()
-    finalize(tmp_path / "c", plan.units)
+    finalize(tmp_path / "c", made, plan)
     cache = Cache.open(tmp_path / "c")
     assert cache.names == ["embedding", "logits"]
     assert cache.dim("logits") == 7
@@ -78,16 +76,20 @@ def test_a_cache_of_a_newer_spkd_or_none_at_all(tmp_path: Path) -> None:
     with pytest.raises(SpkdError, match="no teacher cache"):
         Cache.open(tmp_path)
     write(tmp_path / "c", [4000], [EMBEDDING])
-    path = tmp_path / "c" / "card.json"
-    made = json.loads(path.read_text())
-    path.write_text(json.dumps(made | {"spkd_cache": 2}))
+    path = tmp_path / "c" / "COMPLETE.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 2}}))
     with pytest.raises(SpkdError, match="format 2.*update spkd"):
         Cache.open(tmp_path / "c")
-    path.write_text(json.dumps(made | {"targets": []}))
-    with pytest.raises(SpkdError, match="does not fit its fingerprint"):
+    path.write_text(json.dumps(record | {"card": record["card"] | {"targets": []}}))
+    with pytest.raises(SpkdError, match="does not fit its own digest"):
         Cache.open(tmp_path / "c")
     path.write_text("{")
     with pytest.raises(SpkdError, match="not valid JSON"):
+        Cache.open(tmp_path / "c")
+    path.unlink()
+    (tmp_path / "c" / "card.json").write_text(json.dumps(record["card"] | {"targets": []}))
+    with pytest.raises(SpkdError, match="does not fit its fingerprint"):
         Cache.open(tmp_path / "c")
 
 
@@ -98,7 +100,8 @@ def test_the_description_says_what_is_there(tmp_path: Path) -> None:
     manifest, plan = make_plan([16_000] * 3)
     teacher = {"family": "t", "source": "src", "weights_sha256": "f" * 64, "licence": "MIT", "preprocessing": "p"}
     views = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0], noise="synthetic")).card()
-    initialise(tmp_path / "c", card.make(teacher, [EMBEDDING], views, manifest, plan, None), plan, [EMBEDDING], None)
+    made = card.make(teacher, [EMBEDDING], views, [card.part(manifest, plan)], plan)
+    initialise(tmp_path / "c", made, [plan], [EMBEDDING])
     text = describe(tmp_path / "c")
     for expected in (
         "t (src)",

@@ -12,46 +12,45 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.cache import Cache, Target, UnitWriter, card, claim_units, finalize, initialise, verify
+from spkd.cache import Cache, Target, card, claim_units, finalize, initialise, verify
 from spkd.cache.write import manifest_path
 from spkd.errors import SpkdError
 
-from .test_layout import FRAMES, make_plan, write
+from .test_layout import FRAMES, make_plan, start, write, writer_of
 
 EMBEDDING = Target("embedding", 4)
 
 
-def start(root: Path, lengths: list[int], **units: float):  # type: ignore[no-untyped-def]
+def begin(root: Path, lengths: list[int], **units: float):  # type: ignore[no-untyped-def]
     manifest, plan = make_plan(lengths, **units)  # type: ignore[arg-type]
-    made = card.make({"family": "test"}, [EMBEDDING], {}, manifest, plan, None)
-    initialise(root, made, plan, [EMBEDDING], None)
-    return manifest, plan, made
+    return manifest, plan, start(root, [EMBEDDING], manifest, plan)
 
 
 def fill(root: Path, plan, unit: int) -> None:  # type: ignore[no-untyped-def]
-    writer = UnitWriter(root, plan, [EMBEDDING], unit, card.load(root)["fingerprint"])
+    writer = writer_of(root, plan, [EMBEDDING], unit)
     for row in plan.unit(unit):
-        writer.put("embedding", row, np.full(4, row))
+        writer.put("embedding", [row], np.full((1, 4), row))
     writer.commit()
 
 
 def test_units_are_claimed_once_and_only_while_open(tmp_path: Path) -> None:
-    _, plan, _ = start(tmp_path / "c", [4000] * 6, unit_views=2)
+    _, plan, made = begin(tmp_path / "c", [4000] * 6, unit_views=2)
     taken = []
     for unit in claim_units(tmp_path / "c", plan.units):
         taken.append(unit)
         if unit != 1:
             fill(tmp_path / "c", plan, unit)
     assert taken == [0, 1, 2]
-    assert not finalize(tmp_path / "c", plan.units)
+    assert not finalize(tmp_path / "c", made, plan)
     with pytest.raises(SpkdError, match="2 of 3 units"):
         Cache.open(tmp_path / "c")
     assert list(claim_units(tmp_path / "c", plan.units)) == [1]
+    fill(tmp_path / "c", plan, 1)
     assert list((tmp_path / "c" / "claims").iterdir()) == []
 
 
 def test_a_living_owner_keeps_its_claim_and_a_dead_one_loses_it(tmp_path: Path) -> None:
-    _, plan, _ = start(tmp_path / "c", [4000] * 2, unit_views=1)
+    _, plan, _ = begin(tmp_path / "c", [4000] * 2, unit_views=1)
     claims = tmp_path / "c" / "claims"
     claims.mkdir()
     living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -73,7 +72,7 @@ def test_a_living_owner_keeps_its_claim_and_a_dead_one_loses_it(tmp_path: Path) 
 KILLED_WHILE_CLAIMING = """
 import os, signal, sys
 from pathlib import Path
-from spkd.cache.write import claim_units
+from spkd.cache.write import claim_units, release
 root, calls = Path(sys.argv[1]), 0
 def kill_at(last):
     def count(frame, event, argument):
@@ -91,6 +90,7 @@ for last in range(300):
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert list(claim_units(root, 1)) == [0], f"killed at call {last}: the unit is held"
+    release(root, 0)
     if os.WIFEXITED(status):
         break
 assert os.WIFEXITED(status) and last > 10, (status, last)
@@ -99,7 +99,7 @@ assert os.WIFEXITED(status) and last > 10, (status, last)
 
 def test_a_kill_while_claiming_holds_no_unit(tmp_path: Path) -> None:
     """Killed at any call on the way to the claim, a worker leaves either no claim or one with its owner."""
-    start(tmp_path / "c", [4000])
+    begin(tmp_path / "c", [4000])
     done = subprocess.run(
         [sys.executable, "-c", KILLED_WHILE_CLAIMING, str(tmp_path / "c")], capture_output=True, text=True, check=False
     )
@@ -107,7 +107,7 @@ def test_a_kill_while_claiming_holds_no_unit(tmp_path: Path) -> None:
 
 
 def test_a_shard_without_its_manifest_is_done_again(tmp_path: Path) -> None:
-    _, plan, _ = start(tmp_path / "c", [4000] * 2, unit_views=1)
+    _, plan, _ = begin(tmp_path / "c", [4000] * 2, unit_views=1)
     for unit in claim_units(tmp_path / "c", plan.units):
         fill(tmp_path / "c", plan, unit)
     manifest_path(tmp_path / "c", 0).unlink()
@@ -116,14 +116,13 @@ def test_a_shard_without_its_manifest_is_done_again(tmp_path: Path) -> None:
 
 def test_what_the_teacher_says_is_checked(tmp_path: Path) -> None:
     manifest, plan = make_plan([4000])
-    targets = [FRAMES]
-    initialise(tmp_path / "c", card.make({}, targets, {}, manifest, plan, None), plan, targets, None)
-    writer = UnitWriter(tmp_path / "c", plan, targets, 0, "f" * 64)
+    start(tmp_path / "c", [FRAMES], manifest, plan)
+    writer = writer_of(tmp_path / "c", plan, [FRAMES], 0)
     rows = int(FRAMES.rows(4000))
     with pytest.raises(SpkdError, match=f"gave 3 rows where it declares {rows}"):
-        writer.put("frames", 0, np.zeros((3, 5)))
+        writer.put("frames", [0], np.zeros((1, 3, 5)))
     with pytest.raises(SpkdError, match="not finite as float16"):
-        writer.put("frames", 0, np.full((rows, 5), 1e6))
+        writer.put("frames", [0], np.full((1, rows, 5), 1e6))
     with pytest.raises(SpkdError, match="view 0 was never written"):
         writer.commit()
     writer.abandon()
@@ -131,40 +130,41 @@ def test_what_the_teacher_says_is_checked(tmp_path: Path) -> None:
 
 
 def test_another_cache_or_other_files_are_not_overwritten(tmp_path: Path) -> None:
-    manifest, plan, made = start(tmp_path / "c", [4000] * 2)
-    initialise(tmp_path / "c", made, plan, [EMBEDDING], None)
+    manifest, plan, made = begin(tmp_path / "c", [4000] * 2)
+    initialise(tmp_path / "c", made, [plan], [EMBEDDING])
     other = dataclasses.replace(manifest[0], id="other")
-    theirs = card.make({"family": "test"}, [EMBEDDING], {}, type(manifest)((other, manifest[1])), plan, None)
+    part = card.part(type(manifest)((other, manifest[1])), plan)
+    theirs = card.make({"family": "test"}, [EMBEDDING], {}, [part], plan)
     with pytest.raises(SpkdError, match="holds a cache of another manifest; choose another folder"):
-        initialise(tmp_path / "c", theirs, plan, [EMBEDDING], None)
+        initialise(tmp_path / "c", theirs, [plan], [EMBEDDING])
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.tex").touch()
     with pytest.raises(SpkdError, match="not empty and holds no teacher cache"):
-        initialise(tmp_path / "d", made, plan, [EMBEDDING], None)
+        initialise(tmp_path / "d", made, [plan], [EMBEDDING])
 
 
 WORKER = """
 import sys, time, numpy as np
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from tests.cache.test_layout import make_plan
-from spkd.cache import UnitWriter, Target, card, claim_units, finalize
+from tests.cache.test_layout import make_plan, writer_of
+from spkd.cache import Target, card, claim_units, finalize
 root, target = Path(sys.argv[1]), Target("embedding", 4)
 _, plan = make_plan([4000] * 40, 2)
 for unit in claim_units(root, plan.units):
-    writer = UnitWriter(root, plan, [target], unit, card.load(root)["fingerprint"])
+    writer = writer_of(root, plan, [target], unit)
     for row in plan.unit(unit):
-        writer.put("embedding", row, np.full(4, row))
+        writer.put("embedding", [row], np.full((1, 4), row))
         time.sleep(0.004)
     writer.commit()
     print(unit, flush=True)
-finalize(root, plan.units)
+finalize(root, card.load(root), plan)
 """
 
 
 def test_killed_workers_lose_nothing_committed(tmp_path: Path) -> None:
     root = tmp_path / "c"
-    _, _plan, _ = start(root, [4000] * 40, unit_views=2)
+    _, _plan, _ = begin(root, [4000] * 40, unit_views=2)
     command = [sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parents[2])), str(root)]
     committed: set[int] = set()
     for _ in range(2):

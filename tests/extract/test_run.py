@@ -74,7 +74,7 @@ def test_a_checkpoint_gives_every_level_and_exact_logits(spkd: Callable, corpus:
         f"teacher.weights={checkpoint}",
         f"manifest={corpus / 'manifest.csv'}",
         "teacher.targets=[frames,stats,segment.a,logits]",
-        "storage.dtype=float32",
+        "storage.codec=float32",
     )
     assert done.code == 0, done.err
     cache = Cache.open("cache")

@@ -21,7 +21,7 @@ def cache(spkd: Callable, corpus: Path) -> Cache:
         f"manifest={corpus / 'manifest.csv'}",
         "view.speeds=[0.9,1.0]",
         "view.noise=synthetic",
-        "storage.dtype=float32",
+        "storage.codec=float32",
     )
     assert done.code == 0, done.err
     return Cache.open("cache")

@@ -118,8 +118,8 @@ def test_audio_is_replayed_where_no_features_are_cached(spkd: Callable, corpus: 
         "view=crops:2,0.6",
     ]
     assert spkd(*extract).code == 0
-    assert spkd(*extract, "cache=with", "fbank=true", "storage.dtype=float32").code == 0
-    assert spkd(*extract, "cache=without", "storage.dtype=float32").code == 0
+    assert spkd(*extract, "cache=with", "fbank=true", "storage.codec=float32").code == 0
+    assert spkd(*extract, "cache=without", "storage.codec=float32").code == 0
     done = spkd("train", "--loss", "mse", *SMALL)
     assert (done.code, "give manifest=FILE, or extract with fbank=true" in done.err) == (1, True)
     assert spkd("train", "--loss", "mse", *SMALL, "cache=with", "out=a").code == 0

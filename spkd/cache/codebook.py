@@ -1,0 +1,76 @@
+"""What the codecs of one cache learnt, and what they were measured to lose: one file, written once, by one worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from spkd.cache import codec as codecs
+from spkd.cache.codec import Codec
+from spkd.cache.target import Target
+from spkd.errors import SpkdError
+from spkd.files import create_bytes
+
+FILE = "codec.safetensors"
+Errors = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Codecs by target, fitted, and their errors (see codec.error and codec.divergence)."""
+
+    codecs: dict[str, Codec]
+    errors: Errors
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 over everything learnt; None where nothing was."""
+        learnt = self._tensors()
+        if not learnt:
+            return None
+        state = hashlib.sha256()
+        for name in sorted(learnt):
+            state.update(name.encode() + learnt[name].tobytes())
+        return state.hexdigest()
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        return {f"{t}/{name}": v for t, codec in self.codecs.items() for name, v in codec.parameters.items()}
+
+    def to_bytes(self, series: str) -> bytes:
+        metadata = {"series": series, "errors": json.dumps(self.errors, sort_keys=True)}
+        return save(self._tensors(), metadata)
+
+    def create(self, root: Path, series: str, targets: Sequence[Target]) -> Codebook:
+        """Write it beside the card, unless another worker was first. Returns the one that is there."""
+        create_bytes(root / FILE, self.to_bytes(series))
+        return load(root, targets, series) or self
+
+
+def load(root: Path, targets: Sequence[Target], series: str | None = None) -> Codebook | None:
+    """The codebook of a cache; None where there is none, or where it is of another series.
+
+    Raises:
+        SpkdError: it is damaged.
+    """
+    path = root / FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            if series is not None and metadata.get("series") != series:
+                return None
+            fitted = {target.name: codecs.make(target.codec, target.dim) for target in targets}
+            for key in file.keys():  # noqa: SIM118  (not a dict)
+                target, name = key.split("/")
+                fitted[target].parameters[name] = file.get_tensor(key)
+            return Codebook(fitted, json.loads(metadata["errors"]))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise SpkdError(f"{path}: damaged ({error})") from error

@@ -1,0 +1,330 @@
+"""Codecs: how a target's numbers become columns on disk, and numbers again in batches on the training device.
+
+    float16, float32    as they are
+    int8                channels standardised, then one scale per row: D + 2 bytes
+    sq8, sq6, sq4       FAISS scalar quantiser: D, 0.75 D, D / 2 bytes
+    pqMx8, pqMx4        FAISS product quantiser of M parts: M or M / 2 bytes
+    opqMx8, opqMx4      the same after a learnt rotation
+    topkK               logits only: the K largest, and the log-sum-exp of the others
+
+Any of them with `+zstd` behind it is compressed besides, chunk by chunk: smaller where many values are zero, and read
+an order of magnitude slower. FAISS learns the codebooks and writes the codes; decoding needs torch alone.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spkd.errors import SpkdError, UsageError, did_you_mean
+
+NAMES = ("float16", "float32", "int8", "sq8", "sq6", "sq4", "pq32x8", "opq32x8", "topk64")  # of each kind one
+ZSTD = "+zstd"
+TEMPERATURES = (1.0, 2.0, 4.0)
+Parameters = dict[str, np.ndarray]
+
+
+class Codec(ABC):
+    """One target's codec. Stored rows are (n, columns) of `dtype`; what they stand for is (n, dim).
+
+    Attributes:
+        training_rows: rows that `fit` wants, 0 where nothing is learnt. least_rows: fewer than these are refused.
+        parameters: what was learnt, by name; kept in the cache.
+    """
+
+    dtype: np.dtype = np.dtype("u1")
+    training_rows = 0
+    least_rows = 0
+
+    def __init__(self, dim: int) -> None:
+        self.dim = self.columns = dim
+        self.parameters: Parameters = {}
+        self._tensors: dict[tuple[str, torch.device], Tensor] = {}
+
+    def fit(self, values: np.ndarray) -> None:  # noqa: B027  (most learn nothing)
+        """Learn `parameters` from rows (n, dim)."""
+
+    @abstractmethod
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """(n, dim) float32 -> (n, columns)."""
+
+    @abstractmethod
+    def decode(self, stored: Tensor) -> Tensor:
+        """(..., columns) -> (..., dim) on the same device; float32, or the stored dtype where nothing is coded."""
+
+    def _on(self, device: torch.device, name: str) -> Tensor:
+        if (name, device) not in self._tensors:
+            self._tensors[name, device] = torch.from_numpy(self.parameters[name]).to(device)
+        return self._tensors[name, device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tensors": {}}
+
+
+class Float(Codec):
+    def __init__(self, dim: int, dtype: str) -> None:
+        super().__init__(dim)
+        self.dtype = np.dtype(dtype)
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # an overflow becomes infinite, which the writer refuses
+            return np.ascontiguousarray(values, self.dtype)
+
+    def decode(self, stored: Tensor) -> Tensor:
+        return stored
+
+
+class AsStored(Codec):
+    """Rows that are encoded already, of a cache that is copied."""
+
+    def __init__(self, columns: int, dtype: np.dtype) -> None:
+        super().__init__(columns)
+        self.dtype = dtype
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+    def decode(self, stored: Tensor) -> Tensor:
+        return stored
+
+
+class Int8(Codec):
+    """round(z / s) with z the standardised channels and s = max|z| / 127 of the row; s stands behind as two bytes.
+
+    Standardising first matters: a few channels of most teachers are 15 times larger than the rest, and a plain
+    per-row scale would spend its 8 bits on those.
+    """
+
+    dtype = np.dtype("i1")
+    training_rows = 2048
+    least_rows = 2
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.columns = dim + 2
+
+    def fit(self, values: np.ndarray) -> None:
+        values = values.astype(np.float64)
+        spread = values.std(0)
+        self.parameters = {
+            "mean": values.mean(0).astype(np.float32),
+            "spread": np.where(spread > 0, spread, 1.0).astype(np.float32),
+        }
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        z = (values - self.parameters["mean"]) / self.parameters["spread"]
+        # Rounded up to float16, so that no value exceeds 127; a row at the mean needs a scale that is not zero.
+        scale = np.abs(z).max(1, keepdims=True) / 127.0 * (1 + 2.0**-10)
+        scale = np.maximum(scale, 2.0**-14).astype("<f2")
+        codes = np.rint(z / scale.astype(np.float32)).clip(-127, 127).astype("i1")
+        return np.concatenate([codes, scale.view("i1")], 1)
+
+    def decode(self, stored: Tensor) -> Tensor:
+        scale = stored[..., self.dim :].contiguous().view(torch.float16).float()
+        z = stored[..., : self.dim].float() * scale
+        return z * self._on(stored.device, "spread") + self._on(stored.device, "mean")
+
+
+class Scalar(Codec):
+    """FAISS ScalarQuantizer: low + span * (code + 1/2) / (2^bits - 1) per channel, codes packed from the lowest bit."""
+
+    training_rows = 4096
+    least_rows = 2
+
+    def __init__(self, dim: int, bits: int) -> None:
+        super().__init__(dim)
+        self.bits, self.columns = bits, (dim * bits + 7) // 8
+
+    def _quantiser(self) -> Any:
+        faiss = _faiss(f"sq{self.bits}")
+        kind = {8: faiss.ScalarQuantizer.QT_8bit, 6: faiss.ScalarQuantizer.QT_6bit, 4: faiss.ScalarQuantizer.QT_4bit}
+        return faiss.ScalarQuantizer(self.dim, kind[self.bits])
+
+    def fit(self, values: np.ndarray) -> None:
+        quantiser = self._quantiser()
+        quantiser.train(np.ascontiguousarray(values, np.float32))
+        low, span = _faiss("sq").vector_to_array(quantiser.trained).reshape(2, self.dim)
+        self.parameters = {"low": low.copy(), "span": span.copy()}
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        quantiser = self._quantiser()
+        trained = np.concatenate([self.parameters["low"], self.parameters["span"]])
+        _faiss("sq").copy_array_to_vector(trained, quantiser.trained)
+        return quantiser.compute_codes(np.ascontiguousarray(values, np.float32))
+
+    def decode(self, stored: Tensor) -> Tensor:
+        step = (unpack(stored, self.bits, self.dim).float() + 0.5) / (2**self.bits - 1)
+        return self._on(stored.device, "low") + step * self._on(stored.device, "span")
+
+
+class Product(Codec):
+    """FAISS ProductQuantizer: each of `parts` stretches of the vector is the nearest of 2^bits centroids, after an
+    orthogonal rotation where that was learnt too (OPQ: Ge et al., CVPR 2013)."""
+
+    def __init__(self, dim: int, parts: int, bits: int, rotated: bool) -> None:
+        super().__init__(dim)
+        self.name = f"{'o' * rotated}pq{parts}x{bits}"
+        if dim % parts or (parts * bits) % 8:
+            raise UsageError(f"codec {self.name}: {dim} channels do not divide into {parts} parts of whole bytes")
+        self.parts, self.bits, self.rotated, self.columns = parts, bits, rotated, parts * bits // 8
+        self.training_rows, self.least_rows = 40 * 2**bits, 2**bits
+
+    def _quantiser(self) -> Any:
+        return _faiss(self.name).ProductQuantizer(self.dim, self.parts, self.bits)
+
+    def fit(self, values: np.ndarray) -> None:
+        faiss, quantiser = _faiss(self.name), self._quantiser()
+        values = np.ascontiguousarray(values, np.float32)
+        if self.rotated:
+            rotation = faiss.OPQMatrix(self.dim, self.parts)
+            rotation.niter, rotation.pq = 10, self._quantiser()
+            rotation.train(values)
+            self.parameters["rotation"] = faiss.vector_to_array(rotation.A).reshape(self.dim, self.dim).copy()
+            values = values @ self.parameters["rotation"].T
+        quantiser.train(values)
+        shape = (self.parts, 2**self.bits, self.dim // self.parts)
+        self.parameters["centroids"] = faiss.vector_to_array(quantiser.centroids).reshape(shape).copy()
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        quantiser = self._quantiser()
+        _faiss(self.name).copy_array_to_vector(self.parameters["centroids"].ravel(), quantiser.centroids)
+        values = values @ self.parameters["rotation"].T if self.rotated else values
+        return quantiser.compute_codes(np.ascontiguousarray(values, np.float32))
+
+    def decode(self, stored: Tensor) -> Tensor:
+        codes = unpack(stored, self.bits, self.parts).long()
+        part = torch.arange(self.parts, device=stored.device)
+        values = self._on(stored.device, "centroids")[part, codes].flatten(-2)
+        return values @ self._on(stored.device, "rotation") if self.rotated else values
+
+
+class TopK(Codec):
+    """Logits: the `k` largest (float16) with their classes, and the log-sum-exp of all others (float32).
+
+    Decoding spreads the others' mass evenly: each gets lse - log(C - k). At temperature 1 that keeps the probabilities
+    of the k and the mass of the rest; above 1 the rest, and with it everything, is wrong by the KL in the card.
+    """
+
+    def __init__(self, dim: int, k: int) -> None:
+        super().__init__(dim)
+        if not 1 <= k < dim:
+            raise UsageError(f"codec topk{k}: of {dim} classes at least 1 and fewer than all are kept")
+        self.k, self.index = k, np.dtype("<u2" if dim <= 2**16 else "<u4")
+        self.columns = k * (2 + self.index.itemsize) + 4
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        classes = np.argpartition(values, -self.k, axis=1)[:, -self.k :]
+        largest = np.take_along_axis(values, classes, 1).astype("<f2")
+        rest = values.astype(np.float64)
+        np.put_along_axis(rest, classes, -np.inf, 1)
+        top = rest.max(1, keepdims=True)
+        tail = (np.log(np.exp(rest - top).sum(1, keepdims=True)) + top).astype("<f4")
+        return np.concatenate([largest.view("u1"), classes.astype(self.index).view("u1"), tail.view("u1")], 1)
+
+    def decode(self, stored: Tensor) -> Tensor:
+        shape, stored = stored.shape[:-1], stored.reshape(-1, self.columns)
+        values, classes, tail = stored.split([2 * self.k, self.index.itemsize * self.k, 4], 1)
+        largest = values.contiguous().view(torch.float16).float()
+        # torch before 2.12 lacks most arithmetic on unsigned integers: widen through the signed kind of that size.
+        signed = torch.int16 if self.index.itemsize == 2 else torch.int32
+        where = classes.contiguous().view(signed).long() & (2 ** (8 * self.index.itemsize) - 1)
+        even = tail.contiguous().view(torch.float32) - float(np.log(self.dim - self.k))
+        logits = even.expand(-1, self.dim).scatter(1, where, largest)
+        return logits.reshape(*shape, self.dim)
+
+
+def unpack(stored: Tensor, bits: int, count: int) -> Tensor:
+    """(..., bytes) uint8 -> (..., count) codes of `bits` bits each, packed from the lowest bit."""
+    if bits == 8:
+        return stored
+    position = torch.arange(count, device=stored.device) * bits
+    padded = torch.nn.functional.pad(stored, (0, 1)).int()
+    first = position // 8
+    wide = padded[..., first] | (padded[..., first + 1] << 8)
+    return (wide >> (position % 8)) & (2**bits - 1)
+
+
+def compressed(name: str) -> bool:
+    """Whether chunks are compressed besides."""
+    return name.endswith(ZSTD)
+
+
+def make(name: str, dim: int) -> Codec:
+    """The codec of a name for vectors of `dim` numbers, not fitted yet.
+
+    Raises:
+        UsageError: no such codec, or one that does not fit the dimension.
+    """
+    base = name.removesuffix(ZSTD)
+    if base in ("float16", "float32"):
+        return Float(dim, "<f2" if base == "float16" else "<f4")
+    if base == "int8":
+        return Int8(dim)
+    if found := re.fullmatch(r"sq([468])", base):
+        return Scalar(dim, int(found[1]))
+    if found := re.fullmatch(r"(o?)pq([1-9]\d*)x([48])", base):
+        return Product(dim, int(found[2]), int(found[3]), bool(found[1]))
+    if found := re.fullmatch(r"topk([1-9]\d*)", base):
+        return TopK(dim, int(found[1]))
+    raise UsageError(f"codec {name!r}{did_you_mean(name, NAMES)} (each also with {ZSTD})")
+
+
+def _faiss(name: str) -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise UsageError(f'codec {name}: needs FAISS; pip install "spkd[cpu]" or "spkd[gpu]"') from error
+    return faiss
+
+
+def fit(name: str, codec: Codec, values: np.ndarray) -> None:
+    """Fit a codec of target `name` to rows (n, dim).
+
+    Raises:
+        SpkdError: too few rows.
+    """
+    if len(values) < codec.least_rows:
+        raise SpkdError(
+            f"target {name}: its codec is learnt from at least {codec.least_rows} rows, and the views give "
+            f"{len(values)}; choose another codec"
+        )
+    codec.fit(values[: max(codec.training_rows, 1)])
+
+
+def error(codec: Codec, values: np.ndarray) -> dict[str, float]:
+    """What storing rows (n, dim) under a codec costs.
+
+    Returns:
+        Mean and least cosine between a row and what is read back, and the mean squared error relative to each
+        channel's variance.
+    """
+    back = decoded(codec, values).astype(np.float64)
+    values = values.astype(np.float64)
+    norms = np.linalg.norm(values, axis=1) * np.linalg.norm(back, axis=1)
+    cosine = (values * back).sum(1) / np.maximum(norms, 1e-30)
+    variance = np.maximum(values.var(0), 1e-30)
+    return {
+        "cosine_mean": float(cosine.mean()),
+        "cosine_min": float(cosine.min()),
+        "relative_mse": float((((values - back) ** 2).mean(0) / variance).mean()),
+    }
+
+
+def divergence(logits: np.ndarray, read: np.ndarray) -> dict[str, float]:
+    """Mean KL(softmax(logits / T) || softmax(read / T)) in nats at the temperatures 1, 2 and 4; both (n, classes)."""
+    p, q = torch.from_numpy(logits).double(), torch.from_numpy(read).double()
+    result = {}
+    for t in TEMPERATURES:
+        a, b = (p / t).log_softmax(1), (q / t).log_softmax(1)
+        result[f"kl_t{t:g}"] = max(float((a.exp() * (a - b)).sum(1).mean()), 0.0)
+    return result
+
+
+def decoded(codec: Codec, values: np.ndarray) -> np.ndarray:
+    """Rows (n, dim) as they come back from the cache, float32."""
+    return codec.decode(torch.from_numpy(codec.encode(values))).float().numpy()

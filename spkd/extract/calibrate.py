@@ -1,0 +1,86 @@
+"""Before extraction: let the teacher speak of a few views, to fit the codecs and to measure what they lose."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from spkd.cache import EMBEDDING, FBANK, LOGITS, Codebook, Head, Target
+from spkd.cache import codec as codecs
+from spkd.config import ExtractConfig
+from spkd.errors import SpkdError
+from spkd.extract.teacher import Teacher
+from spkd.features import fbank
+from spkd.progress import track
+from spkd.view import Batch, Player, play
+
+HELD_OUT = 512  # rows on which the error of a codec that learns is measured ...
+PLAIN = 32  # ... and of one that does not: at utterance level every row costs a view
+ROWS_PER_VIEW = 256  # frames of one view resemble each other
+SEED = 0
+
+
+def said_of(teacher: Teacher, batch: Batch, targets: list[Target]) -> dict[str, np.ndarray]:
+    """All `targets` of a batch of views, float32: the teacher's, and fbank where it is among them."""
+    said = teacher.say(batch.waves, [t.name for t in targets if t.name != FBANK.name])
+    if any(t.name == FBANK.name for t in targets):
+        said[FBANK.name] = fbank(batch.waves).numpy()
+    return said
+
+
+def calibrate(
+    teacher: Teacher, player: Player, targets: list[Target], head: Head | None, config: ExtractConfig
+) -> Codebook:
+    """Fit every target's codec on a random sample of the views, and measure its error on rows it was not fitted on.
+
+    Raises:
+        SpkdError: fewer usable rows than a codec needs.
+    """
+    fitted = {target.name: codecs.make(target.codec, target.dim) for target in targets}
+    wanted = {n: codec.training_rows + HELD_OUT if codec.training_rows else PLAIN for n, codec in fitted.items()}
+    rows = sample(teacher, player, targets, wanted, config)
+    errors = {}
+    for name, codec in fitted.items():
+        held_out = rows[name]
+        if codec.training_rows:
+            held_out, training = np.split(rows[name], [min(HELD_OUT, len(rows[name]) // 4)])
+            codecs.fit(name, codec, training)
+        if len(held_out):
+            errors[name] = codecs.error(codec, held_out)
+            if name == LOGITS:
+                errors[name] |= codecs.divergence(held_out, codecs.decoded(codec, held_out))
+            if name == EMBEDDING and head is not None:
+                live, read = (head.logits(torch.from_numpy(e)) for e in (held_out, codecs.decoded(codec, held_out)))
+                errors[LOGITS] = codecs.divergence(live.numpy(), read.numpy())
+    return Codebook(fitted, errors)
+
+
+def sample(
+    teacher: Teacher, player: Player, targets: list[Target], wanted: dict[str, int], config: ExtractConfig
+) -> dict[str, np.ndarray]:
+    """Up to `wanted` rows of each target, (n, dim), from views in random order until there are enough."""
+    order = np.random.RandomState(SEED).permutation(len(player.views))
+    found: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
+    count = dict.fromkeys(found, 0)
+    total = sum(wanted.values())
+    with track("calibrating codecs", total, "rows") as bar:
+        for start in range(0, len(order), config.batch_size):
+            views = order[start : start + config.batch_size]
+            for batch in play(player, views, config.batch_size, config.workers, lambda row, reason: None):
+                for name, values in said_of(teacher, batch, targets).items():
+                    flat = values if values.ndim == 2 else _spread(values)
+                    flat = flat[: wanted[name] - count[name]]
+                    found[name].append(flat)
+                    count[name] += len(flat)
+                    bar.advance(len(flat))
+            if all(count[name] >= wanted[name] for name in wanted):
+                break
+    if not all(found.values()):
+        raise SpkdError(f"{player.manifest.source}: no view can be played")
+    return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """(B, T, D) -> (rows, D): at most ROWS_PER_VIEW frames of each view, evenly over it."""
+    step = -(-values.shape[1] // ROWS_PER_VIEW)
+    return values[:, ::step].reshape(-1, values.shape[2])
