@@ -230,16 +230,19 @@ class Batches(Dataset):
         self._kind, self._root, self._flat, self._starts = kind, root, flat, starts
         self._windows = windows(frames, count, 7)
         self._reader: Reader | None = None
+        self._cache: Cache | None = None
 
     def __len__(self) -> int:
         return len(self._windows)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        if self._reader is None:
-            is_memmap = self._kind == "memmap"
-            self._reader = memmap_reader(self._flat, self._starts) if is_memmap else cache_reader(self._root)
+        views, first = self._windows[i]
+        if self._kind == "spkd":
+            self._cache = self._cache or Cache.open(self._root)
+            return self._cache.batch(views, ["frames"], Crop(first * HOP, (WINDOW - 1) * HOP))["frames"]
+        self._reader = self._reader or memmap_reader(self._flat, self._starts)
         out = torch.empty(BATCH, WINDOW, DIM, dtype=torch.float16)
-        self._reader(*self._windows[i], out.numpy())
+        self._reader(views, first, out.numpy())
         return out
 
 

@@ -15,7 +15,11 @@ from spkd import __version__, config
 from spkd.errors import SpkdError
 
 if TYPE_CHECKING:
+    from spkd.cache import Cache
     from spkd.extract.teacher import Teacher
+    from spkd.view import Player
+
+HDF5 = (".h5", ".hdf5")
 
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
@@ -23,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-cache_app = typer.Typer(help="Look at and check teacher caches.", no_args_is_help=True)
+cache_app = typer.Typer(help="Look at, check, plan, join, move and convert teacher caches.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
 
@@ -174,15 +178,183 @@ def cache_info(path: Annotated[Path, typer.Argument(help="Cache folder.")]) -> N
     print(describe(path))
 
 
-@cache_app.command("verify")
-def cache_verify(path: Annotated[Path, typer.Argument(help="Cache folder.")]) -> None:
-    """Read everything and compare it with the recorded checksums."""
-    from spkd.cache import verify
+@cache_app.command("verify", cls=with_keys(config.ExtractConfig))
+def cache_verify(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    overrides: Overrides = None,
+    live: Annotated[
+        int, typer.Option(help="Also hear so many views again and compare (needs teacher, manifest, noise folders).")
+    ] = 0,
+    config_file: ConfigFile = None,
+) -> None:
+    """Read everything and compare it with the recorded checksums; with --live, with the teacher too."""
+    from spkd.cache import Cache, verify
 
+    settings = config.load(config.ExtractConfig, overrides or [], config_file)
     damaged = verify(path)
     if damaged:
         raise SpkdError("\n".join([f"{path}: {len(damaged)} damaged", *damaged]))
     print(f"{path}: every checksum fits")
+    if live:
+        from spkd import device
+        from spkd.extract import load_teacher
+        from spkd.extract.live import compare
+        from spkd.manifest import Manifest
+
+        teacher = load_teacher(settings.teacher, device.resolve(settings.device))
+        found = compare(Cache.open(path), teacher, Manifest.load(settings.manifest), settings, live)
+        for one in found:
+            print(f"live: {one.target} ({one.codec}): cosine at least {one.least:.6f}, mean {one.mean:.6f}")
+        for one in found:
+            if not one.holds:
+                raise SpkdError(f"{path}: {one.target} is not what the teacher says (cosine below {one.asked:.6f})")
+
+
+@cache_app.command("plan", cls=with_keys(config.ExtractConfig))
+def cache_plan(
+    overrides: Overrides = None,
+    hour: Annotated[float, typer.Option(help="Price of an hour of this machine.")] = 2.0,
+    terabyte: Annotated[float, typer.Option(help="Price of a terabyte stored for a month.")] = 20.0,
+    config_file: ConfigFile = None,
+) -> None:
+    """Bytes, hours and money of an extraction, from the manifest and a short run of the teacher."""
+    settings = config.load(config.ExtractConfig, overrides or [], config_file)
+    from spkd import device
+    from spkd.extract import load_teacher
+    from spkd.extract.estimate import estimate
+    from spkd.manifest import Manifest
+
+    where = device.resolve(settings.device)
+    found = estimate(settings, load_teacher(settings.teacher, where), Manifest.load(settings.manifest), where)
+    print(f"{found.views:,} views, {found.heard_hours:,.1f} h heard, {found.units:,} units")
+    for target in found.targets:
+        sizes = "   ".join(f"{codec} {_bytes(size)}" for codec, size in found.bytes[target.name].items())
+        print(f"{target.name:20} {sizes}")
+    month, hours = found.total / 1e12 * terabyte, found.seconds / 3600
+    print(f"cache as set         {_bytes(found.total)}: {month:,.2f} a month at {terabyte:g} per TB")
+    print(f"teacher on {found.device:9} {hours:,.2f} h: {hours * hour:,.2f} at {hour:g} an hour (decoding not counted)")
+
+
+@cache_app.command("ls")
+def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, http://).")] = ".") -> None:
+    """List all caches below a folder or bucket."""
+    from spkd.cache.remote import find
+
+    count = 0
+    for found in find(root):
+        count += 1
+        if "error" in found:
+            print(f"{found['url']}: {found['error']}")
+            continue
+        card, record = found["card"], found["record"]
+        targets = " ".join(f"{t['name']}:{t['codec']}" for t in card["targets"])
+        state = _bytes(record["bytes"]) if record else "not complete"
+        views = sum(part["views"] for part in card["parts"])
+        print(
+            f"{found['url']}  {card['fingerprint'][:12]}  {card['teacher']['family']}  "
+            f"{views} views ({card['views']['plan']})  {targets}  {state}"
+        )
+    if not count:
+        print(f"{root}: no caches")
+
+
+@cache_app.command("merge")
+def cache_merge(
+    paths: Annotated[list[Path], typer.Argument(metavar="CACHE... OUT", help="Caches, and the new folder.")],
+) -> None:
+    """Join caches of one teacher: shares of one extraction, or extractions of other utterances."""
+    from spkd.cache.merge import merge
+    from spkd.errors import UsageError
+
+    *sources, out = paths
+    if len(sources) < 2:
+        raise UsageError("name at least two caches and the new folder")
+    complete = merge(sources, out)
+    print(f"{out}: {len(sources)} caches merged; {'complete' if complete else 'units are still missing'}")
+
+
+@cache_app.command("push")
+def cache_push(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    url: Annotated[str, typer.Argument(help="Where to: a folder or s3://bucket/name.")],
+) -> None:
+    """Copy a complete cache elsewhere and read back what arrived; the same command continues."""
+    from spkd.cache.remote import push
+
+    print(f"{url}: {_bytes(push(path, url))}, all read back")
+
+
+@cache_app.command("pull")
+def cache_pull(
+    url: Annotated[str, typer.Argument(help="Where from: a folder, s3://bucket/name or http://host/name.")],
+    path: Annotated[Path, typer.Argument(help="New cache folder.")],
+    limit: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Most GB of pulled copies beside it; those used longest ago make room."),
+    ] = None,
+) -> None:
+    """Copy a cache here, checking every file; the same command continues."""
+    from spkd.cache.remote import pull
+
+    print(f"{path}: {_bytes(pull(url, path, None if limit is None else int(limit * 1e9)))}, every checksum fits")
+
+
+@cache_app.command("export", cls=with_keys(config.ExtractConfig))
+def cache_export(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    out: Annotated[Path, typer.Argument(help="FILE.h5, or a folder for WebDataset tars.")],
+    overrides: Overrides = None,
+    audio: Annotated[bool, typer.Option("--audio", help="Put every view's audio into the tars (manifest=).")] = False,
+) -> None:
+    """Write a cache as one HDF5 file, or as WebDataset tars to stream from."""
+    from spkd.cache import Cache
+
+    cache = Cache.open(path)
+    if out.suffix in HDF5:
+        from spkd.cache import hdf5
+
+        hdf5.export(cache, out)
+    else:
+        from spkd.cache import tars
+
+        tars.export(cache, out, _player(cache, overrides or []) if audio else None)
+    print(f"{out}: {len(cache.rows)} views, targets {', '.join(cache.targets)}")
+
+
+@cache_app.command("import")
+def cache_import(
+    source: Annotated[str, typer.Argument(help="FILE.h5, or a folder or URL of WebDataset tars.")],
+    path: Annotated[Path, typer.Argument(help="New cache folder.")],
+) -> None:
+    """Make a cache from an export; it appears whole or not at all."""
+    if Path(source).suffix in HDF5:
+        from spkd.cache import hdf5
+
+        hdf5.load(Path(source), path)
+    else:
+        from spkd.cache import tars
+
+        tars.load(source, path)
+    print(f"{path}: imported from {source}")
+
+
+def _player(cache: Cache, overrides: list[str]) -> Player:
+    """What plays the views of a cache from the audio that the settings name."""
+    settings = config.load(config.ExtractConfig, overrides)
+    from spkd.manifest import Manifest, measure
+    from spkd.view import Player, ViewPlan
+
+    plan = ViewPlan.from_card(cache.card["views"], settings.view.noise, settings.view.rir)
+    manifest = cache.manifest(measure(Manifest.load(settings.manifest))[0])
+    return Player(manifest, cache.plan.views, plan.augmentation)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.2f} TB"
 
 
 def _list_rejected(rejected: dict[str, str], strict: bool, listing: Path | None = None) -> None:

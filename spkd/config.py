@@ -130,7 +130,16 @@ class MaskConfig:
 
 @dataclass
 class TrainConfig:
-    cache: str = key("cache", "folder of the teacher cache")
+    cache: list[str] = key(
+        ["cache"],
+        "folder of the teacher cache; several ([a,b]): other corpora, or other teachers over the same views; or a "
+        "folder or URL of WebDataset tars made by `spkd cache export`",
+    )
+    teachers: str = key(
+        "concatenate",
+        "several teachers: concatenate or average their normalised vectors, or separate (each loss once for each)",
+        ("concatenate", "average", "separate"),
+    )
     manifest: str | None = key(None, "manifest of the audio; only needed when the cache holds no fbank")
     noise: str | None = key(None, "folder of the noise that augmented the cache's views; needed as manifest is")
     rir: str | None = key(None, "folder of the impulse responses of the cache's views; needed as manifest is")
@@ -210,6 +219,8 @@ def load(
         name = _full_name(schema, name)
         if name not in known and not any(name.startswith(k + ".") and known[k].kind.startswith("dict") for k in known):
             raise UsageError(f"{where}: unknown key {name!r}{did_you_mean(name, known)}")
+        if name in known and known[name].kind.startswith("list") and not isinstance(value, list):
+            value = [value]
         try:
             OmegaConf.update(config, name, value, merge=False)
         except OmegaConfBaseException as error:

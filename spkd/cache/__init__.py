@@ -1,9 +1,10 @@
 """The teacher cache: one Zarr v3 array per target, filled unit by unit, read by memory map."""
 
 from spkd.cache.codebook import Codebook
+from spkd.cache.contents import Contents, Crop
 from spkd.cache.head import Head
 from spkd.cache.plan import Plan
-from spkd.cache.read import Cache, Crop, Ragged, verify
+from spkd.cache.read import Cache, Ragged, verify
 from spkd.cache.target import EMBEDDING, FBANK, LOGITS, Target
 from spkd.cache.write import Background, UnitWriter, claim_units, finalize, heartbeat, initialise
 
@@ -14,6 +15,7 @@ __all__ = [
     "Background",
     "Cache",
     "Codebook",
+    "Contents",
     "Crop",
     "Head",
     "Plan",

@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,6 +136,8 @@ def check(card: Any, where: str) -> dict[str, Any]:
     if not isinstance(card, dict) or "spkd_cache" not in card:
         raise SpkdError(f"{where}: not a card of a teacher cache")
     check_format(card, where)
+    if any(not re.fullmatch(r"\w[\w.-]*", str(t.get("name"))) for t in card.get("targets", [])):
+        raise SpkdError(f"{where}: a target with a name that is no file name")
     if any(name not in card for name in CONTENT) or fingerprint(card) != card.get("fingerprint"):
         raise SpkdError(f"{where}: damaged (it does not fit its fingerprint)")
     return card

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -18,10 +20,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from spkd.cache import card as cards
-from spkd.cache import codebook as codebooks
-from spkd.cache import codec as codecs
-from spkd.cache.codebook import Codebook
-from spkd.cache.head import Head
+from spkd.cache.contents import Crop, OneTeacher
 from spkd.cache.layout import (
     Shard,
     chunk_lengths,
@@ -33,25 +32,17 @@ from spkd.cache.layout import (
     row,
     shard_path,
 )
-from spkd.cache.plan import UNLABELLED, Plan
+from spkd.cache.plan import Plan
 from spkd.cache.plan import file as plan_file
-from spkd.cache.target import EMBEDDING, LOGITS, Target
-from spkd.cache.write import COMPLETE, manifest_path, record_check
-from spkd.errors import SpkdError, did_you_mean
+from spkd.cache.target import Target
+from spkd.cache.write import COMPLETE, manifest_path, record_check, units_of
+from spkd.errors import SpkdError
 from spkd.files import read_json
-from spkd.manifest import Manifest
 
 PULLED = "pulled.json"  # where a copy came from; its time says when the copy was last used
 WARM_RATE = 3e9  # bytes/s: memory gives 10e9 and more, disks less than this
 JUDGED_BYTES = 1 << 20  # batches smaller than this say too little of the rate, and gain nothing from a second thread
 TORCH_TYPES = {"<f2": torch.float16, "<f4": torch.float32, "|i1": torch.int8, "|u1": torch.uint8}
-
-
-class Crop(NamedTuple):
-    """A stretch of each view of a batch: first sample (B,) and one length for all, both at 16 kHz."""
-
-    start: np.ndarray
-    samples: int
 
 
 class Ragged(NamedTuple):
@@ -61,25 +52,20 @@ class Ragged(NamedTuple):
     lengths: np.ndarray
 
 
-class Cache:
-    """What one teacher said of one manifest under one view plan.
+class Cache(OneTeacher):
+    """A cache as `spkd extract` writes it.
 
     Safe in forked and spawned workers: maps are opened read-only on first use in each process.
-
-    Attributes:
-        card: the description. targets: stored targets by name. plan: views, utterances and speakers.
     """
 
     def __init__(self, root: Path, card: dict[str, Any], plan: Plan, rejected: dict[int, str]) -> None:
-        self.root, self.card, self.plan, self.rejected = root, card, plan, rejected
-        self.targets = {t["name"]: Target.from_card(t) for t in card["targets"]}
+        super().__init__(root, str(root), card, plan, rejected)
         self._keys = [cards.part_key(card, part) for part in range(len(card["parts"]))]
         self._shards: dict[str, dict[int, Shard]] = {}
         self._places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._cold = True  # until a batch comes at the speed of memory
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
-        self._served = np.ones(len(plan.views), bool)
-        self._served[list(rejected)] = False
+        self._use: IO[bytes] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Cache:
@@ -91,7 +77,7 @@ class Cache:
         root = Path(path)
         if not (root / COMPLETE).is_file():
             card = cards.load(root)
-            units = sum(part["units"] for part in card["parts"])
+            units = units_of(card)
             done = sum(manifest_path(root, unit).is_file() for unit in range(units))
             raise SpkdError(
                 f"{root}: extraction is not finished ({done} of {units} units); run the same `spkd extract` again"
@@ -104,72 +90,14 @@ class Cache:
                 raise SpkdError(f"{root / name}: missing")
             if hashlib.sha256((root / name).read_bytes()).hexdigest() != record["sha256"].get(name):
                 raise SpkdError(f"{root / name}: damaged, or of another cache (digest differs from {COMPLETE})")
-        if (root / PULLED).is_file():
-            os.utime(root / PULLED)
         plan = Plan.load(root, len(card["parts"]))
-        return cls(root, card, plan, {int(row): reason for row, reason in record["rejected"].items()})
-
-    def __len__(self) -> int:
-        return len(self.plan.views)
+        cache = cls(root, card, plan, {int(row): reason for row, reason in record["rejected"].items()})
+        cache._use = use(root)
+        return cache
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker opens its own maps: pickling one would copy the shard.
-        return {**self.__dict__, "_shards": {}, "_pool": None}
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """The views that can be served (all but the rejected)."""
-        return np.flatnonzero(self._served)
-
-    @property
-    def names(self) -> list[str]:
-        """Targets that `batch` serves, logits recomputed from embedding and head among them."""
-        return [*self.targets, *([LOGITS] if self.card["head"] and LOGITS not in self.targets else [])]
-
-    def dim(self, name: str) -> int:
-        """Width of a target."""
-        if name == LOGITS and LOGITS not in self.targets and self.head is not None:
-            return len(self.head.classes)
-        return self.targets[name].dim
-
-    @cached_property
-    def head(self) -> Head | None:
-        """The teacher's classifier, where it has one."""
-        return None if self.card["head"] is None else Head.load(self.root, self.card["head"])
-
-    @cached_property
-    def codebook(self) -> Codebook:
-        """The codecs of the targets, with what they learnt.
-
-        Raises:
-            SpkdError: its file is missing, damaged or of another cache.
-        """
-        found = codebooks.load(self.root, list(self.targets.values()))
-        if found is None and self.card["codecs"] is None:
-            found = Codebook({t.name: codecs.make(t.codec, t.dim) for t in self.targets.values()}, {})
-        if found is None or found.digest != self.card["codecs"]:
-            raise SpkdError(f"{self.root / codebooks.FILE}: missing, or of another cache")
-        return found
-
-    def speaker(self, rows: np.ndarray) -> np.ndarray:
-        """(B,): speaker of each view, as a row in plan.speakers; -1 where it has no label."""
-        return self.plan.speaker[self.plan.views.utterance[rows]]
-
-    @property
-    def labelled(self) -> bool:
-        """Whether every view has a speaker label."""
-        return bool((self.plan.speaker != UNLABELLED).all())
-
-    def manifest(self, manifest: Manifest) -> Manifest:
-        """The cache's utterances, in its order, picked from a manifest: to hear the views again.
-
-        Raises:
-            SpkdError: one is missing there, or another than at extraction.
-        """
-        parts = cards.pick_parts(self.card, self.plan.utterances, manifest)
-        if parts is None:
-            raise SpkdError(f"{self.root}: extracted from another manifest than {manifest.source} (digests differ)")
-        return Manifest(tuple(u for part in parts for u in part), manifest.source)
+        return {**self.__dict__, "_shards": {}, "_pool": None, "_use": None}
 
     def batch(
         self,
@@ -206,17 +134,9 @@ class Cache:
         Raises:
             SpkdError: a target the cache lacks, a rejected view, or a missing or damaged shard.
         """
-        self._check(rows)
+        self.check(rows)
         out = out or {}
-        return {name: self._gather(name, rows, crop, out.get(name)) for name in self._sources(names)}
-
-    def decode(self, stored: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        """`names` of a batch that `stored` gave, on the device where it lies now."""
-        said = {name: self.codebook.codecs[name].decode(values) for name, values in stored.items()}
-        if LOGITS in names and LOGITS not in said:
-            assert self.head is not None
-            said[LOGITS] = self.head.logits(said[EMBEDDING])
-        return {name: said[name] for name in names}
+        return {name: self._gather(name, rows, crop, out.get(name)) for name in self.sources(names)}
 
     def ragged(self, rows: np.ndarray, name: str) -> Ragged:
         """A target of whole views, whatever their lengths, as stored: gathered into one preallocated tensor.
@@ -224,8 +144,8 @@ class Cache:
         Raises:
             SpkdError: as `stored`.
         """
-        self._check(rows)
-        (source,) = self._sources([name])
+        self.check(rows)
+        (source,) = self.sources([name])
         target = self.targets[source]
         place, count = self._place(source)
         first, counts = place[rows], count[rows]
@@ -241,23 +161,11 @@ class Cache:
         self._copy(array, shards, begins, heights, copy)
         return Ragged(values, counts)
 
-    def _check(self, rows: np.ndarray) -> None:
-        if self.rejected and not self._served[rows].all():
-            row = int(rows[~self._served[rows]][0])
-            raise SpkdError(f"{self.root}: view {row} was rejected ({self.rejected[row]})")
-
-    def _sources(self, names: Sequence[str]) -> list[str]:
-        """The stored targets from which `names` follow."""
-        for name in names:
-            if name not in self.targets and not (name == LOGITS and self.card["head"]):
-                raise SpkdError(f"{self.root}: no target {name!r} in this cache{did_you_mean(name, self.names)}")
-        return list(dict.fromkeys(name if name in self.targets else EMBEDDING for name in names))
-
     def _gather(self, name: str, rows: np.ndarray, crop: Crop | None, out: Tensor | None) -> Tensor:
         target = self.targets[name]
         place, count = self._place(name)
         first, counts = place[rows], count[rows]
-        height, skip = self._stretch(target, counts, crop)
+        height, skip = self.stretch(target, counts, crop)
         if out is None:
             out = self._empty(target, (len(rows),) if target.hop is None else (len(rows), height))
         array = out.numpy().reshape(len(rows), height, -1)
@@ -313,19 +221,13 @@ class Cache:
 
     def _empty(self, target: Target, shape: tuple[int, ...]) -> Tensor:
         columns, dtype = row(target)
-        pinned = torch.cuda.is_available() and get_worker_info() is None  # a worker's batches are pinned by its loader
-        return torch.empty((*shape, columns), dtype=TORCH_TYPES[dtype.str], pin_memory=pinned)
-
-    def _stretch(self, target: Target, counts: np.ndarray, crop: Crop | None) -> tuple[int, np.ndarray]:
-        """How many rows of a target each view gives, and the first of them within the view (B,)."""
-        if target.hop is None:
-            return 1, np.zeros_like(counts)
-        if crop is not None:
-            # A crop may start beyond the last row of a target whose windows are longer than the crop.
-            return target.count(crop.samples), crop.start // target.hop % counts
-        if (counts != counts[0]).any():
-            raise SpkdError(f"target {target.name}: views of different lengths need a crop")
-        return int(counts[0]), np.zeros_like(counts)
+        shape = (*shape, columns)
+        if get_worker_info() is None:
+            return torch.empty(shape, dtype=TORCH_TYPES[dtype.str], pin_memory=torch.cuda.is_available())
+        # A loader's worker sends its batches through shared memory: filled there, they need no second copy (torch's own
+        # collate does the same). The loader pins them.
+        storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+        return torch.empty(0, dtype=TORCH_TYPES[dtype.str]).set_(storage).reshape(shape)
 
     def _place(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         if name not in self._places:
@@ -351,14 +253,43 @@ class Cache:
         return header_bytes(self._keys[part], number)
 
 
+def use(root: Path, alone: bool = False) -> IO[bytes] | None:
+    """Lock a copy that was pulled while it is read, so that no other pull evicts it, and note the time; None for
+    caches that were not pulled (those nobody evicts), and where `alone` is asked for and others read it."""
+    try:
+        file = open(root / PULLED, "rb")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX | fcntl.LOCK_NB) if alone else fcntl.LOCK_SH)
+        if not alone:
+            os.utime(root / PULLED)
+    except OSError:
+        if alone:
+            file.close()
+            return None
+    return file
+
+
 def read_record(root: Path) -> dict[str, Any]:
     """The completion record. Raises SpkdError where it is missing, damaged or of a newer format."""
-    record = read_json(root / COMPLETE)
+    path = root / COMPLETE
+    if not path.is_file():
+        raise SpkdError(f"{path}: missing; only complete caches can be used so")
+    return parse_record(path.read_bytes(), str(path))
+
+
+def parse_record(data: bytes, where: str) -> dict[str, Any]:
+    """A completion record from its bytes. Raises SpkdError where it is damaged or of a newer format."""
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise SpkdError(f"{where}: damaged, not valid JSON ({error})") from error
     if isinstance(record, dict) and isinstance(record.get("card"), dict) and "spkd_cache" in record["card"]:
-        cards.check_format(record["card"], str(root / COMPLETE))
+        cards.check_format(record["card"], where)
     if not isinstance(record, dict) or "card" not in record or record.get("check") != record_check(record):
-        raise SpkdError(f"{root / COMPLETE}: damaged (it does not fit its own digest)")
-    cards.check(record["card"], str(root / COMPLETE))
+        raise SpkdError(f"{where}: damaged (it does not fit its own digest)")
+    cards.check(record["card"], where)
     return record
 
 

@@ -204,7 +204,13 @@ class UnitWriter:
         self._first = plan.unit(unit).start
         self._rejected: dict[int, str] = {}
         header = header_bytes(part, plan.part(unit)[1])
-        self._shards = {t.name: _Shard(root, plan, t, unit, header, fitted[t.name]) for t in targets}
+        self._shards: dict[str, _Shard] = {}
+        try:
+            for target in targets:
+                self._shards[target.name] = _Shard(root, plan, target, unit, header, fitted[target.name])
+        except BaseException:
+            self.abandon()
+            raise
 
     def put(self, name: str, rows: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
         """Store what the teacher said of the views `rows`: (B, T, dim), or (B, dim) at utterance level.
@@ -251,8 +257,7 @@ class _Shard:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._part = self._path.with_name(f"0.{socket.gethostname()}.{os.getpid()}.part")
         self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._open = True
-        _write_all(self._descriptor, header, 0)
+        self._open, self._header = True, header
 
     def put(self, rows: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
         target, height = self._target, 1 if values.ndim == 2 else values.shape[1]
@@ -276,6 +281,7 @@ class _Shard:
             self._blank(self._start[view], self._count[view])
         chunks = math.ceil(self._used / chunk_rows(self._target))
         self._blank(self._used, chunks * chunk_rows(self._target) - self._used)
+        _write_all(self._descriptor, self._header, 0)
         lengths, checks = self._seal(chunks)
         size = HEADER + sum(lengths)
         index = index_bytes(self._target, self._rows, lengths)
@@ -340,18 +346,28 @@ def finalize(root: Path, card: dict[str, Any], plan: Plan) -> bool:
 
 
 def _record(root: Path, card: dict[str, Any], rejected: dict[str, str]) -> dict[str, Any]:
-    units = sum(part["units"] for part in card["parts"])
-    names = [cards.FILE, "zarr.json", *(f"{target['name']}/zarr.json" for target in card["targets"])]
-    names += [str(plans.file(part)) for part in range(len(card["parts"]))]
-    names += [name for name in (heads.FILE, codebooks.FILE) if (root / name).is_file()]
-    names += [str(manifest_path(Path(), unit)) for unit in range(units)]
+    small = {name: (root / name).read_bytes() for name in small_files(card) if (root / name).is_file()}
+    manifests = [json.loads(small[str(manifest_path(Path(), unit))]) for unit in range(units_of(card))]
     record = {
         "card": card,
-        "units": units,
         "rejected": rejected,
-        "sha256": {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names},
+        "bytes": sum(shard["bytes"] for unit in manifests for shard in unit["targets"].values()),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
     }
     return record | {"check": record_check(record)}
+
+
+def units_of(card: dict[str, Any]) -> int:
+    """Units of all parts."""
+    return sum(part["units"] for part in card["parts"])
+
+
+def small_files(card: dict[str, Any]) -> list[str]:
+    """Every file of a cache but the shards and the completion record; head and codebook need not be there."""
+    names = [cards.FILE, heads.FILE, codebooks.FILE, "zarr.json"]
+    names += [f"{target['name']}/zarr.json" for target in card["targets"]]
+    names += [str(plans.file(part)) for part in range(len(card["parts"]))]
+    return names + [str(manifest_path(Path(), unit)) for unit in range(units_of(card))]
 
 
 def record_check(record: dict[str, Any]) -> str:

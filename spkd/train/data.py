@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spkd.audio import SAMPLE_RATE, AudioError
-from spkd.cache import FBANK, Cache, Crop
+from spkd.cache import FBANK, Contents, Crop
 from spkd.errors import SpkdError
 from spkd.features import HOP, fbank
 from spkd.view import Player
@@ -30,7 +29,7 @@ class Classes:
     voice: np.ndarray
 
     @classmethod
-    def of(cls, cache: Cache) -> Classes:
+    def of(cls, cache: Contents) -> Classes:
         views, rows = cache.plan.views, np.arange(len(cache))
         speeds, which = np.unique(views.speed, return_inverse=True)
         speaker = cache.speaker(rows).astype(np.int64)
@@ -55,7 +54,7 @@ class Steps(Dataset):
 
     def __init__(
         self,
-        cache: Cache,
+        cache: Contents,
         needs: list[str],
         classes: Classes,
         crop: float,
@@ -66,13 +65,15 @@ class Steps(Dataset):
         self._cache, self._needs, self._classes = cache, needs, classes
         self._crop = HOP * round(crop * SAMPLE_RATE / HOP)
         self._batch_size, self._seed, self._player = batch_size, seed, player
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def rows(self, step: int) -> np.ndarray:
         """The views of a step: every epoch passes over all of them in a fresh order, the last short batch is left."""
         per_epoch = max(len(self._cache.rows) // self._batch_size, 1)
         epoch, position = divmod(step, per_epoch)
-        order = _order(len(self._cache.rows), self._seed, epoch)
-        return self._cache.rows[order[position * self._batch_size : (position + 1) * self._batch_size]]
+        if self._epoch != epoch:
+            self._epoch, self._order = epoch, self._cache.order(self._seed, epoch)
+        return self._order[position * self._batch_size : (position + 1) * self._batch_size]
 
     def crop(self, step: int, rows: np.ndarray) -> Crop:
         """Where the student listens in each view: whole hops, so that cached frames match to the sample."""
@@ -106,11 +107,6 @@ class Steps(Dataset):
             # Repeated past its end, as the cache does.
             features.append(view[(first + torch.arange(frames)) % len(view)])
         return torch.stack(features)
-
-
-@lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.RandomState((seed * 7_919 + epoch) % 2**32).permutation(count)
 
 
 def mask(features: Tensor, frames: int, bands: int, generator: torch.Generator) -> Tensor:

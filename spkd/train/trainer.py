@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from spkd import device as devices
 from spkd import models
-from spkd.cache import FBANK, Cache
+from spkd.cache import FBANK, Contents
+from spkd.cache.several import open_caches
 from spkd.config import OptimConfig, TrainConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.files import read_json, writable_folder, write_bytes, write_json
@@ -29,7 +30,7 @@ from spkd.models import Checkpoint
 from spkd.models.network import parameters
 from spkd.progress import say, track
 from spkd.train.data import Classes, Steps, mask
-from spkd.train.losses import AAM, LOSSES, Said, Sum, check_names
+from spkd.train.losses import AAM, LOSSES, Said, Sum, check_names, of_teachers
 from spkd.view import Player, ViewPlan
 
 LOG_EVERY = 20  # steps between lines of log.jsonl
@@ -54,7 +55,7 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     """
     check_names(losses, config.loss)
     device = devices.resolve(config.device)
-    cache = Cache.open(config.cache)
+    cache = open_caches(config.cache, config.teachers)
     check_needs(cache, losses, config)
     out = writable_folder(config.out)
     classes = Classes.of(cache)
@@ -70,14 +71,13 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     except ValueError as error:
         raise UsageError(str(error)) from error
     widths = {name: cache.dim(name) for name in cache.names}
-    objective = Sum(
-        {n: LOSSES[n](config.loss, network.levels, widths, len(classes.names)) for n in losses}, config.loss.weights
-    )
+    chosen = of_teachers(losses, cache.names)
+    objective = Sum(chosen, config.loss, network.levels, widths, len(classes.names))
     trainee = nn.ModuleDict({"network": network, "objective": objective}).to(device)
     optimiser = make_optimiser(config.optim, trainee)
     first = _resume(out, trainee, optimiser) if (out / "state.json").is_file() else 0
 
-    needs = sorted({name for loss in losses for name in LOSSES[loss].needs})
+    needs = sorted({name + suffix for loss, suffix in chosen.values() for name in LOSSES[loss].needs})
     steps = Steps(cache, needs, classes, config.crop, config.batch_size, config.seed, _player(config, cache))
     recent: deque[dict[str, float]] = deque(maxlen=max(config.steps // 10, 1))
     log = _Log(out, first)
@@ -97,52 +97,55 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     return _finish(out, network, objective, classes, config, settings, recent)
 
 
-def check_needs(cache: Cache, losses: Sequence[str], config: TrainConfig) -> None:
+def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig) -> None:
     """Refuse before the first batch what the cache cannot feed.
 
     Raises:
         SpkdError: with the `spkd extract` command that would make what is missing.
     """
-    card = cache.card
+    card = cache.members[0].card
     stored = list(cache.names)
-    for loss in losses:
-        missing = [name for name in LOSSES[loss].needs if name not in stored]
+    for loss, suffix in of_teachers(losses, stored).values():
+        missing = [name for name in LOSSES[loss].needs if name + suffix not in stored]
         if missing:
             family = "NAME" if card["teacher"]["family"] == "none" else card["teacher"]["family"]
             wanted = ",".join([*(t for t in stored if t != FBANK.name), *missing])
             raise SpkdError(
-                f"--loss {loss} needs the target {', '.join(missing)}, which {cache.root} lacks; extract it: "
+                f"--loss {loss} needs the target {', '.join(missing)}, which {cache.name} lacks; extract it: "
                 f"spkd extract teacher={family} teacher.targets=[{wanted}] "
                 f"view.plan={card['views']['plan']} cache=NEW_FOLDER"
             )
         if LOSSES[loss].needs_labels and not cache.labelled:
             raise SpkdError(
-                f"--loss {loss} needs speaker labels, and the manifest behind {cache.root} has utterances without; "
+                f"--loss {loss} needs speaker labels, and the manifest behind {cache.name} has utterances without; "
                 f"choose a loss without labels ({', '.join(n for n in LOSSES if not LOSSES[n].needs_labels)})"
             )
     if len(cache.rows) < 2:
-        raise SpkdError(f"{cache.root}: {len(cache.rows)} usable views; training needs at least two")
+        raise SpkdError(f"{cache.name}: {len(cache.rows)} usable views; training needs at least two")
     if config.batch_size < 2:
         raise UsageError("batch_size: at least 2 (batch-norm and the contrastive losses compare views)")
-    if FBANK.name not in cache.targets and config.manifest is None:
+    if FBANK.name not in cache.names and config.manifest is None:
         raise SpkdError(
-            f"{cache.root} holds no fbank, so training needs the audio: give manifest=FILE, or extract with fbank=true"
+            f"{cache.name} holds no fbank, so training needs the audio: give manifest=FILE, or extract with fbank=true"
         )
 
 
-def _player(config: TrainConfig, cache: Cache) -> Player | None:
+def _player(config: TrainConfig, cache: Contents) -> Player | None:
     """What plays the views' audio; None where the cache holds fbank."""
-    if FBANK.name in cache.targets:
+    if FBANK.name in cache.names:
         return None
     assert config.manifest is not None
     manifest = cache.manifest(measure(Manifest.load(config.manifest))[0])
-    plan = ViewPlan.from_card(cache.card["views"], config.noise, config.rir)
+    views = cache.members[0].card["views"]
+    if any(member.card["views"] != views for member in cache.members):
+        raise SpkdError(f"{cache.name}: the corpora were heard under different view plans; extract with fbank=true")
+    plan = ViewPlan.from_card(views, config.noise, config.rir)
     return Player(manifest, cache.plan.views, plan.augmentation)
 
 
-def _batches(steps: Steps, first: int, config: TrainConfig, cache: Cache) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def _batches(steps: Steps, first: int, config: TrainConfig, cache: Contents) -> Iterator[tuple[int, dict[str, Tensor]]]:
     # A batch of cached features is a memory copy: worker processes would only add to it.
-    workers = 0 if FBANK.name in cache.targets else config.workers
+    workers = 0 if FBANK.name in cache.names else config.workers
     loader = DataLoader(
         steps,
         batch_size=None,
@@ -153,11 +156,11 @@ def _batches(steps: Steps, first: int, config: TrainConfig, cache: Cache) -> Ite
     yield from enumerate(loader, first)
 
 
-def _heard(batch: dict[str, Tensor], cache: Cache, needs: list[str]) -> tuple[Said, Tensor]:
+def _heard(batch: dict[str, Tensor], cache: Contents, needs: list[str]) -> tuple[Said, Tensor]:
     """What is known of a batch that lies on the device, and the student's features (B, T, 80): decoded here, so that
     the loader and the bus carry the codes alone."""
     label, voice = batch.pop("label"), batch.pop("voice")
-    features = None if FBANK.name in cache.targets else batch.pop(FBANK.name)
+    features = None if FBANK.name in cache.names else batch.pop(FBANK.name)
     targets = cache.decode(batch, needs if features is not None else [*needs, FBANK.name])
     features = targets.pop(FBANK.name) if features is None else features
     return Said({name: values.float() for name, values in targets.items()}, label, voice), features.float()
@@ -207,15 +210,15 @@ def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def _settings(config: TrainConfig, losses: Sequence[str], cache: Cache) -> dict[str, Any]:
+def _settings(config: TrainConfig, losses: Sequence[str], cache: Contents) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run and how often they save."""
     chosen = dataclasses.asdict(config)
     for name in ("cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every"):
         chosen.pop(name)
     return {
         "losses": list(losses),
-        "cache": cache.card["fingerprint"],
-        "teacher": cache.card["teacher"]["family"],
+        "caches": [member.fingerprint for member in cache.members],
+        "teachers_heard": list(dict.fromkeys(member.card["teacher"]["family"] for member in cache.members)),
         **chosen,
     }
 

@@ -10,7 +10,7 @@ import torch
 
 from spkd.config import LossConfig
 from spkd.errors import UsageError
-from spkd.train.losses import AAM, LOSSES, MSE, Contrastive, Cosine, Loss, Said, Sum, check_names
+from spkd.train.losses import AAM, LOSSES, MSE, Contrastive, Cosine, Loss, Said, Sum, check_names, of_teachers
 from spkd.train.losses.aam import add_margin
 
 DIM = 6
@@ -146,9 +146,27 @@ def test_a_perfect_student_has_no_loss() -> None:
 
 def test_losses_add_up_with_their_weights() -> None:
     student, said = setting()
-    losses = {"cosine": build(Cosine), "mse": build(MSE)}
-    total, terms = Sum(losses, {"mse": 0.25})(student, said)
+    widths = {"embedding": student["embedding"].shape[1]}, {"embedding": said.targets["embedding"].shape[1]}
+    config = LossConfig(weights={"mse": 0.25})
+    total, terms = Sum(of_teachers(["cosine", "mse"], ["embedding"]), config, *widths, 1)(student, said)
     assert torch.allclose(total, terms["cosine"] + 0.25 * terms["mse"])
+
+
+def test_separate_teachers_teach_once_each() -> None:
+    student, said = setting()
+    assert of_teachers(["aam", "mse"], ["embedding@0", "embedding@1", "fbank"]) == {
+        "aam": ("aam", ""),
+        "mse@0": ("mse", "@0"),
+        "mse@1": ("mse", "@1"),
+    }
+    own = student["embedding"]
+    targets = {"embedding@0": own.detach(), "embedding@1": own.detach() + 1.0}
+    widths = dict.fromkeys(targets, own.shape[1])
+    both = Sum(of_teachers(["mse"], list(targets)), LossConfig(), {"embedding": own.shape[1]}, widths, 1)
+    total, terms = both(student, Said(targets, said.label, said.voice))
+    assert terms["mse@0"].item() == 0.0
+    assert torch.allclose(total, terms["mse@1"])
+    assert terms["mse@1"].item() > 0.0
 
 
 @pytest.mark.parametrize(

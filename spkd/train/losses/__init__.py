@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spkd.config import LossConfig
@@ -30,19 +33,46 @@ def check_names(names: Sequence[str], config: LossConfig) -> None:
             raise UsageError(f"loss.weights.{name}: that loss is not in use{did_you_mean(name, names)}")
 
 
-class Sum(nn.Module):
-    """The weighted sum of several losses, and its terms by name."""
+def of_teachers(names: Sequence[str], served: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Which losses a run has: name in the log -> (loss, suffix of its targets). Where several teachers speak separately
+    (targets `embedding@0`, `embedding@1`, ...), a loss that needs a teacher is there once for each."""
+    suffixes = sorted({f"@{name.rsplit('@', 1)[1]}" for name in served if "@" in name})
+    of = {name: suffixes if suffixes and LOSSES[name].needs else [""] for name in names}
+    return {f"{name}{suffix}": (name, suffix) for name in names for suffix in of[name]}
 
-    def __init__(self, losses: dict[str, Loss], weights: dict[str, float]) -> None:
+
+class Sum(nn.Module):
+    """The weighted sum of several losses, and its terms by name.
+
+    Args:
+        chosen: see of_teachers. targets: widths of the cache's targets. The rest as for Loss.
+    """
+
+    def __init__(
+        self,
+        chosen: dict[str, tuple[str, str]],
+        config: LossConfig,
+        levels: dict[str, int],
+        targets: dict[str, int],
+        classes: int,
+    ) -> None:
         super().__init__()
-        self.losses = nn.ModuleDict(losses)
-        self._weights = weights
+        self._chosen, self._weights = chosen, config.weights
+        self.losses = nn.ModuleDict(
+            {key: LOSSES[name](config, levels, _of(targets, suffix), classes) for key, (name, suffix) in chosen.items()}
+        )
 
     def forward(self, student: dict[str, Tensor], said: Said) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = {name: loss(student, said) for name, loss in self.losses.items()}
-        total = sum((self._weights.get(name, 1.0) * term for name, term in terms.items()), start=0.0)
-        assert isinstance(total, Tensor)
+        terms, total = {}, torch.zeros((), device=said.label.device)
+        for key, (name, suffix) in self._chosen.items():
+            terms[key] = self.losses[key](student, replace(said, targets=_of(said.targets, suffix)))
+            total = total + self._weights.get(name, 1.0) * terms[key]
         return total, terms
 
 
-__all__ = ["AAM", "LOSSES", "MSE", "Contrastive", "Cosine", "Loss", "Said", "Sum", "check_names"]
+def _of(targets: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """What one teacher says, under its plain names."""
+    return {name.removesuffix(suffix): value for name, value in targets.items() if name.endswith(suffix)}
+
+
+__all__ = ["AAM", "LOSSES", "MSE", "Contrastive", "Cosine", "Loss", "Said", "Sum", "check_names", "of_teachers"]

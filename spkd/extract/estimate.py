@@ -1,0 +1,102 @@
+"""What an extraction will cost, before anyone burns a GPU-day: bytes, hours, money."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spkd.audio import SAMPLE_RATE
+from spkd.cache import FBANK, Plan, Target
+from spkd.cache import codec as codecs
+from spkd.cache.layout import HEADER, chunk_bytes, chunk_rows, index_length
+from spkd.config import ExtractConfig
+from spkd.errors import SpkdError, UsageError
+from spkd.extract.calibrate import said_of
+from spkd.extract.run import chosen_targets
+from spkd.extract.teacher import Teacher
+from spkd.manifest import Manifest, measure
+from spkd.view import Batch, ViewPlan
+
+CODECS = ("float32", "float16", "int8", "sq4", "pq64x8")  # shown beside the chosen one
+CALIBRATION = 10.0  # s of the teacher's time
+LENGTHS = 5  # lengths of views at which the teacher is timed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of an extraction: views and hours of audio heard, bytes by target and codec, and the teacher's time.
+
+    bytes: for each target, of the chosen codec first; only those that fit its width. seconds: of the teacher alone.
+    """
+
+    views: int
+    heard_hours: float
+    units: int
+    targets: list[Target]
+    bytes: dict[str, dict[str, int]]
+    seconds: float
+    device: str
+
+    @property
+    def total(self) -> int:
+        """Bytes of the cache."""
+        return sum(self.bytes[target.name][target.codec] for target in self.targets)
+
+
+def estimate(config: ExtractConfig, teacher: Teacher, manifest: Manifest, device: torch.device) -> Estimate:
+    """Plan an extraction and time the teacher on noise of the views' lengths; no audio is read where the manifest says
+    how long everything is."""
+    targets, view_plan = chosen_targets(config, teacher), ViewPlan.parse(config.view)
+    manifest, _ = measure(manifest)
+    if not len(manifest):
+        raise SpkdError(f"{manifest.source}: no utterance can be read")
+    plan = Plan.make(manifest, view_plan.views(manifest), config.storage.unit_views, config.storage.unit_seconds)
+    sizes = {
+        target.name: {
+            name: _bytes(plan, target.stored_as(name))
+            for name in dict.fromkeys((target.codec, *CODECS))
+            if _fits(name, target)
+        }
+        for target in targets
+    }
+    seconds = _teacher_seconds(teacher, targets, plan.views.samples, config.batch_size)
+    heard = float(plan.views.samples.sum(dtype=np.int64)) / SAMPLE_RATE / 3600
+    return Estimate(len(plan.views), heard, plan.units, targets, sizes, seconds, device.type)
+
+
+def _fits(name: str, target: Target) -> bool:
+    try:
+        codecs.make(name, target.dim)
+    except UsageError:
+        return False
+    return True
+
+
+def _bytes(plan: Plan, target: Target) -> int:
+    """Size of all shards: whole chunks, header and index of each. Compression is not foreseen."""
+    _, counts = plan.local_rows(target)
+    per_unit = np.add.reduceat(counts, plan.first[:-1])
+    chunks = -(-per_unit // chunk_rows(target))
+    overhead = HEADER + index_length(target, plan.shard_rows(target))
+    return int(chunks.sum() * chunk_bytes(target) + plan.units * overhead)
+
+
+def _teacher_seconds(teacher: Teacher, targets: list[Target], samples: np.ndarray, batch_size: int) -> float:
+    """Time for all views: measured per view at a few of their lengths, interpolated between."""
+    lengths = np.unique(np.quantile(samples, np.linspace(0.02, 0.98, LENGTHS)).astype(np.int64))
+    lengths = np.maximum(lengths, teacher.min_samples)
+    asked = [target for target in targets if target.name != FBANK.name or not teacher.targets]
+    cost = []
+    for length in lengths:
+        noise = 0.1 * torch.randn(batch_size, int(length), generator=torch.Generator().manual_seed(0))
+        batch = Batch(np.arange(batch_size), noise)
+        said_of(teacher, batch, asked)  # the first call allocates and tunes
+        turns, start = 0, time.perf_counter()
+        while turns < 1 or time.perf_counter() - start < CALIBRATION / len(lengths) / 2:
+            said_of(teacher, batch, asked)  # ends on the CPU, so it is finished when it returns
+            turns += 1
+        cost.append((time.perf_counter() - start) / turns / batch_size)
+    return float(np.interp(samples, lengths, cost).sum())

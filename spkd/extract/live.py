@@ -1,0 +1,72 @@
+"""Does the teacher still say what the cache holds? Views are heard again and compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spkd.cache import Cache, Target
+from spkd.cache import codec as codecs
+from spkd.config import ExtractConfig
+from spkd.errors import SpkdError
+from spkd.extract.calibrate import said_of
+from spkd.extract.teacher import Teacher
+from spkd.manifest import Manifest, measure
+from spkd.view import Batch, Player, ViewPlan
+
+LEAST = 0.9999  # cosine between cached and live, where a codec loses no more than float16 does
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of one target: the least and the mean cosine between a cached row and the live one, and what is asked."""
+
+    target: str
+    codec: str
+    least: float
+    mean: float
+    asked: float
+
+    @property
+    def holds(self) -> bool:
+        return self.least >= self.asked
+
+
+def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: ExtractConfig, count: int) -> list[Agreement]:
+    """Recompute `count` random views and compare every target with what is cached.
+
+    float16 and float32 must agree to a cosine of 0.9999 in every row; under a lossy codec the worst row must not be
+    worse than what the card recorded by more than as much again.
+
+    Raises:
+        SpkdError: another teacher, manifest or augmentation than the cache's.
+    """
+    said, there = teacher.card(), cache.card["teacher"]
+    for name in ("family", "weights_sha256"):
+        if said[name] != there[name]:
+            raise SpkdError(f"{cache.root}: made by another teacher ({name} is {there[name]!r}, not {said[name]!r})")
+    manifest = cache.manifest(measure(manifest)[0])
+    augmentation = ViewPlan.from_card(cache.card["views"], config.view.noise, config.view.rir).augmentation
+    player = Player(manifest, cache.plan.views, augmentation)
+    chosen = np.random.RandomState(SEED).permutation(cache.rows)[:count]
+    cosines: dict[str, list[np.ndarray]] = {name: [] for name in cache.targets}
+    for view in chosen:
+        wave = torch.from_numpy(np.ascontiguousarray(player(int(view))))[None]
+        live = said_of(teacher, Batch(np.array([view]), wave), list(cache.targets.values()))
+        for name, values in cache.batch(np.array([view]), list(cache.targets)).items():
+            a = live[name].reshape(-1, values.shape[-1]).astype(np.float64)
+            b = values.double().numpy().reshape(a.shape)
+            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            cosines[name].append((a * b).sum(1) / np.maximum(norms, 1e-30))
+    return [_agreement(cache, target, np.concatenate(cosines[name])) for name, target in cache.targets.items()]
+
+
+def _agreement(cache: Cache, target: Target, cosine: np.ndarray) -> Agreement:
+    asked, lossless = LEAST, target.codec.removesuffix(codecs.ZSTD) in ("float16", "float32")
+    recorded = cache.card["errors"].get(target.name)
+    if not lossless and recorded is not None:
+        asked = min(LEAST, 1 - 2 * (1 - recorded["cosine_min"]))
+    return Agreement(target.name, target.codec, float(cosine.min()), float(cosine.mean()), asked)
