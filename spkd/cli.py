@@ -220,6 +220,7 @@ def cache_plan(
     """Bytes, hours and money of an extraction, from the manifest and a short run of the teacher."""
     settings = config.load(config.ExtractConfig, overrides or [], config_file)
     from spkd import device
+    from spkd.cache.describe import amount
     from spkd.extract import load_teacher
     from spkd.extract.estimate import estimate
     from spkd.manifest import Manifest
@@ -228,16 +229,17 @@ def cache_plan(
     found = estimate(settings, load_teacher(settings.teacher, where), Manifest.load(settings.manifest), where)
     print(f"{found.views:,} views, {found.heard_hours:,.1f} h heard, {found.units:,} units")
     for target in found.targets:
-        sizes = "   ".join(f"{codec} {_bytes(size)}" for codec, size in found.bytes[target.name].items())
+        sizes = "   ".join(f"{codec} {amount(size)}" for codec, size in found.bytes[target.name].items())
         print(f"{target.name:20} {sizes}")
     month, hours = found.total / 1e12 * terabyte, found.seconds / 3600
-    print(f"cache as set         {_bytes(found.total)}: {month:,.2f} a month at {terabyte:g} per TB")
+    print(f"cache as set         {amount(found.total)}: {month:,.2f} a month at {terabyte:g} per TB")
     print(f"teacher on {found.device:9} {hours:,.2f} h: {hours * hour:,.2f} at {hour:g} an hour (decoding not counted)")
 
 
 @cache_app.command("ls")
 def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, http://).")] = ".") -> None:
     """List all caches below a folder or bucket."""
+    from spkd.cache.describe import amount
     from spkd.cache.remote import find
 
     count = 0
@@ -248,7 +250,7 @@ def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, htt
             continue
         card, record = found["card"], found["record"]
         targets = " ".join(f"{t['name']}:{t['codec']}" for t in card["targets"])
-        state = _bytes(record["bytes"]) if record else "not complete"
+        state = amount(record["bytes"]) if record else "not complete"
         views = sum(part["views"] for part in card["parts"])
         print(
             f"{found['url']}  {card['fingerprint'][:12]}  {card['teacher']['family']}  "
@@ -275,13 +277,15 @@ def cache_merge(
 
 @cache_app.command("push")
 def cache_push(
-    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    path: Annotated[Path, typer.Argument(help="Cache folder, or an export's.")],
     url: Annotated[str, typer.Argument(help="Where to: a folder or s3://bucket/name.")],
 ) -> None:
-    """Copy a complete cache elsewhere and read back what arrived; the same command continues."""
-    from spkd.cache.remote import push
+    """Copy a complete cache, or an export, elsewhere and read back what arrived; the same command continues."""
+    from spkd.cache import remote, tars
+    from spkd.cache.describe import amount
 
-    print(f"{url}: {_bytes(push(path, url))}, all read back")
+    push = tars.push if (path / tars.INDEX).is_file() else remote.push
+    print(f"{url}: {amount(push(path, url))}, all read back")
 
 
 @cache_app.command("pull")
@@ -294,9 +298,10 @@ def cache_pull(
     ] = None,
 ) -> None:
     """Copy a cache here, checking every file; the same command continues."""
+    from spkd.cache.describe import amount
     from spkd.cache.remote import pull
 
-    print(f"{path}: {_bytes(pull(url, path, None if limit is None else int(limit * 1e9)))}, every checksum fits")
+    print(f"{path}: {amount(pull(url, path, None if limit is None else int(limit * 1e9)))}, every checksum fits")
 
 
 @cache_app.command("export", cls=with_keys(config.ExtractConfig))
@@ -347,14 +352,6 @@ def _player(cache: Cache, overrides: list[str]) -> Player:
     plan = ViewPlan.from_card(cache.card["views"], settings.view.noise, settings.view.rir)
     manifest = cache.manifest(measure(Manifest.load(settings.manifest))[0])
     return Player(manifest, cache.plan.views, plan.augmentation)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.2f} TB"
 
 
 def _list_rejected(rejected: dict[str, str], strict: bool, listing: Path | None = None) -> None:

@@ -26,7 +26,8 @@ from spkd.manifest import Manifest
 FILE = "card.json"
 FORMAT = 1
 SERIES = ("teacher", "targets", "views", "layout", "head", "codecs")  # what all parts of a cache have in common
-CONTENT = (*SERIES, "parts")  # what the fingerprint covers
+CONTENT = (*SERIES, "parts")  # what the fingerprint covers ...
+TOLD = ("source", "licence", "cite")  # ... but for these of the teacher: weights are the same wherever they came from
 
 
 def make(
@@ -106,17 +107,25 @@ def _user() -> str:
 
 def fingerprint(content: dict[str, Any]) -> str:
     """SHA-256 over the card's content, whatever its layout in the file."""
-    return _digest({name: content[name] for name in CONTENT})
+    return _digest({name: covered(content, name) for name in CONTENT})
+
+
+def covered(content: dict[str, Any], name: str) -> Any:
+    """One part of a card as the fingerprint covers it."""
+    if name != "teacher":
+        return content[name]
+    return {key: value for key, value in content["teacher"].items() if key not in TOLD}
 
 
 def series(content: dict[str, Any]) -> str:
     """SHA-256 over what does not change when a cache grows, without the learnt parameters of codecs."""
-    return _digest({name: content[name] for name in SERIES if name != "codecs"})
+    return _digest({name: covered(content, name) for name in SERIES if name != "codecs"})
 
 
 def part_key(content: dict[str, Any], number: int) -> str:
     """SHA-256 over what one part was extracted from and how: the name its shards carry."""
-    return _digest({name: content[name] for name in SERIES} | {"manifest": content["parts"][number]["manifest"]})
+    extracted_from = content["parts"][number]["manifest"]
+    return _digest({name: covered(content, name) for name in SERIES} | {"manifest": extracted_from})
 
 
 def _digest(tree: Any) -> str:
@@ -152,7 +161,7 @@ def check_format(card: dict[str, Any], where: str) -> None:
 def grows(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether `new` is `old` with further parts behind."""
     count = len(old["parts"])
-    same = all(old[name] == new[name] for name in SERIES)
+    same = all(covered(old, name) == covered(new, name) for name in SERIES)
     return same and len(new["parts"]) > count and new["parts"][:count] == old["parts"]
 
 
@@ -167,4 +176,4 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any], parts: Sequence[str
         "codecs": "codebook",
         "parts": "manifest",
     }
-    return " and ".join(f"another {named[name]}" for name in parts if mine[name] != theirs[name])
+    return " and ".join(f"another {named[name]}" for name in parts if covered(mine, name) != covered(theirs, name))

@@ -48,13 +48,22 @@ def describe(root: str | Path) -> str:
         rows.append(("head", f"{card['head']['kind']}, {len(card['head']['classes'])} classes: logits follow{lost}"))
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     rows += [
-        ("bytes", f"{total / 1e6:,.1f} MB"),
+        ("bytes", amount(total)),
         ("made", f"{made['at']} by {made['by']} on {made['host']} with {versions}"),
         ("written by", ", ".join(f"{host} ({count} units)" for host, count in writers.items()) or "nobody yet"),
         ("cite", teacher.get("cite") or "nothing named by the teacher"),
         ("fingerprint", card["fingerprint"]),
     ]
     return "\n".join([str(root), *(f"  {name:12} {text}" for name, text in rows)])
+
+
+def amount(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.2f} TB"
 
 
 def _heard(views: dict[str, Any]) -> str:
@@ -70,7 +79,7 @@ def _heard(views: dict[str, Any]) -> str:
 
 def _target(target: Target, size: int, error: dict[str, float] | None) -> str:
     rate = "per view" if target.rate is None else f"at {target.rate:g} Hz"
-    text = f"{target.name}: {target.dim} x {target.codec} {rate}, {size / 1e6:,.1f} MB"
+    text = f"{target.name}: {target.dim} x {target.codec} {rate}, {amount(size)}"
     if error is not None:
         text += f"; 1 - cosine {1 - error['cosine_mean']:.1e} (worst {1 - error['cosine_min']:.1e}){_divergence(error)}"
     if codecs.compressed(target.codec):

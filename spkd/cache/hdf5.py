@@ -112,7 +112,7 @@ def load(path: Path, root: Path) -> None:
                     sink.write(unit, rejected, _views(data, served))
                     bar.advance(1)
     except SpkdError as error:
-        raise SpkdError(str(error) if str(error).startswith(str(root)) else f"{path}: {error}") from error
+        raise SpkdError(str(error) if str(error).startswith(f"{root}: ") else f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise SpkdError(f"{path}: no such file") from error
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:

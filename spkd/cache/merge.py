@@ -39,8 +39,8 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
         groups.setdefault(card["fingerprint"], []).append(source)
     first = loaded[sources[0]]
     for source, card in loaded.items():
-        if any(card[name] != first[name] for name in cards.SERIES):
-            raise SpkdError(f"{source}: {cards.difference(first, card, cards.SERIES)} than {sources[0]}")
+        if difference := cards.difference(first, card, cards.SERIES):
+            raise SpkdError(f"{source}: {difference} than {sources[0]}")
     parts, plans, owner = [], [], dict[str, Path]()
     for members in groups.values():
         for number, part in enumerate(loaded[members[0]]["parts"]):

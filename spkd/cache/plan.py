@@ -163,7 +163,15 @@ class Plan:
     def load_part(cls, path: Path) -> Plan:
         """The plan of one part. Raises SpkdError as `load` does."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            return cls.read(path.read_bytes(), str(path))
+        except FileNotFoundError as error:
+            raise SpkdError(f"{path}: missing") from error
+
+    @classmethod
+    def read(cls, data: bytes, where: str) -> Plan:
+        """A plan of one part from the bytes of its file. Raises SpkdError where they are damaged."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 views = Views(*(arrays[name] for name in ("utterance", "start", "samples", "speed", "seed")))
                 unit_views, unit_seconds = arrays["unit"]
                 return cls(
@@ -176,10 +184,8 @@ class Plan:
                     int(unit_views),
                     float(unit_seconds),
                 )
-        except FileNotFoundError as error:
-            raise SpkdError(f"{path}: missing") from error
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise SpkdError(f"{path}: damaged ({error})") from error
+        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            raise SpkdError(f"{where}: damaged ({str(error).split('.')[0]})") from error
 
 
 def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,51 +91,63 @@ def push(root: Path, url: str) -> int:
     Raises:
         UsageError: a place that cannot be written. SpkdError: a damaged cache, or a place that holds another one.
     """
-    place, record = Place.of(url), read_record(root)
+    record = read_record(root)
+    card, digests = record["card"], record["sha256"]
+    there = Place.of(url).read(cards.FILE)
+    if there is not None and json.loads(there).get("fingerprint") != card["fingerprint"]:
+        raise SpkdError(f"{url}: holds another cache")
+    problems = dict(shards(root, card, Plan.load(root, len(card["parts"]))))
+
+    def digest(name: str) -> str:
+        if name in digests:
+            return str(digests[name])
+        if (wrong := problems[root / name](root / name)) is not None:
+            raise SpkdError(f"{root / name}: {wrong}")
+        return _digest(_local_blocks(root / name))
+
+    names = [name for name in small_files(card) if name in digests]
+    send(root, url, [*names, *(str(path.relative_to(root)) for path in problems)], digest, COMPLETE)
+    return int(record["bytes"])
+
+
+def send(root: Path, url: str, names: Sequence[str], digest: Callable[[str], str], last: str) -> None:
+    """Copy files of a folder to a place, those that are not there already, and read back every one.
+
+    Args:
+        digest: the SHA-256 that a file ought to have. last: the file that makes the copy whole, sent behind the others.
+    Raises:
+        UsageError: a place that cannot be written. SpkdError: a file here that is not what it ought to be.
+    """
+    place = Place.of(url)
     if "http" in str(place.files.protocol):
         raise UsageError(f"{url}: http can be pulled from, not pushed to")
-    there = place.read(cards.FILE)
-    if there is not None and json.loads(there).get("fingerprint") != record["card"]["fingerprint"]:
-        raise SpkdError(f"{url}: holds another cache")
-    plan = Plan.load(root, len(record["card"]["parts"]))
 
-    def send(name: str, digest: str) -> None:
+    def one(name: str, expected: str) -> None:
         remote = place.at(name)
-        if _size(place, remote) == (root / name).stat().st_size and _digest(_blocks(place, remote)) == digest:
+        if _size(place, remote) == (root / name).stat().st_size and _digest(_blocks(place, remote)) == expected:
             return
         place.files.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
         part = f"{remote}.part" if "file" in place.files.protocol else remote  # objects appear whole
         place.files.put_file(str(root / name), part)
-        if _digest(_blocks(place, part)) != digest:
+        if _digest(_blocks(place, part)) != expected:
             raise OSError("arrived damaged")
         if part != remote:
             place.files.mv(part, remote)
 
-    def small(name: str) -> Callable[[], int]:
+    def job(name: str) -> Callable[[], int]:
         def run() -> int:
-            if _digest([(root / name).read_bytes()]) != record["sha256"][name]:
-                raise SpkdError(f"{root / name}: damaged; see `spkd cache verify`")
-            patiently(lambda: send(name, record["sha256"][name]), f"{url}/{name}")
-            return 0
+            expected = digest(name)
+            if _digest(_local_blocks(root / name)) != expected:
+                raise SpkdError(f"{root / name}: damaged (its digest is another)")
+            patiently(lambda: one(name, expected), f"{url}/{name}")
+            return (root / name).stat().st_size
 
         return run
 
-    def shard(path: Path, problem: Callable[[Path], str | None]) -> Callable[[], int]:
-        def run() -> int:
-            if (wrong := problem(path)) is not None:
-                raise SpkdError(f"{path}: {wrong}")
-            name = str(path.relative_to(root))
-            patiently(lambda: send(name, _digest(_local_blocks(path))), f"{url}/{name}")
-            return path.stat().st_size
-
-        return run
-
-    with track(f"pushing to {url}", record["bytes"] >> 20, "MiB") as bar:
-        in_parallel([small(name) for name in small_files(record["card"]) if name in record["sha256"]], bar)
-        in_parallel([shard(path, problem) for path, problem in shards(root, record["card"], plan)], bar)
-    complete = (root / COMPLETE).read_bytes()
-    patiently(lambda: send(COMPLETE, _digest([complete])), f"{url}/{COMPLETE}")
-    return int(record["bytes"])
+    total = sum((root / name).stat().st_size for name in names if (root / name).is_file())
+    with track(f"pushing to {url}", total >> 20, "MiB") as bar:
+        in_parallel([job(name) for name in names], bar)
+    patiently(lambda: one(last, _digest(_local_blocks(root / last))), f"{url}/{last}")
 
 
 def pull(url: str, root: Path, limit: int | None = None) -> int:

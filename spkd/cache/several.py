@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from spkd.cache import card as cards
 from spkd.cache.contents import Contents, Crop, OneTeacher
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
@@ -79,15 +80,15 @@ def _corpora(caches: Sequence[OneTeacher]) -> list[list[OneTeacher]]:
         else:
             corpora.append((mine, [cache]))
     first = corpora[0][1]
-    teachers = [cache.card["teacher"] for cache in first]
+    teachers = [cards.covered(cache.card, "teacher") for cache in first]
     for _, members in corpora:
-        said = [cache.card["teacher"] for cache in members]
+        said = [cards.covered(cache.card, "teacher") for cache in members]
         if any(said.count(teacher) != 1 for teacher in teachers) or len(said) != len(teachers):
             raise SpkdError(
                 f"{members[0].name}: every corpus needs the same teachers, each once "
                 f"({', '.join(t['family'] for t in said)}; {first[0].name}: {', '.join(t['family'] for t in teachers)})"
             )
-        members.sort(key=lambda cache: teachers.index(cache.card["teacher"]))
+        members.sort(key=lambda cache: teachers.index(cards.covered(cache.card, "teacher")))
     return [members for _, members in corpora]
 
 

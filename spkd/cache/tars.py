@@ -33,7 +33,7 @@ from spkd.cache.contents import Crop, OneTeacher
 from spkd.cache.layout import row
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
-from spkd.cache.remote import Place, patiently
+from spkd.cache.remote import Place, patiently, send
 from spkd.cache.target import FBANK, Target
 from spkd.cache.transfer import Small, all_units, building, read_card, rejections
 from spkd.errors import SpkdError
@@ -117,6 +117,20 @@ def _digest_of(path: Path) -> str:
 def _check(index: Mapping[str, Any]) -> str:
     content = {name: value for name, value in index.items() if name != "check"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def push(folder: Path, url: str) -> int:
+    """Copy an export to a place, and read back what arrived. The same call continues after an interruption.
+
+    Returns:
+        Bytes of the tars.
+    Raises:
+        SpkdError: as remote.send, or a damaged export.
+    """
+    index = Export(str(folder)).index
+    digests = {**index["small"], **index["tars"]}
+    send(folder, url, list(digests), digests.__getitem__, INDEX)
+    return sum((folder / name).stat().st_size for name in index["tars"])
 
 
 class Export:

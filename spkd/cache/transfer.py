@@ -49,7 +49,10 @@ class Small:
             if name not in self.names():
                 raise SpkdError(f"{name}: no file of a cache")
             write_bytes(folder / name, data)
-        plans = [Plan.load_part(folder / plan_file(part)) for part in range(len(self.card["parts"]))]
+        names = [str(plan_file(part)) for part in range(len(self.card["parts"]))]
+        if missing := [name for name in names if name not in self.files]:
+            raise SpkdError(f"{missing[0]}: missing")
+        plans = [Plan.read(self.files[name], name) for name in names]
         for part, plan in zip(self.card["parts"], plans, strict=True):
             told = (part["utterances"], part["views"], part["units"])
             if told != (len(plan.utterances), len(plan.views), plan.units):

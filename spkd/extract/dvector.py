@@ -58,7 +58,8 @@ class DVector(Teacher):
             "family": self.family,
             "weights_sha256": self._digest,
             "licence": "Apache-2.0",
-            "source": "Resemblyzer 0.1.4, GE2E (arXiv 1710.10467)",
+            "source": "Resemblyzer 0.1.4",
+            "cite": "Wan et al., Generalized end-to-end loss for speaker verification, ICASSP 2018, arXiv 1710.10467",
             "preprocessing": "raised to -30 dBFS; 40 Slaney mel bands of power, 25/10 ms, centred; "
             "1.6 s windows every 0.8 s",
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from spkd.cache import EMBEDDING, Target
@@ -19,6 +20,18 @@ HUB = {
     "hubert": "facebook/hubert-large-ll60k",
     "wav2vec2": "facebook/wav2vec2-large-lv60",
 }
+
+
+CITE = {
+    "wavlm": "Chen et al., WavLM: large-scale self-supervised pre-training for full stack speech processing, "
+    "IEEE JSTSP 2022, arXiv 2110.13900",
+    "hubert": "Hsu et al., HuBERT: self-supervised speech representation learning by masked prediction of hidden "
+    "units, IEEE/ACM TASLP 2021, arXiv 2106.07447",
+    "wav2vec2": "Baevski et al., wav2vec 2.0: a framework for self-supervised learning of speech representations, "
+    "NeurIPS 2020, arXiv 2006.11477",
+}
+
+UNKNOWN_LICENCE = "see the model's own card"
 
 
 class SSL(Teacher):
@@ -71,8 +84,9 @@ class SSL(Teacher):
         return {
             "family": self.family,
             "weights_sha256": digest_tensors(dict(self._model.state_dict())),
-            "licence": "see the model's own card",
+            "licence": _licence(self._source),
             "source": source,
+            "cite": CITE[self.family],
             "preprocessing": "zero mean, unit variance per view" if self._normalise else "waveform as it is",
             "embedding": f"mean and standard deviation of layer {self._pooled}",
         }
@@ -97,3 +111,17 @@ def receptive_field(kernels: list[int], strides: list[int]) -> tuple[int, int]:
         window += (kernel - 1) * hop
         hop *= stride
     return window, hop
+
+
+def _licence(source: str) -> str:
+    """What the model's own card (README.md beside the weights) names as its licence."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        local = Path(source) / "README.md"
+        text = (local if Path(source).is_dir() else Path(hf_hub_download(source, "README.md"))).read_text()
+        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
+        return str(head.get("license", UNKNOWN_LICENCE))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, yaml.YAMLError, AttributeError):
+        return UNKNOWN_LICENCE

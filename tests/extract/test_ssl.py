@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,10 @@ def test_the_digest_follows_the_weights_not_the_folder(tiny_wavlm: Path, tmp_pat
 
 def test_receptive_field_of_the_usual_encoder() -> None:
     assert receptive_field([10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]) == (400, 320)
+
+
+def test_the_licence_is_that_of_the_models_card(tiny_wavlm: Path, tmp_path: Path) -> None:
+    assert SSL("wavlm", str(tiny_wavlm), None, CPU).card()["licence"] == "see the model's own card"
+    shutil.copytree(tiny_wavlm, tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-sa-3.0\n---\n# A model\n")
+    assert SSL("wavlm", str(tmp_path / "m"), None, CPU).card()["licence"] == "cc-by-sa-3.0"
