@@ -53,6 +53,7 @@ def make(work: Path) -> Path:
             f"teacher.weights={work / 'teacher'}",
             "teacher.targets=[frames,stats,embedding,logits]",
             "fbank=true",
+            "storage.codecs={frames: int8, stats: float16+zstd}",
             "storage.unit_views=5",
             f"cache={work / 'cache'}",
         ],

@@ -65,10 +65,11 @@ def make(root: Path, utterances: int, crops: int) -> None:
         np.arange(count, dtype=np.uint32),
     )
     plan = Plan.make(manifest, views, 1024, 1280.0)
-    initialise(root, card.make({"family": "benchmark"}, TARGETS, {}, manifest, plan, None), plan, TARGETS, None)
+    made = card.make({"family": "benchmark"}, TARGETS, {}, [card.part(manifest, plan)], plan)
+    initialise(root, made, [plan], TARGETS)
     small = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in ("card.json", "plan/0.npz")}
     names_of_units = (str(manifest_path(root, unit).relative_to(root)) for unit in range(plan.units))
-    record = {"units": plan.units, "rejected": {}, "sha256": small | dict.fromkeys(names_of_units, "0" * 64)}
+    record = {"card": made, "rejected": {}, "bytes": 0, "sha256": small | dict.fromkeys(names_of_units, "0" * 64)}
     write_json(root / COMPLETE, record | {"check": record_check(record)})
 
 

@@ -100,7 +100,8 @@ class Plan:
         first = [0]
         while first[-1] < len(views):
             before = ends[first[-1] - 1] if first[-1] else 0
-            by_length = int(np.searchsorted(ends, before + unit_seconds * SAMPLE_RATE, side="right"))
+            # An integer: searching integers for a float converts them all, every time.
+            by_length = int(np.searchsorted(ends, int(before + unit_seconds * SAMPLE_RATE), side="right"))
             first.append(min(by_length, first[-1] + unit_views, len(views)))
         speakers = manifest.speakers
         row = {name: i for i, name in enumerate(speakers)}

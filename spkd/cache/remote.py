@@ -94,7 +94,7 @@ def push(root: Path, url: str) -> int:
     record = read_record(root)
     card, digests = record["card"], record["sha256"]
     there = Place.of(url).read(cards.FILE)
-    if there is not None and json.loads(there).get("fingerprint") != card["fingerprint"]:
+    if there is not None and not _same_or_less(cards.check(json.loads(there), f"{url}/{cards.FILE}"), card):
         raise SpkdError(f"{url}: holds another cache")
     problems = dict(shards(root, card, Plan.load(root, len(card["parts"]))))
 
@@ -211,13 +211,19 @@ def pull(url: str, root: Path, limit: int | None = None) -> int:
 
 
 def _check_destination(root: Path, card: dict[str, Any]) -> None:
-    """A folder that is empty, or holds a part of the same cache, pulled before."""
+    """A folder that is empty, or holds a part of the same cache, or the cache before it grew, pulled before."""
     if not root.is_dir() or not any(root.iterdir()):
         return
     if not (root / PULLED).is_file():
         raise SpkdError(f"{root}: is not empty and was not pulled; choose another folder")
-    if read_json(root / PULLED).get("fingerprint") != card["fingerprint"]:
+    grown = (root / cards.FILE).is_file() and _same_or_less(cards.load(root), card)
+    if not grown and read_json(root / PULLED).get("fingerprint") != card["fingerprint"]:
         raise SpkdError(f"{root}: holds a copy of another cache; choose another folder, or remove it")
+
+
+def _same_or_less(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether one card describes the same cache as another, or what that one grew from."""
+    return old["fingerprint"] == new["fingerprint"] or cards.grows(old, new)
 
 
 def shards(root: Path, card: dict[str, Any], plan: Plan) -> Iterator[tuple[Path, Callable[[Path], str | None]]]:
@@ -277,16 +283,17 @@ def find(url: str) -> Iterator[dict[str, Any]]:
     place = Place.of(url)
 
     def look(folder: str, depth: int) -> Iterator[dict[str, Any]]:
-        here = Place(folder, place.files, folder)
+        shown = folder if "file" in place.files.protocol else place.files.unstrip_protocol(folder)
+        here = Place(shown, place.files, folder)
         card, complete = here.read(cards.FILE), here.read(COMPLETE)
         if card is not None or complete is not None:
             try:
-                record = None if complete is None else parse_record(complete, f"{folder}/{COMPLETE}")
-                found = record["card"] if record else cards.check(json.loads(card or b""), f"{folder}/{cards.FILE}")
+                record = None if complete is None else parse_record(complete, f"{shown}/{COMPLETE}")
+                found = record["card"] if record else cards.check(json.loads(card or b""), f"{shown}/{cards.FILE}")
             except (SpkdError, ValueError) as error:
-                yield {"url": folder, "error": str(error)}
+                yield {"url": shown, "error": str(error)}
                 return
-            yield {"url": folder, "card": found, "record": record}
+            yield {"url": shown, "card": found, "record": record}
             return
         if depth == 0:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 
@@ -18,11 +20,13 @@ HELD_OUT = 512  # rows on which the error of a codec that learns is measured ...
 PLAIN = 32  # ... and of one that does not: at utterance level every row costs a view
 ROWS_PER_VIEW = 256  # frames of one view resemble each other
 SEED = 0
+Said = dict[str, np.ndarray]
 
 
-def said_of(teacher: Teacher, batch: Batch, targets: list[Target]) -> dict[str, np.ndarray]:
-    """All `targets` of a batch of views, float32: the teacher's, and fbank where it is among them."""
-    said = teacher.say(batch.waves, [t.name for t in targets if t.name != FBANK.name])
+def said_of(teacher: Teacher, batch: Batch, targets: list[Target], halves: Collection[str] = ()) -> Said:
+    """All `targets` of a batch of views, (B, D) or (B, T, D): the teacher's, and fbank where it is among them. float32,
+    or float16 those in `halves`."""
+    said = teacher.say(batch.waves, [t.name for t in targets if t.name != FBANK.name], halves)
     if any(t.name == FBANK.name for t in targets):
         said[FBANK.name] = fbank(batch.waves).numpy()
     return said

@@ -103,27 +103,32 @@ def _extract(
     report = Report(0, {}, False)
     open_units = (unit for unit in range(plan.units) if not manifest_path(root, unit).is_file())
     done = len(plan.views) - sum(len(plan.unit(unit)) for unit in open_units)
+    halves = [target.name for target in targets if target.codec.removesuffix(codecs.ZSTD) == "float16"]
     writers: dict[int, UnitWriter] = {}
 
     def commit(unit: int) -> None:
         lost = writers[unit].commit()
         del writers[unit]
         report.rejected |= {_view_name(player.manifest, plan, row): reason for row, reason in lost.items()}
-        bar.advance(len(lost))
 
     try:
         with track("extracting", len(plan.views), "views", done) as bar, Background() as background:
             for unit in claim_units(root, plan.units):
                 key = cards.part_key(card, plan.part(unit)[0])
                 writer = writers[unit] = UnitWriter(root, plan, targets, unit, key, codebook.codecs)
+
+                def reject(row: int, reason: str, writer: UnitWriter = writer) -> None:
+                    writer.reject(row, reason)
+                    bar.advance(1)
+
                 rows = np.array(plan.unit(unit))
-                for batch in play(player, rows, config.batch_size, config.workers, writer.reject):
-                    for name, values in said_of(teacher, batch, targets).items():
+                for batch in play(player, rows, config.batch_size, config.workers, reject):
+                    for name, values in said_of(teacher, batch, targets, halves).items():
                         background(writer.put, name, batch.rows, values)
                     heartbeat(root, unit)
                     bar.advance(len(batch.rows))
                     report.views += len(batch.rows)
-                background(commit, unit)
+                background.commit(commit, unit)
     finally:
         for writer in writers.values():  # empty unless something failed
             writer.abandon()
@@ -167,7 +172,7 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
         raise UsageError("teacher.targets: name at least one target")
     for name in chosen:
         if name not in [t.name for t in targets]:
-            raise UsageError(f"storage.codecs: no target {name!r} is stored{did_you_mean(name, [*stored, FBANK.name])}")
+            raise UsageError(f"storage.codecs: no target {name!r} is stored{did_you_mean(name, [*names, FBANK.name])}")
     targets = [target.stored_as(chosen.get(target.name, config.storage.codec)) for target in targets]
     for target in targets:
         codecs.make(target.codec, target.dim)

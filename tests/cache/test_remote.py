@@ -18,6 +18,7 @@ import pytest
 from spkd.cache import Cache
 from spkd.cache.remote import pull, push
 from spkd.errors import SpkdError
+from spkd.manifest import Manifest
 
 from .test_exchange import make_cache
 
@@ -40,7 +41,7 @@ def test_through_s3_and_back(spkd: Callable, s3: str, corpus: Path) -> None:
     assert same(Path("c"), Path("copy"))
     assert np.array_equal(*(c.batch(c.rows, ["embedding"])["embedding"] for c in (cache, Cache.open("copy"))))
     listed = spkd("cache", "ls", s3).out
-    assert "lab/caches/one" in listed
+    assert f"{s3}/caches/one" in listed
     assert cache.card["fingerprint"][:12] in listed
     assert "embedding:float16" in listed
     # Another cache is not pushed over it, nor pulled over the copy.
@@ -100,6 +101,24 @@ def test_a_copy_cut_in_the_middle_continues(spkd: Callable, corpus: Path, tmp_pa
     assert spkd("cache", direction, *arguments).code == 0
     assert {p: p.stat().st_mtime_ns for p in arrived} == arrived
     assert "every checksum fits" in spkd("cache", "verify", target).out
+
+
+def test_a_cache_that_grew_brings_only_what_is_new(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    everything = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest(everything[:10]).save("few.csv")
+    make_cache(spkd, corpus, "c", "manifest=few.csv")
+    there = str(tmp_path / "there")
+    assert spkd("cache", "push", "c", there).code == 0
+    assert spkd("cache", "pull", there, "copy").code == 0
+    make_cache(spkd, corpus, "c")
+    old = {p: p.stat().st_mtime_ns for root in ("there", "copy") for p in Path(root).glob("*/c/*/0")}
+    assert spkd("cache", "push", "c", there).code == 0
+    assert spkd("cache", "pull", there, "copy").code == 0
+    assert {p: p.stat().st_mtime_ns for p in old} == old
+    assert len(Cache.open("copy")) == 18
+    assert "every checksum fits" in spkd("cache", "verify", "copy").out
+    make_cache(spkd, corpus, "small", "manifest=few.csv")  # what it grew from is not pushed over it
+    assert "holds another cache" in spkd("cache", "push", "small", there).err
 
 
 def test_pull_over_plain_http(spkd: Callable, web: str, corpus: Path) -> None:

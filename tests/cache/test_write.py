@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from spkd.cache import Cache, Target, card, claim_units, finalize, initialise, verify
+from spkd.cache import Background, Cache, Target, card, claim_units, finalize, initialise, verify
 from spkd.cache.write import manifest_path
 from spkd.errors import SpkdError
 
@@ -224,3 +225,38 @@ def test_a_damaged_shard_is_never_served(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(SpkdError, match="missing shard"):
         Cache.open(tmp_path / "c").batch(np.array([0]), ["embedding"])
+
+
+def test_calls_in_the_background_keep_their_order_and_raise_here() -> None:
+    done: list[int] = []
+    held = threading.Event()
+    with Background(ahead=3) as background:
+        background(held.wait)
+        background(done.append, 1)
+        background.commit(done.append, 2)
+        assert done == []
+        held.set()
+    assert done == [1, 2]
+
+    def fail() -> None:
+        raise SpkdError("no room")
+
+    def run(start_with: str, more: int) -> None:
+        with Background() as background:
+            getattr(background, start_with)(fail)
+            for _ in range(more):
+                background(time.sleep, 0.001)
+
+    for start_with in ("__call__", "commit"):
+        for more in (0, 200):  # noticed at the end, or by a later call
+            with pytest.raises(SpkdError, match="no room"):
+                run(start_with, more)
+
+
+def test_a_commit_does_not_hold_up_the_rows_behind_it() -> None:
+    held, passed = threading.Event(), threading.Event()
+    with Background() as background:
+        background.commit(held.wait)
+        background(passed.set)
+        assert passed.wait(10)
+        held.set()

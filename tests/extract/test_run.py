@@ -241,3 +241,76 @@ def test_several_workers_fill_one_cache(spkd: Callable, corpus: Path, checkpoint
         shared.batch(shared.rows, ["embedding"])["embedding"], alone.batch(alone.rows, ["embedding"])["embedding"]
     )
     assert "every checksum fits" in spkd("cache", "verify", "shared").out
+
+
+@pytest.mark.parametrize("codec", ["float16", "topk3", "float32+zstd"])
+def test_logits_are_stored_where_a_codec_is_named_for_them(
+    spkd: Callable, corpus: Path, checkpoint: Path, codec: str
+) -> None:
+    arguments = [
+        "extract",
+        "teacher=checkpoint",
+        f"teacher.weights={checkpoint}",
+        f"manifest={corpus / 'manifest.csv'}",
+        "teacher.targets=[embedding,logits]",
+        f"storage.codecs={{logits: {codec}}}",
+    ]
+    done = spkd(*arguments)
+    assert done.code == 0, done.err
+    cache = Cache.open("cache")
+    assert cache.card["head"] is None
+    teacher = load_teacher(TeacherConfig("checkpoint", str(checkpoint)), CPU)
+    wave = soundfile.read(Manifest.load(corpus / "manifest.csv")[4].path, dtype="float32")[0]
+    live = teacher.say(torch.from_numpy(wave)[None], ["logits"])["logits"][0]
+    read = cache.batch(np.array([4]), ["logits"])["logits"][0].float().numpy()
+    kept = np.argsort(-live)[: 3 if codec == "topk3" else 5]
+    assert np.allclose(read[kept], live[kept], rtol=2e-3, atol=2e-3)
+    errors = cache.card["errors"]["logits"]
+    kl = [errors[f"kl_t{t}"] for t in (1, 2, 4)]
+    assert max(kl) < 1e-4 if codec != "topk3" else kl[0] < kl[2]
+    info = spkd("cache", "info", "cache").out
+    assert "KL" in info
+    assert ("compressed, so read slower" in info) == ("zstd" in codec)
+    assert spkd(*arguments, "storage.codecs={embedding: topk3}", "cache=d").code == 2
+    assert "did you mean 'logits'" in spkd(*arguments, "storage.codecs={logit: int8}", "cache=d").err
+
+
+def test_exact_logits_have_their_divergence_in_the_card(spkd: Callable, corpus: Path, checkpoint: Path) -> None:
+    arguments = ["extract", "teacher=checkpoint", f"teacher.weights={checkpoint}", "teacher.targets=[logits]"]
+    manifest = f"manifest={corpus / 'manifest.csv'}"
+    assert spkd(*arguments, manifest, "cache=fine", "storage.codec=float32").code == 0
+    assert spkd(*arguments, manifest, "cache=coarse").code == 0
+    fine, coarse = (Cache.open(name).card["errors"]["logits"]["kl_t1"] for name in ("fine", "coarse"))
+    assert 0 <= fine < coarse < 1e-6
+
+
+def test_a_codec_that_needs_more_views_says_so(spkd: Callable, corpus: Path, checkpoint: Path) -> None:
+    arguments = [
+        "extract",
+        "teacher=checkpoint",
+        f"teacher.weights={checkpoint}",
+        f"manifest={corpus / 'manifest.csv'}",
+    ]
+    done = spkd(*arguments, "storage.codec=pq4x8")
+    assert (done.code, "learnt from at least 256 rows, and the views give" in done.err) == (1, True)
+    assert not Path("cache/card.json").exists()
+    assert spkd(*arguments).code == 0
+
+
+def test_workers_share_one_codebook(spkd: Callable, corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    arguments = [
+        "extract",
+        "teacher=checkpoint",
+        f"teacher.weights={checkpoint}",
+        f"manifest={corpus / 'manifest.csv'}",
+        "teacher.targets=[frames]",
+        "storage.codec=pq4x4",
+        "storage.unit_views=2",
+    ]
+    command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments]
+    workers = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    assert "every checksum fits" in spkd("cache", "verify", "cache").out
+    assert "at least 0." in spkd("cache", "verify", "cache", "--live", "18", *arguments[1:-1]).out
+    assert "0 views extracted" in spkd(*arguments).out

@@ -1,0 +1,149 @@
+"""Codecs on real speech: what each costs in bytes and error, and what it does to a student.
+
+The GE2E d-vector hears librispeech-mini at seven speeds (whole recordings). Its embeddings and its frames (the last
+LSTM layer) are coded by every codec, fitted on three quarters of the speakers and measured on the others. For some
+codecs of the embeddings a whole cache is extracted under that codec; an x-vector student is then distilled from each
+cache by `--loss contrastive` (equal steps, views, masks and seeds) and scored on both test lists. A second call
+continues the first.
+
+    python benchmarks/cache_codecs.py --data DIR --teacher FILE
+
+Prints two tables and, as its last line, one JSON object; keeps it in benchmarks/results/cache_codecs.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from machine import describe
+from spine import LISTS, SPEEDS, evaluate, spkd
+
+from spkd.cache import Cache
+from spkd.cache import codec as codecs
+from spkd.cache.layout import FRAME_CHUNK, compress
+
+HERE = Path(__file__).parent
+STORED = "storage.codecs={{embedding: {}}}"
+EMBEDDING = ("float32", "float16", "int8", "sq8", "sq6", "sq4", "pq64x4", "opq64x4", "pq32x4", "opq32x4")
+TRAINED = ("float32", "int8", "sq4", "pq64x4", "opq32x4")
+FRAMES = ("float32", "float16", "float16+zstd", "int8", "sq8", "sq6", "sq4", "pq64x8", "opq64x8", "pq32x8")
+
+
+def extract(work: Path, data: Path, weights: Path, threads: int, folder: str, *settings: str) -> Cache:
+    common = ("teacher=dvector", f"teacher.weights={weights}", f"manifest={data / 'train.csv'}", f"cache={folder}")
+    spkd(work, threads, "extract", *common, *settings)
+    print(f"extracted {folder}", flush=True)
+    return Cache.open(work / folder)
+
+
+def rows_of(cache: Cache, name: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to fit codecs on, and rows of other utterances to measure them on."""
+    order = np.random.RandomState(0).permutation(len(cache.plan.utterances))
+    held_out = np.isin(cache.plan.views.utterance[cache.rows], order[: len(order) // 4])
+    parts = (cache.ragged(cache.rows[which], name).values.numpy() for which in (~held_out, held_out))
+    training, measured = (rows[:: max(len(rows) // most, 1)] for rows in parts)
+    return training, measured
+
+
+def cost(cache: Cache, name: str, codec_name: str) -> dict[str, float]:
+    """Bytes per row and error of a codec on what the teacher said, fitted and measured on different speakers."""
+    training, measured = rows_of(cache, name, 20_000)
+    codec = codecs.make(codec_name, training.shape[1])
+    if codec.training_rows:
+        codecs.fit(name, codec, training)
+    stored = codec.encode(measured)
+    size = float(stored.nbytes)
+    if codecs.compressed(codec_name):
+        chunks = [stored[i : i + FRAME_CHUNK] for i in range(0, len(stored), FRAME_CHUNK)]
+        size = float(sum(len(compress(chunk.tobytes())) for chunk in chunks))
+    return {"bytes_per_row": round(size / len(measured), 1), **codecs.error(codec, measured)}
+
+
+def student(work: Path, data: Path, threads: int, codec: str, seed: int, settings: list[str]) -> dict[str, float]:
+    """EER (%) of one student on every list."""
+    folder = f"student-{codec}-{seed}"
+    arguments = [f"cache=embedding-{codec}", f"out={folder}", f"seed={seed}", *settings]
+    spkd(work, threads, "train", "--loss", "contrastive", *arguments)
+    print(f"trained {folder}", flush=True)
+    reports = evaluate(work, data, threads, f"{folder}-eval", f"model={folder}")
+    return {name: report["results"]["eer_percent"] for name, report in reports.items()}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True, help="the folder librispeech-mini")
+    options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--steps", type=int, default=600)
+    options.add_argument("--channels", type=int, default=96, help="width of the x-vector student")
+    options.add_argument("--jobs", type=int, default=2, help="students trained side by side")
+    options.add_argument("--work", type=Path, default=HERE / "work" / "cache_codecs")
+    given = options.parse_args()
+    data, weights, work = given.data.resolve(), given.teacher.resolve(), given.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    cores, started = os.cpu_count() or 1, time.time()
+
+    caches = {
+        codec: extract(work, data, weights, cores, f"embedding-{codec}", "fbank=true", SPEEDS, STORED.format(codec))
+        for codec in TRAINED
+    }
+    settings = ("teacher.targets=[frames.layer3]", "view=crops:2,3.0", "storage.codec=float32")
+    frames = extract(work, data, weights, cores, "frames", *settings)
+    errors = {
+        "embedding": {codec: cost(caches["float32"], "embedding", codec) for codec in EMBEDDING},
+        "frames.layer3": {codec: cost(frames, "frames.layer3", codec) for codec in FRAMES},
+    }
+    print(f"codecs measured after {time.time() - started:.0f} s", flush=True)
+
+    settings = [f"steps={given.steps}", f"student.channels={given.channels}"]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        runs = {
+            (codec, seed): pool.submit(student, work, data, max(cores // given.jobs, 1), codec, seed, settings)
+            for seed in range(given.seeds)
+            for codec in TRAINED
+        }
+        scored = {key: run.result() for key, run in runs.items()}
+
+    for target, found in errors.items():
+        print(f"\n{target:16} {'bytes/row':>9} {'1 - cosine':>11} {'worst':>9} {'relative MSE':>13}")
+        for codec, row in found.items():
+            print(
+                f"{codec:16} {row['bytes_per_row']:9.1f} {1 - row['cosine_mean']:11.1e} {1 - row['cosine_min']:9.1e} "
+                f"{row['relative_mse']:13.1e}"
+            )
+    students = {}
+    print(f"\n{'student of':16} {'list':11} {'EER % mean':>10} {'sd':>6}   per seed")
+    for codec in TRAINED:
+        students[codec] = {}
+        for name in LISTS:
+            rates = [scored[codec, seed][name] for seed in range(given.seeds)]
+            spread = statistics.stdev(rates) if len(rates) > 1 else 0.0
+            students[codec][name] = {
+                "mean": round(statistics.mean(rates), 3),
+                "sd": round(spread, 3),
+                "seeds": [round(rate, 3) for rate in rates],
+            }
+            listed = " ".join(f"{rate:.2f}" for rate in rates)
+            print(f"{codec:16} {name:11} {statistics.mean(rates):10.2f} {spread:6.2f}   {listed}")
+    result = {
+        "errors": errors,
+        "students_eer": students,
+        "seeds": given.seeds,
+        "steps": given.steps,
+        "channels": given.channels,
+        "total_seconds": round(time.time() - started),
+        "machine": describe(),
+    }
+    (HERE / "results" / "cache_codecs.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
