@@ -1,8 +1,8 @@
 """kill -9 at random moments: does the cache lose, repeat or change anything?
 
-Three `spkd extract` processes fill one cache. Every second or so one of them is killed with SIGKILL and started again,
-until the kills are used up; then the cache is completed. Units committed before a kill must be the same files at the
-end (not lost, not written again), and the content must equal that of an uninterrupted run.
+Three `spkd extract` processes fill one cache. Every two seconds or so one of them is killed with SIGKILL and started
+again, until the kills are used up; then the cache is completed. Units committed before a kill must be the same files
+at the end (not lost, not written again), and the content must equal that of an uninterrupted run.
 
     python benchmarks/cache_crash.py --kills 30
 
@@ -74,7 +74,7 @@ def main() -> None:
     writers = [start("crashed") for _ in range(WRITERS)]
     kills = in_flight = 0
     while kills < given.kills:
-        time.sleep(chance.uniform(0.5, 1.5))
+        time.sleep(chance.uniform(1.0, 3.0))
         if (root / "COMPLETE.json").is_file():
             raise SystemExit(f"complete after {kills} kills; give more --utterances")
         which = chance.randrange(WRITERS)

@@ -116,7 +116,10 @@ def extract(
 @app.command(cls=with_keys(config.TrainConfig))
 def train(
     overrides: Overrides = None,
-    loss: Annotated[Optional[list[str]], typer.Option(help="aam, cosine, mse or contrastive; several add up.")] = None,  # noqa: UP045
+    loss: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="aam, cosine, mse, contrastive, relational, kld or nontarget; several add up."),
+    ] = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Train a student from a teacher cache."""

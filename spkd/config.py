@@ -110,8 +110,22 @@ class OptimConfig:
 
 @dataclass
 class LossConfig:
-    margin: float = key(0.2, "additive angular margin of aam (rad)")
-    scale: float = key(32.0, "scale of the cosine logits of aam")
+    margin: float = key(0.2, "additive angular margin of aam, kld and nontarget (rad)")
+    margin_rise: list[float] = key(
+        [0.0, 0.0], "fractions of the run between which the margin rises from 0, exponentially; [0,0]: there at once"
+    )
+    scale: float = key(32.0, "scale of the student's cosine logits in aam, kld and nontarget")
+    subcentres: int = key(1, "centres of each class in aam; the nearest counts")
+    kd_temperature: float = key(1.0, "temperature of kld and nontarget")
+    kd_rise: float = key(0.0, "fraction of the run in which the divergence of kld and nontarget gains its weight")
+    gamma: float = key(2.0, "weight of the non-target part of nontarget")
+    teacher_margin: float = key(0.2, "margin put on the teacher's own cosine logits in kld and nontarget (rad)")
+    logits: str = key(
+        "auto",
+        "the teacher's logits: of its own head, or cosines to its mean embedding of each training class; auto takes "
+        "the head where it knows every class",
+        ("auto", "head", "prototypes"),
+    )
     temperature: float = key(0.05, "temperature of contrastive")
     ceiling: float = key(
         0.95, "contrastive skips negatives whose teacher cosine to the positive exceeds this (same voice?)"

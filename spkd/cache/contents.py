@@ -15,7 +15,7 @@ from spkd.cache import card as cards
 from spkd.cache import codebook as codebooks
 from spkd.cache import codec as codecs
 from spkd.cache.codebook import Codebook
-from spkd.cache.head import Head
+from spkd.cache.head import STORED, Head
 from spkd.cache.plan import UNLABELLED, Plan
 from spkd.cache.target import EMBEDDING, LOGITS, Target
 from spkd.errors import SpkdError, did_you_mean
@@ -137,7 +137,8 @@ class OneTeacher(Contents):
     @cached_property
     def head(self) -> Head | None:
         """The teacher's classifier, where it has one."""
-        return None if self.card["head"] is None else Head.load(self.root, self.card["head"])
+        described = self.card["head"]
+        return None if described is None or described["kind"] == STORED else Head.load(self.root, described)
 
     @cached_property
     def codebook(self) -> Codebook:

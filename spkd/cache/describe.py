@@ -8,6 +8,7 @@ from typing import Any
 
 from spkd.cache import card as cards
 from spkd.cache import codec as codecs
+from spkd.cache.head import STORED
 from spkd.cache.plan import Plan
 from spkd.cache.target import Target
 from spkd.cache.write import manifest_path
@@ -45,7 +46,8 @@ def describe(root: str | Path) -> str:
         rows.append(("target", _target(target, size, card["errors"].get(target.name))))
     if card["head"]:
         lost = _divergence(card["errors"].get("logits", {}))
-        rows.append(("head", f"{card['head']['kind']}, {len(card['head']['classes'])} classes: logits follow{lost}"))
+        follow = "logits are stored" if card["head"]["kind"] == STORED else f"logits follow{lost}"
+        rows.append(("head", f"{card['head']['kind']}, {len(card['head']['classes'])} classes: {follow}"))
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     rows += [
         ("bytes", amount(total)),

@@ -12,6 +12,7 @@ from torch.nn.functional import linear, normalize
 from spkd.errors import SpkdError
 
 FILE = "head.safetensors"
+STORED = "stored"  # the logits themselves are a target of the cache; the card keeps their classes
 
 
 @dataclass(frozen=True)

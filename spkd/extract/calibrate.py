@@ -9,6 +9,7 @@ import torch
 
 from spkd.cache import EMBEDDING, FBANK, LOGITS, Codebook, Head, Target
 from spkd.cache import codec as codecs
+from spkd.cache.head import STORED
 from spkd.config import ExtractConfig
 from spkd.errors import SpkdError
 from spkd.extract.teacher import Teacher
@@ -53,7 +54,7 @@ def calibrate(
             errors[name] = codecs.error(codec, held_out)
             if name == LOGITS:
                 errors[name] |= codecs.divergence(held_out, codecs.decoded(codec, held_out))
-            if name == EMBEDDING and head is not None:
+            if name == EMBEDDING and head is not None and head.kind != STORED:
                 live, read = (head.logits(torch.from_numpy(e)) for e in (held_out, codecs.decoded(codec, held_out)))
                 errors[LOGITS] = codecs.divergence(live.numpy(), read.numpy())
     return Codebook(fitted, errors)

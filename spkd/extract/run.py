@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from spkd.cache import (
 from spkd.cache import card as cards
 from spkd.cache import codebook as codebooks
 from spkd.cache import codec as codecs
+from spkd.cache.head import STORED
 from spkd.cache.write import check_folder, manifest_path
 from spkd.config import ExtractConfig
 from spkd.errors import SpkdError, UsageError, did_you_mean
@@ -72,7 +73,9 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
     player = Player(manifest, plan.views, view_plan.augmentation, min_seconds, say)
 
     parts = [cards.part(m, p) for m, p in zip(manifests, plans, strict=True)]
-    head = teacher.head if LOGITS in config.teacher.targets and LOGITS not in [t.name for t in targets] else None
+    head = teacher.head if LOGITS in config.teacher.targets else None
+    if head is not None and LOGITS in [t.name for t in targets]:
+        head = replace(head, kind=STORED)
     described = (teacher.card(), targets, view_plan.card(), parts, plan, head)
     series = cards.series(cards.make(*described))
     codebook = codebooks.load(root, targets, series) if root.is_dir() else None
@@ -80,7 +83,7 @@ def run(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
         check_folder(root, targets)
         codebook = calibrate(teacher, player, targets, head, config).create(root, series, targets)
     card = cards.make(*described, codebook.digest, codebook.errors)
-    initialise(root, card, plans, targets, None if head is None else head.to_bytes())
+    initialise(root, card, plans, targets, None if head is None or head.kind == STORED else head.to_bytes())
     report = _extract(config, root, card, plan, targets, codebook, teacher, player)
     report.rejected |= unreadable
     report.complete = finalize(root, card, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,13 @@ class Classes:
         return cls(names, labels, views.utterance.astype(np.int64) * len(speeds) + which)
 
 
+class TeacherLabels(Protocol):
+    """label: (views,), the class of each view among those of the teacher's logits."""
+
+    @property
+    def label(self) -> np.ndarray: ...
+
+
 class Steps(Dataset):
     """Item `step` is the whole batch of that step: features, targets (both as stored), labels.
 
@@ -61,7 +69,9 @@ class Steps(Dataset):
         batch_size: int,
         seed: int,
         player: Player | None,
+        logits: TeacherLabels | None = None,
     ) -> None:
+        self._teacher_label = np.zeros(0, np.int64) if logits is None else logits.label
         self._cache, self._needs, self._classes = cache, needs, classes
         self._crop = HOP * round(crop * SAMPLE_RATE / HOP)
         self._batch_size, self._seed, self._player = batch_size, seed, player
@@ -90,6 +100,7 @@ class Steps(Dataset):
             batch[FBANK.name] = self._listen(rows, crop)
         batch["label"] = torch.from_numpy(self._classes.label[rows])
         batch["voice"] = torch.from_numpy(self._classes.voice[rows])
+        batch["teacher_label"] = torch.from_numpy(self._teacher_label[rows] if len(self._teacher_label) else rows[:0])
         return batch
 
     def _listen(self, rows: np.ndarray, crop: Crop) -> Tensor:

@@ -8,7 +8,7 @@ import math
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from spkd import device as devices
 from spkd import models
-from spkd.cache import FBANK, Contents
+from spkd.cache import EMBEDDING, FBANK, LOGITS, Contents
 from spkd.cache.several import open_caches
 from spkd.config import OptimConfig, TrainConfig
 from spkd.errors import SpkdError, UsageError
@@ -30,7 +30,8 @@ from spkd.models import Checkpoint
 from spkd.models.network import parameters
 from spkd.progress import say, track
 from spkd.train.data import Classes, Steps, mask
-from spkd.train.losses import AAM, LOSSES, Said, Sum, check_names, of_teachers
+from spkd.train.losses import AAM, LOSSES, Classifier, Said, Sum, check_names, of_teachers
+from spkd.train.teacher import TeacherLogits, teacher_logits
 from spkd.view import Player, ViewPlan
 
 LOG_EVERY = 20  # steps between lines of log.jsonl
@@ -56,9 +57,11 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     check_names(losses, config.loss)
     device = devices.resolve(config.device)
     cache = open_caches(config.cache, config.teachers)
-    check_needs(cache, losses, config)
-    out = writable_folder(config.out)
     classes = Classes.of(cache)
+    check_labels(cache, losses)
+    logits = teacher_logits(cache, classes, config.loss, losses)
+    check_needs(cache, losses, config, logits)
+    out = writable_folder(config.out)
     settings = _settings(config, losses, cache)
     finished = _check_out(out, settings)
     if finished is not None:
@@ -70,22 +73,22 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
         network = models.build(config.student.name, config.student.channels, config.student.embedding)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    widths = {name: cache.dim(name) for name in cache.names}
+    widths = {name: cache.dim(name) for name in cache.names} | ({LOGITS: len(logits.classes)} if logits else {})
     chosen = of_teachers(losses, cache.names)
     objective = Sum(chosen, config.loss, network.levels, widths, len(classes.names))
     trainee = nn.ModuleDict({"network": network, "objective": objective}).to(device)
     optimiser = make_optimiser(config.optim, trainee)
     first = _resume(out, trainee, optimiser) if (out / "state.json").is_file() else 0
 
-    needs = sorted({name + suffix for loss, suffix in chosen.values() for name in LOSSES[loss].needs})
-    steps = Steps(cache, needs, classes, config.crop, config.batch_size, config.seed, _player(config, cache))
+    needs = sorted({name + suffix for loss, suffix in chosen.values() for name in needed(loss, logits)})
+    steps = Steps(cache, needs, classes, config.crop, config.batch_size, config.seed, _player(config, cache), logits)
     recent: deque[dict[str, float]] = deque(maxlen=max(config.steps // 10, 1))
     log = _Log(out, first)
     try:
         with track("training", config.steps * config.batch_size, "utterances", first * config.batch_size) as bar:
             for step, batch in _batches(steps, first, config, cache):
                 batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-                said, features = _heard(batch, cache, needs)
+                said, features = _heard(batch, cache, needs, logits)
                 terms = _step(step, features, said, config, trainee, optimiser)
                 recent.append(terms)
                 log(step, terms | {"lr": optimiser.param_groups[0]["lr"]})
@@ -94,10 +97,26 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
                     _save_state(out, trainee, optimiser, step + 1, settings)
     finally:
         log.close()
-    return _finish(out, network, objective, classes, config, settings, recent)
+    head = _head(objective, classes, logits)
+    return _finish(out, network, head, config, settings, recent)
 
 
-def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig) -> None:
+def needed(loss: str, logits: TeacherLogits | None) -> list[str]:
+    """The targets that a loss has to be given from the cache."""
+    return [logits.source if name == LOGITS and logits is not None else name for name in LOSSES[loss].needs]
+
+
+def check_labels(cache: Contents, losses: Sequence[str]) -> None:
+    """Raises SpkdError where a loss needs a speaker of every view and the cache does not know them all."""
+    for loss in losses:
+        if LOSSES[loss].needs_labels and not cache.labelled:
+            raise SpkdError(
+                f"--loss {loss} needs speaker labels, and the manifest behind {cache.name} has utterances without; "
+                f"choose a loss without labels ({', '.join(n for n in LOSSES if not LOSSES[n].needs_labels)})"
+            )
+
+
+def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, logits: TeacherLogits | None) -> None:
     """Refuse before the first batch what the cache cannot feed.
 
     Raises:
@@ -106,7 +125,7 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig) -> 
     card = cache.members[0].card
     stored = list(cache.names)
     for loss, suffix in of_teachers(losses, stored).values():
-        missing = [name for name in LOSSES[loss].needs if name + suffix not in stored]
+        missing = [name for name in needed(loss, logits) if name + suffix not in stored]
         if missing:
             family = "NAME" if card["teacher"]["family"] == "none" else card["teacher"]["family"]
             wanted = ",".join([*(t for t in stored if t != FBANK.name), *missing])
@@ -114,11 +133,6 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig) -> 
                 f"--loss {loss} needs the target {', '.join(missing)}, which {cache.name} lacks; extract it: "
                 f"spkd extract teacher={family} teacher.targets=[{wanted}] "
                 f"view.plan={card['views']['plan']} cache=NEW_FOLDER"
-            )
-        if LOSSES[loss].needs_labels and not cache.labelled:
-            raise SpkdError(
-                f"--loss {loss} needs speaker labels, and the manifest behind {cache.name} has utterances without; "
-                f"choose a loss without labels ({', '.join(n for n in LOSSES if not LOSSES[n].needs_labels)})"
             )
     if len(cache.rows) < 2:
         raise SpkdError(f"{cache.name}: {len(cache.rows)} usable views; training needs at least two")
@@ -156,14 +170,20 @@ def _batches(steps: Steps, first: int, config: TrainConfig, cache: Contents) -> 
     yield from enumerate(loader, first)
 
 
-def _heard(batch: dict[str, Tensor], cache: Contents, needs: list[str]) -> tuple[Said, Tensor]:
+def _heard(
+    batch: dict[str, Tensor], cache: Contents, needs: list[str], logits: TeacherLogits | None
+) -> tuple[Said, Tensor]:
     """What is known of a batch that lies on the device, and the student's features (B, T, 80): decoded here, so that
     the loader and the bus carry the codes alone."""
-    label, voice = batch.pop("label"), batch.pop("voice")
+    label, voice, teacher_label = (batch.pop(name) for name in ("label", "voice", "teacher_label"))
     features = None if FBANK.name in cache.names else batch.pop(FBANK.name)
     targets = cache.decode(batch, needs if features is not None else [*needs, FBANK.name])
     features = targets.pop(FBANK.name) if features is None else features
-    return Said({name: values.float() for name, values in targets.items()}, label, voice), features.float()
+    if logits is not None and logits.prototypes is not None:
+        targets[LOGITS] = logits.of(targets[EMBEDDING])
+    scale = None if logits is None else logits.scale
+    targets = {name: values.float() for name, values in targets.items()}
+    return Said(targets, label, voice, teacher_label, scale), features.float()
 
 
 def _step(
@@ -178,7 +198,7 @@ def _step(
     trainee.train()
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     features = mask(features, config.mask.frames, config.mask.bands, generator)
-    total, terms = trainee["objective"](trainee["network"](features), said)
+    total, terms = trainee["objective"](trainee["network"](features), replace(said, done=step / config.steps))
     if not torch.isfinite(total):
         raise SpkdError(f"training diverged at step {step} (the loss is {total.item()}); lower optim.lr")
     optimiser.zero_grad(set_to_none=True)
@@ -273,27 +293,31 @@ def _resume(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer) -> 
 def _finish(
     out: Path,
     network: models.Network,
-    objective: Sum,
-    classes: Classes,
+    head: tuple[Tensor, list[str], float] | None,
     config: TrainConfig,
     settings: dict[str, Any],
     recent: Sequence[dict[str, float]],
 ) -> Result:
     """Write the student, drop the training state."""
     terms = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
-    aam = next((loss for loss in objective.losses.values() if isinstance(loss, AAM)), None)
-    checkpoint = Checkpoint(
-        network,
-        None if aam is None else aam.weight,
-        [] if aam is None else classes.names,
-        1.0 if aam is None else aam.scale,
-        {"settings": settings, "steps": config.steps, "last_terms": terms},
-    )
+    weight, names, scale = head or (None, [], 1.0)
+    done = {"settings": settings, "steps": config.steps, "last_terms": terms}
+    checkpoint = Checkpoint(network, weight, names, scale, done)
     models.save(out, checkpoint)
     (out / "state.json").unlink(missing_ok=True)
     for old in out.glob("state.*.safetensors"):
         old.unlink()
     return Result(out, parameters(network), terms)
+
+
+def _head(objective: Sum, classes: Classes, logits: TeacherLogits | None) -> tuple[Tensor, list[str], float] | None:
+    """The student's classifier, where a loss trained one: its matrix, classes and scale."""
+    for loss in objective.losses.values():
+        if isinstance(loss, Classifier) and logits is not None:
+            return loss.weight, logits.classes, loss.scale
+        if isinstance(loss, AAM) and loss.subcentres == 1:
+            return loss.weight, classes.names, loss.scale
+    return None
 
 
 class _Log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,22 @@ import torch
 
 from spkd.config import LossConfig
 from spkd.errors import UsageError
-from spkd.train.losses import AAM, LOSSES, MSE, Contrastive, Cosine, Loss, Said, Sum, check_names, of_teachers
-from spkd.train.losses.aam import add_margin
+from spkd.train.losses import (
+    AAM,
+    KLD,
+    LOSSES,
+    MSE,
+    Contrastive,
+    Cosine,
+    Loss,
+    NonTarget,
+    Relational,
+    Said,
+    Sum,
+    check_names,
+    of_teachers,
+)
+from spkd.train.losses.aam import add_margin, risen
 
 DIM = 6
 
@@ -23,12 +38,13 @@ def setting(
     student = {"embedding": torch.randn(batch, DIM, generator=generator)}
     teacher = {"embedding": torch.randn(batch, teacher_dim, generator=generator)}
     label = torch.randint(classes, (batch,), generator=generator)
-    return student, Said(teacher, label, torch.arange(batch))
+    teacher["logits"] = 30.0 * (2 * torch.rand(batch, classes, generator=generator) - 1)
+    return student, Said(teacher, label, torch.arange(batch), label, 30.0)
 
 
 def build(kind: type[Loss], config: LossConfig | None = None, classes: int = 5, teacher_dim: int = DIM) -> Loss:
     torch.manual_seed(1)
-    return kind(config or LossConfig(), {"embedding": DIM}, {"embedding": teacher_dim}, classes)
+    return kind(config or LossConfig(), {"embedding": DIM}, {"embedding": teacher_dim, "logits": classes}, classes)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -67,6 +83,118 @@ def test_cosine_and_mse() -> None:
     s, t = f64(student["embedding"]), f64(said.targets["embedding"])
     assert abs(build(Cosine)(student, said).item() - np.mean(1 - (unit(s) * unit(t)).sum(1))) < 1e-5
     assert abs(build(MSE)(student, said).item() - np.mean(((s - t) ** 2).sum(1))) < 1e-4
+
+
+def margin_logits(cosine: np.ndarray, label: list[int], margin: float, scale: float) -> np.ndarray:
+    """scale * cos(theta + margin) at the labels, entry by entry, in float64."""
+    logits = scale * cosine
+    for row, (values, y) in enumerate(zip(cosine, label, strict=True)):
+        if y >= 0:
+            theta = math.acos(values[y])
+            shifted = math.cos(theta + margin) if theta + margin < math.pi else values[y] - (1 - math.cos(margin))
+            logits[row, y] = scale * shifted
+    return logits
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def classifier_logits(loss: Loss, student: dict, said: Said, config: LossConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Of teacher and student, with their margins."""
+    label = said.teacher_label.tolist()
+    cosine = unit(f64(student["embedding"])) @ unit(f64(loss.weight)).T  # type: ignore[arg-type]
+    z_s = margin_logits(cosine, label, config.margin, config.scale)
+    return margin_logits(f64(said.targets["logits"]) / 30.0, label, config.teacher_margin, 30.0), z_s
+
+
+@pytest.mark.parametrize("classes", [2, 7, 6000])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kld(classes: int, temperature: float) -> None:
+    student, said = setting(classes=classes)
+    config = LossConfig(kd_temperature=temperature)
+    loss = build(KLD, config, classes)
+    z_t, z_s = classifier_logits(loss, student, said, config)
+    entropy = -np.mean([log_softmax(row)[y] for row, y in zip(z_s, said.label.tolist(), strict=True)])
+    p, q = log_softmax(z_t / temperature), log_softmax(z_s / temperature)
+    expected = entropy + temperature**2 * np.mean((np.exp(p) * (p - q)).sum(1))
+    assert loss(student, said).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 6000])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_nontarget(classes: int, temperature: float) -> None:
+    """Both parts from the probabilities themselves, as the paper writes them."""
+    student, said = setting(classes=classes)
+    config = LossConfig(kd_temperature=temperature, gamma=3.0)
+    loss = build(NonTarget, config, classes)
+    z_t, z_s = classifier_logits(loss, student, said, config)
+    total = 0.0
+    for t, s, y in zip(z_t, z_s, said.label.tolist(), strict=True):
+        p_t, p_s = (np.exp(log_softmax(z / temperature)) for z in (t, s))
+        b_t, b_s = (np.array([p[y], np.delete(p, y).sum()]) for p in (p_t, p_s))
+        q_t, q_s = (np.exp(log_softmax(np.delete(z, y) / temperature)) for z in (t, s))
+        divergence = (b_t * np.log(b_t / b_s)).sum() + 3.0 * (q_t * np.log(q_t / q_s)).sum()
+        total += -log_softmax(s)[y] + temperature**2 * divergence
+    assert loss(student, said).item() == pytest.approx(total / len(z_t), rel=1e-4)
+
+
+def test_nontarget_does_not_underflow_where_the_teacher_is_sure() -> None:
+    student, said = setting(classes=50)
+    sure = torch.full((9, 50), -30.0)
+    sure.scatter_(1, said.label[:, None], 30.0)
+    sure[:, 0] += 3.0
+    loss = build(NonTarget, LossConfig(teacher_margin=0.0), 50)
+    embedding = student["embedding"].clone().requires_grad_()
+    value = loss({"embedding": embedding}, replace(said, targets={"logits": sure}, teacher_scale=None))
+    value.backward()
+    assert torch.isfinite(value)
+    assert embedding.grad is not None
+    assert torch.isfinite(embedding.grad).all()
+    assert embedding.grad.abs().max() > 0
+
+
+def test_the_divergence_is_also_learnt_from_views_without_a_class() -> None:
+    student, said = setting()
+    unlabelled = replace(said, teacher_label=torch.full_like(said.label, -1))
+    loss, config = build(KLD), LossConfig()
+    z_t, z_s = classifier_logits(loss, student, unlabelled, config)
+    p, q = log_softmax(z_t), log_softmax(z_s)
+    assert loss(student, unlabelled).item() == pytest.approx(np.mean((np.exp(p) * (p - q)).sum(1)), rel=1e-4)
+
+
+def test_margin_and_divergence_rise() -> None:
+    between = [0.2, 0.6]
+    assert [risen(d, between) for d in (0.0, 0.1, 0.6, 1.0)] == [0.0, 0.0, 1.0, 1.0]
+    assert risen(0.4, between) == pytest.approx(1 - 0.001**0.5)
+    assert risen(0.0, [0.0, 0.0]) == 1.0
+    student, said = setting()
+    plain = build(AAM, LossConfig(margin=0.0))(student, said)
+    rising = build(AAM, LossConfig(margin=0.3, margin_rise=between))
+    assert torch.equal(rising(student, replace(said, done=0.1)), plain)
+    assert rising(student, replace(said, done=0.9)) > plain
+    slow = build(KLD, LossConfig(kd_rise=0.5))
+    at = [slow(student, replace(said, done=d)).item() for d in (0.0, 0.25, 0.5)]
+    assert at[1] == pytest.approx((at[0] + at[2]) / 2, rel=1e-5)
+    assert at[2] == build(KLD)(student, said).item()
+
+
+def test_of_several_centres_the_nearest_counts() -> None:
+    student, said = setting()
+    config = LossConfig(subcentres=3, margin=0.1, scale=20.0)
+    loss = build(AAM, config)
+    cosine = (unit(f64(student["embedding"])) @ unit(f64(loss.weight)).T).reshape(9, 5, 3).max(2)  # type: ignore[arg-type]
+    z = margin_logits(cosine, said.label.tolist(), 0.1, 20.0)
+    expected = -np.mean([log_softmax(row)[y] for row, y in zip(z, said.label.tolist(), strict=True)])
+    assert loss(student, said).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_relational() -> None:
+    student, said = setting(teacher_dim=11)
+    s, t = unit(f64(student["embedding"])), unit(f64(said.targets["embedding"]))
+    pairs = [(s[i] @ s[j] - t[i] @ t[j]) ** 2 for i in range(9) for j in range(9) if i != j]
+    assert build(Relational, teacher_dim=11)(student, said).item() == pytest.approx(np.mean(pairs), rel=1e-5)
 
 
 def reference_contrastive(s: np.ndarray, t: np.ndarray, voice: np.ndarray, tau: float, ceiling: float) -> float:
@@ -131,7 +259,8 @@ def test_half_precision_is_stable(name: str, dtype: torch.dtype, batch: int) -> 
 def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
     student, said = setting(batch=16)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
-    shuffled = Said({"embedding": said.targets["embedding"][order]}, said.label[order], said.voice[order])
+    targets = {name: values[order] for name, values in said.targets.items()}
+    shuffled = Said(targets, said.label[order], said.voice[order], said.teacher_label[order], said.teacher_scale)
     loss = build(LOSSES[name])
     assert torch.allclose(loss(student, said), loss({"embedding": student["embedding"][order]}, shuffled), atol=1e-5)
 

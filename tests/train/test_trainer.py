@@ -87,7 +87,9 @@ def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Pa
     ]
     assert spkd(*arguments, "out=whole").code == 0
     command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments, "out=killed"]
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it in their last bits
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = subprocess.Popen(command, cwd=tmp_path, env=threads, **quiet)  # type: ignore[call-overload]
     deadline = time.monotonic() + 60
     while not (tmp_path / "killed" / "state.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.005)

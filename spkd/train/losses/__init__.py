@@ -14,9 +14,19 @@ from spkd.errors import UsageError, did_you_mean
 from spkd.train.losses.aam import AAM
 from spkd.train.losses.base import Loss, Said
 from spkd.train.losses.contrastive import Contrastive
+from spkd.train.losses.logits import KLD, Classifier, NonTarget
 from spkd.train.losses.regression import MSE, Cosine
+from spkd.train.losses.relational import Relational
 
-LOSSES: dict[str, type[Loss]] = {"aam": AAM, "cosine": Cosine, "mse": MSE, "contrastive": Contrastive}
+LOSSES: dict[str, type[Loss]] = {
+    "aam": AAM,
+    "cosine": Cosine,
+    "mse": MSE,
+    "contrastive": Contrastive,
+    "relational": Relational,
+    "kld": KLD,
+    "nontarget": NonTarget,
+}
 
 
 def check_names(names: Sequence[str], config: LossConfig) -> None:
@@ -75,4 +85,19 @@ def _of(targets: dict[str, Any], suffix: str) -> dict[str, Any]:
     return {name.removesuffix(suffix): value for name, value in targets.items() if name.endswith(suffix)}
 
 
-__all__ = ["AAM", "LOSSES", "MSE", "Contrastive", "Cosine", "Loss", "Said", "Sum", "check_names", "of_teachers"]
+__all__ = [
+    "AAM",
+    "KLD",
+    "LOSSES",
+    "MSE",
+    "Classifier",
+    "Contrastive",
+    "Cosine",
+    "Loss",
+    "NonTarget",
+    "Relational",
+    "Said",
+    "Sum",
+    "check_names",
+    "of_teachers",
+]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from spkd.config import LossConfig
@@ -15,12 +16,17 @@ class Said:
     """What is known of a batch of B views.
 
     targets: the teacher's, by name, float32. label: (B,) class of each view, -1 unknown. voice: (B,) one number per
-    (utterance, speed): views that share it are the same voice whatever the labels say.
+    (utterance, speed): views that share it are the same voice whatever the labels say. teacher_label: (B,) the label
+    among the classes of the teacher's logits, -1 where it has none (empty: no logits here). teacher_scale: of the
+    teacher's cosine logits; None where they are of another kind. done: fraction of the run that is over.
     """
 
     targets: dict[str, Tensor]
     label: Tensor
     voice: Tensor
+    teacher_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    teacher_scale: float | None = None
+    done: float = 1.0
 
 
 class Loss(nn.Module):

@@ -1,0 +1,27 @@
+"""Relations between views instead of the views themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from spkd.cache import EMBEDDING
+from spkd.train.losses.base import Loss, Said
+
+
+class Relational(Loss):
+    """mean over i != j of (cos(s_i, s_j) - cos(t_i, t_j))^2: the student's similarities are the teacher's.
+
+    Relational distillation as Park et al., CVPR 2019, introduced it, with the cosine (by which speakers are
+    compared) in the place of their distances and angles: this project's choice. Widths may differ; nothing is learnt.
+    A batch of one view has no relations and no loss.
+    """
+
+    needs = (EMBEDDING,)
+
+    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
+        s, t = normalize(student[EMBEDDING].float(), dim=-1), normalize(said.targets[EMBEDDING].float(), dim=-1)
+        difference = (s @ s.mT - t @ t.mT).square()
+        pairs = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+        return difference[pairs].sum() / max(int(pairs.sum()), 1)

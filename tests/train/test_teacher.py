@@ -1,0 +1,139 @@
+"""Label-level distillation through the real commands: the teacher's own head, and prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from spkd import models
+from spkd.cache import Cache
+from spkd.config import LossConfig
+from spkd.manifest import Manifest, Utterance
+from spkd.models import Checkpoint
+from spkd.train.data import Classes
+from spkd.train.teacher import teacher_logits
+
+SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6", "crop=0.5"]
+
+
+@pytest.fixture
+def extract(spkd: Callable, corpus: Path) -> Callable:
+    """Extract from a checkpoint whose head knows the given speakers."""
+
+    def run(cache: str, speakers: list[str], *more: str) -> Cache:
+        torch.manual_seed(0)
+        network = models.build("xvector", 16, 8).eval()
+        models.save(Path("teacher"), Checkpoint(network, torch.randn(len(speakers), 8), speakers, 20.0))
+        done = spkd(
+            "extract",
+            "teacher=checkpoint",
+            "teacher.weights=teacher",
+            "teacher.targets=[embedding,logits]",
+            f"manifest={corpus / 'manifest.csv'}",
+            f"cache={cache}",
+            "fbank=true",
+            *more,
+        )
+        assert done.code == 0, done.err
+        return Cache.open(cache)
+
+    return run
+
+
+SPEAKERS = [f"spk{i}" for i in (5, 3, 1, 0, 2, 4)]  # in another order than the manifest's
+
+
+@pytest.mark.parametrize("loss", ["kld", "nontarget"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_student_learns_from_the_teachers_own_head(
+    spkd: Callable, extract: Callable, loss: str, stored: bool
+) -> None:
+    cache = extract("c", SPEAKERS, *(["storage.codecs={logits: float32}"] if stored else []))
+    classes = Classes.of(cache)
+    logits = teacher_logits(cache, classes, LossConfig(), [loss])
+    assert logits is not None
+    assert (logits.source, logits.scale, logits.classes) == ("logits", 20.0, SPEAKERS)
+    assert [SPEAKERS[i] for i in logits.label] == [classes.names[i] for i in classes.label]
+    done = spkd("train", "--loss", loss, "cache=c", "out=s", *SMALL)
+    assert done.code == 0, done.err
+    student = models.load(Path("s"))
+    assert student.classes == SPEAKERS
+    assert student.head is not None
+    assert student.head.shape == (6, 6)
+
+
+def test_prototypes_are_the_mean_of_each_class(spkd: Callable, extract: Callable) -> None:
+    cache = extract("c", SPEAKERS, "view.speeds=[0.9,1.0]")
+    classes = Classes.of(cache)
+    logits = teacher_logits(cache, classes, LossConfig(scale=15.0), ["kld"])
+    assert logits is not None
+    assert logits.source == "embedding"
+    assert logits.classes == classes.names
+    embedding = cache.batch(cache.rows, ["embedding"])["embedding"].double().numpy()
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    mean = np.stack([unit[classes.label == k].mean(0) for k in range(len(classes.names))])
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    said = logits.of(torch.from_numpy(embedding[:5]).float())
+    assert np.allclose(said, 15.0 * unit[:5] @ mean.T, atol=1e-4)
+    assert torch.allclose(normalize(logits.prototypes, dim=1), logits.prototypes)
+    for loss in ("kld", "nontarget"):
+        done = spkd("train", "--loss", loss, "cache=c", f"out={loss}", *SMALL)
+        assert done.code == 0, done.err
+        assert models.load(Path(loss)).classes == classes.names
+
+
+def test_a_speed_without_a_class_is_refused_before_training(spkd: Callable, extract: Callable) -> None:
+    extract("c", SPEAKERS, "view.speeds=[0.9,1.0]")
+    train = ["train", "cache=c", "out=s", "loss.logits=head", *SMALL]
+    done = spkd(*train, "--loss", "nontarget")
+    assert done.code == 1
+    assert "the teacher's head has no class for 6 of 12 classes (spk0@0.90)" in done.err
+    assert "loss.logits=prototypes" in done.err
+    assert not Path("s").exists()
+    assert spkd(*train, "--loss", "kld").code == 0  # learns from those views what the teacher says of its own speakers
+
+
+def test_speech_without_labels_teaches_through_the_head_alone(spkd: Callable, extract: Callable, corpus: Path) -> None:
+    unlabelled = tuple(Utterance(u.id, u.path, None, u.duration) for u in Manifest.load(corpus / "manifest.csv"))
+    Manifest(unlabelled).save("unlabelled.csv")
+    extract("c", SPEAKERS, "manifest=unlabelled.csv")
+    assert spkd("train", "--loss", "kld", "cache=c", "out=s", *SMALL).code == 0
+    done = spkd("train", "--loss", "nontarget", "cache=c", "out=t", *SMALL)
+    assert (done.code, "needs speaker labels" in done.err) == (1, True)
+    done = spkd("train", "--loss", "kld", "cache=c", "out=t", "loss.logits=prototypes", *SMALL)
+    assert (done.code, "a speaker label of every view" in done.err) == (2, True)
+
+
+def test_a_teacher_without_a_head_and_without_labels(spkd: Callable, corpus: Path, extract: Callable) -> None:
+    unlabelled = tuple(Utterance(u.id, u.path, None, u.duration) for u in Manifest.load(corpus / "manifest.csv"))
+    Manifest(unlabelled).save("unlabelled.csv")
+    extract("c", SPEAKERS, "manifest=unlabelled.csv", "teacher.targets=[embedding]")
+    done = spkd("train", "--loss", "kld", "cache=c", *SMALL)
+    assert (done.code, "the teacher gave no logits" in done.err) == (1, True)
+    extract("d", SPEAKERS, "teacher.targets=[embedding]")
+    assert spkd("train", "--loss", "nontarget", "cache=d", "out=s", *SMALL).code == 0
+
+
+def test_stored_logits_that_the_card_calls_wrong_are_warned_of(spkd: Callable, extract: Callable) -> None:
+    extract("c", SPEAKERS, "storage.codecs={logits: topk1}")
+    errors = Cache.open("c").card["errors"]["logits"]
+    done = spkd("train", "--loss", "kld", "cache=c", "out=s", "loss.kd_temperature=4", *SMALL)
+    assert done.code == 0, done.err
+    assert ("warning: c: the stored logits are wrong by" in done.out) == (errors["kl_t4"] > 0.05)
+    assert errors["kl_t4"] > 0.05
+
+
+def test_separate_teachers_give_no_logits(spkd: Callable, extract: Callable, corpus: Path) -> None:
+    extract("a", SPEAKERS)
+    torch.manual_seed(4)
+    models.save(Path("other"), Checkpoint(models.build("xvector", 16, 8).eval(), None, [], 1.0))
+    more = ["extract", "teacher=checkpoint", "teacher.weights=other", f"manifest={corpus / 'manifest.csv'}", "cache=b"]
+    assert spkd(*more).code == 0
+    done = spkd("train", "--loss", "kld", "cache=[a,b]", "teachers=separate", *SMALL)
+    assert (done.code, "need one teacher; concatenate or average them" in done.err) == (2, True)
+    assert spkd("train", "--loss", "kld", "cache=[a,b]", "out=s", *SMALL).code == 0  # prototypes of both together
