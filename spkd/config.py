@@ -137,6 +137,13 @@ class LossConfig:
 
 
 @dataclass
+class MiningConfig:
+    negatives: int = key(0, "hard negatives of each view, mined from the whole cache, for contrastive (0: none)")
+    neighbours: int = key(64, "nearest voices from which they are drawn")
+    nprobe: int = key(32, "lists that are searched where the index is approximate (above 100,000 voices)")
+
+
+@dataclass
 class MaskConfig:
     frames: int = key(20, "widest time mask (frames of 10 ms; 0: none)")
     bands: int = key(10, "widest frequency mask (mel bands; 0: none)")
@@ -160,6 +167,7 @@ class TrainConfig:
     out: str = key("student", "folder of the trained student")
     student: StudentConfig = section(StudentConfig)
     loss: LossConfig = section(LossConfig)
+    mining: MiningConfig = section(MiningConfig)
     optim: OptimConfig = section(OptimConfig)
     mask: MaskConfig = section(MaskConfig)
     crop: float = key(2.0, "student crop (s) of views longer than this; shorter views are repeated")

@@ -145,9 +145,14 @@ def check(card: Any, where: str) -> dict[str, Any]:
     if not isinstance(card, dict) or "spkd_cache" not in card:
         raise SpkdError(f"{where}: not a card of a teacher cache")
     check_format(card, where)
-    if any(not re.fullmatch(r"\w[\w.-]*", str(t.get("name"))) for t in card.get("targets", [])):
+    try:
+        names = [str(target["name"]) for target in card["targets"]]
+        fits = fingerprint(card) == card["fingerprint"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SpkdError(f"{where}: damaged (not a card: {error})") from error
+    if not all(re.fullmatch(r"\w[\w.-]*", name) for name in names):
         raise SpkdError(f"{where}: a target with a name that is no file name")
-    if any(name not in card for name in CONTENT) or fingerprint(card) != card.get("fingerprint"):
+    if not fits:
         raise SpkdError(f"{where}: damaged (it does not fit its fingerprint)")
     return card
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spkd.audio import SAMPLE_RATE, AudioError
-from spkd.cache import FBANK, Contents, Crop
+from spkd.cache import EMBEDDING, FBANK, Contents, Crop
 from spkd.errors import SpkdError
 from spkd.features import HOP, fbank
 from spkd.view import Player
+
+NEGATIVE = "negative:"  # before the keys of the hard negatives in a batch
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class TeacherLabels(Protocol):
     def label(self) -> np.ndarray: ...
 
 
+class Drawer(Protocol):
+    """Draws `count` hard negatives for each of the views `rows`: (B, count) views."""
+
+    def draw(self, rows: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray: ...
+
+
 class Steps(Dataset):
     """Item `step` is the whole batch of that step: features, targets (both as stored), labels.
 
@@ -70,7 +78,10 @@ class Steps(Dataset):
         seed: int,
         player: Player | None,
         logits: TeacherLabels | None = None,
+        negatives: Drawer | None = None,
+        count: int = 0,
     ) -> None:
+        self._negatives, self._count = negatives, count
         self._teacher_label = np.zeros(0, np.int64) if logits is None else logits.label
         self._cache, self._needs, self._classes = cache, needs, classes
         self._crop = HOP * round(crop * SAMPLE_RATE / HOP)
@@ -101,6 +112,11 @@ class Steps(Dataset):
         batch["label"] = torch.from_numpy(self._classes.label[rows])
         batch["voice"] = torch.from_numpy(self._classes.voice[rows])
         batch["teacher_label"] = torch.from_numpy(self._teacher_label[rows] if len(self._teacher_label) else rows[:0])
+        if self._negatives is not None:
+            random = np.random.RandomState((self._seed * 1_000_003 + step + 1) % 2**32)
+            drawn = self._negatives.draw(rows, self._count, random).ravel()
+            stored = self._cache.stored(drawn, [EMBEDDING])
+            batch |= {NEGATIVE + name: values for name, values in stored.items()}
         return batch
 
     def _listen(self, rows: np.ndarray, crop: Crop) -> Tensor:

@@ -22,6 +22,7 @@ from spkd import device as devices
 from spkd import models
 from spkd.cache import EMBEDDING, FBANK, LOGITS, Contents
 from spkd.cache.several import open_caches
+from spkd.cache.tars import Stream
 from spkd.config import OptimConfig, TrainConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.files import read_json, writable_folder, write_bytes, write_json
@@ -29,8 +30,9 @@ from spkd.manifest import Manifest, measure
 from spkd.models import Checkpoint
 from spkd.models.network import parameters
 from spkd.progress import say, track
-from spkd.train.data import Classes, Steps, mask
+from spkd.train.data import NEGATIVE, Classes, Steps, mask
 from spkd.train.losses import AAM, LOSSES, Classifier, Said, Sum, check_names, of_teachers
+from spkd.train.mining import mine
 from spkd.train.teacher import TeacherLogits, teacher_logits
 from spkd.view import Player, ViewPlan
 
@@ -81,7 +83,10 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     first = _resume(out, trainee, optimiser) if (out / "state.json").is_file() else 0
 
     needs = sorted({name + suffix for loss, suffix in chosen.values() for name in needed(loss, logits)})
-    steps = Steps(cache, needs, classes, config.crop, config.batch_size, config.seed, _player(config, cache), logits)
+    hard = config.mining.negatives
+    negatives = mine(cache, classes, config.mining, config.loss) if hard else None
+    order = (config.crop, config.batch_size, config.seed)
+    steps = Steps(cache, needs, classes, *order, _player(config, cache), logits, negatives, hard)
     recent: deque[dict[str, float]] = deque(maxlen=max(config.steps // 10, 1))
     log = _Log(out, first)
     try:
@@ -134,6 +139,12 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, log
                 f"spkd extract teacher={family} teacher.targets=[{wanted}] "
                 f"view.plan={card['views']['plan']} cache=NEW_FOLDER"
             )
+    if config.mining.negatives and "contrastive" not in losses:
+        raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
+    if config.mining.negatives and EMBEDDING not in cache.names:
+        raise UsageError("mining.negatives: needs one teacher's embeddings (teachers=concatenate or average)")
+    if config.mining.negatives and isinstance(cache, Stream):
+        raise UsageError("mining.negatives: a stream cannot be searched; pull or import the cache")
     if len(cache.rows) < 2:
         raise SpkdError(f"{cache.name}: {len(cache.rows)} usable views; training needs at least two")
     if config.batch_size < 2:
@@ -176,6 +187,7 @@ def _heard(
     """What is known of a batch that lies on the device, and the student's features (B, T, 80): decoded here, so that
     the loader and the bus carry the codes alone."""
     label, voice, teacher_label = (batch.pop(name) for name in ("label", "voice", "teacher_label"))
+    mined = {key.removeprefix(NEGATIVE): batch.pop(key) for key in list(batch) if key.startswith(NEGATIVE)}
     features = None if FBANK.name in cache.names else batch.pop(FBANK.name)
     targets = cache.decode(batch, needs if features is not None else [*needs, FBANK.name])
     features = targets.pop(FBANK.name) if features is None else features
@@ -183,7 +195,11 @@ def _heard(
         targets[LOGITS] = logits.of(targets[EMBEDDING])
     scale = None if logits is None else logits.scale
     targets = {name: values.float() for name, values in targets.items()}
-    return Said(targets, label, voice, teacher_label, scale), features.float()
+    said = Said(targets, label, voice, teacher_label, scale)
+    if mined:
+        hard = cache.decode(mined, [EMBEDDING])[EMBEDDING]
+        said = replace(said, negatives=hard.view(len(label), -1, hard.shape[-1]))
+    return said, features.float()
 
 
 def _step(

@@ -18,7 +18,8 @@ class Said:
     targets: the teacher's, by name, float32. label: (B,) class of each view, -1 unknown. voice: (B,) one number per
     (utterance, speed): views that share it are the same voice whatever the labels say. teacher_label: (B,) the label
     among the classes of the teacher's logits, -1 where it has none (empty: no logits here). teacher_scale: of the
-    teacher's cosine logits; None where they are of another kind. done: fraction of the run that is over.
+    teacher's cosine logits; None where they are of another kind. done: fraction of the run that is over. negatives:
+    (B, N, D) teacher embeddings of voices that are hard to tell from each view's, where they are mined.
     """
 
     targets: dict[str, Tensor]
@@ -27,6 +28,7 @@ class Said:
     teacher_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     teacher_scale: float | None = None
     done: float = 1.0
+    negatives: Tensor | None = None
 
 
 class Loss(nn.Module):

@@ -12,7 +12,8 @@ from spkd.train.losses.base import Loss, Said, projection
 
 
 class Contrastive(Loss):
-    """-mean_i log( exp(s_i.t_i / tau) / sum_j exp(s_i.t_j / tau) ), s and t L2-normalised, j over the batch.
+    """-mean_i log( exp(s_i.t_i / tau) / sum_j exp(s_i.t_j / tau) ), s and t L2-normalised, j over the batch and, where
+    they are mined, over the hard negatives of view i.
 
     The abstract says that the contrastive loss of self-supervised learning replaces cosine and MSE; the equation,
     tau = 0.05 and what follows are this project's reading. A view j is no negative of i where it is known or likely
@@ -31,8 +32,12 @@ class Contrastive(Loss):
 
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
         teacher = normalize(said.targets[EMBEDDING], dim=-1)
-        similarity = normalize(self.project(student[EMBEDDING]).float(), dim=-1) @ teacher.mT / self.temperature
+        mine = normalize(self.project(student[EMBEDDING]).float(), dim=-1)
+        similarity = mine @ teacher.mT / self.temperature
         same_voice = (said.voice[:, None] == said.voice) | (teacher @ teacher.mT > self.ceiling)
         positive = torch.eye(len(teacher), dtype=torch.bool, device=teacher.device)
         logits = similarity.masked_fill(same_voice & ~positive, -torch.inf)
+        if said.negatives is not None:
+            hard = normalize(said.negatives.float(), dim=-1)
+            logits = torch.cat([logits, torch.einsum("bd,bnd->bn", mine, hard) / self.temperature], 1)
         return cross_entropy(logits, torch.arange(len(teacher), device=teacher.device))
