@@ -195,6 +195,8 @@ def pull(url: str, root: Path, limit: int | None = None) -> int:
                     if (wrong := problem(part)) is not None:
                         part.unlink()
                         raise SpkdError(f"{url}/{name}: {wrong}")
+                    with open(part, "rb") as file:
+                        os.fsync(file.fileno())
                     os.replace(part, path)
                 return path.stat().st_size
 
