@@ -31,7 +31,7 @@ from spkd.models import Checkpoint
 from spkd.models.network import parameters
 from spkd.progress import say, track
 from spkd.train.data import NEGATIVE, Classes, Steps, mask
-from spkd.train.losses import AAM, LOSSES, Classifier, Said, Sum, check_names, of_teachers
+from spkd.train.losses import AAM, LOSSES, Classifier, Said, Sum, check_names, check_values, of_teachers
 from spkd.train.mining import mine
 from spkd.train.teacher import TeacherLogits, teacher_logits
 from spkd.view import Player, ViewPlan
@@ -57,6 +57,7 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
             that holds another run.
     """
     check_names(losses, config.loss)
+    check_values(config.loss)
     device = devices.resolve(config.device)
     cache = open_caches(config.cache, config.teachers)
     classes = Classes.of(cache)
@@ -139,6 +140,8 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, log
                 f"spkd extract teacher={family} teacher.targets=[{wanted}] "
                 f"view.plan={card['views']['plan']} cache=NEW_FOLDER"
             )
+    if config.mining.negatives < 0 or config.mining.neighbours < 1:
+        raise UsageError("mining: negatives must not be negative, and neighbours at least 1")
     if config.mining.negatives and "contrastive" not in losses:
         raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
     if config.mining.negatives and EMBEDDING not in cache.names:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from spkd import models
@@ -245,3 +246,20 @@ def test_a_student_learns_from_two_corpora_and_two_teachers(
     assert all(f"{term} " in done.out for term in terms)
     done = spkd(*train, "cache=few0", f"teachers={how}", "out=s")
     assert "holds a student with other settings" in done.err
+
+
+def test_corpora_without_features_are_heard_again(
+    spkd: Callable, shares: list[str], teachers: list[str], corpus: Path
+) -> None:
+    for name in ("few", "rest"):
+        for suffix, features in (("", "true"), ("-bare", "false")):
+            more = (f"fbank={features}", "storage.codec=float32")
+            assert extract(spkd, f"{name}.csv", name + suffix, teachers[0], *more).code == 0
+    train = ["train", "--loss", "cosine", "steps=4", "batch_size=6", "student.channels=8", "crop=0.5", "workers=0"]
+    assert spkd(*train, "cache=[few,rest]", "out=cached").code == 0
+    done = spkd(*train, "cache=[few-bare,rest-bare]", "out=heard", "manifest=all.csv")
+    assert done.code == 0, done.err
+    a, b = (load_file(f"{out}/model.safetensors") for out in ("cached", "heard"))
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+    done = spkd(*train, "cache=[few-bare,rest-bare]", "out=x", "manifest=few.csv")
+    assert "another manifest" in done.err

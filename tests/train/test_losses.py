@@ -24,6 +24,7 @@ from spkd.train.losses import (
     Said,
     Sum,
     check_names,
+    check_values,
     of_teachers,
 )
 from spkd.train.losses.aam import add_margin, risen
@@ -310,3 +311,12 @@ def test_separate_teachers_teach_once_each() -> None:
 def test_bad_choices(names: list[str], weights: dict[str, float], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         check_names(names, LossConfig(weights=weights))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"margin_rise": [0.5]}, {"margin_rise": [0.5, 0.2]}, {"kd_rise": 2.0}, {"subcentres": 0}, {"temperature": 0.0}],
+)
+def test_settings_outside_their_range(wrong: dict) -> None:
+    with pytest.raises(UsageError, match=f"loss.{next(iter(wrong))}"):
+        check_values(LossConfig(**wrong))

@@ -43,6 +43,20 @@ def check_names(names: Sequence[str], config: LossConfig) -> None:
             raise UsageError(f"loss.weights.{name}: that loss is not in use{did_you_mean(name, names)}")
 
 
+def check_values(config: LossConfig) -> None:
+    """Raises UsageError for settings outside their range."""
+    rise = config.margin_rise
+    if len(rise) != 2 or not 0 <= rise[0] <= rise[1] <= 1:
+        raise UsageError(f"loss.margin_rise={rise}: give two fractions of the run, e.g. [0.13,0.27]")
+    if not 0 <= config.kd_rise <= 1:
+        raise UsageError(f"loss.kd_rise={config.kd_rise}: a fraction of the run")
+    if config.subcentres < 1:
+        raise UsageError(f"loss.subcentres={config.subcentres}: at least 1")
+    for name in ("temperature", "kd_temperature", "scale"):
+        if getattr(config, name) <= 0:
+            raise UsageError(f"loss.{name}={getattr(config, name)}: must be positive")
+
+
 def of_teachers(names: Sequence[str], served: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Which losses a run has: name in the log -> (loss, suffix of its targets). Where several teachers speak separately
     (targets `embedding@0`, `embedding@1`, ...), a loss that needs a teacher is there once for each."""
@@ -99,5 +113,6 @@ __all__ = [
     "Said",
     "Sum",
     "check_names",
+    "check_values",
     "of_teachers",
 ]
