@@ -118,7 +118,7 @@ def train(
     overrides: Overrides = None,
     loss: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="aam, cosine, mse, contrastive, relational, kld or nontarget; several add up."),
+        typer.Option(help="aam, cosine, mse, contrastive, relational, multilevel, kld or nontarget; several add up."),
     ] = None,
     config_file: ConfigFile = None,
 ) -> None:

@@ -130,6 +130,19 @@ class LossConfig:
     ceiling: float = key(
         0.95, "contrastive skips negatives whose teacher cosine to the positive exceeds this (same voice?)"
     )
+    levels: dict[str, str] = field(
+        default_factory=lambda: {"embedding": "embedding"},
+        metadata={
+            "meaning": "multilevel: student level -> target, e.g. {frames: frames, stats: stats, embedding: embedding}",
+            "choices": (),
+        },
+    )
+    concat: list[str] = key([], "multilevel: targets whose concatenation the student's embedding learns, besides")
+    distance: str = key("cosine", "multilevel: 1 - cosine, or mse (mean over the numbers)", ("cosine", "mse"))
+    level_weights: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"meaning": "multilevel: weight of a student level, or of concat (default 1)", "choices": ()},
+    )
     weights: dict[str, float] = field(
         default_factory=dict,
         metadata={"meaning": "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", "choices": ()},

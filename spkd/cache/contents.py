@@ -92,8 +92,12 @@ class Contents(ABC):
         """Targets that are served."""
 
     @abstractmethod
+    def target(self, name: str) -> Target:
+        """A target as it is served: its width and rate."""
+
     def dim(self, name: str) -> int:
         """Width of a target."""
+        return self.target(name).dim
 
     @abstractmethod
     def stored(self, rows: np.ndarray, names: Sequence[str], crop: Crop | None = None) -> dict[str, Tensor]:
@@ -129,10 +133,10 @@ class OneTeacher(Contents):
         """Stored targets, and logits where they follow from embedding and head."""
         return [*self.targets, *([LOGITS] if self.card["head"] and LOGITS not in self.targets else [])]
 
-    def dim(self, name: str) -> int:
+    def target(self, name: str) -> Target:
         if name == LOGITS and LOGITS not in self.targets and self.head is not None:
-            return len(self.head.classes)
-        return self.targets[name].dim
+            return Target(LOGITS, len(self.head.classes))
+        return self.targets[name]
 
     @cached_property
     def head(self) -> Head | None:

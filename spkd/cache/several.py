@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from spkd.cache import card as cards
 from spkd.cache.contents import Contents, Crop, OneTeacher
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
-from spkd.cache.target import FBANK, LOGITS
+from spkd.cache.target import FBANK, LOGITS, Target
 from spkd.cache.tars import INDEX, Stream
 from spkd.errors import SpkdError, UsageError
 from spkd.manifest import Manifest
@@ -114,7 +115,7 @@ class Several(Contents):
             for cache, rows in zip(members, maps, strict=True):
                 back = np.argsort(rows)
                 self.rejected |= {int(first + back[row]): reason for row, reason in cache.rejected.items()}
-        self._widths = self._agree()
+        self._targets = self._agree()
 
     @property
     def members(self) -> list[OneTeacher]:
@@ -127,41 +128,42 @@ class Several(Contents):
 
     @property
     def names(self) -> list[str]:
-        return list(self._widths)
+        return list(self._targets)
 
-    def dim(self, name: str) -> int:
-        return self._widths[name]
+    def target(self, name: str) -> Target:
+        return self._targets[name]
 
     def manifest(self, manifest: Manifest) -> Manifest:
         parts = [members[0].manifest(manifest) for members in self.corpora]
         return Manifest(tuple(u for part in parts for u in part), manifest.source)
 
-    def _agree(self) -> dict[str, int]:
-        """Widths of what is served by name: what every corpus has of every teacher, and fbank where any teacher's
-        cache has it."""
+    def _agree(self) -> dict[str, Target]:
+        """What is served: what every corpus has of every teacher, and fbank where any teacher's cache has it."""
         first = self.corpora[0]
         shared = [name for name in first[0].names if all(name in cache.names for cache in self.members)]
-        widths: dict[str, int] = {}
+        served: dict[str, Target] = {}
         for name in shared:
             together = len(first) > 1 and self._teachers != SEPARATE
             if name == FBANK.name or (name == LOGITS and together):  # classes of several teachers do not add up
                 continue
-            sizes = [cache.dim(name) for cache in first]
+            targets = [cache.target(name) for cache in first]
             for members in self.corpora:
-                for cache, size in zip(members, sizes, strict=True):
-                    if cache.dim(name) != size:
-                        raise SpkdError(f"{cache.name}: {name} has {cache.dim(name)} numbers, elsewhere {size}")
+                for cache, target in zip(members, targets, strict=True):
+                    if cache.dim(name) != target.dim:
+                        raise SpkdError(f"{cache.name}: {name} has {cache.dim(name)} numbers, elsewhere {target.dim}")
             if self._teachers == SEPARATE:
-                widths |= {f"{name}@{k}": size for k, size in enumerate(sizes)}
+                served |= {f"{name}@{k}": target for k, target in enumerate(targets)}
             elif self._teachers == AVERAGE:
-                if len(set(sizes)) > 1:
-                    raise UsageError(f"teachers=average: {name} has {' and '.join(map(str, sizes))} numbers")
-                widths[name] = sizes[0]
+                if len({target.dim for target in targets}) > 1:
+                    raise UsageError(
+                        f"teachers=average: {name} has {' and '.join(str(t.dim) for t in targets)} numbers"
+                    )
+                served[name] = targets[0]
             else:
-                widths[name] = sum(sizes)
+                served[name] = replace(targets[0], dim=sum(target.dim for target in targets))
         if all(any(FBANK.name in cache.names for cache in members) for members in self.corpora):
-            widths[FBANK.name] = FBANK.dim
-        return widths
+            served[FBANK.name] = FBANK
+        return served
 
     def stored(self, rows: np.ndarray, names: Sequence[str], crop: Crop | None = None) -> dict[str, Tensor]:
         corpus = np.searchsorted(self._first, rows, side="right") - 1

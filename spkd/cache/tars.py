@@ -260,8 +260,8 @@ class Stream(OneTeacher):
         """As of any cache; fbank also where it has to be computed from the audio."""
         return [*super().names, *([FBANK.name] if self._has_audio and FBANK.name not in self.targets else [])]
 
-    def dim(self, name: str) -> int:
-        return FBANK.dim if name == FBANK.name else super().dim(name)
+    def target(self, name: str) -> Target:
+        return FBANK if name == FBANK.name else super().target(name)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         random = np.random.RandomState((seed * 7_919 + epoch) % 2**32)

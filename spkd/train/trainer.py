@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 
 from spkd import device as devices
 from spkd import models
-from spkd.cache import EMBEDDING, FBANK, LOGITS, Contents
+from spkd.cache import EMBEDDING, FBANK, LOGITS, Contents, Target
 from spkd.cache.several import open_caches
 from spkd.cache.tars import Stream
-from spkd.config import OptimConfig, TrainConfig
+from spkd.config import LossConfig, OptimConfig, TrainConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.files import read_json, writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest, measure
@@ -76,14 +76,16 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
         network = models.build(config.student.name, config.student.channels, config.student.embedding)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    widths = {name: cache.dim(name) for name in cache.names} | ({LOGITS: len(logits.classes)} if logits else {})
+    targets = {name: cache.target(name) for name in cache.names}
+    if logits is not None:
+        targets[LOGITS] = Target(LOGITS, len(logits.classes))
     chosen = of_teachers(losses, cache.names)
-    objective = Sum(chosen, config.loss, network.levels, widths, len(classes.names))
+    objective = Sum(chosen, config.loss, network.levels, targets, len(classes.names))
     trainee = nn.ModuleDict({"network": network, "objective": objective}).to(device)
     optimiser = make_optimiser(config.optim, trainee)
     first = _resume(out, trainee, optimiser) if (out / "state.json").is_file() else 0
 
-    needs = sorted({name + suffix for loss, suffix in chosen.values() for name in needed(loss, logits)})
+    needs = sorted({name + suffix for loss, suffix in chosen.values() for name in needed(loss, config.loss, logits)})
     hard = config.mining.negatives
     negatives = mine(cache, classes, config.mining, config.loss) if hard else None
     order = (config.crop, config.batch_size, config.seed)
@@ -107,9 +109,10 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     return _finish(out, network, head, config, settings, recent)
 
 
-def needed(loss: str, logits: TeacherLogits | None) -> list[str]:
+def needed(loss: str, config: LossConfig, logits: TeacherLogits | None) -> list[str]:
     """The targets that a loss has to be given from the cache."""
-    return [logits.source if name == LOGITS and logits is not None else name for name in LOSSES[loss].needs]
+    names = LOSSES[loss].needed(config)
+    return [logits.source if name == LOGITS and logits is not None else name for name in names]
 
 
 def check_labels(cache: Contents, losses: Sequence[str]) -> None:
@@ -131,7 +134,7 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, log
     card = cache.members[0].card
     stored = list(cache.names)
     for loss, suffix in of_teachers(losses, stored).values():
-        missing = [name for name in needed(loss, logits) if name + suffix not in stored]
+        missing = [name for name in needed(loss, config.loss, logits) if name + suffix not in stored]
         if missing:
             family = "NAME" if card["teacher"]["family"] == "none" else card["teacher"]["family"]
             wanted = ",".join([*(t for t in stored if t != FBANK.name), *missing])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from spkd.cache import Target
 from spkd.config import LossConfig
 from spkd.errors import UsageError
 from spkd.train.losses import (
@@ -19,6 +20,7 @@ from spkd.train.losses import (
     Contrastive,
     Cosine,
     Loss,
+    MultiLevel,
     NonTarget,
     Relational,
     Said,
@@ -45,7 +47,8 @@ def setting(
 
 def build(kind: type[Loss], config: LossConfig | None = None, classes: int = 5, teacher_dim: int = DIM) -> Loss:
     torch.manual_seed(1)
-    return kind(config or LossConfig(), {"embedding": DIM}, {"embedding": teacher_dim, "logits": classes}, classes)
+    targets = {"embedding": Target("embedding", teacher_dim), "logits": Target("logits", classes)}
+    return kind(config or LossConfig(), {"embedding": DIM}, targets, classes)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -222,7 +225,7 @@ def test_other_widths_go_through_a_projection(name: str) -> None:
     student, said = setting(teacher_dim=11)
     loss = build(LOSSES[name], teacher_dim=11)
     projected = {"embedding": student["embedding"] @ loss.project.weight.T}  # type: ignore[union-attr, operator]
-    straight = LOSSES[name](LossConfig(), {"embedding": 11}, {"embedding": 11}, 5)
+    straight = LOSSES[name](LossConfig(), {"embedding": 11}, {"embedding": Target("embedding", 11)}, 5)
     assert torch.allclose(loss(student, said), straight(projected, said))
 
 
@@ -276,9 +279,9 @@ def test_a_perfect_student_has_no_loss() -> None:
 
 def test_losses_add_up_with_their_weights() -> None:
     student, said = setting()
-    widths = {"embedding": student["embedding"].shape[1]}, {"embedding": said.targets["embedding"].shape[1]}
-    config = LossConfig(weights={"mse": 0.25})
-    total, terms = Sum(of_teachers(["cosine", "mse"], ["embedding"]), config, *widths, 1)(student, said)
+    config, targets = LossConfig(weights={"mse": 0.25}), {"embedding": Target("embedding", DIM)}
+    both = Sum(of_teachers(["cosine", "mse"], ["embedding"]), config, {"embedding": DIM}, targets, 1)
+    total, terms = both(student, said)
     assert torch.allclose(total, terms["cosine"] + 0.25 * terms["mse"])
 
 
@@ -291,8 +294,8 @@ def test_separate_teachers_teach_once_each() -> None:
     }
     own = student["embedding"]
     targets = {"embedding@0": own.detach(), "embedding@1": own.detach() + 1.0}
-    widths = dict.fromkeys(targets, own.shape[1])
-    both = Sum(of_teachers(["mse"], list(targets)), LossConfig(), {"embedding": own.shape[1]}, widths, 1)
+    described = {name: Target(name, DIM) for name in targets}
+    both = Sum(of_teachers(["mse"], list(targets)), LossConfig(), {"embedding": DIM}, described, 1)
     total, terms = both(student, Said(targets, said.label, said.voice))
     assert terms["mse@0"].item() == 0.0
     assert torch.allclose(total, terms["mse@1"])
@@ -320,3 +323,72 @@ def test_bad_choices(names: list[str], weights: dict[str, float], expected: str)
 def test_settings_outside_their_range(wrong: dict) -> None:
     with pytest.raises(UsageError, match=f"loss.{next(iter(wrong))}"):
         check_values(LossConfig(**wrong))
+
+
+def levels_setting(hop: int, window: int) -> tuple[dict[str, Target], dict[str, torch.Tensor], Said]:
+    """A student of 0.5 s (48 frames), a teacher with frames at another rate, and two vectors."""
+    generator = torch.Generator().manual_seed(5)
+    frames = Target("frames", 7, hop, window)
+    targets = {"frames": frames, "stats": Target("stats", 9), "embedding": Target("embedding", 5)}
+    student = {
+        "frames": torch.randn(3, 48, 4, generator=generator),
+        "stats": torch.randn(3, 8, generator=generator),
+        "embedding": torch.randn(3, 6, generator=generator),
+    }
+    said = {
+        "frames": torch.randn(3, frames.count(8000), 7, generator=generator),
+        "stats": torch.randn(3, 9, generator=generator),
+        "embedding": torch.randn(3, 5, generator=generator),
+    }
+    return targets, student, Said(said, torch.zeros(3), torch.arange(3))
+
+
+def apart(a: np.ndarray, b: np.ndarray, distance: str) -> float:
+    return float(np.mean((a - b) ** 2) if distance == "mse" else np.mean(1 - (unit(a) * unit(b)).sum(-1)))
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+@pytest.mark.parametrize(("hop", "window"), [(160, 400), (320, 400), (160, 0), (200, 512)])
+def test_multilevel(distance: str, hop: int, window: int) -> None:
+    targets, student, said = levels_setting(hop, window)
+    levels = {"frames": "frames", "stats": "stats", "embedding": "embedding"}
+    config = LossConfig(
+        levels=levels, concat=["stats", "embedding"], distance=distance, level_weights={"stats": 0.5, "concat": 2.0}
+    )
+    widths = {name: values.shape[-1] for name, values in student.items()}
+    loss = MultiLevel(config, widths, targets, 1)
+    assert MultiLevel.needed(config) == ("frames", "stats", "embedding")
+    weight = {level: f64(loss.project[f"level{i}"].weight) for i, level in enumerate([*levels, "concat"])}  # type: ignore[arg-type, union-attr]
+    s, t = ({name: f64(values) for name, values in side.items()} for side in (student, said.targets))
+    mine = s["frames"] @ weight["frames"].T
+    rows, theirs = [], []
+    for j in range(t["frames"].shape[1]):
+        place = (j * hop + window / 2 - 200) / 160  # in the student's frames: 25 ms windows every 10 ms
+        if -0.5 <= place <= 47.5:
+            place = min(max(place, 0.0), 47.0)
+            rows.append([[np.interp(place, np.arange(48), mine[b, :, c]) for c in range(7)] for b in range(3)])
+            theirs.append(t["frames"][:, j])
+    expected = apart(np.array(rows), np.array(theirs), distance)
+    expected += 0.5 * apart(s["stats"] @ weight["stats"].T, t["stats"], distance)
+    expected += apart(s["embedding"] @ weight["embedding"].T, t["embedding"], distance)
+    both = np.concatenate([unit(t["stats"]), unit(t["embedding"])], 1)
+    expected += 2.0 * apart(s["embedding"] @ weight["concat"].T, both, distance)
+    assert loss(student, said).item() == pytest.approx(expected, rel=1e-4)
+    if (hop, window) == (160, 400):
+        assert len(rows) == 48
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"levels": {"stat": "stats"}}, "did you mean 'stats'"),
+        ({"levels": {"frames": "stats"}}, "compares frames with a vector"),
+        ({"levels": {"stats": "frames"}}, "compares frames with a vector"),
+        ({"levels": {}, "concat": ["frames"]}, "is frames, not a vector"),
+        ({"levels": {}}, "name at least one pair"),
+    ],
+)
+def test_levels_that_do_not_go_together(change: dict, expected: str) -> None:
+    targets, student, _ = levels_setting(160, 400)
+    with pytest.raises(UsageError, match=expected):
+        MultiLevel(LossConfig(**change), {name: v.shape[-1] for name, v in student.items()}, targets, 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spkd import models
-from spkd.cache import Cache
+from spkd.cache import Cache, Target
 from spkd.config import LossConfig, MiningConfig
 from spkd.manifest import Manifest, Utterance
 from spkd.models import Checkpoint
@@ -103,7 +103,9 @@ def test_a_large_cache_is_searched_approximately(monkeypatch: pytest.MonkeyPatch
 def test_hard_negatives_stand_in_the_denominator() -> None:
     generator = torch.Generator().manual_seed(0)
     s, t, hard = (torch.randn(*shape, 6, generator=generator, dtype=torch.float64) for shape in ((5,), (5,), (5, 3)))
-    loss = Contrastive(LossConfig(temperature=0.2, ceiling=2.0), {"embedding": 6}, {"embedding": 6}, 1)
+    loss = Contrastive(
+        LossConfig(temperature=0.2, ceiling=2.0), {"embedding": 6}, {"embedding": Target("embedding", 6)}, 1
+    )
     said = Said({"embedding": t.float()}, torch.zeros(5), torch.arange(5), negatives=hard.float())
     unit = [x / x.norm(dim=-1, keepdim=True) for x in (s, t, hard)]
     total = 0.0

@@ -137,3 +137,29 @@ def test_separate_teachers_give_no_logits(spkd: Callable, extract: Callable, cor
     done = spkd("train", "--loss", "kld", "cache=[a,b]", "teachers=separate", *SMALL)
     assert (done.code, "need one teacher; concatenate or average them" in done.err) == (2, True)
     assert spkd("train", "--loss", "kld", "cache=[a,b]", "out=s", *SMALL).code == 0  # prototypes of both together
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_a_student_learns_at_several_levels(spkd: Callable, corpus: Path, extract: Callable, distance: str) -> None:
+    extract("c", SPEAKERS, "teacher.targets=[frames,stats,segment.a,embedding]", "view=crops:2,0.7")
+    levels = "loss.levels={frames: frames, stats: stats, segment.a: segment.a, embedding: embedding}"
+    done = spkd(
+        *("train", "--loss", "multilevel", "cache=c", "out=s", f"loss.distance={distance}"),
+        *(levels, "loss.concat=[stats,segment.a]", "loss.level_weights.frames=0.5", *SMALL),
+    )
+    assert done.code == 0, done.err
+    assert "multilevel " in done.out
+    done = spkd("train", "--loss", "multilevel", "cache=c", "out=t", "loss.levels={frames: frames.layer3}", *SMALL)
+    assert (done.code, "needs the target frames.layer3" in done.err) == (1, True)
+    done = spkd("train", "--loss", "multilevel", "cache=c", "out=t", "loss.levels={frame: frames}", *SMALL)
+    assert (done.code, "did you mean 'frames'" in done.err) == (2, True)
+
+
+def test_frames_of_another_rate_teach_too(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
+    done = spkd(
+        *("extract", "teacher=wavlm", f"teacher.weights={tiny_wavlm}", "teacher.targets=[frames.layer2,embedding]"),
+        *(f"manifest={corpus / 'manifest.csv'}", "cache=c", "fbank=true"),
+    )
+    assert done.code == 0, done.err
+    levels = "loss.levels={frames: frames.layer2, embedding: embedding}"
+    assert spkd("train", "--loss", "multilevel", "cache=c", "out=s", levels, *SMALL).code == 0

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spkd.cache import Target
 from spkd.config import LossConfig
 from spkd.errors import UsageError, did_you_mean
 from spkd.train.losses.aam import AAM
 from spkd.train.losses.base import Loss, Said
 from spkd.train.losses.contrastive import Contrastive
 from spkd.train.losses.logits import KLD, Classifier, NonTarget
+from spkd.train.losses.multilevel import MultiLevel
 from spkd.train.losses.regression import MSE, Cosine
 from spkd.train.losses.relational import Relational
 
@@ -26,6 +28,7 @@ LOSSES: dict[str, type[Loss]] = {
     "relational": Relational,
     "kld": KLD,
     "nontarget": NonTarget,
+    "multilevel": MultiLevel,
 }
 
 
@@ -69,7 +72,7 @@ class Sum(nn.Module):
     """The weighted sum of several losses, and its terms by name.
 
     Args:
-        chosen: see of_teachers. targets: widths of the cache's targets. The rest as for Loss.
+        chosen: see of_teachers. The rest as for Loss.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Sum(nn.Module):
         chosen: dict[str, tuple[str, str]],
         config: LossConfig,
         levels: dict[str, int],
-        targets: dict[str, int],
+        targets: dict[str, Target],
         classes: int,
     ) -> None:
         super().__init__()
@@ -108,6 +111,7 @@ __all__ = [
     "Contrastive",
     "Cosine",
     "Loss",
+    "MultiLevel",
     "NonTarget",
     "Relational",
     "Said",

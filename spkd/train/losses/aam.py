@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from spkd.cache import EMBEDDING
+from spkd.cache import EMBEDDING, Target
 from spkd.config import LossConfig
 from spkd.train.losses.base import Loss, Said
 
@@ -24,7 +24,7 @@ class AAM(Loss):
 
     needs_labels = True
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, int], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
         self.margin, self.scale, self.subcentres = config.margin, config.scale, config.subcentres
         self._rise = config.margin_rise

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from spkd.cache import Target
 from spkd.config import LossConfig
 
 
@@ -41,9 +42,14 @@ class Loss(nn.Module):
     needs: tuple[str, ...] = ()
     needs_labels: bool = False
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, int], classes: int) -> None:
-        """levels: widths of the student's levels. targets: of the cache's targets. classes: number of speakers."""
+    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+        """levels: widths of the student's levels. targets: the cache's. classes: number of speakers."""
         super().__init__()
+
+    @classmethod
+    def needed(cls, config: LossConfig) -> tuple[str, ...]:
+        """`needs`, where they do not depend on the settings."""
+        return cls.needs
 
     @abstractmethod
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from spkd.cache import EMBEDDING
+from spkd.cache import EMBEDDING, Target
 from spkd.config import LossConfig
 from spkd.train.losses.base import Loss, Said, projection
 
@@ -25,10 +25,10 @@ class Contrastive(Loss):
 
     needs = (EMBEDDING,)
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, int], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
         self.temperature, self.ceiling = config.temperature, config.ceiling
-        self.project = projection(levels[EMBEDDING], targets[EMBEDDING])
+        self.project = projection(levels[EMBEDDING], targets[EMBEDDING].dim)
 
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
         teacher = normalize(said.targets[EMBEDDING], dim=-1)

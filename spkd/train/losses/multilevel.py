@@ -1,0 +1,94 @@
+"""Distillation at several levels of an x-vector teacher (arXiv 2303.01125)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
+
+from spkd.cache import EMBEDDING, FBANK, Target
+from spkd.config import LossConfig
+from spkd.errors import UsageError, did_you_mean
+from spkd.models.network import FRAME_LEVEL
+from spkd.train.losses.base import Loss, Said, projection
+
+CONCAT = "concat"
+
+
+class MultiLevel(Loss):
+    """sum_l w_l * d(P_l student_l, teacher_l) over pairs of a student level and a target; d = 1 - cos, or the squared
+    difference, averaged over the numbers of a row and over the rows.
+
+    Frames are compared at the teacher's times: the student's are interpolated linearly between those whose windows
+    are centred before and behind; rows of the teacher that lie outside the student's are left out. `concat` names
+    utterance-level targets; normalised and concatenated they are one more target, for the student's embedding.
+
+    The paper's abstract says which levels (frames, statistics, both segment layers, alone or concatenated) and what
+    they gain; the distance, the projection and the alignment are this project's.
+    """
+
+    needs = (EMBEDDING,)
+
+    @classmethod
+    def needed(cls, config: LossConfig) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*config.levels.values(), *config.concat]))
+
+    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+        """Raises UsageError: a level the student lacks, or frames against a vector."""
+        super().__init__(config, levels, targets, classes)
+        self._pairs, self._concat, self._distance = dict(config.levels), list(config.concat), config.distance
+        self._weights = config.level_weights
+        if not self._pairs and not self._concat:
+            raise UsageError("loss.levels: name at least one pair of a student level and a target")
+        for level, name in self._pairs.items():
+            if level not in levels:
+                raise UsageError(f"loss.levels: the student has no level {level!r}{did_you_mean(level, levels)}")
+            if (level == FRAME_LEVEL) != (targets[name].hop is not None):
+                raise UsageError(f"loss.levels: {level}: {name} compares frames with a vector")
+        if wrong := [name for name in self._concat if targets[name].hop is not None]:
+            raise UsageError(f"loss.concat: {wrong[0]} is frames, not a vector")
+        self._targets = {level: targets[name] for level, name in self._pairs.items()}
+        # Module names must not hold dots.
+        widths = {level: (levels[level], target.dim) for level, target in self._targets.items()}
+        if self._concat:
+            widths[CONCAT] = (levels[EMBEDDING], sum(targets[name].dim for name in self._concat))
+        self._projections = {level: f"level{i}" for i, level in enumerate(widths)}
+        self.project = nn.ModuleDict({self._projections[level]: projection(*width) for level, width in widths.items()})
+
+    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
+        total = torch.zeros((), device=said.label.device)
+        for level, name in self._pairs.items():
+            mine, theirs = self._projected(level, student[level]), said.targets[name].float()
+            if theirs.ndim == 3:
+                mine, theirs = align(mine, theirs, self._targets[level])
+            total = total + self._weights.get(level, 1.0) * self._apart(mine, theirs)
+        if self._concat:
+            theirs = torch.cat([normalize(said.targets[name].float(), dim=-1) for name in self._concat], -1)
+            apart = self._apart(self._projected(CONCAT, student[EMBEDDING]), theirs)
+            total = total + self._weights.get(CONCAT, 1.0) * apart
+        return total
+
+    def _projected(self, level: str, values: Tensor) -> Tensor:
+        return self.project[self._projections[level]](values.float())
+
+    def _apart(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        if self._distance == "mse":
+            return (mine - theirs).square().mean()
+        return (1.0 - cosine_similarity(mine, theirs, dim=-1)).mean()
+
+
+def align(mine: Tensor, theirs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """The student's frames (B, T, D), 25 ms windows every 10 ms, at the times of the teacher's (B, U, E): both
+    (B, V, ...), V <= U. A window is taken for its centre; at least one row is kept."""
+    assert target.hop is not None
+    assert FBANK.hop is not None
+    times = torch.arange(theirs.shape[1], device=mine.device) * target.hop + target.window / 2
+    place = (times - FBANK.window / 2) / FBANK.hop
+    inside = (place >= -0.5) & (place <= mine.shape[1] - 0.5)
+    if not inside.any():
+        inside[place.abs().argmin()] = True
+    place = place[inside].clamp(0, mine.shape[1] - 1)
+    before = place.floor().long()
+    behind = (before + 1).clamp_max(mine.shape[1] - 1)
+    share = (place - before)[None, :, None]
+    return mine[:, before] * (1 - share) + mine[:, behind] * share, theirs[:, inside]
