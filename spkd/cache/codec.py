@@ -99,7 +99,8 @@ class Int8(Codec):
 
     A plain scale per row would spend its 8 bits on the few channels that are 15 times larger than the rest in most
     teachers. Standardising outright, by sd, lets channels behind a ReLU that are rarely active take the scale of the
-    whole row. The root of sd, between the two, beats both on real embeddings and frames (benchmarks/cache_codecs.py).
+    whole row. The root of sd, between the two, is nearly as good as the better of them on real embeddings, where that
+    is the plain scale, and better than both on real frames (benchmarks/cache_codecs.py).
     """
 
     dtype = np.dtype("i1")
