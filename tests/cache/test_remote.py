@@ -85,7 +85,7 @@ def test_a_copy_cut_in_the_middle_continues(spkd: Callable, corpus: Path, tmp_pa
     slow = (
         "import time, fsspec\nfrom fsspec.implementations.local import LocalFileSystem as F\n"
         "for n in ('put_file', 'get_file'):\n"
-        "    def wait(self, *a, _f=getattr(F, n), **k):\n        time.sleep(0.02)\n        return _f(self, *a, **k)\n"
+        "    def wait(self, *a, _f=getattr(F, n), **k):\n        time.sleep(0.1)\n        return _f(self, *a, **k)\n"
         "    setattr(F, n, wait)\nfrom spkd.cli import main\nmain()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", slow, "cache", direction, *arguments], cwd=tmp_path)
