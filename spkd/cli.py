@@ -15,9 +15,7 @@ from spkd import __version__, config
 from spkd.errors import SpkdError
 
 if TYPE_CHECKING:
-    from spkd.cache import Cache
     from spkd.extract.teacher import Teacher
-    from spkd.view import Player
 
 HDF5 = (".h5", ".hdf5")
 
@@ -317,15 +315,18 @@ def cache_export(
     """Write a cache as one HDF5 file, or as WebDataset tars to stream from."""
     from spkd.cache import Cache
 
-    cache = Cache.open(path)
+    settings, cache = config.load(config.ExtractConfig, overrides or []), Cache.open(path)
     if out.suffix in HDF5:
         from spkd.cache import hdf5
 
         hdf5.export(cache, out)
     else:
         from spkd.cache import tars
+        from spkd.manifest import Manifest
 
-        tars.export(cache, out, _player(cache, overrides or []) if audio else None)
+        view = settings.view
+        player = cache.player(Manifest.load(settings.manifest), view.noise, view.rir) if audio else None
+        tars.export(cache, out, player)
     print(f"{out}: {len(cache.rows)} views, targets {', '.join(cache.targets)}")
 
 
@@ -344,17 +345,6 @@ def cache_import(
 
         tars.load(source, path)
     print(f"{path}: imported from {source}")
-
-
-def _player(cache: Cache, overrides: list[str]) -> Player:
-    """What plays the views of a cache from the audio that the settings name."""
-    settings = config.load(config.ExtractConfig, overrides)
-    from spkd.manifest import Manifest, measure
-    from spkd.view import Player, ViewPlan
-
-    plan = ViewPlan.from_card(cache.card["views"], settings.view.noise, settings.view.rir)
-    manifest = cache.manifest(measure(Manifest.load(settings.manifest))[0])
-    return Player(manifest, cache.plan.views, plan.augmentation)
 
 
 def _list_rejected(rejected: dict[str, str], strict: bool, listing: Path | None = None) -> None:

@@ -19,7 +19,8 @@ from spkd.cache.head import STORED, Head
 from spkd.cache.plan import UNLABELLED, Plan
 from spkd.cache.target import EMBEDDING, LOGITS, Target
 from spkd.errors import SpkdError, did_you_mean
-from spkd.manifest import Manifest
+from spkd.manifest import Manifest, measure
+from spkd.view import Player, ViewPlan
 
 
 class Crop(NamedTuple):
@@ -80,6 +81,19 @@ class Contents(ABC):
         Raises:
             SpkdError: one is missing there, or another than at extraction.
         """
+
+    def player(self, manifest: Manifest, noise: str | None, rir: str | None) -> Player:
+        """What plays the views again from the audio of a manifest and this machine's folders of noise and responses.
+
+        Raises:
+            SpkdError: another manifest or another augmentation than at extraction, or corpora heard under different
+                view plans.
+        """
+        picked = self.manifest(measure(manifest)[0])
+        views = self.members[0].card["views"]
+        if any(member.card["views"] != views for member in self.members):
+            raise SpkdError(f"{self.name}: the corpora were heard under different view plans; extract with fbank=true")
+        return Player(picked, self.plan.views, ViewPlan.from_card(views, noise, rir).augmentation)
 
     @property
     @abstractmethod

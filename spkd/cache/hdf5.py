@@ -75,16 +75,10 @@ def _export_target(cache: Cache, target: Target, file: h5py.File) -> None:
     for unit in range(cache.plan.units):
         rows = np.array(cache.plan.unit(unit))
         served = rows[cache.served[rows]]
-        values = iter(np.split(*_pieces(cache, served, target)))
+        values = iter(cache.ragged(served, target.name).pieces())
         data[int(ends[rows[0]] - counts[rows[0]]) : int(ends[rows[-1]])] = np.concatenate(
             [next(values) if cache.served[r] else _nothing(target, int(counts[r])) for r in rows]
         )
-
-
-def _pieces(cache: Cache, rows: np.ndarray, target: Target) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of views, and where to split them by view."""
-    values, lengths = cache.ragged(rows, target.name)
-    return values.numpy(), np.cumsum(lengths)[:-1]
 
 
 def _nothing(target: Target, count: int) -> np.ndarray:

@@ -51,6 +51,10 @@ class Ragged(NamedTuple):
     values: Tensor
     lengths: np.ndarray
 
+    def pieces(self) -> list[np.ndarray]:
+        """The frames of each view: (length, D)."""
+        return np.split(self.values.numpy(), np.cumsum(self.lengths)[:-1])
+
 
 class Cache(OneTeacher):
     """A cache as `spkd extract` writes it.

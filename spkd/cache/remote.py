@@ -96,11 +96,11 @@ def push(root: Path, url: str) -> int:
     there = Place.of(url).read(cards.FILE)
     if there is not None and not _same_or_less(cards.check(json.loads(there), f"{url}/{cards.FILE}"), card):
         raise SpkdError(f"{url}: holds another cache")
-    problems = dict(shards(root, card, Plan.load(root, len(card["parts"]))))
+    problems = {path: problem for path, _, problem in shards(root, card, Plan.load(root, len(card["parts"])))}
 
     def digest(name: str) -> str:
         if name in digests:
-            return str(digests[name])
+            return digest_as_told(root / name, digests[name])
         if (wrong := problems[root / name](root / name)) is not None:
             raise SpkdError(f"{root / name}: {wrong}")
         return _digest(_local_blocks(root / name))
@@ -114,7 +114,8 @@ def send(root: Path, url: str, names: Sequence[str], digest: Callable[[str], str
     """Copy files of a folder to a place, those that are not there already, and read back every one.
 
     Args:
-        digest: the SHA-256 that a file ought to have. last: the file that makes the copy whole, sent behind the others.
+        digest: the SHA-256 of a file here, once it was found to be what it ought to be. last: the file that makes the
+            copy whole, sent behind the others.
     Raises:
         UsageError: a place that cannot be written. SpkdError: a file here that is not what it ought to be.
     """
@@ -137,8 +138,6 @@ def send(root: Path, url: str, names: Sequence[str], digest: Callable[[str], str
     def job(name: str) -> Callable[[], int]:
         def run() -> int:
             expected = digest(name)
-            if _digest(_local_blocks(root / name)) != expected:
-                raise SpkdError(f"{root / name}: damaged (its digest is another)")
             patiently(lambda: one(name, expected), f"{url}/{name}")
             return (root / name).stat().st_size
 
@@ -148,6 +147,13 @@ def send(root: Path, url: str, names: Sequence[str], digest: Callable[[str], str
     with track(f"pushing to {url}", total >> 20, "MiB") as bar:
         in_parallel([job(name) for name in names], bar)
     patiently(lambda: one(last, _digest(_local_blocks(root / last))), f"{url}/{last}")
+
+
+def digest_as_told(path: Path, expected: str) -> str:
+    """`expected`, if it is the file's SHA-256. Raises SpkdError otherwise."""
+    if _digest(_local_blocks(path)) != expected:
+        raise SpkdError(f"{path}: damaged (its digest is another)")
+    return expected
 
 
 def pull(url: str, root: Path, limit: int | None = None) -> int:
@@ -204,10 +210,10 @@ def pull(url: str, root: Path, limit: int | None = None) -> int:
 
         in_parallel([small(name) for name in small_files(card) if name in record["sha256"]], bar)
         plan = Plan.load(root, len(card["parts"]))
+        listed = list(shards(root, card, plan))
         if limit is not None:
-            missing = [path for path, _ in shards(root, card, plan) if not path.is_file()]
-            make_room(root, sum(_expected_bytes(root, path) for path in missing), limit)
-        in_parallel([shard(path, problem) for path, problem in shards(root, card, plan)], bar)
+            make_room(root, sum(size for path, size, _ in listed if not path.is_file()), limit)
+        in_parallel([shard(path, problem) for path, _, problem in listed], bar)
         write_bytes(root / COMPLETE, data)
     return int(record["bytes"])
 
@@ -228,8 +234,8 @@ def _same_or_less(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return old["fingerprint"] == new["fingerprint"] or cards.grows(old, new)
 
 
-def shards(root: Path, card: dict[str, Any], plan: Plan) -> Iterator[tuple[Path, Callable[[Path], str | None]]]:
-    """Every shard of a cache whose small files are there, and what tells its faults."""
+def shards(root: Path, card: dict[str, Any], plan: Plan) -> Iterator[tuple[Path, int, Callable[[Path], str | None]]]:
+    """Every shard of a cache whose small files are there, its bytes, and what tells its faults."""
     targets = [Target.from_card(target) for target in card["targets"]]
     keys = [cards.part_key(card, part) for part in range(len(card["parts"]))]
     for unit in range(units_of(card)):
@@ -242,12 +248,7 @@ def shards(root: Path, card: dict[str, Any], plan: Plan) -> Iterator[tuple[Path,
             ) -> str | None:
                 return shard_problem(path, target, plan, header, shard)
 
-            yield shard_path(root, target, unit), problem
-
-
-def _expected_bytes(root: Path, path: Path) -> int:
-    unit, target = int(path.parent.name), path.relative_to(root).parts[0]
-    return int(read_json(manifest_path(root, unit))["targets"][target]["bytes"])
+            yield shard_path(root, target, unit), int(expected[target.name]["bytes"]), problem
 
 
 def make_room(root: Path, needed: int, limit: int) -> None:

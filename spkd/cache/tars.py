@@ -33,9 +33,10 @@ from spkd.cache.contents import Crop, OneTeacher
 from spkd.cache.layout import row
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
-from spkd.cache.remote import Place, patiently, send
+from spkd.cache.remote import Place, digest_as_told, patiently, send
 from spkd.cache.target import FBANK, Target
 from spkd.cache.transfer import Small, all_units, building, read_card, rejections
+from spkd.cache.write import record_check
 from spkd.errors import SpkdError
 from spkd.features import fbank
 from spkd.files import write_bytes, write_json
@@ -74,7 +75,7 @@ def export(cache: Cache, folder: Path, player: Player | None) -> None:
         "small": {name: hashlib.sha256(data).hexdigest() for name, data in small.files.items()},
         "tars": digests,
     }
-    write_json(folder / INDEX, index | {"check": _check(index)})
+    write_json(folder / INDEX, index | {"check": record_check(index)})
 
 
 def _tar(cache: Cache, unit: int, player: Player | None) -> bytes:
@@ -83,10 +84,7 @@ def _tar(cache: Cache, unit: int, player: Player | None) -> bytes:
 
     out, plan = io.BytesIO(), cache.plan
     served = np.array([view for view in plan.unit(unit) if cache.served[view]], np.int64)
-    targets = {}
-    for name in cache.targets:
-        values, lengths = cache.ragged(served, name)
-        targets[name] = np.split(values.numpy(), np.cumsum(lengths)[:-1])
+    targets = {name: cache.ragged(served, name).pieces() for name in cache.targets}
     with TarWriter(out, mtime=0, user="spkd", group="spkd", encoder=False) as writer:
         for i, view in enumerate(served.tolist()):
             utterance = int(plan.views.utterance[view])
@@ -114,11 +112,6 @@ def _digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(index: Mapping[str, Any]) -> str:
-    content = {name: value for name, value in index.items() if name != "check"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def push(folder: Path, url: str) -> int:
     """Copy an export to a place, and read back what arrived. The same call continues after an interruption.
 
@@ -129,7 +122,7 @@ def push(folder: Path, url: str) -> int:
     """
     index = Export(str(folder)).index
     digests = {**index["small"], **index["tars"]}
-    send(folder, url, list(digests), digests.__getitem__, INDEX)
+    send(folder, url, list(digests), lambda name: digest_as_told(folder / name, digests[name]), INDEX)
     return sum((folder / name).stat().st_size for name in index["tars"])
 
 
@@ -150,7 +143,7 @@ class Export:
             raise SpkdError(f"{where}: not the index of an export")
         if index["spkd_webdataset"] != FORMAT:
             raise SpkdError(f"{where}: format {index['spkd_webdataset']}, this spkd reads {FORMAT}; update spkd")
-        if index.get("check") != _check(index):
+        if index.get("check") != record_check(index):
             raise SpkdError(f"{where}: damaged (it does not fit its own digest)")
         self.url, self.index = url, index
         self.card = read_card(json.dumps(index["card"]), where)

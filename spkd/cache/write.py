@@ -387,6 +387,6 @@ def small_files(card: dict[str, Any]) -> list[str]:
 
 
 def record_check(record: dict[str, Any]) -> str:
-    """Digest of the completion record itself (without its `check`)."""
+    """Digest of a record itself (without its `check`): the completion record, or the index of an export."""
     content = {k: v for k, v in record.items() if k != "check"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -13,8 +13,8 @@ from spkd.config import ExtractConfig
 from spkd.errors import SpkdError
 from spkd.extract.calibrate import said_of
 from spkd.extract.teacher import Teacher
-from spkd.manifest import Manifest, measure
-from spkd.view import Batch, Player, ViewPlan
+from spkd.manifest import Manifest
+from spkd.view import Batch
 
 LEAST = 0.9999  # cosine between cached and live, where a codec loses no more than float16 does
 SEED = 0
@@ -48,9 +48,7 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: ExtractC
     for name in ("family", "weights_sha256"):
         if said[name] != there[name]:
             raise SpkdError(f"{cache.root}: made by another teacher ({name} is {there[name]!r}, not {said[name]!r})")
-    manifest = cache.manifest(measure(manifest)[0])
-    augmentation = ViewPlan.from_card(cache.card["views"], config.view.noise, config.view.rir).augmentation
-    player = Player(manifest, cache.plan.views, augmentation)
+    player = cache.player(manifest, config.view.noise, config.view.rir)
     chosen = np.random.RandomState(SEED).permutation(cache.rows)[:count]
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in cache.targets}
     for view in chosen:

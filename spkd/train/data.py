@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from spkd.audio import SAMPLE_RATE, AudioError
@@ -16,6 +17,7 @@ from spkd.errors import SpkdError
 from spkd.features import HOP, fbank
 from spkd.view import Player
 
+READ_AT_ONCE = 4096  # views
 NEGATIVE = "negative:"  # before the keys of the hard negatives in a batch
 
 
@@ -134,6 +136,20 @@ class Steps(Dataset):
             # Repeated past its end, as the cache does.
             features.append(view[(first + torch.arange(frames)) % len(view)])
         return torch.stack(features)
+
+
+def mean_embeddings(cache: Contents, group: np.ndarray, groups: int) -> Tensor:
+    """Mean of the teacher's normalised embeddings of each group of views, normalised: (groups, D).
+
+    Args:
+        group: (views,) of every view its group.
+    """
+    total = torch.zeros(groups, cache.dim(EMBEDDING))
+    for start in range(0, len(cache.rows), READ_AT_ONCE):
+        rows = cache.rows[start : start + READ_AT_ONCE]
+        said = cache.decode(cache.stored(rows, [EMBEDDING]), [EMBEDDING])[EMBEDDING]
+        total.index_add_(0, torch.from_numpy(group[rows]), normalize(said.float(), dim=-1))
+    return normalize(total, dim=-1)
 
 
 def mask(features: Tensor, frames: int, bands: int, generator: torch.Generator) -> Tensor:

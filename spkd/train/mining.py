@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 
-from spkd.cache import EMBEDDING, Contents
+from spkd.cache import Contents
 from spkd.config import LossConfig, MiningConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.progress import say, track
-from spkd.train.data import Classes
+from spkd.train.data import Classes, mean_embeddings
 
 EXACT = 100_000  # voices up to which every pair is compared
-BATCH = 4096
+BATCH = 4096  # voices searched at once
 PROBES = 1000  # voices on which the recall of an approximate index is measured
 NONE = -1
 
@@ -92,14 +91,10 @@ def _voices(cache: Contents, classes: Classes) -> tuple[np.ndarray, np.ndarray, 
     _, number = np.unique(classes.voice[rows], return_inverse=True)
     voice = np.full(len(cache), -1, np.int64)
     voice[rows] = number
-    total = torch.zeros(int(number.max()) + 1, cache.dim(EMBEDDING))
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        said = cache.decode(cache.stored(part, [EMBEDDING]), [EMBEDDING])[EMBEDDING]
-        total.index_add_(0, torch.from_numpy(voice[part]), normalize(said.float(), dim=-1))
     order = np.argsort(number, kind="stable")
     first = np.concatenate([[0], np.cumsum(np.bincount(number))])
-    return normalize(total, dim=-1).numpy(), voice, rows[order], first
+    vectors = mean_embeddings(cache, voice, len(first) - 1).numpy()
+    return vectors, voice, rows[order], first
 
 
 def build(vectors: np.ndarray, nprobe: int) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -14,10 +13,9 @@ from spkd.cache import EMBEDDING, LOGITS, Contents
 from spkd.config import LossConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.progress import say
-from spkd.train.data import Classes
+from spkd.train.data import Classes, mean_embeddings
 from spkd.train.losses import LOSSES
 
-BATCH = 4096  # views read at once for the prototypes
 WRONG = 0.05  # nats of divergence from which the card's logits are called wrong
 
 
@@ -69,7 +67,9 @@ def teacher_logits(
     if prototypes:
         if not cache.labelled or EMBEDDING not in cache.names:
             raise UsageError("loss.logits=prototypes: needs the target embedding, and a speaker label of every view")
-        return TeacherLogits(classes.names, classes.label, config.scale, _prototypes(cache, classes))
+        return TeacherLogits(
+            classes.names, classes.label, config.scale, mean_embeddings(cache, classes.label, len(classes.names))
+        )
     if not has_head:
         raise SpkdError(
             f"{cache.name}: the teacher gave no logits; extract them (teacher.targets=[embedding,logits]), or label "
@@ -85,16 +85,6 @@ def teacher_logits(
     to_teacher = np.array([*(known.get(name, -1) for name in classes.names), -1])
     scale = float(head["scale"]) if head["kind"] != "linear" else None
     return TeacherLogits(list(known), to_teacher[classes.label], scale)
-
-
-def _prototypes(cache: Contents, classes: Classes) -> Tensor:
-    """Mean of the teacher's normalised embeddings of each class, normalised: (classes, D)."""
-    total = torch.zeros(len(classes.names), cache.dim(EMBEDDING))
-    for start in range(0, len(cache.rows), BATCH):
-        rows = cache.rows[start : start + BATCH]
-        said = cache.decode(cache.stored(rows, [EMBEDDING]), [EMBEDDING])[EMBEDDING]
-        total.index_add_(0, torch.from_numpy(classes.label[rows]), normalize(said.float(), dim=-1))
-    return normalize(total, dim=-1)
 
 
 def _warn(cache: Contents, config: LossConfig) -> None:

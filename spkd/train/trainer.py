@@ -26,7 +26,7 @@ from spkd.cache.tars import Stream
 from spkd.config import LossConfig, OptimConfig, TrainConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.files import read_json, writable_folder, write_bytes, write_json
-from spkd.manifest import Manifest, measure
+from spkd.manifest import Manifest
 from spkd.models import Checkpoint
 from spkd.models.network import parameters
 from spkd.progress import say, track
@@ -34,7 +34,7 @@ from spkd.train.data import NEGATIVE, Classes, Steps, mask
 from spkd.train.losses import AAM, LOSSES, Classifier, Said, Sum, check_names, check_values, of_teachers
 from spkd.train.mining import mine
 from spkd.train.teacher import TeacherLogits, teacher_logits
-from spkd.view import Player, ViewPlan
+from spkd.view import Player
 
 LOG_EVERY = 20  # steps between lines of log.jsonl
 
@@ -166,12 +166,7 @@ def _player(config: TrainConfig, cache: Contents) -> Player | None:
     if FBANK.name in cache.names:
         return None
     assert config.manifest is not None
-    manifest = cache.manifest(measure(Manifest.load(config.manifest))[0])
-    views = cache.members[0].card["views"]
-    if any(member.card["views"] != views for member in cache.members):
-        raise SpkdError(f"{cache.name}: the corpora were heard under different view plans; extract with fbank=true")
-    plan = ViewPlan.from_card(views, config.noise, config.rir)
-    return Player(manifest, cache.plan.views, plan.augmentation)
+    return cache.player(Manifest.load(config.manifest), config.noise, config.rir)
 
 
 def _batches(steps: Steps, first: int, config: TrainConfig, cache: Contents) -> Iterator[tuple[int, dict[str, Tensor]]]:

@@ -230,13 +230,14 @@ def test_members_that_have_no_place_in_a_tar(bad: tarfile.TarInfo, body: bytes, 
 
 def rewrite_index(change: Callable[[dict], None]) -> None:
     """What somebody with bad intent would do: a wrong export with right digests."""
-    from spkd.cache.tars import _check, _digest_of
+    from spkd.cache.tars import _digest_of
+    from spkd.cache.write import record_check
 
     index = json.loads(Path("tars/index.json").read_text())
     for path in Path("tars").glob("*.tar"):
         index["tars"][path.name] = _digest_of(path)
     change(index)
-    index["check"] = _check(index)
+    index["check"] = record_check(index)
     Path("tars/index.json").write_text(json.dumps(index))
 
 
