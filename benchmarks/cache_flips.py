@@ -44,7 +44,7 @@ def make(work: Path) -> Path:
     manifest, _, _ = build(work / "audio", "folder")
     manifest = Manifest((*manifest.utterances, Utterance("gone", str(work / "gone.wav"), "s0", 1.0)))
     torch.manual_seed(0)
-    network = models.build("xvector", 16, 8).eval()
+    network = models.build("xvector", channels=16, embedding=8).eval()
     models.save(work / "teacher", Checkpoint(network, torch.randn(4, 8), list("abcd"), 30.0))
     settings = config.load(
         ExtractConfig,

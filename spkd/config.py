@@ -33,7 +33,7 @@ def section(kind: type) -> Any:
 
 
 TEACHERS = ("dvector", "wavlm", "hubert", "wav2vec2", "checkpoint", "none")
-STUDENTS = ("xvector", "ecapa")
+STUDENTS = ("xvector", "etdnn", "ecapa", "resnet34", "campplus", "ssl", "tiny")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
@@ -84,6 +84,7 @@ class ExtractConfig:
     teacher: TeacherConfig = section(TeacherConfig)
     view: ViewConfig = section(ViewConfig)
     fbank: bool = key(False, "also cache the student's 80-mel fbank of every view: training then needs no audio")
+    wave: bool = key(False, "also cache the samples themselves, for students that hear the waveform (ssl)")
     storage: StorageConfig = section(StorageConfig)
     batch_size: int = key(32, "views in one teacher batch (views of equal length only, so nothing is padded)")
     workers: int = key(2, "threads that decode and augment")
@@ -94,8 +95,14 @@ class ExtractConfig:
 @dataclass
 class StudentConfig:
     name: str = key("xvector", "architecture", STUDENTS)
-    channels: int = key(256, "width of the convolutions")
+    channels: int | None = key(None, "width (default: the architecture's own)")
     embedding: int = key(192, "embedding dimension")
+    layers: int = key(2, "ssl: transformer layers")
+    adapters: int = key(0, "ssl: width of the adapters beside the feed-forward layers, which one-step needs (0: none)")
+    init: str | None = key(
+        None,
+        "weights to begin with: a student trained by spkd; for ssl also a transformers teacher (folder or hub id)",
+    )
 
 
 @dataclass
@@ -106,6 +113,40 @@ class OptimConfig:
     weight_decay: float = key(0.02, "weight decay")
     warmup: int = key(100, "steps of linear warm-up")
     clip: float = key(3.0, "largest gradient norm (0: no clipping)")
+
+
+@dataclass
+class OneStepConfig:
+    targets: list[str] = key(
+        ["frames.layer4", "frames.layer8", "frames.layer12"], "teacher's frames that the path without adapters predicts"
+    )
+    distance: str = key("l1", "l1: mean |difference| - cosine * log sigmoid(cosine); mse", ("l1", "mse"))
+    cosine: float = key(1.0, "weight of the cosine part of l1")
+    over_time: str = key("mean", "the cosine part over the frames; the authors' code sums", ("mean", "sum"))
+    weight: float = key(1.0, "weight of the distillation beside the fine-tuning")
+    fade: bool = key(False, "let that weight fall linearly to 0 over the run")
+    tuning: float = key(1.0, "weight of the fine-tuning (0: none, distillation alone, as DistilHuBERT)")
+    classifier: str = key("aam", "of the fine-tuning path; aam takes loss.margin and loss.scale", ("aam", "softmax"))
+
+
+@dataclass
+class MeMoConfig:
+    partner: str = key("resnet34", "the other architecture; none: one alone, which is DINO", (*STUDENTS, "none"))
+    partner_channels: int | None = key(None, "width of the other architecture (default: its own)")
+    locals: int = key(4, "short crops beside the two long ones (which are as long as crop)")
+    local_crop: float = key(2.0, "length of the short crops (s)")
+    prototypes: int = key(65536, "outputs of each head")
+    hidden: int = key(2048, "width of the heads")
+    bottleneck: int = key(256, "width of the heads before the prototypes")
+    student_temperature: float = key(0.1, "temperature of the students' outputs")
+    teacher_temperature: list[float] = key([0.04, 0.07], "temperature of the teachers' outputs, first and last")
+    teacher_rise: float = key(0.2, "fraction of the run in which it rises from the one to the other")
+    centre: float = key(0.9, "momentum of the centres")
+    momentum: list[float] = key([0.996, 1.0], "momentum of the teachers, first and last")
+    head_frozen: float = key(0.0067, "fraction of the run in which the prototypes learn nothing (one of 150 epochs)")
+    cross: float = key(1.0, "weight of the cross mode")
+    contrastive: float = key(1.0, "weight of the contrastive term, which stops by itself (0: none)")
+    teacher: float = key(0.0, "weight of a third mode: contrast with the cached teacher's embeddings (0: none)")
 
 
 @dataclass
@@ -126,7 +167,7 @@ class LossConfig:
         "the head where it knows every class",
         ("auto", "head", "prototypes"),
     )
-    temperature: float = key(0.05, "temperature of contrastive")
+    temperature: float = key(0.05, "temperature of contrastive and ntxent")
     ceiling: float = key(
         0.95, "contrastive skips negatives whose teacher cosine to the positive exceeds this (same voice?)"
     )
@@ -143,6 +184,8 @@ class LossConfig:
         default_factory=dict,
         metadata={"meaning": "multilevel: weight of a student level, or of concat (default 1)", "choices": ()},
     )
+    one_step: OneStepConfig = section(OneStepConfig)
+    memo: MeMoConfig = section(MeMoConfig)
     weights: dict[str, float] = field(
         default_factory=dict,
         metadata={"meaning": "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", "choices": ()},
@@ -153,6 +196,8 @@ class LossConfig:
 class MiningConfig:
     negatives: int = key(0, "hard negatives of each view, mined from the whole cache, for contrastive (0: none)")
     neighbours: int = key(64, "nearest voices from which they are drawn")
+    over: str = key("teacher", "whose embeddings say which voices are near", ("teacher", "student"))
+    refresh: int = key(500, "over=student: steps between two searches, done in the background")
     nprobe: int = key(32, "lists that are searched where the index is approximate (above 100,000 voices)")
 
 
@@ -174,7 +219,10 @@ class TrainConfig:
         "several teachers: concatenate or average their normalised vectors, or separate (each loss once for each)",
         ("concatenate", "average", "separate"),
     )
-    manifest: str | None = key(None, "manifest of the audio; only needed when the cache holds no fbank")
+    labelled: list[str] = key(
+        [], "one-step: caches of the labelled views that fine-tune; default: the labelled views of cache"
+    )
+    manifest: str | None = key(None, "manifest of the audio; only needed when the cache holds no features")
     noise: str | None = key(None, "folder of the noise that augmented the cache's views; needed as manifest is")
     rir: str | None = key(None, "folder of the impulse responses of the cache's views; needed as manifest is")
     out: str = key("student", "folder of the trained student")

@@ -19,7 +19,7 @@ from spkd import cli
 from spkd.demo.synthesis import speaker, utterance
 from spkd.manifest import Manifest, build
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 SHARED = Path(os.environ.get("SPKD_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -5,13 +5,15 @@ from spkd.cache.contents import Contents, Crop
 from spkd.cache.head import Head
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache, Ragged, verify
-from spkd.cache.target import EMBEDDING, FBANK, LOGITS, Target
+from spkd.cache.target import EMBEDDING, FBANK, FEATURES, LOGITS, WAVE, Target
 from spkd.cache.write import Background, UnitWriter, claim_units, finalize, heartbeat, initialise
 
 __all__ = [
     "EMBEDDING",
     "FBANK",
+    "FEATURES",
     "LOGITS",
+    "WAVE",
     "Background",
     "Cache",
     "Codebook",

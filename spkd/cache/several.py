@@ -16,7 +16,7 @@ from spkd.cache import card as cards
 from spkd.cache.contents import Contents, Crop, OneTeacher
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
-from spkd.cache.target import FBANK, LOGITS, Target
+from spkd.cache.target import FEATURES, LOGITS, Target
 from spkd.cache.tars import INDEX, Stream
 from spkd.errors import SpkdError, UsageError
 from spkd.manifest import Manifest
@@ -138,13 +138,13 @@ class Several(Contents):
         return Manifest(tuple(u for part in parts for u in part), manifest.source)
 
     def _agree(self) -> dict[str, Target]:
-        """What is served: what every corpus has of every teacher, and fbank where any teacher's cache has it."""
+        """What is served: what every corpus has of every teacher, and features where any teacher's cache has them."""
         first = self.corpora[0]
         shared = [name for name in first[0].names if all(name in cache.names for cache in self.members)]
         served: dict[str, Target] = {}
         for name in shared:
             together = len(first) > 1 and self._teachers != SEPARATE
-            if name == FBANK.name or (name == LOGITS and together):  # classes of several teachers do not add up
+            if name in FEATURES or (name == LOGITS and together):  # classes of several teachers do not add up
                 continue
             targets = [cache.target(name) for cache in first]
             for members in self.corpora:
@@ -161,8 +161,9 @@ class Several(Contents):
                 served[name] = targets[0]
             else:
                 served[name] = replace(targets[0], dim=sum(target.dim for target in targets))
-        if all(any(FBANK.name in cache.names for cache in members) for members in self.corpora):
-            served[FBANK.name] = FBANK
+        for name, target in FEATURES.items():
+            if all(any(name in cache.names for cache in members) for members in self.corpora):
+                served[name] = target
         return served
 
     def stored(self, rows: np.ndarray, names: Sequence[str], crop: Crop | None = None) -> dict[str, Tensor]:
@@ -193,10 +194,10 @@ class Several(Contents):
 
     def _asked(self, corpus: int, teacher: int, names: Sequence[str]) -> list[str]:
         """What one cache has to say for `names`."""
-        holder = next((k for k, cache in enumerate(self.corpora[corpus]) if FBANK.name in cache.names), None)
         asked = []
         for name in names:
-            if name == FBANK.name:
+            if name in FEATURES:
+                holder = next((k for k, cache in enumerate(self.corpora[corpus]) if name in cache.names), None)
                 asked += [name] if teacher == holder else []
             elif "@" not in name:
                 asked.append(name)

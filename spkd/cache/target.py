@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+from torch.nn.functional import pad
 
 from spkd.audio import SAMPLE_RATE
-from spkd.features import HOP, MELS, WINDOW
+from spkd.features import HOP, MELS, WINDOW, fbank
 
 EMBEDDING = "embedding"
 LOGITS = "logits"
@@ -58,3 +60,13 @@ class Target:
 
 
 FBANK = Target("fbank", MELS, HOP, WINDOW)
+WAVE = Target("wave", HOP, HOP, HOP)  # the samples themselves, HOP in a row: a crop at whole hops takes exactly its own
+FEATURES = {target.name: target for target in (FBANK, WAVE)}  # what a student hears
+
+
+def features(target: Target, waves: Tensor) -> Tensor:
+    """One of FEATURES of waveforms (B, samples): (B, rows, dim); what does not fill the last row is left."""
+    if target.name == FBANK.name:
+        return fbank(waves)
+    rows = target.count(waves.shape[1])
+    return pad(waves, (0, max(rows * HOP - waves.shape[1], 0)))[:, : rows * HOP].unflatten(1, (rows, HOP))

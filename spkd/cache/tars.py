@@ -18,7 +18,7 @@ import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -34,11 +34,10 @@ from spkd.cache.layout import row
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
 from spkd.cache.remote import Place, digest_as_told, patiently, send
-from spkd.cache.target import FBANK, Target
+from spkd.cache.target import FEATURES, Target, features
 from spkd.cache.transfer import Small, all_units, building, read_card, rejections
 from spkd.cache.write import record_check
 from spkd.errors import SpkdError
-from spkd.features import fbank
 from spkd.files import write_bytes, write_json
 from spkd.progress import track
 from spkd.view import Player
@@ -250,11 +249,11 @@ class Stream(OneTeacher):
 
     @property
     def names(self) -> list[str]:
-        """As of any cache; fbank also where it has to be computed from the audio."""
-        return [*super().names, *([FBANK.name] if self._has_audio and FBANK.name not in self.targets else [])]
+        """As of any cache; features also where they have to be computed from the audio."""
+        return [*super().names, *(name for name in FEATURES if self._has_audio and name not in self.targets)]
 
     def target(self, name: str) -> Target:
-        return FBANK if name == FBANK.name else super().target(name)
+        return FEATURES[name] if name in FEATURES else super().target(name)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         random = np.random.RandomState((seed * 7_919 + epoch) % 2**32)
@@ -268,14 +267,14 @@ class Stream(OneTeacher):
 
     def stored(self, rows: np.ndarray, names: Sequence[str], crop: Crop | None = None) -> dict[str, Tensor]:
         self.check(rows)
-        sources = [FBANK.name] if FBANK.name in names and FBANK.name not in self.targets else []
+        sources = self._computed(names)
         sources += self.sources([name for name in names if name not in sources])
         units = self.plan.unit_of[rows].tolist()
         self._expect(sorted(set(units)), sources)
         samples = [self._loaded[unit].result()[int(view)] for unit, view in zip(units, rows, strict=True)]
         batch = {}
         for name in sources:
-            target = self.targets.get(name, FBANK.stored_as("float32"))
+            target = self.targets.get(name) or FEATURES[name].stored_as("float32")
             counts = target.rows(self.plan.views.samples[rows])
             height, skip = self.stretch(target, counts, crop)
             picked = [
@@ -287,11 +286,13 @@ class Stream(OneTeacher):
         return batch
 
     def decode(self, stored: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        if FBANK.name in self.targets or FBANK.name not in stored:
-            return super().decode(stored, names)
-        rest = {name: values for name, values in stored.items() if name != FBANK.name}
-        said = super().decode(rest, [name for name in names if name != FBANK.name])
-        return said | {FBANK.name: stored[FBANK.name]}
+        computed = {name: values for name, values in stored.items() if name in self._computed(stored)}
+        rest = {name: values for name, values in stored.items() if name not in computed}
+        return super().decode(rest, [name for name in names if name not in computed]) | computed
+
+    def _computed(self, names: Iterable[str]) -> list[str]:
+        """Which of `names` do not lie in the tars but follow from the audio."""
+        return [name for name in names if name in FEATURES and name not in self.targets]
 
     def _expect(self, units: list[int], names: list[str]) -> None:
         """Begin to read the blocks of these units and the next one; forget the others."""
@@ -307,12 +308,13 @@ class Stream(OneTeacher):
                 self._loaded[unit] = self._reader.submit(self._read, unit, names)
 
     def _read(self, unit: int, names: list[str]) -> dict[int, Sample]:
-        computed = FBANK.name in names and FBANK.name not in self.targets
+        computed = self._computed(names)
         asked = [name for name in names if name in self.targets] + (["audio"] if computed else [])
         found = {}
         for view, sample in patiently(lambda: list(self._export.unit(unit, asked)), self.name):
             if computed:
-                sample[FBANK.name] = fbank(torch.from_numpy(sample.pop("audio"))[None])[0].numpy()
+                wave = torch.from_numpy(sample.pop("audio"))[None]
+                sample |= {name: features(FEATURES[name], wave)[0].numpy() for name in computed}
             for name in asked:
                 if name != "audio" and (name not in sample or sample[name].shape[1:] != (row(self.targets[name])[0],)):
                     raise SpkdError(f"{self.name}/{tar_name(unit)}: {name} of view {view} is missing or misshapen")

@@ -7,13 +7,13 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from spkd.cache import EMBEDDING, FBANK, LOGITS, Codebook, Head, Target
+from spkd.cache import EMBEDDING, FEATURES, LOGITS, Codebook, Head, Target
 from spkd.cache import codec as codecs
 from spkd.cache.head import STORED
+from spkd.cache.target import features
 from spkd.config import ExtractConfig
 from spkd.errors import SpkdError
 from spkd.extract.teacher import Teacher
-from spkd.features import fbank
 from spkd.progress import track
 from spkd.view import Batch, Player, play
 
@@ -25,12 +25,10 @@ Said = dict[str, np.ndarray]
 
 
 def said_of(teacher: Teacher, batch: Batch, targets: list[Target], halves: Collection[str] = ()) -> Said:
-    """All `targets` of a batch of views, (B, D) or (B, T, D): the teacher's, and fbank where it is among them. float32,
-    or float16 those in `halves`."""
-    said = teacher.say(batch.waves, [t.name for t in targets if t.name != FBANK.name], halves)
-    if any(t.name == FBANK.name for t in targets):
-        said[FBANK.name] = fbank(batch.waves).numpy()
-    return said
+    """All `targets` of a batch of views, (B, D) or (B, T, D): the teacher's, and features where they are among them.
+    float32, or float16 those in `halves`."""
+    said = teacher.say(batch.waves, [t.name for t in targets if t.name not in FEATURES], halves)
+    return said | {t.name: features(t, batch.waves).numpy() for t in targets if t.name in FEATURES}
 
 
 def calibrate(

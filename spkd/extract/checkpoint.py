@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.cache import EMBEDDING, FBANK, LOGITS, Head, Target
+from spkd.cache import EMBEDDING, LOGITS, WAVE, Head, Target
 from spkd.extract.teacher import Teacher, digest_files
-from spkd.features import WINDOW, fbank
+from spkd.features import WINDOW
 from spkd.models import load
-from spkd.models.network import FRAME_LEVEL
 
 
 class CheckpointTeacher(Teacher):
@@ -28,10 +27,7 @@ class CheckpointTeacher(Teacher):
         self._device, self._training = device, checkpoint.training
         if checkpoint.head is not None:
             self.head = Head(checkpoint.head, checkpoint.classes, checkpoint.scale)
-        self.targets = {
-            name: Target(name, dim, FBANK.hop, FBANK.window) if name == FRAME_LEVEL else Target(name, dim)
-            for name, dim in self.network.levels.items()
-        }
+        self.targets = dict(self.network.levels)
         if self.head is not None:
             self.targets[LOGITS] = Target(LOGITS, len(self.head.classes))
 
@@ -41,13 +37,15 @@ class CheckpointTeacher(Teacher):
             "weights_sha256": digest_files([self._folder / "model.safetensors"]),
             "licence": "the owner's",
             "source": self._folder.name,
-            "preprocessing": "80-mel Kaldi fbank, 25/10 ms, mean-normalised per view",
+            "preprocessing": "waveform, normalised per view"
+            if self.network.hears == WAVE
+            else "80-mel Kaldi fbank, 25/10 ms, mean-normalised per view",
             "network": type(self.network).__name__,
             "settings": self.network.settings,
         }
 
     def run(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
-        said = self.network(fbank(waves.to(self._device)))
+        said = self.network(self.network.features(waves.to(self._device)))
         if self.head is not None and LOGITS in names:
             said[LOGITS] = self.head.logits(said[EMBEDDING])
         return said

@@ -18,19 +18,23 @@ from spkd.audio import SAMPLE_RATE
 from spkd.cache import EMBEDDING, Target
 from spkd.errors import SpkdError, UsageError
 from spkd.extract.teacher import Teacher, digest_tensors
+from spkd.models import read_weights
+from spkd.models.network import statistics
 
 MELS = 40
 FFT, HOP = 400, 160  # samples: 25 ms, 10 ms
 WINDOW_FRAMES, WINDOW_HOP = 160, 80  # frames of 10 ms: 1.6 s every 0.8 s
 HIDDEN, LAYERS = 256, 3
+STATS = "stats"
 LOUDNESS = -30.0  # dBFS to which quieter views are raised
 
 
 class DVector(Teacher):
-    """Targets: `embedding` (256), `windows` (256, each window's embedding), `frames.layer1..3` (256, 100 Hz).
+    """Targets: `embedding` (256), `windows` (256, each window's embedding), `frames.layer1..3` (256, 100 Hz), `stats`
+    (512, mean and standard deviation of the last layer's frames over time).
 
-    The LSTM runs anew on every window for `embedding` and `windows`, as in the original; for the frames it runs
-    once over the whole view.
+    The LSTM runs anew on every window for `embedding` and `windows`, as in the original; for the frames and their
+    statistics it runs once over the whole view.
     """
 
     family = "dvector"
@@ -51,7 +55,8 @@ class DVector(Teacher):
         # A window of frames starts at a frame's centre and ends at the last one's.
         windows = Target("windows", HIDDEN, WINDOW_HOP * HOP, (WINDOW_FRAMES - 1) * HOP)
         frames = [Target(f"frames.layer{i}", HIDDEN, HOP, 0) for i in range(1, LAYERS + 1)]
-        self.targets = {t.name: t for t in (Target(EMBEDDING, HIDDEN), windows, *frames)}
+        vectors = (Target(EMBEDDING, HIDDEN), Target(STATS, 2 * HIDDEN))
+        self.targets = {t.name: t for t in (*vectors, windows, *frames)}
 
     def card(self) -> dict[str, Any]:
         return {
@@ -71,10 +76,14 @@ class DVector(Teacher):
             said["windows"] = self._windows(mel)
             said[EMBEDDING] = normalize(said["windows"].mean(1), dim=-1)
         layers = [int(name.removeprefix("frames.layer")) for name in names if name.startswith("frames.")]
+        if STATS in names:
+            layers.append(LAYERS)
         hidden = mel
         for layer in range(1, max(layers, default=0) + 1):
             hidden = self._layer(layer, hidden)
             said[f"frames.layer{layer}"] = hidden
+        if STATS in names:
+            said[STATS] = statistics(hidden.transpose(1, 2))
         return said
 
     def _windows(self, mel: Tensor) -> Tensor:
@@ -138,15 +147,4 @@ def _weights(weights: str | None) -> tuple[dict[str, Tensor], str]:
                 "teacher=dvector needs its weights: `pip install --no-deps resemblyzer`, or set teacher.weights=FILE"
             )
         weights = str(Path(next(iter(package.submodule_search_locations))) / "pretrained.pt")
-    path = Path(weights)
-    if not path.is_file():
-        raise UsageError(f"teacher.weights={weights}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load
-
-            return load(path.read_bytes()), str(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise SpkdError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
-    return state.get("model_state", state), str(path)
+    return read_weights(weights), weights

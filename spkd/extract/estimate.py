@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from spkd.audio import SAMPLE_RATE
-from spkd.cache import FBANK, Plan, Target
+from spkd.cache import FEATURES, Plan, Target
 from spkd.cache import codec as codecs
 from spkd.cache.layout import HEADER, chunk_bytes, chunk_rows, index_length
 from spkd.config import ExtractConfig
@@ -88,7 +88,7 @@ def _teacher_seconds(teacher: Teacher, targets: list[Target], samples: np.ndarra
     """Time for all views: measured per view at a few of their lengths, interpolated between."""
     lengths = np.unique(np.quantile(samples, np.linspace(0.02, 0.98, LENGTHS)).astype(np.int64))
     lengths = np.maximum(lengths, teacher.min_samples)
-    asked = [target for target in targets if target.name != FBANK.name or not teacher.targets]
+    asked = [target for target in targets if target.name not in FEATURES or not teacher.targets]
     cost = []
     for length in lengths:
         noise = 0.1 * torch.randn(batch_size, int(length), generator=torch.Generator().manual_seed(0))

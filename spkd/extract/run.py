@@ -14,7 +14,9 @@ from spkd.audio import SAMPLE_RATE
 from spkd.cache import (
     EMBEDDING,
     FBANK,
+    FEATURES,
     LOGITS,
+    WAVE,
     Background,
     Cache,
     Codebook,
@@ -154,7 +156,7 @@ def parts_of(root: Path, manifest: Manifest) -> list[Manifest]:
 
 
 def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
-    """The targets to store: those asked for, under the asked codecs, and fbank on request (always without a teacher).
+    """The targets to store: those asked for, under the asked codecs, and features on request (or without teacher).
 
     Logits of a teacher with a head are not stored unless a codec is named for them: the embedding and the head are,
     from which they follow exactly.
@@ -170,12 +172,14 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
     stored = [name for name in dict.fromkeys(names) if name != LOGITS or not follows]
     if follows and EMBEDDING not in stored:
         stored.append(EMBEDDING)
-    targets = [teacher.targets[name] for name in stored] + ([FBANK] if config.fbank or not teacher.targets else [])
+    targets = [teacher.targets[name] for name in stored]
+    targets += [FBANK] if config.fbank or not (teacher.targets or config.wave) else []
+    targets += [WAVE] if config.wave else []
     if not targets:
         raise UsageError("teacher.targets: name at least one target")
     for name in chosen:
         if name not in [t.name for t in targets]:
-            raise UsageError(f"storage.codecs: no target {name!r} is stored{did_you_mean(name, [*names, FBANK.name])}")
+            raise UsageError(f"storage.codecs: no target {name!r} is stored{did_you_mean(name, [*names, *FEATURES])}")
     targets = [target.stored_as(chosen.get(target.name, config.storage.codec)) for target in targets]
     for target in targets:
         codecs.make(target.codec, target.dim)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -36,6 +37,26 @@ class Checkpoint:
     classes: list[str] = field(default_factory=list)
     scale: float = 1.0
     training: dict[str, Any] = field(default_factory=dict)
+
+
+def read_weights(file: str) -> dict[str, Tensor]:
+    """Tensors by name of a file that others wrote: safetensors, or torch's own format, of which nothing is executed.
+
+    Raises:
+        UsageError: no such file. SpkdError: it cannot be read as weights.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{file}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_tensors(path.read_bytes())
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("model_state", "state_dict", "model"):
+            state = state.get(key, state)
+        return {name: values for name, values in state.items() if isinstance(values, Tensor)}
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise SpkdError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
 
 
 def save(folder: str | Path, checkpoint: Checkpoint) -> None:

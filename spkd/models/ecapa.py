@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spkd.features import MELS
-from spkd.models.network import ConvBlock, Network
+from spkd.models.network import ConvBlock, Network, describe
 
 SCALE = 8  # Res2 groups (the paper's)
 BOTTLENECK = 128  # of squeeze-excitation and of the attention (the paper's)
@@ -82,16 +82,18 @@ class ECAPA(Network):
     Levels: frames (B, T, 3C), stats (B, 6C), embedding (B, E).
     """
 
-    def __init__(self, channels: int = 512, embedding: int = 192) -> None:
+    default_channels = 512
+
+    def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
         if channels % SCALE:
             raise ValueError(f"student.channels={channels}: ecapa needs a multiple of {SCALE}")
         super().__init__()
         self.settings = {"channels": channels, "embedding": embedding}
         wide = 3 * channels
-        self.levels = {"frames": wide, "stats": 2 * wide, "embedding": embedding}
+        self.levels = describe(wide, {"stats": 2 * wide, "embedding": embedding})
         self.stem = ConvBlock(MELS, channels, 5)
         self.blocks = nn.ModuleList(SERes2Block(channels, dilation) for dilation in (2, 3, 4))
-        self.join = nn.Sequential(nn.Conv1d(wide, wide, 1), nn.ReLU())
+        self.join = ConvBlock(wide, wide)
         self.pool = nn.Sequential(AttentiveStatistics(wide), nn.BatchNorm1d(2 * wide))
         self.project = nn.Linear(2 * wide, embedding)
 

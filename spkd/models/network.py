@@ -3,35 +3,88 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from spkd.audio import SAMPLE_RATE
+from spkd.cache import FBANK, Target
+from spkd.features import HOP, WINDOW, fbank
 
 FRAME_LEVEL = "frames"
 
 
 class Network(nn.Module):
-    """fbank (B, T, 80) -> levels by name: `frames` (B, T, D), every other level (B, D).
+    """Features (B, T, F) -> levels by name: `frames` (B, U, D), every other level (B, D).
 
     Attributes:
-        levels: width D of every level.
+        hears: its features: 80 mel bands every 10 ms, or the samples themselves, 160 in a row.
+        levels: what it says, in the words of a teacher: the width D of every level, the times of the frames.
         settings: what `build` needs to make the same network again.
+        default_channels: its width unless another is asked for.
+        adapters: whether it has a second path, through adapters (see `forward`).
     """
 
-    levels: dict[str, int]
-    settings: dict[str, int]
+    hears: Target = FBANK
+    levels: dict[str, Target]
+    settings: dict[str, Any]
+    default_channels: int
+    adapters: bool = False
 
-    def forward(self, fbank: Tensor) -> dict[str, Tensor]:
-        """Mean-normalise per crop (the field's usual front end), then run the network."""
-        return self.run((fbank - fbank.mean(1, keepdim=True)).transpose(1, 2))
+    def features(self, waves: Tensor) -> Tensor:
+        """What it hears of waveforms (B, samples) at 16 kHz."""
+        return fbank(waves)
+
+    def forward(self, features: Tensor, adapted: Tensor | None = None) -> dict[str, Tensor]:
+        """Mean-normalise per crop (the field's usual front end), then run the network.
+
+        Args:
+            adapted: (B,) which views take the path through the adapters, where there are any (default: all).
+        """
+        return self.run((features - features.mean(1, keepdim=True)).transpose(1, 2))
 
     @abstractmethod
     def run(self, features: Tensor) -> dict[str, Tensor]:
         """Levels from mean-normalised features (B, 80, T)."""
 
 
+def describe(frames: int, vectors: dict[str, int], stride: int = 1) -> dict[str, Target]:
+    """Levels by name: frames of a width, one for every `stride` fbank frames, and vectors of others."""
+    levels = {FRAME_LEVEL: Target(FRAME_LEVEL, frames, stride * HOP, WINDOW)}
+    return levels | {name: Target(name, dim) for name, dim in vectors.items()}
+
+
+def each(network: nn.Module, crops: list[Tensor]) -> list[dict[str, Tensor]]:
+    """The network's levels of several crops (B, T_i, F); equally long neighbours go through it together."""
+    said: list[dict[str, Tensor]] = []
+    while len(said) < len(crops):
+        first = len(said)
+        last = first + 1
+        while last < len(crops) and crops[last].shape == crops[first].shape:
+            last += 1
+        levels = network(torch.cat(crops[first:last]))
+        parts = {name: values.chunk(last - first) for name, values in levels.items()}
+        said.extend({name: values[i] for name, values in parts.items()} for i in range(last - first))
+    return said
+
+
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def macs(network: Network, seconds: float = 1.0) -> int:
+    """Multiply-accumulates of one view of so many seconds (convolutions, matrix products), features not counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training, device = network.training, next(network.parameters()).device
+    features = network.features(torch.zeros(1, round(seconds * SAMPLE_RATE), device=device))
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.eval()(features)
+    finally:
+        network.train(training)
+    return counter.get_total_flops() // 2
 
 
 def statistics(frames: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spkd.features import MELS
-from spkd.models.network import ConvBlock, Network, statistics
+from spkd.models.network import ConvBlock, Network, describe, statistics
 
 
 class XVector(Network):
@@ -17,11 +17,13 @@ class XVector(Network):
     Levels: frames (B, T, 2C), stats (B, 4C), segment.a and embedding (B, E).
     """
 
-    def __init__(self, channels: int = 256, embedding: int = 192) -> None:
+    default_channels = 256
+
+    def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
         super().__init__()
         self.settings = {"channels": channels, "embedding": embedding}
         wide = 2 * channels
-        self.levels = {"frames": wide, "stats": 2 * wide, "segment.a": embedding, "embedding": embedding}
+        self.levels = describe(wide, {"stats": 2 * wide, "segment.a": embedding, "embedding": embedding})
         self.tdnn = nn.Sequential(
             ConvBlock(MELS, channels, 5),
             ConvBlock(channels, channels, 3, dilation=2),

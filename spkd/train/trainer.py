@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from spkd import device as devices
 from spkd import models
-from spkd.cache import EMBEDDING, FBANK, LOGITS, Contents, Target
+from spkd.cache import EMBEDDING, FBANK, FEATURES, LOGITS, Contents, Target
 from spkd.cache.several import open_caches
 from spkd.cache.tars import Stream
 from spkd.config import LossConfig, OptimConfig, TrainConfig
@@ -28,15 +28,17 @@ from spkd.errors import SpkdError, UsageError
 from spkd.files import read_json, writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest
 from spkd.models import Checkpoint
-from spkd.models.network import parameters
+from spkd.models.network import macs, parameters
 from spkd.progress import say, track
-from spkd.train.data import NEGATIVE, Classes, Steps, mask
-from spkd.train.losses import AAM, LOSSES, Classifier, Said, Sum, check_names, check_values, of_teachers
-from spkd.train.mining import mine
+from spkd.train import mining
+from spkd.train.data import CROP, Classes, Listening, Steps, decode, mask
+from spkd.train.losses import AAM, LOSSES, Classifier, OneStep, Said, Sum, check_names, check_values, of_teachers
+from spkd.train.mining import Miner
 from spkd.train.teacher import TeacherLogits, teacher_logits
-from spkd.view import Player
+from spkd.train.trainee import Trainee
 
 LOG_EVERY = 20  # steps between lines of log.jsonl
+PLACES = ("cache", "labelled", "out", "manifest", "noise", "rir", "workers", "device", "save_every")  # no part of what
 
 
 @dataclass
@@ -65,48 +67,54 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     logits = teacher_logits(cache, classes, config.loss, losses)
     check_needs(cache, losses, config, logits)
     out = writable_folder(config.out)
-    settings = _settings(config, losses, cache)
+    labelled = open_caches(config.labelled) if config.labelled else None
+    settings = _settings(config, losses, cache, labelled)
     finished = _check_out(out, settings)
     if finished is not None:
         say(f"{out}: this run is finished already")
         return finished
 
     torch.manual_seed(config.seed)
-    try:
-        network = models.build(config.student.name, config.student.channels, config.student.embedding)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    network = models.student(config.student)
+    tuning = _tuning(config, losses, cache, labelled, network)
     targets = {name: cache.target(name) for name in cache.names}
     if logits is not None:
         targets[LOGITS] = Target(LOGITS, len(logits.classes))
     chosen = of_teachers(losses, cache.names)
-    objective = Sum(chosen, config.loss, network.levels, targets, len(classes.names))
-    trainee = nn.ModuleDict({"network": network, "objective": objective}).to(device)
+    spoken = classes if tuning is None else tuning.classes
+    objective = Sum(chosen, config.loss, network.levels, targets, len(spoken.names))
+    trainee = Trainee(network, objective).to(device)
+    say(f"{config.student.name}: {parameters(network):,} parameters, {macs(network) / 1e6:,.0f} M MACs a second")
     optimiser = make_optimiser(config.optim, trainee)
-    first = _resume(out, trainee, optimiser) if (out / "state.json").is_file() else 0
 
+    further = max((LOSSES[name].crops(config.loss) for name in losses), key=len)
+    crops = (config.crop, *(seconds or config.crop for seconds in further))
+    listening = _listening(config, cache, network.hears, crops)
     needs = sorted({name + suffix for loss, suffix in chosen.values() for name in needed(loss, config.loss, logits)})
-    hard = config.mining.negatives
-    negatives = mine(cache, classes, config.mining, config.loss) if hard else None
-    order = (config.crop, config.batch_size, config.seed)
-    steps = Steps(cache, needs, classes, *order, _player(config, cache), logits, negatives, hard)
+    miner = Miner(cache, classes, listening, config.mining, config.loss) if config.mining.negatives else None
+    first = _resume(out, trainee, optimiser, miner) if (out / "state.json").is_file() else 0
+    steps = Steps(cache, needs, classes, listening, config.batch_size, config.seed, logits)
     recent: deque[dict[str, float]] = deque(maxlen=max(config.steps // 10, 1))
     log = _Log(out, first)
     try:
         with track("training", config.steps * config.batch_size, "utterances", first * config.batch_size) as bar:
-            for step, batch in _batches(steps, first, config, cache):
-                batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-                said, features = _heard(batch, cache, needs, logits)
-                terms = _step(step, features, said, config, trainee, optimiser)
+            for step, (batch, tuned) in _batches(steps, tuning, first, config, listening):
+                if miner is not None:
+                    miner.before(step, network)
+                heard = _heard(batch, cache, listening, needs, logits, miner, config.seed + step, device)
+                heard = heard if tuning is None else tuning.add(heard, tuned, device)
+                terms = _step(step, heard, config, trainee, optimiser)
                 recent.append(terms)
                 log(step, terms | {"lr": optimiser.param_groups[0]["lr"]})
                 bar.advance(config.batch_size, " ".join(f"{k} {v:.3f}" for k, v in terms.items()))
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-                    _save_state(out, trainee, optimiser, step + 1, settings)
+                    _save_state(out, trainee, optimiser, miner, step + 1, settings)
     finally:
         log.close()
-    head = _head(objective, classes, logits)
-    return _finish(out, network, head, config, settings, recent)
+        if miner is not None:
+            miner.close()
+    head = _head(objective, spoken, logits)
+    return _finish(out, trainee, head, config, settings, recent)
 
 
 def needed(loss: str, config: LossConfig, logits: TeacherLogits | None) -> list[str]:
@@ -137,94 +145,178 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, log
         missing = [name for name in needed(loss, config.loss, logits) if name + suffix not in stored]
         if missing:
             family = "NAME" if card["teacher"]["family"] == "none" else card["teacher"]["family"]
-            wanted = ",".join([*(t for t in stored if t != FBANK.name), *missing])
+            wanted = ",".join([*(t for t in stored if t not in FEATURES), *missing])
             raise SpkdError(
                 f"--loss {loss} needs the target {', '.join(missing)}, which {cache.name} lacks; extract it: "
                 f"spkd extract teacher={family} teacher.targets=[{wanted}] "
                 f"view.plan={card['views']['plan']} cache=NEW_FOLDER"
             )
-    if config.mining.negatives < 0 or config.mining.neighbours < 1:
-        raise UsageError("mining: negatives must not be negative, and neighbours at least 1")
-    if config.mining.negatives and "contrastive" not in losses:
-        raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
-    if config.mining.negatives and EMBEDDING not in cache.names:
-        raise UsageError("mining.negatives: needs one teacher's embeddings (teachers=concatenate or average)")
-    if config.mining.negatives and isinstance(cache, Stream):
-        raise UsageError("mining.negatives: a stream cannot be searched; pull or import the cache")
+    if config.mining.negatives:
+        mined = "contrastive" in losses or ("memo" in losses and config.loss.memo.teacher > 0)
+        if not mined:
+            raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
+        mining.check(cache, config.mining)
     if len(cache.rows) < 2:
         raise SpkdError(f"{cache.name}: {len(cache.rows)} usable views; training needs at least two")
     if config.batch_size < 2:
         raise UsageError("batch_size: at least 2 (batch-norm and the contrastive losses compare views)")
-    if FBANK.name not in cache.names and config.manifest is None:
+
+
+def _listening(config: TrainConfig, cache: Contents, hears: Target, crops: tuple[float, ...]) -> Listening:
+    """How the student hears a cache: from features there, or from the audio of `manifest`.
+
+    Raises:
+        SpkdError: there are no features and no manifest. UsageError: a stream cannot give several crops.
+    """
+    if len(crops) > 1 and isinstance(cache, Stream):
+        raise UsageError("these losses hear several crops of each view, which a stream lacks; pull or import the cache")
+    if hears.name in cache.names:
+        return Listening(hears, None, crops)
+    if config.manifest is None:
         raise SpkdError(
-            f"{cache.name} holds no fbank, so training needs the audio: give manifest=FILE, or extract with fbank=true"
+            f"{cache.name} holds no {hears.name}, so training needs the audio: give manifest=FILE, or extract with "
+            f"{hears.name}=true"
         )
+    return Listening(hears, cache.player(Manifest.load(config.manifest), config.noise, config.rir), crops)
 
 
-def _player(config: TrainConfig, cache: Contents) -> Player | None:
-    """What plays the views' audio; None where the cache holds fbank."""
-    if FBANK.name in cache.names:
+@dataclass(frozen=True)
+class Tuning:
+    """The labelled views of the path through the adapters.
+
+    cache: where they lie. classes: theirs. steps: their batches, one beside each of the other path's.
+    """
+
+    cache: Contents
+    classes: Classes
+    listening: Listening
+    steps: Steps
+
+    def add(self, heard: Heard, batch: dict[str, Tensor], device: torch.device) -> Heard:
+        label = batch.pop("label").to(device)
+        features, _ = decode(self.cache, self.listening, _features_of(batch, self.cache, device))
+        return replace(heard, tuning=features, said=replace(heard.said, tuned_label=label))
+
+
+def _tuning(
+    config: TrainConfig, losses: Sequence[str], cache: Contents, labelled: Contents | None, network: models.Network
+) -> Tuning | None:
+    """The second path of a student with adapters; None where no loss takes it.
+
+    Raises:
+        UsageError: a student without adapters, or settings that belong to the second path without it.
+        SpkdError: too few labelled views.
+    """
+    if not any(LOSSES[name].tunes(config.loss) for name in losses):
+        if labelled is not None:
+            raise UsageError("labelled: only one-step hears labelled views apart; add --loss one-step")
         return None
-    assert config.manifest is not None
-    return cache.player(Manifest.load(config.manifest), config.noise, config.rir)
+    if not network.adapters:
+        raise UsageError("--loss one-step needs a student with adapters: student=ssl student.adapters=64")
+    if labelled is not None and any(LOSSES[name].needs_labels for name in losses):
+        raise UsageError("labelled: the other losses have no labels then; leave it out, or them")
+    theirs = cache if labelled is None else labelled
+    classes = Classes.of(theirs)
+    if int((classes.label[theirs.rows] >= 0).sum()) < config.batch_size:
+        raise SpkdError(f"{theirs.name}: --loss one-step needs at least batch_size={config.batch_size} labelled views")
+    listening = _listening(config, theirs, network.hears, (config.crop,))
+    # Another order than that of the other path, where both hear the same cache.
+    steps = Steps(theirs, [], classes, listening, config.batch_size, config.seed + 1, labelled=True)
+    return Tuning(theirs, classes, listening, steps)
 
 
-def _batches(steps: Steps, first: int, config: TrainConfig, cache: Contents) -> Iterator[tuple[int, dict[str, Tensor]]]:
+@dataclass(frozen=True)
+class Heard:
+    """A batch on the device: the features (B, T_i, F) of every crop, what is known of the views, and the features of
+    those that tune."""
+
+    crops: list[Tensor]
+    said: Said
+    tuning: Tensor | None = None
+
+
+class _Both(Dataset):
+    """Two batches of each step, so that one loader prepares both."""
+
+    def __init__(self, steps: Steps, tuning: Steps | None) -> None:
+        self._steps, self._tuning = steps, tuning
+
+    def __getitem__(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self._steps[step], {} if self._tuning is None else self._tuning[step]
+
+
+def _batches(
+    steps: Steps, tuning: Tuning | None, first: int, config: TrainConfig, listening: Listening
+) -> Iterator[tuple[int, tuple[dict[str, Tensor], dict[str, Tensor]]]]:
     # A batch of cached features is a memory copy: worker processes would only add to it.
-    workers = 0 if FBANK.name in cache.names else config.workers
+    players = (listening.player, None if tuning is None else tuning.listening.player)
     loader = DataLoader(
-        steps,
+        _Both(steps, None if tuning is None else tuning.steps),
         batch_size=None,
         sampler=range(first, config.steps),
-        num_workers=workers,
+        num_workers=0 if players == (None, None) else config.workers,
         pin_memory=torch.cuda.is_available(),
     )
     yield from enumerate(loader, first)
 
 
+def _features_of(batch: dict[str, Tensor], cache: Contents, device: torch.device) -> dict[str, Tensor]:
+    """What is stored of the views, without what is known of them, on the device."""
+    known = ("rows", "label", "voice", "teacher_label")
+    return {key: values.to(device, non_blocking=True) for key, values in batch.items() if key not in known}
+
+
 def _heard(
-    batch: dict[str, Tensor], cache: Contents, needs: list[str], logits: TeacherLogits | None
-) -> tuple[Said, Tensor]:
-    """What is known of a batch that lies on the device, and the student's features (B, T, 80): decoded here, so that
-    the loader and the bus carry the codes alone."""
-    label, voice, teacher_label = (batch.pop(name) for name in ("label", "voice", "teacher_label"))
-    mined = {key.removeprefix(NEGATIVE): batch.pop(key) for key in list(batch) if key.startswith(NEGATIVE)}
-    features = None if FBANK.name in cache.names else batch.pop(FBANK.name)
-    targets = cache.decode(batch, needs if features is not None else [*needs, FBANK.name])
-    features = targets.pop(FBANK.name) if features is None else features
+    batch: dict[str, Tensor],
+    cache: Contents,
+    listening: Listening,
+    needs: list[str],
+    logits: TeacherLogits | None,
+    miner: Miner | None,
+    seed: int,
+    device: torch.device,
+) -> Heard:
+    """What is known of a batch: decoded on the device, so that the loader and the bus carry the codes alone."""
+    label, voice, teacher_label = (batch[name].to(device) for name in ("label", "voice", "teacher_label"))
+    stored = _features_of(batch, cache, device)
+    crops = []
+    for which in range(1, len(listening.crops)):
+        prefix = f"{CROP}{which}:"
+        more = {key.removeprefix(prefix): stored.pop(key) for key in list(stored) if key.startswith(prefix)}
+        crops.append(decode(cache, listening, more)[0])
+    first, targets = decode(cache, listening, stored, needs)
     if logits is not None and logits.prototypes is not None:
         targets[LOGITS] = logits.of(targets[EMBEDDING])
-    scale = None if logits is None else logits.scale
-    targets = {name: values.float() for name, values in targets.items()}
-    said = Said(targets, label, voice, teacher_label, scale)
-    if mined:
-        hard = cache.decode(mined, [EMBEDDING])[EMBEDDING]
-        said = replace(said, negatives=hard.view(len(label), -1, hard.shape[-1]))
-    return said, features.float()
+    said = Said(targets, label, voice, teacher_label, None if logits is None else logits.scale)
+    if miner is not None:
+        drawn = miner.draw(batch["rows"].numpy(), seed)
+        mined = {k: v.to(device) for k, v in cache.stored(drawn.ravel(), [EMBEDDING]).items()}
+        said = replace(said, negatives=cache.decode(mined, [EMBEDDING])[EMBEDDING].float().unflatten(0, drawn.shape))
+    return Heard([first, *crops], said)
 
 
 def _step(
-    step: int,
-    features: Tensor,
-    said: Said,
-    config: TrainConfig,
-    trainee: nn.ModuleDict,
-    optimiser: torch.optim.Optimizer,
+    step: int, heard: Heard, config: TrainConfig, trainee: Trainee, optimiser: torch.optim.Optimizer
 ) -> dict[str, float]:
     """One optimiser step. Returns the loss terms."""
+    torch.manual_seed(config.seed * 1_000_003 + step)  # of dropout and the adapters' noise: a resumed run has the same
     trainee.train()
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    features = mask(features, config.mask.frames, config.mask.bands, generator)
-    total, terms = trainee["objective"](trainee["network"](features), replace(said, done=step / config.steps))
+    frames, bands = config.mask.frames, config.mask.bands if trainee.network.hears == FBANK else 0
+    hidden = [mask(crop, frames, bands, generator) for crop in heard.crops]
+    tuning = None if heard.tuning is None else mask(heard.tuning, frames, bands, generator)
+    total, terms = trainee(hidden, replace(heard.said, done=step / config.steps), tuning)
     if not torch.isfinite(total):
         raise SpkdError(f"training diverged at step {step} (the loss is {total.item()}); lower optim.lr")
     optimiser.zero_grad(set_to_none=True)
     total.backward()
     if config.optim.clip > 0:
-        nn.utils.clip_grad_norm_(trainee.parameters(), config.optim.clip)
+        for weights in trainee.clipped_apart():
+            nn.utils.clip_grad_norm_(weights, config.optim.clip)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(config.optim, step, config.steps)
     optimiser.step()
+    trainee.after_step((step + 1) / config.steps)
     return {name: term.item() for name, term in terms.items()}
 
 
@@ -238,20 +330,23 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD (Nesterov momentum 0.9); biases and normalisation are not decayed."""
+    trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def _settings(config: TrainConfig, losses: Sequence[str], cache: Contents) -> dict[str, Any]:
+def _settings(config: TrainConfig, losses: Sequence[str], cache: Contents, labelled: Contents | None) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run and how often they save."""
     chosen = dataclasses.asdict(config)
-    for name in ("cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every"):
+    for name in PLACES:
         chosen.pop(name)
+    if labelled is not None:
+        chosen["labelled"] = [member.fingerprint for member in labelled.members]
     return {
         "losses": list(losses),
         "caches": [member.fingerprint for member in cache.members],
@@ -266,7 +361,8 @@ def _check_out(out: Path, settings: dict[str, Any]) -> Result | None:
         if (out / name).is_file():
             found = read_json(out / name)
             theirs = found.get("settings") if name == "state.json" else found.get("training", {}).get("settings")
-            if theirs != json.loads(json.dumps(settings)):
+            # A setting that spkd did not know yet had the effect of today's default.
+            if _filled(theirs or {}, TrainConfig()) != json.loads(json.dumps(settings)):
                 what = "an unfinished run" if name == "state.json" else "a student"
                 raise SpkdError(f"{out}: holds {what} with other settings; choose another folder with out=FOLDER")
     if not (out / "model.json").is_file():
@@ -275,9 +371,30 @@ def _check_out(out: Path, settings: dict[str, Any]) -> Result | None:
     return Result(out, parameters(checkpoint.network), checkpoint.training["last_terms"])
 
 
-def _save_state(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: dict) -> None:
+def _filled(settings: dict[str, Any], defaults: Any) -> dict[str, Any]:
+    """`settings` and, where they lack a key that is no matter of place, its default."""
+    filled = dict(settings)
+    for field in dataclasses.fields(defaults):
+        default = getattr(defaults, field.name)
+        if dataclasses.is_dataclass(default):
+            filled[field.name] = _filled(settings.get(field.name, {}), default)
+        elif field.name not in PLACES:
+            filled.setdefault(field.name, default)
+    return filled
+
+
+def _save_state(
+    out: Path,
+    trainee: Trainee,
+    optimiser: torch.optim.Optimizer,
+    miner: Miner | None,
+    step: int,
+    settings: dict[str, Any],
+) -> None:
     """Everything a run continues from. state.json names the tensors' file, so both change together."""
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in trainee.state_dict().items()}
+    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in trainee.state_dict().items()}
+    if miner is not None:
+        tensors |= {f"mining.{k}": v for k, v in miner.state().items()}
     for index, values in optimiser.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
@@ -289,7 +406,7 @@ def _save_state(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer,
             old.unlink()
 
 
-def _resume(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def _resume(out: Path, trainee: Trainee, optimiser: torch.optim.Optimizer, miner: Miner | None) -> int:
     """Load a saved state. Returns the step to go on from."""
     state = read_json(out / "state.json")
     try:
@@ -302,6 +419,8 @@ def _resume(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer) -> 
         if key.startswith("optimiser."):
             _, index, name = key.split(".", 2)
             saved.setdefault(int(index), {})[name] = value
+    if miner is not None:
+        miner.load_state({k.removeprefix("mining."): v for k, v in tensors.items() if k.startswith("mining.")})
     optimiser.load_state_dict({"state": saved, "param_groups": optimiser.state_dict()["param_groups"]})
     say(f"continuing {out} at step {state['step']}")
     return int(state["step"])
@@ -309,7 +428,7 @@ def _resume(out: Path, trainee: nn.Module, optimiser: torch.optim.Optimizer) -> 
 
 def _finish(
     out: Path,
-    network: models.Network,
+    trainee: Trainee,
     head: tuple[Tensor, list[str], float] | None,
     config: TrainConfig,
     settings: dict[str, Any],
@@ -318,7 +437,11 @@ def _finish(
     """Write the student, drop the training state."""
     terms = {name: sum(r[name] for r in recent) / len(recent) for name in recent[0]}
     weight, names, scale = head or (None, [], 1.0)
+    network = trainee.kept()
     done = {"settings": settings, "steps": config.steps, "last_terms": terms}
+    for name, loss in trainee.objective.of().items():
+        if report := loss.report():
+            done[name] = report
     checkpoint = Checkpoint(network, weight, names, scale, done)
     models.save(out, checkpoint)
     (out / "state.json").unlink(missing_ok=True)
@@ -329,11 +452,12 @@ def _finish(
 
 def _head(objective: Sum, classes: Classes, logits: TeacherLogits | None) -> tuple[Tensor, list[str], float] | None:
     """The student's classifier, where a loss trained one: its matrix, classes and scale."""
-    for loss in objective.losses.values():
+    for loss in objective.of().values():
         if isinstance(loss, Classifier) and logits is not None:
             return loss.weight, logits.classes, loss.scale
-        if isinstance(loss, AAM) and loss.subcentres == 1:
-            return loss.weight, classes.names, loss.scale
+        classifier = loss.classify if isinstance(loss, OneStep) else loss
+        if isinstance(classifier, AAM) and classifier.subcentres == 1:
+            return classifier.weight, classes.names, classifier.scale
     return None
 
 

@@ -31,7 +31,7 @@ def make_cache(spkd: Callable, corpus: Path, cache: str, *more: str) -> Cache:
     """A small cache of a checkpoint with a head: embedding, frames and fbank of whole utterances, 18 views."""
     if not Path("teacher").is_dir():
         torch.manual_seed(0)
-        network = models.build("xvector", 16, 8).eval()
+        network = models.build("xvector", channels=16, embedding=8).eval()
         models.save(Path("teacher"), Checkpoint(network, torch.randn(5, 8), list("abcde"), 20.0))
     done = spkd(
         "extract",

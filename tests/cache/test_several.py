@@ -26,7 +26,7 @@ def teachers(tmp_path: Path) -> list[str]:
     """Two checkpoints of other widths."""
     for number, width in enumerate((8, 6)):
         torch.manual_seed(number)
-        network = models.build("xvector", 16, width).eval()
+        network = models.build("xvector", channels=16, embedding=width).eval()
         models.save(tmp_path / f"teacher{number}", Checkpoint(network, torch.randn(5, width), list("abcde"), 20.0))
     return [str(tmp_path / "teacher0"), str(tmp_path / "teacher1")]
 
@@ -188,7 +188,9 @@ def test_teachers_stand_side_by_side(spkd: Callable, shares: list[str], teachers
     other = teachers[0] if how == "average" else teachers[1]
     if how == "average":
         torch.manual_seed(9)
-        models.save(Path("teacher2"), Checkpoint(models.build("xvector", 16, 8).eval(), None, [], 1.0))
+        models.save(
+            Path("teacher2"), Checkpoint(models.build("xvector", channels=16, embedding=8).eval(), None, [], 1.0)
+        )
         other = "teacher2"
     assert extract(spkd, "all.csv", "one", teachers[0]).code == 0
     for manifest in ("few.csv", "all.csv"):

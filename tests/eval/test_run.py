@@ -21,7 +21,7 @@ from spkd.models import Checkpoint
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    models.save(tmp_path / "student", Checkpoint(models.build("xvector", 16, 8).eval()))
+    models.save(tmp_path / "student", Checkpoint(models.build("xvector", channels=16, embedding=8).eval()))
     return tmp_path / "student"
 
 

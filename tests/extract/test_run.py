@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    network = models.build("xvector", 16, 8).eval()
+    network = models.build("xvector", channels=16, embedding=8).eval()
     models.save(tmp_path / "teacher", Checkpoint(network, torch.randn(5, 8), list("abcde"), 20.0))
     return tmp_path / "teacher"
 

@@ -14,10 +14,10 @@ from spkd.models import Checkpoint
 @pytest.mark.parametrize("name", models.NETWORKS)
 def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    network = models.build(name, 16, 8).eval()
+    network = models.build(name, channels=16, embedding=8).eval()
     models.save(tmp_path, Checkpoint(network, torch.randn(3, 8), ["a", "b", "c"], 30.0, {"steps": 5}))
     loaded = models.load(tmp_path)
-    features = torch.randn(2, 30, 80)
+    features = torch.randn(2, 30, network.hears.dim)
     assert torch.equal(loaded.network(features)["embedding"], network(features)["embedding"])
     assert loaded.head is not None
     assert (loaded.head.shape, loaded.classes, loaded.scale, loaded.training) == (
@@ -31,7 +31,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
 def test_bad_checkpoints_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no spkd checkpoint"):
         models.load(tmp_path)
-    models.save(tmp_path, Checkpoint(models.build("xvector", 16, 8)))
+    models.save(tmp_path, Checkpoint(models.build("xvector", channels=16, embedding=8)))
     card, weights = tmp_path / "model.json", tmp_path / "model.safetensors"
     good = json.loads(card.read_text())
     for change, expected in (

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from spkd.cache import Cache
+from spkd.cache import FBANK, Cache
 from spkd.manifest import Manifest
-from spkd.train.data import Classes, Steps, mask
+from spkd.train.data import Classes, Listening, Steps, mask
 from spkd.view import Player, ViewPlan
 
 
@@ -35,11 +35,13 @@ def test_a_speaker_at_another_speed_is_another_class(cache: Cache) -> None:
 
 
 def test_every_epoch_sees_every_view_once_in_its_own_order(cache: Cache) -> None:
-    steps = Steps(cache, [], Classes.of(cache), 0.5, 6, 3, None)
+    steps = Steps(cache, [], Classes.of(cache), Listening(FBANK, None, (0.5,)), 6, 3)
     epochs = [np.concatenate([steps.rows(e * 6 + i) for i in range(6)]) for e in range(2)]
     assert all(sorted(epoch.tolist()) == list(range(36)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert np.array_equal(steps.rows(8), Steps(cache, [], Classes.of(cache), 0.5, 6, 3, None).rows(8))
+    assert np.array_equal(
+        steps.rows(8), Steps(cache, [], Classes.of(cache), Listening(FBANK, None, (0.5,)), 6, 3).rows(8)
+    )
 
 
 def test_cached_features_are_those_of_the_replayed_audio(cache: Cache, corpus: Path) -> None:
@@ -47,8 +49,8 @@ def test_cached_features_are_those_of_the_replayed_audio(cache: Cache, corpus: P
     plan = ViewPlan.from_card(cache.card["views"], None, None)
     player = Player(manifest, cache.plan.views, plan.augmentation)
     for crop in (0.5, 1.6):  # 1.6 s: longer than some views
-        cached = Steps(cache, [], Classes.of(cache), crop, 9, 0, None)[4]
-        played = Steps(cache, [], Classes.of(cache), crop, 9, 0, player)[4]
+        cached = Steps(cache, [], Classes.of(cache), Listening(FBANK, None, (crop,)), 9, 0)[4]
+        played = Steps(cache, [], Classes.of(cache), Listening(FBANK, player, (crop,)), 9, 0)[4]
         assert cached["fbank"].shape == played["fbank"].shape
         assert torch.allclose(cached["fbank"], played["fbank"], atol=1e-3)
         assert torch.equal(cached["label"], played["label"])

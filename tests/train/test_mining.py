@@ -16,7 +16,7 @@ from spkd.config import LossConfig, MiningConfig
 from spkd.manifest import Manifest, Utterance
 from spkd.models import Checkpoint
 from spkd.train import mining
-from spkd.train.data import Classes
+from spkd.train.data import Classes, Groups, mean_embeddings
 from spkd.train.losses import Contrastive, Said
 
 SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6", "crop=0.5", "--loss", "contrastive"]
@@ -26,7 +26,9 @@ SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6",
 def extract(spkd: Callable, corpus: Path) -> Callable:
     def run(cache: str, *more: str) -> Cache:
         torch.manual_seed(0)
-        models.save(Path("teacher"), Checkpoint(models.build("xvector", 16, 8).eval(), None, [], 1.0))
+        models.save(
+            Path("teacher"), Checkpoint(models.build("xvector", channels=16, embedding=8).eval(), None, [], 1.0)
+        )
         done = spkd(
             "extract",
             "teacher=checkpoint",
@@ -42,6 +44,12 @@ def extract(spkd: Callable, corpus: Path) -> Callable:
         return Cache.open(cache)
 
     return run
+
+
+def search(cache: Cache, classes: Classes, config: MiningConfig, ceiling: float) -> mining.Negatives:
+    voices = Groups.of(classes.voice, cache.rows)
+    vectors = mean_embeddings(cache, voices.group, len(voices.first) - 1).numpy()
+    return mining.mine(vectors, voices, cache, classes, config, ceiling)
 
 
 def brute_force(cache: Cache, classes: Classes, ceiling: float) -> dict[int, dict[int, float]]:
@@ -70,11 +78,11 @@ def test_the_nearest_that_are_allowed(extract: Callable, corpus: Path, labelled:
         Manifest(rows).save("unlabelled.csv")
     cache = extract("c", *([] if labelled else ["manifest=unlabelled.csv"]), "storage.codec=float32")
     classes = Classes.of(cache)
-    found = mining.mine(cache, classes, MiningConfig(neighbours=k), LossConfig(ceiling=ceiling))
+    found = search(cache, classes, MiningConfig(neighbours=k), ceiling)
     names = np.unique(classes.voice[cache.rows])
     expected = brute_force(cache, classes, ceiling)
     for row in cache.rows:
-        listed = [int(names[v]) for v in found.neighbours[found.voice[row]] if v >= 0]
+        listed = [int(names[v]) for v in found.neighbours[found.voices.group[row]] if v >= 0]
         allowed = expected[int(classes.voice[row])]
         nearest = sorted(allowed.values(), reverse=True)[:k]
         assert len(set(listed)) == len(listed)
@@ -104,7 +112,10 @@ def test_hard_negatives_stand_in_the_denominator() -> None:
     generator = torch.Generator().manual_seed(0)
     s, t, hard = (torch.randn(*shape, 6, generator=generator, dtype=torch.float64) for shape in ((5,), (5,), (5, 3)))
     loss = Contrastive(
-        LossConfig(temperature=0.2, ceiling=2.0), {"embedding": 6}, {"embedding": Target("embedding", 6)}, 1
+        LossConfig(temperature=0.2, ceiling=2.0),
+        {"embedding": Target("embedding", 6)},
+        {"embedding": Target("embedding", 6)},
+        1,
     )
     said = Said({"embedding": t.float()}, torch.zeros(5), torch.arange(5), negatives=hard.float())
     unit = [x / x.norm(dim=-1, keepdim=True) for x in (s, t, hard)]

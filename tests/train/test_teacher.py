@@ -27,7 +27,7 @@ def extract(spkd: Callable, corpus: Path) -> Callable:
 
     def run(cache: str, speakers: list[str], *more: str) -> Cache:
         torch.manual_seed(0)
-        network = models.build("xvector", 16, 8).eval()
+        network = models.build("xvector", channels=16, embedding=8).eval()
         models.save(Path("teacher"), Checkpoint(network, torch.randn(len(speakers), 8), speakers, 20.0))
         done = spkd(
             "extract",
@@ -131,7 +131,7 @@ def test_stored_logits_that_the_card_calls_wrong_are_warned_of(spkd: Callable, e
 def test_separate_teachers_give_no_logits(spkd: Callable, extract: Callable, corpus: Path) -> None:
     extract("a", SPEAKERS)
     torch.manual_seed(4)
-    models.save(Path("other"), Checkpoint(models.build("xvector", 16, 8).eval(), None, [], 1.0))
+    models.save(Path("other"), Checkpoint(models.build("xvector", channels=16, embedding=8).eval(), None, [], 1.0))
     more = ["extract", "teacher=checkpoint", "teacher.weights=other", f"manifest={corpus / 'manifest.csv'}", "cache=b"]
     assert spkd(*more).code == 0
     done = spkd("train", "--loss", "kld", "cache=[a,b]", "teachers=separate", *SMALL)

@@ -27,7 +27,7 @@ SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    models.save(tmp_path / "teacher", Checkpoint(models.build("xvector", 16, 12).eval()))
+    models.save(tmp_path / "teacher", Checkpoint(models.build("xvector", channels=16, embedding=12).eval()))
     return tmp_path / "teacher"
 
 
@@ -191,7 +191,7 @@ def test_the_schedule_warms_up_and_decays_to_its_end() -> None:
 
 
 def test_only_matrices_are_decayed() -> None:
-    network = models.build("xvector", 16, 8)
+    network = models.build("xvector", channels=16, embedding=8)
     decayed, free = make_optimiser(OptimConfig(), network).param_groups
     assert decayed["weight_decay"] > 0 == free["weight_decay"]
     assert all(p.ndim > 1 for p in decayed["params"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from spkd.train.losses.aam import AAM
 from spkd.train.losses.base import Loss, Said
 from spkd.train.losses.contrastive import Contrastive
 from spkd.train.losses.logits import KLD, Classifier, NonTarget
+from spkd.train.losses.memo import MeMo
 from spkd.train.losses.multilevel import MultiLevel
+from spkd.train.losses.ntxent import NTXent
+from spkd.train.losses.onestep import OneStep
 from spkd.train.losses.regression import MSE, Cosine
 from spkd.train.losses.relational import Relational
 
@@ -26,9 +29,12 @@ LOSSES: dict[str, type[Loss]] = {
     "mse": MSE,
     "contrastive": Contrastive,
     "relational": Relational,
+    "ntxent": NTXent,
     "kld": KLD,
     "nontarget": NonTarget,
     "multilevel": MultiLevel,
+    "one-step": OneStep,
+    "memo": MeMo,
 }
 
 
@@ -55,9 +61,23 @@ def check_values(config: LossConfig) -> None:
         raise UsageError(f"loss.kd_rise={config.kd_rise}: a fraction of the run")
     if config.subcentres < 1:
         raise UsageError(f"loss.subcentres={config.subcentres}: at least 1")
-    for name in ("temperature", "kd_temperature", "scale"):
-        if getattr(config, name) <= 0:
-            raise UsageError(f"loss.{name}={getattr(config, name)}: must be positive")
+    memo = config.memo
+    for name in ("teacher_temperature", "momentum"):
+        if len(getattr(memo, name)) != 2:
+            raise UsageError(f"loss.memo.{name}={getattr(memo, name)}: give the first and the last value")
+    for name in ("contrastive", "cross", "teacher", "teacher_rise", "head_frozen"):
+        if getattr(memo, name) < 0:
+            raise UsageError(f"loss.memo.{name}={getattr(memo, name)}: must not be negative")
+    if memo.locals < 0 or min(memo.prototypes, memo.hidden, memo.bottleneck) < 1:
+        raise UsageError("loss.memo: locals must not be negative, prototypes, hidden and bottleneck at least 1")
+    positive = {name: getattr(config, name) for name in ("temperature", "kd_temperature", "scale")}
+    positive |= {f"memo.{name}": getattr(memo, name) for name in ("student_temperature", "local_crop")}
+    positive |= {"memo.teacher_temperature": min(memo.teacher_temperature)}
+    for name, value in positive.items():
+        if value <= 0:
+            raise UsageError(f"loss.{name}={value}: must be positive")
+    if not all(0 <= value <= 1 for value in (memo.centre, *memo.momentum)):
+        raise UsageError("loss.memo: centre and momentum lie between 0 and 1")
 
 
 def of_teachers(names: Sequence[str], served: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -79,7 +99,7 @@ class Sum(nn.Module):
         self,
         chosen: dict[str, tuple[str, str]],
         config: LossConfig,
-        levels: dict[str, int],
+        levels: dict[str, Target],
         targets: dict[str, Target],
         classes: int,
     ) -> None:
@@ -88,6 +108,10 @@ class Sum(nn.Module):
         self.losses = nn.ModuleDict(
             {key: LOSSES[name](config, levels, _of(targets, suffix), classes) for key, (name, suffix) in chosen.items()}
         )
+
+    def of(self) -> dict[str, Loss]:
+        """The losses by their names in the log."""
+        return cast(dict[str, Loss], dict(self.losses.items()))
 
     def forward(self, student: dict[str, Tensor], said: Said) -> tuple[Tensor, dict[str, Tensor]]:
         terms, total = {}, torch.zeros((), device=said.label.device)
@@ -111,8 +135,11 @@ __all__ = [
     "Contrastive",
     "Cosine",
     "Loss",
+    "MeMo",
     "MultiLevel",
+    "NTXent",
     "NonTarget",
+    "OneStep",
     "Relational",
     "Said",
     "Sum",

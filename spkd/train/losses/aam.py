@@ -24,12 +24,12 @@ class AAM(Loss):
 
     needs_labels = True
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
         self.margin, self.scale, self.subcentres = config.margin, config.scale, config.subcentres
         self._rise = config.margin_rise
         rows = classes * config.subcentres
-        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(rows, levels[EMBEDDING])))
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(rows, levels[EMBEDDING].dim)))
 
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
         cosine = linear(normalize(student[EMBEDDING].float(), dim=-1), normalize(self.weight.float(), dim=-1))

@@ -25,10 +25,10 @@ class Contrastive(Loss):
 
     needs = (EMBEDDING,)
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
         self.temperature, self.ceiling = config.temperature, config.ceiling
-        self.project = projection(levels[EMBEDDING], targets[EMBEDDING].dim)
+        self.project = projection(levels[EMBEDDING].dim, targets[EMBEDDING].dim)
 
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
         teacher = normalize(said.targets[EMBEDDING], dim=-1)

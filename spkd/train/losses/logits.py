@@ -23,11 +23,11 @@ class Classifier(Loss):
 
     needs = (LOGITS,)
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
         self.margin, self.scale, self.temperature = config.margin, config.scale, config.kd_temperature
         self._teacher_margin, self._rise, self._kd_rise = config.teacher_margin, config.margin_rise, config.kd_rise
-        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(targets[LOGITS].dim, levels[EMBEDDING])))
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(targets[LOGITS].dim, levels[EMBEDDING].dim)))
 
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
         cosine = linear(normalize(student[EMBEDDING].float(), dim=-1), normalize(self.weight.float(), dim=-1))
@@ -66,7 +66,7 @@ class NonTarget(Classifier):
 
     needs_labels = True
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
         self.gamma = config.gamma
 

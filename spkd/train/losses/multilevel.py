@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from spkd.cache import EMBEDDING, FBANK, Target
+from spkd.cache import EMBEDDING, Target
 from spkd.config import LossConfig
 from spkd.errors import UsageError, did_you_mean
-from spkd.models.network import FRAME_LEVEL
 from spkd.train.losses.base import Loss, Said, projection
 
 CONCAT = "concat"
@@ -33,7 +32,7 @@ class MultiLevel(Loss):
     def needed(cls, config: LossConfig) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*config.levels.values(), *config.concat]))
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
         """Raises UsageError: a level the student lacks, or frames against a vector."""
         super().__init__(config, levels, targets, classes)
         self._pairs, self._concat, self._distance = dict(config.levels), list(config.concat), config.distance
@@ -43,15 +42,16 @@ class MultiLevel(Loss):
         for level, name in self._pairs.items():
             if level not in levels:
                 raise UsageError(f"loss.levels: the student has no level {level!r}{did_you_mean(level, levels)}")
-            if (level == FRAME_LEVEL) != (targets[name].hop is not None):
+            if (levels[level].hop is not None) != (targets[name].hop is not None):
                 raise UsageError(f"loss.levels: {level}: {name} compares frames with a vector")
         if wrong := [name for name in self._concat if targets[name].hop is not None]:
             raise UsageError(f"loss.concat: {wrong[0]} is frames, not a vector")
         self._targets = {level: targets[name] for level, name in self._pairs.items()}
+        self._levels = levels
         # Module names must not hold dots.
-        widths = {level: (levels[level], target.dim) for level, target in self._targets.items()}
+        widths = {level: (levels[level].dim, target.dim) for level, target in self._targets.items()}
         if self._concat:
-            widths[CONCAT] = (levels[EMBEDDING], sum(targets[name].dim for name in self._concat))
+            widths[CONCAT] = (levels[EMBEDDING].dim, sum(targets[name].dim for name in self._concat))
         self._projections = {level: f"level{i}" for i, level in enumerate(widths)}
         self.project = nn.ModuleDict({self._projections[level]: projection(*width) for level, width in widths.items()})
 
@@ -60,7 +60,7 @@ class MultiLevel(Loss):
         for level, name in self._pairs.items():
             mine, theirs = self._projected(level, student[level]), said.targets[name].float()
             if theirs.ndim == 3:
-                mine, theirs = align(mine, theirs, self._targets[level])
+                mine, theirs = align(mine, theirs, self._levels[level], self._targets[level])
             total = total + self._weights.get(level, 1.0) * self._apart(mine, theirs)
         if self._concat:
             theirs = torch.cat([normalize(said.targets[name].float(), dim=-1) for name in self._concat], -1)
@@ -77,13 +77,13 @@ class MultiLevel(Loss):
         return (1.0 - cosine_similarity(mine, theirs, dim=-1)).mean()
 
 
-def align(mine: Tensor, theirs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """The student's frames (B, T, D), 25 ms windows every 10 ms, at the times of the teacher's (B, U, E): both
-    (B, V, ...), V <= U. A window is taken for its centre; at least one row is kept."""
+def align(mine: Tensor, theirs: Tensor, level: Target, target: Target) -> tuple[Tensor, Tensor]:
+    """The student's frames (B, T, D), at the times of the teacher's (B, U, E): both (B, V, ...), V <= U. A window is
+    taken for its centre; at least one row is kept."""
     assert target.hop is not None
-    assert FBANK.hop is not None
+    assert level.hop is not None
     times = torch.arange(theirs.shape[1], device=mine.device) * target.hop + target.window / 2
-    place = (times - FBANK.window / 2) / FBANK.hop
+    place = (times - level.window / 2) / level.hop
     inside = (place >= -0.5) & (place <= mine.shape[1] - 0.5)
     if not inside.any():
         inside[place.abs().argmin()] = True

@@ -16,9 +16,9 @@ class Cosine(Loss):
 
     needs = (EMBEDDING,)
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
-        self.project = projection(levels[EMBEDDING], targets[EMBEDDING].dim)
+        self.project = projection(levels[EMBEDDING].dim, targets[EMBEDDING].dim)
 
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
         return (1.0 - cosine_similarity(self.project(student[EMBEDDING]).float(), said.targets[EMBEDDING])).mean()
@@ -29,9 +29,9 @@ class MSE(Loss):
 
     needs = (EMBEDDING,)
 
-    def __init__(self, config: LossConfig, levels: dict[str, int], targets: dict[str, Target], classes: int) -> None:
+    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
-        self.project = projection(levels[EMBEDDING], targets[EMBEDDING].dim)
+        self.project = projection(levels[EMBEDDING].dim, targets[EMBEDDING].dim)
 
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
         return (self.project(student[EMBEDDING]).float() - said.targets[EMBEDDING]).square().sum(-1).mean()

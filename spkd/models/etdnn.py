@@ -1,0 +1,45 @@
+"""The extended TDNN (Snyder et al., "Speaker recognition for multi-speaker conversations using x-vectors", ICASSP
+2019, table 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from spkd.features import MELS
+from spkd.models.network import ConvBlock, Network, describe, statistics
+
+
+class ETDNN(Network):
+    """Four convolutions (contexts 5, 3, 3, 3 at dilations 1, 2, 3, 4), a dense layer after each, two more dense layers,
+    statistics pooling, two segment layers.
+
+    The paper's widths are 512 and 1500 before pooling; here `channels` C and 2C, with the segment layers at the
+    embedding's width.
+
+    Levels: frames (B, T, 2C), stats (B, 4C), segment.a and embedding (B, E).
+    """
+
+    default_channels = 208
+
+    def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
+        super().__init__()
+        self.settings = {"channels": channels, "embedding": embedding}
+        wide = 2 * channels
+        self.levels = describe(wide, {"stats": 2 * wide, "segment.a": embedding, "embedding": embedding})
+        layers: list[nn.Module] = []
+        for inputs, kernel, dilation in ((MELS, 5, 1), (channels, 3, 2), (channels, 3, 3), (channels, 3, 4)):
+            layers += [ConvBlock(inputs, channels, kernel, dilation), ConvBlock(channels, channels)]
+        self.tdnn = nn.Sequential(*layers, ConvBlock(channels, channels), ConvBlock(channels, wide))
+        self.segment_a = nn.Linear(2 * wide, embedding)
+        self.segment_b = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(embedding), nn.Linear(embedding, embedding))
+
+    def run(self, features: Tensor) -> dict[str, Tensor]:
+        frames = self.tdnn(features)
+        stats = statistics(frames)
+        segment_a = self.segment_a(stats)
+        return {
+            "frames": frames.transpose(1, 2),
+            "stats": stats,
+            "segment.a": segment_a,
+            "embedding": self.segment_b(segment_a),
+        }

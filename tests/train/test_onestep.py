@@ -1,0 +1,249 @@
+"""OS-KDFT: the formulas in float64, which path teaches which parameters, and the real commands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spkd import models
+from spkd.cache import Cache, Target
+from spkd.config import LossConfig, OneStepConfig, StudentConfig
+from spkd.errors import UsageError
+from spkd.manifest import Manifest, Utterance
+from spkd.models.ssl import SSL, from_teacher
+from spkd.train.losses import OneStep, Said, Sum
+from spkd.train.trainee import Trainee
+
+SMALL = ["steps=6", "batch_size=6", "student=ssl", "student.channels=32", "student.embedding=6", "crop=0.5"]
+TEACHER = {"frames.a": Target("frames.a", 7, 320, 400), "frames.b": Target("frames.b", 5, 320, 400)}
+
+
+def f64(x: torch.Tensor) -> np.ndarray:
+    return x.detach().double().numpy()
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("distance", "over_time", "classifier"),
+    [("l1", "mean", "softmax"), ("l1", "sum", "aam"), ("mse", "mean", "softmax")],
+)
+def test_the_formulas(distance: str, over_time: str, classifier: str) -> None:
+    torch.manual_seed(0)
+    chosen = OneStepConfig(list(TEACHER), distance, 0.7, over_time, 3.0, True, 0.8, classifier)
+    config = LossConfig(one_step=chosen, margin=0.0, scale=10.0)
+    levels = {"frames": Target("frames", 6, 320, 400), "embedding": Target("embedding", 4)}
+    loss = OneStep(config, levels, TEACHER, 3)
+    frames, tuned, label = torch.randn(2, 9, 6), torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
+    said = {name: torch.randn(2, 9, target.dim) for name, target in TEACHER.items()}
+    value = loss({"frames": frames}, Said(said, label, label, done=0.25, tuned={"embedding": tuned}, tuned_label=label))
+
+    distilled = 0.0
+    for predict, target in zip(loss.predict, said.values(), strict=True):
+        first, _, last = predict  # type: ignore[misc]
+        x = f64(frames) @ f64(first.weight).T + f64(first.bias)
+        x = x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+        x, t = x @ f64(last.weight).T + f64(last.bias), f64(target)
+        if distance == "mse":
+            distilled += ((x - t) ** 2).mean()
+        else:
+            likeness = np.log(1 / (1 + np.exp(-cosine(x, t))))  # (B, T)
+            distilled += (
+                np.abs(x - t).mean() - 0.7 * (likeness.sum(1) if over_time == "sum" else likeness.mean(1)).mean()
+            )
+    if classifier == "aam":
+        w = f64(loss.classify.weight)  # type: ignore[arg-type]
+        logits = 10.0 * np.array([[cosine(e, row) for row in w] for e in f64(tuned)])
+    else:
+        logits = f64(tuned) @ f64(loss.classify.weight).T + f64(loss.classify.bias)  # type: ignore[arg-type]
+    entropy = np.mean([np.log(np.exp(z).sum()) - z[y] for z, y in zip(logits, label.tolist(), strict=True)])
+    assert value.item() == pytest.approx(3.0 * 0.75 * distilled + 0.8 * entropy, rel=1e-4)
+
+
+def trainee(adapters: int = 4) -> Trainee:
+    torch.manual_seed(0)
+    config = LossConfig(one_step=OneStepConfig(["frames.a"]))
+    network = SSL(32, 6, 2, adapters)
+    return Trainee(network, Sum({"one-step": ("one-step", "")}, config, network.levels, TEACHER, 3))
+
+
+def gradients(model: Trainee, weight: float, tuning: bool) -> set[str]:
+    """Which parameters a loss reaches: the distillation alone, the fine-tuning alone."""
+    model.train()
+    crops, more = torch.randn(4, 50, 160), torch.randn(3, 50, 160)
+    loss = model.objective.of()["one-step"]
+    said = Said(
+        {"frames.a": torch.randn(4, 24, 7)}, torch.full((4,), -1), torch.arange(4), tuned_label=torch.tensor([0, 1, 2])
+    )
+    model.zero_grad()
+    levels = model.network(torch.cat([crops, more]), torch.arange(7) >= 4)
+    assert isinstance(loss, OneStep)
+    if tuning:
+        tuned = {name: values[4:] for name, values in levels.items()}
+        loss.fine_tuning(Said({}, said.label, said.voice, tuned=tuned, tuned_label=said.tuned_label)).backward()
+    else:
+        (weight * loss.distillation(levels["frames"][:4], said)).backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+
+
+def test_which_path_teaches_which_parameters() -> None:
+    model = trainee()
+    for name, parameter in model.named_parameters():  # the last weights begin at zero and would hide the first
+        if name.endswith(("feed_forward.up.weight", "feed_forward.up.bias")):
+            torch.nn.init.normal_(parameter)
+    every = {name for name, _ in model.named_parameters()}
+    adapters = {n for n in every if ".feed_forward.down." in n or ".feed_forward.up." in n}
+    pooling = {n for n in every if n.startswith(("network.embed.", "network.norm.", "network.layer_weights"))}
+    predict = {n for n in every if ".predict." in n}
+    classify = {n for n in every if ".classify." in n}
+    # The softmax over keys does not change with what is added to all of them.
+    idle = {n for n in every if n.endswith("attention.k_proj.bias")}
+    shared = every - adapters - pooling - predict - classify - idle
+    distilled, tuned = gradients(model, 1.0, False) - idle, gradients(model, 1.0, True) - idle
+    assert adapters
+    assert pooling
+    assert distilled == shared | predict
+    assert tuned == shared | adapters | pooling | classify
+
+
+def test_the_path_without_adapters_is_the_network_without_them() -> None:
+    model = trainee().network
+    bare = SSL(32, 6, 2, 0)
+    for layer in model.transformer.layers:  # type: ignore[union-attr]
+        torch.nn.init.normal_(layer.feed_forward.up.weight)
+    renamed = {k.replace(".feed_forward.feed_forward.", ".feed_forward."): v for k, v in model.state_dict().items()}
+    bare.load_state_dict(
+        {k: v for k, v in renamed.items() if ".feed_forward.up." not in k and ".feed_forward.down." not in k}
+    )
+    features = torch.randn(3, 60, 160)
+    model.eval()
+    bare.eval()
+    none = model(features, torch.zeros(3, dtype=torch.bool))
+    some = model(features, torch.tensor([True, False, True]))
+    for level in ("frames", "stats", "embedding"):
+        assert torch.allclose(none[level], bare(features)[level], atol=1e-6)
+        assert torch.allclose(some[level][1], bare(features)[level][1], atol=1e-6)
+        assert torch.allclose(some[level][[0, 2]], model(features)[level][[0, 2]], atol=1e-6)
+        assert not torch.allclose(some[level][0], bare(features)[level][0], atol=1e-3)
+    assert torch.equal(model(features)["embedding"], model(features)["embedding"])  # no noise in evaluation
+
+
+def test_noise_and_statistics_belong_to_the_adapters_path_in_training() -> None:
+    model = trainee().network.train()
+    for layer in model.transformer.layers:  # type: ignore[union-attr]
+        torch.nn.init.normal_(layer.feed_forward.up.weight)
+    features, adapted = torch.randn(6, 60, 160), torch.arange(6) >= 3
+    before = model.norm.running_mean.clone()  # type: ignore[operator, union-attr]
+    first, second = model(features, adapted), model(features, adapted)
+    assert torch.allclose(first["frames"][:3], second["frames"][:3], atol=1e-6)
+    assert not torch.allclose(first["frames"][3:], second["frames"][3:], atol=1e-3)
+    after = model.norm.running_mean.clone()  # type: ignore[operator, union-attr]
+    assert not torch.equal(before, after)
+    model(features, torch.zeros(6, dtype=torch.bool))
+    assert torch.equal(after, model.norm.running_mean)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["WavLM", "Hubert", "Wav2Vec2", "Wav2Vec2 stable"])
+def test_a_student_begins_as_its_teachers_first_layers(family: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind, _, stable = family.partition(" ")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm="layer" if stable else "group",
+        do_stable_layer_norm=bool(stable),
+        conv_bias=bool(stable),
+    )
+    teacher = getattr(transformers, f"{kind}Model")(config).eval()
+    teacher.save_pretrained(tmp_path / "teacher")
+    for adapters in (0, 4):
+        student = from_teacher(str(tmp_path / "teacher"), 6, 2, adapters).eval()
+        wave = torch.randn(2, 8000)
+        normalised = torch.nn.functional.layer_norm(wave, wave.shape[-1:])
+        with torch.no_grad():
+            expected = teacher(normalised, output_hidden_states=True).hidden_states
+            found = student.hidden(wave)
+        for i in range(2):
+            assert torch.allclose(found[i], expected[i], atol=2e-5)
+        if not stable:  # its last layer is normalised once more
+            assert torch.allclose(found[2], expected[2], atol=2e-5)
+    again = models.build("ssl", **student.settings)
+    again.load_state_dict(student.state_dict())
+    with pytest.raises(UsageError, match=r"student.layers=9: .* has 3"):
+        models.student(StudentConfig("ssl", layers=9, init=str(tmp_path / "teacher")))
+
+
+@pytest.fixture
+def caches(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
+    """`kd`: two speakers without labels, and what a WavLM says of them; `ft`: the other four, labelled, no teacher."""
+    rows = list(Manifest.load(corpus / "manifest.csv"))
+    Manifest(tuple(Utterance(u.id, u.path, None, u.duration) for u in rows[:6])).save("kd.csv")
+    Manifest(tuple(rows[6:])).save("ft.csv")
+    done = spkd(
+        "extract",
+        "teacher=wavlm",
+        f"teacher.weights={tiny_wavlm}",
+        "teacher.targets=[embedding,frames.layer2,frames.layer3]",
+        "manifest=kd.csv",
+        "cache=kd",
+        "wave=true",
+    )
+    assert done.code == 0, done.err
+    assert spkd("extract", "teacher=none", "manifest=ft.csv", "cache=ft", "wave=true").code == 0
+    assert set(Cache.open("ft").names) == {"wave"}
+
+
+CHOSEN = ["--loss", "one-step", "loss.one_step.targets=[frames.layer2,frames.layer3]", "student.adapters=4"]
+
+
+@pytest.mark.usefixtures("caches")
+def test_two_manifests_teach_two_paths(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
+    init = f"student.init={tiny_wavlm}"
+    done = spkd("train", *CHOSEN, "cache=kd", "labelled=ft", init, *SMALL)
+    assert done.code == 0, done.err
+    checkpoint = models.load("student")
+    assert len(checkpoint.classes) == len(checkpoint.head) == 4  # type: ignore[arg-type]
+    assert checkpoint.network.settings["adapters"] == 4
+    done = spkd("eval", str(corpus / "trials.txt"), f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    # From audio instead of cached samples, and beside a loss over embeddings.
+    done = spkd("train", *CHOSEN, "--loss", "contrastive", "cache=kd", "labelled=ft", init, *SMALL, "out=both")
+    assert done.code == 0, done.err
+    # Two-step: what distillation left, fine-tuned. An adapter may come new beside the trained layers.
+    first = [*CHOSEN[:-1], "loss.one_step.tuning=0", "cache=kd", "out=first", *SMALL]
+    assert spkd("train", *first).code == 0
+    done = spkd("train", "--loss", "aam", "cache=ft", "student.init=first", "out=second", *SMALL)
+    assert done.code == 0, done.err
+    done = spkd("train", "--loss", "aam", "cache=ft", "student.init=first", "student.adapters=4", "out=third", *SMALL)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.usefixtures("caches")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["cache=kd", "labelled=ft", *SMALL], "needs a student with adapters"),
+        (["cache=kd", "labelled=ft", *SMALL, "student=xvector", "student.adapters=4"], "only student=ssl has them"),
+        (["cache=kd", *SMALL, "student.adapters=4"], "needs at least batch_size=6 labelled views"),
+        (["cache=ft", *SMALL, "student.adapters=4"], "needs the target frames.layer2, frames.layer3, which ft lacks"),
+    ],
+)
+def test_what_one_step_cannot_do(spkd: Callable, arguments: list[str], expected: str) -> None:
+    done = spkd("train", *CHOSEN[:-1], *arguments)
+    assert done.code in (1, 2)
+    assert expected in done.err
+    done = spkd("train", "--loss", "cosine", "cache=kd", "labelled=ft", *SMALL)
+    assert "only one-step hears labelled views apart" in done.err
