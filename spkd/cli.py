@@ -40,7 +40,7 @@ def with_keys(schema: type) -> type[TyperCommand]:
 
             table = Table(title="Keys (key=value)", title_justify="left", box=None, padding=(0, 2, 0, 0))
             for column in ("key", "type", "default", "meaning"):
-                table.add_column(column, overflow="fold")
+                table.add_column(column, overflow="fold", no_wrap=column == "key")
             for key in config.keys(schema):
                 choices = f" ({' | '.join(key.choices)})" if key.choices else ""
                 table.add_row(key.name, key.kind, str(key.default), key.meaning + choices)
@@ -84,15 +84,19 @@ def manifest(
     _list_rejected(left_out, strict)
 
 
+Recipe = Annotated[Optional[str], typer.Option(help=f"Settings of a paper: {', '.join(config.recipes())}.")]  # noqa: UP045
+
+
 @app.command(cls=with_keys(config.ExtractConfig))
 def extract(
     overrides: Overrides = None,
     config_file: ConfigFile = None,
+    recipe: Recipe = None,
     targets: Annotated[bool, typer.Option("--targets", help="List what the teacher can say, and stop.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything was rejected.")] = False,
 ) -> None:
     """Run a teacher once over every view of a manifest and keep what it said."""
-    settings = config.load(config.ExtractConfig, overrides or [], config_file)
+    settings = config.load(config.ExtractConfig, overrides or [], config_file, base=recipe)
     from spkd import device
     from spkd.extract import load_teacher
 
@@ -116,15 +120,19 @@ def train(
     overrides: Overrides = None,
     loss: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="aam, cosine, mse, contrastive, relational, multilevel, kld or nontarget; several add up."),
+        typer.Option(
+            help="aam, cosine, mse, contrastive, relational, ntxent, multilevel, kld, nontarget, one-step or memo; "
+            "several add up."
+        ),
     ] = None,
     config_file: ConfigFile = None,
+    recipe: Recipe = None,
 ) -> None:
     """Train a student from a teacher cache."""
-    settings = config.load(config.TrainConfig, overrides or [], config_file)
+    settings = config.load(config.TrainConfig, overrides or [], config_file, base=recipe)
     from spkd.train.trainer import run
 
-    result = run(settings, loss or [])
+    result = run(settings, loss or ([] if recipe is None else config.recipe(recipe)[1]))
     terms = ", ".join(f"{name} {value:.4f}" for name, value in result.terms.items())
     print(f"{result.out}: {result.parameters:,} parameters; mean of the last steps: {terms}")
 

@@ -1,6 +1,6 @@
 """Settings: one dataclass per command, `key=value` overrides in Hydra's style, YAML and environment below them.
 
-Precedence, lowest first: the defaults here, `spkd.yaml` (or `--config FILE`), environment variables
+Precedence, lowest first: the defaults here, a recipe, `spkd.yaml` (or `--config FILE`), environment variables
 `SPKD_<KEY>` (dots as double underscores: `SPKD_TEACHER__WEIGHTS`), `key=value` on the command line.
 A section given a plain value sets its first key: `teacher=wavlm` is `teacher.name=wavlm`.
 """
@@ -18,6 +18,7 @@ from spkd.errors import UsageError, did_you_mean
 
 Schema = TypeVar("Schema")
 COMMANDS = ("extract", "train", "eval")
+RECIPES = Path(__file__).parent / "recipes"
 
 
 def key(default: Any, meaning: str, choices: Sequence[str] = ()) -> Any:
@@ -109,7 +110,9 @@ class StudentConfig:
 class OptimConfig:
     name: str = key("adamw", "optimiser", ("adamw", "sgd"))
     lr: float = key(2e-3, "peak learning rate")
-    final_lr: float = key(1e-5, "learning rate at the last step (cosine decay)")
+    final_lr: float = key(1e-5, "learning rate at the last step")
+    schedule: str = key("cosine", "how the learning rate falls", ("cosine", "exponential"))
+    average: float = key(0.0, "fraction of the run, at its end, whose weights are averaged into the student (0: none)")
     weight_decay: float = key(0.02, "weight decay")
     warmup: int = key(100, "steps of linear warm-up")
     clip: float = key(3.0, "largest gradient norm (0: no clipping)")
@@ -278,17 +281,38 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
         yield Key(prefix + f.name, name, default, f.metadata["meaning"], f.metadata["choices"])
 
 
+def recipes() -> list[str]:
+    """Names of the recipes that come with spkd."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe(name: str) -> tuple[Path, list[str]]:
+    """The file of a recipe, and its losses.
+
+    Raises:
+        UsageError: no such recipe.
+    """
+    import yaml
+
+    if name not in recipes():
+        raise UsageError(f"--recipe {name}{did_you_mean(name, recipes())} (there are {', '.join(recipes())})")
+    file = RECIPES / f"{name}.yaml"
+    return file, yaml.safe_load(file.read_text())["losses"]
+
+
 def load(
     schema: type[Schema],
     overrides: Sequence[str] = (),
     file: str | Path | None = None,
     environ: Mapping[str, str] = os.environ,
+    base: str | None = None,
 ) -> Schema:
-    """Settings of one command from defaults, file, environment and `key=value` overrides.
+    """Settings of one command from defaults, recipe, file, environment and `key=value` overrides.
 
     Args:
         file: a YAML file; None takes ./spkd.yaml where there is one. Shared keys stand at its top level,
             a command's own keys under `extract:`, `train:` or `eval:`.
+        base: name of a recipe.
     Raises:
         UsageError: an unknown key or a value of the wrong type, naming the nearest valid one.
     """
@@ -297,7 +321,8 @@ def load(
 
     known = {k.name: k for k in keys(schema)}
     config = OmegaConf.structured(schema)
-    given = [*_from_file(schema, file), *_from_environment(known, environ), *_from_command_line(overrides)]
+    ready = [] if base is None else list(_from_file(schema, recipe(base)[0]))
+    given = [*ready, *_from_file(schema, file), *_from_environment(known, environ), *_from_command_line(overrides)]
     for where, name, value in given:
         name = _full_name(schema, name)
         if name not in known and not any(name.startswith(k + ".") and known[k].kind.startswith("dict") for k in known):
@@ -365,7 +390,7 @@ def _from_file(schema: type, file: str | Path | None) -> Iterator[tuple[str, str
     if not isinstance(tree, dict):
         raise UsageError(f"{file}: expected `key: value` lines")
     command = schema.__name__.removesuffix("Config").lower()
-    shared = {k: v for k, v in tree.items() if k not in COMMANDS}
+    shared = {k: v for k, v in tree.items() if k not in (*COMMANDS, "losses")}
     everywhere = {f.name for s in (ExtractConfig, TrainConfig, EvalConfig) for f in dataclasses.fields(s)}
     here = {f.name for f in dataclasses.fields(schema)}
     for name in shared:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from spkd.models import Network
 from spkd.models.network import each
@@ -13,11 +15,16 @@ from spkd.train.losses import Said, Sum
 
 
 class Trainee(nn.Module):
-    """A student network and the sum of its losses."""
+    """A student network and the sum of its losses.
 
-    def __init__(self, network: Network, objective: Sum) -> None:
+    average: the last fraction of the run whose weights are averaged into what is kept, as toolkits average their last
+    checkpoints; here every step counts.
+    """
+
+    def __init__(self, network: Network, objective: Sum, average: float = 0.0) -> None:
         super().__init__()
-        self.network, self.objective = network, objective
+        self.network, self.objective, self._average = network, objective, average
+        self.averaged = AveragedModel(network, use_buffers=True) if average > 0 else None
         for loss in objective.of().values():
             loss.join(network)
 
@@ -45,10 +52,12 @@ class Trainee(nn.Module):
     def after_step(self, done: float) -> None:
         for loss in self.objective.of().values():
             loss.after_step(self.network, done)
+        if self.averaged is not None and done > 1.0 - self._average:
+            self.averaged.update_parameters(self.network)
 
     def kept(self) -> Network:
         """The network the run was for."""
-        network = self.network
+        network = self.network if self.averaged is None else cast(Network, self.averaged.module)
         for loss in self.objective.of().values():
             network = loss.kept(network)
         return network

@@ -83,7 +83,7 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     chosen = of_teachers(losses, cache.names)
     spoken = classes if tuning is None else tuning.classes
     objective = Sum(chosen, config.loss, network.levels, targets, len(spoken.names))
-    trainee = Trainee(network, objective).to(device)
+    trainee = Trainee(network, objective, config.optim.average).to(device)
     say(f"{config.student.name}: {parameters(network):,} parameters, {macs(network) / 1e6:,.0f} M MACs a second")
     optimiser = make_optimiser(config.optim, trainee)
 
@@ -156,6 +156,10 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, log
         if not mined:
             raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
         mining.check(cache, config.mining)
+    if not 0 <= config.optim.average <= 1:
+        raise UsageError(f"optim.average={config.optim.average}: a fraction of the run")
+    if config.optim.average and "memo" in losses:
+        raise UsageError("optim.average: memo keeps a moving average of its own")
     if len(cache.rows) < 2:
         raise SpkdError(f"{cache.name}: {len(cache.rows)} usable views; training needs at least two")
     if config.batch_size < 2:
@@ -321,16 +325,20 @@ def _step(
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up from zero, then half a cosine from `lr` down to `final_lr` at the last step."""
+    """Linear warm-up from zero; then half a cosine from `lr` down to `final_lr` at the last step, or an exponential
+    that begins with the run (WeSpeaker's) and is multiplied by the warm-up."""
+    warm = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
+    if config.schedule == "exponential":
+        return warm * config.lr * (config.final_lr / config.lr) ** (step / max(steps - 1, 1))
     if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+        return config.lr * warm
     done = (step - config.warmup) / max(steps - 1 - config.warmup, 1)
     return config.final_lr + 0.5 * (config.lr - config.final_lr) * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
 def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD (Nesterov momentum 0.9); biases and normalisation are not decayed."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+    trained = [p for name, p in module.named_parameters() if p.requires_grad and not name.startswith("averaged.")]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},

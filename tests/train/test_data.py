@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from spkd.cache import FBANK, Cache
+from spkd.cache import FBANK, WAVE, Cache, Crop
 from spkd.manifest import Manifest
 from spkd.train.data import Classes, Listening, Steps, mask
 from spkd.view import Player, ViewPlan
@@ -68,3 +68,52 @@ def test_masks_hide_one_stretch_of_time_and_one_of_bands() -> None:
     assert 2.5 < whole_bands.float().mean() < 6.5
     assert torch.equal(mask(features, 0, 0, torch.Generator()), features)
     assert torch.equal(masked, mask(features, 20, 10, torch.Generator().manual_seed(0)))
+
+
+def test_further_crops_are_of_the_same_voice(spkd: Callable, corpus: Path) -> None:
+    manifest = f"manifest={corpus / 'manifest.csv'}"
+    done = spkd(
+        "extract", "teacher=none", manifest, "view=crops:4,0.8", "view.speeds=[0.9,1.0]", "wave=true", "fbank=true"
+    )
+    assert done.code == 0, done.err
+    cache = Cache.open("cache")
+    classes = Classes.of(cache)
+    steps = Steps(cache, [], classes, Listening(WAVE, None, (0.4, 0.4, 0.2)), 12, 0)
+    other = 0
+    for step in range(6):
+        batch = steps[step]
+        rows = batch["rows"].numpy()
+        whole = {int(row): cache.batch(np.array([row]), ["wave"])["wave"][0] for row in cache.rows}
+        for crop, length in (("wave", 40), ("crop1:wave", 40), ("crop2:wave", 20)):
+            assert batch[crop].shape == (12, length, 160)
+            for row, heard in zip(rows, batch[crop].float(), strict=True):
+                same = np.flatnonzero(classes.voice == classes.voice[row])
+                places = [
+                    v for v in same for i in range(80 - length + 1) if torch.equal(whole[int(v)][i : i + length], heard)
+                ]
+                assert places, "a crop of another voice"
+                other += places[0] != row
+        assert torch.equal(batch["crop1:wave"], steps[step]["crop1:wave"])
+    assert other > 12  # augmented otherwise
+
+
+def test_the_other_path_passes_over_labelled_views_alone(cache: Cache) -> None:
+    classes = Classes.of(cache)
+    some = Classes(classes.names, np.where(np.arange(36) % 3 == 0, classes.label, -1), classes.voice)
+    steps = Steps(cache, [], some, Listening(FBANK, None, (0.5,)), 5, 3, labelled=True)
+    assert sorted(np.concatenate([steps.rows(i) for i in range(2)]).tolist()) != list(range(10))
+    seen = {row for i in range(12) for row in steps.rows(i).tolist()}
+    assert seen <= set(range(0, 36, 3))
+    assert len(seen) >= 10
+
+
+def test_the_waveform_is_cached_to_the_sample(spkd: Callable, corpus: Path) -> None:
+    manifest = f"manifest={corpus / 'manifest.csv'}"
+    assert spkd("extract", "teacher=none", manifest, "wave=true", "storage.codec=float32").code == 0
+    cache = Cache.open("cache")
+    assert cache.names == ["wave"]
+    player = cache.player(Manifest.load(corpus / "manifest.csv"), None, None)
+    crop = Crop(np.array([3200, 160]), 8000)
+    said = cache.batch(np.array([2, 7]), ["wave"], crop)["wave"]
+    for row, start, heard in zip((2, 7), (3200, 160), said, strict=True):
+        assert np.array_equal(heard.reshape(-1).numpy(), player(row)[start : start + 8000])

@@ -22,6 +22,7 @@ from spkd.train.losses import (
     Loss,
     MultiLevel,
     NonTarget,
+    NTXent,
     Relational,
     Said,
     Sum,
@@ -227,6 +228,18 @@ def test_contrastive(ceiling: float) -> None:
         f64(student["embedding"]), f64(said.targets["embedding"]), said.voice.numpy(), 0.1, ceiling
     )
     assert abs(loss(student, said).item() - expected) < 1e-4
+
+
+def test_ntxent() -> None:
+    student, said = setting(batch=7)
+    said = replace(said, voice=torch.tensor([0, 0, 1, 2, 3, 4, 4]))
+    rows = unit(np.concatenate([f64(student["embedding"]), f64(said.others[0]["embedding"])]))
+    voice, total = np.concatenate([said.voice.numpy()] * 2), 0.0
+    for i in range(14):
+        partner = (i + 7) % 14
+        kept = [k for k in range(14) if k == partner or voice[k] != voice[i]]
+        total -= rows[i] @ rows[partner] / 0.2 - math.log(sum(math.exp(rows[i] @ rows[k] / 0.2) for k in kept))
+    assert build(NTXent, LossConfig(temperature=0.2))(student, said).item() == pytest.approx(total / 14, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["cosine", "mse", "contrastive"])

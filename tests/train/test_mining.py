@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from spkd import models
-from spkd.cache import Cache, Target
+from spkd.cache import FBANK, Cache, Crop, Target
 from spkd.config import LossConfig, MiningConfig
 from spkd.manifest import Manifest, Utterance
 from spkd.models import Checkpoint
 from spkd.train import mining
-from spkd.train.data import Classes, Groups, mean_embeddings
+from spkd.train.data import Classes, Groups, Listening, mean_embeddings
 from spkd.train.losses import Contrastive, Said
 
 SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6", "crop=0.5", "--loss", "contrastive"]
@@ -147,3 +148,41 @@ def test_what_cannot_be_mined(spkd: Callable, extract: Callable, corpus: Path) -
     spkd("cache", "export", "c", "tars")
     train[1] = "cache=tars"
     assert "a stream cannot be searched" in spkd(*train, "--loss", "contrastive").err
+
+
+def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, spkd: Callable) -> None:
+    cache = extract("c")
+    classes = Classes.of(cache)
+    listening = Listening(FBANK, None, (0.5,))
+    config = MiningConfig(negatives=2, neighbours=3, over="student", refresh=4)
+    miner = mining.Miner(cache, classes, listening, config, LossConfig(ceiling=2.0))
+    torch.manual_seed(3)
+    network = models.build("xvector", channels=8, embedding=6).train()
+    first = miner.table.neighbours.copy()
+    for step in range(8):
+        miner.before(step, network)
+        assert np.array_equal(miner.table.neighbours, first)
+    miner.before(8, network)  # what was begun at step 4 takes over
+    voices = Groups.of(classes.voice, cache.rows)
+    lead = voices.views[voices.first[:-1]]
+    room = (cache.plan.views.samples[lead] - 8000) // 2 // 160 * 160
+    heard = cache.batch(lead, ["fbank"], Crop(np.maximum(room, 0), 8000))["fbank"].float()
+    with torch.inference_mode():
+        said = torch.nn.functional.normalize(network.eval()(heard)["embedding"], dim=-1).double().numpy()
+    utterance, label = cache.plan.views.utterance[lead], classes.label[lead]
+    for v, found in enumerate(miner.table.neighbours):
+        allowed = np.flatnonzero((utterance != utterance[v]) & (label != label[v]))
+        nearest = np.sort(said[allowed] @ said[v])[::-1][:3]
+        assert np.allclose(said[found] @ said[v], nearest, atol=1e-5)
+    again = mining.Miner(cache, classes, listening, config, LossConfig(ceiling=2.0))
+    again.load_state(miner.state())
+    assert np.array_equal(again.table.neighbours, miner.table.neighbours)
+    for m in (miner, again):
+        m.before(12, network)
+        m.close()
+    assert np.array_equal(again.table.neighbours, miner.table.neighbours)
+    chosen = ["mining.negatives=2", "mining.over=student", "mining.refresh=2", "cache=c", *SMALL]
+    assert spkd("train", *chosen, "out=a").code == 0
+    assert spkd("train", *chosen, "out=b", "save_every=3").code == 0
+    a, b = (load_file(f"{name}/model.safetensors") for name in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 
-from spkd import models
-from spkd.config import OptimConfig
+from spkd import config, models
+from spkd.config import LossConfig, OptimConfig
 from spkd.models import Checkpoint
+from spkd.train.losses import Sum, check_names, check_values
+from spkd.train.trainee import Trainee
 from spkd.train.trainer import learning_rate, make_optimiser
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "steps=12"]
@@ -196,3 +199,81 @@ def test_only_matrices_are_decayed() -> None:
     assert decayed["weight_decay"] > 0 == free["weight_decay"]
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim == 1 for p in free["params"])
+
+
+@pytest.mark.usefixtures("cached")
+def test_the_last_weights_are_averaged(spkd: Callable) -> None:
+    settings = [*SMALL[:-1], "steps=6", "save_every=1"]
+    trainee = Trainee(models.build("tiny", channels=8, embedding=4), Sum({}, LossConfig(), {}, {}, 1), 0.5)
+    seen = []
+    for step in range(6):
+        with torch.no_grad():
+            for values in trainee.network.state_dict().values():
+                values.copy_(torch.randn(values.shape) if values.is_floating_point() else values + 1)
+        trainee.after_step((step + 1) / 6)
+        seen.append({k: v.double().clone() for k, v in trainee.network.state_dict().items()})
+    for name, values in trainee.kept().state_dict().items():
+        if values.is_floating_point():
+            assert torch.allclose(values.double(), sum(s[name] for s in seen[3:]) / 3, atol=1e-6), name
+    done = spkd("train", "--loss", "cosine", *settings, "optim.average=0.5")
+    assert done.code == 0, done.err
+    assert "moving average of its own" in spkd("train", "--loss", "memo", *settings, "optim.average=0.5", "out=m").err
+
+
+def test_exponential_decay_begins_with_the_run() -> None:
+    config = OptimConfig(lr=0.1, final_lr=1e-4, warmup=10, schedule="exponential")
+    rates = [learning_rate(config, step, 101) for step in range(101)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[50] == pytest.approx(0.1 * (1e-3) ** 0.5)
+    assert rates[100] == pytest.approx(1e-4)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_run_of_an_older_spkd_is_finished_still(spkd: Callable) -> None:
+    assert spkd("train", "--loss", "mse", *SMALL).code == 0
+    card = json.loads(Path("student/model.json").read_text())
+    for section, key in (("optim", "schedule"), ("student", "layers"), ("loss", "memo")):
+        del card["training"]["settings"][section][key]
+    Path("student/model.json").write_text(json.dumps(card))
+    assert "finished already" in spkd("train", "--loss", "mse", *SMALL).out
+    assert "other settings" in spkd("train", "--loss", "mse", *SMALL, "optim.schedule=exponential").err
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_recipes_are_valid_settings(name: str) -> None:
+    file, losses = config.recipe(name)
+    check_names(losses, LossConfig())
+    settings = config.load(config.TrainConfig, base=name)
+    check_values(settings.loss)
+    config.load(config.ExtractConfig, base=name)
+    tree = yaml.safe_load(file.read_text())
+    assert set(tree) == {"losses", "extract", "train"}
+    assert settings.steps == tree["train"]["steps"]
+    assert config.load(config.TrainConfig, ["steps=5"], base=name).steps == 5
+    if settings.student.init is None:
+        assert models.student(settings.student)
+
+
+@pytest.mark.parametrize("name", ["label-free-mini", "enskd-mini", "os-kdft-mini", "multilevel-mini", "memo-mini"])
+def test_recipes_train(spkd: Callable, corpus: Path, name: str) -> None:
+    done = spkd("extract", "--recipe", name, "teacher=dvector", *dvector(), f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    done = spkd("train", "--recipe", name, "steps=2", "batch_size=6")
+    assert done.code == 0, done.err
+    found = models.load("student").training["settings"]
+    assert found["losses"] == config.recipe(name)[1]
+    assert "did you mean" in spkd("train", "--recipe", "memmo").err
+
+
+def dvector() -> list[str]:
+    """Untrained weights of the d-vector's shape, and the targets of all the recipes."""
+    torch.manual_seed(0)
+    lstm, linear = torch.nn.LSTM(40, 256, 3, batch_first=True), torch.nn.Linear(256, 256)
+    tensors = {f"lstm.{k}": v for k, v in lstm.state_dict().items()}
+    tensors |= {f"linear.{k}": v for k, v in linear.state_dict().items()}
+    save_file(tensors, "dvector.safetensors")
+    return [
+        "teacher.weights=dvector.safetensors",
+        "teacher.targets=[embedding,stats,frames.layer3]",
+        "view.speeds=[1.0]",
+    ]
