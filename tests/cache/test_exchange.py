@@ -293,7 +293,7 @@ def test_a_stream_serves_what_the_cache_serves(spkd: Callable, corpus: Path) -> 
         assert len(stream._loaded) <= 12  # blocks of this batch and the next one, not the whole export
 
 
-def test_a_stream_computes_fbank_from_its_audio(spkd: Callable, corpus: Path) -> None:
+def test_a_stream_computes_features_from_its_audio(spkd: Callable, corpus: Path) -> None:
     cache = make_cache(spkd, corpus, "c", "fbank=false")
     spkd("cache", "export", "c", "tars", "--audio", f"manifest={corpus / 'manifest.csv'}")
     stream = Stream("tars")
@@ -302,11 +302,13 @@ def test_a_stream_computes_fbank_from_its_audio(spkd: Callable, corpus: Path) ->
     plan = ViewPlan.from_card(cache.card["views"], None, None)
     player = Player(Manifest.load(corpus / "manifest.csv"), cache.plan.views, plan.augmentation)
     rows, crop = np.array([4, 1]), Crop(np.array([320, 0]), 8000)
-    said = stream.decode(stream.stored(rows, ["fbank", "embedding"], crop), ["fbank", "embedding"])
+    names = ["fbank", "embedding", "wave"]
+    said = stream.decode(stream.stored(rows, names, crop), names)
     for i, row in enumerate(rows):
         wave = torch.from_numpy(np.round(player(int(row)) * 32768).astype(np.float32) / 32768)
         whole = fbank(wave[None])[0]
         assert torch.allclose(said["fbank"][i], whole[crop.start[i] // 160 :][:48], atol=1e-3)
+        assert torch.equal(said["wave"][i].flatten(), wave[crop.start[i] :][:8000])
 
 
 @pytest.mark.parametrize("place", ["folder", "http", "s3"])

@@ -76,6 +76,8 @@ def test_every_target_is_what_the_network_says(weights: Path) -> None:
     assert np.allclose(said["windows"], torch.stack(windows, 1), atol=1e-5)
     assert np.allclose(said["embedding"], mean / mean.norm(dim=-1, keepdim=True), atol=1e-5)
     assert np.allclose(said["frames.layer3"], frames, atol=1e-5)
+    moments = torch.cat([frames.mean(1), frames.std(1, correction=0).clamp_min(1e-3)], -1)
+    assert np.allclose(said["stats"], moments, atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [500, 25_439, 25_440, 38_239, 38_240, 60_001])

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spkd import models
-from spkd.models import NETWORKS
+from spkd.config import StudentConfig
+from spkd.errors import UsageError
+from spkd.models import NETWORKS, Checkpoint
 from spkd.models.ecapa import AttentiveStatistics, Res2
-from spkd.models.network import parameters, statistics
+from spkd.models.network import each, macs, parameters, statistics
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -98,3 +102,81 @@ def test_res2_cascades_its_groups() -> None:
 def test_a_width_ecapa_cannot_have() -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         models.build("ecapa", channels=30, embedding=24)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "embedding", "shapes"),
+    [
+        (
+            "resnet34",
+            32,
+            256,
+            {
+                "conv1.weight": (32, 1, 3, 3),
+                "layer2.0.shortcut.0.weight": (64, 32, 1, 1),
+                "layer3.5.conv2.weight": (128, 128, 3, 3),
+                "layer4.2.bn2.running_var": (256,),
+                "seg_1.weight": (256, 5120),
+            },
+        ),
+        (
+            "campplus",
+            128,
+            512,
+            {
+                "head.layer2.0.shortcut.0.weight": (32, 32, 1, 1),
+                "head.conv2.weight": (32, 32, 3, 3),
+                "xvector.tdnn.linear.weight": (128, 320, 5),
+                "xvector.block2.tdnnd24.cam_layer.linear_local.weight": (32, 128, 3),
+                "xvector.block3.tdnnd16.nonlinear1.batchnorm.weight": (992,),
+                "xvector.transit3.linear.weight": (512, 1024, 1),
+                "xvector.out_nonlinear.batchnorm.weight": (512,),
+                "xvector.dense.linear.weight": (512, 1024, 1),
+                "xvector.dense.nonlinear.batchnorm.running_mean": (512,),
+            },
+        ),
+    ],
+)
+def test_tensors_are_named_and_shaped_as_wespeakers(
+    name: str, channels: int, embedding: int, shapes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    network = models.build(name, channels=channels, embedding=embedding)
+    state = network.state_dict()
+    assert {key: tuple(state[key].shape) for key in shapes} == shapes
+    # Their files carry a classifier besides, and may carry counters or not.
+    state = {k: torch.randn(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    torch.save({**state, "projection.weight": torch.randn(10, embedding)}, tmp_path / "avg_model.pt")
+    config = StudentConfig(name, channels, embedding, init=str(tmp_path / "avg_model.pt"))
+    begun = models.student(config).state_dict()
+    assert all(torch.equal(begun[key], values) for key, values in state.items())
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_file(models.build("xvector", channels=16, embedding=8).state_dict(), tmp_path / "weights.safetensors")
+    models.save(tmp_path / "ecapa", Checkpoint(models.build("ecapa", channels=16, embedding=8)))
+    for config, expected in (
+        (StudentConfig("xvector", 24, 8, init=str(tmp_path / "weights.safetensors")), "other widths"),
+        (StudentConfig("tiny", 16, 8, init=str(tmp_path / "weights.safetensors")), "another architecture"),
+        (StudentConfig("xvector", 16, 8, init=str(tmp_path / "ecapa")), "another architecture"),
+        (StudentConfig("xvector", 16, 8, init=str(tmp_path / "none.pt")), "no such file"),
+        (StudentConfig("xvector", 16, 8, adapters=4), "only student=ssl"),
+        (StudentConfig("ssl", 40, 8), "16, 32, 48 or a multiple of 64"),
+        (StudentConfig("ssl", 64, 8, layers=0), "at least 1"),
+        (StudentConfig("campplus", 12, 8), "multiple of 8"),
+    ):
+        with pytest.raises(UsageError, match=expected):
+            models.student(config)
+
+
+def test_multiplications_are_counted() -> None:
+    frames, c, e = 98, 16, 8  # of one second
+    expected = frames * (80 * c * 5 + 2 * c * c * 3 + c * c + c * 2 * c) + 4 * c * e + e * e
+    assert macs(models.build("xvector", channels=c, embedding=e), 1.0) == expected
+
+
+def test_crops_of_equal_length_go_through_the_network_together() -> None:
+    network = models.build("xvector", channels=16, embedding=8).eval()
+    crops = [torch.randn(3, n, 80) for n in (40, 40, 30, 40)]
+    for levels, crop in zip(each(network, crops), crops, strict=True):
+        for name, values in network(crop).items():
+            assert torch.allclose(levels[name], values, atol=1e-5)
