@@ -128,9 +128,9 @@ class Miner:
         """(B, count) views: hard negatives of the views `rows`."""
         return self.table.draw(rows, self._config.negatives, np.random.RandomState(seed % 2**32))
 
-    def before(self, step: int, network: Network) -> None:
-        """Called before every step."""
-        if self._config.over != "student" or step == 0 or step % self._config.refresh:
+    def after(self, step: int, network: Network) -> None:
+        """Called after every step, with the student that it left."""
+        if self._config.over != "student" or (step + 1) % self._config.refresh:
             return
         if self._next is not None:
             self.table = self._next.result()

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from spkd import device as devices
 from spkd import models
-from spkd.cache import EMBEDDING, FBANK, FEATURES, LOGITS, Contents, Target
+from spkd.cache import FBANK, FEATURES, LOGITS, Contents, Target
 from spkd.cache.several import open_caches
-from spkd.cache.tars import Stream
 from spkd.config import LossConfig, OptimConfig, TrainConfig
 from spkd.errors import SpkdError, UsageError
-from spkd.files import read_json, writable_folder, write_bytes, write_json
-from spkd.manifest import Manifest
+from spkd.files import writable_folder
 from spkd.models import Checkpoint
 from spkd.models.network import macs, parameters
 from spkd.progress import say, track
-from spkd.train import mining
-from spkd.train.data import CROP, Classes, Listening, Steps, decode, mask
-from spkd.train.losses import AAM, LOSSES, Classifier, OneStep, Said, Sum, check_names, check_values, of_teachers
+from spkd.train import feed, mining, state
+from spkd.train.data import Classes, Steps, mask
+from spkd.train.feed import Heard
+from spkd.train.losses import AAM, LOSSES, Classifier, OneStep, Sum, check_names, check_values, of_teachers
 from spkd.train.mining import Miner
 from spkd.train.teacher import TeacherLogits, teacher_logits
 from spkd.train.trainee import Trainee
 
 LOG_EVERY = 20  # steps between lines of log.jsonl
-PLACES = ("cache", "labelled", "out", "manifest", "noise", "rir", "workers", "device", "save_every")  # no part of what
 
 
 @dataclass
@@ -68,15 +62,15 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     check_needs(cache, losses, config, logits)
     out = writable_folder(config.out)
     labelled = open_caches(config.labelled) if config.labelled else None
-    settings = _settings(config, losses, cache, labelled)
-    finished = _check_out(out, settings)
-    if finished is not None:
+    settings = state.settings(config, losses, cache, labelled)
+    if state.finished(out, settings):
         say(f"{out}: this run is finished already")
-        return finished
+        checkpoint = models.load(out)
+        return Result(out, parameters(checkpoint.network), checkpoint.training["last_terms"])
 
     torch.manual_seed(config.seed)
     network = models.student(config.student)
-    tuning = _tuning(config, losses, cache, labelled, network)
+    tuning = feed.tuning(config, losses, cache, labelled, network)
     targets = {name: cache.target(name) for name in cache.names}
     if logits is not None:
         targets[LOGITS] = Target(LOGITS, len(logits.classes))
@@ -88,27 +82,27 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     optimiser = make_optimiser(config.optim, trainee)
 
     further = max((LOSSES[name].crops(config.loss) for name in losses), key=len)
-    crops = (config.crop, *(seconds or config.crop for seconds in further))
-    listening = _listening(config, cache, network.hears, crops)
+    listening = feed.listening(
+        config, cache, network.hears, (config.crop, *(seconds or config.crop for seconds in further))
+    )
     needs = sorted({name + suffix for loss, suffix in chosen.values() for name in needed(loss, config.loss, logits)})
     miner = Miner(cache, classes, listening, config.mining, config.loss) if config.mining.negatives else None
-    first = _resume(out, trainee, optimiser, miner) if (out / "state.json").is_file() else 0
+    first = state.resume(out, trainee, optimiser, miner) if (out / "state.json").is_file() else 0
     steps = Steps(cache, needs, classes, listening, config.batch_size, config.seed, logits)
+    fed = feed.Feed(cache, listening, steps, needs, logits, miner, tuning)
     recent: deque[dict[str, float]] = deque(maxlen=max(config.steps // 10, 1))
     log = _Log(out, first)
     try:
         with track("training", config.steps * config.batch_size, "utterances", first * config.batch_size) as bar:
-            for step, (batch, tuned) in _batches(steps, tuning, first, config, listening):
-                if miner is not None:
-                    miner.before(step, network)
-                heard = _heard(batch, cache, listening, needs, logits, miner, config.seed + step, device)
-                heard = heard if tuning is None else tuning.add(heard, tuned, device)
+            for step, heard in fed.batches(first, config, device):
                 terms = _step(step, heard, config, trainee, optimiser)
                 recent.append(terms)
                 log(step, terms | {"lr": optimiser.param_groups[0]["lr"]})
                 bar.advance(config.batch_size, " ".join(f"{k} {v:.3f}" for k, v in terms.items()))
+                if miner is not None:
+                    miner.after(step, network)
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-                    _save_state(out, trainee, optimiser, miner, step + 1, settings)
+                    state.save(out, trainee, optimiser, miner, step + 1, settings)
     finally:
         log.close()
         if miner is not None:
@@ -166,139 +160,6 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, log
         raise UsageError("batch_size: at least 2 (batch-norm and the contrastive losses compare views)")
 
 
-def _listening(config: TrainConfig, cache: Contents, hears: Target, crops: tuple[float, ...]) -> Listening:
-    """How the student hears a cache: from features there, or from the audio of `manifest`.
-
-    Raises:
-        SpkdError: there are no features and no manifest. UsageError: a stream cannot give several crops.
-    """
-    if len(crops) > 1 and isinstance(cache, Stream):
-        raise UsageError("these losses hear several crops of each view, which a stream lacks; pull or import the cache")
-    if hears.name in cache.names:
-        return Listening(hears, None, crops)
-    if config.manifest is None:
-        raise SpkdError(
-            f"{cache.name} holds no {hears.name}, so training needs the audio: give manifest=FILE, or extract with "
-            f"{hears.name}=true"
-        )
-    return Listening(hears, cache.player(Manifest.load(config.manifest), config.noise, config.rir), crops)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The labelled views of the path through the adapters.
-
-    cache: where they lie. classes: theirs. steps: their batches, one beside each of the other path's.
-    """
-
-    cache: Contents
-    classes: Classes
-    listening: Listening
-    steps: Steps
-
-    def add(self, heard: Heard, batch: dict[str, Tensor], device: torch.device) -> Heard:
-        label = batch.pop("label").to(device)
-        features, _ = decode(self.cache, self.listening, _features_of(batch, self.cache, device))
-        return replace(heard, tuning=features, said=replace(heard.said, tuned_label=label))
-
-
-def _tuning(
-    config: TrainConfig, losses: Sequence[str], cache: Contents, labelled: Contents | None, network: models.Network
-) -> Tuning | None:
-    """The second path of a student with adapters; None where no loss takes it.
-
-    Raises:
-        UsageError: a student without adapters, or settings that belong to the second path without it.
-        SpkdError: too few labelled views.
-    """
-    if not any(LOSSES[name].tunes(config.loss) for name in losses):
-        if labelled is not None:
-            raise UsageError("labelled: only one-step hears labelled views apart; add --loss one-step")
-        return None
-    if not network.adapters:
-        raise UsageError("--loss one-step needs a student with adapters: student=ssl student.adapters=64")
-    if labelled is not None and any(LOSSES[name].needs_labels for name in losses):
-        raise UsageError("labelled: the other losses have no labels then; leave it out, or them")
-    theirs = cache if labelled is None else labelled
-    classes = Classes.of(theirs)
-    if int((classes.label[theirs.rows] >= 0).sum()) < config.batch_size:
-        raise SpkdError(f"{theirs.name}: --loss one-step needs at least batch_size={config.batch_size} labelled views")
-    listening = _listening(config, theirs, network.hears, (config.crop,))
-    # Another order than that of the other path, where both hear the same cache.
-    steps = Steps(theirs, [], classes, listening, config.batch_size, config.seed + 1, labelled=True)
-    return Tuning(theirs, classes, listening, steps)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A batch on the device: the features (B, T_i, F) of every crop, what is known of the views, and the features of
-    those that tune."""
-
-    crops: list[Tensor]
-    said: Said
-    tuning: Tensor | None = None
-
-
-class _Both(Dataset):
-    """Two batches of each step, so that one loader prepares both."""
-
-    def __init__(self, steps: Steps, tuning: Steps | None) -> None:
-        self._steps, self._tuning = steps, tuning
-
-    def __getitem__(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return self._steps[step], {} if self._tuning is None else self._tuning[step]
-
-
-def _batches(
-    steps: Steps, tuning: Tuning | None, first: int, config: TrainConfig, listening: Listening
-) -> Iterator[tuple[int, tuple[dict[str, Tensor], dict[str, Tensor]]]]:
-    # A batch of cached features is a memory copy: worker processes would only add to it.
-    players = (listening.player, None if tuning is None else tuning.listening.player)
-    loader = DataLoader(
-        _Both(steps, None if tuning is None else tuning.steps),
-        batch_size=None,
-        sampler=range(first, config.steps),
-        num_workers=0 if players == (None, None) else config.workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-    yield from enumerate(loader, first)
-
-
-def _features_of(batch: dict[str, Tensor], cache: Contents, device: torch.device) -> dict[str, Tensor]:
-    """What is stored of the views, without what is known of them, on the device."""
-    known = ("rows", "label", "voice", "teacher_label")
-    return {key: values.to(device, non_blocking=True) for key, values in batch.items() if key not in known}
-
-
-def _heard(
-    batch: dict[str, Tensor],
-    cache: Contents,
-    listening: Listening,
-    needs: list[str],
-    logits: TeacherLogits | None,
-    miner: Miner | None,
-    seed: int,
-    device: torch.device,
-) -> Heard:
-    """What is known of a batch: decoded on the device, so that the loader and the bus carry the codes alone."""
-    label, voice, teacher_label = (batch[name].to(device) for name in ("label", "voice", "teacher_label"))
-    stored = _features_of(batch, cache, device)
-    crops = []
-    for which in range(1, len(listening.crops)):
-        prefix = f"{CROP}{which}:"
-        more = {key.removeprefix(prefix): stored.pop(key) for key in list(stored) if key.startswith(prefix)}
-        crops.append(decode(cache, listening, more)[0])
-    first, targets = decode(cache, listening, stored, needs)
-    if logits is not None and logits.prototypes is not None:
-        targets[LOGITS] = logits.of(targets[EMBEDDING])
-    said = Said(targets, label, voice, teacher_label, None if logits is None else logits.scale)
-    if miner is not None:
-        drawn = miner.draw(batch["rows"].numpy(), seed)
-        mined = {k: v.to(device) for k, v in cache.stored(drawn.ravel(), [EMBEDDING]).items()}
-        said = replace(said, negatives=cache.decode(mined, [EMBEDDING])[EMBEDDING].float().unflatten(0, drawn.shape))
-    return Heard([first, *crops], said)
-
-
 def _step(
     step: int, heard: Heard, config: TrainConfig, trainee: Trainee, optimiser: torch.optim.Optimizer
 ) -> dict[str, float]:
@@ -348,92 +209,6 @@ def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def _settings(config: TrainConfig, losses: Sequence[str], cache: Contents, labelled: Contents | None) -> dict[str, Any]:
-    """What makes two runs the same: everything but where they run and how often they save."""
-    chosen = dataclasses.asdict(config)
-    for name in PLACES:
-        chosen.pop(name)
-    if labelled is not None:
-        chosen["labelled"] = [member.fingerprint for member in labelled.members]
-    return {
-        "losses": list(losses),
-        "caches": [member.fingerprint for member in cache.members],
-        "teachers_heard": list(dict.fromkeys(member.card["teacher"]["family"] for member in cache.members)),
-        **chosen,
-    }
-
-
-def _check_out(out: Path, settings: dict[str, Any]) -> Result | None:
-    """The result of this very run where it is finished; an error where `out` holds another one."""
-    for name in ("state.json", "model.json"):
-        if (out / name).is_file():
-            found = read_json(out / name)
-            theirs = found.get("settings") if name == "state.json" else found.get("training", {}).get("settings")
-            # A setting that spkd did not know yet had the effect of today's default.
-            if _filled(theirs or {}, TrainConfig()) != json.loads(json.dumps(settings)):
-                what = "an unfinished run" if name == "state.json" else "a student"
-                raise SpkdError(f"{out}: holds {what} with other settings; choose another folder with out=FOLDER")
-    if not (out / "model.json").is_file():
-        return None
-    checkpoint = models.load(out)
-    return Result(out, parameters(checkpoint.network), checkpoint.training["last_terms"])
-
-
-def _filled(settings: dict[str, Any], defaults: Any) -> dict[str, Any]:
-    """`settings` and, where they lack a key that is no matter of place, its default."""
-    filled = dict(settings)
-    for field in dataclasses.fields(defaults):
-        default = getattr(defaults, field.name)
-        if dataclasses.is_dataclass(default):
-            filled[field.name] = _filled(settings.get(field.name, {}), default)
-        elif field.name not in PLACES:
-            filled.setdefault(field.name, default)
-    return filled
-
-
-def _save_state(
-    out: Path,
-    trainee: Trainee,
-    optimiser: torch.optim.Optimizer,
-    miner: Miner | None,
-    step: int,
-    settings: dict[str, Any],
-) -> None:
-    """Everything a run continues from. state.json names the tensors' file, so both change together."""
-    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in trainee.state_dict().items()}
-    if miner is not None:
-        tensors |= {f"mining.{k}": v for k, v in miner.state().items()}
-    for index, values in optimiser.state_dict()["state"].items():
-        for name, value in values.items():
-            tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    name = f"state.{step}.safetensors"
-    write_bytes(out / name, save_tensors(tensors))
-    write_json(out / "state.json", {"step": step, "tensors": name, "settings": settings})
-    for old in out.glob("state.*.safetensors"):
-        if old.name != name:
-            old.unlink()
-
-
-def _resume(out: Path, trainee: Trainee, optimiser: torch.optim.Optimizer, miner: Miner | None) -> int:
-    """Load a saved state. Returns the step to go on from."""
-    state = read_json(out / "state.json")
-    try:
-        tensors = load_tensors((out / state["tensors"]).read_bytes())
-        trainee.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    except Exception as error:  # safetensors and torch raise many kinds for a damaged file
-        raise SpkdError(f"{out}: damaged training state ({str(error).splitlines()[0]}); remove the folder") from error
-    saved: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".", 2)
-            saved.setdefault(int(index), {})[name] = value
-    if miner is not None:
-        miner.load_state({k.removeprefix("mining."): v for k, v in tensors.items() if k.startswith("mining.")})
-    optimiser.load_state_dict({"state": saved, "param_groups": optimiser.state_dict()["param_groups"]})
-    say(f"continuing {out} at step {state['step']}")
-    return int(state["step"])
-
-
 def _finish(
     out: Path,
     trainee: Trainee,
@@ -452,9 +227,7 @@ def _finish(
             done[name] = report
     checkpoint = Checkpoint(network, weight, names, scale, done)
     models.save(out, checkpoint)
-    (out / "state.json").unlink(missing_ok=True)
-    for old in out.glob("state.*.safetensors"):
-        old.unlink()
+    state.drop(out)
     return Result(out, parameters(network), terms)
 
 

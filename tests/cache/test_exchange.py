@@ -334,20 +334,20 @@ def test_training_from_a_stream_is_shuffled_and_resumes(
         "crop=0.5",
     ]
     assert spkd(*train, "out=whole").code == 0
-    from spkd.train import trainer
+    from spkd.train import state
 
-    real, calls = trainer._save_state, []
+    real, calls = state.save, []
 
     def stop(*arguments):  # type: ignore[no-untyped-def]
         real(*arguments)
         calls.append(arguments)
         raise SpkdError("stopped")
 
-    trainer._save_state = stop  # type: ignore[assignment]
+    state.save = stop  # type: ignore[assignment]
     try:
         assert spkd(*train, "out=cut", "save_every=5").code == 1
     finally:
-        trainer._save_state = real  # type: ignore[assignment]
+        state.save = real  # type: ignore[assignment]
     done = spkd(*train, "out=cut", "save_every=5")
     assert "at step 5" in done.out
     assert Path("cut/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()

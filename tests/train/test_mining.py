@@ -159,10 +159,10 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
     torch.manual_seed(3)
     network = models.build("xvector", channels=8, embedding=6).train()
     first = miner.table.neighbours.copy()
-    for step in range(8):
-        miner.before(step, network)
+    for step in range(7):
+        miner.after(step, network)
         assert np.array_equal(miner.table.neighbours, first)
-    miner.before(8, network)  # what was begun at step 4 takes over
+    miner.after(7, network)  # what was begun behind the fourth step takes over
     voices = Groups.of(classes.voice, cache.rows)
     lead = voices.views[voices.first[:-1]]
     room = (cache.plan.views.samples[lead] - 8000) // 2 // 160 * 160
@@ -178,7 +178,7 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
     again.load_state(miner.state())
     assert np.array_equal(again.table.neighbours, miner.table.neighbours)
     for m in (miner, again):
-        m.before(12, network)
+        m.after(11, network)
         m.close()
     assert np.array_equal(again.table.neighbours, miner.table.neighbours)
     chosen = ["mining.negatives=2", "mining.over=student", "mining.refresh=2", "cache=c", *SMALL]
