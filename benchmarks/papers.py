@@ -30,7 +30,14 @@ HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "papers.json", HERE.parent / "README.md"
 BEGIN, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
 XVECTOR = ("student=xvector", "student.channels=96", "student.embedding=256", "crop=2.0")
-SSL = ("student=ssl", "student.channels=64", "student.embedding=256", "student.adapters=16", "crop=2.0")
+SSL = (
+    "student=ssl",
+    "student.channels=64",
+    "student.embedding=256",
+    "student.adapters=16",
+    "crop=2.0",
+    "batch_size=32",
+)
 KD_FRAMES = ("loss.one_step.targets=[frames.layer3]",)
 EVERYWHERE = "cache=[libri,unlabelled,arabic]"
 MEMO = (
@@ -60,7 +67,6 @@ def multilevel(levels: str, *more: str) -> tuple[str, ...]:
     return (f"loss.levels={{{levels}}}", *more)
 
 
-LARGE = ("student=xvector", "student.channels=240", "student.embedding=256", "crop=2.0")
 METHODS = {
     "untaught": Method("no teacher (AAM-softmax)", ("aam",)),
     "ntxent": Method("no teacher, no labels (NT-Xent)", ("ntxent",), ("loss.temperature=0.1",)),
@@ -92,6 +98,10 @@ METHODS = {
     ),
     "dino": Method("DINO, no labels", ("memo",), (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive=0")),
     "memo": Method("MeMo, no labels", ("memo",), (*MEMO, "loss.memo.partner=ecapa", "loss.memo.partner_channels=64")),
+    "untaught_longer": Method("no teacher, twice the steps", ("aam",), times=2),
+    "best": Method(
+        "contrastive and NT-Xent, twice the steps", ("contrastive", "ntxent"), ("loss.temperature=0.07",), times=2
+    ),
 }
 
 

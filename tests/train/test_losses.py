@@ -305,6 +305,21 @@ def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
     assert torch.allclose(loss(student, said), loss(turned, shuffled), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", FROM_LEVELS)
+@pytest.mark.parametrize("classes", [2, 6000])
+def test_few_and_many_classes(name: str, classes: int) -> None:
+    student, said = setting(batch=8, classes=classes)
+    loss = build(LOSSES[name], classes=classes)
+    levels, tuned = ({k: v.clone().requires_grad_() for k, v in of.items()} for of in (student, said.tuned))
+    value = loss(levels, replace(said, tuned=tuned))
+    value.backward()
+    gradient = tuned["embedding"].grad if name == "one-step" else levels["embedding"].grad
+    assert torch.isfinite(value)
+    assert gradient is not None
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0
+
+
 def test_a_perfect_student_has_no_loss() -> None:
     _, said = setting()
     student = {"embedding": 3.0 * said.targets["embedding"]}

@@ -229,7 +229,7 @@ def test_a_collapse_is_reported(capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_embeddings(dtype: torch.dtype) -> None:
-    for size in (2, 512):
+    for size in (1, 512):
         model = trainee().eval()
         crops, said = batch(size)
         exact = model(crops, said)[0].item()
@@ -237,6 +237,26 @@ def test_half_precision_embeddings(dtype: torch.dtype) -> None:
         value = loss_of(model)(levels[0], replace(said, crops=crops, others=levels[1:]))
         value.backward()
         assert abs(value.item() - exact) < 0.02 * abs(exact)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    model = trainee(replace(TINY, teacher_temperature=[0.5, 0.5], student_temperature=0.5, contrastive=0.05)).eval()
+    crops, said = batch(4)
+    levels = [{"embedding": model.network(crop)["embedding"].detach()} for crop in crops]
+    loss = loss_of(model)
+
+    def value(of: torch.Tensor) -> torch.Tensor:
+        return loss({"embedding": of}, replace(said, crops=crops, others=levels[1:]))
+
+    embedding = levels[0]["embedding"].clone().requires_grad_()
+    value(embedding).backward()
+    assert embedding.grad is not None
+    for index in ((0, 0), (2, 3), (3, 5)):
+        step = torch.zeros_like(embedding)
+        step[index] = 1e-3
+        with torch.no_grad():
+            change = value(embedding + step) - value(embedding - step)
+        assert abs(change.item() / 2e-3 - embedding.grad[index].item()) < 5e-3 * max(1.0, abs(change.item() / 2e-3))
 
 
 def test_the_order_of_the_batch_does_not_matter() -> None:
