@@ -1,0 +1,160 @@
+"""Where the table of papers.py goes against its papers: what the data and the teacher say about it.
+
+Needs the caches and students that papers.py left in its working folder.
+
+    python benchmarks/papers_why.py --data DIR
+
+Prints, and keeps in benchmarks/results/papers_why.json:
+- spread: cosines between the teacher's embeddings of different recordings of each corpus, and its share of an epoch;
+- pull: the gradient that `contrastive` has on a student which already says exactly what the teacher says, with the
+  batch alone and with mined negatives (0 would leave it where it is), and how much the two losses fall short of 0;
+- frames: how much of the teacher's frames the 15 fbank frames in an x-vector's sight determine linearly (R^2 on other
+  speakers), beside the same for the mean over the view from the mean fbank;
+- recordings: contrastive against NT-Xent where a speaker has many recordings (arabic-commands-mini, 25 each), on which
+  both are trained without labels, one student per seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import describe
+from papers import XVECTOR
+from spine import LISTS, evaluate, spkd
+from torch.nn.functional import normalize
+
+from spkd.cache import Cache, Crop
+from spkd.config import LossConfig, MiningConfig
+from spkd.train.data import Classes, Listening
+from spkd.train.losses import Contrastive, Said
+from spkd.train.mining import Miner
+
+HERE = Path(__file__).parent
+CORPORA = ("libri", "unlabelled", "arabic")
+CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
+RIDGE = 10.0
+
+
+def spread(caches: dict[str, Cache]) -> dict[str, dict[str, float]]:
+    """Quantiles of cosines between recordings at their own speed."""
+    found = {}
+    total = sum(len(cache.rows) for cache in caches.values())
+    for name, cache in caches.items():
+        rows = cache.rows[np.isclose(cache.plan.views.speed[cache.rows], 1.0)]
+        said = normalize(cache.batch(rows, ["embedding"])["embedding"].float(), dim=-1)
+        cosine = (said @ said.mT)[~torch.eye(len(said), dtype=torch.bool)].numpy()
+        quantiles = np.quantile(cosine, [0.05, 0.5, 0.95])
+        found[name] = {f"cosine_{q}": round(float(v), 3) for q, v in zip((5, 50, 95), quantiles, strict=True)}
+        found[name]["share_of_views"] = round(len(cache.rows) / total, 3)
+    return found
+
+
+def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
+    """Gradient of contrastive, tangential to the sphere, at a student that equals the teacher; mean over batches."""
+    classes = Classes.of(cache)
+    listening = Listening(cache.target("fbank"), None, (2.0,))
+    miner = Miner(cache, classes, listening, MiningConfig(negatives=16), LossConfig())
+    levels = {"embedding": cache.target("embedding")}
+    loss = Contrastive(LossConfig(), levels, levels, 1)
+    found: dict[str, list[tuple[float, float]]] = {"batch": [], "batch and mined": []}
+    order = cache.order(0, 0)
+    for i in range(batches):
+        rows = order[np.arange(64) + (i * 64) % (len(order) - 64)]
+        teacher = normalize(cache.batch(rows, ["embedding"])["embedding"].float(), dim=-1)
+        drawn = miner.draw(rows, i)
+        hard = cache.batch(drawn.ravel(), ["embedding"])["embedding"].float().unflatten(0, drawn.shape)
+        voice = torch.from_numpy(classes.voice[rows])
+        for name, negatives in (("batch", None), ("batch and mined", hard)):
+            student = teacher.clone().requires_grad_()
+            value = loss({"embedding": student}, Said({"embedding": teacher}, voice, voice, negatives=negatives))
+            (gradient,) = torch.autograd.grad(value * len(rows), student)
+            tangent = gradient - (gradient * teacher).sum(-1, keepdim=True) * teacher
+            found[name].append((tangent.norm(dim=-1).mean().item(), value.item()))
+    miner.close()
+    return {
+        name: {
+            "gradient": round(statistics.mean(g for g, _ in values), 3),
+            "loss": round(statistics.mean(v for _, v in values), 3),
+        }
+        for name, values in found.items()
+    }
+
+
+def determined(inputs: np.ndarray, outputs: np.ndarray, held_out: np.ndarray) -> float:
+    """R^2 of a ridge regression on the held-out rows."""
+    x = np.concatenate([inputs, np.ones((len(inputs), 1))], 1).astype(np.float64)
+    a, b = x[~held_out], outputs[~held_out].astype(np.float64)
+    weights = np.linalg.solve(a.T @ a + RIDGE * np.eye(a.shape[1]), a.T @ b)
+    rest = outputs[held_out] - x[held_out] @ weights
+    centred = outputs[held_out] - b.mean(0)
+    return round(float(1 - (rest**2).sum() / (centred**2).sum()), 3)
+
+
+def frames(cache: Cache, target: str = "frames.layer3") -> dict[str, float]:
+    rows = cache.rows[np.isclose(cache.plan.views.speed[cache.rows], 1.0)]
+    windows, states, of = [], [], []
+    for row in rows:
+        said = cache.batch(np.array([row]), ["fbank", target], Crop(np.array([0]), 48_000))
+        fbank, state = said["fbank"][0].float().numpy(), said[target][0].float().numpy()
+        fbank = fbank - fbank.mean(0)
+        places = np.random.RandomState(row).randint(60, len(fbank) - CONTEXT, 60)
+        windows += [fbank[p - CONTEXT // 2 : p + CONTEXT // 2 + 1].ravel() for p in places]
+        states += [state[p + 1] for p in places]  # centred on the same 10 ms
+        of += [row] * len(places)
+    held_out = np.isin(np.array(of), rows[::4])
+    found = {"r2_of_a_frame_from_its_context": determined(np.array(windows), np.array(states), held_out)}
+    pooled = cache.batch(rows, ["stats"])["stats"].float().numpy()
+    means = []
+    for row in rows:
+        fbank = cache.ragged(np.array([row]), "fbank").values.float().numpy()
+        means.append(np.concatenate([fbank.mean(0), fbank.std(0)]))
+    found["r2_of_statistics_from_fbank_statistics"] = determined(
+        np.array(means), pooled, np.isin(np.arange(len(rows)), np.arange(0, len(rows), 4))
+    )
+    return found
+
+
+def recordings(work: Path, data: Path, seeds: int, steps: int, jobs: int) -> dict[str, dict[str, list[float]]]:
+    chosen = {"contrastive": (), "ntxent": ("loss.temperature=0.1",)}
+
+    def student(loss: str, seed: int) -> dict[str, float]:
+        folder = f"arabic-{loss}-{seed}"
+        settings = (*XVECTOR, *chosen[loss], f"steps={steps}", f"seed={seed}", f"out={folder}", "cache=arabic")
+        spkd(work, 1, "train", "--loss", loss, *settings)
+        reports = evaluate(work, data, 1, f"{folder}-eval", f"model={folder}")
+        return {name: round(report["results"]["eer_percent"], 3) for name, report in reports.items()}
+
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = {(loss, seed): pool.submit(student, loss, seed) for seed in range(seeds) for loss in chosen}
+        return {
+            loss: {name: [runs[loss, seed].result()[name] for seed in range(seeds)] for name in LISTS}
+            for loss in chosen
+        }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True, help="the folder librispeech-mini")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--steps", type=int, default=600)
+    options.add_argument("--jobs", type=int, default=2, help="students trained side by side, one thread each")
+    options.add_argument("--work", type=Path, default=HERE / "work" / "papers")
+    given = options.parse_args()
+    work = given.work.resolve()
+    caches = {name: Cache.open(work / name) for name in CORPORA}
+    result = {"spread": spread(caches), "pull": pull(caches["libri"]), "frames": frames(caches["libri"])}
+    print(json.dumps(result, indent=1), flush=True)
+    result["recordings_eer"] = recordings(work, given.data.resolve(), given.seeds, given.steps, given.jobs)
+    result |= {"seeds": given.seeds, "machine": describe()}
+    (HERE / "results" / "papers_why.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
