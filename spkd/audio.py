@@ -1,6 +1,6 @@
 """Audio in: decode with soundfile, average the channels, resample to 16 kHz. All waveforms are float32 in [-1, 1].
 
-torchaudio is imported here and nowhere else in the product.
+torchaudio is imported here and, for its networks, in models/ssl.py, and nowhere else.
 """
 
 from __future__ import annotations
