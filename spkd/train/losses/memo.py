@@ -24,9 +24,9 @@ MODES = ("self", "cross")
 GLOBALS = 2  # long crops, which the teachers hear too
 PROBE = 10  # steps between two looks at the gradients
 SMOOTH = 0.9  # of what is watched, over PROBEs
-EARLIEST = 0.05  # fraction of the run before which the contrastive term is not stopped
+EARLIEST = 0.2  # fraction of the run before which nothing is judged: fresh networks say the same of all views, and
+# while the learning rate rises the contrastive term does too
 PATIENCE = 0.1  # fraction of the run for which it may stand still
-COLLAPSE_FROM = 0.2  # fraction of the run from which a collapse is one; fresh networks say the same of all views
 LEAST_INFORMATION = 0.05  # nats that a view's prototypes tell about which view it is
 INVERSE_TEMPERATURE = 1 / 0.07  # before the contrastive term, in the authors' code
 
@@ -103,7 +103,7 @@ class MeMo(Loss):
     cos with a learnt w > 0 (from 10; the authors' bias b cancels), times 1 / 0.07. The paper stops it when it has
     done its work, by a rule that its abstract does not tell and the authors' code lacks; ours: as soon as its gradient
     on the embeddings points against the distillation's (smoothed cosine below 0), or it has not fallen for a tenth
-    of the run. Step and reason go to the checkpoint's record.
+    of the run; neither is judged in the first fifth. Step and reason go to the checkpoint's record.
 
     A collapse (all views alike) shows in the mutual information of view and prototype, the entropy of the mean teacher
     output minus the mean of the entropies: it is reported once it falls below 0.05 nats in the last four fifths.
@@ -246,7 +246,7 @@ class MeMo(Loss):
             information = _entropy(p.mean(0)) - _entropy(p).mean()
             before = information if self.information.isnan() else self.information
             self.information.copy_(SMOOTH * before + (1 - SMOOTH) * information)
-        if done >= COLLAPSE_FROM and int(self.collapsed) < 0 and float(self.information) < LEAST_INFORMATION:
+        if done >= EARLIEST and int(self.collapsed) < 0 and float(self.information) < LEAST_INFORMATION:
             self.collapsed.fill_(int(self.step))
             say(
                 f"warning: memo has collapsed at step {int(self.step)}: its prototypes tell "
@@ -263,11 +263,11 @@ class MeMo(Loss):
         first = int(self.step) == 0
         self.agreement.copy_(cosine if first else SMOOTH * self.agreement + (1 - SMOOTH) * cosine)
         self.level.copy_(contrast.detach() if first else SMOOTH * self.level + (1 - SMOOTH) * contrast.detach())
+        if done < EARLIEST:
+            return
         if self.level < self.best:
             self.best.copy_(self.level)
             self.stood.copy_(self.step)
-        if done < EARLIEST:
-            return
         steps_in_all = int(self.step) / done
         self.opposed.fill_(bool(self.agreement < 0))
         if self.opposed or int(self.step - self.stood) > PATIENCE * steps_in_all:
