@@ -8,7 +8,7 @@ chosen on the test lists. A second call continues the first; a finished run is n
     python benchmarks/papers.py --data DIR --teacher FILE --seeds 3
 
 DIR is librispeech-mini; the other corpora lie beside it. Prints a table and, as its last line, one JSON object; keeps
-both in benchmarks/results/papers.json and makes the table of README.md from it (`--readme` does only that).
+both in benchmarks/results/papers.json and makes the table of README.md from it (`--report` does only that).
 """
 
 from __future__ import annotations
@@ -31,15 +31,12 @@ RESULTS, README = HERE / "results" / "papers.json", HERE.parent / "README.md"
 BEGIN, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
 XVECTOR = ("student=xvector", "student.channels=96", "student.embedding=256", "crop=2.0")
 SSL = (
-    "student=ssl",
-    "student.channels=64",
-    "student.embedding=256",
-    "student.adapters=16",
-    "crop=2.0",
-    "batch_size=32",
+    *("student=ssl", "student.channels=64", "student.embedding=256", "student.adapters=16"),
+    *("crop=1.0", "batch_size=32"),
 )
 KD_FRAMES = ("loss.one_step.targets=[frames.layer3]",)
 EVERYWHERE = "cache=[libri,unlabelled,arabic]"
+BOTH = ("loss.temperature=0.07",)
 MEMO = (
     *("batch_size=32", "loss.memo.locals=2", "loss.memo.local_crop=1.0", "loss.memo.prototypes=2048"),
     *("loss.memo.hidden=512", "loss.memo.bottleneck=128", "loss.memo.momentum=[0.98,1.0]"),
@@ -97,7 +94,8 @@ METHODS = {
     ),
     "dino": Method("DINO, no labels", ("memo",), (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive=0")),
     "memo": Method("MeMo, no labels", ("memo",), (*MEMO, "loss.memo.partner=tiny")),
-    "best": Method("contrastive and NT-Xent", ("contrastive", "ntxent"), ("loss.temperature=0.07",)),
+    "best": Method("contrastive and NT-Xent", ("contrastive", "ntxent"), BOTH),
+    "best_longer": Method("contrastive and NT-Xent, twice the steps", ("contrastive", "ntxent"), BOTH, share=2.0),
 }
 
 
@@ -127,10 +125,15 @@ def extract(work: Path, weights: Path, name: str, manifest: Path) -> None:
     print(f"extracted {name}", flush=True)
 
 
+def scores(work: Path, name: str, seed: int) -> Path:
+    """Where the reports of a finished student lie."""
+    return work / f"{name}-{seed}-eval" / "reports.json"
+
+
 def train(work: Path, data: Path, name: str, seed: int, steps: int) -> dict[str, dict]:
     """One student of a method, trained and scored; its reports on both lists."""
     method, folder, init, left = METHODS[name], f"{name}-{seed}", "", round(steps * METHODS[name].share)
-    scored = work / f"{folder}-eval" / "reports.json"
+    scored = scores(work, name, seed)
     if scored.is_file():
         return json.loads(scored.read_text())
     started = time.time()
@@ -172,12 +175,10 @@ def mean_eer(found: dict[str, dict]) -> float:
 
 def table(result: dict) -> str:
     """README's table."""
-    lines = [
-        "| | parameters | test-other, EER (%) | minDCF | test-short, EER (%) | minDCF |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("", "parameters", "steps", "seeds", "test-other, EER (%)", "minDCF", "test-short, EER (%)", "minDCF")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for found in result["methods"].values():
-        cells = [found["title"], f"{found['parameters'] / 1e6:.2f} M", str(found["steps"])]
+        cells = [found["title"], f"{found['parameters'] / 1e6:.2f} M", str(found["steps"]), str(found["seeds"])]
         for name in LISTS:
             eer, cost = found[name]["eer_percent"], found[name]["min_dcf_0.01"]
             cells += [f"{eer['mean']:.2f} ± {eer['sd']:.2f}", f"{cost['mean']:.2f}"]
@@ -194,43 +195,42 @@ def write_readme() -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, help="the folder librispeech-mini")
-    options.add_argument("--teacher", type=Path, help="weights of the GE2E d-vector")
+    options.add_argument("--data", type=Path, required=True, help="the folder librispeech-mini")
+    options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--steps", type=int, default=600)
     options.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     options.add_argument("--jobs", type=int, default=2, help="students trained side by side, one thread each")
     options.add_argument("--work", type=Path, default=HERE / "work" / "papers")
-    options.add_argument("--readme", action="store_true", help="only make README's table again")
+    options.add_argument("--report", action="store_true", help="train nothing; the table of what is finished")
     given = options.parse_args()
-    if given.readme:
-        write_readme()
-        return
-    if given.data is None or given.teacher is None:
-        options.error("--data and --teacher are needed")
     data, weights, work = given.data.resolve(), given.teacher.resolve(), given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (name, seed)
+        for costly in (False, True)
+        for seed in range(given.seeds)
+        for name in given.methods
+        if (name in COSTLY) == costly and (not given.report or scores(work, name, seed).is_file())
+    ]
     with ThreadPoolExecutor(given.jobs) as pool:
         for done in [pool.submit(extract, work, weights, *corpus) for corpus in corpora(work, data).items()]:
             done.result()
-        runs = {
-            (name, seed): pool.submit(train, work, data, name, seed, given.steps)
-            for costly in (False, True)
-            for seed in range(given.seeds)
-            for name in given.methods
-            if (name in COSTLY) == costly
-        }
+        runs = {job: pool.submit(train, work, data, *job, given.steps) for job in jobs}
         reports = {key: run.result() for key, run in runs.items()}
     teacher = evaluate(work, data, os.cpu_count() or 1, "teacher-eval", "model=dvector", f"weights={weights}")
 
     methods = {}
     for name in given.methods:
-        found = [reports[name, seed] for seed in range(given.seeds)]
+        found = [reports[name, seed] for seed in range(given.seeds) if (name, seed) in reports]
+        if not found:
+            continue
         one = found[0]["test_other"]
         methods[name] = {
             "title": METHODS[name].title,
             "parameters": one["model"]["parameters"],
             "steps": round(given.steps * METHODS[name].share),
+            "seeds": len(found),
             **row(found),
         }
         if one["memo"] is not None:
@@ -238,7 +238,6 @@ def main() -> None:
     result = {
         "teacher": {name: teacher[name]["results"]["eer_percent"] for name in LISTS},
         "methods": methods,
-        "seeds": given.seeds,
         "machine": describe(),
     }
     for name, found in methods.items():
