@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "papers.json", HERE.parent / "README.md"
 BEGIN, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
 XVECTOR = ("student=xvector", "student.channels=96", "student.embedding=256", "crop=2.0")
+WIDE = ("student=xvector", "student.channels=192", "student.embedding=256", "crop=2.0")
 SSL = (
     *("student=ssl", "student.channels=64", "student.embedding=256", "student.adapters=16"),
     *("crop=1.0", "batch_size=32"),
@@ -95,7 +96,7 @@ METHODS = {
     "dino": Method("DINO, no labels", ("memo",), (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive=0")),
     "memo": Method("MeMo, no labels", ("memo",), (*MEMO, "loss.memo.partner=tiny")),
     "best": Method("contrastive and NT-Xent", ("contrastive", "ntxent"), BOTH),
-    "best_longer": Method("contrastive and NT-Xent, twice the steps", ("contrastive", "ntxent"), BOTH, share=2.0),
+    "best_wide": Method("contrastive and NT-Xent, wider student", ("contrastive", "ntxent"), BOTH, WIDE),
 }
 
 
