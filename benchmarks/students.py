@@ -1,4 +1,4 @@
-"""What each student costs: parameters, multiply-accumulates per second of speech, and time on one CPU thread.
+"""What each student costs: parameters, and multiply-accumulates per second of speech.
 
     python benchmarks/students.py
 
@@ -9,20 +9,15 @@ of docs/students.md from it.
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from pathlib import Path
 
-import torch
-from machine import describe
-
 from spkd import models
-from spkd.models.network import Network, macs, parameters
+from spkd.models.network import macs, parameters
 
 HERE = Path(__file__).parent
 DOC = HERE.parent / "docs" / "students.md"
 BEGIN, END = "<!-- made by benchmarks/students.py -->", "<!-- end -->"
-SECONDS, REPEATS = 4.0, 9
+SECONDS = 4.0
 WIDTHS = {
     "xvector": (256, 512),
     "etdnn": (208, 512),
@@ -34,44 +29,31 @@ WIDTHS = {
 }
 
 
-def time_of(network: Network) -> float:
-    """Median seconds for one utterance of 4 s, features included."""
-    wave, times = 0.1 * torch.randn(1, round(SECONDS * 16_000)), []
-    with torch.inference_mode():
-        for _ in range(REPEATS + 1):
-            start = time.perf_counter()
-            network(network.features(wave))
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
 def main() -> None:
-    torch.set_num_threads(1)
     rows = []
     for name, widths in WIDTHS.items():
         for channels in widths:
             network = models.build(name, channels=channels, embedding=192).eval()
             row = {"student": name, "channels": channels, "default": channels == network.default_channels}
             row |= {"parameters": parameters(network), "macs_per_second": macs(network, SECONDS) / SECONDS}
-            row |= {"real_time_factor": time_of(network) / SECONDS}
             rows.append(row)
             print(
                 f"{name:9} {channels:5} {row['parameters'] / 1e6:7.2f} M parameters"
-                f" {row['macs_per_second'] / 1e6:8.1f} M MACs/s   real-time factor {row['real_time_factor']:.5f}"
+                f" {row['macs_per_second'] / 1e6:8.1f} M MACs/s"
             )
     lines = [
-        "| student | channels | parameters | MACs a second of speech | real-time factor |",
-        "|---|---|---|---|---|",
+        "| student | channels | parameters | MACs a second of speech |",
+        "|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| `{row['student']}` | {row['channels']}{' (default)' if row['default'] else ''} | "
-            f"{row['parameters'] / 1e6:.2f} M | {row['macs_per_second'] / 1e6:.0f} M | {row['real_time_factor']:.4f} |"
+            f"{row['parameters'] / 1e6:.2f} M | {row['macs_per_second'] / 1e6:.0f} M |"
         )
     before, _, rest = DOC.read_text().partition(BEGIN)
     made = "\n".join(lines)
     DOC.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}")
-    result = {"students": rows, "embedding": 192, "seconds": SECONDS, "machine": describe()}
+    result = {"students": rows, "embedding": 192, "seconds": SECONDS}
     (HERE / "results" / "students.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
