@@ -13,7 +13,7 @@ from spkd.models.ecapa import ECAPA
 from spkd.models.etdnn import ETDNN
 from spkd.models.network import Network
 from spkd.models.resnet import ResNet34
-from spkd.models.ssl import SSL, from_teacher
+from spkd.models.ssl import SSL, beside_adapter, from_teacher
 from spkd.models.tiny import Tiny
 from spkd.models.xvector import XVector
 
@@ -66,8 +66,8 @@ def begin(network: Network, source: str, trained: bool) -> Network:
     else:
         weights = {k: v for k, v in read_weights(source).items() if not k.startswith("projection.")}
     # Adapters come new beside layers that were trained without.
-    inserted = {name.replace(".feed_forward.feed_forward.", ".feed_forward."): name for name in network.state_dict()}
-    moved = {name if name in network.state_dict() else inserted.get(name, name): v for name, v in weights.items()}
+    there = network.state_dict()
+    moved = {beside_adapter(k) if k not in there and beside_adapter(k) in there else k: v for k, v in weights.items()}
     try:
         found = network.load_state_dict(moved, strict=False)
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool1d, relu
 
 from spkd.features import MELS
 from spkd.models.network import Network, describe
-from spkd.models.resnet import FLOOR, BasicBlock
+from spkd.models.resnet import BasicBlock, sample_statistics
 
 DENSE = ((12, 1), (24, 2), (16, 2))  # layers and dilation of each dense block
 SEGMENT = 100  # frames over which the context is averaged, beside the whole
@@ -126,6 +126,5 @@ class CAMPPlus(Network):
         frames = self.head(features)
         for layer in frame_layers:
             frames = layer(frames)
-        variance, mean = torch.var_mean(frames, dim=-1, correction=min(frames.shape[-1] - 1, 1))
-        stats = torch.cat([mean, (variance + FLOOR).sqrt()], 1)
+        stats = sample_statistics(frames)
         return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": dense(stats[..., None])[..., 0]}

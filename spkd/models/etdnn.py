@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from spkd.features import MELS
-from spkd.models.network import ConvBlock, Network, describe, statistics
+from spkd.models.network import ConvBlock
+from spkd.models.xvector import XVector
 
 
-class ETDNN(Network):
+class ETDNN(XVector):
     """Four convolutions (contexts 5, 3, 3, 3 at dilations 1, 2, 3, 4), a dense layer after each, two more dense layers,
     statistics pooling, two segment layers.
 
@@ -22,24 +23,11 @@ class ETDNN(Network):
     default_channels = 208
 
     def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
-        super().__init__()
-        self.settings = {"channels": channels, "embedding": embedding}
-        wide = 2 * channels
-        self.levels = describe(wide, {"stats": 2 * wide, "segment.a": embedding, "embedding": embedding})
+        super().__init__(channels, embedding)
+
+    @staticmethod
+    def frame_layers(channels: int, wide: int) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for inputs, kernel, dilation in ((MELS, 5, 1), (channels, 3, 2), (channels, 3, 3), (channels, 3, 4)):
             layers += [ConvBlock(inputs, channels, kernel, dilation), ConvBlock(channels, channels)]
-        self.tdnn = nn.Sequential(*layers, ConvBlock(channels, channels), ConvBlock(channels, wide))
-        self.segment_a = nn.Linear(2 * wide, embedding)
-        self.segment_b = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(embedding), nn.Linear(embedding, embedding))
-
-    def run(self, features: Tensor) -> dict[str, Tensor]:
-        frames = self.tdnn(features)
-        stats = statistics(frames)
-        segment_a = self.segment_a(stats)
-        return {
-            "frames": frames.transpose(1, 2),
-            "stats": stats,
-            "segment.a": segment_a,
-            "embedding": self.segment_b(segment_a),
-        }
+        return [*layers, ConvBlock(channels, channels), ConvBlock(channels, wide)]

@@ -13,6 +13,12 @@ DEPTHS = (3, 4, 6, 3)
 FLOOR = 1e-7  # added to the variance before its root, as in WeSpeaker
 
 
+def sample_statistics(frames: Tensor) -> Tensor:
+    """Mean and deviation of the sample over time, as WeSpeaker pools: (B, D, T) -> (B, 2D). A single frame has none."""
+    variance, mean = torch.var_mean(frames, dim=-1, correction=min(frames.shape[-1] - 1, 1))
+    return torch.cat([mean, (variance + FLOOR).sqrt()], 1)
+
+
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut; `stride` over (bands, time)."""
 
@@ -63,7 +69,5 @@ class ResNet34(Network):
         for stage in range(len(DEPTHS)):
             x = getattr(self, f"layer{stage + 1}")(x)
         frames = x.flatten(1, 2)
-        # Of the sample, as in WeSpeaker; a single frame has none.
-        variance, mean = torch.var_mean(frames, dim=-1, correction=min(frames.shape[-1] - 1, 1))
-        stats = torch.cat([mean, (variance + FLOOR).sqrt()], 1)
+        stats = sample_statistics(frames)
         return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": self.seg_1(stats)}

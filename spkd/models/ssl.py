@@ -240,10 +240,10 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
         return student
     adapted = SSL(config.hidden_size, embedding, layers, adapters, relative, shape)
     weights = student.state_dict().items()
-    adapted.load_state_dict({_beside(k): v for k, v in weights}, strict=False)
+    adapted.load_state_dict({beside_adapter(k): v for k, v in weights}, strict=False)
     return adapted
 
 
-def _beside(name: str) -> str:
+def beside_adapter(name: str) -> str:
     """What a layer's weight is called once an adapter stands beside it."""
     return name.replace(".feed_forward.", ".feed_forward.feed_forward.")

@@ -24,15 +24,19 @@ class XVector(Network):
         self.settings = {"channels": channels, "embedding": embedding}
         wide = 2 * channels
         self.levels = describe(wide, {"stats": 2 * wide, "segment.a": embedding, "embedding": embedding})
-        self.tdnn = nn.Sequential(
+        self.tdnn = nn.Sequential(*self.frame_layers(channels, wide))
+        self.segment_a = nn.Linear(2 * wide, embedding)
+        self.segment_b = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(embedding), nn.Linear(embedding, embedding))
+
+    @staticmethod
+    def frame_layers(channels: int, wide: int) -> list[nn.Module]:
+        return [
             ConvBlock(MELS, channels, 5),
             ConvBlock(channels, channels, 3, dilation=2),
             ConvBlock(channels, channels, 3, dilation=3),
             ConvBlock(channels, channels),
             ConvBlock(channels, wide),
-        )
-        self.segment_a = nn.Linear(2 * wide, embedding)
-        self.segment_b = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(embedding), nn.Linear(embedding, embedding))
+        ]
 
     def run(self, features: Tensor) -> dict[str, Tensor]:
         frames = self.tdnn(features)

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +19,7 @@ from spkd.config import LossConfig, MeMoConfig
 from spkd.models.network import each
 from spkd.train.losses import Contrastive, MeMo, Said, Sum
 from spkd.train.trainee import Trainee
+from tests.train.killing import kill_after_saving
 
 TINY = MeMoConfig(
     partner="tiny",
@@ -304,15 +300,7 @@ def test_two_architectures_and_one(spkd: Callable, corpus: Path) -> None:
 def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Path) -> None:
     arguments = ["train", "--loss", "memo", "--loss", "ntxent", *SMALL[1:], "steps=40", "save_every=5"]
     assert spkd(*arguments, "out=whole").code == 0
-    command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments, "out=killed"]
-    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it in their last bits
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = subprocess.Popen(command, cwd=tmp_path, env=threads, **quiet)  # type: ignore[call-overload]
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "state.json").is_file() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    kill_after_saving([*arguments, "out=killed"], tmp_path / "killed")
     done = spkd(*arguments, "out=killed")
     assert done.code == 0, done.err
     whole, killed = load_file("whole/model.safetensors"), load_file("killed/model.safetensors")

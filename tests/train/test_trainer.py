@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +18,7 @@ from spkd.models import Checkpoint
 from spkd.train.losses import Sum, check_names, check_values
 from spkd.train.trainee import Trainee
 from spkd.train.trainer import learning_rate, make_optimiser
+from tests.train.killing import kill_after_saving
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "steps=12"]
 
@@ -89,15 +85,7 @@ def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Pa
         f"optim={optimiser}",
     ]
     assert spkd(*arguments, "out=whole").code == 0
-    command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments, "out=killed"]
-    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it in their last bits
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = subprocess.Popen(command, cwd=tmp_path, env=threads, **quiet)  # type: ignore[call-overload]
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "state.json").is_file() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    kill_after_saving([*arguments, "out=killed"], tmp_path / "killed")
     done = spkd(*arguments, "out=killed")
     assert done.code == 0, done.err
     whole, killed = load_file("whole/model.safetensors"), load_file("killed/model.safetensors")
