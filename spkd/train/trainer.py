@@ -137,13 +137,16 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, log
     stored = list(cache.names)
     for loss, suffix in of_teachers(losses, stored).values():
         missing = [name for name in needed(loss, config.loss, logits) if name + suffix not in stored]
+        if missing and not suffix and any("@" in name for name in stored):
+            raise UsageError(f"--loss {loss} needs one teacher; concatenate or average them (teachers=...)")
         if missing:
             family = "NAME" if card["teacher"]["family"] == "none" else card["teacher"]["family"]
             wanted = ",".join([*(t for t in stored if t not in FEATURES), *missing])
             raise SpkdError(
                 f"--loss {loss} needs the target {', '.join(missing)}, which {cache.name} lacks; extract it: "
                 f"spkd extract teacher={family} teacher.targets=[{wanted}] "
-                f"view.plan={card['views']['plan']} cache=NEW_FOLDER"
+                f"view.plan={card['views']['plan']} cache=NEW_FOLDER (what it can say: spkd extract teacher={family} "
+                "--targets)"
             )
     if config.mining.negatives:
         mined = "contrastive" in losses or ("memo" in losses and config.loss.memo.teacher > 0)

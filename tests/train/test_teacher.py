@@ -136,6 +136,12 @@ def test_separate_teachers_give_no_logits(spkd: Callable, extract: Callable, cor
     assert spkd(*more).code == 0
     done = spkd("train", "--loss", "kld", "cache=[a,b]", "teachers=separate", *SMALL)
     assert (done.code, "need one teacher; concatenate or average them" in done.err) == (2, True)
+    for loss in (
+        ["one-step", "loss.one_step.targets=[embedding]"],
+        ["memo", "loss.memo.teacher=1", "loss.memo.locals=0"],
+    ):
+        done = spkd("train", "--loss", *loss, "cache=[a,b]", "teachers=separate", *SMALL)
+        assert (done.code, "needs one teacher; concatenate or average them" in done.err) == (2, True)
     assert spkd("train", "--loss", "kld", "cache=[a,b]", "out=s", *SMALL).code == 0  # prototypes of both together
 
 
