@@ -95,12 +95,14 @@ METHODS = {
     ),
     "dino": Method("DINO, no labels", ("memo",), (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive=0")),
     "memo": Method("MeMo, no labels", ("memo",), (*MEMO, "loss.memo.partner=tiny")),
+    "untaught_wide": Method("no teacher (AAM-softmax), wider student", ("aam",), (), WIDE),
     "best": Method("contrastive and NT-Xent", ("contrastive", "ntxent"), BOTH),
     "best_wide": Method("contrastive and NT-Xent, wider student", ("contrastive", "ntxent"), BOTH, WIDE),
 }
 
 
-COSTLY = ("one_step", "two_step", "dino", "memo", "best_wide")  # last, so that the others can be looked at early
+# The last ones, so that the others can be looked at early.
+COSTLY = ("one_step", "two_step", "dino", "memo", "untaught_wide", "best_wide")
 
 
 def corpora(work: Path, data: Path) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 Needs the caches and students that papers.py left in its working folder.
 
-    python benchmarks/papers_why.py --data DIR
+    python benchmarks/papers_why.py --data DIR --teacher FILE
 
 Prints, and keeps in benchmarks/results/papers_why.json:
 - spread: cosines between the teacher's embeddings of different recordings of each corpus, and its share of an epoch;
@@ -11,7 +11,9 @@ Prints, and keeps in benchmarks/results/papers_why.json:
 - frames: how much of the teacher's frames the 15 fbank frames in an x-vector's sight determine linearly (R^2 on other
   speakers), beside the same for the mean over the view from the mean fbank;
 - sessions: EER of students on target trials across recording sessions (arabic-commands-mini, which they never heard).
-  The test lists compare pieces of one recording or of one session, as NT-Xent's positives do.
+  The test lists compare pieces of one recording or of one session, as NT-Xent's positives do;
+- heard: what unlabelled speech does for speech of its own kind. EER across sessions of 10 Arabic speakers, of students
+  that learned by `contrastive` with all the unlabelled speech except theirs (trained here), and without any.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ import argparse
 import csv
 import json
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from machine import describe
+from papers import XVECTOR, extract
 from spine import spkd
 from torch.nn.functional import normalize
 
@@ -120,11 +124,14 @@ def frames(cache: Cache, target: str = "frames.layer3") -> dict[str, float]:
     return found
 
 
-def across_sessions(work: Path, labels: Path, most: int = 3000) -> Path:
-    """Trials of the Arabic corpus, which no student of these methods was trained on: target pairs come from different
-    recording rounds."""
+def recordings(labels: Path) -> list[tuple[str, str, str]]:
+    """Utterance, speaker and recording round of the Arabic corpus."""
     with open(labels, newline="") as source:
-        rows = [(row["utt"], row["speaker"], row["utt"].split("-")[2]) for row in csv.DictReader(source)]
+        return [(row["utt"], row["speaker"], row["utt"].split("-")[2]) for row in csv.DictReader(source)]
+
+
+def across_sessions(path: Path, rows: list[tuple[str, str, str]], most: int = 3000) -> None:
+    """Write trials whose target pairs come from different recording rounds."""
     pairs: dict[int, list[str]] = {0: [], 1: []}
     for i, (a, speaker, round_) in enumerate(rows):
         for b, other, theirs in rows[i + 1 :]:
@@ -134,34 +141,71 @@ def across_sessions(work: Path, labels: Path, most: int = 3000) -> Path:
     chosen = [
         pairs[kind][k] for kind in (1, 0) for k in random.permutation(len(pairs[kind]))[: most * (1 + 3 * (1 - kind))]
     ]
-    path = work / "trials-across-sessions.txt"
     path.write_text("".join(chosen))
-    return path
 
 
-def sessions(work: Path, data: Path, seeds: int) -> dict[str, list[float]]:
+def eer(work: Path, trials: str, out: str, *model: str) -> float:
+    """EER (%) of one model on trials of the Arabic corpus."""
+    spkd(work, 1, "eval", f"{trials}.txt", "manifest=arabic.csv", f"out={out}/{trials}", *model)
+    report = json.loads((work / out / trials / "report.json").read_text())
+    return round(report["results"]["eer_percent"], 2)
+
+
+def sessions(work: Path, rows: list[tuple[str, str, str]], seeds: int) -> dict[str, list[float]]:
     """EER (%) of students across recording sessions, by method; the trials of both test lists lie within sessions."""
-    trials = across_sessions(work, data.parent / "arabic-commands-mini" / "train.csv")
-    found: dict[str, list[float]] = {}
-    for method in METHODS:
-        found[method] = []
-        for seed in range(seeds):
-            out = work / f"{method}-{seed}-eval" / "sessions"
-            spkd(work, 1, "eval", str(trials), "manifest=arabic.csv", f"model={method}-{seed}", f"out={out}")
-            found[method].append(round(json.loads((out / "report.json").read_text())["results"]["eer_percent"], 2))
+    trials = "trials-across-sessions"
+    across_sessions(work / f"{trials}.txt", rows)
+    names = {method: [f"{method}-{seed}" for seed in range(seeds)] for method in METHODS}
+    return {
+        method: [eer(work, trials, f"{name}-eval", f"model={name}") for name in those]
+        for method, those in names.items()
+    }
+
+
+def heard(work: Path, weights: Path, rows: list[tuple[str, str, str]], seeds: int) -> dict[str, list[float]]:
+    """EER (%) across sessions of Arabic speakers whom nobody heard, of students that were given all unlabelled speech
+    but theirs, and of those that were given none."""
+    speakers = sorted({speaker for _, speaker, _ in rows})
+    given = set(speakers[: (len(speakers) + 1) // 2])
+    with open(work / "arabic.csv", newline="") as source:
+        lines = list(csv.DictReader(source))
+    speaker_of = {utt: speaker for utt, speaker, _ in rows}
+    with open(work / "arabic_half.csv", "w", newline="") as out:
+        half = csv.DictWriter(out, lines[0], lineterminator="\n")
+        half.writeheader()
+        half.writerows(line for line in lines if speaker_of[line["utt"]] in given)
+    extract(work, weights, "arabic_half", work / "arabic_half.csv")
+    trials = "trials-unheard"
+    across_sessions(work / f"{trials}.txt", [row for row in rows if row[1] not in given])
+    settings = ("cache=[libri,unlabelled,arabic_half]", *XVECTOR, "steps=600")
+
+    def trained(seed: int) -> float:
+        name = f"heard-{seed}"
+        spkd(work, 1, "train", "--loss", "contrastive", *settings, f"seed={seed}", f"out={name}")
+        return eer(work, trials, f"{name}-eval", f"model={name}")
+
+    with ThreadPoolExecutor(2) as pool:
+        found = {"contrastive_unlabelled": list(pool.map(trained, range(seeds)))}
+    for method in ("contrastive", "ntxent", "untaught"):
+        names = [f"{method}-{seed}" for seed in range(seeds)]
+        found[method] = [eer(work, trials, f"{name}-eval", f"model={name}") for name in names]
+    found["teacher"] = [eer(work, trials, "teacher-eval", "model=dvector", f"weights={weights}")]
     return found
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, required=True, help="the folder librispeech-mini")
+    options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--work", type=Path, default=HERE / "work" / "papers")
     given = options.parse_args()
     work = given.work.resolve()
     caches = {name: Cache.open(work / name) for name in CORPORA}
     result = {"spread": spread(caches), "pull": pull(caches["libri"]), "frames": frames(caches["libri"])}
-    result["sessions_eer"] = sessions(work, given.data.resolve(), given.seeds)
+    rows = recordings(given.data.resolve().parent / "arabic-commands-mini" / "train.csv")
+    result["sessions_eer"] = sessions(work, rows, given.seeds)
+    result["heard_eer"] = heard(work, given.teacher.resolve(), rows, given.seeds)
     result["machine"] = describe()
     (HERE / "results" / "papers_why.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
