@@ -35,7 +35,7 @@ from torch.nn.functional import normalize
 from spkd.cache import Cache, Crop
 from spkd.config import LossConfig, MiningConfig
 from spkd.train.data import Classes, Listening
-from spkd.train.losses import Contrastive, Said
+from spkd.train.losses import CEILING, Contrastive, Said
 from spkd.train.mining import Miner
 
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
     """Gradient of contrastive, tangential to the sphere, at a student that equals the teacher; mean over batches."""
     classes = Classes.of(cache)
     listening = Listening(cache.target("fbank"), None, (2.0,))
-    miner = Miner(cache, classes, listening, MiningConfig(negatives=16), LossConfig())
+    miner = Miner(cache, classes, listening, MiningConfig(negatives=16), CEILING)
     levels = {"embedding": cache.target("embedding")}
     loss = Contrastive(LossConfig(), levels, levels, 1)
     found: dict[str, list[tuple[float, float]]] = {"batch": [], "batch and mined": []}

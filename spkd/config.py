@@ -171,8 +171,10 @@ class LossConfig:
         ("auto", "head", "prototypes"),
     )
     temperature: float = key(0.05, "temperature of contrastive and ntxent")
-    ceiling: float = key(
-        0.95, "contrastive skips negatives whose teacher cosine to the positive exceeds this (same voice?)"
+    ceiling: float | None = key(
+        None,
+        "contrastive skips negatives whose teacher cosine to the positive exceeds this (same voice?); default: 0.95, "
+        "or above 99 % of different voices where the teacher finds even those more alike",
     )
     levels: dict[str, str] = field(
         default_factory=lambda: {"embedding": "embedding"},

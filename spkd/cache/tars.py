@@ -244,7 +244,7 @@ class Stream(OneTeacher):
         super().__init__(root, url, self._export.card, plan, self._export.rejected)
         self._has_audio = bool(self._export.index["audio"])
         self._blocks: list[list[int]] = []
-        self._loaded: dict[int, Future[dict[int, Sample]]] = {}
+        self._loaded: dict[tuple[int, tuple[str, ...]], Future[dict[int, Sample]]] = {}
         self._reader = ThreadPoolExecutor(BLOCK, "stream reader")
 
     @property
@@ -270,8 +270,9 @@ class Stream(OneTeacher):
         sources = self._computed(names)
         sources += self.sources([name for name in names if name not in sources])
         units = self.plan.unit_of[rows].tolist()
-        self._expect(sorted(set(units)), sources)
-        samples = [self._loaded[unit].result()[int(view)] for unit, view in zip(units, rows, strict=True)]
+        asked = tuple(sources)
+        self._expect(sorted(set(units)), asked)
+        samples = [self._loaded[unit, asked].result()[int(view)] for unit, view in zip(units, rows, strict=True)]
         batch = {}
         for name in sources:
             target = self.targets.get(name) or FEATURES[name].stored_as("float32")
@@ -294,20 +295,20 @@ class Stream(OneTeacher):
         """Which of `names` do not lie in the tars but follow from the audio."""
         return [name for name in names if name in FEATURES and name not in self.targets]
 
-    def _expect(self, units: list[int], names: list[str]) -> None:
-        """Begin to read the blocks of these units and the next one; forget the others."""
+    def _expect(self, units: list[int], names: tuple[str, ...]) -> None:
+        """Begin to read these targets of the blocks of these units and of the next one; forget everything else."""
         wanted: list[int] = []
         for i, block in enumerate(self._blocks):
             if set(block) & set(units):
                 wanted += [u for b in self._blocks[i : i + 2] for u in b]
-        wanted = list(dict.fromkeys([*units, *wanted]))
-        for unit in [unit for unit in self._loaded if unit not in wanted]:
-            del self._loaded[unit]
-        for unit in wanted:
-            if unit not in self._loaded:
-                self._loaded[unit] = self._reader.submit(self._read, unit, names)
+        keys = [(unit, names) for unit in dict.fromkeys([*units, *wanted])]
+        for key in self._loaded.keys() - keys:
+            del self._loaded[key]
+        for key in keys:
+            if key not in self._loaded:
+                self._loaded[key] = self._reader.submit(self._read, *key)
 
-    def _read(self, unit: int, names: list[str]) -> dict[int, Sample]:
+    def _read(self, unit: int, names: tuple[str, ...]) -> dict[int, Sample]:
         computed = self._computed(names)
         asked = [name for name in names if name in self.targets] + (["audio"] if computed else [])
         found = {}

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from spkd.audio import SAMPLE_RATE
 from spkd.cache import EMBEDDING, Contents, Crop
 from spkd.cache.tars import Stream
-from spkd.config import LossConfig, MiningConfig
+from spkd.config import MiningConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.features import HOP
 from spkd.models import Network
@@ -114,10 +114,10 @@ class Miner:
     """
 
     def __init__(
-        self, cache: Contents, classes: Classes, listening: Listening, config: MiningConfig, loss: LossConfig
+        self, cache: Contents, classes: Classes, listening: Listening, config: MiningConfig, ceiling: float
     ) -> None:
         self._cache, self._classes, self._listening = cache, classes, listening
-        self._config, self._ceiling = config, loss.ceiling
+        self._config, self._ceiling = config, ceiling
         self._voices = Groups.of(classes.voice, cache.rows)
         say(f"mining hard negatives among {len(self._voices.first) - 1} voices")
         self.table = self._mine(mean_embeddings(cache, self._voices.group, len(self._voices.first) - 1))

@@ -1,4 +1,5 @@
-"""The teacher's logits: of its own head where it knows the speakers, else cosines to prototypes."""
+"""What a run has to know of its teacher before the first step: its logits, of its own head where it knows the speakers
+or else cosines to prototypes; and how alike it finds different voices."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -14,9 +16,11 @@ from spkd.config import LossConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.progress import say
 from spkd.train.data import Classes, mean_embeddings
-from spkd.train.losses import LOSSES
+from spkd.train.losses import CEILING, LOSSES
 
 WRONG = 0.05  # nats of divergence from which the card's logits are called wrong
+SAMPLED = 1024  # views whose pairs tell how alike different voices are
+DIFFERENT = 0.99  # fraction of these pairs that must stay below the ceiling
 
 
 @dataclass(frozen=True)
@@ -100,3 +104,32 @@ def _warn(cache: Contents, config: LossConfig) -> None:
                 f"warning: {member.name}: the stored logits are wrong by {recorded[nearest]:.2g} nats at temperature "
                 f"{nearest:g} (measured at extraction); lower loss.kd_temperature, or extract exact logits"
             )
+
+
+def contrasts(losses: Sequence[str], config: LossConfig) -> bool:
+    """Whether a loss contrasts the student with the teacher's embeddings."""
+    return "contrastive" in losses or ("memo" in losses and config.memo.teacher > 0)
+
+
+def ceiling(cache: Contents, losses: Sequence[str], config: LossConfig) -> float:
+    """`loss.ceiling`, or its default: 0.95, but no lower than 99 % of the cosines between different voices.
+
+    Embeddings pooled from self-supervised encoders all lie in a narrow cone: a fixed ceiling would leave no negatives.
+    Different voices are views of different speakers, or of different utterances where those are unknown.
+    """
+    if config.ceiling is not None or not contrasts(losses, config):
+        return CEILING if config.ceiling is None else config.ceiling
+    rows = cache.order(0, 0)[:SAMPLED]
+    utterance, speaker = cache.plan.views.utterance[rows], cache.speaker(rows)
+    different = (utterance != utterance[:, None]) & ((speaker != speaker[:, None]) | (speaker < 0))
+    found = CEILING
+    for name in [name for name in cache.names if name.split("@")[0] == EMBEDDING]:
+        said = normalize(cache.decode(cache.stored(rows, [name]), [name])[name].float(), dim=-1)
+        cosines = (said @ said.mT)[torch.from_numpy(different)]
+        if len(cosines):
+            found = max(found, float(cosines.quantile(DIFFERENT)))
+    if found > CEILING:
+        say(
+            f"the teacher finds even different voices alike: loss.ceiling is {found:.4f}, above {DIFFERENT:.0%} of them"
+        )
+    return found

@@ -29,7 +29,7 @@ from spkd.train.data import Classes, Steps, mask
 from spkd.train.feed import Heard
 from spkd.train.losses import AAM, LOSSES, Classifier, OneStep, Sum, check_names, check_values, of_teachers
 from spkd.train.mining import Miner
-from spkd.train.teacher import TeacherLogits, teacher_logits
+from spkd.train.teacher import TeacherLogits, ceiling, contrasts, teacher_logits
 from spkd.train.trainee import Trainee
 
 LOG_EVERY = 20  # steps between lines of log.jsonl
@@ -60,6 +60,8 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
     check_labels(cache, losses)
     logits = teacher_logits(cache, classes, config.loss, losses)
     check_needs(cache, losses, config, logits)
+    alike = ceiling(cache, losses, config.loss)
+    config = replace(config, loss=replace(config.loss, ceiling=alike))
     out = writable_folder(config.out)
     labelled = open_caches(config.labelled) if config.labelled else None
     settings = state.settings(config, losses, cache, labelled)
@@ -86,7 +88,7 @@ def run(config: TrainConfig, losses: Sequence[str]) -> Result:
         config, cache, network.hears, (config.crop, *(seconds or config.crop for seconds in further))
     )
     needs = sorted({name + suffix for loss, suffix in chosen.values() for name in needed(loss, config.loss, logits)})
-    miner = Miner(cache, classes, listening, config.mining, config.loss) if config.mining.negatives else None
+    miner = Miner(cache, classes, listening, config.mining, alike) if config.mining.negatives else None
     first = state.resume(out, trainee, optimiser, miner) if (out / "state.json").is_file() else 0
     steps = Steps(cache, needs, classes, listening, config.batch_size, config.seed, logits)
     fed = feed.Feed(cache, listening, steps, needs, logits, miner, tuning)
@@ -149,8 +151,7 @@ def check_needs(cache: Contents, losses: Sequence[str], config: TrainConfig, log
                 "--targets)"
             )
     if config.mining.negatives:
-        mined = "contrastive" in losses or ("memo" in losses and config.loss.memo.teacher > 0)
-        if not mined:
+        if not contrasts(losses, config.loss):
             raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
         mining.check(cache, config.mining)
     if not 0 <= config.optim.average <= 1:

@@ -155,7 +155,7 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
     classes = Classes.of(cache)
     listening = Listening(FBANK, None, (0.5,))
     config = MiningConfig(negatives=2, neighbours=3, over="student", refresh=4)
-    miner = mining.Miner(cache, classes, listening, config, LossConfig(ceiling=2.0))
+    miner = mining.Miner(cache, classes, listening, config, 2.0)
     torch.manual_seed(3)
     network = models.build("xvector", channels=8, embedding=6).train()
     first = miner.table.neighbours.copy()
@@ -174,7 +174,7 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
         allowed = np.flatnonzero((utterance != utterance[v]) & (label != label[v]))
         nearest = np.sort(said[allowed] @ said[v])[::-1][:3]
         assert np.allclose(said[found] @ said[v], nearest, atol=1e-5)
-    again = mining.Miner(cache, classes, listening, config, LossConfig(ceiling=2.0))
+    again = mining.Miner(cache, classes, listening, config, 2.0)
     again.load_state(miner.state())
     assert np.array_equal(again.table.neighbours, miner.table.neighbours)
     for m in (miner, again):

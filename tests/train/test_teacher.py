@@ -16,6 +16,7 @@ from spkd.config import LossConfig
 from spkd.manifest import Manifest, Utterance
 from spkd.models import Checkpoint
 from spkd.train.data import Classes
+from spkd.train.losses import CEILING
 from spkd.train.teacher import teacher_logits
 
 SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6", "crop=0.5"]
@@ -126,6 +127,38 @@ def test_stored_logits_that_the_card_calls_wrong_are_warned_of(spkd: Callable, e
     assert done.code == 0, done.err
     assert ("warning: c: the stored logits are wrong by" in done.out) == (errors["kl_t4"] > 0.05)
     assert errors["kl_t4"] > 0.05
+
+
+def test_prototypes_of_a_stream(spkd: Callable, extract: Callable) -> None:
+    extract("c", SPEAKERS)
+    assert spkd("cache", "export", "c", "tars").code == 0
+    done = spkd("train", "--loss", "kld", "cache=tars", "loss.logits=prototypes", *SMALL)
+    assert done.code == 0, done.err  # the embeddings are read first, everything else later
+
+
+def test_the_ceiling_rises_where_even_different_voices_are_alike(
+    spkd: Callable, corpus: Path, tiny_wavlm: Path
+) -> None:
+    wavlm = ("teacher=wavlm", f"teacher.weights={tiny_wavlm}")
+    assert spkd("extract", *wavlm, f"manifest={corpus / 'manifest.csv'}", "cache=c", "fbank=true").code == 0
+    cache = Cache.open("c")
+    said = normalize(cache.batch(cache.rows, ["embedding"])["embedding"].double(), dim=-1).numpy()
+    speaker = cache.speaker(cache.rows)
+    cosines = [said[i] @ said[j] for i in range(18) for j in range(18) if speaker[i] != speaker[j]]
+    assert min(cosines) > CEILING  # a fixed ceiling would leave no negative at all
+
+    def trained(*more: str) -> tuple[float, str]:
+        done = spkd("train", *more, "cache=c", *SMALL)
+        assert done.code == 0, done.err
+        return models.load(more[-1].removeprefix("out=")).training["settings"]["loss"]["ceiling"], done.out
+
+    found, told = trained("--loss", "contrastive", "out=a")
+    assert found == pytest.approx(np.quantile(cosines, 0.99), abs=1e-6)
+    assert f"loss.ceiling is {found:.4f}" in told
+    assert models.load("a").training["last_terms"]["contrastive"] > 0.1
+    assert trained("--loss", "contrastive", "loss.ceiling=0.9", "out=b")[0] == 0.9
+    assert models.load("b").training["last_terms"]["contrastive"] == 0
+    assert trained("--loss", "cosine", "out=c2")[0] == CEILING
 
 
 def test_separate_teachers_give_no_logits(spkd: Callable, extract: Callable, corpus: Path) -> None:

@@ -14,7 +14,7 @@ from spkd.config import LossConfig
 from spkd.errors import UsageError, did_you_mean
 from spkd.train.losses.aam import AAM
 from spkd.train.losses.base import Loss, Said
-from spkd.train.losses.contrastive import Contrastive
+from spkd.train.losses.contrastive import CEILING, Contrastive
 from spkd.train.losses.logits import KLD, Classifier, NonTarget
 from spkd.train.losses.memo import MeMo
 from spkd.train.losses.multilevel import MultiLevel
@@ -128,6 +128,7 @@ def _of(targets: dict[str, Any], suffix: str) -> dict[str, Any]:
 
 __all__ = [
     "AAM",
+    "CEILING",
     "KLD",
     "LOSSES",
     "MSE",

@@ -10,6 +10,8 @@ from spkd.cache import EMBEDDING, Target
 from spkd.config import LossConfig
 from spkd.train.losses.base import Loss, Said, projection
 
+CEILING = 0.95  # teacher cosine of what is likely the same voice
+
 
 class Contrastive(Loss):
     """-mean_i log( exp(s_i.t_i / tau) / sum_j exp(s_i.t_j / tau) ), s and t L2-normalised, j over the batch and, where
@@ -27,7 +29,8 @@ class Contrastive(Loss):
 
     def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
         super().__init__(config, levels, targets, classes)
-        self.temperature, self.ceiling = config.temperature, config.ceiling
+        self.temperature = config.temperature
+        self.ceiling = CEILING if config.ceiling is None else config.ceiling
         self.project = projection(levels[EMBEDDING].dim, targets[EMBEDDING].dim)
 
     def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
