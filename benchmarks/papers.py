@@ -48,15 +48,14 @@ MEMO = (
 class Method:
     """A row of the table.
 
-    losses: what `--loss` takes. settings: its own. student: the architecture. share: of the steps that it has; `then`:
-    another method that goes on from this student with the other half.
+    losses: what `--loss` takes. settings: its own. student: the architecture. then: another method, which goes on from
+    this student with the second half of the steps.
     """
 
     title: str
     losses: tuple[str, ...]
     settings: tuple[str, ...] = ()
     student: tuple[str, ...] = XVECTOR
-    share: float = 1.0
     then: Method | None = None
 
 
@@ -84,13 +83,12 @@ METHODS = {
     "multilevel_concatenated": Method(
         "multilevel: concatenated", ("multilevel",), multilevel("", "loss.concat=[stats,embedding]")
     ),
-    "one_step": Method("one-step (SSL shape)", ("one-step",), KD_FRAMES, SSL, share=0.5),
+    "one_step": Method("one-step (SSL shape)", ("one-step",), KD_FRAMES, SSL),
     "two_step": Method(
         "two-step (SSL shape)",
         ("one-step",),
         (*KD_FRAMES, "loss.one_step.tuning=0"),
         SSL,
-        share=0.5,
         then=Method("", ("aam",), (), SSL),
     ),
     "dino": Method("DINO, no labels", ("memo",), (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive=0")),
@@ -135,7 +133,7 @@ def scores(work: Path, name: str, seed: int) -> Path:
 
 def train(work: Path, data: Path, name: str, seed: int, steps: int) -> dict[str, dict]:
     """One student of a method, trained and scored; its reports on both lists."""
-    method, folder, init, left = METHODS[name], f"{name}-{seed}", "", round(steps * METHODS[name].share)
+    method, folder, init, left = METHODS[name], f"{name}-{seed}", "", steps
     scored = scores(work, name, seed)
     if scored.is_file():
         return json.loads(scored.read_text())
@@ -233,7 +231,7 @@ def main() -> None:
         methods[name] = {
             "title": METHODS[name].title,
             "parameters": one["model"]["parameters"],
-            "steps": round(given.steps * METHODS[name].share),
+            "steps": given.steps,
             "seeds": len(found),
             **row(found),
         }
