@@ -100,9 +100,11 @@ def _warn(cache: Contents, config: LossConfig) -> None:
             continue
         nearest = min(recorded, key=lambda t: abs(t - config.kd_temperature))
         if recorded[nearest] > WRONG:
+            all_ = ", ".join(f"{kl:.2g} at {t:g}" for t, kl in sorted(recorded.items()))
             say(
                 f"warning: {member.name}: the stored logits are wrong by {recorded[nearest]:.2g} nats at temperature "
-                f"{nearest:g} (measured at extraction); lower loss.kd_temperature, or extract exact logits"
+                f"{nearest:g} (measured at extraction: {all_}); choose loss.kd_temperature by that, or extract exact "
+                "logits"
             )
 
 
