@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py
 
-Needs no data and no download: synthetic speech (spkd.demo), a WavLM with random weights. Prints, and keeps in
-benchmarks/results/gpu.json:
+Needs `.[gpu,teachers]`, but no data and no download: synthetic speech (spkd.demo), a WavLM with random weights. Prints,
+and keeps in benchmarks/results/gpu.json:
 - extract: cosines between what the teacher said on the GPU and on the CPU, least over all views and frames;
 - train: per loss the relative difference of its mean over the last steps between the two, and whether the same command
   gives the same student twice on the GPU;
@@ -18,7 +18,6 @@ benchmarks/results/gpu.json:
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import shutil
@@ -202,12 +201,9 @@ def main() -> None:
         "wavlm_base_hours_per_hour": round(extraction_speed(work, device)),
         "ecapa_views_per_second": round(training_speed(work, device)),
     }
-    if importlib.util.find_spec("faiss"):
-        counts = [] if device == "cuda" else ["--counts", "20000"]
-        printed = subprocess.run(
-            [sys.executable, HERE / "mining.py", *counts], check=True, capture_output=True, text=True
-        )
-        result["mining"] = json.loads(printed.stdout.splitlines()[-1])
+    counts = [] if device == "cuda" else ["--counts", "20000"]
+    printed = subprocess.run([sys.executable, HERE / "mining.py", *counts], check=True, capture_output=True, text=True)
+    result["mining"] = json.loads(printed.stdout.splitlines()[-1])
     result["machine"] = describe()
     if device == "cuda":
         (HERE / "results" / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
