@@ -27,6 +27,7 @@ EXACT = 100_000  # voices up to which every pair is compared
 BATCH = 4096  # voices searched at once
 EMBEDDED_AT_ONCE = 256  # views
 PROBES = 1000  # voices on which the recall of an approximate index is measured
+GPU_WIDEST = 2048  # most neighbours that FAISS selects on a GPU
 NONE = -1
 
 
@@ -83,8 +84,9 @@ def mine(
     table = np.full((len(vectors), config.neighbours), NONE, np.int32)
     # Excluded voices stand among the nearest, so twice as many are asked for, and more where that is too few.
     todo, width = np.arange(len(vectors)), 2 * config.neighbours
+    widest = min(len(vectors), GPU_WIDEST if _gpus() else len(vectors))
     while len(todo):
-        width, short = min(width, len(vectors)), []
+        width, short = min(width, widest), []
         for start in range(0, len(todo), BATCH):
             mine_ = todo[start : start + BATCH]
             similarity, found = index.search(vectors[mine_], width)
@@ -94,7 +96,7 @@ def mine(
             kept = np.where(np.take_along_axis(allowed, order, 1), np.take_along_axis(found, order, 1), NONE)
             table[mine_, : kept.shape[1]] = kept
             short.append(mine_[(kept == NONE).any(1)])
-        todo = np.concatenate(short) if width < len(vectors) and len(vectors) <= EXACT else todo[:0]
+        todo = np.concatenate(short) if width < widest and len(vectors) <= EXACT else todo[:0]
         width *= 4
     if len(vectors) > EXACT:
         k = config.neighbours
@@ -190,13 +192,20 @@ def build(vectors: np.ndarray, nprobe: int) -> Any:
         lists = 2 ** int(np.log2(4 * np.sqrt(count)))
         index = faiss.index_factory(dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.nprobe = nprobe
-    if hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus() > 0:
+    if _gpus():
         index = faiss.index_cpu_to_all_gpus(index)
     if not index.is_trained:
         chosen = np.random.RandomState(0).permutation(count)[: 40 * lists]
         index.train(vectors[chosen])
     index.add(vectors)
     return index
+
+
+def _gpus() -> int:
+    """GPUs on which FAISS searches: none where it is faiss-cpu."""
+    import faiss
+
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "index_cpu_to_all_gpus") else 0
 
 
 def recall(index: Any, vectors: np.ndarray, k: int) -> float:
