@@ -170,9 +170,9 @@ def extraction_speed(work: Path, device: str) -> float:
 def training_speed(work: Path, device: str) -> float:
     """Views a second: the difference of a long and a short run, so that starting up does not count."""
     load, seconds = LOADS[device], []
+    student = ("student=ecapa", "student.channels=512", f"batch_size={load.batch}")
     for steps in (load.short, load.long):
         start = time.perf_counter()
-        student = ("student=ecapa", "student.channels=512", f"batch_size={load.batch}")
         trained(work, "contrastive", device, "speed", *student, f"steps={steps}")
         seconds.append(time.perf_counter() - start)
     return load.batch * (load.long - load.short) / (seconds[1] - seconds[0])

@@ -22,7 +22,7 @@ import faiss
 import numpy as np
 from machine import describe
 
-from spkd.train.mining import build, recall
+from spkd.train.mining import build, gpus, recall
 
 HERE = Path(__file__).parent
 COUNTS = [100_000, 1_000_000]
@@ -50,7 +50,7 @@ def main() -> None:
     options.add_argument("--nprobes", type=int, nargs="+", default=[8, 32, 64])
     given = options.parse_args()
     faiss.omp_set_num_threads(os.cpu_count() or 1)
-    device = "gpu" if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() else "cpu"
+    device = "gpu" if gpus() else "cpu"
     rows = []
     print(f"{'voices':>9} {'index':>14} {'nprobe':>6} {'build (s)':>9} {'MB':>7} {'queries/s':>10} {'recall@50':>9}")
     for count in given.counts:

@@ -29,6 +29,7 @@ from spine import LISTS, SPEEDS, evaluate, spkd
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results" / "papers.json", HERE.parent / "README.md"
 BEGIN, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
+STEPS = 600
 XVECTOR = ("student=xvector", "student.channels=96", "student.embedding=256", "crop=2.0")
 WIDE = ("student=xvector", "student.channels=192", "student.embedding=256", "crop=2.0")
 # At the x-vectors' learning rate (0.002) the loss of fine-tuning alone rose and stayed up in one seed of three.
@@ -201,7 +202,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="the folder librispeech-mini")
     options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=600)
+    options.add_argument("--steps", type=int, default=STEPS)
     options.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     options.add_argument("--jobs", type=int, default=2, help="students trained side by side, one thread each")
     options.add_argument("--work", type=Path, default=HERE / "work" / "papers")

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import describe
-from papers import XVECTOR, extract
+from papers import STEPS, XVECTOR, extract
 from spine import spkd
 from torch.nn.functional import normalize
 
@@ -151,15 +151,17 @@ def eer(work: Path, trials: str, out: str, *model: str) -> float:
     return round(report["results"]["eer_percent"], 2)
 
 
+def of_students(work: Path, trials: str, method: str, seeds: int) -> list[float]:
+    """`eer` of the students of one method."""
+    names = [f"{method}-{seed}" for seed in range(seeds)]
+    return [eer(work, trials, f"{name}-eval", f"model={name}") for name in names]
+
+
 def sessions(work: Path, rows: list[tuple[str, str, str]], seeds: int) -> dict[str, list[float]]:
     """EER (%) of students across recording sessions, by method; the trials of both test lists lie within sessions."""
     trials = "trials-across-sessions"
     across_sessions(work / f"{trials}.txt", rows)
-    names = {method: [f"{method}-{seed}" for seed in range(seeds)] for method in METHODS}
-    return {
-        method: [eer(work, trials, f"{name}-eval", f"model={name}") for name in those]
-        for method, those in names.items()
-    }
+    return {method: of_students(work, trials, method, seeds) for method in METHODS}
 
 
 def heard(work: Path, weights: Path, rows: list[tuple[str, str, str]], seeds: int) -> dict[str, list[float]]:
@@ -177,18 +179,15 @@ def heard(work: Path, weights: Path, rows: list[tuple[str, str, str]], seeds: in
     extract(work, weights, "arabic_half", work / "arabic_half.csv")
     trials = "trials-unheard"
     across_sessions(work / f"{trials}.txt", [row for row in rows if row[1] not in given])
-    settings = ("cache=[libri,unlabelled,arabic_half]", *XVECTOR, "steps=600")
+    settings = ("cache=[libri,unlabelled,arabic_half]", *XVECTOR, f"steps={STEPS}")
 
-    def trained(seed: int) -> float:
-        name = f"heard-{seed}"
-        spkd(work, 1, "train", "--loss", "contrastive", *settings, f"seed={seed}", f"out={name}")
-        return eer(work, trials, f"{name}-eval", f"model={name}")
+    def train(seed: int) -> None:
+        spkd(work, 1, "train", "--loss", "contrastive", *settings, f"seed={seed}", f"out=heard-{seed}")
 
     with ThreadPoolExecutor(2) as pool:
-        found = {"contrastive_unlabelled": list(pool.map(trained, range(seeds)))}
-    for method in ("contrastive", "ntxent", "untaught"):
-        names = [f"{method}-{seed}" for seed in range(seeds)]
-        found[method] = [eer(work, trials, f"{name}-eval", f"model={name}") for name in names]
+        list(pool.map(train, range(seeds)))
+    rows_of = {"contrastive_unlabelled": "heard"} | {name: name for name in ("contrastive", "ntxent", "untaught")}
+    found = {row: of_students(work, trials, method, seeds) for row, method in rows_of.items()}
     found["teacher"] = [eer(work, trials, "teacher-eval", "model=dvector", f"weights={weights}")]
     return found
 

@@ -84,7 +84,7 @@ def mine(
     table = np.full((len(vectors), config.neighbours), NONE, np.int32)
     # Excluded voices stand among the nearest, so twice as many are asked for, and more where that is too few.
     todo, width = np.arange(len(vectors)), 2 * config.neighbours
-    widest = min(len(vectors), GPU_WIDEST if _gpus() else len(vectors))
+    widest = min(len(vectors), GPU_WIDEST if gpus() else len(vectors))
     while len(todo):
         width, short = min(width, widest), []
         for start in range(0, len(todo), BATCH):
@@ -192,7 +192,7 @@ def build(vectors: np.ndarray, nprobe: int) -> Any:
         lists = 2 ** int(np.log2(4 * np.sqrt(count)))
         index = faiss.index_factory(dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.nprobe = nprobe
-    if _gpus():
+    if gpus():
         index = faiss.index_cpu_to_all_gpus(index)
     if not index.is_trained:
         chosen = np.random.RandomState(0).permutation(count)[: 40 * lists]
@@ -201,7 +201,7 @@ def build(vectors: np.ndarray, nprobe: int) -> Any:
     return index
 
 
-def _gpus() -> int:
+def gpus() -> int:
     """GPUs on which FAISS searches: none where it is faiss-cpu."""
     import faiss
 

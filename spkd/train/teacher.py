@@ -119,8 +119,10 @@ def ceiling(cache: Contents, losses: Sequence[str], config: LossConfig) -> float
     Embeddings pooled from self-supervised encoders all lie in a narrow cone: a fixed ceiling would leave no negatives.
     Different voices are views of different speakers, or of different utterances where those are unknown.
     """
-    if config.ceiling is not None or not contrasts(losses, config):
-        return CEILING if config.ceiling is None else config.ceiling
+    if config.ceiling is not None:
+        return config.ceiling
+    if not contrasts(losses, config):
+        return CEILING
     rows = cache.order(0, 0)[:SAMPLED]
     utterance, speaker = cache.plan.views.utterance[rows], cache.speaker(rows)
     different = (utterance != utterance[:, None]) & ((speaker != speaker[:, None]) | (speaker < 0))
