@@ -1,6 +1,6 @@
 """Codecs on real speech: what each costs in bytes and error, and what it does to a student.
 
-The GE2E d-vector hears librispeech-mini at seven speeds (whole recordings). Its embeddings and its frames (the last
+The GE2E d-vector input_features librispeech-mini at seven speeds (whole recordings). Its embeddings and its frames (the last
 LSTM layer) are coded by every codec, fitted on three quarters of the speakers and measured on the others. For each
 codec of the embeddings a whole cache is extracted under that codec; an x-vector student is then distilled from each
 cache by `--loss contrastive` (equal steps, views, masks and seeds) and scored on both test lists. A second call
@@ -52,7 +52,7 @@ def rows_of(cache: Cache, name: str, most: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def cost(cache: Cache, name: str, codec_name: str) -> dict[str, float]:
-    """Bytes per row and error of a codec on what the teacher said, fitted and measured on different speakers."""
+    """Bytes per row and error of a codec on what the teacher outputs, fitted and measured on different speakers."""
     training, measured = rows_of(cache, name, 20_000)
     codec = codecs.make(codec_name, training.shape[1])
     if codec.training_rows:

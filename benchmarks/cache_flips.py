@@ -21,15 +21,15 @@ import soundfile
 import torch
 from machine import describe
 
-from spkd import config, models
+from spkd import config
 from spkd.cache import verify
 from spkd.config import ExtractConfig
 from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
-from spkd.extract import load_teacher
 from spkd.extract.run import run
 from spkd.manifest import Manifest, Utterance, build
-from spkd.models import Checkpoint
+from spkd.students import Checkpoint
+from spkd.teachers import load_teacher
 
 HERE = Path(__file__).parent
 
@@ -44,8 +44,8 @@ def make(work: Path) -> Path:
     manifest, _, _ = build(work / "audio", "folder")
     manifest = Manifest((*manifest.utterances, Utterance("gone", str(work / "gone.wav"), "s0", 1.0)))
     torch.manual_seed(0)
-    network = models.build("xvector", channels=16, embedding=8).eval()
-    models.save(work / "teacher", Checkpoint(network, torch.randn(4, 8), list("abcd"), 30.0))
+    network = students.build("xvector", channels=16, embedding=8).eval()
+    students.save(work / "teacher", Checkpoint(network, torch.randn(4, 8), list("abcd"), 30.0))
     settings = config.load(
         ExtractConfig,
         [

@@ -28,8 +28,9 @@ import torch
 from machine import describe
 from torch.utils.data import DataLoader, Dataset
 
-from spkd.cache import Cache, Crop, Plan, Target, UnitWriter, card, claim_units, codec, finalize, initialise
+from spkd.cache import Cache, Crop, Plan, UnitWriter, card, claim_units, codec, finalize, initialise
 from spkd.manifest import Manifest, Utterance
+from spkd.target import Target
 from spkd.view import Views
 
 HERE = Path(__file__).parent

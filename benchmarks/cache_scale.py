@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from machine import describe
 
-from spkd.cache import Plan, Target, card, initialise
-from spkd.cache.write import COMPLETE, manifest_path, record_check
+from spkd.cache import Plan, card, initialise
+from spkd.cache.write import COMPLETE, commit_path, record_check
 from spkd.files import write_json
 from spkd.manifest import Manifest, Utterance
+from spkd.target import Target
 from spkd.view import Views
 
 HERE = Path(__file__).parent
@@ -68,7 +69,7 @@ def make(root: Path, utterances: int, crops: int) -> None:
     made = card.make({"family": "benchmark"}, TARGETS, {}, [card.part(manifest, plan)], plan)
     initialise(root, made, [plan], TARGETS)
     small = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in ("card.json", "plan/0.npz")}
-    names_of_units = (str(manifest_path(root, unit).relative_to(root)) for unit in range(plan.units))
+    names_of_units = (str(commit_path(root, unit).relative_to(root)) for unit in range(plan.units))
     record = {"card": made, "rejected": {}, "bytes": 0, "sha256": small | dict.fromkeys(names_of_units, "0" * 64)}
     write_json(root / COMPLETE, record | {"check": record_check(record)})
 

@@ -31,7 +31,8 @@ import json, os, sys, time
 from pathlib import Path
 import numpy as np
 import torch
-from spkd.cache import Background, Plan, Target, UnitWriter, card, claim_units, codec, finalize, initialise
+from spkd.cache import Background, Plan, UnitWriter, card, claim_units, codec, finalize, initialise
+from spkd.target import Target
 from spkd.manifest import Manifest, Utterance
 from spkd.view import Views
 
@@ -64,7 +65,7 @@ manifest, plan = plan_of(utterances)
 made = card.make({"family": "benchmark"}, [TARGET], {}, [card.part(manifest, plan)], plan)
 initialise(folder, made, [plan], [TARGET])
 fitted, key = {TARGET.name: codec.make(TARGET.codec, DIM)}, card.part_key(made, 0)
-said = random.standard_normal((BATCH, FRAMES, DIM)).astype(np.float16)
+outputs = random.standard_normal((BATCH, FRAMES, DIM)).astype(np.float16)
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparations
 before = memory_kb("VmRSS")
 go(ready)
@@ -74,7 +75,7 @@ with Background() as background:
         writer = UnitWriter(folder, plan, [TARGET], unit, key, fitted)
         rows = np.array(plan.unit(unit))
         for i in range(0, len(rows), BATCH):
-            background(writer.put, TARGET.name, rows[i : i + BATCH], said[: len(rows[i : i + BATCH])])
+            background(writer.put, TARGET.name, rows[i : i + BATCH], outputs[: len(rows[i : i + BATCH])])
         background.commit(writer.commit)
 finalize(folder, made, plan)
 print(json.dumps({"seconds": time.perf_counter() - start, "memory_mb": (memory_kb("VmHWM") - before) / 1024}))
@@ -113,8 +114,8 @@ def run(code: str, work: Path, writers: int, utterances: int) -> tuple[float, fl
     while not all(path.exists() for path in ready):
         time.sleep(0.01)
     (work / "go").touch()
-    said = [json.loads(process.communicate()[0]) for process in processes]
-    return max(s["seconds"] for s in said), max(s.get("memory_mb", 0.0) for s in said)
+    outputs = [json.loads(process.communicate()[0]) for process in processes]
+    return max(s["seconds"] for s in outputs), max(s.get("memory_mb", 0.0) for s in outputs)
 
 
 def main() -> None:

@@ -4,11 +4,11 @@
 
 Needs `.[gpu,teachers]`, but no data and no download: synthetic speech (spkd.demo), a WavLM with random weights. Prints,
 and keeps in benchmarks/results/gpu.json:
-- extract: cosines between what the teacher said on the GPU and on the CPU, least over all views and frames;
+- extract: cosines between what the teacher outputs on the GPU and on the CPU, least over all views and frames;
 - train: per loss the relative difference of its mean over the last steps between the two, and whether the same command
   gives the same student twice on the GPU;
 - eval: greatest difference of a score;
-- speed: hours of audio that a WavLM of base (95 M parameters) hears in an hour, and views a second that train a
+- speed: hours of audio that a WavLM of base (95 M parameters) input_features in an hour, and views a second that train a
   student (ECAPA-TDNN, 512 channels, contrastive), both without starting up;
 - mining: `mining.py`, whose index is on the GPU where faiss-gpu sees one.
 
@@ -39,10 +39,10 @@ from spkd.cache import Cache
 from spkd.demo.synthesis import speaker, utterance
 from spkd.eval import run as scoring
 from spkd.eval import trials
-from spkd.extract import load_teacher
 from spkd.extract.live import compare
 from spkd.extract.run import run as extract
 from spkd.manifest import Manifest, build
+from spkd.teachers import load_teacher
 from spkd.train.trainer import run as train
 
 HERE = Path(__file__).parent

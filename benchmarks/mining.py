@@ -1,8 +1,8 @@
 """Mining negatives: how long the index takes, how much memory, and how many of the true neighbours it finds.
 
-Synthetic voices of the shape real embeddings have: 256 numbers, unit length, 170 voices about each of many speakers
+Synthetic instances of the shape real embeddings have: 256 numbers, unit length, 170 instances about each of many speakers
 (cosine about 0.7 to their speaker's centre). Built and searched by the very functions that training uses: exact up to
-100,000 voices, approximate above; `nprobe` is the setting mining.nprobe.
+100,000 instances, approximate above; `nprobe` is the setting mining.nprobe.
 
     python benchmarks/mining.py
 
@@ -29,7 +29,7 @@ COUNTS = [100_000, 1_000_000]
 DIM, PER_SPEAKER, SPREAD, K, QUERIES = 256, 170, 1.0, 50, 5000
 
 
-def voices(count: int) -> np.ndarray:
+def instances(count: int) -> np.ndarray:
     """(count, 256) float32 unit vectors."""
     random = np.random.default_rng(0)
     centres = random.standard_normal((count // PER_SPEAKER + 1, DIM), dtype=np.float32)
@@ -52,9 +52,9 @@ def main() -> None:
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     device = "gpu" if gpus() else "cpu"
     rows = []
-    print(f"{'voices':>9} {'index':>14} {'nprobe':>6} {'build (s)':>9} {'MB':>7} {'queries/s':>10} {'recall@50':>9}")
+    print(f"{'instances':>9} {'index':>14} {'nprobe':>6} {'build (s)':>9} {'MB':>7} {'queries/s':>10} {'recall@50':>9}")
     for count in given.counts:
-        vectors = voices(count)
+        vectors = instances(count)
         before, start = resident_mb(), time.perf_counter()
         index = build(vectors, given.nprobes[0])
         seconds, memory = time.perf_counter() - start, resident_mb() - before
@@ -66,7 +66,7 @@ def main() -> None:
             index.search(vectors[:QUERIES], K)
             rate = QUERIES / (time.perf_counter() - start)
             row = {
-                "voices": count,
+                "instances": count,
                 "index": "exact" if exact else f"IVF{index.nlist},SQ8",
                 "nprobe": nprobe,
                 "build_seconds": round(seconds, 1),

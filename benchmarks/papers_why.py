@@ -34,8 +34,8 @@ from torch.nn.functional import normalize
 
 from spkd.cache import Cache, Crop
 from spkd.config import LossConfig, MiningConfig
-from spkd.train.data import Classes, Listening
-from spkd.train.losses import CEILING, Contrastive, Said
+from spkd.train.batches import Classes, InputSource
+from spkd.train.losses import CEILING, Contrastive, LossInputs
 from spkd.train.mining import Miner
 
 HERE = Path(__file__).parent
@@ -51,8 +51,8 @@ def spread(caches: dict[str, Cache]) -> dict[str, dict[str, float]]:
     total = sum(len(cache.rows) for cache in caches.values())
     for name, cache in caches.items():
         rows = cache.rows[np.isclose(cache.plan.views.speed[cache.rows], 1.0)]
-        said = normalize(cache.batch(rows, ["embedding"])["embedding"].float(), dim=-1)
-        cosine = (said @ said.mT)[~torch.eye(len(said), dtype=torch.bool)].numpy()
+        outputs = normalize(cache.batch(rows, ["embedding"])["embedding"].float(), dim=-1)
+        cosine = (outputs @ outputs.mT)[~torch.eye(len(outputs), dtype=torch.bool)].numpy()
         quantiles = np.quantile(cosine, [0.05, 0.5, 0.95])
         found[name] = {f"cosine_{q}": round(float(v), 3) for q, v in zip((5, 50, 95), quantiles, strict=True)}
         found[name]["share_of_views"] = round(len(cache.rows) / total, 3)
@@ -62,8 +62,8 @@ def spread(caches: dict[str, Cache]) -> dict[str, dict[str, float]]:
 def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
     """Gradient of contrastive, tangential to the sphere, at a student that equals the teacher; mean over batches."""
     classes = Classes.of(cache)
-    listening = Listening(cache.target("fbank"), None, (2.0,))
-    miner = Miner(cache, classes, listening, MiningConfig(negatives=16), CEILING)
+    source = InputSource(cache.target("fbank"), None, (2.0,))
+    miner = Miner(cache, classes, source, MiningConfig(negatives=16), CEILING)
     levels = {"embedding": cache.target("embedding")}
     loss = Contrastive(LossConfig(), levels, levels, 1)
     found: dict[str, list[tuple[float, float]]] = {"batch": [], "batch and mined": []}
@@ -73,10 +73,10 @@ def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
         teacher = normalize(cache.batch(rows, ["embedding"])["embedding"].float(), dim=-1)
         drawn = miner.draw(rows, i)
         hard = cache.batch(drawn.ravel(), ["embedding"])["embedding"].float().unflatten(0, drawn.shape)
-        voice = torch.from_numpy(classes.voice[rows])
+        instance = torch.from_numpy(classes.instance[rows])
         for name, negatives in (("batch", None), ("batch and mined", hard)):
             student = teacher.clone().requires_grad_()
-            value = loss({"embedding": student}, Said({"embedding": teacher}, voice, voice, negatives=negatives))
+            value = loss({"embedding": student}, LossInputs({"embedding": teacher}, instance, instance, negatives=negatives))
             (gradient,) = torch.autograd.grad(value * len(rows), student)
             tangent = gradient - (gradient * teacher).sum(-1, keepdim=True) * teacher
             found[name].append((tangent.norm(dim=-1).mean().item(), value.item()))
@@ -104,8 +104,8 @@ def frames(cache: Cache, target: str = "frames.layer3") -> dict[str, float]:
     rows = cache.rows[np.isclose(cache.plan.views.speed[cache.rows], 1.0)]
     windows, states, of = [], [], []
     for row in rows:
-        said = cache.batch(np.array([row]), ["fbank", target], Crop(np.array([0]), 48_000))
-        fbank, state = said["fbank"][0].float().numpy(), said[target][0].float().numpy()
+        outputs = cache.batch(np.array([row]), ["fbank", target], Crop(np.array([0]), 48_000))
+        fbank, state = outputs["fbank"][0].float().numpy(), outputs[target][0].float().numpy()
         fbank = fbank - fbank.mean(0)
         places = np.random.RandomState(row).randint(60, len(fbank) - CONTEXT, 60)
         windows += [fbank[p - CONTEXT // 2 : p + CONTEXT // 2 + 1].ravel() for p in places]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spkd import models
-from spkd.models.network import macs, parameters
+from spkd import students
+from spkd.students.network import macs, parameters
 
 HERE = Path(__file__).parent
 DOC = HERE.parent / "docs" / "students.md"
@@ -33,7 +33,7 @@ def main() -> None:
     rows = []
     for name, widths in WIDTHS.items():
         for channels in widths:
-            network = models.build(name, channels=channels, embedding=192).eval()
+            network = students.build(name, channels=channels, embedding=192).eval()
             row = {"student": name, "channels": channels, "default": channels == network.default_channels}
             row |= {"parameters": parameters(network), "macs_per_second": macs(network, SECONDS) / SECONDS}
             rows.append(row)

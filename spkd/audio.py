@@ -1,10 +1,12 @@
 """Audio in: decode with soundfile, average the channels, resample to 16 kHz. All waveforms are float32 in [-1, 1].
 
-torchaudio is imported here and, for its networks, in models/ssl.py, and nowhere else.
+torchaudio is imported here and, for its networks, in students/ssl.py, and nowhere else.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +17,12 @@ import torch
 
 SAMPLE_RATE = 16_000  # Hz
 SLACK = 0.1  # s by which a file may be shorter than its manifest says (rounding, resampling)
+MAX_SECONDS = 100_000.0  # of one utterance: 28 h; more is a duration in another unit
+BLOCK = 1 << 20  # frames decoded at once: a header may promise more than there is memory for
+FULL_SCALE = 16.0  # peak above which float samples are at the scale of integers
+PLAUSIBLE = 200  # frames that one byte of a compressed file may stand for; a header with more is counted again
+LARGEST_KERNEL = 1 << 24  # numbers in torchaudio's table of filters; rates without a common factor would need 10^9
+ZEROS, ROLLOFF = 6, 0.99  # torchaudio's defaults: zero crossings of the sinc on each side, cut-off of the low rate
 
 
 class AudioError(Exception):
@@ -27,7 +35,7 @@ class AudioError(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A mono 16 kHz waveform (samples,), and how the file itself was."""
+    """A mono 16 kHz waveform (samples,), and the rate (Hz) and the channels of the file itself."""
 
     wave: np.ndarray
     rate: int
@@ -35,54 +43,126 @@ class Decoded:
 
 
 def probe(path: str) -> float:
-    """Duration of a file (s), from its header.
+    """Duration of a file (s): from its header, or by decoding where the header cannot be true.
 
     Raises:
-        AudioError: missing, unreadable or empty.
+        AudioError: missing, no regular file, unreadable or empty.
     """
-    try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise _unreadable(path, error) from error
-    if info.frames <= 0:
+    with _opened(path) as file:
+        frames, rate = file.frames, file.samplerate
+        if frames <= 0 or frames > PLAUSIBLE * os.stat(path).st_size:
+            try:
+                frames = _count(file)
+            except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+                raise _unreadable(path, error) from error
+    if frames <= 0:
         raise AudioError(path, "holds no samples")
-    return info.frames / info.samplerate
+    if frames / rate > MAX_SECONDS:
+        raise AudioError(path, f"lasts {frames / rate:.0f} s; longer than {MAX_SECONDS:.0f} s is not supported")
+    return frames / rate
 
 
-def decode(path: str, start: float = 0.0, duration: float | None = None) -> Decoded:
+def decode(path: str, start: float = 0.0, duration: float | None = None, channel: int | None = None) -> Decoded:
     """`duration` seconds (None: all) from `start` seconds of a file, mono at 16 kHz.
 
+    Args:
+        channel: the only one to take, counted from 0; None averages all.
     Raises:
-        AudioError: missing, unreadable, empty, or with samples that are not finite.
+        AudioError: missing, no regular file, unreadable, empty, without that channel, or with samples that are not
+            finite or far beyond full scale.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, channels = file.samplerate, file.channels
+    with _opened(path) as file:
+        rate, channels = file.samplerate, file.channels
+        if channel is not None and channel >= channels:
+            raise AudioError(path, f"has {channels} channels; channel {channel} was asked for (counted from 0)")
+        try:
             if start:
                 file.seek(min(round(start * rate), file.frames))
-            count = -1 if duration is None else round(duration * rate)
-            samples = file.read(count, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise _unreadable(path, error) from error
+            samples = _read(file, None if duration is None else round(duration * rate))
+        except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, OverflowError) as error:
+            raise _unreadable(path, error) from error
+        except MemoryError as error:
+            raise AudioError(path, "does not fit into memory; cut it into shorter utterances") from error
     if len(samples) == 0:
         raise AudioError(path, "holds no samples")
-    wave = samples[:, 0] if channels == 1 else samples.mean(axis=1)
+    wave = samples[:, channel or 0] if channels == 1 or channel is not None else samples.mean(axis=1)
     if not np.isfinite(wave).all():
         raise AudioError(path, "holds samples that are not finite (NaN or infinite)")
-    return Decoded(resample(wave, rate, SAMPLE_RATE), rate, channels)
+    if (peak := float(np.abs(wave).max())) > FULL_SCALE:
+        raise AudioError(path, f"holds float samples up to {peak:.6g}: at integer scale; divide them by 32768")
+    return Decoded(resample(np.ascontiguousarray(wave), rate, SAMPLE_RATE), rate, channels)
+
+
+def _opened(path: str) -> soundfile.SoundFile:
+    """An open sound file. A fifo or a device is refused: reading one may never end."""
+    if not Path(path).exists():
+        raise AudioError(path, "no such file")
+    if not Path(path).is_file():
+        raise AudioError(path, "not a regular file")
+    try:
+        return soundfile.SoundFile(os.fsencode(path))
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(file: soundfile.SoundFile, frames: int | None) -> np.ndarray:
+    """(frames, channels), float32: as many as there are, whatever the header says."""
+    blocks, left = [], math.inf if frames is None else frames
+    while left > 0:
+        block = file.read(int(min(left, BLOCK)), dtype="float32", always_2d=True)
+        blocks.append(block)
+        left -= len(block)
+        if len(block) < min(left + len(block), BLOCK):
+            break
+    return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+
+
+def _count(file: soundfile.SoundFile) -> int:
+    """Frames that can be decoded."""
+    total = 0
+    while count := len(file.read(BLOCK, dtype="float32", always_2d=True)):
+        total += count
+    return total
 
 
 def resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
-    """Band-limited (windowed-sinc) resampling of a waveform (samples,) from one rate (Hz) to another."""
+    """Band-limited (windowed-sinc) resampling of a waveform (samples,) from one rate (Hz) to another.
+
+    torchaudio's formula: it tabulates one filter for each phase, which rates without a large common factor make
+    impossible; there the same filters are computed as they are needed.
+    """
     if source == target:
         return wave
+    common = math.gcd(source, target)
+    if source // common * (target // common) > LARGEST_KERNEL:
+        return _resample_directly(wave, source // common, target // common)
     from torchaudio.functional import resample as band_limited
 
     return band_limited(torch.from_numpy(np.ascontiguousarray(wave)), source, target).numpy()
 
 
+def _resample_directly(wave: np.ndarray, source: int, target: int) -> np.ndarray:
+    """The same, each output sample from its own filter: sum_k x_k h(k / source - n / target), h the sinc at `cutoff`
+    under a Hann window of 2 * ZEROS zero crossings (torchaudio.functional.resample, sinc_interp_hann)."""
+    cutoff = min(source, target) * ROLLOFF
+    reach = math.ceil(ZEROS * source / cutoff)
+    count, taps = math.ceil(target * len(wave) / source), np.arange(-reach, reach + 2)
+    padded = np.concatenate([np.zeros(reach, np.float64), wave, np.zeros(reach + 2, np.float64)])
+    out = np.empty(count, np.float32)
+    for first in range(0, count, BLOCK // 16):
+        n = np.arange(first, min(first + BLOCK // 16, count))
+        centre = n * source // target
+        # In units of the zero crossings; the exact remainder keeps the phase of long files.
+        t = (taps[None, :] - (n * source % target / target)[:, None]) * (cutoff / source)
+        t = t.clip(-ZEROS, ZEROS)
+        filters = np.sinc(t) * np.cos(np.pi * t / ZEROS / 2) ** 2 * (cutoff / source)
+        at = (centre[:, None] + taps[None, :] + reach).clip(0, len(padded) - 1)
+        out[n] = (padded[at] * filters).sum(1)
+    return out
+
+
 def change_speed(wave: np.ndarray, speed: float) -> np.ndarray:
-    """Play `speed` times faster: pitch and tempo change together, as sox's `speed` does. Factors of 0.01."""
+    """Make a waveform `speed` times faster: pitch and tempo change together, as sox's `speed` does. Factors of 0.01."""
     if speed == 1.0:
         return wave
     ratio = Fraction(round(speed * 100), 100)
@@ -90,8 +170,6 @@ def change_speed(wave: np.ndarray, speed: float) -> np.ndarray:
 
 
 def _unreadable(path: str, error: Exception) -> AudioError:
-    if not Path(path).exists():
-        return AudioError(path, "no such file")
     if Path(path).stat().st_size == 0:
         return AudioError(path, "empty file")
     return AudioError(path, f"cannot be decoded ({' '.join(str(error).split())})")

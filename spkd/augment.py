@@ -1,19 +1,19 @@
-"""Noise and reverberation as pure functions of (waveform, seed), so that a view can be replayed exactly.
+"""Noise and reverberation as pure functions of (waveform, seed), so that a view can be reproduced exactly.
 
 Random numbers come from numpy's RandomState, whose stream is frozen for good (NEP 19): a cache written today
-replays the same augmentation under any later numpy.
+is reproduced with the same augmentation under any later numpy.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from spkd import digest
 from spkd.audio import AudioError, decode
 from spkd.errors import SpkdError, UsageError
 from spkd.manifest import AUDIO_SUFFIXES
@@ -22,8 +22,19 @@ SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True)
+class AugmentationCard:
+    """An augmentation as a cache's card describes it; `noise` and `rir` are digests of their folders' content."""
+
+    noise: str | None
+    noise_prob: float = field(metadata={"low": 0, "high": 1})
+    snr: tuple[float, ...]
+    rir: str | None
+    rir_prob: float = field(metadata={"low": 0, "high": 1})
+
+
+@dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a view. `noise` and `rir` are folders; noise may also be "synthetic"."""
+    """What may be done to a view. `noise` and `rir` are folders; noise may also be "synthetic"."""
 
     noise: str | None = None
     noise_prob: float = 0.6
@@ -38,15 +49,15 @@ class Augmentation:
         if len(self.snr) != 2 or self.snr[0] > self.snr[1]:
             raise UsageError(f"view.snr={list(self.snr)}: give the lowest and the highest ratio in dB, e.g. [5,20]")
 
-    def card(self) -> dict[str, object]:
-        """What a colleague needs to replay it: settings, and digests of the folders instead of their paths."""
-        return {
-            "noise": bank(self.noise).digest if self.noise else None,
-            "noise_prob": self.noise_prob if self.noise else 0.0,
-            "snr": list(self.snr),
-            "rir": bank(self.rir).digest if self.rir else None,
-            "rir_prob": self.rir_prob if self.rir else 0.0,
-        }
+    def card(self) -> AugmentationCard:
+        """What a colleague needs to reproduce it: settings, and digests of the folders instead of their paths."""
+        return AugmentationCard(
+            noise=bank(self.noise).digest if self.noise else None,
+            noise_prob=self.noise_prob if self.noise else 0.0,
+            snr=tuple(float(ratio) for ratio in self.snr),
+            rir=bank(self.rir).digest if self.rir else None,
+            rir_prob=self.rir_prob if self.rir else 0.0,
+        )
 
     def __call__(self, wave: np.ndarray, seed: int) -> np.ndarray:
         """Reverberate, then add noise, each with its probability, as `seed` decides.
@@ -132,7 +143,7 @@ def bank(folder: str) -> Bank:
     if not files:
         raise SpkdError(f"{folder}: no audio files for augmentation")
     listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p in files)
-    return Bank(tuple(map(str, files)), hashlib.sha256(listing.encode()).hexdigest())
+    return Bank(tuple(map(str, files)), digest.of_bytes(listing.encode()))
 
 
 @lru_cache(maxsize=256)

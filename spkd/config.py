@@ -1,31 +1,50 @@
-"""Settings: one dataclass per command, `key=value` overrides in Hydra's style, YAML and environment below them.
+"""Settings: one dataclass per command; `key=value` overrides, environment, YAML files and recipes fill them.
 
 Precedence, lowest first: the defaults here, a recipe, `spkd.yaml` (or `--config FILE`), environment variables
 `SPKD_<KEY>` (dots as double underscores: `SPKD_TEACHER__WEIGHTS`), `key=value` on the command line.
 A section given a plain value sets its first key: `teacher=wavlm` is `teacher.name=wavlm`.
+
+The type of a key decides how its text is read: `cache=010` and `cache=no` are the folders `010` and `no`. Nothing in a
+value is looked up elsewhere: `${...}` stays as it is written.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
 
-from spkd.errors import UsageError, did_you_mean
+from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS
+from spkd.schema import convert
 
 Schema = TypeVar("Schema")
-COMMANDS = ("extract", "train", "eval")
 RECIPES = Path(__file__).parent / "recipes"
+DEVICES = ("auto", "cuda", "mps", "cpu")
+MAX_SEED = 2**40
+MAX_YAML = 1 << 20  # bytes of a settings file
 
 
-def key(default: Any, meaning: str, choices: Sequence[str] = ()) -> Any:
-    """A dataclass field with its meaning (shown by --help) and, where closed, its choices."""
-    metadata = {"meaning": meaning, "choices": tuple(choices)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+def key(
+    default: Any,
+    meaning: str,
+    choices: Iterable[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    positive: bool = False,
+) -> Any:
+    """A dataclass field with its meaning (shown by --help) and, where closed, its choices or its range.
+
+    Args:
+        low, high: the least and the greatest number allowed (of each item, in lists and dicts). positive: above 0.
+    """
+    limits = {"low": low, "high": high, "positive": positive, "choices": tuple(choices)}
+    metadata = {"meaning": meaning, **limits}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -33,49 +52,52 @@ def section(kind: type) -> Any:
     return field(default_factory=kind)
 
 
-TEACHERS = ("dvector", "wavlm", "hubert", "wav2vec2", "checkpoint", "none")
-STUDENTS = ("xvector", "etdnn", "ecapa", "resnet34", "campplus", "ssl", "tiny")
-DEVICES = ("auto", "cuda", "mps", "cpu")
-
-
 @dataclass
-class TeacherConfig:
-    name: str = key("dvector", "teacher family; none keeps only fbank, for training without a teacher", TEACHERS)
+class ModelConfig:
+    """A frozen model: what `spkd eval` and `spkd cache verify --live` load, too."""
+
+    name: str = key("dvector", "teacher family; none stores only features, for training without a teacher", TEACHERS)
     weights: str | None = key(
         None,
         "weights: a file, a folder or a hub id; default: dvector takes the installed resemblyzer package, "
         "wavlm/hubert/wav2vec2 their public large models, checkpoint takes ./student",
     )
-    targets: list[str] = key(["embedding"], "targets to keep, e.g. [embedding,frames.layer8]; see --targets")
-    layer: int | None = key(None, "hidden layer pooled into the embedding of wavlm/hubert/wav2vec2 (default: the last)")
+    layer: int | None = key(
+        None, "hidden layer pooled into the embedding of wavlm/hubert/wav2vec2 (default: the last)", low=0, high=1000
+    )
+
+
+@dataclass
+class TeacherConfig(ModelConfig):
+    targets: list[str] = key(["embedding"], "targets to store, e.g. [embedding,frames.layer8]; see --targets")
 
 
 @dataclass
 class ViewConfig:
-    plan: str = key("full", "what the teacher hears: full | windows:SECONDS/HOP | crops:COUNT,SECONDS")
-    speeds: list[float] = key([1.0], "speed factors; full and windows make one view per speed, crops draw one each")
+    plan: str = key("full", "views of each utterance: full | windows:SECONDS/HOP | crops:COUNT,SECONDS")
+    speeds: list[float] = key(
+        [1.0], "speed factors; full and windows make one view per speed, crops draw one each", low=0.5, high=2.0
+    )
     noise: str | None = key(
         None, "additive noise: a folder of audio files, or 'synthetic' (coloured noise, no data needed)"
     )
-    noise_prob: float = key(0.6, "probability that a view gets noise, where noise is set")
-    snr: list[float] = key([5.0, 20.0], "lowest and highest signal-to-noise ratio (dB)")
+    noise_prob: float = key(0.6, "probability that noise is added to a view, where noise is set", low=0, high=1)
+    snr: list[float] = key([5.0, 20.0], "lowest and highest signal-to-noise ratio (dB)", low=-100, high=100)
     rir: str | None = key(None, "reverberation: a folder of room impulse responses")
-    rir_prob: float = key(0.3, "probability that a view is reverberated, where rir is set")
-    seed: int = key(0, "seed of crop positions, speeds and augmentation")
+    rir_prob: float = key(0.3, "probability that a view is reverberated, where rir is set", low=0, high=1)
+    seed: int = key(0, "seed of crop positions, speeds and augmentation", low=0, high=MAX_SEED)
 
 
 @dataclass
 class StorageConfig:
     codec: str = key(
-        "float16",
-        "how targets are stored: float16, float32, int8, sq8, sq6, sq4, pqMx8, opqMx8 (M parts); +zstd compresses",
+        "float16", f"how targets are stored: {', '.join(CODECS)} (M parts, K classes); +zstd behind it compresses"
     )
-    codecs: dict[str, str] = field(
-        default_factory=dict,
-        metadata={"meaning": "targets stored otherwise, e.g. {frames.layer8: int8, logits: topk64}", "choices": ()},
+    codecs: dict[str, str] = key({}, "targets stored otherwise, e.g. {frames.layer8: int8, logits: topk64}")
+    unit_views: int = key(
+        1024, "most views in one unit (the piece that one worker fills and commits)", low=1, high=10**6
     )
-    unit_views: int = key(1024, "most views in one unit (the piece one worker fills and commits)")
-    unit_seconds: float = key(1280.0, "most audio in one unit (s)")
+    unit_seconds: float = key(1280.0, "most audio in one unit (s)", low=0.1, high=134_000)
 
 
 @dataclass
@@ -84,132 +106,111 @@ class ExtractConfig:
     cache: str = key("cache", "folder of the teacher cache")
     teacher: TeacherConfig = section(TeacherConfig)
     view: ViewConfig = section(ViewConfig)
-    fbank: bool = key(False, "also cache the student's 80-mel fbank of every view: training then needs no audio")
-    wave: bool = key(False, "also cache the samples themselves, for students that hear the waveform (ssl)")
+    fbank: bool = key(False, "also store 80-mel fbank of every view, which most students take: training needs no audio")
+    wave: bool = key(False, "also store the samples of every view, for students that take the waveform (ssl)")
     storage: StorageConfig = section(StorageConfig)
-    batch_size: int = key(32, "views in one teacher batch (views of equal length only, so nothing is padded)")
-    workers: int = key(2, "threads that decode and augment")
-    min_seconds: float = key(0.3, "shorter utterances are rejected (s)")
+    batch_size: int = key(
+        32, "views in one teacher batch (views of equal length only, so nothing is padded)", low=1, high=100_000
+    )
+    workers: int = key(2, "threads that decode and augment", low=1, high=1024)
+    min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU", DEVICES)
+
+
+@dataclass
+class AugmentationFolders:
+    noise: str | None = key(None, "folder of the noise with which the cache's views were augmented")
+    rir: str | None = key(None, "folder of the impulse responses of the cache's views")
+
+
+@dataclass
+class VerifyConfig:
+    """What `spkd cache verify --live` needs to run the teacher again; the `extract:` section of a file fills it."""
+
+    manifest: str = key("manifest.csv", "manifest of the audio, as at extraction")
+    teacher: ModelConfig = section(ModelConfig)
+    view: AugmentationFolders = section(AugmentationFolders)
+    device: str = key("auto", "auto takes CUDA, then MPS, then CPU", DEVICES)
+
+
+@dataclass
+class ExportConfig:
+    """What `spkd cache export --audio` needs to load the audio; the `extract:` section of a file fills it."""
+
+    manifest: str = key("manifest.csv", "manifest of the audio, as at extraction")
+    view: AugmentationFolders = section(AugmentationFolders)
 
 
 @dataclass
 class StudentConfig:
     name: str = key("xvector", "architecture", STUDENTS)
-    channels: int | None = key(None, "width (default: the architecture's own)")
-    embedding: int = key(192, "embedding dimension")
-    layers: int = key(2, "ssl: transformer layers")
-    adapters: int = key(0, "ssl: width of the adapters beside the feed-forward layers, which one-step needs (0: none)")
+    channels: int | None = key(None, "width (default: the architecture's own)", low=1, high=65_536)
+    embedding: int = key(192, "embedding dimension", low=1, high=65_536)
+    layers: int = key(2, "ssl: transformer layers", low=1, high=1000)
+    adapters: int = key(
+        0, "ssl: width of the adapters parallel to the feed-forward layers, for one-step (0: none)", low=0, high=65_536
+    )
     init: str | None = key(
         None,
-        "weights to begin with: a student trained by spkd; for ssl also a transformers teacher (folder or hub id)",
+        "initial weights: a student trained by spkd, a state dictionary of the same architecture, or, for ssl, a "
+        "transformers model (folder or hub id)",
     )
 
 
 @dataclass
 class OptimConfig:
     name: str = key("adamw", "optimiser", ("adamw", "sgd"))
-    lr: float = key(2e-3, "peak learning rate")
-    final_lr: float = key(1e-5, "learning rate at the last step")
-    schedule: str = key("cosine", "how the learning rate falls", ("cosine", "exponential"))
-    average: float = key(0.0, "fraction of the run, at its end, whose weights are averaged into the student (0: none)")
-    weight_decay: float = key(0.02, "weight decay")
-    warmup: int = key(100, "steps of linear warm-up")
-    clip: float = key(3.0, "largest gradient norm (0: no clipping)")
-
-
-@dataclass
-class OneStepConfig:
-    targets: list[str] = key(
-        ["frames.layer4", "frames.layer8", "frames.layer12"], "teacher's frames that the path without adapters predicts"
+    lr: float = key(2e-3, "peak learning rate", positive=True, high=1e12)
+    final_lr: float = key(1e-5, "learning rate at the last step", positive=True, high=1e12)
+    schedule: str = key("cosine", "decay of the learning rate", ("cosine", "exponential"))
+    swa_fraction: float = key(
+        0.0, "last fraction of the run whose weights are averaged into the student (0: none)", low=0, high=1
     )
-    distance: str = key("l1", "l1: mean |difference| - cosine * log sigmoid(cosine); mse", ("l1", "mse"))
-    cosine: float = key(1.0, "weight of the cosine part of l1")
-    over_time: str = key("mean", "the cosine part over the frames; the authors' code sums", ("mean", "sum"))
-    weight: float = key(1.0, "weight of the distillation beside the fine-tuning")
-    fade: bool = key(False, "let that weight fall linearly to 0 over the run")
-    tuning: float = key(1.0, "weight of the fine-tuning (0: none, distillation alone, as DistilHuBERT)")
-    classifier: str = key("aam", "of the fine-tuning path; aam takes loss.margin and loss.scale", ("aam", "softmax"))
+    weight_decay: float = key(0.02, "weight decay", low=0, high=1e6)
+    warmup: int = key(100, "steps of linear warm-up", low=0, high=10**9)
+    clip: float = key(3.0, "largest gradient norm (0: no clipping)", low=0, high=1e12)
+    clip_by: str = key(
+        "network",
+        "what is clipped to that norm: all gradients of a network together, or each tensor",
+        ("network", "tensor"),
+    )
+    nesterov: bool = key(True, "Nesterov momentum, for sgd")
 
 
-@dataclass
-class MeMoConfig:
-    partner: str = key("resnet34", "the other architecture; none: one alone, which is DINO", (*STUDENTS, "none"))
-    partner_channels: int | None = key(None, "width of the other architecture (default: its own)")
-    locals: int = key(4, "short crops beside the two long ones (which are as long as crop)")
-    local_crop: float = key(2.0, "length of the short crops (s)")
-    prototypes: int = key(65536, "outputs of each head")
-    hidden: int = key(2048, "width of the heads")
-    bottleneck: int = key(256, "width of the heads before the prototypes")
-    student_temperature: float = key(0.1, "temperature of the students' outputs")
-    teacher_temperature: list[float] = key([0.04, 0.07], "temperature of the teachers' outputs, first and last")
-    teacher_rise: float = key(0.2, "fraction of the run in which it rises from the one to the other")
-    centre: float = key(0.9, "momentum of the centres")
-    momentum: list[float] = key([0.996, 1.0], "momentum of the teachers, first and last")
-    head_frozen: float = key(0.0067, "fraction of the run in which the prototypes learn nothing (one of 150 epochs)")
-    cross: float = key(1.0, "weight of the cross mode")
-    contrastive: float = key(1.0, "weight of the contrastive term, which stops by itself (0: none)")
-    teacher: float = key(0.0, "weight of a third mode: contrast with the cached teacher's embeddings (0: none)")
+class Given(NamedTuple):
+    """A value as a user wrote it. where: for error texts. command_line: not from a file, which several runs share."""
+
+    where: str
+    value: Any
+    command_line: bool
 
 
 @dataclass
 class LossConfig:
-    margin: float = key(0.2, "additive angular margin of aam, kld and nontarget (rad)")
-    margin_rise: list[float] = key(
-        [0.0, 0.0], "fractions of the run between which the margin rises from 0, exponentially; [0,0]: there at once"
-    )
-    scale: float = key(32.0, "scale of the student's cosine logits in aam, kld and nontarget")
-    subcentres: int = key(1, "centres of each class in aam; the nearest counts")
-    kd_temperature: float = key(1.0, "temperature of kld and nontarget")
-    kd_rise: float = key(0.0, "fraction of the run in which the divergence of kld and nontarget gains its weight")
-    gamma: float = key(2.0, "weight of the non-target part of nontarget")
-    teacher_margin: float = key(0.2, "margin put on the teacher's own cosine logits in kld and nontarget (rad)")
-    logits: str = key(
-        "auto",
-        "the teacher's logits: of its own head, or cosines to its mean embedding of each training class; auto takes "
-        "the head where it knows every class",
-        ("auto", "head", "prototypes"),
-    )
-    temperature: float = key(0.05, "temperature of contrastive and ntxent")
-    ceiling: float | None = key(
-        None,
-        "contrastive skips negatives whose teacher cosine to the positive exceeds this (same voice?); default: 0.95, "
-        "or above 99 % of different voices where the teacher finds even those more alike",
-    )
-    levels: dict[str, str] = field(
-        default_factory=lambda: {"embedding": "embedding"},
-        metadata={
-            "meaning": "multilevel: student level -> target, e.g. {frames: frames, stats: stats, embedding: embedding}",
-            "choices": (),
-        },
-    )
-    concat: list[str] = key([], "multilevel: targets whose concatenation the student's embedding learns, besides")
-    distance: str = key("cosine", "multilevel: 1 - cosine, or mse (mean over the numbers)", ("cosine", "mse"))
-    level_weights: dict[str, float] = field(
-        default_factory=dict,
-        metadata={"meaning": "multilevel: weight of a student level, or of concat (default 1)", "choices": ()},
-    )
-    one_step: OneStepConfig = section(OneStepConfig)
-    memo: MeMoConfig = section(MeMoConfig)
-    weights: dict[str, float] = field(
-        default_factory=dict,
-        metadata={"meaning": "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", "choices": ()},
-    )
+    """The losses of a run. Each declares its own settings, `loss.NAME.KEY`; see spkd.train.losses.settings_of."""
+
+    names: list[str] = key([], f"losses to add up, as --loss: {', '.join(LOSSES)}")
+    weights: dict[str, float] = key({}, "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", low=0, high=1e9)
+    sections: dict[str, dict[str, Given]] = field(default_factory=dict, metadata={"hidden": True})
 
 
 @dataclass
 class MiningConfig:
-    negatives: int = key(0, "hard negatives of each view, mined from the whole cache, for contrastive (0: none)")
-    neighbours: int = key(64, "nearest voices from which they are drawn")
-    over: str = key("teacher", "whose embeddings say which voices are near", ("teacher", "student"))
-    refresh: int = key(500, "over=student: steps between two searches, done in the background")
-    nprobe: int = key(32, "lists that are searched where the index is approximate (above 100,000 voices)")
+    negatives: int = key(
+        0, "hard negatives of each view, mined from the whole cache, for contrastive (0: none)", low=0, high=65_536
+    )
+    neighbours: int = key(64, "nearest instances from which they are drawn", low=1, high=65_536)
+    embeddings: str = key("teacher", "whose embeddings are searched", ("teacher", "student"))
+    refresh: int = key(500, "embeddings=student: steps between two searches, done in the background", low=1, high=10**9)
+    nprobe: int = key(
+        32, "lists that are searched where the index is approximate (above 100,000 instances)", low=1, high=65_536
+    )
 
 
 @dataclass
 class MaskConfig:
-    frames: int = key(20, "widest time mask (frames of 10 ms; 0: none)")
-    bands: int = key(10, "widest frequency mask (mel bands; 0: none)")
+    frames: int = key(20, "widest time mask (frames of 10 ms; 0: none)", low=0, high=10**6)
+    bands: int = key(10, "widest frequency mask (mel bands; 0: none)", low=0, high=80)
 
 
 @dataclass
@@ -224,8 +225,8 @@ class TrainConfig:
         "several teachers: concatenate or average their normalised vectors, or separate (each loss once for each)",
         ("concatenate", "average", "separate"),
     )
-    labelled: list[str] = key(
-        [], "one-step: caches of the labelled views that fine-tune; default: the labelled views of cache"
+    finetune_cache: list[str] = key(
+        [], "one-step: caches of the labelled views for fine-tuning; default: the labelled views of cache"
     )
     manifest: str | None = key(None, "manifest of the audio; only needed when the cache holds no features")
     noise: str | None = key(None, "folder of the noise that augmented the cache's views; needed as manifest is")
@@ -236,38 +237,103 @@ class TrainConfig:
     mining: MiningConfig = section(MiningConfig)
     optim: OptimConfig = section(OptimConfig)
     mask: MaskConfig = section(MaskConfig)
-    crop: float = key(2.0, "student crop (s) of views longer than this; shorter views are repeated")
-    batch_size: int = key(64, "views in one step")
-    steps: int = key(2000, "training steps")
-    save_every: int = key(500, "steps between checkpoints of the training state, from which a run resumes")
-    workers: int = key(2, "loader processes, used when audio has to be decoded")
-    seed: int = key(0, "seed of weights, order, crops and masks")
+    crop: float = key(
+        2.0, "student crop (s) of views longer than this; shorter views are repeated", low=0.05, high=100_000
+    )
+    batch_size: int = key(64, "views in one step", low=2, high=10**6)
+    steps: int = key(2000, "training steps", low=1, high=10**9)
+    save_every: int = key(
+        500, "steps between checkpoints of the training state, from which a run resumes", low=1, high=10**9
+    )
+    workers: int = key(2, "loader processes, used when audio has to be decoded", low=0, high=1024)
+    seed: int = key(0, "seed of weights, order, crops and masks", low=0, high=MAX_SEED)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU", DEVICES)
 
 
 @dataclass
 class EvalConfig:
     manifest: str = key("manifest.csv", "manifest of the trials' audio")
-    model: str = key("student", "folder of the student checkpoint, or a teacher family (then see weights)")
+    model: str = key("student", "folder of a student, or a teacher family (then see weights)")
     weights: str | None = key(None, "weights of the teacher named by model; see extract's teacher.weights")
-    layer: int | None = key(None, "layer pooled by wavlm/hubert/wav2vec2 (default: the last)")
+    layer: int | None = key(None, "layer pooled by wavlm/hubert/wav2vec2 (default: the last)", low=0, high=1000)
     out: str = key("eval", "folder of scores.txt, report.json and report.html")
     format: str = key("auto", "trial format: `1 a b`, `a b target` or `a b`", ("auto", "voxceleb", "kaldi", "plain"))
-    batch_size: int = key(32, "utterances in one batch (of equal length only, so nothing is padded)")
-    workers: int = key(2, "threads that decode")
-    min_seconds: float = key(0.3, "shorter utterances are rejected (s)")
+    batch_size: int = key(
+        32, "utterances in one batch (of equal length only, so nothing is padded)", low=1, high=100_000
+    )
+    workers: int = key(2, "threads that decode", low=1, high=1024)
+    min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU", DEVICES)
+
+
+COMMANDS = {"extract": ExtractConfig, "train": TrainConfig, "eval": EvalConfig}
+BORROWED = (VerifyConfig, ExportConfig)  # read the section of extract, as far as it concerns them
+
+# Keys of earlier versions: an error names what to write instead.
+RENAMED = {
+    "labelled": "finetune_cache",
+    "losses": "loss",
+    "mining.over": "mining.embeddings",
+    "optim.average": "optim.swa_fraction",
+    "loss.margin": "loss.aam.margin (or loss.kld.margin, loss.nontarget.margin)",
+    "loss.margin_rise": "loss.aam.margin_warmup (or loss.kld.margin_warmup, loss.nontarget.margin_warmup)",
+    "loss.scale": "loss.aam.scale (or loss.kld.scale, loss.nontarget.scale)",
+    "loss.subcentres": "loss.aam.subcentres",
+    "loss.kd_temperature": "loss.kld.temperature (or loss.nontarget.temperature)",
+    "loss.kd_rise": "loss.kld.kd_warmup (or loss.nontarget.kd_warmup)",
+    "loss.gamma": "loss.nontarget.gamma",
+    "loss.teacher_margin": "loss.kld.teacher_margin (or loss.nontarget.teacher_margin)",
+    "loss.logits": "loss.kld.logits (or loss.nontarget.logits)",
+    "loss.temperature": "loss.contrastive.temperature (or loss.ntxent.temperature)",
+    "loss.ceiling": "loss.contrastive.ceiling",
+    "loss.levels": "loss.multilevel.levels",
+    "loss.concat": "loss.multilevel.concat",
+    "loss.distance": "loss.multilevel.distance",
+    "loss.level_weights": "loss.multilevel.level_weights",
+    "loss.one_step.over_time": "loss.one_step.time_reduction",
+    "loss.one_step.fade": "loss.one_step.linear_decay",
+    "loss.one_step.tuning": "loss.one_step.finetune_weight",
+    "loss.memo.teacher_rise": "loss.memo.teacher_temperature_warmup",
+    "loss.memo.head_frozen": "loss.memo.frozen_prototypes",
+    "loss.memo.teacher": "loss.memo.teacher_weight",
+    "loss.memo.cross": "loss.memo.cross_weight",
+    "loss.memo.contrastive": "loss.memo.contrastive_weight",
+}
 
 
 @dataclass(frozen=True)
 class Key:
-    """One settable key: dotted name, type, default and meaning, as --help prints it."""
+    """One settable key: dotted name, type, default, meaning, and the limits of its values."""
 
     name: str
-    kind: str
+    type: Any
     default: Any
     meaning: str
-    choices: tuple[str, ...]
+    limits: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The type as --help prints it."""
+        return self.type.__name__ if isinstance(self.type, type) and "[" not in str(self.type) else str(self.type)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return tuple(self.limits.get("choices", ()))
+
+    def read(self, given: Given, name: str) -> Any:
+        """The value that a user gave. Raises UsageError where it is not one that the key takes."""
+        value, is_list = given.value, self.kind.startswith("list")
+        if (
+            isinstance(value, str)
+            and value.startswith("[" if is_list else "{")
+            and isinstance(self.default, list | dict)
+        ):
+            value = _yaml(value, given.where)
+        value = [value] if is_list and not isinstance(value, list) else value
+        try:
+            return convert(self.type, value, self.limits, given.where, text=True)
+        except (ValueError, SpkdError) as error:
+            raise UsageError(f"{given.where}: {name} {error}") from error
 
 
 def keys(schema: type, prefix: str = "") -> Iterator[Key]:
@@ -277,10 +343,9 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
         kind = hints[f.name]
         if dataclasses.is_dataclass(kind):
             yield from keys(cast(type, kind), f"{prefix}{f.name}.")
-            continue
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        name = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
-        yield Key(prefix + f.name, name, default, f.metadata["meaning"], f.metadata["choices"])
+        elif "hidden" not in f.metadata:
+            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            yield Key(prefix + f.name, kind, default, f.metadata["meaning"], f.metadata)
 
 
 def recipes() -> list[str]:
@@ -288,18 +353,15 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def recipe(name: str) -> tuple[Path, list[str]]:
-    """The file of a recipe, and its losses.
+def recipe(name: str) -> Path:
+    """The file of a recipe.
 
     Raises:
         UsageError: no such recipe.
     """
-    import yaml
-
     if name not in recipes():
         raise UsageError(f"--recipe {name}{did_you_mean(name, recipes())} (there are {', '.join(recipes())})")
-    file = RECIPES / f"{name}.yaml"
-    return file, yaml.safe_load(file.read_text())["losses"]
+    return RECIPES / f"{name}.yaml"
 
 
 def load(
@@ -312,34 +374,88 @@ def load(
     """Settings of one command from defaults, recipe, file, environment and `key=value` overrides.
 
     Args:
-        file: a YAML file; None takes ./spkd.yaml where there is one. Shared keys stand at its top level,
+        file: a YAML file; None takes ./spkd.yaml where there is one. Shared keys are at its top level,
             a command's own keys under `extract:`, `train:` or `eval:`.
         base: name of a recipe.
     Raises:
-        UsageError: an unknown key or a value of the wrong type, naming the nearest valid one.
+        UsageError: an unknown key or a value of the wrong type or out of range, naming the nearest valid one.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     known = {k.name: k for k in keys(schema)}
-    config = OmegaConf.structured(schema)
-    ready = [] if base is None else list(_from_file(schema, recipe(base)[0]))
+    values: dict[str, Any] = {name: k.default for name, k in known.items()}
+    sections: dict[str, dict[str, Given]] = {}
+    ready = [] if base is None else list(_from_file(schema, recipe(base)))
     given = [*ready, *_from_file(schema, file), *_from_environment(known, environ), *_from_command_line(overrides)]
-    for where, name, value in given:
+    for name, value in given:
         name = _full_name(schema, name)
-        if name not in known and not any(name.startswith(k + ".") and known[k].kind.startswith("dict") for k in known):
-            raise UsageError(f"{where}: unknown key {name!r}{did_you_mean(name, known)}")
-        if name in known and known[name].kind.startswith("list") and not isinstance(value, list):
-            value = [value]
-        try:
-            OmegaConf.update(config, name, value, merge=False)
-        except OmegaConfBaseException as error:
-            expected = known[name].kind if name in known else "float"
-            raise UsageError(f"{where}: {name}={value!r} is not a valid {expected}") from error
-        choices = known[name].choices if name in known else ()
-        if choices and value not in choices:
-            raise UsageError(f"{where}: {name}={value!r}{did_you_mean(str(value), choices)}")
-    return cast(Schema, OmegaConf.to_object(config))
+        owner = next((k for k in known if name.startswith(f"{k}.") and isinstance(known[k].default, dict)), None)
+        loss, _, rest = name.removeprefix("loss.").partition(".")
+        if name in known:
+            values[name] = known[name].read(value, name)
+        elif owner is not None:
+            item = name.removeprefix(f"{owner}.")
+            values[owner] = values[owner] | known[owner].read(value._replace(value={item: value.value}), owner)
+        elif "loss.names" in known and (old := _renamed(name)) is not None:
+            raise UsageError(f"{value.where}: {old} is now {RENAMED[old]}")
+        elif "loss.names" in known and name.startswith("loss.") and (chosen := _loss_of(loss)) is not None:
+            # Each loss declares its own keys; they are read once it is known which losses run.
+            tree = {rest: value.value} if rest else value.value
+            if not isinstance(tree, dict):
+                raise UsageError(f"{value.where}: {name} has keys of its own; see spkd train --losses")
+            section_ = sections.setdefault(chosen, {})
+            section_ |= {str(k): value._replace(value=v) for k, v in tree.items()}
+        else:
+            raise UsageError(f"{value.where}: unknown key {name!r}{_suggestion(name, known)}")
+    if "loss.names" in known:
+        values["loss.sections"] = sections
+    return cast(Schema, _assembled(schema, values))
+
+
+def fill(schema: type[Schema], prefix: str, given: Mapping[str, Given]) -> Schema:
+    """A section's dataclass from the values that a user gave for its keys; `prefix` names it in errors."""
+    known = {k.name: k for k in keys(schema)}
+    values: dict[str, Any] = {name: k.default for name, k in known.items()}
+    for name, value in given.items():
+        owner = next((k for k in known if name.startswith(f"{k}.") and isinstance(known[k].default, dict)), None)
+        full = f"{prefix}.{name}"
+        if (old := _renamed(full)) is not None:
+            raise UsageError(f"{value.where}: {old} is now {RENAMED[old]}")
+        if owner is not None:
+            item = name.removeprefix(f"{owner}.")
+            values[owner] = values[owner] | known[owner].read(value._replace(value={item: value.value}), full)
+        elif name in known:
+            values[name] = known[name].read(value, full)
+        else:
+            raise UsageError(f"{value.where}: unknown key {full!r}{did_you_mean(name, known)}")
+    return cast(Schema, _assembled(schema, values))
+
+
+def _loss_of(section: str) -> str | None:
+    """The loss whose settings a section holds: `loss.one_step` belongs to one-step."""
+    return next((name for name in LOSSES if name.replace("-", "_") == section.replace("-", "_")), None)
+
+
+def _renamed(name: str) -> str | None:
+    """The former key that a name is, or is an item of; None where it is none."""
+    return next((old for old in RENAMED if name == old or name.startswith(f"{old}.")), None)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    """The key that was probably meant: one whose last part is the word (`lr`: optim.lr), or the nearest spelling."""
+    ending = [k for k in known if k.rsplit(".", 1)[-1] == name]
+    return f"; did you mean {ending[0]!r}?" if len(ending) == 1 else did_you_mean(name, known)
+
+
+def _assembled(schema: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """The dataclass that dotted names and values describe."""
+    hints = get_type_hints(schema)
+    return schema(
+        **{
+            f.name: _assembled(cast(type, hints[f.name]), values, f"{prefix}{f.name}.")
+            if dataclasses.is_dataclass(hints[f.name])
+            else values[prefix + f.name]
+            for f in dataclasses.fields(schema)
+        }
+    )
 
 
 def _full_name(schema: type, name: str) -> str:
@@ -354,54 +470,72 @@ def _full_name(schema: type, name: str) -> str:
     return f"{name}.{dataclasses.fields(node)[0].name}"
 
 
-def _from_command_line(overrides: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
-    import yaml
-
+def _from_command_line(overrides: Sequence[str]) -> Iterator[tuple[str, Given]]:
     for item in overrides:
         name, equals, text = item.partition("=")
         if not equals or not name:
             raise UsageError(f"{item!r} is not key=value")
-        try:
-            yield item, name, yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{item!r}: the value is not valid YAML") from error
+        yield name, Given(item, text, True)
 
 
-def _from_environment(known: Mapping[str, Key], environ: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+def _from_environment(known: Iterable[str], environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
+    names = {f"SPKD_{name.replace('.', '__').upper()}": name for name in known}
+    for variable, text in environ.items():
+        if variable in names:
+            yield names[variable], Given(variable, text, True)
+        elif variable.startswith("SPKD_LOSS__") and "loss.names" in known:
+            yield variable.removeprefix("SPKD_").replace("__", ".").lower(), Given(variable, text, True)
+
+
+def _yaml(text: str, where: str) -> Any:
+    """YAML whose scalars all stay text: a key's type says what they are. No tag is honoured."""
     import yaml
 
-    for name in known:
-        variable = "SPKD_" + name.replace(".", "__").upper()
-        if variable in environ:
-            yield variable, name, yaml.safe_load(environ[variable])
+    try:
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200] if isinstance(error, yaml.YAMLError) else "nested too deep"
+        raise UsageError(f"{where}: not valid YAML: {problem}") from error
 
 
-def _from_file(schema: type, file: str | Path | None) -> Iterator[tuple[str, str, Any]]:
-    import yaml
-
+def _from_file(schema: type, file: str | Path | None) -> Iterator[tuple[str, Given]]:
     if file is None:
         if not Path("spkd.yaml").is_file():
             return
         file = "spkd.yaml"
-    try:
-        tree = yaml.safe_load(Path(file).read_text()) or {}
-    except FileNotFoundError as error:
-        raise UsageError(f"no settings file {file}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UsageError(f"{file}: expected `key: value` lines")
-    command = schema.__name__.removesuffix("Config").lower()
-    shared = {k: v for k, v in tree.items() if k not in (*COMMANDS, "losses")}
-    everywhere = {f.name for s in (ExtractConfig, TrainConfig, EvalConfig) for f in dataclasses.fields(s)}
+    tree = _read_yaml(Path(file))
+    shared = {k: v for k, v in tree.items() if k not in COMMANDS}
+    everywhere = {f.name for s in (*COMMANDS.values(), *BORROWED) for f in dataclasses.fields(s)}
     here = {f.name for f in dataclasses.fields(schema)}
     for name in shared:
+        if name in RENAMED:
+            raise UsageError(f"{file}: {name} is now {RENAMED[name]} (under train:)")
         if name not in everywhere:
             raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), everywhere)}")
-    layers = ({k: v for k, v in shared.items() if k in here}, tree.get(command) or {})
+    own = schema.__name__.removesuffix("Config").lower()
+    layers = [{k: v for k, v in shared.items() if k in here}, tree.get(own if own in COMMANDS else "extract") or {}]
+    known = {k.name for k in keys(schema)}
     for layer in layers:
+        if not isinstance(layer, dict):
+            raise UsageError(f"{file}: {own}: expected `key: value` lines")
         for name, value in _flatten(schema, layer):
-            yield str(file), name, value
+            if own in COMMANDS or _full_name(schema, name) in known:
+                yield name, Given(str(file), value, False)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_YAML:
+            raise UsageError(f"{file}: larger than any settings file")
+        text = file.read_text("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UsageError(f"no settings file {file}") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{file}: cannot be read as text ({error})") from error
+    tree = _yaml(text, str(file)) or {}
+    if not isinstance(tree, dict) or not all(isinstance(k, str) for k in tree):
+        raise UsageError(f"{file}: expected `key: value` lines")
+    return tree
 
 
 def _flatten(schema: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,18 @@
-"""The one family of errors a user is meant to read: printed as a single line, without a traceback."""
+"""What a user reads when something fails: one line, without a traceback."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+MOST_SHOWN = 2000  # characters of an error
 
 
 class SpkdError(Exception):
@@ -18,10 +27,85 @@ class UsageError(SpkdError):
     exit_code = 2
 
 
+class Interrupted(SpkdError):
+    """The user asked to stop. Exit code 130, as shells have it."""
+
+    exit_code = 130
+
+
+def printable(text: str) -> str:
+    """Text in one line, with escapes in the place of what a terminal would obey, or could not show."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = shown.encode(encoding, "backslashreplace").decode(encoding)
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none; without torch's advice to load unsafely."""
+    lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+    return (lines[0].strip() if lines else type(error).__name__)[:300]
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` naming the valid word nearest to `word`, or a few choices when none is near."""
-    choices = sorted(valid)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    choices = sorted(map(str, valid))
+    near = difflib.get_close_matches(word[:200], choices, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; valid: {', '.join(choices)}" if 0 < len(choices) <= 12 else ""
+
+
+def reported(error: Exception, command: Sequence[str]) -> int:
+    """Print an error as a line. Returns the exit code."""
+    if isinstance(error, SpkdError):
+        # Some errors list what is damaged, a line for each.
+        lines, code = str(error).split("\n"), error.exit_code
+    elif isinstance(error, BrokenPipeError):  # the reader of our output is gone, as `| head` is
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        lines = [f"not enough memory ({first_line(error)}); lower batch_size, or take shorter views or utterances"]
+        code = 1
+    elif "bus error" in str(error).lower() or "shared memory" in str(error).lower():
+        lines = [
+            "shared memory (/dev/shm) is exhausted; give the container more (docker run --shm-size=8g), or workers=0"
+        ]
+        code = 1
+    elif isinstance(error, OSError):
+        lines, code = [_of_system(error)], 1
+    else:
+        log = _kept(error, command)
+        lines = [
+            f"unexpected failure of `{shlex.join(['spkd', *command[1:3]])}`: {type(error).__name__}: "
+            f"{first_line(error)}; the traceback is in {log}; please report it to the project with that file"
+        ]
+        code = 1
+    print("\n".join(printable(line) for line in [f"error: {lines[0]}", *lines[1:]]), file=sys.stderr)
+    return code
+
+
+def _of_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return (
+            f"{error.filename or 'output'}: the disk is full; everything committed stays valid; "
+            "free some room and run the same command again"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}too many open files; raise the limit (ulimit -n 65536) and run the same command again"
+    if error.errno == errno.EROFS:
+        return f"{where}the file system is read-only"
+    return f"{where}{error.strerror or first_line(error)}"
+
+
+def _kept(error: Exception, command: Sequence[str]) -> str:
+    """Write the traceback to a file. Returns its path."""
+    text = f"{shlex.join(command)}\n{''.join(traceback.format_exception(error))}"
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="spkd-error-", suffix=".log")
+        with open(descriptor, "w", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        return "no file (the disk is full)"
+    return str(Path(path))

@@ -1,4 +1,7 @@
-"""Log-mel filter banks, batched and on any device, equal to Kaldi's (`compute-fbank-feats --dither=0`)."""
+"""What students take as input: log-mel filter banks, equal to Kaldi's (`compute-fbank-feats --dither=0`), or samples.
+
+Batched, and on any device.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from spkd.audio import SAMPLE_RATE
+from spkd.target import Target
 
 MELS = 80
 WINDOW = 400  # samples: 25 ms
@@ -16,6 +21,19 @@ FFT = 512
 LOW_HZ, HIGH_HZ = 20.0, SAMPLE_RATE / 2
 PREEMPHASIS = 0.97
 INT16 = 32768.0  # Kaldi computes on 16-bit integers
+
+FBANK = Target("fbank", MELS, HOP, WINDOW)
+WAVE = Target("wave", HOP, HOP, HOP)  # the samples themselves, HOP in a row: a crop at whole hops takes exactly its own
+FEATURES = {target.name: target for target in (FBANK, WAVE)}
+
+
+def input_features(kind: Target, waves: Tensor) -> Tensor:
+    """One of FEATURES of waveforms (B, samples): (B, frames, dim). Samples that do not fill the last frame are
+    dropped."""
+    if kind.name == FBANK.name:
+        return fbank(waves)
+    frames = kind.num_frames(waves.shape[1])
+    return pad(waves, (0, max(frames * HOP - waves.shape[1], 0)))[:, : frames * HOP].unflatten(1, (frames, HOP))
 
 
 def fbank(waves: Tensor) -> Tensor:

@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import socket
+import secrets
 from pathlib import Path
 from typing import Any
 
 from spkd.errors import SpkdError
 
+PART = ".part"  # ends the names of files that are being written
+MAX_DEPTH = 64  # levels of nesting in JSON that spkd writes or reads; its own has 6
+_UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EACCES)
+
+
+class _Identity:
+    """A random name of this process: host names and process numbers repeat among containers."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self.name = secrets.token_hex(8)
+
+
+_identity = _Identity()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_identity.renew)
+
+
+def worker_id() -> str:
+    """The name of this process in claims, commit records and temporary files."""
+    return _identity.name
+
+
+def part_path(path: Path) -> Path:
+    """A name beside `path` for a file that is being written, of this process alone."""
+    return path.with_name(f"{path.name}.{worker_id()}{PART}")
+
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
+    """Make renames inside a folder survive a power cut, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` atomically and durably; its folder is made if need be."""
-    os.replace(_written(path, data), path)
+    temporary = _written(path, data)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -42,35 +80,83 @@ def create_bytes(path: Path, data: bytes) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return _create_without_links(path, data)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def _create_without_links(path: Path, data: bytes) -> bool:
+    """The same on file systems without hard links: exclusive creation decides, though a kill may leave it torn."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     sync_folder(path.parent)
     return True
 
 
 def _json(tree: Any) -> bytes:
-    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _written(path: Path, data: bytes) -> Path:
-    """A temporary file beside `path` that holds `data` durably."""
+    """A temporary file beside `path` that holds `data` durably; nothing is left where writing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = part_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return temporary
 
 
 def read_json(path: Path) -> Any:
     """Raises SpkdError, naming the file, where it is missing or is not JSON."""
+    if not path.is_file():  # a fifo in its place would be waited for
+        raise SpkdError(f"{path}: missing")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """JSON of bounded depth. Raises SpkdError, naming `where`, for anything else."""
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise SpkdError(f"{path}: missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SpkdError(f"{path}: damaged, not valid JSON ({error})") from error
+        tree = json.loads(data)
+    except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
+        reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise SpkdError(f"{where}: damaged, not valid JSON ({reason})") from error
+    if _depth(tree) > MAX_DEPTH:
+        raise SpkdError(f"{where}: damaged, JSON nested too deep")
+    return tree
+
+
+def _depth(tree: Any) -> int:
+    """Levels of nesting, found without recursion."""
+    level, depth = [tree], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            return depth
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+    return depth
 
 
 def writable_folder(folder: str | Path) -> Path:
@@ -82,7 +168,7 @@ def writable_folder(folder: str | Path) -> Path:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".{os.getpid()}.part"
+        probe = part_path(path / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:

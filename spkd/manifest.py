@@ -1,4 +1,4 @@
-"""Manifests: which utterances there are, where they lie, who speaks, how long they are.
+"""Manifests: which utterances there are, where their audio is, who speaks, how long they are.
 
 Read and written: CSV (`utt,path,speaker,duration[,start]`) and JSON lines (NeMo's keys). Read only: Kaldi data
 folders (wav.scp, utt2spk, segments, utt2dur) and Lhotse cuts (JSON lines). Built: from folders of audio.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -21,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spkd import digest
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.progress import track
 
@@ -34,13 +34,26 @@ _START = ("start", "offset")
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One stretch of speech: `duration` seconds (None: not measured yet) from `start` seconds of a file."""
+    """One stretch of speech in an audio file.
+
+    Attributes:
+        id: unique in its manifest; trial lists name it.
+        path: of the audio file.
+        speaker: None where it is unknown.
+        duration: seconds; None where it was not measured yet.
+        start: seconds into the file.
+        channel: the only one to take, counted from 0; None averages all.
+
+    Example:
+        >>> Utterance("id10270/5r0dWxy17C8/00001.wav", "/data/vox1/id10270/5r0dWxy17C8/00001.wav", "id10270", 8.12)
+    """
 
     id: str
     path: str
     speaker: str | None = None
     duration: float | None = None
     start: float = 0.0
+    channel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Manifest:
         seen: set[str] = set()
         for utterance in self.utterances:
             if utterance.id in seen:
-                raise SpkdError(f"{self.source}: utterance id {utterance.id!r} stands twice")
+                raise SpkdError(f"{self.source}: duplicate utterance id {utterance.id!r}")
             seen.add(utterance.id)
 
     def __len__(self) -> int:
@@ -63,18 +76,20 @@ class Manifest:
     def __iter__(self) -> Iterator[Utterance]:
         return iter(self.utterances)
 
-    def __getitem__(self, row: int) -> Utterance:
-        return self.utterances[row]
+    def __getitem__(self, index: int) -> Utterance:
+        return self.utterances[index]
 
     @cached_property
-    def row(self) -> dict[str, int]:
-        """Utterance id -> its position."""
-        return {utterance.id: row for row, utterance in enumerate(self.utterances)}
+    def index_of(self) -> dict[str, int]:
+        """Utterance id -> its index."""
+        return {utterance.id: index for index, utterance in enumerate(self.utterances)}
 
     def pick(self, ids: Iterable[str]) -> Manifest | None:
         """The named utterances in that order; None where one is missing."""
-        rows = [self.row.get(name) for name in ids]
-        return None if None in rows else Manifest(tuple(self.utterances[row] for row in rows if row is not None))
+        found = [self.index_of.get(name) for name in ids]
+        return (
+            None if None in found else Manifest(tuple(self.utterances[index] for index in found if index is not None))
+        )
 
     @property
     def speakers(self) -> list[str]:
@@ -88,12 +103,8 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over ids, speakers, starts and durations (ms), so that moving the audio changes nothing."""
-        state = hashlib.sha256()
-        for u in self.utterances:
-            duration = -1 if u.duration is None else round(u.duration * 1000)
-            state.update(json.dumps([u.id, u.speaker, round(u.start * 1000), duration]).encode())
-        return state.hexdigest()
+        """SHA-256 over ids, speakers, starts, durations (ms) and channels, so that moving the audio changes nothing."""
+        return digest.of_blocks(_identity(u) for u in self.utterances)
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
@@ -103,7 +114,7 @@ class Manifest:
 
         Raises:
             UsageError: the file is missing or of no known format.
-            SpkdError: a malformed line (file and line named) or an id that stands twice.
+            SpkdError: a malformed line (file and line named) or a duplicate id.
         """
         path = Path(path)
         if path.is_dir():
@@ -131,14 +142,15 @@ class Manifest:
         return manifest
 
     def save(self, path: str | Path) -> None:
-        """Write as CSV or JSON lines, by suffix; paths relative to the file's folder where they lie under it."""
+        """Write as CSV or JSON lines, by suffix; paths relative to the file's folder where they are under it."""
         path = Path(path)
         folder = path.parent.resolve()
         rows = [dataclasses.asdict(u) | {"path": _relative(u.path, folder)} for u in self.utterances]
         out = io.StringIO()
         if path.suffix == ".csv":
             fields = ["utt", "path", "speaker", "duration", "start"]
-            writer = csv.DictWriter(out, fields, lineterminator="\n")
+            fields += ["channel"] if any(u.channel is not None for u in self.utterances) else []
+            writer = csv.DictWriter(out, fields, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             for row in rows:
                 row["utt"] = row.pop("id")
@@ -151,12 +163,20 @@ class Manifest:
                     "duration": row["duration"],
                     "speaker": row["speaker"],
                     "offset": row["start"],
+                    "channel": row["channel"],
                 }
                 out.write(json.dumps({k: v for k, v in named.items() if v is not None}) + "\n")
         else:
             raise UsageError(f"{path}: manifests are written as .csv or .jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(out.getvalue())
+
+
+def _identity(u: Utterance) -> bytes:
+    """What makes an utterance the same one elsewhere."""
+    duration = -1 if u.duration is None else round(u.duration * 1000)
+    channel = [] if u.channel is None else [u.channel]
+    return json.dumps([u.id, u.speaker, round(u.start * 1000), duration, *channel]).encode()
 
 
 def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, str]]:
@@ -176,7 +196,7 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
     def one(utterance: Utterance) -> tuple[str, float | str]:
         try:
             seconds = probe(utterance.path) - utterance.start
-            return utterance.id, seconds if seconds > 0 else "its start lies beyond the end of the file"
+            return utterance.id, seconds if seconds > 0 else "its start is beyond the end of the file"
         except AudioError as error:
             return utterance.id, error.reason
 
@@ -351,7 +371,7 @@ def build(root: str | Path, layout: str | None = None, workers: int = 8) -> tupl
     """A manifest of every audio file under `root`, measured in parallel.
 
     Args:
-        layout: a name in LAYOUTS; None takes the first that understands nine of ten files.
+        layout: a name in LAYOUTS; None takes the first that fits nine of ten files.
     Returns:
         The manifest, the layout's name, and the reason for each file left out (by path relative to root).
     Raises:

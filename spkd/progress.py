@@ -10,13 +10,13 @@ from contextlib import contextmanager
 LINE_EVERY = 10.0  # s between plain lines when there is no terminal
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line of a command's own report, on stdout."""
     print(text, flush=True)
 
 
 class Ticker:
-    """Counts items done; `note` stands behind the rate (loss terms, rejections)."""
+    """Counts items done; `note` follows the rate (loss terms, rejections)."""
 
     def __init__(self, total: int, unit: str, done: int) -> None:
         self.total, self.unit, self.done = total, unit, done
@@ -63,7 +63,12 @@ def track(label: str, total: int, unit: str = "views", done: int = 0) -> Iterato
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
     with Progress(*columns, refresh_per_second=4) as bar:
         task = bar.add_task(label, total=total, completed=done, text="")
 

@@ -1,4 +1,4 @@
-"""Views: what the teacher heard, and how to hear it again.
+"""Views: the stretches of audio that a teacher takes as input and that students see again.
 
 A view is a stretch of an utterance at a speed under an augmentation seed. All of it is decided before
 extraction, from the manifest and the plan alone, by a counter-based hash of (utterance id, view number, seed):
@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from spkd.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
-from spkd.augment import Augmentation
+from spkd.audio import SAMPLE_RATE
+from spkd.augment import SYNTHETIC, Augmentation, AugmentationCard
 from spkd.config import ViewConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.manifest import Manifest
@@ -27,10 +23,14 @@ from spkd.manifest import Manifest
 
 @dataclass(frozen=True)
 class Views:
-    """A table of views, one row each; all arrays (N,).
+    """A table of N views; all arrays (N,).
 
-    utterance: row in the manifest. start: first sample of the source at 16 kHz. samples: length of what is
-    heard, after the speed change. speed: factor. seed: of the augmentation.
+    Attributes:
+        utterance: index in the manifest.
+        start: first sample of the source at 16 kHz.
+        samples: length after the speed change.
+        speed: factor.
+        seed: of the augmentation.
     """
 
     utterance: np.ndarray
@@ -42,16 +42,29 @@ class Views:
     def __len__(self) -> int:
         return len(self.utterance)
 
-    def __getitem__(self, rows: np.ndarray | slice) -> Views:
-        return Views(*(column[rows] for column in self.columns().values()))
+    def __getitem__(self, views: np.ndarray | slice) -> Views:
+        return Views(*(column[views] for column in self.columns().values()))
 
     def columns(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in ("utterance", "start", "samples", "speed", "seed")}
 
 
 @dataclass(frozen=True)
+class ViewCard:
+    """A view plan as a cache's card describes it."""
+
+    plan: str
+    speeds: tuple[float, ...] = field(metadata={"low": 0.5, "high": 2.0})
+    seed: int
+    augmentation: AugmentationCard
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class ViewPlan:
-    """Which views each utterance gives, and what may happen to them."""
+    """Which views each utterance gives, and what may be done to them."""
 
     kind: str  # full | windows | crops
     seconds: float
@@ -103,32 +116,27 @@ class ViewPlan:
             "crops": f"crops:{self.count},{self.seconds:.10g}",
         }[self.kind]
 
-    def card(self) -> dict[str, object]:
-        return {
-            "plan": self.text,
-            "speeds": list(self.speeds),
-            "seed": self.seed,
-            "augmentation": self.augmentation.card(),
-        }
+    def card(self) -> ViewCard:
+        return ViewCard(self.text, tuple(float(s) for s in self.speeds), self.seed, self.augmentation.card())
 
     @classmethod
-    def from_card(cls, card: dict, noise: str | None, rir: str | None) -> ViewPlan:
+    def from_card(cls, card: ViewCard, noise: str | None, rir: str | None) -> ViewPlan:
         """The plan of a cache, with this machine's folders for its noise and impulse responses.
 
         Raises:
             SpkdError: the cache's views were augmented from a folder that is not the one given.
         """
-        said = card["augmentation"]
+        used = card.augmentation
         plan = cls.parse(
             ViewConfig(
-                plan=card["plan"],
-                speeds=card["speeds"],
-                seed=card["seed"],
-                noise="synthetic" if said["noise"] == "synthetic" else noise if said["noise"] else None,
-                rir=rir if said["rir"] else None,
-                noise_prob=said["noise_prob"],
-                rir_prob=said["rir_prob"],
-                snr=said["snr"],
+                plan=card.plan,
+                speeds=list(card.speeds),
+                seed=card.seed,
+                noise=SYNTHETIC if used.noise == SYNTHETIC else noise if used.noise else None,
+                rir=rir if used.rir else None,
+                noise_prob=used.noise_prob,
+                rir_prob=used.rir_prob,
+                snr=list(used.snr),
             )
         )
         if plan.card() != card:
@@ -153,15 +161,15 @@ class ViewPlan:
         else:
             length, hop = round(self.seconds * SAMPLE_RATE), round(self.hop * SAMPLE_RATE)
             # One view per speed, lengths and hops counted after the speed change.
-            heard = (total[:, None] / _exact(speeds)).astype(np.int64)
-            count = np.ones_like(heard) if self.kind == "full" else np.maximum((heard - length) // hop + 1, 1)
-            utterance, which = (i.astype(np.int32) for i in np.nonzero(np.ones_like(heard)))
+            length_at = (total[:, None] / _exact(speeds)).astype(np.int64)
+            count = np.ones_like(length_at) if self.kind == "full" else np.maximum((length_at - length) // hop + 1, 1)
+            utterance, which = (i.astype(np.int32) for i in np.nonzero(np.ones_like(length_at)))
             repeats = count[utterance, which]
             utterance, which = np.repeat(utterance, repeats), np.repeat(which, repeats)
             first = np.repeat(np.cumsum(repeats) - repeats, repeats)
             number = (np.arange(len(utterance)) - first).astype(np.uint64)
             speed = speeds[which]
-            whole = heard[utterance, which]
+            whole = length_at[utterance, which]
             samples = (whole if self.kind == "full" else np.minimum(whole, length)).astype(np.int32)
             start = source_samples(number.astype(np.int64) * hop, speed)
             number = number * np.uint64(len(speeds)) + which.astype(np.uint64)
@@ -170,7 +178,7 @@ class ViewPlan:
 
 
 def source_samples(samples: np.ndarray | int, speed: np.ndarray | float) -> np.ndarray:
-    """How many 16 kHz samples of the source are heard as `samples` samples at a speed."""
+    """How many 16 kHz samples of the source give `samples` samples at a speed."""
     return np.rint(samples * _exact(speed)).astype(np.int64)
 
 
@@ -189,121 +197,3 @@ def _hash(ids: np.ndarray, number: np.ndarray, seed: int, purpose: int) -> np.nd
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))
     return state
-
-
-class Player:
-    """Plays views of a manifest: decode, cut, change speed, augment.
-
-    Args:
-        min_seconds: shorter utterances are refused. tell: told once that audio is resampled, and once that channels
-            are averaged.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        views: Views,
-        augmentation: Augmentation,
-        min_seconds: float = 0.0,
-        tell: Callable[[str], None] | None = None,
-    ) -> None:
-        self.manifest, self.views = manifest, views
-        self._augment, self._min_seconds = augmentation, min_seconds
-        self._tell, self._told = tell, set[str]()
-
-    def __call__(self, row: int) -> np.ndarray:
-        """The waveform (samples,) of one view, float32.
-
-        A view longer than its utterance hears the utterance repeated, as is usual in the field.
-
-        Raises:
-            AudioError: the file is unusable, shorter than its manifest says, or shorter than the minimum.
-        """
-        views = self.views
-        utterance = self.manifest[int(views.utterance[row])]
-        start, samples = int(views.start[row]), int(views.samples[row])
-        speed, planned = float(views.speed[row]), round((utterance.duration or 0.0) * SAMPLE_RATE)
-        if planned < self._min_seconds * SAMPLE_RATE:
-            raise AudioError(utterance.path, f"too short ({planned / SAMPLE_RATE:.2f} s < {self._min_seconds:g} s)")
-        span = min(int(source_samples(samples, speed)), planned - start)
-        decoded = decode(utterance.path, utterance.start + start / SAMPLE_RATE, span / SAMPLE_RATE)
-        if len(decoded.wave) < span - SLACK * SAMPLE_RATE:
-            raise AudioError(
-                utterance.path, f"ends {(span - len(decoded.wave)) / SAMPLE_RATE:.2f} s before its manifest says"
-            )
-        wave = np.resize(change_speed(decoded.wave, round(speed, 2)), samples)
-        self._notice(decoded)
-        return self._augment(wave, int(views.seed[row]))
-
-    def _notice(self, decoded: Decoded) -> None:
-        notes = {
-            "rate": decoded.rate != SAMPLE_RATE and f"audio at {decoded.rate} Hz is resampled to {SAMPLE_RATE} Hz",
-            "channels": decoded.channels > 1 and f"audio with {decoded.channels} channels is averaged to one",
-        }
-        for kind, note in notes.items():
-            if note and self._tell is not None and kind not in self._told:
-                self._told.add(kind)
-                self._tell(f"note: {note} (told once)")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Views of equal length: their rows (B,) and waveforms (B, samples)."""
-
-    rows: np.ndarray
-    waves: Tensor
-
-
-def play(
-    player: Player,
-    rows: np.ndarray,
-    batch_size: int,
-    workers: int,
-    rejected: Callable[[int, str], None],
-) -> Iterator[Batch]:
-    """Waveforms of the views in `rows`, decoded ahead by `workers` threads, batched by exact length.
-
-    Only views of one length share a batch: padding changes what many teachers say.
-
-    Args:
-        rejected: told (row, reason) of every view that cannot be played.
-    """
-    lengths = player.views.samples[rows]
-    order = np.argsort(lengths, kind="stable")
-    groups = np.split(rows[order], np.flatnonzero(np.diff(lengths[order])) + 1) if len(rows) else []
-    batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
-
-    def one(row: int) -> np.ndarray | str:
-        try:
-            return player(row)
-        except AudioError as error:
-            return error.reason
-
-    def collect(batch: np.ndarray, played: Sequence[Future]) -> Batch | None:
-        kept, waves = [], []
-        for row, future in zip(batch, played, strict=True):
-            result = future.result()
-            if isinstance(result, str):
-                rejected(int(row), result)
-            else:
-                kept.append(row)
-                waves.append(torch.from_numpy(np.ascontiguousarray(result)))
-        return Batch(np.array(kept), torch.stack(waves)) if kept else None
-
-    pool = ThreadPoolExecutor(max(workers, 1))
-    pending: deque[tuple[np.ndarray, list[Future]]] = deque()
-    ahead = 0
-    try:
-        for batch in batches:
-            pending.append((batch, [pool.submit(one, int(row)) for row in batch]))
-            ahead += len(batch)
-            while ahead > 2 * batch_size:
-                done = pending.popleft()
-                ahead -= len(done[0])
-                if (result := collect(*done)) is not None:
-                    yield result
-        for done in pending:
-            if (result := collect(*done)) is not None:
-                yield result
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

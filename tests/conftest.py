@@ -1,4 +1,4 @@
-"""Small real parts shared by the tests: audio files on disk, a tiny WavLM, the command line itself."""
+"""Metadata real parts shared by the tests: audio files on disk, a tiny WavLM, the command line itself."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_the_three_command_run_needs_no_options(spkd: Callable, corpus: Path, ti
         done = spkd(*command)
         assert done.code == 0, done.err
     assert "EER" in done.out
-    assert "every checksum fits" in spkd("cache", "verify", "cache").out
+    assert "all checksums match" in spkd("cache", "verify", "cache").out
     assert "18 utterances, 6 speakers" in spkd("cache", "info", "cache").out
 
 
@@ -78,9 +78,9 @@ def test_manifest_lists_what_it_leaves_out(spkd: Callable, corpus: Path, tmp_pat
 
 def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> None:
     code = (
-        "import os, signal\nfrom spkd.cli import main\nimport spkd.extract.run as run\nreal = run.said_of\n"
+        "import os, signal\nfrom spkd.cli import main\nimport spkd.extract.run as run\nreal = run.extract_targets\n"
         "def interrupted(*a):\n    os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
-        "run.said_of = interrupted\nmain()\n"
+        "run.extract_targets = interrupted\nmain()\n"
     )
     arguments = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
@@ -113,6 +113,6 @@ def test_a_full_disk_is_reported_as_such_and_the_run_continues(spkd: Callable, c
         done = spkd(*arguments)
         assert "complete" in done.out
         assert "18 views extracted" not in done.out
-        assert "every checksum fits" in spkd("cache", "verify", "small/c").out
+        assert "all checksums match" in spkd("cache", "verify", "small/c").out
     finally:
         subprocess.run(["umount", "small"], check=True)

@@ -43,10 +43,10 @@ def test_values_are_typed() -> None:
         ("techer=wavlm", "did you mean 'teacher"),
         ("teacher.wieghts=x", "did you mean 'teacher.weights'"),
         ("teacher=wavml", "did you mean 'wavlm'"),
-        ("batch_size=many", "not a valid int"),
+        ("batch_size=many", "must be a whole number"),
         ("device=gpu", "did you mean 'cpu'"),
         ("fbank", "not key=value"),
-        ("view.speeds=[fast]", "not a valid list"),
+        ("view.speeds=[fast]", "must be a number"),
     ],
 )
 def test_a_wrong_key_or_value_names_the_nearest_valid_one(override: str, expected: str) -> None:

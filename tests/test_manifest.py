@@ -66,7 +66,7 @@ def test_kaldi_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("utt,path\na,x.wav\na,y.wav\n", "'a' stands twice"),
+        ("utt,path\na,x.wav\na,y.wav\n", "duplicate utterance id 'a'"),
         ("utt,path,speaker,duration\na,x.wav,s,long\n", "m.csv:2: duration or start is not a number"),
         ("utt,path,duration\na,x.wav,-1\n", "m.csv:2: duration and start must not be negative"),
         ("utt,path\na,x.wav,surplus\n", "m.csv:2: expected 2 columns"),

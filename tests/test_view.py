@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from spkd.audio import SAMPLE_RATE, AudioError, change_speed
 from spkd.config import ViewConfig
 from spkd.errors import SpkdError, UsageError
+from spkd.loader import ViewLoader, iterate_batches
 from spkd.manifest import Manifest, Utterance
-from spkd.view import Player, ViewPlan, play, source_samples
+from spkd.view import ViewPlan, source_samples
 
 
 def fake(*seconds: float) -> Manifest:
@@ -86,19 +87,19 @@ def test_the_card_gives_the_same_plan_and_refuses_other_noise(tmp_path: Path) ->
 def test_playing_cuts_speeds_and_augments(manifest: Manifest) -> None:
     plan = ViewPlan.parse(ViewConfig(plan="crops:2,0.5", speeds=[1.1], noise="synthetic", noise_prob=1.0))
     views = plan.views(manifest)
-    player = Player(manifest, views, plan.augmentation, 0.1)
+    loader = ViewLoader(manifest, views, plan.augmentation, 0.1)
     row = 7
     source, _ = soundfile.read(manifest[int(views.utterance[row])].path, dtype="float32")
     start = int(views.start[row])
     clean = change_speed(source[start : start + int(source_samples(8000, 1.1))], 1.1)[:8000]
-    wave = player(row)
+    wave = loader(row)
     assert np.array_equal(wave, plan.augmentation(clean, int(views.seed[row])))
-    assert np.array_equal(wave, player(row))
+    assert np.array_equal(wave, loader(row))
 
 
 def test_a_view_longer_than_its_utterance_repeats_it(manifest: Manifest) -> None:
     views = ViewPlan.parse(ViewConfig(plan="crops:1,5")).views(manifest)
-    wave = Player(manifest, views, ViewPlan.parse(ViewConfig()).augmentation, 0.1)(0)
+    wave = ViewLoader(manifest, views, ViewPlan.parse(ViewConfig()).augmentation, 0.1)(0)
     period = round((manifest[0].duration or 0) * SAMPLE_RATE)
     assert len(wave) == 80_000
     assert np.array_equal(wave[:1000], wave[period : period + 1000])
@@ -108,9 +109,9 @@ def test_a_file_shorter_than_its_manifest_or_the_minimum_is_refused(manifest: Ma
     longer = Manifest(tuple(dataclasses.replace(u, duration=9.0) for u in manifest))
     plan = ViewPlan.parse(ViewConfig())
     with pytest.raises(AudioError, match="before its manifest says"):
-        Player(longer, plan.views(longer), plan.augmentation, 0.1)(0)
+        ViewLoader(longer, plan.views(longer), plan.augmentation, 0.1)(0)
     with pytest.raises(AudioError, match="too short"):
-        Player(manifest, plan.views(manifest), plan.augmentation, 10.0)(0)
+        ViewLoader(manifest, plan.views(manifest), plan.augmentation, 10.0)(0)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 3), (100, 2)])
@@ -118,13 +119,13 @@ def test_every_view_is_played_once_in_batches_of_one_length(manifest: Manifest, 
     broken = Manifest((*manifest.utterances[:3], Utterance("gone", "/none.wav", "s", 1.0), *manifest.utterances[3:]))
     plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0]))
     views = plan.views(broken)
-    player = Player(broken, views, plan.augmentation, 0.1)
+    loader = ViewLoader(broken, views, plan.augmentation, 0.1)
     rejected: dict[int, str] = {}
     seen = []
-    for batch in play(player, np.arange(len(views)), batch_size, workers, rejected.__setitem__):
-        assert len(batch.rows) <= batch_size
-        for row, wave in zip(batch.rows, batch.waves, strict=True):
-            assert np.array_equal(wave.numpy(), player(int(row)))
-        seen += batch.rows.tolist()
+    for batch in iterate_batches(loader, np.arange(len(views)), batch_size, workers, rejected.__setitem__):
+        assert len(batch.views) <= batch_size
+        for row, wave in zip(batch.views, batch.waves, strict=True):
+            assert np.array_equal(wave.numpy(), loader(int(row)))
+        seen += batch.views.tolist()
     assert sorted(seen + list(rejected)) == list(range(len(views)))
     assert rejected == {6: "no such file", 7: "no such file"}

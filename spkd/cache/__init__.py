@@ -1,28 +1,29 @@
 """The teacher cache: one Zarr v3 array per target, filled unit by unit, read by memory map."""
 
+from spkd.cache.background import Background
+from spkd.cache.card import Card, HeadCard, Part, TeacherCard
+from spkd.cache.claims import claim_units, heartbeat
 from spkd.cache.codebook import Codebook
-from spkd.cache.contents import Contents, Crop
 from spkd.cache.head import Head
 from spkd.cache.plan import Plan
-from spkd.cache.read import Cache, Ragged, verify
-from spkd.cache.target import EMBEDDING, FBANK, FEATURES, LOGITS, WAVE, Target
-from spkd.cache.write import Background, UnitWriter, claim_units, finalize, heartbeat, initialise
+from spkd.cache.read import Cache, Ragged
+from spkd.cache.source import CacheSource, Crop
+from spkd.cache.verify import verify
+from spkd.cache.write import UnitWriter, finalize, initialise
 
 __all__ = [
-    "EMBEDDING",
-    "FBANK",
-    "FEATURES",
-    "LOGITS",
-    "WAVE",
     "Background",
     "Cache",
+    "CacheSource",
+    "Card",
     "Codebook",
-    "Contents",
     "Crop",
     "Head",
+    "HeadCard",
+    "Part",
     "Plan",
     "Ragged",
-    "Target",
+    "TeacherCard",
     "UnitWriter",
     "claim_units",
     "finalize",

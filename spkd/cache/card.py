@@ -3,99 +3,302 @@
 from __future__ import annotations
 
 import getpass
-import hashlib
-import json
 import platform
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from spkd import __version__
-from spkd.cache.head import Head
-from spkd.cache.plan import Plan
-from spkd.cache.target import Target
+from spkd import __version__, digest
 from spkd.errors import SpkdError
-from spkd.files import read_json
 from spkd.manifest import Manifest
+from spkd.schema import record
+from spkd.target import Target
+from spkd.view import ViewCard
 
-FILE = "card.json"
-FORMAT = 1
+FORMAT = 2
+STORED = "stored"  # kind of a head whose logits are a target of the cache; the card keeps the classes alone
 SERIES = ("teacher", "targets", "views", "layout", "head", "codecs")  # what all parts of a cache have in common
 CONTENT = (*SERIES, "parts")  # what the fingerprint covers ...
-TOLD = ("source", "licence", "cite")  # ... but for these of the teacher: weights are the same wherever they came from
+NOT_COVERED = ("source", "licence", "cite")  # ... but for these of the teacher: weights are the same wherever they are
+NAMED = {
+    "teacher": "teacher",
+    "targets": "set of targets",
+    "views": "view plan",
+    "layout": "unit size",
+    "head": "classifier",
+    "codecs": "codebook",
+    "parts": "manifest",
+}
+Errors = dict[str, dict[str, float]]
 
 
-def make(
-    teacher: dict[str, Any],
-    targets: list[Target],
-    views: dict[str, Any],
-    parts: Sequence[dict[str, Any]],
-    plan: Plan,
-    head: Head | None = None,
-    codecs: str | None = None,
-    errors: dict[str, dict[str, float]] | None = None,
-) -> dict[str, Any]:
-    """A card over the content of a cache.
+@dataclass(frozen=True)
+class TeacherCard:
+    """A teacher as a card describes it.
 
-    Args:
-        parts: of each part what `part` says. head: the teacher's classifier, kept beside. codecs: digest of the codecs'
-            learnt parameters, where there are any. errors: what each target lost in its codec, as measured.
+    Attributes:
+        family: its name among the teachers.
+        weights_sha256: digest of its weights.
+        licence: of the weights.
+        source: the package, the hub id or the folder's name.
+        preprocessing: of the waveform, in words.
+        cite: the paper, where there is one.
+        details: what else the family says of itself: the pooled layer, the network and its settings.
     """
-    content = {
-        "teacher": teacher,
-        "targets": [t.card() for t in targets],
-        "views": views,
-        "layout": {"unit_views": plan.unit_views, "unit_seconds": plan.unit_seconds},
-        "head": None if head is None else head.card(),
-        "codecs": codecs,
-        "parts": list(parts),
-    }
-    return {
-        "spkd_cache": FORMAT,
-        "fingerprint": fingerprint(content),
-        **content,
-        "errors": errors or {},
-        "made": {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "by": _user(),
-            "host": platform.node(),
-            "versions": {"spkd": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
-        },
-    }
+
+    family: str
+    weights_sha256: str
+    licence: str
+    source: str
+    preprocessing: str
+    cite: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "details"}
+        return {name: value for name, value in own.items() if value is not None} | self.details
+
+    @classmethod
+    def from_json(cls, tree: Any, where: str) -> TeacherCard:
+        """Raises SpkdError where it is not one."""
+        if not isinstance(tree, dict):
+            raise SpkdError(f"{where}: damaged (expected an object)")
+        own = {f.name for f in fields(cls)} - {"details"}
+        details = {name: value for name, value in tree.items() if name not in own}
+        return record(cls, {name: value for name, value in tree.items() if name in own} | {"details": details}, where)
 
 
-def part(manifest: Manifest, plan: Plan) -> dict[str, Any]:
-    """What the card says of one part: its manifest, and the plan made of it."""
-    return {
-        "manifest": manifest.digest,
-        "utterances": len(manifest),
-        "hours": round(manifest.seconds / 3600, 3),
-        "views": len(plan.views),
-        "units": plan.units,
-    }
+@dataclass(frozen=True)
+class HeadCard:
+    """The teacher's classification head as a card describes it.
 
-
-def pick_parts(card: dict[str, Any], utterances: Sequence[str], manifest: Manifest) -> list[Manifest] | None:
-    """The manifest of each part of a cache, picked from one that may hold more and in another order.
-
-    Args:
-        utterances: those of the cache, in its order.
-    Returns:
-        None where an utterance is missing or is another than at extraction.
+    Attributes:
+        kind: cosine, linear, or stored where the logits themselves are a target.
+        classes: names of the speakers.
+        scale: of the logits.
     """
-    picked, first = [], 0
-    for part in card["parts"]:
-        mine = manifest.pick(utterances[first : first + part["utterances"]])
-        if mine is None or mine.digest != part["manifest"]:
-            return None
-        picked.append(mine)
-        first += part["utterances"]
-    return picked
+
+    kind: str = field(metadata={"choices": ("cosine", "linear", STORED)})
+    classes: tuple[str, ...]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a cache: what came from one manifest.
+
+    Attributes:
+        manifest: digest of the manifest.
+        utterances, views, units: how many.
+        hours: of the utterances.
+    """
+
+    manifest: str
+    utterances: int = field(metadata={"low": 1, "high": 2**31})
+    hours: float = field(metadata={"low": 0, "high": 1e9})
+    views: int = field(metadata={"low": 1, "high": 2**31})
+    units: int = field(metadata={"low": 1, "high": 10**7})
+
+
+@dataclass(frozen=True)
+class Made:
+    """When, by whom, where and with which versions a cache was begun."""
+
+    at: str
+    by: str
+    host: str
+    versions: dict[str, str]
+
+    @classmethod
+    def now(cls) -> Made:
+        versions = {"spkd": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
+        return cls(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), _user(), platform.node(), versions)
+
+
+@dataclass(frozen=True)
+class Card:
+    """The content of a cache.
+
+    Attributes:
+        teacher: whose outputs it holds.
+        targets: what is stored, and how.
+        views: the view plan.
+        unit_views, unit_seconds: most views and most audio (s) of one unit.
+        head: the teacher's classifier, kept beside the card; None where there is none.
+        codecs: digest of what the codecs learnt; None where nothing was.
+        parts: of one manifest each.
+        errors: what each target lost in its codec, as measured (see codec.error and codec.divergence).
+        made: when, by whom, where.
+    """
+
+    teacher: TeacherCard
+    targets: tuple[Target, ...]
+    views: ViewCard
+    unit_views: int
+    unit_seconds: float
+    head: HeadCard | None
+    codecs: str | None
+    parts: tuple[Part, ...]
+    errors: Errors = field(default_factory=dict)
+    made: Made = field(default_factory=Made.now)
+
+    @property
+    def units(self) -> int:
+        """Units of all parts."""
+        return sum(part.units for part in self.parts)
+
+    @property
+    def num_views(self) -> int:
+        """Views of all parts."""
+        return sum(part.views for part in self.parts)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return {
+            "teacher": self.teacher.to_json(),
+            "targets": [t.to_json() for t in self.targets],
+            "views": self.views.to_json(),
+            "layout": {"unit_views": self.unit_views, "unit_seconds": self.unit_seconds},
+            "head": None if self.head is None else asdict(self.head),
+            "codecs": self.codecs,
+            "parts": [asdict(part) for part in self.parts],
+        }
+
+    def covered(self, name: str) -> Any:
+        """One part of the content as the fingerprint covers it."""
+        if name != "teacher":
+            return self._content[name]
+        return {key: value for key, value in self._content["teacher"].items() if key not in NOT_COVERED}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content, whatever its layout in the file."""
+        return digest.of_tree({name: self.covered(name) for name in CONTENT})
+
+    @cached_property
+    def series(self) -> str:
+        """SHA-256 over what does not change when a cache grows, without the learnt parameters of codecs."""
+        return digest.of_tree({name: self.covered(name) for name in SERIES if name != "codecs"})
+
+    def part_key(self, number: int) -> str:
+        """SHA-256 over what one part was extracted from and how: its shards carry it."""
+        extracted_from = {"manifest": self.parts[number].manifest}
+        return digest.of_tree({name: self.covered(name) for name in SERIES} | extracted_from)
+
+    def with_parts(self, parts: Sequence[Part]) -> Card:
+        """The same series over other parts."""
+        return replace(self, parts=tuple(parts))
+
+    def grows_to(self, other: Card) -> bool:
+        """Whether `other` is this card with further parts."""
+        count = len(self.parts)
+        same = all(self.covered(name) == other.covered(name) for name in SERIES)
+        return same and len(other.parts) > count and other.parts[:count] == self.parts
+
+    def difference(self, other: Card, names: Sequence[str] = CONTENT) -> str:
+        """What differs from another card, as a phrase for an error."""
+        return " and ".join(f"another {NAMED[name]}" for name in names if self.covered(name) != other.covered(name))
+
+    def pick_parts(self, utterances: Sequence[str], manifest: Manifest) -> list[Manifest] | None:
+        """The manifest of each part, picked from one that may hold more and in another order.
+
+        Args:
+            utterances: those of the cache, in its order.
+        Returns:
+            None where an utterance is missing or is another than at extraction.
+        """
+        picked, first = [], 0
+        for part in self.parts:
+            mine = manifest.pick(utterances[first : first + part.utterances])
+            if mine is None or mine.digest != part.manifest:
+                return None
+            picked.append(mine)
+            first += part.utterances
+        return picked
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "spkd_cache": FORMAT,
+            "fingerprint": self.fingerprint,
+            **self._content,
+            "errors": self.errors,
+            "made": asdict(self.made),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Any, where: str) -> Card:
+        """A card from its JSON, checked.
+
+        Raises:
+            SpkdError: not a card, of another format, with a value that no cache has, or one that does not match its own
+                fingerprint.
+        """
+        if not isinstance(tree, dict) or "spkd_cache" not in tree:
+            raise SpkdError(f"{where}: not a card of a teacher cache")
+        check_format(tree["spkd_cache"], where)
+        try:
+            layout, targets, parts = tree["layout"], tree["targets"], tree["parts"]
+            card = cls(
+                TeacherCard.from_json(tree["teacher"], f"{where}: teacher"),
+                tuple(_target(target, f"{where}: targets") for target in targets),
+                record(ViewCard, tree["views"], f"{where}: views"),
+                record(_Layout, layout, f"{where}: layout").unit_views,
+                layout["unit_seconds"],
+                None if tree["head"] is None else record(HeadCard, tree["head"], f"{where}: head"),
+                record(_Codecs, {"codecs": tree["codecs"]}, where).codecs,
+                tuple(record(Part, part, f"{where}: parts") for part in parts),
+                record(_Errors, {"errors": tree["errors"]}, where).errors,
+                record(Made, tree["made"], f"{where}: made"),
+            )
+        except (KeyError, TypeError) as error:
+            raise SpkdError(f"{where}: damaged (not a card: {error})") from error
+        if len({target.name for target in card.targets}) < len(card.targets) or not card.targets or not card.parts:
+            raise SpkdError(f"{where}: damaged (no targets, no parts, or one target twice)")
+        if tree.get("fingerprint") != card.fingerprint:
+            raise SpkdError(f"{where}: damaged (it does not match its fingerprint)")
+        return card
+
+
+@dataclass(frozen=True)
+class _Layout:
+    unit_views: int = field(metadata={"low": 1, "high": 10**6})
+    unit_seconds: float = field(metadata={"low": 0.01, "high": 134_000})
+
+
+@dataclass(frozen=True)
+class _Codecs:
+    codecs: str | None
+
+
+@dataclass(frozen=True)
+class _Errors:
+    errors: Errors
+
+
+def _target(tree: Any, where: str) -> Target:
+    if not isinstance(tree, dict):
+        raise SpkdError(f"{where}: damaged (expected an object)")
+    target = record(Target, {name: value for name, value in tree.items() if name != "rate_hz"}, where)
+    if not re.fullmatch(r"\w[\w.-]{0,99}", target.name):
+        raise SpkdError(f"{where}: {target.name[:40]!r} is not the name of a folder")
+    return target
+
+
+def check_format(version: Any, where: str) -> None:
+    """Raises SpkdError for a cache that another spkd wrote in another format."""
+    if version == 1:
+        raise SpkdError(
+            f"{where}: format 1, of spkd before 0.2; move it to format {FORMAT} in place, within seconds: "
+            "spkd cache upgrade CACHE"
+        )
+    if version != FORMAT:
+        raise SpkdError(f"{where}: format {str(version)[:20]}, this spkd reads format {FORMAT}; update spkd")
 
 
 def _user() -> str:
@@ -103,82 +306,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return "unknown"
-
-
-def fingerprint(content: dict[str, Any]) -> str:
-    """SHA-256 over the card's content, whatever its layout in the file."""
-    return _digest({name: covered(content, name) for name in CONTENT})
-
-
-def covered(content: dict[str, Any], name: str) -> Any:
-    """One part of a card as the fingerprint covers it."""
-    if name != "teacher":
-        return content[name]
-    return {key: value for key, value in content["teacher"].items() if key not in TOLD}
-
-
-def series(content: dict[str, Any]) -> str:
-    """SHA-256 over what does not change when a cache grows, without the learnt parameters of codecs."""
-    return _digest({name: covered(content, name) for name in SERIES if name != "codecs"})
-
-
-def part_key(content: dict[str, Any], number: int) -> str:
-    """SHA-256 over what one part was extracted from and how: the name its shards carry."""
-    extracted_from = content["parts"][number]["manifest"]
-    return _digest({name: covered(content, name) for name in SERIES} | {"manifest": extracted_from})
-
-
-def _digest(tree: Any) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def load(root: Path) -> dict[str, Any]:
-    """Raises SpkdError: no cache here, a newer format, or a card that does not fit its own fingerprint."""
-    path = root / FILE
-    if not path.is_file():
-        raise SpkdError(f"{root}: no teacher cache; make one with `spkd extract cache={root}`")
-    return check(read_json(path), str(path))
-
-
-def check(card: Any, where: str) -> dict[str, Any]:
-    """The card itself, if it is one this spkd can read and fits its fingerprint. Raises SpkdError otherwise."""
-    if not isinstance(card, dict) or "spkd_cache" not in card:
-        raise SpkdError(f"{where}: not a card of a teacher cache")
-    check_format(card, where)
-    try:
-        names = [str(target["name"]) for target in card["targets"]]
-        fits = fingerprint(card) == card["fingerprint"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SpkdError(f"{where}: damaged (not a card: {error})") from error
-    if not all(re.fullmatch(r"\w[\w.-]*", name) for name in names):
-        raise SpkdError(f"{where}: a target with a name that is no file name")
-    if not fits:
-        raise SpkdError(f"{where}: damaged (it does not fit its fingerprint)")
-    return card
-
-
-def check_format(card: dict[str, Any], where: str) -> None:
-    """Raises SpkdError for a card written by a newer spkd."""
-    if card["spkd_cache"] != FORMAT:
-        raise SpkdError(f"{where}: format {card['spkd_cache']}, this spkd reads format {FORMAT}; update spkd")
-
-
-def grows(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether `new` is `old` with further parts behind."""
-    count = len(old["parts"])
-    same = all(covered(old, name) == covered(new, name) for name in SERIES)
-    return same and len(new["parts"]) > count and new["parts"][:count] == old["parts"]
-
-
-def difference(mine: dict[str, Any], theirs: dict[str, Any], parts: Sequence[str] = CONTENT) -> str:
-    """Which parts of two cards differ, as a phrase for an error."""
-    named = {
-        "teacher": "teacher",
-        "targets": "set of targets",
-        "views": "view plan",
-        "layout": "unit size",
-        "head": "classifier",
-        "codecs": "codebook",
-        "parts": "manifest",
-    }
-    return " and ".join(f"another {named[name]}" for name in parts if covered(mine, name) != covered(theirs, name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from spkd.cache import codec as codecs
-from spkd.cache.codec import Codec
-from spkd.cache.target import Target
+from spkd import digest
+from spkd.cache.card import Errors
+from spkd.cache.codec import Codec, make_codec
+from spkd.cache.folder import CODEC
 from spkd.errors import SpkdError
-from spkd.files import create_bytes
-
-FILE = "codec.safetensors"
-Errors = dict[str, dict[str, float]]
+from spkd.files import create_bytes, parse_json
+from spkd.target import Target
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,7 @@ class Codebook:
         learnt = self._tensors()
         if not learnt:
             return None
-        state = hashlib.sha256()
-        for name in sorted(learnt):
-            state.update(name.encode() + learnt[name].tobytes())
-        return state.hexdigest()
+        return digest.of_blocks(name.encode() + learnt[name].tobytes() for name in sorted(learnt))
 
     def _tensors(self) -> dict[str, np.ndarray]:
         return {f"{t}/{name}": v for t, codec in self.codecs.items() for name, v in codec.parameters.items()}
@@ -49,28 +44,28 @@ class Codebook:
 
     def create(self, root: Path, series: str, targets: Sequence[Target]) -> Codebook:
         """Write it beside the card, unless another worker was first. Returns the one that is there."""
-        create_bytes(root / FILE, self.to_bytes(series))
-        return load(root, targets, series) or self
+        create_bytes(root / CODEC, self.to_bytes(series))
+        return self.load(root, targets, series) or self
 
+    @classmethod
+    def load(cls, root: Path, targets: Sequence[Target], series: str | None = None) -> Codebook | None:
+        """The codebook of a cache; None where there is none, or where it is of another series.
 
-def load(root: Path, targets: Sequence[Target], series: str | None = None) -> Codebook | None:
-    """The codebook of a cache; None where there is none, or where it is of another series.
-
-    Raises:
-        SpkdError: it is damaged.
-    """
-    path = root / FILE
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            if series is not None and metadata.get("series") != series:
-                return None
-            fitted = {target.name: codecs.make(target.codec, target.dim) for target in targets}
-            for key in file.keys():  # noqa: SIM118  (not a dict)
-                target, name = key.split("/")
-                fitted[target].parameters[name] = file.get_tensor(key)
-            return Codebook(fitted, json.loads(metadata["errors"]))
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise SpkdError(f"{path}: damaged ({error})") from error
+        Raises:
+            SpkdError: it is damaged.
+        """
+        path = root / CODEC
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+                if series is not None and metadata.get("series") != series:
+                    return None
+                fitted = {target.name: make_codec(target.codec, target.dim) for target in targets}
+                for key in file.keys():  # noqa: SIM118  (not a dict)
+                    target, name = key.split("/")
+                    fitted[target].parameters[name] = file.get_tensor(key)
+                return cls(fitted, parse_json(metadata["errors"], str(path)))
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise SpkdError(f"{path}: damaged ({error})") from error

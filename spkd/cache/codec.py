@@ -1,14 +1,8 @@
 """Codecs: how a target's numbers become columns on disk, and numbers again in batches on the training device.
 
-    float16, float32    as they are
-    int8                channels standardised, then one scale per row: D + 2 bytes
-    sq8, sq6, sq4       FAISS scalar quantiser: D, 0.75 D, D / 2 bytes
-    pqMx8, pqMx4        FAISS product quantiser of M parts: M or M / 2 bytes
-    opqMx8, opqMx4      the same after a learnt rotation
-    topkK               logits only: the K largest, and the log-sum-exp of the others
-
-Any of them with `+zstd` behind it is compressed besides, chunk by chunk: smaller where many values are zero, and read
-an order of magnitude slower. FAISS learns the codebooks and writes the codes; decoding needs torch alone.
+Their names are in spkd.registry.CODECS. Any of them followed by `+zstd` is compressed besides, chunk by chunk: smaller
+where many values are zero, and read an order of magnitude slower. FAISS learns the codebooks and writes the codes;
+decoding needs torch alone.
 """
 
 from __future__ import annotations
@@ -22,8 +16,8 @@ import torch
 from torch import Tensor
 
 from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.registry import CODECS
 
-NAMES = ("float16", "float32", "int8", "sq8", "sq6", "sq4", "pq32x8", "opq32x8", "topk64")  # of each kind one
 ZSTD = "+zstd"
 TEMPERATURES = (1.0, 2.0, 4.0)
 FLOATS = {2: torch.float16, 4: torch.float32}
@@ -31,16 +25,21 @@ Parameters = dict[str, np.ndarray]
 
 
 class Codec(ABC):
-    """One target's codec. Stored rows are (n, columns) of `dtype`; what they stand for is (n, dim).
+    """One target's codec. Stored rows are (n, columns) of `dtype`; the numbers they stand for are (n, dim).
 
     Attributes:
-        training_rows: rows that `fit` wants, 0 where nothing is learnt. least_rows: fewer than these are refused.
+        training_rows: rows that `fit` uses, 0 where nothing is learnt.
+        least_rows: fewer than these are refused.
+        lossless: whether what is read back is what was written, up to the rounding of floats.
+        only: the only target that it is for; None where it is for all.
         parameters: what was learnt, by name; kept in the cache.
     """
 
     dtype: np.dtype = np.dtype("u1")
     training_rows = 0
     least_rows = 0
+    lossless = False
+    only: str | None = None
 
     def __init__(self, dim: int) -> None:
         self.dim = self.columns = dim
@@ -67,10 +66,11 @@ class Codec(ABC):
         return {**self.__dict__, "_tensors": {}}
 
 
-class Float(Codec):
-    def __init__(self, dim: int, dtype: str) -> None:
-        super().__init__(dim)
-        self.dtype = np.dtype(dtype)
+class Float16(Codec):
+    """The numbers themselves, rounded to half precision: 2 bytes each."""
+
+    dtype: np.dtype = np.dtype("<f2")
+    lossless = True
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         # An overflow becomes infinite, which the writer refuses. torch rounds as numpy does, 2.5 times faster.
@@ -78,6 +78,12 @@ class Float(Codec):
 
     def decode(self, stored: Tensor) -> Tensor:
         return stored
+
+
+class Float32(Float16):
+    """The numbers themselves, 4 bytes each."""
+
+    dtype: np.dtype = np.dtype("<f4")
 
 
 class AsStored(Codec):
@@ -95,10 +101,11 @@ class AsStored(Codec):
 
 
 class Int8(Codec):
-    """round(z / s), z = (x - mean) / sqrt(sd) by channel, s = max|z| / 127 of the row; s stands behind as two bytes.
+    """round(z / s), z = (x - mean) / sqrt(sd) by channel, s = max|z| / 127 of the row; s follows as two bytes: D + 2
+    bytes.
 
     A plain scale per row would spend its 8 bits on the few channels that are 15 times larger than the rest in most
-    teachers. Standardising outright, by sd, lets channels behind a ReLU that are rarely active take the scale of the
+    teachers. Standardising outright, by sd, lets channels after a ReLU that are rarely active take the scale of the
     whole row. The root of sd, between the two, is nearly as good as the better of them on real embeddings, where that
     is the plain scale, and better than both on real frames (benchmarks/cache_codecs.py).
     """
@@ -136,10 +143,11 @@ class Scalar(Codec):
 
     training_rows = 4096
     least_rows = 2
+    bits: int
 
-    def __init__(self, dim: int, bits: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__(dim)
-        self.bits, self.columns = bits, (dim * bits + 7) // 8
+        self.columns = (dim * self.bits + 7) // 8
 
     def _quantiser(self) -> Any:
         faiss = _faiss(f"sq{self.bits}")
@@ -163,17 +171,38 @@ class Scalar(Codec):
         return self._on(stored.device, "low") + step * self._on(stored.device, "span")
 
 
+class Scalar8(Scalar):
+    """D bytes."""
+
+    bits = 8
+
+
+class Scalar6(Scalar):
+    """0.75 D bytes."""
+
+    bits = 6
+
+
+class Scalar4(Scalar):
+    """D / 2 bytes."""
+
+    bits = 4
+
+
 class Product(Codec):
     """FAISS ProductQuantizer: each of `parts` stretches of the vector is the nearest of 2^bits centroids, after an
     orthogonal rotation where that was learnt too (OPQ: Ge et al., CVPR 2013)."""
 
-    def __init__(self, dim: int, parts: int, bits: int, rotated: bool) -> None:
+    bits: int
+    rotated = False
+
+    def __init__(self, dim: int, parts: int) -> None:
         super().__init__(dim)
-        self.name = f"{'o' * rotated}pq{parts}x{bits}"
-        if dim % parts or (parts * bits) % 8:
+        self.name = f"{'o' * self.rotated}pq{parts}x{self.bits}"
+        if dim % parts or (parts * self.bits) % 8:
             raise UsageError(f"codec {self.name}: {dim} channels do not divide into {parts} parts of whole bytes")
-        self.parts, self.bits, self.rotated, self.columns = parts, bits, rotated, parts * bits // 8
-        self.training_rows, self.least_rows = 40 * 2**bits, 2**bits
+        self.parts, self.columns = parts, parts * self.bits // 8
+        self.training_rows, self.least_rows = 40 * 2**self.bits, 2**self.bits
 
     def _quantiser(self) -> Any:
         return _faiss(self.name).ProductQuantizer(self.dim, self.parts, self.bits)
@@ -204,6 +233,30 @@ class Product(Codec):
         return values @ self._on(stored.device, "rotation") if self.rotated else values
 
 
+class Product8(Product):
+    """M bytes."""
+
+    bits = 8
+
+
+class Product4(Product):
+    """M / 2 bytes."""
+
+    bits = 4
+
+
+class RotatedProduct8(Product8):
+    """M bytes, after a learnt rotation."""
+
+    rotated = True
+
+
+class RotatedProduct4(Product4):
+    """M / 2 bytes, after a learnt rotation."""
+
+    rotated = True
+
+
 class TopK(Codec):
     """Logits: the `k` largest (float16) with their classes, and the log-sum-exp of all others (float32).
 
@@ -211,10 +264,12 @@ class TopK(Codec):
     of the k and the mass of the rest; above 1 the rest, and with it everything, is wrong by the KL in the card.
     """
 
+    only = "logits"
+
     def __init__(self, dim: int, k: int) -> None:
         super().__init__(dim)
         if not 1 <= k < dim:
-            raise UsageError(f"codec topk{k}: of {dim} classes at least 1 and fewer than all are kept")
+            raise UsageError(f"codec topk{k}: k must be between 1 and {dim - 1}, for {dim} classes")
         self.k, self.index = k, np.dtype("<u2" if dim <= 2**16 else "<u4")
         self.columns = k * (2 + self.index.itemsize) + 4
 
@@ -255,24 +310,18 @@ def compressed(name: str) -> bool:
     return name.endswith(ZSTD)
 
 
-def make(name: str, dim: int) -> Codec:
+def make_codec(name: str, dim: int) -> Codec:
     """The codec of a name for vectors of `dim` numbers, not fitted yet.
 
     Raises:
         UsageError: no such codec, or one that does not fit the dimension.
     """
     base = name.removesuffix(ZSTD)
-    if base in ("float16", "float32"):
-        return Float(dim, "<f2" if base == "float16" else "<f4")
-    if base == "int8":
-        return Int8(dim)
-    if found := re.fullmatch(r"sq([468])", base):
-        return Scalar(dim, int(found[1]))
-    if found := re.fullmatch(r"(o?)pq([1-9]\d*)x([48])", base):
-        return Product(dim, int(found[2]), int(found[3]), bool(found[1]))
-    if found := re.fullmatch(r"topk([1-9]\d*)", base):
-        return TopK(dim, int(found[1]))
-    raise UsageError(f"codec {name!r}{did_you_mean(name, NAMES)} (each also with {ZSTD})")
+    for known in CODECS:
+        # A capital letter in a registered name is a number that the user chooses.
+        if found := re.fullmatch(re.sub("[A-Z]", r"([1-9]\\d{0,5})", known), base):
+            return CODECS[known](dim, *map(int, found.groups()))
+    raise UsageError(f"codec {name!r}{did_you_mean(name, CODECS)} (each also with {ZSTD})")
 
 
 def _faiss(name: str) -> Any:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from spkd.cache import card as cards
-from spkd.cache import codec as codecs
-from spkd.cache.head import STORED
+from spkd.cache.card import STORED, Card
+from spkd.cache.codec import compressed
+from spkd.cache.folder import CommitRecord, commit_path, load_card
 from spkd.cache.plan import Plan
-from spkd.cache.target import Target
-from spkd.cache.write import manifest_path
-from spkd.files import read_json
+from spkd.target import Target
+from spkd.view import ViewCard
 
 
 def describe(root: str | Path) -> str:
@@ -20,46 +18,59 @@ def describe(root: str | Path) -> str:
     complete or not.
 
     Raises:
-        SpkdError: no cache there, or a damaged card or plan.
+        SpkdError: no cache there, or a damaged card, plan or commit record.
     """
     root = Path(root)
-    card = cards.load(root)
-    plan = Plan.load(root, len(card["parts"]))
-    manifests = [manifest_path(root, unit) for unit in range(plan.units) if manifest_path(root, unit).is_file()]
-    writers = Counter(read_json(path)["writer"]["host"] for path in manifests)
-    teacher, made, parts = card["teacher"], card["made"], card["parts"]
-    hours = sum(part["hours"] for part in parts)
+    card = load_card(root)
+    plan = Plan.load(root, card)
+    committed = [unit for unit in range(plan.units) if commit_path(root, unit).is_file()]
+    writers = Counter(CommitRecord.load(root, card, unit).writer.get("host", "unknown") for unit in committed)
+    teacher = card.teacher
+    hours = sum(part.hours for part in card.parts)
     rows = [
-        ("teacher", f"{teacher['family']} ({teacher['source']}), weights {teacher['weights_sha256'][:12]}"),
-        ("licence", teacher["licence"]),
-        ("hears", teacher["preprocessing"]),
+        ("teacher", f"{teacher.family} ({teacher.source}), weights {teacher.weights_sha256[:12]}"),
+        ("licence", teacher.licence),
+        ("input", teacher.preprocessing),
         ("data", f"{len(plan.utterances)} utterances, {len(plan.speakers)} speakers, {hours:g} h"),
-        ("views", f"{len(plan.views)}: {_heard(card['views'])}"),
-        ("units", f"{len(manifests)} of {plan.units} committed"),
+        ("views", f"{len(plan.views)}: {_views(card.views)}"),
+        ("units", f"{len(committed)} of {plan.units} committed"),
     ]
-    if len(parts) > 1:
-        rows.append(("parts", "; ".join(f"{p['utterances']} utterances, {p['hours']:g} h" for p in parts)))
+    if len(card.parts) > 1:
+        rows.append(("parts", "; ".join(f"{p.utterances} utterances, {p.hours:g} h" for p in card.parts)))
     total = 0
-    for target in map(Target.from_card, card["targets"]):
+    for target in card.targets:
         size = sum(p.stat().st_size for p in (root / target.name).glob("c/*/0"))
         total += size
-        rows.append(("target", _target(target, size, card["errors"].get(target.name))))
-    if card["head"]:
-        lost = _divergence(card["errors"].get("logits", {}))
-        follow = "logits are stored" if card["head"]["kind"] == STORED else f"logits follow{lost}"
-        rows.append(("head", f"{card['head']['kind']}, {len(card['head']['classes'])} classes: {follow}"))
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        rows.append(("target", _target(target, size, card.errors.get(target.name))))
+    if card.head:
+        lost = _divergence(card.errors.get("logits", {}))
+        follow = "logits are stored" if card.head.kind == STORED else f"logits follow{lost}"
+        rows.append(("head", f"{card.head.kind}, {len(card.head.classes)} classes: {follow}"))
+    made = card.made
+    versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
     rows += [
-        ("bytes", amount(total)),
-        ("made", f"{made['at']} by {made['by']} on {made['host']} with {versions}"),
+        ("bytes", format_bytes(total)),
+        ("made", f"{made.at} by {made.by} on {made.host} with {versions}"),
         ("written by", ", ".join(f"{host} ({count} units)" for host, count in writers.items()) or "nobody yet"),
-        ("cite", teacher.get("cite") or "nothing named by the teacher"),
-        ("fingerprint", card["fingerprint"]),
+        ("cite", teacher.cite or "nothing named by the teacher"),
+        ("fingerprint", card.fingerprint),
     ]
     return "\n".join([str(root), *(f"  {name:12} {text}" for name, text in rows)])
 
 
-def amount(count: float) -> str:
+def summary(where: str, card: Card, size: int | None) -> str:
+    """A cache in a line.
+
+    Args:
+        size: bytes of its shards; None where it is not complete.
+    """
+    targets = " ".join(f"{target.name}:{target.codec}" for target in card.targets)
+    state = "not complete" if size is None else format_bytes(size)
+    views = f"{card.num_views} views ({card.views.plan})"
+    return f"{where}  {card.fingerprint[:12]}  {card.teacher.family}  {views}  {targets}  {state}"
+
+
+def format_bytes(count: float) -> str:
     """Bytes as people read them."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -68,23 +79,24 @@ def amount(count: float) -> str:
     return f"{count:,.2f} TB"
 
 
-def _heard(views: dict[str, Any]) -> str:
-    augmentation, heard = views["augmentation"], [views["plan"]]
-    if views["speeds"] != [1.0]:
-        heard.append(f"speeds {', '.join(f'{s:g}' for s in views['speeds'])}")
-    if augmentation["noise"]:
-        heard.append(f"noise with probability {augmentation['noise_prob']:g} at {augmentation['snr']} dB")
-    if augmentation["rir"]:
-        heard.append(f"reverberation with probability {augmentation['rir_prob']:g}")
-    return "; ".join(heard)
+def _views(views: ViewCard) -> str:
+    augmentation, parts = views.augmentation, [views.plan]
+    if views.speeds != (1.0,):
+        parts.append(f"speeds {', '.join(f'{s:g}' for s in views.speeds)}")
+    if augmentation.noise:
+        snr = " to ".join(f"{ratio:g}" for ratio in augmentation.snr)
+        parts.append(f"noise with probability {augmentation.noise_prob:g} at {snr} dB")
+    if augmentation.rir:
+        parts.append(f"reverberation with probability {augmentation.rir_prob:g}")
+    return "; ".join(parts)
 
 
 def _target(target: Target, size: int, error: dict[str, float] | None) -> str:
     rate = "per view" if target.rate is None else f"at {target.rate:g} Hz"
-    text = f"{target.name}: {target.dim} x {target.codec} {rate}, {amount(size)}"
+    text = f"{target.name}: {target.dim} x {target.codec} {rate}, {format_bytes(size)}"
     if error is not None:
         text += f"; 1 - cosine {1 - error['cosine_mean']:.1e} (worst {1 - error['cosine_min']:.1e}){_divergence(error)}"
-    if codecs.compressed(target.codec):
+    if compressed(target.codec):
         text += "; compressed, so read slower than a memory map"
     return text
 

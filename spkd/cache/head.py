@@ -1,25 +1,28 @@
-"""The teacher's own classifier: with it logits follow exactly from the embedding, at a thirtieth of their bytes."""
+"""The teacher's own speaker classifier: with it logits follow exactly from the embedding, at a thirtieth of their
+bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from spkd.cache.card import STORED, HeadCard
+from spkd.cache.folder import HEAD
 from spkd.errors import SpkdError
-
-FILE = "head.safetensors"
-STORED = "stored"  # the logits themselves are a target of the cache; the card keeps their classes
 
 
 @dataclass(frozen=True)
 class Head:
-    """kind cosine: logits = scale * cosine(embedding, weight); linear: scale * (embedding @ weight^T + bias).
+    """A classification head: kind cosine: logits = scale * cosine(embedding, weight); linear: scale * (embedding @
+    weight^T + bias).
 
-    weight (classes, D), bias (classes,) or None.
+    Attributes:
+        weight: (classes, D).
+        classes: names of the speakers.
+        bias: (classes,) or None.
     """
 
     weight: Tensor
@@ -36,8 +39,9 @@ class Head:
         bias = None if self.bias is None else self.bias.to(embedding.device).float()
         return self.scale * linear(embedding, weight, bias)
 
-    def card(self) -> dict[str, Any]:
-        return {"kind": self.kind, "classes": self.classes, "scale": self.scale}
+    def card(self, stored: bool = False) -> HeadCard:
+        """How a card describes it. stored: the logits themselves are a target, and the matrices are not kept."""
+        return HeadCard(STORED if stored else self.kind, tuple(self.classes), self.scale)
 
     def to_bytes(self) -> bytes:
         """The matrices, as safetensors; what `load` reads beside the card."""
@@ -47,14 +51,26 @@ class Head:
         return save({name: values.detach().float().cpu().contiguous() for name, values in tensors.items()})
 
     @classmethod
-    def load(cls, root: Path, described: dict[str, Any]) -> Head:
-        """Raises SpkdError where the file is missing or damaged."""
+    def load(cls, root: Path, card: HeadCard, dim: int | None) -> Head:
+        """The head beside a card.
+
+        Args:
+            dim: width of the embedding that it takes, where that is known.
+        Raises:
+            SpkdError: its file is missing or damaged, or its matrices do not fit the classes or the embedding.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        path = root / HEAD
         try:
-            tensors = load((root / FILE).read_bytes())
-            weight = tensors["weight"]
+            tensors = load(path.read_bytes())
+            weight, bias = tensors["weight"], tensors.get("bias")
         except (OSError, SafetensorError, KeyError) as error:
-            raise SpkdError(f"{root / FILE}: missing or damaged ({error})") from error
-        return cls(weight, described["classes"], described["scale"], described["kind"], tensors.get("bias"))
+            raise SpkdError(f"{path}: missing or damaged ({error})") from error
+        classes = len(card.classes)
+        if weight.ndim != 2 or len(weight) != classes or dim not in (None, weight.shape[1]):
+            raise SpkdError(f"{path}: damaged ({tuple(weight.shape)} weights for {classes} classes of width {dim})")
+        if bias is not None and bias.shape != (classes,):
+            raise SpkdError(f"{path}: damaged (a bias of shape {tuple(bias.shape)} for {classes} classes)")
+        return cls(weight, list(card.classes), card.scale, card.kind, bias)

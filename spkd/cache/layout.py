@@ -1,4 +1,4 @@
-"""How a target lies on disk: a Zarr v3 array of shards, written and read by us without zarr.
+"""How a target is stored: a Zarr v3 array of shards, written and read by us without zarr.
 
 Every shard is a header of 128 bytes that says which cache and unit it belongs to (Zarr readers, which go by the index,
 never see it), a run of inner chunks in order, the index (offset and length of each, little-endian uint64, both all ones
@@ -9,6 +9,7 @@ be mapped; compressed, the chunks a window touches are decoded.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from collections.abc import Sequence
@@ -19,10 +20,12 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import torch
 
-from spkd.cache import codec as codecs
-from spkd.cache.target import Target
+from spkd.cache.card import FORMAT
+from spkd.cache.codec import compressed, make_codec
 from spkd.errors import SpkdError
+from spkd.target import Target
 
 UTTERANCE_CHUNK = 64  # rows of an inner chunk
 FRAME_CHUNK = 128
@@ -47,14 +50,14 @@ def shard_rows(target: Target, unit_views: int, unit_seconds: float) -> int:
 
 
 @lru_cache
-def row(target: Target) -> tuple[int, np.dtype]:
+def row_format(target: Target) -> tuple[int, np.dtype]:
     """Columns of a stored row, and their type."""
-    codec = codecs.make(target.codec, target.dim)
+    codec = make_codec(target.codec, target.dim)
     return codec.columns, codec.dtype
 
 
 def row_bytes(target: Target) -> int:
-    columns, dtype = row(target)
+    columns, dtype = row_format(target)
     return columns * dtype.itemsize
 
 
@@ -65,7 +68,7 @@ def chunk_bytes(target: Target) -> int:
 
 def blank(target: Target, count: int) -> bytes:
     """Rows that hold nothing: NaN where the stored type has it, all bits set elsewhere."""
-    columns, dtype = row(target)
+    columns, dtype = row_format(target)
     if dtype.kind == "f":
         return np.full((count, columns), np.nan, dtype).tobytes()
     return b"\xff" * (count * columns)
@@ -73,11 +76,11 @@ def blank(target: Target, count: int) -> bytes:
 
 def array_metadata(target: Target, rows: int, units: int) -> dict[str, Any]:
     """zarr.json of a target with `units` shards of `rows` rows. Missing floats read as NaN, never as zeros."""
-    columns, dtype = row(target)
+    columns, dtype = row_format(target)
     inner: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
     sharding = {
         "chunk_shape": [chunk_rows(target), columns],
-        "codecs": [*inner, *([_zstd()] if codecs.compressed(target.codec) else [])],
+        "codecs": [*inner, *([_zstd()] if compressed(target.codec) else [])],
         "index_codecs": [*inner, {"name": "crc32c"}],
         "index_location": "end",
     }
@@ -91,7 +94,7 @@ def array_metadata(target: Target, rows: int, units: int) -> dict[str, Any]:
         "fill_value": "NaN" if dtype.kind == "f" else int(np.frombuffer(b"\xff", dtype)[0]),
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "dimension_names": ["row", "channel"],
-        "attributes": {"spkd_target": target.card()},
+        "attributes": {"spkd_target": target.to_json()},
     }
 
 
@@ -99,11 +102,7 @@ def _zstd() -> dict[str, Any]:
     return {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}
 
 
-GROUP_METADATA = {"zarr_format": 3, "node_type": "group", "attributes": {"spkd_cache": 1}}
-
-
-def shard_path(root: Path, target: Target, unit: int) -> Path:
-    return root / target.name / "c" / str(unit) / "0"
+GROUP_METADATA = {"zarr_format": 3, "node_type": "group", "attributes": {"spkd_cache": FORMAT}}
 
 
 def header_bytes(part: str, unit: int) -> bytes:
@@ -131,10 +130,28 @@ def compress(chunk: bytes) -> bytes:
     return bytes(Zstd(ZSTD_LEVEL, checksum=True).encode(chunk))
 
 
-def _decompress(chunk: bytes) -> bytes:
+def decompress(chunk: bytes, size: int) -> bytes:
+    """A chunk of `size` bytes. Raises ValueError where it is not one; no more memory than that is taken."""
     from numcodecs.zstd import Zstd
 
-    return bytes(Zstd().decode(chunk))
+    if _claimed_size(chunk) != size:  # looked at before anything is allocated
+        raise ValueError("is of another size")
+    try:
+        return bytes(Zstd().decode(chunk, bytearray(size)))
+    except RuntimeError as error:
+        raise ValueError("cannot be decompressed") from error
+
+
+def _claimed_size(frame: bytes) -> int | None:
+    """Content size in the header of a zstd frame (RFC 8878, 3.1.1.1); None where it has none."""
+    if len(frame) < 6 or frame[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = frame[4]
+    single, flag = bool(descriptor & 0x20), descriptor >> 6
+    width = (1 if single else 0) if flag == 0 else 2**flag
+    at = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
+    value = int.from_bytes(frame[at : at + width], "little")
+    return None if width == 0 else value + (256 if width == 2 else 0)
 
 
 def expect_shards(paths: Sequence[Path], target: Target, rows: int) -> None:
@@ -152,9 +169,9 @@ def expect_shards(paths: Sequence[Path], target: Target, rows: int) -> None:
 class CompressedRows:
     """Rows of a compressed shard, decoded where they are asked for."""
 
-    def __init__(self, mapped: mmap.mmap, lengths: np.ndarray, target: Target, path: Path) -> None:
+    def __init__(self, mapped: np.ndarray, lengths: np.ndarray, target: Target, path: Path) -> None:
         self._map, self._ends, self._path = mapped, HEADER + np.concatenate([[0], np.cumsum(lengths)]), path
-        self._chunk, (self._columns, self._dtype) = chunk_rows(target), row(target)
+        self._chunk, (self._columns, self._dtype) = chunk_rows(target), row_format(target)
         self._bytes = chunk_bytes(target)
 
     def __len__(self) -> int:
@@ -171,25 +188,39 @@ class CompressedRows:
         chunks = []
         for i in range(first, last):
             try:
-                chunk = _decompress(self._map[self._ends[i] : self._ends[i + 1]])
-            except RuntimeError as error:
-                raise SpkdError(f"{self._path}: damaged shard (chunk {i} cannot be decompressed)") from error
-            if len(chunk) != self._bytes:
-                raise SpkdError(f"{self._path}: damaged shard (chunk {i} holds {len(chunk)} bytes)")
-            chunks.append(chunk)
+                chunks.append(decompress(self._map[self._ends[i] : self._ends[i + 1]].tobytes(), self._bytes))
+            except ValueError as error:
+                raise SpkdError(f"{self._path}: damaged shard (chunk {i} {error})") from error
         return np.frombuffer(b"".join(chunks), self._dtype).reshape(-1, self._columns)
 
     def place(self, start: int, stop: int) -> tuple[int, int]:
-        """Where the bytes of rows start to stop lie in the file."""
+        """Where the bytes of rows start to stop are in the file."""
         return int(self._ends[start // self._chunk]), int(self._ends[-(-stop // self._chunk)])
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The filled rows of a shard, (n, columns), read-only, on the mapping that holds them."""
+    """A mapped shard.
+
+    Attributes:
+        rows: the filled rows, (n, columns).
+        map: all bytes of the file, (size,).
+        path: the file.
+    """
 
     rows: np.ndarray | CompressedRows
-    map: mmap.mmap
+    map: np.ndarray
+    path: Path
+
+    def check_size(self) -> None:
+        """Raises SpkdError where the file is gone or has another size: reading beyond its end would kill the
+        process."""
+        try:
+            if os.stat(self.path).st_size == len(self.map):
+                return
+        except OSError as error:
+            raise SpkdError(f"{self.path}: gone while it was being read ({error.strerror})") from error
+        raise SpkdError(f"{self.path}: changed its size while it was being read")
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Ask the system to fetch rows start to stop, without waiting for them."""
@@ -199,7 +230,14 @@ class Shard:
             width = self.rows.strides[0]
             first, last = HEADER + start * width, HEADER + stop * width
         first = first // mmap.PAGESIZE * mmap.PAGESIZE
-        self.map.madvise(mmap.MADV_WILLNEED, first, last - first)
+        _libc().madvise(
+            ctypes.c_void_p(self.map.ctypes.data + first), ctypes.c_size_t(last - first), mmap.MADV_WILLNEED
+        )
+
+
+@lru_cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def map_shard(path: Path, target: Target, rows: int, header: bytes) -> Shard:
@@ -210,25 +248,30 @@ def map_shard(path: Path, target: Target, rows: int, header: bytes) -> Shard:
     """
     length = index_length(target, rows)
     try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            if size <= length + HEADER:
-                raise SpkdError(f"{path}: truncated shard")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        size = os.stat(path).st_size
+        if size <= length + HEADER:
+            raise SpkdError(f"{path}: truncated shard")
+        # CPython's mmap keeps a descriptor of its own before 3.13; torch closes it once the file is mapped. The mapping
+        # is private, so nothing written to it would reach the file.
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
     except FileNotFoundError as error:
         raise SpkdError(f"{path}: missing shard") from error
-    if mapped[:HEADER] != header:
+    except RuntimeError as error:
+        raise SpkdError(f"{path}: cannot be mapped ({str(error)[:200]})") from error
+    mapped.flags.writeable = False
+    if mapped[:HEADER].tobytes() != header:
         raise SpkdError(f"{path}: a shard of another cache or unit, or damaged in its header")
-    lengths = chunk_lengths(mapped[size - length :])
-    if mapped[size - length :] != index_bytes(target, rows, lengths) or HEADER + sum(lengths) != size - length:
-        raise SpkdError(f"{path}: damaged shard (its index does not fit its size)")
-    if codecs.compressed(target.codec):
-        return Shard(CompressedRows(mapped, np.array(lengths, np.int64), target, path), mapped)
+    index = mapped[size - length :].tobytes()
+    lengths = chunk_lengths(index)
+    if index != index_bytes(target, rows, lengths) or HEADER + sum(lengths) != size - length:
+        raise SpkdError(f"{path}: damaged shard (its index does not match its size)")
+    if compressed(target.codec):
+        return Shard(CompressedRows(mapped, np.array(lengths, np.int64), target, path), mapped, path)
     if any(n != chunk_bytes(target) for n in lengths):
         raise SpkdError(f"{path}: damaged shard (its chunks are not of the target's size)")
-    columns, dtype = row(target)
+    columns, dtype = row_format(target)
     height = len(lengths) * chunk_rows(target)
-    return Shard(np.frombuffer(mapped, dtype, height * columns, HEADER).reshape(height, columns), mapped)
+    return Shard(np.frombuffer(mapped, dtype, height * columns, HEADER).reshape(height, columns), mapped, path)
 
 
 def chunk_lengths(index: bytes) -> list[int]:

@@ -1,4 +1,4 @@
-"""The plan of a cache: its views, cut into units, known before the teacher says a word.
+"""The plan of a cache: its views, cut into units, known before extraction.
 
 Unit K is shard K of every array. One worker fills it and commits it; nobody else ever writes there. Where each
 row goes follows from the plan alone, so a unit can be filled in any order and readers need no other index.
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import struct
 import zipfile
+import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,30 +24,37 @@ from typing import Any
 import numpy as np
 
 from spkd.audio import SAMPLE_RATE
+from spkd.cache import npy
+from spkd.cache.card import Card, Part
+from spkd.cache.folder import plan_path
 from spkd.cache.layout import shard_rows
-from spkd.cache.target import Target
 from spkd.errors import SpkdError, UsageError
 from spkd.files import write_bytes
 from spkd.manifest import Manifest
+from spkd.target import Target
 from spkd.view import Views
 
 UNLABELLED = -1
 
 
-def file(part: int) -> Path:
-    """Where a part's plan lies in its cache."""
-    return Path("plan") / f"{part}.npz"
-
-
 @dataclass(frozen=True)
 class Plan:
-    """Views in order, the utterances they are of, the first view of every unit (units + 1,), and the first unit of
-    every part (parts + 1,)."""
+    """Which views are in which unit.
+
+    Attributes:
+        views: in order.
+        utterances: ids of the utterances that they are of.
+        speakers: sorted names.
+        speaker: (utterances,) index in `speakers`, or UNLABELLED.
+        first: (units + 1,) first view of every unit.
+        parts: (parts + 1,) first unit of every part.
+        unit_views, unit_seconds: most views and most audio (s) of one unit.
+    """
 
     views: Views
     utterances: list[str]
     speakers: list[str]
-    speaker: np.ndarray  # (utterances,): row in `speakers`, or UNLABELLED
+    speaker: np.ndarray
     first: np.ndarray
     parts: tuple[int, ...]
     unit_views: int
@@ -72,15 +81,15 @@ class Plan:
     def shard_rows(self, target: Target) -> int:
         return shard_rows(target, self.unit_views, self.unit_seconds)
 
-    def local_rows(self, target: Target) -> tuple[np.ndarray, np.ndarray]:
+    def places(self, target: Target) -> tuple[np.ndarray, np.ndarray]:
         """First row of every view inside its shard, and its number of rows: both (views,)."""
-        counts = target.rows(self.views.samples)
+        counts = target.num_frames(self.views.samples)
         ends = np.concatenate([[0], np.cumsum(counts)])
         return ends[:-1] - ends[self.first[:-1]][self.unit_of], counts
 
-    def unit_rows(self, target: Target, unit: int) -> tuple[np.ndarray, np.ndarray]:
-        """`local_rows` of one unit's views."""
-        counts = target.rows(self.views.samples[self.unit(unit).start : self.unit(unit).stop])
+    def unit_places(self, target: Target, unit: int) -> tuple[np.ndarray, np.ndarray]:
+        """`places` of one unit's views."""
+        counts = target.num_frames(self.views.samples[self.unit(unit).start : self.unit(unit).stop])
         return np.cumsum(counts) - counts, counts
 
     @classmethod
@@ -104,23 +113,23 @@ class Plan:
             by_length = int(np.searchsorted(ends, int(before + unit_seconds * SAMPLE_RATE), side="right"))
             first.append(min(by_length, first[-1] + unit_views, len(views)))
         speakers = manifest.speakers
-        row = {name: i for i, name in enumerate(speakers)}
-        speaker = np.array([UNLABELLED if u.speaker is None else row[u.speaker] for u in manifest], np.int32)
+        index_of = {name: i for i, name in enumerate(speakers)}
+        speaker = np.array([UNLABELLED if u.speaker is None else index_of[u.speaker] for u in manifest], np.int32)
         utterances, parts = [u.id for u in manifest], (0, len(first) - 1)
         return cls(views, utterances, speakers, speaker, np.array(first), parts, unit_views, unit_seconds)
 
     @classmethod
     def join(cls, plans: Sequence[Plan]) -> Plan:
-        """Plans of disjoint utterances, one behind the other. Speakers of one name are one speaker."""
+        """Plans of disjoint utterances, one after the other. Speakers of one name are one speaker."""
         if len(plans) == 1:
             return plans[0]
         speakers = sorted({name for plan in plans for name in plan.speakers})
-        row = {name: i for i, name in enumerate(speakers)}
+        index_of = {name: i for i, name in enumerate(speakers)}
         views, speaker, first, parts = [], [], [np.zeros(1, np.int64)], [0]
         utterances: list[str] = []
         for plan in plans:
             views.append(dataclasses.replace(plan.views, utterance=plan.views.utterance + np.int32(len(utterances))))
-            known = np.array([*(row[name] for name in plan.speakers), UNLABELLED], np.int32)
+            known = np.array([*(index_of[name] for name in plan.speakers), UNLABELLED], np.int32)
             speaker.append(known[plan.speaker])
             first.append(plan.first[1:] + first[-1][-1])
             parts += [parts[-1] + end for end in plan.parts[1:]]
@@ -149,44 +158,121 @@ class Plan:
             "unit": np.array([self.unit_views, self.unit_seconds]),
         }
         np.savez(out, **arrays)
-        write_bytes(root / file(part), out.getvalue())
+        write_bytes(root / plan_path(part), out.getvalue())
 
     @classmethod
-    def load(cls, root: Path, parts: int) -> Plan:
-        """The plan of the first `parts` parts of a cache.
+    def load(cls, root: Path, card: Card) -> Plan:
+        """The plan of all parts that a card names.
 
         Raises:
-            SpkdError: a file is missing or damaged.
+            SpkdError: a file is missing or damaged, or is not of this card.
         """
-        return cls.join([cls.load_part(root / file(part)) for part in range(parts)])
+        return cls.join(cls.load_parts(root, card))
 
     @classmethod
-    def load_part(cls, path: Path) -> Plan:
-        """The plan of one part. Raises SpkdError as `load` does."""
-        try:
-            return cls.read(path.read_bytes(), str(path))
-        except FileNotFoundError as error:
-            raise SpkdError(f"{path}: missing") from error
+    def load_parts(cls, root: Path, card: Card) -> list[Plan]:
+        """The plan of each part. Raises SpkdError as `load` does."""
+        plans = []
+        for number in range(len(card.parts)):
+            path = root / plan_path(number)
+            try:
+                plans.append(cls.read(path.read_bytes(), card, number, str(path)))
+            except FileNotFoundError as error:
+                raise SpkdError(f"{path}: missing") from error
+        return plans
 
     @classmethod
-    def read(cls, data: bytes, where: str) -> Plan:
-        """A plan of one part from the bytes of its file. Raises SpkdError where they are damaged."""
+    def read(cls, data: bytes, card: Card, number: int, where: str) -> Plan:
+        """The plan of part `number` of a card from the bytes of its file.
+
+        Raises:
+            SpkdError: damaged, with a value that no plan has, or of another card.
+        """
+        plan = cls._parse(data, where)
+        if (wrong := plan._wrong(card, card.parts[number])) is not None:
+            raise SpkdError(f"{where}: damaged ({wrong})")
+        return plan
+
+    def _wrong(self, card: Card, part: Part) -> str | None:
+        """What no plan of this part has; None where nothing is wrong."""
+        views, first, count = self.views, self.first, len(self.views.utterance)
+        counted = (len(self.utterances), count, self.units)
+        if counted != (part.utterances, part.views, part.units):
+            return f"{counted[0]} utterances, {counted[1]} views, {counted[2]} units are not those of the card"
+        if (self.unit_views, self.unit_seconds) != (card.unit_views, card.unit_seconds):
+            return "its unit size is not that of the card"
+        if any(column.shape != (count,) for column in views.columns().values()) or len(self.speaker) != len(
+            self.utterances
+        ):
+            return "its columns differ in length"
+        if (
+            first[0] != 0
+            or first[-1] != count
+            or (np.diff(first) < 1).any()
+            or (np.diff(first) > card.unit_views).any()
+        ):
+            return "its units are not stretches of its views"
+        if (
+            views.utterance[0] < 0
+            or views.utterance[-1] >= len(self.utterances)
+            or (np.diff(views.utterance) < 0).any()
+        ):
+            return "its views are not in the order of its utterances"
+        if (
+            (views.samples < 1).any()
+            or (views.start < 0).any()
+            or not np.isin(views.speed, np.array(card.views.speeds, np.float32)).all()
+        ):
+            return "a view is empty, begins before its utterance, or has a speed that is not in the card"
+        ends = np.concatenate([[0], np.cumsum(views.samples, dtype=np.int64)])
+        if (ends[first[1:]] - ends[first[:-1]] > card.unit_seconds * SAMPLE_RATE).any():
+            return "a unit is longer than the card allows"
+        if (self.speaker < UNLABELLED).any() or (self.speaker >= len(self.speakers)).any():
+            return "a speaker that is not listed"
+        if len(set(self.utterances)) < len(self.utterances) or len(set(self.speakers)) < len(self.speakers):
+            return "an utterance or a speaker is listed twice"
+        return None
+
+    @classmethod
+    def _parse(cls, data: bytes, where: str) -> Plan:
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                views = Views(*(arrays[name] for name in ("utterance", "start", "samples", "speed", "seed")))
-                unit_views, unit_seconds = arrays["unit"]
-                return cls(
-                    views,
-                    _unpack(arrays, "utterances"),
-                    _unpack(arrays, "speakers"),
-                    arrays["utterance_speaker"],
-                    arrays["first"],
-                    (0, len(arrays["first"]) - 1),
-                    int(unit_views),
-                    float(unit_seconds),
-                )
-        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise SpkdError(f"{where}: damaged ({str(error).split('.')[0]})") from error
+            arrays = _unzip(data)
+            unit_views, unit_seconds = arrays["unit"]
+            first = _column(arrays, "first", "i8")
+            return cls(
+                Views(*(_column(arrays, name, kind) for name, kind in COLUMNS.items())),
+                _unpack(arrays, "utterances"),
+                _unpack(arrays, "speakers"),
+                _column(arrays, "utterance_speaker", "i4"),
+                first,
+                (0, len(first) - 1),
+                int(unit_views),
+                float(unit_seconds),
+            )
+        except (ValueError, KeyError, IndexError, OSError, EOFError, OverflowError, *ZIP_ERRORS) as error:
+            raise SpkdError(
+                f"{where}: damaged ({' '.join(str(error).split())[:120] or type(error).__name__})"
+            ) from error
+
+
+COLUMNS = {"utterance": "i4", "start": "i8", "samples": "i4", "speed": "f4", "seed": "u4"}
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error)
+
+
+def _unzip(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file. Plans are stored uncompressed: no member can hold more than the file."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED or m.file_size > len(data) for m in members):
+            raise ValueError("a member that is compressed or larger than the file")
+        return {m.filename.removesuffix(".npy"): npy.parse(archive.read(m)) for m in members}
+
+
+def _column(arrays: Mapping[str, np.ndarray], name: str, kind: str) -> np.ndarray:
+    values = arrays[name]
+    if values.dtype != np.dtype(f"<{kind}") or values.ndim != 1:
+        raise ValueError(f"{name} has the type {values.dtype} and the shape {values.shape}")
+    return values
 
 
 def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -196,6 +282,8 @@ def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
 
 
-def _unpack(arrays: np.lib.npyio.NpzFile, name: str) -> list[str]:
+def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
     blob, ends = arrays[name].tobytes(), arrays[f"{name}_end"].tolist()
+    if any(a > b for a, b in zip([0, *ends], [*ends, len(blob)], strict=True)):
+        raise ValueError(f"{name} overlap")
     return [blob[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]

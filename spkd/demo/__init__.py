@@ -1,1 +1,1 @@
-"""The embedded demonstration: the whole way, on speech it synthesises itself."""
+"""The demonstration: the whole pipeline on speech that it synthesises itself."""

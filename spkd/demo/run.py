@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import soundfile
 import torch
@@ -23,15 +22,14 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
 from spkd.eval import plots, report, trials
 from spkd.eval.embed import real_time_factor
-from spkd.eval.metrics import Curve, curve, eer, min_dcf
+from spkd.eval.metrics import METRICS, Curve, compute, curve
 from spkd.eval.run import score
-from spkd.extract import load_teacher
-from spkd.extract.run import run as extract
+from spkd.extract.run import extract
 from spkd.files import writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest, build
-from spkd.models.network import parameters
-from spkd.progress import say, track
-from spkd.train.trainer import run as train
+from spkd.progress import log, track
+from spkd.teachers import load_model, load_teacher
+from spkd.train.trainer import train
 
 LABEL = "synthetic speech: shows the machinery, not accuracy"
 MARKER = "spkd-demo"
@@ -55,18 +53,26 @@ STUDENT = ["student.channels=40", "student.embedding=64", "steps=600", "optim.lr
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the closing table. error: rates in percent; bytes of model.safetensors; real-time factor."""
+    """One model of the closing table.
+
+    Attributes:
+        name: for people.
+        metrics: by key.
+        parameters: of the model.
+        bytes: of model.safetensors.
+        real_time: real-time factor on one CPU thread.
+        curve: of the errors.
+    """
 
     name: str
-    eer: float
-    min_dcf: float
+    metrics: dict[str, float]
     parameters: int
     bytes: int
     real_time: float
     curve: Curve
 
 
-def run(out: Path, seed: int) -> list[Row]:
+def run_demo(out: Path, seed: int) -> list[Row]:
     """Run the demonstration in `out`, print its table, write report.html and report.json.
 
     Raises:
@@ -79,7 +85,7 @@ def run(out: Path, seed: int) -> list[Row]:
     if (out / MARKER).is_file() and (out / MARKER).read_text() != f"{seed}\n":
         raise SpkdError(f"{out}: holds the demo of another seed; choose another folder with --out")
     write_bytes(out / MARKER, f"{seed}\n".encode())
-    say(f"spkd demo ({LABEL}), in {out}/")
+    log(f"spkd demo ({LABEL}), in {out}/")
     for part in PARTS:
         _synthesise(out, part, seed)
     _write_trials(out)
@@ -90,19 +96,19 @@ def run(out: Path, seed: int) -> list[Row]:
         out,
         ["teacher=checkpoint", "teacher.weights=teacher", "cache=cache", "manifest=train.csv", "fbank=true", SPEEDS],
     )
-    _train(out, "aam", ["cache=cache", "out=student-untaught", *STUDENT, f"seed={seed}"])
+    _train(out, "aam", ["cache=cache", "out=student-no-teacher", *STUDENT, f"seed={seed}"])
     _train(out, "contrastive", ["cache=cache", "out=student", *STUDENT, f"seed={seed}"])
     rows = [
         _row(out, name, folder)
         for name, folder in (
             ("teacher", "teacher"),
-            ("student, no teacher", "student-untaught"),
+            ("student, no teacher", "student-no-teacher"),
             ("student, distilled", "student"),
         )
     ]
     _print(rows)
     _report(out, rows, seed)
-    say(f"{LABEL}. {time.monotonic() - started:.0f} s in all; {out}/report.html has the curves.")
+    log(f"{LABEL}. {time.monotonic() - started:.0f} s in all; {out}/report.html has the curves.")
     return rows
 
 
@@ -123,11 +129,11 @@ def _synthesise(out: Path, part: Part, seed: int) -> None:
 def _synthesise_speaker(job: tuple[Path, int, int, int, float]) -> None:
     folder, seed, number, utterances, seconds = job
     base = (seed * 100_000 + number) * 100
-    voice = speaker(base % 2**32)
+    identity = speaker(base % 2**32)
     home = folder / f"speaker{number:05d}"
     home.mkdir(parents=True, exist_ok=True)
     for i in range(utterances):
-        wave = utterance(voice, (base + 1 + i) % 2**32, seconds)
+        wave = utterance(identity, (base + 1 + i) % 2**32, seconds)
         soundfile.write(home / f"{i}.flac", wave, SAMPLE_RATE)
 
 
@@ -148,39 +154,39 @@ def _in(out: Path, overrides: list[str]) -> list[str]:
 
 def _extract(out: Path, overrides: list[str]) -> None:
     placed = _in(out, overrides)
-    say(f"\n$ spkd extract {' '.join(placed)}")
+    log(f"\n$ spkd extract {' '.join(placed)}")
     settings = config.load(config.ExtractConfig, placed, environ={})
     extract(settings, load_teacher(settings.teacher, torch.device("cpu")), Manifest.load(settings.manifest))
 
 
 def _train(out: Path, loss: str, overrides: list[str]) -> None:
     placed = _in(out, overrides)
-    say(f"\n$ spkd train --loss {loss} {' '.join(placed)}")
-    train(config.load(config.TrainConfig, [*placed, "device=cpu"], environ={}), [loss])
+    log(f"\n$ spkd train --loss {loss} {' '.join(placed)}")
+    train(config.load(config.TrainConfig, [f"loss={loss}", *placed, "device=cpu"], environ={}))
 
 
 def _row(out: Path, name: str, folder: str) -> Row:
     placed = _in(out, [f"model={folder}", "manifest=test.csv"])
-    say(f"\n$ spkd eval {out / 'trials.txt'} {' '.join(placed)}")
+    log(f"\n$ spkd eval {out / 'trials.txt'} {' '.join(placed)}")
     settings = config.load(config.EvalConfig, [*placed, "device=cpu"], environ={})
-    teacher = load_teacher(config.TeacherConfig("checkpoint", str(out / folder)), torch.device("cpu"))
+    model = load_model(settings.model, None, None, torch.device("cpu"))
     listed = trials.read(out / "trials.txt")
-    scored = score(settings, teacher, Manifest.load(settings.manifest), listed)
+    scored = score(settings, model, Manifest.load(settings.manifest), listed)
     assert listed.label is not None
     at = curve(scored.scores, listed.label[scored.kept])
-    network: Any = teacher.network  # type: ignore[attr-defined]
     size = (out / folder / "model.safetensors").stat().st_size
-    return Row(name, 100 * eer(at)[0], min_dcf(at, 0.01), parameters(network), size, real_time_factor(teacher), at)
+    return Row(name, compute(at), model.num_parameters or 0, size, real_time_factor(model), at)
 
 
-HEADER = ["model", "EER (%)", "minDCF(0.01)", "parameters", "on disk (MB)", "real-time factor (1 CPU thread)"]
+SHOWN = {"eer_percent": 2, "min_dcf_0.01": 3}  # metrics of the table, and their decimals
+LABELS = {metric.key: f"{metric.label} (%)" if metric.unit == " %" else metric.label for metric in METRICS}
+HEADER = ["model", *(LABELS[key] for key in SHOWN), "parameters", "on disk (MB)", "real-time factor (1 CPU thread)"]
 
 
 def _cells(row: Row) -> list[str]:
     return [
         row.name,
-        f"{row.eer:.2f}",
-        f"{row.min_dcf:.3f}",
+        *(f"{row.metrics[key]:.{decimals}f}" for key, decimals in SHOWN.items()),
         f"{row.parameters:,}",
         f"{row.bytes / 1e6:.2f}",
         f"{row.real_time:.4f}",
@@ -196,7 +202,7 @@ def _print(rows: list[Row]) -> None:
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
         table.add_row(*_cells(row))
-    say("")
+    log("")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
@@ -217,7 +223,8 @@ def _report(out: Path, rows: list[Row], seed: int) -> None:
         report.note(about),
     )
     write_bytes(out / "report.html", page.encode())
-    fields = ("name", "eer", "min_dcf", "parameters", "bytes", "real_time")
-    write_json(
-        out / "report.json", {"label": LABEL, "seed": seed, "rows": [{f: getattr(r, f) for f in fields} for r in rows]}
-    )
+    shown = [
+        {"name": r.name, **r.metrics, "parameters": r.parameters, "bytes": r.bytes, "real_time": r.real_time}
+        for r in rows
+    ]
+    write_json(out / "report.json", {"label": LABEL, "seed": seed, "rows": shown})

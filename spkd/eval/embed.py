@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from spkd.audio import SAMPLE_RATE
-from spkd.cache import EMBEDDING
 from spkd.config import EvalConfig, ViewConfig
-from spkd.errors import UsageError
+from spkd.errors import SpkdError, UsageError
+from spkd.loader import ViewLoader, iterate_batches
 from spkd.manifest import Manifest, measure
-from spkd.progress import say, track
-from spkd.view import Player, ViewPlan, play
+from spkd.progress import log, track
+from spkd.target import EMBEDDING
+from spkd.teachers import Teacher
+from spkd.view import ViewPlan
 
 
-class Embedder(Protocol):
-    """A model under evaluation: a teacher of any family, or a student's checkpoint."""
-
-    min_samples: int
-
-    @property
-    def targets(self) -> Mapping[str, Any]: ...
-
-    def say(self, waves: Tensor, names: list[str]) -> dict[str, np.ndarray]: ...
-
-    def card(self) -> dict[str, Any]: ...
-
-
-def embed(model: Embedder, manifest: Manifest, config: EvalConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def embed(model: Teacher, manifest: Manifest, config: EvalConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """One L2-normalised embedding (D,) per utterance id, of the whole utterance; and the rejected with reasons.
 
     Raises:
-        UsageError: the model gives no embeddings.
+        UsageError: the model gives no embeddings. SpkdError: it gives some that are not finite.
     """
     if EMBEDDING not in model.targets:
         raise UsageError(f"model={config.model} gives no embeddings to score")
@@ -44,32 +30,37 @@ def embed(model: Embedder, manifest: Manifest, config: EvalConfig) -> tuple[dict
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
     min_seconds = max(config.min_seconds, model.min_samples / SAMPLE_RATE)
-    player = Player(manifest, views, plan.augmentation, min_seconds, say)
+    loader = ViewLoader(manifest, views, plan.augmentation, min_seconds, log)
     embeddings: dict[str, np.ndarray] = {}
 
-    def reject(row: int, reason: str) -> None:
-        rejected[manifest[row].id] = reason
+    def reject(view: int, reason: str) -> None:
+        rejected[manifest[view].id] = reason
 
     with track("embedding", len(views), "utterances") as bar:
-        for batch in play(player, np.arange(len(views)), config.batch_size, config.workers, reject):
-            vectors = model.say(batch.waves, [EMBEDDING])[EMBEDDING]
+        for batch in iterate_batches(loader, np.arange(len(views)), config.batch_size, config.workers, reject):
+            vectors = model.extract(batch.waves, [EMBEDDING])[EMBEDDING]
+            if wrong := int((~np.isfinite(vectors).all(1)).sum()):
+                raise SpkdError(
+                    f"model={config.model}: {wrong} of {len(vectors)} embeddings in one batch are not finite "
+                    f"(first of {manifest[int(batch.views[~np.isfinite(vectors).all(1)][0])].id})"
+                )
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-            embeddings |= {manifest[int(row)].id: vector for row, vector in zip(batch.rows, vectors, strict=True)}
-            bar.advance(len(batch.rows))
+            embeddings |= {manifest[int(view)].id: vector for view, vector in zip(batch.views, vectors, strict=True)}
+            bar.advance(len(batch.views))
     return embeddings, rejected
 
 
-def real_time_factor(model: Embedder, seconds: float = 4.0, repeats: int = 5) -> float:
+def real_time_factor(model: Teacher, seconds: float = 4.0, repeats: int = 5) -> float:
     """Median processing time over audio time for one utterance on one CPU thread, features included."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         wave = 0.1 * torch.randn(1, round(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
-        model.say(wave, [EMBEDDING])
+        model.extract(wave, [EMBEDDING])
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            model.say(wave, [EMBEDDING])
+            model.extract(wave, [EMBEDDING])
             times.append(time.perf_counter() - start)
         return float(np.median(times)) / seconds
     finally:

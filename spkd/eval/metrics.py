@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +13,10 @@ import numpy as np
 class Curve:
     """Miss and false-alarm rates at every distinct threshold (accepting scores >= it), from +inf downwards.
 
-    threshold, miss, false_alarm: (K,), threshold falling, miss falling from 1 to 0, false_alarm rising from 0 to 1.
+    Attributes:
+        threshold: (K,) falling.
+        miss: (K,) falling from 1 to 0.
+        false_alarm: (K,) rising from 0 to 1.
     """
 
     threshold: np.ndarray
@@ -23,8 +28,10 @@ def curve(scores: np.ndarray, labels: np.ndarray) -> Curve:
     """The detection-error trade-off of scores (N,) under labels (N,), 1 target and 0 non-target.
 
     Raises:
-        ValueError: no target or no non-target trials.
+        ValueError: no target or no non-target trials, or scores that are not finite.
     """
+    if wrong := int((~np.isfinite(scores)).sum()):
+        raise ValueError(f"{wrong} of {len(scores)} scores are not finite")
     targets = int(labels.sum())
     if targets == 0 or targets == len(labels):
         raise ValueError("error rates need both target and non-target trials")
@@ -55,3 +62,47 @@ def min_dcf(at: Curve, p_target: float, c_miss: float = 1.0, c_false_alarm: floa
     """Least detection cost over thresholds, divided by that of the better blind decision (NIST SRE 2010 on)."""
     cost = c_miss * p_target * at.miss + c_false_alarm * (1.0 - p_target) * at.false_alarm
     return float(cost.min() / min(c_miss * p_target, c_false_alarm * (1.0 - p_target)))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of an evaluation; JSON, report, printed line and demo show what METRICS lists.
+
+    Attributes:
+        key: in report.json.
+        label: for people.
+        compute: from the curve.
+        decimals: shown.
+        unit: shown after the number.
+        headline: whether it is in the line that `spkd eval` prints.
+    """
+
+    key: str
+    label: str
+    compute: Callable[[Curve], float]
+    decimals: int
+    unit: str = ""
+    headline: bool = True
+
+    def format(self, value: float) -> str:
+        """The value as people read it."""
+        return f"{value:.{self.decimals}f}{self.unit}"
+
+
+METRICS = (
+    Metric("eer_percent", "EER", lambda at: 100 * eer(at)[0], 3, " %"),
+    Metric("eer_threshold", "threshold at the EER", lambda at: eer(at)[1], 4, headline=False),
+    Metric("min_dcf_0.01", "minDCF(0.01)", partial(min_dcf, p_target=0.01), 4),
+    Metric("min_dcf_0.05", "minDCF(0.05)", partial(min_dcf, p_target=0.05), 4),
+)
+
+
+def compute(at: Curve) -> dict[str, float]:
+    """Every metric by key."""
+    return {metric.key: metric.compute(at) for metric in METRICS}
+
+
+def headline(values: dict[str, float]) -> str:
+    """The metrics of one evaluation in a line."""
+    shown = (metric for metric in METRICS if metric.headline)
+    return "   ".join(f"{metric.label} {metric.format(values[metric.key])}" for metric in shown)

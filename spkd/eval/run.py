@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from spkd import __version__
+from spkd import __version__, digest
 from spkd.config import EvalConfig
 from spkd.errors import SpkdError, did_you_mean
 from spkd.eval import plots, report
-from spkd.eval.embed import Embedder, embed
-from spkd.eval.metrics import Curve, curve, eer, min_dcf
+from spkd.eval.embed import embed
+from spkd.eval.metrics import METRICS, Curve, compute, curve
 from spkd.eval.trials import Trials
 from spkd.files import writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest
-from spkd.models.network import parameters
+from spkd.teachers import Teacher
 
 HOW = (
     "Each utterance is embedded once, whole, and L2-normalised; a trial's score is the cosine of its two embeddings, "
@@ -31,7 +30,15 @@ HOW = (
 
 @dataclass(frozen=True)
 class Scored:
-    """Trials that could be scored, their scores (N,), and, where labelled, the error curve."""
+    """Trials that could be scored.
+
+    Attributes:
+        trials: all of the list.
+        kept: (N,) which of them.
+        scores: (N,).
+        rejected: utterances that could not be used, with the reasons.
+        curve: of the errors, where the list is labelled.
+    """
 
     trials: Trials
     kept: np.ndarray
@@ -40,7 +47,7 @@ class Scored:
     curve: Curve | None
 
 
-def run(config: EvalConfig, model: Embedder, manifest: Manifest, trials: Trials) -> dict[str, Any]:
+def evaluate(config: EvalConfig, model: Teacher, manifest: Manifest, trials: Trials) -> dict[str, Any]:
     """Score the trials, write scores.txt, report.json and report.html into `config.out`. Returns the report.
 
     Raises:
@@ -59,19 +66,19 @@ def run(config: EvalConfig, model: Embedder, manifest: Manifest, trials: Trials)
     return summary
 
 
-def score(config: EvalConfig, model: Embedder, manifest: Manifest, trials: Trials) -> Scored:
+def score(config: EvalConfig, model: Teacher, manifest: Manifest, trials: Trials) -> Scored:
     """Cosine scores of every trial whose two utterances can be used."""
     wanted = trials.utterances
-    unknown = [name for name in wanted if name not in manifest.row]
+    unknown = [name for name in wanted if name not in manifest.index_of]
     if unknown:
         where = next(
             n for n, e, t in zip(trials.line, trials.enrolment, trials.test, strict=True) if unknown[0] in (e, t)
         )
         raise SpkdError(
             f"{trials.source}:{where}: utterance {unknown[0]!r} is not in {manifest.source} "
-            f"({len(unknown)} such of {len(wanted)}){did_you_mean(unknown[0], list(manifest.row)[:10_000])}"
+            f"({len(unknown)} such of {len(wanted)}){did_you_mean(unknown[0], list(manifest.index_of)[:10_000])}"
         )
-    part = Manifest(tuple(manifest[manifest.row[name]] for name in wanted), manifest.source)
+    part = Manifest(tuple(manifest[manifest.index_of[name]] for name in wanted), manifest.source)
     embeddings, rejected = embed(model, part, config)
     if not embeddings:
         raise SpkdError(
@@ -95,32 +102,23 @@ def score(config: EvalConfig, model: Embedder, manifest: Manifest, trials: Trial
     return Scored(trials, kept, scores, rejected, at)
 
 
-def summarise(config: EvalConfig, model: Embedder, scored: Scored, seconds: float) -> dict[str, Any]:
+def summarise(config: EvalConfig, model: Teacher, scored: Scored, seconds: float) -> dict[str, Any]:
     """The report as one tree: results first, then everything that decides them."""
     trials = scored.trials
-    results: dict[str, Any] = {}
-    if scored.curve is not None and trials.label is not None:
-        rate, threshold = eer(scored.curve)
-        results = {
-            "eer_percent": 100 * rate,
-            "eer_threshold": threshold,
-            "min_dcf_0.01": min_dcf(scored.curve, 0.01),
-            "min_dcf_0.05": min_dcf(scored.curve, 0.05),
-        }
+    results = {} if scored.curve is None else compute(scored.curve)
     labels = None if trials.label is None else trials.label[scored.kept]
-    network = getattr(model, "network", None)
     return {
         "spkd_report": 1,
         "results": results,
         "trials": {
             "file": trials.source,
-            "sha256": hashlib.sha256(Path(trials.source).read_bytes()).hexdigest(),
+            "sha256": digest.of_file(Path(trials.source)),
             "scored": len(scored.kept),
             "left_out": len(trials) - len(scored.kept),
             "targets": None if labels is None else int(labels.sum()),
             "non_targets": None if labels is None else int((1 - labels).sum()),
         },
-        "model": {"name": config.model, "parameters": None if network is None else parameters(network), **model.card()},
+        "model": {"name": config.model, "parameters": model.num_parameters, **model.card().to_json()},
         "manifest": config.manifest,
         "rejected": scored.rejected,
         "how": HOW,
@@ -133,12 +131,7 @@ def _html(summary: dict[str, Any], scored: Scored) -> str:
     results, trials = summary["results"], summary["trials"]
     parts = []
     if scored.curve is not None and scored.trials.label is not None:
-        rows = [
-            ["EER", f"{results['eer_percent']:.3f} %"],
-            ["minDCF (p_target 0.01)", f"{results['min_dcf_0.01']:.4f}"],
-            ["minDCF (p_target 0.05)", f"{results['min_dcf_0.05']:.4f}"],
-            ["threshold at the EER", f"{results['eer_threshold']:.4f}"],
-        ]
+        rows = [[metric.label, metric.format(results[metric.key])] for metric in METRICS]
         parts += [report.table(["measure", "value"], rows)]
         parts += [
             report.figures(

@@ -15,7 +15,14 @@ _LABELS = {"1": 1, "0": 0, "target": 1, "nontarget": 0}
 
 @dataclass(frozen=True)
 class Trials:
-    """Trials in order. label: (N,) 1 target, 0 non-target, or None for an unlabelled list. line: of the file."""
+    """Trials in order.
+
+    Attributes:
+        enrolment, test: ids of the utterances.
+        label: (N,) 1 target, 0 non-target; None for an unlabelled list.
+        line: of the file.
+        source: the file.
+    """
 
     enrolment: list[str]
     test: list[str]

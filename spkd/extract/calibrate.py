@@ -1,47 +1,46 @@
-"""Before extraction: let the teacher speak of a few views, to fit the codecs and to measure what they lose."""
+"""Before extraction: run the teacher on a few views, to fit the codecs and to measure what they lose."""
 
 from __future__ import annotations
-
-from collections.abc import Collection
 
 import numpy as np
 import torch
 
-from spkd.cache import EMBEDDING, FEATURES, LOGITS, Codebook, Head, Target
 from spkd.cache import codec as codecs
-from spkd.cache.head import STORED
-from spkd.cache.target import features
+from spkd.cache.codebook import Codebook
+from spkd.cache.head import Head
 from spkd.config import ExtractConfig
 from spkd.errors import SpkdError
-from spkd.extract.teacher import Teacher
+from spkd.extract.targets import extract_targets
+from spkd.loader import ViewLoader, iterate_batches
 from spkd.progress import track
-from spkd.view import Batch, Player, play
+from spkd.target import EMBEDDING, LOGITS, Target
+from spkd.teachers import Teacher
 
 HELD_OUT = 512  # rows on which the error of a codec that learns is measured ...
 PLAIN = 32  # ... and of one that does not: at utterance level every row costs a view
 ROWS_PER_VIEW = 256  # frames of one view resemble each other
 SEED = 0
-Said = dict[str, np.ndarray]
-
-
-def said_of(teacher: Teacher, batch: Batch, targets: list[Target], halves: Collection[str] = ()) -> Said:
-    """All `targets` of a batch of views, (B, D) or (B, T, D): the teacher's, and features where they are among them.
-    float32, or float16 those in `halves`."""
-    said = teacher.say(batch.waves, [t.name for t in targets if t.name not in FEATURES], halves)
-    return said | {t.name: features(t, batch.waves).numpy() for t in targets if t.name in FEATURES}
 
 
 def calibrate(
-    teacher: Teacher, player: Player, targets: list[Target], head: Head | None, config: ExtractConfig
+    teacher: Teacher,
+    loader: ViewLoader,
+    targets: list[Target],
+    head: Head | None,
+    logits_stored: bool,
+    config: ExtractConfig,
 ) -> Codebook:
     """Fit every target's codec on a random sample of the views, and measure its error on rows it was not fitted on.
+
+    Args:
+        head: the classifier from which logits are to follow. logits_stored: they are a target of their own instead.
 
     Raises:
         SpkdError: fewer usable rows than a codec needs.
     """
-    fitted = {target.name: codecs.make(target.codec, target.dim) for target in targets}
+    fitted = {target.name: codecs.make_codec(target.codec, target.dim) for target in targets}
     wanted = {n: codec.training_rows + HELD_OUT if codec.training_rows else PLAIN for n, codec in fitted.items()}
-    rows = sample(teacher, player, targets, wanted, config)
+    rows = sample(teacher, loader, targets, wanted, config)
     errors = {}
     for name, codec in fitted.items():
         held_out = rows[name]
@@ -52,25 +51,25 @@ def calibrate(
             errors[name] = codecs.error(codec, held_out)
             if name == LOGITS:
                 errors[name] |= codecs.divergence(held_out, codecs.decoded(codec, held_out))
-            if name == EMBEDDING and head is not None and head.kind != STORED:
+            if name == EMBEDDING and head is not None and not logits_stored:
                 live, read = (head.logits(torch.from_numpy(e)) for e in (held_out, codecs.decoded(codec, held_out)))
                 errors[LOGITS] = codecs.divergence(live.numpy(), read.numpy())
     return Codebook(fitted, errors)
 
 
 def sample(
-    teacher: Teacher, player: Player, targets: list[Target], wanted: dict[str, int], config: ExtractConfig
+    teacher: Teacher, loader: ViewLoader, targets: list[Target], wanted: dict[str, int], config: ExtractConfig
 ) -> dict[str, np.ndarray]:
     """Up to `wanted` rows of each target, (n, dim), from views in random order until there are enough."""
-    order = np.random.RandomState(SEED).permutation(len(player.views))
+    order = np.random.RandomState(SEED).permutation(len(loader.views))
     found: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
     count = dict.fromkeys(found, 0)
     total = sum(wanted.values())
     with track("calibrating codecs", total, "rows") as bar:
         for start in range(0, len(order), config.batch_size):
             views = order[start : start + config.batch_size]
-            for batch in play(player, views, config.batch_size, config.workers, lambda row, reason: None):
-                for name, values in said_of(teacher, batch, targets).items():
+            for batch in iterate_batches(loader, views, config.batch_size, config.workers, lambda view, reason: None):
+                for name, values in extract_targets(teacher, batch, targets).items():
                     flat = values if values.ndim == 2 else _spread(values)
                     flat = flat[: wanted[name] - count[name]]
                     found[name].append(flat)
@@ -79,7 +78,7 @@ def sample(
             if all(count[name] >= wanted[name] for name in wanted):
                 break
     if not all(found.values()):
-        raise SpkdError(f"{player.manifest.source}: no view can be played")
+        raise SpkdError(f"{loader.manifest.source}: no view can be loaded")
     return {name: np.concatenate(values) for name, values in found.items()}
 
 

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 
 from spkd.audio import SAMPLE_RATE
-from spkd.cache import FEATURES, Plan, Target
-from spkd.cache import codec as codecs
+from spkd.cache.codec import make_codec
 from spkd.cache.layout import HEADER, chunk_bytes, chunk_rows, index_length
+from spkd.cache.plan import Plan
 from spkd.config import ExtractConfig
 from spkd.errors import SpkdError, UsageError
-from spkd.extract.calibrate import said_of
-from spkd.extract.run import chosen_targets
-from spkd.extract.teacher import Teacher
+from spkd.extract.targets import chosen_targets, extract_targets
+from spkd.features import FEATURES
+from spkd.loader import WaveBatch
 from spkd.manifest import Manifest, measure
-from spkd.view import Batch, ViewPlan
+from spkd.target import Target
+from spkd.teachers import Teacher
+from spkd.view import ViewPlan
 
 CODECS = ("float32", "float16", "int8", "sq4", "pq64x8")  # shown beside the chosen one
 CALIBRATION = 10.0  # s of the teacher's time
@@ -27,13 +29,20 @@ LENGTHS = 5  # lengths of views at which the teacher is timed
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of an extraction: views and hours of audio heard, bytes by target and codec, and the teacher's time.
+    """The cost of an extraction.
 
-    bytes: for each target, of the chosen codec first; only those that fit its width. seconds: of the teacher alone.
+    Attributes:
+        views: how many.
+        hours: of audio in all views together.
+        units: how many.
+        targets: to be stored.
+        bytes: for each target by codec, the chosen one first; only those that fit its width.
+        seconds: of the teacher alone.
+        device: on which it was timed.
     """
 
     views: int
-    heard_hours: float
+    hours: float
     units: int
     targets: list[Target]
     bytes: dict[str, dict[str, int]]
@@ -63,13 +72,13 @@ def estimate(config: ExtractConfig, teacher: Teacher, manifest: Manifest, device
         for target in targets
     }
     seconds = _teacher_seconds(teacher, targets, plan.views.samples, config.batch_size)
-    heard = float(plan.views.samples.sum(dtype=np.int64)) / SAMPLE_RATE / 3600
-    return Estimate(len(plan.views), heard, plan.units, targets, sizes, seconds, device.type)
+    hours = float(plan.views.samples.sum(dtype=np.int64)) / SAMPLE_RATE / 3600
+    return Estimate(len(plan.views), hours, plan.units, targets, sizes, seconds, device.type)
 
 
 def _fits(name: str, target: Target) -> bool:
     try:
-        codecs.make(name, target.dim)
+        make_codec(name, target.dim)
     except UsageError:
         return False
     return True
@@ -77,7 +86,7 @@ def _fits(name: str, target: Target) -> bool:
 
 def _bytes(plan: Plan, target: Target) -> int:
     """Size of all shards: whole chunks, header and index of each. Compression is not foreseen."""
-    _, counts = plan.local_rows(target)
+    _, counts = plan.places(target)
     per_unit = np.add.reduceat(counts, plan.first[:-1])
     chunks = -(-per_unit // chunk_rows(target))
     overhead = HEADER + index_length(target, plan.shard_rows(target))
@@ -92,11 +101,11 @@ def _teacher_seconds(teacher: Teacher, targets: list[Target], samples: np.ndarra
     cost = []
     for length in lengths:
         noise = 0.1 * torch.randn(batch_size, int(length), generator=torch.Generator().manual_seed(0))
-        batch = Batch(np.arange(batch_size), noise)
-        said_of(teacher, batch, asked)  # the first call allocates and tunes
+        batch = WaveBatch(np.arange(batch_size), noise)
+        extract_targets(teacher, batch, asked)  # the first call allocates and tunes
         turns, start = 0, time.perf_counter()
         while turns < 1 or time.perf_counter() - start < CALIBRATION / len(lengths) / 2:
-            said_of(teacher, batch, asked)  # ends on the CPU, so it is finished when it returns
+            extract_targets(teacher, batch, asked)  # ends on the CPU, so it is finished when it returns
             turns += 1
         cost.append((time.perf_counter() - start) / turns / batch_size)
     return float(np.interp(samples, lengths, cost).sum())

@@ -1,4 +1,4 @@
-"""Does the teacher still say what the cache holds? Views are heard again and compared."""
+"""Does the teacher still give what the cache holds? It is run again on some views, and its outputs are compared."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spkd.cache import Cache, Target
-from spkd.cache import codec as codecs
-from spkd.config import ExtractConfig
+from spkd.cache.read import Cache
+from spkd.config import VerifyConfig
 from spkd.errors import SpkdError
-from spkd.extract.calibrate import said_of
-from spkd.extract.teacher import Teacher
+from spkd.extract.targets import extract_targets
+from spkd.loader import WaveBatch
 from spkd.manifest import Manifest
-from spkd.view import Batch
+from spkd.target import Target
+from spkd.teachers import Teacher
 
 LEAST = 0.9999  # cosine between cached and live, where a codec loses no more than float16 does
 SEED = 0
@@ -22,7 +22,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of one target: the least and the mean cosine between a cached row and the live one, and what is asked."""
+    """Of one target: the least and the mean cosine between a cached row and the live one, and the least that is
+    asked."""
 
     target: str
     codec: str
@@ -35,7 +36,7 @@ class Agreement:
         return self.least >= self.asked
 
 
-def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: ExtractConfig, count: int) -> list[Agreement]:
+def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyConfig, count: int) -> list[Agreement]:
     """Recompute `count` random views and compare every target with what is cached.
 
     float16 and float32 must agree to a cosine of 0.9999 in every row; under a lossy codec the worst row must not be
@@ -44,16 +45,19 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: ExtractC
     Raises:
         SpkdError: another teacher, manifest or augmentation than the cache's.
     """
-    said, there = teacher.card(), cache.card["teacher"]
+    mine, theirs = teacher.card(), cache.card.teacher
     for name in ("family", "weights_sha256"):
-        if said[name] != there[name]:
-            raise SpkdError(f"{cache.root}: made by another teacher ({name} is {there[name]!r}, not {said[name]!r})")
-    player = cache.player(manifest, config.view.noise, config.view.rir)
-    chosen = np.random.RandomState(SEED).permutation(cache.rows)[:count]
+        if getattr(mine, name) != getattr(theirs, name):
+            raise SpkdError(
+                f"{cache.root}: made by another teacher ({name} is {getattr(theirs, name)!r}, not "
+                f"{getattr(mine, name)!r})"
+            )
+    loader = cache.view_loader(manifest, config.view.noise, config.view.rir)
+    chosen = np.random.RandomState(SEED).permutation(cache.usable_views)[:count]
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in cache.targets}
     for view in chosen:
-        wave = torch.from_numpy(np.ascontiguousarray(player(int(view))))[None]
-        live = said_of(teacher, Batch(np.array([view]), wave), list(cache.targets.values()))
+        wave = torch.from_numpy(np.ascontiguousarray(loader(int(view))))[None]
+        live = extract_targets(teacher, WaveBatch(np.array([view]), wave), list(cache.targets.values()))
         for name, values in cache.batch(np.array([view]), list(cache.targets)).items():
             a = live[name].reshape(-1, values.shape[-1]).astype(np.float64)
             b = values.double().numpy().reshape(a.shape)
@@ -63,8 +67,8 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: ExtractC
 
 
 def _agreement(cache: Cache, target: Target, cosine: np.ndarray) -> Agreement:
-    asked, lossless = LEAST, target.codec.removesuffix(codecs.ZSTD) in ("float16", "float32")
-    recorded = cache.card["errors"].get(target.name)
+    asked, lossless = LEAST, cache.codebook.codecs[target.name].lossless
+    recorded = cache.card.errors.get(target.name)
     if not lossless and recorded is not None:
         asked = min(LEAST, 1 - 2 * (1 - recorded["cosine_min"]))
     return Agreement(target.name, target.codec, float(cosine.min()), float(cosine.mean()), asked)

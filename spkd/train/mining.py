@@ -1,12 +1,12 @@
-"""Hard negatives from the whole cache: for every voice the nearest others by the teacher's embeddings, or
-by the student's."""
+"""Hard negatives from the whole cache: for every instance the nearest others by the teacher's embeddings, or by the
+student's."""
 
 from __future__ import annotations
 
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,101 +14,152 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spkd.audio import SAMPLE_RATE
-from spkd.cache import EMBEDDING, Contents, Crop
-from spkd.cache.tars import Stream
+from spkd.cache import CacheSource, Crop
 from spkd.config import MiningConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.features import HOP
-from spkd.models import Network
-from spkd.progress import say
-from spkd.train.data import Classes, Groups, Listening, decode, heard, mean_embeddings
+from spkd.progress import log
+from spkd.seeding import Purpose, random_state
+from spkd.students import Network
+from spkd.target import EMBEDDING
+from spkd.train.batches import InputSource, decode_crops, load_crops
+from spkd.train.labels import Groups, Labels, mean_embeddings
 
-EXACT = 100_000  # voices up to which every pair is compared
-BATCH = 4096  # voices searched at once
+EXACT = 100_000  # instances up to which every pair is compared
+CANDIDATES = 1 << 16  # candidates looked at together: (queries, neighbours asked for)
 EMBEDDED_AT_ONCE = 256  # views
-PROBES = 1000  # voices on which the recall of an approximate index is measured
+PROBES = 1000  # instances on which the recall of an approximate index is measured
 GPU_WIDEST = 2048  # most neighbours that FAISS selects on a GPU
 NONE = -1
+
+
+class Drawn(NamedTuple):
+    """Hard negatives of a batch.
+
+    Attributes:
+        views: (B, N); where there is none, a view that must not be used.
+        is_negative: (B, N) whether there is one.
+    """
+
+    views: np.ndarray
+    is_negative: np.ndarray
 
 
 @dataclass(frozen=True)
 class Negatives:
     """Table of hard negatives.
 
-    neighbours: (voices, K) voices, hardest first, NONE where there were no more. voices: the views of each.
+    Attributes:
+        neighbours: (instances, K) instances, hardest first, NONE where there are no more.
+        instances: the views of each.
     """
 
     neighbours: np.ndarray
-    voices: Groups
+    instances: Groups
 
-    def draw(self, rows: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:
-        """(B, count) views: of `count` random neighbours of each view's voice a random view each. A voice with fewer
-        neighbours gives some of them again; one without any gives other voices at random."""
-        mine_ = self.voices.group[rows]
-        table = self.neighbours[mine_]
+    def draw(self, views: np.ndarray, count: int, random: np.random.RandomState) -> Drawn:
+        """Of `count` random neighbours of each view's instance a random view each. An instance with fewer neighbours
+        gives some of them again; one without any has no negatives."""
+        own = self.instances.group[views]
+        table = self.neighbours[own]
         known = (table != NONE).sum(1)
-        pick = (random.random_sample((len(rows), count)) * np.maximum(known, 1)[:, None]).astype(np.int64)
-        voice = np.take_along_axis(table, pick, 1)
-        anywhere = random.randint(len(self.neighbours), size=voice.shape)
-        anywhere = np.where(anywhere == mine_[:, None], (anywhere + 1) % len(self.neighbours), anywhere)
-        voice = np.where(known[:, None] > 0, voice, anywhere)
-        return self.voices.pick(voice, random)
+        pick = (random.random_sample((len(views), count)) * np.maximum(known, 1)[:, None]).astype(np.int64)
+        instance = np.take_along_axis(table, pick, 1)
+        is_negative = instance != NONE
+        return Drawn(self.instances.pick(np.where(is_negative, instance, own[:, None]), random), is_negative)
 
 
-def check(cache: Contents, config: MiningConfig) -> None:
-    """Raises UsageError for settings outside their range, or a cache that cannot be searched."""
-    if config.negatives < 0 or config.neighbours < 1 or config.refresh < 1:
-        raise UsageError("mining: negatives must not be negative, neighbours and refresh at least 1")
+def check(cache: CacheSource) -> None:
+    """Raises UsageError for a cache that cannot be searched."""
     if EMBEDDING not in cache.names:
         raise UsageError("mining.negatives: needs one teacher's embeddings (teachers=concatenate or average)")
-    if isinstance(cache, Stream):
+    if not cache.random_access:
         raise UsageError("mining.negatives: a stream cannot be searched; pull or import the cache")
 
 
 def mine(
-    vectors: np.ndarray, voices: Groups, cache: Contents, classes: Classes, config: MiningConfig, ceiling: float
+    vectors: np.ndarray,
+    teacher: np.ndarray,
+    instances: Groups,
+    cache: CacheSource,
+    labels: Labels,
+    config: MiningConfig,
+    ceiling: float,
 ) -> Negatives:
-    """For every voice (an utterance at one speed) its nearest voices, but for those of the same utterance, of the same
-    speaker at the same speed where labels are known, and those whose cosine exceeds `ceiling` (the same voice?).
+    """For every instance (an utterance at one speed) its nearest instances, but for those of the same utterance, of the
+    same speaker at the same speed where labels are known, and those whose teacher cosine exceeds `ceiling` (probably
+    the same speaker).
 
     Args:
-        vectors: (voices, D), of length one.
+        vectors: (instances, D), of length one, by which they are near. teacher: (instances, Dt), the teacher's.
     Raises:
         UsageError: FAISS is missing. SpkdError: a cache of one utterance.
     """
-    lead = voices.views[voices.first[:-1]]
-    utterance, label = cache.plan.views.utterance[lead], classes.label[lead]
+    lead = instances.lead
+    utterance, label = cache.plan.views.utterance[lead], labels.label[lead]
     if len(np.unique(utterance)) < 2:
         raise SpkdError(f"{cache.name}: hard negatives need at least two utterances")
-    index = build(vectors, config.nprobe)
     table = np.full((len(vectors), config.neighbours), NONE, np.int32)
-    # Excluded voices stand among the nearest, so twice as many are asked for, and more where that is too few.
+    search = _Search(vectors, config.nprobe)
+    # Excluded instances are among the nearest, so twice as many are asked for, and more where that is too few: a
+    # speaker may have more utterances than `neighbours`.
     todo, width = np.arange(len(vectors)), 2 * config.neighbours
-    widest = min(len(vectors), GPU_WIDEST if gpus() else len(vectors))
     while len(todo):
-        width, short = min(width, widest), []
-        for start in range(0, len(todo), BATCH):
-            mine_ = todo[start : start + BATCH]
-            similarity, found = index.search(vectors[mine_], width)
-            allowed = (found >= 0) & (similarity <= ceiling) & (utterance[found] != utterance[mine_][:, None])
-            allowed &= (label[found] != label[mine_][:, None]) | (label[mine_][:, None] < 0)
+        width, short = min(width, search.widest), []
+        for start in range(0, len(todo), max(CANDIDATES // width, 1)):
+            own = todo[start : start + max(CANDIDATES // width, 1)]
+            found, exhausted = search(own, width)
+            allowed = (found >= 0) & (utterance[found] != utterance[own][:, None])
+            allowed &= (label[found] != label[own][:, None]) | (label[own][:, None] < 0)
+            allowed &= _cosines(teacher, own, found) <= ceiling
             order = np.argsort(~allowed, axis=1, kind="stable")[:, : config.neighbours]
             kept = np.where(np.take_along_axis(allowed, order, 1), np.take_along_axis(found, order, 1), NONE)
-            table[mine_, : kept.shape[1]] = kept
-            short.append(mine_[(kept == NONE).any(1)])
-        todo = np.concatenate(short) if width < widest and len(vectors) <= EXACT else todo[:0]
+            table[own, : kept.shape[1]] = kept
+            short.append(own[(kept == NONE).any(1) & ~exhausted])
+        todo = np.concatenate(short) if width < search.widest else todo[:0]
         width *= 4
-    if len(vectors) > EXACT:
+        search.widen()
+    if not search.exact:
         k = config.neighbours
-        say(f"mining: recall@{k} of the approximate index {recall(index, vectors, k):.3f}")
-    return Negatives(table, voices)
+        log(f"mining: recall@{k} of the approximate index {recall(search.index, vectors, k):.3f}")
+    lacking = int((table[:, 0] == NONE).sum())
+    if lacking:
+        log(f"mining: {lacking:,} of {len(table):,} instances have no allowed neighbour, and so no hard negatives")
+    return Negatives(table, instances)
+
+
+class _Search:
+    """Nearest neighbours among vectors, exactly or through inverted lists."""
+
+    def __init__(self, vectors: np.ndarray, nprobe: int) -> None:
+        self.index, self._vectors, self._nprobe = build(vectors, nprobe), vectors, nprobe
+        self.exact = len(vectors) <= EXACT
+        self.widest = min(len(vectors), GPU_WIDEST if gpus() else len(vectors))
+
+    def __call__(self, queries: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(B, width) neighbours of some of the vectors, nearest first, -1 where there are no more; and (B,) whether
+        wider searches cannot bring more."""
+        found = self.index.search(self._vectors[queries], width)[1]
+        return found, (found[:, -1] < 0) & (self.exact or self._nprobe >= lists_of(len(self._vectors)))
+
+    def widen(self) -> None:
+        """Look into more lists: those probed so far may hold too few."""
+        if not self.exact:
+            self._nprobe = min(4 * self._nprobe, lists_of(len(self._vectors)))
+            set_nprobe(self.index, self._nprobe)
+
+
+def _cosines(vectors: np.ndarray, queries: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """(B, width) inner products of each query with its candidates."""
+    table = torch.from_numpy(vectors)
+    return torch.einsum("bd,bwd->bw", table[queries], table[np.maximum(found, 0)]).numpy()
 
 
 class Miner:
     """The hard negatives of a run.
 
-    Over the teacher's embeddings one table serves the whole run. Over the student's that table only begins: every
-    `refresh` steps the student of that moment embeds one view of every voice and a new table is mined in the
+    Over the teacher's embeddings one table serves the whole run. Over the student's that table is only the first: every
+    `refresh` steps the student of that moment embeds one view of every instance and a new table is mined in the
     background; it takes over `refresh` steps later, wherever the background has got to, so that a run repeats exactly.
 
     Raises:
@@ -116,23 +167,24 @@ class Miner:
     """
 
     def __init__(
-        self, cache: Contents, classes: Classes, listening: Listening, config: MiningConfig, ceiling: float
+        self, cache: CacheSource, labels: Labels, source: InputSource, config: MiningConfig, ceiling: float
     ) -> None:
-        self._cache, self._classes, self._listening = cache, classes, listening
+        self._cache, self._labels, self._source = cache, labels, source
         self._config, self._ceiling = config, ceiling
-        self._voices = Groups.of(classes.voice, cache.rows)
-        say(f"mining hard negatives among {len(self._voices.first) - 1} voices")
-        self.table = self._mine(mean_embeddings(cache, self._voices.group, len(self._voices.first) - 1))
+        self._instances = Groups.of(labels.instance, cache.usable_views)
+        log(f"mining hard negatives among {len(self._instances):,} instances")
+        self._teacher = mean_embeddings(cache, self._instances.group, len(self._instances)).numpy()
+        self.table = self._mine(self._teacher)
         self._next: Future[Negatives] | None = None
         self._background = ThreadPoolExecutor(1, "mining")
 
-    def draw(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        """(B, count) views: hard negatives of the views `rows`."""
-        return self.table.draw(rows, self._config.negatives, np.random.RandomState(seed % 2**32))
+    def draw(self, views: np.ndarray, seed: int, step: int) -> Drawn:
+        """Hard negatives of a batch of views at one step."""
+        return self.table.draw(views, self._config.negatives, random_state(Purpose.NEGATIVES, seed, step))
 
-    def after(self, step: int, network: Network) -> None:
+    def after_step(self, step: int, network: Network) -> None:
         """Called after every step, with the student that it left."""
-        if self._config.over != "student" or (step + 1) % self._config.refresh:
+        if self._config.embeddings != "student" or (step + 1) % self._config.refresh:
             return
         if self._next is not None:
             self.table = self._next.result()
@@ -145,7 +197,13 @@ class Miner:
         return {name: torch.from_numpy(table.neighbours) for name, table in tables.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        tables = {name: Negatives(table.numpy(), self._voices) for name, table in state.items()}
+        """Raises KeyError, ValueError: it is not the state of such a run."""
+        tables = {}
+        for name, table in state.items():
+            found = table.numpy()
+            if found.shape != self.table.neighbours.shape or found.min() < NONE or found.max() >= len(self._instances):
+                raise ValueError(f"mined negatives of another cache ({name})")
+            tables[name] = Negatives(found, self._instances)
         self.table = tables["now"]
         if "next" in tables:
             self._next = Future()
@@ -154,23 +212,28 @@ class Miner:
     def close(self) -> None:
         self._background.shutdown(cancel_futures=True)
 
-    def _mine(self, vectors: Tensor) -> Negatives:
-        return mine(vectors.numpy(), self._voices, self._cache, self._classes, self._config, self._ceiling)
+    def _mine(self, vectors: np.ndarray) -> Negatives:
+        return mine(vectors, self._teacher, self._instances, self._cache, self._labels, self._config, self._ceiling)
 
     @torch.inference_mode()
-    def _embed(self, network: Network) -> Tensor:
-        """The student's embedding of the middle of one view of each voice: (voices, D), normalised."""
+    def _embed(self, network: Network) -> np.ndarray:
+        """The student's embedding of the middle of one view of each instance: (instances, D), normalised."""
         device = next(network.parameters()).device
-        lead = self._voices.views[self._voices.first[:-1]]
-        samples = HOP * round(self._listening.crops[0] * SAMPLE_RATE / HOP)
+        lead = self._instances.lead
+        samples = HOP * round(self._source.crops[0] * SAMPLE_RATE / HOP)
         found = []
         for start in range(0, len(lead), EMBEDDED_AT_ONCE):
-            rows = lead[start : start + EMBEDDED_AT_ONCE]
-            room = np.maximum(self._cache.plan.views.samples[rows] - samples, 0)
-            stored = heard(self._cache, self._listening, rows, Crop(room // 2 // HOP * HOP, samples))
-            features, _ = decode(self._cache, self._listening, {k: v.to(device) for k, v in stored.items()})
+            views = lead[start : start + EMBEDDED_AT_ONCE]
+            room = np.maximum(self._cache.plan.views.samples[views] - samples, 0)
+            stored = load_crops(self._cache, self._source, views, Crop(room // 2 // HOP * HOP, samples))
+            features, _ = decode_crops(self._cache, self._source, {k: v.to(device) for k, v in stored.items()})
             found.append(normalize(network(features)[EMBEDDING].float(), dim=-1).cpu())
-        return torch.cat(found)
+        return torch.cat(found).numpy()
+
+
+def lists_of(count: int) -> int:
+    """Inverted lists of an index over so many vectors."""
+    return int(2 ** int(np.log2(4 * np.sqrt(count))))
 
 
 def build(vectors: np.ndarray, nprobe: int) -> Any:
@@ -189,16 +252,23 @@ def build(vectors: np.ndarray, nprobe: int) -> Any:
     if count <= EXACT:
         index = faiss.IndexFlatIP(dim)
     else:
-        lists = 2 ** int(np.log2(4 * np.sqrt(count)))
-        index = faiss.index_factory(dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = nprobe
+        index = faiss.index_factory(dim, f"IVF{lists_of(count)},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = min(nprobe, lists_of(count))
     if gpus():
         index = faiss.index_cpu_to_all_gpus(index)
     if not index.is_trained:
-        chosen = np.random.RandomState(0).permutation(count)[: 40 * lists]
+        chosen = np.random.RandomState(0).permutation(count)[: 40 * lists_of(count)]
         index.train(vectors[chosen])
     index.add(vectors)
     return index
+
+
+def set_nprobe(index: Any, nprobe: int) -> None:
+    """How many lists a search looks into, wherever the index is."""
+    import faiss
+
+    space = faiss.GpuParameterSpace() if gpus() else faiss.ParameterSpace()
+    space.set_index_parameter(index, "nprobe", nprobe)
 
 
 def gpus() -> int:

@@ -23,7 +23,7 @@ def vectors(count: int = 600, dim: int = 16, seed: int = 0) -> np.ndarray:
 
 
 def fitted(name: str, values: np.ndarray) -> codecs.Codec:
-    codec = codecs.make(name, values.shape[1])
+    codec = codecs.make_codec(name, values.shape[1])
     codecs.fit("t", codec, values)
     return codec
 
@@ -69,10 +69,10 @@ def test_errors_are_the_formulas() -> None:
     codec = fitted("sq4", values)
     x, y = values.astype(np.float64), codecs.decoded(codec, values).astype(np.float64)
     cosine = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
-    told = codecs.error(codec, values)
-    assert told["cosine_mean"] == pytest.approx(cosine.mean())
-    assert told["cosine_min"] == pytest.approx(cosine.min())
-    assert told["relative_mse"] == pytest.approx(((x - y) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
+    described = codecs.error(codec, values)
+    assert described["cosine_mean"] == pytest.approx(cosine.mean())
+    assert described["cosine_min"] == pytest.approx(cosine.min())
+    assert described["relative_mse"] == pytest.approx(((x - y) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
 
 
 def test_int8_bears_rows_at_the_mean_and_constant_channels() -> None:
@@ -124,7 +124,7 @@ def test_codes_are_packed_from_the_lowest_bit(count: int, bits: int, seed: int) 
 @pytest.mark.parametrize("classes", [9, 70_000])
 def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(classes: int) -> None:
     logits = (8 * np.random.RandomState(0).randn(5, classes)).astype(np.float32)
-    codec = codecs.make("topk4", classes)
+    codec = codecs.make_codec("topk4", classes)
     back = codecs.decoded(codec, logits).astype(np.float64)
     order = np.argsort(-logits, 1)
     for row, read, best in zip(logits.astype(np.float64), back, order[:, :4], strict=True):
@@ -158,15 +158,15 @@ def test_errors_are_ordered_as_the_bytes() -> None:
         ("floot16", 4, "did you mean 'float16'"),
         ("pq3x8", 16, "do not divide into 3 parts"),
         ("pq1x4", 16, "whole bytes"),
-        ("topk4", 4, "fewer than all"),
+        ("topk4", 4, "k must be between 1 and 3"),
         ("int8+zst", 4, "codec 'int8\\+zst'"),
     ],
 )
 def test_codecs_that_do_not_exist_or_fit(name: str, dim: int, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        codecs.make(name, dim)
+        codecs.make_codec(name, dim)
 
 
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(SpkdError, match=r"target t: its codec is learnt from at least 256 rows, and the views give 10"):
-        codecs.fit("t", codecs.make("pq4x8", 16), vectors(10))
+        codecs.fit("t", codecs.make_codec("pq4x8", 16), vectors(10))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +10,27 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spkd.cache import Cache, Crop, Plan, Target, UnitWriter, card, claim_units, codec, finalize, initialise, verify
+from spkd.cache import (
+    Cache,
+    Card,
+    Crop,
+    HeadCard,
+    Part,
+    Plan,
+    TeacherCard,
+    UnitWriter,
+    claim_units,
+    finalize,
+    initialise,
+    verify,
+)
+from spkd.cache.codec import make_codec
+from spkd.cache.folder import load_card
+from spkd.config import ViewConfig
 from spkd.errors import SpkdError
 from spkd.manifest import Manifest, Utterance
-from spkd.view import Views
+from spkd.target import Target
+from spkd.view import ViewPlan, Views
 
 FRAMES = Target("frames", 5, 160, 400)
 
@@ -33,17 +49,24 @@ def make_plan(lengths: list[int], unit_views: int = 1024, unit_seconds: float = 
     return manifest, Plan.make(manifest, views, unit_views, unit_seconds)
 
 
-def start(root: Path, targets: list[Target], manifest: Manifest, plan: Plan) -> dict[str, Any]:
+def make_card(targets: list[Target], manifest: Manifest, plan: Plan, head: HeadCard | None = None) -> Card:
+    """The card of one part."""
+    teacher = TeacherCard("test", "0" * 64, "MIT", "src", "none")
+    part = Part(manifest.digest, len(manifest), 0.1, len(plan.views), plan.units)
+    views = ViewPlan.parse(ViewConfig()).card()
+    return Card(teacher, tuple(targets), views, plan.unit_views, plan.unit_seconds, head, None, (part,))
+
+
+def start(root: Path, targets: list[Target], manifest: Manifest, plan: Plan) -> Card:
     """An empty cache of one part. Returns its card."""
-    made = card.make({"family": "test"}, targets, {}, [card.part(manifest, plan)], plan)
-    initialise(root, made, [plan], targets)
+    made = make_card(targets, manifest, plan)
+    initialise(root, made, [plan])
     return made
 
 
-def writer_of(root: Path, plan: Plan, targets: list[Target], unit: int) -> UnitWriter:
-    made = card.load(root)
-    fitted = {t.name: codec.make(t.codec, t.dim) for t in targets}
-    return UnitWriter(root, plan, targets, unit, card.part_key(made, plan.part(unit)[0]), fitted)
+def writer_of(root: Path, plan: Plan, unit: int) -> UnitWriter:
+    card = load_card(root)
+    return UnitWriter(root, card, plan, unit, {t.name: make_codec(t.codec, t.dim) for t in card.targets})
 
 
 def write(
@@ -54,16 +77,18 @@ def write(
     random = np.random.RandomState(len(lengths))
     made = start(root, targets, manifest, plan)
     types = {t.name: t.codec.removesuffix("+zstd") for t in targets}
-    values = {t.name: [random.randn(int(t.rows(n)), t.dim).astype(types[t.name]) for n in lengths] for t in targets}
+    values = {
+        t.name: [random.randn(int(t.num_frames(n)), t.dim).astype(types[t.name]) for n in lengths] for t in targets
+    }
     for unit in claim_units(root, plan.units):
-        writer = writer_of(root, plan, targets, unit)
+        writer = writer_of(root, plan, unit)
         for row in random.permutation(list(plan.unit(unit))):
             if row in reject:
                 writer.reject(int(row), "bad")
                 continue
             for target in targets:
-                said = values[target.name][row]
-                writer.put(target.name, [int(row)], said if target.hop is None else said[None])
+                value = values[target.name][row]
+                writer.put(target.name, [int(row)], value if target.hop is None else value[None])
         writer.commit()
     assert finalize(root, made, plan)
     return values
@@ -94,7 +119,7 @@ def test_zarr_python_reads_what_we_wrote(
     target = Target("t", dim, rate[0], rate[1], stored_as)
     values = write(root, lengths, [target], unit_views=unit_views, unit_seconds=unit_seconds)["t"]
     cache = Cache.open(root)
-    first, count = cache.plan.local_rows(target)
+    first, count = cache.plan.places(target)
     rows = cache.plan.shard_rows(target)
     oracle = zarr.open_group(root, mode="r")["t"]
     assert isinstance(oracle, zarr.Array)
@@ -113,7 +138,7 @@ def test_missing_rows_read_as_nan_never_as_zeros(tmp_path: Path) -> None:
     oracle = zarr.open_group(tmp_path / "c", mode="r")["frames"]
     assert isinstance(oracle, zarr.Array)
     everything = np.asarray(oracle[:])
-    per_view = int(FRAMES.rows(4000))
+    per_view = int(FRAMES.num_frames(4000))
     assert np.isfinite(everything).all(1).sum() == 4 * per_view
     assert np.isnan(everything[~np.isfinite(everything).all(1)]).all()
 
@@ -125,7 +150,7 @@ def test_units_hold_every_view_once_and_fit_their_shards(
     _, plan = make_plan(lengths, unit_views, unit_seconds)
     assert [row for unit in range(plan.units) for row in plan.unit(unit)] == list(range(len(lengths)))
     for target in (FRAMES, Target("e", 2), Target("m", 2, 160, 0)):
-        first, count = plan.local_rows(target)
+        first, count = plan.places(target)
         for unit in range(plan.units):
             rows = plan.unit(unit)
             ends = np.cumsum(count[rows.start : rows.stop])
@@ -139,7 +164,7 @@ def test_plans_survive_the_disk(tmp_path: Path) -> None:
     plan = Plan.make(manifest, plan.views, 1, 2.0)
     plan.save(tmp_path, 0)
     before = (tmp_path / "plan" / "0.npz").read_bytes()
-    loaded = Plan.load(tmp_path, 1)
+    loaded = Plan.load(tmp_path, make_card([FRAMES], manifest, plan))
     assert (loaded.utterances, loaded.speakers, loaded.speaker.tolist()) == (["ü/1", "2"], ["ß"], [0, -1])
     assert (loaded.units, loaded.unit_views, loaded.unit_seconds) == (2, 1, 2.0)
     loaded.save(tmp_path, 0)
@@ -154,11 +179,11 @@ def test_a_view_longer_than_a_unit_is_refused() -> None:
 def test_crops_take_the_matching_frames_and_go_on_at_the_beginning(tmp_path: Path) -> None:
     values = write(tmp_path / "c", [4000, 8000, 2000], [FRAMES])["frames"]
     cache = Cache.open(tmp_path / "c")
-    said = cache.batch(np.array([1, 0, 2]), ["frames"], Crop(np.array([1600, 320, 0]), 3200))["frames"].numpy()
-    height = int(FRAMES.rows(3200))
-    assert np.array_equal(said[0], values[1][10 : 10 + height])
-    assert np.array_equal(said[1], values[0][2 : 2 + height])
-    assert np.array_equal(said[2], values[2][np.arange(height) % len(values[2])])
+    outputs = cache.batch(np.array([1, 0, 2]), ["frames"], Crop(np.array([1600, 320, 0]), 3200))["frames"].numpy()
+    height = int(FRAMES.num_frames(3200))
+    assert np.array_equal(outputs[0], values[1][10 : 10 + height])
+    assert np.array_equal(outputs[1], values[0][2 : 2 + height])
+    assert np.array_equal(outputs[2], values[2][np.arange(height) % len(values[2])])
     with pytest.raises(SpkdError, match="need a crop"):
         cache.batch(np.array([0, 1]), ["frames"])
 
@@ -166,5 +191,5 @@ def test_crops_take_the_matching_frames_and_go_on_at_the_beginning(tmp_path: Pat
 def test_a_crop_may_start_beyond_the_last_window(tmp_path: Path) -> None:
     wide = Target("wide", 4, 160, 160_000)
     values = write(tmp_path / "c", [170_000], [wide])["wide"][0]
-    said = Cache.open(tmp_path / "c").batch(np.array([0]), ["wide"], Crop(np.array([160_000]), 3200))["wide"][0, 0]
-    assert np.array_equal(said.numpy(), values[1000 % len(values)])
+    outputs = Cache.open(tmp_path / "c").batch(np.array([0]), ["wide"], Crop(np.array([160_000]), 3200))["wide"][0, 0]
+    assert np.array_equal(outputs.numpy(), values[1000 % len(values)])

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.cache import Cache, Target
+from spkd.cache import Cache
+from spkd.target import Target
 
 from .test_layout import write
 
@@ -39,7 +40,7 @@ def test_every_zarr_reader_sees_what_we_wrote(tmp_path: Path, reader: str, codec
         code = f"import sys, numpy as np\n{READERS[reader]}\nnp.save(sys.argv[3], np.asarray(read(*sys.argv[1:3])))"
         subprocess.run([sys.executable, "-c", code, str(root), target.name, str(out)], check=True, timeout=120)
         array = np.load(out)
-        first, count = cache.plan.local_rows(target)
+        first, count = cache.plan.places(target)
         start = cache.plan.unit_of * cache.plan.shard_rows(target) + first
         for at, n, expected in zip(start, count, values[target.name], strict=True):
             assert np.array_equal(array[at : at + n], expected)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spkd.cache import Cache, Head, Target, card, claim_units, finalize, initialise
+from spkd.cache import Cache, Head, TeacherCard, claim_units, finalize, initialise
 from spkd.cache.describe import describe
 from spkd.errors import SpkdError
+from spkd.target import Target
 
-from .test_layout import make_plan, write, writer_of
+from .test_layout import make_card, make_plan, write, writer_of
 
 EMBEDDING = Target("embedding", 4)
 
@@ -32,7 +34,7 @@ class Rows(Dataset):
 def test_workers_read_what_the_parent_reads_also_after_it_did(tmp_path: Path, context: str) -> None:
     values = write(tmp_path / "c", [4000] * 10, [EMBEDDING], unit_views=4)["embedding"]
     cache = Cache.open(tmp_path / "c")
-    cache.batch(cache.rows, ["embedding"])
+    cache.batch(cache.usable_views, ["embedding"])
     loader = DataLoader(Rows(cache), batch_size=None, num_workers=2, multiprocessing_context=context)
     assert np.array_equal(torch.stack(list(loader)).numpy(), np.concatenate(values))
 
@@ -40,7 +42,7 @@ def test_workers_read_what_the_parent_reads_also_after_it_did(tmp_path: Path, co
 def test_rejected_views_are_never_served(tmp_path: Path) -> None:
     write(tmp_path / "c", [4000] * 5, [EMBEDDING], reject=(1, 3))
     cache = Cache.open(tmp_path / "c")
-    assert cache.rows.tolist() == [0, 2, 4]
+    assert cache.usable_views.tolist() == [0, 2, 4]
     with pytest.raises(SpkdError, match=r"view 3 was rejected \(bad\)"):
         cache.batch(np.array([0, 3]), ["embedding"])
 
@@ -55,10 +57,10 @@ def test_logits_follow_from_embedding_and_head(tmp_path: Path) -> None:
     manifest, plan = make_plan([4000] * 3)
     weight = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
     head = Head(weight, [str(i) for i in range(7)], 30.0)
-    made = card.make({"family": "t"}, [EMBEDDING], {}, [card.part(manifest, plan)], plan, head)
-    initialise(tmp_path / "c", made, [plan], [EMBEDDING], head.to_bytes())
+    made = make_card([EMBEDDING], manifest, plan, head.card())
+    initialise(tmp_path / "c", made, [plan], head.to_bytes())
     for unit in claim_units(tmp_path / "c", plan.units):
-        writer = writer_of(tmp_path / "c", plan, [EMBEDDING], unit)
+        writer = writer_of(tmp_path / "c", plan, unit)
         writer.put("embedding", list(plan.unit(unit)), np.arange(4.0) + np.arange(3.0)[:, None])
         writer.commit()
     finalize(tmp_path / "c", made, plan)
@@ -68,7 +70,7 @@ def test_logits_follow_from_embedding_and_head(tmp_path: Path) -> None:
     e = np.arange(4.0) + np.arange(3.0)[:, None]
     w = weight.double().numpy()
     expected = 30 * (e / np.linalg.norm(e, axis=1, keepdims=True)) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
-    assert np.allclose(cache.batch(cache.rows, ["logits"])["logits"], expected, atol=1e-4)
+    assert np.allclose(cache.batch(cache.usable_views, ["logits"])["logits"], expected, atol=1e-4)
     assert np.allclose(Head(weight, [], 30.0).logits(torch.from_numpy(e)), expected, atol=1e-4)
 
 
@@ -78,18 +80,18 @@ def test_a_cache_of_a_newer_spkd_or_none_at_all(tmp_path: Path) -> None:
     write(tmp_path / "c", [4000], [EMBEDDING])
     path = tmp_path / "c" / "COMPLETE.json"
     record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 2}}))
-    with pytest.raises(SpkdError, match="format 2.*update spkd"):
+    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 3}}))
+    with pytest.raises(SpkdError, match="format 3.*update spkd"):
         Cache.open(tmp_path / "c")
     path.write_text(json.dumps(record | {"card": record["card"] | {"targets": []}}))
-    with pytest.raises(SpkdError, match="does not fit its own digest"):
+    with pytest.raises(SpkdError, match="does not match its own digest"):
         Cache.open(tmp_path / "c")
     path.write_text("{")
     with pytest.raises(SpkdError, match="not valid JSON"):
         Cache.open(tmp_path / "c")
     path.unlink()
-    (tmp_path / "c" / "card.json").write_text(json.dumps(record["card"] | {"targets": []}))
-    with pytest.raises(SpkdError, match="does not fit its fingerprint"):
+    (tmp_path / "c" / "card.json").write_text(json.dumps(record["card"] | {"codecs": "0"}))
+    with pytest.raises(SpkdError, match="does not match its fingerprint"):
         Cache.open(tmp_path / "c")
 
 
@@ -98,10 +100,11 @@ def test_the_description_says_what_is_there(tmp_path: Path) -> None:
     from spkd.view import ViewPlan
 
     manifest, plan = make_plan([16_000] * 3)
-    teacher = {"family": "t", "source": "src", "weights_sha256": "f" * 64, "licence": "MIT", "preprocessing": "p"}
+    teacher = TeacherCard("t", "f" * 64, "MIT", "src", "p")
     views = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0], noise="synthetic")).card()
-    made = card.make(teacher, [EMBEDDING], views, [card.part(manifest, plan)], plan)
-    initialise(tmp_path / "c", made, [plan], [EMBEDDING])
+    made = dataclasses.replace(make_card([EMBEDDING], manifest, plan), teacher=teacher, views=views)
+    plan = dataclasses.replace(plan, views=dataclasses.replace(plan.views, speed=np.full(3, 0.9, np.float32)))
+    initialise(tmp_path / "c", made, [plan])
     text = describe(tmp_path / "c")
     for expected in (
         "t (src)",

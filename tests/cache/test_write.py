@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.cache import Background, Cache, Target, card, claim_units, finalize, initialise, verify
-from spkd.cache.write import manifest_path
+from spkd.cache import Background, Cache, claim_units, finalize, initialise, verify
+from spkd.cache.claims import _namespace, _started
+from spkd.cache.folder import commit_path
 from spkd.errors import SpkdError
+from spkd.target import Target
 
-from .test_layout import FRAMES, make_plan, start, write, writer_of
+from .test_layout import FRAMES, make_card, make_plan, start, write, writer_of
 
 EMBEDDING = Target("embedding", 4)
 
@@ -28,7 +31,7 @@ def begin(root: Path, lengths: list[int], **units: float):  # type: ignore[no-un
 
 
 def fill(root: Path, plan, unit: int) -> None:  # type: ignore[no-untyped-def]
-    writer = writer_of(root, plan, [EMBEDDING], unit)
+    writer = writer_of(root, plan, unit)
     for row in plan.unit(unit):
         writer.put("embedding", [row], np.full((1, 4), row))
     writer.commit()
@@ -56,9 +59,9 @@ def test_a_living_owner_keeps_its_claim_and_a_dead_one_loses_it(tmp_path: Path) 
     claims.mkdir()
     living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        import socket
-
-        (claims / "0").write_text(json.dumps({"host": socket.gethostname(), "pid": living.pid}))
+        owner = {"host": socket.gethostname(), "pid": living.pid, "namespace": _namespace()}
+        owner |= {"started": _started(living.pid), "worker": "another"}
+        (claims / "0").write_text(json.dumps(owner))
         (claims / "1").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
         assert list(claim_units(tmp_path / "c", plan.units)) == []
         old = time.time() - 3600
@@ -73,7 +76,7 @@ def test_a_living_owner_keeps_its_claim_and_a_dead_one_loses_it(tmp_path: Path) 
 KILLED_WHILE_CLAIMING = """
 import os, signal, sys
 from pathlib import Path
-from spkd.cache.write import claim_units, release
+from spkd.cache.claims import claim_units, release
 root, calls = Path(sys.argv[1]), 0
 def kill_at(last):
     def count(frame, event, argument):
@@ -107,20 +110,20 @@ def test_a_kill_while_claiming_holds_no_unit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_shard_without_its_manifest_is_done_again(tmp_path: Path) -> None:
+def test_a_shard_without_its_commit_record_is_done_again(tmp_path: Path) -> None:
     _, plan, _ = begin(tmp_path / "c", [4000] * 2, unit_views=1)
     for unit in claim_units(tmp_path / "c", plan.units):
         fill(tmp_path / "c", plan, unit)
-    manifest_path(tmp_path / "c", 0).unlink()
+    commit_path(tmp_path / "c", 0).unlink()
     assert list(claim_units(tmp_path / "c", plan.units)) == [0]
 
 
-def test_what_the_teacher_says_is_checked(tmp_path: Path) -> None:
+def test_what_the_teacher_gives_is_checked(tmp_path: Path) -> None:
     manifest, plan = make_plan([4000])
     start(tmp_path / "c", [FRAMES], manifest, plan)
-    writer = writer_of(tmp_path / "c", plan, [FRAMES], 0)
-    rows = int(FRAMES.rows(4000))
-    with pytest.raises(SpkdError, match=f"gave 3 rows where it declares {rows}"):
+    writer = writer_of(tmp_path / "c", plan, 0)
+    rows = int(FRAMES.num_frames(4000))
+    with pytest.raises(SpkdError, match=f"gave 3 frames where it declares {rows}"):
         writer.put("frames", [0], np.zeros((1, 3, 5)))
     with pytest.raises(SpkdError, match="not finite as float16"):
         writer.put("frames", [0], np.full((1, rows, 5), 1e6))
@@ -132,16 +135,15 @@ def test_what_the_teacher_says_is_checked(tmp_path: Path) -> None:
 
 def test_another_cache_or_other_files_are_not_overwritten(tmp_path: Path) -> None:
     manifest, plan, made = begin(tmp_path / "c", [4000] * 2)
-    initialise(tmp_path / "c", made, [plan], [EMBEDDING])
+    initialise(tmp_path / "c", made, [plan])
     other = dataclasses.replace(manifest[0], id="other")
-    part = card.part(type(manifest)((other, manifest[1])), plan)
-    theirs = card.make({"family": "test"}, [EMBEDDING], {}, [part], plan)
+    theirs = make_card([EMBEDDING], type(manifest)((other, manifest[1])), plan)
     with pytest.raises(SpkdError, match="holds a cache of another manifest; choose another folder"):
-        initialise(tmp_path / "c", theirs, [plan], [EMBEDDING])
+        initialise(tmp_path / "c", theirs, [plan])
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.tex").touch()
     with pytest.raises(SpkdError, match="not empty and holds no teacher cache"):
-        initialise(tmp_path / "d", made, [plan], [EMBEDDING])
+        initialise(tmp_path / "d", made, [plan])
 
 
 WORKER = """
@@ -149,17 +151,18 @@ import sys, time, numpy as np
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tests.cache.test_layout import make_plan, writer_of
-from spkd.cache import Target, card, claim_units, finalize
-root, target = Path(sys.argv[1]), Target("embedding", 4)
+from spkd.cache import claim_units, finalize
+from spkd.cache.folder import load_card
+root = Path(sys.argv[1])
 _, plan = make_plan([4000] * 40, 2)
 for unit in claim_units(root, plan.units):
-    writer = writer_of(root, plan, [target], unit)
+    writer = writer_of(root, plan, unit)
     for row in plan.unit(unit):
         writer.put("embedding", [row], np.full((1, 4), row))
         time.sleep(0.004)
     writer.commit()
     print(unit, flush=True)
-finalize(root, card.load(root), plan)
+finalize(root, load_card(root), plan)
 """
 
 
@@ -177,11 +180,11 @@ def test_killed_workers_lose_nothing_committed(tmp_path: Path) -> None:
             rest, _ = worker.communicate()
             committed |= {int(n) for n in (line + rest).split()}
     assert committed
-    assert all(manifest_path(root, unit).is_file() for unit in committed)
+    assert all(commit_path(root, unit).is_file() for unit in committed)
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     cache = Cache.open(root)
-    said = cache.batch(cache.rows, ["embedding"])["embedding"].numpy()
-    assert np.array_equal(said, np.repeat(np.arange(40)[:, None], 4, 1))
+    outputs = cache.batch(cache.usable_views, ["embedding"])["embedding"].numpy()
+    assert np.array_equal(outputs, np.repeat(np.arange(40)[:, None], 4, 1))
     assert not list(root.glob("*/**/*.part"))
     assert verify(root) == []
 

@@ -18,13 +18,13 @@ def test_an_utterance_is_decided_by_voice_and_seed() -> None:
 
 def test_pitch_is_the_speakers() -> None:
     for seed in range(8):
-        voice = speaker(seed)
-        wave = utterance(voice, 1, 4.0).astype(np.float64)
+        instance = speaker(seed)
+        wave = utterance(instance, 1, 4.0).astype(np.float64)
         frames = np.lib.stride_tricks.sliding_window_view(wave, 1024)[::256] * np.hanning(1024)
         correlation = np.fft.irfft(np.abs(np.fft.rfft(frames, 2048)) ** 2)[:, 40:260]
         strong = correlation.max(1) > np.quantile(correlation.max(1), 0.6)
         heard = 16_000 / (40 + np.median(correlation[strong].argmax(1)))
-        octaves = np.log2(heard / voice.pitch)
+        octaves = np.log2(heard / instance.pitch)
         assert abs(octaves - round(octaves)) < 0.25  # octave errors are the autocorrelation's
 
 

@@ -12,16 +12,15 @@ import pytest
 import soundfile
 import torch
 
-from spkd import models
 from spkd.features import fbank
 from spkd.manifest import Manifest, Utterance
-from spkd.models import Checkpoint
+from spkd.students import Checkpoint, build, load_student, save_student
 
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    models.save(tmp_path / "student", Checkpoint(models.build("xvector", channels=16, embedding=8).eval()))
+    save_student(tmp_path / "student", Checkpoint(build("xvector", channels=16, embedding=8).eval()))
     return tmp_path / "student"
 
 
@@ -29,7 +28,7 @@ def student(tmp_path: Path) -> Path:
 def test_scores_are_cosines_of_whole_utterances(spkd: Callable, corpus: Path) -> None:
     done = spkd("eval", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}")
     assert done.code == 0, done.err
-    network = models.load("student").network
+    network = load_student("student").network
     embeddings = {}
     for u in Manifest.load(corpus / "manifest.csv"):
         wave = torch.from_numpy(soundfile.read(u.path, dtype="float32")[0])

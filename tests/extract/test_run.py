@@ -14,14 +14,14 @@ import pytest
 import soundfile
 import torch
 
-from spkd import models
 from spkd.cache import Cache, Crop
 from spkd.config import TeacherConfig
-from spkd.extract import load_teacher
 from spkd.features import fbank
+from spkd.loader import ViewLoader
 from spkd.manifest import Manifest, Utterance
-from spkd.models import Checkpoint
-from spkd.view import Player, ViewPlan
+from spkd.students import Checkpoint, build, save_student
+from spkd.teachers import load_teacher
+from spkd.view import ViewPlan
 
 CPU = torch.device("cpu")
 
@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    network = models.build("xvector", channels=16, embedding=8).eval()
-    models.save(tmp_path / "teacher", Checkpoint(network, torch.randn(5, 8), list("abcde"), 20.0))
+    network = build("xvector", channels=16, embedding=8).eval()
+    save_student(tmp_path / "teacher", Checkpoint(network, torch.randn(5, 8), list("abcde"), 20.0))
     return tmp_path / "teacher"
 
 
@@ -54,12 +54,12 @@ def test_cached_is_what_the_live_teacher_says_of_every_view(
     assert done.code == 0, done.err
     assert "0 rejected; complete" in done.out
     cache, manifest = Cache.open("cache"), Manifest.load(corpus / "manifest.csv")
-    plan = ViewPlan.from_card(cache.card["views"], None, None)
-    player = Player(manifest, cache.plan.views, plan.augmentation)
+    plan = ViewPlan.from_card(cache.card.views, None, None)
+    loader = ViewLoader(manifest, cache.plan.views, plan.augmentation)
     teacher = load_teacher(TeacherConfig("wavlm", str(tiny_wavlm)), CPU)
-    for row in cache.rows:
-        wave = torch.from_numpy(np.ascontiguousarray(player(int(row))))[None]
-        live = teacher.say(wave, ["embedding", "frames.layer2"]) | {"fbank": fbank(wave).numpy()}
+    for row in cache.usable_views:
+        wave = torch.from_numpy(np.ascontiguousarray(loader(int(row))))[None]
+        live = teacher.extract(wave, ["embedding", "frames.layer2"]) | {"fbank": fbank(wave).numpy()}
         cached = cache.batch(np.array([row]), list(live))
         for name, values in live.items():
             a, b = values.ravel().astype(np.float64), cached[name].double().numpy().ravel()
@@ -81,7 +81,7 @@ def test_a_checkpoint_gives_every_level_and_exact_logits(spkd: Callable, corpus:
     assert list(cache.targets) == ["frames", "stats", "segment.a", "embedding"]  # logits follow from the embedding
     teacher = load_teacher(TeacherConfig("checkpoint", str(checkpoint)), CPU)
     wave = soundfile.read(Manifest.load(corpus / "manifest.csv")[4].path, dtype="float32")[0]
-    live = teacher.say(torch.from_numpy(wave)[None], list(teacher.targets))
+    live = teacher.extract(torch.from_numpy(wave)[None], list(teacher.targets))
     cached = cache.batch(np.array([4]), ["frames", "stats", "segment.a", "embedding", "logits"])
     for name, values in cached.items():
         assert np.allclose(values, live[name], atol=1e-4), name
@@ -99,7 +99,7 @@ def test_the_same_command_continues_and_changes_nothing(spkd: Callable, corpus: 
     before = {p: p.read_bytes() for p in Path("cache").rglob("*") if p.is_file()}
     assert "0 views extracted" in spkd(*command).out
     assert before == {p: p.read_bytes() for p in Path("cache").rglob("*") if p.is_file()}
-    Path("cache/manifest/2.json").unlink()
+    Path("cache/commits/2.json").unlink()
     Path("cache/COMPLETE.json").unlink()
     assert "5 views extracted" in spkd(*command).out
     shard = Path("cache/embedding/c/2/0")
@@ -149,8 +149,8 @@ def test_bad_audio_is_listed_and_the_run_goes_on(
     ):
         assert f"rejected {name}: " in done.err
         assert reason in done.err
-    assert "8000 Hz is resampled to 16000 Hz (told once)" in done.out
-    assert done.out.count("averaged to one (told once)") == 1
+    assert "8000 Hz is resampled to 16000 Hz (this note is not repeated)" in done.out
+    assert done.out.count("averaged to one (this note is not repeated)") == 1
     with open("cache/rejected.csv") as file:
         assert {row["utt"] for row in csv.DictReader(file)} == {
             "nan.wav",
@@ -159,9 +159,9 @@ def test_bad_audio_is_listed_and_the_run_goes_on(
             "missing.wav",
             "corrupt.flac",
         }
-    assert "5 rejected; complete" in spkd(*command).out  # said again, though nothing was left to do
+    assert "5 rejected; complete" in spkd(*command).out  # outputs again, though nothing was left to do
     cache = Cache.open("cache")
-    assert len(cache.rows) == 6
+    assert len(cache.usable_views) == 6
     shutil.rmtree("cache")
     assert spkd(*command, "--strict").code == 1
 
@@ -238,9 +238,10 @@ def test_several_workers_fill_one_cache(spkd: Callable, corpus: Path, checkpoint
     assert spkd(*arguments, "cache=alone").code == 0
     shared, alone = Cache.open("shared"), Cache.open("alone")
     assert torch.equal(
-        shared.batch(shared.rows, ["embedding"])["embedding"], alone.batch(alone.rows, ["embedding"])["embedding"]
+        shared.batch(shared.usable_views, ["embedding"])["embedding"],
+        alone.batch(alone.usable_views, ["embedding"])["embedding"],
     )
-    assert "every checksum fits" in spkd("cache", "verify", "shared").out
+    assert "all checksums match" in spkd("cache", "verify", "shared").out
 
 
 @pytest.mark.parametrize("codec", ["float16", "topk3", "float32+zstd"])
@@ -258,14 +259,14 @@ def test_logits_are_stored_where_a_codec_is_named_for_them(
     done = spkd(*arguments)
     assert done.code == 0, done.err
     cache = Cache.open("cache")
-    assert (cache.head, cache.card["head"]["classes"]) == (None, list("abcde"))
+    assert (cache.head, cache.card.head and cache.card.head.classes) == (None, tuple("abcde"))
     teacher = load_teacher(TeacherConfig("checkpoint", str(checkpoint)), CPU)
     wave = soundfile.read(Manifest.load(corpus / "manifest.csv")[4].path, dtype="float32")[0]
-    live = teacher.say(torch.from_numpy(wave)[None], ["logits"])["logits"][0]
+    live = teacher.extract(torch.from_numpy(wave)[None], ["logits"])["logits"][0]
     read = cache.batch(np.array([4]), ["logits"])["logits"][0].float().numpy()
     kept = np.argsort(-live)[: 3 if codec == "topk3" else 5]
     assert np.allclose(read[kept], live[kept], rtol=2e-3, atol=2e-3)
-    errors = cache.card["errors"]["logits"]
+    errors = cache.card.errors["logits"]
     kl = [errors[f"kl_t{t}"] for t in (1, 2, 4)]
     assert max(kl) < 1e-4 if codec != "topk3" else kl[0] < kl[2]
     info = spkd("cache", "info", "cache").out
@@ -280,7 +281,7 @@ def test_exact_logits_have_their_divergence_in_the_card(spkd: Callable, corpus: 
     manifest = f"manifest={corpus / 'manifest.csv'}"
     assert spkd(*arguments, manifest, "cache=fine", "storage.codec=float32").code == 0
     assert spkd(*arguments, manifest, "cache=coarse").code == 0
-    fine, coarse = (Cache.open(name).card["errors"]["logits"]["kl_t1"] for name in ("fine", "coarse"))
+    fine, coarse = (Cache.open(name).card.errors["logits"]["kl_t1"] for name in ("fine", "coarse"))
     assert 0 <= fine < coarse < 1e-6
 
 
@@ -311,6 +312,6 @@ def test_workers_share_one_codebook(spkd: Callable, corpus: Path, checkpoint: Pa
     workers = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
-    assert "every checksum fits" in spkd("cache", "verify", "cache").out
-    assert "at least 0." in spkd("cache", "verify", "cache", "--live", "18", *arguments[1:-1]).out
+    assert "all checksums match" in spkd("cache", "verify", "cache").out
+    assert "at least 0." in spkd("cache", "verify", "cache", "--live", "18", *arguments[1:4]).out
     assert "0 views extracted" in spkd(*arguments).out

@@ -9,37 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from spkd.cache import Target
-from spkd.config import LossConfig
+from spkd.config import Given, LossConfig, fill
 from spkd.errors import UsageError
-from spkd.train.losses import (
-    AAM,
-    KLD,
-    LOSSES,
-    MSE,
-    Contrastive,
-    Cosine,
-    Loss,
-    MultiLevel,
-    NonTarget,
-    NTXent,
-    Relational,
-    Said,
-    Sum,
-    check_names,
-    check_values,
-    of_teachers,
-)
-from spkd.train.losses.aam import add_margin, risen
+from spkd.registry import LOSSES
+from spkd.target import Target
+from spkd.train.losses import ChosenLoss, Loss, LossContext, LossInputs, WeightedSum, chosen_losses, for_teachers
+from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
+from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
+from spkd.train.losses.logits import KLD, LabelSettings, NonTarget, NonTargetSettings
+from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings
+from spkd.train.losses.ntxent import NTXent, NTXentSettings
+from spkd.train.losses.regression import MSE, Cosine
+from spkd.train.losses.relational import Relational
 
 DIM = 6
 FRAMES = Target("frames", 7, 320, 400)
-FROM_LEVELS = [name for name in LOSSES if name != "memo"]  # memo listens itself: see test_memo
+FROM_LEVELS = [name for name in LOSSES if name != "memo"]  # memo computes levels of its own: see test_memo
 
 
 def setting(
     batch: int = 9, classes: int = 5, seed: int = 0, teacher_dim: int = DIM
-) -> tuple[dict[str, torch.Tensor], Said]:
+) -> tuple[dict[str, torch.Tensor], LossInputs]:
     generator = torch.Generator().manual_seed(seed)
     student = {"embedding": torch.randn(batch, DIM, generator=generator)}
     teacher = {"embedding": torch.randn(batch, teacher_dim, generator=generator)}
@@ -49,16 +39,27 @@ def setting(
     teacher["frames"] = torch.randn(batch, 24, 7, generator=generator)
     others = [{"embedding": torch.randn(batch, DIM, generator=generator)}]
     tuned = {"embedding": torch.randn(batch, DIM, generator=generator)}
-    said = Said(teacher, label, torch.arange(batch), label, 30.0, others=others, tuned=tuned, tuned_label=label)
-    return student, said
+    inputs = LossInputs(
+        teacher,
+        label,
+        torch.arange(batch),
+        label,
+        30.0,
+        other_levels=others,
+        finetune_levels=tuned,
+        finetune_label=label,
+    )
+    return student, inputs
 
 
-def build(kind: type[Loss], config: LossConfig | None = None, classes: int = 5, teacher_dim: int = DIM) -> Loss:
+def build(kind: type[Loss], settings: object = None, classes: int = 5, teacher_dim: int = DIM) -> Loss:
     torch.manual_seed(1)
     targets = {"embedding": Target("embedding", teacher_dim), "logits": Target("logits", classes), "frames": FRAMES}
     levels = {"embedding": Target("embedding", DIM), "frames": Target("frames", DIM, 320, 400)}
-    config = config or LossConfig()
-    return kind(replace(config, one_step=replace(config.one_step, targets=["frames"])), levels, targets, classes)
+    settings = settings or kind.Settings()
+    if kind is LOSSES["one-step"]:
+        settings = replace(settings, targets=["frames"])  # type: ignore[type-var]
+    return kind(settings, LossContext(levels, targets, classes))
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -71,17 +72,17 @@ def f64(x: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("classes", [2, 5, 6000])
 def test_aam(classes: int) -> None:
-    student, said = setting(classes=classes)
-    config = LossConfig(margin=0.3, scale=20.0)
+    student, inputs = setting(classes=classes)
+    config = AAMSettings(margin=0.3, scale=20.0)
     loss = build(AAM, config, classes)
     cosine = unit(f64(student["embedding"])) @ unit(f64(loss.weight)).T  # type: ignore[arg-type]
     total = 0.0
-    for row, y in zip(cosine, said.label.tolist(), strict=True):
+    for row, y in zip(cosine, inputs.label.tolist(), strict=True):
         theta = math.acos(row[y])
         logits = 20.0 * row
         logits[y] = 20.0 * (math.cos(theta + 0.3) if theta + 0.3 < math.pi else row[y] - (1 - math.cos(0.3)))
         total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[y]
-    assert abs(loss(student, said).item() - total / len(cosine)) < 1e-4
+    assert abs(loss(student, inputs).item() - total / len(cosine)) < 1e-4
 
 
 def test_the_margin_is_continuous_and_monotonic_over_all_angles() -> None:
@@ -93,10 +94,10 @@ def test_the_margin_is_continuous_and_monotonic_over_all_angles() -> None:
 
 
 def test_cosine_and_mse() -> None:
-    student, said = setting()
-    s, t = f64(student["embedding"]), f64(said.targets["embedding"])
-    assert abs(build(Cosine)(student, said).item() - np.mean(1 - (unit(s) * unit(t)).sum(1))) < 1e-5
-    assert abs(build(MSE)(student, said).item() - np.mean(((s - t) ** 2).sum(1))) < 1e-4
+    student, inputs = setting()
+    s, t = f64(student["embedding"]), f64(inputs.targets["embedding"])
+    assert abs(build(Cosine)(student, inputs).item() - np.mean(1 - (unit(s) * unit(t)).sum(1))) < 1e-5
+    assert abs(build(MSE)(student, inputs).item() - np.mean(((s - t) ** 2).sum(1))) < 1e-4
 
 
 def margin_logits(cosine: np.ndarray, label: list[int], margin: float, scale: float) -> np.ndarray:
@@ -115,53 +116,55 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-def classifier_logits(loss: Loss, student: dict, said: Said, config: LossConfig) -> tuple[np.ndarray, np.ndarray]:
+def classifier_logits(
+    loss: Loss, student: dict, inputs: LossInputs, config: LabelSettings
+) -> tuple[np.ndarray, np.ndarray]:
     """Of teacher and student, with their margins."""
-    label = said.teacher_label.tolist()
+    label = inputs.teacher_label.tolist()
     cosine = unit(f64(student["embedding"])) @ unit(f64(loss.weight)).T  # type: ignore[arg-type]
     z_s = margin_logits(cosine, label, config.margin, config.scale)
-    return margin_logits(f64(said.targets["logits"]) / 30.0, label, config.teacher_margin, 30.0), z_s
+    return margin_logits(f64(inputs.targets["logits"]) / 30.0, label, config.teacher_margin, 30.0), z_s
 
 
 @pytest.mark.parametrize("classes", [2, 7, 6000])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_kld(classes: int, temperature: float) -> None:
-    student, said = setting(classes=classes)
-    config = LossConfig(kd_temperature=temperature)
+    student, inputs = setting(classes=classes)
+    config = LabelSettings(temperature=temperature)
     loss = build(KLD, config, classes)
-    z_t, z_s = classifier_logits(loss, student, said, config)
-    entropy = -np.mean([log_softmax(row)[y] for row, y in zip(z_s, said.label.tolist(), strict=True)])
+    z_t, z_s = classifier_logits(loss, student, inputs, config)
+    entropy = -np.mean([log_softmax(row)[y] for row, y in zip(z_s, inputs.label.tolist(), strict=True)])
     p, q = log_softmax(z_t / temperature), log_softmax(z_s / temperature)
     expected = entropy + temperature**2 * np.mean((np.exp(p) * (p - q)).sum(1))
-    assert loss(student, said).item() == pytest.approx(expected, rel=1e-4)
+    assert loss(student, inputs).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("classes", [2, 7, 6000])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_nontarget(classes: int, temperature: float) -> None:
     """Both parts from the probabilities themselves, as the paper writes them."""
-    student, said = setting(classes=classes)
-    config = LossConfig(kd_temperature=temperature, gamma=3.0)
+    student, inputs = setting(classes=classes)
+    config = NonTargetSettings(temperature=temperature, gamma=3.0)
     loss = build(NonTarget, config, classes)
-    z_t, z_s = classifier_logits(loss, student, said, config)
+    z_t, z_s = classifier_logits(loss, student, inputs, config)
     total = 0.0
-    for t, s, y in zip(z_t, z_s, said.label.tolist(), strict=True):
+    for t, s, y in zip(z_t, z_s, inputs.label.tolist(), strict=True):
         p_t, p_s = (np.exp(log_softmax(z / temperature)) for z in (t, s))
         b_t, b_s = (np.array([p[y], np.delete(p, y).sum()]) for p in (p_t, p_s))
         q_t, q_s = (np.exp(log_softmax(np.delete(z, y) / temperature)) for z in (t, s))
         divergence = (b_t * np.log(b_t / b_s)).sum() + 3.0 * (q_t * np.log(q_t / q_s)).sum()
         total += -log_softmax(s)[y] + temperature**2 * divergence
-    assert loss(student, said).item() == pytest.approx(total / len(z_t), rel=1e-4)
+    assert loss(student, inputs).item() == pytest.approx(total / len(z_t), rel=1e-4)
 
 
 def test_nontarget_does_not_underflow_where_the_teacher_is_sure() -> None:
-    student, said = setting(classes=50)
+    student, inputs = setting(classes=50)
     sure = torch.full((9, 50), -30.0)
-    sure.scatter_(1, said.label[:, None], 30.0)
+    sure.scatter_(1, inputs.label[:, None], 30.0)
     sure[:, 0] += 3.0
-    loss = build(NonTarget, LossConfig(teacher_margin=0.0), 50)
+    loss = build(NonTarget, NonTargetSettings(teacher_margin=0.0), 50)
     embedding = student["embedding"].clone().requires_grad_()
-    value = loss({"embedding": embedding}, replace(said, targets={"logits": sure}, teacher_scale=None))
+    value = loss({"embedding": embedding}, replace(inputs, targets={"logits": sure}, teacher_scale=None))
     value.backward()
     assert torch.isfinite(value)
     assert embedding.grad is not None
@@ -170,99 +173,103 @@ def test_nontarget_does_not_underflow_where_the_teacher_is_sure() -> None:
 
 
 def test_the_divergence_is_also_learnt_from_views_without_a_class() -> None:
-    student, said = setting()
-    unlabelled = replace(said, teacher_label=torch.full_like(said.label, -1))
-    loss, config = build(KLD), LossConfig()
+    student, inputs = setting()
+    unlabelled = replace(inputs, teacher_label=torch.full_like(inputs.label, -1))
+    loss, config = build(KLD), LabelSettings()
     z_t, z_s = classifier_logits(loss, student, unlabelled, config)
     p, q = log_softmax(z_t), log_softmax(z_s)
     assert loss(student, unlabelled).item() == pytest.approx(np.mean((np.exp(p) * (p - q)).sum(1)), rel=1e-4)
 
 
-def test_margin_and_divergence_rise() -> None:
+def test_margin_and_divergence_warm_up() -> None:
     between = [0.2, 0.6]
-    assert [risen(d, between) for d in (0.0, 0.1, 0.6, 1.0)] == [0.0, 0.0, 1.0, 1.0]
-    assert risen(0.4, between) == pytest.approx(1 - 0.001**0.5)
-    assert risen(0.0, [0.0, 0.0]) == 1.0
-    student, said = setting()
-    plain = build(AAM, LossConfig(margin=0.0))(student, said)
-    rising = build(AAM, LossConfig(margin=0.3, margin_rise=between))
-    assert torch.equal(rising(student, replace(said, done=0.1)), plain)
-    assert rising(student, replace(said, done=0.9)) > plain
-    slow = build(KLD, LossConfig(kd_rise=0.5))
-    at = [slow(student, replace(said, done=d)).item() for d in (0.0, 0.25, 0.5)]
+    assert [margin_ramp(d, between) for d in (0.0, 0.1, 0.6, 1.0)] == [0.0, 0.0, 1.0, 1.0]
+    assert margin_ramp(0.4, between) == pytest.approx(1 - 0.001**0.5)
+    assert margin_ramp(0.0, [0.0, 0.0]) == 1.0
+    student, inputs = setting()
+    plain = build(AAM, AAMSettings(margin=0.0))(student, inputs)
+    rising = build(AAM, AAMSettings(margin=0.3, margin_warmup=between))
+    assert torch.equal(rising(student, replace(inputs, progress=0.1)), plain)
+    assert rising(student, replace(inputs, progress=0.9)) > plain
+    slow = build(KLD, LabelSettings(kd_warmup=0.5))
+    at = [slow(student, replace(inputs, progress=d)).item() for d in (0.0, 0.25, 0.5)]
     assert at[1] == pytest.approx((at[0] + at[2]) / 2, rel=1e-5)
-    assert at[2] == build(KLD)(student, said).item()
+    assert at[2] == build(KLD)(student, inputs).item()
 
 
 def test_of_several_centres_the_nearest_counts() -> None:
-    student, said = setting()
-    config = LossConfig(subcentres=3, margin=0.1, scale=20.0)
+    student, inputs = setting()
+    config = AAMSettings(subcentres=3, margin=0.1, scale=20.0)
     loss = build(AAM, config)
     cosine = (unit(f64(student["embedding"])) @ unit(f64(loss.weight)).T).reshape(9, 5, 3).max(2)  # type: ignore[arg-type]
-    z = margin_logits(cosine, said.label.tolist(), 0.1, 20.0)
-    expected = -np.mean([log_softmax(row)[y] for row, y in zip(z, said.label.tolist(), strict=True)])
-    assert loss(student, said).item() == pytest.approx(expected, rel=1e-5)
+    z = margin_logits(cosine, inputs.label.tolist(), 0.1, 20.0)
+    expected = -np.mean([log_softmax(row)[y] for row, y in zip(z, inputs.label.tolist(), strict=True)])
+    assert loss(student, inputs).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_relational() -> None:
-    student, said = setting(teacher_dim=11)
-    s, t = unit(f64(student["embedding"])), unit(f64(said.targets["embedding"]))
+    student, inputs = setting(teacher_dim=11)
+    s, t = unit(f64(student["embedding"])), unit(f64(inputs.targets["embedding"]))
     pairs = [(s[i] @ s[j] - t[i] @ t[j]) ** 2 for i in range(9) for j in range(9) if i != j]
-    assert build(Relational, teacher_dim=11)(student, said).item() == pytest.approx(np.mean(pairs), rel=1e-5)
+    assert build(Relational, teacher_dim=11)(student, inputs).item() == pytest.approx(np.mean(pairs), rel=1e-5)
 
 
-def reference_contrastive(s: np.ndarray, t: np.ndarray, voice: np.ndarray, tau: float, ceiling: float) -> float:
+def reference_contrastive(s: np.ndarray, t: np.ndarray, instance: np.ndarray, tau: float, ceiling: float) -> float:
     s, t, total = unit(s), unit(t), 0.0
     for i in range(len(s)):
-        kept = [j for j in range(len(s)) if j == i or (voice[i] != voice[j] and t[i] @ t[j] <= ceiling)]
+        kept = [j for j in range(len(s)) if j == i or (instance[i] != instance[j] and t[i] @ t[j] <= ceiling)]
         total -= s[i] @ t[i] / tau - math.log(sum(math.exp(s[i] @ t[j] / tau) for j in kept))
     return total / len(s)
 
 
 @pytest.mark.parametrize("ceiling", [0.2, 1.1])
 def test_contrastive(ceiling: float) -> None:
-    student, said = setting(batch=12)
-    said = Said(said.targets, said.label, torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]))
-    loss = build(Contrastive, LossConfig(temperature=0.1, ceiling=ceiling))
+    student, inputs = setting(batch=12)
+    inputs = LossInputs(inputs.targets, inputs.label, torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]))
+    loss = build(Contrastive, ContrastiveSettings(temperature=0.1, ceiling=ceiling))
     expected = reference_contrastive(
-        f64(student["embedding"]), f64(said.targets["embedding"]), said.voice.numpy(), 0.1, ceiling
+        f64(student["embedding"]), f64(inputs.targets["embedding"]), inputs.instance.numpy(), 0.1, ceiling
     )
-    assert abs(loss(student, said).item() - expected) < 1e-4
+    assert abs(loss(student, inputs).item() - expected) < 1e-4
 
 
 def test_ntxent() -> None:
-    student, said = setting(batch=7)
-    said = replace(said, voice=torch.tensor([0, 0, 1, 2, 3, 4, 4]))
-    rows = unit(np.concatenate([f64(student["embedding"]), f64(said.others[0]["embedding"])]))
-    voice, total = np.concatenate([said.voice.numpy()] * 2), 0.0
+    student, inputs = setting(batch=7)
+    inputs = replace(inputs, instance=torch.tensor([0, 0, 1, 2, 3, 4, 4]))
+    rows = unit(np.concatenate([f64(student["embedding"]), f64(inputs.other_levels[0]["embedding"])]))
+    instance, total = np.concatenate([inputs.instance.numpy()] * 2), 0.0
     for i in range(14):
         partner = (i + 7) % 14
-        kept = [k for k in range(14) if k == partner or voice[k] != voice[i]]
+        kept = [k for k in range(14) if k == partner or instance[k] != instance[i]]
         total -= rows[i] @ rows[partner] / 0.2 - math.log(sum(math.exp(rows[i] @ rows[k] / 0.2) for k in kept))
-    assert build(NTXent, LossConfig(temperature=0.2))(student, said).item() == pytest.approx(total / 14, rel=1e-5)
+    assert build(NTXent, NTXentSettings(temperature=0.2))(student, inputs).item() == pytest.approx(total / 14, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["cosine", "mse", "contrastive"])
 def test_other_widths_go_through_a_projection(name: str) -> None:
-    student, said = setting(teacher_dim=11)
+    student, inputs = setting(teacher_dim=11)
     loss = build(LOSSES[name], teacher_dim=11)
     projected = {"embedding": student["embedding"] @ loss.project.weight.T}  # type: ignore[union-attr, operator]
-    straight = LOSSES[name](
-        LossConfig(), {"embedding": Target("embedding", 11)}, {"embedding": Target("embedding", 11)}, 5
-    )
-    assert torch.allclose(loss(student, said), straight(projected, said))
+    wide = {"embedding": Target("embedding", 11)}
+    straight = LOSSES[name](LOSSES[name].Settings(), LossContext(wide, wide, 5))
+    assert torch.allclose(loss(student, inputs), straight(projected, inputs))
 
 
 @pytest.mark.parametrize("name", FROM_LEVELS)
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    student, said = setting(batch=5)
-    loss = build(LOSSES[name], LossConfig(temperature=0.5, scale=4.0))
+    student, inputs = setting(batch=5)
+    kind = LOSSES[name]
+    soft = {"temperature": 0.5, "scale": 4.0}
+    settings = replace(kind.Settings(), **{k: v for k, v in soft.items() if hasattr(kind.Settings(), k)})
+    if name in ("kld", "nontarget"):
+        settings = replace(settings, temperature=1.0)
+    loss = build(kind, settings)
     embedding = student["embedding"].clone().requires_grad_()
 
     def value(of: torch.Tensor) -> torch.Tensor:
         if name == "one-step":  # learns the embedding on the other path
-            return loss(student, replace(said, tuned={"embedding": of}))
-        return loss(student | {"embedding": of}, said)
+            return loss(student, replace(inputs, finetune_levels={"embedding": of}))
+        return loss(student | {"embedding": of}, inputs)
 
     value(embedding).backward()
     assert embedding.grad is not None
@@ -278,12 +285,14 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 512])
 def test_half_precision_is_stable(name: str, dtype: torch.dtype, batch: int) -> None:
-    student, said = setting(batch)
+    student, inputs = setting(batch)
     loss = build(LOSSES[name])
-    exact = loss(student, said).item()
-    half, tuned = ({k: v.to(dtype).requires_grad_() for k, v in levels.items()} for levels in (student, said.tuned))
-    others = [{k: v.to(dtype) for k, v in levels.items()} for levels in said.others]
-    value = loss(half, replace(said, others=others, tuned=tuned))
+    exact = loss(student, inputs).item()
+    half, tuned = (
+        {k: v.to(dtype).requires_grad_() for k, v in levels.items()} for levels in (student, inputs.finetune_levels)
+    )
+    others = [{k: v.to(dtype) for k, v in levels.items()} for levels in inputs.other_levels]
+    value = loss(half, replace(inputs, other_levels=others, finetune_levels=tuned))
     value.backward()
     gradient = tuned["embedding"].grad if name == "one-step" else half["embedding"].grad
     assert gradient is not None
@@ -293,25 +302,29 @@ def test_half_precision_is_stable(name: str, dtype: torch.dtype, batch: int) -> 
 
 @pytest.mark.parametrize("name", FROM_LEVELS)
 def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
-    student, said = setting(batch=16)
+    student, inputs = setting(batch=16)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
-    targets = {name: values[order] for name, values in said.targets.items()}
-    shuffled = Said(targets, said.label[order], said.voice[order], said.teacher_label[order], said.teacher_scale)
-    others = [{"embedding": said.others[0]["embedding"][order]}]
-    tuned = {"embedding": said.tuned["embedding"][order]}
-    shuffled = replace(shuffled, others=others, tuned=tuned, tuned_label=said.tuned_label[order])
+    targets = {name: values[order] for name, values in inputs.targets.items()}
+    shuffled = LossInputs(
+        targets, inputs.label[order], inputs.instance[order], inputs.teacher_label[order], inputs.teacher_scale
+    )
+    others = [{"embedding": inputs.other_levels[0]["embedding"][order]}]
+    tuned = {"embedding": inputs.finetune_levels["embedding"][order]}
+    shuffled = replace(
+        shuffled, other_levels=others, finetune_levels=tuned, finetune_label=inputs.finetune_label[order]
+    )
     loss = build(LOSSES[name])
     turned = {level: values[order] for level, values in student.items()}
-    assert torch.allclose(loss(student, said), loss(turned, shuffled), atol=1e-5)
+    assert torch.allclose(loss(student, inputs), loss(turned, shuffled), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FROM_LEVELS)
 @pytest.mark.parametrize("classes", [2, 6000])
 def test_few_and_many_classes(name: str, classes: int) -> None:
-    student, said = setting(batch=8, classes=classes)
+    student, inputs = setting(batch=8, classes=classes)
     loss = build(LOSSES[name], classes=classes)
-    levels, tuned = ({k: v.clone().requires_grad_() for k, v in of.items()} for of in (student, said.tuned))
-    value = loss(levels, replace(said, tuned=tuned))
+    levels, tuned = ({k: v.clone().requires_grad_() for k, v in of.items()} for of in (student, inputs.finetune_levels))
+    value = loss(levels, replace(inputs, finetune_levels=tuned))
     value.backward()
     gradient = tuned["embedding"].grad if name == "one-step" else levels["embedding"].grad
     assert torch.isfinite(value)
@@ -321,35 +334,41 @@ def test_few_and_many_classes(name: str, classes: int) -> None:
 
 
 def test_a_perfect_student_has_no_loss() -> None:
-    _, said = setting()
-    student = {"embedding": 3.0 * said.targets["embedding"]}
-    assert build(Cosine)(student, said).item() < 1e-6
-    assert build(MSE)({"embedding": said.targets["embedding"]}, said).item() == 0.0
-    assert build(Contrastive, LossConfig(temperature=0.001))(student, said).item() < 1e-6
+    _, inputs = setting()
+    student = {"embedding": 3.0 * inputs.targets["embedding"]}
+    assert build(Cosine)(student, inputs).item() < 1e-6
+    assert build(MSE)({"embedding": inputs.targets["embedding"]}, inputs).item() == 0.0
+    assert build(Contrastive, ContrastiveSettings(temperature=0.001))(student, inputs).item() < 1e-6
+
+
+def chosen(*names: str, weights: dict[str, float] | None = None) -> dict[str, ChosenLoss]:
+    return chosen_losses(LossConfig(list(names), weights or {}))
 
 
 def test_losses_add_up_with_their_weights() -> None:
-    student, said = setting()
-    config, targets = LossConfig(weights={"mse": 0.25}), {"embedding": Target("embedding", DIM)}
-    both = Sum(
-        of_teachers(["cosine", "mse"], ["embedding"]), config, {"embedding": Target("embedding", DIM)}, targets, 1
+    student, inputs = setting()
+    one = {"embedding": Target("embedding", DIM)}
+    both = WeightedSum(
+        for_teachers(chosen("cosine", "mse", weights={"mse": 0.25}), ["embedding"]), LossContext(one, one, 1)
     )
-    total, terms = both(student, said)
+    total, terms = both(student, inputs)
     assert torch.allclose(total, terms["cosine"] + 0.25 * terms["mse"])
 
 
-def test_separate_teachers_teach_once_each() -> None:
-    student, said = setting()
-    assert of_teachers(["aam", "mse"], ["embedding@0", "embedding@1", "fbank"]) == {
-        "aam": ("aam", ""),
-        "mse@0": ("mse", "@0"),
-        "mse@1": ("mse", "@1"),
+def test_separate_teachers_give_a_term_each() -> None:
+    student, inputs = setting()
+    losses = chosen("aam", "mse")
+    assert for_teachers(losses, ["embedding@0", "embedding@1", "fbank"]) == {
+        "aam": (losses["aam"], ""),
+        "mse@0": (losses["mse"], "@0"),
+        "mse@1": (losses["mse"], "@1"),
     }
     own = student["embedding"]
     targets = {"embedding@0": own.detach(), "embedding@1": own.detach() + 1.0}
     described = {name: Target(name, DIM) for name in targets}
-    both = Sum(of_teachers(["mse"], list(targets)), LossConfig(), {"embedding": Target("embedding", DIM)}, described, 1)
-    total, terms = both(student, Said(targets, said.label, said.voice))
+    context = LossContext({"embedding": Target("embedding", DIM)}, described, 1)
+    both = WeightedSum(for_teachers(chosen("mse"), list(targets)), context)
+    total, terms = both(student, LossInputs(targets, inputs.label, inputs.instance))
     assert terms["mse@0"].item() == 0.0
     assert torch.allclose(total, terms["mse@1"])
     assert terms["mse@1"].item() > 0.0
@@ -366,19 +385,57 @@ def test_separate_teachers_teach_once_each() -> None:
 )
 def test_bad_choices(names: list[str], weights: dict[str, float], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        check_names(names, LossConfig(weights=weights))
+        chosen(*names, weights=weights)
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"margin_rise": [0.5]}, {"margin_rise": [0.5, 0.2]}, {"kd_rise": 2.0}, {"subcentres": 0}, {"temperature": 0.0}],
+    ("loss", "key", "value"),
+    [
+        ("aam", "margin_warmup", ["0.5"]),
+        ("aam", "margin_warmup", ["0.5", "0.2"]),
+        ("kld", "kd_warmup", "2.0"),
+        ("aam", "subcentres", "0"),
+        ("ntxent", "temperature", "0.0"),
+        ("contrastive", "temperature", "nan"),
+        ("memo", "momentum", ["0.5"]),
+        ("multilevel", "level_weights", {"stat": "1"}),
+    ],
 )
-def test_settings_outside_their_range(wrong: dict) -> None:
-    with pytest.raises(UsageError, match=f"loss.{next(iter(wrong))}"):
-        check_values(LossConfig(**wrong))
+def test_settings_outside_their_range(loss: str, key: str, value: object) -> None:
+    config = LossConfig([loss], {}, {loss: {key: Given("file.yaml", value, False)}})
+    with pytest.raises(UsageError, match=key):
+        chosen_losses(config)
 
 
-def levels_setting(hop: int, window: int) -> tuple[dict[str, Target], dict[str, torch.Tensor], Said]:
+def test_a_classifier_over_one_speaker_is_refused() -> None:
+    for kind in (AAM, KLD):
+        with pytest.raises(UsageError, match="two"):
+            build(kind, classes=1)
+
+
+def test_settings_of_a_loss_that_is_not_in_use_are_refused_where_they_are_typed() -> None:
+    typed = LossConfig(["mse"], {}, {"aam": {"margin": Given("loss.aam.margin=0.3", "0.3", True)}})
+    with pytest.raises(UsageError, match="--loss aam is not in use"):
+        chosen_losses(typed)
+    shared = LossConfig(["mse"], {}, {"aam": {"margin": Given("lab.yaml", "0.3", False)}})
+    assert list(chosen_losses(shared)) == ["mse"]
+    wrong = LossConfig(["mse"], {}, {"aam": {"margn": Given("lab.yaml", "0.3", False)}})
+    with pytest.raises(UsageError, match="did you mean 'margin'"):
+        chosen_losses(wrong)
+
+
+def test_every_loss_declares_its_settings_with_limits() -> None:
+    from spkd import config
+
+    for name in LOSSES:
+        for key in config.keys(LOSSES[name].Settings):
+            assert key.meaning
+            if key.kind.startswith(("int", "float", "list[float]")):
+                assert any(key.limits.get(limit) is not None for limit in ("low", "high")), f"{name}: {key.name}"
+    assert fill(AAMSettings, "loss.aam", {"margin": Given("x", "0.3", True)}).margin == 0.3
+
+
+def levels_setting(hop: int, window: int) -> tuple[dict[str, Target], dict[str, torch.Tensor], LossInputs]:
     """A student of 0.5 s (48 frames), a teacher with frames at another rate, and two vectors."""
     generator = torch.Generator().manual_seed(5)
     frames = Target("frames", 7, hop, window)
@@ -388,12 +445,12 @@ def levels_setting(hop: int, window: int) -> tuple[dict[str, Target], dict[str, 
         "stats": torch.randn(3, 8, generator=generator),
         "embedding": torch.randn(3, 6, generator=generator),
     }
-    said = {
-        "frames": torch.randn(3, frames.count(8000), 7, generator=generator),
+    inputs = {
+        "frames": torch.randn(3, frames.num_frames(8000), 7, generator=generator),
         "stats": torch.randn(3, 9, generator=generator),
         "embedding": torch.randn(3, 5, generator=generator),
     }
-    return targets, student, Said(said, torch.zeros(3), torch.arange(3))
+    return targets, student, LossInputs(inputs, torch.zeros(3), torch.arange(3))
 
 
 def levels_of(student: dict[str, torch.Tensor]) -> dict[str, Target]:
@@ -408,15 +465,15 @@ def apart(a: np.ndarray, b: np.ndarray, distance: str) -> float:
 @pytest.mark.parametrize("distance", ["cosine", "mse"])
 @pytest.mark.parametrize(("hop", "window"), [(160, 400), (320, 400), (160, 0), (200, 512)])
 def test_multilevel(distance: str, hop: int, window: int) -> None:
-    targets, student, said = levels_setting(hop, window)
+    targets, student, inputs = levels_setting(hop, window)
     levels = {"frames": "frames", "stats": "stats", "embedding": "embedding"}
-    config = LossConfig(
+    config = MultiLevelSettings(
         levels=levels, concat=["stats", "embedding"], distance=distance, level_weights={"stats": 0.5, "concat": 2.0}
     )
-    loss = MultiLevel(config, levels_of(student), targets, 1)
-    assert MultiLevel.needed(config) == ("frames", "stats", "embedding")
+    loss = MultiLevel(config, LossContext(levels_of(student), targets, 1))
+    assert MultiLevel.needed_targets(config) == ("frames", "stats", "embedding")
     weight = {level: f64(loss.project[f"level{i}"].weight) for i, level in enumerate([*levels, "concat"])}  # type: ignore[arg-type, union-attr]
-    s, t = ({name: f64(values) for name, values in side.items()} for side in (student, said.targets))
+    s, t = ({name: f64(values) for name, values in side.items()} for side in (student, inputs.targets))
     mine = s["frames"] @ weight["frames"].T
     rows, theirs = [], []
     for j in range(t["frames"].shape[1]):
@@ -430,7 +487,7 @@ def test_multilevel(distance: str, hop: int, window: int) -> None:
     expected += apart(s["embedding"] @ weight["embedding"].T, t["embedding"], distance)
     both = np.concatenate([unit(t["stats"]), unit(t["embedding"])], 1)
     expected += 2.0 * apart(s["embedding"] @ weight["concat"].T, both, distance)
-    assert loss(student, said).item() == pytest.approx(expected, rel=1e-4)
+    assert loss(student, inputs).item() == pytest.approx(expected, rel=1e-4)
     if (hop, window) == (160, 400):
         assert len(rows) == 48
 
@@ -447,5 +504,10 @@ def test_multilevel(distance: str, hop: int, window: int) -> None:
 )
 def test_levels_that_do_not_go_together(change: dict, expected: str) -> None:
     targets, student, _ = levels_setting(160, 400)
+
+    def make() -> None:
+        MultiLevel.check(MultiLevelSettings(**change))
+        MultiLevel(MultiLevelSettings(**change), LossContext(levels_of(student), targets, 1))
+
     with pytest.raises(UsageError, match=expected):
-        MultiLevel(LossConfig(**change), levels_of(student), targets, 1)
+        make()

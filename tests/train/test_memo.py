@@ -13,23 +13,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spkd import models
-from spkd.cache import Target
-from spkd.config import LossConfig, MeMoConfig
-from spkd.models.network import each
-from spkd.train.losses import Contrastive, MeMo, Said, Sum
-from spkd.train.trainee import Trainee
+from spkd.students import Checkpoint, build, load_student, save_student
+from spkd.students.network import forward_crops
+from spkd.target import Target
+from spkd.train.losses import ChosenLoss, LossContext, LossInputs, WeightedSum
+from spkd.train.losses.contrastive import Contrastive
+from spkd.train.losses.memo import MeMo, MeMoSettings
+from spkd.train.module import TrainingModule
 from tests.train.killing import kill_after_saving
 
-TINY = MeMoConfig(
+TINY = MeMoSettings(
     partner="tiny",
     partner_channels=8,
     locals=2,
     prototypes=12,
     hidden=10,
     bottleneck=5,
-    head_frozen=0.0,
-    contrastive=0.5,
+    frozen_prototypes=0.0,
+    contrastive_weight=0.5,
 )
 EMBEDDING = {"embedding": Target("embedding", 6)}
 
@@ -38,23 +39,23 @@ def f64(x: torch.Tensor) -> np.ndarray:
     return x.detach().double().numpy()
 
 
-def trainee(config: MeMoConfig = TINY) -> Trainee:
+def module(config: MeMoSettings = TINY) -> TrainingModule:
     torch.manual_seed(0)
-    network = models.build("xvector", channels=8, embedding=6)
-    chosen = {"memo": ("memo", "")}
-    return Trainee(network, Sum(chosen, LossConfig(memo=config), network.levels, EMBEDDING, 1))
+    network = build("xvector", channels=8, embedding=6)
+    terms = {"memo": (ChosenLoss("memo", MeMo, config), "")}
+    return TrainingModule(network, WeightedSum(terms, LossContext(network.levels, EMBEDDING, 1)))
 
 
-def batch(size: int = 6) -> tuple[list[torch.Tensor], Said]:
+def batch(size: int = 6) -> tuple[list[torch.Tensor], LossInputs]:
     generator = torch.Generator().manual_seed(1)
     lengths = (40, 40, 24, 24)
     crops = [torch.randn(size, length, 80, generator=generator) for length in lengths]
     targets = {"embedding": torch.randn(size, 6, generator=generator)}
-    return crops, Said(targets, torch.full((size,), -1), torch.arange(size), done=0.1)
+    return crops, LossInputs(targets, torch.full((size,), -1), torch.arange(size), progress=0.1)
 
 
-def loss_of(model: Trainee) -> MeMo:
-    loss = model.objective.of()["memo"]
+def loss_of(model: TrainingModule) -> MeMo:
+    loss = model.objective.by_name()["memo"]
     assert isinstance(loss, MeMo)
     return loss
 
@@ -70,7 +71,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("teacher", [0.0, 0.3])
 def test_the_sum_of_modes_and_contrast(teacher: float) -> None:
-    model = trainee(replace(TINY, teacher=teacher, cross=0.7)).eval()
+    model = module(replace(TINY, teacher_weight=teacher, cross_weight=0.7)).eval()
     loss = loss_of(model)
     generator = torch.Generator().manual_seed(2)
     for learner in (loss.own, loss.other):
@@ -78,8 +79,8 @@ def test_the_sum_of_modes_and_contrast(teacher: float) -> None:
             p.add_(0.3 * torch.randn(p.shape, generator=generator))
         for c in learner.centre.values():
             c.copy_(torch.randn(12, generator=generator) * 0.1)
-    crops, said = batch()
-    total, _ = model(crops, said)
+    crops, inputs = batch()
+    total, _ = model(crops, inputs)
 
     def head(learner: torch.nn.Module, which: str, mode: str, e: np.ndarray) -> np.ndarray:
         module = getattr(learner, which)[mode]
@@ -89,7 +90,7 @@ def test_the_sum_of_modes_and_contrast(teacher: float) -> None:
     networks = {"a": (model.network, loss.own), "b": (loss._partner(), loss.other)}
     s = {n: [f64(net(c)["embedding"]) for c in crops] for n, (net, _) in networks.items()}
     t = {n: [f64(learner.teacher(c)["embedding"]) for c in crops[:2]] for n, (_, learner) in networks.items()}  # type: ignore[operator]
-    tau = 0.04 + (0.07 - 0.04) * 0.5  # done 0.1 of a rise over 0.2
+    tau = 0.04 + (0.07 - 0.04) * 0.5  # 0.1 of the run, of a warm-up over 0.2
 
     def h(mode: str, teacher_of: str, student_of: str) -> float:
         terms = []
@@ -119,16 +120,16 @@ def test_the_sum_of_modes_and_contrast(teacher: float) -> None:
     if teacher:
         for frozen, n in zip(loss.frozen, "ab", strict=True):  # type: ignore[arg-type]
             assert isinstance(frozen, Contrastive)
-            expected += 0.3 * frozen({"embedding": torch.from_numpy(s[n][0]).float()}, said).item()
+            expected += 0.3 * frozen({"embedding": torch.from_numpy(s[n][0]).float()}, inputs).item()
     assert total.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_students_learn_teachers_follow() -> None:
-    model = trainee().train()
+    model = module().train()
     loss = loss_of(model)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    crops, said = batch()
-    total, _ = model(crops, said)
+    crops, inputs = batch()
+    total, _ = model(crops, inputs)
     total.backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
     still = {name for name, p in model.named_parameters() if ".teacher" in name or ".centre" in name}
@@ -138,43 +139,43 @@ def test_students_learn_teachers_follow() -> None:
     assert any(name.startswith("network.") for name in learning)
     assert any(name.startswith("objective.losses.memo.partner.network") for name in learning)
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
-    heard = torch.cat([levels["embedding"] for levels in each(loss.own.teacher, crops[:2])])
-    said_by = f64(loss.own.teacher_heads["self"](heard))
+    embeddings = torch.cat([levels["embedding"] for levels in forward_crops(loss.own.teacher, crops[:2])])
+    teacher_outputs = f64(loss.own.teacher_heads["self"](embeddings))
     model.after_step(0.5)
     momentum = 1.0 - (1.0 - 0.996) * (math.cos(math.pi * 0.5) + 1) / 2
     for name, mine in loss.own.teacher.named_parameters():
         old, new = before[f"objective.losses.memo.own.teacher.{name}"], model.network.get_parameter(name)
         assert torch.allclose(mine, momentum * old + (1 - momentum) * new, atol=1e-6)
-    assert np.allclose(f64(loss.own.centre["self"]), 0.1 * said_by.mean(0), atol=1e-5)
-    assert model.kept() is loss.own.teacher
+    assert np.allclose(f64(loss.own.centre["self"]), 0.1 * teacher_outputs.mean(0), atol=1e-5)
+    assert model.trained_network() is loss.own.teacher
 
 
 def test_each_network_is_clipped_by_itself() -> None:
-    model = trainee()
-    own, partner = model.clipped_apart()
+    model = module()
+    own, partner = model.by_network()
     loss = loss_of(model)
     theirs = {id(p) for p in [*loss._partner().parameters(), *loss.other.heads.parameters()]}
     assert {id(p) for p in partner} == theirs
     assert {id(p) for p in own} == {id(p) for p in model.parameters() if p.requires_grad} - theirs
 
 
-def test_the_last_layer_learns_nothing_at_first() -> None:
-    model = trainee(replace(TINY, head_frozen=0.2)).train()
-    crops, said = batch()
+def test_the_last_layer_is_not_trained_at_first() -> None:
+    model = module(replace(TINY, frozen_prototypes=0.2)).train()
+    crops, inputs = batch()
     for done, moved in ((0.1, False), (0.3, True)):
         model.zero_grad()
-        model(crops, replace(said, done=done))[0].backward()
+        model(crops, replace(inputs, progress=done))[0].backward()
         gradient = loss_of(model).own.heads["self"].last.grad  # type: ignore[union-attr]
         assert (gradient is not None) == moved
 
 
-def watched(model: Trainee, steps: int, crops_at: Callable[[int], list[torch.Tensor]], lr: float = 0.05) -> MeMo:
+def watched(model: TrainingModule, steps: int, crops_at: Callable[[int], list[torch.Tensor]], lr: float = 0.05) -> MeMo:
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
-    _, said = batch()
+    _, inputs = batch()
     for step in range(steps):
         model.train()
         optimiser.zero_grad()
-        total, _ = model(crops_at(step), replace(said, done=step / steps))
+        total, _ = model(crops_at(step), replace(inputs, progress=step / steps))
         total.backward()
         optimiser.step()
         model.after_step((step + 1) / steps)
@@ -183,16 +184,16 @@ def watched(model: Trainee, steps: int, crops_at: Callable[[int], list[torch.Ten
 
 def test_contrast_that_no_longer_falls_is_stopped(capsys: pytest.CaptureFixture) -> None:
     crops, _ = batch()
-    loss = watched(trainee(), 160, lambda step: crops, lr=0.0)
+    loss = watched(module(), 160, lambda step: crops, lr=0.0)
     report = loss.report()
     assert 20 <= report["contrastive_stopped"] <= 60
     assert "stopped at step" in capsys.readouterr().out
-    model = trainee().eval()
+    model = module().eval()
     loss = loss_of(model)
     with_term = model(*batch())[0]
     loss.stopped.fill_(3)
     without = model(*batch())[0]
-    alone = loss_of(trainee(replace(TINY, contrastive=0.0)).eval())
+    alone = loss_of(module(replace(TINY, contrastive_weight=0.0)).eval())
     assert with_term > without
     assert alone.report()["contrastive_stopped"] is None
 
@@ -200,7 +201,7 @@ def test_contrast_that_no_longer_falls_is_stopped(capsys: pytest.CaptureFixture)
 def test_contrast_that_opposes_the_distillation_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     contrast = MeMo._contrast
     crops, _ = batch()
-    model = trainee()
+    model = module()
     # Against a term that falls wherever the distillation rises.
     monkeypatch.setattr(MeMo, "_contrast", lambda self, s, t: -contrast(self, s, t))
     loss = watched(model, 100, lambda step: crops, lr=0.02)
@@ -214,11 +215,11 @@ def test_a_collapse_is_reported(capsys: pytest.CaptureFixture) -> None:
     generator = torch.Generator().manual_seed(3)
     varied = [[torch.randn(6, n, 80, generator=generator) for n in (40, 40, 24, 24)] for _ in range(60)]
     alike = [torch.ones(6, n, 80) for n in (40, 40, 24, 24)]
-    loss = watched(trainee(replace(TINY, contrastive=0.0)), 60, lambda step: alike)
+    loss = watched(module(replace(TINY, contrastive_weight=0.0)), 60, lambda step: alike)
     assert loss.report()["collapsed"] is not None
     assert loss.report()["information_nats"] < 0.05
     assert "memo has collapsed" in capsys.readouterr().out
-    loss = watched(trainee(replace(TINY, momentum=[0.9, 1.0])), 60, lambda step: varied[step])
+    loss = watched(module(replace(TINY, momentum=[0.9, 1.0])), 60, lambda step: varied[step])
     assert loss.report()["information_nats"] > 0.05
     assert loss.report()["collapsed"] is None
 
@@ -226,23 +227,25 @@ def test_a_collapse_is_reported(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_embeddings(dtype: torch.dtype) -> None:
     for size in (1, 512):
-        model = trainee().eval()
-        crops, said = batch(size)
-        exact = model(crops, said)[0].item()
+        model = module().eval()
+        crops, inputs = batch(size)
+        exact = model(crops, inputs)[0].item()
         levels = [{k: v.to(dtype).float() for k, v in model.network(c).items()} for c in crops]
-        value = loss_of(model)(levels[0], replace(said, crops=crops, others=levels[1:]))
+        value = loss_of(model)(levels[0], replace(inputs, crops=crops, other_levels=levels[1:]))
         value.backward()
         assert abs(value.item() - exact) < 0.02 * abs(exact)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    model = trainee(replace(TINY, teacher_temperature=[0.5, 0.5], student_temperature=0.5, contrastive=0.05)).eval()
-    crops, said = batch(4)
+    model = module(
+        replace(TINY, teacher_temperature=[0.5, 0.5], student_temperature=0.5, contrastive_weight=0.05)
+    ).eval()
+    crops, inputs = batch(4)
     levels = [{"embedding": model.network(crop)["embedding"].detach()} for crop in crops]
     loss = loss_of(model)
 
     def value(of: torch.Tensor) -> torch.Tensor:
-        return loss({"embedding": of}, replace(said, crops=crops, others=levels[1:]))
+        return loss({"embedding": of}, replace(inputs, crops=crops, other_levels=levels[1:]))
 
     embedding = levels[0]["embedding"].clone().requires_grad_()
     value(embedding).backward()
@@ -256,10 +259,10 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 def test_the_order_of_the_batch_does_not_matter() -> None:
-    model = trainee().eval()
-    crops, said = batch(8)
+    model = module().eval()
+    crops, inputs = batch(8)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
-    assert torch.allclose(model(crops, said)[0], model([c[order] for c in crops], said)[0], atol=1e-4)
+    assert torch.allclose(model(crops, inputs)[0], model([c[order] for c in crops], inputs)[0], atol=1e-4)
 
 
 SMALL = [
@@ -272,7 +275,7 @@ SMALL = [
 @pytest.fixture
 def cached(spkd: Callable, corpus: Path) -> None:
     torch.manual_seed(0)
-    models.save(Path("teacher"), models.Checkpoint(models.build("xvector", channels=16, embedding=12).eval()))
+    save_student(Path("teacher"), Checkpoint(build("xvector", channels=16, embedding=12).eval()))
     done = spkd(
         *("extract", "teacher=checkpoint", "teacher.weights=teacher", f"manifest={corpus / 'manifest.csv'}"),
         *("fbank=true", "view=crops:3,0.8", "view.noise=synthetic"),
@@ -284,16 +287,16 @@ def cached(spkd: Callable, corpus: Path) -> None:
 def test_two_architectures_and_one(spkd: Callable, corpus: Path) -> None:
     done = spkd("train", "--loss", "memo", *SMALL)
     assert done.code == 0, done.err
-    record = models.load("student").training["memo"]
+    record = load_student("student").training["memo"]
     assert set(record) == {"contrastive_stopped", "reason", "collapsed", "information_nats"}
     assert spkd("eval", str(corpus / "trials.txt"), f"manifest={corpus / 'manifest.csv'}").code == 0
     dino = [argument for argument in SMALL if "partner" not in argument]
     assert spkd("train", "--loss", "memo", *dino, "loss.memo.partner=none", "out=dino").code == 0
-    third = ["loss.memo.teacher=1.0", "mining.negatives=2", "out=third"]
+    third = ["loss.memo.teacher_weight=1.0", "mining.negatives=2", "out=third"]
     done = spkd("train", "--loss", "memo", *SMALL, *third)
     assert done.code == 0, done.err
     done = spkd("train", "--loss", "memo", *SMALL, "loss.memo.partner=ssl", "loss.memo.partner_channels=16", "out=no")
-    assert "hears wave, the student not" in done.err
+    assert "takes wave input, the student takes fbank" in done.err
 
 
 @pytest.mark.usefixtures("cached")

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from spkd import models
-from spkd.cache import Cache, Target
-from spkd.config import LossConfig, OneStepConfig, StudentConfig
+from spkd.cache import Cache
+from spkd.config import StudentConfig
 from spkd.errors import UsageError
 from spkd.manifest import Manifest, Utterance
-from spkd.models.ssl import SSL, from_teacher
-from spkd.train.losses import OneStep, Said, Sum
-from spkd.train.trainee import Trainee
+from spkd.students import build, load_student, make_student
+from spkd.students.ssl import SSLStudent, from_teacher
+from spkd.target import Target
+from spkd.train.losses import ChosenLoss, LossContext, LossInputs, WeightedSum
+from spkd.train.losses.aam import AAMSettings
+from spkd.train.losses.onestep import OneStep, OneStepSettings
+from spkd.train.module import TrainingModule
 
 SMALL = ["steps=6", "batch_size=6", "student=ssl", "student.channels=32", "student.embedding=6", "crop=0.5"]
 TEACHER = {"frames.a": Target("frames.a", 7, 320, 400), "frames.b": Target("frames.b", 5, 320, 400)}
@@ -32,21 +35,24 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("distance", "over_time", "classifier"),
+    ("distance", "time_reduction", "classifier"),
     [("l1", "mean", "softmax"), ("l1", "sum", "aam"), ("mse", "mean", "softmax")],
 )
-def test_the_formulas(distance: str, over_time: str, classifier: str) -> None:
+def test_the_formulas(distance: str, time_reduction: str, classifier: str) -> None:
     torch.manual_seed(0)
-    chosen = OneStepConfig(list(TEACHER), distance, 0.7, over_time, 3.0, True, 0.8, classifier)
-    config = LossConfig(one_step=chosen, margin=0.0, scale=10.0)
+    aam = AAMSettings(margin=0.0, scale=10.0)
+    chosen = OneStepSettings(list(TEACHER), distance, 0.7, time_reduction, 3.0, True, 0.8, classifier, aam)
     levels = {"frames": Target("frames", 6, 320, 400), "embedding": Target("embedding", 4)}
-    loss = OneStep(config, levels, TEACHER, 3)
+    loss = OneStep(chosen, LossContext(levels, TEACHER, 3))
     frames, tuned, label = torch.randn(2, 9, 6), torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
-    said = {name: torch.randn(2, 9, target.dim) for name, target in TEACHER.items()}
-    value = loss({"frames": frames}, Said(said, label, label, done=0.25, tuned={"embedding": tuned}, tuned_label=label))
+    outputs = {name: torch.randn(2, 9, target.dim) for name, target in TEACHER.items()}
+    value = loss(
+        {"frames": frames},
+        LossInputs(outputs, label, label, progress=0.25, finetune_levels={"embedding": tuned}, finetune_label=label),
+    )
 
     distilled = 0.0
-    for predict, target in zip(loss.predict, said.values(), strict=True):
+    for predict, target in zip(loss.predict, outputs.values(), strict=True):
         first, _, last = predict  # type: ignore[misc]
         x = f64(frames) @ f64(first.weight).T + f64(first.bias)
         x = x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
@@ -56,7 +62,7 @@ def test_the_formulas(distance: str, over_time: str, classifier: str) -> None:
         else:
             likeness = np.log(1 / (1 + np.exp(-cosine(x, t))))  # (B, T)
             distilled += (
-                np.abs(x - t).mean() - 0.7 * (likeness.sum(1) if over_time == "sum" else likeness.mean(1)).mean()
+                np.abs(x - t).mean() - 0.7 * (likeness.sum(1) if time_reduction == "sum" else likeness.mean(1)).mean()
             )
     if classifier == "aam":
         w = f64(loss.classify.weight)  # type: ignore[arg-type]
@@ -67,34 +73,39 @@ def test_the_formulas(distance: str, over_time: str, classifier: str) -> None:
     assert value.item() == pytest.approx(3.0 * 0.75 * distilled + 0.8 * entropy, rel=1e-4)
 
 
-def trainee(adapters: int = 4) -> Trainee:
+def module(adapters: int = 4) -> TrainingModule:
     torch.manual_seed(0)
-    config = LossConfig(one_step=OneStepConfig(["frames.a"]))
-    network = SSL(32, 6, 2, adapters)
-    return Trainee(network, Sum({"one-step": ("one-step", "")}, config, network.levels, TEACHER, 3))
+    network = SSLStudent(32, 6, 2, adapters)
+    loss = ChosenLoss("one-step", OneStep, OneStepSettings(["frames.a"]))
+    return TrainingModule(network, WeightedSum({"one-step": (loss, "")}, LossContext(network.levels, TEACHER, 3)))
 
 
-def gradients(model: Trainee, weight: float, tuning: bool) -> set[str]:
+def gradients(model: TrainingModule, weight: float, finetune: bool) -> set[str]:
     """Which parameters a loss reaches: the distillation alone, the fine-tuning alone."""
     model.train()
     crops, more = torch.randn(4, 50, 160), torch.randn(3, 50, 160)
-    loss = model.objective.of()["one-step"]
-    said = Said(
-        {"frames.a": torch.randn(4, 24, 7)}, torch.full((4,), -1), torch.arange(4), tuned_label=torch.tensor([0, 1, 2])
+    loss = model.objective.by_name()["one-step"]
+    inputs = LossInputs(
+        {"frames.a": torch.randn(4, 24, 7)},
+        torch.full((4,), -1),
+        torch.arange(4),
+        finetune_label=torch.tensor([0, 1, 2]),
     )
     model.zero_grad()
     levels = model.network(torch.cat([crops, more]), torch.arange(7) >= 4)
     assert isinstance(loss, OneStep)
-    if tuning:
+    if finetune:
         tuned = {name: values[4:] for name, values in levels.items()}
-        loss.fine_tuning(Said({}, said.label, said.voice, tuned=tuned, tuned_label=said.tuned_label)).backward()
+        loss.finetuning(
+            LossInputs({}, inputs.label, inputs.instance, finetune_levels=tuned, finetune_label=inputs.finetune_label)
+        ).backward()
     else:
-        (weight * loss.distillation(levels["frames"][:4], said)).backward()
+        (weight * loss.distillation(levels["frames"][:4], inputs)).backward()
     return {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
 
 
-def test_which_path_teaches_which_parameters() -> None:
-    model = trainee()
+def test_which_path_trains_which_parameters() -> None:
+    model = module()
     for name, parameter in model.named_parameters():  # the last weights begin at zero and would hide the first
         if name.endswith(("feed_forward.up.weight", "feed_forward.up.bias")):
             torch.nn.init.normal_(parameter)
@@ -114,8 +125,8 @@ def test_which_path_teaches_which_parameters() -> None:
 
 
 def test_the_path_without_adapters_is_the_network_without_them() -> None:
-    model = trainee().network
-    bare = SSL(32, 6, 2, 0)
+    model = module().network
+    bare = SSLStudent(32, 6, 2, 0)
     for layer in model.transformer.layers:  # type: ignore[union-attr]
         torch.nn.init.normal_(layer.feed_forward.up.weight)
     renamed = {k.replace(".feed_forward.feed_forward.", ".feed_forward."): v for k, v in model.state_dict().items()}
@@ -136,7 +147,7 @@ def test_the_path_without_adapters_is_the_network_without_them() -> None:
 
 
 def test_noise_and_statistics_belong_to_the_adapters_path_in_training() -> None:
-    model = trainee().network.train()
+    model = module().network.train()
     for layer in model.transformer.layers:  # type: ignore[union-attr]
         torch.nn.init.normal_(layer.feed_forward.up.weight)
     features, adapted = torch.randn(6, 60, 160), torch.arange(6) >= 3
@@ -180,10 +191,10 @@ def test_a_student_begins_as_its_teachers_first_layers(family: str, tmp_path: Pa
             assert torch.allclose(found[i], expected[i], atol=2e-5)
         if not stable:  # its last layer is normalised once more
             assert torch.allclose(found[2], expected[2], atol=2e-5)
-    again = models.build("ssl", **student.settings)
+    again = build("ssl", **student.settings)
     again.load_state_dict(student.state_dict())
     with pytest.raises(UsageError, match=r"student.layers=9: .* has 3"):
-        models.student(StudentConfig("ssl", layers=9, init=str(tmp_path / "teacher")))
+        make_student(StudentConfig("ssl", layers=9, init=str(tmp_path / "teacher")))
 
 
 @pytest.fixture
@@ -210,20 +221,20 @@ CHOSEN = ["--loss", "one-step", "loss.one_step.targets=[frames.layer2,frames.lay
 
 
 @pytest.mark.usefixtures("caches")
-def test_two_manifests_teach_two_paths(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
+def test_two_manifests_train_two_paths(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
     init = f"student.init={tiny_wavlm}"
-    done = spkd("train", *CHOSEN, "cache=kd", "labelled=ft", init, *SMALL)
+    done = spkd("train", *CHOSEN, "cache=kd", "finetune_cache=ft", init, *SMALL)
     assert done.code == 0, done.err
-    checkpoint = models.load("student")
+    checkpoint = load_student("student")
     assert len(checkpoint.classes) == len(checkpoint.head) == 4  # type: ignore[arg-type]
     assert checkpoint.network.settings["adapters"] == 4
     done = spkd("eval", str(corpus / "trials.txt"), f"manifest={corpus / 'manifest.csv'}")
     assert done.code == 0, done.err
     # From audio instead of cached samples, and beside a loss over embeddings.
-    done = spkd("train", *CHOSEN, "--loss", "contrastive", "cache=kd", "labelled=ft", init, *SMALL, "out=both")
+    done = spkd("train", *CHOSEN, "--loss", "contrastive", "cache=kd", "finetune_cache=ft", init, *SMALL, "out=both")
     assert done.code == 0, done.err
     # Two-step: what distillation left, fine-tuned. An adapter may come new beside the trained layers.
-    first = [*CHOSEN[:-1], "loss.one_step.tuning=0", "cache=kd", "out=first", *SMALL]
+    first = [*CHOSEN[:-1], "loss.one_step.finetune_weight=0", "cache=kd", "out=first", *SMALL]
     assert spkd("train", *first).code == 0
     done = spkd("train", "--loss", "aam", "cache=ft", "student.init=first", "out=second", *SMALL)
     assert done.code == 0, done.err
@@ -235,8 +246,11 @@ def test_two_manifests_teach_two_paths(spkd: Callable, corpus: Path, tiny_wavlm:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["cache=kd", "labelled=ft", *SMALL], "needs a student with adapters"),
-        (["cache=kd", "labelled=ft", *SMALL, "student=xvector", "student.adapters=4"], "only student=ssl has them"),
+        (["cache=kd", "finetune_cache=ft", *SMALL], "needs a student with adapters"),
+        (
+            ["cache=kd", "finetune_cache=ft", *SMALL, "student=xvector", "student.adapters=4"],
+            "only student=ssl has them",
+        ),
         (["cache=kd", *SMALL, "student.adapters=4"], "needs at least batch_size=6 labelled views"),
         (["cache=ft", *SMALL, "student.adapters=4"], "needs the target frames.layer2, frames.layer3, which ft lacks"),
     ],
@@ -245,5 +259,5 @@ def test_what_one_step_cannot_do(spkd: Callable, arguments: list[str], expected:
     done = spkd("train", *CHOSEN[:-1], *arguments)
     assert done.code in (1, 2)
     assert expected in done.err
-    done = spkd("train", "--loss", "cosine", "cache=kd", "labelled=ft", *SMALL)
-    assert "only one-step hears labelled views apart" in done.err
+    done = spkd("train", "--loss", "cosine", "cache=kd", "finetune_cache=ft", *SMALL)
+    assert "used by a loss that fine-tunes only" in done.err

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from spkd.cache import EMBEDDING, Target
-from spkd.config import LossConfig
-from spkd.train.losses.base import Loss, Said
+from spkd.config import key
+from spkd.errors import UsageError
+from spkd.target import EMBEDDING
+from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
+
+
+@dataclass
+class MarginSettings:
+    """A cosine classifier with an additive angular margin."""
+
+    margin: float = key(0.2, "additive angular margin (rad)", low=0, high=3.14)
+    margin_warmup: list[float] = key(
+        [0.0, 0.0],
+        "fractions of the run between which the margin grows from 0, exponentially; [0,0]: at once",
+        low=0,
+        high=1,
+    )
+    scale: float = key(32.0, "scale of the student's cosine logits", positive=True, high=1e4)
+
+
+@dataclass
+class AAMSettings(MarginSettings):
+    subcentres: int = key(1, "centres of each class; the nearest counts", low=1, high=1000)
 
 
 class AAM(Loss):
@@ -22,29 +43,48 @@ class AAM(Loss):
     theta_k is the angle to the nearest of a class's rows, `weight` (classes * sub-centres, D).
     """
 
+    Settings = AAMSettings
+    learns_from = "speaker classes (every speed a class)"
     needs_labels = True
 
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        super().__init__(config, levels, targets, classes)
-        self.margin, self.scale, self.subcentres = config.margin, config.scale, config.subcentres
-        self._rise = config.margin_rise
-        rows = classes * config.subcentres
-        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(rows, levels[EMBEDDING].dim)))
+    def __init__(self, settings: AAMSettings, context: LossContext) -> None:
+        """Raises UsageError: fewer than two classes."""
+        super().__init__(settings, context)
+        if context.num_classes < 2:
+            raise UsageError(f"a classifier over {context.num_classes} speaker classes learns nothing; it needs two")
+        self.margin, self.scale, self.subcentres = settings.margin, settings.scale, settings.subcentres
+        self._warmup = settings.margin_warmup
+        rows = context.num_classes * settings.subcentres
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(rows, context.levels[EMBEDDING].dim)))
 
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
+    @classmethod
+    def check(cls, settings: AAMSettings) -> None:
+        check_warmup(settings.margin_warmup, "loss.aam.margin_warmup")
+
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         cosine = linear(normalize(student[EMBEDDING].float(), dim=-1), normalize(self.weight.float(), dim=-1))
         cosine = cosine.unflatten(1, (-1, self.subcentres)).amax(-1)
-        margin = self.margin * risen(said.done, self._rise)
-        return cross_entropy(self.scale * add_margin(cosine, said.label, margin), said.label)
+        margin = self.margin * margin_ramp(inputs.progress, self._warmup)
+        return cross_entropy(self.scale * add_margin(cosine, inputs.label, margin), inputs.label)
+
+    def classifier(self) -> TrainedClassifier | None:
+        # Of several sub-centres no single row stands for a class.
+        return TrainedClassifier(self.weight, self.scale) if self.subcentres == 1 else None
 
 
-def risen(done: float, between: list[float]) -> float:
-    """How much of the margin is there when a fraction `done` of the run is: 0 before `between`, 1 behind, and
-    1 - 0.001^x at the fraction x of the way (WeSpeaker's exponential margin schedule)."""
+def check_warmup(between: list[float], name: str) -> None:
+    """Raises UsageError where it is not two fractions in order."""
+    if len(between) != 2 or between[0] > between[1]:
+        raise UsageError(f"{name}={between}: give two fractions of the run, e.g. [0.13,0.27]")
+
+
+def margin_ramp(progress: float, between: list[float]) -> float:
+    """The fraction of the margin at a fraction `progress` of the run: 0 before `between`, 1 after, and 1 - 0.001^x at
+    the fraction x of the way (WeSpeaker's exponential margin schedule)."""
     start, end = between
-    if done >= end:
+    if progress >= end:
         return 1.0
-    return 0.0 if done < start else 1.0 - 0.001 ** ((done - start) / (end - start))
+    return 0.0 if progress < start else 1.0 - 0.001 ** ((progress - start) / (end - start))
 
 
 def add_margin(cosine: Tensor, label: Tensor, margin: float) -> Tensor:

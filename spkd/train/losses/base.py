@@ -3,93 +3,219 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from spkd.cache import Target
-from spkd.config import LossConfig
-from spkd.models import Network
+from spkd.students import Network
+from spkd.target import LOGITS, Target
 
 
 @dataclass(frozen=True)
-class Said:
-    """What is known of a batch of B views, and what the student said beside its levels of the first crops.
+class LossInputs:
+    """What a loss may use of a batch of B views, beside the student's levels of their first crops.
 
-    targets: the teacher's, by name, float32. label: (B,) class of each view, -1 unknown. voice: (B,) one number per
-    (utterance, speed): views that share it are the same voice whatever the labels say. teacher_label: (B,) the label
-    among the classes of the teacher's logits, -1 where it has none (empty: no logits here). teacher_scale: of the
-    teacher's cosine logits; None where they are of another kind. done: fraction of the run that is over. negatives:
-    (B, N, D) teacher embeddings of voices that are hard to tell from each view's, where they are mined.
-
-    crops: the student's features (B, T_i, F) of every crop. others: its levels of the crops after the first. tuned,
-    tuned_label: its levels of other, labelled views through the adapters, and their classes (see OneStep).
+    Attributes:
+        targets: the teacher's, by name, float32.
+        label: (B,) class of each view, -1 unknown.
+        instance: (B,) one number per (utterance, speed): views that share it are of one speaker whatever the labels
+            are.
+        teacher_label: (B,) the label among the classes of the teacher's logits, -1 where it has none (empty: no
+            logits).
+        teacher_scale: of the teacher's cosine logits; None where they are of another kind.
+        progress: fraction of the run that is over.
+        negatives: (B, N, D) teacher embeddings that are hard to tell from each view's, where they are mined.
+        is_negative: (B, N) which of these may be used; None: all.
+        crops: input features (B, T_i, F) of every crop.
+        other_levels: the student's levels of the crops after the first.
+        finetune_levels: its levels of other, labelled views through the adapters (see OneStep).
+        finetune_label: their classes.
     """
 
     targets: dict[str, Tensor]
     label: Tensor
-    voice: Tensor
+    instance: Tensor
     teacher_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     teacher_scale: float | None = None
-    done: float = 1.0
+    progress: float = 1.0
     negatives: Tensor | None = None
+    is_negative: Tensor | None = None
     crops: list[Tensor] = field(default_factory=list)
-    others: list[dict[str, Tensor]] = field(default_factory=list)
-    tuned: dict[str, Tensor] = field(default_factory=dict)
-    tuned_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    other_levels: list[dict[str, Tensor]] = field(default_factory=list)
+    finetune_levels: dict[str, Tensor] = field(default_factory=dict)
+    finetune_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a loss is built for.
+
+    Attributes:
+        levels: the student's, by name.
+        targets: the teacher's, by name.
+        num_classes: speaker classes of the labelled views.
+    """
+
+    levels: dict[str, Target]
+    targets: dict[str, Target]
+    num_classes: int
+
+
+class LogitsRequest(NamedTuple):
+    """Which teacher logits a loss learns from.
+
+    Attributes:
+        source: auto, head or prototypes.
+        scale: of prototype logits.
+        temperature: at which they are used.
+    """
+
+    source: str
+    scale: float
+    temperature: float
+
+
+class TrainedClassifier(NamedTuple):
+    """The student's own speaker classifier, kept with it.
+
+    Attributes:
+        weight: (classes, D) rows of a cosine classifier.
+        scale: of its logits.
+        over_teacher: whether its classes are those of the teacher's logits; else they are the speakers of the views.
+    """
+
+    weight: Tensor
+    scale: float
+    over_teacher: bool = False
+
+
+@dataclass
+class NoSettings:
+    """The settings of a loss that has none."""
 
 
 class Loss(nn.Module):
-    """Student levels and what the teacher said -> one scalar.
+    """Student levels and teacher targets -> one scalar.
 
-    Class attributes:
-        needs: names of the targets. needs_labels: whether every view must have a speaker label.
+    A new loss is a subclass in a file of its own and its name in spkd.registry.LOSSES. The trainer knows a loss by what
+    is declared here alone.
 
-    partner: another network that it trains beside the student, and what belongs to it.
+    Attributes:
+        Settings: dataclass of its section `loss.NAME`.
+        learns_from: in a few words, for `spkd train --losses` and the docs.
+        needs: names of the targets, where they do not depend on the settings. Where several teachers are kept
+            separate, a loss with `needs` is there once for each.
+        needs_labels: whether every view must have a speaker label.
+        averages_weights: whether it makes a moving average of the student itself.
+        partner: another network that it trains beside the student, and what belongs to it.
     """
 
-    needs: tuple[str, ...] = ()
-    needs_labels: bool = False
+    Settings: ClassVar[type] = NoSettings
+    learns_from: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    needs_labels: ClassVar[bool] = False
+    averages_weights: ClassVar[bool] = False
 
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        """levels: the student's. targets: the cache's. classes: number of speakers."""
+    def __init__(self, settings: Any, context: LossContext) -> None:
         super().__init__()
         self.partner: nn.Module | None = None
 
     @classmethod
-    def needed(cls, config: LossConfig) -> tuple[str, ...]:
-        """`needs`, where they do not depend on the settings."""
+    def check(cls, settings: Any) -> None:
+        """Raises UsageError for settings that do not go together; single values are checked by their declaration."""
+
+    @classmethod
+    def needed_targets(cls, settings: Any) -> tuple[str, ...]:
+        """Names of the targets."""
         return cls.needs
 
     @classmethod
-    def tunes(cls, config: LossConfig) -> bool:
+    def logits(cls, settings: Any) -> LogitsRequest | None:
+        """Which teacher logits it learns from; None where it learns from none."""
+        return None
+
+    @classmethod
+    def contrasts(cls, settings: Any) -> bool:
+        """Whether it contrasts the student with the teacher's embeddings: then its settings have a `ceiling`, and mined
+        negatives are used."""
+        return False
+
+    @classmethod
+    def finetunes(cls, settings: Any) -> bool:
         """Whether it fine-tunes besides, on labelled views that go through the student's adapters."""
         return False
 
     @classmethod
-    def crops(cls, config: LossConfig) -> tuple[float, ...]:
-        """How long further crops of each voice have to be (s; 0: as long as the first)."""
+    def further_crops(cls, settings: Any) -> tuple[float, ...]:
+        """How long further crops of each instance have to be (s; 0: as long as the first)."""
         return ()
 
     def join(self, network: Network) -> None:
-        """Before the first step: take what is wanted of the student."""
+        """Before the first step: take what is needed of the student."""
 
-    def after_step(self, network: Network, done: float) -> None:
-        """After every step of the optimiser, when a fraction `done` of the run is over."""
+    def after_step(self, network: Network, progress: float) -> None:
+        """After every step of the optimiser, when a fraction `progress` of the run is over."""
 
-    def kept(self, network: Network) -> Network:
+    def trained_network(self, network: Network) -> Network:
         """What the run is for: the student itself, unless the loss made a better one of it."""
         return network
+
+    def classifier(self) -> TrainedClassifier | None:
+        """The speaker classifier that it trained; None where it trained none that can be kept."""
+        return None
 
     def report(self) -> dict[str, Any]:
         """What happened, for the checkpoint's record."""
         return {}
 
     @abstractmethod
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         """(): the mean over the batch."""
+
+
+@dataclass(frozen=True)
+class ChosenLoss:
+    """A loss of a run.
+
+    Attributes:
+        name: in the registry.
+        kind: its class.
+        settings: its own.
+        weight: in the sum.
+    """
+
+    name: str
+    kind: type[Loss]
+    settings: Any
+    weight: float = 1.0
+
+    @property
+    def needed_targets(self) -> tuple[str, ...]:
+        return self.kind.needed_targets(self.settings)
+
+    @property
+    def logits(self) -> LogitsRequest | None:
+        return self.kind.logits(self.settings)
+
+    @property
+    def contrasts(self) -> bool:
+        return self.kind.contrasts(self.settings)
+
+    @property
+    def finetunes(self) -> bool:
+        return self.kind.finetunes(self.settings)
+
+    @property
+    def further_crops(self) -> tuple[float, ...]:
+        return self.kind.further_crops(self.settings)
+
+
+def uses_logits(losses: Iterable[ChosenLoss]) -> bool:
+    """Whether any of the losses learns from logits."""
+    return any(LOGITS in loss.needed_targets for loss in losses)
 
 
 def projection(source: int, target: int) -> nn.Module:

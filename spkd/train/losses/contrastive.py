@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from spkd.cache import EMBEDDING, Target
-from spkd.config import LossConfig
-from spkd.train.losses.base import Loss, Said, projection
+from spkd.config import key
+from spkd.target import EMBEDDING
+from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
 
-CEILING = 0.95  # teacher cosine of what is likely the same voice
+CEILING = 0.95  # teacher cosine above which two views are likely to be of one speaker
+
+
+@dataclass
+class ContrastiveSettings:
+    temperature: float = key(0.05, "temperature", positive=True, high=1e3)
+    ceiling: float | None = key(
+        None,
+        "skip negatives whose teacher cosine to the positive exceeds this (probably the same speaker); default: 0.95, "
+        "or above 99 % of different speakers where the teacher's similarities are high even between those",
+        low=-1,
+        high=2,
+    )
 
 
 class Contrastive(Loss):
@@ -19,28 +33,38 @@ class Contrastive(Loss):
 
     The abstract says that the contrastive loss of self-supervised learning replaces cosine and MSE; the equation,
     tau = 0.05 and what follows are this project's reading. A view j is no negative of i where it is known or likely
-    to be the same voice: the same utterance at the same speed, or teacher cosine t_i.t_j above the ceiling. Labels
-    are never looked at.
+    to be of the same speaker: the same utterance at the same speed, or teacher cosine t_i.t_j above the ceiling. So are
+    hard negatives above the ceiling. Labels are never used.
 
     Shapes: student (B, Ds) through a linear map where the widths differ, teacher (B, Dt).
     """
 
+    Settings = ContrastiveSettings
+    learns_from = "`embedding`, against the batch and mined negatives"
     needs = (EMBEDDING,)
 
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        super().__init__(config, levels, targets, classes)
-        self.temperature = config.temperature
-        self.ceiling = CEILING if config.ceiling is None else config.ceiling
-        self.project = projection(levels[EMBEDDING].dim, targets[EMBEDDING].dim)
+    def __init__(self, settings: ContrastiveSettings, context: LossContext) -> None:
+        super().__init__(settings, context)
+        self.temperature = settings.temperature
+        self.ceiling = CEILING if settings.ceiling is None else settings.ceiling
+        self.project = projection(context.levels[EMBEDDING].dim, context.targets[EMBEDDING].dim)
 
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
-        teacher = normalize(said.targets[EMBEDDING], dim=-1)
+    @classmethod
+    def contrasts(cls, settings: ContrastiveSettings) -> bool:
+        return True
+
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
+        teacher = normalize(inputs.targets[EMBEDDING], dim=-1)
         mine = normalize(self.project(student[EMBEDDING]).float(), dim=-1)
         similarity = mine @ teacher.mT / self.temperature
-        same_voice = (said.voice[:, None] == said.voice) | (teacher @ teacher.mT > self.ceiling)
+        same_speaker = (inputs.instance[:, None] == inputs.instance) | (teacher @ teacher.mT > self.ceiling)
         positive = torch.eye(len(teacher), dtype=torch.bool, device=teacher.device)
-        logits = similarity.masked_fill(same_voice & ~positive, -torch.inf)
-        if said.negatives is not None:
-            hard = normalize(said.negatives.float(), dim=-1)
-            logits = torch.cat([logits, torch.einsum("bd,bnd->bn", mine, hard) / self.temperature], 1)
+        logits = similarity.masked_fill(same_speaker & ~positive, -torch.inf)
+        if inputs.negatives is not None:
+            hard = normalize(inputs.negatives.float(), dim=-1)
+            allowed = torch.einsum("bd,bnd->bn", teacher, hard) <= self.ceiling
+            if inputs.is_negative is not None:
+                allowed = allowed & inputs.is_negative
+            against = torch.einsum("bd,bnd->bn", mine, hard) / self.temperature
+            logits = torch.cat([logits, against.masked_fill(~allowed, -torch.inf)], 1)
         return cross_entropy(logits, torch.arange(len(teacher), device=teacher.device))

@@ -1,41 +1,81 @@
-"""Label-level distillation: the student's classifier learns what the teacher's says of every class."""
+"""Label-level distillation: the student's classifier learns the teacher's logits over all classes."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from spkd.cache import EMBEDDING, LOGITS, Target
-from spkd.config import LossConfig
-from spkd.train.losses.aam import add_margin, risen
-from spkd.train.losses.base import Loss, Said
+from spkd.config import key
+from spkd.errors import UsageError
+from spkd.target import EMBEDDING, LOGITS
+from spkd.train.losses.aam import MarginSettings, add_margin, check_warmup, margin_ramp
+from spkd.train.losses.base import LogitsRequest, Loss, LossContext, LossInputs, TrainedClassifier
 
 
-class Classifier(Loss):
+@dataclass
+class LabelSettings(MarginSettings):
+    temperature: float = key(1.0, "temperature of the divergence", positive=True, high=1e3)
+    kd_warmup: float = key(
+        0.0, "fraction of the run over which the weight of the divergence grows from 0 to 1", low=0, high=1
+    )
+    teacher_margin: float = key(0.2, "margin put on the teacher's own cosine logits (rad)", low=0, high=3.14)
+    logits: str = key(
+        "auto",
+        "the teacher's logits: of its own head, or cosines to its mean embedding of each training class; auto takes "
+        "the head where it knows every class",
+        ("auto", "head", "prototypes"),
+    )
+
+
+@dataclass
+class NonTargetSettings(LabelSettings):
+    gamma: float = key(2.0, "weight of the non-target part", low=0, high=1e6)
+
+
+class LabelDistillation(Loss):
     """CE_margin(z_s, y) + w * T^2 * divergence(z_t, z_s), y and z over the teacher's classes.
 
     z_s = scale * cos(theta_k + margin [k = y]) with `weight` (classes, Ds) of the student's own; z_t (B, classes) is
-    the teacher's, with `teacher_margin` put on the same entry where its head is cosine. w rises linearly to 1 over
-    the first `kd_rise` of the run. The cross-entropy is the mean over the views with a label among the teacher's
+    the teacher's, with `teacher_margin` put on the same entry where its head is cosine. w grows linearly to 1 over
+    the first `kd_warmup` of the run. The cross-entropy is the mean over the views with a label among the teacher's
     classes, the divergence that over all views it is defined for.
     """
 
+    Settings = LabelSettings
     needs = (LOGITS,)
 
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        super().__init__(config, levels, targets, classes)
-        self.margin, self.scale, self.temperature = config.margin, config.scale, config.kd_temperature
-        self._teacher_margin, self._rise, self._kd_rise = config.teacher_margin, config.margin_rise, config.kd_rise
-        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(targets[LOGITS].dim, levels[EMBEDDING].dim)))
+    def __init__(self, settings: LabelSettings, context: LossContext) -> None:
+        """Raises UsageError: fewer than two classes."""
+        super().__init__(settings, context)
+        classes = context.targets[LOGITS].dim
+        if classes < 2:
+            raise UsageError(f"logits over {classes} class teach nothing; the teacher or the data need two speakers")
+        self.margin, self.scale, self.temperature = settings.margin, settings.scale, settings.temperature
+        self._teacher_margin = settings.teacher_margin
+        self._margin_warmup, self._kd_warmup = settings.margin_warmup, settings.kd_warmup
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(classes, context.levels[EMBEDDING].dim)))
 
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
+    @classmethod
+    def check(cls, settings: LabelSettings) -> None:
+        check_warmup(settings.margin_warmup, "margin_warmup")
+
+    @classmethod
+    def logits(cls, settings: LabelSettings) -> LogitsRequest:
+        return LogitsRequest(settings.logits, settings.scale, settings.temperature)
+
+    def classifier(self) -> TrainedClassifier:
+        return TrainedClassifier(self.weight, self.scale, over_teacher=True)
+
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         cosine = linear(normalize(student[EMBEDDING].float(), dim=-1), normalize(self.weight.float(), dim=-1))
-        label, teacher = said.teacher_label, said.targets[LOGITS].float()
-        z_s = self.scale * add_margin(cosine, label, self.margin * risen(said.done, self._rise))
-        if said.teacher_scale is not None:
-            teacher = said.teacher_scale * add_margin(teacher / said.teacher_scale, label, self._teacher_margin)
-        weight = 1.0 if said.done >= self._kd_rise else said.done / self._kd_rise
+        label, teacher = inputs.teacher_label, inputs.targets[LOGITS].float()
+        z_s = self.scale * add_margin(cosine, label, self.margin * margin_ramp(inputs.progress, self._margin_warmup))
+        if inputs.teacher_scale is not None:
+            teacher = inputs.teacher_scale * add_margin(teacher / inputs.teacher_scale, label, self._teacher_margin)
+        weight = 1.0 if inputs.progress >= self._kd_warmup else inputs.progress / self._kd_warmup
         known = label >= 0
         entropy = cross_entropy(z_s[known], label[known]) if known.any() else z_s.sum() * 0.0
         t = self.temperature
@@ -46,29 +86,34 @@ class Classifier(Loss):
         raise NotImplementedError
 
 
-class KLD(Classifier):
+class KLD(LabelDistillation):
     """The conventional label-level distillation: divergence = KL(softmax z_t || softmax z_s), summed over the classes
     (Hinton et al., arXiv 1503.02531; for speakers Wang et al., ICASSP 2019)."""
+
+    learns_from = "`logits`"
 
     def divergence(self, teacher: Tensor, student: Tensor, label: Tensor) -> Tensor:
         return _kl(teacher.log_softmax(1), student.log_softmax(1)).mean()
 
 
-class NonTarget(Classifier):
+class NonTarget(LabelDistillation):
     """Emphasised non-target speakers (Truong et al., arXiv 2309.14838), the decoupled form of Zhao et al., CVPR 2022:
 
         divergence = KL(b_t || b_s) + gamma * KL(q_t || q_s),   b = [p_y, 1 - p_y],   q = softmax over all k != y
 
     In the ordinary divergence the second part has the weight 1 - p_y of the teacher, nearly 0 where it knows the
-    speaker; gamma takes its place. Both parts are computed from log-sum-exps: at scale 32 the mass of the rest
-    underflows. Values from the authors' code: gamma 2, T 1, scale 32, both margins 0.2.
+    speaker; gamma takes its place. Both parts are computed from log-sum-exps: 1 - p_y computed from the probability
+    loses all its digits where the teacher is sure. Values from the authors' code: gamma 2, T 1, scale 32, both margins
+    0.2.
     """
 
+    Settings = NonTargetSettings
+    learns_from = "`logits`, of the non-target speakers above all"
     needs_labels = True
 
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        super().__init__(config, levels, targets, classes)
-        self.gamma = config.gamma
+    def __init__(self, settings: NonTargetSettings, context: LossContext) -> None:
+        super().__init__(settings, context)
+        self.gamma = settings.gamma
 
     def divergence(self, teacher: Tensor, student: Tensor, label: Tensor) -> Tensor:
         (b_t, q_t), (b_s, q_s) = (_decoupled(z, label) for z in (teacher, student))

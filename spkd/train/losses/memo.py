@@ -4,40 +4,74 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, linear, normalize
 
-from spkd import models
-from spkd.cache import EMBEDDING, Target
-from spkd.config import LossConfig, MeMoConfig, StudentConfig
+from spkd.config import StudentConfig, key
 from spkd.errors import UsageError
-from spkd.models import Network
-from spkd.models.network import each
-from spkd.progress import say
-from spkd.train.losses.base import Loss, Said
-from spkd.train.losses.contrastive import Contrastive
+from spkd.progress import log
+from spkd.registry import STUDENTS
+from spkd.students import Network, make_student
+from spkd.students.network import forward_crops
+from spkd.target import EMBEDDING
+from spkd.train.losses.base import Loss, LossContext, LossInputs
+from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
 
 MODES = ("self", "cross")
-GLOBALS = 2  # long crops, which the teachers hear too
+GLOBALS = 2  # long crops, which the teachers take too
 PROBE = 10  # steps between two looks at the gradients
 SMOOTH = 0.9  # of what is watched, over PROBEs
-EARLIEST = 0.2  # fraction of the run before which nothing is judged: fresh networks say the same of all views, and
+EARLIEST = 0.2  # fraction of the run before which nothing is judged: fresh networks give one output for all views, and
 # while the learning rate rises the contrastive term does too
 PATIENCE = 0.1  # fraction of the run for which it may stand still
-LEAST_INFORMATION = 0.05  # nats that a view's prototypes tell about which view it is
+LEAST_INFORMATION = 0.05  # nats of mutual information between view and prototype
 INVERSE_TEMPERATURE = 1 / 0.07  # before the contrastive term, in the authors' code
+NO_PARTNER = "none"
 
 
-class Head(nn.Module):
+@dataclass
+class MeMoSettings:
+    partner: str = key("resnet34", "the other architecture; none: one alone, which is DINO", (*STUDENTS, NO_PARTNER))
+    partner_channels: int | None = key(None, "width of the other architecture (default: its own)", low=1, high=65_536)
+    locals: int = key(4, "short crops beside the two long ones (which are as long as crop)", low=0, high=100)
+    local_crop: float = key(2.0, "length of the short crops (s)", positive=True, high=1000)
+    prototypes: int = key(65536, "outputs of each head", low=2, high=10**8)
+    hidden: int = key(2048, "width of the heads", low=1, high=10**6)
+    bottleneck: int = key(256, "width of the heads before the prototypes", low=1, high=10**6)
+    student_temperature: float = key(0.1, "temperature of the students' outputs", positive=True, high=1e3)
+    teacher_temperature: list[float] = key(
+        [0.04, 0.07], "temperature of the teachers' outputs, first and last", positive=True, high=1e3
+    )
+    teacher_temperature_warmup: float = key(
+        0.2, "fraction of the run over which it grows from the one to the other", low=0, high=1
+    )
+    centre: float = key(0.9, "momentum of the centres", low=0, high=1)
+    momentum: list[float] = key([0.996, 1.0], "momentum of the teachers, first and last", low=0, high=1)
+    frozen_prototypes: float = key(
+        0.0067, "first fraction of the run in which the prototypes are not trained (one of 150 epochs)", low=0, high=1
+    )
+    cross_weight: float = key(1.0, "weight of the cross mode", low=0, high=1e6)
+    contrastive_weight: float = key(
+        1.0, "weight of the contrastive term, which stops by itself (0: none)", low=0, high=1e6
+    )
+    teacher_weight: float = key(
+        0.0, "weight of a third mode: contrast with the cached teacher's embeddings (0: none)", low=0, high=1e6
+    )
+    frozen_temperature: float = key(0.05, "temperature of the third mode", positive=True, high=1e3)
+    ceiling: float | None = key(None, "of the third mode; see loss.contrastive.ceiling", low=-1, high=2)
+
+
+class ProjectionHead(nn.Module):
     """DINO's head (Caron et al., ICCV 2021): three linear layers with batch-norm and GELU between, an L2-normalised
     bottleneck, and a last layer of unit vectors: cosines to `prototypes`."""
 
-    def __init__(self, inputs: int, config: MeMoConfig) -> None:
+    def __init__(self, inputs: int, settings: MeMoSettings) -> None:
         super().__init__()
-        hidden, out = config.hidden, config.bottleneck
+        hidden, out = settings.hidden, settings.bottleneck
         self.mlp = nn.Sequential(
             nn.Linear(inputs, hidden),
             nn.BatchNorm1d(hidden),
@@ -47,35 +81,35 @@ class Head(nn.Module):
             nn.GELU(),
             nn.Linear(hidden, out),
         )
-        self.last = nn.Parameter(nn.init.trunc_normal_(torch.empty(config.prototypes, out), std=0.02))
+        self.last = nn.Parameter(nn.init.trunc_normal_(torch.empty(settings.prototypes, out), std=0.02))
 
     def forward(self, embedding: Tensor, frozen: bool = False) -> Tensor:
-        """(B, D) -> (B, prototypes). frozen: the last layer learns nothing yet."""
+        """(B, D) -> (B, prototypes). frozen: the last layer is not trained yet."""
         last = self.last.detach() if frozen else self.last
         return linear(normalize(self.mlp(embedding).float(), dim=-1), normalize(last, dim=-1))
 
 
-class Learner(nn.Module):
+class EmaPair(nn.Module):
     """One architecture: its heads, and its teacher's network and heads, their moving averages.
 
     The centres (one for each mode) belong to the teacher: EMA of the mean of its outputs.
     """
 
-    def __init__(self, inputs: int, config: MeMoConfig, modes: tuple[str, ...]) -> None:
+    def __init__(self, inputs: int, settings: MeMoSettings, modes: tuple[str, ...]) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict({mode: Head(inputs, config) for mode in modes})
-        self.teacher_heads = _still(self.heads)
+        self.heads = nn.ModuleDict({mode: ProjectionHead(inputs, settings) for mode in modes})
+        self.teacher_heads = _frozen_copy(self.heads)
         self.centre = nn.ParameterDict(
-            {mode: nn.Parameter(torch.zeros(config.prototypes), requires_grad=False) for mode in modes}
+            {mode: nn.Parameter(torch.zeros(settings.prototypes), requires_grad=False) for mode in modes}
         )
 
     def join(self, network: Network) -> None:
-        self.teacher = _still(network)
+        self.teacher = _frozen_copy(network)
 
     @torch.no_grad()
     def teach(self, crops: list[Tensor]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        """The teacher's embeddings of the long crops, and what each of its heads says of them."""
-        embeddings = [levels[EMBEDDING] for levels in each(self.teacher, crops)]
+        """The teacher's embeddings of the long crops, and the outputs of each of its heads."""
+        embeddings = [levels[EMBEDDING] for levels in forward_crops(self.teacher, crops)]
         joined = torch.cat(embeddings)
         return embeddings, {mode: list(head(joined).chunk(len(crops))) for mode, head in self.teacher_heads.items()}
 
@@ -95,21 +129,21 @@ class MeMo(Loss):
         L_a = H(h(T_a), h(S_a)) + cross * H(g(T_b), g(S_a)) + contrastive * InfoNCE(S_a, T_a),   L_b alike,
         H(T, S) = mean over long crops i and crops v != i of -softmax((T_i - c) / tau_t) . log softmax(S_v / tau_s)
 
-    c the centre of that teacher head. The teachers hear the 2 long crops of a voice, the students these and the short
-    ones. tau_t rises linearly, the momentum of the averages as half a cosine. What is kept is the teacher of the
+    c the centre of that teacher head. The teachers take the 2 long crops of an instance, the students these and the
+    short ones. tau_t rises linearly, the momentum of the averages as half a cosine. What is kept is the teacher of the
     student's architecture. `partner = none` leaves the self mode of one architecture: DINO.
 
     InfoNCE compares the embedding of one long crop with the teacher's of the other among the 2B of the batch, at w *
     cos with a learnt w > 0 (from 10; the authors' bias b cancels), times 1 / 0.07. The paper stops it when it has
-    done its work, by a rule that its abstract does not tell and the authors' code lacks; ours: as soon as its gradient
+    done its work, by a rule that is not in its abstract and not in the authors' code; ours: as soon as its gradient
     on the embeddings points against the distillation's (smoothed cosine below 0), or it has not fallen for a tenth
     of the run; neither is judged in the first fifth. Step and reason go to the checkpoint's record.
 
     A collapse (all views alike) shows in the mutual information of view and prototype, the entropy of the mean teacher
     output minus the mean of the entropies: it is reported once it falls below 0.05 nats in the last four fifths.
 
-    `teacher` adds a third mode: InfoNCE of every student against a frozen teacher's cached embeddings, with mined
-    negatives where there are any (see Contrastive).
+    `teacher_weight` adds a third mode: InfoNCE of every student against a frozen teacher's cached embeddings, with
+    mined negatives where there are any (see Contrastive).
     """
 
     step: Tensor
@@ -122,31 +156,45 @@ class MeMo(Loss):
     information: Tensor
     opposed: Tensor
 
-    @classmethod
-    def needed(cls, config: LossConfig) -> tuple[str, ...]:
-        return (EMBEDDING,) if config.memo.teacher > 0 else ()
+    Settings = MeMoSettings
+    learns_from = "moving averages of two students; a cached teacher besides, on request"
+    averages_weights = True
 
     @classmethod
-    def crops(cls, config: LossConfig) -> tuple[float, ...]:
-        return (0.0,) * (GLOBALS - 1) + (config.memo.local_crop,) * config.memo.locals
+    def check(cls, settings: MeMoSettings) -> None:
+        for name in ("teacher_temperature", "momentum"):
+            if len(getattr(settings, name)) != 2:
+                raise UsageError(f"loss.memo.{name}={getattr(settings, name)}: give the first and the last value")
 
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        super().__init__(config, levels, targets, classes)
-        self._config = config.memo
-        paired = self._config.partner != "none"
+    @classmethod
+    def needed_targets(cls, settings: MeMoSettings) -> tuple[str, ...]:
+        return (EMBEDDING,) if settings.teacher_weight > 0 else ()
+
+    @classmethod
+    def contrasts(cls, settings: MeMoSettings) -> bool:
+        return settings.teacher_weight > 0
+
+    @classmethod
+    def further_crops(cls, settings: MeMoSettings) -> tuple[float, ...]:
+        return (0.0,) * (GLOBALS - 1) + (settings.local_crop,) * settings.locals
+
+    def __init__(self, settings: MeMoSettings, context: LossContext) -> None:
+        super().__init__(settings, context)
+        self._settings = settings
+        paired = settings.partner != NO_PARTNER
         modes = MODES if paired else MODES[:1]
-        dim = levels[EMBEDDING].dim
-        self.own = Learner(dim, self._config, modes)
+        dim = context.levels[EMBEDDING].dim
+        self.own = EmaPair(dim, settings, modes)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
         if paired:
-            self.other = Learner(dim, self._config, modes)
-            chosen = StudentConfig(self._config.partner, self._config.partner_channels, dim)
-            self.partner = nn.ModuleDict({"network": models.student(chosen), "heads": self.other.heads})
-        if self._config.teacher > 0:
-            count = 2 if paired else 1
-            self.frozen = nn.ModuleList(Contrastive(config, levels, targets, classes) for _ in range(count))
+            self.other = EmaPair(dim, settings, modes)
+            chosen = StudentConfig(settings.partner, settings.partner_channels, dim)
+            self.partner = nn.ModuleDict({"network": make_student(chosen), "heads": self.other.heads})
+        if settings.teacher_weight > 0:
+            contrast = ContrastiveSettings(settings.frozen_temperature, settings.ceiling)
+            self.frozen = nn.ModuleList(Contrastive(contrast, context) for _ in range(2 if paired else 1))
         self._centres: list[tuple[Tensor, Tensor]] = []
-        # What is watched. A run that continues needs it, so it lies in buffers.
+        # What is watched. A run that continues needs it, so it is kept in buffers.
         for name, value in (("step", 0), ("stopped", -1), ("collapsed", -1), ("stood", 0)):
             self.register_buffer(name, torch.tensor(value))
         for name, number in (("agreement", 1.0), ("level", 0.0), ("best", math.inf), ("information", math.nan)):
@@ -157,66 +205,67 @@ class MeMo(Loss):
         self.own.join(network)
         if self.partner is not None:
             partner = self._partner()
-            if partner.hears != network.hears:
+            if partner.input_kind != network.input_kind:
                 raise UsageError(
-                    f"loss.memo.partner={self._config.partner} hears {partner.hears.name}, the student not"
+                    f"loss.memo.partner={self._settings.partner} takes {partner.input_kind.name} input, "
+                    f"the student takes {network.input_kind.name}"
                 )
             self.other.join(partner)
 
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
-        crops = said.crops[: GLOBALS + self._config.locals]
-        mine = [levels[EMBEDDING] for levels in [student, *said.others][: len(crops)]]
-        own_embeddings, own_says = self.own.teach(crops[:GLOBALS])
-        distilled = self._distance("self", self.own, own_says, mine, self.own, said)
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
+        crops = inputs.crops[: GLOBALS + self._settings.locals]
+        mine = [levels[EMBEDDING] for levels in [student, *inputs.other_levels][: len(crops)]]
+        own_embeddings, own_outputs = self.own.teach(crops[:GLOBALS])
+        distilled = self._distance("self", self.own, own_outputs, mine, self.own, inputs)
         contrast, embeddings = self._contrast(mine, own_embeddings), [mine]
         if self.partner is not None:
-            theirs = [levels[EMBEDDING] for levels in each(self._partner(), crops)]
-            other_embeddings, other_says = self.other.teach(crops[:GLOBALS])
-            distilled = distilled + self._distance("self", self.other, other_says, theirs, self.other, said)
-            across = self._distance("cross", self.other, other_says, mine, self.own, said)
-            across = across + self._distance("cross", self.own, own_says, theirs, self.other, said)
-            distilled = distilled + self._config.cross * across
+            theirs = [levels[EMBEDDING] for levels in forward_crops(self._partner(), crops)]
+            other_embeddings, other_outputs = self.other.teach(crops[:GLOBALS])
+            distilled = distilled + self._distance("self", self.other, other_outputs, theirs, self.other, inputs)
+            across = self._distance("cross", self.other, other_outputs, mine, self.own, inputs)
+            across = across + self._distance("cross", self.own, own_outputs, theirs, self.other, inputs)
+            distilled = distilled + self._settings.cross_weight * across
             contrast = contrast + self._contrast(theirs, other_embeddings)
             embeddings.append(theirs)
         if self.training:
-            heard = [embedding for network in embeddings for embedding in network[:GLOBALS]]
-            self._watch(distilled, contrast, heard, own_says["self"], said.done)
+            long = [embedding for network in embeddings for embedding in network[:GLOBALS]]
+            self._watch(distilled, contrast, long, own_outputs["self"], inputs.progress)
         total = distilled
         if int(self.stopped) < 0:
-            total = total + self._config.contrastive * contrast
-        if self._config.teacher > 0:
+            total = total + self._settings.contrastive_weight * contrast
+        if self._settings.teacher_weight > 0:
             for loss, (first, *_) in zip(self.frozen, embeddings, strict=True):
-                total = total + self._config.teacher * loss({EMBEDDING: first}, said)
+                total = total + self._settings.teacher_weight * loss({EMBEDDING: first}, inputs)
         return total
 
     def _distance(
         self,
         mode: str,
-        teacher: Learner,
-        said_by: dict[str, list[Tensor]],
+        teacher: EmaPair,
+        teacher_outputs: dict[str, list[Tensor]],
         embeddings: list[Tensor],
-        student: Learner,
-        said: Said,
+        student: EmaPair,
+        inputs: LossInputs,
     ) -> Tensor:
-        """H of one mode: what a teacher's head said of the long crops against a student's head on all crops."""
-        config = self._config
-        risen = min(said.done / config.teacher_rise, 1.0) if config.teacher_rise > 0 else 1.0
-        low, high = config.teacher_temperature
-        tau = low + (high - low) * risen
-        frozen = said.done < config.head_frozen
-        targets = [((logits - teacher.centre[mode]) / tau).softmax(-1) for logits in said_by[mode]]
-        spoken = student.heads[mode](torch.cat(embeddings), frozen) / config.student_temperature
-        spoken = spoken.log_softmax(-1).split([len(e) for e in embeddings])
+        """H of one mode: the outputs of a teacher's head for the long crops against a student's head on all crops."""
+        settings, warmup = self._settings, self._settings.teacher_temperature_warmup
+        ramp = min(inputs.progress / warmup, 1.0) if warmup > 0 else 1.0
+        low, high = settings.teacher_temperature
+        tau = low + (high - low) * ramp
+        frozen = inputs.progress < settings.frozen_prototypes
+        targets = [((logits - teacher.centre[mode]) / tau).softmax(-1) for logits in teacher_outputs[mode]]
+        outputs = student.heads[mode](torch.cat(embeddings), frozen) / settings.student_temperature
+        log_probabilities = outputs.log_softmax(-1).split([len(e) for e in embeddings])
         terms = [
             -(target * log_p).sum(-1).mean()
             for i, target in enumerate(targets)
-            for v, log_p in enumerate(spoken)
+            for v, log_p in enumerate(log_probabilities)
             if v != i
         ]
         if self.training:
             with torch.no_grad():
                 # Used from the next step on.
-                self._centres.append((teacher.centre[mode], torch.cat(said_by[mode]).mean(0)))
+                self._centres.append((teacher.centre[mode], torch.cat(teacher_outputs[mode]).mean(0)))
         return torch.stack(terms).mean()
 
     def _contrast(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
@@ -235,25 +284,25 @@ class MeMo(Loss):
         distilled: Tensor,
         contrast: Tensor,
         embeddings: list[Tensor],
-        said_by: list[Tensor],
-        done: float,
+        outputs: list[Tensor],
+        progress: float,
     ) -> None:
         """Decide whether the contrastive term has done its work, and whether the networks have collapsed."""
         if int(self.step) % PROBE:
             return
         with torch.no_grad():
-            p = (torch.cat(said_by) / self._config.student_temperature).softmax(-1)
+            p = (torch.cat(outputs) / self._settings.student_temperature).softmax(-1)
             information = _entropy(p.mean(0)) - _entropy(p).mean()
             before = information if self.information.isnan() else self.information
             self.information.copy_(SMOOTH * before + (1 - SMOOTH) * information)
-        if done >= EARLIEST and int(self.collapsed) < 0 and float(self.information) < LEAST_INFORMATION:
+        if progress >= EARLIEST and int(self.collapsed) < 0 and float(self.information) < LEAST_INFORMATION:
             self.collapsed.fill_(int(self.step))
-            say(
-                f"warning: memo has collapsed at step {int(self.step)}: its prototypes tell "
-                f"{float(self.information):.3f} nats about a view; raise loss.memo.contrastive, or lower "
+            log(
+                f"warning: memo has collapsed at step {int(self.step)}: the mutual information of view and prototype "
+                f"is {float(self.information):.3f} nats; raise loss.memo.contrastive_weight, or lower "
                 "loss.memo.teacher_temperature or optim.lr"
             )
-        if int(self.stopped) >= 0 or self._config.contrastive == 0:
+        if int(self.stopped) >= 0 or self._settings.contrastive_weight == 0:
             return
         toward = torch.autograd.grad(distilled, embeddings, retain_graph=True)
         pulled = torch.autograd.grad(contrast, embeddings, retain_graph=True)
@@ -263,16 +312,16 @@ class MeMo(Loss):
         first = int(self.step) == 0
         self.agreement.copy_(cosine if first else SMOOTH * self.agreement + (1 - SMOOTH) * cosine)
         self.level.copy_(contrast.detach() if first else SMOOTH * self.level + (1 - SMOOTH) * contrast.detach())
-        if done < EARLIEST:
+        if progress < EARLIEST:
             return
         if self.level < self.best:
             self.best.copy_(self.level)
             self.stood.copy_(self.step)
-        steps_in_all = int(self.step) / done
+        steps_in_all = int(self.step) / progress
         self.opposed.fill_(bool(self.agreement < 0))
         if self.opposed or int(self.step - self.stood) > PATIENCE * steps_in_all:
             self.stopped.fill_(int(self.step))
-            say(f"memo: contrastive term stopped at step {int(self.step)}: {self._reason()}")
+            log(f"memo: contrastive term stopped at step {int(self.step)}: {self._reason()}")
 
     def _reason(self) -> str:
         if self.opposed:
@@ -280,18 +329,18 @@ class MeMo(Loss):
         return f"it has not fallen since step {int(self.stood)} ({float(self.best):.2f})"
 
     @torch.no_grad()
-    def after_step(self, network: Network, done: float) -> None:
-        low, high = self._config.momentum
-        momentum = high - (high - low) * (math.cos(math.pi * done) + 1) / 2
+    def after_step(self, network: Network, progress: float) -> None:
+        low, high = self._settings.momentum
+        momentum = high - (high - low) * (math.cos(math.pi * progress) + 1) / 2
         self.own.follow(network, momentum)
         if self.partner is not None:
             self.other.follow(self._partner(), momentum)
         for centre, mean in self._centres:
-            centre.lerp_(mean, 1 - self._config.centre)
+            centre.lerp_(mean, 1 - self._settings.centre)
         self._centres.clear()
         self.step += 1
 
-    def kept(self, network: Network) -> Network:
+    def trained_network(self, network: Network) -> Network:
         return self.own.teacher
 
     def report(self) -> dict[str, Any]:
@@ -310,7 +359,7 @@ class MeMo(Loss):
         return network
 
 
-def _still(module: Any) -> Any:
+def _frozen_copy(module: Any) -> Any:
     """A copy that no optimiser moves."""
     return copy.deepcopy(module).requires_grad_(False)
 

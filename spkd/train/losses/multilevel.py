@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from spkd.cache import EMBEDDING, Target
-from spkd.config import LossConfig
+from spkd.config import key
 from spkd.errors import UsageError, did_you_mean
-from spkd.train.losses.base import Loss, Said, projection
+from spkd.target import EMBEDDING, Target
+from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
 
 CONCAT = "concat"
+
+
+@dataclass
+class MultiLevelSettings:
+    levels: dict[str, str] = key(
+        {"embedding": "embedding"},
+        "student level -> target, e.g. {frames: frames, stats: stats, embedding: embedding}",
+    )
+    concat: list[str] = key([], "targets whose concatenation the student's embedding learns, besides")
+    distance: str = key("cosine", "1 - cosine, or mse (mean over the numbers)", ("cosine", "mse"))
+    level_weights: dict[str, float] = key({}, "weight of a student level, or of concat (default 1)", low=0, high=1e9)
 
 
 class MultiLevel(Loss):
@@ -19,33 +32,46 @@ class MultiLevel(Loss):
     difference, averaged over the numbers of a row and over the rows.
 
     Frames are compared at the teacher's times: the student's are interpolated linearly between those whose windows
-    are centred before and behind; rows of the teacher that lie outside the student's are left out. `concat` names
+    are centred before and after; rows of the teacher that are outside the student's are left out. `concat` names
     utterance-level targets; normalised and concatenated they are one more target, for the student's embedding.
 
     The paper's abstract says which levels (frames, statistics, both segment layers, alone or concatenated) and what
     they gain; the distance, the projection and the alignment are this project's.
     """
 
+    Settings = MultiLevelSettings
+    learns_from = "any pairs of a student level and a target, or targets concatenated"
     needs = (EMBEDDING,)
 
     @classmethod
-    def needed(cls, config: LossConfig) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*config.levels.values(), *config.concat]))
+    def needed_targets(cls, settings: MultiLevelSettings) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*settings.levels.values(), *settings.concat]))
 
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
+    @classmethod
+    def check(cls, settings: MultiLevelSettings) -> None:
+        if not settings.levels and not settings.concat:
+            raise UsageError("loss.multilevel.levels: name at least one pair of a student level and a target")
+        for level in settings.level_weights:
+            if level not in (*settings.levels, CONCAT):
+                raise UsageError(
+                    f"loss.multilevel.level_weights: {level!r} is not compared{did_you_mean(level, settings.levels)}"
+                )
+
+    def __init__(self, settings: MultiLevelSettings, context: LossContext) -> None:
         """Raises UsageError: a level the student lacks, or frames against a vector."""
-        super().__init__(config, levels, targets, classes)
-        self._pairs, self._concat, self._distance = dict(config.levels), list(config.concat), config.distance
-        self._weights = config.level_weights
-        if not self._pairs and not self._concat:
-            raise UsageError("loss.levels: name at least one pair of a student level and a target")
+        super().__init__(settings, context)
+        levels, targets = context.levels, context.targets
+        self._pairs, self._concat, self._distance = dict(settings.levels), list(settings.concat), settings.distance
+        self._weights = settings.level_weights
         for level, name in self._pairs.items():
             if level not in levels:
-                raise UsageError(f"loss.levels: the student has no level {level!r}{did_you_mean(level, levels)}")
+                raise UsageError(
+                    f"loss.multilevel.levels: the student has no level {level!r}{did_you_mean(level, levels)}"
+                )
             if (levels[level].hop is not None) != (targets[name].hop is not None):
-                raise UsageError(f"loss.levels: {level}: {name} compares frames with a vector")
+                raise UsageError(f"loss.multilevel.levels: {level}: {name} compares frames with a vector")
         if wrong := [name for name in self._concat if targets[name].hop is not None]:
-            raise UsageError(f"loss.concat: {wrong[0]} is frames, not a vector")
+            raise UsageError(f"loss.multilevel.concat: {wrong[0]} is frames, not a vector")
         self._targets = {level: targets[name] for level, name in self._pairs.items()}
         self._levels = levels
         # Module names must not hold dots.
@@ -55,15 +81,15 @@ class MultiLevel(Loss):
         self._projections = {level: f"level{i}" for i, level in enumerate(widths)}
         self.project = nn.ModuleDict({self._projections[level]: projection(*width) for level, width in widths.items()})
 
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
-        total = torch.zeros((), device=said.label.device)
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
+        total = torch.zeros((), device=inputs.label.device)
         for level, name in self._pairs.items():
-            mine, theirs = self._projected(level, student[level]), said.targets[name].float()
+            mine, theirs = self._projected(level, student[level]), inputs.targets[name].float()
             if theirs.ndim == 3:
                 mine, theirs = align(mine, theirs, self._levels[level], self._targets[level])
             total = total + self._weights.get(level, 1.0) * self._apart(mine, theirs)
         if self._concat:
-            theirs = torch.cat([normalize(said.targets[name].float(), dim=-1) for name in self._concat], -1)
+            theirs = torch.cat([normalize(inputs.targets[name].float(), dim=-1) for name in self._concat], -1)
             apart = self._apart(self._projected(CONCAT, student[EMBEDDING]), theirs)
             total = total + self._weights.get(CONCAT, 1.0) * apart
         return total
@@ -89,6 +115,6 @@ def align(mine: Tensor, theirs: Tensor, level: Target, target: Target) -> tuple[
         inside[place.abs().argmin()] = True
     place = place[inside].clamp(0, mine.shape[1] - 1)
     before = place.floor().long()
-    behind = (before + 1).clamp_max(mine.shape[1] - 1)
+    after = (before + 1).clamp_max(mine.shape[1] - 1)
     share = (place - before)[None, :, None]
-    return mine[:, before] * (1 - share) + mine[:, behind] * share, theirs[:, inside]
+    return mine[:, before] * (1 - share) + mine[:, after] * share, theirs[:, inside]

@@ -2,51 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, logsigmoid
 
-from spkd.cache import EMBEDDING, Target
-from spkd.config import LossConfig
+from spkd.config import key, section
 from spkd.errors import UsageError
-from spkd.models.network import FRAME_LEVEL
-from spkd.train.losses.aam import AAM
-from spkd.train.losses.base import Loss, Said
+from spkd.students.network import FRAME_LEVEL
+from spkd.target import EMBEDDING
+from spkd.train.losses.aam import AAM, AAMSettings
+from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
 from spkd.train.losses.multilevel import align
 
 
+@dataclass
+class OneStepSettings:
+    targets: list[str] = key(
+        ["frames.layer4", "frames.layer8", "frames.layer12"], "teacher's frames that the path without adapters predicts"
+    )
+    distance: str = key("l1", "l1: mean |difference| - cosine * log sigmoid(cosine); mse", ("l1", "mse"))
+    cosine: float = key(1.0, "weight of the cosine part of l1", low=0, high=1e6)
+    time_reduction: str = key("mean", "of the cosine part over the frames; the authors' code sums", ("mean", "sum"))
+    weight: float = key(1.0, "weight of the distillation beside the fine-tuning", low=0, high=1e6)
+    linear_decay: bool = key(False, "let that weight fall linearly to 0 over the run")
+    finetune_weight: float = key(
+        1.0, "weight of the fine-tuning (0: none, distillation alone, as DistilHuBERT)", low=0, high=1e6
+    )
+    classifier: str = key("aam", "of the fine-tuning path", ("aam", "softmax"))
+    aam: AAMSettings = section(AAMSettings)
+
+
 class OneStep(Loss):
-    """weight * KD + tuning * FT: two paths through one student in one batch.
+    """weight * KD + finetune_weight * FT: two paths through one student in one batch.
 
     KD teaches the path without adapters, on views that need no label: from its last hidden layer h (B, T, D) one
-    prediction head P_l (linear, GELU, linear) for each target l says the teacher's frames t_l (B, U, D_l):
+    prediction head P_l (linear, GELU, linear) for each target l predicts the teacher's frames t_l (B, U, D_l):
 
         KD = mean_b sum_l [ mean_{t,d} |P_l(h) - t_l|  -  lambda * mean_t log sigmoid cos(P_l(h)_t, t_l,t) ]
 
-    (DistilHuBERT's, as in the authors' code for HuBERT and WavLM, which sums the second term over t instead: `over_time
-    = sum`, more than a thousand times FT in the end.) `distance = mse` is their variant for XLSR: the squared
-    difference, which they weight by 100 and let fade linearly to 0 over the run (`fade`).
+    (DistilHuBERT's, as in the authors' code for HuBERT and WavLM, which sums the second term over t instead:
+    `time_reduction = sum`, more than a thousand times FT in the end.) `distance = mse` is their variant for XLSR: the
+    squared difference, which they weight by 100 and let decay linearly to 0 over the run (`linear_decay`).
     FT classifies the speakers of other, labelled views from the path through the adapters: a plain softmax, or AAM.
 
     So FT alone reaches the adapters, the pooling and the embedding, KD alone the prediction heads, both the layers
     they share. At export the heads and the classifier are dropped.
     """
 
-    @classmethod
-    def tunes(cls, config: LossConfig) -> bool:
-        return config.one_step.tuning > 0
+    Settings = OneStepSettings
+    learns_from = "frames through one path, speaker classes through the adapters"
 
     @classmethod
-    def needed(cls, config: LossConfig) -> tuple[str, ...]:
-        return tuple(config.one_step.targets)
-
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        """Raises UsageError: a target that is no frames."""
-        super().__init__(config, levels, targets, classes)
-        self._config = config.one_step
-        if not self._config.targets:
+    def check(cls, settings: OneStepSettings) -> None:
+        if not settings.targets:
             raise UsageError("loss.one_step.targets: name at least one target")
-        self._targets = [targets[name] for name in self._config.targets]
+        AAM.check(settings.aam)
+
+    @classmethod
+    def finetunes(cls, settings: OneStepSettings) -> bool:
+        return settings.finetune_weight > 0
+
+    @classmethod
+    def needed_targets(cls, settings: OneStepSettings) -> tuple[str, ...]:
+        return tuple(settings.targets)
+
+    def __init__(self, settings: OneStepSettings, context: LossContext) -> None:
+        """Raises UsageError: a target that is no frames."""
+        super().__init__(settings, context)
+        self._settings, levels = settings, context.levels
+        self._targets = [context.targets[name] for name in settings.targets]
         if wrong := [target.name for target in self._targets if target.hop is None]:
             raise UsageError(f"loss.one_step.targets: {wrong[0]} is a vector, not frames")
         self._level = levels[FRAME_LEVEL]
@@ -55,30 +81,38 @@ class OneStep(Loss):
             nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, target.dim)) for target in self._targets
         )
         self.classify: nn.Module | None = None
-        if self._config.tuning > 0 and self._config.classifier == "aam":
-            self.classify = AAM(config, levels, targets, classes)
-        elif self._config.tuning > 0:
-            self.classify = nn.Linear(levels[EMBEDDING].dim, classes)
+        if settings.finetune_weight > 0 and settings.classifier == "aam":
+            self.classify = AAM(settings.aam, context)
+        elif settings.finetune_weight > 0:
+            self.classify = nn.Linear(levels[EMBEDDING].dim, context.num_classes)
 
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
-        weight = self._config.weight * (1.0 - said.done if self._config.fade else 1.0)
-        total = weight * self.distillation(student[FRAME_LEVEL], said)
-        return total + self._config.tuning * self.fine_tuning(said) if self._config.tuning > 0 else total
+    def classifier(self) -> TrainedClassifier | None:
+        return self.classify.classifier() if isinstance(self.classify, AAM) else None
 
-    def distillation(self, frames: Tensor, said: Said) -> Tensor:
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
+        weight = self._settings.weight * (1.0 - inputs.progress if self._settings.linear_decay else 1.0)
+        total = weight * self.distillation(student[FRAME_LEVEL], inputs)
+        return (
+            total + self._settings.finetune_weight * self.finetuning(inputs)
+            if self._settings.finetune_weight > 0
+            else total
+        )
+
+    def distillation(self, frames: Tensor, inputs: LossInputs) -> Tensor:
         total = torch.zeros((), device=frames.device)
         for predict, target in zip(self.predict, self._targets, strict=True):
-            mine, theirs = align(predict(frames.float()), said.targets[target.name].float(), self._level, target)
-            if self._config.distance == "mse":
+            mine, theirs = align(predict(frames.float()), inputs.targets[target.name].float(), self._level, target)
+            if self._settings.distance == "mse":
                 total = total + (mine - theirs).square().mean()
                 continue
             likeness = logsigmoid(cosine_similarity(mine, theirs, dim=-1))
-            likeness = likeness.sum(1) if self._config.over_time == "sum" else likeness.mean(1)
-            total = total + (mine - theirs).abs().mean() - self._config.cosine * likeness.mean()
+            likeness = likeness.sum(1) if self._settings.time_reduction == "sum" else likeness.mean(1)
+            total = total + (mine - theirs).abs().mean() - self._settings.cosine * likeness.mean()
         return total
 
-    def fine_tuning(self, said: Said) -> Tensor:
+    def finetuning(self, inputs: LossInputs) -> Tensor:
         assert self.classify is not None
         if isinstance(self.classify, AAM):
-            return self.classify(said.tuned, Said({}, said.tuned_label, said.voice, done=said.done))
-        return cross_entropy(self.classify(said.tuned[EMBEDDING].float()), said.tuned_label)
+            labelled = LossInputs({}, inputs.finetune_label, inputs.instance, progress=inputs.progress)
+            return self.classify(inputs.finetune_levels, labelled)
+        return cross_entropy(self.classify(inputs.finetune_levels[EMBEDDING].float()), inputs.finetune_label)

@@ -6,32 +6,26 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from spkd.cache import EMBEDDING, Target
-from spkd.config import LossConfig
-from spkd.train.losses.base import Loss, Said, projection
+from spkd.target import EMBEDDING
+from spkd.train.losses.base import Loss, LossContext, LossInputs, NoSettings, projection
 
 
 class Cosine(Loss):
     """mean_i 1 - cos(P s_i, t_i): student (B, Ds) through a linear P where the widths differ, teacher (B, Dt)."""
 
+    learns_from = "`embedding`"
     needs = (EMBEDDING,)
 
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        super().__init__(config, levels, targets, classes)
-        self.project = projection(levels[EMBEDDING].dim, targets[EMBEDDING].dim)
+    def __init__(self, settings: NoSettings, context: LossContext) -> None:
+        super().__init__(settings, context)
+        self.project = projection(context.levels[EMBEDDING].dim, context.targets[EMBEDDING].dim)
 
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
-        return (1.0 - cosine_similarity(self.project(student[EMBEDDING]).float(), said.targets[EMBEDDING])).mean()
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
+        return (1.0 - cosine_similarity(self.project(student[EMBEDDING]).float(), inputs.targets[EMBEDDING])).mean()
 
 
-class MSE(Loss):
+class MSE(Cosine):
     """mean_i ||P s_i - t_i||^2, summed over dimensions: the gradient of a view does not shrink with the width."""
 
-    needs = (EMBEDDING,)
-
-    def __init__(self, config: LossConfig, levels: dict[str, Target], targets: dict[str, Target], classes: int) -> None:
-        super().__init__(config, levels, targets, classes)
-        self.project = projection(levels[EMBEDDING].dim, targets[EMBEDDING].dim)
-
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
-        return (self.project(student[EMBEDDING]).float() - said.targets[EMBEDDING]).square().sum(-1).mean()
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
+        return (self.project(student[EMBEDDING]).float() - inputs.targets[EMBEDDING]).square().sum(-1).mean()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spkd.cache import EMBEDDING
-from spkd.train.losses.base import Loss, Said
+from spkd.target import EMBEDDING
+from spkd.train.losses.base import Loss, LossInputs
 
 
 class Relational(Loss):
@@ -18,10 +18,11 @@ class Relational(Loss):
     A batch of one view has no relations and no loss.
     """
 
+    learns_from = "similarities of `embedding` within the batch"
     needs = (EMBEDDING,)
 
-    def forward(self, student: dict[str, Tensor], said: Said) -> Tensor:
-        s, t = normalize(student[EMBEDDING].float(), dim=-1), normalize(said.targets[EMBEDDING].float(), dim=-1)
+    def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
+        s, t = normalize(student[EMBEDDING].float(), dim=-1), normalize(inputs.targets[EMBEDDING].float(), dim=-1)
         difference = (s @ s.mT - t @ t.mT).square()
         pairs = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
         return difference[pairs].sum() / max(int(pairs.sum()), 1)

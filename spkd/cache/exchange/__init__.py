@@ -1,0 +1,1 @@
+"""Caches that travel: HDF5 files, WebDataset tars, copies elsewhere, and caches merged into one."""

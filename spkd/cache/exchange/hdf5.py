@@ -1,0 +1,156 @@
+"""A cache as one HDF5 file, and back.
+
+    /                    attributes spkd_cache = 1, card (JSON), rejected (JSON)
+    /targets/NAME        (rows, columns) as stored, all views one after the other; attributes of the target
+    /offsets/NAME        (views + 1,) first row of every view
+    /views/...           utterance, start (samples), samples, speed, seed
+    /utterance, /speaker ids; the speaker of each utterance ("" where unknown)
+    /files/NAME          plans, head and codebook of the cache as bytes
+
+Data carry HDF5's own checksum (fletcher32), so that any tool notices damage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from spkd.cache.exchange.transfer import Metadata, building, checked, read_card, rejections
+from spkd.cache.layout import blank, row_format
+from spkd.cache.plan import UNLABELLED
+from spkd.cache.read import Cache
+from spkd.errors import SpkdError
+from spkd.files import parse_json, part_path
+from spkd.progress import track
+from spkd.target import Target
+
+FORMAT = 1
+CHUNK_BYTES = 1 << 20
+
+
+def export_hdf5(cache: Cache, path: Path) -> None:
+    """Write a cache as one HDF5 file; it appears whole or not at all.
+
+    Raises:
+        SpkdError: the cache is damaged.
+    """
+    part = part_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plan, small = cache.plan, Metadata.of(cache)
+    speakers = [*plan.speakers, ""]
+    try:
+        with h5py.File(part, "w") as file:
+            file.attrs["spkd_cache"] = FORMAT
+            file.attrs["card"] = json.dumps(cache.card.to_json())
+            file.attrs["rejected"] = json.dumps(cache.rejected)
+            for name, data in small.files.items():
+                file[f"files/{name}"] = np.frombuffer(data, np.uint8)
+            for name, column in plan.views.columns().items():
+                file[f"views/{name}"] = column
+            text = h5py.string_dtype()
+            file.create_dataset("utterance", data=plan.utterances, dtype=text)
+            assert UNLABELLED == -1  # the last of `speakers`
+            file.create_dataset("speaker", data=[speakers[i] for i in plan.speaker], dtype=text)
+            with track("writing HDF5", plan.units * len(cache.targets), "shards") as bar:
+                checks = checked(cache)
+                for target in cache.targets.values():
+                    _export_target(cache, target, file, checks)
+                    bar.advance(plan.units)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _export_target(cache: Cache, target: Target, file: h5py.File, check: Callable[[int, Target], None]) -> None:
+    counts = target.num_frames(cache.plan.views.samples)
+    ends = np.cumsum(counts)
+    columns, dtype = row_format(target)
+    height = max(min(CHUNK_BYTES // (columns * dtype.itemsize), int(ends[-1])), 1)
+    data = file.create_dataset(
+        f"targets/{target.name}", (int(ends[-1]), columns), dtype, chunks=(height, columns), fletcher32=True
+    )
+    for name, value in target.to_json().items():
+        data.attrs[name] = h5py.Empty("f4") if value is None else value
+    file[f"offsets/{target.name}"] = np.concatenate([[0], ends])
+    for unit in range(cache.plan.units):
+        check(unit, target)
+        views = np.array(cache.plan.unit(unit))
+        values = iter(cache.ragged(views[cache.is_usable[views]], target.name).pieces())
+        data[int(ends[views[0]] - counts[views[0]]) : int(ends[views[-1]])] = np.concatenate(
+            [next(values) if cache.is_usable[v] else _nothing(target, int(counts[v])) for v in views]
+        )
+
+
+def _nothing(target: Target, count: int) -> np.ndarray:
+    columns, dtype = row_format(target)
+    return np.frombuffer(blank(target, count), dtype).reshape(count, columns)
+
+
+def import_hdf5(path: Path, root: Path) -> None:
+    """Make a cache from such a file; it appears whole or not at all.
+
+    Raises:
+        SpkdError: not such a file, of a newer format, damaged, or with arrays of other shapes than in its card.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("spkd_cache") != FORMAT:
+                raise SpkdError(f"not an export of a cache in format {FORMAT}")
+            card = read_card(file.attrs["card"], "card")
+            rejected = rejections(parse_json(file.attrs["rejected"], "rejected"))
+            small = Metadata(card, {n: _dataset(file, f"files/{n}")[:].tobytes() for n in _file_names(file)})
+            with building(root, small) as builder, track("reading HDF5", builder.plan.units, "units") as bar:
+                data = {target.name: _target(file, target, builder.plan.views.samples) for target in card.targets}
+                for unit in builder.units():
+                    usable = [view for view in builder.plan.unit(unit) if view not in rejected]
+                    builder.write(unit, rejected, _views(data, usable))
+                    bar.advance(1)
+    except SpkdError as error:
+        raise SpkdError(str(error) if str(error).startswith(f"{root}: ") else f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise SpkdError(f"{path}: no such file") from error
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise SpkdError(f"{path}: damaged, or not an export of a cache ({' '.join(str(error).split())})") from error
+
+
+def _views(
+    data: dict[str, tuple[h5py.Dataset, np.ndarray]], views: list[int]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    for view in views:
+        yield view, {name: values[int(at[view]) : int(at[view + 1])] for name, (values, at) in data.items()}
+
+
+def _file_names(file: h5py.File) -> list[str]:
+    found: list[str] = []
+    file["files"].visititems(lambda name, node: found.append(name) if isinstance(node, h5py.Dataset) else None)
+    return found
+
+
+def _target(file: h5py.File, target: Target, samples: np.ndarray) -> tuple[h5py.Dataset, np.ndarray]:
+    """The dataset of a target and the first row of every view."""
+    data, offsets = (
+        _dataset(file, f"targets/{target.name}"),
+        np.concatenate([[0], np.cumsum(target.num_frames(samples))]),
+    )
+    (columns, dtype), shape = row_format(target), (int(offsets[-1]),)
+    if data.shape != (*shape, columns) or data.dtype != dtype:
+        raise SpkdError(f"/targets/{target.name}: {data.dtype} {data.shape}, not {dtype} {(*shape, columns)}")
+    return data, offsets
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset of this very file: one that links elsewhere would read other files of the machine."""
+    node: Any = file
+    for part in name.split("/"):
+        if not isinstance(node, h5py.Group) or not isinstance(node.get(part, getlink=True), h5py.HardLink):
+            raise SpkdError(f"/{name}: missing, or a link")
+        node = node[part]
+    if not isinstance(node, h5py.Dataset) or node.external is not None or node.is_virtual:
+        raise SpkdError(f"/{name}: not a dataset of this file")
+    return node

@@ -1,0 +1,243 @@
+"""A cache as WebDataset tar shards, audio and targets side by side, and back.
+
+    index.json              card, rejected views, digests of everything, its own digest
+    plan/0.npz, ...         metadata files of the cache
+    000000.tar              unit 0: for every view VIEW (nine digits)
+        VIEW.json           utterance, speaker, start (samples), samples, speed, seed
+        VIEW.flac           the view's waveform, 16 kHz, 16 bit (where a manifest is given)
+        VIEW.TARGET.npy     (rows, columns) as stored
+
+Any WebDataset reader takes the tars. Nothing read from one is executed or written under a name that it chose.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import soundfile
+
+from spkd import digest
+from spkd.audio import SAMPLE_RATE
+from spkd.cache import npy
+from spkd.cache.card import Card
+from spkd.cache.exchange.remote_folder import LARGEST_RECORD, RemoteFolder, checked_digest, send
+from spkd.cache.exchange.transfer import Metadata, building, checked, rejections
+from spkd.cache.folder import self_digest
+from spkd.cache.layout import row_bytes
+from spkd.cache.plan import Plan
+from spkd.cache.read import Cache
+from spkd.errors import SpkdError
+from spkd.files import parse_json, write_bytes, write_json
+from spkd.loader import ViewLoader
+from spkd.progress import track
+
+INDEX = "index.json"
+EXPORT_FORMAT = 1
+MEMBER = 4096  # bytes around a tar's member: header, padding, .npy header, description
+AUDIO = "audio"
+Sample = dict[str, np.ndarray]
+
+
+def tar_name(unit: int) -> str:
+    return f"{unit:06d}.tar"
+
+
+def export_tars(cache: Cache, folder: Path, loader: ViewLoader | None) -> None:
+    """Write a cache as tars, one for each unit; with a loader, the audio of every view beside its targets. The same
+    call continues an interrupted export.
+
+    Raises:
+        SpkdError: the cache is damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    small, digests, check = Metadata.of(cache), {}, checked(cache)
+    for name, data in small.files.items():
+        write_bytes(folder / name, data)
+    with track("writing tars", cache.plan.units, "tars") as bar:
+        for unit in range(cache.plan.units):
+            for target in cache.targets.values():
+                check(unit, target)
+            path, data = folder / tar_name(unit), _tar(cache, unit, loader)
+            digests[path.name] = digest.of_bytes(data)
+            if not path.is_file() or digest.of_file(path) != digests[path.name]:
+                write_bytes(path, data)
+            bar.advance(1)
+    index: dict[str, Any] = {
+        "spkd_webdataset": EXPORT_FORMAT,
+        "card": cache.card.to_json(),
+        "rejected": {str(view): reason for view, reason in cache.rejected.items()},
+        "audio": loader is not None,
+        "small": {name: digest.of_bytes(data) for name, data in small.files.items()},
+        "tars": digests,
+    }
+    write_json(folder / INDEX, index | {"check": self_digest(index)})
+
+
+def _tar(cache: Cache, unit: int, loader: ViewLoader | None) -> bytes:
+    """The same unit always gives the same bytes."""
+    from webdataset import TarWriter
+
+    out, plan = io.BytesIO(), cache.plan
+    usable = np.array([view for view in plan.unit(unit) if cache.is_usable[view]], np.int64)
+    targets = {name: cache.ragged(usable, name).pieces() for name in cache.targets}
+    with TarWriter(out, mtime=0, user="spkd", group="spkd", encoder=False) as writer:
+        for i, view in enumerate(usable.tolist()):
+            utterance = int(plan.views.utterance[view])
+            speaker = int(plan.speaker[utterance])
+            described = {
+                "utterance": plan.utterances[utterance],
+                "speaker": plan.speakers[speaker] if speaker >= 0 else None,
+                **{name: column[view].item() for name, column in plan.views.columns().items() if name != "utterance"},
+            }
+            sample: dict[str, Any] = {"__key__": f"{view:09d}", "json": json.dumps(described).encode()}
+            if loader is not None:
+                audio = io.BytesIO()
+                soundfile.write(audio, loader(view).clip(-1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+                sample["flac"] = audio.getvalue()
+            for name, pieces in targets.items():
+                array = io.BytesIO()
+                np.save(array, pieces[i], allow_pickle=False)
+                sample[f"{name}.npy"] = array.getvalue()
+            writer.write(sample)
+    return out.getvalue()
+
+
+def push_tars(folder: Path, url: str) -> int:
+    """Copy an export to a place, and read back what arrived. The same call continues after an interruption.
+
+    Returns:
+        Bytes of the tars.
+    Raises:
+        SpkdError: as remote_folder.send, or a damaged export.
+    """
+    index = Export(str(folder)).index
+    digests = {**index["small"], **index["tars"]}
+    send(folder, url, list(digests), lambda name: checked_digest(folder / name, digests[name]), INDEX)
+    return sum((folder / name).stat().st_size for name in index["tars"])
+
+
+class Export:
+    """An export somewhere: its index, and its tars, checked as they are read."""
+
+    def __init__(self, url: str) -> None:
+        """Raises SpkdError: none there, of a newer format, or damaged."""
+        self.place, where = RemoteFolder.of(url), f"{url}/{INDEX}"
+        data = self.place.read(INDEX, LARGEST_RECORD)
+        if data is None:
+            raise SpkdError(f"{where}: missing; no WebDataset export of a cache")
+        index = parse_json(data, where)
+        if not isinstance(index, dict) or "spkd_webdataset" not in index:
+            raise SpkdError(f"{where}: not the index of an export")
+        if index["spkd_webdataset"] != EXPORT_FORMAT:
+            raise SpkdError(
+                f"{where}: format {str(index['spkd_webdataset'])[:20]}, this spkd reads {EXPORT_FORMAT}; update spkd"
+            )
+        if index.get("check") != self_digest(index):
+            raise SpkdError(f"{where}: damaged (it does not match its own digest)")
+        if not all(isinstance(index.get(name), dict) for name in ("rejected", "small", "tars")):
+            raise SpkdError(f"{where}: damaged (digests or rejected views are missing)")
+        self.url, self.index = url, index
+        self.card = Card.from_json(index.get("card"), where)
+        self.rejected = rejections(index["rejected"])
+
+    def metadata(self) -> Metadata:
+        """The metadata files, checked."""
+        files, most = {}, (64 << 20) + 128 * self.card.num_views
+        for name, expected in self.index["small"].items():
+            if not re.fullmatch(r"plan/\d+\.npz|\w+\.safetensors", name):
+                raise SpkdError(f"{self.url}/{INDEX}: {name[:80]!r}: no file of a cache")
+            data = self.place.read(name, most)
+            if data is None or digest.of_bytes(data) != expected:
+                raise SpkdError(f"{self.url}/{name}: {'missing' if data is None else 'damaged'}")
+            files[name] = data
+        return Metadata(self.card, files)
+
+    def unit(self, unit: int, plan: Plan, names: Sequence[str]) -> Iterator[tuple[int, Sample]]:
+        """Numbers and stored arrays of the views of one tar, once its digest was found right.
+
+        Raises:
+            SpkdError: it is missing or damaged, or a member is not what an export holds.
+        """
+        name = tar_name(unit)
+        where = f"{self.url}/{name}"
+        data = self.place.read(name, _largest_tar(self.card, plan, unit))
+        if data is None:
+            raise SpkdError(f"{where}: missing")
+        if digest.of_bytes(data) != self.index["tars"].get(name):
+            raise SpkdError(f"{where}: damaged, or of another export (digest differs from {INDEX})")
+        return read_tar(io.BytesIO(data), where, {t.name for t in self.card.targets}, names)
+
+
+def _largest_tar(card: Card, plan: Plan, unit: int) -> int:
+    """Bytes that the tar of a unit may have."""
+    views = plan.unit(unit)
+    samples = plan.views.samples[views.start : views.stop].astype(np.int64)
+    size = len(views) * (len(card.targets) + 3) * MEMBER + 4 * int(samples.sum()) + (1 << 20)
+    return size + sum(int(t.num_frames(samples).sum()) * row_bytes(t) for t in card.targets)
+
+
+def read_tar(file: IO[bytes], where: str, known: set[str], names: Sequence[str]) -> Iterator[tuple[int, Sample]]:
+    """Samples of a tar: (view, arrays by target); the FLAC file, where asked for, as AUDIO, its bytes (uint8).
+
+    Raises:
+        SpkdError: a member with another name than an export gives (absolute, with `..`, a pickle), one that is no
+            regular file, a view twice, or an array that cannot be read without pickle; or the tar is cut short.
+    """
+    allowed = re.compile(rf"(\d{{9}})\.(?:json|flac|({'|'.join(re.escape(name) for name in sorted(known))})\.npy)")
+    current, sample, done = -1, Sample(), set[int]()
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                found = allowed.fullmatch(member.name)
+                regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+                if found is None or not regular:
+                    kind = "" if regular else " (not a regular file)"
+                    raise SpkdError(
+                        f"{where}: member {member.name[:80]!r}{kind} has no place in an export; nothing is read"
+                    )
+                if int(found[1]) != current:
+                    if current >= 0:
+                        yield current, sample
+                    done.add(current)
+                    current, sample = int(found[1]), Sample()
+                name = found[2] or (AUDIO if member.name.endswith(".flac") else "")
+                if current in done or name in sample:
+                    raise SpkdError(f"{where}: damaged (view {current} is there twice)")
+                body = tar.extractfile(member)
+                assert body is not None
+                if name in names:
+                    data = body.read()
+                    sample[name] = np.frombuffer(data, np.uint8) if name == AUDIO else npy.parse(data)
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise SpkdError(f"{where}: damaged ({' '.join(str(error).split())[:200]})") from error
+    if current >= 0:
+        yield current, sample
+
+
+def import_tars(url: str, root: Path) -> None:
+    """Make a cache from an export; it appears whole or not at all.
+
+    Raises:
+        SpkdError: a missing or damaged file, or one that holds what no export holds.
+    """
+    export = Export(url)
+    names = [target.name for target in export.card.targets]
+    with building(root, export.metadata()) as builder, track("reading tars", builder.plan.units, "tars") as bar:
+        for unit in builder.units():
+            where = f"{url}/{tar_name(unit)}"
+            samples = list(export.unit(unit, builder.plan, names))
+            missing = [name for _, sample in samples for name in names if name not in sample]
+            if missing:
+                raise SpkdError(f"{where}: lacks {missing[0]} of a view")
+            try:
+                builder.write(unit, export.rejected, iter(samples))
+            except SpkdError as error:
+                raise SpkdError(f"{where}: {error}") from error
+            bar.advance(1)

@@ -1,0 +1,156 @@
+"""What export and import have in common: metadata files, checks of what is exported, and building a cache from stored
+rows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spkd.cache.card import Card
+from spkd.cache.claims import claim_units
+from spkd.cache.codec import AsStored
+from spkd.cache.folder import CODEC, HEAD, CompletionRecord, plan_path
+from spkd.cache.layout import row_format
+from spkd.cache.plan import Plan
+from spkd.cache.read import Cache
+from spkd.cache.verify import expected_shards, metadata_problems
+from spkd.cache.write import UnitWriter, finalize, initialise
+from spkd.errors import SpkdError
+from spkd.files import parse_json, part_path, write_bytes
+from spkd.target import Target
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The metadata files of a cache that an export carries: card, plans, head and codebook, by name."""
+
+    card: Card
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, cache: Cache) -> Metadata:
+        """Raises SpkdError where one is missing or changed since the cache was completed."""
+        if problems := metadata_problems(cache.root, CompletionRecord.load(cache.root)):
+            raise SpkdError(problems[0])
+        names = [name for name in _names(cache.card) if (cache.root / name).is_file()]
+        return cls(cache.card, {name: (cache.root / name).read_bytes() for name in names})
+
+    def plans(self, folder: Path) -> list[Plan]:
+        """The plans of the parts, checked against the card, with all files written to `folder`.
+
+        Raises:
+            SpkdError: a plan is missing or damaged, or a file that no cache has.
+        """
+        if extra := set(self.files) - set(_names(self.card)):
+            raise SpkdError(f"{min(extra)}: no file of a cache")
+        names = [str(plan_path(part)) for part in range(len(self.card.parts))]
+        if missing := [name for name in names if name not in self.files]:
+            raise SpkdError(f"{missing[0]}: missing")
+        plans = [Plan.read(self.files[name], self.card, number, name) for number, name in enumerate(names)]
+        for name, data in self.files.items():
+            write_bytes(folder / name, data)
+        return plans
+
+
+def _names(card: Card) -> list[str]:
+    return [*(str(plan_path(part)) for part in range(len(card.parts))), HEAD, CODEC]
+
+
+def checked(cache: Cache) -> Callable[[int, Target], None]:
+    """What raises SpkdError for a shard that is not as it was committed: an export must not sign damaged data anew."""
+    shards = {shard.path: shard for shard in expected_shards(cache.root, cache.card, cache.plan)}
+
+    def check(unit: int, target: Target) -> None:
+        shard = shards[cache.shard_path(unit, target)]
+        if (problem := shard.problem()) is not None:
+            raise SpkdError(f"{shard.path}: {problem}; nothing is exported from a damaged cache")
+
+    return check
+
+
+@dataclass(frozen=True)
+class CacheBuilder:
+    """A cache being built from stored rows."""
+
+    root: Path
+    card: Card
+    plan: Plan
+
+    def units(self) -> Iterator[int]:
+        """Every unit, claimed."""
+        return claim_units(self.root, self.plan.units)
+
+    def write(self, unit: int, rejected: Mapping[int, str], views: Iterator[tuple[int, dict[str, np.ndarray]]]) -> None:
+        """Write a unit from its usable views: number and (rows, columns) of every target, as stored.
+
+        Raises:
+            SpkdError: a view of another unit, or arrays of another shape or type than in the card.
+        """
+        fitted = {t.name: AsStored(*row_format(t)) for t in self.card.targets}
+        writer = UnitWriter(self.root, self.card, self.plan, unit, fitted)
+        mine = self.plan.unit(unit)
+        try:
+            for view, arrays in views:
+                if view not in mine or view in rejected:
+                    raise SpkdError(f"view {view} does not belong here")
+                for target in self.card.targets:
+                    values, (columns, dtype) = arrays[target.name], row_format(target)
+                    count = target.num_frames(int(self.plan.views.samples[view]))
+                    if values.shape != (count, columns) or values.dtype != dtype:
+                        raise SpkdError(
+                            f"{target.name} of view {view}: {values.dtype} {values.shape}, but {dtype} "
+                            f"{(count, columns)} in the card"
+                        )
+                    writer.put(target.name, [view], values[None])
+            for view, reason in rejected.items():
+                if view in mine:
+                    writer.reject(view, reason)
+            writer.commit()
+        except BaseException:
+            writer.abandon()
+            raise
+
+
+@contextmanager
+def building(root: Path, metadata: Metadata) -> Iterator[CacheBuilder]:
+    """Build a cache beside `root` and move it there when the block ends well; else leave nothing.
+
+    Raises:
+        SpkdError: `root` is there already, or what was built is not complete.
+    """
+    if root.exists():
+        raise SpkdError(f"{root}: is there already; choose another folder")
+    work = part_path(root.with_name(f"{root.name}.importing"))
+    try:
+        plans = metadata.plans(work)
+        initialise(work, metadata.card, plans, metadata.files.get(HEAD))
+        builder = CacheBuilder(work, metadata.card, Plan.join(plans))
+        yield builder
+        if not finalize(work, metadata.card, builder.plan):
+            raise SpkdError("units are missing")
+        Cache.open(work).codebook  # noqa: B018  (raises where it does not match)
+        shutil.rmtree(work / "claims", ignore_errors=True)
+        try:
+            work.rename(root)
+        except OSError as error:
+            raise SpkdError(f"{root}: is there already; another import was faster") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def rejections(listed: object) -> dict[int, str]:
+    """The rejected views of an export, with their reasons. Raises SpkdError where they are not such."""
+    try:
+        return {int(view): str(reason) for view, reason in dict(listed).items()}  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise SpkdError(f"damaged (rejected views: {str(error)[:80]})") from error
+
+
+def read_card(text: str | bytes, where: str) -> Card:
+    """A card from its JSON. Raises SpkdError where it is damaged or of another format."""
+    return Card.from_json(parse_json(text, where), where)

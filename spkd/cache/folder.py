@@ -1,0 +1,185 @@
+"""The folder of a cache: the name of every file, and the records that commit units and complete the whole.
+
+card.json                card
+plan/N.npz               plan of part N
+head.safetensors         the teacher's classifier, where logits follow from it
+codec.safetensors        what the codecs learnt
+zarr.json                the Zarr group; TARGET/zarr.json each array
+TARGET/c/K/0             shard K of a target
+claims/K                 who fills unit K now
+commits/K.json           commit record of unit K
+COMPLETE.json            completion record; readers go by it alone
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spkd import digest
+from spkd.cache.card import Card, check_format
+from spkd.errors import SpkdError
+from spkd.files import parse_json, read_json
+from spkd.schema import record
+from spkd.target import Target
+
+CARD = "card.json"
+COMPLETE = "COMPLETE.json"
+HEAD = "head.safetensors"
+CODEC = "codec.safetensors"
+GROUP = "zarr.json"
+PULLED = "pulled.json"  # where a copy came from; its time says when the copy was last used
+UINT32 = {"low": 0, "high": 2**32 - 1}
+
+
+def plan_path(part: int) -> Path:
+    return Path("plan") / f"{part}.npz"
+
+
+def commit_path(root: Path, unit: int) -> Path:
+    return root / "commits" / f"{unit}.json"
+
+
+def claim_path(root: Path, unit: int) -> Path:
+    return root / "claims" / str(unit)
+
+
+def shard_path(root: Path, target: Target, unit: int) -> Path:
+    return root / target.name / "c" / str(unit) / "0"
+
+
+def array_path(target: Target) -> Path:
+    return Path(target.name) / "zarr.json"
+
+
+def metadata_files(card: Card) -> list[str]:
+    """Every file of a cache but the shards and the completion record; head and codecs are optional."""
+    names = [CARD, HEAD, CODEC, GROUP, *(str(array_path(target)) for target in card.targets)]
+    names += [str(plan_path(part)) for part in range(len(card.parts))]
+    return names + [str(commit_path(Path(), unit)) for unit in range(card.units)]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a shard was when it was committed.
+
+    Attributes:
+        bytes: size of the file.
+        chunk_crc32c: checksum of each inner chunk.
+        index_crc32c: checksum of the index.
+    """
+
+    bytes: int = field(metadata={"low": 1, "high": 2**50})
+    chunk_crc32c: tuple[int, ...] = field(metadata=UINT32)
+    index_crc32c: int = field(metadata=UINT32)
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """One unit, committed.
+
+    Attributes:
+        rejected: views left out, with the reason; counted within the unit, so that the record stays true where a merge
+            gives its unit another number.
+        targets: of each target its shard.
+        writer: host and identity of the worker.
+    """
+
+    rejected: dict[int, str]
+    targets: dict[str, ShardRecord]
+    writer: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"rejected": {str(view): reason for view, reason in sorted(self.rejected.items())}}
+
+    @classmethod
+    def from_json(cls, tree: Any, card: Card, where: str) -> CommitRecord:
+        """Raises SpkdError where it is not the record of a unit of this card's cache."""
+        found = record(cls, tree, where)
+        if set(found.targets) != {target.name for target in card.targets}:
+            raise SpkdError(f"{where}: damaged (its targets are not those of the card)")
+        return found
+
+    @classmethod
+    def load(cls, root: Path, card: Card, unit: int) -> CommitRecord:
+        """Raises SpkdError where it is missing or damaged."""
+        path = commit_path(root, unit)
+        return cls.from_json(read_json(path), card, str(path))
+
+
+@dataclass(frozen=True)
+class CompletionRecord:
+    """A whole cache.
+
+    Attributes:
+        card: the card.
+        rejected: views left out of the cache, with the reason.
+        bytes: of all shards.
+        sha256: digest of every metadata file, by name.
+    """
+
+    card: Card
+    rejected: dict[int, str]
+    bytes: int
+    sha256: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        tree = {
+            "card": self.card.to_json(),
+            "rejected": {str(view): reason for view, reason in self.rejected.items()},
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+        }
+        return tree | {"check": self_digest(tree)}
+
+    @classmethod
+    def load(cls, root: Path) -> CompletionRecord:
+        """Raises SpkdError where it is missing, damaged or of another format."""
+        path = root / COMPLETE
+        if not path.is_file():
+            raise SpkdError(f"{path}: missing; only complete caches can be used so")
+        return parse_completion(path.read_bytes(), str(path))
+
+
+@dataclass(frozen=True)
+class _Rest:
+    rejected: dict[int, str]
+    bytes: int = field(metadata={"low": 0, "high": 2**60})
+    sha256: dict[str, str]
+
+
+def parse_completion(data: bytes, where: str) -> CompletionRecord:
+    """A completion record from its bytes.
+
+    Raises:
+        SpkdError: damaged, of another format, or with names or views that its card does not have.
+    """
+    tree = parse_json(data, where)
+    if isinstance(tree, dict) and isinstance(tree.get("card"), dict) and "spkd_cache" in tree["card"]:
+        check_format(tree["card"]["spkd_cache"], where)
+    if not isinstance(tree, dict) or "card" not in tree or tree.get("check") != self_digest(tree):
+        raise SpkdError(f"{where}: damaged (it does not match its own digest)")
+    card = Card.from_json(tree["card"], where)
+    rest = record(_Rest, {name: tree[name] for name in ("rejected", "bytes", "sha256") if name in tree}, where)
+    if card.units > len(rest.sha256):  # before as many names are made up
+        raise SpkdError(f"{where}: damaged (its files are not those of its card)")
+    names = set(metadata_files(card))
+    if not names - {HEAD, CODEC} <= set(rest.sha256) <= names:
+        raise SpkdError(f"{where}: damaged (its files are not those of its card)")
+    if any(not 0 <= view < card.num_views for view in rest.rejected):
+        raise SpkdError(f"{where}: damaged (it rejects views that there are not)")
+    return CompletionRecord(card, rest.rejected, rest.bytes, rest.sha256)
+
+
+def load_card(root: Path) -> Card:
+    """Raises SpkdError: no cache here, another format, or a damaged card."""
+    path = root / CARD
+    if not path.is_file():
+        raise SpkdError(f"{root}: no teacher cache; make one with `spkd extract cache={root}`")
+    return Card.from_json(read_json(path), str(path))
+
+
+def self_digest(tree: dict[str, Any]) -> str:
+    """Digest of a record without its `check`: the completion record, or the index of an export."""
+    return digest.of_tree({name: value for name, value in tree.items() if name != "check"})

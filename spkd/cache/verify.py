@@ -1,0 +1,103 @@
+"""Checking a cache against its own checksums: every flipped bit is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import google_crc32c
+
+from spkd import digest
+from spkd.cache.card import Card
+from spkd.cache.folder import CommitRecord, CompletionRecord, ShardRecord, shard_path
+from spkd.cache.layout import chunk_lengths, chunk_rows, header_bytes, index_length
+from spkd.cache.plan import Plan
+from spkd.errors import SpkdError
+from spkd.target import Target
+
+
+class ExpectedShard(NamedTuple):
+    """A shard of a cache, and what it must be.
+
+    Attributes:
+        path: where it is.
+        target: of which it holds the rows.
+        rows: rows of the array that one shard takes.
+        header: its first bytes.
+        record: sizes and checksums at commit.
+    """
+
+    path: Path
+    target: Target
+    rows: int
+    header: bytes
+    record: ShardRecord
+
+    def problem(self, path: Path | None = None) -> str | None:
+        """What is wrong with it (or with a copy at `path`); None where nothing is."""
+        path = path or self.path
+        if not path.is_file():
+            return "missing"
+        size = path.stat().st_size
+        if size != self.record.bytes:
+            return f"{size} bytes instead of {self.record.bytes}"
+        length = index_length(self.target, self.rows)
+        with open(path, "rb") as file:
+            if file.read(len(self.header)) != self.header:
+                return "of another cache or unit, or changed in its header"
+            file.seek(max(size - length, 0))
+            index = file.read()
+            if google_crc32c.value(index) != self.record.index_crc32c:
+                return "changed in its index"
+            file.seek(len(self.header))
+            lengths = chunk_lengths(index)
+            if len(lengths) != len(self.record.chunk_crc32c) or len(self.header) + sum(lengths) != size - length:
+                return "its index does not match its size"
+            for i, (count, check) in enumerate(zip(lengths, self.record.chunk_crc32c, strict=True)):
+                if google_crc32c.value(file.read(count)) != check:
+                    rows = chunk_rows(self.target)
+                    return f"changed in rows {i * rows} to {(i + 1) * rows - 1}"
+        return None
+
+
+def expected_shards(root: Path, card: Card, plan: Plan) -> Iterator[ExpectedShard]:
+    """Every shard of a cache whose metadata files are at `root`.
+
+    Raises:
+        SpkdError: a damaged commit record.
+    """
+    keys = [card.part_key(part) for part in range(len(card.parts))]
+    for unit in range(card.units):
+        part, number = plan.part(unit)
+        header, commit = header_bytes(keys[part], number), CommitRecord.load(root, card, unit)
+        for target in card.targets:
+            path, rows = shard_path(root, target, unit), plan.shard_rows(target)
+            yield ExpectedShard(path, target, rows, header, commit.targets[target.name])
+
+
+def metadata_problems(root: Path, record: CompletionRecord) -> list[str]:
+    """One line per metadata file that is missing or changed."""
+    return [
+        f"{root / name}: missing or changed"
+        for name, expected in record.sha256.items()
+        if not (root / name).is_file() or digest.of_file(root / name) != expected
+    ]
+
+
+def verify(root: str | Path) -> list[str]:
+    """Read everything and compare it with the recorded checksums. Returns one line per damaged file.
+
+    Raises:
+        SpkdError: no complete cache there, or a completion record that is damaged itself.
+    """
+    root = Path(root)
+    record = CompletionRecord.load(root)
+    if damaged := metadata_problems(root, record):
+        return damaged
+    try:
+        plan = Plan.load(root, record.card)
+        shards = [(shard, shard.problem()) for shard in expected_shards(root, record.card, plan)]
+    except SpkdError as error:
+        return [str(error)]
+    return [f"{shard.path}: {problem}" for shard, problem in shards if problem is not None]

@@ -1,0 +1,126 @@
+"""Plain values, as JSON, YAML and command lines give them, made into typed dataclasses.
+
+What comes from a file or a user is checked here before anything uses it: types, finite numbers, ranges, unknown and
+missing names. A range is declared with the field: `metadata={"low": 1, "high": 8}`, bounds included; for lists and
+dicts it holds for every item.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from spkd.errors import SpkdError, did_you_mean
+
+Record = TypeVar("Record")
+TRUE, FALSE, NULL = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("null", "none", "~", "")
+
+
+def record(kind: type[Record], tree: Any, where: str) -> Record:
+    """A dataclass from a JSON object.
+
+    Args:
+        kind: the dataclass. tree: the parsed JSON. where: what to name in errors.
+    Raises:
+        SpkdError: not an object, an unknown or missing name, or a value of the wrong type or outside its range.
+    """
+    if not isinstance(tree, dict):
+        raise SpkdError(f"{where}: damaged (expected an object, found {type(tree).__name__})")
+    hints, fields = get_type_hints(kind), {f.name: f for f in dataclasses.fields(cast(Any, kind))}
+    for name in tree:
+        if name not in fields:
+            raise SpkdError(f"{where}: damaged (unknown name {str(name)[:40]!r})")
+    values = {}
+    for name, field in fields.items():
+        if name in tree:
+            try:
+                values[name] = convert(hints[name], tree[name], field.metadata, f"{where}: {name}")
+            except ValueError as error:
+                raise SpkdError(f"{where}: damaged ({name} {error})") from error
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise SpkdError(f"{where}: damaged ({name} is missing)")
+    return kind(**values)
+
+
+def convert(
+    kind: Any, value: Any, limits: Mapping[str, Any] = types.MappingProxyType({}), where: str = "", text: bool = False
+) -> Any:
+    """A value as a type: bool, int, float, str, None, lists, tuples, dicts, dataclasses and unions with None.
+
+    Args:
+        limits: `low` and `high`, the least and the greatest number allowed.
+        text: strings stand for numbers, truth values and null, as on a command line.
+    Raises:
+        ValueError: with what was expected, to follow the value's name.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None or (text and isinstance(value, str) and value.lower() in NULL):
+            return None
+        return convert(next(a for a in arguments if a is not type(None)), value, limits, where, text)
+    if dataclasses.is_dataclass(kind):
+        return record(cast(Any, kind), value, where)
+    if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"must be a list, not {_shown(value)}")
+        items = [convert(arguments[0], item, limits, f"{where}[{i}]", text) for i, item in enumerate(value)]
+        return items if origin is list else tuple(items)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"must be a mapping, not {_shown(value)}")
+        key, item = arguments
+        return {convert(key, k, text=True): convert(item, v, limits, f"{where}.{k}", text) for k, v in value.items()}
+    return _within(_scalar(kind, value, text), limits)
+
+
+def _scalar(kind: type, value: Any, text: bool) -> Any:
+    written = value.lower() if text and isinstance(value, str) else None
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if written in TRUE or written in FALSE:
+            return written in TRUE
+        raise ValueError(f"must be true or false, not {_shown(value)}")
+    if kind in (int, float):
+        try:
+            if written is not None and len(written) < 40 and "_" not in written:
+                return kind(written)
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and (kind is float or value == int(value))
+            ):
+                return kind(value)
+        except (ValueError, OverflowError):
+            pass
+    names = {int: "a whole number", float: "a number", str: "text"}
+    raise ValueError(f"must be {names.get(kind, kind)}, not {_shown(value)}")
+
+
+def _within(value: Any, limits: Mapping[str, Any]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = limits.get("low"), limits.get("high")
+        if low is not None and value < low:
+            raise ValueError(f"must be at least {low:g}, not {value:g}")
+        if high is not None and value > high:
+            raise ValueError(f"must be at most {high:g}, not {value:g}")
+        if limits.get("positive") and value <= 0:
+            raise ValueError(f"must be positive, not {value:g}")
+    choices = limits.get("choices")
+    if choices and value not in choices:
+        raise ValueError(f"has no choice {_shown(value)}{did_you_mean(str(value), choices)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,77 @@
+"""Student networks. All take features (B, T, F) and return their named levels, so that any loss meets any student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spkd.config import StudentConfig
+from spkd.errors import UsageError
+from spkd.registry import STUDENTS
+from spkd.students.checkpoint import Checkpoint, load_student, read_weights, save_student
+from spkd.students.network import Network
+
+
+def build(name: str, **settings: Any) -> Network:
+    """A network of the registry with fresh weights. Raises ValueError for widths the architecture cannot have."""
+    network: Network = STUDENTS[name](**settings)
+    return network
+
+
+def make_student(config: StudentConfig) -> Network:
+    """The network that the settings describe, with fresh weights or those of `init`.
+
+    Raises:
+        UsageError: widths the architecture cannot have, or weights of another one.
+    """
+    name, trained = config.name, config.init is not None and (Path(config.init) / "model.json").is_file()
+    kind: type[Network] = STUDENTS[name]
+    if config.adapters and not kind.takes_layers:
+        raise UsageError("student.adapters: only student=ssl has them")
+    if config.init is not None and not trained and (network := kind.from_pretrained(config.init, config)) is not None:
+        return network
+    settings = {"channels": config.channels or kind.default_channels, "embedding": config.embedding}
+    if kind.takes_layers:
+        settings |= {"layers": config.layers, "adapters": config.adapters}
+    try:
+        network = build(name, **settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return network if config.init is None else initialise_from(network, config.init, trained)
+
+
+def initialise_from(network: Network, source: str, trained: bool) -> Network:
+    """The network with the weights of a student trained by spkd (a folder), or of a state dictionary with the same
+    names: WeSpeaker's or 3D-Speaker's (a file; a classifier in it is left out).
+
+    Raises:
+        UsageError: another architecture or width.
+    """
+    if trained:
+        weights = load_student(source).network.state_dict()
+    else:
+        weights = {k: v for k, v in read_weights(source).items() if not k.startswith("projection.")}
+    try:
+        found = network.load_state_dict(network.renamed(weights), strict=False)
+    except RuntimeError as error:
+        raise UsageError(f"student.init={source}: other widths ({_second_line(error)})") from error
+    lacking = [n for n in found.missing_keys if not n.endswith("num_batches_tracked") and ".feed_forward." not in n]
+    if lacking or found.unexpected_keys:
+        raise UsageError(f"student.init={source}: another architecture ({[*lacking, *found.unexpected_keys][0]})")
+    return network
+
+
+def _second_line(error: Exception) -> str:
+    """torch names the tensor that does not fit in the second line."""
+    return [*str(error).splitlines(), "", ""][1].strip()[:200]
+
+
+__all__ = [
+    "Checkpoint",
+    "Network",
+    "build",
+    "load_student",
+    "make_student",
+    "read_weights",
+    "save_student",
+]

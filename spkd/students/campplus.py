@@ -1,0 +1,130 @@
+"""CAM++ (Wang et al., "CAM++: a fast and efficient network for speaker verification using context-aware masking",
+Interspeech 2023, arXiv 2303.00332)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d, relu
+
+from spkd.features import MELS
+from spkd.students.network import Network, describe
+from spkd.students.resnet import BasicBlock, sample_statistics
+
+DENSE = ((12, 1), (24, 2), (16, 2))  # layers and dilation of each dense block
+SEGMENT = 100  # frames over which the context is averaged, beside the whole
+
+
+def normalised(channels: int, active: bool = True, affine: bool = True) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict(batchnorm=nn.BatchNorm1d(channels, affine=affine))
+    if active:
+        layers["relu"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+class FrontEnd(nn.Module):
+    """Residual 2-d convolutions that reduce 80 bands to 10 and keep time: (B, 80, T) -> (B, 10C, T)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.layer1, self.layer2 = (
+            nn.Sequential(BasicBlock(channels, channels, (2, 1)), BasicBlock(channels, channels, (1, 1)))
+            for _ in range(2)
+        )
+        self.conv2 = nn.Conv2d(channels, channels, 3, (2, 1), 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = relu(self.bn1(self.conv1(features[:, None])))
+        return relu(self.bn2(self.conv2(self.layer2(self.layer1(x))))).flatten(1, 2)
+
+
+class Dense(nn.Module):
+    """Convolution with its non-linearity after (first and last layers) or before it (between blocks)."""
+
+    def __init__(self, linear: nn.Conv1d, nonlinear: nn.Sequential, before: bool = False) -> None:
+        super().__init__()
+        self.linear, self.nonlinear, self._before = linear, nonlinear, before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.nonlinear(x)) if self._before else self.nonlinear(self.linear(x))
+
+
+class Masked(nn.Module):
+    """Context-aware masking: a convolution whose channels are gated by the mean of the whole and of each segment."""
+
+    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
+        super().__init__()
+        self.linear_local = nn.Conv1d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
+        self.linear1 = nn.Conv1d(inputs, inputs // 2, 1)
+        self.linear2 = nn.Conv1d(inputs // 2, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        segments = avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True)
+        local = segments.repeat_interleave(SEGMENT, -1)[..., : x.shape[-1]]
+        context = self.linear2(relu(self.linear1(x.mean(-1, keepdim=True) + local)))
+        return self.linear_local(x) * context.sigmoid()
+
+
+class DenseLayer(nn.Module):
+    """One layer of a densely connected block: its outputs are joined to its inputs."""
+
+    def __init__(self, inputs: int, bottleneck: int, growth: int, dilation: int) -> None:
+        super().__init__()
+        self.nonlinear1 = normalised(inputs)
+        self.linear1 = nn.Conv1d(inputs, bottleneck, 1, bias=False)
+        self.nonlinear2 = normalised(bottleneck)
+        self.cam_layer = Masked(bottleneck, growth, dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))))], 1)
+
+
+class CAMPPlus(Network):
+    """2-d front end, convolution to 50 frames a second, three densely connected blocks of 12, 24 and 16 masked layers,
+    statistics pooling, linear with batch-norm.
+
+    Tensors are named and shaped as in 3D-Speaker and WeSpeaker, so their state dictionaries load. C = 128 is the
+    paper's width (7.2 M parameters at embedding 512); the front end has C / 4 channels, every dense layer adds C / 4.
+
+    Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
+    """
+
+    default_channels = 128
+
+    def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
+        if channels % 8:
+            raise ValueError(f"student.channels={channels}: campplus needs a multiple of 8")
+        super().__init__()
+        self.settings = {"channels": channels, "embedding": embedding}
+        growth, width = channels // 4, channels
+        self.head = FrontEnd(growth)
+        stem = nn.Conv1d(growth * (MELS // 8), width, 5, stride=2, padding=2, bias=False)
+        parts: OrderedDict[str, nn.Module] = OrderedDict(tdnn=Dense(stem, normalised(width)))
+        for i, (depth, dilation) in enumerate(DENSE, 1):
+            block: OrderedDict[str, nn.Module] = OrderedDict()
+            for j in range(depth):
+                block[f"tdnnd{j + 1}"] = DenseLayer(width, channels, growth, dilation)
+                width += growth
+            parts[f"block{i}"] = nn.Sequential(block)
+            narrow = nn.Conv1d(width, width // 2, 1, bias=False)
+            parts[f"transit{i}"] = Dense(narrow, normalised(width), before=True)
+            width //= 2
+        parts["out_nonlinear"] = normalised(width)
+        parts["dense"] = Dense(
+            nn.Conv1d(2 * width, embedding, 1, bias=False), normalised(embedding, active=False, affine=False)
+        )
+        self.xvector = nn.Sequential(parts)
+        self.levels = describe(width, {"stats": 2 * width, "embedding": embedding}, stride=2)
+
+    def run(self, features: Tensor) -> dict[str, Tensor]:
+        *frame_layers, dense = self.xvector
+        frames = self.head(features)
+        for layer in frame_layers:
+            frames = layer(frames)
+        stats = sample_statistics(frames)
+        return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": dense(stats[..., None])[..., 0]}

@@ -1,0 +1,161 @@
+"""A trained student on disk: model.safetensors (weights) beside model.json (everything needed to rebuild it)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from spkd import __version__
+from spkd.config import StudentConfig
+from spkd.errors import SpkdError, UsageError, first_line
+from spkd.features import FBANK, HOP, MELS, WINDOW
+from spkd.files import read_json, write_bytes, write_json
+from spkd.registry import STUDENTS
+from spkd.schema import convert, record
+from spkd.students.network import Network
+from spkd.target import EMBEDDING, Target
+
+FORMAT = 1
+CLASSIFIER = "head.weight"  # beside the network's own weights: the classifier, where training had one
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass
+class Checkpoint:
+    """A network, and the classifier it was trained with, if any.
+
+    Attributes:
+        head: (classes, D) rows of a cosine classifier.
+        classes: names of the speakers.
+        scale: of the classifier's logits.
+        training: what the run was (losses, steps, data), for people.
+    """
+
+    network: Network
+    head: Tensor | None = None
+    classes: list[str] = field(default_factory=list)
+    scale: float = 1.0
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def read_weights(file: str) -> dict[str, Tensor]:
+    """Tensors by name of a file that others wrote: safetensors, or torch's own format, of which nothing is executed.
+
+    Raises:
+        UsageError: no such file. SpkdError: it cannot be read as weights.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{file}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_tensors(path.read_bytes())
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("model_state", "state_dict", "model"):
+            state = state.get(key, state)
+        return {name: values for name, values in state.items() if isinstance(values, Tensor)}
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise SpkdError(f"{path}: cannot be read as weights ({first_line(error)})") from error
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What model.json holds."""
+
+    spkd_model: int
+    network: str
+    settings: dict[str, Any]
+    features: dict[str, Any]
+    classes: list[str] = field(default_factory=list)
+    scale: float = field(default=1.0, metadata={"positive": True})
+    training: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+
+def save_student(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Write both files, each atomically; weights first, so that model.json never describes absent weights."""
+    folder, network = Path(folder), checkpoint.network
+    tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if checkpoint.head is not None:
+        tensors[CLASSIFIER] = checkpoint.head.detach().cpu().contiguous()
+    write_bytes(folder / WEIGHTS, save_tensors(tensors))
+    name = next(name for name, kind in STUDENTS.items() if type(network) is kind)
+    described = _Description(
+        FORMAT,
+        name,
+        network.settings,
+        _features(network.input_kind),
+        checkpoint.classes,
+        checkpoint.scale,
+        checkpoint.training,
+        __version__,
+    )
+    write_json(folder / DESCRIPTION, asdict(described))
+
+
+def load_student(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint; the network is in evaluation mode, on the CPU.
+
+    Raises:
+        UsageError: the folder holds no checkpoint. SpkdError: it is damaged, of a newer format, or its weights are not
+            finite.
+    """
+    folder = Path(folder)
+    path, weights = folder / DESCRIPTION, folder / WEIGHTS
+    if not path.is_file():
+        raise UsageError(f"{folder}: no spkd checkpoint ({DESCRIPTION}, {WEIGHTS}); train one with `spkd train`")
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("spkd_model") != FORMAT:
+        raise SpkdError(f"{path}: not a checkpoint of format {FORMAT}; update spkd to read it")
+    described = record(_Description, tree, str(path))
+    if described.network not in STUDENTS:
+        raise SpkdError(f"{path}: unknown network {described.network!r}")
+    try:
+        tensors = load_tensors(weights.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise SpkdError(f"{weights}: damaged ({first_line(error)})") from error
+    head = tensors.pop(CLASSIFIER, None)
+    network = _network(described, {k.removeprefix("network."): v for k, v in tensors.items()}, path, weights)
+    # Students of the waveform were once described as taking fbank.
+    if described.features not in (_features(network.input_kind), _features(FBANK)):
+        raise SpkdError(f"{path}: damaged (its features are not those of this network)")
+    if head is not None and head.shape != (len(described.classes), network.levels[EMBEDDING].dim):
+        raise SpkdError(
+            f"{weights}: damaged (a classifier of shape {tuple(head.shape)}, {len(described.classes)} classes)"
+        )
+    return Checkpoint(network.eval(), head, described.classes, described.scale, described.training)
+
+
+def _network(described: _Description, tensors: dict[str, Tensor], path: Path, weights: Path) -> Network:
+    limits = {f.name: f.metadata for f in fields(StudentConfig)}
+    kind: type[Network] = STUDENTS[described.network]
+    try:
+        for name, value in described.settings.items():
+            if name in limits:
+                convert(int, value, limits[name], name)
+        # Built without memory first: a damaged width could ask for more than there is.
+        with torch.device("meta"):
+            expected = {name: values.shape for name, values in kind(**described.settings).state_dict().items()}
+        if expected != {name: values.shape for name, values in tensors.items()}:
+            raise SpkdError(f"{weights}: damaged or of another network (its tensors are not those of {path})")
+        network = kind(**described.settings)
+        network.load_state_dict(tensors)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise SpkdError(f"{weights}: damaged or of another network ({first_line(error)})") from error
+    wrong = sum(int((~values.isfinite()).sum()) for values in tensors.values() if values.is_floating_point())
+    if wrong:
+        raise SpkdError(f"{weights}: {wrong:,} of its weights are not finite; the training that made it diverged")
+    return network
+
+
+def _features(kind: Target) -> dict[str, Any]:
+    if kind == FBANK:
+        return {"kind": "fbank", "mels": MELS, "window": WINDOW, "hop": HOP, "normalise": "mean"}
+    return {"kind": kind.name, "normalise": "mean and variance"}

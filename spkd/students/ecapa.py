@@ -1,0 +1,108 @@
+"""ECAPA-TDNN (Desplanques, Thienpondt and Demuynck, Interspeech 2020, arXiv 2005.07143)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spkd.features import MELS
+from spkd.students.network import ConvBlock, Network, describe
+
+SCALE = 8  # Res2 groups (the paper's)
+BOTTLENECK = 128  # of squeeze-excitation and of the attention (the paper's)
+
+
+class Res2(nn.Module):
+    """Res2 convolution: groups of channels in a cascade, each convolving its input plus the group before."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        width = channels // SCALE
+        self.blocks = nn.ModuleList(ConvBlock(width, width, 3, dilation) for _ in range(SCALE - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *groups = x.chunk(SCALE, 1)
+        outputs = [first]
+        for i, (block, group) in enumerate(zip(self.blocks, groups, strict=True)):
+            outputs.append(block(group if i == 0 else group + outputs[-1]))
+        return torch.cat(outputs, 1)
+
+
+class SqueezeExcitation(nn.Module):
+    """Rescale channels by a function of all their means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Conv1d(channels, BOTTLENECK, 1), nn.ReLU(), nn.Conv1d(BOTTLENECK, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.mean(-1, keepdim=True))
+
+
+class SERes2Block(nn.Module):
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            ConvBlock(channels, channels),
+            Res2(channels, dilation),
+            ConvBlock(channels, channels),
+            SqueezeExcitation(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class AttentiveStatistics(nn.Module):
+    """Channel- and context-dependent attention, weighted mean and deviation: (B, D, T) -> (B, 2D)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(
+            ConvBlock(3 * channels, BOTTLENECK), nn.Tanh(), nn.Conv1d(BOTTLENECK, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+        context = torch.cat([x, mean.expand_as(x), variance.clamp_min(1e-6).sqrt().expand_as(x)], 1)
+        weights = self.attention(context).softmax(-1)
+        mean = (weights * x).sum(-1)
+        # Centred before squaring: E[x^2] - E[x]^2 cancels in half precision.
+        variance = (weights * (x - mean[..., None]).square()).sum(-1)
+        return torch.cat([mean, variance.clamp_min(1e-6).sqrt()], 1)
+
+
+class ECAPA(Network):
+    """Convolution, three SE-Res2 blocks (dilations 2, 3, 4), all joined into 3C frames, attentive pooling.
+
+    The paper's widths: C = 512 (with embedding 192: 6.2 M parameters) or 1024; C = 128 has 0.8 M.
+
+    Levels: frames (B, T, 3C), stats (B, 6C), embedding (B, E).
+    """
+
+    default_channels = 512
+
+    def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
+        if channels % SCALE:
+            raise ValueError(f"student.channels={channels}: ecapa needs a multiple of {SCALE}")
+        super().__init__()
+        self.settings = {"channels": channels, "embedding": embedding}
+        wide = 3 * channels
+        self.levels = describe(wide, {"stats": 2 * wide, "embedding": embedding})
+        self.stem = ConvBlock(MELS, channels, 5)
+        self.blocks = nn.ModuleList(SERes2Block(channels, dilation) for dilation in (2, 3, 4))
+        self.join = ConvBlock(wide, wide)
+        self.pool = nn.Sequential(AttentiveStatistics(wide), nn.BatchNorm1d(2 * wide))
+        self.project = nn.Linear(2 * wide, embedding)
+
+    def run(self, features: Tensor) -> dict[str, Tensor]:
+        x = self.stem(features)
+        outputs = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        frames = self.join(torch.cat(outputs, 1))
+        stats = self.pool(frames)
+        return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": self.project(stats)}

@@ -1,0 +1,33 @@
+"""The extended TDNN (Snyder et al., "Speaker recognition for multi-speaker conversations using x-vectors", ICASSP
+2019, table 1)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from spkd.features import MELS
+from spkd.students.network import ConvBlock
+from spkd.students.xvector import XVector
+
+
+class ETDNN(XVector):
+    """Four convolutions (contexts 5, 3, 3, 3 at dilations 1, 2, 3, 4), a dense layer after each, two more dense layers,
+    statistics pooling, two segment layers.
+
+    The paper's widths are 512 and 1500 before pooling; here `channels` C and 2C, with the segment layers at the
+    embedding's width.
+
+    Levels: frames (B, T, 2C), stats (B, 4C), segment.a and embedding (B, E).
+    """
+
+    default_channels = 208
+
+    def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
+        super().__init__(channels, embedding)
+
+    @staticmethod
+    def frame_layers(channels: int, wide: int) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for inputs, kernel, dilation in ((MELS, 5, 1), (channels, 3, 2), (channels, 3, 3), (channels, 3, 4)):
+            layers += [ConvBlock(inputs, channels, kernel, dilation), ConvBlock(channels, channels)]
+        return [*layers, ConvBlock(channels, channels), ConvBlock(channels, wide)]

@@ -1,0 +1,124 @@
+"""What every student network is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spkd.audio import SAMPLE_RATE
+from spkd.config import StudentConfig
+from spkd.features import FBANK, HOP, WINDOW, input_features
+from spkd.target import Target
+
+FRAME_LEVEL = "frames"
+
+
+class Network(nn.Module):
+    """Features (B, T, F) -> levels by name: `frames` (B, U, D), every other level (B, D).
+
+    A new architecture is a subclass in a file of its own and its name in spkd.registry.STUDENTS.
+
+    Attributes:
+        input_kind: its input features: 80 mel bands every 10 ms, or the samples themselves, 160 in a row.
+        levels: its outputs, described as a teacher's: the width D of every level, the times of the frames.
+        settings: what `build` needs to make the same network again.
+        default_channels: its width unless another is asked for.
+        adapters: whether it has a second path, through adapters (see `forward`).
+        takes_layers: whether its depth and its adapters can be chosen (student.layers, student.adapters).
+    """
+
+    input_kind: Target = FBANK
+    levels: dict[str, Target]
+    settings: dict[str, Any]
+    default_channels: int
+    adapters: bool = False
+    takes_layers: bool = False
+
+    @classmethod
+    def from_pretrained(cls, source: str, config: StudentConfig) -> Network | None:
+        """A student initialised from a model of another library; None for architectures that have no such way.
+
+        Args:
+            source: a folder or a hub id.
+        """
+        return None
+
+    def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the same architecture under the names that they have here."""
+        return weights
+
+    def features(self, waves: Tensor) -> Tensor:
+        """Its input features of waveforms (B, samples) at 16 kHz."""
+        return input_features(self.input_kind, waves)
+
+    def forward(self, features: Tensor, adapted: Tensor | None = None) -> dict[str, Tensor]:
+        """Mean-normalise per crop (the field's usual front end), then run the network.
+
+        Args:
+            adapted: (B,) which views take the path through the adapters, where there are any (default: all).
+        """
+        return self.run((features - features.mean(1, keepdim=True)).transpose(1, 2))
+
+    @abstractmethod
+    def run(self, features: Tensor) -> dict[str, Tensor]:
+        """Levels from mean-normalised features (B, 80, T)."""
+
+
+def describe(frames: int, vectors: dict[str, int], stride: int = 1) -> dict[str, Target]:
+    """Levels by name: frames of a width, one for every `stride` fbank frames, and vectors of others."""
+    levels = {FRAME_LEVEL: Target(FRAME_LEVEL, frames, stride * HOP, WINDOW)}
+    return levels | {name: Target(name, dim) for name, dim in vectors.items()}
+
+
+def forward_crops(network: nn.Module, crops: list[Tensor]) -> list[dict[str, Tensor]]:
+    """The network's levels of several crops (B, T_i, F); equally long neighbours go through it together."""
+    outputs: list[dict[str, Tensor]] = []
+    while len(outputs) < len(crops):
+        first = len(outputs)
+        last = first + 1
+        while last < len(crops) and crops[last].shape == crops[first].shape:
+            last += 1
+        levels = network(torch.cat(crops[first:last]))
+        parts = {name: values.chunk(last - first) for name, values in levels.items()}
+        outputs.extend({name: values[i] for name, values in parts.items()} for i in range(last - first))
+    return outputs
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def count_macs(network: Network, seconds: float = 1.0) -> int:
+    """Multiply-accumulates of one view of so many seconds (convolutions, matrix products), features not counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training, device = network.training, next(network.parameters()).device
+    features = network.features(torch.zeros(1, round(seconds * SAMPLE_RATE), device=device))
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.eval()(features)
+    finally:
+        network.train(training)
+    return counter.get_total_flops() // 2
+
+
+def statistics(frames: Tensor) -> Tensor:
+    """Mean and standard deviation over time: (B, D, T) -> (B, 2D)."""
+    variance, mean = torch.var_mean(frames, dim=-1, correction=0)
+    # The floor keeps the gradient of the root finite where a channel is constant.
+    return torch.cat([mean, variance.clamp_min(1e-6).sqrt()], 1)
+
+
+class ConvBlock(nn.Sequential):
+    """1-d convolution (same length), ReLU, batch-norm: the layer of the TDNN family."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> None:
+        padding = dilation * (kernel - 1) // 2
+        super().__init__(
+            nn.Conv1d(inputs, outputs, kernel, padding=padding, dilation=dilation),
+            nn.ReLU(),
+            nn.BatchNorm1d(outputs),
+        )

@@ -1,0 +1,73 @@
+"""What every teacher is: a frozen model that declares its targets before it is run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spkd.cache.card import TeacherCard
+from spkd.cache.head import Head
+from spkd.config import ModelConfig
+from spkd.target import Target
+
+
+class Teacher(ABC):
+    """A frozen model on one device.
+
+    A new family is a subclass in a file of its own and its name in spkd.registry.TEACHERS.
+
+    Attributes:
+        family: its name in the registry.
+        targets: all its outputs, by name: dimension, frame rate and window are declared, not guessed.
+        min_samples: shortest waveform it accepts (16 kHz).
+        head: its own speaker classifier, where it has one.
+        device: where it runs.
+        num_parameters: of the model; None where that is not known.
+    """
+
+    family: str
+    targets: dict[str, Target]
+    min_samples: int = 400
+    head: Head | None = None
+    device: torch.device = torch.device("cpu")
+    num_parameters: int | None = None
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: ModelConfig, device: torch.device) -> Teacher:
+        """The teacher with its weights, on a device.
+
+        Raises:
+            UsageError: missing weights or packages, or settings it cannot have. SpkdError: damaged weights.
+        """
+
+    @abstractmethod
+    def card(self) -> TeacherCard:
+        """Family, digest of the weights, licence, preprocessing: what a colleague needs to know."""
+
+    @abstractmethod
+    def forward(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """The named outputs of a batch.
+
+        Args:
+            waves: (B, samples), on the teacher's device.
+            names: of targets; others may be in the result.
+        Returns:
+            (B, D) or (B, T, D) per target.
+        """
+
+    def extract(self, waves: Tensor, names: list[str], halves: Collection[str] = ()) -> dict[str, np.ndarray]:
+        """The named targets of a batch of equally long waveforms (B, samples), on any device.
+
+        Args:
+            halves: targets to round to float16 on the teacher's device (half the bytes to carry, and no work for the
+                writer); the others are float32.
+        """
+        with torch.inference_mode():
+            outputs = self.forward(waves.to(self.device), names)
+            types = {name: torch.float16 if name in halves else torch.float32 for name in names}
+            return {name: outputs[name].to(types[name]).cpu().numpy() for name in names}

@@ -1,0 +1,157 @@
+"""The GE2E d-vector (Wan et al., ICASSP 2018, arXiv 1710.10467) as pretrained in the package Resemblyzer (Apache-2.0).
+
+LSTM 40 -> 3 x 256, linear 256 -> 256, ReLU, L2 norm, on 1.6 s windows every 0.8 s.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from spkd import digest
+from spkd.audio import SAMPLE_RATE
+from spkd.cache.card import TeacherCard
+from spkd.config import ModelConfig
+from spkd.errors import SpkdError, UsageError, first_line
+from spkd.students import read_weights
+from spkd.students.network import statistics
+from spkd.target import EMBEDDING, Target
+from spkd.teachers.base import Teacher
+
+MELS = 40
+FFT, HOP = 400, 160  # samples: 25 ms, 10 ms
+WINDOW_FRAMES, WINDOW_HOP = 160, 80  # frames of 10 ms: 1.6 s every 0.8 s
+HIDDEN, LAYERS = 256, 3
+STATS = "stats"
+LOUDNESS = -30.0  # dBFS to which quieter views are raised
+
+
+class DVector(Teacher):
+    """Targets: `embedding` (256), `windows` (256, each window's embedding), `frames.layer1..3` (256, 100 Hz), `stats`
+    (512, mean and standard deviation of the last layer's frames over time).
+
+    The LSTM runs anew on every window for `embedding` and `windows`, as in the original; for the frames and their
+    statistics it runs once over the whole view.
+    """
+
+    family = "dvector"
+
+    def __init__(self, weights: str | None, device: torch.device) -> None:
+        tensors, source = _weights(weights)
+        self.device = device
+        self._lstm = nn.LSTM(MELS, HIDDEN, LAYERS, batch_first=True).to(device).eval()
+        self._linear = nn.Linear(HIDDEN, HIDDEN).to(device).eval()
+        try:
+            self._lstm.load_state_dict(
+                {k.removeprefix("lstm."): v for k, v in tensors.items() if k.startswith("lstm.")}
+            )
+            self._linear.load_state_dict({k: tensors[f"linear.{k}"] for k in ("weight", "bias")})
+        except (RuntimeError, KeyError) as error:
+            raise SpkdError(f"{source}: not the weights of the GE2E d-vector ({first_line(error)})") from error
+        self._digest = digest.of_tensors({k: v for k, v in tensors.items() if k.startswith(("lstm.", "linear."))})
+        # A window of frames starts at a frame's centre and ends at the last one's.
+        windows = Target("windows", HIDDEN, WINDOW_HOP * HOP, (WINDOW_FRAMES - 1) * HOP)
+        frames = [Target(f"frames.layer{i}", HIDDEN, HOP, 0) for i in range(1, LAYERS + 1)]
+        vectors = (Target(EMBEDDING, HIDDEN), Target(STATS, 2 * HIDDEN))
+        self.targets = {t.name: t for t in (*vectors, windows, *frames)}
+        self.num_parameters = sum(p.numel() for module in (self._lstm, self._linear) for p in module.parameters())
+
+    @classmethod
+    def load(cls, config: ModelConfig, device: torch.device) -> DVector:
+        return cls(config.weights, device)
+
+    def card(self) -> TeacherCard:
+        return TeacherCard(
+            family=self.family,
+            weights_sha256=self._digest,
+            licence="Apache-2.0",
+            source="Resemblyzer 0.1.4",
+            cite="Wan et al., Generalized end-to-end loss for speaker verification, ICASSP 2018, arXiv 1710.10467",
+            preprocessing="raised to -30 dBFS; 40 Slaney mel bands of power, 25/10 ms, centred; "
+            "1.6 s windows every 0.8 s",
+        )
+
+    def forward(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
+        mel = linear_mel(raise_loudness(waves))
+        outputs: dict[str, Tensor] = {}
+        if {EMBEDDING, "windows"} & set(names):
+            outputs["windows"] = self._windows(mel)
+            outputs[EMBEDDING] = normalize(outputs["windows"].mean(1), dim=-1)
+        layers = [int(name.removeprefix("frames.layer")) for name in names if name.startswith("frames.")]
+        if STATS in names:
+            layers.append(LAYERS)
+        hidden = mel
+        for layer in range(1, max(layers, default=0) + 1):
+            hidden = self._layer(layer, hidden)
+            outputs[f"frames.layer{layer}"] = hidden
+        if STATS in names:
+            outputs[STATS] = statistics(hidden.transpose(1, 2))
+        return outputs
+
+    def _windows(self, mel: Tensor) -> Tensor:
+        """(B, T, 40) -> (B, windows, 256): full windows only; a view shorter than one is one window."""
+        if mel.shape[1] < WINDOW_FRAMES:
+            windows = mel[:, None]
+        else:
+            windows = mel.unfold(1, WINDOW_FRAMES, WINDOW_HOP).transpose(2, 3)
+        batch, count = windows.shape[:2]
+        _, (hidden, _) = self._lstm(windows.reshape(batch * count, *windows.shape[2:]))
+        return normalize(torch.relu(self._linear(hidden[-1])), dim=-1).view(batch, count, HIDDEN)
+
+    def _layer(self, layer: int, inputs: Tensor) -> Tensor:
+        """Output (B, T, 256) of one LSTM layer alone."""
+        parameters = [
+            getattr(self._lstm, f"{kind}_l{layer - 1}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        zeros = inputs.new_zeros(1, len(inputs), HIDDEN)
+        return torch.lstm(inputs, (zeros, zeros), parameters, True, 1, 0.0, False, False, True)[0]
+
+
+def raise_loudness(waves: Tensor) -> Tensor:
+    """Scale each of (B, samples) up to -30 dBFS of mean power; louder ones stay as they are."""
+    power = waves.square().mean(-1, keepdim=True)
+    gain = 10.0 ** (LOUDNESS / 20.0) / power.clamp_min(1e-20).sqrt()
+    return waves * gain.clamp_min(1.0)
+
+
+def linear_mel(waves: Tensor) -> Tensor:
+    """(B, samples) -> (B, 1 + samples // 160, 40): mel bands of power, no log.
+
+    librosa's defaults of the package's time: Slaney's scale and area normalisation, edges padded by reflection
+    (librosa pads with zeros since 0.10, which is not what the network was trained on).
+    """
+    window = torch.hann_window(FFT, device=waves.device)
+    spectrum = torch.stft(waves, FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
+    return (_slaney_filters().to(waves.device) @ spectrum.abs().square()).transpose(1, 2)
+
+
+@lru_cache
+def _slaney_filters() -> Tensor:
+    """(40, 201): triangles even on Slaney's mel scale (linear to 1 kHz, then logarithmic), each of area one."""
+    linear_step, knee_hz = 200.0 / 3, 1000.0
+    knee_mel, log_step = knee_hz / linear_step, torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27.0
+    top = knee_mel + torch.log(torch.tensor(SAMPLE_RATE / 2 / knee_hz, dtype=torch.float64)) / log_step
+    mels = torch.linspace(0, float(top), MELS + 2, dtype=torch.float64)
+    edges = torch.where(mels < knee_mel, mels * linear_step, knee_hz * torch.exp(log_step * (mels - knee_mel)))
+    bins = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
+    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    area = 2.0 / (edges[2:] - edges[:-2])
+    return (torch.minimum(rise, fall).clamp_min(0.0) * area[:, None]).float()
+
+
+def _weights(weights: str | None) -> tuple[dict[str, Tensor], str]:
+    """Tensors from a file, or from the installed resemblyzer package (found, never imported)."""
+    if weights is None:
+        package = importlib.util.find_spec("resemblyzer")
+        if package is None or not package.submodule_search_locations:
+            raise UsageError(
+                "teacher=dvector needs its weights: `pip install --no-deps resemblyzer`, or set teacher.weights=FILE"
+            )
+        weights = str(Path(next(iter(package.submodule_search_locations))) / "pretrained.pt")
+    return read_weights(weights), weights

@@ -1,0 +1,29 @@
+"""No teacher: a cache of views and fbank alone, for students that learn from labels only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spkd.cache.card import TeacherCard
+from spkd.config import ModelConfig
+from spkd.teachers.base import Teacher
+
+
+class NoTeacher(Teacher):
+    """Has no outputs; extract then stores the fbank of every view."""
+
+    family = "none"
+
+    def __init__(self) -> None:
+        self.targets = {}
+
+    @classmethod
+    def load(cls, config: ModelConfig, device: torch.device) -> NoTeacher:
+        return cls()
+
+    def card(self) -> TeacherCard:
+        return TeacherCard(self.family, "", "none", "no teacher", "80-mel Kaldi fbank, 25/10 ms")
+
+    def forward(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
+        return {}

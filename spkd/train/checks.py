@@ -1,0 +1,65 @@
+"""Refusing, before the first batch, a run that its cache or its settings do not allow."""
+
+from __future__ import annotations
+
+from spkd.cache import CacheSource
+from spkd.config import TrainConfig
+from spkd.errors import SpkdError, UsageError
+from spkd.features import FEATURES
+from spkd.registry import LOSSES
+from spkd.target import LOGITS
+from spkd.train import mining
+from spkd.train.losses import ChosenLoss, for_teachers
+from spkd.train.teacher_logits import TeacherLogits
+
+
+def stored_targets(loss: ChosenLoss, logits: TeacherLogits | None) -> list[str]:
+    """The targets of the cache from which what a loss needs follows."""
+    return [logits.source if name == LOGITS and logits is not None else name for name in loss.needed_targets]
+
+
+def check_labels(cache: CacheSource, losses: dict[str, ChosenLoss]) -> None:
+    """Raises SpkdError where a loss needs a speaker of every view and the cache does not know them all."""
+    for name, loss in losses.items():
+        if loss.kind.needs_labels and not cache.labelled:
+            raise SpkdError(
+                f"--loss {name} needs speaker labels, and the manifest behind {cache.name} has utterances without; "
+                f"choose a loss without labels ({', '.join(n for n in LOSSES if not LOSSES[n].needs_labels)})"
+            )
+
+
+def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: TeacherLogits | None) -> None:
+    """Refuse a loss whose targets the cache lacks.
+
+    Raises:
+        SpkdError: with the `spkd extract` command that would make what is missing. UsageError: it needs one teacher.
+    """
+    card, stored = cache.members[0].card, list(cache.names)
+    for loss, suffix in for_teachers(losses, stored).values():
+        missing = [name for name in stored_targets(loss, logits) if name + suffix not in stored]
+        if missing and not suffix and any("@" in name for name in stored):
+            raise UsageError(f"--loss {loss.name} needs one teacher; concatenate or average them (teachers=...)")
+        if missing:
+            family = "NAME" if card.teacher.family == "none" else card.teacher.family
+            wanted = ",".join([*(t for t in stored if t not in FEATURES), *missing])
+            raise SpkdError(
+                f"--loss {loss.name} needs the target {', '.join(missing)}, which {cache.name} lacks; extract it: "
+                f"spkd extract teacher={family} teacher.targets=[{wanted}] "
+                f"view.plan={card.views.plan} cache=NEW_FOLDER (its targets: spkd extract teacher={family} --targets)"
+            )
+
+
+def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        UsageError: they do not. SpkdError: too few usable views.
+    """
+    if config.mining.negatives:
+        if not any(loss.contrasts for loss in losses.values()):
+            raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
+        mining.check(cache)
+    if config.optim.swa_fraction and (own := [n for n, loss in losses.items() if loss.kind.averages_weights]):
+        raise UsageError(f"optim.swa_fraction: {own[0]} keeps a moving average of its own")
+    if len(cache.usable_views) < 2:
+        raise SpkdError(f"{cache.name}: {len(cache.usable_views)} usable views; training needs at least two")

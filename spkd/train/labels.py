@@ -1,0 +1,95 @@
+"""Labels of the views: speaker classes, and instances (one utterance at one speed)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from spkd.cache import CacheSource
+from spkd.target import EMBEDDING
+
+READ_AT_ONCE = 4096  # views
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Speaker classes and instances. A speaker at another speed sounds like another, so it is another class.
+
+    Attributes:
+        names: of each class, `speaker` or `speaker@speed`.
+        label: (views,), -1 where the speaker is unknown.
+        instance: (views,), one number per (utterance, speed), as in instance discrimination.
+    """
+
+    names: list[str]
+    label: np.ndarray
+    instance: np.ndarray
+
+    @classmethod
+    def of(cls, cache: CacheSource) -> Labels:
+        views = cache.plan.views
+        speeds, which = np.unique(views.speed, return_inverse=True)
+        speaker = cache.speaker(np.arange(len(cache))).astype(np.int64)
+        key = speaker * len(speeds) + which
+        used, index = np.unique(key[speaker >= 0], return_inverse=True)
+        label = np.full(len(cache), -1, np.int64)
+        label[speaker >= 0] = index
+        names = []
+        for k in used:
+            name, speed = cache.plan.speakers[k // len(speeds)], float(speeds[k % len(speeds)])
+            names.append(name if round(speed, 2) == 1.0 else f"{name}@{speed:.2f}")
+        return cls(names, label, views.utterance.astype(np.int64) * len(speeds) + which)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Views by instance.
+
+    Attributes:
+        views: those of group g are views[first[g] : first[g + 1]].
+        first: (groups + 1,).
+        group: (all views,) the group of each, -1 where it is in none.
+    """
+
+    views: np.ndarray
+    first: np.ndarray
+    group: np.ndarray
+
+    @classmethod
+    def of(cls, instance: np.ndarray, views: np.ndarray) -> Groups:
+        _, number = np.unique(instance[views], return_inverse=True)
+        group = np.full(len(instance), -1, np.int64)
+        group[views] = number
+        first = np.concatenate([[0], np.cumsum(np.bincount(number))])
+        return cls(views[np.argsort(number, kind="stable")], first, group)
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def lead(self) -> np.ndarray:
+        """(groups,): one view of each."""
+        return self.views[self.first[:-1]]
+
+    def pick(self, group: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        """A random view of each group."""
+        size = self.first[group + 1] - self.first[group]
+        return self.views[self.first[group] + (random.random_sample(group.shape) * size).astype(np.int64)]
+
+
+def mean_embeddings(cache: CacheSource, group: np.ndarray, groups: int) -> Tensor:
+    """Mean of the teacher's normalised embeddings of each group of views, normalised: (groups, D).
+
+    Args:
+        group: (views,) the group of every view.
+    """
+    total = torch.zeros(groups, cache.dim(EMBEDDING))
+    for start in range(0, len(cache.usable_views), READ_AT_ONCE):
+        views = cache.usable_views[start : start + READ_AT_ONCE]
+        embeddings = cache.decode(cache.stored(views, [EMBEDDING]), [EMBEDDING])[EMBEDDING]
+        total.index_add_(0, torch.from_numpy(group[views]), normalize(embeddings.float(), dim=-1))
+    return normalize(total, dim=-1)

@@ -1,0 +1,184 @@
+"""The batches of a run on the training device, and those of the second path that fine-tunes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from spkd.cache import CacheSource
+from spkd.config import TrainConfig
+from spkd.errors import SpkdError, UsageError
+from spkd.manifest import Manifest
+from spkd.students import Network
+from spkd.target import EMBEDDING, LOGITS, Target
+from spkd.train.batches import HostBatch, InputSource, StepBatches, decode_crops
+from spkd.train.labels import Labels
+from spkd.train.losses import ChosenLoss, LossInputs
+from spkd.train.mining import Miner
+from spkd.train.teacher_logits import TeacherLogits
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """A batch on the device.
+
+    Attributes:
+        crops: input features (B, T_i, F) of every crop.
+        inputs: what the losses may use beside the student's levels.
+        finetune_batch: input features of the views that go through the adapters, where a loss fine-tunes.
+    """
+
+    crops: list[Tensor]
+    inputs: LossInputs
+    finetune_batch: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BatchLoader:
+    """The batches of a run.
+
+    Attributes:
+        cache: of the teacher's targets.
+        source: of the student's input features.
+        batches: as stored.
+        needs: the targets of the losses.
+        logits: the teacher's, where a loss learns from them.
+        miner: of hard negatives, where they are asked for.
+        finetune: the second path, where a loss has one.
+    """
+
+    cache: CacheSource
+    source: InputSource
+    batches: StepBatches
+    needs: list[str]
+    logits: TeacherLogits | None
+    miner: Miner | None
+    finetune: FinetunePath | None
+
+    def from_step(self, first: int, config: TrainConfig, device: torch.device) -> Iterator[tuple[int, TrainBatch]]:
+        """Every step from `first` on, and its batch."""
+        # A batch of cached features is a memory copy: worker processes would only add to it.
+        decodes = self.source.loader is not None or (
+            self.finetune is not None and self.finetune.source.loader is not None
+        )
+        loader = DataLoader(
+            _Both(self.batches, None if self.finetune is None else self.finetune.batches),
+            batch_size=None,
+            sampler=range(first, config.steps),
+            num_workers=config.workers if decodes else 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for step, (batch, labelled) in enumerate(loader, first):
+            found = self.on_device(batch, config.seed, step, device)
+            yield step, found if self.finetune is None else self.finetune.add_to(found, labelled, device)
+
+    def on_device(self, batch: HostBatch, seed: int, step: int, device: torch.device) -> TrainBatch:
+        """A batch, decoded on the device, so that the loader and the bus carry the codes alone."""
+        first, targets = decode_crops(self.cache, self.source, _moved(batch.crops[0], device), self.needs)
+        others = [decode_crops(self.cache, self.source, _moved(crop, device))[0] for crop in batch.crops[1:]]
+        if self.logits is not None and self.logits.prototypes is not None:
+            targets[LOGITS] = self.logits.of(targets[EMBEDDING])
+        inputs = LossInputs(
+            targets,
+            batch.label.to(device),
+            batch.instance.to(device),
+            batch.teacher_label.to(device),
+            None if self.logits is None else self.logits.scale,
+        )
+        if self.miner is not None:
+            drawn = self.miner.draw(batch.views.numpy(), seed, step)
+            mined = _moved(self.cache.stored(drawn.views.ravel(), [EMBEDDING]), device)
+            hard = self.cache.decode(mined, [EMBEDDING])[EMBEDDING].float().unflatten(0, drawn.views.shape)
+            inputs = replace(inputs, negatives=hard, is_negative=torch.from_numpy(drawn.is_negative).to(device))
+        return TrainBatch([first, *others], inputs)
+
+
+@dataclass(frozen=True)
+class FinetunePath:
+    """The labelled views of the path through the adapters.
+
+    Attributes:
+        cache: which holds them.
+        labels: theirs.
+        source: of their input features.
+        batches: one beside each of the other path's.
+    """
+
+    cache: CacheSource
+    labels: Labels
+    source: InputSource
+    batches: StepBatches
+
+    def add_to(self, batch: TrainBatch, labelled: HostBatch, device: torch.device) -> TrainBatch:
+        features, _ = decode_crops(self.cache, self.source, _moved(labelled.crops[0], device))
+        inputs = replace(batch.inputs, finetune_label=labelled.label.to(device))
+        return replace(batch, finetune_batch=features, inputs=inputs)
+
+
+def finetune_path(
+    config: TrainConfig,
+    losses: dict[str, ChosenLoss],
+    cache: CacheSource,
+    finetune_cache: CacheSource | None,
+    network: Network,
+) -> FinetunePath | None:
+    """The second path of a student with adapters; None where no loss fine-tunes.
+
+    Raises:
+        UsageError: a student without adapters, or settings that belong to the second path without it.
+        SpkdError: too few labelled views.
+    """
+    loss = next((name for name, chosen in losses.items() if chosen.finetunes), None)
+    if loss is None:
+        if finetune_cache is not None:
+            raise UsageError("finetune_cache= is used by a loss that fine-tunes only; add --loss one-step")
+        return None
+    if not network.adapters:
+        raise UsageError(f"--loss {loss} needs a student with adapters: student=ssl student.adapters=64")
+    if finetune_cache is not None and (needy := [n for n, other in losses.items() if other.kind.needs_labels]):
+        raise UsageError(f"finetune_cache= cannot be combined with losses that need labels ({', '.join(needy)})")
+    theirs = cache if finetune_cache is None else finetune_cache
+    labels = Labels.of(theirs)
+    if int((labels.label[theirs.usable_views] >= 0).sum()) < config.batch_size:
+        raise SpkdError(f"{theirs.name}: --loss {loss} needs at least batch_size={config.batch_size} labelled views")
+    source = input_source(config, theirs, network.input_kind, (config.crop,))
+    # Another order than that of the other path, where both use the same cache.
+    batches = StepBatches(theirs, [], labels, source, config.batch_size, config.seed + 1, labelled=True)
+    return FinetunePath(theirs, labels, source, batches)
+
+
+def input_source(config: TrainConfig, cache: CacheSource, kind: Target, crops: tuple[float, ...]) -> InputSource:
+    """Where the student's input features come from: the cache, or the audio of `manifest`.
+
+    Raises:
+        SpkdError: there are no features and no manifest. UsageError: a stream cannot give several crops.
+    """
+    if len(crops) > 1 and not cache.random_access:
+        raise UsageError("these losses need several crops of each view, which a stream lacks; pull or import the cache")
+    if kind.name in cache.names:
+        return InputSource(kind, None, crops)
+    if config.manifest is None:
+        raise SpkdError(
+            f"{cache.name} holds no {kind.name}, so training needs the audio: give manifest=FILE, or extract with "
+            f"{kind.name}=true"
+        )
+    loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
+    return InputSource(kind, loader, crops)
+
+
+class _Both(Dataset):
+    """Two batches of each step, so that one loader prepares both."""
+
+    def __init__(self, batches: StepBatches, finetune: StepBatches | None) -> None:
+        self._batches, self._finetune = batches, finetune
+
+    def __getitem__(self, step: int) -> tuple[HostBatch, HostBatch | None]:
+        return self._batches[step], None if self._finetune is None else self._finetune[step]
+
+
+def _moved(stored: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: values.to(device, non_blocking=True) for name, values in stored.items()}

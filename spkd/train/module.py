@@ -1,0 +1,76 @@
+"""What is trained: a student and its losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from spkd.students import Network
+from spkd.students.network import forward_crops
+from spkd.train.losses import LossInputs, WeightedSum
+
+
+class TrainingModule(nn.Module):
+    """A student network and the sum of its losses.
+
+    Args:
+        swa_fraction: the last fraction of the run whose weights are averaged into what is kept, as toolkits average
+            their last checkpoints; here every step counts.
+    """
+
+    def __init__(self, network: Network, objective: WeightedSum, swa_fraction: float = 0.0) -> None:
+        super().__init__()
+        self.network, self.objective, self._swa_fraction = network, objective, swa_fraction
+        self.averaged = AveragedModel(network, use_buffers=True) if swa_fraction > 0 else None
+        for loss in objective.by_name().values():
+            loss.join(network)
+
+    def forward(
+        self, crops: list[Tensor], inputs: LossInputs, finetune_batch: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total loss and its terms by name.
+
+        Args:
+            crops: input features (B, T_i, F) of each crop.
+            inputs: what else the losses may use.
+            finetune_batch: (N, T_0, F) of the views that take the path through the adapters; they share one batch with
+                the first crops, which then take the path without.
+        """
+        if finetune_batch is None:
+            first, *others = forward_crops(self.network, crops)
+        else:
+            batch = torch.cat([crops[0], finetune_batch])
+            split = [len(crops[0]), len(finetune_batch)]
+            levels = self.network(batch, torch.arange(len(batch), device=batch.device) >= split[0])
+            parts = {name: values.split(split) for name, values in levels.items()}
+            first, finetuned = ({name: part[i] for name, part in parts.items()} for i in range(2))
+            others = forward_crops(self.network, crops[1:])
+            inputs = replace(inputs, finetune_levels=finetuned)
+        return self.objective(first, replace(inputs, crops=crops, other_levels=others))
+
+    def after_step(self, progress: float) -> None:
+        """After every step of the optimiser, when a fraction `progress` of the run is over."""
+        for loss in self.objective.by_name().values():
+            loss.after_step(self.network, progress)
+        if self.averaged is not None and progress > 1.0 - self._swa_fraction:
+            self.averaged.update_parameters(self.network)
+
+    def trained_network(self) -> Network:
+        """The network the run was for."""
+        network = self.network if self.averaged is None else cast(Network, self.averaged.module)
+        for loss in self.objective.by_name().values():
+            network = loss.trained_network(network)
+        return network
+
+    def by_network(self) -> list[list[nn.Parameter]]:
+        """Trained parameters by network: each network's gradient is clipped by its own norm, as if each had an
+        optimiser."""
+        losses = self.objective.by_name().values()
+        partners = [list(loss.partner.parameters()) for loss in losses if loss.partner is not None]
+        taken = {id(p) for group in partners for p in group}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in taken]
+        return [rest, *([p for p in group if p.requires_grad] for group in partners)]

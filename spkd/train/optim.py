@@ -1,0 +1,47 @@
+"""The optimiser, the learning-rate schedule, and the clipping of gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from spkd.config import OptimConfig
+from spkd.train.module import TrainingModule
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up from zero; then half a cosine from `lr` down to `final_lr` at the last step, or an exponential
+    that begins with the run (WeSpeaker's) and is multiplied by the warm-up."""
+    warm = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
+    if config.schedule == "exponential":
+        return float(warm * config.lr * (config.final_lr / config.lr) ** (step / max(steps - 1, 1)))
+    if step < config.warmup:
+        return config.lr * warm
+    done = (step - config.warmup) / max(steps - 1 - config.warmup, 1)
+    return config.final_lr + 0.5 * (config.lr - config.final_lr) * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD (momentum 0.9); biases and normalisation are not decayed."""
+    trained = [p for name, p in module.named_parameters() if p.requires_grad and not name.startswith("averaged.")]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def clip_gradients(config: OptimConfig, module: TrainingModule) -> None:
+    """Scale down gradients whose norm exceeds `optim.clip`: of each network, or of each tensor."""
+    if config.clip <= 0:
+        return
+    for parameters in module.by_network():
+        if config.clip_by == "network":
+            nn.utils.clip_grad_norm_(parameters, config.clip)
+            continue
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_([parameter], config.clip)

@@ -1,0 +1,188 @@
+"""A run on disk: what makes two runs the same, and what an interrupted one continues from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from spkd.cache import CacheSource
+from spkd.config import TrainConfig
+from spkd.errors import SpkdError, first_line
+from spkd.files import PART, read_json, write_bytes, write_json
+from spkd.progress import log
+from spkd.train.losses import ChosenLoss
+from spkd.train.mining import Miner
+from spkd.train.module import TrainingModule
+
+# Where a run happens and how often it saves; all other settings say which run it is.
+PLACES = ("cache", "finetune_cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every")
+STATE, LOCK = "state.json", "run.lock"
+
+
+def run_settings(
+    config: TrainConfig, losses: dict[str, ChosenLoss], cache: CacheSource, finetune_cache: CacheSource | None
+) -> dict[str, Any]:
+    """What makes two runs the same: everything but where they run and how often they save."""
+    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*PLACES, "loss")}
+    if finetune_cache is not None:
+        chosen["finetune_caches"] = [member.fingerprint for member in finetune_cache.members]
+    return {
+        "losses": {n: {"weight": loss.weight, **dataclasses.asdict(loss.settings)} for n, loss in losses.items()},
+        "caches": [member.fingerprint for member in cache.members],
+        "teacher_families": list(dict.fromkeys(member.card.teacher.family for member in cache.members)),
+        **chosen,
+    }
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder.
+
+    Raises:
+        SpkdError: another one is at work there.
+    """
+    with open(out / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SpkdError(f"{out}: another training is at work there; wait for it, or choose out=FOLDER") from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)
+
+
+def is_finished(out: Path, settings: dict[str, Any], losses: dict[str, ChosenLoss]) -> bool:
+    """Whether `out` holds this very run, finished.
+
+    Raises:
+        SpkdError: it holds another one.
+    """
+    for name in (STATE, "model.json"):
+        if (out / name).is_file():
+            found = read_json(out / name)
+            theirs = found if name == STATE else found.get("training") if isinstance(found, dict) else None
+            theirs = theirs.get("settings") if isinstance(theirs, dict) else None
+            # A setting that spkd did not know yet had the effect of today's default.
+            if _filled(theirs, losses) != json.loads(json.dumps(settings)):
+                what = "an unfinished run" if name == STATE else "a student"
+                raise SpkdError(f"{out}: holds {what} with other settings; choose another folder with out=FOLDER")
+    return (out / "model.json").is_file()
+
+
+def save(
+    out: Path,
+    module: TrainingModule,
+    optimiser: torch.optim.Optimizer,
+    miner: Miner | None,
+    step: int,
+    settings: dict[str, Any],
+) -> None:
+    """Everything a run continues from. state.json names the tensors' file, so both change together."""
+    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    if miner is not None:
+        tensors |= {f"mining.{k}": v for k, v in miner.state().items()}
+    for index, values in optimiser.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    name = f"state.{step}.safetensors"
+    write_bytes(out / name, save_tensors(tensors))
+    write_json(out / STATE, {"step": step, "tensors": name, "settings": settings})
+    _remove_states(out, name)
+
+
+def resume(out: Path, module: TrainingModule, optimiser: torch.optim.Optimizer, miner: Miner | None, steps: int) -> int:
+    """Load a saved state.
+
+    Returns:
+        The step to go on from; 0 where nothing was saved.
+    Raises:
+        SpkdError: the state is damaged.
+    """
+    if not (out / STATE).is_file():
+        return 0
+    state = read_json(out / STATE)
+    try:
+        step, name = state["step"], state["tensors"]
+        if not isinstance(step, int) or not 0 < step < steps or not re.fullmatch(r"state\.\d+\.safetensors", name):
+            raise ValueError(f"step {str(step)[:20]} of {steps}, tensors in {str(name)[:40]}")
+        tensors = load_tensors((out / name).read_bytes())
+        module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        if miner is not None:
+            miner.load_state({k.removeprefix("mining."): v for k, v in tensors.items() if k.startswith("mining.")})
+        _load_optimiser(optimiser, tensors)
+    except Exception as error:  # safetensors and torch raise many kinds for a damaged file
+        raise SpkdError(f"{out}: damaged training state ({first_line(error)}); remove the folder") from error
+    log(f"continuing {out} at step {step}")
+    return step
+
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where the state of a parameter is missing or has another shape."""
+    saved: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, number, name = key.split(".", 2)
+            saved.setdefault(int(number), {})[name] = value
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if not saved or not set(saved) <= set(range(len(parameters))):
+        raise ValueError("the optimiser's state is missing, or of another student")
+    for index, values in saved.items():
+        for name, value in values.items():
+            if value.ndim and value.shape != parameters[index].shape:
+                raise ValueError(f"the optimiser's {name} of parameter {index} has the shape {tuple(value.shape)}")
+    optimiser.load_state_dict({"state": saved, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def drop(out: Path) -> None:
+    """Remove the state of a run that is finished, and what a kill left half written."""
+    (out / STATE).unlink(missing_ok=True)
+    _remove_states(out)
+    for left in out.glob(f"*{PART}"):
+        left.unlink(missing_ok=True)
+
+
+def _remove_states(out: Path, but: str = "") -> None:
+    for old in out.glob("state.*.safetensors*"):
+        if old.name != but:
+            old.unlink(missing_ok=True)
+
+
+def _filled(settings: Any, losses: dict[str, ChosenLoss]) -> dict[str, Any]:
+    """`settings` and, where they lack a key, its default."""
+    filled = _with_defaults(settings if isinstance(settings, dict) else {}, TrainConfig(), (*PLACES, "loss"))
+    theirs = filled.get("losses")
+    if isinstance(theirs, dict) and list(theirs) == list(losses):
+        filled["losses"] = {
+            name: {"weight": 1.0, **_with_defaults(theirs[name], loss.kind.Settings(), ())}
+            for name, loss in losses.items()
+            if isinstance(theirs[name], dict)
+        }
+    return filled
+
+
+def _with_defaults(settings: dict[str, Any], defaults: Any, left_out: tuple[str, ...]) -> dict[str, Any]:
+    filled = dict(settings)
+    for field in dataclasses.fields(defaults):
+        default = getattr(defaults, field.name)
+        if field.name in left_out:
+            continue
+        if dataclasses.is_dataclass(default):
+            given = settings.get(field.name, {})
+            filled[field.name] = _with_defaults(given if isinstance(given, dict) else {}, default, ())
+        else:
+            filled.setdefault(field.name, default)
+    return filled

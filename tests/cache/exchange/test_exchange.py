@@ -1,0 +1,360 @@
+"""HDF5 and WebDataset, both ways, and training from a stream."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import soundfile
+import torch
+import webdataset as wds
+
+from spkd.cache import Cache, Crop
+from spkd.cache.exchange.tars import read_tar, tar_name
+from spkd.cache.stream import Stream
+from spkd.errors import SpkdError
+from spkd.features import fbank
+from spkd.loader import ViewLoader
+from spkd.manifest import Manifest
+from spkd.students import Checkpoint, build, save_student
+from spkd.view import ViewPlan
+
+
+def make_cache(spkd: Callable, corpus: Path, cache: str, *more: str) -> Cache:
+    """A small cache of a checkpoint with a head: embedding, frames and fbank of whole utterances, 18 views."""
+    if not Path("teacher").is_dir():
+        torch.manual_seed(0)
+        network = build("xvector", channels=16, embedding=8).eval()
+        save_student(Path("teacher"), Checkpoint(network, torch.randn(5, 8), list("abcde"), 20.0))
+    done = spkd(
+        "extract",
+        "teacher=checkpoint",
+        "teacher.weights=teacher",
+        "teacher.targets=[embedding,frames,logits]",
+        f"manifest={corpus / 'manifest.csv'}",
+        f"cache={cache}",
+        "fbank=true",
+        "storage.unit_views=5",
+        *more,
+    )
+    assert done.code == 0, done.err
+    return Cache.open(cache)
+
+
+def content(cache: Cache) -> dict[str, bytes]:
+    """Everything stored, bit for bit."""
+    return {name: cache.ragged(cache.usable_views, name).values.numpy().tobytes() for name in cache.targets}
+
+
+FORMATS = ["out.h5", "tars"]
+
+
+@pytest.mark.parametrize("out", FORMATS)
+@pytest.mark.parametrize("codec", ["float16", "float32", "int8", "float16+zstd"])
+def test_there_and_back_bit_for_bit(spkd: Callable, corpus: Path, out: str, codec: str) -> None:
+    (Path("short.wav")).write_bytes(b"")
+    soundfile.write("short.wav", np.zeros(800), 16_000)
+    everything = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest((*everything[:5], type(everything[0])("short", "short.wav", None), *everything[5:])).save("m.csv")
+    cache = make_cache(spkd, corpus, "c", f"storage.codec={codec}", "manifest=m.csv", "view.speeds=[0.9,1.0]")
+    assert len(cache.rejected) == 2
+    assert spkd("cache", "export", "c", out).code == 0
+    done = spkd("cache", "import", out, "back")
+    assert done.code == 0, done.err
+    back = Cache.open("back")
+    assert back.card == cache.card
+    assert back.rejected == cache.rejected
+    assert content(back) == content(cache)
+    logits = [c.batch(c.usable_views, ["logits"])["logits"] for c in (cache, back)]
+    assert torch.equal(*logits)
+    assert "all checksums match" in spkd("cache", "verify", "back").out
+    assert "is there already" in spkd("cache", "import", out, "back").err
+    # Exporting again gives the same.
+    if out == "tars":
+        before = {p.name: p.read_bytes() for p in Path(out).glob("*.tar")}
+        shutil.rmtree(out)
+        spkd("cache", "export", "back", out)
+        assert before == {p.name: p.read_bytes() for p in Path(out).glob("*.tar")}
+
+
+def test_hdf5_is_readable_without_us(spkd: Callable, corpus: Path) -> None:
+    cache = make_cache(spkd, corpus, "c")
+    spkd("cache", "export", "c", "out.h5")
+    with h5py.File("out.h5") as file:
+        assert json.loads(file.attrs["card"])["fingerprint"] == cache.card.fingerprint
+        at = file["offsets/frames"][:]
+        frames = file["targets/frames"][at[3] : at[4]]
+        assert np.array_equal(frames, cache.ragged(np.array([3]), "frames").values)
+        assert file["targets/frames"].attrs["hop"] == 160
+        assert file["utterance"].asstr()[3] == cache.plan.utterances[3]
+        assert file["speaker"].asstr()[3] == cache.plan.speakers[cache.plan.speaker[3]]
+
+
+def test_tars_are_readable_without_us_and_carry_the_audio(spkd: Callable, corpus: Path) -> None:
+    cache = make_cache(spkd, corpus, "c", "view=crops:2,0.7", "view.noise=synthetic")
+    done = spkd("cache", "export", "c", "tars", "--audio", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    plan = ViewPlan.from_card(cache.card.views, None, None)
+    loader = ViewLoader(Manifest.load(corpus / "manifest.csv"), cache.plan.views, plan.augmentation)
+    urls = [str(p) for p in sorted(Path("tars").glob("*.tar"))]
+    samples = list(wds.WebDataset(urls, shardshuffle=False).decode())
+    assert len(samples) == 36
+    for row, sample in enumerate(samples):
+        assert sample["__key__"] == f"{row:09d}"
+        assert np.array_equal(sample["embedding.npy"][0], cache.batch(np.array([row]), ["embedding"])["embedding"][0])
+        wave, rate = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
+        assert rate == 16_000
+        assert np.abs(wave - loader(row).clip(-1, 1)).max() <= 2.0**-15
+        assert sample["json"]["utterance"] == cache.plan.utterances[cache.plan.views.utterance[row]]
+
+
+def damage_hdf5(change: Callable[[h5py.File], None]) -> None:
+    with h5py.File("out.h5", "r+") as file:
+        change(file)
+
+
+def reshape(file: h5py.File, name: str, values: np.ndarray) -> None:
+    del file[name]
+    file[name] = values
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda f: reshape(f, "targets/embedding", f["targets/embedding"][:, :3]),
+            r"/targets/embedding: float16 \(18, 3\)",
+        ),
+        (lambda f: reshape(f, "targets/frames", f["targets/frames"][:-1]), "/targets/frames: float16"),
+        (lambda f: reshape(f, "targets/fbank", f["targets/fbank"][:].astype("f4")), "/targets/fbank: float32"),
+        (lambda f: f.__delitem__("targets/frames"), "/targets/frames: missing, or a link"),
+        (lambda f: f.attrs.__setitem__("spkd_cache", 2), "not an export of a cache in format 1"),
+        (lambda f: f.attrs.__setitem__("card", "{"), "not valid JSON"),
+        (lambda f: f["files/plan/0.npz"].write_direct(np.zeros(f["files/plan/0.npz"].shape, "u1")), "damaged"),
+        (lambda f: f.__setitem__("files/evil", np.zeros(3, "u1")), "no file of a cache"),
+    ],
+)
+def test_wrong_hdf5_imports_nothing(
+    spkd: Callable, corpus: Path, change: Callable[[h5py.File], None], expected: str
+) -> None:
+    make_cache(spkd, corpus, "c")
+    spkd("cache", "export", "c", "out.h5")
+    damage_hdf5(change)
+    done = spkd("cache", "import", "out.h5", "back")
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("error: out.h5: ")
+    with pytest.raises(SpkdError, match=expected):
+        raise SpkdError(done.err)
+    assert not list(Path().glob("back*"))
+
+
+def test_an_hdf5_file_that_links_elsewhere_is_refused(spkd: Callable, corpus: Path) -> None:
+    make_cache(spkd, corpus, "c")
+    spkd("cache", "export", "c", "out.h5")
+    shutil.copy("out.h5", "other.h5")
+
+    def link(file: h5py.File) -> None:
+        del file["targets/embedding"]
+        file["targets/embedding"] = h5py.ExternalLink("other.h5", "/targets/embedding")
+
+    damage_hdf5(link)
+    assert "missing, or a link" in spkd("cache", "import", "out.h5", "back").err
+    Path("out.h5").write_bytes(Path("other.h5").read_bytes()[:5000])
+    assert "out.h5: damaged" in spkd("cache", "import", "out.h5", "back").err
+    assert "no such file" in spkd("cache", "import", "none.h5", "back").err
+    good = bytearray(Path("other.h5").read_bytes())
+    frames = Cache.open("c").ragged(np.array([0]), "embedding").values.numpy().tobytes()
+    good[good.index(frames) + 3] ^= 1
+    Path("out.h5").write_bytes(good)
+    assert "out.h5: damaged" in spkd("cache", "import", "out.h5", "back").err
+    assert not list(Path().glob("back*"))
+
+
+def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> io.BytesIO:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for info, body in members:
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    out.seek(0)
+    return out
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def array(values: object) -> bytes:
+    out = io.BytesIO()
+    np.save(out, values, allow_pickle=True)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+GOOD = (member("000000000.embedding.npy"), array(np.zeros((1, 8), np.float16)))
+
+
+@pytest.mark.parametrize(
+    ("bad", "body"),
+    [
+        (member("/etc/000000001.embedding.npy"), GOOD[1]),
+        (member("../000000001.embedding.npy"), GOOD[1]),
+        (member("000000001.embedding.npy", tarfile.SYMTYPE, "/etc/passwd"), b""),
+        (member("000000001.embedding.npy", tarfile.LNKTYPE, "000000000.embedding.npy"), b""),
+        (member("000000001.embedding.npy", tarfile.FIFOTYPE), b""),
+        (member("000000001.embedding.pkl"), pickle.dumps([1])),
+        (member("000000001.other.npy"), GOOD[1]),
+        (member("000000001.embedding.npy"), array(np.array([{"a": 1}], object))),
+        (member("000000001.embedding.npy"), b"not an array"),
+    ],
+    ids=["absolute", "dotdot", "symlink", "hardlink", "fifo", "pickle", "unknown", "object array", "garbage"],
+)
+def test_members_that_have_no_place_in_a_tar(bad: tarfile.TarInfo, body: bytes, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SpkdError, match=r"^x\.tar: "):
+        list(read_tar(tar_of(GOOD, (bad, body)), "x.tar", {"embedding"}, ["embedding"]))
+    assert sorted(tmp_path.rglob("*")) == before
+    whole = tar_of(GOOD, (member("000000001.embedding.npy"), GOOD[1])).getvalue()
+    with pytest.raises(SpkdError, match=r"^x\.tar: damaged"):
+        list(read_tar(io.BytesIO(whole[:1800]), "x.tar", {"embedding"}, ["embedding"]))
+
+
+def rewrite_index(change: Callable[[dict], None]) -> None:
+    """What somebody with bad intent would do: a wrong export with right digests."""
+    from spkd import digest
+    from spkd.cache.folder import self_digest
+
+    index = json.loads(Path("tars/index.json").read_text())
+    for path in Path("tars").glob("*.tar"):
+        index["tars"][path.name] = digest.of_file(path)
+    change(index)
+    index["check"] = self_digest(index)
+    Path("tars/index.json").write_text(json.dumps(index))
+
+
+def test_wrong_tars_import_nothing(spkd: Callable, corpus: Path) -> None:
+    make_cache(spkd, corpus, "c")
+    spkd("cache", "export", "c", "tars")
+    tar = Path("tars") / tar_name(1)
+    good = tar.read_bytes()
+
+    def refused(expected: str) -> None:
+        done = spkd("cache", "import", "tars", "back")
+        assert done.code == 1
+        assert expected in done.err
+        assert len(done.err.splitlines()) == 1
+        assert not list(Path().glob("back*"))
+
+    tar.write_bytes(good[:700] + bytes([good[700] ^ 4]) + good[701:])
+    refused(f"{tar}: damaged, or of another export")
+    tar.write_bytes(tar_of(GOOD).getvalue())
+    rewrite_index(lambda index: None)
+    refused(f"{tar}: lacks ")
+    tar.write_bytes((Path("tars") / tar_name(0)).read_bytes())
+    rewrite_index(lambda index: None)
+    refused(f"{tar}: view 0 does not belong here")
+    tar.unlink()
+    refused(f"{tar}: missing")
+    tar.write_bytes(good)
+    rewrite_index(lambda index: index.update(spkd_webdataset=2))
+    refused("update spkd")
+    Path("tars/index.json").write_text("{}")
+    refused("not the index of an export")
+    Path("tars/index.json").unlink()
+    refused("index.json: missing")
+
+
+def test_a_stream_serves_what_the_cache_serves(spkd: Callable, corpus: Path) -> None:
+    cache = make_cache(spkd, corpus, "c", "storage.codec=int8", "storage.unit_views=2")
+    spkd("cache", "export", "c", "tars")
+    stream = Stream("tars")
+    assert stream.names == cache.names
+    order = stream.order(3, 1)
+    assert sorted(order) == cache.usable_views.tolist()
+    assert not np.array_equal(order, stream.order(3, 2))
+    assert np.array_equal(order, Stream("tars").order(3, 1))
+    stream.order(3, 1)
+    names = ["embedding", "frames", "fbank", "logits"]
+    for i in range(0, len(order), 4):
+        rows = order[i : i + 4]
+        crop = Crop(np.arange(len(rows)) * 1600, 16_000)
+        mine = stream.decode(stream.stored(rows, names, crop), names)
+        theirs = cache.batch(rows, names, crop)
+        assert all(torch.equal(mine[name], theirs[name]) for name in names)
+        assert len(stream._loaded) <= 12  # blocks of this batch and the next one, not the whole export
+
+
+def test_a_stream_computes_features_from_its_audio(spkd: Callable, corpus: Path) -> None:
+    cache = make_cache(spkd, corpus, "c", "fbank=false")
+    spkd("cache", "export", "c", "tars", "--audio", f"manifest={corpus / 'manifest.csv'}")
+    stream = Stream("tars")
+    assert "fbank" in stream.names
+    stream.order(0, 0)
+    plan = ViewPlan.from_card(cache.card.views, None, None)
+    loader = ViewLoader(Manifest.load(corpus / "manifest.csv"), cache.plan.views, plan.augmentation)
+    rows, crop = np.array([4, 1]), Crop(np.array([320, 0]), 8000)
+    names = ["fbank", "embedding", "wave"]
+    outputs = stream.decode(stream.stored(rows, names, crop), names)
+    for i, row in enumerate(rows):
+        wave = torch.from_numpy(np.round(loader(int(row)) * 32768).astype(np.float32) / 32768)
+        whole = fbank(wave[None])[0]
+        assert torch.allclose(outputs["fbank"][i], whole[crop.start[i] // 160 :][:48], atol=1e-3)
+        assert torch.equal(outputs["wave"][i].flatten(), wave[crop.start[i] :][:8000])
+
+
+@pytest.mark.parametrize("place", ["folder", "http", "s3"])
+def test_training_from_a_stream_is_shuffled_and_resumes(
+    spkd: Callable, corpus: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    make_cache(spkd, corpus, "c", "storage.unit_views=2")
+    spkd("cache", "export", "c", "tars")
+    where = "tars"
+    if place == "http":
+        where = request.getfixturevalue("web") + "/tars"
+    if place == "s3":
+        where = request.getfixturevalue("s3") + "/exports/tars"
+        assert "all read back" in spkd("cache", "push", "tars", where).out
+    train = [
+        "train",
+        "--loss",
+        "cosine",
+        f"cache={where}",
+        "steps=12",
+        "batch_size=4",
+        "student.channels=8",
+        "crop=0.5",
+    ]
+    assert spkd(*train, "out=whole").code == 0
+    from spkd.train import resume
+
+    real, calls = resume.save, []
+
+    def stop(*arguments):  # type: ignore[no-untyped-def]
+        real(*arguments)
+        calls.append(arguments)
+        raise SpkdError("stopped")
+
+    resume.save = stop  # type: ignore[assignment]
+    try:
+        assert spkd(*train, "out=cut", "save_every=5").code == 1
+    finally:
+        resume.save = real  # type: ignore[assignment]
+    done = spkd(*train, "out=cut", "save_every=5")
+    assert "at step 5" in done.out
+    assert Path("cut/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+
+
+def test_a_cache_elsewhere_says_how_to_get_it(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    make_cache(spkd, corpus, "c")
+    done = spkd("train", "--loss", "cosine", f"cache=file://{tmp_path}/c")
+    assert f"spkd cache pull file://{tmp_path}/c FOLDER" in done.err

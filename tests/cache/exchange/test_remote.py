@@ -1,0 +1,181 @@
+"""Push, pull and list against a real S3 endpoint and a plain HTTP server, over sockets, by the real commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from spkd.cache import Cache
+from spkd.cache.exchange.remote import pull, push
+from spkd.errors import SpkdError
+from spkd.manifest import Manifest
+
+from .test_exchange import make_cache
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two caches hold the same files, but for the note of a pull."""
+    mine, theirs = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "pulled.json"}
+        for root in (a, b)
+    )
+    return mine == theirs
+
+
+def test_through_s3_and_back(spkd: Callable, s3: str, corpus: Path) -> None:
+    cache = make_cache(spkd, corpus, "c")
+    done = spkd("cache", "push", "c", f"{s3}/caches/one")
+    assert (done.code, "all read back" in done.out) == (0, True), done.err
+    assert "all checksums match" in spkd("cache", "pull", f"{s3}/caches/one", "copy").out
+    shutil.rmtree("c/claims", ignore_errors=True)
+    assert same(Path("c"), Path("copy"))
+    assert np.array_equal(*(c.batch(c.usable_views, ["embedding"])["embedding"] for c in (cache, Cache.open("copy"))))
+    listed = spkd("cache", "ls", s3).out
+    assert f"{s3}/caches/one" in listed
+    assert cache.card.fingerprint[:12] in listed
+    assert "embedding:float16" in listed
+    # Another cache is not pushed over it, nor pulled over the copy.
+    make_cache(spkd, corpus, "d", "view.seed=1", "view=crops:1,0.7")
+    assert "holds another cache" in spkd("cache", "push", "d", f"{s3}/caches/one").err
+    assert spkd("cache", "push", "d", f"{s3}/caches/two").code == 0
+    assert "holds a copy of another cache" in spkd("cache", "pull", f"{s3}/caches/two", "copy").err
+    assert "is not empty and was not pulled" in spkd("cache", "pull", f"{s3}/caches/one", "c").err
+    assert len(spkd("cache", "ls", s3).out.splitlines()) == 2
+
+
+def test_damage_on_the_way_is_found_and_mended(spkd: Callable, s3: str, corpus: Path) -> None:
+    make_cache(spkd, corpus, "c")
+    url, files = f"{s3}/damaged", fsspec.filesystem("s3")
+    assert spkd("cache", "push", "c", url).code == 0
+    good = files.cat_file("lab/damaged/embedding/c/1/0")
+    files.pipe_file("lab/damaged/embedding/c/1/0", good[:200] + bytes([good[200] ^ 1]) + good[201:])
+    done = spkd("cache", "pull", url, "copy")
+    assert done.code == 1
+    assert f"{url}/embedding/c/1/0: changed in rows" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert "not finished" in spkd("train", "--loss", "cosine", "cache=copy").err
+    assert spkd("cache", "push", "c", url).code == 0  # sends again what differs
+    assert spkd("cache", "pull", url, "copy").code == 0
+    assert "all checksums match" in spkd("cache", "verify", "copy").out
+    files.rm_file("lab/damaged/commits/0.json")
+    assert f"{url}/commits/0.json: missing" in spkd("cache", "pull", url, "copy2").err
+    # A damaged cache is not given away.
+    shard = Path("c/embedding/c/0/0")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "c/embedding/c/0/0: " in spkd("cache", "push", "c", f"{s3}/new").err
+
+
+@pytest.mark.parametrize("direction", ["push", "pull"])
+def test_a_copy_cut_in_the_middle_continues(spkd: Callable, corpus: Path, tmp_path: Path, direction: str) -> None:
+    """Killed when half of the shards have arrived, the same command brings the other half, and the first no more."""
+    make_cache(spkd, corpus, "c", "storage.unit_views=1")
+    assert push(Path("c"), "file://" + str(tmp_path / "there")) > 0
+    target = "again" if direction == "push" else "copy"
+    arguments = ["c", str(tmp_path / "again")] if direction == "push" else [str(tmp_path / "there"), "copy"]
+    slow = (
+        "import time, fsspec\nfrom fsspec.implementations.local import LocalFileSystem as F\n"
+        "for n in ('put_file', 'open'):\n"
+        "    def wait(self, *a, _f=getattr(F, n), **k):\n        time.sleep(0.1)\n        return _f(self, *a, **k)\n"
+        "    setattr(F, n, wait)\nfrom spkd.cli import main\nmain()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow, "cache", direction, *arguments], cwd=tmp_path)
+    wanted = len(list(Path("c").glob("*/c/*/0"))) // 2
+    deadline = time.monotonic() + 60
+    while len(list(Path(target).glob("*/c/*/0"))) < wanted and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    arrived = {p: p.stat().st_mtime_ns for p in Path(target).glob("*/c/*/0")}
+    assert wanted <= len(arrived)
+    assert not (Path(target) / "COMPLETE.json").exists()
+    assert spkd("cache", direction, *arguments).code == 0
+    assert {p: p.stat().st_mtime_ns for p in arrived} == arrived
+    assert "all checksums match" in spkd("cache", "verify", target).out
+
+
+def test_a_cache_that_grew_brings_only_what_is_new(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    everything = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest(everything[:10]).save("few.csv")
+    make_cache(spkd, corpus, "c", "manifest=few.csv")
+    there = str(tmp_path / "there")
+    assert spkd("cache", "push", "c", there).code == 0
+    assert spkd("cache", "pull", there, "copy").code == 0
+    make_cache(spkd, corpus, "c")
+    old = {p: p.stat().st_mtime_ns for root in ("there", "copy") for p in Path(root).glob("*/c/*/0")}
+    assert spkd("cache", "push", "c", there).code == 0
+    assert spkd("cache", "pull", there, "copy").code == 0
+    assert {p: p.stat().st_mtime_ns for p in old} == old
+    assert len(Cache.open("copy")) == 18
+    assert "all checksums match" in spkd("cache", "verify", "copy").out
+    make_cache(spkd, corpus, "small", "manifest=few.csv")  # what it grew from is not pushed over it
+    assert "holds another cache" in spkd("cache", "push", "small", there).err
+
+
+def test_pull_over_plain_http(spkd: Callable, web: str, corpus: Path) -> None:
+    make_cache(spkd, corpus, "lab/deep/c")
+    assert "all checksums match" in spkd("cache", "pull", f"{web}/lab/deep/c", "copy").out
+    assert "all checksums match" in spkd("cache", "verify", "copy").out
+    assert "/lab/deep/c" in spkd("cache", "ls", f"{web}/lab").out
+    assert spkd("cache", "push", "copy", f"{web}/new").code == 2
+    assert "no complete teacher cache there" in spkd("cache", "pull", f"{web}/nothing", "none").err
+    assert not Path("none").exists()
+
+
+def test_places_that_do_not_answer_or_exist(spkd: Callable, corpus: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        done = spkd("cache", "pull", f"http://127.0.0.1:{closed.getsockname()[1]}/c", "copy")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert spkd("cache", "pull", "nosuch://x/y", "copy").code == 2
+
+
+def test_a_record_cannot_name_files_elsewhere(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    """Whoever writes the record of a cache decides nothing about where a pull writes."""
+    from spkd.cache.folder import self_digest
+
+    make_cache(spkd, corpus, "c")
+    record = json.loads(Path("c/COMPLETE.json").read_text())
+    record["sha256"]["../escaped.json"] = record["sha256"]["card.json"]
+    Path("escaped.json").write_bytes(Path("c/card.json").read_bytes())
+    Path("c/COMPLETE.json").write_text(json.dumps(record | {"check": self_digest(record)}))
+    assert "its files are not those of its card" in spkd("cache", "pull", str(tmp_path / "c"), "x/y/copy").err
+    assert not Path("x").exists()
+    del record["sha256"]["../escaped.json"]
+    record["card"]["targets"][0]["name"] = "../../escaped"
+    Path("c/COMPLETE.json").write_text(json.dumps(record | {"check": self_digest(record)}))
+    assert "is not the name of a folder" in spkd("cache", "pull", str(tmp_path / "c"), "x/y/copy2").err
+
+
+def test_copies_stay_under_the_limit(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        make_cache(spkd, corpus, f"lab/{name}", f"view.seed={ord(name)}", "view=crops:1,0.7")
+    size = sum(p.stat().st_size for p in Path("lab/a").rglob("*") if p.is_file())
+    limit = int(2.5 * size)
+    own = make_cache(spkd, corpus, "scratch/own")  # not pulled: never touched
+    for name in ("a", "b"):
+        pull(str(tmp_path / "lab" / name), Path("scratch") / name, limit)
+        time.sleep(0.01)
+    Cache.open("scratch/a")  # so that b was used longer ago
+    pull(str(tmp_path / "lab/c"), Path("scratch/c"), limit)
+    assert sorted(p.name for p in Path("scratch").iterdir()) == ["a", "c", "own"]
+    reader = Cache.open("scratch/a")
+    other = Cache.open("scratch/c")
+    with pytest.raises(SpkdError, match="would exceed the limit"):  # both are being read
+        pull(str(tmp_path / "lab/b"), Path("scratch/b"), limit)
+    assert len(reader.batch(reader.usable_views, ["embedding"])["embedding"]) == len(reader.usable_views)
+    del reader, other
+    pull(str(tmp_path / "lab/b"), Path("scratch/b"), limit)
+    assert "b" in [p.name for p in Path("scratch").iterdir()]
+    assert len(own.usable_views) == len(Cache.open("scratch/own").usable_views)
+    done = spkd("cache", "pull", str(tmp_path / "lab/c"), "tiny/c", "--limit", "0.000001")
+    assert "would exceed the limit" in done.err

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spkd.errors import UsageError
+from spkd.teachers.ssl import HuBERT, Wav2Vec2, WavLM, receptive_field
+
+transformers = pytest.importorskip("transformers")
+CPU = torch.device("cpu")
+
+
+def test_hidden_states_and_pooling_are_those_of_transformers(tiny_wavlm: Path) -> None:
+    teacher = WavLM(str(tiny_wavlm), 2, CPU)
+    waves = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    outputs = teacher.extract(waves, list(teacher.targets))
+    model = transformers.WavLMModel.from_pretrained(tiny_wavlm).eval()
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    inputs = extractor([w.numpy() for w in waves], sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.no_grad():
+        hidden = model(inputs, output_hidden_states=True).hidden_states
+    for i in range(4):
+        assert np.allclose(outputs[f"frames.layer{i}"], hidden[i], atol=1e-4)
+    pooled = torch.cat([hidden[2].mean(1), hidden[2].std(1, correction=0)], 1)
+    assert np.allclose(outputs["embedding"], pooled, atol=1e-3)
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 16_333])
+def test_the_declared_number_of_rows_is_given(tiny_wavlm: Path, samples: int) -> None:
+    teacher = WavLM(str(tiny_wavlm), None, CPU)
+    outputs = teacher.extract(torch.randn(1, samples), ["frames.layer3"])
+    assert outputs["frames.layer3"].shape == (1, int(teacher.targets["frames.layer3"].num_frames(samples)), 16)
+
+
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
+def test_the_other_families_load(tmp_path: Path, family: str) -> None:
+    kind = {"hubert": transformers.HubertConfig, "wav2vec2": transformers.Wav2Vec2Config}[family]
+    small = kind(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    transformers.AutoModel.from_config(small).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False})
+    )
+    teacher = {"hubert": HuBERT, "wav2vec2": Wav2Vec2}[family](str(tmp_path), None, CPU)
+    assert teacher.card().preprocessing == "waveform as it is"
+    assert teacher.extract(torch.randn(1, 4000), ["embedding"])["embedding"].shape == (1, 32)
+
+
+def test_wrong_weights_are_named(tiny_wavlm: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a wavlm model, not teacher=hubert"):
+        HuBERT(str(tiny_wavlm), None, CPU)
+    with pytest.raises(UsageError, match="neither a local model folder nor a reachable hub id"):
+        WavLM(str(tmp_path), None, CPU)
+    with pytest.raises(UsageError, match="layers 0 to 3"):
+        WavLM(str(tiny_wavlm), 7, CPU)
+
+
+def test_the_digest_follows_the_weights_not_the_folder(tiny_wavlm: Path, tmp_path: Path) -> None:
+    model = transformers.WavLMModel.from_pretrained(tiny_wavlm)
+    model.save_pretrained(tmp_path / "a")
+    one = WavLM(str(tiny_wavlm), None, CPU).card().weights_sha256
+    assert WavLM(str(tmp_path / "a"), None, CPU).card().weights_sha256 == one
+    next(model.parameters()).data += 1
+    model.save_pretrained(tmp_path / "b")
+    assert WavLM(str(tmp_path / "b"), None, CPU).card().weights_sha256 != one
+
+
+def test_receptive_field_of_the_usual_encoder() -> None:
+    assert receptive_field([10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]) == (400, 320)
+
+
+def test_the_licence_is_that_of_the_models_card(tiny_wavlm: Path, tmp_path: Path) -> None:
+    assert WavLM(str(tiny_wavlm), None, CPU).card().licence == "see the model's own card"
+    shutil.copytree(tiny_wavlm, tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-sa-3.0\n---\n# A model\n")
+    assert WavLM(str(tmp_path / "m"), None, CPU).card().licence == "cc-by-sa-3.0"
