@@ -1,6 +1,6 @@
 """Codecs on real speech: what each costs in bytes and error, and what it does to a student.
 
-The GE2E d-vector input_features librispeech-mini at seven speeds (whole recordings). Its embeddings and its frames (the last
+The GE2E d-vector is run on librispeech-mini at seven speeds (whole recordings). Its embeddings and its frames (the last
 LSTM layer) are coded by every codec, fitted on three quarters of the speakers and measured on the others. For each
 codec of the embeddings a whole cache is extracted under that codec; an x-vector student is then distilled from each
 cache by `--loss contrastive` (equal steps, views, masks and seeds) and scored on both test lists. A second call
@@ -45,16 +45,16 @@ def extract(work: Path, data: Path, weights: Path, threads: int, folder: str, *s
 def rows_of(cache: Cache, name: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to fit codecs on, and rows of other utterances to measure them on."""
     order = np.random.RandomState(0).permutation(len(cache.plan.utterances))
-    held_out = np.isin(cache.plan.views.utterance[cache.rows], order[: len(order) // 4])
-    parts = (cache.ragged(cache.rows[which], name).values.numpy() for which in (~held_out, held_out))
+    held_out = np.isin(cache.plan.views.utterance[cache.usable_views], order[: len(order) // 4])
+    parts = (cache.ragged(cache.usable_views[which], name).values.numpy() for which in (~held_out, held_out))
     training, measured = (rows[:: max(len(rows) // most, 1)] for rows in parts)
     return training, measured
 
 
 def cost(cache: Cache, name: str, codec_name: str) -> dict[str, float]:
-    """Bytes per row and error of a codec on what the teacher outputs, fitted and measured on different speakers."""
+    """Bytes per row and error of a codec on the teacher's outputs, fitted and measured on different speakers."""
     training, measured = rows_of(cache, name, 20_000)
-    codec = codecs.make(codec_name, training.shape[1])
+    codec = codecs.make_codec(codec_name, training.shape[1])
     if codec.training_rows:
         codecs.fit(name, codec, training)
     stored = codec.encode(measured)
@@ -68,7 +68,7 @@ def cost(cache: Cache, name: str, codec_name: str) -> dict[str, float]:
 def spread_cost(cache: Cache, name: str, power: float) -> dict[str, float]:
     """`cost` of int8 with channels divided by sd^power instead of its root: what the codec was chosen against."""
     training, measured = rows_of(cache, name, 20_000)
-    codec = codecs.make("int8", training.shape[1])
+    codec = codecs.make_codec("int8", training.shape[1])
     codecs.fit(name, codec, training)
     deviation = training.astype(np.float64).std(0)
     codec.parameters["spread"] = np.where(deviation > 0, deviation**power, 1.0).astype(np.float32)

@@ -33,15 +33,15 @@ WRITERS = 3
 
 
 def committed(root: Path) -> dict[str, int]:
-    """Unit manifests by name, with their inodes: a unit written again would have another."""
-    return {p.name: p.stat().st_ino for p in (root / "manifest").glob("*.json")} if root.is_dir() else {}
+    """Commit records by name, with their inodes: a unit written again would have another."""
+    return {p.name: p.stat().st_ino for p in (root / "commits").glob("*.json")} if root.is_dir() else {}
 
 
 def content(root: Path) -> str:
     """Digest over everything the cache serves."""
     cache, state = Cache.open(root), hashlib.sha256()
-    for row in cache.rows:
-        for name, values in cache.batch(cache.rows[row : row + 1], list(cache.targets)).items():
+    for row in cache.usable_views:
+        for name, values in cache.batch(cache.usable_views[row : row + 1], list(cache.targets)).items():
             state.update(f"{row} {name}".encode() + values.numpy().tobytes())
     return state.hexdigest()
 

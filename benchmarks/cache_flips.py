@@ -1,7 +1,7 @@
 """Single-bit flips anywhere in a cache: does `verify` find every one?
 
 A real cache (synthetic audio through the real extractor, with several targets and a rejected view) gets one flipped bit
-at a time: in shards, headers, indices, plan, unit manifests, card, array metadata and completion record alike.
+at a time: in shards, headers, indices, plan, commit records, card, array metadata and completion record alike.
 
     python benchmarks/cache_flips.py --flips 1000
 
@@ -26,9 +26,10 @@ from spkd.cache import verify
 from spkd.config import ExtractConfig
 from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
-from spkd.extract.run import run
+from spkd.extract.run import extract
 from spkd.manifest import Manifest, Utterance, build
-from spkd.students import Checkpoint
+from spkd.students import Checkpoint, save_student
+from spkd.students import build as build_student
 from spkd.teachers import load_teacher
 
 HERE = Path(__file__).parent
@@ -44,8 +45,8 @@ def make(work: Path) -> Path:
     manifest, _, _ = build(work / "audio", "folder")
     manifest = Manifest((*manifest.utterances, Utterance("gone", str(work / "gone.wav"), "s0", 1.0)))
     torch.manual_seed(0)
-    network = students.build("xvector", channels=16, embedding=8).eval()
-    students.save(work / "teacher", Checkpoint(network, torch.randn(4, 8), list("abcd"), 30.0))
+    network = build_student("xvector", channels=16, embedding=8).eval()
+    save_student(work / "teacher", Checkpoint(network, torch.randn(4, 8), list("abcd"), 30.0))
     settings = config.load(
         ExtractConfig,
         [
@@ -59,7 +60,7 @@ def make(work: Path) -> Path:
         ],
         environ={},
     )
-    run(settings, load_teacher(settings.teacher, torch.device("cpu")), manifest)
+    extract(settings, load_teacher(settings.teacher, torch.device("cpu")), manifest)
     return work / "cache"
 
 

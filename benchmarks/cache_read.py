@@ -26,9 +26,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import describe
+from synthetic import make_card
 from torch.utils.data import DataLoader, Dataset
 
-from spkd.cache import Cache, Crop, Plan, UnitWriter, card, claim_units, codec, finalize, initialise
+from spkd.cache import Cache, Crop, Plan, UnitWriter, claim_units, finalize, initialise
+from spkd.cache.codec import make_codec
 from spkd.manifest import Manifest, Utterance
 from spkd.target import Target
 from spkd.view import Views
@@ -53,20 +55,20 @@ def build(work: Path, utterances: int) -> tuple[Path, np.ndarray, np.ndarray]:
     samples = ((frames - 1) * HOP).astype(np.int32)
     manifest = Manifest(tuple(Utterance(f"u{i}", "", None, s / 16_000) for i, s in enumerate(samples)))
     zeros = np.zeros(utterances, np.int64)
-    views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, np.ones(utterances, np.float32), zeros)
+    views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, np.ones(utterances, np.float32), zeros.astype(np.uint32))
     plan = Plan.make(manifest, views, 1024, 1280.0)
-    described = card.make({"family": "benchmark"}, [TARGET], {}, [card.part(manifest, plan)], plan)
-    initialise(root, described, [plan], [TARGET])
-    fitted = {TARGET.name: codec.make(TARGET.codec, DIM)}
+    card = make_card([TARGET], manifest, plan)
+    initialise(root, card, [plan])
+    fitted = {TARGET.name: make_codec(TARGET.codec, DIM)}
     out = np.lib.format.open_memmap(flat, "w+", np.float16, (int(frames.sum()), DIM))
     for unit in claim_units(root, plan.units):
-        writer = UnitWriter(root, plan, [TARGET], unit, card.part_key(described, 0), fitted)
-        for row in plan.unit(unit):
-            values = random.standard_normal((frames[row], DIM)).astype(np.float16)
-            writer.put("frames", [row], values[None])
-            out[starts[row] : starts[row] + frames[row]] = values
+        writer = UnitWriter(root, card, plan, unit, fitted)
+        for view in plan.unit(unit):
+            values = random.standard_normal((frames[view], DIM)).astype(np.float16)
+            writer.put("frames", [view], values[None])
+            out[starts[view] : starts[view] + frames[view]] = values
         writer.commit()
-    finalize(root, described, plan)
+    finalize(root, card, plan)
     out.flush()
     return root, frames, starts
 
@@ -102,7 +104,7 @@ def per_window(fetch: Callable[[int], np.ndarray], place: np.ndarray) -> Reader:
 def other_readers(work: Path, root: Path, flat: Path, starts: np.ndarray) -> dict[str, Callable[[], Reader]]:
     """Everything else that can read these bytes, each behind its own import."""
     cache = Cache.open(root)
-    first, _ = cache.plan.local_rows(TARGET)
+    first, _ = cache.plan.places(TARGET)
     in_array = cache.plan.unit_of.astype(np.int64) * cache.plan.shard_rows(TARGET) + first
 
     def zarr_python() -> Reader:

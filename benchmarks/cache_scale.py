@@ -11,7 +11,6 @@ Prints a table and, as its last line, one JSON object; keeps it in benchmarks/re
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import subprocess
@@ -20,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 from machine import describe
+from synthetic import make_card
 
-from spkd.cache import Plan, card, initialise
-from spkd.cache.write import COMPLETE, commit_path, record_check
+from spkd import digest
+from spkd.cache import Plan, initialise
+from spkd.cache.folder import COMPLETE, CompletionRecord, metadata_files
 from spkd.files import write_json
 from spkd.manifest import Manifest, Utterance
 from spkd.target import Target
@@ -43,8 +44,8 @@ before = peak_kb()
 start = time.perf_counter()
 cache = Cache.open(sys.argv[1])
 seconds = time.perf_counter() - start
-first, count = cache.plan.local_rows(cache.targets["frames"])
-labels = cache.speaker(cache.rows)
+first, count = cache.plan.places(cache.targets["frames"])
+labels = cache.speaker(cache.usable_views)
 ready = time.perf_counter() - start
 peak = peak_kb()
 print(json.dumps({"views": len(cache), "open_seconds": round(seconds, 3), "ready_seconds": round(ready, 3),
@@ -66,12 +67,11 @@ def make(root: Path, utterances: int, crops: int) -> None:
         np.arange(count, dtype=np.uint32),
     )
     plan = Plan.make(manifest, views, 1024, 1280.0)
-    made = card.make({"family": "benchmark"}, TARGETS, {}, [card.part(manifest, plan)], plan)
-    initialise(root, made, [plan], TARGETS)
-    small = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in ("card.json", "plan/0.npz")}
-    names_of_units = (str(commit_path(root, unit).relative_to(root)) for unit in range(plan.units))
-    record = {"card": made, "rejected": {}, "bytes": 0, "sha256": small | dict.fromkeys(names_of_units, "0" * 64)}
-    write_json(root / COMPLETE, record | {"check": record_check(record)})
+    card = make_card(TARGETS, manifest, plan)
+    initialise(root, card, [plan])
+    files = (name for name in metadata_files(card) if not name.endswith(".safetensors"))
+    sha256 = {name: digest.of_file(root / name) if (root / name).is_file() else "0" * 64 for name in files}
+    write_json(root / COMPLETE, CompletionRecord(card, {}, 0, sha256).to_json())
 
 
 def main() -> None:

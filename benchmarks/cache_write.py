@@ -31,7 +31,8 @@ import json, os, sys, time
 from pathlib import Path
 import numpy as np
 import torch
-from spkd.cache import Background, Plan, UnitWriter, card, claim_units, codec, finalize, initialise
+from spkd.cache import Background, Plan, UnitWriter, claim_units, finalize, initialise
+from spkd.cache.codec import make_codec
 from spkd.target import Target
 from spkd.manifest import Manifest, Utterance
 from spkd.view import Views
@@ -47,7 +48,7 @@ def plan_of(utterances):
     samples = np.full(utterances, (FRAMES - 1) * HOP, np.int32)
     manifest = Manifest(tuple(Utterance(f"u{i}", "", None, float(s) / 16_000) for i, s in enumerate(samples)))
     zeros = np.zeros(utterances, np.int64)
-    views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, np.ones(utterances, np.float32), zeros)
+    views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, np.ones(utterances, np.float32), zeros.astype(np.uint32))
     return manifest, Plan.make(manifest, views, 128, 1280.0)
 
 def go(ready):  # all writers start together
@@ -62,9 +63,9 @@ CACHE = (
     COMMON
     + """
 manifest, plan = plan_of(utterances)
-made = card.make({"family": "benchmark"}, [TARGET], {}, [card.part(manifest, plan)], plan)
+card = make_card([TARGET], manifest, plan)
 initialise(folder, made, [plan], [TARGET])
-fitted, key = {TARGET.name: codec.make(TARGET.codec, DIM)}, card.part_key(made, 0)
+fitted = {TARGET.name: make_codec(TARGET.codec, DIM)}
 outputs = random.standard_normal((BATCH, FRAMES, DIM)).astype(np.float16)
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparations
 before = memory_kb("VmRSS")
@@ -73,9 +74,9 @@ start = time.perf_counter()
 with Background() as background:
     for unit in claim_units(folder, plan.units):
         writer = UnitWriter(folder, plan, [TARGET], unit, key, fitted)
-        rows = np.array(plan.unit(unit))
-        for i in range(0, len(rows), BATCH):
-            background(writer.put, TARGET.name, rows[i : i + BATCH], outputs[: len(rows[i : i + BATCH])])
+        views = np.array(plan.unit(unit))
+        for i in range(0, len(views), BATCH):
+            background(writer.put, TARGET.name, views[i : i + BATCH], outputs[: len(views[i : i + BATCH])])
         background.commit(writer.commit)
 finalize(folder, made, plan)
 print(json.dumps({"seconds": time.perf_counter() - start, "memory_mb": (memory_kb("VmHWM") - before) / 1024}))

@@ -8,8 +8,8 @@ and keeps in benchmarks/results/gpu.json:
 - train: per loss the relative difference of its mean over the last steps between the two, and whether the same command
   gives the same student twice on the GPU;
 - eval: greatest difference of a score;
-- speed: hours of audio that a WavLM of base (95 M parameters) input_features in an hour, and views a second that train a
-  student (ECAPA-TDNN, 512 channels, contrastive), both without starting up;
+- speed: hours of audio that a WavLM of base (95 M parameters) input_features in an hour, and views a second that train
+  a student (ECAPA-TDNN, 512 channels, contrastive), both without starting up;
 - mining: `mining.py`, whose index is on the GPU where faiss-gpu sees one.
 
 `--device cpu` compares the CPU with itself: a rehearsal of the script.
@@ -40,10 +40,10 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.eval import run as scoring
 from spkd.eval import trials
 from spkd.extract.live import compare
-from spkd.extract.run import run as extract
+from spkd.extract.run import extract
 from spkd.manifest import Manifest, build
 from spkd.teachers import load_teacher
-from spkd.train.trainer import run as train
+from spkd.train.trainer import train
 
 HERE = Path(__file__).parent
 SPEAKERS, UTTERANCES, SECONDS = 24, 4, 3.0
@@ -64,7 +64,7 @@ RUNS = {
     "ntxent": XVECTOR,
     "kld": XVECTOR,
     "nontarget": XVECTOR,
-    "multilevel": (*XVECTOR, "loss.levels={embedding: embedding, frames: frames.layer2}"),
+    "multilevel": (*XVECTOR, "loss.multilevel.levels={embedding: embedding, frames: frames.layer2}"),
     "memo": (*XVECTOR, *TINY_MEMO, "loss.memo.locals=1", "loss.memo.local_crop=1.0"),
     "one-step": (
         *("student=ssl", "student.channels=48", "student.adapters=8", "batch_size=16"),
@@ -120,9 +120,10 @@ def extracted(settings: config.ExtractConfig) -> float:
 
 
 def least_cosines(settings: config.ExtractConfig, device: str) -> dict[str, float]:
-    """Per target the least cosine between a cache and what its teacher says on another device."""
+    """Per target the least cosine between a cache and its teacher's outputs on another device."""
     cache, teacher = Cache.open(settings.cache), load_teacher(settings.teacher, torch.device(device))
-    found = compare(cache, teacher, Manifest.load(settings.manifest), settings, len(cache.rows))
+    live = config.VerifyConfig(settings.manifest, settings.teacher, device=device)
+    found = compare(cache, teacher, Manifest.load(settings.manifest), live, len(cache.usable_views))
     return {one.target: round(one.least, 7) for one in found}
 
 
@@ -130,7 +131,7 @@ def trained(work: Path, loss: str, device: str, out: str, *settings: str) -> dic
     """Train one student; the means of its terms over the last steps."""
     shutil.rmtree(work / out, ignore_errors=True)
     given = [f"cache={work / 'small-cpu'}", f"out={work / out}", f"device={device}", "crop=2.0", *settings]
-    return train(config.load(config.TrainConfig, given, environ={}), [loss]).terms
+    return train(config.load(config.TrainConfig, [f"loss={loss}", *given], environ={})).terms
 
 
 def same(one: Path, other: Path) -> bool:
@@ -160,7 +161,7 @@ def scores(work: Path, device: str) -> np.ndarray:
 
 
 def extraction_speed(work: Path, device: str) -> float:
-    """Hours heard by the teacher in an hour."""
+    """Hours of audio that the teacher takes in an hour."""
     speeds = [round(float(speed), 4) for speed in np.linspace(0.9, 1.1, LOADS[device].speeds)]
     settings = settings_of(work, "base", device, f"view.speeds={speeds}", "workers=8")
     seconds = extracted(settings)

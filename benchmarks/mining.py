@@ -1,8 +1,8 @@
 """Mining negatives: how long the index takes, how much memory, and how many of the true neighbours it finds.
 
-Synthetic instances of the shape real embeddings have: 256 numbers, unit length, 170 instances about each of many speakers
-(cosine about 0.7 to their speaker's centre). Built and searched by the very functions that training uses: exact up to
-100,000 instances, approximate above; `nprobe` is the setting mining.nprobe.
+Synthetic instances of the shape real embeddings have: 256 numbers, unit length, 170 instances about each of many
+speakers (cosine about 0.7 to their speaker's centre). Built and searched by the very functions that training uses:
+exact up to 100,000 instances, approximate above; `nprobe` is the setting mining.nprobe.
 
     python benchmarks/mining.py
 

@@ -39,7 +39,7 @@ SSL = (
 )
 KD_FRAMES = ("loss.one_step.targets=[frames.layer3]",)
 EVERYWHERE = "cache=[libri,unlabelled,arabic]"
-BOTH = ("loss.temperature=0.07",)
+BOTH = ("loss.contrastive.temperature=0.07", "loss.ntxent.temperature=0.07")
 MEMO = (
     *("batch_size=32", "loss.memo.locals=2", "loss.memo.local_crop=1.0", "loss.memo.prototypes=2048"),
     *("loss.memo.hidden=512", "loss.memo.bottleneck=128", "loss.memo.momentum=[0.98,1.0]"),
@@ -62,12 +62,12 @@ class Method:
 
 
 def multilevel(levels: str, *more: str) -> tuple[str, ...]:
-    return (f"loss.levels={{{levels}}}", *more)
+    return (f"loss.multilevel.levels={{{levels}}}", *more)
 
 
 METHODS = {
-    "untaught": Method("no teacher (AAM-softmax)", ("aam",)),
-    "ntxent": Method("no teacher, no labels (NT-Xent)", ("ntxent",), ("loss.temperature=0.1",)),
+    "no_teacher": Method("no teacher (AAM-softmax)", ("aam",)),
+    "ntxent": Method("no teacher, no labels (NT-Xent)", ("ntxent",), ("loss.ntxent.temperature=0.1",)),
     "cosine": Method("cosine", ("cosine",)),
     "mse": Method("MSE", ("mse",)),
     "relational": Method("relational", ("relational",)),
@@ -83,26 +83,26 @@ METHODS = {
         "multilevel: embedding, statistics", ("multilevel",), multilevel("embedding: embedding, stats: stats")
     ),
     "multilevel_concatenated": Method(
-        "multilevel: concatenated", ("multilevel",), multilevel("", "loss.concat=[stats,embedding]")
+        "multilevel: concatenated", ("multilevel",), multilevel("", "loss.multilevel.concat=[stats,embedding]")
     ),
     "one_step": Method("one-step (SSL shape)", ("one-step",), KD_FRAMES, SSL),
     "two_step": Method(
         "two-step (SSL shape)",
         ("one-step",),
-        (*KD_FRAMES, "loss.one_step.tuning=0"),
+        (*KD_FRAMES, "loss.one_step.finetune_weight=0"),
         SSL,
         then=Method("", ("aam",), (), SSL),
     ),
-    "dino": Method("DINO, no labels", ("memo",), (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive=0")),
+    "dino": Method("DINO, no labels", ("memo",), (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive_weight=0")),
     "memo": Method("MeMo, no labels", ("memo",), (*MEMO, "loss.memo.partner=tiny")),
-    "untaught_wide": Method("no teacher (AAM-softmax), wider student", ("aam",), (), WIDE),
+    "no_teacher_wide": Method("no teacher (AAM-softmax), wider student", ("aam",), (), WIDE),
     "best": Method("contrastive and NT-Xent", ("contrastive", "ntxent"), BOTH),
     "best_wide": Method("contrastive and NT-Xent, wider student", ("contrastive", "ntxent"), BOTH, WIDE),
 }
 
 
 # The last ones, so that the others can be looked at early.
-COSTLY = ("one_step", "two_step", "dino", "memo", "untaught_wide", "best_wide")
+COSTLY = ("one_step", "two_step", "dino", "memo", "no_teacher_wide", "best_wide")
 
 
 def corpora(work: Path, data: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Where the table of papers.py goes against its papers: what the data and the teacher say about it.
+"""Where the table of papers.py goes against its papers: what the data and the teacher show about it.
 
 Needs the caches and students that papers.py left in its working folder.
 
@@ -6,14 +6,14 @@ Needs the caches and students that papers.py left in its working folder.
 
 Prints, and keeps in benchmarks/results/papers_why.json:
 - spread: cosines between the teacher's embeddings of different recordings of each corpus, and its share of an epoch;
-- pull: the gradient that `contrastive` has on a student which already says exactly what the teacher says, with the
+- pull: the gradient of `contrastive` on a student whose outputs are exactly the teacher's, with the
   batch alone and with mined negatives (0 would leave it where it is), and how much the two losses fall short of 0;
 - frames: how much of the teacher's frames the 15 fbank frames in an x-vector's sight determine linearly (R^2 on other
   speakers), beside the same for the mean over the view from the mean fbank;
-- sessions: EER of students on target trials across recording sessions (arabic-commands-mini, which they never heard).
-  The test lists compare pieces of one recording or of one session, as NT-Xent's positives do;
-- heard: what unlabelled speech does for speech of its own kind. EER across sessions of 10 Arabic speakers, of students
-  that learned by `contrastive` with all the unlabelled speech except theirs (trained here), and without any.
+- sessions: EER of students on target trials across recording sessions (arabic-commands-mini, which was not in their
+  training). The test lists compare pieces of one recording or of one session, as NT-Xent's positives do;
+- unlabelled: what unlabelled speech does for speech of its own kind. EER across sessions of 10 Arabic speakers, of
+  students that learned by `contrastive` with all the unlabelled speech except theirs (trained here), and without any.
 """
 
 from __future__ import annotations
@@ -33,51 +33,54 @@ from spine import spkd
 from torch.nn.functional import normalize
 
 from spkd.cache import Cache, Crop
-from spkd.config import LossConfig, MiningConfig
-from spkd.train.batches import Classes, InputSource
-from spkd.train.losses import CEILING, Contrastive, LossInputs
+from spkd.config import MiningConfig
+from spkd.train.batches import InputSource
+from spkd.train.labels import Labels
+from spkd.train.losses import LossContext, LossInputs
+from spkd.train.losses.contrastive import CEILING, Contrastive, ContrastiveSettings
 from spkd.train.mining import Miner
 
 HERE = Path(__file__).parent
 CORPORA = ("libri", "unlabelled", "arabic")
 CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
 RIDGE = 10.0
-METHODS = ("untaught", "ntxent", "contrastive", "best")
+METHODS = ("no_teacher", "ntxent", "contrastive", "best")
 
 
 def spread(caches: dict[str, Cache]) -> dict[str, dict[str, float]]:
     """Quantiles of cosines between recordings at their own speed."""
     found = {}
-    total = sum(len(cache.rows) for cache in caches.values())
+    total = sum(len(cache.usable_views) for cache in caches.values())
     for name, cache in caches.items():
-        rows = cache.rows[np.isclose(cache.plan.views.speed[cache.rows], 1.0)]
-        outputs = normalize(cache.batch(rows, ["embedding"])["embedding"].float(), dim=-1)
+        views = cache.usable_views[np.isclose(cache.plan.views.speed[cache.usable_views], 1.0)]
+        outputs = normalize(cache.batch(views, ["embedding"])["embedding"].float(), dim=-1)
         cosine = (outputs @ outputs.mT)[~torch.eye(len(outputs), dtype=torch.bool)].numpy()
         quantiles = np.quantile(cosine, [0.05, 0.5, 0.95])
         found[name] = {f"cosine_{q}": round(float(v), 3) for q, v in zip((5, 50, 95), quantiles, strict=True)}
-        found[name]["share_of_views"] = round(len(cache.rows) / total, 3)
+        found[name]["share_of_views"] = round(len(cache.usable_views) / total, 3)
     return found
 
 
 def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
     """Gradient of contrastive, tangential to the sphere, at a student that equals the teacher; mean over batches."""
-    classes = Classes.of(cache)
+    labels = Labels.of(cache)
     source = InputSource(cache.target("fbank"), None, (2.0,))
-    miner = Miner(cache, classes, source, MiningConfig(negatives=16), CEILING)
+    miner = Miner(cache, labels, source, MiningConfig(negatives=16), CEILING)
     levels = {"embedding": cache.target("embedding")}
-    loss = Contrastive(LossConfig(), levels, levels, 1)
+    loss = Contrastive(ContrastiveSettings(), LossContext(levels, levels, 1))
     found: dict[str, list[tuple[float, float]]] = {"batch": [], "batch and mined": []}
     order = cache.order(0, 0)
     for i in range(batches):
-        rows = order[np.arange(64) + (i * 64) % (len(order) - 64)]
-        teacher = normalize(cache.batch(rows, ["embedding"])["embedding"].float(), dim=-1)
-        drawn = miner.draw(rows, i)
-        hard = cache.batch(drawn.ravel(), ["embedding"])["embedding"].float().unflatten(0, drawn.shape)
-        instance = torch.from_numpy(classes.instance[rows])
-        for name, negatives in (("batch", None), ("batch and mined", hard)):
+        views = order[np.arange(64) + (i * 64) % (len(order) - 64)]
+        teacher = normalize(cache.batch(views, ["embedding"])["embedding"].float(), dim=-1)
+        drawn = miner.draw(views, 0, i)
+        hard = cache.batch(drawn.views.ravel(), ["embedding"])["embedding"].float().unflatten(0, drawn.views.shape)
+        usable = torch.from_numpy(drawn.is_negative)
+        instance = torch.from_numpy(labels.instance[views])
+        for name, mined in (("batch", {}), ("batch and mined", {"negatives": hard, "is_negative": usable})):
             student = teacher.clone().requires_grad_()
-            value = loss({"embedding": student}, LossInputs({"embedding": teacher}, instance, instance, negatives=negatives))
-            (gradient,) = torch.autograd.grad(value * len(rows), student)
+            value = loss({"embedding": student}, LossInputs({"embedding": teacher}, instance, instance, **mined))
+            (gradient,) = torch.autograd.grad(value * len(views), student)
             tangent = gradient - (gradient * teacher).sum(-1, keepdim=True) * teacher
             found[name].append((tangent.norm(dim=-1).mean().item(), value.item()))
     miner.close()
@@ -101,25 +104,25 @@ def determined(inputs: np.ndarray, outputs: np.ndarray, held_out: np.ndarray) ->
 
 
 def frames(cache: Cache, target: str = "frames.layer3") -> dict[str, float]:
-    rows = cache.rows[np.isclose(cache.plan.views.speed[cache.rows], 1.0)]
+    views = cache.usable_views[np.isclose(cache.plan.views.speed[cache.usable_views], 1.0)]
     windows, states, of = [], [], []
-    for row in rows:
-        outputs = cache.batch(np.array([row]), ["fbank", target], Crop(np.array([0]), 48_000))
+    for view in views:
+        outputs = cache.batch(np.array([view]), ["fbank", target], Crop(np.array([0]), 48_000))
         fbank, state = outputs["fbank"][0].float().numpy(), outputs[target][0].float().numpy()
         fbank = fbank - fbank.mean(0)
-        places = np.random.RandomState(row).randint(60, len(fbank) - CONTEXT, 60)
+        places = np.random.RandomState(view).randint(60, len(fbank) - CONTEXT, 60)
         windows += [fbank[p - CONTEXT // 2 : p + CONTEXT // 2 + 1].ravel() for p in places]
         states += [state[p + 1] for p in places]  # centred on the same 10 ms
-        of += [row] * len(places)
-    held_out = np.isin(np.array(of), rows[::4])
+        of += [view] * len(places)
+    held_out = np.isin(np.array(of), views[::4])
     found = {"r2_of_a_frame_from_its_context": determined(np.array(windows), np.array(states), held_out)}
-    pooled = cache.batch(rows, ["stats"])["stats"].float().numpy()
+    pooled = cache.batch(views, ["stats"])["stats"].float().numpy()
     means = []
-    for row in rows:
-        fbank = cache.ragged(np.array([row]), "fbank").values.float().numpy()
+    for view in views:
+        fbank = cache.ragged(np.array([view]), "fbank").values.float().numpy()
         means.append(np.concatenate([fbank.mean(0), fbank.std(0)]))
     found["r2_of_statistics_from_fbank_statistics"] = determined(
-        np.array(means), pooled, np.isin(np.arange(len(rows)), np.arange(0, len(rows), 4))
+        np.array(means), pooled, np.isin(np.arange(len(views)), np.arange(0, len(views), 4))
     )
     return found
 
@@ -158,15 +161,15 @@ def of_students(work: Path, trials: str, method: str, seeds: int) -> list[float]
 
 
 def sessions(work: Path, rows: list[tuple[str, str, str]], seeds: int) -> dict[str, list[float]]:
-    """EER (%) of students across recording sessions, by method; the trials of both test lists lie within sessions."""
+    """EER (%) of students across recording sessions, by method; the trials of both test lists are within sessions."""
     trials = "trials-across-sessions"
     across_sessions(work / f"{trials}.txt", rows)
     return {method: of_students(work, trials, method, seeds) for method in METHODS}
 
 
-def heard(work: Path, weights: Path, rows: list[tuple[str, str, str]], seeds: int) -> dict[str, list[float]]:
-    """EER (%) across sessions of Arabic speakers whom nobody heard, of students that were given all unlabelled speech
-    but theirs, and of those that were given none."""
+def unlabelled(work: Path, weights: Path, rows: list[tuple[str, str, str]], seeds: int) -> dict[str, list[float]]:
+    """EER (%) across sessions of Arabic speakers who were in no training, of students that were given all unlabelled
+    speech but theirs, and of those that were given none."""
     speakers = sorted({speaker for _, speaker, _ in rows})
     given = set(speakers[: (len(speakers) + 1) // 2])
     with open(work / "arabic.csv", newline="") as source:
@@ -177,16 +180,18 @@ def heard(work: Path, weights: Path, rows: list[tuple[str, str, str]], seeds: in
         half.writeheader()
         half.writerows(line for line in lines if speaker_of[line["utt"]] in given)
     extract(work, weights, "arabic_half", work / "arabic_half.csv")
-    trials = "trials-unheard"
+    trials = "trials-unseen"
     across_sessions(work / f"{trials}.txt", [row for row in rows if row[1] not in given])
     settings = ("cache=[libri,unlabelled,arabic_half]", *XVECTOR, f"steps={STEPS}")
 
     def train(seed: int) -> None:
-        spkd(work, 1, "train", "--loss", "contrastive", *settings, f"seed={seed}", f"out=heard-{seed}")
+        spkd(work, 1, "train", "--loss", "contrastive", *settings, f"seed={seed}", f"out=unlabelled-{seed}")
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(train, range(seeds)))
-    rows_of = {"contrastive_unlabelled": "heard"} | {name: name for name in ("contrastive", "ntxent", "untaught")}
+    rows_of = {"contrastive_unlabelled": "unlabelled"} | {
+        name: name for name in ("contrastive", "ntxent", "no_teacher")
+    }
     found = {row: of_students(work, trials, method, seeds) for row, method in rows_of.items()}
     found["teacher"] = [eer(work, trials, "teacher-eval", "model=dvector", f"weights={weights}")]
     return found
@@ -204,7 +209,7 @@ def main() -> None:
     result = {"spread": spread(caches), "pull": pull(caches["libri"]), "frames": frames(caches["libri"])}
     rows = recordings(given.data.resolve().parent / "arabic-commands-mini" / "train.csv")
     result["sessions_eer"] = sessions(work, rows, given.seeds)
-    result["heard_eer"] = heard(work, given.teacher.resolve(), rows, given.seeds)
+    result["unlabelled_eer"] = unlabelled(work, given.teacher.resolve(), rows, given.seeds)
     result["machine"] = describe()
     (HERE / "results" / "papers_why.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spkd import students
-from spkd.students.network import macs, parameters
+from spkd.students import build
+from spkd.students.network import count_macs, count_parameters
 
 HERE = Path(__file__).parent
 DOC = HERE.parent / "docs" / "students.md"
@@ -33,16 +33,16 @@ def main() -> None:
     rows = []
     for name, widths in WIDTHS.items():
         for channels in widths:
-            network = students.build(name, channels=channels, embedding=192).eval()
+            network = build(name, channels=channels, embedding=192).eval()
             row = {"student": name, "channels": channels, "default": channels == network.default_channels}
-            row |= {"parameters": parameters(network), "macs_per_second": macs(network, SECONDS) / SECONDS}
+            row |= {"parameters": count_parameters(network), "macs_per_second": count_macs(network, SECONDS) / SECONDS}
             rows.append(row)
             print(
                 f"{name:9} {channels:5} {row['parameters'] / 1e6:7.2f} M parameters"
                 f" {row['macs_per_second'] / 1e6:8.1f} M MACs/s"
             )
     lines = [
-        "| student | channels | parameters | MACs a second of speech |",
+        "| student | channels | parameters | MACs per second of speech |",
         "|---|---|---|---|",
     ]
     for row in rows:

@@ -1,3 +1,3 @@
 """spkd: distil heavy speaker-verification teachers into students small enough for a phone."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,0 +1,160 @@
+"""Imports run one way, as CONTRIBUTING.md draws them, and lists that are written in the docs are complete."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from spkd.eval.metrics import METRICS
+from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "spkd"
+# A room may import from those to its right.
+ORDER = (
+    ("cli",),
+    ("demo",),
+    ("extract", "train", "eval"),
+    ("teachers",),
+    ("students",),
+    ("cache",),
+    ("loader",),
+    ("view",),
+    ("augment", "features"),
+    ("target",),
+    ("manifest", "config"),
+    ("registry", "device"),
+    ("audio", "files", "schema", "digest", "seeding", "progress"),
+    ("errors", "__init__", "__main__"),
+)
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of spkd that a file imports when it is imported (not inside functions, not for types alone)."""
+    found: set[str] = set()
+
+    def visit(nodes: list[ast.stmt]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "spkd":
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                modules = [n for n in names if (ROOT / f"{n.replace('.', '/')}.py").is_file()]
+                packages = [n for n in names if (ROOT / n.replace(".", "/") / "__init__.py").is_file()]
+                found.update([*modules, *packages] or [node.module])
+            elif isinstance(node, ast.Try):
+                visit(node.body)
+
+    visit(ast.parse(path.read_text()).body)
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    own = parts[0]
+    for module in imports(path):
+        theirs = room(module)
+        assert theirs in LEVEL, f"{theirs} is not in the order"
+        assert theirs == own or LEVEL[theirs] > LEVEL[own], f"{path} imports {module}"
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    graph = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): imports(p) for p in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"{' -> '.join(above)} -> {module}"
+        if module not in done:
+            for other in graph.get(module, ()):
+                visit(other, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_the_order_is_the_one_that_contributors_read() -> None:
+    drawn = (ROOT / "CONTRIBUTING.md").read_text().split("    cli ->")[1].split("\n\n")[0]
+    groups = [re.findall(r"\w+", group) for group in f"cli ->{drawn}".split("->")]
+    levels = [[LEVEL[name] for name in group] for group in groups]
+    assert [name for group in groups for name in group if name not in LEVEL] == []
+    assert all(max(a) < min(b) for a, b in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [
+        (list(LOSSES.ours), "docs/losses.md"),
+        (list(STUDENTS.ours), "docs/students.md"),
+        (list(CODECS.ours), "docs/cache.md"),
+        (list(TEACHERS.ours), "README.md"),
+        ([metric.label.split("(")[0] for metric in METRICS if metric.headline], "README.md"),
+    ],
+)
+def test_the_docs_list_every_choice(names: list[str], file: str) -> None:
+    text = (ROOT / file).read_text()
+    assert [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)] == []
+
+
+def test_every_module_has_its_tests() -> None:
+    """`spkd/a/b.py` is tested by `tests/a/test_b.py`, or by the file named here."""
+    tested_together = {
+        "cache/background": "cache/test_write",
+        "cache/describe": "cache/test_read",
+        "cache/exchange/hdf5": "cache/exchange/test_exchange",
+        "cache/exchange/remote_folder": "cache/exchange/test_remote",
+        "cache/exchange/tars": "cache/exchange/test_exchange",
+        "cache/exchange/transfer": "cache/exchange/test_exchange",
+        "cache/exchange/merge": "cache/test_combined",
+        "cache/head": "cache/test_read",
+        "cache/lock": "cache/exchange/test_remote",
+        "cache/source": "cache/test_read",
+        "cache/stream": "cache/exchange/test_exchange",
+        "cache/codebook": "extract/test_run",
+        "cache/folder": "cache/test_card",
+        "extract/calibrate": "extract/test_run",
+        "extract/estimate": "extract/test_live",
+        "extract/targets": "extract/test_run",
+        "eval/embed": "eval/test_run",
+        "eval/plots": "eval/test_run",
+        "eval/report": "eval/test_run",
+        "teachers/base": "teachers/test_dvector",
+        "teachers/checkpoint": "extract/test_run",
+        "teachers/none": "train/test_batches",
+        "train/ceiling": "train/test_teacher_logits",
+        "train/checks": "train/test_trainer",
+        "train/labels": "train/test_batches",
+        "train/loading": "train/test_trainer",
+        "train/log": "train/test_trainer",
+        "train/module": "train/test_trainer",
+        "train/optim": "train/test_trainer",
+        "train/resume": "train/test_trainer",
+        "train/specaugment": "train/test_batches",
+        "target": "cache/test_layout",
+        "device": "extract/test_run",
+        "loader": "test_view",
+    }
+    networks = {f"students/{p.stem}": "students/test_networks" for p in (PACKAGE / "students").glob("*.py")}
+    losses = {f"train/losses/{p.stem}": "train/test_losses" for p in (PACKAGE / "train" / "losses").glob("*.py")}
+    known = networks | losses | {"train/losses/memo": "train/test_memo", "train/losses/onestep": "train/test_onestep"}
+    missing = []
+    for path in FILES:
+        name = str(path.relative_to(PACKAGE).with_suffix(""))
+        if path.stem == "__init__":
+            continue
+        folder, _, stem = name.rpartition("/")
+        own = f"{folder}/test_{stem}".lstrip("/")
+        if not any((ROOT / "tests" / f"{t}.py").is_file() for t in (own, (tested_together | known).get(name, own))):
+            missing.append(name)
+    assert not missing, ", ".join(missing)

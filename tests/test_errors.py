@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spkd.errors import Interrupted, SpkdError, UsageError, first_line, printable, reported
+
+
+def test_nothing_that_a_terminal_would_obey_is_printed() -> None:
+    shown = printable("CC0\x1b[2K\r  fingerprint\x1b]0;owned\n\x07 ü [/x] \udcff")
+    assert "\x1b" not in shown
+    assert "\n" not in shown
+    assert "ü [/x]" in shown
+    assert len(printable("x" * 10**6)) < 2100
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (SpkdError("no cache"), 1, "error: no cache"),
+        (UsageError("bad key"), 2, "error: bad key"),
+        (Interrupted("stopped"), 130, "error: stopped"),
+        (OSError(28, "No space left on device", "out/x"), 1, "error: out/x: the disk is full"),
+        (OSError(24, "Too many open files"), 1, "ulimit -n"),
+        (MemoryError(), 1, "not enough memory"),
+        (RuntimeError("unable to write to file </torch_1>: shared memory"), 1, "--shm-size"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error."), 1, "--shm-size"),
+    ],
+)
+def test_every_failure_is_a_line(
+    capsys: pytest.CaptureFixture[str], error: Exception, code: int, expected: str
+) -> None:
+    assert reported(error, ["spkd", "train"]) == code
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert len(printed.splitlines()) == 1
+
+
+def test_an_unexpected_failure_keeps_its_traceback_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        {}["missing"]
+    except KeyError as error:
+        assert reported(error, ["spkd", "cache", "info", "x"]) == 1
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1
+    assert "unexpected failure of `spkd cache info`" in printed
+    log = Path(printed.split("the traceback is in ")[1].split(";")[0])
+    assert "spkd cache info x" in log.read_text()
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+def test_an_empty_message_still_says_something() -> None:
+    assert first_line(ValueError()) == "ValueError"
+    assert "weights_only" not in first_line(RuntimeError("re-run with weights_only=False\nbroken file"))
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    command = f"{sys.executable} -c 'from spkd.cli import main; main()' train --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,119 @@
+"""Choices by name: ours, and those of installed packages, through the real commands."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spkd.errors import SpkdError, UsageError
+from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS, Registry
+
+PLUGIN = {
+    "mine/__init__.py": "",
+    "mine/huber.py": '''
+from dataclasses import dataclass
+from torch.nn.functional import huber_loss
+from spkd.config import key
+from spkd.train.losses.regression import Cosine
+
+@dataclass
+class Settings:
+    delta: float = key(1.0, "where the square becomes linear", positive=True)
+
+class Huber(Cosine):
+    """mean of huber(P s - t)."""
+    Settings = Settings
+    learns_from = "`embedding`"
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.delta = settings.delta
+    def forward(self, student, inputs):
+        return huber_loss(self.project(student["embedding"]), inputs.targets["embedding"], delta=self.delta)
+''',
+    "mine/models.py": """
+import torch
+from spkd.cache import TeacherCard
+from spkd.features import MELS
+from spkd.students.network import Network, describe, statistics
+from spkd.target import Target
+from spkd.teachers import Teacher
+
+class Mean(Network):
+    default_channels = 8
+    def __init__(self, channels=8, embedding=192):
+        super().__init__()
+        self.settings = {"channels": channels, "embedding": embedding}
+        self.levels = describe(channels, {"stats": 2 * channels, "embedding": embedding})
+        self.one = torch.nn.Conv1d(MELS, channels, 1)
+        self.two = torch.nn.Linear(2 * channels, embedding)
+    def run(self, features):
+        frames = self.one(features)
+        stats = statistics(frames)
+        return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": self.two(stats)}
+
+class Energy(Teacher):
+    family = "energy"
+    def __init__(self):
+        self.targets = {"embedding": Target("embedding", 2)}
+    @classmethod
+    def load(cls, config, device):
+        return cls()
+    def card(self):
+        return TeacherCard(self.family, "0", "MIT", "mine", "none")
+    def forward(self, waves, names):
+        return {"embedding": torch.stack([waves.square().mean(-1) + 1e-3, waves.abs().mean(-1)], 1)}
+""",
+    "mine-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n",
+    "mine-1.0.dist-info/entry_points.txt": (
+        "[spkd.losses]\nhuber = mine.huber:Huber\nbroken = mine.nothing:Loss\n"
+        "[spkd.students]\nmean = mine.models:Mean\n"
+        "[spkd.teachers]\nenergy = mine.models:Energy\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("registry", [LOSSES, STUDENTS, TEACHERS, CODECS])
+def test_every_name_can_be_imported(registry: Registry) -> None:
+    for name in registry.ours:
+        assert isinstance(registry[name], type)
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"student=xvektor; did you mean 'xvector'\?"):
+        STUDENTS["xvektor"]
+
+
+def test_a_package_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("broken", "nowhere.at_all:Loss", "spkd.losses")
+    monkeypatch.setattr("spkd.registry.entry_points", lambda group: [point])
+    with pytest.raises(SpkdError, match=r"loss=broken: nowhere.at_all:Loss cannot be imported"):
+        Registry("loss", "spkd.losses", {})["broken"]
+
+
+def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    for name, text in PLUGIN.items():
+        (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / name).write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+
+    manifest = f"manifest={corpus / 'manifest.csv'}"
+    done = run("extract", "teacher=energy", manifest, "fbank=true")
+    assert done.returncode == 0, done.stderr
+    small = ["student=mean", "student.embedding=6", "steps=4", "batch_size=4", "crop=0.5"]
+    done = run("train", "--loss", "huber", "loss.huber.delta=0.5", *small)
+    assert done.returncode == 0, done.stderr
+    assert "huber" in done.stdout
+    assert run("eval", str(corpus / "trials.txt"), manifest).returncode == 0
+    assert "did you mean 'delta'" in run("train", "--loss", "huber", "loss.huber.dalta=1", *small, "out=x").stderr
+    assert "must be positive" in run("train", "--loss", "huber", "loss.huber.delta=0", *small, "out=x").stderr
+    assert "mine.nothing:Loss cannot be imported" in run("train", "--loss", "broken", *small, "out=x").stderr
