@@ -45,7 +45,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name, value in (("noise_prob", self.noise_prob), ("rir_prob", self.rir_prob)):
             if not 0.0 <= value <= 1.0:
-                raise UsageError(f"view.{name}={value}: a probability lies between 0 and 1")
+                raise UsageError(f"view.{name}={value}: a probability must be between 0 and 1")
         if len(self.snr) != 2 or self.snr[0] > self.snr[1]:
             raise UsageError(f"view.snr={list(self.snr)}: give the lowest and the highest ratio in dB, e.g. [5,20]")
 

@@ -91,7 +91,7 @@ class ViewConfig:
 @dataclass
 class StorageConfig:
     codec: str = key(
-        "float16", f"how targets are stored: {', '.join(CODECS)} (M parts, K classes); +zstd behind it compresses"
+        "float16", f"how targets are stored: {', '.join(CODECS)} (M parts, K classes); NAME+zstd compresses besides"
     )
     codecs: dict[str, str] = key({}, "targets stored otherwise, e.g. {frames.layer8: int8, logits: topk64}")
     unit_views: int = key(

@@ -1,6 +1,6 @@
 """Moving a cache of format 1 (spkd before 0.2) to the present format, in place: no shard is read or written.
 
-Format 1 named the folder of the commit records `manifest`, and said `1` in its records; everything else is the same.
+Format 1 named the folder of the commit records `manifest`, and had `1` in its records; everything else is the same.
 """
 
 from __future__ import annotations

@@ -255,5 +255,5 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
 
 
 def beside_adapter(name: str) -> str:
-    """What a layer's weight is called once an adapter stands beside it."""
+    """The name of a layer's weight once the layer has an adapter."""
     return name.replace(".feed_forward.", ".feed_forward.feed_forward.")

@@ -23,7 +23,7 @@ def check_labels(cache: CacheSource, losses: dict[str, ChosenLoss]) -> None:
     for name, loss in losses.items():
         if loss.kind.needs_labels and not cache.labelled:
             raise SpkdError(
-                f"--loss {name} needs speaker labels, and the manifest behind {cache.name} has utterances without; "
+                f"--loss {name} needs speaker labels, and the manifest of {cache.name} has utterances without; "
                 f"choose a loss without labels ({', '.join(n for n in LOSSES if not LOSSES[n].needs_labels)})"
             )
 

@@ -68,7 +68,7 @@ class AAM(Loss):
         return cross_entropy(self.scale * add_margin(cosine, inputs.label, margin), inputs.label)
 
     def classifier(self) -> TrainedClassifier | None:
-        # Of several sub-centres no single row stands for a class.
+        # With several sub-centres no single row represents a class.
         return TrainedClassifier(self.weight, self.scale) if self.subcentres == 1 else None
 
 
