@@ -48,7 +48,8 @@ def plan_of(utterances):
     samples = np.full(utterances, (FRAMES - 1) * HOP, np.int32)
     manifest = Manifest(tuple(Utterance(f"u{i}", "", None, float(s) / 16_000) for i, s in enumerate(samples)))
     zeros = np.zeros(utterances, np.int64)
-    views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, np.ones(utterances, np.float32), zeros.astype(np.uint32))
+    speeds, seeds = np.ones(utterances, np.float32), zeros.astype(np.uint32)
+    views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, speeds, seeds)
     return manifest, Plan.make(manifest, views, 128, 1280.0)
 
 def go(ready):  # all writers start together

@@ -1,4 +1,4 @@
-"""Draws docs/spkd.svg, the picture of the README: the way from audio to scores, and what the spine benchmark measured.
+"""Draws docs/spkd.svg, the picture of the README: from audio to scores, and what the spine benchmark measured.
 
 python docs/figure.py    (figures come from benchmarks/results/spine.json)
 """
@@ -33,7 +33,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], labe
 
 def way(axes: Axes) -> None:
     """Audio, teacher, cache, students, scores."""
-    box(axes, 0.0, 1.0, 2.2, "audio", "manifest\nviews: crops, speeds,\nnoise (replayable)", "white")
+    box(axes, 0.0, 1.0, 2.2, "audio", "manifest\nviews: crops, speeds,\nnoise (reproducible)", "white")
     box(axes, 3.1, 1.0, 2.2, "heavy teacher", "WavLM, d-vector,\nany spkd model\nruns once", TEACHER)
     box(axes, 6.2, 1.0, 2.4, "shared cache", "frames, stats,\nembeddings, fbank\nZarr v3, mapped", CACHE)
     for y, name in ((2.35, "colleague 1"), (1.0, "colleague 2"), (-0.35, "colleague 30")):

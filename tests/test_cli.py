@@ -116,3 +116,65 @@ def test_a_full_disk_is_reported_as_such_and_the_run_continues(spkd: Callable, c
         assert "all checksums match" in spkd("cache", "verify", "small/c").out
     finally:
         subprocess.run(["umount", "small"], check=True)
+
+
+COMMANDS = [
+    *(["manifest"], ["extract"], ["train"], ["eval"], ["demo"]),
+    *(["cache", name] for name in ("info", "verify", "estimate", "upgrade", "ls", "merge", "push", "pull")),
+    *(["cache", name] for name in ("export", "import")),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: "-".join(c))
+def test_every_help_shows_an_example_of_its_command(spkd: Callable, command: list[str]) -> None:
+    out = " ".join(spkd(*command, "--help").out.split())
+    assert f"Example: spkd {' '.join(command)}" in out
+
+
+def test_settings_are_used_or_refused_never_dropped(spkd: Callable, tmp_path: Path) -> None:
+    Path("old.yaml").write_text("losses: [huber]\n")
+    done = spkd("train", "--recipe", "label-free", "--config", "old.yaml")
+    assert (done.code, "losses is now loss" in done.err) == (2, True)
+    Path("train.yaml").write_text("train: {losses: [aam]}\n")
+    assert "losses is now loss" in spkd("train", "--config", "train.yaml").err
+    Path("new.yaml").write_text("train: {loss: [huber]}\n")
+    assert "--loss huber" in spkd("train", "--config", "new.yaml").err
+    assert "not by both" in spkd("train", "--loss", "aam", "loss=[mse]").err
+    assert "--loss huber" in spkd("train", "loss=[contrastive,huber]").err
+    assert "did you mean 'optim.lr'" in spkd("train", "lr=0.1").err
+    assert "kd_rise is now loss.kld.kd_warmup" in spkd("train", "--loss", "kld", "loss.kd_rise=0.1").err
+    assert "labelled is now finetune_cache" in spkd("train", "--loss", "one-step", "labelled=x").err
+
+
+def test_export_and_verify_take_only_the_keys_they_use(spkd: Callable, corpus: Path) -> None:
+    assert spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}").code == 0
+    assert "unknown key" in spkd("cache", "export", "cache", "x.h5", "storage.codec=int8").err
+    assert "--audio only" in spkd("cache", "export", "cache", "tars", "manifest=m.csv").err
+    assert "HDF5 files hold no audio" in spkd("cache", "export", "cache", "x.h5", "--audio").err
+    assert "--live only" in spkd("cache", "verify", "cache", "teacher=none").err
+    assert "unknown key" in spkd("cache", "verify", "cache", "--live", "1", "batch_size=3").err
+    assert not Path("x.h5").exists()
+    # A file's section of extract serves both.
+    Path("spkd.yaml").write_text(f"extract: {{teacher: none, fbank: true, manifest: {corpus / 'manifest.csv'}}}\n")
+    done = spkd("cache", "verify", "cache", "--live", "2")
+    assert (done.code, "live: fbank" in done.out) == (0, True), done.err
+
+
+def test_a_student_in_a_folder_named_like_a_family_is_found(spkd: Callable, corpus: Path) -> None:
+    import torch
+
+    from spkd.students import Checkpoint, build, save_student
+
+    torch.manual_seed(0)
+    save_student("wavlm", Checkpoint(build("tiny", channels=8, embedding=4)))
+    done = spkd("eval", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "model=wavlm")
+    assert done.code == 0, done.err
+
+
+def test_the_losses_are_listed_with_their_settings(spkd: Callable) -> None:
+    from spkd.registry import LOSSES
+
+    out = spkd("train", "--losses").out
+    for name in LOSSES.ours:
+        assert f"\n{name}: learns from" in f"\n{out}"
+    assert "loss.nontarget.gamma" in out

@@ -40,10 +40,9 @@ def test_every_failure_is_a_line(
 
 
 def test_an_unexpected_failure_keeps_its_traceback_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    try:
+    with pytest.raises(KeyError) as caught:
         {}["missing"]
-    except KeyError as error:
-        assert reported(error, ["spkd", "cache", "info", "x"]) == 1
+    assert reported(caught.value, ["spkd", "cache", "info", "x"]) == 1
     printed = capsys.readouterr().err
     assert len(printed.splitlines()) == 1
     assert "unexpected failure of `spkd cache info`" in printed
