@@ -93,6 +93,14 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
     return Decoded(resample(np.ascontiguousarray(wave), rate, SAMPLE_RATE), rate, channels)
 
 
+class _Sequential(soundfile.SoundFile):
+    """A sound file that is read block by block to its real end. Where soundfile may seek it trusts the header's length,
+    and fails at the end of a FLAC file whose header is wrong."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _opened(path: str) -> soundfile.SoundFile:
     """An open sound file. A fifo or a device is refused: reading one may never end."""
     if not Path(path).exists():
@@ -100,7 +108,7 @@ def _opened(path: str) -> soundfile.SoundFile:
     if not Path(path).is_file():
         raise AudioError(path, "not a regular file")
     try:
-        return soundfile.SoundFile(os.fsencode(path))
+        return _Sequential(os.fsencode(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError) as error:
         raise _unreadable(path, error) from error
 

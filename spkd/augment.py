@@ -16,6 +16,7 @@ import numpy as np
 from spkd import digest
 from spkd.audio import AudioError, decode
 from spkd.errors import SpkdError, UsageError
+from spkd.files import find_files
 from spkd.manifest import AUDIO_SUFFIXES
 
 SYNTHETIC = "synthetic"
@@ -139,7 +140,7 @@ def bank(folder: str) -> Bank:
     if folder == SYNTHETIC:
         return Bank((), SYNTHETIC)
     root = Path(folder)
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    files = find_files(root, AUDIO_SUFFIXES)
     if not files:
         raise SpkdError(f"{folder}: no audio files for augmentation")
     listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p in files)

@@ -77,6 +77,7 @@ def manifest(
         str | None, typer.Option(help="voxceleb, librispeech, cnceleb or folder (default: detected).")
     ] = None,
     out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")] = Path("manifest.csv"),
+    suffix: Annotated[str | None, typer.Option(help="Take only files of this kind, e.g. flac.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that read audio headers.", min=1, max=1024)] = 8,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
 ) -> None:
@@ -85,7 +86,7 @@ def manifest(
 
     if out.suffix not in (".csv", ".jsonl"):
         raise UsageError(f"--out {out}: manifests are written as .csv or .jsonl")
-    made, layout, left_out = build(path, layout, workers)
+    made, layout, left_out = build(path, layout, workers, suffix)
     made.save(out)
     print(
         f"{out}: {len(made)} utterances, {len(made.speakers)} speakers, {made.seconds / 3600:.2f} h (layout {layout})"

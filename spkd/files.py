@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,35 @@ def _depth(tree: Any) -> int:
             if isinstance(child, dict | list)
         ]
     return depth
+
+
+def find_files(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """Every regular file below a folder with one of the suffixes, sorted. Linked folders and files are followed, each
+    real one once: links in a circle end, and what a link repeats is not listed twice."""
+    folders, files, seen = [(root, False)], dict[tuple[int, int], Path](), set[tuple[int, int]]()
+    while folders:
+        # Real folders come before linked ones, so that a file keeps the name that it has without links.
+        folders.sort(key=lambda entry: (entry[1], entry[0]), reverse=True)
+        folder, linked = folders.pop()
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            path = Path(entry.path)
+            try:
+                if entry.is_dir():
+                    folders.append((path, linked or entry.is_symlink()))
+                elif entry.is_file() and path.suffix.lower() in suffixes:
+                    found = entry.stat()
+                    files.setdefault((found.st_dev, found.st_ino), path)
+            except OSError:  # a link to nothing, or a folder that may not be looked into
+                continue
+    return sorted(files.values())
 
 
 def writable_folder(folder: str | Path) -> Path:

@@ -1,17 +1,18 @@
 """Manifests: which utterances there are, where their audio is, who speaks, how long they are.
 
-Read and written: CSV (`utt,path,speaker,duration[,start]`) and JSON lines (NeMo's keys). Read only: Kaldi data
-folders (wav.scp, utt2spk, segments, utt2dur) and Lhotse cuts (JSON lines). Built: from folders of audio.
-`manifests/README.md` shows a small example of each.
+Read and written: CSV (`utt,path,speaker,duration[,start][,channel]`) and JSON lines (NeMo's keys). Read only: TSV and
+CSV of other tools (SpeechBrain's, pandas'), lists of paths, Kaldi data folders (wav.scp, utt2spk, segments, utt2dur)
+and Lhotse cuts (JSON lines). Built: from folders of audio. `manifests/README.md` shows a small example of each.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import io
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from spkd import digest
+from spkd.audio import MAX_SECONDS, SAMPLE_RATE, AudioError, probe
 from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.files import find_files, parse_json, write_bytes
 from spkd.progress import track
+from spkd.text import numbered_lines, read_text
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph"}
+UNREADABLE_SUFFIXES = {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm"}  # audio, but not for libsndfile
 
 _ID = ("utt", "id", "utt_id", "utterance")
-_PATH = ("path", "audio_filepath", "wav", "audio")
-_SPEAKER = ("speaker", "spk", "spk_id", "label")
+_PATH = ("path", "audio_filepath", "wav", "audio", "file", "filename")
+_SPEAKER = ("speaker", "spk", "spk_id", "speaker_id", "label")
 _START = ("start", "offset")
+_CHANNEL = ("channel", "channel_selector")
+_MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>")  # as pandas and others write what is not there
+_DELIMITERS = (",", "\t", ";", "|")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +116,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
-        """Read a manifest: .csv, .jsonl (either may end in .gz) or a Kaldi data folder.
+        """Read a manifest: .csv, .tsv, .jsonl, .txt (paths), each also gzipped, or a Kaldi data folder.
 
         Paths inside are relative to the manifest's own folder.
 
@@ -121,22 +129,14 @@ class Manifest:
             if (path / "wav.scp").is_file():
                 return cls(tuple(_kaldi(path)), str(path))
             raise UsageError(f"{path}: a folder without wav.scp; make a manifest with `spkd manifest {path}`")
-        if not path.is_file():
+        if not path.exists():
             raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {path}`")
         suffix = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
-        readers: dict[str, Callable[[str, Path], Iterator[Utterance]]] = {
-            "csv": _csv,
-            "jsonl": _jsonl,
-            "json": _jsonl,
-        }
-        if suffix not in readers:
-            raise UsageError(f"{path}: unknown manifest format .{suffix}; known: .csv, .jsonl, a Kaldi folder")
-        try:
-            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            text = data.decode("utf-8-sig")
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-            raise SpkdError(f"{path}: not a UTF-8 text file ({error})") from error
-        manifest = cls(tuple(readers[suffix](text, path)), str(path))
+        if suffix not in READERS:
+            raise UsageError(
+                f"{path}: unknown manifest format .{suffix}; known: .{', .'.join(READERS)}, a Kaldi folder"
+            )
+        manifest = cls(tuple(READERS[suffix](read_text(path), path)), str(path))
         if not manifest.utterances:
             raise SpkdError(f"{path}: holds no utterances")
         return manifest
@@ -168,8 +168,7 @@ class Manifest:
                 out.write(json.dumps({k: v for k, v in named.items() if v is not None}) + "\n")
         else:
             raise UsageError(f"{path}: manifests are written as .csv or .jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(out.getvalue())
+        write_bytes(path, out.getvalue().encode())
 
 
 def _identity(u: Utterance) -> bytes:
@@ -183,15 +182,13 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
     """Fill in missing durations from the audio headers, in parallel.
 
     Returns:
-        The manifest without the utterances that cannot be read, and the reason for each of those by id.
+        The manifest without the utterances that cannot be used, and the reason for each of those by id.
     """
-    from spkd.audio import AudioError, probe
-
     missing = [u for u in manifest if u.duration is None]
-    if not missing:
-        return manifest, {}
     measured: dict[str, float] = {}
-    rejected: dict[str, str] = {}
+    rejected = {u.id: _too_long(u.duration) for u in manifest if (u.duration or 0.0) > MAX_SECONDS}
+    if not missing and not rejected:
+        return manifest, {}
 
     def one(utterance: Utterance) -> tuple[str, float | str]:
         try:
@@ -215,112 +212,219 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
     return Manifest(kept, manifest.source), rejected
 
 
+def _too_long(seconds: float | None) -> str:
+    return f"lasts {seconds:.0f} s in its manifest; durations are in seconds, of at most {MAX_SECONDS:.0f}"
+
+
 def _relative(path: str, folder: Path) -> str:
     absolute = Path(path).resolve()
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
 
 
-def _pick(row: Mapping[str, object], names: Iterable[str]) -> str | None:
+def _utterance(row: Mapping[str, object], where: str, folder: Path) -> Utterance:
+    """One line of a table. Raises SpkdError, naming `where`, for values that an utterance cannot have."""
+    path = _text(row, _PATH, where)
+    if path is None:
+        raise SpkdError(f"{where}: no audio path{did_you_mean('path', [str(k) for k in row if k])}")
+    start, duration = _number(row, _START, where) or 0.0, _number(row, ("duration",), where)
+    if _is_speechbrain(row):
+        # SpeechBrain counts in samples at 16 kHz, and its duration is that of the whole file.
+        stop = _number(row, ("stop",), where)
+        duration, start = None if stop is None else (stop - start) / SAMPLE_RATE, start / SAMPLE_RATE
+        if duration is not None and duration <= 0:
+            raise SpkdError(f"{where}: stop is not after start")
+    if duration in (-1.0, 0.0):  # how tools write that they do not know it
+        duration = None
+    if start < 0 or (duration is not None and duration < 0):
+        raise SpkdError(f"{where}: duration and start must not be negative")
+    name = _text(row, _ID, where) or Path(path).stem
+    return Utterance(name, str(folder / path), _text(row, _SPEAKER, where), duration, start, _channel(row, where))
+
+
+def _value(row: Mapping[str, object], names: Iterable[str]) -> object:
+    """The first of several columns that holds something."""
     for name in names:
-        if row.get(name) not in (None, ""):
-            return str(row[name])
+        value = row.get(name)
+        if isinstance(value, str) and value.strip().lower() in _MISSING:
+            continue
+        if value is not None and not (isinstance(value, float) and math.isnan(value)):
+            return value
     return None
 
 
-def _utterance(row: Mapping[str, object], where: str, folder: Path) -> Utterance:
-    path = _pick(row, _PATH)
-    if path is None:
-        raise SpkdError(f"{where}: no audio path{did_you_mean('path', [str(k) for k in row if k])}")
+def _text(row: Mapping[str, object], names: tuple[str, ...], where: str) -> str | None:
+    value = _value(row, names)
+    if value is None:
+        return None
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise SpkdError(f"{where}: {names[0]} is no text ({str(value)[:60]})")
+    text = str(value).strip()
+    if not text.isprintable() or len(text) > 4096:
+        raise SpkdError(f"{where}: {names[0]} holds control characters, or more than 4,096 characters")
+    return text
+
+
+def _number(row: Mapping[str, object], names: tuple[str, ...], where: str) -> float | None:
+    value = _value(row, names)
     try:
-        duration = _pick(row, ("duration",))
-        seconds = None if duration is None else float(duration)
-        start = float(_pick(row, _START) or 0.0)
+        number = None if value is None or isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SpkdError(f"{where}: duration or start is not a number ({str(value)[:60]!r})") from error
+    if number is not None and not math.isfinite(number):
+        raise SpkdError(f"{where}: {names[0]} is not finite ({value})")
+    return number
+
+
+def _channel(row: Mapping[str, object], where: str) -> int | None:
+    value = _value(row, _CHANNEL)
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else "several"
+    if value is None or value == "average":
+        return None
+    if str(value).strip() in ("A", "B"):
+        return "AB".index(str(value).strip())
+    try:
+        number = int(str(value))
     except ValueError as error:
-        raise SpkdError(f"{where}: duration or start is not a number ({error})") from error
-    if start < 0 or (seconds is not None and not 0 <= seconds < float("inf")):
-        raise SpkdError(f"{where}: duration and start must not be negative")
-    return Utterance(_pick(row, _ID) or Path(path).stem, str(folder / path), _pick(row, _SPEAKER), seconds, start)
+        raise SpkdError(f"{where}: channel {str(value)[:40]!r} is not one channel, counted from 0") from error
+    if not 0 <= number < 1024:
+        raise SpkdError(f"{where}: channel {number} is not one channel, counted from 0")
+    return number
 
 
-def _csv(text: str, path: Path) -> Iterator[Utterance]:
-    reader = csv.DictReader(io.StringIO(text))
-    columns = reader.fieldnames or []
-    if not any(name in columns for name in _PATH):
+def _is_speechbrain(row: Mapping[str, object]) -> bool:
+    """Whether a line has SpeechBrain's columns (ID, duration, wav, start, stop, spk_id), whose start is in samples."""
+    return {"id", "wav", "start", "stop"} <= row.keys()
+
+
+def _table(text: str, path: Path) -> Iterator[Utterance]:
+    """CSV, TSV and the like: the delimiter is the one with which the first line names a path."""
+    first = next((line for _, line in numbered_lines(text)), "")
+    for delimiter in _DELIMITERS:
+        columns = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        if any(name in columns for name in _PATH):
+            break
+    else:
         raise SpkdError(f"{path}:1: the first line must name the columns utt,path,speaker,duration")
-    for row in reader:
-        where = f"{path}:{reader.line_num}"
-        if None in row or None in row.values():
-            raise SpkdError(f"{where}: expected {len(columns)} columns")
-        yield _utterance(row, where, path.parent)
+    # Line ends within quotes are as the file has them; a lone CR ends a line as LF does.
+    source = io.StringIO(re.sub(r"\r\n?", "\n", text))
+    reader = csv.reader(source, delimiter=delimiter, skipinitialspace=True)
+    try:
+        next(reader, None)
+        for cells in reader:
+            where = f"{path}:{reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(columns):
+                raise SpkdError(f"{where}: expected {len(columns)} columns")
+            row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
+            yield _utterance(row, where, path.parent)
+    except csv.Error as error:
+        raise SpkdError(f"{path}:{reader.line_num + 1}: not a table ({error})") from error
 
 
 def _jsonl(text: str, path: Path) -> Iterator[Utterance]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(text):
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise SpkdError(f"{where}: not valid JSON ({error.msg})") from error
+        row = parse_json(line, where)
         if not isinstance(row, dict):
             raise SpkdError(f"{where}: expected a JSON object")
         yield _lhotse_cut(row, where, path.parent) if "recording" in row else _utterance(row, where, path.parent)
 
 
+def _paths(text: str, path: Path) -> Iterator[Utterance]:
+    """A list of audio paths; each is its own id."""
+    for number, line in numbered_lines(text, comments=True):
+        yield _utterance({"path": line.strip(), "id": line.strip()}, f"{path}:{number}", path.parent)
+
+
+READERS: dict[str, Callable[[str, Path], Iterator[Utterance]]] = {
+    "csv": _table,
+    "tsv": _table,
+    "jsonl": _jsonl,
+    "json": _jsonl,
+    "txt": _paths,
+    "lst": _paths,
+}
+
+
 def _lhotse_cut(cut: Mapping[str, Any], where: str, folder: Path) -> Utterance:
     try:
-        source = cut["recording"]["sources"][0]
+        recording, channel = cut["recording"], cut.get("channel", 0)
+        channel = channel[0] if isinstance(channel, list) and len(channel) == 1 else channel
+        sources = recording["sources"]
+        source = next((s for s in sources if channel in s.get("channels", [0])), sources[0])
         if source["type"] != "file":
             raise SpkdError(f"{where}: cut with a {source['type']!r} source; only files can be read")
-        supervisions = cut.get("supervisions") or [{}]
-        speaker = supervisions[0].get("speaker")
-        return Utterance(
-            str(cut["id"]),
-            str(folder / source["source"]),
-            speaker,
-            float(cut["duration"]),
-            float(cut["start"]),
-        )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise SpkdError(f"{where}: not a Lhotse MonoCut ({error!r})") from error
+        channels = source.get("channels", [0])
+        row = {
+            "id": cut["id"],
+            "path": source["source"],
+            "speaker": (cut.get("supervisions") or [{}])[0].get("speaker"),
+            "duration": _finite(cut["duration"]),
+            "start": _finite(cut["start"]),
+            # The channel within this file; all of them together where the cut has all.
+            "channel": channels.index(channel) if len(channels) > 1 and not isinstance(channel, list) else None,
+        }
+        if isinstance(channel, list) and sorted(channel) != sorted(channels):
+            raise SpkdError(f"{where}: a cut of several channels ({channel}); choose one, or all of its recording")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise SpkdError(f"{where}: not a Lhotse cut ({str(error)[:80]!r} is missing or of another type)") from error
+    return _utterance(row, where, folder)
+
+
+def _finite(value: Any) -> float:
+    """A number of a cut, which always has it. Raises ValueError for anything else."""
+    if not math.isfinite(float(value)):
+        raise ValueError(f"{value} is not finite")
+    return float(value)
 
 
 def _kaldi(folder: Path) -> Iterator[Utterance]:
-    wavs = dict(_kaldi_pairs(folder / "wav.scp"))
-    for name, path in wavs.items():
+    wavs, speakers, durations = (
+        _kaldi_table(folder / name) if (folder / name).is_file() else {} for name in ("wav.scp", "utt2spk", "utt2dur")
+    )
+    for where, path in wavs.values():
         if path.rstrip().endswith("|"):
-            raise SpkdError(f"{folder / 'wav.scp'}: {name}: commands are not run; convert the audio to files first")
-    speakers = dict(_kaldi_pairs(folder / "utt2spk")) if (folder / "utt2spk").is_file() else {}
-    durations = dict(_kaldi_pairs(folder / "utt2dur")) if (folder / "utt2dur").is_file() else {}
+            raise SpkdError(f"{where}: commands are not run; convert the audio to files first")
 
-    def path_of(recording: str, where: str) -> str:
+    def utterance(name: str, recording: str, where: str, **more: object) -> Utterance:
         if recording not in wavs:
             raise SpkdError(f"{where}: recording {recording!r} is not in wav.scp")
-        return str(Path(wavs[recording]) if Path(wavs[recording]).is_file() else folder / wavs[recording])
+        path = wavs[recording][1]
+        path = path if Path(path).is_file() else str(folder / path)
+        return _utterance(
+            {"id": name, "path": path, "speaker": speakers.get(name, ("", None))[1], **more}, where, Path()
+        )
 
-    try:
-        if (folder / "segments").is_file():
-            for utt, rest in _kaldi_pairs(folder / "segments"):
-                recording, start, end = rest.split()
-                path = path_of(recording, f"{folder / 'segments'}: {utt}")
-                yield Utterance(utt, path, speakers.get(utt), float(end) - float(start), float(start))
-            return
-        for utt in wavs:
-            seconds = float(durations[utt]) if utt in durations else None
-            yield Utterance(utt, path_of(utt, str(folder)), speakers.get(utt), seconds)
-    except ValueError as error:
-        raise SpkdError(f"{folder}: malformed segments or utt2dur ({error})") from error
+    if not (folder / "segments").is_file():
+        for name, (where, _) in wavs.items():
+            yield utterance(name, name, where, duration=durations.get(name, ("", None))[1])
+        return
+    for name, (where, rest) in _kaldi_table(folder / "segments").items():
+        parts = rest.split()
+        if len(parts) not in (3, 4):
+            raise SpkdError(f"{where}: expected `utterance recording start end [channel]`")
+        row = {"start": parts[1], "end": parts[2], "channel": parts[3] if len(parts) == 4 else None}
+        start, end = _number(row, ("start",), where) or 0.0, _number(row, ("end",), where)
+        # An end of -1 is the end of the recording.
+        length = None if end in (None, -1.0) else (end or 0.0) - start
+        if length is not None and length <= 0:
+            raise SpkdError(f"{where}: the segment ends before it starts")
+        yield utterance(name, parts[0], where, start=start, duration=length, channel=row["channel"])
 
 
-def _kaldi_pairs(file: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        parts = line.split(maxsplit=1)
+def _kaldi_table(file: Path) -> dict[str, tuple[str, str]]:
+    """First column -> (file and line, the rest). Raises SpkdError for an id that is there twice."""
+    table: dict[str, tuple[str, str]] = {}
+    for number, line in numbered_lines(read_text(file)):
+        where, parts = f"{file}:{number}", line.split(maxsplit=1)
         if len(parts) != 2:
-            raise SpkdError(f"{file}:{number}: expected two columns")
-        yield parts[0], parts[1].strip()
+            raise SpkdError(f"{where}: expected two columns")
+        if parts[0] in table:
+            raise SpkdError(f"{where}: {parts[0]!r} is already in {table[parts[0]][0]}")
+        table[parts[0]] = (where, parts[1].strip())
+    return table
 
 
 # Layouts: how a corpus on disk names its utterances and speakers. Ids are those of the public trial lists.
@@ -367,24 +471,29 @@ LAYOUTS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
 }
 
 
-def build(root: str | Path, layout: str | None = None, workers: int = 8) -> tuple[Manifest, str, dict[str, str]]:
+def build(
+    root: str | Path, layout: str | None = None, workers: int = 8, suffix: str | None = None
+) -> tuple[Manifest, str, dict[str, str]]:
     """A manifest of every audio file under `root`, measured in parallel.
 
     Args:
         layout: a name in LAYOUTS; None takes the first that fits nine of ten files.
+        suffix: take only files of this one.
     Returns:
         The manifest, the layout's name, and the reason for each file left out (by path relative to root).
     Raises:
-        UsageError: no such folder or layout. SpkdError: no audio there, or a layout that fits no file.
+        UsageError: no such folder or layout. SpkdError: no audio there, or a layout that fits no file, or two files of
+            one id.
     """
     root = Path(root)
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder")
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}{did_you_mean(layout, LAYOUTS)}")
-    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    wanted = AUDIO_SUFFIXES if suffix is None else {f".{suffix.lower().lstrip('.')}"}
+    files = [path.relative_to(root) for path in find_files(root, wanted)]
     if not files:
-        raise SpkdError(f"{root}: no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))}){_unreadable_there(root)}")
     anchored = [Path(root.resolve().name) / p for p in files]  # so that PATH may be the corpus or a part of it
     if layout is None:
         layout = next(
@@ -396,14 +505,41 @@ def build(root: str | Path, layout: str | None = None, workers: int = 8) -> tupl
             "folder",
         )
     read = LAYOUTS[layout]
-    found, left_out = [], {}
+    found, left_out = dict[str, Utterance](), {}
     for relative, anchor in zip(files, anchored, strict=True):
         parsed = read(relative if layout == "folder" else anchor)
-        if parsed is None:
+        if not _is_utf8(str(relative)):
+            left_out[str(relative)] = "its name is not UTF-8"
+        elif not str(relative).isprintable():
+            left_out[str(relative)] = "its name holds control characters"
+        elif parsed is None:
             left_out[str(relative)] = f"does not fit the layout {layout}"
+        elif parsed[0] in found:
+            other = Path(found[parsed[0]].path).relative_to(root)
+            raise SpkdError(
+                f"{root}: {other} and {relative} would both be the utterance {parsed[0]!r}; choose with --suffix "
+                f"{relative.suffix.lstrip('.')}, or another --layout"
+            )
         else:
-            found.append(Utterance(parsed[0], str(root / relative), parsed[1]))
+            found[parsed[0]] = Utterance(parsed[0], str(root / relative), parsed[1])
     if not found:
         raise SpkdError(f"{root}: none of {len(files)} audio files fits the layout {layout}")
-    manifest, unreadable = measure(Manifest(tuple(found), str(root)), workers)
+    manifest, unreadable = measure(Manifest(tuple(found.values()), str(root)), workers)
     return manifest, layout, left_out | unreadable
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unreadable_there(root: Path) -> str:
+    others = find_files(root, UNREADABLE_SUFFIXES)
+    if not others:
+        return ""
+    return (
+        f"; {len(others)} {others[0].suffix} files are there, which libsndfile cannot read: convert them to FLAC first"
+    )

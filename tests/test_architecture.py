@@ -28,7 +28,7 @@ ORDER = (
     ("target",),
     ("manifest", "config"),
     ("registry", "device"),
-    ("audio", "files", "schema", "digest", "seeding", "progress"),
+    ("text", "audio", "files", "schema", "digest", "seeding", "progress"),
     ("errors", "__init__", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

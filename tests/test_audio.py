@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+import torch
 
 from spkd.audio import AudioError, change_speed, decode, probe, resample
 
@@ -75,3 +78,85 @@ def test_bad_files_say_why(tmp_path: Path) -> None:
     for path, reason in ((empty, "empty file"), (text, "cannot be decoded"), (nothing, "no samples")):
         with pytest.raises(AudioError, match=reason):
             probe(str(path))
+
+
+def with_total(path: Path, total: int) -> None:
+    """Change the number of samples in a FLAC header (STREAMINFO, 36 bits), as streamed recorders leave it."""
+    data = bytearray(path.read_bytes())
+    assert data[:4] == b"fLaC"
+    at = 8 + 13  # marker, block header, the fields before it
+    data[at] = (data[at] & 0xF0) | (total >> 32)
+    data[at + 1 : at + 5] = (total & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("total", [0, 2**36 - 1, 2**35])
+def test_a_flac_header_that_lies_about_its_length(tmp_path: Path, total: int) -> None:
+    samples = (1000 * np.random.RandomState(0).randn(8000)).astype(np.int16)
+    soundfile.write(tmp_path / "a.flac", samples, 16_000)
+    with_total(tmp_path / "a.flac", total)
+    path = str(tmp_path / "a.flac")
+    assert probe(path) == 0.5
+    assert np.array_equal(decode(path).wave, samples / np.float32(2**15))
+    assert len(decode(path, 0.1, 0.2).wave) == 3200
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_wav_header_that_lies_about_its_length(tmp_path: Path, size: int) -> None:
+    samples = (1000 * np.random.RandomState(0).randn(8000)).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = size.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(bytes(data))
+    if size == 0:
+        with pytest.raises(AudioError, match="holds no samples"):
+            probe(str(tmp_path / "a.wav"))
+        return
+    assert probe(str(tmp_path / "a.wav")) == 0.5
+    assert len(decode(str(tmp_path / "a.wav")).wave) == 8000
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    for call in (probe, decode):
+        with pytest.raises(AudioError, match="not a regular file"):
+            call(str(tmp_path / "a.wav"))
+        with pytest.raises(AudioError, match="no such file"):
+            call(str(tmp_path / "\udcff.wav"))
+
+
+def test_float_samples_at_integer_scale_are_refused(tmp_path: Path) -> None:
+    wave = tone(440, 16_000)
+    soundfile.write(tmp_path / "loud.wav", 3 * wave, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "integer.wav", 32_768 * wave, 16_000, subtype="FLOAT")
+    assert decode(str(tmp_path / "loud.wav")).wave.max() == pytest.approx(1.5, abs=1e-3)
+    with pytest.raises(AudioError, match="at integer scale; divide them by 32768"):
+        decode(str(tmp_path / "integer.wav"))
+
+
+@pytest.mark.parametrize("rate", [22_255, 44_101, 15_999, 7_993])
+def test_awkward_rates_give_what_the_usual_way_gives(rate: int) -> None:
+    from torchaudio.functional import resample as reference
+
+    wave = tone(440, rate, 0.3).astype(np.float32)
+    found = resample(wave, rate, 16_000)
+    # In double precision: in single, torchaudio's phases are off where the rates have no common factor.
+    expected = _reference(wave.astype(np.float64), rate, 16_000) if rate != 22_255 else None
+    if expected is None:
+        expected = reference(torch.from_numpy(wave), rate, 16_000).numpy()
+    assert found.shape == expected.shape
+    assert np.abs(found - expected)[50:-50].max() < 2e-4
+
+
+def _reference(wave: np.ndarray, source: int, target: int) -> np.ndarray:
+    """Windowed-sinc interpolation, sample by sample, in float64 (torchaudio.functional.resample's formula)."""
+    cutoff = 0.99 * min(source, target)
+    out = np.zeros(math.ceil(len(wave) * target / source))
+    time = np.arange(len(wave)) / source
+    for n in range(len(out)):
+        t = cutoff * (time - n / target)
+        near = np.abs(t) < 6
+        t = t[near]
+        out[n] = (wave[near] * np.sinc(t) * np.cos(np.pi * t / 12) ** 2).sum() * cutoff / source
+    return out

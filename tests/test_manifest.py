@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from spkd.audio import AudioError, decode
 from spkd.errors import SpkdError, UsageError
 from spkd.manifest import Manifest, Utterance, build, measure
 
@@ -68,10 +71,10 @@ def test_kaldi_folders(tmp_path: Path) -> None:
     [
         ("utt,path\na,x.wav\na,y.wav\n", "duplicate utterance id 'a'"),
         ("utt,path,speaker,duration\na,x.wav,s,long\n", "m.csv:2: duration or start is not a number"),
-        ("utt,path,duration\na,x.wav,-1\n", "m.csv:2: duration and start must not be negative"),
+        ("utt,path,duration\na,x.wav,-2\n", "m.csv:2: duration and start must not be negative"),
         ("utt,path\na,x.wav,surplus\n", "m.csv:2: expected 2 columns"),
         ("utt,path\na\n", "m.csv:2: expected 2 columns"),
-        ("name,file\na,b\n", "m.csv:1: the first line must name"),
+        ("name,thing\na,b\n", "m.csv:1: the first line must name"),
         ("utt,path\n", "holds no utterances"),
     ],
 )
@@ -86,11 +89,11 @@ def test_a_missing_or_unknown_manifest(tmp_path: Path) -> None:
         Manifest.load(tmp_path / "none.csv")
     with pytest.raises(UsageError, match=r"wav\.scp"):
         Manifest.load(tmp_path)
-    (tmp_path / "m.txt").write_text("x")
+    (tmp_path / "m.xyz").write_text("x")
     with pytest.raises(UsageError, match="unknown manifest format"):
-        Manifest.load(tmp_path / "m.txt")
+        Manifest.load(tmp_path / "m.xyz")
     (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpkdError, match="not a UTF-8"):
+    with pytest.raises(SpkdError, match="not UTF-8"):
         Manifest.load(tmp_path / "m.csv")
 
 
@@ -168,3 +171,192 @@ def test_the_documented_examples_load(name: str, count: int) -> None:
     assert loaded[0] == Utterance(
         "ann-1", str(examples / ("kaldi" if name == "kaldi" else "") / "ann/1.flac"), "ann", 4.25
     )
+
+
+def loaded(folder: Path, name: str, content: str | bytes) -> list[Utterance]:
+    data = content.encode() if isinstance(content, str) else content
+    (folder / name).write_bytes(data)
+    return list(Manifest.load(folder / name))
+
+
+EXPECTED = ("a", "x.wav", "s 1", 2.5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "utt,path,speaker,duration\na,x.wav,s 1,2.5\n",
+        "\ufeffutt, path, speaker, duration\r\na, x.wav, s 1, 2.5\r\n\r\n",
+        "utt;path;speaker;duration\ra;x.wav;s 1;2.5\r",
+        "utt\tpath\tspeaker\tduration\na\tx.wav\ts 1\t2.5\n",
+        'UTT,Path,Speaker,Duration\n"a","x.wav","s 1","2.5"\n',
+        "ID,wav,spk_id,duration\na,x.wav,s 1,2.5\n",
+    ],
+)
+def test_tables_as_other_tools_write_them(tmp_path: Path, content: str) -> None:
+    for name, data in (("m.csv", content.encode()), ("m.csv.gz", gzip.compress(content.encode()))):
+        (u,) = loaded(tmp_path, name, data)
+        assert (u.id, Path(u.path).name, u.speaker, u.duration) == EXPECTED
+
+
+@pytest.mark.parametrize("unknown", ["", "-1", "0", "nan", "NaN", "None", "-1.0", "null"])
+def test_an_unknown_duration_or_speaker_is_no_value(tmp_path: Path, unknown: str) -> None:
+    (u,) = loaded(tmp_path, "m.csv", f"utt,path,speaker,duration\na,x.wav,{'nan' if unknown else ''},{unknown}\n")
+    assert (u.speaker, u.duration) == (None, None)
+
+
+def test_speechbrains_start_and_stop_are_samples(tmp_path: Path) -> None:
+    (u,) = loaded(tmp_path, "m.csv", "ID,duration,wav,start,stop,spk_id\nid1--x,60.0,x.wav,16000,64000,id1\n")
+    assert (u.id, u.speaker, u.start, u.duration) == ("id1--x", "id1", 1.0, 3.0)
+    with pytest.raises(SpkdError, match=r"m\.csv:2: stop is not after start"):
+        loaded(tmp_path, "m.csv", "ID,duration,wav,start,stop,spk_id\na,6.0,x.wav,9,9,id1\n")
+
+
+def test_a_list_of_paths_is_a_manifest(tmp_path: Path) -> None:
+    found = loaded(tmp_path, "m.txt", "# mine\r\na/1.wav\r\nb c/2.wav\r\n")
+    assert [u.id for u in found] == ["a/1.wav", "b c/2.wav"]
+
+
+def test_a_speaker_that_is_a_number_is_a_name(tmp_path: Path) -> None:
+    (u,) = loaded(tmp_path, "m.jsonl", '{"audio_filepath": "x.wav", "speaker": 7, "duration": 1}\n')
+    assert u.speaker == "7"
+
+
+CUT = {
+    "id": "c",
+    "start": 1.0,
+    "duration": 2.0,
+    "channel": 1,
+    "recording": {"sources": [{"type": "file", "source": "x.wav", "channels": [0, 1]}]},
+    "supervisions": [{"speaker": 5}],
+}
+
+
+def test_the_chosen_channel_is_the_one_that_is_decoded(tmp_path: Path) -> None:
+    (u,) = loaded(tmp_path, "m.jsonl", json.dumps(CUT))
+    assert (u.channel, u.speaker, u.start) == (1, "5", 1.0)
+    two = [{"type": "file", "source": f"{c}.wav", "channels": [c]} for c in (0, 1)]
+    (u,) = loaded(tmp_path, "m.jsonl", json.dumps(CUT | {"recording": {"sources": two}}))
+    assert (Path(u.path).name, u.channel) == ("1.wav", None)
+    (u,) = loaded(tmp_path, "m.jsonl", json.dumps(CUT | {"channel": [0, 1]}))
+    assert u.channel is None
+    with pytest.raises(SpkdError, match=r"m\.jsonl:1: a cut of several channels"):
+        loaded(tmp_path, "m.jsonl", json.dumps(CUT | {"channel": [0, 1, 2]}))
+    (u,) = loaded(tmp_path, "m.jsonl", '{"audio_filepath": "x.wav", "channel_selector": 1}')
+    assert u.channel == 1
+    soundfile.write(tmp_path / "x.wav", np.stack([np.zeros(16_000), 0.5 * np.ones(16_000)], 1), 16_000)
+    assert decode(u.path, channel=1).wave.mean() == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(AudioError, match="has 2 channels; channel 2"):
+        decode(u.path, channel=2)
+    Manifest((u,)).save(tmp_path / "out.csv")
+    assert Manifest.load(tmp_path / "out.csv")[0].channel == 1
+    assert Manifest((u,)).digest != Manifest((dataclasses.replace(u, channel=0),)).digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"duration": float("nan")},
+        {"supervisions": "x"},
+        {"supervisions": [{"speaker": []}]},
+        {"recording": 5},
+        {"id": {}},
+    ],
+)
+def test_a_cut_with_wrong_values_is_a_line(tmp_path: Path, change: dict) -> None:
+    with pytest.raises(SpkdError, match=r"m\.jsonl:1: "):
+        loaded(tmp_path, "m.jsonl", json.dumps(CUT | change))
+
+
+def kaldi(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content)
+    return folder
+
+
+def test_kaldis_dialects_of_segments(tmp_path: Path) -> None:
+    data = kaldi(
+        tmp_path / "d", wav_scp="rec x.wav\n", segments="a rec 1.5 -1\nb rec 0 2 1\nc rec 0 2 B\n", utt2spk="a s\n"
+    )
+    a, b, c = Manifest.load(data)
+    assert (a.start, a.duration, a.channel, a.speaker) == (1.5, None, None, "s")
+    assert (b.duration, b.channel, c.channel) == (2.0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"wav_scp": "a x.wav\na y.wav\n"}, r"wav\.scp:2: 'a' is already in .*wav\.scp:1"),
+        ({"wav_scp": "a x.wav\n", "utt2spk": "a s\na t\n"}, r"utt2spk:2: 'a' is already in"),
+        ({"wav_scp": "a x.wav\n", "segments": "u a 2 1\n"}, r"segments:1: the segment ends before"),
+        ({"wav_scp": "a x.wav\n", "segments": "u a 2\n"}, r"segments:1: expected"),
+        ({"wav_scp": "a x.wav\n", "segments": "u b 0 1\n"}, r"segments:1: recording 'b' is not in"),
+        ({"wav_scp": "a x.wav\n", "utt2dur": "a nan-ish\n"}, r"is not a number"),
+        ({"wav_scp": "a sox x.wav |\n"}, r"wav\.scp:1: commands are not run"),
+    ],
+)
+def test_kaldi_folders_that_cannot_be_read(tmp_path: Path, files: dict[str, str], expected: str) -> None:
+    with pytest.raises(SpkdError, match=expected):
+        Manifest.load(kaldi(tmp_path / "d", **files))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["utt,path\n\x00,x\n", 'utt,path\n"a,x\n', "utt,path\na," + "x" * 200_000, "utt,path,start\na,x.wav,inf\n"],
+    ids=range(4),
+)
+def test_a_table_that_is_none_is_a_line(tmp_path: Path, content: str) -> None:
+    with pytest.raises(SpkdError, match=r"m\.csv"):
+        loaded(tmp_path, "m.csv", content)
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere" / "ann"
+    real.mkdir(parents=True)
+    soundfile.write(real / "1.wav", np.zeros(1600), 16_000)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "ann").symlink_to(real)
+    (corpus / "again").symlink_to(real)
+    (real / "circle").symlink_to(corpus)
+    (real / "2.wav").symlink_to(real / "1.wav")
+    (corpus / "broken.wav").symlink_to(corpus / "nothing.wav")
+    made, _, _ = build(corpus, "folder")
+    assert len(made) == 1
+    assert made[0].speaker in ("ann", "again")
+
+
+def test_files_that_no_manifest_can_name_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "ann").mkdir()
+    soundfile.write(tmp_path / "ann" / "1.wav", np.zeros(1600), 16_000)
+    good = (tmp_path / "ann" / "1.wav").read_bytes()
+    with open(os.fsencode(tmp_path) + b"/ann/\xfc.wav", "wb") as file:
+        file.write(good)
+    (tmp_path / "ann" / "a\nb.wav").write_bytes(good + b"\0\0")
+    os.mkfifo(tmp_path / "ann" / "fifo.wav")
+    made, _, left_out = build(tmp_path, "folder")
+    assert [u.id for u in made] == ["ann/1.wav"]
+    assert sorted(left_out.values()) == ["its name holds control characters", "its name is not UTF-8"]
+
+
+def test_copies_in_two_formats_are_named_with_a_way_to_choose(tmp_path: Path) -> None:
+    folder = tmp_path / "id10001" / "abcdefghijk"
+    folder.mkdir(parents=True)
+    for suffix in ("wav", "flac"):
+        soundfile.write(folder / f"00001.{suffix}", np.zeros(1600), 16_000)
+    with pytest.raises(SpkdError, match=r"00001\.flac and .*00001\.wav would both be .*--suffix wav"):
+        build(tmp_path)
+    assert build(tmp_path, suffix="flac")[0][0].path.endswith(".flac")
+    for file in folder.iterdir():
+        file.rename(file.with_suffix(".m4a"))
+        break
+    with pytest.raises(SpkdError, match=r"1 \.m4a files are there"):
+        build(tmp_path, suffix="ogg")
+
+
+def test_a_duration_in_another_unit_is_rejected_with_the_reason(tmp_path: Path) -> None:
+    manifest = Manifest((Utterance("a", "x.wav", None, 1e18), Utterance("b", "y.wav", None, 4.0)))
+    kept, rejected = measure(manifest)
+    assert [u.id for u in kept] == ["b"]
+    assert "durations are in seconds" in rejected["a"]

@@ -22,7 +22,7 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
 from spkd.eval import plots, report, trials
 from spkd.eval.embed import real_time_factor
-from spkd.eval.metrics import METRICS, Curve, compute, curve
+from spkd.eval.metrics import METRICS, Curve, compute
 from spkd.eval.run import score
 from spkd.extract.run import extract
 from spkd.files import writable_folder, write_bytes, write_json
@@ -172,10 +172,9 @@ def _row(out: Path, name: str, folder: str) -> Row:
     model = load_model(settings.model, None, None, torch.device("cpu"))
     listed = trials.read(out / "trials.txt")
     scored = score(settings, model, Manifest.load(settings.manifest), listed)
-    assert listed.label is not None
-    at = curve(scored.scores, listed.label[scored.kept])
+    assert scored.curve is not None
     size = (out / folder / "model.safetensors").stat().st_size
-    return Row(name, compute(at), model.num_parameters or 0, size, real_time_factor(model), at)
+    return Row(name, compute(scored.curve), model.num_parameters or 0, size, real_time_factor(model), scored.curve)
 
 
 SHOWN = {"eer_percent": 2, "min_dcf_0.01": 3}  # metrics of the table, and their decimals

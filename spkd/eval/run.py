@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,15 @@ from spkd.errors import SpkdError, did_you_mean
 from spkd.eval import plots, report
 from spkd.eval.embed import embed
 from spkd.eval.metrics import METRICS, Curve, compute, curve
+from spkd.eval.names import match
 from spkd.eval.trials import Trials
 from spkd.files import writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest
+from spkd.progress import log
 from spkd.teachers import Teacher
 
+SCORES = "scores.txt"
+AT_ONCE = 1 << 16  # trials scored together
 HOW = (
     "Each utterance is embedded once, whole, and L2-normalised; a trial's score is the cosine of its two embeddings, "
     "without centring or score normalisation. EER interpolates linearly between the two operating points around the "
@@ -51,55 +56,68 @@ def evaluate(config: EvalConfig, model: Teacher, manifest: Manifest, trials: Tri
     """Score the trials, write scores.txt, report.json and report.html into `config.out`. Returns the report.
 
     Raises:
-        SpkdError: a trial names an utterance that the manifest lacks, none can be scored, or `out` cannot be written.
+        SpkdError: as `score`, or `out` cannot be written.
     """
     out = writable_folder(config.out)
     started = time.time()
+    if trials.label is not None and len(np.unique(trials.label)) < 2:
+        kind = "target" if trials.label[0] else "non-target"
+        log(f"note: {trials.source} holds only {kind} trials: scores are written, but no error rates")
     scored = score(config, model, manifest, trials)
-    lines = (
-        f"{trials.enrolment[i]} {trials.test[i]} {s:.6f}\n" for i, s in zip(scored.kept, scored.scores, strict=True)
-    )
-    write_bytes(out / "scores.txt", "".join(lines).encode())
+    write_bytes(out / SCORES, _score_lines(scored))
     summary = summarise(config, model, scored, time.time() - started)
     write_json(out / "report.json", summary)
     write_bytes(out / "report.html", _html(summary, scored).encode())
     return summary
 
 
+def _score_lines(scored: Scored) -> bytes:
+    names, trials = scored.trials.utterances, scored.trials
+    out = io.StringIO()
+    for first in range(0, len(scored.kept), AT_ONCE):
+        kept = scored.kept[first : first + AT_ONCE]
+        sides = (trials.enrolment[kept].tolist(), trials.test[kept].tolist(), scored.scores[first : first + AT_ONCE])
+        out.writelines(f"{names[a]} {names[b]} {s:.6f}\n" for a, b, s in zip(*sides, strict=True))
+    return out.getvalue().encode()
+
+
 def score(config: EvalConfig, model: Teacher, manifest: Manifest, trials: Trials) -> Scored:
-    """Cosine scores of every trial whose two utterances can be used."""
+    """Cosine scores of every trial whose two utterances can be used.
+
+    Raises:
+        SpkdError: a trial names an utterance that the manifest lacks, none can be scored, or a score is not finite.
+    """
     wanted = trials.utterances
-    unknown = [name for name in wanted if name not in manifest.index_of]
-    if unknown:
-        where = next(
-            n for n, e, t in zip(trials.line, trials.enrolment, trials.test, strict=True) if unknown[0] in (e, t)
-        )
+    found = match(wanted, manifest.index_of)
+    if missing := [name for name in wanted if name not in found]:
+        index = wanted.index(missing[0])
+        line = trials.line[int(np.argmax((trials.enrolment == index) | (trials.test == index)))]
         raise SpkdError(
-            f"{trials.source}:{where}: utterance {unknown[0]!r} is not in {manifest.source} "
-            f"({len(unknown)} such of {len(wanted)}){did_you_mean(unknown[0], list(manifest.index_of)[:10_000])}"
+            f"{trials.source}:{line}: utterance {missing[0]!r} is not in {manifest.source} "
+            f"({len(missing)} such of {len(wanted)}){did_you_mean(missing[0], list(manifest.index_of)[:10_000])}"
         )
-    part = Manifest(tuple(manifest[manifest.index_of[name]] for name in wanted), manifest.source)
+    part = Manifest(tuple(manifest[manifest.index_of[found[name]]] for name in wanted), manifest.source)
     embeddings, rejected = embed(model, part, config)
     if not embeddings:
         raise SpkdError(
             f"{trials.source}: none of its {len(wanted)} utterances can be used ({next(iter(rejected.values()))})"
         )
-    place = {name: i for i, name in enumerate(embeddings)}
-    matrix = np.stack(list(embeddings.values()))
-    kept = np.array(
-        [i for i, pair in enumerate(zip(trials.enrolment, trials.test, strict=True)) if all(u in place for u in pair)],
-        int,
-    )
-    left = matrix[[place[trials.enrolment[i]] for i in kept]]
-    right = matrix[[place[trials.test[i]] for i in kept]]
-    scores = np.einsum("nd,nd->n", left, right)
-    at = None
-    if trials.label is not None:
-        try:
-            at = curve(scores, trials.label[kept])
-        except ValueError as error:
-            raise SpkdError(f"{trials.source}: {error}") from error
-    return Scored(trials, kept, scores, rejected, at)
+    place = np.full(len(wanted), -1, np.int64)
+    matrix = np.empty((len(embeddings), len(next(iter(embeddings.values())))), np.float32)
+    index_of = {found[name]: i for i, name in enumerate(wanted)}
+    for row, name in enumerate(list(embeddings)):
+        place[index_of[name]], matrix[row] = row, embeddings.pop(name)
+    left, right = place[trials.enrolment], place[trials.test]
+    kept = np.flatnonzero((left >= 0) & (right >= 0))
+    scores = np.empty(len(kept), np.float32)
+    for first in range(0, len(kept), AT_ONCE):
+        some = kept[first : first + AT_ONCE]
+        scores[first : first + AT_ONCE] = np.einsum("nd,nd->n", matrix[left[some]], matrix[right[some]])
+    if wrong := int((~np.isfinite(scores)).sum()):
+        raise SpkdError(f"{trials.source}: {wrong:,} of {len(scores):,} scores are not finite")
+    labels = None if trials.label is None else trials.label[kept]
+    both = labels is not None and len(np.unique(labels)) == 2
+    return Scored(trials, kept, scores, rejected, curve(scores, labels) if both and labels is not None else None)
 
 
 def summarise(config: EvalConfig, model: Teacher, scored: Scored, seconds: float) -> dict[str, Any]:
@@ -140,7 +158,7 @@ def _html(summary: dict[str, Any], scored: Scored) -> str:
             )
         ]
     else:
-        parts += [report.note("The trial list has no labels: scores only.")]
+        parts += [report.note("No trials of both classes with labels: scores only.")]
     parts += [report.heading("How these numbers came about"), report.note(summary["how"])]
     parts += [report.heading("Trials"), report.facts({**trials, "manifest": summary["manifest"]})]
     parts += [report.heading("Model"), report.facts({k: v for k, v in summary["model"].items() if v is not None})]

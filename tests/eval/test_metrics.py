@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spkd.eval.metrics import curve, eer, min_dcf
+from spkd.eval.metrics import METRICS, compute, curve, eer, headline, min_dcf
 
 trials = st.lists(st.tuples(st.integers(-8, 8), st.booleans()), min_size=2, max_size=60).filter(
     lambda items: 0 < sum(label for _, label in items) < len(items)
@@ -63,3 +63,20 @@ def test_known_values() -> None:
 def test_one_kind_of_trial_has_no_error_rate() -> None:
     with pytest.raises(ValueError, match="both target and non-target"):
         curve(np.zeros(3), np.ones(3, int))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_scores_that_are_not_finite_have_no_error_rate(wrong: float) -> None:
+    scores = np.array([0.1, wrong, 0.3, wrong])
+    with pytest.raises(ValueError, match="2 of 4 scores are not finite"):
+        curve(scores, np.array([1, 0, 1, 0]))
+
+
+def test_one_list_of_metrics_serves_all() -> None:
+    scores, labels = np.array([0.9, 0.8, 0.3, 0.2, 0.1]), np.array([1, 0, 1, 0, 0])
+    at = curve(scores, labels)
+    values = compute(at)
+    assert list(values) == [metric.key for metric in METRICS]
+    assert values["eer_percent"] == pytest.approx(100 * eer(at)[0])
+    assert values["min_dcf_0.05"] == min_dcf(at, 0.05)
+    assert headline(values).startswith(f"EER {values['eer_percent']:.3f} %   minDCF(0.01) ")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 from spkd.features import fbank
 from spkd.manifest import Manifest, Utterance
@@ -116,7 +117,6 @@ def test_trials_with_bad_audio_are_left_out_and_listed(spkd: Callable, corpus: P
     [
         ("1 spk0/u0.flac nobody\n", [], "trials.txt:1: utterance 'nobody' is not in"),
         ("1 spk0/u0.flac spk0/u1.flac\n0 a\n", [], "trials.txt:2: '0 a' is not `1 enrolment test`"),
-        ("1 spk0/u0.flac spk0/u1.flac\n", [], "both target and non-target"),
         ("1 spk0/u0.flac spk0/u1.flac\n", ["model=nowhere"], "no spkd checkpoint"),
         ("1 spk0/u0.flac spk0/u1.flac\n", ["out=trials.txt/x"], "cannot be written"),
         ("1 spk0/u0.flac spk0/u1.flac\n", ["min_seconds=60"], "none of its 2 utterances can be used"),
@@ -128,3 +128,36 @@ def test_one_line_errors(spkd: Callable, corpus: Path, trials: str, extra: list[
     assert done.code in (1, 2)
     assert expected in done.err
     assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("student")
+def test_a_list_of_one_class_gives_scores_and_says_so_before_the_work(spkd: Callable, corpus: Path) -> None:
+    Path("t.txt").write_text("1 spk0/u0.flac spk0/u1.flac\n")
+    done = spkd("eval", "t.txt", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    assert done.out.startswith("note: t.txt holds only target trials")
+    assert len(Path("eval/scores.txt").read_text().splitlines()) == 1
+    assert json.loads(Path("eval/report.json").read_text())["results"] == {}
+
+
+@pytest.mark.parametrize("share", [1, 10])
+def test_weights_that_are_not_finite_are_an_error_with_their_count(
+    spkd: Callable, corpus: Path, student: Path, share: int
+) -> None:
+    weights = load_file(student / "model.safetensors")
+    weights["network.segment_b.2.bias"][:share] = float("nan")
+    save_file(weights, student / "model.safetensors")
+    done = spkd("eval", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 1
+    assert f"{min(share, 8)} of its weights are not finite" in done.err
+    assert "EER" not in done.out
+    assert not Path("eval").exists()
+
+
+@pytest.mark.usefixtures("student")
+def test_trials_with_a_folder_in_front_are_matched(spkd: Callable, corpus: Path) -> None:
+    lines = [line.split() for line in (corpus / "trials.txt").read_text().splitlines()]
+    Path("t.txt").write_text("".join(f"{x} wav/{a} wav/{b}\n" for x, a, b in lines))
+    done = spkd("eval", "t.txt", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    assert "are matched with the manifest's without the folder `wav/`" in done.out

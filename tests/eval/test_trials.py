@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.trials import read
+from spkd.eval.trials import Trials, pairs, read
 
 
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "trials.txt"
     path.write_text(text)
     return path
+
+
+def sides(trials: Trials) -> tuple[list[str], list[str]]:
+    enrolment, test = zip(*pairs(trials), strict=True)
+    return list(enrolment), list(test)
 
 
 @pytest.mark.parametrize(
@@ -27,12 +33,12 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_formats_are_detected(tmp_path: Path, text: str, labels: list[int] | None) -> None:
     trials = read(write(tmp_path, text))
     assert (None if trials.label is None else trials.label.tolist()) == labels
-    assert trials.enrolment == ["a", "a"]
+    assert sides(trials)[0] == ["a", "a"]
 
 
 def test_a_named_format_wins(tmp_path: Path) -> None:
     trials = read(write(tmp_path, "1 a 1\n0 a 0\n"), "kaldi")
-    assert (trials.enrolment, trials.test) == (["1", "0"], ["a", "a"])
+    assert sides(trials) == (["1", "0"], ["a", "a"])
     with pytest.raises(UsageError, match="did you mean 'kaldi'"):
         read(write(tmp_path, "a b\n"), "kldi")
 
@@ -51,7 +57,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, text: str, expected: str) -> 
         read(write(tmp_path, text))
 
 
-def test_utterances_stand_once_in_order(tmp_path: Path) -> None:
+def test_utterances_are_listed_once_in_order(tmp_path: Path) -> None:
     assert read(write(tmp_path, "b a\na c\n")).utterances == ["b", "a", "c"]
 
 
@@ -59,5 +65,40 @@ def test_utterances_stand_once_in_order(tmp_path: Path) -> None:
 def test_the_documented_examples_load(name: str, labelled: bool) -> None:
     examples = Path(__file__).parents[2] / "manifests" / "examples"
     trials = read(examples / f"trials-{name}.txt")
-    assert (trials.enrolment, trials.test) == (["ann-1", "ann-1"], ["ann-2", "guest"])
+    assert sides(trials) == (["ann-1", "ann-1"], ["ann-2", "guest"])
     assert (trials.label is not None) == labelled
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf1 a b\r\n0 a c\r\n",
+        gzip.compress(b"1 a b\n0 a c\n"),
+        b"# made by us\n1 a b\n\n0 a c",
+        b"1,a,b\n0, a, c\n",
+        b"label;enrol;test\n1;a;b\n0;a;c\n",
+        b"1\ta\tb\r0\ta\tc\r",
+        b"a b Target\na c NonTarget\n",
+        b"enrolment test target\na b TRUE\na c False\n",
+    ],
+)
+def test_lists_as_other_tools_write_them(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "t").write_bytes(data)
+    trials = read(tmp_path / "t")
+    assert trials.label is not None
+    assert trials.label.tolist() == [1, 0]
+    assert sides(trials) == (["a", "a"], ["b", "c"])
+
+
+def test_tabs_separate_ids_with_spaces(tmp_path: Path) -> None:
+    assert sides(read(write(tmp_path, "1\ta b\tc d\n0\ta b\te\n"))) == (["a b", "a b"], ["c d", "e"])
+
+
+def test_the_lines_of_trials_are_kept(tmp_path: Path) -> None:
+    assert read(write(tmp_path, "# x\n1 a b\n\n0 a c\n")).line.tolist() == [2, 4]
+
+
+def test_a_long_malformed_line_is_shortened(tmp_path: Path) -> None:
+    with pytest.raises(SpkdError) as caught:
+        read(write(tmp_path, "1 a b\n" + "x" * 10**6))
+    assert len(str(caught.value)) < 500
