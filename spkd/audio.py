@@ -35,11 +35,19 @@ class AudioError(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A mono 16 kHz waveform (samples,), and the rate (Hz) and the channels of the file itself."""
+    """A mono 16 kHz waveform.
+
+    Attributes:
+        wave: (samples,).
+        rate: of the file (Hz).
+        channels: of the file.
+        doubt: why it may be unusable although it can be decoded, in a few words; "" where nothing is odd.
+    """
 
     wave: np.ndarray
     rate: int
     channels: int
+    doubt: str = ""
 
 
 def probe(path: str) -> float:
@@ -90,7 +98,22 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
         raise AudioError(path, "holds samples that are not finite (NaN or infinite)")
     if (peak := float(np.abs(wave).max())) > FULL_SCALE:
         raise AudioError(path, f"holds float samples up to {peak:.6g}: at integer scale; divide them by 32768")
-    return Decoded(resample(np.ascontiguousarray(wave), rate, SAMPLE_RATE), rate, channels)
+    wave = np.ascontiguousarray(wave)
+    return Decoded(resample(wave, rate, SAMPLE_RATE), rate, channels, _doubt(wave, samples))
+
+
+def _doubt(wave: np.ndarray, samples: np.ndarray) -> str:
+    """What makes speech unlikely in a waveform (samples,), the mean of (samples, channels)."""
+    peak, deviation = float(np.abs(wave).max()), float(wave.std())
+    if samples.shape[1] > 1 and samples.std() > 1e-4 and deviation < 0.05 * float(samples.std()):
+        return "hold channels that cancel each other"
+    if deviation < 1e-5:
+        return "are digital silence"
+    if abs(float(wave.mean())) > 3 * deviation:
+        return "are mostly a constant offset"
+    if peak >= 0.99 and float((np.abs(wave) >= 0.999 * peak).mean()) > 0.02:
+        return "are clipped in more than 2 % of their samples"
+    return ""
 
 
 class _Sequential(soundfile.SoundFile):

@@ -107,6 +107,11 @@ class ExtractConfig:
     teacher: TeacherConfig = section(TeacherConfig)
     view: ViewConfig = section(ViewConfig)
     fbank: bool = key(False, "also store 80-mel fbank of every view, which most students take: training needs no audio")
+    fbank_kind: str = key(
+        "kaldi",
+        "whose fbank fbank=true stores: the students' own, or that on which other toolkits' weights were trained",
+        ("kaldi", "wespeaker", "3d-speaker"),
+    )
     wave: bool = key(False, "also store the samples of every view, for students that take the waveform (ssl)")
     storage: StorageConfig = section(StorageConfig)
     batch_size: int = key(
@@ -149,6 +154,11 @@ class StudentConfig:
     layers: int = key(2, "ssl: transformer layers", low=1, high=1000)
     adapters: int = key(
         0, "ssl: width of the adapters parallel to the feed-forward layers, for one-step (0: none)", low=0, high=65_536
+    )
+    fbank_kind: str = key(
+        "kaldi",
+        "fbank that the student takes; weights of WeSpeaker or 3D-Speaker were trained on that of their toolkit",
+        ("kaldi", "wespeaker", "3d-speaker"),
     )
     init: str | None = key(
         None,

@@ -20,23 +20,36 @@ HOP = 160  # samples: 10 ms
 FFT = 512
 LOW_HZ, HIGH_HZ = 20.0, SAMPLE_RATE / 2
 PREEMPHASIS = 0.97
+AT_ONCE = 12_000  # frames: 2 minutes
 INT16 = 32768.0  # Kaldi computes on 16-bit integers
 
 FBANK = Target("fbank", MELS, HOP, WINDOW)
+# Toolkits differ in the window and in the scale of the samples; weights trained on one kind expect it.
+FBANKS = {
+    "kaldi": FBANK,
+    "wespeaker": Target("fbank.wespeaker", MELS, HOP, WINDOW),  # Hamming window, 16-bit scale
+    "3d-speaker": Target("fbank.3d-speaker", MELS, HOP, WINDOW),  # Povey window, samples in [-1, 1]
+}
 WAVE = Target("wave", HOP, HOP, HOP)  # the samples themselves, HOP in a row: a crop at whole hops takes exactly its own
-FEATURES = {target.name: target for target in (FBANK, WAVE)}
+FEATURES = {target.name: target for target in (*FBANKS.values(), WAVE)}
 
 
 def input_features(kind: Target, waves: Tensor) -> Tensor:
     """One of FEATURES of waveforms (B, samples): (B, frames, dim). Samples that do not fill the last frame are
     dropped."""
-    if kind.name == FBANK.name:
-        return fbank(waves)
+    if is_fbank(kind):
+        window = hamming if kind.name == FBANKS["wespeaker"].name else povey
+        return fbank(waves, window(waves.device), 1.0 if kind.name == FBANKS["3d-speaker"].name else INT16)
     frames = kind.num_frames(waves.shape[1])
     return pad(waves, (0, max(frames * HOP - waves.shape[1], 0)))[:, : frames * HOP].unflatten(1, (frames, HOP))
 
 
-def fbank(waves: Tensor) -> Tensor:
+def is_fbank(kind: Target) -> bool:
+    """Whether features are mel bands, of whatever toolkit."""
+    return kind.name in [target.name for target in FBANKS.values()]
+
+
+def fbank(waves: Tensor, window: Tensor | None = None, scale: float = INT16) -> Tensor:
     """80 log-mel energies per 10 ms, not mean-normalised.
 
     Kaldi's order: frames that fit whole (snip-edges), minus their mean, pre-emphasis 0.97, Povey window,
@@ -44,21 +57,36 @@ def fbank(waves: Tensor) -> Tensor:
 
     Args:
         waves: (B, samples), float, in [-1, 1], at 16 kHz, at least 400 samples.
+        window: (400,); None: Povey's.
+        scale: of the samples; Kaldi computes on 16-bit integers.
     Returns:
         (B, 1 + (samples - 400) // 160, 80), float32.
     """
-    frames = (waves.float() * INT16).unfold(-1, WINDOW, HOP)
+    count = 1 + (waves.shape[-1] - WINDOW) // HOP
+    if count > AT_ONCE:
+        # An hour in one piece would take gigabytes; frames do not depend on one another.
+        starts = range(0, count, AT_ONCE)
+        return torch.cat(
+            [fbank(waves[..., s * HOP : (s + AT_ONCE - 1) * HOP + WINDOW], window, scale) for s in starts], -2
+        )
+    frames = (waves.float() * scale).unfold(-1, WINDOW, HOP)
     frames = frames - frames.mean(-1, keepdim=True)
     # Kaldi pre-emphasises the first sample of a frame with itself.
     previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-    frames = (frames - PREEMPHASIS * previous) * _povey(waves.device)
+    frames = (frames - PREEMPHASIS * previous) * (povey(waves.device) if window is None else window)
     power = torch.fft.rfft(frames, FFT).abs().square()
     energies = power @ _filters(waves.device)
     return energies.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 @lru_cache
-def _povey(device: torch.device) -> Tensor:
+def hamming(device: torch.device) -> Tensor:
+    """(400,): as torchaudio's kaldi.fbank(window_type="hamming"), which WeSpeaker calls."""
+    return torch.hamming_window(WINDOW, periodic=False, alpha=0.54, beta=0.46, dtype=torch.float64).float().to(device)
+
+
+@lru_cache
+def povey(device: torch.device) -> Tensor:
     return torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(0.85).float().to(device)
 
 

@@ -16,6 +16,8 @@ from spkd.augment import Augmentation
 from spkd.manifest import Manifest
 from spkd.view import Views, source_samples
 
+MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
+
 
 class ViewLoader:
     """The waveform of any view of a manifest.
@@ -23,6 +25,7 @@ class ViewLoader:
     Args:
         min_seconds: shorter utterances are refused.
         notify: called once when audio is resampled, and once when channels are averaged.
+        max_seconds: longer views are refused; None: none is.
     """
 
     def __init__(
@@ -32,10 +35,12 @@ class ViewLoader:
         augmentation: Augmentation,
         min_seconds: float = 0.0,
         notify: Callable[[str], None] | None = None,
+        max_seconds: float | None = None,
     ) -> None:
         self.manifest, self.views = manifest, views
-        self._augment, self._min_seconds = augmentation, min_seconds
+        self._augment, self._min_seconds, self._max_seconds = augmentation, min_seconds, max_seconds
         self._notify, self._notified = notify, set[str]()
+        self._doubts: dict[str, set[int]] = {}
 
     def __call__(self, view: int) -> np.ndarray:
         """The waveform (samples,) of one view, float32.
@@ -51,16 +56,31 @@ class ViewLoader:
         speed, planned = float(views.speed[view]), round((utterance.duration or 0.0) * SAMPLE_RATE)
         if planned < self._min_seconds * SAMPLE_RATE:
             raise AudioError(utterance.path, f"too short ({planned / SAMPLE_RATE:.2f} s < {self._min_seconds:g} s)")
+        if self._max_seconds is not None and samples > self._max_seconds * SAMPLE_RATE:
+            raise AudioError(
+                utterance.path,
+                f"{samples / SAMPLE_RATE:.0f} s are more than this model takes at once in bounded memory "
+                f"({self._max_seconds:.0f} s); cut the utterance, or take view=windows:SECONDS/HOP",
+            )
         span = min(int(source_samples(samples, speed)), planned - start)
         first, seconds = utterance.start + start / SAMPLE_RATE, span / SAMPLE_RATE
         decoded = decode(utterance.path, first, seconds, utterance.channel)
         if len(decoded.wave) < span - SLACK * SAMPLE_RATE:
-            raise AudioError(
-                utterance.path, f"ends {(span - len(decoded.wave)) / SAMPLE_RATE:.2f} s before its manifest says"
-            )
+            raise AudioError(utterance.path, _too_short(span, len(decoded.wave), utterance.duration or 0.0))
+        if decoded.doubt:
+            self._doubts.setdefault(decoded.doubt, set()).add(int(views.utterance[view]))
         wave = np.resize(change_speed(decoded.wave, round(speed, 2)), samples)
         self._note(decoded, utterance.channel)
         return self._augment(wave, int(views.seed[view]))
+
+    def report_doubts(self) -> None:
+        """Log, once per kind, how many of the utterances that were loaded are probably not speech."""
+        for doubt, found in sorted(self._doubts.items()):
+            if self._notify is not None:
+                example = self.manifest[min(found)].id
+                self._notify(
+                    f"note: {len(found)} utterances {doubt} (for example {example}); they are used as they are"
+                )
 
     def _note(self, decoded: Decoded, channel: int | None) -> None:
         averaged = decoded.channels > 1 and channel is None
@@ -72,6 +92,16 @@ class ViewLoader:
             if note and self._notify is not None and kind not in self._notified:
                 self._notified.add(kind)
                 self._notify(f"note: {note} (this note is not repeated)")
+
+
+def _too_short(wanted: int, found: int, duration: float) -> str:
+    """Why a file that ended early was refused: its manifest may count in another unit."""
+    reason = f"ends {(wanted - found) / SAMPLE_RATE:.2f} s before its manifest says"
+    ratio = wanted / max(found, 1)
+    for unit, factor in (("milliseconds", 1000.0), ("samples", float(SAMPLE_RATE))):
+        if 0.5 * factor < ratio < 2 * factor:
+            return f"{reason}: its duration of {duration:g} looks like {unit}; durations are in seconds"
+    return reason
 
 
 @dataclass(frozen=True)
@@ -104,7 +134,9 @@ def iterate_batches(
     lengths = loader.views.samples[views]
     order = np.argsort(lengths, kind="stable")
     groups = np.split(views[order], np.flatnonzero(np.diff(lengths[order])) + 1) if len(views) else []
-    batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+    # Long views make smaller batches, so that memory stays bounded.
+    sizes = [max(min(batch_size, MOST_SAMPLES // max(int(loader.views.samples[group[0]]), 1)), 1) for group in groups]
+    batches = [group[i : i + n] for group, n in zip(groups, sizes, strict=True) for i in range(0, len(group), n)]
 
     def load(view: int) -> np.ndarray | str:
         try:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import google_crc32c
+import numpy as np
 
 from spkd import digest
 from spkd.cache.card import Card
-from spkd.cache.folder import CommitRecord, CompletionRecord, ShardRecord, shard_path
-from spkd.cache.layout import chunk_lengths, chunk_rows, header_bytes, index_length
+from spkd.cache.folder import CARD, CommitRecord, CompletionRecord, ShardRecord, array_path, load_card, shard_path
+from spkd.cache.layout import array_metadata, chunk_lengths, chunk_rows, header_bytes, index_length, shard_rows
 from spkd.cache.plan import Plan
+from spkd.cache.read import Cache
 from spkd.errors import SpkdError
-from spkd.target import Target
+from spkd.files import read_json
+from spkd.target import EMBEDDING, Target
 
 
 class ExpectedShard(NamedTuple):
@@ -78,11 +81,34 @@ def expected_shards(root: Path, card: Card, plan: Plan) -> Iterator[ExpectedShar
 
 def metadata_problems(root: Path, record: CompletionRecord) -> list[str]:
     """One line per metadata file that is missing or changed."""
+    grown = _card_that_grows(root, record.card)
     return [
         f"{root / name}: missing or changed"
         for name, expected in record.sha256.items()
-        if not (root / name).is_file() or digest.of_file(root / name) != expected
+        if not (root / name).is_file()
+        or (digest.of_file(root / name) != expected and not (grown and _describes(root, name, record.card, grown)))
     ]
+
+
+def _card_that_grows(root: Path, card: Card) -> Card | None:
+    """The card in a folder, where it is that of a growth that was interrupted before the record took it up."""
+    try:
+        found = load_card(root)
+    except SpkdError:
+        return None
+    return found if card.grows_to(found) else None
+
+
+def _describes(root: Path, name: str, *cards: Card) -> bool:
+    """Whether a file that a growth replaces is the card, or an array's description before or after it."""
+    arrays = {str(array_path(target)): target for target in cards[0].targets}
+    if name == CARD:
+        return True  # checked when it was loaded
+    if name not in arrays:
+        return False
+    target = arrays[name]
+    rows = shard_rows(target, cards[0].unit_views, cards[0].unit_seconds)
+    return read_json(root / name) in [array_metadata(target, rows, card.units) for card in cards]
 
 
 def verify(root: str | Path) -> list[str]:
@@ -100,4 +126,23 @@ def verify(root: str | Path) -> list[str]:
         shards = [(shard, shard.problem()) for shard in expected_shards(root, record.card, plan)]
     except SpkdError as error:
         return [str(error)]
-    return [f"{shard.path}: {problem}" for shard, problem in shards if problem is not None]
+    damaged = [f"{shard.path}: {problem}" for shard, problem in shards if problem is not None]
+    return damaged or _odd_values(root)
+
+
+def _odd_values(root: Path) -> list[str]:
+    """One line per shard whose usable views hold values that no teacher gives: not finite, or a vector of zeros. What
+    was signed by somebody else may match its checksums and be such."""
+    cache = Cache.open(root)
+    found = []
+    for target in cache.targets.values():
+        codec = cache.codebook.codecs[target.name]
+        for unit in range(cache.plan.units):
+            views = np.array(cache.plan.unit(unit))
+            values = codec.decode(cache.ragged(views[cache.is_usable[views]], target.name).values)
+            path = cache.shard_path(unit, target)
+            if not bool(values.isfinite().all()):
+                found.append(f"{path}: values that are not finite")
+            elif target.name == EMBEDDING and len(values) and not bool(values.any(-1).all()):
+                found.append(f"{path}: embeddings of zeros")
+    return found

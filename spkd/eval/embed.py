@@ -30,7 +30,8 @@ def embed(model: Teacher, manifest: Manifest, config: EvalConfig) -> tuple[dict[
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
     min_seconds = max(config.min_seconds, model.min_samples / SAMPLE_RATE)
-    loader = ViewLoader(manifest, views, plan.augmentation, min_seconds, log)
+    longest = None if model.max_samples is None else model.max_samples / SAMPLE_RATE
+    loader = ViewLoader(manifest, views, plan.augmentation, min_seconds, log, longest)
     embeddings: dict[str, np.ndarray] = {}
 
     def reject(view: int, reason: str) -> None:
@@ -47,6 +48,7 @@ def embed(model: Teacher, manifest: Manifest, config: EvalConfig) -> tuple[dict[
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
             embeddings |= {manifest[int(view)].id: vector for view, vector in zip(batch.views, vectors, strict=True)}
             bar.advance(len(batch.views))
+    loader.report_doubts()
     return embeddings, rejected
 
 

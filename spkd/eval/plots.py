@@ -24,7 +24,7 @@ def det(curves: dict[str, Curve]) -> str:
     for label, at in curves.items():
         x = deviate(np.clip(at.false_alarm, 1e-6, 1 - 1e-6))
         y = deviate(np.clip(at.miss, 1e-6, 1 - 1e-6))
-        (line,) = axes.plot(x, y, drawstyle="steps-post", label=label)
+        (line,) = axes.plot(x, y, drawstyle="steps-post", label=label.replace("$", r"\$"))
         rate = float(np.clip(eer(at)[0], *RANGE))
         axes.plot(deviate(rate), deviate(rate), "o", color=line.get_color(), markersize=5)
     edge = deviate(np.array(RANGE))

@@ -60,6 +60,8 @@ def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Repo
     root, targets = Path(config.cache), chosen_targets(config, teacher)
     view_plan = ViewPlan.parse(config.view)
     manifest, unreadable = measure(manifest, config.workers * 4)
+    manifest, too_long = _fitting(manifest, config)
+    unreadable |= too_long
     if not len(manifest):
         raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read")
     manifests = split_by_parts(root, manifest)
@@ -67,7 +69,8 @@ def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Repo
     plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
     plan, manifest = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
     min_seconds = max(config.min_seconds, teacher.min_samples / SAMPLE_RATE)
-    loader = ViewLoader(manifest, plan.views, view_plan.augmentation, min_seconds, log)
+    longest = None if teacher.max_samples is None else teacher.max_samples / SAMPLE_RATE
+    loader = ViewLoader(manifest, plan.views, view_plan.augmentation, min_seconds, log, longest)
 
     head = teacher.head if LOGITS in config.teacher.targets else None
     logits_stored = head is not None and LOGITS in [t.name for t in targets]
@@ -90,6 +93,7 @@ def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Repo
     card = replace(card, codecs=codebook.digest, errors=codebook.errors)
     initialise(root, card, plans, None if head is None or logits_stored else head.to_bytes())
     report = _extract(config, root, card, plan, codebook, teacher, loader)
+    loader.report_doubts()
     report.rejected |= unreadable
     report.complete = finalize(root, card, plan)
     if report.complete:
@@ -136,6 +140,16 @@ def _extract(
         for writer in writers.values():  # empty unless something failed
             writer.abandon()
     return report
+
+
+def _fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[str, str]]:
+    """The utterances whose views fit into a unit, and the reason for each of the others."""
+    most = config.storage.unit_seconds * min(config.view.speeds, default=1.0)
+    if config.view.plan != "full":
+        return manifest, {}
+    reason = "{:.0f} s in one view; take view=windows:SECONDS/HOP, or raise storage.unit_seconds ({:g})"
+    long = {u.id: reason.format(u.duration, most) for u in manifest if (u.duration or 0.0) > most}
+    return Manifest(tuple(u for u in manifest if u.id not in long), manifest.source), long
 
 
 def _part(manifest: Manifest, plan: Plan) -> Part:

@@ -9,7 +9,7 @@ import numpy as np
 from spkd.cache.codec import make_codec
 from spkd.config import ExtractConfig
 from spkd.errors import UsageError, did_you_mean
-from spkd.features import FBANK, FEATURES, WAVE, input_features
+from spkd.features import FBANKS, FEATURES, WAVE, input_features
 from spkd.loader import WaveBatch
 from spkd.target import EMBEDDING, LOGITS, Target
 from spkd.teachers import Teacher
@@ -38,7 +38,7 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
     if follows and EMBEDDING not in stored:
         stored.append(EMBEDDING)
     targets = [teacher.targets[name] for name in stored]
-    targets += [FBANK] if config.fbank or not (teacher.targets or config.wave) else []
+    targets += [FBANKS[config.fbank_kind]] if config.fbank or not (teacher.targets or config.wave) else []
     targets += [WAVE] if config.wave else []
     if not targets:
         raise UsageError("teacher.targets: name at least one target")

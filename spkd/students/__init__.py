@@ -7,6 +7,8 @@ from typing import Any
 
 from spkd.config import StudentConfig
 from spkd.errors import UsageError
+from spkd.features import FBANKS, is_fbank
+from spkd.progress import log
 from spkd.registry import STUDENTS
 from spkd.students.checkpoint import Checkpoint, load_student, read_weights, save_student
 from spkd.students.network import Network
@@ -37,6 +39,10 @@ def make_student(config: StudentConfig) -> Network:
         network = build(name, **settings)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if is_fbank(network.input_kind):
+        network.input_kind = FBANKS[config.fbank_kind]
+    elif config.fbank_kind != "kaldi":
+        raise UsageError(f"student.fbank_kind={config.fbank_kind}: {name} takes the waveform")
     return network if config.init is None else initialise_from(network, config.init, trained)
 
 
@@ -50,6 +56,8 @@ def initialise_from(network: Network, source: str, trained: bool) -> Network:
     if trained:
         weights = load_student(source).network.state_dict()
     else:
+        if network.input_kind == FBANKS["kaldi"]:
+            log(f"note: {source}: for weights of WeSpeaker or 3D-Speaker set student.fbank_kind to their toolkit")
         weights = {k: v for k, v in read_weights(source).items() if not k.startswith("projection.")}
     try:
         found = network.load_state_dict(network.renamed(weights), strict=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from spkd import __version__
 from spkd.config import StudentConfig
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.features import FBANK, HOP, MELS, WINDOW
+from spkd.features import FBANK, FBANKS, HOP, MELS, WINDOW, is_fbank
 from spkd.files import read_json, write_bytes, write_json
 from spkd.registry import STUDENTS
 from spkd.schema import convert, record
@@ -123,6 +123,9 @@ def load_student(folder: str | Path) -> Checkpoint:
         raise SpkdError(f"{weights}: damaged ({first_line(error)})") from error
     head = tensors.pop(CLASSIFIER, None)
     network = _network(described, {k.removeprefix("network."): v for k, v in tensors.items()}, path, weights)
+    for kind in FBANKS.values() if is_fbank(network.input_kind) else ():
+        if described.features == _features(kind):
+            network.input_kind = kind
     # Students of the waveform were once described as taking fbank.
     if described.features not in (_features(network.input_kind), _features(FBANK)):
         raise SpkdError(f"{path}: damaged (its features are not those of this network)")
@@ -156,6 +159,6 @@ def _network(described: _Description, tensors: dict[str, Tensor], path: Path, we
 
 
 def _features(kind: Target) -> dict[str, Any]:
-    if kind == FBANK:
-        return {"kind": "fbank", "mels": MELS, "window": WINDOW, "hop": HOP, "normalise": "mean"}
+    if is_fbank(kind):
+        return {"kind": kind.name, "mels": MELS, "window": WINDOW, "hop": HOP, "normalise": "mean"}
     return {"kind": kind.name, "normalise": "mean and variance"}

@@ -24,6 +24,7 @@ class Teacher(ABC):
         family: its name in the registry.
         targets: all its outputs, by name: dimension, frame rate and window are declared, not guessed.
         min_samples: shortest waveform it accepts (16 kHz).
+        max_samples: longest waveform whose memory stays bounded; None where any does.
         head: its own speaker classifier, where it has one.
         device: where it runs.
         num_parameters: of the model; None where that is not known.
@@ -32,6 +33,7 @@ class Teacher(ABC):
     family: str
     targets: dict[str, Target]
     min_samples: int = 400
+    max_samples: int | None = None
     head: Head | None = None
     device: torch.device = torch.device("cpu")
     num_parameters: int | None = None

@@ -11,11 +11,21 @@ from spkd import digest
 from spkd.cache.card import TeacherCard
 from spkd.cache.head import Head
 from spkd.config import ModelConfig
-from spkd.features import WAVE, WINDOW
+from spkd.features import FBANKS, WAVE, WINDOW
 from spkd.students import load_student
-from spkd.students.network import count_parameters
+from spkd.students.network import FRAME_LEVEL, count_parameters
 from spkd.target import EMBEDDING, LOGITS, Target
 from spkd.teachers.base import Teacher
+
+FRAME_BYTES = 1 << 29  # of the frames of one view at the widest layer; a forward holds several of that size
+
+
+PREPROCESSING = {
+    FBANKS["kaldi"].name: "80-mel Kaldi fbank, 25/10 ms, mean-normalised per view",
+    FBANKS["wespeaker"].name: "80-mel fbank with a Hamming window, 25/10 ms, mean-normalised per view",
+    FBANKS["3d-speaker"].name: "80-mel Kaldi fbank of samples in [-1, 1], 25/10 ms, mean-normalised per view",
+    WAVE.name: "waveform, normalised per view",
+}
 
 
 class CheckpointTeacher(Teacher):
@@ -32,6 +42,8 @@ class CheckpointTeacher(Teacher):
         if checkpoint.head is not None:
             self.head = Head(checkpoint.head, checkpoint.classes, checkpoint.scale)
         self.targets = dict(self.network.levels)
+        frames = self.network.levels[FRAME_LEVEL]
+        self.max_samples = (frames.hop or 1) * (FRAME_BYTES // (4 * frames.dim))
         if self.head is not None:
             self.targets[LOGITS] = Target(LOGITS, len(self.head.classes))
 
@@ -45,9 +57,7 @@ class CheckpointTeacher(Teacher):
             weights_sha256=digest.of_file(self._folder / "model.safetensors"),
             licence="the owner's",
             source=self._folder.name,
-            preprocessing="waveform, normalised per view"
-            if self.network.input_kind == WAVE
-            else "80-mel Kaldi fbank, 25/10 ms, mean-normalised per view",
+            preprocessing=PREPROCESSING[self.network.input_kind.name],
             details={"network": type(self.network).__name__, "settings": self.network.settings},
         )
 

@@ -18,6 +18,7 @@ from spkd.students.network import count_parameters, statistics
 from spkd.target import EMBEDDING, Target
 from spkd.teachers.base import Teacher
 
+ATTENTION_BYTES = 1 << 31  # of one layer of one view
 UNKNOWN_LICENCE = "see the model's own card"
 
 
@@ -71,6 +72,8 @@ class SSLTeacher(Teacher):
             raise UsageError(f"teacher.layer={layer}: {self._source} has layers 0 to {self._layers}")
         window, hop = receptive_field(config.conv_kernel, config.conv_stride)
         self.min_samples = window
+        # Attention holds a number for every pair of frames and every head.
+        self.max_samples = hop * int((ATTENTION_BYTES / (4 * config.num_attention_heads)) ** 0.5)
         dim = int(config.hidden_size)
         frames = [Target(f"frames.layer{i}", dim, hop, window) for i in range(self._layers + 1)]
         self.targets = {t.name: t for t in (Target(EMBEDDING, 2 * dim), *frames)}

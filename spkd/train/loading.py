@@ -164,10 +164,16 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target, crops: t
     if config.manifest is None:
         raise SpkdError(
             f"{cache.name} holds no {kind.name}, so training needs the audio: give manifest=FILE, or extract with "
-            f"{kind.name}=true"
+            f"{_extracted_by(kind)}"
         )
     loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
     return InputSource(kind, loader, crops)
+
+
+def _extracted_by(kind: Target) -> str:
+    """The settings of `spkd extract` that store these features."""
+    name, _, toolkit = kind.name.partition(".")
+    return f"{name}=true" + (f" fbank_kind={toolkit}" if toolkit else "")
 
 
 class _Both(Dataset):

@@ -14,7 +14,7 @@ from spkd.cache.combined import open_caches
 from spkd.config import TrainConfig
 from spkd.device import resolve
 from spkd.errors import SpkdError
-from spkd.features import FBANK
+from spkd.features import is_fbank
 from spkd.files import writable_folder
 from spkd.progress import log, track
 from spkd.seeding import Purpose, seed_of
@@ -147,11 +147,12 @@ def _step(
     torch.manual_seed(seed)  # of dropout and the adapters' noise: a resumed run has the same
     module.train()
     generator = torch.Generator().manual_seed(seed)
-    frames, bands = config.mask.frames, config.mask.bands if module.network.input_kind == FBANK else 0
+    frames, bands = config.mask.frames, config.mask.bands if is_fbank(module.network.input_kind) else 0
     masked = [mask(crop, frames, bands, generator) for crop in batch.crops]
     finetune = None if batch.finetune_batch is None else mask(batch.finetune_batch, frames, bands, generator)
     total, terms = module(masked, replace(batch.inputs, progress=step / config.steps), finetune)
     if not torch.isfinite(total):
+        _check_inputs(batch)
         raise SpkdError(f"training diverged at step {step} (the loss is {total.item()}); lower optim.lr")
     optimiser.zero_grad(set_to_none=True)
     total.backward()
@@ -161,6 +162,14 @@ def _step(
     optimiser.step()
     module.after_step((step + 1) / config.steps)
     return {name: term.item() for name, term in terms.items()}
+
+
+def _check_inputs(batch: TrainBatch) -> None:
+    """Raises SpkdError where a batch holds values that are not finite: then no learning rate would help."""
+    named = {"input features": batch.crops[0], **{f"target {n}": v for n, v in batch.inputs.targets.items()}}
+    for name, values in named.items():
+        if not bool(values.isfinite().all()):
+            raise SpkdError(f"the cache holds {name} that are not finite; look for the shard with spkd cache verify")
 
 
 def _finish(

@@ -102,7 +102,7 @@ def test_an_owner_that_wakes_after_a_takeover_touches_nothing(root: Path, monkey
     for unit in claim_units(root, 2):
         writer = writer_of(root, plan, unit)
         for view in plan.unit(unit):
-            writer.put("embedding", [view], np.full((1, 4), float(view)))
+            writer.put("embedding", [view], np.full((1, 4), view + 1.0))
         assert writer.commit() == {}
     before = commit_path(root, 0).read_bytes()
 
@@ -112,7 +112,7 @@ def test_an_owner_that_wakes_after_a_takeover_touches_nothing(root: Path, monkey
     assert finalize(root, load_card(root), plan)
     assert verify(root) == []
     values = Cache.open(root).batch(np.arange(4), ["embedding"])["embedding"].numpy()
-    assert np.array_equal(values, np.repeat(np.arange(4.0)[:, None], 4, 1))
+    assert np.array_equal(values, np.repeat(np.arange(1.0, 5.0)[:, None], 4, 1))
     assert not list(root.glob("**/*.part"))
 
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spkd.cache import Cache, Head, TeacherCard, claim_units, finalize, initialise
 from spkd.cache.describe import describe
+from spkd.cache.layout import compress, decompress
 from spkd.errors import SpkdError
 from spkd.target import Target
 
@@ -116,3 +120,52 @@ def test_the_description_says_what_is_there(tmp_path: Path) -> None:
         "4 x float16",
     ):
         assert expected in text
+
+
+def test_mapped_shards_hold_no_descriptors(tmp_path: Path) -> None:
+    write(tmp_path / "c", [4000] * 60, [EMBEDDING], unit_views=1)
+    cache = Cache.open(tmp_path / "c")
+    before = len(os.listdir("/proc/self/fd"))
+    cache.batch(cache.usable_views, ["embedding"])
+    assert len(cache._shards["embedding"]) == 60
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_number_of_maps_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = write(tmp_path / "c", [4000] * 40, [EMBEDDING], unit_views=1)["embedding"]
+    monkeypatch.setattr("spkd.cache.read.MOST_MAPPED", 8)
+    cache = Cache.open(tmp_path / "c")
+    for first in (0, 10, 3, 30, 0):
+        views = np.arange(first, first + 5)
+        found = cache.batch(views, ["embedding"])["embedding"].numpy()
+        assert np.array_equal(found, np.concatenate([values[v] for v in views]))
+        assert len(cache._shards["embedding"]) <= 8
+    assert len(cache.batch(cache.usable_views, ["embedding"])["embedding"]) == 40
+
+
+@pytest.mark.parametrize("change", ["truncate", "empty", "remove", "grow"])
+def test_a_shard_that_changes_under_a_reader_is_an_error_not_a_crash(tmp_path: Path, change: str) -> None:
+    write(tmp_path / "c", [4000] * 200, [EMBEDDING], unit_views=100)
+    script = (
+        "import os, sys, numpy as np\nfrom pathlib import Path\nfrom spkd.cache import Cache\n"
+        "from spkd.errors import SpkdError\ncache = Cache.open(sys.argv[1])\n"
+        "cache.batch(np.arange(200), ['embedding'])\nshard = Path(sys.argv[1]) / 'embedding/c/0/0'\n"
+        "size = shard.stat().st_size\n"
+        "{'truncate': lambda: os.truncate(shard, 130), 'empty': lambda: os.truncate(shard, 0),"
+        " 'remove': shard.unlink, 'grow': lambda: os.truncate(shard, size + 1)}[sys.argv[2]]()\n"
+        "try:\n    cache.batch(np.arange(200), ['embedding'])\nexcept SpkdError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "c"), change]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "embedding/c/0/0: " in done.stdout
+    assert "while it was being read" in done.stdout
+
+
+def test_a_compressed_chunk_that_claims_more_than_it_may_hold_is_refused() -> None:
+    whole = compress(b"\0" * 1000)
+    assert decompress(whole, 1000) == b"\0" * 1000
+    bomb = compress(b"\0" * (1 << 24))
+    for bad in (bomb, whole[:-1], b"", b"\x28\xb5\x2f\xfd\xa0" + b"\xff" * 20, whole[:4] + b"\0" + whole[5:]):
+        with pytest.raises(ValueError, match=r"."):
+            decompress(bad, 1000)

@@ -33,7 +33,7 @@ def begin(root: Path, lengths: list[int], **units: float):  # type: ignore[no-un
 def fill(root: Path, plan, unit: int) -> None:  # type: ignore[no-untyped-def]
     writer = writer_of(root, plan, unit)
     for row in plan.unit(unit):
-        writer.put("embedding", [row], np.full((1, 4), row))
+        writer.put("embedding", [row], np.full((1, 4), row + 1))
     writer.commit()
 
 
@@ -158,7 +158,7 @@ _, plan = make_plan([4000] * 40, 2)
 for unit in claim_units(root, plan.units):
     writer = writer_of(root, plan, unit)
     for row in plan.unit(unit):
-        writer.put("embedding", [row], np.full((1, 4), row))
+        writer.put("embedding", [row], np.full((1, 4), row + 1))
         time.sleep(0.004)
     writer.commit()
     print(unit, flush=True)
@@ -184,7 +184,7 @@ def test_killed_workers_lose_nothing_committed(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     cache = Cache.open(root)
     outputs = cache.batch(cache.usable_views, ["embedding"])["embedding"].numpy()
-    assert np.array_equal(outputs, np.repeat(np.arange(40)[:, None], 4, 1))
+    assert np.array_equal(outputs, np.repeat(np.arange(1, 41)[:, None], 4, 1))
     assert not list(root.glob("*/**/*.part"))
     assert verify(root) == []
 

@@ -13,7 +13,11 @@ Data carry HDF5's own checksum (fletcher32), so that any tool notices damage.
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +34,10 @@ from spkd.files import parse_json, part_path
 from spkd.progress import track
 from spkd.target import Target
 
-FORMAT = 1
+EXPORT_FORMAT = 1
 CHUNK_BYTES = 1 << 20
+LARGEST_CHUNK = 1 << 28  # bytes that a chunk of a file from elsewhere may have once it is decompressed
+LARGEST_FILE = 1 << 32  # bytes of a plan, a head or a codebook
 
 
 def export_hdf5(cache: Cache, path: Path) -> None:
@@ -46,7 +52,7 @@ def export_hdf5(cache: Cache, path: Path) -> None:
     speakers = [*plan.speakers, ""]
     try:
         with h5py.File(part, "w") as file:
-            file.attrs["spkd_cache"] = FORMAT
+            file.attrs["spkd_cache"] = EXPORT_FORMAT
             file.attrs["card"] = json.dumps(cache.card.to_json())
             file.attrs["rejected"] = json.dumps(cache.rejected)
             for name, data in small.files.items():
@@ -95,28 +101,75 @@ def _nothing(target: Target, count: int) -> np.ndarray:
 def import_hdf5(path: Path, root: Path) -> None:
     """Make a cache from such a file; it appears whole or not at all.
 
+    The file is read in a process of its own: libhdf5 may crash on a damaged one.
+
     Raises:
         SpkdError: not such a file, of a newer format, damaged, or with arrays of other shapes than in its card.
     """
+    if not path.is_file():
+        raise SpkdError(f"{path}: no such file")
+    command = [sys.executable, "-c", "from spkd.cache.exchange.hdf5 import main; main()", str(path), str(root)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
+        try:
+            message = child.communicate()[1].decode(errors="replace").strip()
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        for left in root.parent.glob(f"{root.name}.importing.*"):
+            shutil.rmtree(left, ignore_errors=True)
+    if child.returncode < 0:
+        raise SpkdError(f"{path}: damaged (libhdf5 crashed on it)")
+    if child.returncode:
+        raise SpkdError(message.splitlines()[-1] if message else f"{path}: cannot be imported")
+
+
+def main() -> None:
+    """The process that `import_hdf5` starts: the file and the new cache are its arguments."""
+    path, root = map(Path, sys.argv[1:])
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("spkd_cache") != FORMAT:
-                raise SpkdError(f"not an export of a cache in format {FORMAT}")
-            card = read_card(file.attrs["card"], "card")
-            rejected = rejections(parse_json(file.attrs["rejected"], "rejected"))
-            small = Metadata(card, {n: _dataset(file, f"files/{n}")[:].tobytes() for n in _file_names(file)})
-            with building(root, small) as builder, track("reading HDF5", builder.plan.units, "units") as bar:
-                data = {target.name: _target(file, target, builder.plan.views.samples) for target in card.targets}
-                for unit in builder.units():
-                    usable = [view for view in builder.plan.unit(unit) if view not in rejected]
-                    builder.write(unit, rejected, _views(data, usable))
-                    bar.advance(1)
+        _import(path, root)
     except SpkdError as error:
-        raise SpkdError(str(error) if str(error).startswith(f"{root}: ") else f"{path}: {error}") from error
-    except FileNotFoundError as error:
-        raise SpkdError(f"{path}: no such file") from error
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise SpkdError(f"{path}: damaged, or not an export of a cache ({' '.join(str(error).split())})") from error
+        named = str(error) if str(error).startswith(f"{root}: ") else f"{path}: {error}"
+        sys.exit(" ".join(named.split()))
+    except MemoryError:
+        sys.exit(f"{path}: damaged, or more than fits into memory")
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        sys.exit(f"{path}: damaged, or not an export of a cache ({' '.join(str(error).split())[:200]})")
+
+
+def _import(path: Path, root: Path) -> None:
+    with h5py.File(path, "r") as file:
+        if file.attrs.get("spkd_cache") != EXPORT_FORMAT:
+            raise SpkdError(f"not an export of a cache in format {EXPORT_FORMAT}")
+        card = read_card(_attribute(file, "card"), "card")
+        rejected = rejections(parse_json(_attribute(file, "rejected"), "rejected"))
+        small = Metadata(card, {n: _bytes(file, f"files/{n}") for n in _file_names(file)})
+        with building(root, small) as builder, track("reading HDF5", builder.plan.units, "units") as bar:
+            data = {target.name: _target(file, target, builder.plan.views.samples) for target in card.targets}
+            for unit in builder.units():
+                usable = [view for view in builder.plan.unit(unit) if view not in rejected]
+                builder.write(unit, rejected, _views(data, usable))
+                bar.advance(1)
+
+
+def _attribute(file: h5py.File, name: str) -> str:
+    """A text attribute of bounded size."""
+    if file.attrs.get_id(name).get_storage_size() > LARGEST_FILE:
+        raise SpkdError(f"its attribute {name} is too large")
+    value = file.attrs[name]
+    if not isinstance(value, str):
+        raise SpkdError(f"its attribute {name} is no text")
+    return value
+
+
+def _bytes(file: h5py.File, name: str) -> bytes:
+    """A file of the cache that is kept as bytes."""
+    data = _dataset(file, name)
+    if data.dtype != np.uint8 or data.ndim != 1 or data.size > LARGEST_FILE:
+        raise SpkdError(f"/{name}: {data.dtype} {data.shape} is no file of a cache")
+    values: bytes = data[:].tobytes()
+    return values
 
 
 def _views(
@@ -153,4 +206,6 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
         node = node[part]
     if not isinstance(node, h5py.Dataset) or node.external is not None or node.is_virtual:
         raise SpkdError(f"/{name}: not a dataset of this file")
+    if node.chunks is not None and math.prod(node.chunks) * node.dtype.itemsize > LARGEST_CHUNK:
+        raise SpkdError(f"/{name}: chunks of {node.chunks} are too large")
     return node

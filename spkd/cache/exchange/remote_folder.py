@@ -51,11 +51,19 @@ class RemoteFolder:
 
     @property
     def is_http(self) -> bool:
-        return "http" in str(self.files.protocol)
+        return "http" in self._protocols()
 
     @property
     def is_local(self) -> bool:
-        return "file" in self.files.protocol
+        return "file" in self._protocols()
+
+    @property
+    def is_object_store(self) -> bool:
+        return bool({"s3", "gs", "az"} & set(self._protocols()))
+
+    def _protocols(self) -> tuple[str, ...]:
+        protocol = self.files.protocol
+        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def at(self, name: str) -> str:
         return f"{self.path}/{name}"
@@ -144,7 +152,8 @@ def send(root: Path, url: str, names: Sequence[str], expected: Callable[[str], s
         size = (root / name).stat().st_size
         if arrived(name, size, check):
             return
-        place.files.makedirs(place.at(name).rsplit("/", 1)[0], exist_ok=True)
+        if not place.is_object_store:  # there, making a folder would make a bucket that does not exist
+            place.files.makedirs(place.at(name).rsplit("/", 1)[0], exist_ok=True)
         part = f"{name}.{worker_id()}{PART}" if place.is_local else name  # objects appear whole
         place.files.put_file(str(root / name), place.at(part))
         if not arrived(part, size, check):
