@@ -3,6 +3,9 @@
 Plans of these sizes are made and written as extraction would write them; the targets themselves, which opening never
 touches, are left out. Each cache is opened in a fresh process.
 
+Then a cache of thousands of shards, from which a student is trained and which is exported under a limit of 256 open
+files; and one of more shards than the kernel allows a process maps (65,530), of which all are read.
+
     python benchmarks/cache_scale.py
 
 Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/cache_scale.json.
@@ -19,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 from machine import describe
-from synthetic import make_card
+from synthetic import make_card, write_cache
 
 from spkd import digest
 from spkd.cache import Plan, initialise
 from spkd.cache.folder import COMPLETE, CompletionRecord, metadata_files
+from spkd.features import FBANK
 from spkd.files import write_json
 from spkd.manifest import Manifest, Utterance
 from spkd.target import Target
@@ -31,6 +35,22 @@ from spkd.view import Views
 
 HERE = Path(__file__).parent
 TARGETS = [Target("embedding", 256), Target("frames", 512, 320, 400)]
+DESCRIPTORS = 256
+UNITS = 2500  # of two shards each
+MAPS = 65_530  # the kernel's limit, vm.max_map_count
+READ_ALL = """
+import sys
+import numpy as np
+from pathlib import Path
+from spkd.cache import Cache
+
+cache, most = Cache.open(sys.argv[1]), 0
+for views in np.array_split(cache.usable_views, 64):
+    values = cache.batch(views, ["embedding"])["embedding"].numpy()
+    assert (values[:, 0] == views + 1).all()
+    most = max(most, len(Path("/proc/self/maps").read_text().splitlines()))
+print(most)
+"""
 OPEN = """
 import json, sys, time
 from pathlib import Path
@@ -74,6 +94,48 @@ def make(root: Path, utterances: int, crops: int) -> None:
     write_json(root / COMPLETE, CompletionRecord(card, {}, 0, sha256).to_json())
 
 
+def values(target: Target, views: np.ndarray) -> np.ndarray:
+    """Outputs that name their view."""
+    height = [int(target.num_frames(32_000))] if target.hop else []
+    shape = (len(views), *height, target.dim)
+    return np.broadcast_to((views + 1.0).reshape(-1, *[1] * len(shape[1:])), shape).astype(np.float32)
+
+
+def few_descriptors(root: Path) -> int:
+    """Train from and export a cache of many shards under a limit of open files. Returns the number of shards."""
+    shutil.rmtree(root, ignore_errors=True)
+    manifest = Manifest(tuple(Utterance(f"u{i}", "", f"s{i % 50}", 2.0) for i in range(UNITS)))
+    write_cache(root / "cache", [FBANK, Target("embedding", 16)], manifest, 32_000, 1, values)
+    commands = [
+        [
+            *("train", "--loss", "cosine", "cache=cache", "out=student", "steps=12", "batch_size=256", "crop=0.5"),
+            *("student.channels=8", "student.embedding=8"),
+        ],
+        ["cache", "export", "cache", "cache.h5"],
+        ["cache", "verify", "cache"],
+    ]
+    for command in commands:
+        limited = f'ulimit -n {DESCRIPTORS}; exec "$@"'
+        whole = ["bash", "-c", limited, "bash", sys.executable, "-c", "from spkd.cli import main; main()", *command]
+        done = subprocess.run(whole, cwd=root, capture_output=True, text=True, check=False)
+        print(f"spkd {' '.join(command[:3])}, {DESCRIPTORS} descriptors: exit code {done.returncode}", flush=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+    return len(list((root / "cache").glob("*/c/*/0")))
+
+
+def many_maps(root: Path) -> dict[str, int]:
+    """Read every shard of a cache that has more of them than a process may map."""
+    shutil.rmtree(root, ignore_errors=True)
+    count = MAPS + 1000
+    manifest = Manifest(tuple(Utterance(f"u{i}", "", f"s{i % 50}", 2.0) for i in range(count)))
+    write_cache(root, [Target("embedding", 16, codec="float32")], manifest, 32_000, 1, values)
+    done = subprocess.run([sys.executable, "-c", READ_ALL, str(root)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return {"shards": count, "most_maps": int(done.stdout)}
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--work", type=Path, default=HERE / "work" / "cache_scale")
@@ -87,10 +149,14 @@ def main() -> None:
         rows.append(row)
         print(
             f"{row['views']:12,} {row['open_seconds']:9.2f} {row['ready_seconds']:10.2f} {row['peak_mb']:10} "
-            f"{row['libraries_mb']:16}"
+            f"{row['libraries_mb']:16}",
+            flush=True,
         )
+    few = few_descriptors(given.work)
+    many = many_maps(given.work)
+    print(f"{many['shards']:,} shards read with at most {many['most_maps']:,} maps")
     shutil.rmtree(given.work)
-    result = {"rows": rows, "machine": describe()}
+    result = {"rows": rows, "shards_under_256_descriptors": few, "maps": many, "machine": describe()}
     (HERE / "results" / "cache_scale.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 

@@ -4,10 +4,15 @@ Synthetic instances of the shape real embeddings have: 256 numbers, unit length,
 speakers (cosine about 0.7 to their speaker's centre). Built and searched by the very functions that training uses:
 exact up to 100,000 instances, approximate above; `nprobe` is the setting mining.nprobe.
 
+A second table mines as training does, with labels, where a speaker has more utterances than the table has neighbours:
+the cosine of the drawn negatives to their view over that of the true hardest other speakers, found by comparing all
+pairs, and how many of the drawn are of the same speaker, or more alike than the teacher's ceiling.
+
     python benchmarks/mining.py
 
-Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/mining.json (mining-gpu.json where
-faiss-gpu sees a GPU), unless other counts are asked for.
+Prints both tables and, as its last line, one JSON object; keeps the second table in benchmarks/results/
+mining-labelled.json, and the first in mining.json unless other counts are asked for (mining-gpu.json and so on where
+faiss-gpu sees a GPU).
 """
 
 from __future__ import annotations
@@ -15,28 +20,77 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import faiss
 import numpy as np
+import torch
 from machine import describe
+from synthetic import write_cache
 
-from spkd.train.mining import build, gpus, recall
+from spkd.cache import Cache
+from spkd.config import MiningConfig
+from spkd.manifest import Manifest, Utterance
+from spkd.target import Target
+from spkd.train.labels import Groups, Labels, mean_embeddings
+from spkd.train.mining import build, gpus, mine, recall
 
 HERE = Path(__file__).parent
 COUNTS = [100_000, 1_000_000]
 DIM, PER_SPEAKER, SPREAD, K, QUERIES = 256, 170, 1.0, 50, 5000
+LABELLED = 110_000  # instances, above which an index is approximate
+PER_LABEL = [64, 128, 182, 220]  # utterances of a speaker; VoxCeleb2 has 182 on average
+CEILING = 0.4  # teacher cosine above which two instances are not negatives
 
 
-def instances(count: int) -> np.ndarray:
-    """(count, 256) float32 unit vectors."""
+def instances(count: int, per_speaker: int) -> tuple[np.ndarray, np.ndarray]:
+    """(count, 256) float32 unit vectors, and the speaker of each."""
     random = np.random.default_rng(0)
-    centres = random.standard_normal((count // PER_SPEAKER + 1, DIM), dtype=np.float32)
-    vectors = np.repeat(centres, PER_SPEAKER, 0)[:count]
+    centres = random.standard_normal((count // per_speaker + 1, DIM), dtype=np.float32)
+    speaker = np.repeat(np.arange(len(centres)), per_speaker)[:count]
+    vectors = centres[speaker]
     vectors += SPREAD * random.standard_normal(vectors.shape, dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors[random.permutation(count)]
+    order = random.permutation(count)
+    return vectors[order], speaker[order]
+
+
+def hardness(per_speaker: int, work: Path) -> dict[str, float]:
+    """Mine a labelled cache as training does, and compare what is drawn with the nearest by all pairs."""
+    vectors, speaker = instances(LABELLED, per_speaker)
+    shutil.rmtree(work, ignore_errors=True)
+    manifest = Manifest(tuple(Utterance(f"u{i}", "", f"s{s}", 2.0) for i, s in enumerate(speaker)))
+    write_cache(
+        work, [Target("embedding", DIM, codec="float32")], manifest, 32_000, 4096, lambda _, rows: vectors[rows]
+    )
+    cache = Cache.open(work)
+    labels, config = Labels.of(cache), MiningConfig(negatives=16)
+    groups = Groups.of(labels.instance, cache.usable_views)
+    mean = mean_embeddings(cache, groups.group, len(groups)).numpy()
+    start = time.perf_counter()
+    negatives = mine(mean, mean, groups, cache, labels, config, CEILING)
+    seconds = time.perf_counter() - start
+    views = np.random.RandomState(0).permutation(LABELLED)[:QUERIES]
+    drawn = negatives.draw(views, config.negatives, np.random.RandomState(1))
+    cosines = np.einsum("bd,bnd->bn", vectors[views], vectors[drawn.views])
+    forbidden = drawn.is_negative & ((speaker[drawn.views] == speaker[views][:, None]) | (cosines > CEILING + 1e-5))
+    true = []
+    for some in np.array_split(views, 10):
+        pairs = vectors[some] @ vectors.T
+        pairs[(speaker[some][:, None] == speaker) | (pairs > CEILING)] = -1
+        true.append(torch.from_numpy(pairs).topk(config.neighbours).values.mean(1).numpy())
+    shutil.rmtree(work)
+    return {
+        "per_speaker": per_speaker,
+        "seconds": round(seconds, 1),
+        "drawn_cosine": round(float(cosines[drawn.is_negative].mean()), 4),
+        "hardest_cosine": round(float(np.concatenate(true).mean()), 4),
+        "ratio": round(float(cosines[drawn.is_negative].mean() / np.concatenate(true).mean()), 4),
+        "with_negatives": round(float(drawn.is_negative.mean()), 4),
+        "forbidden": int(forbidden.sum()),
+    }
 
 
 def resident_mb() -> float:
@@ -48,13 +102,14 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     options.add_argument("--nprobes", type=int, nargs="+", default=[8, 32, 64])
+    options.add_argument("--work", type=Path, default=HERE / "work" / "mining")
     given = options.parse_args()
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     device = "gpu" if gpus() else "cpu"
     rows = []
     print(f"{'instances':>9} {'index':>14} {'nprobe':>6} {'build (s)':>9} {'MB':>7} {'queries/s':>10} {'recall@50':>9}")
     for count in given.counts:
-        vectors = instances(count)
+        vectors, _ = instances(count, PER_SPEAKER)
         before, start = resident_mb(), time.perf_counter()
         index = build(vectors, given.nprobes[0])
         seconds, memory = time.perf_counter() - start, resident_mb() - before
@@ -80,11 +135,31 @@ def main() -> None:
                 f"{row['queries_per_second']:10} {row['recall_at_50']:9}",
                 flush=True,
             )
-    result = {"rows": rows, "device": device, "dimension": DIM, "machine": describe()}
+    print(f"{'of a speaker':>12} {'mine (s)':>9} {'drawn':>7} {'hardest':>8} {'ratio':>7} {'forbidden':>10}")
+    labelled = []
+    for per_speaker in PER_LABEL:
+        found = hardness(per_speaker, given.work)
+        labelled.append(found)
+        print(
+            f"{per_speaker:12} {found['seconds']:9} {found['drawn_cosine']:7} {found['hardest_cosine']:8} "
+            f"{found['ratio']:7} {found['forbidden']:10}",
+            flush=True,
+        )
+    suffix = "" if device == "cpu" else "-gpu"
+    common = {"device": device, "dimension": DIM, "machine": describe()}
     if given.counts == COUNTS:
-        name = "mining.json" if device == "cpu" else "mining-gpu.json"
-        (HERE / "results" / name).write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+        keep(f"mining{suffix}.json", {"rows": rows, **common})
+    hard = {
+        "labelled": labelled,
+        "hardest_cosine_ratio_182": next(found["ratio"] for found in labelled if found["per_speaker"] == 182),
+        "forbidden": sum(int(found["forbidden"]) for found in labelled),
+    }
+    keep(f"mining-labelled{suffix}.json", {**hard, **common})
+    print(json.dumps({"rows": rows, **hard, **common}))
+
+
+def keep(name: str, result: dict[str, object]) -> None:
+    (HERE / "results" / name).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Parts of caches that no teacher made, for benchmarks of storage alone."""
+"""Caches that no teacher made, for benchmarks of storage and mining alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from spkd.cache import Card, Part, Plan, TeacherCard
+import numpy as np
+
+from spkd.cache import Card, Part, Plan, TeacherCard, UnitWriter, claim_units, finalize, initialise
+from spkd.cache.codec import make_codec
 from spkd.config import ViewConfig
 from spkd.manifest import Manifest
 from spkd.target import Target
-from spkd.view import ViewPlan
+from spkd.view import ViewPlan, Views
 
 
 def make_card(targets: Sequence[Target], manifest: Manifest, plan: Plan) -> Card:
@@ -17,3 +21,38 @@ def make_card(targets: Sequence[Target], manifest: Manifest, plan: Plan) -> Card
     part = Part(manifest.digest, len(manifest), round(manifest.seconds / 3600, 3), len(plan.views), plan.units)
     views = ViewPlan.parse(ViewConfig()).card()
     return Card(teacher, tuple(targets), views, plan.unit_views, plan.unit_seconds, None, None, (part,))
+
+
+def write_cache(
+    root: Path,
+    targets: Sequence[Target],
+    manifest: Manifest,
+    samples: int,
+    unit_views: int,
+    values: Callable[[Target, np.ndarray], np.ndarray],
+) -> None:
+    """A complete cache of one view of `samples` samples of every utterance.
+
+    Args:
+        values: outputs of a target for the views of a unit, (B, T, dim) or (B, dim).
+    """
+    count = len(manifest)
+    views = Views(
+        np.arange(count, dtype=np.int32),
+        np.zeros(count, np.int64),
+        np.full(count, samples, np.int32),
+        np.ones(count, np.float32),
+        np.zeros(count, np.uint32),
+    )
+    plan = Plan.make(manifest, views, unit_views, 100_000.0)
+    card = make_card(targets, manifest, plan)
+    initialise(root, card, [plan])
+    codecs = {target.name: make_codec(target.codec, target.dim) for target in targets}
+    for unit in claim_units(root, plan.units):
+        writer = UnitWriter(root, card, plan, unit, codecs)
+        rows = np.asarray(plan.unit(unit))
+        for target in targets:
+            writer.put(target.name, rows, values(target, rows))
+        writer.commit()
+    if not finalize(root, card, plan):
+        raise SystemExit(f"{root}: not complete")

@@ -535,6 +535,8 @@ def _from_file(schema: type, file: str | Path | None) -> Iterator[tuple[str, Giv
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
+        if not file.is_file() and file.exists():
+            raise UsageError(f"{file}: not a regular file")
         if file.stat().st_size > MAX_YAML:
             raise UsageError(f"{file}: larger than any settings file")
         text = file.read_text("utf-8-sig")

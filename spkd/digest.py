@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,9 @@ def of_blocks(blocks: Iterable[bytes]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """The digest of a file's content. Raises OSError where it cannot be read."""
+    """The digest of a file's content. Raises OSError where it cannot be read, or would be waited for or never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -124,11 +124,16 @@ def _written(path: Path, data: bytes) -> Path:
     return temporary
 
 
+def read_bytes(path: Path) -> bytes:
+    """A file, whole. Raises SpkdError where it is missing, or something that would be waited for or never ends."""
+    if not path.is_file():
+        raise SpkdError(f"{path}: {'not a regular file' if path.exists() else 'missing'}")
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> Any:
     """Raises SpkdError, naming the file, where it is missing or is not JSON."""
-    if not path.is_file():  # a fifo in its place would be waited for
-        raise SpkdError(f"{path}: missing")
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_bytes(path), str(path))
 
 
 def parse_json(data: bytes | str, where: str) -> Any:

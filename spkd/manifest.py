@@ -301,7 +301,8 @@ def _table(text: str, path: Path) -> Iterator[Utterance]:
     """CSV, TSV and the like: the delimiter is the one with which the first line names a path."""
     first = next((line for _, line in numbered_lines(text)), "")
     for delimiter in _DELIMITERS:
-        columns = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        # Longer than any header, and than csv takes.
+        columns = [name.strip().lower() for name in next(csv.reader([first[:100_000]], delimiter=delimiter), [])]
         if any(name in columns for name in _PATH):
             break
     else:

@@ -72,3 +72,57 @@ def test_every_key_has_a_meaning_and_a_valid_default(schema: type) -> None:
     for key in config.keys(schema):
         assert key.meaning
         assert not key.choices or key.default in key.choices
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("010", "no", "run #3", "a: b", "@x", "${oc.env:HOME}", "${x}", "???", "2024-13-45", "1_000", "12:30:45"),
+        *("0x1F", "'a'", "[a", "{a", "*a", "&a", "!!python/object:os.system", "a,b", "1e3", "-", "%"),
+    ],
+)
+def test_text_is_the_text_it_looks_like(value: str) -> None:
+    """On the command line and in the environment."""
+    assert config.load(ExtractConfig, [f"cache={value}"], environ={}).cache == value
+    assert config.load(ExtractConfig, [], environ={"SPKD_CACHE": value}).cache == value
+    assert config.load(TrainConfig, [f"out={value}"], environ={}).out == value
+
+
+def test_files_keep_the_text_of_values_too(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    for written, text in (("010", "010"), ("no", "no"), ("2024-13-45", "2024-13-45"), ("'${oc.env:HOME}'",) * 2):
+        file.write_text(f"cache: {written}\n")
+        assert config.load(ExtractConfig, [], file, {}).cache == text.strip("'")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"[" * 5000,
+        b"extract: x\n",
+        b"- a\n",
+        b"cache: !!python/object/apply:os.system [ls]\n",
+        b"a: &a [*a]\n",
+        b"\x00",
+        b"teacher: [a, b]\n",
+        b"? [a]\n: b\n",
+    ],
+)
+def test_a_settings_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"s\.yaml"):
+        config.load(ExtractConfig, [], file, {})
+
+
+SCHEMAS = {"extract": ExtractConfig, "train": TrainConfig, "eval": EvalConfig}
+NUMBERS = [(c, k.name) for c, s in SCHEMAS.items() for k in config.keys(s) if k.kind in ("int", "float")]
+
+
+@pytest.mark.parametrize(("command", "name"), NUMBERS)
+def test_every_number_has_bounds(command: str, name: str) -> None:
+    """NaN, infinite and absurd values are refused before any work starts."""
+    for value in ("nan", "inf", "-inf", "1e300", "-1e300", "-1000000000000000000", "1e400", "x", ""):
+        with pytest.raises(UsageError, match=name.split(".")[-1]):
+            config.load(SCHEMAS[command], [f"{name}={value}"], environ={})

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from spkd.cache.folder import claim_path, commit_path
-from spkd.files import create_json, worker_id
+from spkd.errors import SpkdError
+from spkd.files import create_json, read_bytes, worker_id
 
 STALE = 300.0  # s without a heartbeat after which a claim is taken over
 AHEAD = 60.0  # s by which another machine's clock may run ahead
@@ -70,7 +71,7 @@ def _remove_dead(path: Path) -> bool:
     if not _dead(path):
         return False
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             if not _locked(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
                 return False  # its owner commits just now, or another worker takes it away
             # Looked at again under the lock: it may be a new claim by now.
@@ -97,6 +98,11 @@ def committing(root: Path, unit: int) -> Iterator[bool]:
             yield owns(root, unit)
     except FileNotFoundError:
         yield False
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe in the place of a file would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _locked(descriptor: int, operation: int) -> bool:
@@ -133,8 +139,8 @@ def _dead(path: Path) -> bool:
 
 def _owner(path: Path) -> dict[str, Any] | None:
     try:
-        owner = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        owner = json.loads(read_bytes(path))
+    except (OSError, SpkdError, ValueError, RecursionError):
         return None
     return owner if isinstance(owner, dict) else None
 

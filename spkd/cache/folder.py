@@ -20,7 +20,7 @@ from typing import Any
 from spkd import digest
 from spkd.cache.card import Card, check_format
 from spkd.errors import SpkdError
-from spkd.files import parse_json, read_json
+from spkd.files import parse_json, read_bytes, read_json
 from spkd.schema import record
 from spkd.target import Target
 
@@ -139,7 +139,7 @@ class CompletionRecord:
         path = root / COMPLETE
         if not path.is_file():
             raise SpkdError(f"{path}: missing; only complete caches can be used so")
-        return parse_completion(path.read_bytes(), str(path))
+        return parse_completion(read_bytes(path), str(path))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.nn.functional import linear, normalize
 from spkd.cache.card import STORED, HeadCard
 from spkd.cache.folder import HEAD
 from spkd.errors import SpkdError
+from spkd.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Head:
 
         path = root / HEAD
         try:
-            tensors = load(path.read_bytes())
+            tensors = load(read_bytes(path))
             weight, bias = tensors["weight"], tensors.get("bias")
         except (OSError, SafetensorError, KeyError) as error:
             raise SpkdError(f"{path}: missing or damaged ({error})") from error

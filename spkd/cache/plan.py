@@ -29,7 +29,7 @@ from spkd.cache.card import Card, Part
 from spkd.cache.folder import plan_path
 from spkd.cache.layout import shard_rows
 from spkd.errors import SpkdError, UsageError
-from spkd.files import write_bytes
+from spkd.files import read_bytes, write_bytes
 from spkd.manifest import Manifest
 from spkd.target import Target
 from spkd.view import Views
@@ -175,10 +175,7 @@ class Plan:
         plans = []
         for number in range(len(card.parts)):
             path = root / plan_path(number)
-            try:
-                plans.append(cls.read(path.read_bytes(), card, number, str(path)))
-            except FileNotFoundError as error:
-                raise SpkdError(f"{path}: missing") from error
+            plans.append(cls.read(read_bytes(path), card, number, str(path)))
         return plans
 
     @classmethod

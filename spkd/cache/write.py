@@ -49,7 +49,17 @@ from spkd.cache.layout import (
 )
 from spkd.cache.plan import Plan
 from spkd.errors import SpkdError
-from spkd.files import PART, create_json, part_path, read_json, sync_folder, worker_id, write_bytes, write_json
+from spkd.files import (
+    PART,
+    create_json,
+    part_path,
+    read_bytes,
+    read_json,
+    sync_folder,
+    worker_id,
+    write_bytes,
+    write_json,
+)
 from spkd.target import Target
 
 
@@ -184,7 +194,7 @@ class _Shard:
         self._target, self._codec, self._first_view = target, codec, plan.unit(unit).start
         start, count = plan.unit_places(target, unit)
         self._start, self._count = start.tolist(), count.tolist()
-        self._written = np.zeros(len(start), bool)
+        self._checks: list[int | None] = [None] * len(start)  # of each view's rows as they were put
         self._rows, self._used = plan.shard_rows(target), int(count.sum())
         self._row_bytes = row_bytes(target)
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,15 +215,25 @@ class _Shard:
                 raise SpkdError(
                     f"target {target.name}: the teacher gave {height} frames where it declares {self._count[view]}"
                 )
-            _write_all(self._descriptor, part.data.cast("B"), HEADER + self._start[view] * self._row_bytes)
-            self._written[view] = True
+            data = part.tobytes()
+            _write_all(self._descriptor, data, HEADER + self._start[view] * self._row_bytes)
+            self._checks[view] = google_crc32c.value(data)
 
     def seal(self, rejected: Mapping[int, str]) -> ShardRecord:
-        """Finish the file, durably, under its temporary name."""
-        for view in np.flatnonzero(~self._written).tolist():
-            if view + self._first_view not in rejected:
+        """Finish the file, durably, under its temporary name.
+
+        Raises:
+            SpkdError: a view was never put, or its rows in the file are not those that were.
+        """
+        for view, check in enumerate(self._checks):
+            if view + self._first_view in rejected:
+                self._blank(self._start[view], self._count[view])
+                continue
+            if check is None:
                 raise SpkdError(f"target {self._target.name}: view {view + self._first_view} was never written")
-            self._blank(self._start[view], self._count[view])
+            size, at = self._count[view] * self._row_bytes, HEADER + self._start[view] * self._row_bytes
+            if google_crc32c.value(os.pread(self._descriptor, size, at)) != check:
+                raise SpkdError(f"{self._part}: the rows of view {view + self._first_view} are not those written")
         chunks = math.ceil(self._used / chunk_rows(self._target))
         self._blank(self._used, chunks * chunk_rows(self._target) - self._used)
         _write_all(self._descriptor, self._header, 0)
@@ -289,7 +309,7 @@ def finalize(root: Path, card: Card, plan: Plan) -> bool:
 
 
 def _record(root: Path, card: Card, rejected: dict[int, str]) -> CompletionRecord:
-    small = {name: (root / name).read_bytes() for name in metadata_files(card) if (root / name).is_file()}
+    small = {name: read_bytes(root / name) for name in metadata_files(card) if (root / name).is_file()}
     commits = (
         CommitRecord.from_json(read_json(commit_path(root, unit)), card, str(commit_path(root, unit)))
         for unit in range(card.units)

@@ -96,17 +96,17 @@ def score(config: EvalConfig, model: Teacher, manifest: Manifest, trials: Trials
             f"{trials.source}:{line}: utterance {missing[0]!r} is not in {manifest.source} "
             f"({len(missing)} such of {len(wanted)}){did_you_mean(missing[0], list(manifest.index_of)[:10_000])}"
         )
-    part = Manifest(tuple(manifest[manifest.index_of[found[name]]] for name in wanted), manifest.source)
+    part = Manifest(tuple(manifest[manifest.index_of[name]] for name in dict.fromkeys(found.values())), manifest.source)
     embeddings, rejected = embed(model, part, config)
     if not embeddings:
         raise SpkdError(
             f"{trials.source}: none of its {len(wanted)} utterances can be used ({next(iter(rejected.values()))})"
         )
-    place = np.full(len(wanted), -1, np.int64)
+    row_of: dict[str, int] = {}
     matrix = np.empty((len(embeddings), len(next(iter(embeddings.values())))), np.float32)
-    index_of = {found[name]: i for i, name in enumerate(wanted)}
     for row, name in enumerate(list(embeddings)):
-        place[index_of[name]], matrix[row] = row, embeddings.pop(name)
+        row_of[name], matrix[row] = row, embeddings.pop(name)
+    place = np.array([row_of.get(found[name], -1) for name in wanted])
     left, right = place[trials.enrolment], place[trials.test]
     kept = np.flatnonzero((left >= 0) & (right >= 0))
     scores = np.empty(len(kept), np.float32)

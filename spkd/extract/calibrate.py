@@ -36,7 +36,7 @@ def calibrate(
         head: the classifier from which logits are to follow. logits_stored: they are a target of their own instead.
 
     Raises:
-        SpkdError: fewer usable rows than a codec needs.
+        SpkdError: fewer usable rows than a codec needs, or outputs that are not finite.
     """
     fitted = {target.name: codecs.make_codec(target.codec, target.dim) for target in targets}
     wanted = {n: codec.training_rows + HELD_OUT if codec.training_rows else PLAIN for n, codec in fitted.items()}
@@ -70,6 +70,10 @@ def sample(
             views = order[start : start + config.batch_size]
             for batch in iterate_batches(loader, views, config.batch_size, config.workers, lambda view, reason: None):
                 for name, values in extract_targets(teacher, batch, targets).items():
+                    if not np.isfinite(values).all():
+                        raise SpkdError(
+                            f"target {name}: the teacher's outputs are not finite; are its weights damaged?"
+                        )
                     flat = values if values.ndim == 2 else _spread(values)
                     flat = flat[: wanted[name] - count[name]]
                     found[name].append(flat)

@@ -16,7 +16,7 @@ from spkd import __version__
 from spkd.config import StudentConfig
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.features import FBANK, FBANKS, HOP, MELS, WINDOW, is_fbank
-from spkd.files import read_json, write_bytes, write_json
+from spkd.files import read_bytes, read_json, write_bytes, write_json
 from spkd.registry import STUDENTS
 from spkd.schema import convert, record
 from spkd.students.network import Network
@@ -118,7 +118,7 @@ def load_student(folder: str | Path) -> Checkpoint:
     if described.network not in STUDENTS:
         raise SpkdError(f"{path}: unknown network {described.network!r}")
     try:
-        tensors = load_tensors(weights.read_bytes())
+        tensors = load_tensors(read_bytes(weights))
     except (OSError, SafetensorError) as error:
         raise SpkdError(f"{weights}: damaged ({first_line(error)})") from error
     head = tensors.pop(CLASSIFIER, None)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
 from spkd.errors import SpkdError, UsageError
+from spkd.features import FBANKS, is_fbank
 from spkd.manifest import Manifest
 from spkd.students import Network
 from spkd.target import EMBEDDING, LOGITS, Target
@@ -164,7 +165,7 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target, crops: t
     if config.manifest is None:
         raise SpkdError(
             f"{cache.name} holds no {kind.name}, so training needs the audio: give manifest=FILE, or extract with "
-            f"{_extracted_by(kind)}"
+            f"{_extracted_by(kind)}{_other_fbank(cache, kind)}"
         )
     loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
     return InputSource(kind, loader, crops)
@@ -174,6 +175,14 @@ def _extracted_by(kind: Target) -> str:
     """The settings of `spkd extract` that store these features."""
     name, _, toolkit = kind.name.partition(".")
     return f"{name}=true" + (f" fbank_kind={toolkit}" if toolkit else "")
+
+
+def _other_fbank(cache: CacheSource, kind: Target) -> str:
+    """What the cache holds in the place of the fbank that is asked for, with the setting that takes it."""
+    held = [toolkit for toolkit, other in FBANKS.items() if other.name in cache.names]
+    if not held or not is_fbank(kind):
+        return ""
+    return f"; it holds the fbank of {held[0]}, for student.fbank_kind={held[0]}"
 
 
 class _Both(Dataset):

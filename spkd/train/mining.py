@@ -101,9 +101,11 @@ def mine(
         raise SpkdError(f"{cache.name}: hard negatives need at least two utterances")
     table = np.full((len(vectors), config.neighbours), NONE, np.int32)
     search = _Search(vectors, config.nprobe)
-    # Excluded instances are among the nearest, so twice as many are asked for, and more where that is too few: a
-    # speaker may have more utterances than `neighbours`.
-    todo, width = np.arange(len(vectors)), 2 * config.neighbours
+    # The instances of the same speaker are among the nearest, and there may be more of them than `neighbours`. What
+    # else is excluded is not known before the search: where too few are left, it is repeated wider.
+    same = np.bincount(label[label >= 0], minlength=1)[label] * (label >= 0)
+    wanted = config.neighbours + max(config.neighbours, int(np.quantile(same, 0.9)))
+    todo, width = np.arange(len(vectors)), wanted + wanted // 8
     while len(todo):
         width, short = min(width, search.widest), []
         for start in range(0, len(todo), max(CANDIDATES // width, 1)):

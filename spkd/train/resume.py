@@ -8,6 +8,7 @@ import fcntl
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import Tensor
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
 from spkd.errors import SpkdError, first_line
-from spkd.files import PART, read_json, write_bytes, write_json
+from spkd.files import PART, read_bytes, read_json, write_bytes, write_json
 from spkd.progress import log
+from spkd.schema import record
 from spkd.train.losses import ChosenLoss
 from spkd.train.mining import Miner
 from spkd.train.module import TrainingModule
@@ -83,6 +85,15 @@ def is_finished(out: Path, settings: dict[str, Any], losses: dict[str, ChosenLos
     return (out / "model.json").is_file()
 
 
+@dataclass(frozen=True)
+class _State:
+    """state.json."""
+
+    step: int = field(metadata={"low": 1})
+    tensors: str
+    settings: dict[str, Any]
+
+
 def save(
     out: Path,
     module: TrainingModule,
@@ -114,20 +125,22 @@ def resume(out: Path, module: TrainingModule, optimiser: torch.optim.Optimizer, 
     """
     if not (out / STATE).is_file():
         return 0
-    state = read_json(out / STATE)
     try:
-        step, name = state["step"], state["tensors"]
-        if not isinstance(step, int) or not 0 < step < steps or not re.fullmatch(r"state\.\d+\.safetensors", name):
-            raise ValueError(f"step {str(step)[:20]} of {steps}, tensors in {str(name)[:40]}")
-        tensors = load_tensors((out / name).read_bytes())
+        state = record(_State, read_json(out / STATE), STATE)
+        if state.step >= steps or not re.fullmatch(r"state\.\d+\.safetensors", state.tensors):
+            raise ValueError(f"step {state.step} of {steps}, tensors in {state.tensors[:40]}")
+        tensors = load_tensors(read_bytes(out / state.tensors))
+        odd = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+        if odd:
+            raise ValueError(f"values of {odd[0]} are not finite")
         module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         if miner is not None:
             miner.load_state({k.removeprefix("mining."): v for k, v in tensors.items() if k.startswith("mining.")})
         _load_optimiser(optimiser, tensors)
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise SpkdError(f"{out}: damaged training state ({first_line(error)}); remove the folder") from error
-    log(f"continuing {out} at step {step}")
-    return step
+    log(f"continuing {out} at step {state.step}")
+    return state.step
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -176,13 +189,13 @@ def _filled(settings: Any, losses: dict[str, ChosenLoss]) -> dict[str, Any]:
 
 def _with_defaults(settings: dict[str, Any], defaults: Any, left_out: tuple[str, ...]) -> dict[str, Any]:
     filled = dict(settings)
-    for field in dataclasses.fields(defaults):
-        default = getattr(defaults, field.name)
-        if field.name in left_out:
+    for one in dataclasses.fields(defaults):
+        default = getattr(defaults, one.name)
+        if one.name in left_out:
             continue
         if dataclasses.is_dataclass(default):
-            given = settings.get(field.name, {})
-            filled[field.name] = _with_defaults(given if isinstance(given, dict) else {}, default, ())
+            given = settings.get(one.name, {})
+            filled[one.name] = _with_defaults(given if isinstance(given, dict) else {}, default, ())
         else:
-            filled.setdefault(field.name, default)
+            filled.setdefault(one.name, default)
     return filled

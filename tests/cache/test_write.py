@@ -17,6 +17,7 @@ import pytest
 from spkd.cache import Background, Cache, claim_units, finalize, initialise, verify
 from spkd.cache.claims import _namespace, _started
 from spkd.cache.folder import commit_path
+from spkd.cache.layout import HEADER
 from spkd.errors import SpkdError
 from spkd.target import Target
 
@@ -263,3 +264,20 @@ def test_a_commit_does_not_hold_up_the_rows_behind_it() -> None:
         background(passed.set)
         assert passed.wait(10)
         held.set()
+
+
+def test_rows_that_change_before_the_commit_are_found(tmp_path: Path) -> None:
+    """Checksums are of what was written, not of what lies in the file by then."""
+    root = tmp_path / "c"
+    _, plan, _ = begin(root, [4000] * 4, unit_views=4)
+    assert next(claim_units(root, 1)) == 0
+    writer = writer_of(root, plan, 0)
+    for view in range(4):
+        writer.put("embedding", [view], np.full((1, 4), view + 1.0))
+    part = next(root.glob("embedding/c/0/*.part"))
+    data = bytearray(part.read_bytes())
+    data[HEADER + 8 : HEADER + 16] = bytes(8)
+    part.write_bytes(data)
+    with pytest.raises(SpkdError, match="rows of view 1 are not those written"):
+        writer.commit()
+    assert not commit_path(root, 0).is_file()

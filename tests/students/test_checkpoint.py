@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
+from spkd.cache import Cache
 from spkd.errors import SpkdError, UsageError
+from spkd.features import FBANKS, input_features
+from spkd.manifest import Manifest
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, load_student, save_student
 
@@ -46,3 +54,75 @@ def test_bad_checkpoints_say_what_is_wrong(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(SpkdError, match="damaged"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: value} for name in ("network", "settings", "classes", "scale") for value in (None, [], "x", {})),
+        *({name: 7} for name in ("network", "settings", "classes")),
+        {"scale": float("nan")},
+        {"scale": 1e400},
+        {"settings": {"channels": -8}},
+        {"settings": {"channels": 10**12}},
+        {"classes": ["a"] * 7},
+        {"features": "wave"},
+    ],
+)
+def test_a_card_with_odd_values_is_a_line(spkd: Callable, corpus: Path, change: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    save_student(Path("s"), Checkpoint(build("xvector", channels=16, embedding=8), torch.randn(2, 8), ["a", "b"], 30.0))
+    card = json.loads(Path("s/model.json").read_text())
+    Path("s/model.json").write_text(json.dumps(card | change))
+    more = [f"manifest={corpus / 'manifest.csv'}", "model=s"]
+    done = spkd("eval", corpus / "trials.txt", *more)
+    assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
+    assert "model.json" in done.err or "damaged" in done.err
+    assert "unexpected" not in done.err
+
+
+def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_student(tmp_path, Checkpoint(build("xvector", channels=16, embedding=8), torch.randn(2, 8), ["a", "b"], 30.0))
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = next(n for n, v in tensors.items() if v.shape == (2, 8))
+    for shape in ((2, 9), (1, 8), (2,), (2, 8, 1)):
+        save_file(tensors | {name: torch.zeros(shape)}, path)
+        with pytest.raises(SpkdError, match="damaged|another"):
+            load_student(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04", b"\x80\x02."])
+def test_a_checkpoint_file_that_is_none_is_a_line(spkd: Callable, corpus: Path, content: bytes) -> None:
+    Path("w.pt").write_bytes(content)
+    spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "cache=c")
+    more = ["cache=c", "student.init=w.pt", "steps=1", "student.channels=16", "student.embedding=8"]
+    done = spkd("train", "--loss", "aam", *more)
+    assert done.code in (1, 2)
+    assert "w.pt" in done.err.splitlines()[-1]
+    assert "unexpected" not in done.err
+    assert "weights_only" not in done.err
+
+
+@pytest.mark.parametrize("kind", ["wespeaker", "3d-speaker"])
+def test_the_features_a_student_was_trained_on_go_with_it(spkd: Callable, corpus: Path, kind: str) -> None:
+    """From training by the setting, into the folder, and back in scoring and as a teacher."""
+    audio = f"manifest={corpus / 'manifest.csv'}"
+    assert spkd("extract", "teacher=none", audio, "cache=c", f"fbank_kind={kind}").code == 0
+    more = ["cache=c", "steps=2", "batch_size=4", "crop=0.5", "student.channels=16", "student.embedding=8"]
+    assert (
+        f"student.fbank_kind={kind}" in spkd("train", "--loss", "aam", *more).err
+    )  # the default is not what the cache holds
+    done = spkd("train", "--loss", "aam", *more, f"student.fbank_kind={kind}")
+    assert done.code == 0, done.err
+    network = load_student(Path("student")).network
+    assert network.input_kind == FBANKS[kind]
+    assert spkd("eval", corpus / "trials.txt", audio, "model=student").code == 0
+    assert spkd("extract", "teacher=checkpoint", "teacher.weights=student", audio, "cache=d").code == 0
+    path = Manifest.load(corpus / "manifest.csv")[0].path
+    wave = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
+    with torch.no_grad():
+        expected = network(input_features(FBANKS[kind], wave))["embedding"]
+    found = Cache.open("d").batch(np.array([0]), ["embedding"])["embedding"]
+    assert torch.allclose(found.float(), expected, atol=1e-2 * float(expected.abs().max()))

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
+import os
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from spkd.errors import UsageError
@@ -86,3 +91,67 @@ def test_the_licence_is_that_of_the_models_card(tiny_wavlm: Path, tmp_path: Path
     shutil.copytree(tiny_wavlm, tmp_path / "m")
     (tmp_path / "m" / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-sa-3.0\n---\n# A model\n")
     assert WavLM(str(tmp_path / "m"), None, CPU).card().licence == "cc-by-sa-3.0"
+
+
+EVIL = 'open("ran.txt", "w").write("x")\nclass Model: ...\nclass Config: ...\n'
+
+
+@pytest.mark.parametrize("where", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("kind", ["wavlm", "mine"])
+def test_code_beside_the_weights_is_never_run(
+    spkd: Callable, corpus: Path, tiny_wavlm: Path, where: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the teacher and for a student that begins from the folder; a `y` waits on standard input."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
+    shutil.copytree(tiny_wavlm, "weights")
+    Path("weights/evil.py").write_text(EVIL)
+    described = json.loads(Path("weights/config.json").read_text()) if where == "config.json" else {}
+    kinds = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoFeatureExtractor": "evil.Model"}
+    described |= {"auto_map": kinds} | ({"model_type": kind} if where == "config.json" else {})
+    Path("weights", where).write_text(json.dumps(described))
+    done = spkd("extract", "teacher=wavlm", "teacher.weights=weights", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code in (0, 2)
+    assert "y/N" not in done.out
+    spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "wave=true", "cache=plain")
+    more = ["student=ssl", "student.init=weights", "cache=plain", "steps=1", "batch_size=2", "crop=0.5"]
+    done = spkd("train", "--loss", "aam", *more)
+    assert done.code in (0, 1, 2)
+    assert "Traceback" not in done.err
+    assert "unexpected failure" not in done.err
+    assert not list(Path().rglob("ran.txt"))
+
+
+def test_pickled_weights_are_refused_and_not_run(
+    spkd: Callable, corpus: Path, tiny_wavlm: Path, tmp_path: Path
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    shutil.copytree(tiny_wavlm, "weights")
+    Path("weights/model.safetensors").unlink()
+    Path("weights/pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    audio = f"manifest={corpus / 'manifest.csv'}"
+    done = spkd("extract", "teacher=wavlm", "teacher.weights=weights", audio)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    spkd("extract", "teacher=none", audio, "wave=true", "cache=plain")
+    done = spkd("train", "--loss", "aam", "student=ssl", "student.init=weights", "cache=plain", "steps=1")
+    assert done.code in (1, 2)
+    assert "unexpected failure" not in done.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_readme_in_another_encoding_does_no_harm(tiny_wavlm: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_wavlm, tmp_path / "w")
+    (tmp_path / "w" / "README.md").write_bytes("---\nlicense: mit\n---\nfür\n".encode("latin-1"))
+    assert WavLM(str(tmp_path / "w"), None, CPU).card().licence
+
+
+def test_a_view_too_long_for_attention_is_rejected_with_the_remedy(spkd: Callable, tiny_wavlm: Path) -> None:
+    """Attention over twenty minutes needs tens of gigabytes."""
+    soundfile.write("long.wav", 0.1 * np.random.RandomState(0).randn(16_000 * 1200), 16_000)
+    soundfile.write("short.wav", 0.1 * np.random.RandomState(0).randn(16_000), 16_000)
+    Path("m.csv").write_text("id,path,duration\nl,long.wav,1200\ns,short.wav,1\n")
+    done = spkd("extract", "teacher=wavlm", f"teacher.weights={tiny_wavlm}", "manifest=m.csv", "cache=c")
+    assert (done.code, "1 rejected" in done.out) == (0, True), done.err
+    assert "view=windows:" in done.err

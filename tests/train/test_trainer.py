@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from spkd.config import OptimConfig
 from spkd.students import Checkpoint, build, load_student, make_student, save_student
 from spkd.train.losses import LossContext, WeightedSum, chosen_losses
 from spkd.train.module import TrainingModule
-from spkd.train.optim import learning_rate, make_optimiser
+from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
 from tests.train.killing import kill_after_saving
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "steps=12"]
@@ -265,3 +268,99 @@ def dvector() -> list[str]:
         "teacher.targets=[embedding,stats,frames.layer3]",
         "view.speeds=[1.0]",
     ]
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_torn_log_never_forbids_resuming(spkd: Callable, tmp_path: Path) -> None:
+    command = ["train", "--loss", "mse", *SMALL[:4], "steps=300", "save_every=25", "out=run"]
+    kill_after_saving(command, tmp_path / "run")
+    path = tmp_path / "run" / "log.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"step": 20, "lo\xff')
+    done = spkd(*command)
+    assert done.code == 0, done.err
+    assert "continuing" in done.out + done.err
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 280
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_state_with_odd_values_is_a_line(spkd: Callable, tmp_path: Path) -> None:
+    command = ["train", "--loss", "mse", *SMALL[:4], "steps=300", "save_every=5", "out=run"]
+    kill_after_saving(command, tmp_path / "run")
+    path = tmp_path / "run" / "state.json"
+    good = json.loads(path.read_text())
+    odd: list[dict[str, object]] = [{"step": value} for value in (10**6, -3, True, "x", None, 1.5)]
+    odd += [{"tensors": value} for value in ("../x", "state.9.safetensors", 1)]
+    for change in odd:
+        path.write_text(json.dumps(good | change))
+        done = spkd(*command)
+        assert (done.code, "damaged training state" in done.err) == (1, True), (change, done.err)
+    path.write_text(json.dumps(good))
+    tensors = load_file(tmp_path / "run" / good["tensors"])
+    name = next(n for n in tensors if n.startswith("optimiser.") and tensors[n].ndim == 2)
+    changed = [{name: tensors[name][:1]}, {name: torch.full_like(tensors[name], float("nan"))}]
+    kept = {n: v for n, v in tensors.items() if not n.startswith("optimiser.")}
+    for bad in [tensors | change for change in changed] + [kept]:
+        save_file(bad, tmp_path / "run" / good["tensors"])
+        done = spkd(*command)
+        assert (done.code, "damaged training state" in done.err) == (1, True), done.err
+
+
+@pytest.mark.usefixtures("cached")
+def test_two_trainings_into_one_folder(spkd: Callable, tmp_path: Path) -> None:
+    """The second says so and touches nothing; also where its seed is another."""
+    command = [sys.executable, "-c", "from spkd.cli import main; main()", "train", "--loss", "mse", *SMALL[:4]]
+    first = subprocess.Popen([*command, "steps=3000", "out=run"], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "log.jsonl").is_file():
+        time.sleep(0.05)
+    done = spkd("train", "--loss", "mse", *SMALL[:4], "steps=3000", "out=run", "seed=5")
+    first.kill()
+    first.wait()
+    assert (done.code, "another training is at work there" in done.err) == (1, True), done.err
+    assert (tmp_path / "run").is_dir()
+
+
+def test_no_steps_are_refused(spkd: Callable) -> None:
+    done = spkd("train", "--loss", "mse", "steps=0")
+    assert (done.code, "steps" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("clip_by", ["network", "tensor"])
+def test_gradients_are_clipped_as_asked(clip_by: str) -> None:
+    torch.manual_seed(0)
+    settings = OptimConfig(clip_by=clip_by, clip=0.5)
+    module = TrainingModule(build("xvector", channels=16, embedding=8), WeightedSum({}, {}))
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    clip_gradients(settings, module)
+    after = [p.grad for p in module.parameters() if p.grad is not None]
+    total = torch.cat([g.flatten() for g in before]).norm()
+    for old, new in zip(before, after, strict=True):
+        norm = old.norm() if clip_by == "tensor" else total
+        assert torch.allclose(new, old * min(1.0, 0.5 / float(norm)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_is_plain_or_nesterovs(nesterov: bool) -> None:
+    """By the formulas of Sutskever et al., ICML 2013, as torch has them."""
+    linear = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(linear.weight)
+    settings = OptimConfig(name="sgd", lr=0.1, weight_decay=0.0, nesterov=nesterov)
+    optimiser = make_optimiser(settings, linear)
+    weight, velocity = 1.0, 0.0
+    for gradient in (1.0, -0.5, 2.0):
+        linear.weight.grad = torch.tensor([[gradient]])
+        optimiser.step()
+        velocity = 0.9 * velocity + gradient
+        weight -= 0.1 * (gradient + 0.9 * velocity if nesterov else velocity)
+        assert linear.weight.item() == pytest.approx(weight)
+
+
+def test_recipes_have_the_values_of_the_authors() -> None:
+    """enskd: the margin rises over epochs 20 to 40 of 150, counted from 0 as the authors' code does; memo: its SGD."""
+    enskd = chosen_losses(config.load(config.TrainConfig, base="enskd").loss)["nontarget"].settings
+    assert enskd.margin_warmup == pytest.approx([19 / 150, 39 / 150], abs=1e-4)  # type: ignore[attr-defined]
+    memo = config.load(config.TrainConfig, base="memo").optim
+    assert (memo.lr, memo.clip, memo.clip_by, memo.nesterov) == (0.1875, 3.0, "tensor", False)

@@ -12,7 +12,7 @@ from spkd.cache.folder import CODEC, HEAD, CommitRecord, commit_path, load_card,
 from spkd.cache.plan import Plan
 from spkd.cache.write import check_folder, finalize, initialise
 from spkd.errors import SpkdError
-from spkd.files import create_bytes, part_path, write_json
+from spkd.files import create_bytes, part_path, read_bytes, write_json
 from spkd.progress import track
 
 
@@ -49,9 +49,9 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
     check_folder(root, card.targets)
     if (sources[0] / CODEC).is_file():
         root.mkdir(parents=True, exist_ok=True)
-        create_bytes(root / CODEC, (sources[0] / CODEC).read_bytes())
+        create_bytes(root / CODEC, read_bytes(sources[0] / CODEC))
     head = sources[0] / HEAD
-    initialise(root, card, plans, head.read_bytes() if head.is_file() else None)
+    initialise(root, card, plans, read_bytes(head) if head.is_file() else None)
     shift = 0
     with track("merging", card.units, "units") as bar:
         for members in groups.values():

@@ -21,7 +21,7 @@ from spkd.cache.read import Cache
 from spkd.cache.verify import expected_shards, metadata_problems
 from spkd.cache.write import UnitWriter, finalize, initialise
 from spkd.errors import SpkdError
-from spkd.files import parse_json, part_path, write_bytes
+from spkd.files import parse_json, part_path, read_bytes, write_bytes
 from spkd.target import Target
 
 
@@ -38,7 +38,7 @@ class Metadata:
         if problems := metadata_problems(cache.root, CompletionRecord.load(cache.root)):
             raise SpkdError(problems[0])
         names = [name for name in _names(cache.card) if (cache.root / name).is_file()]
-        return cls(cache.card, {name: (cache.root / name).read_bytes() for name in names})
+        return cls(cache.card, {name: read_bytes(cache.root / name) for name in names})
 
     def plans(self, folder: Path) -> list[Plan]:
         """The plans of the parts, checked against the card, with all files written to `folder`.

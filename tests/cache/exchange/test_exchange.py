@@ -6,6 +6,8 @@ import io
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -358,3 +360,78 @@ def test_a_cache_elsewhere_says_how_to_get_it(spkd: Callable, corpus: Path, tmp_
     make_cache(spkd, corpus, "c")
     done = spkd("train", "--loss", "cosine", f"cache=file://{tmp_path}/c")
     assert f"spkd cache pull file://{tmp_path}/c FOLDER" in done.err
+
+
+@pytest.mark.parametrize("out", FORMATS)
+def test_a_damaged_cache_is_not_exported(spkd: Callable, corpus: Path, out: str) -> None:
+    make_cache(spkd, corpus, "c")
+    shard = next(Path("c/fbank/c").glob("2/0"))
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 4
+    shard.write_bytes(data)
+    done = spkd("cache", "export", "c", out)
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "fbank/c/2/0" in done.err
+    assert not Path(out).exists() or not list(Path(out).glob("*.json"))
+
+
+def test_a_damaged_hdf5_file_ends_its_import_in_one_line(spkd: Callable, corpus: Path) -> None:
+    """libhdf5 itself can crash on one; whatever it does must not end spkd."""
+    make_cache(spkd, corpus, "c")
+    assert spkd("cache", "export", "c", "good.h5").code == 0
+    good, random = Path("good.h5").read_bytes(), np.random.RandomState(0)
+    for _ in range(3):
+        bad = bytearray(good)
+        for at in random.randint(0, 4000, 40):
+            bad[at] ^= 1 << random.randint(8)
+        Path("bad.h5").write_bytes(bad)
+        done = spkd("cache", "import", "bad.h5", "new")
+        assert (done.code, len(done.err.splitlines())) == (1, 1)
+        assert not Path("new").exists()
+
+
+def test_a_sparse_member_of_a_tar_takes_no_memory(spkd: Callable, corpus: Path) -> None:
+    make_cache(spkd, corpus, "c")
+    assert spkd("cache", "export", "c", "tars").code == 0
+    tar = sorted(Path("tars").glob("*.tar"))[0]
+    members = []
+    with tarfile.open(tar) as archive:
+        members = [(m, archive.extractfile(m).read()) for m in archive]  # type: ignore[union-attr]
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+        for number, (member, data) in enumerate(members):
+            if number == 0:
+                size = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(10**11)}
+                member.pax_headers = {**size, "GNU.sparse.name": member.name}
+                data = b"1\n0\n0\n".ljust(512, b"\0")
+                member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    done = spkd("cache", "import", "tars", "new")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "memory" not in done.err
+
+
+def test_a_view_twice_in_a_tar_is_refused(spkd: Callable, corpus: Path) -> None:
+    make_cache(spkd, corpus, "c")
+    assert spkd("cache", "export", "c", "tars").code == 0
+    tar = sorted(Path("tars").glob("*.tar"))[0]
+    with tarfile.open(tar) as archive:
+        member = archive.getmembers()[0]
+        data = archive.extractfile(member).read()  # type: ignore[union-attr]
+    with tarfile.open(tar, "a") as archive:
+        archive.addfile(member, io.BytesIO(data))
+    assert spkd("cache", "import", "tars", "new").code == 1
+    assert not Path("new").exists()
+
+
+def test_two_imports_into_one_place(spkd: Callable, corpus: Path) -> None:
+    """One works; the other waits for it, or says so: never a message about a temporary file."""
+    make_cache(spkd, corpus, "c")
+    assert spkd("cache", "export", "c", "tars").code == 0
+    command = [sys.executable, "-c", "from spkd.cli import main; main()", "cache", "import", "tars", "new"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    assert 0 in [process.returncode for process in both], errors
+    for error in errors:
+        assert ".part" not in error
+        assert "Traceback" not in error
+    assert "all checksums match" in spkd("cache", "verify", "new").out

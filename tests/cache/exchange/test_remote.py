@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import json
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -17,9 +22,11 @@ import pytest
 
 from spkd.cache import Cache
 from spkd.cache.exchange.remote import pull, push
+from spkd.cache.folder import self_digest
 from spkd.errors import SpkdError
 from spkd.manifest import Manifest
 
+from ...conftest import Quiet
 from .test_exchange import make_cache
 
 
@@ -141,8 +148,6 @@ def test_places_that_do_not_answer_or_exist(spkd: Callable, corpus: Path) -> Non
 
 def test_a_record_cannot_name_files_elsewhere(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
     """Whoever writes the record of a cache decides nothing about where a pull writes."""
-    from spkd.cache.folder import self_digest
-
     make_cache(spkd, corpus, "c")
     record = json.loads(Path("c/COMPLETE.json").read_text())
     record["sha256"]["../escaped.json"] = record["sha256"]["card.json"]
@@ -179,3 +184,85 @@ def test_copies_stay_under_the_limit(spkd: Callable, corpus: Path, tmp_path: Pat
     assert len(own.usable_views) == len(Cache.open("scratch/own").usable_views)
     done = spkd("cache", "pull", str(tmp_path / "lab/c"), "tiny/c", "--limit", "0.000001")
     assert "would exceed the limit" in done.err
+
+
+class Odd(Quiet):
+    """A server that never ends a file, or sends it slowly."""
+
+    endless: ClassVar[tuple[str, ...]] = ()
+    slow: ClassVar[tuple[str, ...]] = ()
+
+    def do_GET(self) -> None:
+        if not self.path.endswith(self.endless + self.slow):
+            return super().do_GET()
+        file = Path(self.translate_path(self.path))
+        data = file.read_bytes()
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if self.path.endswith(self.slow):
+                for part in (data[i : i + 1 + len(data) // 5] for i in range(0, len(data), 1 + len(data) // 5)):
+                    self.wfile.write(part)
+                    self.wfile.flush()
+                    time.sleep(0.3)
+                return None
+            self.wfile.write(data)
+            while True:
+                self.wfile.write(b" " * 65_536)
+
+
+@pytest.fixture
+def odd_web(tmp_path: Path) -> Iterator[str]:
+    handler = functools.partial(Odd, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["COMPLETE.json", "card.json", "embedding/c/1/0"])
+def test_a_file_that_never_ends_is_given_up(
+    spkd: Callable, odd_web: str, corpus: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make_cache(spkd, corpus, "c")
+    monkeypatch.setattr(Odd, "endless", (name,))
+    monkeypatch.setattr("spkd.cache.exchange.remote_folder.LARGEST_RECORD", 1 << 20)
+    done = spkd("cache", "pull", f"{odd_web}/c", "copy")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "larger than" in done.err
+    assert name in done.err
+    assert sum(p.stat().st_size for p in Path("copy").rglob("*") if p.is_file()) < 1 << 22
+
+
+def test_a_slow_but_steady_server_is_not_cut_off(
+    spkd: Callable, odd_web: str, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cache(spkd, corpus, "c")
+    monkeypatch.setattr(Odd, "slow", ("embedding/c/1/0", "card.json"))
+    monkeypatch.setattr("spkd.cache.exchange.remote_folder.SILENCE", 1.0)  # five pauses of 0.3 s are longer
+    assert "all checksums match" in spkd("cache", "pull", f"{odd_web}/c", "copy").out
+
+
+@pytest.mark.parametrize("units", [10**9, 10**18, "x", -1, None])
+def test_a_record_of_absurd_size_is_refused_at_once(
+    spkd: Callable, corpus: Path, tmp_path: Path, units: object
+) -> None:
+    make_cache(spkd, corpus, "c")
+    record = json.loads(Path("c/COMPLETE.json").read_text())
+    record["card"]["parts"][0]["units"] = units
+    Path("c/COMPLETE.json").write_text(json.dumps(record | {"check": self_digest(record)}))
+    done = spkd("cache", "pull", str(tmp_path / "c"), "copy")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "damaged" in done.err
+
+
+@pytest.mark.parametrize("command", [["push", "c", "there"], ["pull", "{c}", "copy"]])
+def test_two_copies_into_one_place(spkd: Callable, corpus: Path, tmp_path: Path, command: list[str]) -> None:
+    make_cache(spkd, corpus, "c")
+    arguments = [part.format(c=tmp_path / "c") for part in command]
+    whole = [sys.executable, "-c", "from spkd.cli import main; main()", "cache", *arguments]
+    both = [subprocess.Popen(whole, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [process.communicate()[1] for process in both]
+    assert 0 in [process.returncode for process in both], errors
+    assert not [error for error in errors if ".part" in error or "Traceback" in error]
+    assert "all checksums match" in spkd("cache", "verify", arguments[-1]).out
