@@ -65,6 +65,11 @@ def zero_rows(root: Path) -> int:
     return count
 
 
+def age(claim: Path) -> None:
+    """Let a claim look as if its owner had not been there for long."""
+    os.utime(claim, (time.time() - 2 * STALE,) * 2)
+
+
 @functools.cache
 def namespaces() -> list[str]:
     """A command that gives another one process number 1 and the host name `worker`; empty where it is not allowed."""
@@ -104,7 +109,7 @@ class Worker:
         for claim in self.root.glob("claims/*"):
             try:
                 if json.loads(claim.read_text())["started"] == started:
-                    os.utime(claim, (time.time() - 2 * STALE,) * 2)
+                    age(claim)
                     aged = True
             except (OSError, ValueError):
                 continue  # given back meanwhile
@@ -123,7 +128,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=30)
     options.add_argument("--stops", type=int, default=10)
-    options.add_argument("--utterances", type=int, default=800, help="seven views each, one unit per view")
+    options.add_argument("--utterances", type=int, default=1000, help="seven views each, one unit per view")
     options.add_argument("--work", type=Path, default=HERE / "work" / "cache_crash")
     given = options.parse_args()
     work = given.work.resolve()
@@ -166,11 +171,15 @@ def main() -> None:
     for worker in workers:
         worker.wait()
     if not (root / COMPLETE).is_file():
+        # Nobody can see into the name space of a killed worker: its claim lives until it is old.
+        for claim in root.glob("claims/*"):
+            age(claim)
         Worker(root, command).wait()
     after = committed(root)
     lost = [name for name in before if name not in after]
     duplicated = [name for name in before if name in after and after[name] != before[name]]
-    Worker(work / "whole", command).wait()
+    for worker in [Worker(work / "whole", command) for _ in range(WRITERS)]:
+        worker.wait()
     damaged = verify(root)
     result = {
         "kills": given.kills + given.stops,

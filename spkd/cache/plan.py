@@ -234,7 +234,7 @@ class Plan:
     def _parse(cls, data: bytes, where: str) -> Plan:
         try:
             arrays = _unzip(data)
-            unit_views, unit_seconds = arrays["unit"]
+            unit_views, unit_seconds = _column(arrays, "unit", "f8")
             first = _column(arrays, "first", "i8")
             return cls(
                 Views(*(_column(arrays, name, kind) for name, kind in COLUMNS.items())),
@@ -280,7 +280,7 @@ def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
-    blob, ends = arrays[name].tobytes(), arrays[f"{name}_end"].tolist()
+    blob, ends = _column(arrays, name, "u1").tobytes(), _column(arrays, f"{name}_end", "i8").tolist()
     if any(a > b for a, b in zip([0, *ends], [*ends, len(blob)], strict=True)):
         raise ValueError(f"{name} overlap")
     return [blob[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]

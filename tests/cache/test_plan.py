@@ -71,3 +71,15 @@ def test_archives_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> 
     for data in (bomb.getvalue(), good[:-30], good[:100], b"", b"PK"):
         with pytest.raises(SpkdError, match=r"^p: damaged"):
             Plan.read(data, CARD, 0, "p")
+
+
+@pytest.mark.parametrize("name", ["unit", "utterances", "utterances_end", "speakers", "first", "samples"])
+@pytest.mark.parametrize("kind", ["f4", "c8", "S3", "i1", "m8[s]", "V8"])
+def test_columns_of_another_type_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+    with np.load(io.BytesIO(saved(PLAN, tmp_path))) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    arrays[name] = np.zeros(arrays[name].shape, kind)
+    changed = io.BytesIO()
+    np.savez(changed, **arrays)
+    with pytest.raises(SpkdError, match=r"^p: damaged \("):
+        Plan.read(changed.getvalue(), CARD, 0, "p")

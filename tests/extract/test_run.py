@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -315,3 +317,46 @@ def test_workers_share_one_codebook(spkd: Callable, corpus: Path, checkpoint: Pa
     assert "all checksums match" in spkd("cache", "verify", "cache").out
     assert "at least 0." in spkd("cache", "verify", "cache", "--live", "18", *arguments[1:4]).out
     assert "0 views extracted" in spkd(*arguments).out
+
+
+def write_odd(path: str, wave: np.ndarray) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    soundfile.write(path, wave.astype(np.float32), 16_000, subtype="FLOAT")
+
+
+def test_audio_that_is_hardly_speech_is_noted_once_with_its_count(spkd: Callable) -> None:
+    noise = 0.1 * np.random.RandomState(0).randn(16_000)
+    write_odd("a/silent.wav", np.zeros(16_000))
+    write_odd("a/silent2.wav", np.zeros(16_000))
+    write_odd("a/constant.wav", np.full(16_000, 0.5))
+    write_odd("a/clipped.wav", np.sign(noise))
+    write_odd("a/opposite.wav", np.stack([noise, -noise], 1))
+    write_odd("a/good.wav", noise)
+    assert spkd("manifest", ".", "--out", "m.csv").code == 0
+    done = spkd("extract", "teacher=none", "manifest=m.csv", "cache=c")
+    assert done.code == 0, done.err
+    notes = [line for line in done.err.splitlines() + done.out.splitlines() if line.startswith("note:")]
+    text = "\n".join(notes)
+    assert len(notes) == len(set(notes))
+    for kind in ("silen", "constant", "clipp", "cancel"):
+        assert kind in text, text
+    assert "good" not in text
+
+
+def test_a_duration_in_milliseconds_is_rejected_with_a_hint(spkd: Callable) -> None:
+    write_odd("a/x.wav", 0.1 * np.random.RandomState(0).randn(16_000))
+    write_odd("a/y.wav", 0.1 * np.random.RandomState(1).randn(16_000))
+    Path("m.csv").write_text("utt,path,duration\nx,a/x.wav,1000\ny,a/y.wav,1\nz,a/y.wav,1e18\nw,a/y.wav,200000\n")
+    done = spkd("extract", "teacher=none", "manifest=m.csv", "cache=c")
+    assert (done.code, "3 rejected" in done.out) == (0, True), done.err
+    assert "milliseconds" in done.err
+
+
+def test_a_file_that_is_a_pipe_or_a_socket_is_rejected(spkd: Callable) -> None:
+    write_odd("a/x.wav", 0.1 * np.random.RandomState(0).randn(16_000))
+    os.mkfifo("a/p.wav")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("a/s.wav")
+        Path("m.csv").write_text("utt,path,duration\nx,a/x.wav,1\np,a/p.wav,1\ns,a/s.wav,1\n")
+        done = spkd("extract", "teacher=none", "manifest=m.csv", "cache=c")
+    assert (done.code, "2 rejected" in done.out) == (0, True), done.err

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spkd.cache import Cache, Crop
+from spkd.cache import Cache, Crop, Plan, claim_units, finalize
+from spkd.cache.folder import load_card
 from spkd.config import MiningConfig
 from spkd.features import FBANK
 from spkd.manifest import Manifest, Utterance
@@ -22,6 +23,9 @@ from spkd.train.batches import InputSource
 from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.losses import LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
+from spkd.view import Views
+
+from ..cache.test_layout import start, writer_of
 
 SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6", "crop=0.5", "--loss", "contrastive"]
 
@@ -186,3 +190,66 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
     assert spkd("train", *chosen, "out=b", "save_every=3").code == 0
     a, b = (load_file(f"{name}/model.safetensors") for name in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def many_of_a_speaker(tmp_path: Path, speakers: int, each: int) -> tuple[Cache, np.ndarray, np.ndarray]:
+    """A cache of embeddings alone, its vectors and the speaker of each."""
+    random = np.random.RandomState(0)
+    speaker = random.permutation(np.repeat(np.arange(speakers), each))
+    vectors = (random.randn(speakers, 24)[speaker] + 0.5 * random.randn(len(speaker), 24)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    target, count = Target("embedding", 24, codec="float32"), len(speaker)
+    manifest = Manifest(tuple(Utterance(f"u{i}", f"{i}.wav", f"s{s}", 0.25) for i, s in enumerate(speaker)))
+    columns = (np.arange(count, dtype=np.int32), np.zeros(count, np.int64), np.full(count, 4000, np.int32))
+    views = Views(*columns, np.ones(count, np.float32), np.zeros(count, np.uint32))
+    plan = Plan.make(manifest, views, 1024, 1280.0)
+    start(tmp_path / "c", [target], manifest, plan)
+    for unit in claim_units(tmp_path / "c", plan.units):
+        writer = writer_of(tmp_path / "c", plan, unit)
+        writer.put("embedding", list(plan.unit(unit)), vectors[list(plan.unit(unit))])
+        writer.commit()
+    assert finalize(tmp_path / "c", load_card(tmp_path / "c"), plan)
+    return Cache.open(tmp_path / "c"), vectors, speaker
+
+
+@pytest.mark.parametrize("each", [20, 182, 220])
+@pytest.mark.parametrize("ceiling", [2.0, 0.3])
+def test_speakers_of_many_utterances_have_hard_negatives_in_large_caches_too(
+    tmp_path: Path, each: int, ceiling: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More utterances of a speaker than twice the neighbours, searched approximately: against all pairs."""
+    monkeypatch.setattr(mining, "EXACT", 1000)
+    cache, vectors, speaker = many_of_a_speaker(tmp_path, 2640 // each, each)
+    config = MiningConfig(negatives=8, neighbours=32, nprobe=16)
+    found = search(cache, Labels.of(cache), config, ceiling)
+    assert "IVF" in type(mining.build(vectors, 16)).__name__
+    pairs = vectors @ vectors.T
+    pairs[speaker[:, None] == speaker] = -2
+    pairs[pairs > ceiling] = -2
+    hardest = np.sort(pairs, 1)[:, -32:].mean()
+    drawn = found.draw(np.arange(len(speaker)), 8, np.random.RandomState(0))
+    assert drawn.is_negative.all()
+    assert (speaker[drawn.views] != speaker[:, None]).all()
+    cosines = np.einsum("bd,bnd->bn", vectors, vectors[drawn.views])
+    assert cosines.max() <= ceiling + 1e-5
+    assert cosines.mean() > 0.95 * hardest
+
+
+def test_the_ceiling_is_the_teachers_where_the_students_embeddings_are_searched(tmp_path: Path) -> None:
+    cache, vectors, _ = many_of_a_speaker(tmp_path, 12, 10)
+    instances = Groups.of(Labels.of(cache).instance, cache.usable_views)
+    student = np.random.RandomState(1).randn(len(vectors), 6).astype(np.float32)
+    student /= np.linalg.norm(student, axis=1, keepdims=True)
+    found = mining.mine(student, vectors, instances, cache, Labels.of(cache), MiningConfig(neighbours=8), 0.2)
+    kept = found.neighbours >= 0
+    teacher = np.einsum("bd,bnd->bn", vectors, vectors[np.maximum(found.neighbours, 0)])
+    assert kept.any()
+    assert teacher[kept].max() <= 0.2
+
+
+def test_an_instance_without_allowed_neighbours_has_no_negatives_and_no_part_in_the_loss(tmp_path: Path) -> None:
+    cache, _, _ = many_of_a_speaker(tmp_path, 12, 10)
+    found = search(cache, Labels.of(cache), MiningConfig(neighbours=8), -0.99)
+    drawn = found.draw(np.arange(20), 4, np.random.RandomState(0))
+    assert (found.neighbours == mining.NONE).all()
+    assert not drawn.is_negative.any()
