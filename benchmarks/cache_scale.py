@@ -4,7 +4,7 @@ Plans of these sizes are made and written as extraction would write them; the ta
 touches, are left out. Each cache is opened in a fresh process.
 
 Then a cache of thousands of shards, from which a student is trained and which is exported under a limit of 256 open
-files; and one of more shards than the kernel allows a process maps (65,530), of which all are read.
+files; and one of more shards than a process maps at once (the kernel allows it 65,530 maps), of which all are read.
 
     python benchmarks/cache_scale.py
 
@@ -27,6 +27,7 @@ from synthetic import make_card, write_cache
 from spkd import digest
 from spkd.cache import Plan, initialise
 from spkd.cache.folder import COMPLETE, CompletionRecord, metadata_files
+from spkd.cache.read import MOST_MAPPED
 from spkd.features import FBANK
 from spkd.files import write_json
 from spkd.manifest import Manifest, Utterance
@@ -37,7 +38,6 @@ HERE = Path(__file__).parent
 TARGETS = [Target("embedding", 256), Target("frames", 512, 320, 400)]
 DESCRIPTORS = 256
 UNITS = 2500  # of two shards each
-MAPS = 65_530  # the kernel's limit, vm.max_map_count
 READ_ALL = """
 import sys
 import numpy as np
@@ -125,9 +125,9 @@ def few_descriptors(root: Path) -> int:
 
 
 def many_maps(root: Path) -> dict[str, int]:
-    """Read every shard of a cache that has more of them than a process may map."""
+    """Read every shard of a cache that has more of them than are mapped at once."""
     shutil.rmtree(root, ignore_errors=True)
-    count = MAPS + 1000
+    count = MOST_MAPPED + 600
     manifest = Manifest(tuple(Utterance(f"u{i}", "", f"s{i % 50}", 2.0) for i in range(count)))
     write_cache(root, [Target("embedding", 16, codec="float32")], manifest, 32_000, 1, values)
     done = subprocess.run([sys.executable, "-c", READ_ALL, str(root)], capture_output=True, text=True, check=False)
