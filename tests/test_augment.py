@@ -49,7 +49,7 @@ def test_probabilities_are_kept() -> None:
     assert 80 < touched < 160
 
 
-def test_banks_are_told_apart_by_content_not_by_place(tmp_path: Path) -> None:
+def test_banks_are_identified_by_content_not_by_place(tmp_path: Path) -> None:
     for folder, count in (("a", 2), ("b", 2), ("c", 1)):
         (tmp_path / folder).mkdir()
         for i in range(count):

@@ -219,6 +219,8 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
         raise UsageError(
             f"student.init={source}: a {config.model_type} model; ssl can be initialised from {', '.join(FAMILIES)}"
         )
+    if list(zip(config.conv_kernel, config.conv_stride, strict=False)) != list(CONVOLUTIONS):
+        raise UsageError(f"student.init={source}: its convolutions are not those of wav2vec 2.0 (25 ms every 20 ms)")
     if layers > config.num_hidden_layers:
         raise UsageError(f"student.layers={layers}: {source} has {config.num_hidden_layers}")
     relative = config.model_type == "wavlm"
@@ -236,16 +238,19 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
     }
     if relative:
         shape |= {"encoder_num_buckets": config.num_buckets, "encoder_max_distance": config.max_bucket_distance}
-    student = SSLStudent(config.hidden_size, embedding, layers, 0, relative, shape)
-    whole = import_huggingface_model(teacher)
-    student.convolutions.load_state_dict(whole.feature_extractor.state_dict())
-    student.project.load_state_dict(whole.encoder.feature_projection.state_dict())
-    kept = {
-        name: values
-        for name, values in whole.encoder.transformer.state_dict().items()
-        if not name.startswith("layers.") or int(name.split(".")[1]) < layers
-    }
-    student.transformer.load_state_dict(kept)
+    try:
+        student = SSLStudent(config.hidden_size, embedding, layers, 0, relative, shape)
+        whole = import_huggingface_model(teacher)
+        student.convolutions.load_state_dict(whole.feature_extractor.state_dict())
+        student.project.load_state_dict(whole.encoder.feature_projection.state_dict())
+        kept = {
+            name: values
+            for name, values in whole.encoder.transformer.state_dict().items()
+            if not name.startswith("layers.") or int(name.split(".")[1]) < layers
+        }
+        student.transformer.load_state_dict(kept)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, AssertionError) as error:
+        raise UsageError(f"student.init={source}: a shape that ssl cannot have ({first_line(error)})") from error
     if not adapters:
         return student
     adapted = SSLStudent(config.hidden_size, embedding, layers, adapters, relative, shape)

@@ -40,7 +40,7 @@ def checkpoint(tmp_path: Path) -> Path:
     "view",
     [["view=full"], ["view=windows:0.8/0.4"], ["view=crops:2,0.7", "view.speeds=[0.9,1.1]", "view.noise=synthetic"]],
 )
-def test_cached_is_what_the_live_teacher_says_of_every_view(
+def test_cached_is_what_the_live_teacher_gives_for_every_view(
     spkd: Callable, corpus: Path, tiny_wavlm: Path, view: list[str]
 ) -> None:
     done = spkd(

@@ -155,3 +155,13 @@ def test_a_view_too_long_for_attention_is_rejected_with_the_remedy(spkd: Callabl
     done = spkd("extract", "teacher=wavlm", f"teacher.weights={tiny_wavlm}", "manifest=m.csv", "cache=c")
     assert (done.code, "1 rejected" in done.out) == (0, True), done.err
     assert "view=windows:" in done.err
+
+
+def test_a_student_begins_only_from_the_usual_convolutions(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
+    shutil.copytree(tiny_wavlm, "w")
+    config = json.loads(Path("w/config.json").read_text())
+    spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "wave=true", "cache=plain")
+    for strides in ([5, 2, 2, 2, 2, 10**18, 2], [5, 2, 2, 2, 2, 2, 1], [5, 2, 2, 2, 2, 2]):
+        Path("w/config.json").write_text(json.dumps(config | {"conv_stride": strides}))
+        done = spkd("train", "--loss", "aam", "student=ssl", "student.init=w", "cache=plain", "steps=1", "batch_size=2")
+        assert (done.code, len(done.err.splitlines())) == (2, 1), done.err

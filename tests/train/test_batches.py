@@ -75,7 +75,7 @@ def test_masks_hide_one_stretch_of_time_and_one_of_bands() -> None:
     assert torch.equal(masked, mask(features, 20, 10, torch.Generator().manual_seed(0)))
 
 
-def test_further_crops_are_of_the_same_voice(spkd: Callable, corpus: Path) -> None:
+def test_further_crops_are_of_the_same_view(spkd: Callable, corpus: Path) -> None:
     manifest = f"manifest={corpus / 'manifest.csv'}"
     done = spkd(
         "extract", "teacher=none", manifest, "view=crops:4,0.8", "view.speeds=[0.9,1.0]", "wave=true", "fbank=true"

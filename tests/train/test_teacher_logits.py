@@ -140,7 +140,7 @@ def test_prototypes_of_a_stream(spkd: Callable, extract: Callable) -> None:
     assert done.code == 0, done.err  # the embeddings are read first, everything else later
 
 
-def test_the_ceiling_rises_where_even_different_voices_are_alike(
+def test_the_ceiling_rises_where_even_different_speakers_are_alike(
     spkd: Callable, corpus: Path, tiny_wavlm: Path
 ) -> None:
     wavlm = ("teacher=wavlm", f"teacher.weights={tiny_wavlm}")
