@@ -249,6 +249,9 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
             if not name.startswith("layers.") or int(name.split(".")[1]) < layers
         }
         student.transformer.load_state_dict(kept)
+        with torch.no_grad():  # some values are looked at only when it runs
+            student.eval()(torch.zeros(1, 100, WAVE.dim))
+        student.train()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, AssertionError) as error:
         raise UsageError(f"student.init={source}: a shape that ssl cannot have ({first_line(error)})") from error
     if not adapters:

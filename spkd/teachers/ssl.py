@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from spkd import digest
+from spkd.audio import SAMPLE_RATE
 from spkd.cache.card import TeacherCard
 from spkd.config import ModelConfig
 from spkd.errors import SpkdError, UsageError, first_line
@@ -70,7 +71,14 @@ class SSLTeacher(Teacher):
         self._pooled = self._layers if layer is None else layer
         if not 0 <= self._pooled <= self._layers:
             raise UsageError(f"teacher.layer={layer}: {self._source} has layers 0 to {self._layers}")
-        window, hop = receptive_field(config.conv_kernel, config.conv_stride)
+        try:  # some values are looked at only when it runs
+            window, hop = receptive_field(config.conv_kernel, config.conv_stride)
+            if not 0 < hop <= window <= SAMPLE_RATE:
+                raise ValueError(f"frames of {window} samples every {hop}")
+            with torch.no_grad():
+                self._model(torch.zeros(1, window + 10 * hop, device=device))
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+            raise UsageError(f"teacher.weights={self._source}: cannot be run ({first_line(error)})") from error
         self.min_samples = window
         # Attention holds a number for every pair of frames and every head.
         self.max_samples = hop * int((ATTENTION_BYTES / (4 * config.num_attention_heads)) ** 0.5)

@@ -165,3 +165,18 @@ def test_a_student_begins_only_from_the_usual_convolutions(spkd: Callable, corpu
         Path("w/config.json").write_text(json.dumps(config | {"conv_stride": strides}))
         done = spkd("train", "--loss", "aam", "student=ssl", "student.init=w", "cache=plain", "steps=1", "batch_size=2")
         assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+
+
+@pytest.mark.parametrize("change", [{"max_bucket_distance": -1}, {"num_buckets": 1}, {"conv_stride": [10**9] * 7}])
+def test_a_config_that_cannot_be_run_is_a_line(
+    spkd: Callable, corpus: Path, tiny_wavlm: Path, change: dict[str, object]
+) -> None:
+    shutil.copytree(tiny_wavlm, "w")
+    config = json.loads(Path("w/config.json").read_text())
+    Path("w/config.json").write_text(json.dumps(config | change))
+    audio = f"manifest={corpus / 'manifest.csv'}"
+    done = spkd("extract", "teacher=wavlm", "teacher.weights=w", audio, "cache=c")
+    assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+    spkd("extract", "teacher=none", audio, "wave=true", "cache=plain")
+    done = spkd("train", "--loss", "aam", "student=ssl", "student.init=w", "cache=plain", "steps=1", "batch_size=2")
+    assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
