@@ -73,5 +73,5 @@ def test_json_that_cannot_be_read_is_a_line(data: bytes) -> None:
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "card.json")
-    with pytest.raises(SpkdError, match="missing"):
+    with pytest.raises(SpkdError, match="not a regular file"):
         files.read_json(tmp_path / "card.json")

@@ -130,9 +130,10 @@ def resume(out: Path, module: TrainingModule, optimiser: torch.optim.Optimizer, 
         if state.step >= steps or not re.fullmatch(r"state\.\d+\.safetensors", state.tensors):
             raise ValueError(f"step {state.step} of {steps}, tensors in {state.tensors[:40]}")
         tensors = load_tensors(read_bytes(out / state.tensors))
-        odd = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+        # Infinite ones there may be: the least loss so far begins with infinity.
+        odd = [name for name, value in tensors.items() if value.is_floating_point() and value.isnan().any()]
         if odd:
-            raise ValueError(f"values of {odd[0]} are not finite")
+            raise ValueError(f"values of {odd[0]} are NaN")
         module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         if miner is not None:
             miner.load_state({k.removeprefix("mining."): v for k, v in tensors.items() if k.startswith("mining.")})
