@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import os
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -45,21 +47,25 @@ def manifest(corpus: Path) -> Manifest:
     return Manifest.load(corpus / "manifest.csv")
 
 
+# A wav2vec 2.0 of a few thousand weights with the usual convolutions, for transformers' configurations.
+TINY_SSL: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
 @pytest.fixture(scope="session")
 def tiny_wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real WavLM of a few thousand weights with the usual convolutions, saved as transformers saves it."""
+    """A real WavLM, saved as transformers saves it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.WavLMConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
+        **TINY_SSL | {"num_hidden_layers": 3}, feat_extract_norm="layer", do_stable_layer_norm=True
     )
     folder = tmp_path_factory.mktemp("wavlm")
     transformers.WavLMModel(config).save_pretrained(folder)
@@ -96,14 +102,21 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[str]:
-    """The test's folder over plain HTTP, without ranges."""
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+@contextlib.contextmanager
+def served(folder: Path, handler: type[Quiet] = Quiet) -> Iterator[str]:
+    """A folder over plain HTTP, without ranges."""
+    on_folder = functools.partial(handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), on_folder) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The test's folder over HTTP."""
+    with served(tmp_path) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

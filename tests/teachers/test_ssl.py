@@ -16,6 +16,8 @@ import torch
 from spkd.errors import UsageError
 from spkd.teachers.ssl import HuBERT, Wav2Vec2, WavLM, receptive_field
 
+from ..conftest import TINY_SSL
+
 transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")
 
@@ -45,16 +47,7 @@ def test_the_declared_number_of_rows_is_given(tiny_wavlm: Path, samples: int) ->
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
 def test_the_other_families_load(tmp_path: Path, family: str) -> None:
     kind = {"hubert": transformers.HubertConfig, "wav2vec2": transformers.Wav2Vec2Config}[family]
-    small = kind(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
-    )
-    transformers.AutoModel.from_config(small).save_pretrained(tmp_path)
+    transformers.AutoModel.from_config(kind(**TINY_SSL)).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps({"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False})
     )

@@ -22,6 +22,8 @@ from spkd.train.losses.aam import AAMSettings
 from spkd.train.losses.onestep import OneStep, OneStepSettings
 from spkd.train.module import TrainingModule
 
+from ..conftest import TINY_SSL
+
 SMALL = ["steps=6", "batch_size=6", "student=ssl", "student.channels=32", "student.embedding=6", "crop=0.5"]
 TEACHER = {"frames.a": Target("frames.a", 7, 320, 400), "frames.b": Target("frames.b", 5, 320, 400)}
 
@@ -167,13 +169,7 @@ def test_a_student_begins_as_its_teachers_first_layers(family: str, tmp_path: Pa
     kind, _, stable = family.partition(" ")
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=48,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
+        **TINY_SSL | {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48},
         feat_extract_norm="layer" if stable else "group",
         do_stable_layer_norm=bool(stable),
         conv_bias=bool(stable),

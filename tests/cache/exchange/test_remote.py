@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import json
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +23,7 @@ from spkd.cache.folder import self_digest
 from spkd.errors import SpkdError
 from spkd.manifest import Manifest
 
-from ...conftest import Quiet
+from ...conftest import Quiet, served
 from .test_exchange import make_cache
 
 
@@ -213,11 +210,8 @@ class Odd(Quiet):
 
 @pytest.fixture
 def odd_web(tmp_path: Path) -> Iterator[str]:
-    handler = functools.partial(Odd, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(tmp_path, Odd) as url:
+        yield url
 
 
 @pytest.mark.parametrize("name", ["COMPLETE.json", "card.json", "embedding/c/1/0"])
