@@ -10,9 +10,9 @@ import torch
 from spkd.audio import SAMPLE_RATE
 from spkd.config import EvalConfig, ViewConfig
 from spkd.errors import SpkdError, UsageError
-from spkd.loader import ViewLoader, iterate_batches
+from spkd.loader import iterate_batches
 from spkd.manifest import Manifest, measure
-from spkd.progress import log, track
+from spkd.progress import track
 from spkd.target import EMBEDDING
 from spkd.teachers import Teacher
 from spkd.view import ViewPlan
@@ -29,9 +29,7 @@ def embed(model: Teacher, manifest: Manifest, config: EvalConfig) -> tuple[dict[
     manifest, rejected = measure(manifest)
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
-    min_seconds = max(config.min_seconds, model.min_samples / SAMPLE_RATE)
-    longest = None if model.max_samples is None else model.max_samples / SAMPLE_RATE
-    loader = ViewLoader(manifest, views, plan.augmentation, min_seconds, log, longest)
+    loader = model.view_loader(manifest, views, plan.augmentation, config.min_seconds)
     embeddings: dict[str, np.ndarray] = {}
 
     def reject(view: int, reason: str) -> None:

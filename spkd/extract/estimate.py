@@ -14,6 +14,7 @@ from spkd.cache.layout import HEADER, chunk_bytes, chunk_rows, index_length
 from spkd.cache.plan import Plan
 from spkd.config import ExtractConfig
 from spkd.errors import SpkdError, UsageError
+from spkd.extract.run import fitting
 from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.features import FEATURES
 from spkd.loader import WaveBatch
@@ -59,7 +60,7 @@ def estimate(config: ExtractConfig, teacher: Teacher, manifest: Manifest, device
     """Plan an extraction and time the teacher on noise of the views' lengths; no audio is read where the manifest says
     how long everything is."""
     targets, view_plan = chosen_targets(config, teacher), ViewPlan.parse(config.view)
-    manifest, _ = measure(manifest)
+    manifest, _ = fitting(measure(manifest)[0], config)
     if not len(manifest):
         raise SpkdError(f"{manifest.source}: no utterance can be read")
     plan = Plan.make(manifest, view_plan.views(manifest), config.storage.unit_views, config.storage.unit_seconds)

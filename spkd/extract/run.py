@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from spkd.audio import SAMPLE_RATE
 from spkd.cache.background import Background
 from spkd.cache.card import Card, Part
 from spkd.cache.claims import claim_units, heartbeat
@@ -60,7 +59,7 @@ def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Repo
     root, targets = Path(config.cache), chosen_targets(config, teacher)
     view_plan = ViewPlan.parse(config.view)
     manifest, unreadable = measure(manifest, config.workers * 4)
-    manifest, too_long = _fitting(manifest, config)
+    manifest, too_long = fitting(manifest, config)
     unreadable |= too_long
     if not len(manifest):
         raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read")
@@ -68,9 +67,7 @@ def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Repo
     storage = config.storage
     plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
     plan, manifest = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
-    min_seconds = max(config.min_seconds, teacher.min_samples / SAMPLE_RATE)
-    longest = None if teacher.max_samples is None else teacher.max_samples / SAMPLE_RATE
-    loader = ViewLoader(manifest, plan.views, view_plan.augmentation, min_seconds, log, longest)
+    loader = teacher.view_loader(manifest, plan.views, view_plan.augmentation, config.min_seconds)
 
     head = teacher.head if LOGITS in config.teacher.targets else None
     logits_stored = head is not None and LOGITS in [t.name for t in targets]
@@ -142,7 +139,7 @@ def _extract(
     return report
 
 
-def _fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[str, str]]:
+def fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[str, str]]:
     """The utterances whose views fit into a unit, and the reason for each of the others."""
     most = config.storage.unit_seconds * min(config.view.speeds, default=1.0)
     if config.view.plan != "full":

@@ -9,10 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spkd.audio import SAMPLE_RATE
+from spkd.augment import Augmentation
 from spkd.cache.card import TeacherCard
 from spkd.cache.head import Head
 from spkd.config import ModelConfig
+from spkd.loader import ViewLoader
+from spkd.manifest import Manifest
+from spkd.progress import log
 from spkd.target import Target
+from spkd.view import Views
 
 
 class Teacher(ABC):
@@ -61,6 +67,15 @@ class Teacher(ABC):
         Returns:
             (B, D) or (B, T, D) per target.
         """
+
+    def view_loader(
+        self, manifest: Manifest, views: Views, augmentation: Augmentation, min_seconds: float
+    ) -> ViewLoader:
+        """A loader of the views, which refuses those that are too short or too long for this model, and utterances
+        below `min_seconds`. What it notices about the audio is logged."""
+        shortest = max(min_seconds, self.min_samples / SAMPLE_RATE)
+        longest = None if self.max_samples is None else self.max_samples / SAMPLE_RATE
+        return ViewLoader(manifest, views, augmentation, shortest, log, longest)
 
     def extract(self, waves: Tensor, names: list[str], halves: Collection[str] = ()) -> dict[str, np.ndarray]:
         """The named targets of a batch of equally long waveforms (B, samples), on any device.

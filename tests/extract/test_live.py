@@ -103,3 +103,11 @@ def test_an_estimate_needs_no_audio_where_the_durations_are_known(
     done = spkd("cache", "estimate", *arguments[:3], "manifest=large.csv", "view=crops:8,2.0")
     assert done.code == 0, done.err
     assert "40,000 views, 22.2 hours of audio" in done.out
+
+
+def test_an_utterance_that_extraction_rejects_does_not_end_an_estimate(spkd: Callable, arguments: list[str]) -> None:
+    rows = [Utterance("long", "nowhere/long.wav", "s", 5000.0), Utterance("short", "nowhere/short.wav", "s", 3.0)]
+    Manifest(tuple(rows)).save("m.csv")
+    done = spkd("cache", "estimate", *arguments[:3], "manifest=m.csv", "view=full")
+    assert done.code == 0, done.err
+    assert "1 views" in done.out
