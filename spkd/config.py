@@ -397,14 +397,10 @@ def load(
     given = [*ready, *_from_file(schema, file), *_from_environment(known, environ), *_from_command_line(overrides)]
     for name, value in given:
         name = _full_name(schema, name)
-        owner = next((k for k in known if name.startswith(f"{k}.") and isinstance(known[k].default, dict)), None)
         loss, _, rest = name.removeprefix("loss.").partition(".")
-        if name in known:
-            values[name] = known[name].read(value, name)
-        elif owner is not None:
-            item = name.removeprefix(f"{owner}.")
-            values[owner] = values[owner] | known[owner].read(value._replace(value={item: value.value}), owner)
-        elif "loss.names" in known and (old := _renamed(name)) is not None:
+        if _set(values, known, name, value):
+            continue
+        if "loss.names" in known and (old := _renamed(name)) is not None:
             raise UsageError(f"{value.where}: {old} is now {RENAMED[old]}")
         elif "loss.names" in known and name.startswith("loss.") and (chosen := _loss_of(loss)) is not None:
             # Each loss declares its own keys; they are read once it is known which losses run.
@@ -425,18 +421,26 @@ def fill(schema: type[Schema], prefix: str, given: Mapping[str, Given]) -> Schem
     known = {k.name: k for k in keys(schema)}
     values: dict[str, Any] = {name: k.default for name, k in known.items()}
     for name, value in given.items():
-        owner = next((k for k in known if name.startswith(f"{k}.") and isinstance(known[k].default, dict)), None)
         full = f"{prefix}.{name}"
         if (old := _renamed(full)) is not None:
             raise UsageError(f"{value.where}: {old} is now {RENAMED[old]}")
-        if owner is not None:
-            item = name.removeprefix(f"{owner}.")
-            values[owner] = values[owner] | known[owner].read(value._replace(value={item: value.value}), full)
-        elif name in known:
-            values[name] = known[name].read(value, full)
-        else:
+        if not _set(values, known, name, value, full):
             raise UsageError(f"{value.where}: unknown key {full!r}{did_you_mean(name, known)}")
     return cast(Schema, _assembled(schema, values))
+
+
+def _set(values: dict[str, Any], known: Mapping[str, Key], name: str, given: Given, shown: str | None = None) -> bool:
+    """Read a value of a key, or of one item of a mapping (`storage.codecs.frames`). Returns whether there is such a
+    key; `shown` names it in errors."""
+    if name in known:
+        values[name] = known[name].read(given, shown or name)
+        return True
+    owner = next((k for k in known if name.startswith(f"{k}.") and isinstance(known[k].default, dict)), None)
+    if owner is None:
+        return False
+    item = given._replace(value={name.removeprefix(f"{owner}."): given.value})
+    values[owner] = values[owner] | known[owner].read(item, shown or owner)
+    return True
 
 
 def _loss_of(section: str) -> str | None:

@@ -177,7 +177,12 @@ def load_card(root: Path) -> Card:
     path = root / CARD
     if not path.is_file():
         raise SpkdError(f"{root}: no teacher cache; make one with `spkd extract cache={root}`")
-    return Card.from_json(read_json(path), str(path))
+    return parse_card(read_bytes(path), str(path))
+
+
+def parse_card(data: bytes | str, where: str) -> Card:
+    """A card from its file's content. Raises SpkdError where it is damaged or of another format."""
+    return Card.from_json(parse_json(data, where), where)
 
 
 def self_digest(tree: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from spkd.cache.lock import hold
 from spkd.cache.plan import Plan
 from spkd.cache.source import Crop, SingleCache
 from spkd.errors import SpkdError
+from spkd.files import read_bytes
 from spkd.target import Target
 
 WARM_RATE = 3e9  # bytes/s: memory gives 10e9 and more, disks less than this
@@ -72,13 +73,14 @@ class Cache(SingleCache):
                 f"{root}: extraction is not finished ({done} of {card.units} units); run the same `spkd extract` again"
             )
         record = CompletionRecord.load(root)
+        plans = []
         for part in range(len(record.card.parts)):
-            name = str(plan_path(part))
-            if not (root / name).is_file():
-                raise SpkdError(f"{root / name}: missing")
-            if digest.of_file(root / name) != record.sha256[name]:
-                raise SpkdError(f"{root / name}: damaged, or of another cache (digest differs from {COMPLETE})")
-        cache = cls(root, record.card, Plan.load(root, record.card), record.rejected)
+            name, where = str(plan_path(part)), str(root / plan_path(part))
+            data = read_bytes(root / name)
+            if digest.of_bytes(data) != record.sha256[name]:
+                raise SpkdError(f"{where}: damaged, or of another cache (digest differs from {COMPLETE})")
+            plans.append(Plan.read(data, record.card, part, where))
+        cache = cls(root, record.card, Plan.join(plans), record.rejected)
         cache._held = hold(root)
         return cache
 

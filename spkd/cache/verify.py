@@ -25,6 +25,7 @@ class ExpectedShard(NamedTuple):
 
     Attributes:
         path: where it is.
+        unit: of which it holds the views.
         target: of which it holds the rows.
         rows: rows of the array that one shard takes.
         header: its first bytes.
@@ -32,6 +33,7 @@ class ExpectedShard(NamedTuple):
     """
 
     path: Path
+    unit: int
     target: Target
     rows: int
     header: bytes
@@ -76,7 +78,7 @@ def expected_shards(root: Path, card: Card, plan: Plan) -> Iterator[ExpectedShar
         header, commit = header_bytes(keys[part], number), CommitRecord.load(root, card, unit)
         for target in card.targets:
             path, rows = shard_path(root, target, unit), plan.shard_rows(target)
-            yield ExpectedShard(path, target, rows, header, commit.targets[target.name])
+            yield ExpectedShard(path, unit, target, rows, header, commit.targets[target.name])
 
 
 def metadata_problems(root: Path, record: CompletionRecord) -> list[str]:
@@ -122,27 +124,26 @@ def verify(root: str | Path) -> list[str]:
     if damaged := metadata_problems(root, record):
         return damaged
     try:
-        plan = Plan.load(root, record.card)
-        shards = [(shard, shard.problem()) for shard in expected_shards(root, record.card, plan)]
+        cache = Cache.open(root)
+        return [line for shard in expected_shards(root, record.card, cache.plan) if (line := _line(cache, shard))]
     except SpkdError as error:
         return [str(error)]
-    damaged = [f"{shard.path}: {problem}" for shard, problem in shards if problem is not None]
-    return damaged or _odd_values(root)
 
 
-def _odd_values(root: Path) -> list[str]:
-    """One line per shard whose usable views hold values that no teacher gives: not finite, or a vector of zeros. What
-    was signed by somebody else may match its checksums and be such."""
-    cache = Cache.open(root)
-    found = []
-    for target in cache.targets.values():
-        codec = cache.codebook.codecs[target.name]
-        for unit in range(cache.plan.units):
-            views = np.array(cache.plan.unit(unit))
-            values = codec.decode(cache.ragged(views[cache.is_usable[views]], target.name).values)
-            path = cache.shard_path(unit, target)
-            if not bool(values.isfinite().all()):
-                found.append(f"{path}: values that are not finite")
-            elif target.name == EMBEDDING and len(values) and not bool(values.any(-1).all()):
-                found.append(f"{path}: embeddings of zeros")
-    return found
+def _line(cache: Cache, shard: ExpectedShard) -> str | None:
+    """What is wrong with a shard. Its values are looked at just after its checksums, while they are in memory."""
+    problem = shard.problem() or _odd_values(cache, shard)
+    return f"{shard.path}: {problem}" if problem else None
+
+
+def _odd_values(cache: Cache, shard: ExpectedShard) -> str | None:
+    """Which values of its usable views no teacher gives: not finite, or a vector of zeros. What was signed by somebody
+    else may match its checksums and be such."""
+    views = np.array(cache.plan.unit(shard.unit))
+    stored = cache.ragged(views[cache.is_usable[views]], shard.target.name).values
+    values = cache.codebook.codecs[shard.target.name].decode(stored)
+    if not bool(values.isfinite().all()):
+        return "values that are not finite"
+    if shard.target.name == EMBEDDING and len(values) and not bool(values.any(-1).all()):
+        return "embeddings of zeros"
+    return None

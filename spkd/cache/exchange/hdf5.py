@@ -25,7 +25,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from spkd.cache.exchange.transfer import Metadata, building, checked, read_card, rejections
+from spkd.cache.exchange.transfer import Metadata, building, checked, rejections
+from spkd.cache.folder import parse_card
 from spkd.cache.layout import blank, row_format
 from spkd.cache.plan import UNLABELLED
 from spkd.cache.read import Cache
@@ -142,7 +143,7 @@ def _import(path: Path, root: Path) -> None:
     with h5py.File(path, "r") as file:
         if file.attrs.get("spkd_cache") != EXPORT_FORMAT:
             raise SpkdError(f"not an export of a cache in format {EXPORT_FORMAT}")
-        card = read_card(_attribute(file, "card"), "card")
+        card = parse_card(_attribute(file, "card"), "card")
         rejected = rejections(parse_json(_attribute(file, "rejected"), "rejected"))
         small = Metadata(card, {n: _bytes(file, f"files/{n}") for n in _file_names(file)})
         with building(root, small) as builder, track("reading HDF5", builder.plan.units, "units") as bar:

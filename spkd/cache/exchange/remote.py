@@ -23,12 +23,21 @@ from spkd.cache.exchange.remote_folder import (
     patiently,
     send,
 )
-from spkd.cache.folder import CARD, COMPLETE, PULLED, CompletionRecord, load_card, metadata_files, parse_completion
+from spkd.cache.folder import (
+    CARD,
+    COMPLETE,
+    PULLED,
+    CompletionRecord,
+    load_card,
+    metadata_files,
+    parse_card,
+    parse_completion,
+)
 from spkd.cache.lock import hold
 from spkd.cache.plan import Plan
 from spkd.cache.verify import ExpectedShard, expected_shards
 from spkd.errors import SpkdError
-from spkd.files import parse_json, part_path, read_json, sync_folder, write_bytes, write_json
+from spkd.files import part_path, read_json, sync_folder, write_bytes, write_json
 from spkd.progress import log, track
 
 DEPTH = 3  # folders below a root in which `find` looks for caches
@@ -44,7 +53,7 @@ def push(root: Path, url: str) -> int:
     """
     record = CompletionRecord.load(root)
     there = RemoteFolder.of(url).read(CARD, LARGEST_RECORD)
-    if there is not None and not _same_or_less(_card(there, f"{url}/{CARD}"), record.card):
+    if there is not None and not _same_or_less(parse_card(there, f"{url}/{CARD}"), record.card):
         raise SpkdError(f"{url}: holds another cache")
     plan = Plan.load(root, record.card)
     shards = {str(s.path.relative_to(root)): s for s in expected_shards(root, record.card, plan)}
@@ -134,10 +143,6 @@ def _pull_shard(place: RemoteFolder, root: Path, shard: ExpectedShard) -> Callab
     return run
 
 
-def _card(data: bytes, where: str) -> Card:
-    return Card.from_json(parse_json(data, where), where)
-
-
 def _check_destination(root: Path, card: Card) -> None:
     """A folder that is empty, or holds a part of the same cache, or the cache before it grew, pulled before."""
     if not root.is_dir() or not any(root.iterdir()):
@@ -215,7 +220,7 @@ def find(url: str) -> Iterator[Found]:
                 yield Found(shown, record.card, record.bytes, None)
                 return
             if card is not None:
-                yield Found(shown, _card(card, f"{shown}/{CARD}"), None, None)
+                yield Found(shown, parse_card(card, f"{shown}/{CARD}"), None, None)
                 return
         except SpkdError as error:
             yield Found(shown, None, None, str(error))

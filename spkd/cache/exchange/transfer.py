@@ -21,7 +21,7 @@ from spkd.cache.read import Cache
 from spkd.cache.verify import expected_shards, metadata_problems
 from spkd.cache.write import UnitWriter, finalize, initialise
 from spkd.errors import SpkdError
-from spkd.files import parse_json, part_path, read_bytes, write_bytes
+from spkd.files import part_path, read_bytes, write_bytes
 from spkd.target import Target
 
 
@@ -149,8 +149,3 @@ def rejections(listed: object) -> dict[int, str]:
         return {int(view): str(reason) for view, reason in dict(listed).items()}  # type: ignore[call-overload]
     except (TypeError, ValueError) as error:
         raise SpkdError(f"damaged (rejected views: {str(error)[:80]})") from error
-
-
-def read_card(text: str | bytes, where: str) -> Card:
-    """A card from its JSON. Raises SpkdError where it is damaged or of another format."""
-    return Card.from_json(parse_json(text, where), where)
