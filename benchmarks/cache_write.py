@@ -36,6 +36,7 @@ from spkd.cache.codec import make_codec
 from spkd.target import Target
 from spkd.manifest import Manifest, Utterance
 from spkd.view import Views
+from synthetic import make_card
 
 torch.set_num_threads(1)
 DIM, HOP, FRAMES, BATCH = 512, 160, 400, 32
@@ -65,7 +66,7 @@ CACHE = (
     + """
 manifest, plan = plan_of(utterances)
 card = make_card([TARGET], manifest, plan)
-initialise(folder, made, [plan], [TARGET])
+initialise(folder, card, [plan])
 fitted = {TARGET.name: make_codec(TARGET.codec, DIM)}
 outputs = random.standard_normal((BATCH, FRAMES, DIM)).astype(np.float16)
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparations
@@ -74,12 +75,12 @@ go(ready)
 start = time.perf_counter()
 with Background() as background:
     for unit in claim_units(folder, plan.units):
-        writer = UnitWriter(folder, plan, [TARGET], unit, key, fitted)
+        writer = UnitWriter(folder, card, plan, unit, fitted)
         views = np.array(plan.unit(unit))
         for i in range(0, len(views), BATCH):
             background(writer.put, TARGET.name, views[i : i + BATCH], outputs[: len(views[i : i + BATCH])])
         background.commit(writer.commit)
-finalize(folder, made, plan)
+finalize(folder, card, plan)
 print(json.dumps({"seconds": time.perf_counter() - start, "memory_mb": (memory_kb("VmHWM") - before) / 1024}))
 """
 )
@@ -110,6 +111,7 @@ def run(code: str, work: Path, writers: int, utterances: int) -> tuple[float, fl
             [sys.executable, "-c", code, str(work / "cache"), str(path), str(utterances)],
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | {"PYTHONPATH": str(HERE)},
         )
         for path in ready
     ]
