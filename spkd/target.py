@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from spkd.audio import SAMPLE_RATE
 
@@ -43,10 +45,15 @@ class Target:
     def num_frames(self, samples: int) -> int: ...
     @overload
     def num_frames(self, samples: np.ndarray) -> np.ndarray: ...
-    def num_frames(self, samples: int | np.ndarray) -> int | np.ndarray:
+    @overload
+    def num_frames(self, samples: Tensor) -> Tensor: ...
+    def num_frames(self, samples: int | np.ndarray | Tensor) -> int | np.ndarray | Tensor:
         """Vectors of a view of so many samples: 1 at utterance level."""
         if isinstance(samples, int):
             return 1 if self.hop is None else max((samples - self.window) // self.hop + 1, 1)
+        if isinstance(samples, Tensor):
+            one = torch.ones_like(samples)
+            return one if self.hop is None else ((samples - self.window) // self.hop + 1).maximum(one)
         samples = np.asarray(samples, np.int64)
         if self.hop is None:
             return np.ones_like(samples)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, relu
 
 from spkd.features import MELS
+from spkd.students import padding
 from spkd.students.network import Network, describe
-from spkd.students.resnet import BasicBlock, sample_statistics
+from spkd.students.resnet import FLOOR, BasicBlock, sample_statistics
 
 DENSE = ((12, 1), (24, 2), (16, 2))  # layers and dilation of each dense block
 SEGMENT = 100  # frames over which the context is averaged, beside the whole
@@ -32,15 +33,17 @@ class FrontEnd(nn.Module):
         self.conv1 = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.layer1, self.layer2 = (
-            nn.Sequential(BasicBlock(channels, channels, (2, 1)), BasicBlock(channels, channels, (1, 1)))
+            nn.ModuleList([BasicBlock(channels, channels, (2, 1)), BasicBlock(channels, channels, (1, 1))])
             for _ in range(2)
         )
         self.conv2 = nn.Conv2d(channels, channels, 3, (2, 1), 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = relu(self.bn1(self.conv1(features[:, None])))
-        return relu(self.bn2(self.conv2(self.layer2(self.layer1(x))))).flatten(1, 2)
+    def forward(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        x = relu(self.bn1(self.conv1(padding.mask(features[:, None], lengths))))
+        for block in (*self.layer1, *self.layer2):
+            x = block(x, lengths)
+        return relu(self.bn2(self.conv2(padding.mask(x, lengths)))).flatten(1, 2)
 
 
 class Dense(nn.Module):
@@ -49,8 +52,10 @@ class Dense(nn.Module):
     def __init__(self, linear: nn.Conv1d, nonlinear: nn.Sequential, before: bool = False) -> None:
         super().__init__()
         self.linear, self.nonlinear, self._before = linear, nonlinear, before
+        self._wide = linear.kernel_size[0] > 1
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x = padding.mask(x, lengths) if self._wide else x
         return self.linear(self.nonlinear(x)) if self._before else self.nonlinear(self.linear(x))
 
 
@@ -63,10 +68,14 @@ class Masked(nn.Module):
         self.linear1 = nn.Conv1d(inputs, inputs // 2, 1)
         self.linear2 = nn.Conv1d(inputs // 2, outputs, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        x = padding.mask(x, lengths)
         segments = avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True)
+        if lengths is not None:  # the last segment of a view may be partly padding
+            share = avg_pool1d(padding.valid(x, lengths).to(x.dtype), SEGMENT, SEGMENT, ceil_mode=True)
+            segments = segments / share.clamp_min(0.5 / SEGMENT)
         local = segments.repeat_interleave(SEGMENT, -1)[..., : x.shape[-1]]
-        context = self.linear2(relu(self.linear1(x.mean(-1, keepdim=True) + local)))
+        context = self.linear2(relu(self.linear1(padding.mean(x, lengths) + local)))
         return self.linear_local(x) * context.sigmoid()
 
 
@@ -80,8 +89,17 @@ class DenseLayer(nn.Module):
         self.nonlinear2 = normalised(bottleneck)
         self.cam_layer = Masked(bottleneck, growth, dilation)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))))], 1)
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return torch.cat([x, self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))), lengths)], 1)
+
+
+class DenseBlock(nn.Sequential):
+    """Densely connected layers, one after the other."""
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, lengths)
+        return x
 
 
 class CAMPPlus(Network):
@@ -91,12 +109,16 @@ class CAMPPlus(Network):
     Tensors are named and shaped as in 3D-Speaker and WeSpeaker, so their state dictionaries load. C = 128 is the
     paper's width (7.2 M parameters at embedding 512); the front end has C / 4 channels, every dense layer adds C / 4.
 
+    Args:
+        floor: added to a variance before its root (3D-Speaker has none).
+
     Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
     """
 
     default_channels = 128
+    takes_lengths = True
 
-    def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
+    def __init__(self, channels: int = default_channels, embedding: int = 192, floor: float = FLOOR) -> None:
         if channels % 8:
             raise ValueError(f"student.channels={channels}: campplus needs a multiple of 8")
         super().__init__()
@@ -110,7 +132,7 @@ class CAMPPlus(Network):
             for j in range(depth):
                 block[f"tdnnd{j + 1}"] = DenseLayer(width, channels, growth, dilation)
                 width += growth
-            parts[f"block{i}"] = nn.Sequential(block)
+            parts[f"block{i}"] = DenseBlock(block)
             narrow = nn.Conv1d(width, width // 2, 1, bias=False)
             parts[f"transit{i}"] = Dense(narrow, normalised(width), before=True)
             width //= 2
@@ -118,13 +140,15 @@ class CAMPPlus(Network):
         parts["dense"] = Dense(
             nn.Conv1d(2 * width, embedding, 1, bias=False), normalised(embedding, active=False, affine=False)
         )
-        self.xvector = nn.Sequential(parts)
+        self.xvector, self._floor = nn.Sequential(parts), floor
         self.levels = describe(width, {"stats": 2 * width, "embedding": embedding}, stride=2)
+        self.widest = growth * MELS
 
-    def run(self, features: Tensor) -> dict[str, Tensor]:
-        *frame_layers, dense = self.xvector
-        frames = self.head(features)
-        for layer in frame_layers:
-            frames = layer(frames)
-        stats = sample_statistics(frames)
+    def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        tdnn, *middle, last, dense = self.xvector
+        frames, lengths = tdnn(self.head(features, lengths), lengths), padding.strided(lengths, 2)
+        for layer in middle:
+            frames = layer(frames, lengths)
+        frames = last(frames)
+        stats = sample_statistics(frames, lengths, self._floor)
         return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": dense(stats[..., None])[..., 0]}

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from spkd.features import MELS
 from spkd.students.network import ConvBlock
 from spkd.students.xvector import XVector
@@ -26,8 +24,8 @@ class ETDNN(XVector):
         super().__init__(channels, embedding)
 
     @staticmethod
-    def frame_layers(channels: int, wide: int) -> list[nn.Module]:
-        layers: list[nn.Module] = []
+    def frame_layers(channels: int, wide: int) -> list[ConvBlock]:
+        layers: list[ConvBlock] = []
         for inputs, kernel, dilation in ((MELS, 5, 1), (channels, 3, 2), (channels, 3, 3), (channels, 3, 4)):
             layers += [ConvBlock(inputs, channels, kernel, dilation), ConvBlock(channels, channels)]
         return [*layers, ConvBlock(channels, channels), ConvBlock(channels, wide)]

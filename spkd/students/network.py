@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spkd.audio import SAMPLE_RATE
 from spkd.config import StudentConfig
 from spkd.features import FBANK, HOP, WINDOW, input_features
+from spkd.students import padding
 from spkd.target import Target
 
 FRAME_LEVEL = "frames"
@@ -25,17 +26,21 @@ class Network(nn.Module):
         input_kind: its input features: 80 mel bands every 10 ms, or the samples themselves, 160 in a row.
         levels: its outputs, described as a teacher's: the width D of every level, the times of the frames.
         settings: what `build` needs to make the same network again.
+        widest: numbers in its widest layer for each 10 ms; what it needs memory for.
         default_channels: its width unless another is asked for.
         adapters: whether it has a second path, through adapters (see `forward`).
         takes_layers: whether its depth and its adapters can be chosen (student.layers, student.adapters).
+        takes_lengths: whether views of different lengths can share a batch, each with the outputs it has alone.
     """
 
     input_kind: Target = FBANK
     levels: dict[str, Target]
     settings: dict[str, Any]
+    widest: int = 4096
     default_channels: int
     adapters: bool = False
     takes_layers: bool = False
+    takes_lengths: bool = False
 
     @classmethod
     def from_pretrained(cls, source: str, config: StudentConfig) -> Network | None:
@@ -54,17 +59,29 @@ class Network(nn.Module):
         """Its input features of waveforms (B, samples) at 16 kHz."""
         return input_features(self.input_kind, waves)
 
-    def forward(self, features: Tensor, adapted: Tensor | None = None) -> dict[str, Tensor]:
+    def of_waves(self, waves: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        """Levels of waveforms (B, samples), of which `lengths` (B,) are valid."""
+        if lengths is not None:
+            lengths = self.input_kind.num_frames(lengths)
+        return self(self.features(waves), lengths=lengths)
+
+    def forward(
+        self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Mean-normalise per crop (the field's usual front end), then run the network.
 
         Args:
             adapted: (B,) which views take the path through the adapters, where there are any (default: all).
+            lengths: (B,) valid feature frames of each view, where shorter ones are padded (default: all are valid).
+                Frames of the result that come from padding are undefined.
         """
-        return self.run((features - features.mean(1, keepdim=True)).transpose(1, 2))
+        features = features.transpose(1, 2)
+        features = features - padding.mean(features, lengths)
+        return self.run(features) if lengths is None else self.run(features, lengths)
 
     @abstractmethod
-    def run(self, features: Tensor) -> dict[str, Tensor]:
-        """Levels from mean-normalised features (B, 80, T)."""
+    def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        """Levels from mean-normalised features (B, 80, T); lengths as for `forward`."""
 
 
 def describe(frames: int, vectors: dict[str, int], stride: int = 1) -> dict[str, Target]:
@@ -105,20 +122,40 @@ def count_macs(network: Network, seconds: float = 1.0) -> int:
     return counter.get_total_flops() // 2
 
 
-def statistics(frames: Tensor) -> Tensor:
-    """Mean and standard deviation over time: (B, D, T) -> (B, 2D)."""
-    variance, mean = torch.var_mean(frames, dim=-1, correction=0)
+def statistics(frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean and standard deviation over the valid steps: (B, D, T) -> (B, 2D)."""
+    variance, mean = padding.var_mean(frames, lengths)
     # The floor keeps the gradient of the root finite where a channel is constant.
-    return torch.cat([mean, variance.clamp_min(1e-6).sqrt()], 1)
+    return torch.cat([mean, variance.clamp_min(1e-6).sqrt()], 1)[..., 0]
 
 
 class ConvBlock(nn.Sequential):
-    """1-d convolution (same length), ReLU, batch-norm: the layer of the TDNN family."""
+    """1-d convolution (same length), ReLU, batch-norm: the layer of the TDNN family.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> None:
-        padding = dilation * (kernel - 1) // 2
+    Args:
+        reflect: whether the edges are mirrored (SpeechBrain); else they are zeros.
+        activation: in the place of ReLU.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        dilation: int = 1,
+        stride: int = 1,
+        reflect: bool = False,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        self._edge = dilation * (kernel - 1) // 2
         super().__init__(
-            nn.Conv1d(inputs, outputs, kernel, padding=padding, dilation=dilation),
-            nn.ReLU(),
+            nn.Conv1d(inputs, outputs, kernel, stride, padding=0 if reflect else self._edge, dilation=dilation),
+            activation(),
             nn.BatchNorm1d(outputs),
         )
+        self._reflect = reflect
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if self._edge:
+            x = padding.reflect(x, self._edge, lengths) if self._reflect else padding.mask(x, lengths)
+        return super().forward(x)

@@ -1,4 +1,4 @@
-"""A student in the shape of a self-supervised teacher: the only module that knows torchaudio's networks."""
+"""A student in the shape of a self-supervised teacher."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.nn.functional import elu, layer_norm
 from spkd.config import StudentConfig
 from spkd.errors import UsageError, first_line
 from spkd.features import WAVE
+from spkd.students import padding
+from spkd.students.encoder import Convolutions, Projection, Transformer, of_transformers
 from spkd.students.network import FRAME_LEVEL, Network, statistics
 from spkd.target import Target
 
@@ -61,13 +63,14 @@ class SSLStudent(Network):
     Args:
         adapters: their width, 0 for none. With adapters the network has two paths: `forward(features, adapted)` takes
             the one through them for the views where `adapted`, and for all without it.
-        relative: WavLM's gated relative positions. shape: what torchaudio builds the network from (its names).
+        relative: WavLM's gated relative positions. shape: widths and depths of the encoder (torchaudio's names).
 
     Levels: frames (B, T, C) every 20 ms, stats (B, 2C), embedding (B, E).
     """
 
     input_kind = WAVE
     takes_layers = True
+    takes_lengths = True
     default_channels = 192
 
     def __init__(
@@ -79,25 +82,24 @@ class SSLStudent(Network):
         relative: bool = False,
         shape: dict[str, Any] | None = None,
     ) -> None:
-        from torchaudio.models import wav2vec2_model, wavlm_model
-
         super().__init__()
         if shape is None and channels % HEAD_WIDTH and channels not in (16, 32, 48):
             raise ValueError(f"student.channels={channels}: ssl needs 16, 32, 48 or a multiple of {HEAD_WIDTH}")
         if layers < 1:
             raise ValueError(f"student.layers={layers}: at least 1")
         shape = dict(shape or _shape(channels))
-        build = wavlm_model if relative else wav2vec2_model
-        body = build(**shape, encoder_num_layers=layers, aux_num_out=None)
         self.settings = {"channels": channels, "embedding": embedding, "layers": layers, "adapters": adapters}
         self.settings |= {"relative": relative, "shape": shape}
         self.levels = {
             FRAME_LEVEL: Target(FRAME_LEVEL, channels, HOP, WINDOW),
             **{name: Target(name, dim) for name, dim in (("stats", 2 * channels), ("embedding", embedding))},
         }
+        self.widest = shape["extractor_conv_layer_config"][0][0] * HOP // 2 // CONVOLUTIONS[0][1]
         self.adapters = adapters > 0
-        self.convolutions, self.project = body.feature_extractor, body.encoder.feature_projection
-        self.transformer = body.encoder.transformer
+        convolutions = shape["extractor_conv_layer_config"]
+        self.convolutions = Convolutions(convolutions, shape["extractor_mode"], shape["extractor_conv_bias"])
+        self.project = Projection(convolutions[-1][0], shape["encoder_embed_dim"])
+        self.transformer = Transformer(shape, layers, relative)
         if self.adapters:
             for layer in self.transformer.layers:
                 layer.feed_forward = Adapted(layer.feed_forward, channels, adapters)
@@ -114,11 +116,13 @@ class SSLStudent(Network):
         own = self.state_dict()
         return {beside_adapter(k) if k not in own and beside_adapter(k) in own else k: v for k, v in weights.items()}
 
-    def forward(self, features: Tensor, adapted: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None
+    ) -> dict[str, Tensor]:
         if adapted is not None:
             self._take(adapted)
         try:
-            levels = self.run(features)
+            levels = self.run(features, lengths)
         finally:
             if adapted is not None:
                 self._take(None)
@@ -132,28 +136,23 @@ class SSLStudent(Network):
             embedding[~adapted] = self.norm(vectors[~adapted])
         return levels | {"embedding": embedding}
 
-    def run(self, features: Tensor) -> dict[str, Tensor]:
-        hidden = self.hidden(features.flatten(1))
+    def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        samples = None if lengths is None else lengths * WAVE.dim
+        hidden, lengths = self.hidden(features.flatten(1), samples), self.convolutions.steps(samples)
         weights = self.layer_weights.softmax(0)
         mixed = sum(weight * layer for weight, layer in zip(weights, hidden, strict=True))
         assert isinstance(mixed, Tensor)
-        return {"frames": hidden[-1], "stats": statistics(mixed.transpose(1, 2))}
+        return {"frames": hidden[-1], "stats": statistics(mixed.transpose(1, 2), lengths)}
 
-    def hidden(self, waves: Tensor) -> list[Tensor]:
+    def hidden(self, waves: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
         """Waveforms (B, samples) -> the input of the transformer and the output of each layer, (B, T, C)."""
-        x, _ = self.convolutions(layer_norm(waves, waves.shape[-1:]), None)
-        x = self.project(x)
-        body = self.transformer
-        x = x + body.pos_conv_embed(x)
-        # torchaudio names it the other way round: its norm comes here where the layers normalise after themselves.
-        hidden = [body.dropout(body.layer_norm(x) if body.layer_norm_first else x)]
-        position_bias = None
-        for layer in body.layers:
-            x, position_bias = layer(hidden[-1], position_bias=position_bias)
-            hidden.append(x)
-        if not body.layer_norm_first:
-            hidden[-1] = body.layer_norm(hidden[-1])
-        return hidden
+        if lengths is None:
+            waves = layer_norm(waves, waves.shape[-1:])
+        else:
+            variance, mean = padding.var_mean(waves, lengths)
+            waves = padding.mask((waves - mean) / (variance + 1e-5).sqrt(), lengths)
+        x = self.project(self.convolutions(waves, lengths))
+        return self.transformer(x, self.convolutions.steps(lengths))
 
     def _take(self, adapted: Tensor | None) -> None:
         for layer in self.transformer.layers:
@@ -205,8 +204,6 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
         from transformers import AutoModel
     except ImportError as error:
         raise UsageError(f"student.init={source} needs transformers: pip install 'spkd[teachers]'") from error
-    from torchaudio.models.wav2vec2.utils import import_huggingface_model
-
     try:
         teacher = AutoModel.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a damaged or unknown model
@@ -240,15 +237,8 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
         shape |= {"encoder_num_buckets": config.num_buckets, "encoder_max_distance": config.max_bucket_distance}
     try:
         student = SSLStudent(config.hidden_size, embedding, layers, 0, relative, shape)
-        whole = import_huggingface_model(teacher)
-        student.convolutions.load_state_dict(whole.feature_extractor.state_dict())
-        student.project.load_state_dict(whole.encoder.feature_projection.state_dict())
-        kept = {
-            name: values
-            for name, values in whole.encoder.transformer.state_dict().items()
-            if not name.startswith("layers.") or int(name.split(".")[1]) < layers
-        }
-        student.transformer.load_state_dict(kept)
+        for name, tensors in of_transformers(teacher, layers).items():
+            getattr(student, name).load_state_dict(tensors)
         with torch.no_grad():  # some values are looked at only when it runs
             student.eval()(torch.zeros(1, 100, WAVE.dim))
         student.train()

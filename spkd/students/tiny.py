@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spkd.features import MELS
+from spkd.students import padding
 from spkd.students.network import ConvBlock, Network, describe, statistics
 
 KERNEL = 5
@@ -22,8 +23,8 @@ class Separable(nn.Module):
         )
         self.dense = ConvBlock(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.dense(self.depthwise(x))
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return x + self.dense(self.depthwise(padding.mask(x, lengths)))
 
 
 class Tiny(Network):
@@ -36,20 +37,22 @@ class Tiny(Network):
     """
 
     default_channels = 96
+    takes_lengths = True
 
     def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
         super().__init__()
         self.settings = {"channels": channels, "embedding": embedding}
         wide = 2 * channels
         self.levels = describe(wide, {"stats": 2 * wide, "embedding": embedding}, stride=2)
-        self.stem = nn.Sequential(
-            nn.Conv1d(MELS, channels, KERNEL, stride=2, padding=KERNEL // 2), nn.ReLU(), nn.BatchNorm1d(channels)
-        )
-        self.blocks = nn.Sequential(*(Separable(channels, dilation) for dilation in DILATIONS))
+        self.stem = ConvBlock(MELS, channels, KERNEL, stride=2)
+        self.blocks = nn.ModuleList(Separable(channels, dilation) for dilation in DILATIONS)
         self.widen = ConvBlock(channels, wide)
         self.project = nn.Linear(2 * wide, embedding)
 
-    def run(self, features: Tensor) -> dict[str, Tensor]:
-        frames = self.widen(self.blocks(self.stem(features)))
-        stats = statistics(frames)
+    def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        frames, lengths = self.stem(features, lengths), padding.strided(lengths, 2)
+        for block in self.blocks:
+            frames = block(frames, lengths)
+        frames = self.widen(frames)
+        stats = statistics(frames, lengths)
         return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": self.project(stats)}

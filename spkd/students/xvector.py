@@ -18,18 +18,19 @@ class XVector(Network):
     """
 
     default_channels = 256
+    takes_lengths = True
 
     def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:
         super().__init__()
         self.settings = {"channels": channels, "embedding": embedding}
         wide = 2 * channels
         self.levels = describe(wide, {"stats": 2 * wide, "segment.a": embedding, "embedding": embedding})
-        self.tdnn = nn.Sequential(*self.frame_layers(channels, wide))
+        self.tdnn = nn.ModuleList(self.frame_layers(channels, wide))
         self.segment_a = nn.Linear(2 * wide, embedding)
         self.segment_b = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(embedding), nn.Linear(embedding, embedding))
 
     @staticmethod
-    def frame_layers(channels: int, wide: int) -> list[nn.Module]:
+    def frame_layers(channels: int, wide: int) -> list[ConvBlock]:
         return [
             ConvBlock(MELS, channels, 5),
             ConvBlock(channels, channels, 3, dilation=2),
@@ -38,9 +39,11 @@ class XVector(Network):
             ConvBlock(channels, wide),
         ]
 
-    def run(self, features: Tensor) -> dict[str, Tensor]:
-        frames = self.tdnn(features)
-        stats = statistics(frames)
+    def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        frames = features
+        for layer in self.tdnn:
+            frames = layer(frames, lengths)
+        stats = statistics(frames, lengths)
         segment_a = self.segment_a(stats)
         return {
             "frames": frames.transpose(1, 2),

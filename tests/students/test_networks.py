@@ -27,6 +27,26 @@ def test_levels_have_the_declared_shapes(name: str) -> None:
             assert torch.isfinite(levels[level]).all()
 
 
+@pytest.mark.parametrize("name", [name for name in STUDENTS if STUDENTS[name].takes_lengths])
+def test_views_of_different_length_in_one_batch_have_the_levels_they_have_alone(name: str) -> None:
+    torch.manual_seed(0)
+    network = build(name, channels=32, embedding=24)
+    for module in network.modules():  # as after training: padding would show
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    network.eval()
+    lengths = torch.tensor([37, 240, 101, 5, 239])
+    features = torch.randn(5, 240, network.input_kind.dim)
+    with torch.no_grad():
+        together = network(features, lengths=lengths)
+        for i, length in enumerate(lengths):
+            alone = network(features[i : i + 1, :length])
+            for level, values in alone.items():
+                padded = together[level][i, : values.shape[1]] if values.dim() == 3 else together[level][i]
+                assert torch.allclose(padded, values[0], atol=1e-5 * float(values.abs().max())), level
+
+
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_constant_offset_of_the_features_changes_nothing(name: str) -> None:
     network = build(name, channels=32, embedding=24).eval()

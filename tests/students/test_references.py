@@ -6,7 +6,6 @@ loaded modules, pytest among them.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,9 @@ from safetensors.torch import load_file
 
 from spkd.students import build
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("speechbrain") is None, reason="needs speechbrain")
+from ..conftest import HAS_SPEECHBRAIN
+
+pytestmark = pytest.mark.skipif(not HAS_SPEECHBRAIN, reason="needs speechbrain")
 
 # Saves a network's weights, features and what it says of them. Batch-norms are made no identities; speechbrain mirrors
 # the edges where the papers pad with zeros.

@@ -1,0 +1,62 @@
+"""Batches of views of different lengths: what the padding behind the shorter ones must not change.
+
+`lengths` (B,) counts the valid steps of each view on the last axis; None: all are. With it, every layer gives on the
+valid steps what it gives for the view alone, to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def valid(x: Tensor, lengths: Tensor) -> Tensor:
+    """Which steps of x (B, ..., T) are no padding: bool, (B, 1..., T)."""
+    steps = torch.arange(x.shape[-1], device=x.device)
+    return (steps < lengths[:, None]).view(len(x), *[1] * (x.dim() - 2), -1)
+
+
+def mask(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, ..., T) with zeros for padding: what convolutions pad a single view with."""
+    return x if lengths is None else torch.where(valid(x, lengths), x, 0.0)
+
+
+def strided(lengths: Tensor | None, stride: int) -> Tensor | None:
+    """Lengths after a convolution of odd kernel k, padding (k - 1) / 2 and this stride."""
+    return lengths if lengths is None or stride == 1 else (lengths - 1) // stride + 1
+
+
+def mean(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Over the valid steps: (B, ..., T) -> (B, ..., 1)."""
+    if lengths is None:
+        return x.mean(-1, keepdim=True)
+    return mask(x, lengths).sum(-1, keepdim=True) / _counts(x, lengths)
+
+
+def var_mean(x: Tensor, lengths: Tensor | None, correction: int = 0) -> tuple[Tensor, Tensor]:
+    """Variance and mean over the valid steps, (B, ..., 1) each. A single step has no variance of the sample: 0."""
+    if lengths is None:
+        return torch.var_mean(x, dim=-1, correction=min(x.shape[-1] - 1, correction), keepdim=True)
+    average, counts = mean(x, lengths), _counts(x, lengths)
+    squares = torch.where(valid(x, lengths), (x - average).square(), 0.0).sum(-1, keepdim=True)
+    return squares / (counts - correction).clamp_min(1), average
+
+
+def softmax(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Over the valid steps; padding has weight 0."""
+    return (x if lengths is None else x.masked_fill(~valid(x, lengths), -torch.inf)).softmax(-1)
+
+
+def reflect(x: Tensor, width: int, lengths: Tensor | None) -> Tensor:
+    """x (B, C, T) with `width` more steps on both sides, mirrored at each view's own first and last step."""
+    if lengths is None:
+        return pad(x, (width, width), mode="reflect")
+    steps = torch.arange(-width, x.shape[-1] + width, device=x.device).abs()
+    last = lengths[:, None] - 1
+    source = (last - (last - steps).abs()).clamp_min(0)
+    return x.gather(-1, source[:, None].expand(-1, x.shape[1], -1))
+
+
+def _counts(x: Tensor, lengths: Tensor) -> Tensor:
+    return lengths.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
