@@ -1,7 +1,5 @@
-"""Audio in: decode with soundfile, average the channels, resample to 16 kHz. All waveforms are float32 in [-1, 1].
-
-torchaudio is imported here and, for its networks, in students/ssl.py, and nowhere else.
-"""
+"""Audio in: decode with soundfile or PyAV, average the channels, resample to 16 kHz. All waveforms are float32 in
+[-1, 1]."""
 
 from __future__ import annotations
 
@@ -9,11 +7,14 @@ import math
 import os
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+
+from spkd.ffmpeg import MISSING, FFmpegFile, takes
 
 SAMPLE_RATE = 16_000  # Hz
 SLACK = 0.1  # s by which a file may be shorter than its manifest says (rounding, resampling)
@@ -21,8 +22,8 @@ MAX_SECONDS = 100_000.0  # of one utterance: 28 h; more is a duration in another
 BLOCK = 1 << 20  # frames decoded at once: a header may promise more than there is memory for
 FULL_SCALE = 16.0  # peak above which float samples are at the scale of integers
 PLAUSIBLE = 200  # frames that one byte of a compressed file may stand for; a header with more is counted again
-LARGEST_KERNEL = 1 << 24  # numbers in torchaudio's table of filters; rates without a common factor would need 10^9
-ZEROS, ROLLOFF = 6, 0.99  # torchaudio's defaults: zero crossings of the sinc on each side, cut-off of the low rate
+LARGEST_KERNEL = 1 << 24  # numbers in the table of filters; rates without a common factor would need 10^9
+ZEROS, ROLLOFF = 6, 0.99  # zero crossings of the sinc on each side, cut-off of the low rate
 
 
 class AudioError(Exception):
@@ -85,7 +86,9 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
             raise AudioError(path, f"has {channels} channels; channel {channel} was asked for (counted from 0)")
         try:
             if start:
-                file.seek(min(round(start * rate), file.frames))
+                file.seek(
+                    round(start * rate) if isinstance(file, FFmpegFile) else min(round(start * rate), file.frames)
+                )
             samples = _read(file, None if duration is None else round(duration * rate))
         except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, OverflowError) as error:
             raise _unreadable(path, error) from error
@@ -124,19 +127,19 @@ class _Sequential(soundfile.SoundFile):
         return False
 
 
-def _opened(path: str) -> soundfile.SoundFile:
+def _opened(path: str) -> soundfile.SoundFile | FFmpegFile:
     """An open sound file. A fifo or a device is refused: reading one may never end."""
     if not Path(path).exists():
         raise AudioError(path, "no such file")
     if not Path(path).is_file():
         raise AudioError(path, "not a regular file")
     try:
-        return _Sequential(os.fsencode(path))
+        return FFmpegFile(path) if takes(path) else _Sequential(os.fsencode(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError) as error:
         raise _unreadable(path, error) from error
 
 
-def _read(file: soundfile.SoundFile, frames: int | None) -> np.ndarray:
+def _read(file: soundfile.SoundFile | FFmpegFile, frames: int | None) -> np.ndarray:
     """(frames, channels), float32: as many as there are, whatever the header says."""
     blocks, left = [], math.inf if frames is None else frames
     while left > 0:
@@ -148,7 +151,7 @@ def _read(file: soundfile.SoundFile, frames: int | None) -> np.ndarray:
     return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
 
 
-def _count(file: soundfile.SoundFile) -> int:
+def _count(file: soundfile.SoundFile | FFmpegFile) -> int:
     """Frames that can be decoded."""
     total = 0
     while count := len(file.read(BLOCK, dtype="float32", always_2d=True)):
@@ -159,17 +162,35 @@ def _count(file: soundfile.SoundFile) -> int:
 def resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
     """Band-limited (windowed-sinc) resampling of a waveform (samples,) from one rate (Hz) to another.
 
-    torchaudio's formula: it tabulates one filter for each phase, which rates without a large common factor make
-    impossible; there the same filters are computed as they are needed.
+    One filter is tabulated for each phase, which rates without a large common factor make impossible; there the same
+    filters are computed as they are needed.
     """
     if source == target:
         return wave
     common = math.gcd(source, target)
     if source // common * (target // common) > LARGEST_KERNEL:
         return _resample_directly(wave, source // common, target // common)
-    from torchaudio.functional import resample as band_limited
+    source, target = source // common, target // common
+    filters, reach = _filters(source, target)
+    padded = torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(wave))[None], (reach, reach + source))
+    phases = torch.nn.functional.conv1d(padded[:, None], filters, stride=source)
+    return phases.transpose(1, 2).reshape(-1)[: math.ceil(target * len(wave) / source)].numpy()
 
-    return band_limited(torch.from_numpy(np.ascontiguousarray(wave)), source, target).numpy()
+
+@lru_cache(maxsize=64)
+def _filters(source: int, target: int) -> tuple[torch.Tensor, int]:
+    """A filter for each of `target` phases, (target, 1, taps), and how many samples each reaches back.
+
+    torchaudio.functional.resample's own (sinc_interp_hann), in its precision: views stay the same to the bit.
+    """
+    cutoff = min(source, target) * ROLLOFF
+    reach = math.ceil(ZEROS * source / cutoff)
+    taps = torch.arange(-reach, reach + source, dtype=torch.float32)[None, None] / source
+    time = torch.arange(0, -target, -1, dtype=torch.float32)[:, None, None] / target + taps
+    time = (time * cutoff).clamp(-ZEROS, ZEROS)
+    window = torch.cos(time * math.pi / ZEROS / 2) ** 2
+    time = time * math.pi
+    return torch.where(time == 0, torch.tensor(1.0), time.sin() / time) * (window * (cutoff / source)), reach
 
 
 def _resample_directly(wave: np.ndarray, source: int, target: int) -> np.ndarray:
@@ -203,4 +224,6 @@ def change_speed(wave: np.ndarray, speed: float) -> np.ndarray:
 def _unreadable(path: str, error: Exception) -> AudioError:
     if Path(path).stat().st_size == 0:
         return AudioError(path, "empty file")
+    if str(error) == MISSING:
+        return AudioError(path, MISSING)
     return AudioError(path, f"cannot be decoded ({' '.join(str(error).split())})")

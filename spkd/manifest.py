@@ -24,12 +24,12 @@ from typing import Any
 from spkd import digest
 from spkd.audio import MAX_SECONDS, SAMPLE_RATE, AudioError, probe
 from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.ffmpeg import FORMATS
 from spkd.files import find_files, parse_json, write_bytes
 from spkd.progress import track
 from spkd.text import numbered_lines, read_text
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph"}
-UNREADABLE_SUFFIXES = {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm"}  # audio, but not for libsndfile
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", *FORMATS}
 
 _ID = ("utt", "id", "utt_id", "utterance")
 _PATH = ("path", "audio_filepath", "wav", "audio", "file", "filename")
@@ -494,7 +494,7 @@ def build(
     wanted = AUDIO_SUFFIXES if suffix is None else {f".{suffix.lower().lstrip('.')}"}
     files = [path.relative_to(root) for path in find_files(root, wanted)]
     if not files:
-        raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))}){_unreadable_there(root)}")
+        raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))})")
     anchored = [Path(root.resolve().name) / p for p in files]  # so that PATH may be the corpus or a part of it
     if layout is None:
         layout = next(
@@ -535,12 +535,3 @@ def _is_utf8(name: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _unreadable_there(root: Path) -> str:
-    others = find_files(root, UNREADABLE_SUFFIXES)
-    if not others:
-        return ""
-    return (
-        f"; {len(others)} {others[0].suffix} files are there, which libsndfile cannot read: convert them to FLAC first"
-    )

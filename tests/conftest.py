@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import importlib.util
 import os
 import sys
 import threading
@@ -22,6 +23,11 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.manifest import Manifest, build
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+try:  # its last release imports beside torch 2.11 alone; speechbrain needs it too
+    import torchaudio
+except (ImportError, OSError, RuntimeError):
+    torchaudio = None
+HAS_SPEECHBRAIN = torchaudio is not None and importlib.util.find_spec("speechbrain") is not None
 SHARED = Path(os.environ.get("SPKD_SHARED", Path(__file__).parents[2] / "shared"))
 
 

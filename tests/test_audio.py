@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import soundfile
 import torch
 
 from spkd.audio import AudioError, change_speed, decode, probe, resample
+
+from .conftest import torchaudio
 
 
 def tone(hertz: float, rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -137,16 +141,91 @@ def test_float_samples_at_integer_scale_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [22_255, 44_101, 15_999, 7_993])
 def test_awkward_rates_give_what_the_usual_way_gives(rate: int) -> None:
-    from torchaudio.functional import resample as reference
-
     wave = tone(440, rate, 0.3).astype(np.float32)
     found = resample(wave, rate, 16_000)
-    # In double precision: in single, torchaudio's phases are off where the rates have no common factor.
-    expected = _reference(wave.astype(np.float64), rate, 16_000) if rate != 22_255 else None
-    if expected is None:
-        expected = reference(torch.from_numpy(wave), rate, 16_000).numpy()
+    expected = _reference(wave.astype(np.float64), rate, 16_000)
     assert found.shape == expected.shape
     assert np.abs(found - expected)[50:-50].max() < 2e-4
+
+
+RATES = [(8_000, 16_000), (44_100, 16_000), (48_000, 16_000), (9, 10), (11, 10), (95, 100)]
+
+
+@pytest.mark.parametrize(("source", "target"), RATES)
+def test_resampling_is_frozen(source: int, target: int) -> None:
+    """Views of caches that are there must come out the same, whatever libraries are installed."""
+    wave = np.random.RandomState(0).uniform(-1, 1, 3000).astype(np.float32)
+    found = resample(wave, source, target)
+    frozen = json.loads(Path(__file__).with_name("resampled.json").read_text())[f"{source}/{target}"]
+    assert len(found) == frozen["length"]
+    assert np.allclose(found[:: len(found) // 20][:20], frozen["every"], rtol=0, atol=5e-7)
+    if torchaudio is None:
+        return
+    from torchaudio.functional import resample as reference
+
+    assert np.array_equal(found, reference(torch.from_numpy(wave), source, target).numpy())
+
+
+def write_compressed(path: Path, wave: np.ndarray, rate: int, codec: str) -> None:
+    """(samples, channels) as an AAC, Opus, ... file, by PyAV."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate)
+        layout = stream.layout = "mono" if wave.shape[1] == 1 else "stereo"
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave.T.astype(np.float32)), "fltp", layout)
+        frame.sample_rate = rate
+        fifo = av.AudioFifo()
+        fifo.write(frame)
+        while (part := fifo.read(1024, partial=True)) is not None:
+            file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("m4a", "aac"), ("mp4", "aac"), ("aac", "aac"), ("mkv", "aac")])
+def test_what_libsndfile_cannot_decode_is_decoded_by_ffmpeg(tmp_path: Path, suffix: str, codec: str) -> None:
+    rate, path = 44_100, tmp_path / f"a.{suffix}"
+    wave = np.stack([tone(440, rate, 2.0), tone(440, rate, 2.0)], 1)
+    write_compressed(path, wave, rate, codec)
+    assert probe(str(path)) == pytest.approx(2.0, abs=0.1)
+    whole = decode(str(path))
+    assert (whole.rate, whole.channels) == (rate, 2)
+    expected = tone(440, 16_000, 2.0)
+    offset = int(np.argmax(np.correlate(whole.wave[:4000], expected[:2000])))
+    assert np.abs(whole.wave[offset + 500 : offset + 20_000] - expected[500:20_000]).max() < 0.05
+    part = decode(str(path), 0.5, 0.75)
+    assert len(part.wave) == 12_000
+    assert np.abs(part.wave[100:-100] - whole.wave[8_100:19_900]).max() < 1e-3
+
+
+def test_a_start_far_into_a_compressed_file_is_sought(tmp_path: Path) -> None:
+    random = np.random.RandomState(0)
+    wave = 0.1 * np.repeat(random.standard_normal(75 * 40), 400)[:, None]
+    write_compressed(tmp_path / "long.m4a", wave, 16_000, "aac")
+    whole = decode(str(tmp_path / "long.m4a")).wave
+    part = decode(str(tmp_path / "long.m4a"), 70.0, 2.0).wave
+    assert len(part) == 32_000
+    difference = np.abs(part - whole[70 * 16_000 : 72 * 16_000])  # AAC fills some bands with noise of its own
+    assert difference.mean() < 1e-3 * np.abs(part).mean()
+    assert np.array_equal(part, decode(str(tmp_path / "long.m4a"), 70.0, 2.0).wave)
+
+
+def test_damaged_compressed_files_and_playlists_are_refused(tmp_path: Path) -> None:
+    write_compressed(tmp_path / "a.m4a", tone(440, 16_000)[:, None], 16_000, "aac")
+    data = (tmp_path / "a.m4a").read_bytes()
+    for name, content in (("cut.m4a", data[:300]), ("text.m4a", b"no audio"), ("empty.mp4", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AudioError, match="cannot be decoded|empty file|holds no"):
+            decode(str(tmp_path / name))
+    (tmp_path / "list.m4a").write_text(f"#EXTM3U\n#EXTINF:1,\n{tmp_path / 'a.m4a'}\n")
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        decode(str(tmp_path / "list.m4a"))
+
+
+def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.m4a").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(AudioError, match=r"needs PyAV to be decoded: pip install 'spkd\[codecs\]'"):
+        probe(str(tmp_path / "a.m4a"))
 
 
 def _reference(wave: np.ndarray, source: int, target: int) -> np.ndarray:

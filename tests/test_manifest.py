@@ -14,6 +14,8 @@ from spkd.audio import AudioError, decode
 from spkd.errors import SpkdError, UsageError
 from spkd.manifest import Manifest, Utterance, build, measure
 
+from .test_audio import write_compressed
+
 
 def write_audio(path: Path, seconds: float = 0.5) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -348,11 +350,19 @@ def test_copies_in_two_formats_are_named_with_a_way_to_choose(tmp_path: Path) ->
     with pytest.raises(SpkdError, match=r"00001\.flac and .*00001\.wav would both be .*--suffix wav"):
         build(tmp_path)
     assert build(tmp_path, suffix="flac")[0][0].path.endswith(".flac")
-    for file in folder.iterdir():
-        file.rename(file.with_suffix(".m4a"))
-        break
-    with pytest.raises(SpkdError, match=r"1 \.m4a files are there"):
-        build(tmp_path, suffix="ogg")
+
+
+def test_compressed_audio_is_found(tmp_path: Path) -> None:
+    """VoxCeleb2 as it is downloaded."""
+    folder = tmp_path / "aac" / "id00012" / "21Uxsk56VDQ"
+    folder.mkdir(parents=True)
+    write_compressed(folder / "00001.m4a", np.zeros((16_000, 1)), 16_000, "aac")
+    (folder / "00002.m4a").write_bytes(b"no audio")
+    made, layout, left_out = build(tmp_path / "aac")
+    assert layout == "voxceleb"
+    assert [u.id for u in made] == ["id00012/21Uxsk56VDQ/00001.wav"]
+    assert made[0].duration == pytest.approx(1.0, abs=0.1)
+    assert "cannot be decoded" in next(iter(left_out.values()))
 
 
 def test_a_duration_in_another_unit_is_rejected_with_the_reason(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Audio that libsndfile cannot decode (m4a, mp4, AAC, WMA, AMR, WebM), through PyAV, with soundfile's own methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+# The container of each kind of file, so that no file is taken for a playlist of others.
+FORMATS = {
+    ".m4a": "mp4",
+    ".mp4": "mp4",
+    ".aac": "aac",
+    ".wma": "asf",
+    ".amr": "amr",
+    ".webm": "matroska",
+    ".mkv": "matroska",
+}
+MISSING = "needs PyAV to be decoded: pip install 'spkd[codecs]'"
+FAR = 60.0  # s from which a start is sought; before, everything is decoded and dropped
+WARM_UP = 2.0  # s decoded before a start that was sought: codecs need what came before
+
+
+class FFmpegFile:
+    """An open file, read from its start on.
+
+    Attributes:
+        samplerate: Hz. channels: of its first audio stream. frames: as its header has it; 0 where it does not say.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises RuntimeError where PyAV is missing or the file cannot be read."""
+        try:
+            import av
+        except ImportError as error:
+            raise RuntimeError(MISSING) from error
+        self._av = av
+        try:
+            self._file = av.open(
+                path, format=FORMATS[Path(path).suffix.lower()], options={"protocol_whitelist": "file"}
+            )
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise RuntimeError(str(error)) from error
+        if not self._file.streams.audio:
+            self._file.close()
+            raise RuntimeError("holds no audio")
+        self._stream = self._file.streams.audio[0]
+        self.samplerate, self.channels = int(self._stream.rate or 0), int(self._stream.codec_context.channels)
+        if not self.samplerate or not self.channels:
+            self._file.close()
+            raise RuntimeError("says neither rate nor channels")
+        length, base = self._stream.duration, self._stream.time_base
+        self.frames = 0 if length is None or base is None else round(float(length * base) * self.samplerate)
+        self._at, self._blocks = 0, self._decoded()
+        self._left = np.empty((0, self.channels), np.float32)
+
+    def __enter__(self) -> FFmpegFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def seek(self, frame: int) -> None:
+        """Go on at a frame, counted from the start of the file."""
+        if frame < FAR * self.samplerate:
+            self._drop(frame)
+            return
+        base = self._stream.time_base
+        try:
+            self._file.seek(int((frame / self.samplerate - WARM_UP) / base), stream=self._stream)
+            self._blocks = self._decoded()
+            first = next(self._blocks)
+        except (self._av.FFmpegError, StopIteration) as error:
+            raise RuntimeError(f"cannot be read from {frame / self.samplerate:.0f} s on") from error
+        self._left = first
+        self._drop(max(frame - self._at, 0))
+
+    def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
+        """(frames, channels), float32: fewer at the end of the file.
+
+        Raises:
+            RuntimeError: damaged.
+        """
+        parts, have = [self._left], len(self._left)
+        while have < frames and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            have += len(block)
+        whole = np.concatenate(parts)
+        self._left = whole[frames:]
+        return whole[:frames]
+
+    def _drop(self, frames: int) -> None:
+        while frames > 0 and len(gone := self.read(min(frames, 1 << 20))):
+            frames -= len(gone)
+
+    def _decoded(self) -> Iterator[np.ndarray]:
+        """Blocks of samples; `_at` is the first frame of the first of them."""
+        planar = self._av.AudioResampler(format="fltp")
+        begun = False
+        try:
+            for frame in self._file.decode(self._stream):
+                if not begun:
+                    begun, self._at = True, round(float((frame.pts or 0) * (frame.time_base or 0)) * self.samplerate)
+                for block in planar.resample(frame):
+                    yield np.ascontiguousarray(block.to_ndarray().T)
+        except (self._av.FFmpegError, ValueError, OSError) as error:
+            raise RuntimeError(str(error)) from error
+
+
+def takes(path: str) -> bool:
+    """Whether a file is for this module, by its suffix."""
+    return Path(path).suffix.lower() in FORMATS
