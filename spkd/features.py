@@ -38,10 +38,15 @@ def input_features(kind: Target, waves: Tensor) -> Tensor:
     """One of FEATURES of waveforms (B, samples): (B, frames, dim). Samples that do not fill the last frame are
     dropped."""
     if is_fbank(kind):
-        window = hamming if kind.name == FBANKS["wespeaker"].name else povey
-        return fbank(waves, window(waves.device), 1.0 if kind.name == FBANKS["3d-speaker"].name else INT16)
+        return fbank_of(next(name for name, target in FBANKS.items() if target.name == kind.name), waves)
     frames = kind.num_frames(waves.shape[1])
     return pad(waves, (0, max(frames * HOP - waves.shape[1], 0)))[:, : frames * HOP].unflatten(1, (frames, HOP))
+
+
+def fbank_of(toolkit: str, waves: Tensor, mels: int = MELS) -> Tensor:
+    """The fbank of one of FBANKS, (B, frames, mels)."""
+    window = hamming if toolkit == "wespeaker" else povey
+    return fbank(waves, window(waves.device), 1.0 if toolkit == "3d-speaker" else INT16, mels)
 
 
 def is_fbank(kind: Target) -> bool:
@@ -49,8 +54,8 @@ def is_fbank(kind: Target) -> bool:
     return kind.name in [target.name for target in FBANKS.values()]
 
 
-def fbank(waves: Tensor, window: Tensor | None = None, scale: float = INT16) -> Tensor:
-    """80 log-mel energies per 10 ms, not mean-normalised.
+def fbank(waves: Tensor, window: Tensor | None = None, scale: float = INT16, mels: int = MELS) -> Tensor:
+    """Log-mel energies per 10 ms, not mean-normalised.
 
     Kaldi's order: frames that fit whole (snip-edges), minus their mean, pre-emphasis 0.97, Povey window,
     power spectrum of 512 points, triangular filters even on the mel scale, natural log.
@@ -60,14 +65,14 @@ def fbank(waves: Tensor, window: Tensor | None = None, scale: float = INT16) -> 
         window: (400,); None: Povey's.
         scale: of the samples; Kaldi computes on 16-bit integers.
     Returns:
-        (B, 1 + (samples - 400) // 160, 80), float32.
+        (B, 1 + (samples - 400) // 160, mels), float32.
     """
     count = 1 + (waves.shape[-1] - WINDOW) // HOP
     if count > AT_ONCE:
         # An hour in one piece would take gigabytes; frames do not depend on one another.
         starts = range(0, count, AT_ONCE)
         return torch.cat(
-            [fbank(waves[..., s * HOP : (s + AT_ONCE - 1) * HOP + WINDOW], window, scale) for s in starts], -2
+            [fbank(waves[..., s * HOP : (s + AT_ONCE - 1) * HOP + WINDOW], window, scale, mels) for s in starts], -2
         )
     frames = (waves.float() * scale).unfold(-1, WINDOW, HOP)
     frames = frames - frames.mean(-1, keepdim=True)
@@ -75,7 +80,7 @@ def fbank(waves: Tensor, window: Tensor | None = None, scale: float = INT16) -> 
     previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
     frames = (frames - PREEMPHASIS * previous) * (povey(waves.device) if window is None else window)
     power = torch.fft.rfft(frames, FFT).abs().square()
-    energies = power @ _filters(waves.device)
+    energies = power @ _filters(waves.device, mels)
     return energies.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
@@ -91,17 +96,32 @@ def povey(device: torch.device) -> Tensor:
 
 
 @lru_cache
-def _filters(device: torch.device) -> Tensor:
-    """(257, 80) triangular filters, even on mel = 1127 ln(1 + f / 700) (Kaldi's mel-computations.cc)."""
+def _filters(device: torch.device, mels: int) -> Tensor:
+    """(257, mels) triangular filters, even on mel = 1127 ln(1 + f / 700) (Kaldi's mel-computations.cc)."""
 
     def mel(hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hz / 700.0)
 
     low, high = mel(torch.tensor([LOW_HZ, HIGH_HZ], dtype=torch.float64))
-    edges = low + (high - low) / (MELS + 1) * torch.arange(MELS + 2, dtype=torch.float64)
+    edges = low + (high - low) / (mels + 1) * torch.arange(mels + 2, dtype=torch.float64)
     bins = mel(torch.arange(FFT // 2, dtype=torch.float64) * SAMPLE_RATE / FFT)[:, None]
     rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     weights = torch.minimum(rise, fall).clamp_min(0.0)
     # Kaldi leaves the Nyquist bin out.
-    return torch.cat([weights, torch.zeros(1, MELS, dtype=torch.float64)]).float().to(device)
+    return torch.cat([weights, torch.zeros(1, mels, dtype=torch.float64)]).float().to(device)
+
+
+@lru_cache
+def slaney_filters(mels: int, fft: int) -> Tensor:
+    """(mels, fft // 2 + 1): triangles even on Slaney's mel scale (linear to 1 kHz, then logarithmic), of area 1."""
+    linear_step, knee_hz = 200.0 / 3, 1000.0
+    knee_mel, log_step = knee_hz / linear_step, torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27.0
+    top = knee_mel + torch.log(torch.tensor(SAMPLE_RATE / 2 / knee_hz, dtype=torch.float64)) / log_step
+    points = torch.linspace(0, float(top), mels + 2, dtype=torch.float64)
+    edges = torch.where(points < knee_mel, points * linear_step, knee_hz * torch.exp(log_step * (points - knee_mel)))
+    bins = torch.linspace(0, SAMPLE_RATE / 2, fft // 2 + 1, dtype=torch.float64)
+    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    area = 2.0 / (edges[2:] - edges[:-2])
+    return (torch.minimum(rise, fall).clamp_min(0.0) * area[:, None]).float()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from spkd.config import ModelConfig
+from spkd.errors import SpkdError, first_line
 from spkd.registry import TEACHERS
 from spkd.teachers.base import Teacher
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
@@ -18,18 +23,39 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
         UsageError: unknown family, missing weights or packages. SpkdError: damaged weights.
     """
     teacher: Teacher = TEACHERS[config.name].load(config, device)
+    teacher.precision = PRECISIONS[config.precision]
+    if config.compile:
+        teacher.forward = _compiled(teacher.forward)  # type: ignore[method-assign]
     return teacher
 
 
-def load_model(name: str, weights: str | None, layer: int | None, device: torch.device) -> Teacher:
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that is compiled when it is first called; where that fails, an error that says so."""
+    fast = torch.compile(forward)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return fast(*arguments, **named)
+        except SpkdError:
+            raise
+        except Exception as error:  # the compiler raises many kinds
+            raise SpkdError(f"compile=true: {first_line(error)}; run without it") from error
+
+    return call
+
+
+def load_model(config: ModelConfig, device: torch.device) -> Teacher:
     """What `spkd eval` scores: a student's folder, whatever it is called, or else a teacher family.
+
+    Args:
+        config: `name` is either of them.
 
     Raises:
         UsageError, SpkdError: as load_teacher.
     """
-    if name in TEACHERS and not (Path(name) / "model.json").is_file():
-        return load_teacher(ModelConfig(name, weights, layer), device)
-    return load_teacher(ModelConfig("checkpoint", name), device)
+    if config.name in TEACHERS and not (Path(config.name) / "model.json").is_file():
+        return load_teacher(config, device)
+    return load_teacher(ModelConfig("checkpoint", config.name), device)
 
 
 __all__ = ["Teacher", "load_model", "load_teacher"]

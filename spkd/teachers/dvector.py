@@ -6,7 +6,6 @@ LSTM 40 -> 3 x 256, linear 256 -> 256, ReLU, L2 norm, on 1.6 s windows every 0.8
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from spkd import digest
-from spkd.audio import SAMPLE_RATE
 from spkd.cache.card import TeacherCard
 from spkd.config import ModelConfig
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.students import read_weights
+from spkd.features import slaney_filters
+from spkd.students import padding, read_weights
 from spkd.students.network import statistics
 from spkd.target import EMBEDDING, Target
 from spkd.teachers.base import Teacher
@@ -40,6 +39,7 @@ class DVector(Teacher):
     """
 
     family = "dvector"
+    takes_lengths = True
 
     def __init__(self, weights: str | None, device: torch.device) -> None:
         tensors, source = _weights(weights)
@@ -76,12 +76,14 @@ class DVector(Teacher):
             "1.6 s windows every 0.8 s",
         )
 
-    def forward(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
-        mel = linear_mel(raise_loudness(waves))
+    def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
+        mel = linear_mel(raise_loudness(waves, lengths), lengths)
+        counts = None if lengths is None else 1 + lengths // HOP
         outputs: dict[str, Tensor] = {}
         if {EMBEDDING, "windows"} & set(names):
-            outputs["windows"] = self._windows(mel)
-            outputs[EMBEDDING] = normalize(outputs["windows"].mean(1), dim=-1)
+            outputs["windows"] = windows = self._windows(mel, counts)
+            of_view = None if counts is None else _window_count(counts)
+            outputs[EMBEDDING] = normalize(padding.mean(windows.transpose(1, 2), of_view)[..., 0], dim=-1)
         layers = [int(name.removeprefix("frames.layer")) for name in names if name.startswith("frames.")]
         if STATS in names:
             layers.append(LAYERS)
@@ -90,18 +92,29 @@ class DVector(Teacher):
             hidden = self._layer(layer, hidden)
             outputs[f"frames.layer{layer}"] = hidden
         if STATS in names:
-            outputs[STATS] = statistics(hidden.transpose(1, 2))
+            outputs[STATS] = statistics(hidden.transpose(1, 2), counts)
         return outputs
 
-    def _windows(self, mel: Tensor) -> Tensor:
-        """(B, T, 40) -> (B, windows, 256): full windows only; a view shorter than one is one window."""
+    def _windows(self, mel: Tensor, counts: Tensor | None) -> Tensor:
+        """(B, T, 40) -> (B, windows, 256): full windows only; a view shorter than one is one window.
+
+        Args:
+            counts: (B,) valid frames of each view.
+        """
         if mel.shape[1] < WINDOW_FRAMES:
             windows = mel[:, None]
         else:
             windows = mel.unfold(1, WINDOW_FRAMES, WINDOW_HOP).transpose(2, 3)
-        batch, count = windows.shape[:2]
-        _, (hidden, _) = self._lstm(windows.reshape(batch * count, *windows.shape[2:]))
-        return normalize(torch.relu(self._linear(hidden[-1])), dim=-1).view(batch, count, HIDDEN)
+        if counts is None:
+            counts = torch.full((len(mel),), mel.shape[1], device=mel.device)
+        view, window = torch.nonzero(
+            torch.arange(windows.shape[1], device=mel.device) < _window_count(counts)[:, None]
+        ).T
+        hidden, _ = self._lstm(windows[view, window])
+        last = hidden[torch.arange(len(view)), counts[view].clamp_max(windows.shape[2]) - 1]
+        out = mel.new_zeros(*windows.shape[:2], HIDDEN)
+        out[view, window] = normalize(torch.relu(self._linear(last)), dim=-1)
+        return out
 
     def _layer(self, layer: int, inputs: Tensor) -> Tensor:
         """Output (B, T, 256) of one LSTM layer alone."""
@@ -112,37 +125,28 @@ class DVector(Teacher):
         return torch.lstm(inputs, (zeros, zeros), parameters, True, 1, 0.0, False, False, True)[0]
 
 
-def raise_loudness(waves: Tensor) -> Tensor:
+def _window_count(frames: Tensor) -> Tensor:
+    """Windows of views of so many frames."""
+    return ((frames - WINDOW_FRAMES) // WINDOW_HOP + 1).clamp_min(1)
+
+
+def raise_loudness(waves: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Scale each of (B, samples) up to -30 dBFS of mean power; louder ones stay as they are."""
-    power = waves.square().mean(-1, keepdim=True)
+    power = padding.mean(waves.square(), lengths)
     gain = 10.0 ** (LOUDNESS / 20.0) / power.clamp_min(1e-20).sqrt()
     return waves * gain.clamp_min(1.0)
 
 
-def linear_mel(waves: Tensor) -> Tensor:
+def linear_mel(waves: Tensor, lengths: Tensor | None = None) -> Tensor:
     """(B, samples) -> (B, 1 + samples // 160, 40): mel bands of power, no log.
 
     librosa's defaults of the package's time: Slaney's scale and area normalisation, edges padded by reflection
     (librosa pads with zeros since 0.10, which is not what the network was trained on).
     """
     window = torch.hann_window(FFT, device=waves.device)
-    spectrum = torch.stft(waves, FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
-    return (_slaney_filters().to(waves.device) @ spectrum.abs().square()).transpose(1, 2)
-
-
-@lru_cache
-def _slaney_filters() -> Tensor:
-    """(40, 201): triangles even on Slaney's mel scale (linear to 1 kHz, then logarithmic), each of area one."""
-    linear_step, knee_hz = 200.0 / 3, 1000.0
-    knee_mel, log_step = knee_hz / linear_step, torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27.0
-    top = knee_mel + torch.log(torch.tensor(SAMPLE_RATE / 2 / knee_hz, dtype=torch.float64)) / log_step
-    mels = torch.linspace(0, float(top), MELS + 2, dtype=torch.float64)
-    edges = torch.where(mels < knee_mel, mels * linear_step, knee_hz * torch.exp(log_step * (mels - knee_mel)))
-    bins = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
-    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    area = 2.0 / (edges[2:] - edges[:-2])
-    return (torch.minimum(rise, fall).clamp_min(0.0) * area[:, None]).float()
+    waves = padding.reflect(waves[:, None], FFT // 2, lengths)[:, 0]
+    spectrum = torch.stft(waves, FFT, HOP, window=window, center=False, return_complex=True)
+    return (slaney_filters(MELS, FFT).to(waves.device) @ spectrum.abs().square()).transpose(1, 2)
 
 
 def _weights(weights: str | None) -> tuple[dict[str, Tensor], str]:

@@ -14,6 +14,7 @@ class NoTeacher(Teacher):
     """Has no outputs; extract then stores the fbank of every view."""
 
     family = "none"
+    takes_lengths = True
 
     def __init__(self) -> None:
         self.targets = {}
@@ -25,5 +26,5 @@ class NoTeacher(Teacher):
     def card(self) -> TeacherCard:
         return TeacherCard(self.family, "", "none", "no teacher", "80-mel Kaldi fbank, 25/10 ms")
 
-    def forward(self, waves: Tensor, names: list[str]) -> dict[str, Tensor]:
+    def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
         return {}

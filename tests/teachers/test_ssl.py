@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import soundfile
 import torch
 
 from spkd.errors import UsageError
-from spkd.teachers.ssl import HuBERT, Wav2Vec2, WavLM, receptive_field
+from spkd.features import FBANK
+from spkd.teachers.ssl import Data2Vec, HuBERT, SSLTeacher, W2VBert, Wav2Vec2, WavLM, receptive_field
 
 from ..conftest import TINY_SSL
 
@@ -54,6 +56,119 @@ def test_the_other_families_load(tmp_path: Path, family: str) -> None:
     teacher = {"hubert": HuBERT, "wav2vec2": Wav2Vec2}[family](str(tmp_path), None, CPU)
     assert teacher.card().preprocessing == "waveform as it is"
     assert teacher.extract(torch.randn(1, 4000), ["embedding"])["embedding"].shape == (1, 32)
+
+
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+HEAD = {"tdnn_dim": (8, 8, 12), "tdnn_kernel": (5, 3, 1), "tdnn_dilation": (1, 2, 1), "xvector_output_dim": 6,
+        "num_labels": 4}  # fmt: skip
+PLAIN = {k: v for k, v in TINY_SSL.items() if not k.startswith(("conv", "num_conv"))} | {
+    "feature_projection_input_dim": 160
+}
+# family, transformers' model, its configuration
+MODELS: dict[str, tuple[type[SSLTeacher], Callable]] = {
+    "wavlm": (WavLM, lambda t: t.WavLMModel(t.WavLMConfig(**TINY_SSL))),
+    "wavlm-layer-norm": (WavLM, lambda t: t.WavLMModel(t.WavLMConfig(**TINY_SSL, **LAYER_NORM))),
+    "wavlm-xvector": (WavLM, lambda t: t.WavLMForXVector(t.WavLMConfig(**TINY_SSL, **HEAD))),
+    "wavlm-xvector-weighted": (
+        WavLM,
+        lambda t: t.WavLMForXVector(t.WavLMConfig(**TINY_SSL, **HEAD, **LAYER_NORM, use_weighted_layer_sum=True)),
+    ),
+    "hubert": (HuBERT, lambda t: t.HubertModel(t.HubertConfig(**TINY_SSL))),
+    "wav2vec2-xvector": (
+        Wav2Vec2,
+        lambda t: t.Wav2Vec2ForXVector(t.Wav2Vec2Config(**TINY_SSL, **HEAD, use_weighted_layer_sum=True)),
+    ),
+    "data2vec": (
+        Data2Vec,
+        lambda t: t.Data2VecAudioModel(t.Data2VecAudioConfig(**TINY_SSL, conv_pos_kernel_size=5)),
+    ),
+    "w2v-bert": (W2VBert, lambda t: t.Wav2Vec2BertModel(t.Wav2Vec2BertConfig(**PLAIN))),
+    "w2v-bert-xvector": (W2VBert, lambda t: t.Wav2Vec2BertForXVector(t.Wav2Vec2BertConfig(**PLAIN, **HEAD))),
+}
+
+
+def made(folder: Path, name: str) -> tuple[SSLTeacher, object, Callable]:
+    """The teacher, transformers' model, and its feature extractor."""
+    torch.manual_seed(1)
+    kind, make = MODELS[name]
+    model = make(transformers).eval()
+    if hasattr(model, "layer_weights"):
+        torch.nn.init.normal_(model.layer_weights)
+    model.save_pretrained(folder)
+    if kind is W2VBert:
+        extractor = transformers.SeamlessM4TFeatureExtractor()
+    else:
+        norm = getattr(model.config, "feat_extract_norm", "layer") == "layer"
+        extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=norm)
+    extractor.save_pretrained(folder)
+    return kind(str(folder), None, CPU), model, extractor
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_level_is_transformers_own(tmp_path: Path, name: str) -> None:
+    teacher, model, extractor = made(tmp_path, name)
+    wave = 0.1 * torch.randn(9_000, generator=torch.Generator().manual_seed(0))
+    outputs = teacher.extract(wave[None], list(teacher.targets))
+    inputs = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
+    if "input_features" not in inputs:
+        inputs.pop("attention_mask", None)
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=True)
+    for i, hidden in enumerate(out.hidden_states):
+        rows = outputs[f"frames.layer{i}"]
+        assert rows.shape[1] == teacher.targets[f"frames.layer{i}"].num_frames(len(wave))
+        assert np.allclose(rows, hidden[:, : rows.shape[1]], atol=2e-4)
+    if "xvector" in name:
+        assert np.allclose(outputs["embedding"], out.embeddings, atol=2e-4)
+        assert np.allclose(outputs["segment.b"], out.logits, atol=2e-4)
+        assert outputs["frames.tdnn3"].shape[1] == teacher.targets["frames.tdnn3"].num_frames(len(wave))
+        rows = model.objective.weight.double() / model.objective.weight.double().norm(dim=0)
+        vector = out.logits[0].double()
+        assert np.allclose(outputs["logits"][0], 30 * (vector / vector.norm() @ rows).detach(), atol=2e-3)
+        assert teacher.head is not None
+        assert teacher.head.classes == ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "data2vec"])
+def test_views_of_different_length_in_one_batch_have_the_outputs_they_have_alone(tmp_path: Path, name: str) -> None:
+    teacher, _, _ = made(tmp_path, name)
+    assert teacher.takes_lengths
+    lengths = torch.tensor([9_000, 5_555, 16_000])
+    waves = torch.zeros(3, 16_000)
+    for i, length in enumerate(lengths):
+        waves[i, :length] = 0.1 * torch.randn(int(length), generator=torch.Generator().manual_seed(i)) + 0.01
+    together = teacher.extract(waves, list(teacher.targets), lengths=lengths)
+    for i, length in enumerate(lengths):
+        alone = teacher.extract(waves[i : i + 1, :length], list(teacher.targets))
+        for level, values in alone.items():
+            padded = together[level][i, : values.shape[1]] if values.ndim == 3 else together[level][i]
+            assert np.allclose(padded, values[0], atol=2e-5 * max(1.0, float(np.abs(values).max()))), level
+
+
+def test_a_layer_can_be_pooled_in_the_place_of_the_speaker_head(tmp_path: Path) -> None:
+    made(tmp_path, "wavlm-xvector")
+    teacher = WavLM(str(tmp_path), 1, CPU)
+    assert teacher.targets["embedding"].dim == 32
+    assert "logits" not in teacher.targets
+
+
+def test_weights_that_are_lacking_are_not_made_up(tmp_path: Path) -> None:
+    made(tmp_path, "wavlm-xvector")
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    safetensors.torch.save_file(
+        {n: v for n, v in weights.items() if "objective" not in n}, tmp_path / "model.safetensors"
+    )
+    assert "logits" not in WavLM(str(tmp_path), None, CPU).targets
+    safetensors.torch.save_file({n: v for n, v in weights.items() if "tdnn.1" not in n}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"lacks 2 weights \(tdnn.1.kernel.bias"):
+        WavLM(str(tmp_path), None, CPU)
+
+
+def test_w2v_bert_takes_pairs_of_fbank_frames(tmp_path: Path) -> None:
+    teacher, _, _ = made(tmp_path, "w2v-bert")
+    for samples in (teacher.min_samples, 4_000, 4_160):
+        rows = teacher.extract(torch.randn(1, samples), ["frames.layer0"])["frames.layer0"].shape[1]
+        assert rows == FBANK.num_frames(samples) // 2 == teacher.targets["frames.layer0"].num_frames(samples)
 
 
 def test_wrong_weights_are_named(tiny_wavlm: Path, tmp_path: Path) -> None:

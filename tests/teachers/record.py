@@ -1,0 +1,94 @@
+"""Writes oracles.json: what WeSpeaker's and 3D-Speaker's own code gives, for tests on machines without it.
+
+python -m tests.teachers.record --wespeaker CLONE --3d-speaker CLONE
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchaudio.compliance import kaldi
+
+from .fixed import fixed_wave, fixed_weights
+
+NUMBERS = 12  # of each embedding
+WESPEAKER: dict[str, tuple[str, dict[str, Any]]] = {
+    "ResNet18": ("resnet", {"feat_dim": 80}),
+    "ResNet34": ("resnet", {"feat_dim": 80, "two_emb_layer": True, "pooling_func": "ASTP"}),
+    "ResNet50": ("resnet", {"feat_dim": 80}),
+    "ECAPA_TDNN_c512": ("ecapa_tdnn", {"feat_dim": 80, "emb_bn": True}),
+    "ECAPA_TDNN_GLOB_c512": ("ecapa_tdnn", {"feat_dim": 80}),
+    "CAMPPlus": ("campplus", {"feat_dim": 80}),
+    "XVEC": ("tdnn", {"feat_dim": 40}),
+    "ERes2Net34_Base": ("eres2net", {"feat_dim": 80}),
+    "SimAM_ResNet34_ASP": ("samresnet", {"acoustic_dim": 80}),
+}
+THREE_D_SPEAKER: dict[str, tuple[str, dict[str, Any]]] = {
+    "CAMPPlus": ("campplus.DTDNN", {"feat_dim": 80, "embedding_size": 192}),
+    "ERes2Net": ("eres2net.ERes2Net", {"feat_dim": 80, "embedding_size": 192}),
+    "ERes2NetV2": ("eres2net.ERes2NetV2", {"feat_dim": 80, "embedding_size": 192, "baseWidth": 24, "scale": 4,
+                   "expansion": 4}),
+    "ECAPA_TDNN": ("ecapa_tdnn.ECAPA_TDNN", {"input_size": 80, "lin_neurons": 192}),
+    "ResNet": ("resnet.ResNet", {"feat_dim": 80, "embedding_size": 256}),
+}  # fmt: skip
+
+
+def fixed(model: nn.Module) -> nn.Module:
+    """A library's model with the fixed weights."""
+    shapes = ((n, tuple(v.shape)) for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked"))
+    model.load_state_dict(fixed_weights(shapes), strict=False)
+    return model.eval()
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--wespeaker", type=Path, required=True)
+    options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path, required=True)
+    given = options.parse_args()
+    package = types.ModuleType("wespeaker")  # its own __init__ imports the command line and what that needs
+    package.__path__ = [str(given.wespeaker / "wespeaker")]
+    sys.modules["wespeaker"] = package
+    sys.modules.setdefault("thop", types.SimpleNamespace(profile=None))  # type: ignore[arg-type]
+    sys.path.insert(0, str(given.three_d_speaker))
+    wave = torch.from_numpy(fixed_wave())[None]
+    found: dict[str, dict[str, Any]] = {"wespeaker": {}, "3d-speaker": {}}
+    for name, (home, arguments) in WESPEAKER.items():
+        model = fixed(getattr(importlib.import_module(f"wespeaker.models.{home}"), name)(embed_dim=192, **arguments))
+        mels = arguments.get("feat_dim", 80)
+        bank = kaldi.fbank(wave * 32768, num_mel_bins=mels, window_type="hamming", dither=0.0)
+        found["wespeaker"][name] = record(model, bank) | {"model_args": arguments | {"embed_dim": 192}}
+    for name, (home, arguments) in THREE_D_SPEAKER.items():
+        model = fixed(getattr(importlib.import_module(f"speakerlab.models.{home}"), name)(**arguments))
+        found["3d-speaker"][name] = record(model, kaldi.fbank(wave, num_mel_bins=80, dither=0.0))
+    lines = [
+        f"{json.dumps(toolkit)}: {{\n"
+        + ",\n".join(f"{json.dumps(n)}: {json.dumps(m)}" for n, m in models.items())
+        + "}"
+        for toolkit, models in found.items()
+    ]
+    Path(__file__).with_name("oracles.json").write_text("{" + ",\n".join(lines) + "}\n")
+
+
+def record(model: nn.Module, bank: torch.Tensor) -> dict[str, Any]:
+    """Names and shapes of the weights, the first numbers of the embedding and its norm."""
+    with torch.no_grad():
+        out = model((bank - bank.mean(0))[None])
+    embedding = (out[-1] if isinstance(out, tuple) else out)[0]
+    weights = {n: list(v.shape) for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    return {
+        "embedding": [float(f"{x:.8g}") for x in embedding[:NUMBERS]],
+        "norm": float(embedding.double().norm()),
+        "weights": weights,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""WeSpeaker and 3D-Speaker are on no package index: what their own code gives is in oracles.json (see record.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from spkd.config import ModelConfig
+from spkd.errors import UsageError
+from spkd.teachers import Teacher, load_teacher
+
+from .fixed import fixed_wave, fixed_weights
+
+ORACLES = json.loads(Path(__file__).with_name("oracles.json").read_text())
+CPU = torch.device("cpu")
+
+
+def weights_of(toolkit: str, name: str) -> dict[str, Tensor]:
+    """Its state dictionary, under the names of its own library."""
+    return fixed_weights((n, tuple(shape)) for n, shape in ORACLES[toolkit][name]["weights"].items())
+
+
+def save_wespeaker(folder: Path, name: str, extra: dict[str, Tensor] | None = None, **settings: Any) -> Path:
+    """A folder as WeSpeaker leaves it, trained on several GPUs."""
+    folder.mkdir(exist_ok=True)
+    arguments = ORACLES["wespeaker"][name]["model_args"]
+    mels = arguments.get("feat_dim", 80)
+    config: dict[str, Any] = {
+        "model": name,
+        "model_args": arguments,
+        "dataset_args": {"resample_rate": 16000, "fbank_args": {"num_mel_bins": mels, "frame_length": 25}},
+        "projection_args": {"project_type": "arc_margin", "scale": 32.0},
+    }
+    config |= settings
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    state = weights_of("wespeaker", name) | (extra or {})
+    torch.save({f"module.{n}": values for n, values in state.items()}, folder / "avg_model.pt")
+    return folder
+
+
+def load(family: str, weights: Path, **settings: Any) -> Teacher:
+    return load_teacher(ModelConfig(family, str(weights), **settings), CPU)
+
+
+def check(teacher: Teacher, expected: dict[str, Any]) -> None:
+    """The embedding is the library's, every level has its declared shape, and padding changes nothing."""
+    wave = torch.from_numpy(fixed_wave())[None]
+    outputs = teacher.extract(wave, list(teacher.targets))
+    embedding = outputs["embedding"][0].astype(np.float64)
+    largest = np.abs(expected["embedding"]).max()
+    assert np.allclose(embedding[: len(expected["embedding"])], expected["embedding"], rtol=0, atol=2e-4 * largest)
+    assert abs(np.linalg.norm(embedding) / expected["norm"] - 1) < 1e-4
+    for name, target in teacher.targets.items():
+        rows = () if target.hop is None else (target.num_frames(wave.shape[1]),)
+        assert outputs[name].shape == (1, *rows, target.dim), name
+    short = wave[:, : 16_000 - 37]
+    both = torch.cat([wave, torch.nn.functional.pad(short, (0, wave.shape[1] - short.shape[1]))])
+    lengths = torch.tensor([wave.shape[1], short.shape[1]])
+    together = teacher.extract(both, list(teacher.targets), lengths=lengths)
+    alone = teacher.extract(short, list(teacher.targets))
+    for name, values in alone.items():
+        padded = together[name][1, : values.shape[1]] if values.ndim == 3 else together[name][1]
+        assert np.allclose(padded, values[0], rtol=1e-3, atol=1e-4 * np.abs(values).max()), name
+
+
+@pytest.mark.parametrize("name", ORACLES["wespeaker"])
+def test_wespeakers_models_give_what_its_own_code_gives(tmp_path: Path, name: str) -> None:
+    check(load("wespeaker", save_wespeaker(tmp_path, name)), ORACLES["wespeaker"][name])
+
+
+@pytest.mark.parametrize("name", ORACLES["3d-speaker"])
+def test_3d_speakers_models_give_what_its_own_code_gives(tmp_path: Path, name: str) -> None:
+    torch.save(weights_of("3d-speaker", name), tmp_path / "model.ckpt")
+    check(load("3d-speaker", tmp_path), ORACLES["3d-speaker"][name])
+
+
+def test_a_projection_in_the_file_gives_logits(tmp_path: Path) -> None:
+    weight = torch.randn(6, 192, generator=torch.Generator().manual_seed(0))
+    wave = torch.from_numpy(fixed_wave())[None]
+    for kind, parts in (("arc_margin", 1), ("arc_margin_intertopk_subcenter", 3)):
+        arguments = {"project_type": kind, "scale": 20.0, "K": 3}
+        extra = {"projection.weight": weight}
+        teacher = load("wespeaker", save_wespeaker(tmp_path, "ResNet18", extra, projection_args=arguments))
+        outputs = teacher.extract(wave, ["embedding", "logits"])
+        rows = weight.double() / weight.double().norm(dim=1, keepdim=True)
+        vector = torch.from_numpy(outputs["embedding"][0]).double()
+        cosines = (rows @ vector / vector.norm()).reshape(-1, parts).amax(1)
+        assert np.allclose(outputs["logits"][0], 20 * cosines, atol=1e-3)
+    extra = {"projection.trans.weight": weight, "projection.trans.bias": torch.arange(6.0)}
+    folder = save_wespeaker(tmp_path, "ResNet18", extra, projection_args={"project_type": "softmax"})
+    outputs = load("wespeaker", folder).extract(wave, ["embedding", "logits"])
+    expected = weight.double() @ torch.from_numpy(outputs["embedding"][0]).double() + torch.arange(6.0)
+    assert np.allclose(outputs["logits"][0], expected, rtol=1e-3, atol=1e-2)
+
+
+def test_3d_speakers_classifier_beside_the_weights_gives_logits(tmp_path: Path) -> None:
+    torch.save(weights_of("3d-speaker", "ResNet"), tmp_path / "embedding_model.ckpt")
+    torch.save({"weight": torch.randn(5, 256)}, tmp_path / "classifier.ckpt")
+    teacher = load("3d-speaker", tmp_path)
+    assert teacher.targets["logits"].dim == 5
+    assert teacher.extract(torch.from_numpy(fixed_wave())[None], ["logits"])["logits"].shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dataset_args": {"frontend": "s3prl"}}, "its front end is s3prl"),
+        ({"dataset_args": {"resample_rate": 8000}}, "trained on audio of 8000 Hz"),
+        ({"dataset_args": {"cmvn_args": {"norm_var": True}}}, "not mean-normalised"),
+        ({"dataset_args": {"fbank_args": {"frame_shift": 5}}}, "every 5 ms"),
+        ({"dataset_args": {"fbank_args": {"num_mel_bins": 40}}}, "has the shape"),
+        ({"dataset_args": 7, "model_args": {"pooling_func": "MQMHASTP"}}, "MQMHASTP"),
+    ],
+)
+def test_settings_that_spkd_does_not_have_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load("wespeaker", save_wespeaker(tmp_path, "ResNet18", **settings))
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    folder = save_wespeaker(tmp_path, "ResNet18")
+    state = torch.load(folder / "avg_model.pt", weights_only=True)
+    name = "module.layer1.0.conv2.weight"
+    for change, message in (
+        ({name: None}, "no weights 'layer1.0.conv2.weight'"),
+        ({name: torch.zeros(3, 3)}, "layer1.0.conv2.weight has the shape"),
+        ({name: torch.full_like(state[name], torch.nan)}, "are not finite"),
+        ({"module.more": torch.zeros(1)}, "weights 'more' are not known here"),
+    ):
+        changed = {n: v for n, v in (state | change).items() if v is not None}
+        torch.save(changed, folder / "avg_model.pt")
+        with pytest.raises(UsageError, match=message):
+            load("wespeaker", folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"no avg_model.pt"):
+        load("wespeaker", tmp_path / "empty")
+    (folder / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"no config.yaml beside"):
+        load("wespeaker", folder)
+
+
+def test_nothing_that_the_settings_name_is_run(tmp_path: Path) -> None:
+    folder = save_wespeaker(tmp_path, "ResNet18")
+    with open(folder / "config.yaml", "a") as file:
+        file.write(f"evil: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n")
+    load("wespeaker", folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_fbank_can_be_another_toolkits(tmp_path: Path) -> None:
+    """WeSpeaker's hub has models of 3D-Speaker, which take 3D-Speaker's fbank."""
+    folder = save_wespeaker(tmp_path, "CAMPPlus")
+    wave = torch.from_numpy(fixed_wave())[None]
+    one = load("wespeaker", folder).extract(wave, ["embedding"])["embedding"]
+    other = load("wespeaker", folder, input="3d-speaker").extract(wave, ["embedding"])["embedding"]
+    torch.save(weights_of("wespeaker", "CAMPPlus"), tmp_path / "campplus.bin")
+    theirs = load("3d-speaker", tmp_path / "campplus.bin").extract(wave, ["embedding"])["embedding"]
+    assert np.allclose(other, theirs, atol=1e-3)  # but for a floor of 1e-7 under the variances
+    assert not np.allclose(one, other, atol=2e-3)
+
+
+def test_through_the_command_line(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    save_wespeaker(tmp_path / "model", "ResNet18", {"projection.weight": torch.randn(6, 192)})
+    given = ["teacher=wespeaker", "teacher.weights=model", f"manifest={corpus / 'manifest.csv'}"]
+    done = spkd("extract", *given, "teacher.targets=[embedding,stats,logits]", "fbank=true")
+    assert done.code == 0, done.err
+    assert "18 views extracted, 0 rejected; complete" in done.out
+    assert spkd("cache", "verify", "cache", "--live", "4", *given).code == 0
+    assert spkd("train", "--loss", "kld", "student=tiny", "student.channels=16", "steps=2", "batch_size=4").code == 0
+    assert spkd("eval", corpus / "trials.txt", "model=wespeaker", "weights=model", given[2]).code == 0
