@@ -147,7 +147,11 @@ class Plan:
         )
 
     def save(self, root: Path, part: int) -> None:
-        """Write a plan of one part; the same plan always gives the same bytes."""
+        """Write a plan of one part."""
+        write_bytes(root / plan_path(part), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The file of a plan of one part; the same plan always gives the same bytes."""
         out = io.BytesIO()
         arrays: dict[str, Any] = {
             **self.views.columns(),
@@ -158,7 +162,7 @@ class Plan:
             "unit": np.array([self.unit_views, self.unit_seconds]),
         }
         np.savez(out, **arrays)
-        write_bytes(root / plan_path(part), out.getvalue())
+        return out.getvalue()
 
     @classmethod
     def load(cls, root: Path, card: Card) -> Plan:
@@ -284,3 +288,9 @@ def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
     if any(a > b for a, b in zip([0, *ends], [*ends, len(blob)], strict=True)):
         raise ValueError(f"{name} overlap")
     return [blob[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def part_of(manifest: Manifest, plan: Plan) -> Part:
+    """The card's entry of one part: its manifest, and the plan made of it."""
+    hours = round(manifest.seconds / 3600, 3)
+    return Part(manifest.digest, len(manifest), hours, len(plan.views), plan.units)
