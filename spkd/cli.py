@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -102,28 +105,79 @@ def extract(
     overrides: Overrides = None,
     config_file: ConfigFile = None,
     recipe: Recipe = None,
+    also: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Another teacher in the same pass over the audio, with its keys in quotes: "
+            "--also 'teacher=wespeaker teacher.weights=DIR cache=caches/resnet'. Repeat it for more.",
+            metavar="KEYS",
+        ),
+    ] = None,
     targets: Annotated[bool, typer.Option("--targets", help="List the teacher's targets and exit.")] = False,
+    slurm_script: Annotated[
+        bool, typer.Option("--slurm-script", help="Print a job array for sbatch that runs this command, and exit.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything was rejected.")] = False,
 ) -> None:
     """Run a teacher once over every view of a manifest and store its outputs in a cache."""
     settings = config.load(config.ExtractConfig, overrides or [], config_file, base=recipe)
+    more = [config.load(config.ExtractConfig, _of_another(overrides or [], keys), config_file) for keys in also or []]
+    if slurm_script:
+        from spkd.extract.slurm import script
+
+        print(script(settings, sys.argv[1:]), end="")
+        return
     from spkd.device import resolve
     from spkd.teachers import load_teacher
 
     if targets:
         _list_targets(load_teacher(settings.teacher, resolve(settings.device)))
         return
-    from spkd.extract.run import REJECTED
-    from spkd.extract.run import extract as run
+    from spkd.extract.ranks import Rank
+    from spkd.extract.ranks import report as report_ranks
+    from spkd.extract.run import REJECTED, load_and_extract
     from spkd.files import writable_folder
     from spkd.manifest import Manifest
 
     audio = Manifest.load(settings.manifest)
-    writable_folder(settings.cache)
-    report = run(settings, load_teacher(settings.teacher, resolve(settings.device)), audio)
-    state = "complete" if report.complete else "other workers are still busy with the rest"
-    print(f"{settings.cache}: {report.views} views extracted, {len(report.rejected)} rejected; {state}")
-    _list_rejected(report.rejected, strict, Path(settings.cache) / REJECTED)
+    for one in (settings, *more):
+        writable_folder(one.cache)
+    if len({Path(one.cache).resolve() for one in (settings, *more)}) <= len(more):
+        raise UsageError("--also: every teacher needs a cache of its own (cache=FOLDER)")
+    rank, every = Rank.launched(), [settings, *more]
+    if settings.engine == "ray":
+        from spkd.extract.ray_engine import extract_with_ray
+
+        reports = extract_with_ray(every, audio)
+    elif rank is not None and rank.number:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the first rank speaks for all
+            load_and_extract(every, audio, rank)
+        return
+    else:
+        reports = load_and_extract(every, audio, rank)
+        for one in every if rank is not None else ():
+            report_ranks(Path(one.cache), rank.run if rank else "")
+    for one, report in zip(every, reports, strict=True):
+        state = "complete" if report.complete else "other workers are still busy with the rest"
+        print(f"{one.cache}: {report.views} views extracted, {len(report.rejected)} rejected; {state}")
+    for one, report in zip(every, reports, strict=True):
+        _list_rejected(report.rejected, strict, Path(one.cache) / REJECTED)
+
+
+def _of_another(overrides: list[str], keys: str) -> list[str]:
+    """The settings of `--also`: its own, and those of the run but for teacher and cache.
+
+    Raises:
+        UsageError: keys that are those of the whole pass.
+    """
+    try:
+        own = shlex.split(keys)
+    except ValueError as error:
+        raise UsageError(f"--also {keys!r}: {error}") from error
+    for item in own:
+        if not item.startswith(("teacher=", "teacher.", "cache=", "storage.codec")):
+            raise UsageError(f"--also: {item!r} is none of teacher, teacher.*, cache, storage.codec, storage.codecs")
+    return [item for item in overrides if not item.startswith(("teacher=", "teacher.", "cache="))] + own
 
 
 @app.command(
@@ -181,12 +235,37 @@ def evaluate(
 
     listed = trial_lists.read(trials, settings.format)
     audio = Manifest.load(settings.manifest)
-    model = load_model(settings.model, settings.weights, settings.layer, resolve(settings.device))
+    model = load_model(settings.frozen, resolve(settings.device))
     report = run(settings, model, audio, listed)
     if report["results"]:
         print(f"{headline(report['results'])}   ({report['trials']['scored']} trials)")
     print(f"{settings.out}/: scores.txt, report.json, report.html")
     _list_rejected(report["rejected"], strict)
+
+
+@app.command(cls=with_keys(config.EmbedConfig), epilog=_example("spkd embed test.csv model=student out=test.ark"))
+def embed(
+    manifest: Annotated[Path, typer.Argument(help="Manifest of the utterances.")],
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if an utterance could not be used.")] = False,
+) -> None:
+    """Embed every utterance with a student or a teacher: Kaldi's ark and scp, or an array with its names."""
+    settings = config.load(config.EmbedConfig, overrides or [], config_file)
+    from spkd.device import resolve
+    from spkd.eval.embed import embed as run
+    from spkd.manifest import Manifest
+    from spkd.teachers import load_model
+    from spkd.vectors import SUFFIXES, write_vectors
+
+    out = Path(settings.out)
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"out={settings.out}: vectors are written as {', '.join(SUFFIXES)}")
+    audio = Manifest.load(manifest)
+    embeddings, rejected = run(load_model(settings.frozen, resolve(settings.device)), audio, settings)
+    count = write_vectors(out, ((u.id, embeddings[u.id]) for u in audio if u.id in embeddings))
+    print(f"{out}: {count} embeddings, {len(rejected)} rejected")
+    _list_rejected(rejected, strict)
 
 
 @app.command(epilog=_example("spkd demo --out spkd-demo"))
@@ -355,13 +434,17 @@ def cache_pull(
 )
 def cache_export(
     path: CachePath,
-    out: Annotated[Path, typer.Argument(help="FILE.h5, or a folder for WebDataset tars.")],
+    out: Annotated[
+        Path, typer.Argument(help="FILE.h5, a folder for WebDataset tars, or FILE.ark, .scp, .npy for one target.")
+    ],
     overrides: Overrides = None,
+    target: Annotated[str, typer.Option(help="The target that an ark, scp or npy file gets.")] = "embedding",
     audio: Annotated[bool, typer.Option("--audio", help="Put every view's audio into the tars (manifest=).")] = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Write a cache as one HDF5 file, or as WebDataset tars to stream from."""
+    """Write a cache as one HDF5 file, as WebDataset tars to stream from, or one target for other tools."""
     from spkd.cache import Cache
+    from spkd.vectors import SUFFIXES
 
     settings, is_hdf5 = config.load(config.ExportConfig, overrides or [], config_file), out.suffix in HDF5
     if is_hdf5 and audio:
@@ -369,6 +452,13 @@ def cache_export(
     if overrides and not audio:
         raise UsageError(f"{overrides[0]}: used with --audio only")
     cache = Cache.open(path)
+    if out.suffix in SUFFIXES:
+        from spkd.cache.exchange.vectors import export_vectors
+
+        if audio:
+            raise UsageError("--audio: these files hold no audio; export to a folder of tars")
+        print(f"{out}: {export_vectors(cache, out, target)} views, target {target}")
+        return
     if is_hdf5:
         from spkd.cache.exchange.hdf5 import export_hdf5
 
@@ -385,10 +475,29 @@ def cache_export(
 
 @cache_app.command("import", epilog=_example("spkd cache import out.h5 cache"))
 def cache_import(
-    source: Annotated[str, typer.Argument(help="FILE.h5, or a folder or URL of WebDataset tars.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="FILE.h5, a folder or URL of WebDataset tars, or vectors: FILE.ark, .scp, .npy."),
+    ],
     path: Annotated[Path, typer.Argument(help="New cache folder.")],
+    manifest: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Of the utterances that the vectors belong to; only for ark, scp and npy."),
+    ] = None,
 ) -> None:
-    """Make a cache from an export; it appears whole or not at all."""
+    """Make a cache from an export, or from vectors of another toolkit; it appears whole or not at all."""
+    from spkd.vectors import SUFFIXES
+
+    if (manifest is not None) != (Path(source).suffix in SUFFIXES):
+        raise UsageError(f"--manifest: needed for {', '.join(SUFFIXES)}, and for these alone")
+    if manifest is not None:
+        from spkd.cache.exchange.vectors import import_vectors
+        from spkd.manifest import Manifest
+
+        audio = Manifest.load(manifest)
+        found = import_vectors(Path(source), audio, path)
+        print(f"{path}: {found} of {len(audio)} utterances have a vector in {source}")
+        return
     if Path(source).suffix in HDF5:
         from spkd.cache.exchange.hdf5 import import_hdf5
 
@@ -442,10 +551,11 @@ def main() -> None:
     """Run the command; whatever fails is one line on stderr and exit code 1 (failed), 2 (usage) or 130
     (interrupted)."""
     # Typer would turn KeyboardInterrupt into a silent abort.
-    before = signal.signal(signal.SIGINT, _interrupt)
+    before = {which: signal.signal(which, _interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
     except Exception as error:
         sys.exit(reported(error, sys.argv))
     finally:
-        signal.signal(signal.SIGINT, before)
+        for which, handler in before.items():
+            signal.signal(which, handler)

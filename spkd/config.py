@@ -23,7 +23,9 @@ from spkd.schema import convert
 
 Schema = TypeVar("Schema")
 RECIPES = Path(__file__).parent / "recipes"
-DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("fp32", "bf16", "fp16")
+DEVICES = ("auto", "cuda", "mps", "cpu", *(f"cuda:{i}" for i in range(16)))
+INPUTS = ("auto", "kaldi", "wespeaker", "3d-speaker", "nemo", "waveform")
 MAX_SEED = 2**40
 MAX_YAML = 1 << 20  # bytes of a settings file
 
@@ -59,12 +61,24 @@ class ModelConfig:
     name: str = key("dvector", "teacher family; none stores only features, for training without a teacher", TEACHERS)
     weights: str | None = key(
         None,
-        "weights: a file, a folder or a hub id; default: dvector takes the installed resemblyzer package, "
-        "wavlm/hubert/wav2vec2 their public large models, checkpoint takes ./student",
+        "weights: a file, a folder or a hub id; default: dvector takes the installed resemblyzer package, wavlm "
+        "microsoft/wavlm-base-plus-sv, hubert, wav2vec2, data2vec and w2v-bert public large models, checkpoint "
+        "./student",
     )
     layer: int | None = key(
-        None, "hidden layer pooled into the embedding of wavlm/hubert/wav2vec2 (default: the last)", low=0, high=1000
+        None,
+        "hidden layer of a transformers model pooled into the embedding (default: its speaker head, else the last)",
+        low=0,
+        high=1000,
     )
+    input: str = key(
+        "auto",
+        "what a model of a toolkit takes, where its file does not say it: a toolkit's fbank, or waveform",
+        INPUTS,
+    )
+    outputs: dict[str, str] = key({}, "onnx: names in the graph of embedding and frames, where they cannot be told")
+    precision: str = key("fp32", "of the model's matrix products and convolutions", PRECISIONS)
+    compile: bool = key(False, "compile the model (torch.compile): slow to start, faster on a GPU")
 
 
 @dataclass
@@ -115,11 +129,20 @@ class ExtractConfig:
     wave: bool = key(False, "also store the samples of every view, for students that take the waveform (ssl)")
     storage: StorageConfig = section(StorageConfig)
     batch_size: int = key(
-        32, "views in one teacher batch (views of equal length only, so nothing is padded)", low=1, high=100_000
+        32,
+        "views in one teacher batch; of different length only where padding does not change what the teacher gives",
+        low=1,
+        high=100_000,
     )
     workers: int = key(2, "threads that decode and augment", low=1, high=1024)
     min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
-    device: str = key("auto", "auto takes CUDA, then MPS, then CPU", DEVICES)
+    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
+    engine: str = key(
+        "auto", "auto: this process, or a rank of torchrun or srun; ray: actors of a Ray cluster", ("auto", "ray")
+    )
+    processes: int = key(
+        0, "actors of engine=ray, or tasks of --slurm-script (0: by the GPUs, or the CPUs)", low=0, high=100_000
+    )
 
 
 @dataclass
@@ -135,7 +158,7 @@ class VerifyConfig:
     manifest: str = key("manifest.csv", "manifest of the audio, as at extraction")
     teacher: ModelConfig = section(ModelConfig)
     view: AugmentationFolders = section(AugmentationFolders)
-    device: str = key("auto", "auto takes CUDA, then MPS, then CPU", DEVICES)
+    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
 
 
 @dataclass
@@ -257,26 +280,43 @@ class TrainConfig:
     )
     workers: int = key(2, "loader processes, used when audio has to be decoded", low=0, high=1024)
     seed: int = key(0, "seed of weights, order, crops and masks", low=0, high=MAX_SEED)
-    device: str = key("auto", "auto takes CUDA, then MPS, then CPU", DEVICES)
+    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
 
 
 @dataclass
-class EvalConfig:
-    manifest: str = key("manifest.csv", "manifest of the trials' audio")
+class EmbedConfig:
     model: str = key("student", "folder of a student, or a teacher family (then see weights)")
     weights: str | None = key(None, "weights of the teacher named by model; see extract's teacher.weights")
-    layer: int | None = key(None, "layer pooled by wavlm/hubert/wav2vec2 (default: the last)", low=0, high=1000)
-    out: str = key("eval", "folder of scores.txt, report.json and report.html")
-    format: str = key("auto", "trial format: `1 a b`, `a b target` or `a b`", ("auto", "voxceleb", "kaldi", "plain"))
+    layer: int | None = key(None, "see extract's teacher.layer", low=0, high=1000)
+    input: str = key("auto", "see extract's teacher.input", INPUTS)
+    outputs: dict[str, str] = key({}, "see extract's teacher.outputs")
+    precision: str = key("fp32", "see extract's teacher.precision", PRECISIONS)
+    compile: bool = key(False, "see extract's teacher.compile")
+    out: str = key("embeddings.npy", "X.npy and the names in X.txt, or Kaldi's X.ark and X.scp")
     batch_size: int = key(
-        32, "utterances in one batch (of equal length only, so nothing is padded)", low=1, high=100_000
+        32,
+        "utterances in one batch; of different length only where padding does not change what the model gives",
+        low=1,
+        high=100_000,
     )
     workers: int = key(2, "threads that decode", low=1, high=1024)
     min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
-    device: str = key("auto", "auto takes CUDA, then MPS, then CPU", DEVICES)
+    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
+
+    @property
+    def frozen(self) -> ModelConfig:
+        """The model to run."""
+        return ModelConfig(self.model, self.weights, self.layer, self.input, self.outputs, self.precision, self.compile)
 
 
-COMMANDS = {"extract": ExtractConfig, "train": TrainConfig, "eval": EvalConfig}
+@dataclass
+class EvalConfig(EmbedConfig):
+    manifest: str = key("manifest.csv", "manifest of the trials' audio")
+    out: str = key("eval", "folder of scores.txt, report.json and report.html")
+    format: str = key("auto", "trial format: `1 a b`, `a b target` or `a b`", ("auto", "voxceleb", "kaldi", "plain"))
+
+
+COMMANDS = {"extract": ExtractConfig, "train": TrainConfig, "eval": EvalConfig, "embed": EmbedConfig}
 BORROWED = (VerifyConfig, ExportConfig)  # read the section of extract, as far as it concerns them
 
 # Keys of earlier versions: an error names what to write instead.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from spkd.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.augment import Augmentation
@@ -17,6 +19,7 @@ from spkd.manifest import Manifest
 from spkd.view import Views, source_samples
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
+WASTE = 0.2  # share of the longest view that may be padding in the shortest of the same batch
 
 
 class ViewLoader:
@@ -54,14 +57,8 @@ class ViewLoader:
         utterance = self.manifest[int(views.utterance[view])]
         start, samples = int(views.start[view]), int(views.samples[view])
         speed, planned = float(views.speed[view]), round((utterance.duration or 0.0) * SAMPLE_RATE)
-        if planned < self._min_seconds * SAMPLE_RATE:
-            raise AudioError(utterance.path, f"too short ({planned / SAMPLE_RATE:.2f} s < {self._min_seconds:g} s)")
-        if self._max_seconds is not None and samples > self._max_seconds * SAMPLE_RATE:
-            raise AudioError(
-                utterance.path,
-                f"{samples / SAMPLE_RATE:.0f} s are more than this model takes at once in bounded memory "
-                f"({self._max_seconds:.0f} s); cut the utterance, or take view=windows:SECONDS/HOP",
-            )
+        if (reason := self.refusal(view, self._min_seconds, self._max_seconds)) is not None:
+            raise AudioError(utterance.path, reason)
         span = min(int(source_samples(samples, speed)), planned - start)
         first, seconds = utterance.start + start / SAMPLE_RATE, span / SAMPLE_RATE
         decoded = decode(utterance.path, first, seconds, utterance.channel)
@@ -72,6 +69,19 @@ class ViewLoader:
         wave = np.resize(change_speed(decoded.wave, round(speed, 2)), samples)
         self._note(decoded, utterance.channel)
         return self._augment(wave, int(views.seed[view]))
+
+    def refusal(self, view: int, min_seconds: float, max_seconds: float | None) -> str | None:
+        """Why a view is too short or too long for a model; None where it is not."""
+        seconds = self.manifest[int(self.views.utterance[view])].duration or 0.0
+        samples = int(self.views.samples[view])
+        if round(seconds * SAMPLE_RATE) < min_seconds * SAMPLE_RATE:
+            return f"too short ({seconds:.2f} s < {min_seconds:g} s)"
+        if max_seconds is not None and samples > max_seconds * SAMPLE_RATE:
+            return (
+                f"{samples / SAMPLE_RATE:.0f} s are more than this model takes at once in bounded memory "
+                f"({max_seconds:.0f} s); cut the utterance, or take view=windows:SECONDS/HOP"
+            )
+        return None
 
     def report_doubts(self) -> None:
         """Log, once per kind, how many of the utterances that were loaded are probably not speech."""
@@ -106,15 +116,41 @@ def _too_short(wanted: int, found: int, duration: float) -> str:
 
 @dataclass(frozen=True)
 class WaveBatch:
-    """Views of equal length.
+    """Views that a model is given together.
 
     Attributes:
         views: (B,) their numbers.
-        waves: (B, samples) their waveforms.
+        waves: (B, samples) their waveforms, zeros behind those that are shorter.
+        lengths: (B,) samples of each; None where all are equally long.
     """
 
     views: np.ndarray
     waves: Tensor
+    lengths: Tensor | None = None
+
+
+def batched(views: np.ndarray, samples: np.ndarray, batch_size: int, waste: float) -> list[np.ndarray]:
+    """Views in batches, shortest first.
+
+    Args:
+        samples: length of each view.
+        waste: share of the longest that the shortest view of a batch may lack; 0: equal lengths only.
+    """
+    order = np.argsort(samples, kind="stable")
+    views, samples = views[order], samples[order]
+    batches, first = [], 0
+    while first < len(views):
+        last = int(np.searchsorted(samples, samples[first] / (1 - waste), "right"))
+        last = min(last, first + batch_size)
+        # Long views make smaller batches, so that memory stays bounded.
+        while last > first + 1 and (last - first) * int(samples[last - 1]) > MOST_SAMPLES:
+            last -= 1
+        batches.append(views[first:last])
+        first = last
+    return batches
+
+
+Group = TypeVar("Group")
 
 
 def iterate_batches(
@@ -123,20 +159,34 @@ def iterate_batches(
     batch_size: int,
     workers: int,
     rejected: Callable[[int, str], None],
+    mixed: bool = False,
 ) -> Iterator[WaveBatch]:
-    """Waveforms of `views`, decoded ahead by `workers` threads, batched by exact length.
+    """`stream_batches` of one group."""
+    for _, batch in stream_batches(loader, [(None, views)], batch_size, workers, rejected, mixed):
+        if batch is not None:
+            yield batch
 
-    Only views of one length share a batch: padding changes the outputs of many teachers.
+
+def stream_batches(
+    loader: ViewLoader,
+    groups: Iterable[tuple[Group, np.ndarray]],
+    batch_size: int,
+    workers: int,
+    rejected: Callable[[int, str], None],
+    mixed: bool = False,
+    pinned: bool = False,
+) -> Iterator[tuple[Group, WaveBatch | None]]:
+    """Waveforms of groups of views, decoded ahead by `workers` threads, across the groups' borders too, in batches of
+    similar length.
 
     Args:
+        groups: what each is, and its views; the next is asked for when too little is left to load.
         rejected: called with (view, reason) for every view that cannot be loaded.
+        mixed: whether views of different length may share a batch: padding changes the outputs of some models.
+        pinned: whether the waveforms are to lie in memory from which a GPU copies by itself.
+    Yields:
+        A group's batches, and None at its end.
     """
-    lengths = loader.views.samples[views]
-    order = np.argsort(lengths, kind="stable")
-    groups = np.split(views[order], np.flatnonzero(np.diff(lengths[order])) + 1) if len(views) else []
-    # Long views make smaller batches, so that memory stays bounded.
-    sizes = [max(min(batch_size, MOST_SAMPLES // max(int(loader.views.samples[group[0]]), 1)), 1) for group in groups]
-    batches = [group[i : i + n] for group, n in zip(groups, sizes, strict=True) for i in range(0, len(group), n)]
 
     def load(view: int) -> np.ndarray | str:
         try:
@@ -155,22 +205,39 @@ def iterate_batches(
             else:
                 kept.append(view)
                 waves.append(torch.from_numpy(np.ascontiguousarray(result)))
-        return WaveBatch(np.array(kept), torch.stack(waves)) if kept else None
+        if not kept:
+            return None
+        lengths = torch.tensor([len(wave) for wave in waves])
+        padded = pad_sequence(waves, True)
+        if pinned:
+            padded = padded.pin_memory()
+        return WaveBatch(np.array(kept), padded, lengths if len(lengths.unique()) > 1 else None)
+
+    def planned() -> Iterator[tuple[Group, np.ndarray | None]]:
+        for group, views in groups:
+            for batch in batched(views, loader.views.samples[views], batch_size, WASTE if mixed else 0.0):
+                yield group, batch
+            yield group, None
 
     pool = ThreadPoolExecutor(max(workers, 1))
-    pending: deque[tuple[np.ndarray, list[Future]]] = deque()
-    ahead = 0
+    pending: deque[tuple[Group, np.ndarray | None, list[Future]]] = deque()
     try:
-        for batch in batches:
-            pending.append((batch, [pool.submit(load, int(view)) for view in batch]))
-            ahead += len(batch)
-            while ahead > 2 * batch_size:
-                done = pending.popleft()
-                ahead -= len(done[0])
-                if (result := collect(*done)) is not None:
-                    yield result
-        for done in pending:
-            if (result := collect(*done)) is not None:
-                yield result
+        for group, batch in planned():
+            pending.append((group, batch, [] if batch is None else [pool.submit(load, int(view)) for view in batch]))
+            while sum(len(futures) for _, _, futures in pending) > 2 * batch_size:
+                yield from _finished(pending.popleft(), collect)
+        while pending:
+            yield from _finished(pending.popleft(), collect)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _finished(
+    entry: tuple[Group, np.ndarray | None, list[Future]],
+    collect: Callable[[np.ndarray, Sequence[Future]], WaveBatch | None],
+) -> Iterator[tuple[Group, WaveBatch | None]]:
+    group, batch, futures = entry
+    if batch is None:
+        yield group, None
+    elif (loaded := collect(batch, futures)) is not None:
+        yield group, loaded

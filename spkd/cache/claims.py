@@ -27,12 +27,18 @@ AHEAD = 60.0  # s by which another machine's clock may run ahead
 def claim_units(root: Path, units: int) -> Iterator[int]:
     """Units that are not committed, each claimed for this process before it is yielded, until `release`."""
     for unit in range(units):
-        if commit_path(root, unit).is_file() or not _claim(claim_path(root, unit)):
-            continue
-        if commit_path(root, unit).is_file():
-            release(root, unit)
-        else:
+        if claim(root, unit):
             yield unit
+
+
+def claim(root: Path, unit: int) -> bool:
+    """Claim a unit for this process, until `release`. Returns whether it is now this one's to fill."""
+    if commit_path(root, unit).is_file() or not _claim(claim_path(root, unit)):
+        return False
+    if commit_path(root, unit).is_file():
+        release(root, unit)
+        return False
+    return True
 
 
 def owns(root: Path, unit: int) -> bool:

@@ -144,7 +144,8 @@ class UnitWriter:
             raise
 
     def put(self, name: str, views: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
-        """Store a target of `views`: (B, T, dim), or (B, dim) at utterance level.
+        """Store a target of `views`: (B, T, dim), or (B, dim) at utterance level. T are the frames of the longest view;
+        what is beyond a shorter one's is left out.
 
         Raises:
             SpkdError: another number of frames than the target declares, or values that are not finite.
@@ -205,16 +206,18 @@ class _Shard:
 
     def put(self, views: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
         target, height = self._target, 1 if values.ndim == 2 else values.shape[1]
+        numbers = (np.asarray(views) - self._first_view).tolist()
+        counts = [self._count[view] for view in numbers]
+        if max(counts) != height:
+            raise SpkdError(f"target {target.name}: the teacher gave {height} frames where it declares {max(counts)}")
+        if min(counts) < height:
+            values = np.concatenate([own[:count] for own, count in zip(values, counts, strict=True)])
         stored = self._codec.encode(values.reshape(-1, self._codec.dim))
         if not _finite(stored if stored.dtype.kind == "f" else values):
             raise SpkdError(
                 f"target {target.name}: values that are not finite as {target.codec}; try storage.codec=float32"
             )
-        for view, part in zip(np.asarray(views) - self._first_view, np.split(stored, len(views)), strict=True):
-            if height != self._count[view]:
-                raise SpkdError(
-                    f"target {target.name}: the teacher gave {height} frames where it declares {self._count[view]}"
-                )
+        for view, part in zip(numbers, np.split(stored, np.cumsum(counts)[:-1]), strict=True):
             data = part.tobytes()
             _write_all(self._descriptor, data, HEADER + self._start[view] * self._row_bytes)
             self._checks[view] = google_crc32c.value(data)

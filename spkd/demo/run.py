@@ -169,7 +169,7 @@ def _row(out: Path, name: str, folder: str) -> Row:
     placed = _in(out, [f"model={folder}", "manifest=test.csv"])
     log(f"\n$ spkd eval {out / 'trials.txt'} {' '.join(placed)}")
     settings = config.load(config.EvalConfig, [*placed, "device=cpu"], environ={})
-    model = load_model(settings.model, None, None, torch.device("cpu"))
+    model = load_model(settings.frozen, torch.device("cpu"))
     listed = trials.read(out / "trials.txt")
     scored = score(settings, model, Manifest.load(settings.manifest), listed)
     assert scored.curve is not None

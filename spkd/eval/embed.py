@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from spkd.audio import SAMPLE_RATE
-from spkd.config import EvalConfig, ViewConfig
+from spkd.config import EmbedConfig, ViewConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.loader import iterate_batches
 from spkd.manifest import Manifest, measure
@@ -18,8 +18,8 @@ from spkd.teachers import Teacher
 from spkd.view import ViewPlan
 
 
-def embed(model: Teacher, manifest: Manifest, config: EvalConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """One L2-normalised embedding (D,) per utterance id, of the whole utterance; and the rejected with reasons.
+def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """One embedding (D,) per utterance id, of the whole utterance, as the model gives it; the rejected with reasons.
 
     Raises:
         UsageError: the model gives no embeddings. SpkdError: it gives some that are not finite.
@@ -36,14 +36,16 @@ def embed(model: Teacher, manifest: Manifest, config: EvalConfig) -> tuple[dict[
         rejected[manifest[view].id] = reason
 
     with track("embedding", len(views), "utterances") as bar:
-        for batch in iterate_batches(loader, np.arange(len(views)), config.batch_size, config.workers, reject):
-            vectors = model.extract(batch.waves, [EMBEDDING])[EMBEDDING]
+        batches = iterate_batches(
+            loader, np.arange(len(views)), config.batch_size, config.workers, reject, model.takes_lengths
+        )
+        for batch in batches:
+            vectors = model.extract(batch.waves, [EMBEDDING], lengths=batch.lengths)[EMBEDDING]
             if wrong := int((~np.isfinite(vectors).all(1)).sum()):
                 raise SpkdError(
                     f"model={config.model}: {wrong} of {len(vectors)} embeddings in one batch are not finite "
                     f"(first of {manifest[int(batch.views[~np.isfinite(vectors).all(1)][0])].id})"
                 )
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
             embeddings |= {manifest[int(view)].id: vector for view, vector in zip(batch.views, vectors, strict=True)}
             bar.advance(len(batch.views))
     loader.report_doubts()

@@ -106,6 +106,7 @@ def score(config: EvalConfig, model: Teacher, manifest: Manifest, trials: Trials
     matrix = np.empty((len(embeddings), len(next(iter(embeddings.values())))), np.float32)
     for row, name in enumerate(list(embeddings)):
         row_of[name], matrix[row] = row, embeddings.pop(name)
+    matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
     place = np.array([row_of.get(found[name], -1) for name in wanted])
     left, right = place[trials.enrolment], place[trials.test]
     kept = np.flatnonzero((left >= 0) & (right >= 0))

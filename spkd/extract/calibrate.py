@@ -61,6 +61,7 @@ def sample(
     teacher: Teacher, loader: ViewLoader, targets: list[Target], wanted: dict[str, int], config: ExtractConfig
 ) -> dict[str, np.ndarray]:
     """Up to `wanted` rows of each target, (n, dim), from views in random order until there are enough."""
+    limits = teacher.limits(config.min_seconds)
     order = np.random.RandomState(SEED).permutation(len(loader.views))
     found: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
     count = dict.fromkeys(found, 0)
@@ -68,13 +69,20 @@ def sample(
     with track("calibrating codecs", total, "rows") as bar:
         for start in range(0, len(order), config.batch_size):
             views = order[start : start + config.batch_size]
-            for batch in iterate_batches(loader, views, config.batch_size, config.workers, lambda view, reason: None):
-                for name, values in extract_targets(teacher, batch, targets).items():
-                    if not np.isfinite(values).all():
+            views = views[[loader.refusal(int(view), *limits) is None for view in views]]
+            batches = iterate_batches(
+                loader, views, config.batch_size, config.workers, lambda view, reason: None, teacher.takes_lengths
+            )
+            for batch in batches:
+                samples = loader.views.samples[batch.views]
+                outputs = extract_targets(teacher, batch, targets)
+                for target in targets:
+                    name, values = target.name, outputs[target.name]
+                    flat = values if values.ndim == 2 else _spread(values, target.num_frames(samples))
+                    if not np.isfinite(flat).all():
                         raise SpkdError(
                             f"target {name}: the teacher's outputs are not finite; are its weights damaged?"
                         )
-                    flat = values if values.ndim == 2 else _spread(values)
                     flat = flat[: wanted[name] - count[name]]
                     found[name].append(flat)
                     count[name] += len(flat)
@@ -86,7 +94,6 @@ def sample(
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
-    """(B, T, D) -> (rows, D): at most ROWS_PER_VIEW frames of each view, evenly over it."""
-    step = -(-values.shape[1] // ROWS_PER_VIEW)
-    return values[:, ::step].reshape(-1, values.shape[2])
+def _spread(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(B, T, D) -> (rows, D): at most ROWS_PER_VIEW of the first `counts` frames of each view, evenly over it."""
+    return np.concatenate([own[: int(n) : -(-int(n) // ROWS_PER_VIEW)] for own, n in zip(values, counts, strict=True)])

@@ -45,7 +45,7 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyCo
     Raises:
         SpkdError: another teacher, manifest or augmentation than the cache's.
     """
-    mine, theirs = teacher.card(), cache.card.teacher
+    mine, theirs = teacher.described(), cache.card.teacher
     for name in ("family", "weights_sha256"):
         if getattr(mine, name) != getattr(theirs, name):
             raise SpkdError(

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from spkd.cache.background import Background
-from spkd.cache.card import Card, Part
-from spkd.cache.claims import claim_units, heartbeat
+from spkd.cache.card import Card
+from spkd.cache.claims import claim, heartbeat
 from spkd.cache.codebook import Codebook
 from spkd.cache.folder import CARD, commit_path, load_card
-from spkd.cache.plan import Plan
+from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
 from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
 from spkd.config import ExtractConfig
-from spkd.errors import SpkdError
+from spkd.device import resolve
+from spkd.errors import SpkdError, UsageError
 from spkd.extract.calibrate import calibrate
+from spkd.extract.meter import Meter
+from spkd.extract.ranks import Rank, Work
 from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.files import write_bytes
-from spkd.loader import ViewLoader, iterate_batches
+from spkd.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.manifest import Manifest, measure
 from spkd.progress import log, track
 from spkd.target import LOGITS
-from spkd.teachers import Teacher
+from spkd.teachers import Teacher, load_teacher
 from spkd.view import ViewPlan
 
 REJECTED = "rejected.csv"
 HALF = np.dtype("<f2")
+WAIT = 0.5  # s between two looks at what other processes do
 
 
 @dataclass
@@ -48,38 +54,129 @@ class Report:
     complete: bool
 
 
+@dataclass
+class Job:
+    """A teacher and the cache that its outputs go to.
+
+    Attributes:
+        config: its settings; jobs of one pass differ in cache, teacher and storage alone.
+    """
+
+    config: ExtractConfig
+    teacher: Teacher
+
+
 def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
-    """Extract the chosen targets into `config.cache`; continue where an earlier run of the same command stopped, and
-    add what a longer manifest brings to a cache that is there.
+    """`extract_all` of one teacher."""
+    return extract_all([Job(config, teacher)], manifest)[0]
+
+
+def load_and_extract(configs: Sequence[ExtractConfig], manifest: Manifest, rank: Rank | None = None) -> list[Report]:
+    """`extract_all` with the teachers that the settings name.
 
     Raises:
-        UsageError: an unknown target, codec or view plan. SpkdError: the folder holds another cache, or cannot be
-            written.
+        UsageError, SpkdError: as load_teacher and extract_all.
     """
-    root, targets = Path(config.cache), chosen_targets(config, teacher)
+    device = resolve(configs[0].device)
+    return extract_all([Job(config, load_teacher(config.teacher, device)) for config in configs], manifest, rank)
+
+
+def extract_all(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = None) -> list[Report]:
+    """Extract the chosen targets of every job into its cache, in one pass over the audio; continue where an earlier run
+    of the same command stopped, and add what a longer manifest brings to caches that are there.
+
+    Args:
+        rank: which of several processes this is; each stays until the caches are complete, and takes over what others
+            leave.
+    Raises:
+        UsageError: an unknown target, codec or view plan, or jobs over other views. SpkdError: a folder holds another
+            cache, or cannot be written.
+    """
+    config = jobs[0].config
     view_plan = ViewPlan.parse(config.view)
+    for job in jobs:
+        chosen_targets(job.config, job.teacher)
     manifest, unreadable = measure(manifest, config.workers * 4)
     manifest, too_long = fitting(manifest, config)
     unreadable |= too_long
     if not len(manifest):
         raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read")
-    manifests = split_by_parts(root, manifest)
-    storage = config.storage
-    plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
-    plan, manifest = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
-    loader = teacher.view_loader(manifest, plan.views, view_plan.augmentation, config.min_seconds)
+    loader, stores = _prepared(jobs, manifest, view_plan)
+    views, meter = _extract(config, loader, stores, rank)
+    loader.report_doubts()
+    if rank is None:
+        meter.report()
+    reports = []
+    for store, count in zip(stores, views, strict=True):
+        report = Report(count, store.rejected | unreadable, finalize(store.root, store.card, store.plan))
+        if report.complete:
+            report.rejected = _list_rejections(store, loader.manifest, unreadable)
+        reports.append(report)
+    return reports
 
+
+@dataclass
+class _Store:
+    """One cache that is being filled.
+
+    Attributes:
+        limits: seconds of the shortest utterance and the longest view that the teacher takes.
+        halves: targets that are rounded on the teacher's device.
+        writers: of the units that are claimed, by their number.
+        rejected: views that this run left out of committed units, with reasons.
+    """
+
+    root: Path
+    teacher: Teacher
+    card: Card
+    plan: Plan
+    codebook: Codebook
+    limits: tuple[float, float | None]
+    halves: list[str]
+    writers: dict[int, UnitWriter] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+
+
+def _prepared(jobs: Sequence[Job], manifest: Manifest, view_plan: ViewPlan) -> tuple[ViewLoader, list[_Store]]:
+    """The loader of the views, and every cache laid out."""
+    limits = [job.teacher.limits(job.config.min_seconds) for job in jobs]
+    longest = None if any(most is None for _, most in limits) else max(most for _, most in limits if most is not None)
+    loader: ViewLoader | None = None
+    stores: list[_Store] = []
+    for job, own in zip(jobs, limits, strict=True):
+        root, storage = Path(job.config.cache), job.config.storage
+        manifests = split_by_parts(root, manifest)
+        plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
+        plan = Plan.join(plans)
+        if loader is None:
+            joined = Manifest(tuple(u for m in manifests for u in m), manifest.source)
+            shortest = min(least for least, _ in limits)
+            loader = ViewLoader(joined, plan.views, view_plan.augmentation, shortest, log, longest)
+        elif plan.first.tolist() != stores[0].plan.first.tolist() or plan.utterances != stores[0].plan.utterances:
+            raise UsageError(f"{root}: has other units or parts than {stores[0].root}; extract it by itself")
+        card, codebook = _laid_out(job, manifests, plans, view_plan, loader)
+        halves = [target.name for target in card.targets if codebook.codecs[target.name].dtype == HALF]
+        stores.append(_Store(root, job.teacher, card, plan, codebook, own, halves))
+    assert loader is not None
+    return loader, stores
+
+
+def _laid_out(
+    job: Job, manifests: list[Manifest], plans: list[Plan], view_plan: ViewPlan, loader: ViewLoader
+) -> tuple[Card, Codebook]:
+    """A new cache, or the one that is there."""
+    root, teacher, config = Path(job.config.cache), job.teacher, job.config
+    targets = chosen_targets(config, teacher)
     head = teacher.head if LOGITS in config.teacher.targets else None
     logits_stored = head is not None and LOGITS in [t.name for t in targets]
-    parts = tuple(_part(m, p) for m, p in zip(manifests, plans, strict=True))
-    head_card = None if head is None else head.card(logits_stored)
+    parts = tuple(part_of(m, p) for m, p in zip(manifests, plans, strict=True))
     card = Card(
-        teacher.card(),
+        teacher.described(),
         tuple(targets),
         view_plan.card(),
-        plan.unit_views,
-        plan.unit_seconds,
-        head_card,
+        plans[0].unit_views,
+        plans[0].unit_seconds,
+        None if head is None else head.card(logits_stored),
         None,
         parts,
     )
@@ -89,54 +186,114 @@ def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Repo
         codebook = calibrate(teacher, loader, targets, head, logits_stored, config).create(root, card.series, targets)
     card = replace(card, codecs=codebook.digest, errors=codebook.errors)
     initialise(root, card, plans, None if head is None or logits_stored else head.to_bytes())
-    report = _extract(config, root, card, plan, codebook, teacher, loader)
-    loader.report_doubts()
-    report.rejected |= unreadable
-    report.complete = finalize(root, card, plan)
-    if report.complete:
-        report.rejected = _list_rejections(root, manifest, plan, unreadable)
-    return report
+    return card, codebook
 
 
 def _extract(
-    config: ExtractConfig, root: Path, card: Card, plan: Plan, codebook: Codebook, teacher: Teacher, loader: ViewLoader
-) -> Report:
-    """Fill every unit that is nobody else's; the rows are written in the background."""
-    report = Report(0, {}, False)
-    open_units = (unit for unit in range(plan.units) if not commit_path(root, unit).is_file())
-    done = len(plan.views) - sum(len(plan.unit(unit)) for unit in open_units)
-    halves = [target.name for target in card.targets if codebook.codecs[target.name].dtype == HALF]
-    writers: dict[int, UnitWriter] = {}
+    config: ExtractConfig, loader: ViewLoader, stores: list[_Store], rank: Rank | None
+) -> tuple[list[int], Meter]:
+    """Fill every unit that is nobody else's; the rows are written in the background.
 
-    def commit(unit: int) -> None:
-        lost = writers[unit].commit()
-        del writers[unit]
-        if lost is None:
-            log(f"unit {unit} was taken over by another worker while this one was stopped; it is left to that one")
-            return
-        report.rejected |= {_view_name(loader.manifest, plan, view): reason for view, reason in lost.items()}
+    Returns:
+        Views extracted into each cache, and where the time went.
+    """
+    plan, counts, meter = stores[0].plan, [0] * len(stores), Meter(config.workers)
+    done = min(sum(len(s.plan.unit(u)) for u in range(plan.units) if commit_path(s.root, u).is_file()) for s in stores)
+    mixed = all(store.teacher.takes_lengths for store in stores)
+    pinned = stores[0].teacher.device.type == "cuda"
+
+    def reject(view: int, reason: str) -> None:
+        for store in stores:
+            if (writer := store.writers.get(int(plan.unit_of[view]))) is not None:
+                writer.reject(view, reason)
+        bar.advance(1)
+
+    def commit(store: _Store, unit: int, count: int) -> None:
+        if rank is not None:
+            work = Work(rank.run, rank.number, count, meter.audio / 3600, meter.seconds, meter.shares()["teacher"])
+            work.save(store.root)
+        _commit(store, unit, loader.manifest)
+
+    def fill() -> None:
+        """Every unit that can be claimed now."""
+        with Background() as background:
+            units = _claimed(stores)
+            stream = stream_batches(loader, units, config.batch_size, config.workers, reject, mixed, pinned)
+            for unit, batch in meter.loading(stream):
+                takers = [i for i, store in enumerate(stores) if unit in store.writers]
+                if batch is None:
+                    for i in takers:
+                        background.commit(commit, stores[i], unit, counts[i])
+                    continue
+                for i in takers:
+                    store = stores[i]
+                    if (taken := _taken(store, loader, batch)) is None:
+                        continue
+                    with meter.teacher():
+                        outputs = extract_targets(store.teacher, taken, store.card.targets, store.halves)
+                    with meter.writing():
+                        for name, values in outputs.items():
+                            background(store.writers[unit].put, name, taken.views, values)
+                    counts[i] += len(taken.views)
+                for store in stores:
+                    for claimed in list(store.writers):
+                        heartbeat(store.root, claimed)
+                meter.count(loader.views.samples[batch.views])
+                bar.advance(len(batch.views), meter.note())
 
     try:
-        with track("extracting", len(plan.views), "views", done) as bar, Background() as background:
-            for unit in claim_units(root, plan.units):
-                writer = writers[unit] = UnitWriter(root, card, plan, unit, codebook.codecs)
-
-                def reject(view: int, reason: str, writer: UnitWriter = writer) -> None:
-                    writer.reject(view, reason)
-                    bar.advance(1)
-
-                views = np.array(plan.unit(unit))
-                for batch in iterate_batches(loader, views, config.batch_size, config.workers, reject):
-                    for name, values in extract_targets(teacher, batch, card.targets, halves).items():
-                        background(writer.put, name, batch.views, values)
-                    heartbeat(root, unit)
-                    bar.advance(len(batch.views))
-                    report.views += len(batch.views)
-                background.commit(commit, unit)
+        with track("extracting", len(plan.views), "views", done) as bar:
+            fill()
+            while rank is not None and not all(_all_committed(store) for store in stores):
+                time.sleep(WAIT)
+                fill()
     finally:
-        for writer in writers.values():  # empty unless something failed
-            writer.abandon()
-    return report
+        for store in stores:
+            for writer in list(store.writers.values()):  # empty unless something failed
+                writer.abandon()
+    return counts, meter
+
+
+def _all_committed(store: _Store) -> bool:
+    return all(commit_path(store.root, unit).is_file() for unit in range(store.plan.units))
+
+
+def _claimed(stores: list[_Store]) -> Iterator[tuple[int, np.ndarray]]:
+    """Units that at least one cache lacks, claimed for those caches, with their views."""
+    plan = stores[0].plan
+    for unit in range(plan.units):
+        takers = [store for store in stores if claim(store.root, unit)]
+        for store in takers:
+            store.writers[unit] = UnitWriter(store.root, store.card, store.plan, unit, store.codebook.codecs)
+        if takers:
+            yield unit, np.array(plan.unit(unit))
+
+
+def _commit(store: _Store, unit: int, manifest: Manifest) -> None:
+    lost = store.writers[unit].commit()
+    del store.writers[unit]
+    if lost is None:
+        log(f"unit {unit} was taken over by another worker while this one was stopped; it is left to that one")
+        return
+    store.rejected |= {_view_name(manifest, store.plan, view): reason for view, reason in lost.items()}
+
+
+def _taken(store: _Store, loader: ViewLoader, batch: WaveBatch) -> WaveBatch | None:
+    """What a teacher takes of a batch; the rest is rejected in its cache."""
+    unit = int(store.plan.unit_of[batch.views[0]])
+    kept = []
+    for i, view in enumerate(batch.views.tolist()):
+        if (reason := loader.refusal(view, *store.limits)) is None:
+            kept.append(i)
+        else:
+            store.writers[unit].reject(view, reason)
+    if len(kept) == len(batch.views):
+        return batch
+    if not kept:
+        return None
+    lengths = None if batch.lengths is None else batch.lengths[kept]
+    waves = batch.waves[kept] if lengths is None else batch.waves[kept, : int(lengths.max())]
+    return WaveBatch(batch.views[kept], waves, lengths)
 
 
 def fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[str, str]]:
@@ -147,12 +304,6 @@ def fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[s
     reason = "{:.0f} s in one view; take view=windows:SECONDS/HOP, or raise storage.unit_seconds ({:g})"
     long = {u.id: reason.format(u.duration, most) for u in manifest if (u.duration or 0.0) > most}
     return Manifest(tuple(u for u in manifest if u.id not in long), manifest.source), long
-
-
-def _part(manifest: Manifest, plan: Plan) -> Part:
-    """The card's entry of one part: its manifest, and the plan made of it."""
-    hours = round(manifest.seconds / 3600, 3)
-    return Part(manifest.digest, len(manifest), hours, len(plan.views), plan.units)
 
 
 def split_by_parts(root: Path, manifest: Manifest) -> list[Manifest]:
@@ -179,13 +330,13 @@ def _view_name(manifest: Manifest, plan: Plan, view: int) -> str:
     )
 
 
-def _list_rejections(root: Path, manifest: Manifest, plan: Plan, unreadable: dict[str, str]) -> dict[str, str]:
+def _list_rejections(store: _Store, manifest: Manifest, unreadable: dict[str, str]) -> dict[str, str]:
     """Every utterance or view left out of a complete cache, with the reason; kept as rejected.csv if there is one."""
     rejected = dict(unreadable)
-    for view, reason in Cache.open(root).rejected.items():
-        rejected[_view_name(manifest, plan, view)] = reason
+    for view, reason in Cache.open(store.root).rejected.items():
+        rejected[_view_name(manifest, store.plan, view)] = reason
     if rejected:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([("utt", "reason"), *rejected.items()])
-        write_bytes(root / REJECTED, out.getvalue().encode())
+        write_bytes(store.root / REJECTED, out.getvalue().encode())
     return rejected

@@ -57,6 +57,7 @@ def extract_targets(
     teacher: Teacher, batch: WaveBatch, targets: Collection[Target], halves: Collection[str] = ()
 ) -> Outputs:
     """All `targets` of a batch of views, (B, D) or (B, T, D): the teacher's outputs, and features where they are among
-    them. float32, or float16 those in `halves`."""
-    outputs = teacher.extract(batch.waves, [t.name for t in targets if t.name not in FEATURES], halves)
+    them. float32, or float16 those in `halves`. Frames that come from padding are undefined."""
+    names = [t.name for t in targets if t.name not in FEATURES]
+    outputs = teacher.extract(batch.waves, names, halves, batch.lengths)
     return outputs | {t.name: input_features(t, batch.waves).numpy() for t in targets if t.name in FEATURES}

@@ -25,6 +25,8 @@ from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
 from spkd.view import ViewPlan
 
+from ..teachers.test_wespeaker import save_wespeaker
+
 CPU = torch.device("cpu")
 
 
@@ -360,3 +362,78 @@ def test_a_file_that_is_a_pipe_or_a_socket_is_rejected(spkd: Callable) -> None:
         Path("m.csv").write_text("utt,path,duration\nx,a/x.wav,1\np,a/p.wav,1\ns,a/s.wav,1\n")
         done = spkd("extract", "teacher=none", "manifest=m.csv", "cache=c")
     assert (done.code, "2 rejected" in done.out) == (0, True), done.err
+
+
+def test_several_teachers_in_one_pass(spkd: Callable, corpus: Path, checkpoint: Path, tiny_wavlm: Path) -> None:
+    """Each has its own cache, with what a run of its own gives."""
+    common = [f"manifest={corpus / 'manifest.csv'}", "view=crops:2,0.7", "view.noise=synthetic", "storage.unit_views=9"]
+    first = ["teacher=checkpoint", f"teacher.weights={checkpoint}", "teacher.targets=[embedding,frames]"]
+    other = ["teacher=wavlm", f"teacher.weights={tiny_wavlm}", "storage.codec=float32"]
+    done = spkd("extract", *common, *first, "cache=a", "--also", " ".join([*other, "cache=b"]))
+    assert done.code == 0, done.err
+    assert "a: 36 views extracted, 0 rejected; complete" in done.out
+    assert "b: 36 views extracted, 0 rejected; complete" in done.out
+    assert spkd("extract", *common, *first, "cache=c").code == 0
+    assert spkd("extract", *common, *other, "cache=d").code == 0
+    for one, alone in (("a", "c"), ("b", "d")):
+        together, apart = Cache.open(one), Cache.open(alone)
+        assert together.fingerprint == apart.fingerprint
+        for name in together.targets:
+            views = np.arange(36)
+            a, b = (cache.batch(views, [name])[name] for cache in (together, apart))
+            assert torch.equal(a, b), name
+
+
+def test_a_second_teacher_catches_up_alone(spkd: Callable, corpus: Path, checkpoint: Path) -> None:
+    keys = ["teacher=checkpoint", f"teacher.weights={checkpoint}", f"manifest={corpus / 'manifest.csv'}"]
+    assert spkd("extract", *keys, "cache=a").code == 0
+    done = spkd("extract", *keys, "cache=a", "--also", f"{keys[0]} {keys[1]} cache=b")
+    assert done.code == 0, done.err
+    assert "a: 0 views extracted, 0 rejected; complete" in done.out
+    assert "b: 18 views extracted, 0 rejected; complete" in done.out
+
+
+def test_views_that_one_teacher_cannot_take_are_left_out_of_its_cache_alone(
+    spkd: Callable, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """WeSpeaker's x-vector takes 15 frames at least."""
+    soundfile.write("short.wav", np.random.RandomState(0).standard_normal(1600).astype(np.float32) * 0.1, 16_000)
+    rows = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest((*rows, Utterance("short", str(tmp_path / "short.wav"), "spk0", 0.1))).save(Path("m.csv"))
+    save_wespeaker(tmp_path / "xvec", "XVEC")
+    keys = ["teacher=checkpoint", f"teacher.weights={checkpoint}", "manifest=m.csv", "min_seconds=0", "cache=a"]
+    done = spkd("extract", *keys, "--also", "teacher=wespeaker teacher.weights=xvec cache=b")
+    assert done.code == 0, done.err
+    assert "a: 19 views extracted, 0 rejected; complete" in done.out
+    assert "b: 18 views extracted, 1 rejected; complete" in done.out
+    assert "short: too short (0.10 s < 0.165 s)" in done.err
+    assert len(Cache.open("a").rejected) == 0
+    assert len(Cache.open("b").rejected) == 1
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ("teacher=none", "needs a cache of its own"),
+        ("teacher=none cache=b view=full", "is none of teacher"),
+        ("teacher=none 'cache=b", "No closing quotation"),
+        ("teacher=none cache=b storage.unit_views=3", "is none of"),
+    ],
+)
+def test_keys_of_the_whole_pass_are_not_for_one_teacher(spkd: Callable, corpus: Path, also: str, message: str) -> None:
+    done = spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "--also", also)
+    assert (done.code, message in done.err) == (2, True), done.err
+
+
+def test_the_precision_is_on_the_card(spkd: Callable, corpus: Path, checkpoint: Path) -> None:
+    keys = ["teacher=checkpoint", f"teacher.weights={checkpoint}", f"manifest={corpus / 'manifest.csv'}"]
+    assert spkd("extract", *keys, "cache=a").code == 0
+    assert spkd("extract", *keys, "cache=b", "teacher.precision=bf16").code == 0
+    a, b = Cache.open("a"), Cache.open("b")
+    assert "precision" not in a.card.teacher.details
+    assert b.card.teacher.details["precision"] == "bfloat16"
+    one, other = (cache.batch(np.arange(18), ["embedding"])["embedding"] for cache in (a, b))
+    assert not torch.equal(one, other)
+    assert torch.nn.functional.cosine_similarity(one.float(), other.float()).min() > 0.999
+    done = spkd("extract", *keys, "cache=a", "teacher.precision=bf16")
+    assert (done.code, "holds a cache of" in done.err) == (1, True)

@@ -1,0 +1,99 @@
+"""`engine=ray`: actors of a Ray cluster fill the units of a cache, each a process like any other that shares it."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spkd.cache.folder import CARD, commit_path, load_card
+from spkd.config import ExtractConfig
+from spkd.errors import SpkdError, UsageError, first_line
+from spkd.extract.ranks import Rank, report
+from spkd.extract.run import Report, load_and_extract
+from spkd.manifest import Manifest
+from spkd.progress import log, track
+
+POLL = 0.5  # s between two looks at the actors
+RESTARTS = 3  # of an actor that dies
+
+
+def extract_with_ray(configs: Sequence[ExtractConfig], manifest: Manifest) -> list[Report]:
+    """Extract every job with `processes` actors (0: one for each GPU of the cluster, or for every two CPUs). An actor
+    that dies is started again; what it had not committed is extracted by another.
+
+    Raises:
+        UsageError: ray is missing. SpkdError: no actor could finish.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("engine=ray needs ray: pip install 'spkd[ray]'") from error
+    config, mine = configs[0], not ray.is_initialized()
+    if mine:
+        address = "auto" if os.environ.get("RAY_ADDRESS") else None
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        return _run(ray, configs, config, manifest)
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _run(ray: Any, configs: Sequence[ExtractConfig], config: ExtractConfig, manifest: Manifest) -> list[Report]:
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
+    count = config.processes or gpus or max(int(resources.get("CPU", 1)) // 2, 1)
+    needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    kind = ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS, **needs)(Actor)
+    run, folder = uuid.uuid4().hex, os.getcwd()
+    actors = [kind.remote(folder) for _ in range(count)]
+    waiting = {a.run.remote(list(configs), manifest, Rank(i, count, run)): i for i, a in enumerate(actors)}
+    log(f"{count} actors, each with {'a GPU' if gpus else 'one CPU or more'}")
+    reports: list[Report] | None = None
+    problem = ""
+    roots, shown = [Path(c.cache) for c in configs], 0
+    with track("extracting", 0, "units") as bar:
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=POLL)
+            done, bar.total = _committed(roots)
+            if done > shown:
+                bar.advance(done - shown)
+                shown = done
+            for ref in ready:
+                number = waiting.pop(ref)
+                try:
+                    reports = ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    problem = first_line(error)
+                    log(f"actor {number} failed for good: {problem}")
+            time.sleep(0.01)
+    if reports is None:
+        raise SpkdError(f"engine=ray: none of {count} actors finished ({problem})")
+    for root in roots:
+        report(root, run)
+    return reports
+
+
+def _committed(roots: Sequence[Path]) -> tuple[int, int]:
+    """Units committed, and units in all, of the caches that are laid out."""
+    done = total = 0
+    for root in roots:
+        if (root / CARD).is_file():
+            units = load_card(root).units
+            total += units
+            done += sum(commit_path(root, unit).is_file() for unit in range(units))
+    return done, total
+
+
+class Actor:
+    """One process of the cluster."""
+
+    def __init__(self, folder: str) -> None:
+        os.chdir(folder)  # caches and manifests are named from where the command was given
+
+    def run(self, configs: list[ExtractConfig], manifest: Manifest, rank: Rank) -> list[Report]:
+        return load_and_extract(configs, manifest, rank)

@@ -1,0 +1,36 @@
+"""A job array for Slurm whose tasks share one cache."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+
+from spkd.config import ExtractConfig
+
+TASKS = 8  # unless the settings say how many
+
+
+def script(config: ExtractConfig, arguments: Sequence[str]) -> str:
+    """What `sbatch` runs.
+
+    Args:
+        arguments: of the command `spkd`, `--slurm-script` among them.
+    """
+    command = shlex.join(["spkd", *(item for item in arguments if item != "--slurm-script")])
+    gpu = "" if config.device == "cpu" else "#SBATCH --gres=gpu:1\n"
+    return f"""#!/bin/bash
+# Every task claims units of the cache until none is left; the last one completes it. A task that is lost costs its
+# uncommitted units only, which the others take over; submitting this again continues.
+#SBATCH --job-name=spkd-extract
+#SBATCH --array=0-{(config.processes or TASKS) - 1}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task={config.workers + 1}
+{gpu}#SBATCH --mem=16G
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@60
+#SBATCH --output=spkd-extract-%A_%a.log
+#SBATCH --chdir={shlex.quote(os.getcwd())}
+srun {command}
+"""
