@@ -23,6 +23,7 @@ import http.server
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -36,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import h5py
 import numpy as np
 import soundfile
@@ -55,6 +57,9 @@ from spkd.cache.folder import CARD, COMPLETE, self_digest
 from spkd.cli import main as spkd_main
 from spkd.demo.synthesis import speaker, utterance
 from spkd.students import Checkpoint, build, save_student
+from spkd.teachers.networks.recognise import SPEECHBRAIN_XVECTOR
+from spkd.teachers.networks.resnet import ResNet
+from spkd.teachers.networks.xvector import SpeechBrainXVector
 
 HERE = Path(__file__).parent
 SECONDS = 60.0  # of one command, after which it hangs
@@ -174,6 +179,35 @@ CASES = {
             train("cache=cache", "out=run2", "student=ssl", "student.init=wavlm", "manifest=manifest.csv"),
         ),
     ),
+    "wespeaker": Case(
+        ("wespeaker/*",),
+        (
+            extract("manifest=manifest.csv", "teacher=wespeaker", "teacher.weights=wespeaker"),
+            evaluate("model=wespeaker", "weights=wespeaker"),
+        ),
+    ),
+    "3d-speaker": Case(
+        ("wespeaker/avg_model.pt",),
+        (extract("manifest=manifest.csv", "teacher=3d-speaker", "teacher.weights=wespeaker/avg_model.pt"),),
+    ),
+    "speechbrain": Case(
+        ("speechbrain/*",), (extract("manifest=manifest.csv", "teacher=speechbrain", "teacher.weights=speechbrain"),)
+    ),
+    "onnx": Case(
+        ("model.onnx",),
+        (
+            extract("manifest=manifest.csv", "teacher=onnx", "teacher.weights=model.onnx", "teacher.input=kaldi"),
+            ("embed", "manifest.csv", "model=onnx", "weights=model.onnx", "input=kaldi", "out=new.npy", "device=cpu"),
+        ),
+    ),
+    "vectors": Case(
+        ("vectors.*",),
+        (
+            ("cache", "import", "vectors.ark", "new", "--manifest", "manifest.csv"),
+            ("cache", "import", "vectors.scp", "new", "--manifest", "manifest.csv"),
+            ("cache", "import", "vectors.npy", "new", "--manifest", "manifest.csv"),
+        ),
+    ),
     "training state": Case(("run/*",), (train("cache=cache", "out=run", "steps=4", "save_every=2"),)),
     "settings file": Case(
         ("settings.yaml",),
@@ -201,6 +235,11 @@ def make(root: Path) -> None:
             samples = utterance(speaker(s), 10 * s + u, LENGTH)
             suffix, subtype = [("wav", "PCM_16"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("wav", "FLOAT")][(s + u) % 4]
             path = root / "audio" / f"s{s}" / f"{u}.{suffix}"
+            if (s, u) == (1, 1):
+                path = path.with_suffix(".m4a")
+                write_aac(path, samples)
+                rows.append((f"s{s}/{u}", str(path.relative_to(root)), f"s{s}", LENGTH))
+                continue
             soundfile.write(path, samples, [16_000, 8_000, 44_100][u], subtype=subtype)
             rows.append((f"s{s}/{u}", str(path.relative_to(root)), f"s{s}", soundfile.info(path).duration))
     texts = {
@@ -235,7 +274,12 @@ def make(root: Path) -> None:
         num_conv_pos_embedding_groups=2,
     )
     transformers.WavLMModel(tiny).save_pretrained(root / "wavlm")
+    make_toolkits(root)
     run(root, extract("manifest=manifest.csv", "cache=cache", *WITH_TEACHER, "storage.codecs={frames: float16+zstd}"))
+    for suffix in ("ark", "npy"):
+        run(root, ("embed", "manifest.csv", "model=student", f"out=vectors.{suffix}", "device=cpu"))
+    scp = root / "vectors.scp"
+    scp.write_text(scp.read_text().replace(f"{root.resolve()}/", ""))
     run(
         root,
         extract(
@@ -254,6 +298,52 @@ def make(root: Path) -> None:
     run(root, ("cache", "export", "cache", "cache.h5"))
     run(root, ("cache", "export", "cache", "tars"))
     run(root, train("cache=cache", "out=run", "steps=4", "save_every=2"), stop_at="run/state.json")
+
+
+def make_toolkits(root: Path) -> None:
+    """Models of other toolkits, small, with random weights."""
+    (root / "wespeaker").mkdir()
+    (root / "speechbrain").mkdir()
+    network = ResNet(18, 8, 12).eval()
+    torch.save({f"module.{n}": v for n, v in network.state_dict().items()}, root / "wespeaker" / "avg_model.pt")
+    (root / "wespeaker" / "config.yaml").write_text(
+        "model: ResNet18\nmodel_args: {feat_dim: 80, embed_dim: 12, pooling_func: TSTP}\n"
+        "dataset_args: {resample_rate: 16000, fbank_args: {num_mel_bins: 80, frame_length: 25, frame_shift: 10}}\n"
+    )
+    xvector = SpeechBrainXVector((8, 8, 8, 8, 12), 6, 24).state_dict()
+    for pattern, replacement in SPEECHBRAIN_XVECTOR:
+        xvector = {re.sub(pattern, replacement, n): v for n, v in xvector.items()}
+    torch.save(xvector, root / "speechbrain" / "embedding_model.ckpt")
+    (root / "speechbrain" / "hyperparams.yaml").write_text("sample_rate: 16000\nn_mels: 24\nx: !new:a.B\n  c: 1\n")
+    torch.save({"weight": torch.randn(3, 6)}, root / "speechbrain" / "classifier.ckpt")
+    (root / "speechbrain" / "label_encoder.txt").write_text("'a' => 0\n'b' => 1\n'c' => 2\n==========\n")
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.network(features)["embedding"]
+
+    free = {"x": {0: "B", 1: "T"}, "emb": {0: "B"}}
+    torch.onnx.export(
+        Graph().eval(), (torch.randn(2, 60, 80),), str(root / "model.onnx"), input_names=["x"], output_names=["emb"],
+        dynamic_axes=free, dynamo=False,
+    )  # fmt: skip
+
+
+def write_aac(path: Path, samples: np.ndarray) -> None:
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=16_000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), "fltp", "mono")
+        frame.sample_rate = 16_000
+        fifo = av.AudioFifo()
+        fifo.write(frame)
+        while (part := fifo.read(1024, partial=True)) is not None:
+            file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
 
 
 def cut(name: str, path: str, who: str, seconds: float) -> dict[str, Any]:

@@ -1,0 +1,374 @@
+"""Every teacher family against its own library: the same random weights, the same audio, how far apart the embeddings.
+
+With --hour, one model of each family also extracts a WAV of one hour, whole and in windows of 30 s, in a process of its
+own: its peak memory is printed, libraries included.
+
+Each model is made by its library with random weights (batch-norm statistics too), saved as its users find it, loaded by
+spkd, and run on the same utterances, through the library's own features. Then a batch of 32 views of different length
+is compared with the views one by one, where the family takes lengths.
+
+    python benchmarks/teachers_equal.py --wespeaker CLONE --3d-speaker CLONE
+
+WeSpeaker and 3D-Speaker are on no package index: clones of their repositories. Oracles that are not installed are
+skipped by name. Prints a table and, as its last line, one JSON object; keeps it in
+benchmarks/results/teachers_equal.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import yaml
+from machine import describe
+from torch import Tensor, nn
+
+from spkd.config import ModelConfig
+from spkd.demo.synthesis import speaker, utterance
+from spkd.teachers import Teacher, load_teacher
+
+HERE = Path(__file__).parent
+SECONDS = (1.0, 1.5, 2.3, 4.0)
+Oracle = Callable[[Tensor], Tensor]  # (samples,) -> (D,)
+
+
+@dataclass
+class Case:
+    """A model of a family as its users find it, and what its library gives.
+
+    Attributes:
+        config: what spkd loads. oracle: the library's embedding. package: its name and version.
+    """
+
+    name: str
+    config: ModelConfig
+    oracle: Oracle
+    package: str
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Random weights of a useful size, and batch-norms as after training."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            if module.affine:
+                module.weight.data.uniform_(0.8, 1.2)
+                module.bias.data.normal_(0, 0.1)
+    return model.eval()
+
+
+def revision(clone: Path) -> str:
+    """Short hash of a clone's commit, or "unknown" where there is none."""
+    command = ["git", "-C", str(clone), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def wespeaker(clone: Path, work: Path) -> Iterator[Case]:
+    from torchaudio.compliance import kaldi
+
+    package = types.ModuleType("wespeaker")  # its own __init__ imports the command line and what that needs
+    package.__path__ = [str(clone / "wespeaker")]
+    sys.modules["wespeaker"] = package
+    settings = {
+        "ResNet18": {}, "ResNet34": {"two_emb_layer": True}, "ResNet50": {}, "ResNet101": {}, "ResNet152": {},
+        "ResNet221": {}, "ResNet293": {"pooling_func": "ASTP"}, "ECAPA_TDNN_c512": {}, "ECAPA_TDNN_c1024": {},
+        "ECAPA_TDNN_GLOB_c512": {"emb_bn": True}, "ECAPA_TDNN_GLOB_c1024": {}, "CAMPPlus": {}, "XVEC": {},
+        "ERes2Net34_Base": {}, "ERes2Net34_Large": {}, "ERes2Net34_aug": {}, "SimAM_ResNet34_ASP": {},
+        "SimAM_ResNet100_ASP": {},
+    }  # fmt: skip
+    homes = {"ResNet": "resnet", "ECAPA": "ecapa_tdnn", "CAMP": "campplus", "XVEC": "tdnn", "ERes": "eres2net"}
+    for name, arguments in settings.items():
+        home = next((module for start, module in homes.items() if name.startswith(start)), "samresnet")
+        build = getattr(importlib.import_module(f"wespeaker.models.{home}"), name)
+        mels = {"acoustic_dim": 80} if home == "samresnet" else {"feat_dim": 80}
+        model = randomise(build(**mels, embed_dim=192, **arguments))
+        folder = work / name
+        folder.mkdir(parents=True)
+        config = {
+            "model": name,
+            "model_args": {**mels, "embed_dim": 192, **arguments},
+            "dataset_args": {"resample_rate": 16000, "fbank_args": {"num_mel_bins": 80, "frame_length": 25,
+                             "frame_shift": 10, "dither": 1.0}},
+            "projection_args": {"project_type": "arc_margin", "scale": 32.0, "easy_margin": False},
+        }  # fmt: skip
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        state = {f"module.{k}": v for k, v in model.state_dict().items()}
+        torch.save(state | {"module.projection.weight": torch.randn(7, 192)}, folder / "avg_model.pt")
+
+        def oracle(wave: Tensor, model: nn.Module = model) -> Tensor:
+            bank = kaldi.fbank(wave[None] * 32768, num_mel_bins=80, window_type="hamming", dither=0.0)
+            out = model((bank - bank.mean(0))[None])
+            return (out[-1] if isinstance(out, tuple) else out)[0]
+
+        yield Case(f"wespeaker {name}", ModelConfig("wespeaker", str(folder)), oracle, f"wespeaker {revision(clone)}")
+
+
+def three_d_speaker(clone: Path, work: Path) -> Iterator[Case]:
+    sys.path.insert(0, str(clone))
+    from torchaudio.compliance import kaldi
+
+    wide = {"input_size": 80, "lin_neurons": 192, "channels": [1024, 1024, 1024, 1024, 3072]}
+    builds = {
+        "CAM++": ("campplus.DTDNN", "CAMPPlus", {"feat_dim": 80, "embedding_size": 512}),
+        "ERes2Net": ("eres2net.ERes2Net", "ERes2Net", {"feat_dim": 80, "embedding_size": 192}),
+        "ERes2Net large": ("eres2net.ERes2Net", "ERes2Net", {"feat_dim": 80, "embedding_size": 512, "m_channels": 64}),
+        "ERes2Net 200k": ("eres2net.ERes2Net_huge", "ERes2Net", {"feat_dim": 80, "embedding_size": 192}),
+        "ERes2NetV2": ("eres2net.ERes2NetV2", "ERes2NetV2", {"feat_dim": 80, "embedding_size": 192}),
+        "ERes2NetV2 w24s4ep4": (
+            "eres2net.ERes2NetV2",
+            "ERes2NetV2",
+            {"feat_dim": 80, "embedding_size": 192, "baseWidth": 24, "scale": 4, "expansion": 4},
+        ),
+        "ECAPA": ("ecapa_tdnn.ECAPA_TDNN", "ECAPA_TDNN", wide),
+        "ResNet34": ("resnet.ResNet", "ResNet", {"feat_dim": 80, "embedding_size": 256}),
+    }
+    # A model of theirs prints its size with a package that nothing else needs.
+    sys.modules.setdefault("thop", types.SimpleNamespace(profile=None))
+    for name, (module, kind, arguments) in builds.items():
+        model = randomise(getattr(importlib.import_module(f"speakerlab.models.{module}"), kind)(**arguments))
+        folder = work / name.replace(" ", "-")
+        folder.mkdir(parents=True)
+        torch.save(model.state_dict(), folder / "pretrained.ckpt")
+
+        def oracle(wave: Tensor, model: nn.Module = model) -> Tensor:
+            bank = kaldi.fbank(wave[None], num_mel_bins=80, dither=0.0)
+            return model((bank - bank.mean(0))[None])[0]
+
+        config = ModelConfig("3d-speaker", str(folder))
+        yield Case(f"3d-speaker {name}", config, oracle, f"3D-Speaker {revision(clone)}")
+
+
+def speechbrain(work: Path) -> Iterator[Case]:
+    from speechbrain.lobes.features import Fbank
+    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+    from speechbrain.lobes.models.ResNet import ResNet
+    from speechbrain.lobes.models.Xvector import Xvector
+
+    builds = {
+        "ECAPA": (80, ECAPA_TDNN(80, channels=[1024, 1024, 1024, 1024, 3072], lin_neurons=192)),
+        "ResNet": (80, ResNet(80, lin_neurons=256)),
+        "x-vector": (24, Xvector(in_channels=24, activation=nn.LeakyReLU)),
+    }
+    for name, (mels, model) in builds.items():
+        randomise(model)
+        folder = work / name
+        folder.mkdir(parents=True)
+        torch.save(model.state_dict(), folder / "embedding_model.ckpt")
+        (folder / "hyperparams.yaml").write_text(
+            f"sample_rate: 16000\nn_mels: {mels}\n"
+            "compute_features: !new:speechbrain.lobes.features.Fbank\n    n_mels: !ref <n_mels>\n"
+            "mean_var_norm: !new:speechbrain.processing.features.InputNormalization\n"
+            "    norm_type: sentence\n    std_norm: False\n"
+        )
+        bank = Fbank(n_mels=mels)
+
+        def oracle(wave: Tensor, model: nn.Module = model, bank: nn.Module = bank) -> Tensor:
+            features = bank(wave[None])
+            return model(features - features.mean(1, keepdim=True)).flatten()
+
+        version = importlib.metadata.version("speechbrain")
+        yield Case(f"speechbrain {name}", ModelConfig("speechbrain", str(folder)), oracle, f"speechbrain {version}")
+
+
+def transformers(work: Path) -> Iterator[Case]:
+    import transformers as library
+
+    small = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192}
+    waves = {"conv_dim": (64,) * 7, "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 4}
+    head = {"tdnn_dim": (96, 96, 96, 96, 200), "xvector_output_dim": 64, "num_labels": 9,
+            "use_weighted_layer_sum": True}  # fmt: skip
+    layer = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+    builds: dict[str, tuple[str, Any, Any]] = {
+        "wavlm base, x-vector": ("wavlm", library.WavLMForXVector, library.WavLMConfig(**small, **waves, **head)),
+        "wavlm large": ("wavlm", library.WavLMModel, library.WavLMConfig(**small, **waves, **layer)),
+        "hubert base": ("hubert", library.HubertModel, library.HubertConfig(**small, **waves)),
+        "hubert large": ("hubert", library.HubertModel, library.HubertConfig(**small, **waves, **layer)),
+        "wav2vec2 base, x-vector": (
+            "wav2vec2", library.Wav2Vec2ForXVector, library.Wav2Vec2Config(**small, **waves, **head)),
+        "data2vec": ("data2vec", library.Data2VecAudioModel, library.Data2VecAudioConfig(**small, **waves)),
+        "w2v-bert, x-vector": (
+            "w2v-bert", library.Wav2Vec2BertForXVector,
+            library.Wav2Vec2BertConfig(**small, feature_projection_input_dim=160, **head)),
+    }  # fmt: skip
+    for name, (family, kind, config) in builds.items():
+        model = kind(config).eval()
+        folder = work / name.replace(" ", "-")
+        model.save_pretrained(folder)
+        if family == "w2v-bert":
+            extractor: Any = library.SeamlessM4TFeatureExtractor()
+        else:
+            norm = getattr(config, "feat_extract_norm", "layer") == "layer"
+            extractor = library.Wav2Vec2FeatureExtractor(do_normalize=norm)
+        extractor.save_pretrained(folder)
+
+        def oracle(wave: Tensor, model: Any = model, extractor: Any = extractor) -> Tensor:
+            inputs = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
+            if "input_features" not in inputs:
+                inputs.pop("attention_mask", None)
+            out = model(**inputs, output_hidden_states=True)
+            if hasattr(out, "embeddings"):
+                return out.embeddings[0]
+            hidden = out.hidden_states[-1][0]
+            return torch.cat([hidden.mean(0), hidden.std(0, correction=0)])
+
+        version = importlib.metadata.version("transformers")
+        yield Case(f"transformers {name}", ModelConfig(family, str(folder)), oracle, f"transformers {version}")
+
+
+def onnx(work: Path) -> Iterator[Case]:
+    import onnxruntime
+    from torchaudio.compliance import kaldi
+
+    from spkd.teachers.networks.resnet import ResNet
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = randomise(ResNet(18, 16, 64))
+
+        def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+            levels = self.network(features)
+            return levels["embedding"], levels["frames"]
+
+    folder = work / "onnx"
+    folder.mkdir(parents=True)
+    file = folder / "model.onnx"
+    torch.onnx.export(
+        Graph().eval(), (torch.randn(2, 200, 80),), str(file), input_names=["feats"], output_names=["embs", "frames"],
+        dynamic_axes={"feats": {0: "B", 1: "T"}, "embs": {0: "B"}, "frames": {0: "B", 1: "U"}}, dynamo=False,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(file))
+
+    def oracle(wave: Tensor) -> Tensor:
+        bank = kaldi.fbank(wave[None] * 32768, num_mel_bins=80, window_type="hamming", dither=0.0)
+        return torch.from_numpy(session.run(["embs"], {"feats": (bank - bank.mean(0))[None].numpy()})[0][0])
+
+    config = ModelConfig("onnx", str(file), input="wespeaker")
+    yield Case("onnx of fbank", config, oracle, f"onnxruntime {onnxruntime.__version__}")
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """1 - cosine, in float64."""
+    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(1 - (a @ b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def batched_distance(teacher: Teacher) -> float | None:
+    """The greatest distance between a view in a batch of 32 of different length and the view alone."""
+    if not teacher.takes_lengths:
+        return None
+    random = np.random.RandomState(0)
+    lengths = torch.from_numpy(random.randint(max(8000, teacher.min_samples), 24_000, 32))
+    waves = nn.utils.rnn.pad_sequence([wave(i, int(n) / 16_000)[: int(n)] for i, n in enumerate(lengths)], True)
+    together = teacher.extract(waves, ["embedding"], lengths=lengths)["embedding"]
+    alone = [teacher.extract(w[None, :n], ["embedding"])["embedding"][0] for w, n in zip(waves, lengths, strict=True)]
+    return max(distance(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def one_hour(work: Path, config: ModelConfig) -> list[dict[str, Any]]:
+    """Peak memory of extracting a WAV of one hour, whole and in windows; whole may be refused, with the reason."""
+    audio = work / "hour.wav"
+    if not audio.is_file():
+        soundfile.write(audio, np.tile(utterance(speaker(0), 0, 60.0), 60), 16_000)
+        (work / "hour.csv").write_text(f"utt,path,spk,dur\nhour,{audio},s,3600\n")
+    found = []
+    for view in ("full", "windows:30/30"):
+        cache = work / "hour-cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        keys = [f"teacher={config.name}", f"teacher.weights={config.weights}", f"teacher.input={config.input}"]
+        command = [sys.executable, "-c", "from spkd.cli import main; main()", "extract", *keys, f"view={view}",
+                   f"manifest={work / 'hour.csv'}", f"cache={cache}", "device=cpu", "batch_size=8",
+                   "storage.unit_seconds=3600"]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        out = process.stdout.read() if process.stdout else ""
+        _, _, usage = os.wait4(process.pid, 0)
+        refused = "more than this model takes" in out
+        extracted = "complete" in out and "0 rejected" in out
+        found.append({"family": config.name, "view": view, "peak_gb": round(usage.ru_maxrss / 1e6, 2),
+                      "extracted": extracted, "refused": refused})  # fmt: skip
+        outcome = "extracted" if extracted else "refused" if refused else out.strip()[-200:]
+        print(f"  one hour, {config.name}, {view}: {found[-1]['peak_gb']} GB, {outcome}", flush=True)
+    return found
+
+
+def wave(number: int, seconds: float) -> Tensor:
+    return torch.from_numpy(utterance(speaker(number % 6), number, seconds))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--wespeaker", type=Path, help="a clone of github.com/wenet-e2e/wespeaker")
+    options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path, help="a clone of modelscope/3D-Speaker")
+    options.add_argument("--only", default="", help="names that begin with this")
+    options.add_argument("--hour", action="store_true", help="a WAV of one hour through every family besides")
+    options.add_argument("--dvector", help="weights of the GE2E d-vector, for --hour")
+    given = options.parse_args()
+    torch.manual_seed(0)
+    rows: list[dict[str, Any]] = []
+    hours: list[dict[str, Any]] = []
+    print(f"{'family':<36} {'oracle':<24} distance  32 views of different length in one batch")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        sources: dict[str, Callable[[], Iterator[Case]]] = {
+            "wespeaker": lambda: wespeaker(given.wespeaker, work / "wespeaker"),
+            "3d-speaker": lambda: three_d_speaker(given.three_d_speaker, work / "3d-speaker"),
+            "speechbrain": lambda: speechbrain(work / "speechbrain"),
+            "transformers": lambda: transformers(work / "transformers"),
+            "onnx": lambda: onnx(work / "onnx"),
+        }
+        for family, cases in sources.items():
+            if not family.startswith(given.only):
+                continue
+            if (family == "wespeaker" and not given.wespeaker) or (
+                family == "3d-speaker" and not given.three_d_speaker
+            ):
+                print(f"skipped: {family} (no clone named)")
+                continue
+            for number, case in enumerate(cases()):
+                if given.hour and number == 0:
+                    hours += one_hour(work, case.config)
+                teacher = load_teacher(case.config, torch.device("cpu"))
+                with torch.no_grad():
+                    found = [
+                        distance(case.oracle(w).numpy(), teacher.extract(w[None], ["embedding"])["embedding"])
+                        for w in (wave(i, seconds) for i, seconds in enumerate(SECONDS))
+                    ]
+                batch = batched_distance(teacher)
+                rows.append(
+                    {"name": case.name, "oracle": case.package, "cosine_distance": max(found), "batched": batch}
+                )
+                shown = "equal lengths only" if batch is None else f"{batch:.1e}"
+                print(f"{case.name:<36} {case.package:<24} {max(found):.1e}   {shown}", flush=True)
+        if given.hour and given.dvector:
+            hours += one_hour(work, ModelConfig("dvector", str(Path(given.dvector).resolve())))
+    report = {
+        "rows": rows,
+        "hour": hours,
+        "max_cosine_distance": max(row["cosine_distance"] for row in rows),
+        "max_batched_distance": max((row["batched"] for row in rows if row["batched"] is not None), default=None),
+        "machine": describe(),
+    }
+    if not given.only:
+        (HERE / "results" / "teachers_equal.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
