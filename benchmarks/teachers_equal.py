@@ -91,20 +91,23 @@ def wespeaker(clone: Path, work: Path) -> Iterator[Case]:
         "ResNet221": {}, "ResNet293": {"pooling_func": "ASTP"}, "ECAPA_TDNN_c512": {}, "ECAPA_TDNN_c1024": {},
         "ECAPA_TDNN_GLOB_c512": {"emb_bn": True}, "ECAPA_TDNN_GLOB_c1024": {}, "CAMPPlus": {}, "XVEC": {},
         "ERes2Net34_Base": {}, "ERes2Net34_Large": {}, "ERes2Net34_aug": {}, "SimAM_ResNet34_ASP": {},
-        "SimAM_ResNet100_ASP": {},
+        "SimAM_ResNet100_ASP": {}, "ReDimNetB0": {"feat_dim": 60},
+        **{f"ReDimNetB{i}": {"feat_dim": 72} for i in range(1, 7)},
     }  # fmt: skip
-    homes = {"ResNet": "resnet", "ECAPA": "ecapa_tdnn", "CAMP": "campplus", "XVEC": "tdnn", "ERes": "eres2net"}
+    homes = {"ResNet": "resnet", "ECAPA": "ecapa_tdnn", "CAMP": "campplus", "XVEC": "tdnn", "ERes": "eres2net",
+             "ReDim": "redimnet"}  # fmt: skip
     for name, arguments in settings.items():
         home = next((module for start, module in homes.items() if name.startswith(start)), "samresnet")
         build = getattr(importlib.import_module(f"wespeaker.models.{home}"), name)
-        mels = {"acoustic_dim": 80} if home == "samresnet" else {"feat_dim": 80}
-        model = randomise(build(**mels, embed_dim=192, **arguments))
+        mels = {"acoustic_dim": 80} if home == "samresnet" else {"feat_dim": 80} | arguments
+        bands = mels.get("feat_dim", 80)
+        model = randomise(build(**(mels | arguments), embed_dim=192))
         folder = work / name
         folder.mkdir(parents=True)
         config = {
             "model": name,
             "model_args": {**mels, "embed_dim": 192, **arguments},
-            "dataset_args": {"resample_rate": 16000, "fbank_args": {"num_mel_bins": 80, "frame_length": 25,
+            "dataset_args": {"resample_rate": 16000, "fbank_args": {"num_mel_bins": bands, "frame_length": 25,
                              "frame_shift": 10, "dither": 1.0}},
             "projection_args": {"project_type": "arc_margin", "scale": 32.0, "easy_margin": False},
         }  # fmt: skip
@@ -112,8 +115,8 @@ def wespeaker(clone: Path, work: Path) -> Iterator[Case]:
         state = {f"module.{k}": v for k, v in model.state_dict().items()}
         torch.save(state | {"module.projection.weight": torch.randn(7, 192)}, folder / "avg_model.pt")
 
-        def oracle(wave: Tensor, model: nn.Module = model) -> Tensor:
-            bank = kaldi.fbank(wave[None] * 32768, num_mel_bins=80, window_type="hamming", dither=0.0)
+        def oracle(wave: Tensor, model: nn.Module = model, bands: int = bands) -> Tensor:
+            bank = kaldi.fbank(wave[None] * 32768, num_mel_bins=bands, window_type="hamming", dither=0.0)
             out = model((bank - bank.mean(0))[None])
             return (out[-1] if isinstance(out, tuple) else out)[0]
 

@@ -164,12 +164,15 @@ def joined(x: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+    """approximate: of GELU ("none" or "tanh")."""
+
+    def __init__(self, width: int, inner: int, approximate: str = "none") -> None:
         super().__init__()
         self.intermediate_dense, self.output_dense = nn.Linear(width, inner), nn.Linear(inner, width)
+        self._approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output_dense(gelu(self.intermediate_dense(x)))
+        return self.output_dense(gelu(self.intermediate_dense(x), approximate=self._approximate))
 
 
 class Layer(nn.Module):

@@ -26,7 +26,8 @@ CITE = (
 
 
 class WeSpeaker(NetworkTeacher):
-    """ResNet18 to 293, ECAPA-TDNN (c512, c1024, GLOB), CAM++, x-vector, ERes2Net, SimAM-ResNet.
+    """ResNet18 to 293, ECAPA-TDNN (c512, c1024, GLOB), CAM++, x-vector, ERes2Net, SimAM-ResNet,
+    ReDimNet B0 to B6.
 
     Targets: frames, stats, embedding, segment.a where there are two embedding layers, and logits over the training
     speakers where the projection is in the file.
@@ -51,7 +52,8 @@ class WeSpeaker(NetworkTeacher):
         arguments, mels = section(settings, "model_args"), _mels(settings, weights)
         self._source, self._name = file.parent.name, str(settings.get("model", "?"))
         try:
-            network, rules = recognise(tensors, mels, str(arguments.get("pooling_func", "TSTP")))
+            pooling = arguments.get("pooling_func")
+            network, rules = recognise(tensors, mels, None if pooling is None else str(pooling), name=self._name)
         except (ValueError, KeyError, IndexError) as error:
             raise UsageError(f"{file}: {self._name} is an architecture that spkd does not have ({error})") from error
         fill(network, tensors, str(file), rules)

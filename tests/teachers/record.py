@@ -30,6 +30,9 @@ WESPEAKER: dict[str, tuple[str, dict[str, Any]]] = {
     "XVEC": ("tdnn", {"feat_dim": 40}),
     "ERes2Net34_Base": ("eres2net", {"feat_dim": 80}),
     "SimAM_ResNet34_ASP": ("samresnet", {"acoustic_dim": 80}),
+    "ReDimNetB0": ("redimnet", {"feat_dim": 60}),
+    "ReDimNetB1": ("redimnet", {"feat_dim": 72, "two_emb_layer": True}),
+    "ReDimNetB3": ("redimnet", {"feat_dim": 72}),
 }
 THREE_D_SPEAKER: dict[str, tuple[str, dict[str, Any]]] = {
     "CAMPPlus": ("campplus.DTDNN", {"feat_dim": 80, "embedding_size": 192}),

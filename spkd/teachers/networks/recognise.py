@@ -12,6 +12,7 @@ from spkd.students.network import Network
 from spkd.students.resnet import FLOOR
 from spkd.teachers.networks.ecapa import SpeechBrainECAPA, WeSpeakerECAPA
 from spkd.teachers.networks.eres2net import ERes2Net, ERes2NetV2
+from spkd.teachers.networks.redimnet import SHAPES, ReDimNet
 from spkd.teachers.networks.resnet import DEPTHS, ResNet, SimAMResNet
 from spkd.teachers.networks.xvector import WeSpeakerXVector
 
@@ -56,6 +57,7 @@ WESPEAKER_ERES2NET = (
     (r"^(layer[34]\.\d+)\.(conv|bn)s\.(\d)\.", lambda m: f"{m[1]}.{m[2]}s.{int(m[3]) - 1}."),
     (r"^(layer[34]\.\d+)\.(conv|bn)s\.-1\.", r"\1.\g<2>2_1."),
 )
+REDIMNET = ((r"^(backbone\.stage\d\.\d+)\.((conv|bn)[12]|conv[12]pw|se|dwconvs|norm|pwconv1)\.", r"\1.conv_block.\2."),)
 SIMAM = (
     (r"^(conv1|bn1|layer\d)\.", r"front.\1."),
     (r"\.shortcut\.", ".downsample."),
@@ -65,12 +67,13 @@ SIMAM = (
 
 
 def recognise(
-    tensors: dict[str, Tensor], mels: int = MELS, pooling: str = "TSTP", floor: float = FLOOR
+    tensors: dict[str, Tensor], mels: int = MELS, pooling: str | None = None, floor: float = FLOOR, name: str = ""
 ) -> tuple[Network, Any]:
     """A network with the shapes of these weights, and the rules of its names (see `fill`).
 
     Args:
-        mels, pooling: what shapes do not tell. floor: added to a variance before its root.
+        mels, pooling, name: what shapes do not tell (None: the architecture's own pooling). floor: added to a variance
+            before its root.
     Raises:
         ValueError: of an architecture that is not known here. KeyError: a weight is lacking.
     """
@@ -86,6 +89,12 @@ def recognise(
         }
         return len(numbers)
 
+    if "backbone.stem.0.weight" in tensors:
+        if name not in SHAPES:
+            raise ValueError(f"a ReDimNet that is not known here ({name})")
+        segment = "seg_2.weight" in tensors
+        return ReDimNet(name, len(tensors["seg_1.weight"]), mels, pooling or "ASTP", segment), REDIMNET
+    pooling = pooling or "TSTP"
     if "xvector.tdnn.linear.weight" in tensors:
         # 3D-Speaker adds nothing in this network alone.
         floor = FLOOR if floor == FLOOR else 0.0
