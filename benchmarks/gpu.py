@@ -10,7 +10,8 @@ and keeps in benchmarks/results/gpu.json:
 - eval: greatest difference of a score;
 - speed: hours of audio that a WavLM of base (95 M parameters) input_features in an hour, and views a second that train
   a student (ECAPA-TDNN, 512 channels, contrastive), both without starting up;
-- mining: `mining.py`, whose index is on the GPU where faiss-gpu sees one.
+- mining: `mining.py`, whose index is on the GPU where faiss-gpu sees one;
+- extract_overhead: `extract_overhead.py`, with WavLM-Large's shape in bf16 on a GPU.
 
 `--device cpu` compares the CPU with itself: a rehearsal of the script.
 """
@@ -205,6 +206,10 @@ def main() -> None:
     counts = [] if device == "cuda" else ["--counts", "20000"]
     printed = subprocess.run([sys.executable, HERE / "mining.py", *counts], check=True, capture_output=True, text=True)
     result["mining"] = json.loads(printed.stdout.splitlines()[-1])
+    more = ["--device", "cuda", "--wavlm-large"] if device == "cuda" else ["--rounds", "1", "--utterances", "8"]
+    command = [sys.executable, HERE / "extract_overhead.py", *more]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True)
+    result["extract_overhead"] = json.loads(printed.stdout.splitlines()[-1])
     result["machine"] = describe()
     if device == "cuda":
         (HERE / "results" / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from spkd.audio import SAMPLE_RATE, AudioError, change_speed
 from spkd.config import ViewConfig
 from spkd.errors import SpkdError, UsageError
-from spkd.loader import ViewLoader, iterate_batches
+from spkd.loader import MOST_SAMPLES, ViewLoader, batched, iterate_batches, stream_batches
 from spkd.manifest import Manifest, Utterance
 from spkd.view import ViewPlan, source_samples
 
@@ -129,3 +130,54 @@ def test_every_view_is_played_once_in_batches_of_one_length(manifest: Manifest, 
         seen += batch.views.tolist()
     assert sorted(seen + list(rejected)) == list(range(len(views)))
     assert rejected == {6: "no such file", 7: "no such file"}
+
+
+def test_views_of_similar_length_share_a_batch_where_they_may(manifest: Manifest) -> None:
+    plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0, 1.1]))
+    views = plan.views(manifest)
+    loader = ViewLoader(manifest, views, plan.augmentation, 0.1)
+    numbers = np.arange(len(views))
+    mixed = list(iterate_batches(loader, numbers, 32, 2, pytest.fail, mixed=True))
+    assert len(mixed) < len(list(iterate_batches(loader, numbers, 32, 2, pytest.fail)))
+    assert sorted(view for batch in mixed for view in batch.views) == list(range(len(views)))
+    padded = 0
+    for batch in mixed:
+        lengths = [batch.waves.shape[1]] * len(batch.views) if batch.lengths is None else batch.lengths.tolist()
+        assert min(lengths) >= 0.8 * max(lengths)
+        padded += len(set(lengths)) > 1
+        for view, wave, length in zip(batch.views, batch.waves, lengths, strict=True):
+            assert np.array_equal(wave[:length].numpy(), loader(int(view)))
+            assert not wave[length:].any()
+    assert padded
+
+
+@given(st.lists(st.integers(400, 20_000_000), max_size=60), st.integers(1, 9), st.sampled_from([0.0, 0.2]))
+def test_batches_are_bounded(lengths: list[int], batch_size: int, waste: float) -> None:
+    samples = np.array(lengths, np.int64)
+    found = batched(np.arange(len(samples)), samples, batch_size, waste)
+    assert sorted(i for batch in found for i in batch) == list(range(len(samples)))
+    for batch in found:
+        assert 1 <= len(batch) <= batch_size
+        assert samples[batch].min() >= (1 - waste) * samples[batch].max() - 1e-6
+        assert len(batch) == 1 or len(batch) * samples[batch].max() <= MOST_SAMPLES
+
+
+def test_loading_goes_on_across_groups(manifest: Manifest) -> None:
+    """The next group is asked for while views of the one before are still to be taken."""
+    plan = ViewPlan.parse(ViewConfig())
+    views = plan.views(manifest)
+    loader = ViewLoader(manifest, views, plan.augmentation, 0.1)
+    asked = []
+
+    def groups() -> Iterator[tuple[int, np.ndarray]]:
+        for group, part in enumerate(np.array_split(np.arange(len(views)), 4)):
+            asked.append(group)
+            yield group, part
+
+    order = []
+    for group, batch in stream_batches(loader, groups(), 4, 2, pytest.fail):
+        order.append((group, batch is None))
+        if len(order) == 1:
+            assert asked[-1] >= 1
+    assert [group for group, _ in order] == sorted(group for group, _ in order)
+    assert [group for group, ended in order if ended] == [0, 1, 2, 3]

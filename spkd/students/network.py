@@ -59,12 +59,6 @@ class Network(nn.Module):
         """Its input features of waveforms (B, samples) at 16 kHz."""
         return input_features(self.input_kind, waves)
 
-    def of_waves(self, waves: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        """Levels of waveforms (B, samples), of which `lengths` (B,) are valid."""
-        if lengths is not None:
-            lengths = self.input_kind.num_frames(lengths)
-        return self(self.features(waves), lengths=lengths)
-
     def forward(
         self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None
     ) -> dict[str, Tensor]:
