@@ -64,14 +64,14 @@ def sample(
     limits = teacher.limits(config.min_seconds)
     order = np.random.RandomState(SEED).permutation(len(loader.views))
     found: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
-    count = dict.fromkeys(found, 0)
+    count, rejected = dict.fromkeys(found, 0), dict[int, str]()
     total = sum(wanted.values())
     with track("calibrating codecs", total, "rows") as bar:
         for start in range(0, len(order), config.batch_size):
             views = order[start : start + config.batch_size]
             views = views[[loader.refusal(int(view), *limits) is None for view in views]]
             batches = iterate_batches(
-                loader, views, config.batch_size, config.workers, lambda view, reason: None, teacher.takes_lengths
+                loader, views, config.batch_size, config.workers, rejected.__setitem__, teacher.takes_lengths
             )
             for batch in batches:
                 samples = loader.views.samples[batch.views]
@@ -90,7 +90,8 @@ def sample(
             if all(count[name] >= wanted[name] for name in wanted):
                 break
     if not all(found.values()):
-        raise SpkdError(f"{loader.manifest.source}: no view can be loaded")
+        reason = loader.refusal(0, *limits) or next(iter(rejected.values()), "")
+        raise SpkdError(f"{loader.manifest.source}: no view can be loaded ({reason})")
     return {name: np.concatenate(values) for name, values in found.items()}
 
 

@@ -207,6 +207,8 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
     try:
         teacher = AutoModel.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a damaged or unknown model
+        if (problem := broken_torchaudio(error)) is not None:
+            raise UsageError(problem) from error
         raise UsageError(
             f"student.init={source}: neither a student trained by spkd, nor a local model folder, nor a reachable hub "
             f"id ({first_line(error)})"
@@ -255,3 +257,13 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
 def beside_adapter(name: str) -> str:
     """The name of a layer's weight once the layer has an adapter."""
     return name.replace(".feed_forward.", ".feed_forward.feed_forward.")
+
+
+def broken_torchaudio(error: Exception) -> str | None:
+    """What to do where transformers fails because it imports a torchaudio that is not for this torch; else None."""
+    if not isinstance(error, OSError) or "torchaudio" not in str(error):
+        return None
+    return (
+        f"transformers cannot be used: the torchaudio that is installed does not import beside torch "
+        f"{torch.__version__}; pip uninstall torchaudio (spkd does not need it)"
+    )

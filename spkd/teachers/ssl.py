@@ -21,6 +21,7 @@ from spkd.errors import SpkdError, UsageError, first_line
 from spkd.features import FBANK, fbank
 from spkd.students import padding
 from spkd.students.network import count_parameters, statistics
+from spkd.students.ssl import broken_torchaudio
 from spkd.target import EMBEDDING, LOGITS, Target
 from spkd.teachers.base import Teacher
 
@@ -95,6 +96,8 @@ class SSLTeacher(Teacher):
             kind = AutoModelForAudioXVector if has_head else AutoModel
             model, found = kind.from_pretrained(self._source, output_loading_info=True, **plain)
         except Exception as error:  # transformers raises many kinds for a damaged or unknown model
+            if (problem := broken_torchaudio(error)) is not None:
+                raise UsageError(problem) from error
             raise UsageError(
                 f"teacher.weights={self._source}: neither a local model folder nor a reachable hub id "
                 f"({first_line(error)})"

@@ -180,6 +180,17 @@ def test_wrong_weights_are_named(tiny_wavlm: Path, tmp_path: Path) -> None:
         WavLM(str(tiny_wavlm), 7, CPU)
 
 
+def test_a_torchaudio_of_another_torch_is_named(tiny_wavlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers imports it where it is installed."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("Could not load this library: /x/torchaudio/lib/_torchaudio.abi3.so")
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", fails)
+    with pytest.raises(UsageError, match="pip uninstall torchaudio"):
+        WavLM(str(tiny_wavlm), None, CPU)
+
+
 def test_the_digest_follows_the_weights_not_the_folder(tiny_wavlm: Path, tmp_path: Path) -> None:
     model = transformers.WavLMModel.from_pretrained(tiny_wavlm)
     model.save_pretrained(tmp_path / "a")
