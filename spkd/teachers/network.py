@@ -64,7 +64,7 @@ class NetworkTeacher(Teacher):
         self.network, self.front_end, self.head, self.device = network.to(device).eval(), front_end, head, device
         self.num_parameters = count_parameters(network)
         self.takes_lengths = network.takes_lengths
-        moved = front_end.frames.window - WINDOW
+        moved = front_end.frames.window - network.input_kind.window
         self.targets = {
             name: level if level.hop is None else replace(level, window=level.window + moved)
             for name, level in network.levels.items()

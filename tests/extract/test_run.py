@@ -16,11 +16,13 @@ import pytest
 import soundfile
 import torch
 
+from spkd.audio import decode
 from spkd.cache import Cache, Crop
 from spkd.config import TeacherConfig
 from spkd.features import fbank
 from spkd.loader import ViewLoader
 from spkd.manifest import Manifest, Utterance
+from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
 from spkd.view import ViewPlan
@@ -437,3 +439,26 @@ def test_the_precision_is_on_the_card(spkd: Callable, corpus: Path, checkpoint: 
     assert torch.nn.functional.cosine_similarity(one.float(), other.float()).min() > 0.999
     done = spkd("extract", *keys, "cache=a", "teacher.precision=bf16")
     assert (done.code, "holds a cache of" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_student_is_a_teacher_too(spkd: Callable, corpus: Path, tmp_path: Path, name: str) -> None:
+    """Whole utterances of different length, several in a batch: every level is what the network gives for one alone."""
+    torch.manual_seed(0)
+    network = build(name, channels=16 if name != "campplus" else 32, embedding=8).eval()
+    save_student(tmp_path / "teacher", Checkpoint(network))
+    keys = ["teacher=checkpoint", "teacher.weights=teacher", f"teacher.targets=[{','.join(network.levels)}]"]
+    done = spkd("extract", *keys, f"manifest={corpus / 'manifest.csv'}", "storage.codec=float32", "batch_size=5")
+    assert done.code == 0, done.err
+    assert "18 views extracted, 0 rejected; complete" in done.out
+    cache, manifest = Cache.open("cache"), Manifest.load(corpus / "manifest.csv")
+    for view in (0, 7, 17):
+        wave = torch.from_numpy(decode(manifest[view].path).wave)[None]
+        with torch.no_grad():
+            expected = network(network.features(wave))
+        for level, values in expected.items():
+            found = cache.ragged(np.array([view]), level).values if values.dim() == 3 else cache.batch(
+                np.array([view]), [level])[level]  # fmt: skip
+            assert torch.allclose(found.reshape(values[0].shape), values[0], atol=1e-4 * float(values.abs().max())), (
+                level
+            )
