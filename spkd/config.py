@@ -76,7 +76,7 @@ class ModelConfig:
         "what a model of a toolkit takes, where its file does not say it: a toolkit's fbank, or waveform",
         INPUTS,
     )
-    outputs: dict[str, str] = key({}, "onnx: names in the graph of embedding and frames, where they cannot be told")
+    outputs: dict[str, str] = key({}, "onnx: names in the graph of embedding and frames, where they are not clear")
     precision: str = key("fp32", "of the model's matrix products and convolutions", PRECISIONS)
     compile: bool = key(False, "compile the model (torch.compile): slow to start, faster on a GPU")
 

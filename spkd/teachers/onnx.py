@@ -39,7 +39,7 @@ class ONNX(Teacher):
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> ONNX:
         """weights: the file. input: see `Teacher`. outputs: names in the graph of embedding and frames, where they
-        cannot be told."""
+        are not clear."""
         return cls(config.weights, config.input, config.outputs, device)
 
     def __init__(self, weights: str | None, kind: str, outputs: dict[str, str], device: torch.device) -> None:
@@ -148,7 +148,7 @@ def _input_kind(source: str, inputs: list[Any], kind: str, described: dict[str, 
     """What the graph takes, whether its bands come before time, and how many bands there are.
 
     Raises:
-        UsageError: it cannot be told, or is none that is known here.
+        UsageError: it is not clear, or none that is known here.
     """
     shape, framework = inputs[0].shape, described.get("framework")
     if len(inputs) > 2 or len(shape) not in (2, 3):
