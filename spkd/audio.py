@@ -86,9 +86,7 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
             raise AudioError(path, f"has {channels} channels; channel {channel} was asked for (counted from 0)")
         try:
             if start:
-                file.seek(
-                    round(start * rate) if isinstance(file, FFmpegFile) else min(round(start * rate), file.frames)
-                )
+                file.seek(round(start * rate))
             samples = _read(file, None if duration is None else round(duration * rate))
         except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, OverflowError) as error:
             raise _unreadable(path, error) from error
@@ -125,6 +123,10 @@ class _Sequential(soundfile.SoundFile):
 
     def seekable(self) -> bool:
         return False
+
+    def seek(self, frames: int, whence: int = soundfile.SEEK_SET) -> int:
+        """Beyond the end is at the end."""
+        return super().seek(min(frames, self.frames), whence)
 
 
 def _opened(path: str) -> soundfile.SoundFile | FFmpegFile:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from spkd.cache.background import Background
-from spkd.cache.card import Card
+from spkd.cache.card import Card, Part
 from spkd.cache.claims import claim, heartbeat
 from spkd.cache.codebook import Codebook
 from spkd.cache.folder import CARD, commit_path, load_card
@@ -30,7 +30,7 @@ from spkd.files import write_bytes
 from spkd.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.manifest import Manifest, measure
 from spkd.progress import log, track
-from spkd.target import LOGITS
+from spkd.target import LOGITS, Target
 from spkd.teachers import Teacher, load_teacher
 from spkd.view import ViewPlan
 
@@ -94,14 +94,13 @@ def extract_all(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = Non
     """
     config = jobs[0].config
     view_plan = ViewPlan.parse(config.view)
-    for job in jobs:
-        chosen_targets(job.config, job.teacher)
+    chosen = [chosen_targets(job.config, job.teacher) for job in jobs]
     manifest, unreadable = measure(manifest, config.workers * 4)
     manifest, too_long = fitting(manifest, config)
     unreadable |= too_long
     if not len(manifest):
         raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read")
-    loader, stores = _prepared(jobs, manifest, view_plan)
+    loader, stores = _prepared(jobs, chosen, manifest, view_plan)
     views, meter = _extract(config, loader, stores, rank)
     loader.report_doubts()
     if rank is None:
@@ -137,39 +136,38 @@ class _Store:
     rejected: dict[str, str] = field(default_factory=dict)
 
 
-def _prepared(jobs: Sequence[Job], manifest: Manifest, view_plan: ViewPlan) -> tuple[ViewLoader, list[_Store]]:
-    """The loader of the views, and every cache laid out."""
+def _prepared(
+    jobs: Sequence[Job], chosen: list[list[Target]], manifest: Manifest, view_plan: ViewPlan
+) -> tuple[ViewLoader, list[_Store]]:
+    """The loader of the views, and every cache laid out. chosen: the targets of each job."""
     limits = [job.teacher.limits(job.config.min_seconds) for job in jobs]
     longest = None if any(most is None for _, most in limits) else max(most for _, most in limits if most is not None)
-    loader: ViewLoader | None = None
-    stores: list[_Store] = []
-    for job, own in zip(jobs, limits, strict=True):
-        root, storage = Path(job.config.cache), job.config.storage
-        manifests = split_by_parts(root, manifest)
-        plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
-        plan = Plan.join(plans)
-        if loader is None:
-            joined = Manifest(tuple(u for m in manifests for u in m), manifest.source)
-            shortest = min(least for least, _ in limits)
-            loader = ViewLoader(joined, plan.views, view_plan.augmentation, shortest, log, longest)
-        elif plan.first.tolist() != stores[0].plan.first.tolist() or plan.utterances != stores[0].plan.utterances:
-            raise UsageError(f"{root}: has other units or parts than {stores[0].root}; extract it by itself")
-        card, codebook = _laid_out(job, manifests, plans, view_plan, loader)
+    roots, storage = [Path(job.config.cache) for job in jobs], jobs[0].config.storage
+    manifests = split_by_parts(roots[0], manifest)
+    if len({(j.config.storage.unit_views, j.config.storage.unit_seconds) for j in jobs}) > 1:
+        raise UsageError("teachers of one pass need units of one size (storage.unit_views, storage.unit_seconds)")
+    for root in roots[1:]:
+        if [m.utterances for m in split_by_parts(root, manifest)] != [m.utterances for m in manifests]:
+            raise UsageError(f"{root}: has other parts than {roots[0]}; extract it by itself")
+    plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
+    plan, joined = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
+    loader = ViewLoader(joined, plan.views, view_plan.augmentation, min(least for least, _ in limits), log, longest)
+    parts = tuple(part_of(m, p) for m, p in zip(manifests, plans, strict=True))
+    stores = []
+    for job, root, targets, own in zip(jobs, roots, chosen, limits, strict=True):
+        card, codebook = _laid_out(job, targets, parts, plans, view_plan, loader)
         halves = [target.name for target in card.targets if codebook.codecs[target.name].dtype == HALF]
         stores.append(_Store(root, job.teacher, card, plan, codebook, own, halves))
-    assert loader is not None
     return loader, stores
 
 
 def _laid_out(
-    job: Job, manifests: list[Manifest], plans: list[Plan], view_plan: ViewPlan, loader: ViewLoader
+    job: Job, targets: list[Target], parts: tuple[Part, ...], plans: list[Plan], view_plan: ViewPlan, loader: ViewLoader
 ) -> tuple[Card, Codebook]:
     """A new cache, or the one that is there."""
     root, teacher, config = Path(job.config.cache), job.teacher, job.config
-    targets = chosen_targets(config, teacher)
     head = teacher.head if LOGITS in config.teacher.targets else None
     logits_stored = head is not None and LOGITS in [t.name for t in targets]
-    parts = tuple(part_of(m, p) for m, p in zip(manifests, plans, strict=True))
     card = Card(
         teacher.described(),
         tuple(targets),

@@ -67,14 +67,43 @@ def shortcut(inputs: int, outputs: int, stride: tuple[int, int]) -> nn.Sequentia
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-class Network2d(Network):
+class Pooled(Network):
+    """What comes after the frames of WeSpeaker's networks: pooling over time, and one linear layer or two."""
+
+    def add_pooling(
+        self, wide: int, embedding: int, pool: nn.Module | None = None, pooled: int = 2, segment: bool = False
+    ) -> dict[str, int]:
+        """Make the layers. Returns the vectors that they give, with their widths.
+
+        Args:
+            wide: D of the frames. pool: of frames (B, D, T) and their lengths. pooled: its outputs over D.
+            segment: whether the embedding comes from a second linear layer.
+        """
+        self.pool = SampleStatistics() if pool is None else pool
+        self.seg_1 = nn.Linear(pooled * wide, embedding)
+        self._segment, vectors = segment, {"stats": pooled * wide, "embedding": embedding}
+        if segment:
+            self.seg_bn_1, self.seg_2 = nn.BatchNorm1d(embedding, affine=False), nn.Linear(embedding, embedding)
+            vectors["segment.a"] = embedding
+        return vectors
+
+    def levels_of(self, frames: Tensor, lengths: Tensor | None) -> dict[str, Tensor]:
+        """All levels from frames (B, D, T)."""
+        stats = self.pool(frames, lengths)
+        segment = self.seg_1(stats)
+        levels = {"frames": frames.transpose(1, 2), "stats": stats, "embedding": segment}
+        if self._segment:
+            levels |= {"segment.a": segment, "embedding": self.seg_2(self.seg_bn_1(relu(segment)))}
+        return levels
+
+
+class Network2d(Pooled):
     """What the 2-d networks have in common: a 3 x 3 convolution and four stages of blocks, of widths C, 2C, 4C, 8C, all
     but the first halving bands and time; pooling over time; linear.
 
     Args:
         blocks: of each stage. depths: blocks in each stage. expansion: outputs of a block over its width.
-        pool: of frames (B, D, T) and their lengths. pooled: its outputs over D. mels: bands of the input.
-        segment: whether the embedding comes from a second linear layer.
+        pool, pooled, segment: see `Pooled.add_pooling`. mels: bands of the input.
 
     Levels: frames (B, T / 8, D), stats, segment.a (where there is one), embedding.
     """
@@ -104,24 +133,12 @@ class Network2d(Network):
             rest = (block(inputs, width, (1, 1)) for _ in range(depth - 1))
             setattr(self, f"layer{number + 1}", nn.ModuleList([first, *rest]))
         wide = inputs * (mels // 8)
-        self.pool = SampleStatistics() if pool is None else pool
-        self.seg_1 = nn.Linear(pooled * wide, embedding)
-        self._segment, vectors = segment, {"stats": pooled * wide, "embedding": embedding}
-        if segment:
-            self.seg_bn_1, self.seg_2 = nn.BatchNorm1d(embedding, affine=False), nn.Linear(embedding, embedding)
-            vectors["segment.a"] = embedding
-        self.levels = describe(wide, vectors, stride=8)
+        self.levels = describe(wide, self.add_pooling(wide, embedding, pool, pooled, segment), stride=8)
         self.widest = channels * expansion * mels
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         x, lengths = self.encode(features[:, None], lengths)
-        frames = x.flatten(1, 2)
-        stats = self.pool(frames, lengths)
-        segment = self.seg_1(stats)
-        levels = {"frames": frames.transpose(1, 2), "stats": stats, "embedding": segment}
-        if self._segment:
-            levels |= {"segment.a": segment, "embedding": self.seg_2(self.seg_bn_1(relu(segment)))}
-        return levels
+        return self.levels_of(x.flatten(1, 2), lengths)
 
     def encode(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, 1, F, T) -> (B, C, F / 8, T / 8) and the lengths of that."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spkd import digest
 from spkd.audio import SAMPLE_RATE
+from spkd.cache.card import TeacherCard
 from spkd.cache.head import Head
 from spkd.errors import UsageError
 from spkd.features import FBANKS, HOP, MELS, WINDOW, fbank_of
@@ -74,16 +75,36 @@ class NetworkTeacher(Teacher):
         self.min_samples = max(WINDOW, *(target.window for target in self.targets.values()))
         self.max_samples = HOP * (LAYER_BYTES // (4 * network.widest))
 
-    @property
-    def weights_sha256(self) -> str:
-        return digest.of_tensors(dict(self.network.state_dict()))
-
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
         counts = None if lengths is None else self.front_end.frames.num_frames(lengths)
         outputs = self.network(self.front_end.compute(waves), lengths=counts)
         if self.head is not None and LOGITS in names:
             outputs[LOGITS] = self.head.logits(outputs[EMBEDDING])
         return outputs
+
+
+class ToolkitTeacher(NetworkTeacher):
+    """A network that another toolkit trained.
+
+    Attributes:
+        cite: the toolkit's paper.
+        source: name of the folder or file of its weights. architecture: its name.
+    """
+
+    cite: ClassVar[str]
+    source: str
+    architecture: str
+
+    def card(self) -> TeacherCard:
+        return TeacherCard(
+            family=self.family,
+            weights_sha256=digest.of_tensors(dict(self.network.state_dict())),
+            licence="see the model's own page",
+            source=self.source,
+            preprocessing=self.front_end.words,
+            cite=self.cite,
+            details={"network": self.architecture},
+        )
 
 
 def bare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

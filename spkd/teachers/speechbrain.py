@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from spkd.audio import SAMPLE_RATE
-from spkd.cache.card import TeacherCard
 from spkd.cache.head import Head
 from spkd.config import ModelConfig
 from spkd.errors import UsageError
@@ -22,7 +21,7 @@ from spkd.features import HOP, WINDOW
 from spkd.students import read_weights
 from spkd.students.network import Network
 from spkd.target import Target
-from spkd.teachers.network import FrontEnd, NetworkTeacher, Rules, bare, check_rate, fill, read_settings
+from spkd.teachers.network import FrontEnd, Rules, ToolkitTeacher, bare, check_rate, fill, read_settings
 from spkd.teachers.networks.recognise import SPEECHBRAIN_RESNET, SPEECHBRAIN_XVECTOR, recognise
 from spkd.teachers.networks.resnet import SpeechBrainResNet
 from spkd.teachers.networks.xvector import SpeechBrainXVector
@@ -38,13 +37,14 @@ TOP_DB = 80.0  # below the loudest number of a view everything is equal
 CITE = "Ravanelli et al., SpeechBrain: a general-purpose speech toolkit, 2021, arXiv 2106.04624"
 
 
-class SpeechBrain(NetworkTeacher):
+class SpeechBrain(ToolkitTeacher):
     """ECAPA-TDNN, x-vector, ResNet.
 
     Targets: frames, stats, embedding, and logits over the training speakers where the classifier is there and is one of
     cosines (ECAPA-TDNN, ResNet).
     """
 
+    cite = CITE
     family = "speechbrain"
 
     @classmethod
@@ -59,13 +59,14 @@ class SpeechBrain(NetworkTeacher):
         tensors = bare(read_weights(str(folder / WEIGHTS)))
         settings = read_settings(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
         check_rate(settings, "sample_rate", weights)
-        self._source = folder.name
+        self.source = folder.name
         try:
             network, rules, mels = _network(tensors)
         except (ValueError, KeyError, IndexError) as error:
             raise UsageError(f"{folder}: of an architecture that spkd does not have ({error})") from error
         if isinstance(network, SpeechBrainResNet):  # it convolves over (time, bands)
             tensors = {n: v.transpose(2, 3) if v.dim() == 4 else v for n, v in tensors.items()}
+        self.architecture = type(network).__name__
         fill(network, tensors, str(folder / WEIGHTS), rules)
         if not _mean_only(settings):
             raise UsageError(f"{folder}: its features are normalised in a way that spkd does not have")
@@ -75,17 +76,6 @@ class SpeechBrain(NetworkTeacher):
             f"{mels}-mel fbank of SpeechBrain (dB, 80 dB below the loudest), 25/10 ms, mean-normalised per view",
         )
         super().__init__(network, front_end, _head(folder), device)
-
-    def card(self) -> TeacherCard:
-        return TeacherCard(
-            family=self.family,
-            weights_sha256=self.weights_sha256,
-            licence="see the model's own page",
-            source=self._source,
-            preprocessing=self.front_end.words,
-            cite=CITE,
-            details={"network": type(self.network).__name__},
-        )
 
 
 def fbank(waves: Tensor, mels: int) -> Tensor:

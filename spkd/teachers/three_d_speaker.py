@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from spkd.cache.card import TeacherCard
 from spkd.cache.head import Head
 from spkd.config import ModelConfig
 from spkd.errors import UsageError
 from spkd.students import read_weights
-from spkd.teachers.network import NetworkTeacher, bare, fill, kaldi_front_end
+from spkd.teachers.network import ToolkitTeacher, bare, fill, kaldi_front_end
 from spkd.teachers.networks.recognise import recognise
 
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
@@ -24,13 +23,14 @@ CITE = (
 )
 
 
-class ThreeDSpeaker(NetworkTeacher):
+class ThreeDSpeaker(ToolkitTeacher):
     """CAM++, ERes2Net, ERes2NetV2, ECAPA-TDNN, ResNet34.
 
     Targets: frames, stats, embedding, segment.a where there are two embedding layers, and logits over the training
     speakers where classifier.ckpt lies beside the weights, as its recipes leave it.
     """
 
+    cite = CITE
     family = "3d-speaker"
 
     @classmethod
@@ -43,11 +43,12 @@ class ThreeDSpeaker(NetworkTeacher):
             raise UsageError(f"teacher={self.family}: name the checkpoint by teacher.weights")
         file = _find(Path(weights))
         tensors = bare(read_weights(str(file)))
-        self._source = file.name
+        self.source = file.name
         try:
             network, rules = recognise(tensors, floor=FLOOR)
         except (ValueError, KeyError, IndexError) as error:
             raise UsageError(f"{file}: of an architecture that spkd does not have ({error})") from error
+        self.architecture = type(network).__name__
         fill(network, tensors, str(file), rules)
         head = None
         if (beside := file.with_name(CLASSIFIER)).is_file() and file.name == EMBEDDING_MODEL:
@@ -56,17 +57,6 @@ class ThreeDSpeaker(NetworkTeacher):
                 head = Head(classifier["weight"], [str(i) for i in range(len(classifier["weight"]))], SCALE)
         kind = self.family if kind == "auto" else kind
         super().__init__(network, kaldi_front_end(kind), head, device)
-
-    def card(self) -> TeacherCard:
-        return TeacherCard(
-            family=self.family,
-            weights_sha256=self.weights_sha256,
-            licence="see the model's own page",
-            source=self._source,
-            preprocessing=self.front_end.words,
-            cite=CITE,
-            details={"network": type(self.network).__name__},
-        )
 
 
 def _find(path: Path) -> Path:

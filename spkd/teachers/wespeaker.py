@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.cache.card import TeacherCard
 from spkd.cache.head import Head
 from spkd.config import ModelConfig
 from spkd.errors import UsageError
 from spkd.students import read_weights
-from spkd.teachers.network import NetworkTeacher, bare, check_rate, fill, kaldi_front_end, read_settings, section
+from spkd.teachers.network import ToolkitTeacher, bare, check_rate, fill, kaldi_front_end, read_settings, section
 from spkd.teachers.networks.recognise import recognise
 
 CONFIG, WEIGHTS = "config.yaml", ("avg_model.pt", "models/avg_model.pt", "model.pt")
@@ -25,7 +24,7 @@ CITE = (
 )
 
 
-class WeSpeaker(NetworkTeacher):
+class WeSpeaker(ToolkitTeacher):
     """ResNet18 to 293, ECAPA-TDNN (c512, c1024, GLOB), CAM++, x-vector, ERes2Net, SimAM-ResNet,
     ReDimNet B0 to B6.
 
@@ -33,6 +32,7 @@ class WeSpeaker(NetworkTeacher):
     speakers where the projection is in the file.
     """
 
+    cite = CITE
     family = "wespeaker"
 
     @classmethod
@@ -50,27 +50,18 @@ class WeSpeaker(NetworkTeacher):
         tensors = bare(read_weights(str(file)))
         projection = {n: tensors.pop(n) for n in list(tensors) if n.startswith("projection.")}
         arguments, mels = section(settings, "model_args"), _mels(settings, weights)
-        self._source, self._name = file.parent.name, str(settings.get("model", "?"))
+        self.source, self.architecture = file.parent.name, str(settings.get("model", "?"))
         try:
             pooling = arguments.get("pooling_func")
-            network, rules = recognise(tensors, mels, None if pooling is None else str(pooling), name=self._name)
+            network, rules = recognise(tensors, mels, None if pooling is None else str(pooling), name=self.architecture)
         except (ValueError, KeyError, IndexError) as error:
-            raise UsageError(f"{file}: {self._name} is an architecture that spkd does not have ({error})") from error
+            raise UsageError(
+                f"{file}: {self.architecture} is an architecture that spkd does not have ({error})"
+            ) from error
         fill(network, tensors, str(file), rules)
         head = _head(projection, section(settings, "projection_args"))
         kind = self.family if kind == "auto" else kind
         super().__init__(network, kaldi_front_end(kind, mels), head, device)
-
-    def card(self) -> TeacherCard:
-        return TeacherCard(
-            family=self.family,
-            weights_sha256=self.weights_sha256,
-            licence="see the model's own page",
-            source=self._source,
-            preprocessing=self.front_end.words,
-            cite=CITE,
-            details={"network": self._name},
-        )
 
 
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:

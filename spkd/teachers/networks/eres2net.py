@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
-from spkd.features import MELS
 from spkd.students import padding
-from spkd.students.resnet import FLOOR, Network2d, shortcut
+from spkd.students.resnet import Network2d, shortcut
 from spkd.teachers.networks.pooling import make_pooling
 
 DEPTHS = (3, 4, 6, 3)
@@ -74,6 +75,8 @@ class Res2Block(nn.Module):
 
 
 class _Res2Network(Network2d):
+    """base, scale: of `Res2Block`. pooling: WeSpeaker's name. floor: added to a variance before its root."""
+
     def __init__(
         self,
         channels: int,
@@ -95,6 +98,11 @@ class _Res2Network(Network2d):
         pool, pooled = make_pooling(pooling, 8 * expansion * channels * (mels // 8), floor=floor)
         blocks = [plain, plain, fused, fused]
         super().__init__(blocks, DEPTHS, channels, embedding, expansion, pool, pooled, mels, segment)
+        self.add_fusions(channels * expansion)
+
+    @abstractmethod
+    def add_fusions(self, wide: int) -> None:
+        """Make what joins the stages. wide: outputs of the first."""
 
 
 def halve(channels: int) -> nn.Conv2d:
@@ -109,20 +117,7 @@ class ERes2Net(_Res2Network):
     base 24, scale 3, expansion 4.
     """
 
-    def __init__(
-        self,
-        channels: int = 32,
-        embedding: int = 192,
-        base: int = 32,
-        scale: int = 2,
-        expansion: int = 2,
-        mels: int = MELS,
-        pooling: str = "TSTP",
-        segment: bool = False,
-        floor: float = FLOOR,
-    ) -> None:
-        super().__init__(channels, embedding, base, scale, expansion, mels, pooling, segment, floor)
-        wide = channels * expansion
+    def add_fusions(self, wide: int) -> None:
         self.layer1_downsample, self.fuse_mode12 = halve(wide), Fusion(2 * wide)
         self.layer2_downsample, self.fuse_mode123 = halve(2 * wide), Fusion(4 * wide)
         self.layer3_downsample, self.fuse_mode1234 = halve(4 * wide), Fusion(8 * wide)
@@ -142,21 +137,8 @@ class ERes2Net(_Res2Network):
 class ERes2NetV2(_Res2Network):
     """Res2 stages of which only the last two are fused."""
 
-    def __init__(
-        self,
-        channels: int = 64,
-        embedding: int = 192,
-        base: int = 26,
-        scale: int = 2,
-        expansion: int = 2,
-        mels: int = MELS,
-        pooling: str = "TSTP",
-        segment: bool = False,
-        floor: float = FLOOR,
-    ) -> None:
-        super().__init__(channels, embedding, base, scale, expansion, mels, pooling, segment, floor)
-        wide = 4 * channels * expansion
-        self.layer3_ds, self.fuse34 = halve(wide), Fusion(2 * wide)
+    def add_fusions(self, wide: int) -> None:
+        self.layer3_ds, self.fuse34 = halve(4 * wide), Fusion(8 * wide)
 
     def encode(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = self.stem(x, lengths)

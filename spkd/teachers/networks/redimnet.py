@@ -11,7 +11,8 @@ from torch.nn.functional import gelu, layer_norm, relu
 
 from spkd.students import padding
 from spkd.students.encoder import Attention, FeedForward, Layer
-from spkd.students.network import Network, describe
+from spkd.students.network import describe
+from spkd.students.resnet import Pooled
 from spkd.teachers.networks.pooling import make_pooling
 
 EPSILON = 1e-6
@@ -186,7 +187,7 @@ class Backbone(nn.Module):
         return (self.inputs_weights[number].softmax(1) * torch.stack(outputs, 1)).sum(1)
 
 
-class ReDimNet(Network):
+class ReDimNet(Pooled):
     """ReDimNet B0 to B6.
 
     Args:
@@ -202,20 +203,9 @@ class ReDimNet(Network):
         channels, kind, divisor, stages = SHAPES[name]
         wide = channels * mels
         self.backbone = Backbone(mels, channels, kind, divisor, stages)
-        self.pool, pooled = make_pooling(pooling, wide, context=True)
-        self.seg_1, self._segment = nn.Linear(pooled * wide, embedding), segment
-        vectors = {"stats": pooled * wide, "embedding": embedding}
-        if segment:
-            self.seg_bn_1, self.seg_2 = nn.BatchNorm1d(embedding, affine=False), nn.Linear(embedding, embedding)
-            vectors["segment.a"] = embedding
-        self.levels = describe(wide, vectors)
+        pool, pooled = make_pooling(pooling, wide, context=True)
+        self.levels = describe(wide, self.add_pooling(wide, embedding, pool, pooled, segment))
         self.widest = wide * max(expansion for _, _, expansion, _ in stages)
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        frames = self.backbone(features, lengths)
-        stats = self.pool(frames, lengths)
-        segment = self.seg_1(stats)
-        levels = {"frames": frames.transpose(1, 2), "stats": stats, "embedding": segment}
-        if self._segment:
-            levels |= {"segment.a": segment, "embedding": self.seg_2(self.seg_bn_1(relu(segment)))}
-        return levels
+        return self.levels_of(self.backbone(features, lengths), lengths)

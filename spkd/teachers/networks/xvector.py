@@ -9,6 +9,7 @@ from torch.nn.functional import relu
 from spkd.features import HOP, MELS, WINDOW
 from spkd.students import padding
 from spkd.students.network import FRAME_LEVEL, ConvBlock, Network, describe
+from spkd.students.resnet import Pooled
 from spkd.target import Target
 from spkd.teachers.networks.pooling import make_pooling
 
@@ -27,7 +28,7 @@ class FrameLayer(nn.Module):
         return self.bn(relu(self.conv_1d(x)))
 
 
-class WeSpeakerXVector(Network):
+class WeSpeakerXVector(Pooled):
     """Frames come from 15 frames of fbank each; both segment layers are levels. Names as in WeSpeaker."""
 
     takes_lengths = True
@@ -40,10 +41,8 @@ class WeSpeakerXVector(Network):
         for i, (kernel, dilation) in enumerate(CONTEXTS):
             setattr(self, f"frame_{i + 1}", FrameLayer(widths[i], widths[i + 1], kernel, dilation))
         self._context = sum((kernel - 1) * dilation for kernel, dilation in CONTEXTS)
-        self.pool, pooled = make_pooling(pooling, wide)
-        self.seg_1, self.seg_2 = nn.Linear(pooled * wide, embedding), nn.Linear(embedding, embedding)
-        self.seg_bn_1 = nn.BatchNorm1d(embedding, affine=False)
-        vectors = {"stats": pooled * wide, "segment.a": embedding, "embedding": embedding}
+        pool, pooled = make_pooling(pooling, wide)
+        vectors = self.add_pooling(wide, embedding, pool, pooled, segment=True)
         frames = Target(FRAME_LEVEL, wide, HOP, WINDOW + self._context * HOP)
         self.levels = describe(wide, vectors) | {FRAME_LEVEL: frames}
 
@@ -52,10 +51,7 @@ class WeSpeakerXVector(Network):
         for i in range(len(CONTEXTS)):
             frames = getattr(self, f"frame_{i + 1}")(frames)
         lengths = None if lengths is None else lengths - self._context
-        stats = self.pool(frames, lengths)
-        segment = self.seg_1(stats)
-        embedding = self.seg_2(self.seg_bn_1(relu(segment)))
-        return {"frames": frames.transpose(1, 2), "stats": stats, "segment.a": segment, "embedding": embedding}
+        return self.levels_of(frames, lengths)
 
 
 class SpeechBrainXVector(Network):
