@@ -38,7 +38,7 @@ from spkd import config
 from spkd.audio import SAMPLE_RATE
 from spkd.cache import Cache
 from spkd.demo.synthesis import speaker, utterance
-from spkd.eval import run as scoring
+from spkd.eval import score as scoring
 from spkd.eval import trials
 from spkd.extract.live import compare
 from spkd.extract.run import extract
@@ -158,7 +158,7 @@ def scores(work: Path, device: str) -> np.ndarray:
     )
     teacher = load_teacher(config.TeacherConfig("checkpoint", str(work / "on-cpu")), torch.device(device))
     listed = trials.read(work / "trials.txt")
-    return scoring.score(settings, teacher, Manifest.load(settings.manifest), listed).scores
+    return scoring.score(settings, teacher, Manifest.load(settings.manifest), listed).scores[0]
 
 
 def extraction_speed(work: Path, device: str) -> float:

@@ -232,7 +232,7 @@ def main() -> None:
         one = found[0]["test_other"]
         methods[name] = {
             "title": METHODS[name].title,
-            "parameters": one["model"]["parameters"],
+            "parameters": one["models"][-1]["parameters"],
             "steps": given.steps,
             "seeds": len(found),
             **row(found),

@@ -149,7 +149,7 @@ def across_sessions(path: Path, rows: list[tuple[str, str, str]], most: int = 30
 
 def eer(work: Path, trials: str, out: str, *model: str) -> float:
     """EER (%) of one model on trials of the Arabic corpus."""
-    spkd(work, 1, "eval", f"{trials}.txt", "manifest=arabic.csv", f"out={out}/{trials}", *model)
+    spkd(work, 1, "eval", f"{trials}.txt", "manifest=arabic.csv", f"out={out}/{trials}", "bootstrap=0", *model)
     report = json.loads((work / out / trials / "report.json").read_text())
     return round(report["results"]["eer_percent"], 2)
 

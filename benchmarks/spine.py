@@ -46,7 +46,7 @@ def evaluate(work: Path, data: Path, threads: int, out: str, *model: str) -> dic
     reports = {}
     for name, split in LISTS.items():
         target = work / out / name
-        arguments = [f"manifest={data / split}.csv", f"out={target}", *model]
+        arguments = [f"manifest={data / split}.csv", f"out={target}", "bootstrap=0", *model]
         spkd(work, threads, "eval", str(data / f"trials-{split}.txt"), *arguments)
         reports[name] = json.loads((target / "report.json").read_text())
     return reports
@@ -122,7 +122,7 @@ def main() -> None:
             )
     one = reports["student_kd", 0]["test_other"]
     result |= {
-        "parameters": one["model"]["parameters"],
+        "parameters": one["models"][-1]["parameters"],
         "steps": given.steps,
         "channels": given.channels,
         "seeds": given.seeds,

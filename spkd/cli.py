@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -18,6 +19,7 @@ from spkd.errors import Interrupted, SpkdError, UsageError, reported
 from spkd.registry import LOSSES
 
 if TYPE_CHECKING:
+    from spkd.eval.score import Scored
     from spkd.teachers import Teacher
 
 HDF5 = (".h5", ".hdf5")
@@ -213,34 +215,147 @@ def train(
     print(f"{result.out}: {result.parameters:,} parameters; mean of the last steps: {terms}")
 
 
+Scores = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(
+        "--scores",
+        help="Scores of another system (`a b score`, with or without a label) instead of a model's; several "
+        "are fused by a calibration.",
+        metavar="FILE",
+    ),
+]
+TrialList = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(help="Trial list, - for standard input; may be left out where --scores has labels."),
+]
+
+
 @app.command(
     "eval",
     cls=with_keys(config.EvalConfig),
     epilog=_example("spkd eval trials.txt model=student manifest=test.csv out=eval"),
 )
 def evaluate(
-    trials: Annotated[Path, typer.Argument(help="Trial list.")],
+    trials: TrialList = None,
     overrides: Overrides = None,
+    scores: Scores = None,
     config_file: ConfigFile = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if an utterance could not be used.")] = False,
 ) -> None:
-    """Score a trial list: scores, EER, minDCF, DET curve, report."""
-    settings = config.load(config.EvalConfig, overrides or [], config_file)
-    from spkd.device import resolve
-    from spkd.eval import trials as trial_lists
-    from spkd.eval.metrics import headline
+    """Score a trial list: scores, error rates with confidence intervals, DET curve, report."""
+    trials, given = _trials_and_keys(trials, overrides)
+    settings, started = config.load(config.EvalConfig, given, config_file), time.time()
+    from spkd.eval.run import PAGE, REPORT, SCORES, check
     from spkd.eval.run import evaluate as run
+
+    check(settings, len(scores or []))
+    report = run(settings, _scored(settings, trials, scores), started)
+    if report["results"]:
+        shown = (m for m in report["metrics"] if m["headline"])
+        numbers = (f"{m['label']} {report['results'][m['key']]:.{m['decimals']}f}{m['unit']}" for m in shown)
+        print(f"{'   '.join(numbers)}   ({report['trials']['scored']} trials)")
+    print(f"{settings.out}/: {SCORES}, {REPORT}, {PAGE}")
+    _list_rejected(report["rejected"], strict)
+
+
+@app.command(
+    cls=with_keys(config.CalibrateConfig),
+    epilog=_example("spkd calibrate dev-trials.txt model=student manifest=dev.csv"),
+)
+def calibrate(
+    trials: TrialList = None,
+    overrides: Overrides = None,
+    scores: Scores = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Learn to turn scores into log-likelihood ratios, and their thresholds, on trials of other speakers."""
+    trials, given = _trials_and_keys(trials, overrides)
+    settings = config.load(config.CalibrateConfig, given, config_file)
+    from spkd.eval.calibrate import calibrate as run
+    from spkd.eval.calibrate import place
+
+    out = place(settings)
+    found = run(settings, _scored(settings, trials, scores))
+    found.save(out)
+    weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(found.features, found.weights, strict=True))
+    print(f"{out}: {weights}, offset {found.offset:.4g}; Cllr {found.results['cllr']:.4f} bits on this list")
+
+
+def _trials_and_keys(trials: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
+    """A first argument that is key=value, and no file, is no trial list."""
+    if trials is not None and "=" in trials and not Path(trials).exists():
+        return None, [trials, *(overrides or [])]
+    return trials, list(overrides or [])
+
+
+def _scored(settings: config.ScoringConfig, trials: str | None, scores: list[Path] | None) -> Scored:
+    """Trials scored by the model, or by the files of other systems."""
+    from spkd.device import resolve
+    from spkd.eval import score as scoring
+    from spkd.eval import trials as trial_lists
+    from spkd.eval.run import note_one_kind
     from spkd.manifest import Manifest
     from spkd.teachers import load_model
 
-    listed = trial_lists.read(trials, settings.format)
-    audio = Manifest.load(settings.manifest)
-    model = load_model(settings.frozen, resolve(settings.device))
-    report = run(settings, model, audio, listed)
-    if report["results"]:
-        print(f"{headline(report['results'])}   ({report['trials']['scored']} trials)")
-    print(f"{settings.out}/: scores.txt, report.json, report.html")
-    _list_rejected(report["rejected"], strict)
+    if trials is None and not scores:
+        raise UsageError("name a trial list, or score files with --scores")
+    scoring.check_cohort(settings)
+    listed = None if trials is None else trial_lists.read(trials, settings.format)
+    if listed is not None:
+        note_one_kind(listed.source, listed.label)
+    if scores:
+        return scoring.score_from_files(settings, scores, listed)
+    assert listed is not None
+    audio, device = Manifest.load(settings.manifest, scoring.config_columns(settings)), resolve(settings.device)
+    model, other = load_model(settings.frozen, device), settings.enrol.frozen(settings.frozen)
+    return scoring.score(settings, model, audio, listed, None if other is None else load_model(other, device))
+
+
+@app.command(epilog=_example("spkd report eval/ours eval/teacher --out comparison"))
+def report(
+    evaluations: Annotated[list[str], typer.Argument(help="Folders that `spkd eval` wrote; LABEL=FOLDER names one.")],
+    out: Annotated[Path, typer.Option(help="Folder of the page and the tables.")] = Path("comparison"),
+    bootstrap: Annotated[
+        int, typer.Option(help="Resamplings of the speakers for the comparison with the first (0: none).", min=0)
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
+) -> None:
+    """Put several evaluations on one page: DET curves, paired differences, training curves, the table of a paper."""
+    from spkd.eval.compare import compare_systems, load_systems
+
+    tree = compare_systems(load_systems(evaluations), out, bootstrap, seed)
+    for name, found in tree["differences"].items():
+        for label, d in found.items():
+            limits = f"{d['low']:+.3f} to {d['high']:+.3f}"
+            _print(f"{name}: EER of {label} less that of the first {d['value']:+.3f} % ({limits}), p = {d['p']:.3f}")
+    print(f"{out}/: comparison.html, .md, .csv, .tex, .json")
+
+
+@app.command(
+    "export", cls=with_keys(config.ExportConfig), epilog=_example("spkd export student --to onnx waveform=true")
+)
+def export_student(
+    student: Annotated[str, typer.Argument(help="Folder of the student.")],
+    overrides: Overrides = None,
+    to: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help=f"{', '.join(config.EXPORTS)}; as to=FORMAT."),
+    ] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Write a student for another runtime: ONNX, ONNX in 8-bit integers, TorchScript, LiteRT, WeSpeaker."""
+    given = [*(overrides or []), *([f"to={to}"] if to else [])]
+    settings = config.load(config.ExportConfig, given, config_file)
+    from spkd.cache.describe import format_bytes
+    from spkd.export.run import export
+
+    out, rows = export(student, settings)
+    for row in rows:
+        cosine = "" if row.cosine is None else f"   cosine with the student {row.cosine:.6f}"
+        rate = "" if row.eer_percent is None else f"   EER {row.eer_percent:.3f} %"
+        speed = f"real-time factor {row.real_time_factor:.5f} on one thread"
+        print(f"{row.name:12} {format_bytes(row.bytes):>9}   {speed}{cosine}{rate}")
+    print(f"{out}: written")
 
 
 @app.command(cls=with_keys(config.EmbedConfig), epilog=_example("spkd embed test.csv model=student out=test.ark"))
@@ -262,10 +377,10 @@ def embed(
     if out.suffix not in SUFFIXES:
         raise UsageError(f"out={settings.out}: vectors are written as {', '.join(SUFFIXES)}")
     audio = Manifest.load(manifest)
-    embeddings, rejected = run(load_model(settings.frozen, resolve(settings.device)), audio, settings)
-    count = write_vectors(out, ((u.id, embeddings[u.id]) for u in audio if u.id in embeddings))
-    print(f"{out}: {count} embeddings, {len(rejected)} rejected")
-    _list_rejected(rejected, strict)
+    found = run(load_model(settings.frozen, resolve(settings.device)), audio, settings)
+    count = write_vectors(out, zip((u.id for u in found.utterances), found.vectors, strict=True))
+    print(f"{out}: {count} embeddings, {len(found.rejected)} rejected")
+    _list_rejected(found.rejected, strict)
 
 
 @app.command(epilog=_example("spkd demo --out spkd-demo"))
@@ -306,6 +421,7 @@ def cache_verify(
 ) -> None:
     """Read everything and compare it with the recorded checksums; with --live, with the teacher too."""
     from spkd.cache import Cache, verify
+    from spkd.cache.verify import note_verified
 
     settings = config.load(config.VerifyConfig, overrides or [], config_file)
     if overrides and not live:
@@ -313,6 +429,7 @@ def cache_verify(
     damaged = verify(path)
     if damaged:
         raise SpkdError("\n".join([f"{path}: {len(damaged)} damaged", *damaged]))
+    note_verified(path)
     print(f"{path}: all checksums match")
     if live:
         from spkd.device import resolve
@@ -383,6 +500,24 @@ def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, htt
         print(f"{root}: no caches")
 
 
+@cache_app.command("catalogue", epilog=_example("spkd cache catalogue /lab/caches --out catalogue.html"))
+def cache_catalogue(
+    root: Annotated[str, typer.Argument(help="Folder or URL (s3://, http://).")] = ".",
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("catalogue.html"),
+    students: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Another folder or URL with students and evaluations. Repeat it for more."),
+    ] = None,
+) -> None:
+    """Write one page of all caches below a folder or bucket, with the students that were trained from them."""
+    from spkd.eval.catalogue import catalogue
+    from spkd.files import write_bytes
+
+    page, count = catalogue(root, students or [])
+    write_bytes(out, page.encode())
+    print(f"{out}: {count} caches")
+
+
 @cache_app.command("merge", epilog=_example("spkd cache merge share0 share1 cache"))
 def cache_merge(
     paths: Annotated[list[Path], typer.Argument(metavar="CACHE... OUT", help="Caches, and the new folder.")],
@@ -429,7 +564,7 @@ def cache_pull(
 
 @cache_app.command(
     "export",
-    cls=with_keys(config.ExportConfig),
+    cls=with_keys(config.CacheExportConfig),
     epilog=_example("spkd cache export cache tars --audio manifest=manifest.csv"),
 )
 def cache_export(
@@ -446,7 +581,7 @@ def cache_export(
     from spkd.cache import Cache
     from spkd.vectors import SUFFIXES
 
-    settings, is_hdf5 = config.load(config.ExportConfig, overrides or [], config_file), out.suffix in HDF5
+    settings, is_hdf5 = config.load(config.CacheExportConfig, overrides or [], config_file), out.suffix in HDF5
     if is_hdf5 and audio:
         raise UsageError("--audio: HDF5 files hold no audio; export to a folder of tars")
     if overrides and not audio:

@@ -25,8 +25,11 @@ Schema = TypeVar("Schema")
 RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cuda", "mps", "cpu", *(f"cuda:{i}" for i in range(16)))
-INPUTS = ("auto", "kaldi", "wespeaker", "3d-speaker", "nemo", "waveform")
+EXPORTS = ("onnx", "onnx-int8", "torchscript", "litert", "wespeaker")
+FEATURES = ("kaldi", "sherpa", "wespeaker", "3d-speaker")
+INPUTS = ("auto", "kaldi", "sherpa", "wespeaker", "3d-speaker", "nemo", "waveform")
 MAX_SEED = 2**40
+MANIFEST = "manifest.csv"
 MAX_YAML = 1 << 20  # bytes of a settings file
 
 
@@ -116,16 +119,12 @@ class StorageConfig:
 
 @dataclass
 class ExtractConfig:
-    manifest: str = key("manifest.csv", "manifest of the audio (CSV, JSONL or Kaldi folder)")
+    manifest: str = key(MANIFEST, "manifest of the audio (CSV, JSONL or Kaldi folder)")
     cache: str = key("cache", "folder of the teacher cache")
     teacher: TeacherConfig = section(TeacherConfig)
     view: ViewConfig = section(ViewConfig)
     fbank: bool = key(False, "also store 80-mel fbank of every view, which most students take: training needs no audio")
-    fbank_kind: str = key(
-        "kaldi",
-        "whose fbank fbank=true stores: the students' own, or that on which other toolkits' weights were trained",
-        ("kaldi", "wespeaker", "3d-speaker"),
-    )
+    features: str = key("kaldi", "whose fbank fbank=true stores; as student.features", FEATURES)
     wave: bool = key(False, "also store the samples of every view, for students that take the waveform (ssl)")
     storage: StorageConfig = section(StorageConfig)
     batch_size: int = key(
@@ -155,17 +154,17 @@ class AugmentationFolders:
 class VerifyConfig:
     """What `spkd cache verify --live` needs to run the teacher again; the `extract:` section of a file fills it."""
 
-    manifest: str = key("manifest.csv", "manifest of the audio, as at extraction")
+    manifest: str = key(MANIFEST, "manifest of the audio, as at extraction")
     teacher: ModelConfig = section(ModelConfig)
     view: AugmentationFolders = section(AugmentationFolders)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
 
 
 @dataclass
-class ExportConfig:
+class CacheExportConfig:
     """What `spkd cache export --audio` needs to load the audio; the `extract:` section of a file fills it."""
 
-    manifest: str = key("manifest.csv", "manifest of the audio, as at extraction")
+    manifest: str = key(MANIFEST, "manifest of the audio, as at extraction")
     view: AugmentationFolders = section(AugmentationFolders)
 
 
@@ -178,10 +177,11 @@ class StudentConfig:
     adapters: int = key(
         0, "ssl: width of the adapters parallel to the feed-forward layers, for one-step (0: none)", low=0, high=65_536
     )
-    fbank_kind: str = key(
+    features: str = key(
         "kaldi",
-        "fbank that the student takes; weights of WeSpeaker or 3D-Speaker were trained on that of their toolkit",
-        ("kaldi", "wespeaker", "3d-speaker"),
+        "fbank that the student takes: sherpa for phones (sherpa-onnx computes it), wespeaker or 3d-speaker for "
+        "weights of these toolkits",
+        FEATURES,
     )
     init: str | None = key(
         None,
@@ -310,19 +310,112 @@ class EmbedConfig:
 
 
 @dataclass
-class EvalConfig(EmbedConfig):
-    manifest: str = key("manifest.csv", "manifest of the trials' audio")
-    out: str = key("eval", "folder of scores.txt, report.json and report.html")
+class ExportConfig:
+    """What `spkd export` writes of a student, and the audio that it needs for that."""
+
+    to: str = key("onnx", "format", EXPORTS)
+    out: str = key("", "file to write, wespeaker: folder (default: in the student's folder, named after the format)")
+    waveform: bool = key(False, "take the waveform: the features are computed within the graph")
+    lengths: bool = key(False, "onnx: a second input, the lengths of the views of a padded batch")
+    seconds: float = key(4.0, "litert: length that the graph takes (s), for it cannot change", low=0.3, high=60)
+    calibration: str = key(
+        "", "file of `spkd calibrate` that goes with the model (default: the one in the student's folder, if any)"
+    )
+    manifest: str = key("", "onnx-int8: manifest of the speech on which ranges are measured")
+    speech: float = key(300.0, "onnx-int8: speech on which ranges are measured (s)", low=10, high=1e6)
+    trials: str = key("", "trial list on which student and exported model are scored (onnx, onnx-int8)")
+    trials_manifest: str = key("", "manifest of the trials' audio")
+    url: str = key("", "of the model, for its metadata")
+    licence: str = key("", "of the model, for its metadata")
+
+
+@dataclass
+class EnrolConfig:
+    map: str | None = key(
+        None, "enrolment map: lines `model utterance ...`, for trials whose enrolment side names a model"
+    )
+    model: str | None = key(
+        None, "another model for the enrolment side, with embeddings of the same space: a student's own teacher"
+    )
+    weights: str | None = key(None, "weights of the teacher named by enrol.model")
+    layer: int | None = key(None, "see extract's teacher.layer", low=0, high=1000)
+    input: str = key("auto", "see extract's teacher.input", INPUTS)
+    outputs: dict[str, str] = key({}, "see extract's teacher.outputs")
+
+    def frozen(self, other: ModelConfig) -> ModelConfig | None:
+        """The model of the enrolment side, which runs as the other does; None where it is the other."""
+        if self.model is None:
+            return None
+        return ModelConfig(
+            self.model, self.weights, self.layer, self.input, self.outputs, other.precision, other.compile
+        )
+
+
+@dataclass
+class CohortConfig:
+    source: str | None = key(
+        None,
+        "utterances of other speakers, a manifest or a cache of this very model: for norm, subtract_mean, backend=plda",
+    )
+    average: bool = key(True, "norm=as-norm: one mean embedding for each speaker, where the cohort has labels")
+    top: int = key(300, "norm=as-norm: highest cohort scores of each side", low=2, high=10**7)
+
+
+@dataclass
+class ScoringConfig(EmbedConfig):
+    """How trials are scored."""
+
+    manifest: str = key(MANIFEST, "manifest of the trials' audio")
     format: str = key("auto", "trial format: `1 a b`, `a b target` or `a b`", ("auto", "voxceleb", "kaldi", "plain"))
+    enrol: EnrolConfig = section(EnrolConfig)
+    backend: str = key("cosine", "score of two embeddings; plda is trained on the cohort", ("cosine", "plda"))
+    subtract_mean: bool = key(False, "subtract the cohort's mean embedding")
+    norm: str = key("none", "score normalisation over the cohort", ("none", "as-norm"))
+    cohort: CohortConfig = section(CohortConfig)
 
 
-COMMANDS = {"extract": ExtractConfig, "train": TrainConfig, "eval": EvalConfig, "embed": EmbedConfig}
-BORROWED = (VerifyConfig, ExportConfig)  # read the section of extract, as far as it concerns them
+@dataclass
+class EvalConfig(ScoringConfig):
+    out: str = key("eval", "folder of scores.txt, report.json and report.html")
+    calibration: str | None = key(None, "file that `spkd calibrate` wrote: scores become log-likelihood ratios")
+    llr: bool = key(False, "the scores of --scores are log-likelihood ratios (natural logarithm)")
+    points: list[str] = key(["0.01", "0.05"], "points of minDCF and actDCF: P_TARGET or P_TARGET:C_MISS:C_FALSE_ALARM")
+    false_accept: list[float] = key([0.01, 0.001], "false-alarm rates whose thresholds are given", low=0, high=1)
+    by: list[str] = key([], "columns of the manifest by which results are broken down, e.g. [gender,duration]")
+    bootstrap: int = key(1000, "resamplings of the speakers for confidence intervals (0: none)", low=0, high=10**6)
+    worst: int = key(10, "trials of each kind listed as the worst", low=0, high=1000)
+    audio: bool = key(False, "put the audio of the worst trials into the report")
+    seed: int = key(0, "seed of the resampling", low=0, high=MAX_SEED)
+
+
+@dataclass
+class CalibrateConfig(ScoringConfig):
+    out: str = key("", "file to write (default: calibration.json in the student's folder)")
+    quality: list[str] = key(
+        [],
+        "quality measures beside the scores: duration, magnitude of the embedding, number of enrolment utterances, "
+        "mean cohort score",
+        ("duration", "magnitude", "enrolments", "cohort"),
+    )
+    p_target: float = key(0.05, "prior of a target trial for which the calibration is best", low=1e-6, high=0.999999)
+
+
+COMMANDS = {
+    "extract": ExtractConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "calibrate": CalibrateConfig,
+    "embed": EmbedConfig,
+    "export": ExportConfig,
+}
+BORROWED = (VerifyConfig, CacheExportConfig)  # read the section of extract, as far as it concerns them
 
 # Keys of earlier versions: an error names what to write instead.
 RENAMED = {
     "labelled": "finetune_cache",
     "losses": "loss",
+    "fbank_kind": "features",
+    "student.fbank_kind": "student.features",
     "mining.over": "mining.embeddings",
     "optim.average": "optim.swa_fraction",
     "loss.margin": "loss.aam.margin (or loss.kld.margin, loss.nontarget.margin)",
@@ -440,7 +533,7 @@ def load(
         loss, _, rest = name.removeprefix("loss.").partition(".")
         if _set(values, known, name, value):
             continue
-        if "loss.names" in known and (old := _renamed(name)) is not None:
+        if (old := _renamed(name)) is not None:
             raise UsageError(f"{value.where}: {old} is now {RENAMED[old]}")
         elif "loss.names" in known and name.startswith("loss.") and (chosen := _loss_of(loss)) is not None:
             # Each loss declares its own keys; they are read once it is known which losses run.
@@ -563,17 +656,17 @@ def _from_file(schema: type, file: str | Path | None) -> Iterator[tuple[str, Giv
     here = {f.name for f in dataclasses.fields(schema)}
     for name in shared:
         if name in RENAMED:
-            raise UsageError(f"{file}: {name} is now {RENAMED[name]} (under train:)")
+            raise UsageError(f"{file}: {name} is now {RENAMED[name]}")
         if name not in everywhere:
             raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), everywhere)}")
-    own = schema.__name__.removesuffix("Config").lower()
-    layers = [{k: v for k, v in shared.items() if k in here}, tree.get(own if own in COMMANDS else "extract") or {}]
+    own = next((name for name, kind in COMMANDS.items() if kind is schema), "extract")
+    layers = [{k: v for k, v in shared.items() if k in here}, tree.get(own) or {}]
     known = {k.name for k in keys(schema)}
     for layer in layers:
         if not isinstance(layer, dict):
             raise UsageError(f"{file}: {own}: expected `key: value` lines")
         for name, value in _flatten(schema, layer):
-            if own in COMMANDS or _full_name(schema, name) in known:
+            if schema not in BORROWED or _full_name(schema, name) in known:
                 yield name, Given(str(file), value, False)
 
 

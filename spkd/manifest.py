@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +51,7 @@ class Utterance:
         duration: seconds; None where it was not measured yet.
         start: seconds into the file.
         channel: the only one to take, counted from 0; None averages all.
+        attributes: values of the further columns that were asked for, by name.
 
     Example:
         >>> Utterance("id10270/5r0dWxy17C8/00001.wav", "/data/vox1/id10270/5r0dWxy17C8/00001.wav", "id10270", 8.12)
@@ -62,6 +63,14 @@ class Utterance:
     duration: float | None = None
     start: float = 0.0
     channel: int | None = None
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    def attribute(self, name: str) -> str:
+        """What a column of the manifest says of it; "" where it says nothing."""
+        if name in ("duration", "speaker"):
+            value = getattr(self, name)
+            return "" if value is None else str(value)
+        return dict(self.attributes).get(name, "")
 
 
 @dataclass(frozen=True)
@@ -115,19 +124,21 @@ class Manifest:
         return digest.of_blocks(_identity(u) for u in self.utterances)
 
     @classmethod
-    def load(cls, path: str | Path) -> Manifest:
+    def load(cls, path: str | Path, columns: Sequence[str] = ()) -> Manifest:
         """Read a manifest: .csv, .tsv, .jsonl, .txt (paths), each also gzipped, or a Kaldi data folder.
 
         Paths inside are relative to the manifest's own folder.
 
+        Args:
+            columns: further ones to keep as attributes; of a Kaldi folder, its files utt2COLUMN or spk2COLUMN.
         Raises:
-            UsageError: the file is missing or of no known format.
+            UsageError: the file is missing or of no known format, or has no such column.
             SpkdError: a malformed line (file and line named) or a duplicate id.
         """
         path = Path(path)
         if path.is_dir():
             if (path / "wav.scp").is_file():
-                return cls(tuple(_kaldi(path)), str(path))
+                return cls(tuple(_kaldi(path, columns)), str(path))
             raise UsageError(f"{path}: a folder without wav.scp; make a manifest with `spkd manifest {path}`")
         if not path.exists():
             raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {path}`")
@@ -136,9 +147,12 @@ class Manifest:
             raise UsageError(
                 f"{path}: unknown manifest format .{suffix}; known: .{', .'.join(READERS)}, a Kaldi folder"
             )
-        manifest = cls(tuple(READERS[suffix](read_text(path), path)), str(path))
+        manifest = cls(tuple(READERS[suffix](read_text(path), path, columns)), str(path))
         if not manifest.utterances:
             raise SpkdError(f"{path}: holds no utterances")
+        for name in columns:
+            if not any(utterance.attribute(name) for utterance in manifest):
+                raise UsageError(f"{path}: no column {name!r}, or nothing in it")
         return manifest
 
     def save(self, path: str | Path) -> None:
@@ -221,8 +235,9 @@ def _relative(path: str, folder: Path) -> str:
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
 
 
-def _utterance(row: Mapping[str, object], where: str, folder: Path) -> Utterance:
-    """One line of a table. Raises SpkdError, naming `where`, for values that an utterance cannot have."""
+def _utterance(row: Mapping[str, object], where: str, folder: Path, columns: Sequence[str] = ()) -> Utterance:
+    """One line of a table, with the further columns as attributes. Raises SpkdError, naming `where`, for values that an
+    utterance cannot have."""
     path = _text(row, _PATH, where)
     if path is None:
         raise SpkdError(f"{where}: no audio path{did_you_mean('path', [str(k) for k in row if k])}")
@@ -238,7 +253,17 @@ def _utterance(row: Mapping[str, object], where: str, folder: Path) -> Utterance
     if start < 0 or (duration is not None and duration < 0):
         raise SpkdError(f"{where}: duration and start must not be negative")
     name = _text(row, _ID, where) or Path(path).stem
-    return Utterance(name, str(folder / path), _text(row, _SPEAKER, where), duration, start, _channel(row, where))
+    speaker, channel = _text(row, _SPEAKER, where), _channel(row, where)
+    return Utterance(name, str(folder / path), speaker, duration, start, channel, _attributes(row, columns))
+
+
+def _attributes(row: Mapping[str, object], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """What a line says in these columns, as text that can be shown."""
+    found = ((name, _value(row, [name, name.lower()])) for name in columns)
+    texts = (
+        (name, "".join(c for c in str(value) if c.isprintable())[:200]) for name, value in found if value is not None
+    )
+    return tuple((name, text.strip()) for name, text in texts if text.strip())
 
 
 def _value(row: Mapping[str, object], names: Iterable[str]) -> object:
@@ -297,13 +322,13 @@ def _is_speechbrain(row: Mapping[str, object]) -> bool:
     return {"id", "wav", "start", "stop"} <= row.keys()
 
 
-def _table(text: str, path: Path) -> Iterator[Utterance]:
+def _table(text: str, path: Path, columns: Sequence[str] = ()) -> Iterator[Utterance]:
     """CSV, TSV and the like: the delimiter is the one with which the first line names a path."""
     first = next((line for _, line in numbered_lines(text)), "")
     for delimiter in _DELIMITERS:
         # Longer than any header, and than csv takes.
-        columns = [name.strip().lower() for name in next(csv.reader([first[:100_000]], delimiter=delimiter), [])]
-        if any(name in columns for name in _PATH):
+        header = [name.strip().lower() for name in next(csv.reader([first[:100_000]], delimiter=delimiter), [])]
+        if any(name in header for name in _PATH):
             break
     else:
         raise SpkdError(f"{path}:1: the first line must name the columns utt,path,speaker,duration")
@@ -316,30 +341,33 @@ def _table(text: str, path: Path) -> Iterator[Utterance]:
             where = f"{path}:{reader.line_num}"
             if not any(cell.strip() for cell in cells):
                 continue
-            if len(cells) != len(columns):
-                raise SpkdError(f"{where}: expected {len(columns)} columns")
-            row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
-            yield _utterance(row, where, path.parent)
+            if len(cells) != len(header):
+                raise SpkdError(f"{where}: expected {len(header)} columns")
+            row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+            yield _utterance(row, where, path.parent, columns)
     except csv.Error as error:
         raise SpkdError(f"{path}:{reader.line_num + 1}: not a table ({error})") from error
 
 
-def _jsonl(text: str, path: Path) -> Iterator[Utterance]:
+def _jsonl(text: str, path: Path, columns: Sequence[str] = ()) -> Iterator[Utterance]:
     for number, line in numbered_lines(text):
         where = f"{path}:{number}"
         row = parse_json(line, where)
         if not isinstance(row, dict):
             raise SpkdError(f"{where}: expected a JSON object")
-        yield _lhotse_cut(row, where, path.parent) if "recording" in row else _utterance(row, where, path.parent)
+        if "recording" in row:
+            yield _lhotse_cut(row, where, path.parent, columns)
+        else:
+            yield _utterance(row, where, path.parent, columns)
 
 
-def _paths(text: str, path: Path) -> Iterator[Utterance]:
+def _paths(text: str, path: Path, columns: Sequence[str] = ()) -> Iterator[Utterance]:
     """A list of audio paths; each is its own id."""
     for number, line in numbered_lines(text, comments=True):
         yield _utterance({"path": line.strip(), "id": line.strip()}, f"{path}:{number}", path.parent)
 
 
-READERS: dict[str, Callable[[str, Path], Iterator[Utterance]]] = {
+READERS: dict[str, Callable[[str, Path, Sequence[str]], Iterator[Utterance]]] = {
     "csv": _table,
     "tsv": _table,
     "jsonl": _jsonl,
@@ -349,7 +377,7 @@ READERS: dict[str, Callable[[str, Path], Iterator[Utterance]]] = {
 }
 
 
-def _lhotse_cut(cut: Mapping[str, Any], where: str, folder: Path) -> Utterance:
+def _lhotse_cut(cut: Mapping[str, Any], where: str, folder: Path, columns: Sequence[str]) -> Utterance:
     try:
         recording, channel = cut["recording"], cut.get("channel", 0)
         channel = channel[0] if isinstance(channel, list) and len(channel) == 1 else channel
@@ -358,10 +386,12 @@ def _lhotse_cut(cut: Mapping[str, Any], where: str, folder: Path) -> Utterance:
         if source["type"] != "file":
             raise SpkdError(f"{where}: cut with a {source['type']!r} source; only files can be read")
         channels = source.get("channels", [0])
-        row = {
+        supervision = (cut.get("supervisions") or [{}])[0]
+        further = {**(cut.get("custom") or {}), **(supervision.get("custom") or {}), **supervision}
+        row = {name: further.get(name) for name in columns} | {
             "id": cut["id"],
             "path": source["source"],
-            "speaker": (cut.get("supervisions") or [{}])[0].get("speaker"),
+            "speaker": supervision.get("speaker"),
             "duration": _finite(cut["duration"]),
             "start": _finite(cut["start"]),
             # The channel within this file; all of them together where the cut has all.
@@ -371,7 +401,7 @@ def _lhotse_cut(cut: Mapping[str, Any], where: str, folder: Path) -> Utterance:
             raise SpkdError(f"{where}: a cut of several channels ({channel}); choose one, or all of its recording")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise SpkdError(f"{where}: not a Lhotse cut ({str(error)[:80]!r} is missing or of another type)") from error
-    return _utterance(row, where, folder)
+    return _utterance(row, where, folder, columns)
 
 
 def _finite(value: Any) -> float:
@@ -381,10 +411,11 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-def _kaldi(folder: Path) -> Iterator[Utterance]:
+def _kaldi(folder: Path, columns: Sequence[str]) -> Iterator[Utterance]:
     wavs, speakers, durations = (
         _kaldi_table(folder / name) if (folder / name).is_file() else {} for name in ("wav.scp", "utt2spk", "utt2dur")
     )
+    tables = {name: _kaldi_column(folder, name) for name in columns if name not in ("duration", "speaker")}
     for where, path in wavs.values():
         if path.rstrip().endswith("|"):
             raise SpkdError(f"{where}: commands are not run; convert the audio to files first")
@@ -394,9 +425,9 @@ def _kaldi(folder: Path) -> Iterator[Utterance]:
             raise SpkdError(f"{where}: recording {recording!r} is not in wav.scp")
         path = wavs[recording][1]
         path = path if Path(path).is_file() else str(folder / path)
-        return _utterance(
-            {"id": name, "path": path, "speaker": speakers.get(name, ("", None))[1], **more}, where, Path()
-        )
+        speaker = speakers.get(name, ("", None))[1]
+        further = {column: table.get(name, table.get(speaker or "")) for column, table in tables.items()}
+        return _utterance({**further, "id": name, "path": path, "speaker": speaker, **more}, where, Path(), columns)
 
     if not (folder / "segments").is_file():
         for name, (where, _) in wavs.items():
@@ -413,6 +444,14 @@ def _kaldi(folder: Path) -> Iterator[Utterance]:
         if length is not None and length <= 0:
             raise SpkdError(f"{where}: the segment ends before it starts")
         yield utterance(name, parts[0], where, start=start, duration=length, channel=row["channel"])
+
+
+def _kaldi_column(folder: Path, column: str) -> dict[str, str]:
+    """utt2COLUMN or spk2COLUMN. Raises UsageError where there is neither."""
+    for file in (folder / f"utt2{column}", folder / f"spk2{column}"):
+        if file.is_file():
+            return {name: value for name, (_, value) in _kaldi_table(file).items()}
+    raise UsageError(f"{folder}: neither utt2{column} nor spk2{column}")
 
 
 def _kaldi_table(file: Path) -> dict[str, tuple[str, str]]:

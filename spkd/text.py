@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from spkd.errors import SpkdError
 
 MOST = 1 << 31  # bytes of text, decompressed: manifests of ten million utterances have half of that
+MOST_OF_LINE = 1 << 22  # characters
 GZIP = b"\x1f\x8b"
 # Only what tools mean as line ends: str.splitlines would also split at U+2028, which may be in a name.
 LINE_END = re.compile(r"\r\n|\n|\r")
@@ -26,9 +30,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise SpkdError(f"{path}: not a regular file")
     try:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == GZIP
-        with gzip.open(path) if zipped else open(path, "rb") as source:
+        with _opened(path) as source:
             data = source.read(MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise SpkdError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
@@ -40,6 +42,40 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SpkdError(f"{path}:{line}: not UTF-8 text; convert it (iconv -f latin1 -t utf-8)") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    with open(path, "rb") as file:
+        zipped = file.read(2) == GZIP
+    return cast(BinaryIO, gzip.open(path)) if zipped else open(path, "rb")
+
+
+def stream_lines(path: Path, name: str = "") -> Iterator[tuple[int, str]]:
+    """`numbered_lines` of a file without its comments, read piece by piece: for lists of any length.
+
+    Args:
+        name: of the file in errors, where it is not its path.
+    Raises:
+        SpkdError: as `read_text`, and for a line that is none.
+    """
+    name, number = name or str(path), 0
+    if not path.is_file():
+        raise SpkdError(f"{name}: not a regular file")
+    try:
+        with _opened(path) as source:
+            start = source.read(2)
+        wide = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        with io.TextIOWrapper(_opened(path), "utf-16" if wide else "utf-8-sig") as text:
+            for number, line in enumerate(iter(partial(text.readline, MOST_OF_LINE), ""), 1):
+                if len(line) == MOST_OF_LINE:
+                    raise SpkdError(f"{name}:{number}: a line of more than {MOST_OF_LINE:,} characters")
+                line = line.rstrip("\n")
+                if line and not line.isspace() and not line.lstrip().startswith("#"):
+                    yield number, line
+    except UnicodeDecodeError as error:  # text is decoded in blocks: the line is one of the next few hundred
+        raise SpkdError(f"{name}: not UTF-8 text after line {number}; convert it (iconv -f latin1 -t utf-8)") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise SpkdError(f"{name}: cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
 def numbered_lines(text: str, comments: bool = False) -> Iterator[tuple[int, str]]:

@@ -32,7 +32,7 @@ def describe(root: str | Path) -> str:
         ("licence", teacher.licence),
         ("input", teacher.preprocessing),
         ("data", f"{len(plan.utterances)} utterances, {len(plan.speakers)} speakers, {hours:g} h"),
-        ("views", f"{len(plan.views)}: {_views(card.views)}"),
+        ("views", f"{len(plan.views)}: {views_in_words(card.views)}"),
         ("units", f"{len(committed)} of {plan.units} committed"),
     ]
     if len(card.parts) > 1:
@@ -79,7 +79,8 @@ def format_bytes(count: float) -> str:
     return f"{count:,.2f} TB"
 
 
-def _views(views: ViewCard) -> str:
+def views_in_words(views: ViewCard) -> str:
+    """The view plan, its speeds and its augmentation."""
     augmentation, parts = views.augmentation, [views.plan]
     if views.speeds != (1.0,):
         parts.append(f"speeds {', '.join(f'{s:g}' for s in views.speeds)}")

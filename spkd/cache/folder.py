@@ -9,6 +9,7 @@ TARGET/c/K/0             shard K of a target
 claims/K                 who fills unit K now
 commits/K.json           commit record of unit K
 COMPLETE.json            completion record; readers go by it alone
+verified.json            when `spkd cache verify` last found everything intact
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ COMPLETE = "COMPLETE.json"
 HEAD = "head.safetensors"
 CODEC = "codec.safetensors"
 GROUP = "zarr.json"
+VERIFIED = "verified.json"
 PULLED = "pulled.json"  # where a copy came from; its time says when the copy was last used
 UINT32 = {"low": 0, "high": 2**32 - 1}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,14 +11,23 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 
-from spkd import digest
+from spkd import __version__, digest
 from spkd.cache.card import Card
-from spkd.cache.folder import CARD, CommitRecord, CompletionRecord, ShardRecord, array_path, load_card, shard_path
+from spkd.cache.folder import (
+    CARD,
+    VERIFIED,
+    CommitRecord,
+    CompletionRecord,
+    ShardRecord,
+    array_path,
+    load_card,
+    shard_path,
+)
 from spkd.cache.layout import array_metadata, chunk_lengths, chunk_rows, header_bytes, index_length, shard_rows
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
 from spkd.errors import SpkdError
-from spkd.files import read_json
+from spkd.files import read_json, write_json
 from spkd.target import EMBEDDING, Target
 
 
@@ -128,6 +139,14 @@ def verify(root: str | Path) -> list[str]:
         return [line for shard in expected_shards(root, record.card, cache.plan) if (line := _line(cache, shard))]
     except SpkdError as error:
         return [str(error)]
+
+
+def note_verified(root: str | Path) -> None:
+    """Keep with the cache that everything was intact now; a folder that cannot be written stays as it is."""
+    fingerprint = load_card(Path(root)).fingerprint
+    with contextlib.suppress(OSError):
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_json(Path(root) / VERIFIED, {"at": at, "fingerprint": fingerprint, "version": __version__})
 
 
 def _line(cache: Cache, shard: ExpectedShard) -> str | None:

@@ -22,8 +22,8 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
 from spkd.eval import plots, report, trials
 from spkd.eval.embed import real_time_factor
-from spkd.eval.metrics import METRICS, Curve, compute
-from spkd.eval.run import score
+from spkd.eval.metrics import Curve, compute, curve, metrics_of
+from spkd.eval.score import score
 from spkd.extract.run import extract
 from spkd.files import writable_folder, write_bytes, write_json
 from spkd.manifest import Manifest, build
@@ -172,13 +172,14 @@ def _row(out: Path, name: str, folder: str) -> Row:
     model = load_model(settings.frozen, torch.device("cpu"))
     listed = trials.read(out / "trials.txt")
     scored = score(settings, model, Manifest.load(settings.manifest), listed)
-    assert scored.curve is not None
+    assert scored.trials.label is not None
+    at = curve(scored.scores[0], scored.trials.label)
     size = (out / folder / "model.safetensors").stat().st_size
-    return Row(name, compute(scored.curve), model.num_parameters or 0, size, real_time_factor(model), scored.curve)
+    return Row(name, compute(at, metrics_of()), model.num_parameters or 0, size, real_time_factor(model), at)
 
 
 SHOWN = {"eer_percent": 2, "min_dcf_0.01": 3}  # metrics of the table, and their decimals
-LABELS = {metric.key: f"{metric.label} (%)" if metric.unit == " %" else metric.label for metric in METRICS}
+LABELS = {metric.key: f"{metric.label} (%)" if metric.unit == " %" else metric.label for metric in metrics_of()}
 HEADER = ["model", *(LABELS[key] for key in SHOWN), "parameters", "on disk (MB)", "real-time factor (1 CPU thread)"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,15 +12,30 @@ from spkd.audio import SAMPLE_RATE
 from spkd.config import EmbedConfig, ViewConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.loader import iterate_batches
-from spkd.manifest import Manifest, measure
+from spkd.manifest import Manifest, Utterance, measure
 from spkd.progress import track
 from spkd.target import EMBEDDING
 from spkd.teachers import Teacher
 from spkd.view import ViewPlan
 
 
-def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """One embedding (D,) per utterance id, of the whole utterance, as the model gives it; the rejected with reasons.
+@dataclass(frozen=True)
+class Embeddings:
+    """N embedded utterances, in the manifest's order.
+
+    Attributes:
+        utterances: N of them, with their durations.
+        vectors: (N, D) float32, as the model gives them.
+        rejected: utterances that could not be used, with the reasons.
+    """
+
+    utterances: list[Utterance]
+    vectors: np.ndarray
+    rejected: dict[str, str]
+
+
+def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> Embeddings:
+    """One embedding of each whole utterance.
 
     Raises:
         UsageError: the model gives no embeddings. SpkdError: it gives some that are not finite.
@@ -30,7 +46,8 @@ def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> tuple[dict
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
     loader = model.view_loader(manifest, views, plan.augmentation, config.min_seconds)
-    embeddings: dict[str, np.ndarray] = {}
+    vectors = np.empty((len(views), model.targets[EMBEDDING].dim), np.float32)
+    done = np.zeros(len(views), bool)
 
     def reject(view: int, reason: str) -> None:
         rejected[manifest[view].id] = reason
@@ -40,16 +57,19 @@ def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> tuple[dict
             loader, np.arange(len(views)), config.batch_size, config.workers, reject, model.takes_lengths
         )
         for batch in batches:
-            vectors = model.extract(batch.waves, [EMBEDDING], lengths=batch.lengths)[EMBEDDING]
-            if wrong := int((~np.isfinite(vectors).all(1)).sum()):
+            found = model.extract(batch.waves, [EMBEDDING], lengths=batch.lengths)[EMBEDDING]
+            if wrong := int((~np.isfinite(found).all(1)).sum()):
                 raise SpkdError(
-                    f"model={config.model}: {wrong} of {len(vectors)} embeddings in one batch are not finite "
-                    f"(first of {manifest[int(batch.views[~np.isfinite(vectors).all(1)][0])].id})"
+                    f"model={config.model}: {wrong} of {len(found)} embeddings in one batch are not finite "
+                    f"(first of {manifest[int(batch.views[~np.isfinite(found).all(1)][0])].id})"
                 )
-            embeddings |= {manifest[int(view)].id: vector for view, vector in zip(batch.views, vectors, strict=True)}
+            vectors[batch.views], done[batch.views] = found, True
             bar.advance(len(batch.views))
     loader.report_doubts()
-    return embeddings, rejected
+    kept = np.flatnonzero(done)
+    if len(kept) < len(vectors):
+        vectors = vectors[kept]
+    return Embeddings([manifest[int(view)] for view in kept], vectors, rejected)
 
 
 def real_time_factor(model: Teacher, seconds: float = 4.0, repeats: int = 5) -> float:

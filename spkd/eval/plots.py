@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 import matplotlib
@@ -12,51 +13,85 @@ from spkd.eval.metrics import Curve, eer
 
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RANGE = (0.0005, 0.5)
+FINEST = 0.002  # deviates between drawn points of a DET curve: less than the width of its line
+BINS = 60
 
 
-def det(curves: dict[str, Curve]) -> str:
+def det(curves: Mapping[str, Curve]) -> str:
     """Detection-error trade-off (Martin et al., Eurospeech 1997): both axes on the normal deviate scale."""
-    from matplotlib.figure import Figure
-
     deviate = np.vectorize(NormalDist().inv_cdf)
-    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
-    axes = figure.add_subplot()
-    for label, at in curves.items():
-        x = deviate(np.clip(at.false_alarm, 1e-6, 1 - 1e-6))
-        y = deviate(np.clip(at.miss, 1e-6, 1 - 1e-6))
-        (line,) = axes.plot(x, y, drawstyle="steps-post", label=label.replace("$", r"\$"))
-        rate = float(np.clip(eer(at)[0], *RANGE))
-        axes.plot(deviate(rate), deviate(rate), "o", color=line.get_color(), markersize=5)
-    edge = deviate(np.array(RANGE))
-    axes.plot(edge, edge, color="0.8", linewidth=0.8, zorder=0)
-    names = [f"{100 * t:g}" for t in TICKS]
-    axes.set(
-        xlim=edge,
-        ylim=edge,
-        xticks=deviate(TICKS),
-        yticks=deviate(TICKS),
-        xlabel="false alarm (%)",
-        ylabel="miss (%)",
-    )
-    axes.set_xticklabels(names)
-    axes.set_yticklabels(names)
-    axes.grid(color="0.92")
-    axes.legend(frameon=False)
-    return svg(figure)
+
+    def draw(axes: matplotlib.axes.Axes) -> None:
+        for label, at in curves.items():
+            x, y = _thinned(at, deviate)
+            (line,) = axes.plot(x, y, drawstyle="steps-post", label=_plain(label))
+            rate = float(np.clip(eer(at)[0], *RANGE))
+            axes.plot(deviate(rate), deviate(rate), "o", color=line.get_color(), markersize=5)
+        edge = deviate(np.array(RANGE))
+        axes.plot(edge, edge, color="0.8", linewidth=0.8, zorder=0)
+        names = [f"{100 * t:g}" for t in TICKS]
+        axes.set(xlim=edge, ylim=edge, xlabel="false alarm (%)", ylabel="miss (%)")
+        axes.set_xticks(deviate(TICKS), names)
+        axes.set_yticks(deviate(TICKS), names)
+        axes.grid(color="0.92")
+        axes.legend(frameon=False, fontsize=9)
+
+    return _drawn((5.2, 5.0), draw)
+
+
+def _thinned(at: Curve, deviate: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a curve that can be told apart on the figure."""
+    within = np.array([1e-6, 1 - 1e-6])
+    low, high = deviate(within)
+    grid = np.linspace(low, high, int((high - low) / FINEST))
+    rates = np.array([NormalDist().cdf(value) for value in grid])
+    # Either rate moves by one step of the grid from each kept point to the next.
+    steps = np.searchsorted(rates, at.false_alarm) * (len(grid) + 1) - np.searchsorted(rates, at.miss)
+    kept = np.flatnonzero(np.diff(steps, prepend=steps[0] - 1, append=steps[-1] + 1)[:-1])
+    kept = np.unique(np.concatenate([[0], np.maximum(kept - 1, 0), kept, [len(steps) - 1]]))
+    return deviate(np.clip(at.false_alarm[kept], *within)), deviate(np.clip(at.miss[kept], *within))
 
 
 def histogram(scores: np.ndarray, labels: np.ndarray, threshold: float) -> str:
     """Score densities of target and non-target trials, with the EER threshold."""
+    edges = np.linspace(scores.min(), scores.max(), BINS + 1)
+    counted = [(np.histogram(scores[labels == k], edges)[0], name) for k, name in ((1, "target"), (0, "non-target"))]
+
+    def draw(axes: matplotlib.axes.Axes) -> None:
+        for counts, name in counted:
+            density = counts / max(counts.sum(), 1) / max(edges[1] - edges[0], 1e-12)
+            axes.stairs(density, edges, fill=True, alpha=0.6, label=name)
+        axes.axvline(threshold, color="0.3", linewidth=1, linestyle="--", label="EER threshold")
+        axes.set(xlabel="score", ylabel="density")
+        axes.legend(frameon=False, fontsize=9)
+
+    return _drawn((5.2, 3.4), draw)
+
+
+def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
+    """Values by training step: label -> [[step, value], ...]."""
+
+    def draw(axes: matplotlib.axes.Axes) -> None:
+        for label, points in curves.items():
+            axes.plot([p[0] for p in points], [p[1] for p in points], label=_plain(label), linewidth=1.2)
+        axes.set(xlabel="step", ylabel=_plain(name))
+        axes.grid(color="0.92")
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=9)
+
+    return _drawn((5.2, 2.8), draw)
+
+
+def _plain(label: str) -> str:
+    """A label in which matplotlib finds no formula."""
+    return label.replace("$", r"\$")
+
+
+def _drawn(size: tuple[float, float], draw: Callable[[matplotlib.axes.Axes], None]) -> str:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    bins = np.linspace(scores.min(), scores.max(), 61)
-    for label, name in ((1, "target"), (0, "non-target")):
-        axes.hist(scores[labels == label], bins.tolist(), density=True, alpha=0.6, label=name)
-    axes.axvline(threshold, color="0.3", linewidth=1, linestyle="--", label="EER threshold")
-    axes.set(xlabel="score", ylabel="density")
-    axes.legend(frameon=False)
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.add_subplot())
     return svg(figure)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +57,15 @@ class Network(nn.Module):
         """Weights of the same architecture under the names that they have here."""
         return weights
 
+    def take(self, kind: Target) -> None:
+        """Take the fbank of another toolkit, whose windows shift those of the frames."""
+        moved = kind.window - self.input_kind.window
+        self.input_kind = kind
+        self.levels = {
+            name: level if level.hop is None else replace(level, window=level.window + moved)
+            for name, level in self.levels.items()
+        }
+
     def features(self, waves: Tensor) -> Tensor:
         """Its input features of waveforms (B, samples) at 16 kHz."""
         return input_features(self.input_kind, waves)
@@ -102,15 +113,19 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def count_macs(network: Network, seconds: float = 1.0) -> int:
-    """Multiply-accumulates of one view of so many seconds (convolutions, matrix products), features not counted."""
+def count_macs(network: Network, seconds: float = 1.0, features: Callable[[Tensor], Tensor] | None = None) -> int:
+    """Multiply-accumulates of one view of so many seconds (convolutions, matrix products), features not counted.
+
+    Args:
+        features: of waveforms (B, samples); None: the network's own.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     training, device = network.training, next(network.parameters()).device
-    features = network.features(torch.zeros(1, round(seconds * SAMPLE_RATE), device=device))
+    given = (features or network.features)(torch.zeros(1, round(seconds * SAMPLE_RATE), device=device))
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network.eval()(features)
+            network.eval()(given)
     finally:
         network.train(training)
     return counter.get_total_flops() // 2

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import gzip
+import io
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.trials import Trials, pairs, read
+from spkd.eval.trials import Trials, in_order_of, pairs, read, read_scores
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -58,7 +62,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, text: str, expected: str) -> 
 
 
 def test_utterances_are_listed_once_in_order(tmp_path: Path) -> None:
-    assert read(write(tmp_path, "b a\na c\n")).utterances == ["b", "a", "c"]
+    assert read(write(tmp_path, "b a\na c\n")).names == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(("name", "labelled"), [("voxceleb", True), ("kaldi", True), ("unlabelled", False)])
@@ -102,3 +106,66 @@ def test_a_long_malformed_line_is_shortened(tmp_path: Path) -> None:
     with pytest.raises(SpkdError) as caught:
         read(write(tmp_path, "1 a b\n" + "x" * 10**6))
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("a b 0.5\na c -1e-3\n", None),
+        ("a b 0.5 target\na c -1e-3 nontarget\n", [1, 0]),
+        ("a b 1 0.5\na c 0 -1e-3\n", [1, 0]),
+        ("1 a b 0.5\n0 a c -1e-3\n", [1, 0]),
+        ("modelid\tsegmentid\tside\tLLR\n", None),
+        ("enrol\ttest\tscore\na\tb\t0.5\na\tc\t-1e-3\n", None),
+    ],
+)
+def test_scores_of_other_toolkits(tmp_path: Path, text: str, labels: list[int] | None) -> None:
+    path = write(tmp_path, text)
+    if "side" in text:
+        with pytest.raises(SpkdError, match="is not"):
+            read_scores(path)
+        return
+    trials, scores = read_scores(path)
+    assert scores.tolist() == [0.5, -1e-3]
+    assert (None if trials.label is None else trials.label.tolist()) == labels
+    assert sides(trials) == (["a", "a"], ["b", "c"])
+
+
+@pytest.mark.parametrize("text", ["a b nan\n", "a b inf 1\n", "a b\n", "", "a b 1 maybe\n"])
+def test_scores_that_are_none_are_a_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpkdError, match="trials.txt"):
+        read_scores(write(tmp_path, text))
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data in (b"1 a b\n0 a c\n", gzip.compress(b"1 a b\n0 a c\n")):
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+        trials = read("-")
+        assert trials.source == "standard input"
+        assert sides(trials) == (["a", "a"], ["b", "c"])
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"1 a b\nx\n")))
+    with pytest.raises(SpkdError, match="standard input:2: 'x' is not"):
+        read("-")
+
+
+def test_scores_are_put_into_the_order_of_a_list(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("a c 3\nb a 2\na b 1\nz z 9\na b 1\n")
+    scored, scores = read_scores(tmp_path / "s")
+    trials = read(write(tmp_path, "1 a b\n0 a c\n1 a b\n"))
+    assert in_order_of(trials, scored, scores).tolist() == [1.0, 3.0, 1.0]
+    assert in_order_of(scored, scored, scores) is scores
+    with pytest.raises(SpkdError, match=r"s: no score of 'c b' \(.*trials.txt:2\), one of 1 trials without"):
+        in_order_of(read(write(tmp_path, "1 a b\n0 c b\n")), scored, scores)
+    (tmp_path / "s").write_text("a b 1\na b 2\n")
+    with pytest.raises(SpkdError, match="s:2: a trial that has another score before"):
+        in_order_of(read(write(tmp_path, "1 a b\n")), *read_scores(tmp_path / "s"))
+
+
+def test_no_more_than_one_line_is_held_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    with gzip.open(path, "wt") as file:
+        file.writelines(f"{i % 2} u{i % 50} u{(i * 7) % 50}\n" for i in range(200_000))
+    trials = read(path)
+    assert len(trials) == 200_000
+    assert trials.enrolment.dtype == np.int32
+    assert len(trials.names) == 50

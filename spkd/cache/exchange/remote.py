@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from spkd.cache.folder import (
     CARD,
     COMPLETE,
     PULLED,
+    VERIFIED,
     CompletionRecord,
     load_card,
     metadata_files,
@@ -61,11 +62,15 @@ def push(root: Path, url: str) -> int:
     def expected(name: str) -> str:
         if name in record.sha256:
             return checked_digest(root / name, record.sha256[name])
+        if name == VERIFIED:
+            return digest.of_file(root / name)
         if (wrong := shards[name].problem()) is not None:
             raise SpkdError(f"{root / name}: {wrong}")
         return digest.of_file(root / name)
 
     names = [name for name in metadata_files(record.card) if name in record.sha256]
+    if (root / VERIFIED).is_file():
+        names.append(VERIFIED)
     send(root, url, [*names, *shards], expected, COMPLETE)
     return record.bytes
 
@@ -210,9 +215,8 @@ def find(url: str) -> Iterator[Found]:
     """Every cache below a folder or bucket, complete or not."""
     place = RemoteFolder.of(url)
 
-    def look(folder: str, depth: int) -> Iterator[Found]:
-        shown = folder if place.is_local else place.files.unstrip_protocol(folder)
-        here = RemoteFolder(shown, place.files, folder)
+    def look(here: RemoteFolder, depth: int) -> Iterator[Found]:
+        shown = here.url
         try:
             card, complete = here.read(CARD, LARGEST_RECORD), here.read(COMPLETE, LARGEST_RECORD)
             if complete is not None:
@@ -227,9 +231,22 @@ def find(url: str) -> Iterator[Found]:
             return
         if depth == 0:
             return
-        for entry in sorted(patiently(lambda: place.files.ls(folder, detail=True), folder), key=lambda e: e["name"]):
-            name = entry["name"].rstrip("/")
-            if entry["type"] == "directory" and name != folder.rstrip("/") and len(name) > len(folder):
-                yield from look(name, depth - 1)
+        for folder in here.entries()[0]:
+            yield from look(folder, depth - 1)
 
-    yield from look(place.path, DEPTH)
+    yield from look(RemoteFolder(place.shown, place.files, place.path), DEPTH)
+
+
+def folders_with(url: str, names: Collection[str]) -> Iterator[tuple[RemoteFolder, set[str]]]:
+    """Every folder below a folder or bucket that has one of these files, with those it has; caches are not searched."""
+
+    def look(here: RemoteFolder, depth: int) -> Iterator[tuple[RemoteFolder, set[str]]]:
+        folders, files = here.entries()
+        if files & {CARD, COMPLETE}:
+            return
+        if files & set(names):
+            yield here, files & set(names)
+        for folder in folders if depth else ():
+            yield from look(folder, depth - 1)
+
+    yield from look(RemoteFolder.of(url), DEPTH)

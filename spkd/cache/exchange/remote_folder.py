@@ -50,6 +50,11 @@ class RemoteFolder:
         return cls(url, files, path.rstrip("/"))
 
     @property
+    def shown(self) -> str:
+        """The whole address, for people."""
+        return self.path if self.is_local else self.files.unstrip_protocol(self.path)
+
+    @property
     def is_http(self) -> bool:
         return "http" in self._protocols()
 
@@ -102,6 +107,23 @@ class RemoteFolder:
             return int(self.files.info(self.at(name))["size"])
         except FileNotFoundError:
             return None
+
+    def entries(self) -> tuple[list[RemoteFolder], set[str]]:
+        """The folders in it, in order, and the names of its files.
+
+        Raises:
+            SpkdError: the place does not answer.
+        """
+        folders, files, own = [], set(), self.path.rstrip("/")
+        found = patiently(lambda: self.files.ls(self.path, detail=True), self.url)
+        for entry in sorted(found, key=lambda entry: entry["name"]):
+            path = entry["name"].rstrip("/")
+            if entry["type"] != "directory":
+                files.add(path.rsplit("/", 1)[-1])
+            elif path != own and len(path) > len(own):
+                shown = path if self.is_local else self.files.unstrip_protocol(path)
+                folders.append(RemoteFolder(shown, self.files, path))
+        return folders, files
 
 
 def _options(url: str) -> dict[str, Any]:

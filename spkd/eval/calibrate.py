@@ -1,0 +1,75 @@
+"""`spkd calibrate`: train a calibration, or a fusion of several systems, on a labelled list of other speakers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from spkd.config import CalibrateConfig
+from spkd.errors import SpkdError, UsageError
+from spkd.eval.calibration import FILE, Calibration, TrainedOn, fit
+from spkd.eval.metrics import DEFAULT_POINTS, Point, compute, curve, eer, metrics_of, min_dcf, miss_at
+from spkd.eval.score import Scored
+from spkd.students.checkpoint import DESCRIPTION
+
+FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # whose thresholds a calibration carries, where its list is long enough
+
+
+def place(config: CalibrateConfig) -> Path:
+    """The file to write.
+
+    Raises:
+        UsageError: none is named, and the model's folder is no place for it.
+    """
+    if config.out:
+        return Path(config.out)
+    plain = not config.quality and config.norm == "none" and config.backend == "cosine" and not config.subtract_mean
+    if not plain or config.enrol.model is not None or not (Path(config.model) / DESCRIPTION).is_file():
+        raise UsageError(
+            "name the file to write (out=FILE): only the calibration of a student's plain cosines is kept in its folder"
+        )
+    return Path(config.model) / FILE
+
+
+def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
+    """The calibration of scored trials.
+
+    Raises:
+        SpkdError: trials without labels of both kinds.
+    """
+    trials = scored.trials
+    if trials.label is None or not trials.has_both_kinds:
+        raise SpkdError(f"{trials.source}: a calibration needs labelled trials of both kinds")
+    columns = scored.columns(config.quality)
+    weights, offset = fit(list(columns.values()), trials.label, config.p_target)
+    enrolment, test, _ = scored.speakers()
+    trained_on = TrainedOn(
+        trials.source,
+        trials.sha256,
+        int(trials.label.sum()),
+        int((1 - trials.label).sum()),
+        tuple(sorted({*enrolment.values(), *test.values()})),
+    )
+    raw = Calibration(
+        tuple(columns), tuple(map(float, weights)), offset, config.p_target, scored.system, trained_on, {}, {}
+    )
+    at = curve(raw(columns), trials.label)
+    points = (
+        (*DEFAULT_POINTS, Point(config.p_target)) if Point(config.p_target) not in DEFAULT_POINTS else DEFAULT_POINTS
+    )
+    thresholds = {"eer": eer(at)[1]} | {f"min_dcf_{point.name}": min_dcf(at, point)[1] for point in points}
+    for rate in FALSE_ALARMS:
+        if rate * trained_on.non_targets >= 1:
+            thresholds[f"false_alarm_{rate:g}"] = miss_at(at, rate)[1]
+    highest = float(np.nextafter(at.threshold[1], np.inf))
+    return Calibration(
+        raw.features,
+        raw.weights,
+        offset,
+        config.p_target,
+        scored.system,
+        trained_on,
+        {name: min(value, highest) for name, value in thresholds.items()},
+        compute(at, metrics_of(tuple(points), llr=True)),
+    )

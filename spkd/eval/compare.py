@@ -1,0 +1,289 @@
+"""`spkd report`: several evaluations on one page, and the table a paper needs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spkd import __version__
+from spkd.cache.describe import format_bytes
+from spkd.errors import SpkdError, UsageError
+from spkd.eval import page, plots, report
+from spkd.eval.bootstrap import Difference, SpeakerTrials, compare
+from spkd.eval.metrics import METRICS, Curve, curve
+from spkd.eval.run import SCORES, SPEAKERS, read_report
+from spkd.eval.score import subset
+from spkd.eval.speakers import numbered
+from spkd.eval.trials import Trials, in_order_of, read_scores
+from spkd.files import writable_folder, write_bytes, write_json
+from spkd.text import stream_lines
+
+NAME = "comparison"
+
+
+@dataclass(frozen=True)
+class System:
+    """One evaluation: a system on a list of trials.
+
+    Attributes:
+        label: in tables and figures.
+        folder: of the evaluation.
+        summary: its report.json.
+    """
+
+    label: str
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def trials(self) -> tuple[str, str]:
+        """The list: its digest and its file's name."""
+        return self.summary["trials"]["sha256"], Path(self.summary["trials"]["file"]).name
+
+    @cached_property
+    def scores(self) -> tuple[Trials, np.ndarray]:
+        """The labelled trials and their scores."""
+        trials, scores = read_scores(self.folder / SCORES)
+        if not trials.has_both_kinds:
+            raise SpkdError(f"{self.folder}: its scores have no labels of both kinds")
+        return trials, scores
+
+    @cached_property
+    def curve(self) -> Curve:
+        trials, scores = self.scores
+        assert trials.label is not None
+        return curve(scores, trials.label)
+
+
+def load_systems(folders: Sequence[str]) -> list[System]:
+    """Evaluations by their folders; `LABEL=FOLDER` names one.
+
+    Raises:
+        UsageError: none there, or without error rates. SpkdError: damaged.
+    """
+    found = []
+    for item in folders:
+        label, _, folder = item.rpartition("=")
+        summary = read_report(folder)
+        if not summary["results"]:
+            raise UsageError(f"{folder}: has no error rates (a list without labels, or of one kind)")
+        found.append(System(label or Path(folder).name or folder, Path(folder), summary))
+    return found
+
+
+def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int, seed: int) -> dict[str, Any]:
+    """Write comparison.html, .md, .csv, .tex and .json into `out`. Returns what the JSON holds."""
+    folder = writable_folder(out)
+    lists = list(dict.fromkeys(system.trials for system in systems))
+    differences = {
+        name: _differences([s for s in systems if s.trials == (sha, name)], resamplings, seed) for sha, name in lists
+    }
+    header, rows = paper_table(systems)
+    tree = {
+        "spkd_comparison": 1,
+        "systems": [
+            {
+                "label": s.label,
+                "trials": s.trials[1],
+                "results": s.summary["results"],
+                "intervals": s.summary["intervals"],
+            }
+            for s in systems
+        ],
+        "differences": {name: {k: asdict(v) for k, v in found.items()} for name, found in differences.items()},
+        "version": __version__,
+    }
+    write_json(folder / f"{NAME}.json", tree)
+    write_bytes(folder / f"{NAME}.md", markdown(header, rows).encode())
+    write_bytes(folder / f"{NAME}.csv", separated(header, rows).encode())
+    write_bytes(folder / f"{NAME}.tex", latex(header, rows).encode())
+    write_bytes(folder / f"{NAME}.html", _html(systems, lists, differences, header, rows).encode())
+    return tree
+
+
+def _differences(systems: Sequence[System], resamplings: int, seed: int) -> dict[str, Difference]:
+    """EER of each system less that of the first on the same list, over the trials that all of them scored."""
+    if len(systems) < 2 or not resamplings:
+        return {}
+    eer, (first, _) = METRICS[0], systems[0].scores
+    shared = first
+    for system in systems[1:]:
+        shared = _common(shared, system.scores[0])
+    speaker = _speakers(systems[0].folder / SPEAKERS)
+    if missing := [n for n in shared.names if n not in speaker]:
+        raise SpkdError(f"{systems[0].folder / SPEAKERS}: no speaker of {missing[0]!r}")
+    assert shared.label is not None
+    trials = SpeakerTrials(*numbered(shared, speaker, speaker), shared.label)
+    base = in_order_of(shared, *systems[0].scores)
+    try:
+        return {
+            system.label: compare(in_order_of(shared, *system.scores), base, trials, eer, resamplings, seed)
+            for system in systems[1:]
+        }
+    except ValueError as error:
+        raise SpkdError(f"{systems[0].trials[1]}: {error}") from error
+
+
+def _common(trials: Trials, other: Trials) -> Trials:
+    """The trials that another list has too."""
+    if trials.names == other.names and len(trials) == len(other):
+        return trials
+    theirs = {
+        (other.names[a], other.names[b]) for a, b in zip(other.enrolment.tolist(), other.test.tolist(), strict=True)
+    }
+    pairs = zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True)
+    kept = [i for i, (a, b) in enumerate(pairs) if (trials.names[a], trials.names[b]) in theirs]
+    if not kept:
+        raise SpkdError(f"{trials.source} and {other.source} have no trial in common")
+    return subset(trials, np.array(kept))
+
+
+def _speakers(path: Path) -> dict[str, str]:
+    found = {}
+    for number, line in stream_lines(path):
+        name, _, speaker = line.rpartition(" ")
+        if not name:
+            raise SpkdError(f"{path}:{number}: {line[:100]!r} is not `name speaker`")
+        found[name] = speaker
+    return found
+
+
+Row = list[str]
+SIZE = ("system", "parameters", "weights", "MACs/s", "real-time factor")
+
+
+def paper_table(systems: Sequence[System]) -> tuple[Row, list[Row]]:
+    """One row for each system with its size, its speed, and of each list the headline metrics with their intervals."""
+    lists = list(dict.fromkeys(system.trials for system in systems))
+    metrics = [m for m in systems[0].summary["metrics"] if m["headline"]]
+    header = list(SIZE)
+    for _, name in lists:
+        header += [f"{_title(metric)}, {name}" for metric in metrics]
+    rows: dict[str, Row] = {}
+    for system in systems:
+        row = rows.setdefault(system.label, [system.label, *_size(system.summary), *[""] * (len(metrics) * len(lists))])
+        place = len(header) - len(metrics) * (len(lists) - lists.index(system.trials))
+        for number, metric in enumerate(metrics):
+            if metric["key"] not in system.summary["results"]:  # another evaluation had other points
+                continue
+            value = f"{system.summary['results'][metric['key']]:.{metric['decimals']}f}"
+            limits = page.interval(system.summary, metric)
+            row[place + number] = f"{value} ({limits})" if limits else value
+    return header, list(rows.values())
+
+
+def _title(metric: dict[str, Any]) -> str:
+    """`EER (%)`."""
+    return f"{metric['label']} ({metric['unit'].strip()})" if metric["unit"] else metric["label"]
+
+
+def _size(summary: dict[str, Any]) -> Row:
+    model = summary["models"][-1] if summary["models"] else {}
+    return [
+        f"{model['parameters'] / 1e6:.2f} M" if "parameters" in model else "",
+        format_bytes(model["bytes"]) if "bytes" in model else "",
+        f"{model['macs_per_second'] / 1e6:,.0f} M" if "macs_per_second" in model else "",
+        f"{model['real_time_factor']:g}" if "real_time_factor" in model else "",
+    ]
+
+
+def markdown(header: Row, rows: Sequence[Row]) -> str:
+    def line(cells: Row) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+    return line(header) + f"|{'---|' * len(header)}\n" + "".join(map(line, rows))
+
+
+def separated(header: Row, rows: Sequence[Row]) -> str:
+    """CSV. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([f"'{cell}" if cell[:1] in "=+-@" else cell for cell in row] for row in (header, *rows))
+    return out.getvalue()
+
+
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    c: f"\\{c}" for c in "&%$#_{}"
+}
+
+
+def latex(header: Row, rows: Sequence[Row]) -> str:
+    """A table of booktabs."""
+
+    def line(cells: Row) -> str:
+        return " & ".join("".join(TEX.get(c, c) for c in cell) for cell in cells) + r" \\" + "\n"
+
+    body = "".join(map(line, rows))
+    columns = "l" + "r" * (len(header) - 1)
+    return (
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(header)}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+def _html(
+    systems: Sequence[System],
+    lists: Sequence[tuple[str, str]],
+    differences: dict[str, dict[str, Difference]],
+    header: Row,
+    rows: Sequence[Row],
+) -> str:
+    sizes = [row[: len(SIZE)] for row in rows]
+    known = [place for place in range(len(SIZE)) if any(size[place] for size in sizes)]
+    parts = [report.table([SIZE[place] for place in known], [[size[place] for place in known] for size in sizes])]
+    for identity in lists:
+        some = [system for system in systems if system.trials == identity]
+        parts += [report.heading(identity[1]), _results(some)]
+        parts += [report.figures(plots.det({s.label: s.curve for s in some}))]
+        if found := differences[identity[1]]:
+            listed = [
+                [label, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p:.3f}"] for label, d in found.items()
+            ]
+            parts += [
+                report.table(["", f"EER less that of {some[0].label} (%)", "95 % interval", "p"], listed),
+                report.note("Speakers are resampled for both systems together; p is two-sided."),
+            ]
+    parts += _training(systems)
+    parts += [report.heading("How the scores came about")]
+    for system in systems:
+        how = " ".join(system.summary["how"])
+        parts += [report.note(f"{system.label}, {system.trials[1]}: {how}")]
+    for name, text in (("Markdown", markdown(header, rows)), ("LaTeX", latex(header, rows))):
+        parts += [report.heading(f"The table in {name}"), report.code(text)]
+    return report.page("Comparison of " + ", ".join(dict.fromkeys(s.label for s in systems)), *parts)
+
+
+def _results(systems: Sequence[System]) -> str:
+    """The headline metrics of one list, with their intervals."""
+    metrics = [metric for metric in systems[0].summary["metrics"] if metric["headline"]]
+    rows = []
+    for system in systems:
+        row: list[object] = [system.label]
+        for metric in metrics:
+            value = system.summary["results"].get(metric["key"])
+            row += [
+                page.format_value(value, metric | {"unit": ""}) if value is not None else "",
+                page.interval(system.summary, metric),
+            ]
+        rows.append(row)
+    header = ["system", *(cell for metric in metrics for cell in (_title(metric), "95 % interval"))]
+    return report.table(header, rows)
+
+
+def _training(systems: Sequence[System]) -> list[str]:
+    """Training curves by what they show, one line for each student."""
+    curves: dict[str, dict[str, Any]] = {}
+    for system in systems:
+        for name, points in (system.summary["training"] or {"curves": {}})["curves"].items():
+            same = curves.setdefault(name, {})
+            if points not in same.values():  # one student may be there with several evaluations
+                same[system.label] = points
+    if not curves:
+        return []
+    return [report.heading("Training"), report.figures(*(plots.lines(some, name) for name, some in curves.items()))]

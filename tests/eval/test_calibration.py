@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spkd.errors import SpkdError, UsageError
+from spkd.eval.calibration import PLAIN, Calibration, System, TrainedOn, fit
+
+ON = TrainedOn("dev.txt", "0" * 64, 10, 20, ("ann", "bob"))
+
+
+def calibration(**changes: object) -> Calibration:
+    given_ = {
+        "features": ("score",),
+        "weights": (2.0,),
+        "offset": -1.0,
+        "p_target": 0.05,
+        "system": System(("a" * 64,), 1, PLAIN),
+        "trained_on": ON,
+        "thresholds": {"eer": 0.3},
+        "results": {"cllr": 0.2},
+    }
+    return Calibration(**(given_ | changes))  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([0.01, 0.05, 0.5]))
+def test_weights_are_those_of_scikit_learns_regression(seed: int, width: int, p_target: float) -> None:
+    linear = pytest.importorskip("sklearn.linear_model")
+    random = np.random.RandomState(seed % 2**32)
+    labels = np.repeat([1, 0], [80, 150])
+    columns = [random.normal(size=230) + labels * random.rand() for _ in range(width)]
+    weights, offset = fit(columns, labels, p_target)
+    share = np.where(labels == 1, p_target / 80, (1 - p_target) / 150)
+    theirs = linear.LogisticRegression(C=1e9, tol=1e-10, max_iter=10_000)
+    theirs.fit(np.stack(columns, 1), labels, sample_weight=share * 230)
+    prior = np.log(p_target / (1 - p_target))
+    assert np.abs(weights - theirs.coef_[0]).max() < 1e-3
+    assert abs(offset + prior - theirs.intercept_[0]) < 1e-3
+
+
+def test_gaussian_scores_get_the_ratio_of_their_densities() -> None:
+    random = np.random.RandomState(0)
+    scores = np.concatenate([random.normal(3, 1, 200_000), random.normal(0, 1, 200_000)])
+    weights, offset = fit([scores], np.repeat([1, 0], 200_000), 0.5)
+    assert abs(weights[0] - 3.0) < 0.05  # log N(s; 3, 1) - log N(s; 0, 1) = 3 s - 4.5
+    assert abs(offset + 4.5) < 0.1
+
+
+def test_a_list_that_can_be_separated_gives_finite_weights() -> None:
+    weights, offset = fit([np.array([0.0, 0.1, 0.9, 1.0])], np.array([0, 0, 1, 1]), 0.05)
+    assert np.isfinite(weights).all()
+    assert np.isfinite(offset)
+    assert weights[0] > 0
+
+
+def test_one_kind_of_trial_is_refused() -> None:
+    with pytest.raises(ValueError, match="both target and non-target"):
+        fit([np.zeros(3)], np.ones(3, int), 0.5)
+
+
+def test_it_is_an_affine_map_and_comes_back_from_disk(tmp_path: Path) -> None:
+    one = calibration(features=("score", "duration.low"), weights=(2.0, 0.5))
+    assert one({"score": np.array([1.0, 2.0]), "duration.low": np.array([4.0, 0.0])}).tolist() == [3.0, 3.0]
+    assert one.quality == ("duration",)
+    one.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == one
+
+
+def test_another_system_and_the_same_speakers_are_refused() -> None:
+    one = calibration()
+    one.check(System(("a" * 64,), 1, PLAIN), {"carl"}, "c.json")
+    with pytest.raises(SpkdError, match=r"c.json: trained on dev.txt, 1 of whose speakers are tested here \(bob\)"):
+        one.check(System(("a" * 64,), 1, PLAIN), {"bob", "carl"}, "c.json")
+    for other in (System(("b" * 64,), 1, PLAIN), System(("a" * 64,), 2, PLAIN), System(("a" * 64,), 1, PLAIN[1:])):
+        with pytest.raises(SpkdError, match="scores of another system"):
+            one.check(other, set(), "c.json")
+
+
+def test_what_goes_with_a_student_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    calibration().save(path)
+    assert Calibration.of_student(path, "a" * 64).weights == (2.0,)
+    with pytest.raises(SpkdError, match="of other weights"):
+        Calibration.of_student(path, "b" * 64)
+    calibration(features=("score", "enrolments"), weights=(1.0, 1.0)).save(path)
+    with pytest.raises(UsageError, match="takes more than the cosine"):
+        Calibration.of_student(path, "a" * 64)
+
+
+@pytest.mark.parametrize(
+    "change", [{"spkd_calibration": 9}, {"weights": [1.0, 2.0]}, {"offset": "x"}, {"system": 3}, {"thresholds": None}]
+)
+def test_damage_is_a_line(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(calibration().to_json() | change))
+    with pytest.raises(SpkdError, match="c.json"):
+        Calibration.load(path)
+    with pytest.raises(UsageError, match="no calibration"):
+        Calibration.load(tmp_path / "none.json")

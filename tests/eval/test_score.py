@@ -1,0 +1,190 @@
+"""Back-ends, enrolment maps and models of two kinds, through the real command line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spkd.eval.cohort import normalised
+from spkd.eval.plda import PLDA
+from spkd.eval.scoring import score_pairs
+from spkd.manifest import Manifest
+from spkd.vectors import read_vectors
+from tests.eval.students import save_untrained
+
+DIM = 4
+
+
+@pytest.fixture
+def student(tmp_path: Path, corpus: Path) -> Path:
+    return save_untrained(tmp_path / "student", corpus, embedding=DIM)
+
+
+@pytest.fixture
+def halves(corpus: Path, tmp_path: Path) -> tuple[Manifest, Manifest]:
+    """Three speakers to test, and three others as cohort; trials.txt, test.csv and cohort.csv."""
+    every = Manifest.load(corpus / "manifest.csv").utterances
+    test, cohort = Manifest(every[:9]), Manifest(every[9:])
+    test.save(tmp_path / "test.csv")
+    cohort.save(tmp_path / "cohort.csv")
+    lines = [f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in itertools.combinations(test, 2)]
+    (tmp_path / "trials.txt").write_text("".join(lines))
+    return test, cohort
+
+
+@pytest.fixture
+def embedded(spkd: Callable, student: Path, corpus: Path) -> dict[str, np.ndarray]:
+    """The student's embedding of every utterance, in float64."""
+    done = spkd("embed", corpus / "manifest.csv", "model=student", "out=every.npy")
+    assert done.code == 0, done.err
+    return {name: vector.astype(np.float64) for name, vector in read_vectors(Path("every.npy"))}
+
+
+def scores_of(folder: str) -> dict[tuple[str, str], float]:
+    lines = (line.split() for line in Path(folder, "scores.txt").read_text().splitlines())
+    return {(a, b): float(score) for a, b, score, *_ in lines}
+
+
+def report_of(folder: str) -> dict:
+    return json.loads(Path(folder, "report.json").read_text())
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_the_cohorts_mean_is_subtracted(spkd: Callable, halves: tuple, embedded: dict) -> None:
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "subtract_mean=true", "cohort=cohort.csv")
+    assert done.code == 0, done.err
+    mean = np.mean([embedded[u.id] for u in halves[1]], 0)
+    for (a, b), score in scores_of("eval").items():
+        assert abs(score - cosine(embedded[a] - mean, embedded[b] - mean)) < 1e-4
+    assert "mean of the 9 embeddings of cohort.csv is subtracted" in report_of("eval")["how"][0]
+
+
+@pytest.mark.parametrize(("average", "top"), [("true", 2), ("false", 5), ("false", 300)])
+def test_as_norm_is_the_formula(spkd: Callable, halves: tuple, embedded: dict, average: str, top: int) -> None:
+    given = ["norm=as-norm", "cohort=cohort.csv", f"cohort.average={average}", f"cohort.top={top}"]
+    done = spkd("eval", "trials.txt", "manifest=test.csv", *given)
+    assert done.code == 0, done.err
+    vectors = normalised(np.stack([embedded[u.id] for u in halves[1]]))
+    if average == "true":
+        vectors = normalised(vectors.reshape(3, 3, DIM).sum(1))
+
+    def statistics(name: str) -> tuple[float, float]:
+        highest = np.sort(vectors @ normalised(embedded[name][None])[0])[-top:]
+        return highest.mean(), highest.std()
+
+    for (a, b), score in scores_of("eval").items():
+        raw = cosine(embedded[a], embedded[b])
+        sides = [(raw - mean) / deviation for mean, deviation in (statistics(a), statistics(b))]
+        assert score == pytest.approx(np.mean(sides), rel=1e-3, abs=1e-3)
+
+
+def test_a_cache_of_this_model_is_a_cohort_and_another_is_not(
+    spkd: Callable, halves: tuple, student: Path, corpus: Path
+) -> None:
+    extract = ["teacher=checkpoint", "teacher.weights=student", "manifest=cohort.csv", "storage.codec=float32"]
+    assert spkd("extract", *extract, "cache=c").code == 0
+    both = ["norm=as-norm", "cohort.top=4"]
+    assert spkd("eval", "trials.txt", "manifest=test.csv", "cohort=c", "out=a", *both).code == 0
+    assert spkd("eval", "trials.txt", "manifest=test.csv", "cohort=cohort.csv", "out=b", *both).code == 0
+    one, other = scores_of("a"), scores_of("b")
+    assert max(abs(one[pair] - other[pair]) for pair in one) < 5e-3
+    save_untrained(student, corpus, seed=1, embedding=DIM)
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "cohort=c", *both)
+    assert done.code == 1
+    assert "with other weights or settings than the model" in done.err
+
+
+def test_plda_is_trained_on_the_cohort(spkd: Callable, corpus: Path, halves: tuple, embedded: dict) -> None:
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "backend=plda", f"cohort={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    every = Manifest.load(corpus / "manifest.csv")
+    matrix = np.stack([embedded[u.id] for u in every])
+    mean = matrix.mean(0)
+    plda = PLDA.train(normalised(matrix - mean), np.repeat(np.arange(6), 3))
+    for (a, b), score in scores_of("eval").items():
+        sides = (normalised(embedded[name][None] - mean) for name in (a, b))
+        expected = score_pairs(*plda.sides(*sides), np.array([0]), np.array([0]))[0]
+        assert score == pytest.approx(expected, rel=0.02, abs=0.02)
+    report = report_of("eval")
+    assert "two-covariance PLDA" in " ".join(report["how"])
+    assert {"cllr", "act_dcf_0.01"} <= set(report["results"])  # its scores are log-likelihood ratios
+    assert spkd("eval", "trials.txt", "manifest=test.csv", "backend=plda", "cohort=cohort.csv").code in (0, 1)
+
+
+def test_several_utterances_enrol_a_model(spkd: Callable, halves: tuple, embedded: dict) -> None:
+    test = halves[0]
+    by_speaker = {name: [u.id for u in test if u.speaker == name] for name in test.speakers}
+    Path("map").write_text("".join(f"{name}-model {' '.join(used[:2])}\n" for name, used in by_speaker.items()))
+    lines = [
+        f"{int(name == other)} {name}-model {used[2]}\n" for name in by_speaker for other, used in by_speaker.items()
+    ]
+    Path("m.txt").write_text("".join(lines))
+    done = spkd("eval", "m.txt", "manifest=test.csv", "enrol.map=map")
+    assert done.code == 0, done.err
+    for (model, utterance), score in scores_of("eval").items():
+        used = by_speaker[model.removesuffix("-model")][:2]
+        average = normalised(np.stack([embedded[name] for name in used])).sum(0)
+        assert abs(score - cosine(average, embedded[utterance])) < 1e-4
+    assert dict(line.split() for line in Path("eval/utt2spk").read_text().splitlines())["spk0-model"] == "spk0"
+    Path("map").write_text("somebody spk0/u0.flac\n")
+    done = spkd("eval", "m.txt", "manifest=test.csv", "enrol.map=map")
+    assert "m.txt:1: 'spk0-model' is not in map" in done.err
+    Path("map").write_text("".join(f"{name}-model gone\n" for name in by_speaker))
+    assert (
+        "m.txt:1: utterance 'gone' is not in test.csv"
+        in spkd("eval", "m.txt", "manifest=test.csv", "enrol.map=map").err
+    )
+
+
+def test_the_enrolment_side_can_have_a_model_of_its_own(
+    spkd: Callable, halves: tuple, embedded: dict, corpus: Path
+) -> None:
+    save_untrained(Path("large"), corpus, seed=5, embedding=DIM, channels=24)
+    assert spkd("embed", "test.csv", "model=large", "out=large.npy").code == 0
+    theirs = dict(read_vectors(Path("large.npy")))
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "enrol.model=large")
+    assert done.code == 0, done.err
+    for (a, b), score in scores_of("eval").items():
+        assert abs(score - cosine(theirs[a].astype(np.float64), embedded[b])) < 1e-4
+    assert [model["name"] for model in report_of("eval")["models"]] == ["large", "student"]
+    assert "embedded by large" in report_of("eval")["how"][0]
+    save_untrained(Path("wide"), corpus, embedding=8)
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "enrol.model=wide")
+    assert (done.code, "embeddings of 8 dimensions, those of model=student have 4" in done.err) == (2, True)
+
+
+@pytest.mark.usefixtures("student", "halves")
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["norm=as-norm"], "norm=as-norm needs cohort=FILE"),
+        (["backend=plda"], "backend=plda needs cohort=FILE"),
+        (["cohort=cohort.csv"], "cohort= is used by norm=as-norm"),
+        (["norm=as-norm", "cohort=none.csv"], "no manifest none.csv"),
+        (["by=[colour]"], "no column 'colour'"),
+        (["points=[2]"], "points: '2' is not"),
+        (["calibration=none.json"], "no calibration none.json"),
+        (["llr=true"], "llr=true: only for --scores"),
+    ],
+)
+def test_settings_that_cannot_be_are_a_line(spkd: Callable, given: list[str], error: str) -> None:
+    done = spkd("eval", "trials.txt", "manifest=test.csv", *given)
+    assert done.code == 2
+    assert error in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_cohort_without_labels_cannot_train_plda(spkd: Callable, halves: tuple, student: Path) -> None:
+    Path("paths.txt").write_text("".join(f"{u.path}\n" for u in halves[1]))
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "backend=plda", "cohort=paths.txt")
+    assert "PLDA is trained on speaker labels" in done.err
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "norm=as-norm", "cohort=paths.txt")
+    assert "cohort embeddings are not averaged" in done.out
