@@ -19,16 +19,19 @@ WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 FFT = 512
 LOW_HZ, HIGH_HZ = 20.0, SAMPLE_RATE / 2
+SHERPA_HIGH_HZ = SAMPLE_RATE / 2 - 400  # of sherpa-onnx
 PREEMPHASIS = 0.97
 AT_ONCE = 12_000  # frames: 2 minutes
 INT16 = 32768.0  # Kaldi computes on 16-bit integers
 
 FBANK = Target("fbank", MELS, HOP, WINDOW)
-# Toolkits differ in the window and in the scale of the samples; weights trained on one kind expect it.
+# Toolkits differ in window, edges, filters and the scale of the samples; weights trained on one kind expect it.
 FBANKS = {
     "kaldi": FBANK,
     "wespeaker": Target("fbank.wespeaker", MELS, HOP, WINDOW),  # Hamming window, 16-bit scale
     "3d-speaker": Target("fbank.3d-speaker", MELS, HOP, WINDOW),  # Povey window, samples in [-1, 1]
+    # Frames centred on each 10 ms, mirrored at the edges: half a hop decides how many there are.
+    "sherpa": Target("fbank.sherpa", MELS, HOP, HOP // 2),
 }
 WAVE = Target("wave", HOP, HOP, HOP)  # the samples themselves, HOP in a row: a crop at whole hops takes exactly its own
 FEATURES = {target.name: target for target in (*FBANKS.values(), WAVE)}
@@ -45,8 +48,20 @@ def input_features(kind: Target, waves: Tensor) -> Tensor:
 
 def fbank_of(toolkit: str, waves: Tensor, mels: int = MELS) -> Tensor:
     """The fbank of one of FBANKS, (B, frames, mels)."""
+    if toolkit == "sherpa":
+        return _sherpa_fbank(waves, mels)
     window = hamming if toolkit == "wespeaker" else povey
     return fbank(waves, window(waves.device), 1.0 if toolkit == "3d-speaker" else INT16, mels)
+
+
+def _sherpa_fbank(waves: Tensor, mels: int) -> Tensor:
+    """What sherpa-onnx computes on the phone (kaldi-native-fbank without snip-edges, filters from 20 to 7600 Hz), of
+    16-bit samples: (B, (samples + 80) // 160, mels)."""
+    before = WINDOW // 2 - HOP // 2
+    count = FBANKS["sherpa"].num_frames(waves.shape[-1])
+    after = max((count - 1) * HOP + WINDOW - before - waves.shape[-1], 0)
+    first, last = waves[..., :before].flip(-1), waves[..., waves.shape[-1] - after :].flip(-1)
+    return fbank(torch.cat([first, waves, last], -1), povey(waves.device), INT16, mels, SHERPA_HIGH_HZ)[:, :count]
 
 
 def is_fbank(kind: Target) -> bool:
@@ -54,7 +69,13 @@ def is_fbank(kind: Target) -> bool:
     return kind.name in [target.name for target in FBANKS.values()]
 
 
-def fbank(waves: Tensor, window: Tensor | None = None, scale: float = INT16, mels: int = MELS) -> Tensor:
+def fbank(
+    waves: Tensor,
+    window: Tensor | None = None,
+    scale: float = INT16,
+    mels: int = MELS,
+    high: float = HIGH_HZ,
+) -> Tensor:
     """Log-mel energies per 10 ms, not mean-normalised.
 
     Kaldi's order: frames that fit whole (snip-edges), minus their mean, pre-emphasis 0.97, Povey window,
@@ -64,6 +85,7 @@ def fbank(waves: Tensor, window: Tensor | None = None, scale: float = INT16, mel
         waves: (B, samples), float, in [-1, 1], at 16 kHz, at least 400 samples.
         window: (400,); None: Povey's.
         scale: of the samples; Kaldi computes on 16-bit integers.
+        high: where the last filter ends (Hz).
     Returns:
         (B, 1 + (samples - 400) // 160, mels), float32.
     """
@@ -72,16 +94,36 @@ def fbank(waves: Tensor, window: Tensor | None = None, scale: float = INT16, mel
         # An hour in one piece would take gigabytes; frames do not depend on one another.
         starts = range(0, count, AT_ONCE)
         return torch.cat(
-            [fbank(waves[..., s * HOP : (s + AT_ONCE - 1) * HOP + WINDOW], window, scale, mels) for s in starts], -2
+            [fbank(waves[..., s * HOP : (s + AT_ONCE - 1) * HOP + WINDOW], window, scale, mels, high) for s in starts],
+            -2,
         )
     frames = (waves.float() * scale).unfold(-1, WINDOW, HOP)
+    frames = _windowed(frames, povey(waves.device) if window is None else window)
+    power = torch.fft.rfft(frames, FFT).abs().square()
+    energies = power @ _filters(waves.device, mels, high)
+    return energies.clamp_min(torch.finfo(torch.float32).eps).log()
+
+
+def mel_filters(toolkit: str, mels: int = MELS) -> Tensor:
+    """The triangular filters of one of FBANKS, (257, mels)."""
+    return _filters(torch.device("cpu"), mels, SHERPA_HIGH_HZ if toolkit == "sherpa" else HIGH_HZ)
+
+
+def frame_spectra(toolkit: str) -> Tensor:
+    """Minus the mean, pre-emphasis, window and Fourier transform of one frame of 400 samples in [-1, 1], for one of
+    FBANKS: a linear map (257, 400), complex, in double precision."""
+    device = torch.device("cpu")
+    window = (hamming if toolkit == "wespeaker" else povey)(device).double()
+    frames = torch.eye(WINDOW, dtype=torch.float64) * (1.0 if toolkit == "3d-speaker" else INT16)
+    return torch.fft.rfft(_windowed(frames, window), FFT).T
+
+
+def _windowed(frames: Tensor, window: Tensor) -> Tensor:
+    """Frames (..., 400) minus their mean, with pre-emphasis, times the window."""
     frames = frames - frames.mean(-1, keepdim=True)
     # Kaldi pre-emphasises the first sample of a frame with itself.
     previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-    frames = (frames - PREEMPHASIS * previous) * (povey(waves.device) if window is None else window)
-    power = torch.fft.rfft(frames, FFT).abs().square()
-    energies = power @ _filters(waves.device, mels)
-    return energies.clamp_min(torch.finfo(torch.float32).eps).log()
+    return (frames - PREEMPHASIS * previous) * window
 
 
 @lru_cache
@@ -96,13 +138,13 @@ def povey(device: torch.device) -> Tensor:
 
 
 @lru_cache
-def _filters(device: torch.device, mels: int) -> Tensor:
+def _filters(device: torch.device, mels: int, high_hz: float) -> Tensor:
     """(257, mels) triangular filters, even on mel = 1127 ln(1 + f / 700) (Kaldi's mel-computations.cc)."""
 
     def mel(hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hz / 700.0)
 
-    low, high = mel(torch.tensor([LOW_HZ, HIGH_HZ], dtype=torch.float64))
+    low, high = mel(torch.tensor([LOW_HZ, high_hz], dtype=torch.float64))
     edges = low + (high - low) / (mels + 1) * torch.arange(mels + 2, dtype=torch.float64)
     bins = mel(torch.arange(FFT // 2, dtype=torch.float64) * SAMPLE_RATE / FFT)[:, None]
     rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])

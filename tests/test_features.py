@@ -78,3 +78,20 @@ def test_a_long_waveform_has_the_frames_of_its_pieces(monkeypatch: pytest.Monkey
     whole = fbank(wave)
     monkeypatch.setattr("spkd.features.AT_ONCE", 7)
     assert torch.allclose(fbank(wave), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [400, 16_000, 16_079, 16_080, 31_999])
+def test_sherpas_features_are_those_of_kaldi_native_fbank(samples: int) -> None:
+    """With the options that sherpa-onnx sets: no snip-edges, filters to 7,600 Hz, no dither."""
+    knf = pytest.importorskip("kaldi_native_fbank")
+    options = knf.FbankOptions()
+    options.frame_opts.dither, options.frame_opts.snip_edges, options.mel_opts.num_bins = 0.0, False, 80
+    options.mel_opts.low_freq, options.mel_opts.high_freq = 20.0, -400.0
+    wave = 0.1 * torch.randn(1, samples, generator=torch.Generator().manual_seed(samples))
+    theirs = knf.OnlineFbank(options)
+    theirs.accept_waveform(16_000, (wave[0] * 32768).tolist())
+    theirs.input_finished()
+    expected = torch.stack([torch.tensor(theirs.get_frame(i)) for i in range(theirs.num_frames_ready)])
+    found = input_features(FBANKS["sherpa"], wave)[0]
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 2e-3

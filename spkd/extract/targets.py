@@ -38,7 +38,7 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
     if follows and EMBEDDING not in stored:
         stored.append(EMBEDDING)
     targets = [teacher.targets[name] for name in stored]
-    targets += [FBANKS[config.fbank_kind]] if config.fbank or not (teacher.targets or config.wave) else []
+    targets += [FBANKS[config.features]] if config.fbank or not (teacher.targets or config.wave) else []
     targets += [WAVE] if config.wave else []
     if not targets:
         raise UsageError("teacher.targets: name at least one target")

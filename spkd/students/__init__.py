@@ -40,9 +40,9 @@ def make_student(config: StudentConfig) -> Network:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if is_fbank(network.input_kind):
-        network.input_kind = FBANKS[config.fbank_kind]
-    elif config.fbank_kind != "kaldi":
-        raise UsageError(f"student.fbank_kind={config.fbank_kind}: {name} takes the waveform")
+        network.take(FBANKS[config.features])
+    elif config.features != "kaldi":
+        raise UsageError(f"student.features={config.features}: {name} takes the waveform")
     return network if config.init is None else initialise_from(network, config.init, trained)
 
 
@@ -57,7 +57,7 @@ def initialise_from(network: Network, source: str, trained: bool) -> Network:
         weights = load_student(source).network.state_dict()
     else:
         if network.input_kind == FBANKS["kaldi"]:
-            log(f"note: {source}: for weights of WeSpeaker or 3D-Speaker set student.fbank_kind to their toolkit")
+            log(f"note: {source}: for weights of WeSpeaker or 3D-Speaker set student.features to their toolkit")
         weights = {k: v for k, v in read_weights(source).items() if not k.startswith("projection.")}
     try:
         found = network.load_state_dict(network.renamed(weights), strict=False)

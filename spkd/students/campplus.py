@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d, relu
+from torch.nn.functional import relu
 
 from spkd.features import MELS
 from spkd.students import padding
@@ -70,13 +70,20 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         x = padding.mask(x, lengths)
-        segments = avg_pool1d(x, SEGMENT, SEGMENT, ceil_mode=True)
-        if lengths is not None:  # the last segment of a view may be partly padding
-            share = avg_pool1d(padding.valid(x, lengths).to(x.dtype), SEGMENT, SEGMENT, ceil_mode=True)
-            segments = segments / share.clamp_min(0.5 / SEGMENT)
-        local = segments.repeat_interleave(SEGMENT, -1)[..., : x.shape[-1]]
+        member = _segments(x)
+        valid = x.new_ones(1, 1, x.shape[-1]) if lengths is None else padding.valid(x, lengths).to(x.dtype)
+        means = (x @ member) / (valid @ member).clamp_min(1)  # the last segment of a view may be partly padding
+        local = means @ member.T
         context = self.linear2(relu(self.linear1(padding.mean(x, lengths) + local)))
         return self.linear_local(x) * context.sigmoid()
+
+
+def _segments(x: Tensor) -> Tensor:
+    """1 where a step of x (..., T) belongs to a segment: (T, segments). Products with it take a mean and spread it
+    again, for lengths that an exported graph does not know."""
+    number = torch.arange(x.shape[-1], device=x.device) // SEGMENT
+    segments = torch.arange((x.shape[-1] + SEGMENT - 1) // SEGMENT, device=x.device)
+    return (number[:, None] == segments).to(x.dtype)
 
 
 class DenseLayer(nn.Module):

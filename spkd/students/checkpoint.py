@@ -125,7 +125,7 @@ def load_student(folder: str | Path) -> Checkpoint:
     network = _network(described, {k.removeprefix("network."): v for k, v in tensors.items()}, path, weights)
     for kind in FBANKS.values() if is_fbank(network.input_kind) else ():
         if described.features == _features(kind):
-            network.input_kind = kind
+            network.take(kind)
     # Students of the waveform were once described as taking fbank.
     if described.features not in (_features(network.input_kind), _features(FBANK)):
         raise SpkdError(f"{path}: damaged (its features are not those of this network)")

@@ -13,8 +13,7 @@ from torch.nn.functional import pad
 
 def valid(x: Tensor, lengths: Tensor) -> Tensor:
     """Which steps of x (B, ..., T) are no padding: bool, (B, 1..., T)."""
-    steps = torch.arange(x.shape[-1], device=x.device)
-    return (steps < lengths[:, None]).view(len(x), *[1] * (x.dim() - 2), -1)
+    return torch.arange(x.shape[-1], device=x.device) < lengths.view(-1, *[1] * (x.dim() - 1))
 
 
 def mask(x: Tensor, lengths: Tensor | None) -> Tensor:

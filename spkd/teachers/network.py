@@ -50,6 +50,7 @@ def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
         "kaldi": f"{mels}-mel Kaldi fbank",
         "wespeaker": f"{mels}-mel fbank with a Hamming window",
         "3d-speaker": f"{mels}-mel Kaldi fbank of samples in [-1, 1]",
+        "sherpa": f"{mels}-mel fbank of sherpa-onnx (centred frames, 20 to 7600 Hz)",
     }
     return FrontEnd(
         FBANKS[kind],

@@ -154,6 +154,8 @@ def _input_kind(source: str, inputs: list[Any], kind: str, described: dict[str, 
     if len(inputs) > 2 or len(shape) not in (2, 3):
         shapes = ", ".join(f"{i.name} {i.shape}" for i in inputs)
         raise UsageError(f"{source}: inputs {shapes}; expected a waveform (B, samples) or fbank (B, T, mels)")
+    if "spkd_features" in described and kind == "auto":  # exported by spkd
+        kind = described["spkd_features"]
     if len(shape) == 2:
         if kind not in ("auto", "waveform"):
             raise UsageError(f"teacher.input={kind}: {source} takes a waveform")

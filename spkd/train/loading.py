@@ -174,7 +174,7 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target, crops: t
 def _extracted_by(kind: Target) -> str:
     """The settings of `spkd extract` that store these features."""
     name, _, toolkit = kind.name.partition(".")
-    return f"{name}=true" + (f" fbank_kind={toolkit}" if toolkit else "")
+    return f"{name}=true" + (f" features={toolkit}" if toolkit else "")
 
 
 def _other_fbank(cache: CacheSource, kind: Target) -> str:
@@ -182,7 +182,7 @@ def _other_fbank(cache: CacheSource, kind: Target) -> str:
     held = [toolkit for toolkit, other in FBANKS.items() if other.name in cache.names]
     if not held or not is_fbank(kind):
         return ""
-    return f"; it holds the fbank of {held[0]}, for student.fbank_kind={held[0]}"
+    return f"; it holds the fbank of {held[0]}, for student.features={held[0]}"
 
 
 class _Both(Dataset):

@@ -176,7 +176,11 @@ def _remove_states(out: Path, but: str = "") -> None:
 
 
 def _filled(settings: Any, losses: dict[str, ChosenLoss]) -> dict[str, Any]:
-    """`settings` and, where they lack a key, its default."""
+    """`settings` and, where they lack a key, its default; keys under the names that they have now."""
+    student = settings.get("student") if isinstance(settings, dict) else None
+    if isinstance(student, dict) and "fbank_kind" in student:
+        renamed = {name: value for name, value in student.items() if name != "fbank_kind"}
+        settings = settings | {"student": renamed | {"features": student["fbank_kind"]}}
     filled = _with_defaults(settings if isinstance(settings, dict) else {}, TrainConfig(), (*PLACES, "loss"))
     theirs = filled.get("losses")
     if isinstance(theirs, dict) and list(theirs) == list(losses):

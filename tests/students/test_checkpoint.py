@@ -109,12 +109,12 @@ def test_a_checkpoint_file_that_is_none_is_a_line(spkd: Callable, corpus: Path, 
 def test_the_features_a_student_was_trained_on_go_with_it(spkd: Callable, corpus: Path, kind: str) -> None:
     """From training by the setting, into the folder, and back in scoring and as a teacher."""
     audio = f"manifest={corpus / 'manifest.csv'}"
-    assert spkd("extract", "teacher=none", audio, "cache=c", f"fbank_kind={kind}").code == 0
+    assert spkd("extract", "teacher=none", audio, "cache=c", f"features={kind}").code == 0
     more = ["cache=c", "steps=2", "batch_size=4", "crop=0.5", "student.channels=16", "student.embedding=8"]
     assert (
-        f"student.fbank_kind={kind}" in spkd("train", "--loss", "aam", *more).err
+        f"student.features={kind}" in spkd("train", "--loss", "aam", *more).err
     )  # the default is not what the cache holds
-    done = spkd("train", "--loss", "aam", *more, f"student.fbank_kind={kind}")
+    done = spkd("train", "--loss", "aam", *more, f"student.features={kind}")
     assert done.code == 0, done.err
     network = load_student(Path("student")).network
     assert network.input_kind == FBANKS[kind]

@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, linear, normal
 
 from spkd.config import StudentConfig, key
 from spkd.errors import UsageError
+from spkd.features import is_fbank
 from spkd.progress import log
 from spkd.registry import STUDENTS
 from spkd.students import Network, make_student
@@ -205,6 +206,8 @@ class MeMo(Loss):
         self.own.join(network)
         if self.partner is not None:
             partner = self._partner()
+            if is_fbank(partner.input_kind) and is_fbank(network.input_kind):
+                partner.take(network.input_kind)
             if partner.input_kind != network.input_kind:
                 raise UsageError(
                     f"loss.memo.partner={self._settings.partner} takes {partner.input_kind.name} input, "

@@ -1,0 +1,1 @@
+"""Students in the formats of other runtimes."""

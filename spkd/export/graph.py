@@ -1,0 +1,99 @@
+"""What is exported: a network, with its features before it or without, as operations that every runtime has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spkd.audio import SAMPLE_RATE
+from spkd.features import FBANKS, HOP, WINDOW, frame_spectra, is_fbank, mel_filters
+from spkd.students.network import Network
+from spkd.target import EMBEDDING, Target
+
+FLOOR = torch.finfo(torch.float32).eps
+
+
+class Fbank(nn.Module):
+    """Fbank of one of FBANKS as one convolution: minus the mean, pre-emphasis, window and Fourier transform of a frame
+    are linear together."""
+
+    kernels: Tensor
+    filters: Tensor
+
+    def __init__(self, toolkit: str) -> None:
+        super().__init__()
+        spectra = frame_spectra(toolkit)
+        self.register_buffer("kernels", torch.cat([spectra.real, spectra.imag]).float()[:, None])
+        self.register_buffer("filters", mel_filters(toolkit).T.contiguous())
+        self._kind = FBANKS[toolkit]
+        self._centred = self._kind.window < WINDOW
+
+    def forward(self, waves: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, samples) -> (B, T, 80)."""
+        if self._centred:
+            waves = _mirrored(waves, lengths)
+        spectra = nn.functional.conv1d(waves[:, None], self.kernels, stride=HOP)
+        real, imaginary = spectra.chunk(2, 1)
+        return (self.filters @ (real.square() + imaginary.square())).clamp_min(FLOOR).log().transpose(1, 2)
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        return (lengths - self._kind.window) // HOP + 1
+
+
+class Samples(nn.Module):
+    """The samples themselves, 160 in a row."""
+
+    def forward(self, waves: Tensor, lengths: Tensor | None) -> Tensor:
+        frames = waves.shape[1] // HOP
+        return waves[:, : frames * HOP].unflatten(1, (frames, HOP))
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        return lengths // HOP
+
+
+class Embedder(nn.Module):
+    """Input -> embedding (B, D).
+
+    Args:
+        waveform: whether the input is the waveform (B, samples) rather than the network's features (B, T, F).
+    """
+
+    def __init__(self, network: Network, waveform: bool) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.front_end: Fbank | Samples | None = None
+        if waveform:
+            self.front_end = Fbank(toolkit_of(network.input_kind)) if is_fbank(network.input_kind) else Samples()
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """lengths: (B,) valid samples or frames of each view; longer than the batch: all are."""
+        if lengths is not None:
+            lengths = lengths.clamp_max(x.shape[1])
+        if self.front_end is not None:
+            x = self.front_end(x, lengths)
+            if lengths is not None:
+                lengths = self.front_end.num_frames(lengths)
+        return self.network(x, lengths=lengths)[EMBEDDING]
+
+    def example(self, seconds: float, batch: int = 1, seed: int = 0) -> Tensor:
+        """An input of noise."""
+        generator = torch.Generator().manual_seed(seed)
+        waves = 0.1 * torch.randn(batch, round(seconds * SAMPLE_RATE), generator=generator)
+        return waves if self.front_end is not None else self.network.features(waves)
+
+
+def toolkit_of(kind: Target) -> str:
+    """The name of a kind of fbank among FBANKS."""
+    return next(name for name, target in FBANKS.items() if target == kind)
+
+
+def _mirrored(waves: Tensor, lengths: Tensor | None) -> Tensor:
+    """Waves (B, samples) between mirror images of their ends, so that frames are centred on every 10 ms."""
+    count = waves.shape[1]
+    last = torch.full((1, 1), count) if lengths is None else lengths[:, None]
+    before = WINDOW // 2 - HOP // 2
+    # The last frame that is counted is the last one that a convolution of this length gives.
+    steps = torch.arange(-before, (count + HOP // 2) // HOP * HOP + WINDOW - HOP - before)[None]
+    steps = torch.where(steps < 0, -steps - 1, steps)
+    steps = torch.where(steps >= last, 2 * last - 1 - steps, steps).clamp_min(0)
+    return waves.gather(1, steps.expand(waves.shape[0], -1))

@@ -1,0 +1,96 @@
+"""ONNX in 8-bit integers: static quantisation of convolutions and matrix products, with ranges measured on speech."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spkd.audio import AudioError, decode
+from spkd.errors import SpkdError, UsageError
+from spkd.export.graph import Embedder
+from spkd.export.onnx import NAMES, _quiet
+from spkd.manifest import Manifest, measure
+
+CROP = 3.0  # s of each utterance: ranges of whole utterances would take memory without telling more
+QUANTISED = ("Conv", "MatMul", "Gemm")  # pooling and normalisation stay in floating point
+
+
+def speech_inputs(embedder: Embedder, manifest: Manifest, seconds: float) -> list[np.ndarray]:
+    """Inputs of the graph from utterances spread over a manifest, until there are so many seconds.
+
+    Raises:
+        SpkdError: none can be loaded.
+    """
+    utterances, total, found = measure(manifest)[0].utterances, 0.0, []
+    order = np.random.RandomState(0).permutation(len(utterances))
+    for index in order.tolist():
+        utterance = utterances[index]
+        if total >= seconds or (utterance.duration or 0) < 1.0:
+            continue
+        try:
+            wave = decode(
+                utterance.path, utterance.start, min(CROP, utterance.duration or CROP), utterance.channel
+            ).wave
+        except AudioError:
+            continue
+        waves = torch.from_numpy(wave)[None]
+        found.append((waves if embedder.front_end is not None else embedder.network.features(waves)).numpy())
+        total += len(wave) / 16_000
+    if not found:
+        raise SpkdError(f"{manifest.source}: no utterance of a second or more can be loaded")
+    return found
+
+
+def quantise(embedder: Embedder, source: Path, out: Path, inputs: list[np.ndarray]) -> None:
+    """Quantise the graph in `source`.
+
+    Args:
+        inputs: on which ranges are measured: the mean of each utterance's extremes would cut speech off, so the
+            extremes of all of them count.
+    Raises:
+        UsageError: onnxruntime is missing.
+    """
+    try:
+        import onnx
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise UsageError("to=onnx-int8 needs onnx and onnxruntime: pip install 'spkd[export]'") from error
+    name = NAMES[embedder.front_end is not None]
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._feeds: Iterator[dict[str, Any]] = ({name: x} for x in inputs)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self._feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(out),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTISED),
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=_of_features(onnx.load(str(prepared))),
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )
+    model, metadata = onnx.load(str(out)), onnx.load(str(source)).metadata_props
+    del model.metadata_props[:]
+    model.metadata_props.extend(metadata)
+    onnx.save(model, str(out))
+
+
+def _of_features(model: Any) -> list[str]:
+    """Nodes that compute fbank: their numbers span ten orders of magnitude."""
+    return [node.name for node in model.graph.node if any("front_end" in given for given in node.input)]

@@ -1,0 +1,47 @@
+"""LiteRT (TensorFlow Lite), for Android and microcontrollers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spkd.errors import SpkdError, UsageError, first_line
+from spkd.export.graph import Embedder
+from spkd.export.onnx import _quiet
+
+
+def write_litert(embedder: Embedder, out: Path, seconds: float) -> None:
+    """Write the graph for one view of one length.
+
+    Raises:
+        UsageError: litert-torch is missing. SpkdError: the network cannot be converted.
+    """
+    try:
+        import litert_torch
+    except ImportError as error:
+        raise UsageError("to=litert needs litert-torch: pip install 'spkd[litert]'") from error
+    try:
+        with _quiet(), torch.no_grad():
+            litert_torch.convert(embedder, (embedder.example(seconds),)).export(str(out))
+    except Exception as error:  # the converter raises many kinds
+        raise SpkdError(f"{out}: the network cannot be converted ({first_line(error)})") from error
+
+
+def load_litert(path: Path) -> Callable[[Tensor], np.ndarray]:
+    """The graph of a file, on one thread: one view -> embedding (1, D)."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    taken, given = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def run(x: Tensor) -> np.ndarray:
+        interpreter.set_tensor(taken, x.numpy())
+        interpreter.invoke()
+        return interpreter.get_tensor(given)
+
+    return run

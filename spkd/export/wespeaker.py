@@ -1,0 +1,56 @@
+"""avg_model.pt and config.yaml, as WeSpeaker loads them, of networks that it has too."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+import yaml
+
+from spkd.audio import SAMPLE_RATE
+from spkd.errors import UsageError
+from spkd.export.graph import toolkit_of
+from spkd.features import MELS
+from spkd.files import write_bytes
+from spkd.progress import log
+from spkd.students.campplus import CAMPPlus
+from spkd.students.network import Network
+from spkd.students.resnet import ResNet34
+
+THEIRS = ((ResNet34, "ResNet34", 32), (CAMPPlus, "CAMPPlus", 128))  # network, WeSpeaker's name, its only width
+
+
+def write_wespeaker(network: Network, folder: Path) -> None:
+    """Write both files.
+
+    Raises:
+        UsageError: a network or a width that WeSpeaker does not have.
+    """
+    channels = network.settings.get("channels")
+    name = next((name for kind, name, width in THEIRS if type(network) is kind and width == channels), None)
+    if name is None:
+        has = ", ".join(f"{theirs} of {width} channels" for _, theirs, width in THEIRS)
+        raise UsageError(f"to=wespeaker: WeSpeaker does not have this network; of spkd's students it has {has}")
+    toolkit = toolkit_of(network.input_kind)
+    if toolkit != "wespeaker":
+        log(
+            f"note: WeSpeaker computes its own features, and this student was trained on those of {toolkit}; train "
+            "with student.features=wespeaker"
+        )
+    arguments = {"feat_dim": MELS, "embed_dim": network.settings["embedding"], "pooling_func": "TSTP"}
+    config = {
+        "model": name,
+        "model_args": arguments | ({"two_emb_layer": False} if name == "ResNet34" else {}),
+        "dataset_args": {
+            "frontend": "fbank",
+            "resample_rate": SAMPLE_RATE,
+            "fbank_args": {"num_mel_bins": MELS, "frame_length": 25, "frame_shift": 10, "dither": 0.0},
+            "cmvn": True,
+            "cmvn_args": {"norm_mean": True, "norm_var": False},
+        },
+    }
+    data = io.BytesIO()
+    torch.save({name: values.cpu() for name, values in network.state_dict().items()}, data)
+    write_bytes(folder / "avg_model.pt", data.getvalue())
+    write_bytes(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())

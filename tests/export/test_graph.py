@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spkd.export.graph import Embedder, Fbank
+from spkd.features import FBANKS, input_features
+from spkd.students import build
+
+
+def waves(count: int, samples: int) -> torch.Tensor:
+    return 0.1 * torch.randn(count, samples, generator=torch.Generator().manual_seed(samples))
+
+
+@pytest.mark.parametrize("toolkit", FBANKS)
+@pytest.mark.parametrize("samples", [8_000, 16_001, 16_079, 16_080, 31_999])
+def test_features_in_the_graph_are_those_of_training(toolkit: str, samples: int) -> None:
+    given = waves(2, samples)
+    found, expected = Fbank(toolkit)(given, None), input_features(FBANKS[toolkit], given)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("toolkit", FBANKS)
+def test_padding_changes_no_embedding(toolkit: str) -> None:
+    network = build("tiny", channels=16, embedding=8)
+    network.take(FBANKS[toolkit])
+    embedder, lengths = Embedder(network, waveform=True), torch.tensor([24_000, 16_005, 11_120])
+    batch = waves(3, 24_000)
+    with torch.no_grad():
+        found = embedder(batch, lengths)
+        for row, length in enumerate(lengths.tolist()):
+            assert (found[row] - embedder(batch[row : row + 1, :length])[0]).abs().max() < 1e-5
+
+
+def test_a_student_of_the_waveform_drops_what_fills_no_frame() -> None:
+    embedder = Embedder(build("ssl", channels=16, embedding=8, layers=1), waveform=True)
+    given = waves(2, 16_100)
+    with torch.no_grad():
+        expected = embedder.network(embedder.network.features(given))["embedding"]
+        assert (embedder(given) - expected).abs().max() < 1e-5

@@ -1,0 +1,187 @@
+"""`spkd export` through the real command line, and the files in the runtimes that they are for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import spkd as package
+from spkd.features import FBANKS, input_features
+from spkd.manifest import Manifest
+from spkd.registry import STUDENTS
+from spkd.students import Checkpoint, build, load_student, save_student
+from tests.eval.students import save_untrained
+
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+SMALL = {"resnet34": 8, "campplus": 16, "ssl": 16, "ecapa": 16}
+
+
+def session(path: str) -> ort.InferenceSession:
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def features(batch: int, frames: int, width: int) -> torch.Tensor:
+    return torch.randn(batch, frames, width, generator=torch.Generator().manual_seed(frames))
+
+
+@pytest.mark.parametrize("name", STUDENTS.ours)
+def test_every_student_in_onnx_with_padded_batches(spkd: Callable, name: str) -> None:
+    torch.manual_seed(0)
+    network = build(name, channels=SMALL.get(name, 16), embedding=8).eval()
+    save_student("s", Checkpoint(network))
+    done = spkd("export", "s", "--to", "onnx", "lengths=true", "out=m.onnx")
+    assert done.code == 0, done.err
+    graph, waveform = session("m.onnx"), name == "ssl"
+    assert [i.name for i in graph.get_inputs()] == ["wave" if waveform else "feats", "lengths"]
+    assert graph.get_inputs()[0].shape[:2] == ["batch", "samples" if waveform else "frames"]
+    unit = 160 if waveform else 1
+    for lengths in ([300], [250, 120, 101], [64]):
+        x = features(len(lengths), max(lengths), network.input_kind.dim)
+        given = x.flatten(1) if waveform else x
+        feed = {graph.get_inputs()[0].name: given.numpy(), "lengths": unit * np.array(lengths)}
+        with torch.no_grad():
+            expected = network(x, lengths=torch.tensor(lengths))["embedding"].numpy()
+        assert np.abs(graph.run(None, feed)[0] - expected).max() < 1e-4
+
+
+@pytest.fixture
+def student(tmp_path: Path, corpus: Path, spkd: Callable) -> Path:
+    """A student of sherpa's features with a calibration."""
+    folder = save_untrained(tmp_path / "student", corpus)
+    network = load_student(folder).network
+    network.take(FBANKS["sherpa"])
+    save_student(folder, Checkpoint(network))
+    done = spkd("calibrate", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    return folder
+
+
+def wave_of(corpus: Path, index: int = 2) -> np.ndarray:
+    return soundfile.read(Manifest.load(corpus / "manifest.csv")[index].path, dtype="float32")[0]
+
+
+def test_what_goes_with_the_model_is_in_the_file(spkd: Callable, student: Path, corpus: Path) -> None:
+    done = spkd("export", "student", "to=onnx", "url=https://lab.example/m", "licence=apache-2.0")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "student/model.onnx: written"
+    assert "cosine with the student 1.000000" in done.out
+    found = session("student/model.onnx").get_modelmeta().custom_metadata_map
+    assert found["output_dim"] == "8"
+    assert (found["sample_rate"], found["normalize_samples"], found["spkd_features"]) == ("16000", "0", "sherpa")
+    assert json.loads(found["spkd_card"])["licence"] == "apache-2.0"
+    calibration = json.loads(found["spkd_calibration"])
+    assert calibration["thresholds"] == json.loads((student / "calibration.json").read_text())["thresholds"]
+    assert calibration["trained_on"]["speakers"] == []  # who they are does not leave the laboratory
+
+
+def test_sherpa_onnx_gives_the_students_embeddings(spkd: Callable, student: Path, corpus: Path) -> None:
+    sherpa = pytest.importorskip("sherpa_onnx")
+    assert spkd("export", "student").code == 0
+    extractor = sherpa.SpeakerEmbeddingExtractor(sherpa.SpeakerEmbeddingExtractorConfig(model="student/model.onnx"))
+    for index in range(3):
+        wave = wave_of(corpus, index)
+        stream = extractor.create_stream()
+        stream.accept_waveform(16_000, wave)
+        stream.input_finished()
+        theirs, ours = np.array(extractor.compute(stream)), package.load("student").embed(wave)
+        assert theirs @ ours / np.linalg.norm(theirs) / np.linalg.norm(ours) > 0.999
+
+
+def test_the_waveform_goes_in_and_the_model_can_be_scored(spkd: Callable, student: Path, corpus: Path) -> None:
+    done = spkd(
+        "export", "student", "waveform=true", "out=w.onnx", f"trials={corpus / 'trials.txt'}",
+        f"trials_manifest={corpus / 'manifest.csv'}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rates = [line.split("EER ")[1] for line in done.out.splitlines() if "EER " in line]
+    assert len(rates) == 2
+    assert rates[0] == rates[1]
+    one, other = package.load("student"), package.load("w.onnx")
+    assert np.abs(one.embed(wave_of(corpus)) - other.embed(wave_of(corpus))).max() < 1e-3
+    assert other.calibration is not None
+    assert other.verify(wave_of(corpus), wave_of(corpus)).same
+
+
+def test_eight_bit_integers_stay_near_and_are_smaller(spkd: Callable, student: Path, corpus: Path) -> None:
+    audio = f"manifest={corpus / 'manifest.csv'}"
+    done = spkd("export", "student", "--to", "onnx-int8", audio, "speech=20")
+    assert done.code == 0, done.err
+    assert [line.split()[0] for line in done.out.splitlines()[:3]] == ["student", "onnx", "onnx-int8"]
+    whole, small = package.load("student"), package.load("student/model.int8.onnx")
+    waves = [wave_of(corpus, i) for i in range(6)]
+    a, b = whole.embed(waves), small.embed(waves)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.mean() > 0.7  # of an untrained network, whose embeddings differ by little
+    assert {node.op_type for node in _nodes("student/model.int8.onnx")} >= {"QuantizeLinear", "DequantizeLinear"}
+    assert small.calibration is not None
+    assert not list(student.glob("*.fp32.*"))
+    assert "name a manifest of speech" in spkd("export", "student", "to=onnx-int8").err
+
+
+def _nodes(path: str) -> list:
+    import onnx
+
+    return list(onnx.load(path).graph.node)
+
+
+def test_torchscript_of_any_length(spkd: Callable, student: Path) -> None:
+    done = spkd("export", "student", "--to", "torchscript")
+    assert done.code == 0, done.err
+    extra = {"metadata.json": ""}
+    graph = torch.jit.load("student/model.torchscript.pt", _extra_files=extra)
+    assert json.loads(extra["metadata.json"])["spkd_features"] == "sherpa"
+    network = load_student(student).network
+    for batch, frames in ((1, 400), (3, 133)):
+        x = features(batch, frames, 80)
+        with torch.no_grad():
+            assert (graph(x) - network(x)["embedding"]).abs().max() < 1e-5
+
+
+def test_litert_of_one_length(spkd: Callable, student: Path) -> None:
+    pytest.importorskip("litert_torch", exc_type=ImportError)
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    done = spkd("export", "student", "--to", "litert", "seconds=2", "out=m.tflite")
+    assert done.code == 0, done.err
+    graph = interpreter.Interpreter("m.tflite")
+    graph.allocate_tensors()
+    assert graph.get_input_details()[0]["shape"].tolist() == [1, 200, 80]
+    x = input_features(FBANKS["sherpa"], 0.1 * torch.randn(1, 32_000))
+    graph.set_tensor(graph.get_input_details()[0]["index"], x.numpy())
+    graph.invoke()
+    with torch.no_grad():
+        expected = load_student(student).network(x)["embedding"].numpy()
+    assert np.abs(graph.get_tensor(graph.get_output_details()[0]["index"]) - expected).max() < 1e-4
+
+
+@pytest.mark.usefixtures("student")
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["to=onx"], "did you mean 'onnx'"),
+        (["to=wespeaker"], "WeSpeaker does not have this network"),
+        (["to=torchscript", "lengths=true"], "lengths=true: to=onnx has that input"),
+        (["to=torchscript", "trials=x"], "to=torchscript is not"),
+        (["calibration=none.json"], "no calibration none.json"),
+        (["trials=none.txt", "trials_manifest=none.csv"], "no trial list none.txt"),
+    ],
+)
+def test_what_a_format_does_not_have_is_a_line(spkd: Callable, given: list[str], error: str) -> None:
+    done = spkd("export", "student", *given)
+    assert done.code in (1, 2)
+    assert error in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_calibration_of_other_weights_does_not_leave(spkd: Callable, student: Path, corpus: Path) -> None:
+    kept = (student / "calibration.json").read_bytes()
+    save_untrained(student, corpus, seed=3)
+    (student / "calibration.json").write_bytes(kept)
+    done = spkd("export", "student")
+    assert (done.code, "of other weights than the student's" in done.err) == (1, True)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from spkd.features import FBANKS
+from spkd.students import Checkpoint, build, load_student, save_student
+
+
+@pytest.mark.parametrize(("name", "channels", "theirs"), [("resnet34", 32, "ResNet34"), ("campplus", 128, "CAMPPlus")])
+def test_what_is_written_loads_as_wespeakers(
+    spkd: Callable, corpus: Path, name: str, channels: int, theirs: str
+) -> None:
+    """As a teacher of that toolkit, which is compared with the toolkit's own code elsewhere."""
+    torch.manual_seed(0)
+    network = build(name, channels=channels, embedding=16).eval()
+    network.take(FBANKS["wespeaker"])
+    save_student("s", Checkpoint(network))
+    done = spkd("export", "s", "--to", "wespeaker", "out=w")
+    assert (done.code, done.out) == (0, "w: written\n"), done.err
+    assert yaml.safe_load(Path("w/config.yaml").read_text())["model"] == theirs
+    state = torch.load("w/avg_model.pt", weights_only=True)
+    assert set(state) == set(load_student("s").network.state_dict())
+    lines = [f"{i},{corpus}/audio/spk{i}/u0.flac,s{i}\n" for i in range(2)]
+    Path("m.csv").write_text("utt,path,speaker\n" + "".join(lines))
+    for model, out in ((["model=s"], "a.npy"), (["model=wespeaker", "weights=w"], "b.npy")):
+        assert spkd("embed", "m.csv", *model, f"out={out}").code == 0
+    import numpy as np
+
+    assert np.abs(np.load("a.npy") - np.load("b.npy")).max() < 1e-5
+
+
+def test_other_features_are_remarked(spkd: Callable) -> None:
+    save_student("s", Checkpoint(build("resnet34", channels=32, embedding=16).eval()))
+    assert "trained on those of kaldi" in spkd("export", "s", "to=wespeaker").out
+    assert "to=wespeaker: its networks take fbank" in spkd("export", "s", "to=wespeaker", "waveform=true").err
