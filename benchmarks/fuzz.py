@@ -98,7 +98,7 @@ def train(*more: str) -> tuple[str, ...]:
 
 
 def evaluate(*more: str) -> tuple[str, ...]:
-    return ("eval", "trials.txt", "manifest=manifest.csv", "device=cpu", *more)
+    return ("eval", "trials.txt", "manifest=manifest.csv", "device=cpu", "bootstrap=5", *more)
 
 
 def reseal(root: Path) -> None:
@@ -149,6 +149,43 @@ CASES = {
         ),
     ),
     "trials": Case(("trials.txt",), (evaluate("model=student"),)),
+    "scores": Case(
+        ("evaluation/scores.txt",),
+        (
+            ("eval", "--scores", "evaluation/scores.txt", "out=new", "bootstrap=5"),
+            (
+                "eval",
+                "trials.txt",
+                "manifest=manifest.csv",
+                "--scores",
+                "evaluation/scores.txt",
+                "out=new",
+                "bootstrap=5",
+            ),
+        ),
+    ),
+    "enrolment map": Case(("map.txt",), (evaluate("model=student", "enrol.map=map.txt"),)),
+    "calibration": Case(
+        ("calibration.json", "student/calibration.json"),
+        (
+            evaluate("model=student", "calibration=calibration.json"),
+            ("export", "student", "to=torchscript", "out=new.pt"),
+        ),
+    ),
+    "evaluation": Case(
+        ("evaluation/*", "student/model.json"),
+        (
+            ("report", "evaluation", "again=evaluation", "--bootstrap", "5", "--out", "new"),
+            ("cache", "catalogue", ".", "--out", "new.html"),
+        ),
+    ),
+    "cohort": Case(
+        ("cache/*.json", "cache/plan/*", "cache/embedding/c/*/0", "manifest.tsv"),
+        (
+            evaluate("model=student", "norm=as-norm", "cohort=cache", "cohort.top=3"),
+            evaluate("model=student", "backend=plda", "cohort=manifest.tsv"),
+        ),
+    ),
     "cache": Case(EVERY, CACHE_COMMANDS),
     "cache resealed": Case(
         ("cache/*.json", "cache/commits/*.json", "cache/plan/*"), CACHE_COMMANDS, lambda root: reseal(root / "cache")
@@ -251,6 +288,7 @@ def make(root: Path) -> None:
         ),
         "cuts.jsonl": "".join(json.dumps(cut(*row)) + "\n" for row in rows),
         "trials.txt": "".join(f"{int(a[2] == b[2])} {a[0]} {b[0]}\n" for a in rows for b in rows if a[0] < b[0]),
+        "map.txt": "".join(f"{i} {j}\n" for i, _, s, _ in rows for j, _, other, _ in rows if s == other),
         "settings.yaml": "view: crops:2,0.4\nfbank: true\nsteps: 2\nloss: {names: [cosine]}\nout: run2\n",
         "kaldi/wav.scp": "".join(f"{i} {p}\n" for i, p, _, _ in rows),
         "kaldi/utt2spk": "".join(f"{i} {s}\n" for i, _, s, _ in rows),
@@ -278,6 +316,9 @@ def make(root: Path) -> None:
     run(root, extract("manifest=manifest.csv", "cache=cache", *WITH_TEACHER, "storage.codecs={frames: float16+zstd}"))
     for suffix in ("ark", "npy"):
         run(root, ("embed", "manifest.csv", "model=student", f"out=vectors.{suffix}", "device=cpu"))
+    run(root, evaluate("model=student", "out=evaluation", "bootstrap=5"))
+    run(root, ("calibrate", "trials.txt", "manifest=manifest.csv", "model=student"))
+    run(root, ("calibrate", "--scores", "evaluation/scores.txt", "out=calibration.json"))
     scp = root / "vectors.scp"
     scp.write_text(scp.read_text().replace(f"{root.resolve()}/", ""))
     run(

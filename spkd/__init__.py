@@ -1,3 +1,26 @@
-"""spkd: distil heavy speaker-verification teachers into students small enough for a phone."""
+"""spkd: distil heavy speaker-verification teachers into students small enough for a phone.
+
+model = spkd.load("student")            # a folder, an exported .onnx file, or USER/NAME on the Hugging Face hub
+model.embed(["a.wav", "b.wav"])         # (2, D)
+model.verify("a.wav", "b.wav").same     # by the threshold that travels with the model
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from spkd.model import SpeakerModel, Verification, load
+
+__all__ = ["SpeakerModel", "Verification", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """What Python users need, imported when it is first used: the command line has no need to wait for it."""
+    if name in ("SpeakerModel", "Verification", "load"):
+        from spkd import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'spkd' has no attribute {name!r}")

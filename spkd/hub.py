@@ -1,0 +1,99 @@
+"""Students on the Hugging Face hub, with a card that says what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spkd import __version__
+from spkd.errors import SpkdError, UsageError, first_line
+from spkd.eval.calibration import FILE
+from spkd.eval.compare import SIZE, load_systems, markdown, paper_table
+from spkd.files import read_json
+from spkd.students.checkpoint import DESCRIPTION, WEIGHTS
+
+PARTS = (DESCRIPTION, WEIGHTS, FILE)  # of a student's folder: what is uploaded and loaded
+CARD = "README.md"
+
+
+def download(name: str, revision: str | None, token: str | None) -> Path:
+    """The folder of a student on the hub, in its own cache on this machine.
+
+    Raises:
+        UsageError: huggingface_hub is missing, or there is no such model. SpkdError: the hub does not answer.
+    """
+    hub = _hub()
+    try:
+        folder = Path(hub.snapshot_download(name, revision=revision, token=token, allow_patterns=list(PARTS)))
+    except Exception as error:  # its own kinds, and those of its network library
+        raise SpkdError(f"{name}: cannot be loaded from the hub ({first_line(error)})") from error
+    if not (folder / DESCRIPTION).is_file():
+        raise UsageError(f"{name}: no student of spkd there ({DESCRIPTION})")
+    return folder
+
+
+def upload(
+    folder: Path, name: str, evaluations: Sequence[str | Path], licence: str, private: bool, token: str | None
+) -> str:
+    """Upload a student's folder and its card. Returns the address.
+
+    Raises:
+        UsageError: huggingface_hub is missing, or an evaluation is none. SpkdError: the hub refuses.
+    """
+    card = model_card(folder, name, evaluations, licence)
+    hub = _hub()
+    api = hub.HfApi(token=token)
+    try:
+        address = str(api.create_repo(name, private=private, exist_ok=True))
+        files = [part for part in PARTS if (folder / part).is_file()]
+        parts = [hub.CommitOperationAdd(part, str(folder / part)) for part in files]
+        parts.append(hub.CommitOperationAdd(CARD, card.encode()))
+        api.create_commit(name, parts, commit_message=f"Student trained by spkd {__version__}")
+    except Exception as error:  # its own kinds, and those of its network library
+        raise SpkdError(f"{name}: the hub refuses it ({first_line(error)})") from error
+    return address
+
+
+def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licence: str) -> str:
+    """README.md of a student: use, error rates, how it was trained, on which caches."""
+    tree = read_json(folder / DESCRIPTION)
+    training = tree.get("training") or {}
+    settings = training.get("settings") or {}
+    systems = load_systems([str(item) for item in evaluations])
+    head: dict[str, Any] = {"license": licence} if licence else {}
+    head |= {
+        "library_name": "spkd",
+        "tags": ["speaker-verification", "speaker-embeddings", "knowledge-distillation", "audio"],
+    }
+    facts = {
+        "Network": f"{tree['network']}, {tree['settings']}",
+        "Features": tree["features"],
+        "Licence": licence or "not stated",
+        "Teachers": ", ".join(settings.get("teacher_families", [])) or "none",
+        "Caches (fingerprints)": ", ".join(settings.get("caches", [])) or "unknown",
+        "Losses": ", ".join(settings.get("losses", {})) or "unknown",
+        "Steps": training.get("steps", "unknown"),
+    }
+    parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n", f"# {name}\n"]
+    parts.append("A speaker-verification student distilled by spkd.\n")
+    parts.append(f'```python\nimport spkd\n\nmodel = spkd.load("{name}")\nmodel.verify("a.wav", "b.wav")\n```\n')
+    if systems:
+        header, rows = paper_table(systems)
+        kept = [0, *range(len(SIZE), len(header))]
+        table = markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
+        parts.append(f"## Error rates\n\n{table}\nIntervals hold 95 % of resamplings of the speakers.\n")
+        parts += [f"{system.label}: {' '.join(system.summary['how'])}\n" for system in systems]
+    parts.append("## Training\n")
+    parts.append("".join(f"- {key}: {value}\n" for key, value in facts.items()))
+    return "\n".join(parts)
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UsageError("models on the hub need huggingface_hub: pip install 'spkd[hub]'") from error
+    return huggingface_hub

@@ -1,0 +1,157 @@
+"""Models on the Hugging Face hub, against a stand-in on this machine that speaks its protocol."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spkd as package
+from spkd.errors import UsageError
+from spkd.manifest import Manifest
+from tests.eval.students import save_untrained
+
+pytest.importorskip("huggingface_hub")
+flask = pytest.importorskip("flask")
+
+
+class Hub:
+    """Repositories as dictionaries: what the hub's client asks for to make one, to commit and to load."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.private: dict[str, bool] = {}
+
+    def app(self) -> Any:
+        app = flask.Flask(__name__)
+        revision = "a" * 40
+
+        @app.post("/api/repos/create")
+        def create() -> Any:
+            given = flask.request.get_json()
+            name = f"{given.get('organization') or 'lab'}/{given['name']}"
+            self.files.setdefault(name, {})
+            self.private[name] = given.get("private") or given.get("visibility") == "private"
+            return {"url": f"{flask.request.host_url}{name}", "name": name, "id": name}
+
+        @app.post("/api/validate-yaml")
+        def validate() -> Any:
+            return {"errors": [], "warnings": []}
+
+        @app.post("/api/models/<user>/<name>/preupload/<branch>")
+        def preupload(user: str, name: str, branch: str) -> Any:
+            paths = [file["path"] for file in flask.request.get_json()["files"]]
+            return {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}
+
+        @app.post("/api/models/<user>/<name>/commit/<branch>")
+        def commit(user: str, name: str, branch: str) -> Any:
+            for line in flask.request.get_data().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.files[f"{user}/{name}"][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            return {"commitUrl": f"{flask.request.host_url}{user}/{name}/commit/{revision}", "commitOid": revision}
+
+        @app.get("/api/models/<user>/<name>")
+        @app.get("/api/models/<user>/<name>/revision/<branch>")
+        def info(user: str, name: str, branch: str = "main") -> Any:
+            if f"{user}/{name}" not in self.files:
+                return {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"}
+            names = [{"rfilename": path} for path in self.files[f"{user}/{name}"]]
+            return {"id": f"{user}/{name}", "sha": revision, "siblings": names, "private": False, "tags": []}
+
+        @app.get("/api/models/<user>/<name>/tree/<branch>")
+        def tree(user: str, name: str, branch: str) -> Any:
+            files = self.files[f"{user}/{name}"].items()
+            return [{"type": "file", "path": p, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for p, d in files]
+
+        @app.get("/<user>/<name>/resolve/<branch>/<path:path>")
+        def resolve(user: str, name: str, branch: str, path: str) -> Any:
+            data = self.files[f"{user}/{name}"][path]
+            response = flask.Response(data)
+            response.headers["ETag"] = f'"{hashlib.sha1(data).hexdigest()}"'
+            response.headers["X-Repo-Commit"] = revision
+            return response
+
+        return app
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[Hub, str]]:
+    from werkzeug.serving import make_server
+
+    hub = Hub()
+    server = make_server("127.0.0.1", 0, hub.app(), threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield hub, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def python(code: str, address: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run code in a process that takes the stand-in for the hub."""
+    environment = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "hf_x", "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", f"import spkd\n{code}"],
+        cwd=folder,
+        env=os.environ | environment | {"PYTHONPATH": str(Path(package.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_student_goes_to_the_hub_and_comes_back(
+    request: pytest.FixtureRequest, hub: tuple[Hub, str], corpus: Path, tmp_path: Path
+) -> None:
+    run: Callable = request.getfixturevalue("spkd")
+    store, address = hub
+    audio, path = f"manifest={corpus / 'manifest.csv'}", Manifest.load(corpus / "manifest.csv")[0].path
+    assert run("extract", "teacher=none", audio, "cache=c").code == 0
+    small = ["student.channels=16", "student.embedding=8", "steps=2", "batch_size=4", "crop=0.5"]
+    assert run("train", "--loss", "aam", "cache=c", *small).code == 0
+    assert run("eval", corpus / "trials.txt", audio, "bootstrap=20").code == 0
+    assert run("calibrate", corpus / "trials.txt", audio).code == 0
+    done = python(
+        'print(spkd.load("student").push_to_hub("lab/small", ["eval"], licence="apache-2.0", private=True))',
+        address,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    files = store.files["lab/small"]
+    assert set(files) == {"model.json", "model.safetensors", "calibration.json", "README.md"}
+    assert store.private["lab/small"]
+    assert files["model.safetensors"] == Path("student/model.safetensors").read_bytes()
+    card = files["README.md"].decode()
+    rate = json.loads(Path("eval/report.json").read_text())["results"]["eer_percent"]
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: spkd\n")
+    assert f"| eval | {rate:.3f} (" in card
+    assert json.loads(Path("student/model.json").read_text())["training"]["settings"]["caches"][0] in card
+    assert "Losses: aam" in card
+    code = f'm = spkd.load("lab/small"); print(m.embed({path!r}).tolist(), m.verify({path!r}, {path!r}).same)'
+    done = python(code, address, tmp_path)
+    assert done.returncode == 0, done.stderr
+    embedding, _, same = done.stdout.strip().rpartition(" ")
+    assert np.allclose(json.loads(embedding), package.load("student").embed(path), atol=1e-5)
+    assert same == "True"
+
+
+def test_what_is_not_there_is_a_line(hub: tuple[Hub, str], tmp_path: Path, corpus: Path) -> None:
+    store, address = hub
+    done = python('spkd.load("lab/none")', address, tmp_path)
+    assert "SpkdError: lab/none: cannot be loaded from the hub" in done.stderr
+    store.files["lab/other"] = {"README.md": b"x"}
+    done = python('spkd.load("lab/other")', address, tmp_path)
+    assert "UsageError: lab/other: no student of spkd there" in done.stderr
+    model = package.load(save_untrained(tmp_path / "student", corpus))
+    with pytest.raises(UsageError, match="no evaluation"):
+        model.push_to_hub("lab/small", evaluations=["none"])
