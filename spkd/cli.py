@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -197,6 +198,15 @@ def train(
     losses: Annotated[
         bool, typer.Option("--losses", help="List the losses with the settings of each (loss.NAME.KEY) and exit.")
     ] = False,
+    from_run: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", help="Repeat the run of a folder with its settings; give another out=FOLDER."),
+    ] = None,
+    multirun: Annotated[
+        bool,
+        typer.Option("-m", "--multirun", help="Sweep: KEY=A,B,C is a run with each; several keys, every combination."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End the output with one line of JSON.")] = False,
 ) -> None:
     """Train a student from a teacher cache."""
     if losses:
@@ -205,14 +215,50 @@ def train(
     given = list(overrides or [])
     if loss and any(item.startswith(("loss=", "loss.names=")) for item in given):
         raise UsageError("name the losses by --loss or by loss=[...], not by both")
-    settings = config.load(
-        config.TrainConfig, [*given, *([f"loss=[{','.join(loss)}]"] if loss else [])], config_file, base=recipe
-    )
+    if recipe is not None and from_run is not None:
+        raise UsageError("--recipe and --from: choose one")
+    given += [f"loss=[{','.join(loss)}]"] if loss else []
+    base = recipe if from_run is None else _settings_of(from_run)
+    from spkd.train.sweep import combinations
+
+    runs = [
+        config.load(config.TrainConfig, keys, config_file, base=base)
+        for keys in (combinations(given) if multirun else [given])
+    ]
+    from spkd.device import resolve
+    from spkd.eval.validate import Validation
     from spkd.train.trainer import train as run
 
-    result = run(settings)
-    terms = ", ".join(f"{name} {value:.4f}" for name, value in result.terms.items())
-    print(f"{result.out}: {result.parameters:,} parameters; mean of the last steps: {terms}")
+    results, failed = [], None
+    for settings in runs:
+        try:
+            validate = None if settings.valid.trials is None else Validation(settings, resolve(settings.device))
+            result = run(settings, validate)
+        except Interrupted:
+            raise
+        except SpkdError as error:
+            if not multirun:
+                raise
+            failed = error  # the other runs of a sweep go on
+            print(f"error: {settings.out}: {error}", file=sys.stderr)
+            results.append({"out": settings.out, "error": str(error)})
+            continue
+        terms = ", ".join(f"{name} {value:.4f}" for name, value in result.terms.items())
+        best = "" if result.best is None else f"; lowest EER {result.best[0]:.3f} % after {result.best[1]} steps"
+        print(f"{result.out}: {result.parameters:,} parameters; mean of the last steps: {terms}{best}")
+        results.append(result.to_json())
+    if as_json or multirun:
+        print(json.dumps(results if multirun else results[0]))
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)
+
+
+def _settings_of(run: Path) -> Path:
+    """The file of settings that a training left. Raises UsageError where there is none."""
+    path = run / "run.yaml"
+    if not path.is_file():
+        raise UsageError(f"--from {run}: no training was there (run.yaml)")
+    return path
 
 
 Scores = Annotated[

@@ -195,7 +195,11 @@ class OptimConfig:
     name: str = key("adamw", "optimiser", ("adamw", "sgd"))
     lr: float = key(2e-3, "peak learning rate", positive=True, high=1e12)
     final_lr: float = key(1e-5, "learning rate at the last step", positive=True, high=1e12)
-    schedule: str = key("cosine", "decay of the learning rate", ("cosine", "exponential"))
+    schedule: str = key(
+        "cosine",
+        "decay of the learning rate; a run with constant can be continued with more steps",
+        ("cosine", "exponential", "constant"),
+    )
     swa_fraction: float = key(
         0.0, "last fraction of the run whose weights are averaged into the student (0: none)", low=0, high=1
     )
@@ -208,6 +212,7 @@ class OptimConfig:
         ("network", "tensor"),
     )
     nesterov: bool = key(True, "Nesterov momentum, for sgd")
+    fused: bool = key(False, "fused optimiser: faster on a GPU; rounds differently")
 
 
 class Given(NamedTuple):
@@ -224,6 +229,9 @@ class LossConfig:
 
     names: list[str] = key([], f"losses to add up, as --loss: {', '.join(LOSSES)}")
     weights: dict[str, float] = key({}, "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", low=0, high=1e9)
+    final_weights: dict[str, float] = key(
+        {}, "weight at the end of the run, reached linearly from loss.weights (default: constant)", low=0, high=1e9
+    )
     sections: dict[str, dict[str, Given]] = field(default_factory=dict, metadata={"hidden": True})
 
 
@@ -244,6 +252,55 @@ class MiningConfig:
 class MaskConfig:
     frames: int = key(20, "widest time mask (frames of 10 ms; 0: none)", low=0, high=10**6)
     bands: int = key(10, "widest frequency mask (mel bands; 0: none)", low=0, high=80)
+
+
+@dataclass
+class LargeMarginConfig:
+    """Large-margin fine-tuning (Thienpondt et al., ICASSP 2021): a second phase on longer crops. Its values are
+    WeSpeaker's."""
+
+    steps: int = key(0, "steps of fine-tuning after the others, with longer crops and a larger margin (0: none)", low=0)
+    crop: float = key(6.0, "its student crop (s)", low=0.05, high=100_000)
+    margin: float = key(0.5, "its angular margin (rad), for losses that have one", low=0, high=3.14)
+    lr: float = key(1e-4, "its first learning rate", positive=True, high=1e12)
+    final_lr: float = key(2.5e-5, "its last learning rate, reached exponentially", positive=True, high=1e12)
+
+
+@dataclass
+class ValidConfig:
+    trials: str | None = key(None, "trial list that is scored during training, of speakers of its own")
+    manifest: str | None = key(None, "manifest of its audio")
+    every: int = key(500, "steps between two validations", low=1, high=10**9)
+    patience: int = key(0, "validations without a lower EER after which training ends (0: never)", low=0, high=10**6)
+
+
+@dataclass
+class SamplerConfig:
+    name: str = key(
+        "shuffled",
+        "which views share a batch: any; per_speaker views of each of its speakers; views of similar length, whose "
+        "crop is as long as the shortest; a share of each corpus; or groups of neighbours",
+        ("shuffled", "speakers", "lengths", "shares", "hard"),
+    )
+    per_speaker: int = key(2, "sampler=speakers: views of each speaker", low=1, high=10**6)
+    shares: list[float] = key([], "sampler=shares: of each corpus of cache=[a,b], e.g. [0.5,0.5]", low=0, high=1)
+    group: int = key(4, "sampler=hard: a view and its neighbours among mining.neighbours", low=2, high=10**6)
+
+
+@dataclass
+class AugmentConfig:
+    """Fresh augmentation of the student's input, beside the teacher's cached targets; it needs the audio (manifest)."""
+
+    noise: str | None = key(None, "noise added afresh in every epoch: a folder of audio files, or 'synthetic'")
+    noise_prob: float = key(0.6, "probability that noise is added", low=0, high=1)
+    snr: list[float] = key([5.0, 20.0], "lowest and highest signal-to-noise ratio (dB)", low=-100, high=100)
+    rir: str | None = key(None, "reverberation: a folder of room impulse responses")
+    rir_prob: float = key(0.3, "probability that a view is reverberated", low=0, high=1)
+    speeds: list[float] = key([1.0], "speed factors, of which one is drawn; no frame targets", low=0.5, high=2.0)
+
+    @property
+    def is_used(self) -> bool:
+        return self.noise is not None or self.rir is not None or self.speeds != [1.0]
 
 
 @dataclass
@@ -275,12 +332,31 @@ class TrainConfig:
     )
     batch_size: int = key(64, "views in one step", low=2, high=10**6)
     steps: int = key(2000, "training steps", low=1, high=10**9)
+    epochs: float | None = key(None, "passes over the views, in the place of steps", positive=True, high=1e6)
+    accumulate: int = key(1, "batches whose gradients make one step", low=1, high=10**6)
+    large_margin: LargeMarginConfig = section(LargeMarginConfig)
+    valid: ValidConfig = section(ValidConfig)
+    sampler: SamplerConfig = section(SamplerConfig)
+    augment: AugmentConfig = section(AugmentConfig)
+    precision: str = key("fp32", "of the student's matrix products and convolutions (fp16: on a GPU)", PRECISIONS)
+    compile: bool = key(False, "compile the student (torch.compile): slow to start, faster on a GPU")
+    channels_last: bool = key(False, "channels-last memory, faster for 2-d networks on a GPU")
+    loggers: list[str] = key(
+        ["tensorboard", "csv"],
+        "logs beside log.jsonl; wandb and trackio need their packages",
+        ("tensorboard", "csv", "wandb", "trackio"),
+    )
     save_every: int = key(
         500, "steps between checkpoints of the training state, from which a run resumes", low=1, high=10**9
     )
     workers: int = key(2, "loader processes, used when audio has to be decoded", low=0, high=1024)
     seed: int = key(0, "seed of weights, order, crops and masks", low=0, high=MAX_SEED)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of both phases."""
+        return self.steps + self.large_margin.steps
 
 
 @dataclass
@@ -512,21 +588,21 @@ def load(
     overrides: Sequence[str] = (),
     file: str | Path | None = None,
     environ: Mapping[str, str] = os.environ,
-    base: str | None = None,
+    base: str | Path | None = None,
 ) -> Schema:
     """Settings of one command from defaults, recipe, file, environment and `key=value` overrides.
 
     Args:
         file: a YAML file; None takes ./spkd.yaml where there is one. Shared keys are at its top level,
             a command's own keys under `extract:`, `train:` or `eval:`.
-        base: name of a recipe.
+        base: name of a recipe, or a file of settings that all others precede.
     Raises:
         UsageError: an unknown key or a value of the wrong type or out of range, naming the nearest valid one.
     """
     known = {k.name: k for k in keys(schema)}
     values: dict[str, Any] = {name: k.default for name, k in known.items()}
     sections: dict[str, dict[str, Given]] = {}
-    ready = [] if base is None else list(_from_file(schema, recipe(base)))
+    ready = [] if base is None else list(_from_file(schema, base if isinstance(base, Path) else recipe(base)))
     given = [*ready, *_from_file(schema, file), *_from_environment(known, environ), *_from_command_line(overrides)]
     for name, value in given:
         name = _full_name(schema, name)
@@ -547,6 +623,30 @@ def load(
     if "loss.names" in known:
         values["loss.sections"] = sections
     return cast(Schema, _assembled(schema, values))
+
+
+def dump(settings: Any) -> str:
+    """Settings of a command as the text of a settings file: those that are not the defaults."""
+    import yaml
+
+    command = next(name for name, kind in COMMANDS.items() if kind is type(settings))
+    tree: dict[str, Any] = {}
+    for one in keys(type(settings)):
+        owner, *path = settings, *one.name.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        if owner != one.default:
+            _put(tree, one.name.split("."), owner)
+    for name, section_ in settings.loss.sections.items() if hasattr(settings, "loss") else ():
+        for key_, given in section_.items():
+            _put(tree, ["loss", name.replace("-", "_"), key_], given.value)
+    return str(yaml.safe_dump({command: tree}, sort_keys=False, allow_unicode=True))
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
 
 
 def fill(schema: type[Schema], prefix: str, given: Mapping[str, Given]) -> Schema:
@@ -589,7 +689,7 @@ def _renamed(name: str) -> str | None:
 def _suggestion(name: str, known: Iterable[str]) -> str:
     """The key that was probably meant: one whose last part is the word (`lr`: optim.lr), or the nearest spelling."""
     ending = [k for k in known if k.rsplit(".", 1)[-1] == name]
-    return f"; did you mean {ending[0]!r}?" if len(ending) == 1 else did_you_mean(name, known)
+    return f"; did you mean {' or '.join(map(repr, ending))}?" if 0 < len(ending) <= 3 else did_you_mean(name, known)
 
 
 def _assembled(schema: type, values: Mapping[str, Any], prefix: str = "") -> Any:

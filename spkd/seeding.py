@@ -21,6 +21,7 @@ class Purpose(Enum):
     CROP = (1_000_003, 7_368_787)  # index: step
     CROP_VIEW = (1_000_003, 15_485_863)  # index: step; which view of an instance a further crop is cut from
     NEGATIVES = (1, 0)  # index: step
+    AUGMENT = (15_486_047, 32_452_843)  # index: batch; fresh augmentation of the student's input
     BOOTSTRAP = (2_750_159, 0)  # index: resampling
 
 

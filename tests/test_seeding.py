@@ -16,6 +16,7 @@ from spkd.seeding import Purpose, random_state, seed_of
         (Purpose.CROP, 2, 3 * 1_000_003 + 5 + 2 * 7_368_787),
         (Purpose.CROP_VIEW, 1, 3 * 1_000_003 + 5 + 15_485_863),
         (Purpose.NEGATIVES, 0, 3 + 5),
+        (Purpose.AUGMENT, 1, 3 * 15_486_047 + 5 + 32_452_843),
         (Purpose.BOOTSTRAP, 0, 3 * 2_750_159 + 5),
     ],
 )

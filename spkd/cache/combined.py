@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,10 @@ class CombinedCache(CacheSource):
                 back = np.argsort(views)
                 self.rejected |= {int(first + back[view]): reason for view, reason in cache.rejected.items()}
         self._targets = self._agree()
+
+    @property
+    def corpora_views(self) -> list[np.ndarray]:
+        return [np.arange(first, last) for first, last in itertools.pairwise(self._first)]
 
     @property
     def members(self) -> list[SingleCache]:

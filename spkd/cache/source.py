@@ -81,6 +81,11 @@ class CacheSource(ABC):
         return self.usable_views[_permutation(len(self.usable_views), seed, epoch)]
 
     @property
+    def corpora_views(self) -> list[np.ndarray]:
+        """The views of each corpus."""
+        return [np.arange(len(self))]
+
+    @property
     @abstractmethod
     def members(self) -> list[SingleCache]:
         """The caches this is made of."""

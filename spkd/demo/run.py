@@ -16,11 +16,11 @@ from pathlib import Path
 import soundfile
 import torch
 
-from spkd import config
+from spkd import config, html
 from spkd.audio import SAMPLE_RATE
 from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
-from spkd.eval import plots, report, trials
+from spkd.eval import plots, trials
 from spkd.eval.embed import real_time_factor
 from spkd.eval.metrics import Curve, compute, curve, metrics_of
 from spkd.eval.score import score
@@ -215,12 +215,12 @@ def _report(out: Path, rows: list[Row], seed: int) -> None:
         "their labels (AAM-softmax, speeds as extra classes), with it on the teacher's embeddings alone (contrastive, "
         "labels unused); same student, steps, views and masks."
     )
-    page = report.page(
+    page = html.page(
         f"spkd demo ({LABEL})",
-        report.table(HEADER, [_cells(row) for row in rows]),
-        report.figures(plots.det({row.name: row.curve for row in rows})),
-        report.heading("What was done"),
-        report.note(about),
+        html.table(HEADER, [_cells(row) for row in rows]),
+        html.figures(plots.det({row.name: row.curve for row in rows})),
+        html.heading("What was done"),
+        html.note(about),
     )
     write_bytes(out / "report.html", page.encode())
     shown = [

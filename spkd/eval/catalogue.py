@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spkd import digest
+from spkd import digest, html
 from spkd.cache.card import Card
 from spkd.cache.describe import format_bytes, views_in_words
 from spkd.cache.exchange.remote import Found, find, folders_with
 from spkd.cache.exchange.remote_folder import RemoteFolder
 from spkd.cache.folder import VERIFIED
 from spkd.errors import SpkdError
-from spkd.eval import report
 from spkd.eval.run import REPORT
 from spkd.files import parse_json
 from spkd.progress import log
@@ -58,13 +57,13 @@ def catalogue(root: str, more: Sequence[str]) -> tuple[str, int]:
         for fingerprint in student.caches:
             trained.setdefault(fingerprint, []).append(student)
     known = [found for found in caches if found.card is not None]
-    parts = [_summary(known, trained)] if known else [report.note("No caches.")]
+    parts = [_summary(known, trained)] if known else [html.note("No caches.")]
     for found in known:
         assert found.card is not None
         parts.append(_section(found, found.card, trained.get(found.card.fingerprint, [])))
     if broken := [[found.url, found.error or ""] for found in caches if found.card is None]:
-        parts += [report.heading("Not readable"), report.table(["cache", "reason"], broken, words=(0, 1))]
-    return report.page(f"Teacher caches in {RemoteFolder.of(root).shown}", *parts), len(known)
+        parts += [html.heading("Not readable"), html.table(["cache", "reason"], broken, words=(0, 1))]
+    return html.page(f"Teacher caches in {RemoteFolder.of(root).shown}", *parts), len(known)
 
 
 def _summary(caches: Sequence[Found], trained: dict[str, list[Student]]) -> str:
@@ -84,13 +83,13 @@ def _summary(caches: Sequence[Found], trained: dict[str, list[Student]]) -> str:
             ]
         )
     header = ["cache", "teacher", "licence", "views", "hours", "size", "students"]
-    return report.table(header, rows, words=(0, 1, 2))
+    return html.table(header, rows, words=(0, 1, 2))
 
 
 def _link(url: str) -> str:
     """The last part of an address, linked to its section."""
     name = url.rstrip("/").rsplit("/", 1)[-1]
-    return report.link(f"#{digest.of_bytes(url.encode())[:12]}", name)
+    return html.link(f"#{digest.of_bytes(url.encode())[:12]}", name)
 
 
 def _section(found: Found, card: Card, students: Sequence[Student]) -> str:
@@ -120,17 +119,17 @@ def _section(found: Found, card: Card, students: Sequence[Student]) -> str:
     ]
     name = found.url.rstrip("/").rsplit("/", 1)[-1]
     anchor = digest.of_bytes(found.url.encode())[:12]
-    parts = [report.heading(name, anchor), report.facts(facts)]
-    parts.append(report.table(["target", "dimension", "rate", "codec", "1 - cosine"], targets, words=(0, 2, 3)))
+    parts = [html.heading(name, anchor), html.facts(facts)]
+    parts.append(html.table(["target", "dimension", "rate", "codec", "1 - cosine"], targets, words=(0, 2, 3)))
     if found.bytes is not None:
-        parts.append(report.command(f"spkd cache pull {found.url} {name}"))
+        parts.append(html.command(f"spkd cache pull {found.url} {name}"))
     parts.append(_trained(students))
     return "".join(parts)
 
 
 def _trained(students: Sequence[Student]) -> str:
     if not students:
-        return report.note("No student that was trained from it was found.")
+        return html.note("No student that was trained from it was found.")
     lists = sorted({name for student in students for name in student.errors})
     rows = [
         [
@@ -143,7 +142,7 @@ def _trained(students: Sequence[Student]) -> str:
         for student in students
     ]
     header = ["student", "network", "losses", "steps", *(f"EER (%), {name}" for name in lists)]
-    return report.table(header, rows, "Students", words=(0, 1, 2))
+    return html.table(header, rows, "Students", words=(0, 1, 2))
 
 
 def _verified(found: Found, card: Card) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from spkd import __version__
+from spkd import __version__, figures, html
 from spkd.cache.describe import format_bytes
 from spkd.errors import SpkdError, UsageError
-from spkd.eval import page, plots, report
+from spkd.eval import page, plots
 from spkd.eval.bootstrap import Difference, SpeakerTrials, compare
 from spkd.eval.metrics import METRICS, Curve, curve
 from spkd.eval.run import SCORES, SPEAKERS, read_report
@@ -236,27 +236,27 @@ def _html(
 ) -> str:
     sizes = [row[: len(SIZE)] for row in rows]
     known = [place for place in range(len(SIZE)) if any(size[place] for size in sizes)]
-    parts = [report.table([SIZE[place] for place in known], [[size[place] for place in known] for size in sizes])]
+    parts = [html.table([SIZE[place] for place in known], [[size[place] for place in known] for size in sizes])]
     for identity in lists:
         some = [system for system in systems if system.trials == identity]
-        parts += [report.heading(identity[1]), _results(some)]
-        parts += [report.figures(plots.det({s.label: s.curve for s in some}))]
+        parts += [html.heading(identity[1]), _results(some)]
+        parts += [html.figures(plots.det({s.label: s.curve for s in some}))]
         if found := differences[identity[1]]:
             listed = [
                 [label, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p:.3f}"] for label, d in found.items()
             ]
             parts += [
-                report.table(["", f"EER less that of {some[0].label} (%)", "95 % interval", "p"], listed),
-                report.note("Speakers are resampled for both systems together; p is two-sided."),
+                html.table(["", f"EER less that of {some[0].label} (%)", "95 % interval", "p"], listed),
+                html.note("Speakers are resampled for both systems together; p is two-sided."),
             ]
     parts += _training(systems)
-    parts += [report.heading("How the scores came about")]
+    parts += [html.heading("How the scores came about")]
     for system in systems:
         how = " ".join(system.summary["how"])
-        parts += [report.note(f"{system.label}, {system.trials[1]}: {how}")]
+        parts += [html.note(f"{system.label}, {system.trials[1]}: {how}")]
     for name, text in (("Markdown", markdown(header, rows)), ("LaTeX", latex(header, rows))):
-        parts += [report.heading(f"The table in {name}"), report.code(text)]
-    return report.page("Comparison of " + ", ".join(dict.fromkeys(s.label for s in systems)), *parts)
+        parts += [html.heading(f"The table in {name}"), html.code(text)]
+    return html.page("Comparison of " + ", ".join(dict.fromkeys(s.label for s in systems)), *parts)
 
 
 def _results(systems: Sequence[System]) -> str:
@@ -273,7 +273,7 @@ def _results(systems: Sequence[System]) -> str:
             ]
         rows.append(row)
     header = ["system", *(cell for metric in metrics for cell in (_title(metric), "95 % interval"))]
-    return report.table(header, rows)
+    return html.table(header, rows)
 
 
 def _training(systems: Sequence[System]) -> list[str]:
@@ -286,4 +286,4 @@ def _training(systems: Sequence[System]) -> list[str]:
                 same[system.label] = points
     if not curves:
         return []
-    return [report.heading("Training"), report.figures(*(plots.lines(some, name) for name, some in curves.items()))]
+    return [html.heading("Training"), html.figures(*(figures.lines(some, name) for name, some in curves.items()))]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from spkd import figures, html
 from spkd.cache.describe import format_bytes
-from spkd.eval import plots, report
+from spkd.eval import plots
 from spkd.eval.metrics import Curve
 from spkd.eval.score import Scored
 
@@ -26,29 +27,29 @@ def evaluation(summary: dict[str, Any], at: Curve | None, scores: np.ndarray, sc
     if at is not None and labels is not None:
         parts += [results(summary)]
         drawn = plots.histogram(scores, labels, summary["results"]["eer_threshold"])
-        parts += [report.figures(plots.det({name: at}), drawn)]
+        parts += [html.figures(plots.det({name: at}), drawn)]
         parts += [_breakdown(column, groups) for column, groups in summary["breakdown"].items()]
         parts += [_worst(summary["worst"], scored, audio)]
     else:
-        parts += [report.note("No trials of both kinds with labels: scores only.")]
-    parts += [report.heading("How these numbers came about"), report.sentences(summary["how"])]
+        parts += [html.note("No trials of both kinds with labels: scores only.")]
+    parts += [html.heading("How these numbers came about"), html.sentences(summary["how"])]
     defined = [f"{m['label']}: {m['meaning']}." for m in summary["metrics"] if m["meaning"]] if at is not None else []
-    parts += [report.sentences(defined)] if defined else []
-    parts += [report.heading("Trials"), report.facts({**_shown(trials), "manifest": summary["manifest"] or "none"})]
+    parts += [html.sentences(defined)] if defined else []
+    parts += [html.heading("Trials"), html.facts({**_shown(trials), "manifest": summary["manifest"] or "none"})]
     for model in summary["models"]:
-        parts += [report.heading(f"Model {model['name']}"), report.facts(model_facts(model))]
+        parts += [html.heading(f"Model {model['name']}"), html.facts(model_facts(model))]
     parts += training(summary["training"])
     if summary["calibration"] is not None:
         one = {name: value for name, value in summary["calibration"].items() if name != "speakers"}
-        parts += [report.heading("Calibration"), report.facts(_shown(one))]
+        parts += [html.heading("Calibration"), html.facts(_shown(one))]
     if summary["rejected"]:
         listed = [[name, reason] for name, reason in summary["rejected"].items()]
         parts += [
-            report.heading("Utterances that could not be used"),
-            report.table(["utterance", "reason"], listed, words=(0, 1)),
+            html.heading("Utterances that could not be used"),
+            html.table(["utterance", "reason"], listed, words=(0, 1)),
         ]
-    parts += [report.note(f"spkd {summary['version']}, {summary['seconds']:g} s")]
-    return report.page(f"{name} on {Path(trials['file']).name}", *parts)
+    parts += [html.note(f"spkd {summary['version']}, {summary['seconds']:g} s")]
+    return html.page(f"{name} on {Path(trials['file']).name}", *parts)
 
 
 def results(summary: dict[str, Any]) -> str:
@@ -57,7 +58,7 @@ def results(summary: dict[str, Any]) -> str:
     for metric in summary["metrics"]:
         value = format_value(summary["results"][metric["key"]], metric)
         rows.append([metric["label"], value, interval(summary, metric)])
-    return report.table(["", "value", "95 % interval" if summary["intervals"] else ""], rows)
+    return html.table(["", "value", "95 % interval" if summary["intervals"] else ""], rows)
 
 
 def format_value(value: float, metric: dict[str, Any]) -> str:
@@ -99,9 +100,9 @@ def training(found: dict[str, Any] | None) -> list[str]:
         "batch size": settings.get("batch_size"),
         "teachers": ", ".join(settings.get("teacher_families", [])),
     }
-    drawn = [plots.lines({name: points}, name) for name, points in found["curves"].items()]
+    drawn = [figures.lines({name: points}, name) for name, points in found["curves"].items()]
     shown = {name: value for name, value in named.items() if value}
-    return [report.heading("Training"), report.facts(shown), report.figures(*drawn)]
+    return [html.heading("Training"), html.facts(shown), html.figures(*drawn)]
 
 
 def _breakdown(column: str, groups: list[dict[str, Any]]) -> str:
@@ -121,7 +122,7 @@ def _breakdown(column: str, groups: list[dict[str, Any]]) -> str:
     ]
     header = ["", "target", "non-target", "EER", "miss", "false alarm"]
     text = "EER of these trials alone; miss and false alarm at the threshold of the EER of all trials."
-    return report.heading(f"By {column}") + report.table(header, rows) + report.note(text)
+    return html.heading(f"By {column}") + html.table(header, rows) + html.note(text)
 
 
 def _worst(worst: dict[str, list[dict[str, Any]]], scored: Scored, audio: bool) -> str:
@@ -131,15 +132,15 @@ def _worst(worst: dict[str, list[dict[str, Any]]], scored: Scored, audio: bool) 
         for trial in worst[kind]:
             row: list[object] = [trial["enrolment"], trial["test"], f"{trial['score']:.4f}", str(trial["line"])]
             if audio and scored.people is not None:
-                row.append(report.clip(scored.people.enrolment[trial["enrolment"]][0]))
-                row.append(report.clip(scored.people.test[trial["test"]]))
+                row.append(html.clip(scored.people.enrolment[trial["enrolment"]][0]))
+                row.append(html.clip(scored.people.test[trial["test"]]))
             rows.append(row)
         header = ["enrolment", "test", "score", "line"] + (
             ["enrolment audio", "test audio"] if audio and scored.people is not None else []
         )
         if rows:
-            parts.append(report.table(header, rows, f"{text} scores", words=(0, 1, 4, 5)))
-    return report.heading("Worst trials") + "".join(parts) if parts else ""
+            parts.append(html.table(header, rows, f"{text} scores", words=(0, 1, 4, 5)))
+    return html.heading("Worst trials") + "".join(parts) if parts else ""
 
 
 def _shown(tree: dict[str, Any]) -> dict[str, object]:

@@ -1,15 +1,15 @@
-"""Figures as SVG text."""
+"""Figures of scored trials."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
 
 import matplotlib
 import numpy as np
 
 from spkd.eval.metrics import Curve, eer
+from spkd.figures import drawn, plain
 
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RANGE = (0.0005, 0.5)
@@ -24,7 +24,7 @@ def det(curves: Mapping[str, Curve]) -> str:
     def draw(axes: matplotlib.axes.Axes) -> None:
         for label, at in curves.items():
             x, y = _thinned(at, deviate)
-            (line,) = axes.plot(x, y, drawstyle="steps-post", label=_plain(label))
+            (line,) = axes.plot(x, y, drawstyle="steps-post", label=plain(label))
             rate = float(np.clip(eer(at)[0], *RANGE))
             axes.plot(deviate(rate), deviate(rate), "o", color=line.get_color(), markersize=5)
         edge = deviate(np.array(RANGE))
@@ -36,7 +36,7 @@ def det(curves: Mapping[str, Curve]) -> str:
         axes.grid(color="0.92")
         axes.legend(frameon=False, fontsize=9)
 
-    return _drawn((5.2, 5.0), draw)
+    return drawn((5.2, 5.0), draw)
 
 
 def _thinned(at: Curve, deviate: Callable) -> tuple[np.ndarray, np.ndarray]:
@@ -65,40 +65,4 @@ def histogram(scores: np.ndarray, labels: np.ndarray, threshold: float) -> str:
         axes.set(xlabel="score", ylabel="density")
         axes.legend(frameon=False, fontsize=9)
 
-    return _drawn((5.2, 3.4), draw)
-
-
-def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
-    """Values by training step: label -> [[step, value], ...]."""
-
-    def draw(axes: matplotlib.axes.Axes) -> None:
-        for label, points in curves.items():
-            axes.plot([p[0] for p in points], [p[1] for p in points], label=_plain(label), linewidth=1.2)
-        axes.set(xlabel="step", ylabel=_plain(name))
-        axes.grid(color="0.92")
-        if len(curves) > 1:
-            axes.legend(frameon=False, fontsize=9)
-
-    return _drawn((5.2, 2.8), draw)
-
-
-def _plain(label: str) -> str:
-    """A label in which matplotlib finds no formula."""
-    return label.replace("$", r"\$")
-
-
-def _drawn(size: tuple[float, float], draw: Callable[[matplotlib.axes.Axes], None]) -> str:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.add_subplot())
-    return svg(figure)
-
-
-def svg(figure: matplotlib.figure.Figure) -> str:
-    """A figure as an <svg> element that can stand in a page."""
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "spkd"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+    return drawn((5.2, 3.4), draw)

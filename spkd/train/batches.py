@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spkd.audio import SAMPLE_RATE, AudioError
+from spkd.audio import SAMPLE_RATE, AudioError, change_speed
+from spkd.augment import Augmentation
 from spkd.cache import CacheSource, Crop
 from spkd.errors import SpkdError
 from spkd.features import HOP, input_features
 from spkd.loader import ViewLoader
-from spkd.seeding import Purpose, random_state
+from spkd.seeding import Purpose, random_state, seed_of
 from spkd.target import Target
 from spkd.train.labels import Groups, Labels
 
@@ -37,11 +38,14 @@ class InputSource:
         loader: of the audio of a view, where the cache does not hold the features; None where it does.
         crops: length of each crop of a view (s), one or several; those after the first may be of another view of the
             same instance (the same utterance at the same speed, augmented otherwise).
+        augment, speeds: what is done afresh to the audio; None and 1: nothing.
     """
 
     kind: Target
     loader: ViewLoader | None
     crops: tuple[float, ...]
+    augment: Augmentation | None = None
+    speeds: tuple[float, ...] = (1.0,)
 
 
 @dataclass
@@ -72,6 +76,9 @@ class StepBatches(Dataset):
     Args:
         needs: the targets to gather, for the first crop.
         labelled: pass over the views with a speaker label only.
+        order: of the views of an epoch; None: the cache's own.
+        bucketed: whether the crops of a batch are no longer than its shortest view.
+        later: the batch from which the first crop has another length, and that length (s); None: it never has.
     """
 
     def __init__(
@@ -84,40 +91,55 @@ class StepBatches(Dataset):
         seed: int,
         logits: TeacherLabels | None = None,
         labelled: bool = False,
+        later: tuple[int, float] | None = None,
+        order: Callable[[int], np.ndarray] | None = None,
+        bucketed: bool = False,
     ) -> None:
         self._teacher_label = np.zeros(0, np.int64) if logits is None else logits.label
         self._cache, self._needs, self._labels, self._source = cache, needs, labels, source
-        self._samples = [HOP * max(round(seconds * SAMPLE_RATE / HOP), 1) for seconds in source.crops]
+        self._samples = [_whole_hops(seconds) for seconds in source.crops]
+        self._later = None if later is None else (later[0], _whole_hops(later[1]))
         self._batch_size, self._seed = batch_size, seed
         self._left_out = labels.label < 0 if labelled else np.zeros(len(cache), bool)
-        self._per_epoch = max(int((~self._left_out[cache.usable_views]).sum()) // batch_size, 1)
+        self._order_of = order or self._shuffled
+        views = len(order(0)) if order is not None else int((~self._left_out[cache.usable_views]).sum())
+        self.per_epoch, self._bucketed = max(views // batch_size, 1), bucketed
         self._epoch, self._order = -1, np.zeros(0, np.int64)
         self._of_instance = Groups.of(labels.instance, cache.usable_views) if len(self._samples) > 1 else None
 
     def views(self, step: int) -> np.ndarray:
         """The views of a step: every epoch passes over all of them in a fresh order; the last short batch is
         dropped."""
-        epoch, position = divmod(step, self._per_epoch)
+        epoch, position = divmod(step, self.per_epoch)
         if self._epoch != epoch:
-            order = self._cache.order(self._seed, epoch)
-            self._epoch, self._order = epoch, order[~self._left_out[order]]
+            self._epoch, self._order = epoch, self._order_of(epoch)
         return self._order[position * self._batch_size : (position + 1) * self._batch_size]
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        order = self._cache.order(self._seed, epoch)
+        return order[~self._left_out[order]]
 
     def crop(self, step: int, views: np.ndarray, which: int = 0) -> Crop:
         """Where each view is cropped: at whole hops, so that cached frames match to the sample."""
         random = random_state(Purpose.CROP, self._seed, step, which)
         samples = self._samples[which]
+        if self._later is not None and step >= self._later[0] and samples == self._samples[0]:
+            samples = self._later[1]
+        if self._bucketed:
+            samples = min(samples, max(int(self._cache.plan.views.samples[views].min()) // HOP * HOP, HOP))
         room = np.maximum(self._cache.plan.views.samples[views] - samples, 0) // HOP + 1
         return Crop((random.random_sample(len(views)) * room).astype(np.int64) * HOP, samples)
 
     def __getitem__(self, step: int) -> HostBatch:
         views = self.views(step)
-        crops = [load_crops(self._cache, self._source, views, self.crop(step, views), self._needs)]
+        seed = seed_of(Purpose.AUGMENT, self._seed, step)
+        crops = [load_crops(self._cache, self._source, views, self.crop(step, views), self._needs, seed)]
         for which in range(1, len(self._samples)):
             assert self._of_instance is not None
             random = random_state(Purpose.CROP_VIEW, self._seed, step, which)
             others = self._of_instance.pick(self._of_instance.group[views], random)
-            crops.append(load_crops(self._cache, self._source, others, self.crop(step, others, which)))
+            seed = seed_of(Purpose.AUGMENT, self._seed, step, which)
+            crops.append(load_crops(self._cache, self._source, others, self.crop(step, others, which), (), seed))
         return HostBatch(
             torch.from_numpy(views),
             torch.from_numpy(self._labels.label[views]),
@@ -127,15 +149,29 @@ class StepBatches(Dataset):
         )
 
 
+def _whole_hops(seconds: float) -> int:
+    """Samples of a crop, at least one hop."""
+    return HOP * max(round(seconds * SAMPLE_RATE / HOP), 1)
+
+
 def load_crops(
-    cache: CacheSource, source: InputSource, views: np.ndarray, crop: Crop, needs: Sequence[str] = ()
+    cache: CacheSource,
+    source: InputSource,
+    views: np.ndarray,
+    crop: Crop,
+    needs: Sequence[str] = (),
+    seed: int | None = None,
 ) -> dict[str, Tensor]:
-    """Input features of the crops and the teacher's targets of them, as stored."""
+    """Input features of the crops and the teacher's targets of them, as stored.
+
+    Args:
+        seed: of fresh augmentation, where the source has any; None: without.
+    """
     kind, loader = source.kind, source.loader
     if loader is None:
         return cache.stored(views, [*needs, kind.name], crop)
     batch = cache.stored(views, needs, crop) if needs else {}
-    return batch | {kind.name: _from_audio(loader, kind, views, crop)}
+    return batch | {kind.name: _from_audio(source, loader, views, crop, seed)}
 
 
 def decode_crops(
@@ -151,16 +187,21 @@ def decode_crops(
     return decoded.pop(name).float(), {key: values.float() for key, values in decoded.items()}
 
 
-def _from_audio(loader: ViewLoader, kind: Target, views: np.ndarray, crop: Crop) -> Tensor:
-    """Input features of the crops from the audio itself, each view as it was at extraction."""
-    found = []
-    for view, start in zip(views, crop.start, strict=True):
+def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop: Crop, seed: int | None) -> Tensor:
+    """Input features of the crops from the audio itself, each view as it was at extraction, and augmented afresh where
+    that is asked for."""
+    found, kind = [], source.kind
+    for number, (view, start) in enumerate(zip(views, crop.start, strict=True)):
         try:
-            wave = torch.from_numpy(np.ascontiguousarray(loader(int(view))))
+            wave, speed = loader(int(view)), 1.0
         except AudioError as error:
             raise SpkdError(f"training: {error}") from error
-        features = input_features(kind, wave[None])[0]
-        first = int(start) // HOP
+        if source.augment is not None and seed is not None:
+            own = (seed + 104_729 * number) % 2**32
+            speed = float(source.speeds[own % len(source.speeds)])
+            wave = source.augment(change_speed(wave, speed), own)
+        features = input_features(kind, torch.from_numpy(np.ascontiguousarray(wave))[None])[0]
+        first = int(start / speed) // HOP
         # Repeated past its end, as the cache does.
         found.append(features[(first + torch.arange(kind.num_frames(crop.samples))) % len(features)])
     return torch.stack(found)

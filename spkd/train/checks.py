@@ -55,6 +55,13 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
     Raises:
         UsageError: they do not. SpkdError: too few usable views.
     """
+    if config.augment.speeds != [1.0] and any(
+        cache.target(name).hop is not None
+        for loss in losses.values()
+        for name in loss.needed_targets
+        if name in cache.names
+    ):
+        raise UsageError("augment.speeds: frames of the teacher do not follow another speed; leave it at [1]")
     if config.mining.negatives:
         if not any(loss.contrasts for loss in losses.values()):
             raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spkd.augment import Augmentation
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
 from spkd.errors import SpkdError, UsageError
@@ -60,8 +61,8 @@ class BatchLoader:
     miner: Miner | None
     finetune: FinetunePath | None
 
-    def from_step(self, first: int, config: TrainConfig, device: torch.device) -> Iterator[tuple[int, TrainBatch]]:
-        """Every step from `first` on, and its batch."""
+    def batches_from(self, first: int, last: int, config: TrainConfig, device: torch.device) -> Iterator[TrainBatch]:
+        """Batches number `first` to `last`, without the last, on the device."""
         # A batch of cached features is a memory copy: worker processes would only add to it.
         decodes = self.source.loader is not None or (
             self.finetune is not None and self.finetune.source.loader is not None
@@ -69,13 +70,13 @@ class BatchLoader:
         loader = DataLoader(
             _Both(self.batches, None if self.finetune is None else self.finetune.batches),
             batch_size=None,
-            sampler=range(first, config.steps),
+            sampler=range(first, last),
             num_workers=config.workers if decodes else 0,
             pin_memory=torch.cuda.is_available(),
         )
-        for step, (batch, labelled) in enumerate(loader, first):
-            found = self.on_device(batch, config.seed, step, device)
-            yield step, found if self.finetune is None else self.finetune.add_to(found, labelled, device)
+        for number, (batch, labelled) in enumerate(loader, first):
+            found = self.on_device(batch, config.seed, number, device)
+            yield found if self.finetune is None else self.finetune.add_to(found, labelled, device)
 
     def on_device(self, batch: HostBatch, seed: int, step: int, device: torch.device) -> TrainBatch:
         """A batch, decoded on the device, so that the loader and the bus carry the codes alone."""
@@ -160,15 +161,21 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target, crops: t
     """
     if len(crops) > 1 and not cache.random_access:
         raise UsageError("these losses need several crops of each view, which a stream lacks; pull or import the cache")
-    if kind.name in cache.names:
+    fresh = config.augment
+    if kind.name in cache.names and not fresh.is_used:
         return InputSource(kind, None, crops)
+    if config.manifest is None and fresh.is_used:
+        raise UsageError("augment: fresh augmentation needs the audio: give manifest=FILE")
     if config.manifest is None:
         raise SpkdError(
             f"{cache.name} holds no {kind.name}, so training needs the audio: give manifest=FILE, or extract with "
             f"{_extracted_by(kind)}{_other_fbank(cache, kind)}"
         )
     loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
-    return InputSource(kind, loader, crops)
+    if not fresh.is_used:
+        return InputSource(kind, loader, crops)
+    augmentation = Augmentation(fresh.noise, fresh.noise_prob, fresh.snr, fresh.rir, fresh.rir_prob)
+    return InputSource(kind, loader, crops, augmentation, tuple(fresh.speeds))
 
 
 def _extracted_by(kind: Target) -> str:

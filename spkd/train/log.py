@@ -1,15 +1,29 @@
-"""The log of a run: log.jsonl, and TensorBoard events where it is installed."""
+"""The log of a run: log.jsonl, and beside it CSV, TensorBoard, Weights & Biases or trackio."""
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spkd.errors import UsageError
 from spkd.files import write_bytes
 
 LOG_EVERY = 20  # steps between lines
+
+
+class Logger(ABC):
+    """Something that keeps values by step."""
+
+    @abstractmethod
+    def add(self, step: int, values: dict[str, float]) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
 
 
 class RunLog:
@@ -18,35 +32,113 @@ class RunLog:
     Args:
         out: folder of the run.
         first: the step it begins with; what was logged of this step and later ones, before a kill, is dropped.
+        names: of the loggers beside log.jsonl.
     """
 
-    def __init__(self, out: Path, first: int) -> None:
+    def __init__(self, out: Path, first: int, names: Sequence[str] = ()) -> None:
+        """Raises UsageError: a logger whose package is missing."""
         path = out / "log.jsonl"
         # Replaced whole, so that a kill at any moment leaves the old log or the new one.
-        write_bytes(path, "".join(f"{line}\n" for line in _lines_before(path, first)).encode())
+        kept = _lines_before(path, first)
+        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = open(path, "a")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
+        entries = [json.loads(line) for line in kept]
+        made = (LOGGERS[name](out, first, entries) for name in names)
+        self._loggers = [logger for logger in made if logger is not None]
 
-            if not first:
-                shutil.rmtree(out / "tensorboard", ignore_errors=True)
-            self._board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=first or None)
-        except ImportError:
-            self._board = None
+    @staticmethod
+    def is_due(step: int) -> bool:
+        """Whether the values of a step are kept."""
+        return step % LOG_EVERY == 0
 
-    def __call__(self, step: int, values: dict[str, float]) -> None:
-        if step % LOG_EVERY:
-            return
+    def add(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for logger in self._loggers:
+            logger.add(step, values)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for logger in self._loggers:
+            logger.close()
+
+
+class _CSV(Logger):
+    """log.csv: step, name, value in a line, so that a name that comes later needs no other header."""
+
+    def __init__(self, out: Path, first: int, entries: list[dict[str, Any]]) -> None:
+        self._file = open(out / "log.csv", "w", newline="")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._writer.writerow(["step", "name", "value"])
+        for entry in entries:
+            self.add(entry["step"], {name: value for name, value in entry.items() if name != "step"})
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        self._writer.writerows([step, name, value] for name, value in values.items())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _TensorBoard(Logger):
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+def _tensorboard(out: Path, first: int, entries: list[dict[str, Any]]) -> Logger | None:
+    """None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    if not first:
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    return _TensorBoard(SummaryWriter(str(out / "tensorboard"), purge_step=first or None))
+
+
+class _Tracker(Logger):
+    """Weights & Biases, or trackio, which has the same interface. A run that continues goes on in its own record."""
+
+    def __init__(self, package: Any, out: Path, first: int) -> None:
+        self._package = package
+        package.init(
+            project="spkd", name=out.resolve().name, resume="allow" if first else "never", config={"out": str(out)}
+        )
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        self._package.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._package.finish()
+
+
+def _tracker(name: str) -> Any:
+    def make(out: Path, first: int, entries: list[dict[str, Any]]) -> Logger:
+        import importlib
+
+        try:
+            package = importlib.import_module(name)
+        except ImportError as error:
+            raise UsageError(f"loggers: {name} is not installed: pip install {name}") from error
+        return _Tracker(package, out, first)
+
+    return make
+
+
+LOGGERS: dict[str, Any] = {
+    "csv": _CSV,
+    "tensorboard": _tensorboard,
+    "wandb": _tracker("wandb"),
+    "trackio": _tracker("trackio"),
+}
 
 
 def _lines_before(path: Path, first: int) -> list[str]:

@@ -7,14 +7,20 @@ import math
 import torch
 from torch import nn
 
-from spkd.config import OptimConfig
+from spkd.config import LargeMarginConfig, OptimConfig
 from spkd.train.module import TrainingModule
 
 
-def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+def learning_rate(config: OptimConfig, step: int, steps: int, large_margin: LargeMarginConfig | None = None) -> float:
     """Linear warm-up from zero; then half a cosine from `lr` down to `final_lr` at the last step, or an exponential
-    that begins with the run (WeSpeaker's) and is multiplied by the warm-up."""
+    that begins with the run (WeSpeaker's) and is multiplied by the warm-up, or `lr` throughout. Steps after `steps` are
+    those of large-margin fine-tuning, an exponential of its own."""
+    if step >= steps and large_margin is not None:
+        done = (step - steps) / max(large_margin.steps - 1, 1)
+        return large_margin.lr * (large_margin.final_lr / large_margin.lr) ** done
     warm = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
+    if config.schedule == "constant":
+        return config.lr * warm
     if config.schedule == "exponential":
         return float(warm * config.lr * (config.final_lr / config.lr) ** (step / max(steps - 1, 1)))
     if step < config.warmup:
@@ -31,8 +37,8 @@ def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimi
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov)
-    return torch.optim.AdamW(groups, lr=config.lr)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov, fused=config.fused or None)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=config.fused or None)
 
 
 def clip_gradients(config: OptimConfig, module: TrainingModule) -> None:

@@ -28,7 +28,10 @@ from spkd.train.mining import Miner
 from spkd.train.module import TrainingModule
 
 # Where a run happens and how often it saves; all other settings say which run it is.
-PLACES = ("cache", "finetune_cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every")
+PLACES = (
+    *("cache", "finetune_cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every"),
+    *("valid", "loggers"),
+)
 STATE, LOCK = "state.json", "run.lock"
 
 
@@ -40,7 +43,10 @@ def run_settings(
     if finetune_cache is not None:
         chosen["finetune_caches"] = [member.fingerprint for member in finetune_cache.members]
     return {
-        "losses": {n: {"weight": loss.weight, **dataclasses.asdict(loss.settings)} for n, loss in losses.items()},
+        "losses": {
+            name: {"weight": loss.weight, "final_weight": loss.final_weight, **dataclasses.asdict(loss.settings)}
+            for name, loss in losses.items()
+        },
         "caches": [member.fingerprint for member in cache.members],
         "teacher_families": list(dict.fromkeys(member.card.teacher.family for member in cache.members)),
         **chosen,
@@ -67,22 +73,48 @@ def locked(out: Path) -> Iterator[None]:
             (out / LOCK).unlink(missing_ok=True)
 
 
+def can_be_extended(config: TrainConfig, losses: Mapping[str, ChosenLoss]) -> bool:
+    """Whether a run that is finished is the beginning of one with more steps: nothing in it depends on how many there
+    are."""
+    optim = config.optim
+    fixed = optim.schedule == "constant" and not optim.swa_fraction and not config.large_margin.steps
+    return fixed and not any(loss.depends_on_progress for loss in losses.values())
+
+
 def is_finished(out: Path, settings: dict[str, Any], losses: dict[str, ChosenLoss]) -> bool:
     """Whether `out` holds this very run, finished.
 
     Raises:
         SpkdError: it holds another one.
     """
+    ours, finished = json.loads(json.dumps(settings)), False
     for name in (STATE, "model.json"):
-        if (out / name).is_file():
-            found = read_json(out / name)
-            theirs = found if name == STATE else found.get("training") if isinstance(found, dict) else None
-            theirs = theirs.get("settings") if isinstance(theirs, dict) else None
-            # A setting that spkd did not know yet had the effect of today's default.
-            if _filled(theirs, losses) != json.loads(json.dumps(settings)):
-                what = "an unfinished run" if name == STATE else "a student"
-                raise SpkdError(f"{out}: holds {what} with other settings; choose another folder with out=FOLDER")
-    return (out / "model.json").is_file()
+        if not (out / name).is_file():
+            continue
+        found = read_json(out / name)
+        theirs = found if name == STATE else found.get("training") if isinstance(found, dict) else None
+        theirs = theirs.get("settings") if isinstance(theirs, dict) else None
+        # A setting that spkd did not know yet had the effect of today's default.
+        filled = _filled(theirs, losses)
+        if filled == ours:
+            finished = finished or name == "model.json"
+        elif not _is_beginning(filled, ours):
+            what = "an unfinished run" if name == STATE else "a student"
+            raise SpkdError(f"{out}: holds {what} with other settings; choose another folder with out=FOLDER")
+        elif not (out / STATE).is_file():
+            raise SpkdError(
+                f"{out}: finished with steps={filled['steps']}, and its learning rate, weights or margins depend on "
+                "that number; only runs with optim.schedule=constant, and without such settings, can be continued"
+            )
+    return finished
+
+
+def _is_beginning(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Whether two runs differ in nothing but that ours has more steps."""
+    but_steps = [
+        {name: value for name, value in tree.items() if name not in ("steps", "epochs")} for tree in (theirs, ours)
+    ]
+    return but_steps[0] == but_steps[1] and isinstance(theirs.get("steps"), int) and theirs["steps"] < ours["steps"]
 
 
 @dataclass(frozen=True)
@@ -101,30 +133,38 @@ def save(
     miner: Miner | None,
     step: int,
     settings: dict[str, Any],
+    extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Everything a run continues from. state.json names the tensors' file, so both change together."""
+    """Everything a run continues from. state.json names the tensors' file, so both change together.
+
+    Args:
+        extra: what else the run needs, under names of its own.
+    """
     tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
     if miner is not None:
         tensors |= {f"mining.{k}": v for k, v in miner.state().items()}
     for index, values in optimiser.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    tensors |= {f"extra.{name}": value for name, value in (extra or {}).items()}
     name = f"state.{step}.safetensors"
     write_bytes(out / name, save_tensors(tensors))
     write_json(out / STATE, {"step": step, "tensors": name, "settings": settings})
     _remove_states(out, name)
 
 
-def resume(out: Path, module: TrainingModule, optimiser: torch.optim.Optimizer, miner: Miner | None, steps: int) -> int:
+def resume(
+    out: Path, module: TrainingModule, optimiser: torch.optim.Optimizer, miner: Miner | None, steps: int
+) -> tuple[int, dict[str, Tensor]]:
     """Load a saved state.
 
     Returns:
-        The step to go on from; 0 where nothing was saved.
+        The step to go on from, 0 where nothing was saved; and what else was saved.
     Raises:
         SpkdError: the state is damaged.
     """
     if not (out / STATE).is_file():
-        return 0
+        return 0, {}
     try:
         state = record(_State, read_json(out / STATE), STATE)
         if state.step >= steps or not re.fullmatch(r"state\.\d+\.safetensors", state.tensors):
@@ -141,7 +181,7 @@ def resume(out: Path, module: TrainingModule, optimiser: torch.optim.Optimizer, 
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise SpkdError(f"{out}: damaged training state ({first_line(error)}); remove the folder") from error
     log(f"continuing {out} at step {state.step}")
-    return state.step
+    return state.step, {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -185,7 +225,7 @@ def _filled(settings: Any, losses: dict[str, ChosenLoss]) -> dict[str, Any]:
     theirs = filled.get("losses")
     if isinstance(theirs, dict) and list(theirs) == list(losses):
         filled["losses"] = {
-            name: {"weight": 1.0, **_with_defaults(theirs[name], loss.kind.Settings(), ())}
+            name: {"weight": 1.0, "final_weight": None, **_with_defaults(theirs[name], loss.kind.Settings(), ())}
             for name, loss in losses.items()
             if isinstance(theirs[name], dict)
         }

@@ -30,18 +30,20 @@ def chosen_losses(config: LossConfig) -> dict[str, ChosenLoss]:
             raise UsageError(f"--loss {name}{did_you_mean(name, LOSSES)}")
     if len(set(names)) < len(names):
         raise UsageError("--loss: name each loss once; weights are set by loss.weights.NAME")
-    for name in config.weights:
-        if name not in names:
-            raise UsageError(f"loss.weights.{name}: that loss is not in use{did_you_mean(name, names)}")
+    for key, given in (("weights", config.weights), ("final_weights", config.final_weights)):
+        for name in given:
+            if name not in names:
+                raise UsageError(f"loss.{key}.{name}: that loss is not in use{did_you_mean(name, names)}")
     chosen = {}
     for name in dict.fromkeys([*names, *config.sections]):
         kind: type[Loss] = LOSSES[name]
-        given = config.sections.get(name, {})
-        settings: Any = fill(kind.Settings, f"loss.{name.replace('-', '_')}", given)
+        section = config.sections.get(name, {})
+        settings: Any = fill(kind.Settings, f"loss.{name.replace('-', '_')}", section)
         if name in names:
             kind.check(settings)
-            chosen[name] = ChosenLoss(name, kind, settings, config.weights.get(name, 1.0))
-        elif typed := next((value.where for value in given.values() if value.command_line), None):
+            weights = config.weights.get(name, 1.0), config.final_weights.get(name)
+            chosen[name] = ChosenLoss(name, kind, settings, *weights)
+        elif typed := next((value.where for value in section.values() if value.command_line), None):
             raise UsageError(f"{typed}: --loss {name} is not in use{did_you_mean(name, names)}")
     return {name: chosen[name] for name in names}
 
@@ -80,7 +82,7 @@ class WeightedSum(nn.Module):
         terms, total = {}, torch.zeros((), device=inputs.label.device)
         for key, (loss, suffix) in self._terms.items():
             terms[key] = self.losses[key](student, replace(inputs, targets=_of(inputs.targets, suffix)))
-            total = total + loss.weight * terms[key]
+            total = total + loss.weight_at(inputs.progress) * terms[key]
         return total, terms
 
 

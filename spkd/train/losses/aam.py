@@ -61,10 +61,14 @@ class AAM(Loss):
     def check(cls, settings: AAMSettings) -> None:
         check_warmup(settings.margin_warmup, "loss.aam.margin_warmup")
 
+    @classmethod
+    def depends_on_progress(cls, settings: AAMSettings) -> bool:
+        return settings.margin_warmup[1] > 0
+
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         cosine = linear(normalize(student[EMBEDDING].float(), dim=-1), normalize(self.weight.float(), dim=-1))
         cosine = cosine.unflatten(1, (-1, self.subcentres)).amax(-1)
-        margin = self.margin * margin_ramp(inputs.progress, self._warmup)
+        margin = margin_of(self.margin, self._warmup, inputs)
         return cross_entropy(self.scale * add_margin(cosine, inputs.label, margin), inputs.label)
 
     def classifier(self) -> TrainedClassifier | None:
@@ -76,6 +80,11 @@ def check_warmup(between: list[float], name: str) -> None:
     """Raises UsageError where it is not two fractions in order."""
     if len(between) != 2 or between[0] > between[1]:
         raise UsageError(f"{name}={between}: give two fractions of the run, e.g. [0.13,0.27]")
+
+
+def margin_of(margin: float, between: list[float], inputs: LossInputs) -> float:
+    """The margin of a step: that of large-margin fine-tuning, or the loss's own on its way up."""
+    return margin * margin_ramp(inputs.progress, between) if inputs.margin is None else inputs.margin
 
 
 def margin_ramp(progress: float, between: list[float]) -> float:

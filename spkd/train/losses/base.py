@@ -26,7 +26,8 @@ class LossInputs:
         teacher_label: (B,) the label among the classes of the teacher's logits, -1 where it has none (empty: no
             logits).
         teacher_scale: of the teacher's cosine logits; None where they are of another kind.
-        progress: fraction of the run that is over.
+        progress: fraction of the run that is over (1 in large-margin fine-tuning).
+        margin: that angular margins have in the place of their own; None: their own.
         negatives: (B, N, D) teacher embeddings that are hard to tell from each view's, where they are mined.
         is_negative: (B, N) which of these may be used; None: all.
         crops: input features (B, T_i, F) of every crop.
@@ -41,6 +42,7 @@ class LossInputs:
     teacher_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     teacher_scale: float | None = None
     progress: float = 1.0
+    margin: float | None = None
     negatives: Tensor | None = None
     is_negative: Tensor | None = None
     crops: list[Tensor] = field(default_factory=list)
@@ -149,6 +151,11 @@ class Loss(nn.Module):
         return False
 
     @classmethod
+    def depends_on_progress(cls, settings: Any) -> bool:
+        """Whether it changes over the run, so that a run with more steps would be another from its first."""
+        return False
+
+    @classmethod
     def further_crops(cls, settings: Any) -> tuple[float, ...]:
         """How long further crops of each instance have to be (s; 0: as long as the first)."""
         return ()
@@ -185,12 +192,20 @@ class ChosenLoss:
         kind: its class.
         settings: its own.
         weight: in the sum.
+        final_weight: at the end of the run; None: the same.
     """
 
     name: str
     kind: type[Loss]
     settings: Any
     weight: float = 1.0
+    final_weight: float | None = None
+
+    def weight_at(self, progress: float) -> float:
+        """In the sum, when a fraction of the run is over."""
+        return (
+            self.weight + (self.final_weight - self.weight) * progress if self.final_weight is not None else self.weight
+        )
 
     @property
     def needed_targets(self) -> tuple[str, ...]:
@@ -207,6 +222,10 @@ class ChosenLoss:
     @property
     def finetunes(self) -> bool:
         return self.kind.finetunes(self.settings)
+
+    @property
+    def depends_on_progress(self) -> bool:
+        return self.final_weight is not None or self.kind.depends_on_progress(self.settings)
 
     @property
     def further_crops(self) -> tuple[float, ...]:

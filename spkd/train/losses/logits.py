@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from spkd.config import key
 from spkd.errors import UsageError
 from spkd.target import EMBEDDING, LOGITS
-from spkd.train.losses.aam import MarginSettings, add_margin, check_warmup, margin_ramp
+from spkd.train.losses.aam import MarginSettings, add_margin, check_warmup, margin_of
 from spkd.train.losses.base import LogitsRequest, Loss, LossContext, LossInputs, TrainedClassifier
 
 
@@ -63,6 +63,10 @@ class LabelDistillation(Loss):
         check_warmup(settings.margin_warmup, "margin_warmup")
 
     @classmethod
+    def depends_on_progress(cls, settings: LabelSettings) -> bool:
+        return settings.margin_warmup[1] > 0 or settings.kd_warmup > 0
+
+    @classmethod
     def logits(cls, settings: LabelSettings) -> LogitsRequest:
         return LogitsRequest(settings.logits, settings.scale, settings.temperature)
 
@@ -72,7 +76,7 @@ class LabelDistillation(Loss):
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         cosine = linear(normalize(student[EMBEDDING].float(), dim=-1), normalize(self.weight.float(), dim=-1))
         label, teacher = inputs.teacher_label, inputs.targets[LOGITS].float()
-        z_s = self.scale * add_margin(cosine, label, self.margin * margin_ramp(inputs.progress, self._margin_warmup))
+        z_s = self.scale * add_margin(cosine, label, margin_of(self.margin, self._margin_warmup, inputs))
         if inputs.teacher_scale is not None:
             teacher = inputs.teacher_scale * add_margin(teacher / inputs.teacher_scale, label, self._teacher_margin)
         weight = 1.0 if inputs.progress >= self._kd_warmup else inputs.progress / self._kd_warmup

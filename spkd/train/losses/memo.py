@@ -162,6 +162,10 @@ class MeMo(Loss):
     averages_weights = True
 
     @classmethod
+    def depends_on_progress(cls, settings: MeMoSettings) -> bool:
+        return True  # momentum, temperature and the dynamic stop
+
+    @classmethod
     def check(cls, settings: MeMoSettings) -> None:
         for name in ("teacher_temperature", "momentum"):
             if len(getattr(settings, name)) != 2:

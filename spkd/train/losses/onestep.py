@@ -61,6 +61,10 @@ class OneStep(Loss):
         AAM.check(settings.aam)
 
     @classmethod
+    def depends_on_progress(cls, settings: OneStepSettings) -> bool:
+        return settings.linear_decay or AAM.depends_on_progress(settings.aam)
+
+    @classmethod
     def finetunes(cls, settings: OneStepSettings) -> bool:
         return settings.finetune_weight > 0
 
@@ -113,6 +117,8 @@ class OneStep(Loss):
     def finetuning(self, inputs: LossInputs) -> Tensor:
         assert self.classify is not None
         if isinstance(self.classify, AAM):
-            labelled = LossInputs({}, inputs.finetune_label, inputs.instance, progress=inputs.progress)
+            labelled = LossInputs(
+                {}, inputs.finetune_label, inputs.instance, progress=inputs.progress, margin=inputs.margin
+            )
             return self.classify(inputs.finetune_levels, labelled)
         return cross_entropy(self.classify(inputs.finetune_levels[EMBEDDING].float()), inputs.finetune_label)

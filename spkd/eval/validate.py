@@ -1,0 +1,65 @@
+"""Scoring a student while it is trained."""
+
+from __future__ import annotations
+
+import torch
+
+from spkd.cache.card import TeacherCard
+from spkd.config import EvalConfig, ModelConfig, TrainConfig
+from spkd.errors import SpkdError, UsageError
+from spkd.eval.metrics import curve, eer
+from spkd.eval.score import score
+from spkd.eval.trials import read
+from spkd.manifest import Manifest
+from spkd.students import Network
+from spkd.teachers.network import FrontEnd, NetworkTeacher
+
+
+class Student(NetworkTeacher):
+    """A network as it is now, under the interface of what is scored."""
+
+    family = "checkpoint"
+
+    @classmethod
+    def load(cls, config: ModelConfig, device: torch.device) -> Student:
+        raise NotImplementedError("it is in training")
+
+    def card(self) -> TeacherCard:
+        return TeacherCard(self.family, "", "", "", self.front_end.words)
+
+
+class Validation:
+    """EER (%) of a student on the trials that the settings name.
+
+    Attributes:
+        speakers: of the trials, where the manifest knows them.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        """
+        Raises:
+            UsageError: no such list or manifest. SpkdError: a list without both kinds of trials.
+        """
+        assert config.valid.trials is not None
+        if config.valid.manifest is None:
+            raise UsageError("valid.trials: name the manifest of its audio by valid.manifest")
+        self._trials, self._manifest, self._device = (
+            read(config.valid.trials),
+            Manifest.load(config.valid.manifest),
+            device,
+        )
+        if not self._trials.has_both_kinds:
+            raise SpkdError(f"{config.valid.trials}: validation needs labelled trials of both kinds")
+        self._config = EvalConfig(model=config.out)
+        names = set(self._trials.names)
+        self.speakers = frozenset(u.speaker for u in self._manifest if u.id in names and u.speaker is not None)
+
+    def __call__(self, network: Network) -> float:
+        training = network.training
+        try:
+            front_end = FrontEnd(network.input_kind, network.features, "as in training")
+            scored = score(self._config, Student(network, front_end, None, self._device), self._manifest, self._trials)
+            assert scored.trials.label is not None
+            return 100 * eer(curve(scored.scores[0], scored.trials.label))[0]
+        finally:
+            network.train(training)

@@ -1,0 +1,45 @@
+"""Figures as SVG text, for self-contained pages."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib
+
+
+def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
+    """Values by training step: label -> [[step, value], ...]."""
+
+    def draw(axes: matplotlib.axes.Axes) -> None:
+        for label, points in curves.items():
+            axes.plot([p[0] for p in points], [p[1] for p in points], label=plain(label), linewidth=1.2)
+        axes.set(xlabel="step", ylabel=plain(name))
+        axes.grid(color="0.92")
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=9)
+
+    return drawn((5.2, 2.8), draw)
+
+
+def plain(label: str) -> str:
+    """A label in which matplotlib finds no formula."""
+    return label.replace("$", r"\$")
+
+
+def drawn(size: tuple[float, float], draw: Callable[[matplotlib.axes.Axes], None]) -> str:
+    """A figure of one set of axes, of a size in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.add_subplot())
+    return svg(figure)
+
+
+def svg(figure: matplotlib.figure.Figure) -> str:
+    """A figure as an <svg> element that can stand in a page."""
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "spkd"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]

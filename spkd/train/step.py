@@ -1,0 +1,95 @@
+"""One step of the optimiser: in reduced precision, over several batches, without waiting for the device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from spkd.config import TrainConfig
+from spkd.errors import UsageError
+from spkd.features import is_fbank
+from spkd.seeding import Purpose, seed_of
+from spkd.train.loading import TrainBatch
+from spkd.train.module import TrainingModule
+from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
+from spkd.train.specaugment import mask
+
+TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Optimisation:
+    """The optimiser of a run, and all that a step of it takes.
+
+    Attributes:
+        optimiser: of every trained parameter.
+        first_bad: step whose loss was the first that is not finite, -1 where there was none: a tensor on the device,
+            which is looked at now and then, so that no step waits for it.
+    """
+
+    def __init__(self, config: TrainConfig, module: TrainingModule, device: torch.device) -> None:
+        """Raises UsageError: half precision without a GPU, whose gradients it would lose."""
+        self._config, self._module, self._device = config, module, device
+        self._type = TYPES[config.precision]
+        if self._type is torch.float16 and device.type != "cuda":
+            raise UsageError("precision=fp16: needs a GPU; bf16 works everywhere")
+        if config.channels_last:
+            module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.compile:
+            module.network.compile()
+        self.optimiser = make_optimiser(config.optim, module)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._type is torch.float16)
+        self.first_bad = torch.full((), -1, device=device)
+
+    def step(self, number: int, batches: Sequence[TrainBatch]) -> dict[str, Tensor]:
+        """Step `number` over its batches. Returns the loss terms, their mean over the batches, on the device."""
+        config, module = self._config, self._module
+        module.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        found: list[dict[str, Tensor]] = []
+        for index, batch in enumerate(batches, number * len(batches)):
+            total, terms = self._forward(number, index, batch)
+            self.first_bad = torch.where((self.first_bad < 0) & ~total.isfinite(), number, self.first_bad)
+            self._scaler.scale(total / len(batches)).backward()
+            found.append({name: term.detach() for name, term in terms.items()})
+        self._scaler.unscale_(self.optimiser)
+        clip_gradients(config.optim, module)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(config.optim, number, config.steps, config.large_margin)
+        self._scaler.step(self.optimiser)
+        self._scaler.update()
+        module.after_step(min((number + 1) / config.steps, 1.0))
+        if len(found) == 1:
+            return found[0]
+        return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
+
+    def _forward(self, number: int, index: int, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        config, module = self._config, self._module
+        seed = seed_of(Purpose.STEP, config.seed, index)
+        torch.manual_seed(seed)  # of dropout and the adapters' noise: a resumed run has the same
+        generator = torch.Generator().manual_seed(seed)
+        frames, bands = config.mask.frames, config.mask.bands if is_fbank(module.network.input_kind) else 0
+        masked = [mask(crop, frames, bands, generator) for crop in batch.crops]
+        finetune = None if batch.finetune_batch is None else mask(batch.finetune_batch, frames, bands, generator)
+        inputs = replace(
+            batch.inputs,
+            progress=min(number / config.steps, 1.0),
+            margin=config.large_margin.margin if number >= config.steps else None,
+        )
+        lower = contextlib.nullcontext() if self._type is None else torch.autocast(self._device.type, self._type)
+        with lower:
+            return module(masked, inputs, finetune)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a run that continues needs beside parameters and the optimiser's state."""
+        if not self._scaler.is_enabled():
+            return {}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._scaler.state_dict().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if self._scaler.is_enabled() and state:
+            whole = ("growth_interval", "_growth_tracker")
+            self._scaler.load_state_dict({k: int(v) if k in whole else float(v) for k, v in state.items()})

@@ -1,0 +1,80 @@
+"""Ending a run before its last step: when asked to, after saving, and when validation gets no better."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spkd.config import ValidConfig
+from spkd.errors import Interrupted
+
+# Ctrl-C; what schedulers send before they kill; what Slurm sends on request (--signal=USR1@120).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether a signal asked the run to end. The second one does not wait for the step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: object) -> None:
+        if self.asked:
+            raise Interrupted("interrupted twice; what was saved before stays valid, and the same command continues")
+        self.asked = True
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Signals ask for an end while the block runs; only the main thread can be asked."""
+    request, before = StopRequest(), dict[signal.Signals, Any]()
+    if threading.current_thread() is threading.main_thread():
+        before = {which: signal.signal(which, request) for which in SIGNALS}
+    try:
+        yield request
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+@dataclass
+class Progress:
+    """What validation has found so far.
+
+    Attributes:
+        best: lowest EER (%). step: at which. worse: validations since.
+    """
+
+    best: float = float("inf")
+    step: int = -1
+    worse: int = 0
+
+    def add(self, step: int, eer_percent: float) -> bool:
+        """A new result. Returns whether it is the best."""
+        if eer_percent < self.best:
+            self.best, self.step, self.worse = eer_percent, step, 0
+            return True
+        self.worse += 1
+        return False
+
+    def is_over(self, config: ValidConfig) -> bool:
+        """Whether waiting longer is no use."""
+        return 0 < config.patience <= self.worse
+
+    def state(self) -> dict[str, Tensor]:
+        numbers = (self.best, self.step, self.worse)
+        return {"progress": torch.tensor(numbers, dtype=torch.float64)} if self.step >= 0 else {}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor]) -> Progress:
+        if "progress" not in state:
+            return cls()
+        best, step, worse = state["progress"].tolist()
+        return cls(best, int(step), int(worse))

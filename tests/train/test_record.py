@@ -1,0 +1,95 @@
+"""What stays of a run: settings, environment, curves, other loggers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spkd import config
+from spkd.errors import UsageError
+from spkd.train.log import RunLog
+from spkd.train.record import curves
+
+SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6"]
+
+
+@pytest.fixture
+def cached(spkd: Callable, corpus: Path) -> None:
+    assert spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}").code == 0
+
+
+def test_settings_come_back_from_their_file(tmp_path: Path) -> None:
+    given = ["loss=[aam,kld]", "loss.kld.temperature=2", "loss.aam.margin_warmup=[0.1,0.2]", "loss.weights.aam=0.5"]
+    given += ["cache=[a,b]", "optim.lr=0.01", "student=ecapa", "mask.frames=3", "valid.trials=t.txt"]
+    first = config.load(config.TrainConfig, given, environ={})
+    (tmp_path / "run.yaml").write_text(config.dump(first))
+    again = config.load(config.TrainConfig, [], environ={}, base=tmp_path / "run.yaml")
+    sections = [
+        {name: {k: v.value for k, v in section.items()} for name, section in one.loss.sections.items()}
+        for one in (first, again)
+    ]
+    assert sections[1]["kld"] == {"temperature": "2"}
+    first.loss.sections = again.loss.sections = {}
+    assert first == again
+    assert set(sections[0]) == set(sections[1])
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_run_leaves_what_repeats_it(spkd: Callable) -> None:
+    done = spkd("train", "--loss", "aam", "--loss", "ntxent", "loss.aam.margin=0.1", *SMALL, "steps=45", "out=run")
+    assert done.code == 0, done.err
+    tree = json.loads(Path("run/run.json").read_text())
+    assert tree["versions"].keys() == {"spkd", "python", "torch", "numpy"}
+    assert list(tree["caches"]) == ["cache"]
+    assert spkd("train", "--from", "run", "out=again").code == 0
+    assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+    assert "this run is finished already" in spkd("train", "--from", "run").out
+    page = Path("run/train.html").read_text()
+    assert page.count("<svg") == 3  # aam, ntxent, lr
+    assert "margin: &#x27;0.1&#x27;" in page
+    rows = list(csv.DictReader(Path("run/log.csv").open()))
+    assert [(row["step"], row["name"]) for row in rows[:4]] == [
+        ("0", "aam"),
+        ("0", "ntxent"),
+        ("0", "lr"),
+        ("20", "aam"),
+    ]
+    assert curves(Path("run/log.jsonl"))["aam"][1] == [20, float(rows[3]["value"])]
+    assert "no training was there" in spkd("train", "--from", "nothing").err
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_trackers_are_told_by_their_interface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """A module with the functions that both packages document, since neither may reach its server here."""
+    called: list[tuple] = []
+    module = types.ModuleType(name)
+    module.init = lambda **given: called.append(("init", given["project"], given["resume"]))  # type: ignore[attr-defined]
+    module.log = lambda values, step: called.append(("log", values, step))  # type: ignore[attr-defined]
+    module.finish = lambda: called.append(("finish",))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
+    log = RunLog(tmp_path, 0, [name])
+    log.add(20, {"aam": 1.5})
+    log.close()
+    assert called == [("init", "spkd", "never"), ("log", {"aam": 1.5}, 20), ("finish",)]
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match=f"loggers: {name} is not installed"):
+        RunLog(tmp_path, 0, [name])
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_sweep_goes_on_after_a_failure_and_says_so(spkd: Callable) -> None:
+    varied = ["student=xvector,tiny", "optim.lr=0.01,1e12"]
+    done = spkd("train", "-m", "--loss", "aam", *SMALL, "steps=9", "optim.warmup=0", "optim.clip=0", *varied, "out=s")
+    assert done.code == 1
+    results = json.loads(done.out.splitlines()[-1])
+    assert [("error" in one) for one in results] == [False, True, False, True]
+    assert results[0]["out"] == "s/student=xvector,optim.lr=0.01"
+    assert Path("s/student=tiny,optim.lr=0.01/model.safetensors").is_file()
+    done = spkd("train", "--loss", "aam", *SMALL, "steps=3", "out=one", "--json")
+    assert json.loads(done.out.splitlines()[-1])["parameters"] > 0

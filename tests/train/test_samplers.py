@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spkd.cache import Cache
+from spkd.cache.combined import open_caches
+from spkd.config import SamplerConfig
+from spkd.errors import UsageError
+from spkd.features import FBANK
+from spkd.manifest import Manifest
+from spkd.train.batches import InputSource, StepBatches
+from spkd.train.labels import Groups, Labels
+from spkd.train.mining import NONE, Negatives
+from spkd.train.samplers import make_order
+
+
+@pytest.fixture
+def cache(spkd: Callable, corpus: Path) -> Cache:
+    assert spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "view.speeds=[0.9,1.0]").code == 0
+    return Cache.open("cache")
+
+
+def ordered(cache: Cache, batch: int, seed: int = 0, **settings: object) -> Callable[[int], np.ndarray]:
+    order = make_order(SamplerConfig(**settings), cache, Labels.of(cache), batch, seed)  # type: ignore[arg-type]
+    assert order is not None
+    return order
+
+
+@pytest.mark.parametrize(
+    "settings", [{"name": "speakers"}, {"name": "lengths"}, {"name": "speakers", "per_speaker": 3}]
+)
+def test_orders_are_functions_of_seed_and_epoch(cache: Cache, settings: dict) -> None:
+    one, again, other = (ordered(cache, 6, seed, **settings) for seed in (0, 0, 1))
+    assert np.array_equal(one(1), again(1))
+    assert not np.array_equal(one(0), one(1))
+    assert not np.array_equal(one(0), other(0))
+
+
+def test_batches_of_speakers_have_as_many_views_of_each(cache: Cache) -> None:
+    order = ordered(cache, 6, name="speakers", per_speaker=3)(0)
+    assert sorted(order.tolist()) == list(range(36))  # six views of each speaker: nothing to fill up
+    for batch in order.reshape(-1, 6):
+        assert np.bincount(cache.speaker(batch)).max() == 3
+        assert np.array_equal(np.unique(cache.speaker(batch[:3])), cache.speaker(batch[:1]))
+    filled = ordered(cache, 8, name="speakers", per_speaker=4)(0)
+    assert len(filled) == 48
+    assert set(filled.tolist()) == set(range(36))
+
+
+def test_batches_of_lengths_are_cropped_to_their_shortest_view(cache: Cache) -> None:
+    order = ordered(cache, 6, name="lengths")
+    samples = cache.plan.views.samples
+    spread = [np.ptp(samples[batch]) for batch in order(0).reshape(-1, 6)]
+    assert np.mean(spread) < 0.5 * np.ptp(samples)
+    source = InputSource(FBANK, None, (5.0,))
+    batches = StepBatches(cache, [], Labels.of(cache), source, 6, 0, order=order, bucketed=True)
+    for step in range(6):
+        shortest = samples[batches.views(step)].min()
+        assert batches[step].crops[0]["fbank"].shape[1] == FBANK.num_frames(int(shortest) // 160 * 160)
+
+
+def test_every_batch_has_its_share_of_each_corpus(spkd: Callable, corpus: Path) -> None:
+    every = Manifest.load(corpus / "manifest.csv").utterances
+    for name, some in (("a", every[:12]), ("b", every[12:])):
+        Manifest(some).save(f"{name}.csv")
+        assert spkd("extract", "teacher=none", f"manifest={name}.csv", f"cache={name}").code == 0
+    both = open_caches(["a", "b"])
+    order = ordered(both, 4, name="shares", shares=[0.25, 0.75])  # type: ignore[arg-type]
+    batches = order(0).reshape(-1, 4)
+    assert len(batches) == 12  # one pass over the first corpus, six over the second
+    assert ((batches < 12).sum(1) == 1).all()
+    assert sorted(batches[:, 0].tolist()) == list(range(12))
+    assert np.bincount(order(1)[order(1) >= 12], minlength=18)[12:].tolist() == [6] * 6
+    for wrong in ([], [1.0], [0.5, 0.6], [0.01, 0.99]):
+        with pytest.raises(UsageError, match=r"sampler\.shares"):
+            ordered(both, 4, name="shares", shares=wrong)  # type: ignore[arg-type]
+
+
+def test_hard_batches_are_views_and_their_neighbours(cache: Cache) -> None:
+    labels = Labels.of(cache)
+    instances = Groups.of(labels.instance, cache.usable_views)
+    neighbours = np.stack([(np.arange(36) + 1) % 36, (np.arange(36) + 2) % 36], 1).astype(np.int32)
+    neighbours[5] = NONE
+    table = Negatives(neighbours, instances)
+    order = make_order(SamplerConfig("hard", group=3), cache, labels, 6, 0, table)
+    assert order is not None
+    for lead, *others in order(0).reshape(-1, 3).tolist():
+        own = instances.group[lead]
+        if own != 5:
+            assert {(int(instances.group[view]) - own) % 36 for view in others} <= {1, 2}
+    assert len(order(0)) == 36
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"name": "speakers", "per_speaker": 4}, "is no multiple"),
+        ({"name": "speakers", "per_speaker": 6}, "is no multiple"),
+    ],
+)
+def test_groups_that_do_not_fill_a_batch_are_refused(cache: Cache, settings: dict, error: str) -> None:
+    with pytest.raises(UsageError, match=error):
+        ordered(cache, 6, **settings)
+
+
+@pytest.mark.parametrize("sampler", ["speakers", "lengths", "hard"])
+def test_every_sampler_trains_and_continues_exactly(spkd: Callable, corpus: Path, sampler: str) -> None:
+    from spkd.students import Checkpoint, build, save_student
+
+    torch.manual_seed(0)
+    save_student("teacher", Checkpoint(build("xvector", channels=16, embedding=12).eval()))
+    teacher = ["teacher=checkpoint", "teacher.weights=teacher", f"manifest={corpus / 'manifest.csv'}", "fbank=true"]
+    assert spkd("extract", *teacher, "view.speeds=[0.9,1.0]").code == 0
+    small = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", f"sampler={sampler}"]
+    small += ["sampler.group=2", "mining.neighbours=4", "optim.schedule=constant"]
+    assert spkd("train", "--loss", "cosine", *small, "steps=9", "out=whole").code == 0
+    assert spkd("train", "--loss", "cosine", *small, "steps=5", "out=part").code == 0
+    done = spkd("train", "--loss", "cosine", *small, "steps=9", "out=part")
+    assert done.code == 0, done.err
+    assert Path("whole/model.safetensors").read_bytes() == Path("part/model.safetensors").read_bytes()
