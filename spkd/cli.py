@@ -227,9 +227,14 @@ def train(
     ]
     from spkd.device import resolve
     from spkd.eval.validate import Validation
+    from spkd.train.distributed import launched
     from spkd.train.trainer import train as run
 
     results, failed = [], None
+    if multirun and launched():
+        raise UsageError("-m: runs of a sweep cannot share ranks; start torchrun once for each")
+    if launched() and os.environ.get("RANK", "0") != "0":  # the first rank speaks for all
+        sys.stdout = open(os.devnull, "w")
     for settings in runs:
         try:
             validate = None if settings.valid.trials is None else Validation(settings, resolve(settings.device))

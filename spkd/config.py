@@ -229,10 +229,10 @@ class LossConfig:
 
     names: list[str] = key([], f"losses to add up, as --loss: {', '.join(LOSSES)}")
     weights: dict[str, float] = key({}, "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", low=0, high=1e9)
+    sections: dict[str, dict[str, Given]] = field(default_factory=dict, metadata={"hidden": True})
     final_weights: dict[str, float] = key(
         {}, "weight at the end of the run, reached linearly from loss.weights (default: constant)", low=0, high=1e9
     )
-    sections: dict[str, dict[str, Given]] = field(default_factory=dict, metadata={"hidden": True})
 
 
 @dataclass

@@ -205,7 +205,9 @@ def separated(header: Row, rows: Sequence[Row]) -> str:
     """CSV. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([f"'{cell}" if cell[:1] in "=+-@" else cell for cell in row] for row in (header, *rows))
+    writer.writerows(
+        [f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in row] for row in (header, *rows)
+    )
     return out.getvalue()
 
 

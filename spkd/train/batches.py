@@ -19,6 +19,7 @@ from spkd.features import HOP, input_features
 from spkd.loader import ViewLoader
 from spkd.seeding import Purpose, random_state, seed_of
 from spkd.target import Target
+from spkd.train.distributed import ALONE, Ranks
 from spkd.train.labels import Groups, Labels
 
 
@@ -77,6 +78,7 @@ class StepBatches(Dataset):
         needs: the targets to gather, for the first crop.
         labelled: pass over the views with a speaker label only.
         order: of the views of an epoch; None: the cache's own.
+        ranks: of which this one loads its part of every batch.
         bucketed: whether the crops of a batch are no longer than its shortest view.
         later: the batch from which the first crop has another length, and that length (s); None: it never has.
     """
@@ -94,12 +96,13 @@ class StepBatches(Dataset):
         later: tuple[int, float] | None = None,
         order: Callable[[int], np.ndarray] | None = None,
         bucketed: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._teacher_label = np.zeros(0, np.int64) if logits is None else logits.label
         self._cache, self._needs, self._labels, self._source = cache, needs, labels, source
         self._samples = [_whole_hops(seconds) for seconds in source.crops]
         self._later = None if later is None else (later[0], _whole_hops(later[1]))
-        self._batch_size, self._seed = batch_size, seed
+        self.batch_size, self._seed, self._part = batch_size, seed, ranks.part(batch_size)
         self._left_out = labels.label < 0 if labelled else np.zeros(len(cache), bool)
         self._order_of = order or self._shuffled
         views = len(order(0)) if order is not None else int((~self._left_out[cache.usable_views]).sum())
@@ -113,7 +116,11 @@ class StepBatches(Dataset):
         epoch, position = divmod(step, self.per_epoch)
         if self._epoch != epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
-        return self._order[position * self._batch_size : (position + 1) * self._batch_size]
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _own(self, crop: Crop) -> Crop:
+        """This rank's part of a batch's crops."""
+        return Crop(crop.start[self._part], crop.samples)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         order = self._cache.order(self._seed, epoch)
@@ -131,15 +138,18 @@ class StepBatches(Dataset):
         return Crop((random.random_sample(len(views)) * room).astype(np.int64) * HOP, samples)
 
     def __getitem__(self, step: int) -> HostBatch:
-        views = self.views(step)
-        seed = seed_of(Purpose.AUGMENT, self._seed, step)
-        crops = [load_crops(self._cache, self._source, views, self.crop(step, views), self._needs, seed)]
+        # Random numbers are drawn for the whole batch, so that they do not depend on the number of ranks.
+        every, part = self.views(step), self._part
+        views, crop = every[part], self._own(self.crop(step, every))
+        seed = seed_of(Purpose.AUGMENT, self._seed, step) + part.start
+        crops = [load_crops(self._cache, self._source, views, crop, self._needs, seed)]
         for which in range(1, len(self._samples)):
             assert self._of_instance is not None
             random = random_state(Purpose.CROP_VIEW, self._seed, step, which)
-            others = self._of_instance.pick(self._of_instance.group[views], random)
-            seed = seed_of(Purpose.AUGMENT, self._seed, step, which)
-            crops.append(load_crops(self._cache, self._source, others, self.crop(step, others, which), (), seed))
+            others = self._of_instance.pick(self._of_instance.group[every], random)
+            crop = self._own(self.crop(step, others, which))
+            seed = seed_of(Purpose.AUGMENT, self._seed, step, which) + part.start
+            crops.append(load_crops(self._cache, self._source, others[part], crop, (), seed))
         return HostBatch(
             torch.from_numpy(views),
             torch.from_numpy(self._labels.label[views]),
@@ -197,7 +207,7 @@ def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop
         except AudioError as error:
             raise SpkdError(f"training: {error}") from error
         if source.augment is not None and seed is not None:
-            own = (seed + 104_729 * number) % 2**32
+            own = 104_729 * (seed + number) % 2**32
             speed = float(source.speeds[own % len(source.speeds)])
             wave = source.augment(change_speed(wave, speed), own)
         features = input_features(kind, torch.from_numpy(np.ascontiguousarray(wave))[None])[0]

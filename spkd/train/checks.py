@@ -9,6 +9,7 @@ from spkd.features import FEATURES
 from spkd.registry import LOSSES
 from spkd.target import LOGITS
 from spkd.train import mining
+from spkd.train.distributed import Ranks
 from spkd.train.losses import ChosenLoss, for_teachers
 from spkd.train.teacher_logits import TeacherLogits
 
@@ -47,6 +48,16 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
                 f"spkd extract teacher={family} teacher.targets=[{wanted}] "
                 f"view.plan={card.views.plan} cache=NEW_FOLDER (its targets: spkd extract teacher={family} --targets)"
             )
+
+
+def check_ranks(ranks: Ranks, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:
+    """Raises UsageError where a run cannot be divided over its ranks."""
+    if ranks.world == 1:
+        return
+    if config.batch_size % ranks.world or config.batch_size // ranks.world < 2:
+        raise UsageError(f"batch_size={config.batch_size}: of all ranks together, so a multiple of {ranks.world}")
+    if alone := [name for name, loss in losses.items() if not loss.kind.divides]:
+        raise UsageError(f"--loss {alone[0]}: follows statistics of whole batches, so it trains in one process only")
 
 
 def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:

@@ -18,6 +18,7 @@ from spkd.manifest import Manifest
 from spkd.students import Network
 from spkd.target import EMBEDDING, LOGITS, Target
 from spkd.train.batches import HostBatch, InputSource, StepBatches, decode_crops
+from spkd.train.distributed import ALONE, Ranks
 from spkd.train.labels import Labels
 from spkd.train.losses import ChosenLoss, LossInputs
 from spkd.train.mining import Miner
@@ -51,6 +52,7 @@ class BatchLoader:
         logits: the teacher's, where a loss learns from them.
         miner: of hard negatives, where they are asked for.
         finetune: the second path, where a loss has one.
+        ranks: of which this one has its part of every batch.
     """
 
     cache: CacheSource
@@ -60,6 +62,7 @@ class BatchLoader:
     logits: TeacherLogits | None
     miner: Miner | None
     finetune: FinetunePath | None
+    ranks: Ranks = ALONE
 
     def batches_from(self, first: int, last: int, config: TrainConfig, device: torch.device) -> Iterator[TrainBatch]:
         """Batches number `first` to `last`, without the last, on the device."""
@@ -92,7 +95,7 @@ class BatchLoader:
             None if self.logits is None else self.logits.scale,
         )
         if self.miner is not None:
-            drawn = self.miner.draw(batch.views.numpy(), seed, step)
+            drawn = self.miner.draw(self.batches.views(step), seed, step).part(self.ranks.part(self.batches.batch_size))
             mined = _moved(self.cache.stored(drawn.views.ravel(), [EMBEDDING]), device)
             hard = self.cache.decode(mined, [EMBEDDING])[EMBEDDING].float().unflatten(0, drawn.views.shape)
             inputs = replace(inputs, negatives=hard, is_negative=torch.from_numpy(drawn.is_negative).to(device))
@@ -127,6 +130,7 @@ def finetune_path(
     cache: CacheSource,
     finetune_cache: CacheSource | None,
     network: Network,
+    ranks: Ranks = ALONE,
 ) -> FinetunePath | None:
     """The second path of a student with adapters; None where no loss fine-tunes.
 
@@ -149,7 +153,7 @@ def finetune_path(
         raise SpkdError(f"{theirs.name}: --loss {loss} needs at least batch_size={config.batch_size} labelled views")
     source = input_source(config, theirs, network.input_kind, (config.crop,))
     # Another order than that of the other path, where both use the same cache.
-    batches = StepBatches(theirs, [], labels, source, config.batch_size, config.seed + 1, labelled=True)
+    batches = StepBatches(theirs, [], labels, source, config.batch_size, config.seed + 1, labelled=True, ranks=ranks)
     return FinetunePath(theirs, labels, source, batches)
 
 

@@ -44,6 +44,10 @@ class Drawn(NamedTuple):
     views: np.ndarray
     is_negative: np.ndarray
 
+    def part(self, rows: slice) -> Drawn:
+        """Those of some rows."""
+        return Drawn(self.views[rows], self.is_negative[rows])
+
 
 @dataclass(frozen=True)
 class Negatives:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from spkd.config import TrainConfig
 from spkd.errors import UsageError
 from spkd.features import is_fbank
 from spkd.seeding import Purpose, seed_of
+from spkd.train.distributed import ALONE, Ranks, count_all_ranks
 from spkd.train.loading import TrainBatch
 from spkd.train.module import TrainingModule
 from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
@@ -30,9 +32,9 @@ class Optimisation:
             which is looked at now and then, so that no step waits for it.
     """
 
-    def __init__(self, config: TrainConfig, module: TrainingModule, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, module: TrainingModule, device: torch.device, ranks: Ranks = ALONE) -> None:
         """Raises UsageError: half precision without a GPU, whose gradients it would lose."""
-        self._config, self._module, self._device = config, module, device
+        self._config, self._module, self._device, self._ranks = config, module, device, ranks
         self._type = TYPES[config.precision]
         if self._type is torch.float16 and device.type != "cuda":
             raise UsageError("precision=fp16: needs a GPU; bf16 works everywhere")
@@ -40,6 +42,10 @@ class Optimisation:
             module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             module.network.compile()
+        self._connected: nn.Module = module
+        if ranks.world > 1:
+            count_all_ranks(module)
+            self._connected = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
         self.optimiser = make_optimiser(config.optim, module)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._type is torch.float16)
         self.first_bad = torch.full((), -1, device=device)
@@ -51,9 +57,12 @@ class Optimisation:
         self.optimiser.zero_grad(set_to_none=True)
         found: list[dict[str, Tensor]] = []
         for index, batch in enumerate(batches, number * len(batches)):
-            total, terms = self._forward(number, index, batch)
-            self.first_bad = torch.where((self.first_bad < 0) & ~total.isfinite(), number, self.first_bad)
-            self._scaler.scale(total / len(batches)).backward()
+            # Gradients are averaged over the ranks once a step, with the last batch.
+            last = self._ranks.world == 1 or index == (number + 1) * len(batches) - 1
+            with contextlib.nullcontext() if last else self._connected.no_sync():  # type: ignore[operator]
+                total, terms = self._forward(number, index, batch)
+                self.first_bad = torch.where((self.first_bad < 0) & ~total.isfinite(), number, self.first_bad)
+                self._scaler.scale(total / len(batches)).backward()
             found.append({name: term.detach() for name, term in terms.items()})
         self._scaler.unscale_(self.optimiser)
         clip_gradients(config.optim, module)
@@ -72,8 +81,9 @@ class Optimisation:
         torch.manual_seed(seed)  # of dropout and the adapters' noise: a resumed run has the same
         generator = torch.Generator().manual_seed(seed)
         frames, bands = config.mask.frames, config.mask.bands if is_fbank(module.network.input_kind) else 0
-        masked = [mask(crop, frames, bands, generator) for crop in batch.crops]
-        finetune = None if batch.finetune_batch is None else mask(batch.finetune_batch, frames, bands, generator)
+        own = (frames, bands, generator, self._ranks.part(config.batch_size), config.batch_size)
+        masked = [mask(crop, *own) for crop in batch.crops]
+        finetune = None if batch.finetune_batch is None else mask(batch.finetune_batch, *own)
         inputs = replace(
             batch.inputs,
             progress=min(number / config.steps, 1.0),
@@ -81,7 +91,7 @@ class Optimisation:
         )
         lower = contextlib.nullcontext() if self._type is None else torch.autocast(self._device.type, self._type)
         with lower:
-            return module(masked, inputs, finetune)
+            return self._connected(masked, inputs, finetune)
 
     def state(self) -> dict[str, Tensor]:
         """What a run that continues needs beside parameters and the optimiser's state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,18 +27,19 @@ from spkd.target import LOGITS, Target
 from spkd.train import record, resume
 from spkd.train.batches import InputSource, StepBatches
 from spkd.train.ceiling import mining_ceiling, with_ceilings
-from spkd.train.checks import check_labels, check_settings, check_targets, stored_targets
+from spkd.train.checks import check_labels, check_ranks, check_settings, check_targets, stored_targets
+from spkd.train.distributed import ALONE, Ranks, first_ranks, is_of_connection, mean_over_ranks, ranks_of
 from spkd.train.labels import Labels
 from spkd.train.loading import BatchLoader, TrainBatch, finetune_path, input_source
 from spkd.train.log import RunLog
-from spkd.train.losses import LossContext, WeightedSum, chosen_losses, for_teachers
+from spkd.train.losses import ChosenLoss, LossContext, WeightedSum, chosen_losses, for_teachers
 from spkd.train.meter import Meter, in_words
 from spkd.train.mining import Miner
 from spkd.train.mining import check as check_searchable
 from spkd.train.module import TrainingModule
 from spkd.train.samplers import Order, make_order
 from spkd.train.step import Optimisation
-from spkd.train.stopping import Progress, StopRequest, stop_request
+from spkd.train.stopping import Progress, stop_request
 from spkd.train.teacher_logits import TeacherLogits, teacher_logits
 
 BEST = "best"  # folder, within a run's, of the student with the lowest validation error
@@ -77,37 +79,73 @@ class Result:
         return {"out": str(self.out), "parameters": self.parameters, "terms": self.terms, **best}
 
 
+@dataclass(frozen=True)
+class Task:
+    """A run before anything of it is built: what it learns from, checked.
+
+    Attributes:
+        config: its settings. device: where it runs.
+        losses: by name. logits: of the teacher, where a loss learns from them.
+        cache: of the targets. finetune_cache: of the second path, if any. labels: of the views.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    losses: dict[str, ChosenLoss]
+    cache: CacheSource
+    finetune_cache: CacheSource | None
+    labels: Labels
+    logits: TeacherLogits | None
+
+
 @dataclass
 class Run:
     """What the steps of a run share.
 
     Attributes:
-        config: its settings. out: its folder. device: where it runs.
+        task: what it learns from. out: its folder.
         module: student and losses. optimisation: of them.
-        loader: of batches. miner: of hard negatives, if any.
+        loader: of batches.
+        speakers: names of the student's classes.
+        ranks: of which this process is one.
         settings: that make two runs the same.
         validate: scores a student, where the settings ask for it.
         progress: of validation.
         recent: loss terms of the last tenth of the steps, on the device.
     """
 
-    config: TrainConfig
+    task: Task
     out: Path
-    device: torch.device
     module: TrainingModule
     optimisation: Optimisation
     loader: BatchLoader
-    settings: dict[str, Any]
-    validate: Validate | None
+    speakers: list[str]
+    ranks: Ranks = ALONE
+    settings: dict[str, Any] = field(default_factory=dict)
+    validate: Validate | None = None
     progress: Progress = field(default_factory=Progress)
     recent: deque[dict[str, Tensor]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.config, self.device = self.task.config, self.task.device
+        self.recent = deque(maxlen=max(self.config.total_steps // 10, 1))
 
     def save(self, step: int) -> None:
         """Keep everything that the run needs to go on from a step. Raises SpkdError where it has diverged."""
         check_finite(self)
+        if not self.ranks.is_first:
+            return
         extra = {f"step.{name}": value for name, value in self.optimisation.state().items()}
         extra |= {f"valid.{name}": value for name, value in self.progress.state().items()}
         resume.save(self.out, self.module, self.optimisation.optimiser, self.loader.miner, step, self.settings, extra)
+
+    def restore(self) -> int:
+        """Load what was saved. Returns the step to go on from."""
+        optimiser, miner = self.optimisation.optimiser, self.loader.miner
+        first, extra = resume.resume(self.out, self.module, optimiser, miner, self.config.total_steps)
+        self.optimisation.load_state(_part(extra, "step."))
+        self.progress = Progress.of_state(_part(extra, "valid."))
+        return first
 
 
 def train(config: TrainConfig, validate: Validate | None = None) -> Result:
@@ -121,6 +159,39 @@ def train(config: TrainConfig, validate: Validate | None = None) -> Result:
             that holds another run.
         Interrupted: a signal asked for an end; the state was saved.
     """
+    task = checked(config)
+    _check_validation(config, validate, task.cache)
+    with ranks_of(task.device) as ranks:
+        check_ranks(ranks, task.losses, task.config)
+        try:
+            return _train(task, validate, ranks)
+        except RuntimeError as error:
+            if ranks.world > 1 and is_of_connection(error):
+                raise SpkdError("another rank has ended; start the same command again, which continues") from error
+            raise
+
+
+def _train(task: Task, validate: Validate | None, ranks: Ranks) -> Result:
+    config = task.config
+    out = writable_folder(config.out)
+    settings = resume.run_settings(config, task.losses, task.cache, task.finetune_cache)
+    if resume.is_finished(out, settings, task.losses):
+        log(f"{out}: this run is finished already")
+        checkpoint = load_student(out)
+        terms = checkpoint.training.get("last_terms", {})
+        return Result(out, count_parameters(checkpoint.network), terms if isinstance(terms, dict) else {})
+    with resume.locked(out) if ranks.is_first else contextlib.nullcontext():
+        run = build(task, out, ranks)
+        run.settings, run.validate = settings, validate
+        first = run.restore()
+        ranks.barrier()  # before the first one writes there
+        if ranks.is_first:
+            record.start(out, config, task.cache, task.device)
+        return _finish(run, _run(run, first))
+
+
+def checked(config: TrainConfig) -> Task:
+    """The caches and losses that the settings name, and that they go together. Raises as `train`."""
     losses = chosen_losses(config.loss)
     device = resolve(config.device)
     cache = open_caches(config.cache, config.teachers)
@@ -129,43 +200,35 @@ def train(config: TrainConfig, validate: Validate | None = None) -> Result:
     logits = teacher_logits(cache, labels, losses)
     check_targets(cache, losses, logits)
     check_settings(cache, losses, config)
-    _check_validation(config, validate, cache)
-    losses = with_ceilings(losses, cache)
+    finetune_cache = open_caches(config.finetune_cache) if config.finetune_cache else None
     if config.epochs is not None:
         per_epoch = max(len(cache.usable_views) // (config.batch_size * config.accumulate), 1)
         config = replace(config, steps=max(round(config.epochs * per_epoch), 1))
-    out = writable_folder(config.out)
-    finetune_cache = open_caches(config.finetune_cache) if config.finetune_cache else None
-    settings = resume.run_settings(config, losses, cache, finetune_cache)
-    if resume.is_finished(out, settings, losses):
-        log(f"{out}: this run is finished already")
-        checkpoint = load_student(out)
-        terms = checkpoint.training.get("last_terms", {})
-        return Result(out, count_parameters(checkpoint.network), terms if isinstance(terms, dict) else {})
+    return Task(config, device, with_ceilings(losses, cache), cache, finetune_cache, labels, logits)
 
+
+def build(task: Task, out: Path, ranks: Ranks = ALONE) -> Run:
+    """The student with fresh weights, its losses, the optimiser and the batches. Raises as `train`."""
+    config, cache, labels, logits = task.config, task.cache, task.labels, task.logits
     torch.manual_seed(config.seed)
     network = make_student(config.student)
-    finetune = finetune_path(config, losses, cache, finetune_cache, network)
+    finetune = finetune_path(config, task.losses, cache, task.finetune_cache, network, ranks)
     targets = {name: cache.target(name) for name in cache.names}
     if logits is not None:
         targets[LOGITS] = Target(LOGITS, len(logits.classes))
-    terms = for_teachers(losses, cache.names)
+    terms = for_teachers(task.losses, cache.names)
     speakers = labels.names if finetune is None else finetune.labels.names
     objective = WeightedSum(terms, LossContext(network.levels, targets, len(speakers)))
-    module = TrainingModule(network, objective, config.optim.swa_fraction).to(device)
+    module = TrainingModule(network, objective, config.optim.swa_fraction).to(task.device)
     log(
         f"{config.student.name}: {count_parameters(network):,} parameters, "
         f"{count_macs(network) / 1e6:,.0f} M MACs per second of speech"
     )
-    optimisation = Optimisation(config, module, device)
-
-    further = max((loss.further_crops for loss in losses.values()), key=len)
+    further = max((loss.further_crops for loss in task.losses.values()), key=len)
     crops = (config.crop, *(seconds or config.crop for seconds in further))
     source = input_source(config, cache, network.input_kind, crops)
     needs = sorted({name + suffix for loss, suffix in terms.values() for name in stored_targets(loss, logits)})
-    order = _order(config, cache, labels, source, mining_ceiling(losses))
-    later = (config.steps * config.accumulate, config.large_margin.crop) if config.large_margin.steps else None
-    bucketed = config.sampler.name == "lengths"
+    ceiling = mining_ceiling(task.losses)
     batches = StepBatches(
         cache,
         needs,
@@ -174,23 +237,14 @@ def train(config: TrainConfig, validate: Validate | None = None) -> Result:
         config.batch_size,
         config.seed,
         logits,
-        later=later,
-        order=order,
-        bucketed=bucketed,
+        later=(config.steps * config.accumulate, config.large_margin.crop) if config.large_margin.steps else None,
+        order=_order(config, cache, labels, source, ceiling),
+        bucketed=config.sampler.name == "lengths",
+        ranks=ranks,
     )
-    with resume.locked(out):
-        miner = None
-        if config.mining.negatives:
-            miner = Miner(cache, labels, source, config.mining, mining_ceiling(losses))
-        first, extra = resume.resume(out, module, optimisation.optimiser, miner, config.total_steps)
-        optimisation.load_state(_part(extra, "step."))
-        record.start(out, config, cache, device)
-        loader = BatchLoader(cache, source, batches, needs, logits, miner, finetune)
-        run = Run(config, out, device, module, optimisation, loader, settings, validate)
-        run.progress = Progress.of_state(_part(extra, "valid."))
-        run.recent = deque(maxlen=max(config.total_steps // 10, 1))
-        last = _run(run, first)
-        return _finish(run, last, speakers, logits, losses)
+    miner = Miner(cache, labels, source, config.mining, ceiling) if config.mining.negatives else None
+    loader = BatchLoader(cache, source, batches, needs, logits, miner, finetune, ranks)
+    return Run(task, out, module, Optimisation(config, module, task.device, ranks), loader, speakers, ranks)
 
 
 def _order(
@@ -220,8 +274,8 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _run(run: Run, first: int) -> int:
     """Every step from `first` on. Returns how many were done in all: fewer where validation ended the run."""
-    config, meter, done = run.config, Meter(), run.config.total_steps
-    run_log, miner = RunLog(run.out, first, config.loggers), run.loader.miner
+    config, meter, done, ranks = run.config, Meter(), run.config.total_steps, run.ranks
+    run_log, miner = RunLog(run.out, first, config.loggers) if ranks.is_first else None, run.loader.miner
     per_step = config.batch_size * config.accumulate
     try:
         with (
@@ -233,26 +287,32 @@ def _run(run: Run, first: int) -> int:
                 run.recent.append(terms)
                 meter.count(per_step)
                 note = None
-                if run_log.is_due(step):  # the only steps that wait for the device
+                if RunLog.is_due(step):  # the only steps that wait for the device, and for the other ranks
                     check_finite(run)
-                    values = {name: term.item() for name, term in terms.items()}
-                    run_log.add(step, values | {"lr": run.optimisation.optimiser.param_groups[0]["lr"]})
+                    stop.asked = ranks.any(stop.asked, run.device)
+                    values = mean_over_ranks({name: term.item() for name, term in terms.items()}, run.device)
+                    if run_log is not None:
+                        run_log.add(step, values | {"lr": run.optimisation.optimiser.param_groups[0]["lr"]})
                     note = " ".join(f"{name} {value:.3f}" for name, value in values.items())
                 bar.advance(per_step, note)
                 if miner is not None:
                     miner.after_step(step, run.module.network)
-                if _after_step(run, step + 1, run_log, stop):
+                # Ranks end together: after a step at which they looked at one another.
+                stopping = stop.asked and (ranks.world == 1 or RunLog.is_due(step))
+                if _after_step(run, step + 1, run_log, stopping):
                     done = step + 1
                     break
     finally:
-        run_log.close()
+        if run_log is not None:
+            run_log.close()
         if miner is not None:
             miner.close()
     check_finite(run)
-    summary = meter.summary(run.device)
-    record.finish(run.out, summary)
-    for line in in_words(summary, run.loader.source.loader is not None, config.workers):
-        log(line)
+    if ranks.is_first:
+        summary = meter.summary(run.device)
+        record.finish(run.out, summary)
+        for line in in_words(summary, run.loader.source.loader is not None, config.workers):
+            log(line)
     return done
 
 
@@ -266,7 +326,7 @@ def _steps(run: Run, first: int, meter: Meter) -> Iterator[tuple[int, list[Train
         yield step, list(islice(loaded, count))
 
 
-def _after_step(run: Run, done: int, run_log: RunLog, stop: StopRequest) -> bool:
+def _after_step(run: Run, done: int, run_log: RunLog | None, stopping: bool) -> bool:
     """Validate and save where that is due. Returns whether the run is over.
 
     Raises:
@@ -274,30 +334,42 @@ def _after_step(run: Run, done: int, run_log: RunLog, stop: StopRequest) -> bool
     """
     config = run.config
     is_last = done >= config.total_steps
-    if run.validate is not None and (done % config.valid.every == 0 or is_last):
-        network = run.module.trained_network()
-        rate = run.validate(network)
-        run_log.add(done - 1, {"valid_eer_percent": rate})
-        log(f"validation after {done} steps: EER {rate:.3f} %")
-        if run.progress.add(done, rate):
-            training = {"settings": run.settings, "steps": done, "valid_eer_percent": rate}
-            save_student(run.out / BEST, Checkpoint(network, training=training))
-        if run.progress.is_over(config.valid):
-            log(f"no lower EER in {config.valid.patience} validations: training ends after {done} steps")
-            return True
+    is_due = config.valid.trials is not None and (done % config.valid.every == 0 or is_last)
+    if is_due and _validate(run, done, run_log):
+        return True
     if is_last:
         return False
-    if stop.asked or done % config.save_every == 0:
+    if stopping or done % config.save_every == 0:
         run.save(done)
-        record.write_page(run.out)
-    if stop.asked:
+        if run.ranks.is_first:
+            record.write_page(run.out)
+    if stopping:
         raise Interrupted(f"interrupted; {run.out} was saved after step {done}, and the same command continues")
+    return False
+
+
+def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
+    """Score the student, and keep it where it is the best. Returns whether the run is over."""
+    config, found = run.config, torch.zeros((), device=run.device)
+    network = run.module.trained_network()
+    if run.ranks.is_first and run.validate is not None:
+        found.fill_(run.validate(network))
+    rate = float(first_ranks(found))
+    if run_log is not None:
+        run_log.add(done - 1, {"valid_eer_percent": rate})
+    log(f"validation after {done} steps: EER {rate:.3f} %")
+    if run.progress.add(done, rate) and run.ranks.is_first:
+        training = {"settings": run.settings, "steps": done, "valid_eer_percent": rate}
+        save_student(run.out / BEST, Checkpoint(network, training=training))
+    if run.progress.is_over(config.valid):
+        log(f"no lower EER in {config.valid.patience} validations: training ends after {done} steps")
+        return True
     return False
 
 
 def check_finite(run: Run) -> None:
     """Raises SpkdError where the loss of a step was not finite: because of the data, or because training diverged."""
-    step = int(run.optimisation.first_bad)
+    step = run.ranks.most(int(run.optimisation.first_bad), run.device)
     if step < 0:
         return
     count = run.config.accumulate
@@ -314,9 +386,9 @@ def _check_inputs(batch: TrainBatch) -> None:
             raise SpkdError(f"the cache holds {name} that are not finite; look for the shard with spkd cache verify")
 
 
-def _finish(run: Run, steps: int, speakers: list[str], logits: TeacherLogits | None, losses: dict[str, Any]) -> Result:
+def _finish(run: Run, steps: int) -> Result:
     """Write the student; drop the training state, unless more steps may follow."""
-    terms = _means(run.recent)
+    terms, logits = mean_over_ranks(_means(run.recent), run.device), run.task.logits
     training = {"settings": run.settings, "steps": steps, "last_terms": terms}
     if run.progress.step >= 0:
         training["best"] = {"valid_eer_percent": run.progress.best, "step": run.progress.step}
@@ -327,12 +399,15 @@ def _finish(run: Run, steps: int, speakers: list[str], logits: TeacherLogits | N
         classifier = loss.classifier()
         if classifier is not None and checkpoint.head is None:
             checkpoint.head, checkpoint.scale = classifier.weight, classifier.scale
-            checkpoint.classes = logits.classes if classifier.over_teacher and logits is not None else speakers
-    if resume.can_be_extended(run.config, losses) and steps == run.config.total_steps:
+            checkpoint.classes = logits.classes if classifier.over_teacher and logits is not None else run.speakers
+    extendable = resume.can_be_extended(run.config, run.task.losses) and steps == run.config.total_steps
+    if extendable:
         run.save(steps)
-    else:
-        resume.drop(run.out)
-    save_student(run.out, checkpoint)
+    if run.ranks.is_first:
+        if not extendable:
+            resume.drop(run.out)
+        save_student(run.out, checkpoint)
+    run.ranks.barrier()
     best = (run.progress.best, run.progress.step) if run.progress.step >= 0 else None
     return Result(run.out, count_parameters(checkpoint.network), terms, best)
 

@@ -80,7 +80,7 @@ def test_a_run_of_constant_rate_can_be_continued_and_others_say_why_not(spkd: Ca
 @pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_first_and_the_run_continues_exactly(spkd: Callable, which: signal.Signals) -> None:
-    arguments = ["train", "--loss", "contrastive", *SMALL, "steps=600", "save_every=100000"]
+    arguments = ["train", "--loss", "contrastive", *SMALL, "steps=200", "save_every=100000"]
     code = "from spkd.cli import main; main()"
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     running = subprocess.Popen(

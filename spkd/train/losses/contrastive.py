@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from spkd.config import key
 from spkd.target import EMBEDDING
+from spkd.train.distributed import gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
 
 CEILING = 0.95  # teacher cosine above which two views are likely to be of one speaker
@@ -56,9 +57,10 @@ class Contrastive(Loss):
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         teacher = normalize(inputs.targets[EMBEDDING], dim=-1)
         mine = normalize(self.project(student[EMBEDDING]).float(), dim=-1)
-        similarity = mine @ teacher.mT / self.temperature
-        same_speaker = (inputs.instance[:, None] == inputs.instance) | (teacher @ teacher.mT > self.ceiling)
-        positive = torch.eye(len(teacher), dtype=torch.bool, device=teacher.device)
+        every, instance, own = gathered(teacher), gathered(inputs.instance), own_rows(teacher)
+        similarity = mine @ every.mT / self.temperature
+        same_speaker = (inputs.instance[:, None] == instance) | (teacher @ every.mT > self.ceiling)
+        positive = own[:, None] == torch.arange(len(every), device=own.device)
         logits = similarity.masked_fill(same_speaker & ~positive, -torch.inf)
         if inputs.negatives is not None:
             hard = normalize(inputs.negatives.float(), dim=-1)
@@ -67,4 +69,4 @@ class Contrastive(Loss):
                 allowed = allowed & inputs.is_negative
             against = torch.einsum("bd,bnd->bn", mine, hard) / self.temperature
             logits = torch.cat([logits, against.masked_fill(~allowed, -torch.inf)], 1)
-        return cross_entropy(logits, torch.arange(len(teacher), device=teacher.device))
+        return cross_entropy(logits, own)

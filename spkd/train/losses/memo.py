@@ -159,6 +159,7 @@ class MeMo(Loss):
 
     Settings = MeMoSettings
     learns_from = "moving averages of two students; a cached teacher besides, on request"
+    divides = False
     averages_weights = True
 
     @classmethod

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from spkd.config import key
 from spkd.target import EMBEDDING
+from spkd.train.distributed import gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs
 
 
@@ -39,10 +40,11 @@ class NTXent(Loss):
         return (0.0,)
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
-        pair = torch.cat([student[EMBEDDING], inputs.other_levels[0][EMBEDDING]])
-        unit = normalize(pair.float(), dim=-1)
-        batch = len(inputs.instance)
-        positive = torch.arange(2 * batch, device=unit.device).roll(batch)
-        instance = torch.cat([inputs.instance, inputs.instance])
-        excluded = (instance[:, None] == instance).scatter(1, positive[:, None], False)
-        return cross_entropy((unit @ unit.mT / self.temperature).masked_fill(excluded, -torch.inf), positive)
+        first, second = (normalize(levels[EMBEDDING].float(), dim=-1) for levels in (student, inputs.other_levels[0]))
+        own, unit = torch.cat([first, second]), torch.cat([gathered(first), gathered(second)])
+        batch = len(unit) // 2
+        rows = own_rows(first)
+        positive = torch.cat([rows + batch, rows])
+        mine, instance = inputs.instance.repeat(2), gathered(inputs.instance).repeat(2)
+        excluded = (mine[:, None] == instance).scatter(1, positive[:, None], False)
+        return cross_entropy((own @ unit.mT / self.temperature).masked_fill(excluded, -torch.inf), positive)

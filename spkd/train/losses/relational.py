@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spkd.target import EMBEDDING
+from spkd.train.distributed import gathered, own_rows
 from spkd.train.losses.base import Loss, LossInputs
 
 
@@ -23,6 +24,7 @@ class Relational(Loss):
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         s, t = normalize(student[EMBEDDING].float(), dim=-1), normalize(inputs.targets[EMBEDDING].float(), dim=-1)
-        difference = (s @ s.mT - t @ t.mT).square()
-        pairs = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-        return difference[pairs].sum() / max(int(pairs.sum()), 1)
+        every = gathered(s)
+        difference = (s @ every.mT - t @ gathered(t).mT).square()
+        others = own_rows(s)[:, None] != torch.arange(len(every), device=s.device)
+        return torch.where(others, difference, 0.0).sum() / max(len(s) * (len(every) - 1), 1)

@@ -1,0 +1,164 @@
+"""Training on several ranks: each has its part of every batch, and the result is that of one process with the whole.
+
+Started by torchrun. Losses that compare views gather them from all ranks, batch-norm counts them all, gradients are
+averaged; random numbers of a batch (crops, masks) are drawn for the whole of it, and each rank takes its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather, all_reduce
+
+from spkd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a run.
+
+    Attributes:
+        number: its own. world: how many there are.
+    """
+
+    number: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes and speaks."""
+        return self.number == 0
+
+    def part(self, batch_size: int) -> slice:
+        """Its views of a batch."""
+        size = batch_size // self.world
+        return slice(self.number * size, (self.number + 1) * size)
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def most(self, value: int, device: torch.device) -> int:
+        """The greatest value of any rank."""
+        if self.world == 1:
+            return value
+        found = torch.tensor(value, device=device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def any(self, asked: bool, device: torch.device) -> bool:
+        """Whether any rank asks for it."""
+        return bool(self.most(int(asked), device))
+
+
+ALONE = Ranks()
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1").isdecimal() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def ranks_of(device: torch.device) -> Iterator[Ranks]:
+    """The ranks of a run, connected while the block runs."""
+    if not launched():
+        yield Ranks()
+        return
+    if "MASTER_ADDR" not in os.environ:
+        raise UsageError("several ranks: start them with torchrun, which tells them how to meet")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def is_of_connection(error: RuntimeError) -> bool:
+    """Whether an error of torch says that another rank is gone."""
+    text = str(error).lower()
+    return any(word in text for word in ("connection", "gloo", "nccl", "socket", "timed out"))
+
+
+def world() -> Ranks:
+    """The ranks, as losses see them."""
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else Ranks()
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The rows of all ranks, in order: (B, ...) -> (world * B, ...). Gradients go back to the rank of each row."""
+    if world().world == 1:
+        return x
+    return torch.cat(all_gather(x.contiguous())) if x.requires_grad else torch.cat(_gather_plain(x))
+
+
+def own_rows(x: Tensor) -> Tensor:
+    """Where the rows of this rank are among those that `gathered` gives: (B,)."""
+    return world().number * len(x) + torch.arange(len(x), device=x.device)
+
+
+def _gather_plain(x: Tensor) -> list[Tensor]:
+    rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, x.contiguous())
+    return rows
+
+
+def first_ranks(value: Tensor) -> Tensor:
+    """A tensor as the first rank has it; the others' tells its shape and type."""
+    if world().world > 1:
+        dist.broadcast(value, 0)
+    return value
+
+
+def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Numbers of which every rank has its own, for the log."""
+    if world().world == 1 or not values:
+        return values
+    stacked = torch.tensor(list(values.values()), device=device)
+    dist.all_reduce(stacked)
+    return dict(zip(values, (stacked / world().world).tolist(), strict=True))
+
+
+def _normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Batch-norm in training, with the statistics of all ranks' batches, on any device (torch's own needs a GPU)."""
+    axes, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
+    count = torch.full((1,), x.numel() / x.shape[1], device=x.device, dtype=x.dtype)
+    sums = all_reduce(torch.cat([x.sum(axes), count]))
+    count = sums[-1].detach()
+    mean = sums[:-1] / count
+    centred = x - mean.view(shape)
+    squares = all_reduce(centred.square().sum(axes))
+    if module.running_mean is not None and module.running_var is not None:
+        with torch.no_grad():
+            momentum = 0.1 if module.momentum is None else module.momentum
+            module.running_mean.lerp_(mean.to(module.running_mean.dtype), momentum)
+            module.running_var.lerp_((squares / (count - 1).clamp_min(1)).to(module.running_var.dtype), momentum)
+            if module.num_batches_tracked is not None:
+                module.num_batches_tracked += 1
+    found = centred * (squares / count + module.eps).rsqrt().view(shape)
+    return found if not module.affine else found * module.weight.view(shape) + module.bias.view(shape)
+
+
+class _BatchNorm1d(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalised(self, x) if self.training else super().forward(x)
+
+
+class _BatchNorm2d(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalised(self, x) if self.training else super().forward(x)
+
+
+def count_all_ranks(module: nn.Module) -> None:
+    """Let every batch-norm of a module count the batches of all ranks."""
+    for part in module.modules():
+        for kind, other in ((nn.BatchNorm1d, _BatchNorm1d), (nn.BatchNorm2d, _BatchNorm2d)):
+            if type(part) is kind:
+                part.__class__ = other

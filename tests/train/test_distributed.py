@@ -1,0 +1,99 @@
+"""Ranks that share a run come to what one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from spkd.students import Checkpoint, build, load_student, save_student
+from tests.train.ranks import steps
+
+SMALL = ["student.channels=16", "student.embedding=8", "batch_size=8", "crop=0.6", "device=cpu", "workers=0"]
+LOSSES = {
+    "contrastive": ["loss=contrastive", "mining.negatives=2"],
+    "ntxent and aam": ["loss=[ntxent,aam]"],
+    "relational and cosine": ["loss=[relational,cosine]", "accumulate=2"],
+    "labels": ["loss=kld"],
+    "frames, ecapa": ["loss=multilevel", "loss.multilevel.levels={frames: frames}", "student=ecapa"],
+    "2-d": ["loss=cosine", "student=resnet34", "student.channels=8"],
+}
+MAIN = "from spkd.cli import main; main()"
+
+
+@pytest.fixture
+def cached(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_student(tmp_path / "teacher", Checkpoint(build("xvector", channels=16, embedding=12).eval()))
+    given = ["teacher=checkpoint", "teacher.weights=teacher", f"manifest={corpus / 'manifest.csv'}", "fbank=true"]
+    done = spkd("extract", *given, "teacher.targets=[embedding,frames]", "view.speeds=[0.9,1.0]")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_and_statistics_are_those_of_one_process(tmp_path: Path, name: str) -> None:
+    keys = [*SMALL, "optim.clip=0", *LOSSES[name]]
+    (one,), ranks = steps(1, keys, tmp_path / "one"), steps(2, keys, tmp_path / "two")
+    assert one.keys() == ranks[0].keys()
+    for key, expected in one.items():
+        if key.startswith("term."):
+            found = (ranks[0][key] + ranks[1][key]) / 2
+        else:
+            found = ranks[0][key]
+            assert torch.equal(found, ranks[1][key])
+        if name == "2-d":  # a deep network of tiny batches amplifies the rounding of their statistics
+            assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.999, key
+            continue
+        assert torch.allclose(found, expected, rtol=1e-3, atol=2e-5 * max(1.0, float(expected.abs().max()))), key
+
+
+def torchrun(arguments: list[str], tmp_path: Path) -> subprocess.Popen:
+    (tmp_path / "main.py").write_text(MAIN)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command, piped = [*launcher, "train", *arguments], subprocess.PIPE
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=piped, stderr=piped, text=True)
+
+
+@pytest.mark.usefixtures("cached")
+def test_two_ranks_of_torchrun_train_one_student_and_continue_exactly(tmp_path: Path) -> None:
+    arguments = ["--loss", "contrastive", *SMALL, "steps=40", "save_every=10"]
+    out, error = torchrun([*arguments, "out=whole"], tmp_path).communicate(timeout=120)
+    assert (tmp_path / "whole" / "model.safetensors").is_file(), error
+    assert out.count("parameters; mean of the last steps") == 1
+    running = torchrun([*arguments, "out=cut"], tmp_path)
+    while not (tmp_path / "cut" / "state.json").is_file():
+        time.sleep(0.01)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, error = running.communicate(timeout=120)
+    assert running.returncode
+    assert "Traceback" not in "".join(line for line in error.splitlines() if line.startswith("error:"))
+    torchrun([*arguments, "out=cut"], tmp_path).communicate(timeout=120)
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "cut/model.safetensors").read_bytes()
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    assert [json.loads(line)["step"] for line in logs[0].splitlines()] == [0, 20]
+    assert load_student(tmp_path / "whole").training["steps"] == 40
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["--loss", "cosine", "batch_size=7"], "of all ranks together, so a multiple of 2"),
+        (["--loss", "memo"], "--loss memo: follows statistics of whole batches"),
+    ],
+)
+def test_what_cannot_be_divided_is_a_line(tmp_path: Path, given: list[str], error: str) -> None:
+    _, found = torchrun([*SMALL, *given], tmp_path).communicate(timeout=120)
+    assert f"error: {error}" in found or error in found
