@@ -94,7 +94,7 @@ def compared(work: Path, ranks: int, kills: int, chance: random.Random) -> dict[
         starts += 1
         running = start(work, ranks, [*TRAIN, f"out={killed}"])
         try:
-            running.wait(timeout=chance.uniform(0.4, 1.0) * seconds)
+            running.wait(timeout=chance.uniform(0.4, 0.6) * seconds)
             break  # finished before its time came
         except subprocess.TimeoutExpired:
             os.killpg(running.pid, signal.SIGKILL)

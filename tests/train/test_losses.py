@@ -17,7 +17,7 @@ from spkd.train.losses import ChosenLoss, Loss, LossContext, LossInputs, Weighte
 from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
 from spkd.train.losses.logits import KLD, LabelSettings, NonTarget, NonTargetSettings
-from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings
+from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings, cosines
 from spkd.train.losses.ntxent import NTXent, NTXentSettings
 from spkd.train.losses.regression import MSE, Cosine
 from spkd.train.losses.relational import Relational
@@ -511,3 +511,14 @@ def test_levels_that_do_not_go_together(change: dict, expected: str) -> None:
 
     with pytest.raises(UsageError, match=expected):
         make()
+
+
+def test_cosines_and_their_gradient_are_torchs() -> None:
+    torch.manual_seed(0)
+    mine, theirs = torch.randn(3, 5, 7, dtype=torch.float64), torch.randn(3, 5, 7, dtype=torch.float64)
+    theirs[0, 0] = 0.0
+    found, expected = (mine.clone().requires_grad_() for _ in range(2))
+    (cosines(found, theirs) * torch.arange(15).view(3, 5)).sum().backward()
+    (torch.cosine_similarity(expected, theirs, dim=-1) * torch.arange(15).view(3, 5)).sum().backward()
+    assert torch.allclose(cosines(found, theirs), torch.cosine_similarity(expected, theirs, dim=-1))
+    assert torch.allclose(found.grad, expected.grad)

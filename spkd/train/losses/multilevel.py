@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
 from spkd.config import key
 from spkd.errors import UsageError, did_you_mean
 from spkd.target import EMBEDDING, Target
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
 
+EPS = 1e-8  # least length in a cosine
 CONCAT = "concat"
 
 
@@ -100,21 +104,65 @@ class MultiLevel(Loss):
     def _apart(self, mine: Tensor, theirs: Tensor) -> Tensor:
         if self._distance == "mse":
             return (mine - theirs).square().mean()
-        return (1.0 - cosine_similarity(mine, theirs, dim=-1)).mean()
+        return (1.0 - cosines(mine, theirs)).mean()
 
 
 def align(mine: Tensor, theirs: Tensor, level: Target, target: Target) -> tuple[Tensor, Tensor]:
     """The student's frames (B, T, D), at the times of the teacher's (B, U, E): both (B, V, ...), V <= U. A window is
     taken for its centre; at least one row is kept."""
+    inside, before, share = _places(mine.shape[1], theirs.shape[1], level, target)
+    first = before[0]
+    if share is None and before == tuple(range(first, first + len(before))):
+        mine = mine[:, first : first + len(before)]  # frame by frame: nothing is copied
+    else:
+        index = torch.tensor(before, device=mine.device)
+        earlier = mine.index_select(1, index)
+        if share is None:
+            mine = earlier
+        else:
+            later = mine.index_select(1, (index + 1).clamp_max(mine.shape[1] - 1))
+            mine = torch.lerp(earlier, later, torch.tensor(share, device=mine.device)[:, None])
+    return mine, theirs[:, inside]
+
+
+@lru_cache(maxsize=1024)
+def _places(
+    mine: int, theirs: int, level: Target, target: Target
+) -> tuple[slice, tuple[int, ...], tuple[float, ...] | None]:
+    """Which of the teacher's frames have a time among the student's; of each the student's frame before it, and how far
+    it is on the way to the next one (None: it is at each one's very time). From the shapes alone, on the host: asking
+    the device would make every step wait."""
     assert target.hop is not None
     assert level.hop is not None
-    times = torch.arange(theirs.shape[1], device=mine.device) * target.hop + target.window / 2
-    place = (times - level.window / 2) / level.hop
-    inside = (place >= -0.5) & (place <= mine.shape[1] - 0.5)
-    if not inside.any():
-        inside[place.abs().argmin()] = True
-    place = place[inside].clamp(0, mine.shape[1] - 1)
-    before = place.floor().long()
-    after = (before + 1).clamp_max(mine.shape[1] - 1)
-    share = (place - before)[None, :, None]
-    return mine[:, before] * (1 - share) + mine[:, after] * share, theirs[:, inside]
+    place = (np.arange(theirs) * target.hop + target.window / 2 - level.window / 2) / level.hop
+    inside = np.flatnonzero((place >= -0.5) & (place <= mine - 0.5))
+    if not len(inside):
+        inside = np.array([np.abs(place).argmin()])
+    place = place[inside].clip(0, mine - 1)
+    before = np.floor(place).astype(int)
+    share = place - before
+    found = tuple(before.tolist())
+    return slice(int(inside[0]), int(inside[-1]) + 1), found, tuple(share.tolist()) if share.any() else None
+
+
+class _Cosines(torch.autograd.Function):
+    """The gradient in two passes over vectors that may be hundreds of megabytes; composed, it takes six."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, theirs: Tensor) -> Tensor:
+        own, other = (torch.linalg.vector_norm(vectors, dim=-1).clamp_min(EPS) for vectors in (mine, theirs))
+        found = torch.linalg.vecdot(mine, theirs) / (own * other)
+        ctx.save_for_backward(mine, theirs, own, other, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        mine, theirs, own, other, found = ctx.saved_tensors
+        gradient = theirs * (gradients[0] / (own * other))[..., None]
+        return gradient.addcmul_(mine, (-gradients[0] * found / own.square())[..., None]), None
+
+
+def cosines(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Of the vectors on the last axis, (..., D) each -> (...); theirs, the teacher's, get no gradient."""
+    found: Tensor = _Cosines.apply(mine, theirs)
+    return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from spkd.config import key, section
 from spkd.errors import UsageError
@@ -14,7 +14,7 @@ from spkd.students.network import FRAME_LEVEL
 from spkd.target import EMBEDDING
 from spkd.train.losses.aam import AAM, AAMSettings
 from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
-from spkd.train.losses.multilevel import align
+from spkd.train.losses.multilevel import align, cosines
 
 
 @dataclass
@@ -109,7 +109,7 @@ class OneStep(Loss):
             if self._settings.distance == "mse":
                 total = total + (mine - theirs).square().mean()
                 continue
-            likeness = logsigmoid(cosine_similarity(mine, theirs, dim=-1))
+            likeness = logsigmoid(cosines(mine, theirs))
             likeness = likeness.sum(1) if self._settings.time_reduction == "sum" else likeness.mean(1)
             total = total + (mine - theirs).abs().mean() - self._settings.cosine * likeness.mean()
         return total
