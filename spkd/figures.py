@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
+
+MOST_POINTS = 400  # of a curve
+
+
+def curves(path: Path) -> dict[str, list[list[float]]]:
+    """name -> [[step, value], ...] of a log.jsonl, at most `MOST_POINTS` points each; lines that a kill left torn are
+    skipped."""
+    found: dict[str, list[list[float]]] = {}
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            for name, value in entry.items():
+                if name != "step" and isinstance(value, int | float):
+                    found.setdefault(name, []).append([entry["step"], value])
+    return {name: points[:: max(len(points) // MOST_POINTS, 1)] for name, points in found.items()}
 
 
 def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:

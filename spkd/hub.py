@@ -1,4 +1,4 @@
-"""Students on the Hugging Face hub, with a card that says what they are."""
+"""Students on the Hugging Face hub, with a model card."""
 
 from __future__ import annotations
 

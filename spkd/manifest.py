@@ -66,7 +66,7 @@ class Utterance:
     attributes: tuple[tuple[str, str], ...] = ()
 
     def attribute(self, name: str) -> str:
-        """What a column of the manifest says of it; "" where it says nothing."""
+        """Its value in a column of the manifest; "" where there is none."""
         if name in ("duration", "speaker"):
             value = getattr(self, name)
             return "" if value is None else str(value)
@@ -258,7 +258,7 @@ def _utterance(row: Mapping[str, object], where: str, folder: Path, columns: Seq
 
 
 def _attributes(row: Mapping[str, object], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """What a line says in these columns, as text that can be shown."""
+    """The values of a line in these columns, as text that can be shown."""
     found = ((name, _value(row, [name, name.lower()])) for name in columns)
     texts = (
         (name, "".join(c for c in str(value) if c.isprintable())[:200]) for name, value in found if value is not None

@@ -1,4 +1,4 @@
-"""Results by what a manifest says of the utterances: gender, age, duration, session."""
+"""Results by columns of the manifest: gender, age, duration, session."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def det(curves: Mapping[str, Curve]) -> str:
 
 
 def _thinned(at: Curve, deviate: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a curve that can be told apart on the figure."""
+    """The points of a curve that differ on the figure."""
     within = np.array([1e-6, 1 - 1e-6])
     low, high = deviate(within)
     grid = np.linspace(low, high, int((high - low) / FINEST))

@@ -276,7 +276,7 @@ def _how(config: EvalConfig, found: Evaluation) -> list[str]:
 
 
 def note_one_kind(source: str, labels: np.ndarray | None) -> None:
-    """Say early that a list of one kind of trial has no error rates."""
+    """Log early that a list of one kind of trial has no error rates."""
     if labels is not None and len(np.unique(labels)) < 2:
         kind = "target" if labels[0] else "non-target"
         log(f"note: {source} holds only {kind} trials: scores are written, but no error rates")

@@ -1,4 +1,4 @@
-"""`spkd export`: write a student for another runtime, run what was written, and say what it is worth there."""
+"""`spkd export`: write a student for another runtime, run what was written, and measure it there."""
 
 from __future__ import annotations
 

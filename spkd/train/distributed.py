@@ -82,7 +82,7 @@ def ranks_of(device: torch.device) -> Iterator[Ranks]:
 
 
 def is_of_connection(error: RuntimeError) -> bool:
-    """Whether an error of torch says that another rank is gone."""
+    """Whether an error of torch means that another rank is gone."""
     text = str(error).lower()
     return any(word in text for word in ("connection", "gloo", "nccl", "socket", "timed out"))
 

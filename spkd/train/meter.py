@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-SHORT = 2.0  # s of a run that is too short to say anything
+SHORT = 2.0  # s of a run that is too short to be measured
 HELD_UP = 0.1  # share of the time from which waiting for data is worth a remedy
 WARM_UP = 5  # steps that are not counted: caches, compilers and workers start in them
 

@@ -18,7 +18,6 @@ from spkd.config import TrainConfig
 from spkd.files import write_bytes, write_json
 
 RUN, SETTINGS, PAGE, LOG = "run.json", "run.yaml", "train.html", "log.jsonl"
-MOST_POINTS = 400  # of a curve
 
 
 def start(out: Path, settings: TrainConfig, cache: CacheSource, device: torch.device) -> None:
@@ -52,7 +51,7 @@ def finish(out: Path, summary: dict[str, float]) -> None:
 
 def write_page(out: Path) -> None:
     """train.html: every curve of log.jsonl, the settings, and where the run was."""
-    drawn = [figures.lines({name: points}, name) for name, points in curves(out / LOG).items()]
+    drawn = [figures.lines({name: points}, name) for name, points in figures.curves(out / LOG).items()]
     tree = json.loads((out / RUN).read_bytes())
     shown = {
         key.replace("_", " "): value for key, value in tree.items() if key not in ("command", "caches", "versions")
@@ -62,21 +61,6 @@ def write_page(out: Path) -> None:
     parts = [html.figures(*drawn), html.heading("The run"), html.facts(shown)]
     parts += [html.heading("Settings"), html.code((out / SETTINGS).read_text())]
     write_bytes(out / PAGE, html.page(f"Training of {out.name}", *parts).encode())
-
-
-def curves(path: Path) -> dict[str, list[list[float]]]:
-    """name -> [[step, value], ...] of a log.jsonl, at most 400 points each; lines that a kill left torn are skipped."""
-    found: dict[str, list[list[float]]] = {}
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            for name, value in entry.items():
-                if name != "step" and isinstance(value, int | float):
-                    found.setdefault(name, []).append([entry["step"], value])
-    return {name: points[:: max(len(points) // MOST_POINTS, 1)] for name, points in found.items()}
 
 
 def _git_commit() -> str | None:

@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert set(one) == {metric.key for metric in metrics if metric.interval}
 
 
-def test_a_better_system_is_told_from_an_equal_one() -> None:
+def test_a_better_system_differs_from_an_equal_one() -> None:
     scores, trials = drawn(0)
     noise = np.random.RandomState(9).normal(size=len(scores))
     worse = compare(scores + 5 * noise, scores, trials, METRICS[0], 200, 0)

@@ -184,7 +184,7 @@ def test_scores_of_another_system_give_the_same_numbers(spkd: Callable, corpus: 
 
 
 @pytest.mark.usefixtures("student")
-def test_results_are_broken_down_and_the_worst_trials_can_be_heard(spkd: Callable, corpus: Path) -> None:
+def test_results_are_broken_down_and_the_worst_trials_can_be_played(spkd: Callable, corpus: Path) -> None:
     rows = ["utt,path,speaker,duration,gender"]
     rows += [
         f"{u.id},{u.path},{u.speaker},{u.duration},{'fm'[int(u.speaker[-1]) % 2]}"

@@ -8,7 +8,7 @@ import torch
 from spkd.train.meter import WARM_UP, Meter, in_words
 
 
-def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_and_working_are_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spkd.train.meter.SHORT", 0.1)
 
     def batches() -> object:
@@ -30,7 +30,7 @@ def test_waiting_is_told_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(in_words(found | {"waited": 0.01}, from_audio=True, workers=3)) == 1
 
 
-def test_a_short_run_says_nothing() -> None:
+def test_a_short_run_is_not_measured() -> None:
     meter = Meter()
     meter.count(8)
     assert meter.summary(torch.device("cpu")) == {}

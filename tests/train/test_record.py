@@ -13,8 +13,8 @@ import pytest
 
 from spkd import config
 from spkd.errors import UsageError
+from spkd.figures import curves
 from spkd.train.log import RunLog
-from spkd.train.record import curves
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6"]
 
@@ -65,7 +65,7 @@ def test_a_run_leaves_what_repeats_it(spkd: Callable) -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_trackers_are_told_by_their_interface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def test_trackers_get_values_by_their_interface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     """A module with the functions that both packages document, since neither may reach its server here."""
     called: list[tuple] = []
     module = types.ModuleType(name)
