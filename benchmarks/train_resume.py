@@ -50,6 +50,12 @@ def start(work: Path, ranks: int, arguments: list[str]) -> subprocess.Popen:
         )
 
 
+def descendants(process: int) -> list[int]:
+    """The processes that one has started, and theirs: torchrun's ranks have sessions of their own."""
+    children = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [*(one for child in children for one in descendants(child)), *children]
+
+
 def prepare(work: Path) -> None:
     rows = []
     for s in range(12):
@@ -94,10 +100,11 @@ def compared(work: Path, ranks: int, kills: int, chance: random.Random) -> dict[
         starts += 1
         running = start(work, ranks, [*TRAIN, f"out={killed}"])
         try:
-            running.wait(timeout=chance.uniform(0.4, 0.6) * seconds)
+            running.wait(timeout=chance.uniform(0.35, 0.5) * seconds)
             break  # finished before its time came
         except subprocess.TimeoutExpired:
-            os.killpg(running.pid, signal.SIGKILL)
+            for process in [*descendants(running.pid), running.pid]:
+                os.kill(process, signal.SIGKILL)
             running.wait()
             done += 1
     if start(work, ranks, [*TRAIN, f"out={killed}"]).wait():

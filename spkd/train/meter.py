@@ -62,6 +62,12 @@ def peak_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def describe(summary: dict[str, float]) -> str:
+    """The speed of a run in a line."""
+    waited = f"waited {100 * summary['waited']:.0f} % of the time for data"
+    return f"{summary['views_per_second']:,.0f} utterances/s; {waited}; {summary['memory_gb']:.1f} GB"
+
+
 def in_words(summary: dict[str, float], from_audio: bool, workers: int) -> list[str]:
     """The lines that end a run: its speed, and a remedy where data was waited for.
 
@@ -70,10 +76,7 @@ def in_words(summary: dict[str, float], from_audio: bool, workers: int) -> list[
     """
     if not summary:
         return []
-    lines = [
-        f"{summary['views_per_second']:,.0f} utterances/s; waited {100 * summary['waited']:.0f} % of the time for "
-        f"data; {summary['memory_gb']:.1f} GB"
-    ]
+    lines = [describe(summary)]
     if summary["waited"] > HELD_UP:
         remedy = (
             f"audio is decoded during training: raise workers={workers}, or extract with fbank=true"

@@ -16,8 +16,10 @@ from spkd import __version__, config, figures, html
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
 from spkd.files import write_bytes, write_json
+from spkd.train.meter import describe
 
 RUN, SETTINGS, PAGE, LOG = "run.json", "run.yaml", "train.html", "log.jsonl"
+PLAIN = ("started", "host", "device", "git_commit")  # of run.json: shown as they are
 
 
 def start(out: Path, settings: TrainConfig, cache: CacheSource, device: torch.device) -> None:
@@ -53,10 +55,10 @@ def write_page(out: Path) -> None:
     """train.html: every curve of log.jsonl, the settings, and where the run was."""
     drawn = [figures.lines({name: points}, name) for name, points in figures.curves(out / LOG).items()]
     tree = json.loads((out / RUN).read_bytes())
-    shown = {
-        key.replace("_", " "): value for key, value in tree.items() if key not in ("command", "caches", "versions")
-    }
+    shown: dict[str, object] = {key.replace("_", " "): tree[key] for key in PLAIN if tree.get(key)}
     shown |= {"versions": ", ".join(f"{name} {version}" for name, version in tree["versions"].items())}
+    if (speed := tree.get("speed")) is not None:
+        shown |= {"speed": describe(speed)}
     shown |= {f"cache {name}": fingerprint for name, fingerprint in tree["caches"].items()}
     parts = [html.figures(*drawn), html.heading("The run"), html.facts(shown)]
     parts += [html.heading("Settings"), html.code((out / SETTINGS).read_text())]
