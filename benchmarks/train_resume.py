@@ -29,7 +29,7 @@ from spkd.manifest import Manifest, Utterance
 
 HERE = Path(__file__).parent
 RUN = "import sys; from spkd.cli import main; sys.argv = ['spkd', *sys.argv[1:]]; main()"
-STEPS = 300
+STEPS = 600
 TRAIN = ["train", "--loss", "aam", "--loss", "contrastive", "--loss", "ntxent", "cache=cache", "student=xvector"]
 TRAIN += ["student.channels=48", "student.embedding=32", "batch_size=16", "crop=1.0", "mining.negatives=4"]
 TRAIN += ["optim.swa_fraction=0.2", "save_every=20", f"steps={STEPS}", "device=cpu"]

@@ -164,5 +164,5 @@ class _Cosines(torch.autograd.Function):
 
 def cosines(mine: Tensor, theirs: Tensor) -> Tensor:
     """Of the vectors on the last axis, (..., D) each -> (...); theirs, the teacher's, get no gradient."""
-    found: Tensor = _Cosines.apply(mine, theirs)
+    found: Tensor = _Cosines.apply(mine.contiguous(), theirs)  # frames come with time last
     return found
