@@ -42,7 +42,7 @@ def main() -> None:
     for loss in LOSSES:
         negatives = [] if "contrastive" in loss else ["mining.negatives=0"]
         keys = [*KEYS, f"cache={given.work / 'cache'}", f"loss={loss}", *negatives]
-        one, two = (steps(world, keys, given.work / f"ranks{world}")[0] for world in (1, 2))
+        one, two = (steps(world, {loss: keys}, given.work / f"ranks{world}")[0][loss] for world in (1, 2))
         scale = max(float(v.abs().max()) for k, v in one.items() if k.startswith("gradient."))
         differences[loss] = max(float((one[k] - two[k]).abs().max()) for k in one if k.startswith("gradient.")) / scale
     seconds = {}

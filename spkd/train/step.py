@@ -81,9 +81,12 @@ class Optimisation:
         torch.manual_seed(seed)  # of dropout and the adapters' noise: a resumed run has the same
         generator = torch.Generator().manual_seed(seed)
         frames, bands = config.mask.frames, config.mask.bands if is_fbank(module.network.input_kind) else 0
-        own = (frames, bands, generator, self._ranks.part(config.batch_size), config.batch_size)
-        masked = [mask(crop, *own) for crop in batch.crops]
-        finetune = None if batch.finetune_batch is None else mask(batch.finetune_batch, *own)
+        # Several ranks draw for the whole batch; a small cache's batch may be shorter than asked for.
+        whole = (None, 0) if self._ranks.world == 1 else (self._ranks.part(config.batch_size), config.batch_size)
+        masked = [mask(crop, frames, bands, generator, *whole) for crop in batch.crops]
+        finetune = batch.finetune_batch
+        if finetune is not None:
+            finetune = mask(finetune, frames, bands, generator, *whole)
         inputs = replace(
             batch.inputs,
             progress=min(number / config.steps, 1.0),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spkd.errors import UsageError
@@ -42,6 +42,7 @@ def test_the_curve_counts_errors_at_every_threshold(items: list[tuple[int, bool]
         assert abs(false_alarm - (scores[labels == 0] >= threshold).mean()) < 1e-12
 
 
+@settings(deadline=None)  # and scipy
 @given(trials, st.integers(0, 10**6))
 def test_a_weight_counts_a_trial_as_often(items: list[tuple[int, bool]], seed: int) -> None:
     scores, labels = split(items)
@@ -113,6 +114,7 @@ def test_cllr_is_the_mean_of_logarithms(items: list[tuple[int, bool]]) -> None:
     assert abs(cllr(curve(scores, labels)) - expected) < 1e-9
 
 
+@settings(deadline=None)  # the first example imports scikit-learn
 @given(trials)
 def test_min_cllr_is_that_of_scikit_learns_isotonic_regression(items: list[tuple[int, bool]]) -> None:
     isotonic = pytest.importorskip("sklearn.isotonic")
