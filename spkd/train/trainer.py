@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,7 @@ from spkd.train.step import Optimisation
 from spkd.train.stopping import Progress, stop_request
 from spkd.train.teacher_logits import TeacherLogits, teacher_logits
 
+PAGE_EVERY = 60.0  # s: drawing curves takes a second, which frequent saves would feel
 BEST = "best"  # folder, within a run's, of the student with the lowest validation error
 
 
@@ -127,7 +129,7 @@ class Run:
     recent: deque[dict[str, Tensor]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self.config, self.device = self.task.config, self.task.device
+        self.config, self.device, self.drawn = self.task.config, self.task.device, time.monotonic()
         self.recent = deque(maxlen=max(self.config.total_steps // 10, 1))
 
     def save(self, step: int) -> None:
@@ -341,8 +343,9 @@ def _after_step(run: Run, done: int, run_log: RunLog | None, stopping: bool) -> 
         return False
     if stopping or done % config.save_every == 0:
         run.save(done)
-        if run.ranks.is_first:
+        if run.ranks.is_first and (stopping or time.monotonic() - run.drawn > PAGE_EVERY):
             record.write_page(run.out)
+            run.drawn = time.monotonic()
     if stopping:
         raise Interrupted(f"interrupted; {run.out} was saved after step {done}, and the same command continues")
     return False
