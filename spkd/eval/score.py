@@ -194,13 +194,18 @@ def score_from_files(config: ScoringConfig, paths: Sequence[Path], trials: Trial
 
 
 def _people(config: ScoringConfig, trials: Trials) -> People | None:
-    """The utterances of trials that are scored already, where there is a manifest that has them all."""
+    """The utterances of trials that are scored already; None where no manifest is named, and the one that happens to be
+    here is of other utterances."""
     if config.manifest == MANIFEST and not Path(MANIFEST).exists():
         return None
     manifest = measure(Manifest.load(config.manifest, config_columns(config)))[0]
     members = _members(config, trials)
     tested = [trials.names[index] for index in np.unique(trials.test)]
-    found = _found([*itertools.chain.from_iterable(members.values()), *tested], manifest, trials, members)
+    names = [*itertools.chain.from_iterable(members.values()), *tested]
+    if config.manifest == MANIFEST and len(match(list(dict.fromkeys(names)), manifest.index_of)) < len(set(names)):
+        log(f"note: {MANIFEST} lacks utterances of {trials.source}: it is not used")
+        return None
+    found = _found(names, manifest, trials, members)
 
     def utterance(name: str) -> Utterance:
         return manifest[manifest.index_of[found[name]]]

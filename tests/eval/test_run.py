@@ -179,7 +179,10 @@ def test_scores_of_another_system_give_the_same_numbers(spkd: Callable, corpus: 
             assert theirs["results"][key] == pytest.approx(value, abs=2e-6)
         assert theirs["intervals"]["eer_percent"] == pytest.approx(ours["intervals"]["eer_percent"], abs=1e-6)
         assert theirs["models"] == []
+    Path("manifest.csv").write_text("utt,path,speaker\nother,other.wav,x\n")  # of something else, by chance
+    Path("other.wav").write_bytes((corpus / "audio/spk0/u2.wav").read_bytes())
     done = spkd("eval", "out=theirs", "--scores", "ours/scores.txt", "llr=true")
+    assert "manifest.csv lacks utterances of ours/scores.txt: it is not used" in done.out
     assert "cllr" in json.loads(Path("theirs/report.json").read_text())["results"]
 
 
