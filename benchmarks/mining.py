@@ -75,7 +75,7 @@ def hardness(per_speaker: int, work: Path) -> dict[str, float]:
     views = np.random.RandomState(0).permutation(LABELLED)[:QUERIES]
     drawn = negatives.draw(views, config.negatives, np.random.RandomState(1))
     cosines = np.einsum("bd,bnd->bn", vectors[views], vectors[drawn.views])
-    forbidden = drawn.is_negative & ((speaker[drawn.views] == speaker[views][:, None]) | (cosines > CEILING + 1e-5))
+    forbidden = drawn.found & ((speaker[drawn.views] == speaker[views][:, None]) | (cosines > CEILING + 1e-5))
     true = []
     for some in np.array_split(views, 10):
         pairs = vectors[some] @ vectors.T
@@ -85,10 +85,10 @@ def hardness(per_speaker: int, work: Path) -> dict[str, float]:
     return {
         "per_speaker": per_speaker,
         "seconds": round(seconds, 1),
-        "drawn_cosine": round(float(cosines[drawn.is_negative].mean()), 4),
+        "drawn_cosine": round(float(cosines[drawn.found].mean()), 4),
         "hardest_cosine": round(float(np.concatenate(true).mean()), 4),
-        "ratio": round(float(cosines[drawn.is_negative].mean() / np.concatenate(true).mean()), 4),
-        "with_negatives": round(float(drawn.is_negative.mean()), 4),
+        "ratio": round(float(cosines[drawn.found].mean() / np.concatenate(true).mean()), 4),
+        "with_negatives": round(float(drawn.found.mean()), 4),
         "forbidden": int(forbidden.sum()),
     }
 

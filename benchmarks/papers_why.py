@@ -75,7 +75,7 @@ def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
         teacher = normalize(cache.batch(views, ["embedding"])["embedding"].float(), dim=-1)
         drawn = miner.draw(views, 0, i)
         hard = cache.batch(drawn.views.ravel(), ["embedding"])["embedding"].float().unflatten(0, drawn.views.shape)
-        usable = torch.from_numpy(drawn.is_negative)
+        usable = torch.from_numpy(drawn.found)
         instance = torch.from_numpy(labels.instance[views])
         for name, mined in (("batch", {}), ("batch and mined", {"negatives": hard, "is_negative": usable})):
             student = teacher.clone().requires_grad_()

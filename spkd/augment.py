@@ -1,4 +1,4 @@
-"""Noise and reverberation as pure functions of (waveform, seed), so that a view can be reproduced exactly.
+"""Noise, reverberation and transmission as functions of (waveform, seed) alone, so that a view can be repeated exactly.
 
 Random numbers come from numpy's RandomState, whose stream is frozen for good (NEP 19): a cache written today
 is reproduced with the same augmentation under any later numpy.
@@ -7,14 +7,16 @@ is reproduced with the same augmentation under any later numpy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from spkd import digest
 from spkd.audio import AudioError, decode
+from spkd.channel import transmit
 from spkd.errors import SpkdError, UsageError
 from spkd.files import find_files
 from spkd.manifest import AUDIO_SUFFIXES
@@ -31,6 +33,15 @@ class AugmentationCard:
     snr: tuple[float, ...]
     rir: str | None
     rir_prob: float = field(metadata={"low": 0, "high": 1})
+    coders: tuple[str, ...] = ()
+    coder_prob: float = field(default=0.0, metadata={"low": 0, "high": 1})
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what is not used and came later: cards that are older keep their fingerprint."""
+        tree = asdict(self)
+        if not self.coders:
+            del tree["coders"], tree["coder_prob"]
+        return tree
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,12 @@ class Augmentation:
     snr: Sequence[float] = (5.0, 20.0)
     rir: str | None = None
     rir_prob: float = 0.3
+    coders: Sequence[str] = ()
+    coder_prob: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, value in (("noise_prob", self.noise_prob), ("rir_prob", self.rir_prob)):
+        for name in ("noise_prob", "rir_prob", "coder_prob"):
+            value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise UsageError(f"view.{name}={value}: a probability must be between 0 and 1")
         if len(self.snr) != 2 or self.snr[0] > self.snr[1]:
@@ -58,17 +72,19 @@ class Augmentation:
             snr=tuple(float(ratio) for ratio in self.snr),
             rir=bank(self.rir).digest if self.rir else None,
             rir_prob=self.rir_prob if self.rir else 0.0,
+            coders=tuple(self.coders),
+            coder_prob=self.coder_prob if self.coders else 0.0,
         )
 
     def __call__(self, wave: np.ndarray, seed: int) -> np.ndarray:
-        """Reverberate, then add noise, each with its probability, as `seed` decides.
+        """Reverberate, then add noise, then send through a coder, each with its probability, as `seed` decides.
 
         Args:
             wave: (samples,), float32, 16 kHz.
         Returns:
             (samples,), float32.
         """
-        if self.noise is None and self.rir is None:
+        if self.noise is None and self.rir is None and not self.coders:
             return wave
         random = np.random.RandomState(seed)
         reverberate, add = random.random_sample(2)
@@ -78,6 +94,8 @@ class Augmentation:
             decibel = random.uniform(self.snr[0], self.snr[1])
             noise = bank(self.noise).stretch(random, len(wave))
             wave = mix(wave, noise, decibel)
+        if self.coders and random.random_sample() < self.coder_prob:
+            wave = transmit(wave, self.coders[random.randint(len(self.coders))])
         return wave
 
 

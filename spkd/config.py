@@ -28,6 +28,7 @@ DEVICES = ("auto", "cuda", "mps", "cpu", *(f"cuda:{i}" for i in range(16)))
 EXPORTS = ("onnx", "onnx-int8", "torchscript", "litert", "wespeaker")
 FEATURES = ("kaldi", "sherpa", "wespeaker", "3d-speaker")
 INPUTS = ("auto", "kaldi", "sherpa", "wespeaker", "3d-speaker", "nemo", "waveform")
+CODER_NAMES = ("g711", "gsm", "opus", "mp3", "vorbis")
 MAX_SEED = 2**40
 MANIFEST = "manifest.csv"
 MAX_YAML = 1 << 20  # bytes of a settings file
@@ -91,9 +92,20 @@ class TeacherConfig(ModelConfig):
 
 @dataclass
 class ViewConfig:
-    plan: str = key("full", "views of each utterance: full | windows:SECONDS/HOP | crops:COUNT,SECONDS")
+    plan: str = key(
+        "full",
+        "views of each utterance: full | full:COUNT (whole: as it is, and COUNT - 1 times with a drawn speed and "
+        "formant factor) | windows:SECONDS/HOP | crops:COUNT,SECONDS",
+    )
     speeds: list[float] = key(
         [1.0], "speed factors; full and windows make one view per speed, crops draw one each", low=0.5, high=2.0
+    )
+    formants: list[float] = key(
+        [1.0],
+        "factors by which formants move without the pitch; with speeds: other voices, pitch and formants apart; full "
+        "and windows make one view per speed and factor",
+        low=0.5,
+        high=2.0,
     )
     noise: str | None = key(
         None, "additive noise: a folder of audio files, or 'synthetic' (coloured noise, no data needed)"
@@ -102,6 +114,10 @@ class ViewConfig:
     snr: list[float] = key([5.0, 20.0], "lowest and highest signal-to-noise ratio (dB)", low=-100, high=100)
     rir: str | None = key(None, "reverberation: a folder of room impulse responses")
     rir_prob: float = key(0.3, "probability that a view is reverberated, where rir is set", low=0, high=1)
+    coders: list[str] = key(
+        [], "transmission: telephone (g711, gsm), opus, mp3, vorbis, of which each view takes one", CODER_NAMES
+    )
+    coder_prob: float = key(0.5, "probability that a view is transmitted, where coders are set", low=0, high=1)
     seed: int = key(0, "seed of crop positions, speeds and augmentation", low=0, high=MAX_SEED)
 
 
@@ -241,6 +257,16 @@ class MiningConfig:
         0, "hard negatives of each view, mined from the whole cache, for contrastive (0: none)", low=0, high=65_536
     )
     neighbours: int = key(64, "nearest instances from which they are drawn", low=1, high=65_536)
+    positives: int = key(
+        0,
+        "SSPS: further crops (ntxent, memo) come from one of so many nearest instances in other utterances "
+        "(0: from the same instance)",
+        low=0,
+        high=65_536,
+    )
+    floor: float = key(
+        0.7, "positives: least cosine of such an instance; where none is so near, the same one serves", low=-1, high=1
+    )
     embeddings: str = key("teacher", "whose embeddings are searched", ("teacher", "student"))
     refresh: int = key(500, "embeddings=student: steps between two searches, done in the background", low=1, high=10**9)
     nprobe: int = key(
@@ -296,11 +322,13 @@ class AugmentConfig:
     snr: list[float] = key([5.0, 20.0], "lowest and highest signal-to-noise ratio (dB)", low=-100, high=100)
     rir: str | None = key(None, "reverberation: a folder of room impulse responses")
     rir_prob: float = key(0.3, "probability that a view is reverberated", low=0, high=1)
+    coders: list[str] = key([], "transmission, of which each view takes one", CODER_NAMES)
+    coder_prob: float = key(0.5, "probability that a view is transmitted", low=0, high=1)
     speeds: list[float] = key([1.0], "speed factors, of which one is drawn; no frame targets", low=0.5, high=2.0)
 
     @property
     def is_used(self) -> bool:
-        return self.noise is not None or self.rir is not None or self.speeds != [1.0]
+        return self.noise is not None or self.rir is not None or bool(self.coders) or self.speeds != [1.0]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Loading views: decode, cut, change speed, augment; in threads, ahead of need, in batches of equal length."""
+"""Loading views: decode, cut, change the voice, augment; in threads, ahead of need, in batches of equal length."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from spkd.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.augment import Augmentation
+from spkd.formants import shift_formants
 from spkd.manifest import Manifest
 from spkd.view import Views, source_samples
 
@@ -66,7 +67,8 @@ class ViewLoader:
             raise AudioError(utterance.path, _too_short(span, len(decoded.wave), utterance.duration or 0.0))
         if decoded.doubt:
             self._doubts.setdefault(decoded.doubt, set()).add(int(views.utterance[view]))
-        wave = np.resize(change_speed(decoded.wave, round(speed, 2)), samples)
+        wave = change_speed(decoded.wave, round(speed, 2))
+        wave = np.resize(shift_formants(wave, round(float(views.formants[view]), 2)), samples)
         self._note(decoded, utterance.channel)
         return self._augment(wave, int(views.seed[view]))
 

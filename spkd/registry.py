@@ -77,6 +77,7 @@ LOSSES = Registry(
         "ntxent": "spkd.train.losses.ntxent:NTXent",
         "kld": "spkd.train.losses.logits:KLD",
         "nontarget": "spkd.train.losses.logits:NonTarget",
+        "trkd": "spkd.train.losses.logits:Triage",
         "multilevel": "spkd.train.losses.multilevel:MultiLevel",
         "one-step": "spkd.train.losses.onestep:OneStep",
         "memo": "spkd.train.losses.memo:MeMo",

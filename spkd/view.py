@@ -1,8 +1,8 @@
 """Views: the stretches of audio that a teacher takes as input and that students see again.
 
-A view is a stretch of an utterance at a speed under an augmentation seed. All of it is decided before
-extraction, from the manifest and the plan alone, by a counter-based hash of (utterance id, view number, seed):
-adding utterances to a manifest never changes the views of the others.
+A view is a stretch of an utterance at a speed, with its formants moved by a factor, under an augmentation seed. All of
+it is decided before extraction, from the manifest and the plan alone, by a counter-based hash of (utterance id, view
+number, seed): adding utterances to a manifest never changes the views of the others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from spkd.config import ViewConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.manifest import Manifest
 
+VIEW_COLUMNS = ("utterance", "start", "samples", "speed", "seed", "formants")
+
 
 @dataclass(frozen=True)
 class Views:
@@ -31,6 +33,7 @@ class Views:
         samples: length after the speed change.
         speed: factor.
         seed: of the augmentation.
+        formants: factor.
     """
 
     utterance: np.ndarray
@@ -38,6 +41,7 @@ class Views:
     samples: np.ndarray
     speed: np.ndarray
     seed: np.ndarray
+    formants: np.ndarray
 
     def __len__(self) -> int:
         return len(self.utterance)
@@ -46,7 +50,7 @@ class Views:
         return Views(*(column[views] for column in self.columns().values()))
 
     def columns(self) -> dict[str, np.ndarray]:
-        return {name: getattr(self, name) for name in ("utterance", "start", "samples", "speed", "seed")}
+        return {name: getattr(self, name) for name in VIEW_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -57,47 +61,60 @@ class ViewCard:
     speeds: tuple[float, ...] = field(metadata={"low": 0.5, "high": 2.0})
     seed: int
     augmentation: AugmentationCard
+    formants: tuple[float, ...] = field(default=(1.0,), metadata={"low": 0.5, "high": 2.0})
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without what is not used and came later: cards that are older keep their fingerprint."""
+        tree = asdict(self)
+        tree["augmentation"] = self.augmentation.to_json()
+        if self.formants == (1.0,):
+            del tree["formants"]
+        return tree
 
 
 @dataclass(frozen=True)
 class ViewPlan:
     """Which views each utterance gives, and what may be done to them."""
 
-    kind: str  # full | windows | crops
+    kind: str  # full | drawn | windows | crops
     seconds: float
     hop: float
     count: int
     speeds: tuple[float, ...]
+    formants: tuple[float, ...]
     augmentation: Augmentation
     seed: int
 
     @classmethod
     def parse(cls, config: ViewConfig) -> ViewPlan:
-        """From settings: `full`, `windows:SECONDS/HOP` or `crops:COUNT,SECONDS`.
+        """From settings: `full`, `full:COUNT`, `windows:SECONDS/HOP` or `crops:COUNT,SECONDS`.
 
         Raises:
-            UsageError: another form, lengths that are not positive, or a speed outside 0.5-2 or finer than 0.01.
+            UsageError: another form, lengths that are not positive, or a factor outside 0.5-2 or finer than 0.01.
         """
-        for speed in config.speeds:
-            if not 0.5 <= speed <= 2.0 or abs(speed * 100 - round(speed * 100)) > 1e-6:
-                raise UsageError(f"view.speeds: {speed} is not between 0.5 and 2 in steps of 0.01")
-        if not config.speeds or len(set(config.speeds)) < len(config.speeds):
-            raise UsageError("view.speeds: give each speed once, at least one")
+        for name, factors in (("speeds", config.speeds), ("formants", config.formants)):
+            for factor in factors:
+                if not 0.5 <= factor <= 2.0 or abs(factor * 100 - round(factor * 100)) > 1e-6:
+                    raise UsageError(f"view.{name}: {factor} is not between 0.5 and 2 in steps of 0.01")
+            if not factors or len(set(factors)) < len(factors):
+                raise UsageError(f"view.{name}: give each factor once, at least one")
         number = r"(\d+(?:\.\d+)?)"
         windows = re.fullmatch(rf"windows:{number}/{number}", config.plan)
         crops = re.fullmatch(rf"crops:(\d+),{number}", config.plan)
+        several = re.fullmatch(r"full:(\d+)", config.plan)
         if config.plan == "full":
             kind, seconds, hop, count = "full", 0.0, 0.0, 1
+        elif several:
+            kind, seconds, hop, count = "drawn", 0.0, 0.0, int(several[1])
         elif windows:
             kind, seconds, hop, count = "windows", float(windows[1]), float(windows[2]), 1
         elif crops:
             kind, seconds, hop, count = "crops", float(crops[2]), 0.0, int(crops[1])
         else:
-            raise UsageError(f"view.plan={config.plan}: expected full, windows:SECONDS/HOP or crops:COUNT,SECONDS")
-        if count < 1 or (kind != "full" and seconds < 0.1) or (kind == "windows" and hop <= 0):
+            raise UsageError(
+                f"view.plan={config.plan}: expected full, full:COUNT, windows:SECONDS/HOP or crops:COUNT,SECONDS"
+            )
+        if count < 1 or (kind in ("windows", "crops") and seconds < 0.1) or (kind == "windows" and hop <= 0):
             raise UsageError(f"view.plan={config.plan}: at least one view of at least 0.1 s")
         augmentation = Augmentation(
             config.noise,
@@ -105,19 +122,28 @@ class ViewPlan:
             config.snr,
             config.rir,
             config.rir_prob,
+            tuple(config.coders),
+            config.coder_prob,
         )
-        return cls(kind, seconds, hop, count, tuple(config.speeds), augmentation, config.seed)
+        return cls(kind, seconds, hop, count, tuple(config.speeds), tuple(config.formants), augmentation, config.seed)
 
     @property
     def text(self) -> str:
         return {
             "full": "full",
+            "drawn": f"full:{self.count}",
             "windows": f"windows:{self.seconds:.10g}/{self.hop:.10g}",
             "crops": f"crops:{self.count},{self.seconds:.10g}",
         }[self.kind]
 
     def card(self) -> ViewCard:
-        return ViewCard(self.text, tuple(float(s) for s in self.speeds), self.seed, self.augmentation.card())
+        return ViewCard(
+            self.text,
+            tuple(float(s) for s in self.speeds),
+            self.seed,
+            self.augmentation.card(),
+            tuple(float(f) for f in self.formants),
+        )
 
     @classmethod
     def from_card(cls, card: ViewCard, noise: str | None, rir: str | None) -> ViewPlan:
@@ -131,12 +157,15 @@ class ViewPlan:
             ViewConfig(
                 plan=card.plan,
                 speeds=list(card.speeds),
+                formants=list(card.formants),
                 seed=card.seed,
                 noise=SYNTHETIC if used.noise == SYNTHETIC else noise if used.noise else None,
                 rir=rir if used.rir else None,
                 noise_prob=used.noise_prob,
                 rir_prob=used.rir_prob,
                 snr=list(used.snr),
+                coders=list(used.coders),
+                coder_prob=used.coder_prob,
             )
         )
         if plan.card() != card:
@@ -150,17 +179,23 @@ class ViewPlan:
         """The views of every utterance, in the manifest's order (durations must be known)."""
         total = np.array([round((u.duration or 0.0) * SAMPLE_RATE) for u in manifest], np.int64)
         ids = np.array([zlib.crc32(u.id.encode()) for u in manifest], np.uint64)
-        speeds = np.array(self.speeds, np.float32)
-        if self.kind == "crops":
+        if self.kind in ("drawn", "crops"):
             utterance = np.repeat(np.arange(len(manifest), dtype=np.int32), self.count)
             number = np.tile(np.arange(self.count, dtype=np.uint64), len(manifest))
-            speed = speeds[_hash(ids[utterance], number, self.seed, 0) % np.uint64(len(speeds))]
-            samples = np.full(len(utterance), round(self.seconds * SAMPLE_RATE), np.int32)
-            room = np.maximum(total[utterance] - source_samples(samples, speed), 0) + 1
-            start = (_hash(ids[utterance], number, self.seed, 1) % room.astype(np.uint64)).astype(np.int64)
+            speed = self._drawn(self.speeds, ids[utterance], number, 0)
+            formants = self._drawn(self.formants, ids[utterance], number, 3)
+            if self.kind == "drawn":
+                samples = (total[utterance] / _exact(speed)).astype(np.int32)
+                start = np.zeros(len(utterance), np.int64)
+            else:
+                samples = np.full(len(utterance), round(self.seconds * SAMPLE_RATE), np.int32)
+                room = np.maximum(total[utterance] - source_samples(samples, speed), 0) + 1
+                start = (_hash(ids[utterance], number, self.seed, 1) % room.astype(np.uint64)).astype(np.int64)
         else:
+            # One view per speed and formant factor, lengths and hops counted after the speed change.
+            pairs = [(s, f) for s in self.speeds for f in self.formants]
+            speeds, factors = (np.array(column, np.float32) for column in zip(*pairs, strict=True))
             length, hop = round(self.seconds * SAMPLE_RATE), round(self.hop * SAMPLE_RATE)
-            # One view per speed, lengths and hops counted after the speed change.
             length_at = (total[:, None] / _exact(speeds)).astype(np.int64)
             count = np.ones_like(length_at) if self.kind == "full" else np.maximum((length_at - length) // hop + 1, 1)
             utterance, which = (i.astype(np.int32) for i in np.nonzero(np.ones_like(length_at)))
@@ -168,13 +203,18 @@ class ViewPlan:
             utterance, which = np.repeat(utterance, repeats), np.repeat(which, repeats)
             first = np.repeat(np.cumsum(repeats) - repeats, repeats)
             number = (np.arange(len(utterance)) - first).astype(np.uint64)
-            speed = speeds[which]
+            speed, formants = speeds[which], factors[which]
             whole = length_at[utterance, which]
             samples = (whole if self.kind == "full" else np.minimum(whole, length)).astype(np.int32)
             start = source_samples(number.astype(np.int64) * hop, speed)
             number = number * np.uint64(len(speeds)) + which.astype(np.uint64)
         seed = (_hash(ids[utterance], number, self.seed, 2) >> np.uint64(32)).astype(np.uint32)
-        return Views(utterance, start, samples, speed, seed)
+        return Views(utterance, start, samples, speed, seed, formants)
+
+    def _drawn(self, factors: tuple[float, ...], ids: np.ndarray, number: np.ndarray, purpose: int) -> np.ndarray:
+        """(N,): a factor for each view; `full:COUNT` begins with the utterance as it is."""
+        choice = np.array(factors, np.float32)[_hash(ids, number, self.seed, purpose) % np.uint64(len(factors))]
+        return np.where((number == 0) & (self.kind == "drawn"), np.float32(1.0), choice)
 
 
 def source_samples(samples: np.ndarray | int, speed: np.ndarray | float) -> np.ndarray:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spkd.audio import SAMPLE_RATE, AudioError, change_speed
 from spkd.config import ViewConfig
 from spkd.errors import SpkdError, UsageError
+from spkd.formants import shift_formants
 from spkd.loader import MOST_SAMPLES, ViewLoader, batched, iterate_batches, stream_batches
 from spkd.manifest import Manifest, Utterance
 from spkd.view import ViewPlan, source_samples
@@ -62,16 +63,57 @@ def test_crop_positions_speeds_and_seeds_are_spread() -> None:
     assert len(np.unique(views.seed)) == 500
 
 
-@pytest.mark.parametrize("plan", ["half", "crops:2", "crops:0,2", "windows:2/0", "crops:1,0.01", "full:2"])
+@pytest.mark.parametrize("plan", ["half", "crops:2", "crops:0,2", "windows:2/0", "crops:1,0.01", "full:0"])
 def test_bad_plans(plan: str) -> None:
     with pytest.raises(UsageError, match=r"view\.plan"):
         ViewPlan.parse(ViewConfig(plan=plan))
 
 
-@pytest.mark.parametrize("speeds", [[], [0.1], [1.0, 1.0], [1.005]])
-def test_bad_speeds(speeds: list[float]) -> None:
-    with pytest.raises(UsageError, match=r"view\.speeds"):
-        ViewPlan.parse(ViewConfig(speeds=speeds))
+@pytest.mark.parametrize("factors", [[], [0.1], [1.0, 1.0], [1.005]])
+@pytest.mark.parametrize("name", ["speeds", "formants"])
+def test_bad_factors(name: str, factors: list[float]) -> None:
+    with pytest.raises(UsageError, match=rf"view\.{name}"):
+        ViewPlan.parse(ViewConfig(**{name: factors}))  # type: ignore[arg-type]
+
+
+def test_full_is_one_view_per_speed_and_formant_factor() -> None:
+    views = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0], formants=[0.9, 1.0, 1.1])).views(fake(1.8))
+    pairs = list(zip(views.speed.round(2).tolist(), views.formants.round(2).tolist(), strict=True))
+    assert pairs == [(np.float32(s), np.float32(f)) for s in (0.9, 1.0) for f in (0.9, 1.0, 1.1)]
+    assert len(np.unique(views.seed)) == 6
+
+
+def test_drawn_views_begin_with_the_utterance_as_it_is() -> None:
+    speeds, formants = [0.8, 0.9, 1.1, 1.2], [0.85, 0.95, 1.05, 1.15]
+    config = ViewConfig(plan="full:200", speeds=speeds, formants=formants, seed=3)
+    views = ViewPlan.parse(config).views(fake(2.0, 3.0))
+    assert len(views) == 400
+    first = views[np.array([0, 200])]
+    assert first.speed.tolist() == first.formants.tolist() == [1.0, 1.0]
+    assert first.samples.tolist() == [32_000, 48_000]
+    rest = views[slice(1, 200)]
+    assert sorted(set(rest.speed.round(2))) == [np.float32(s) for s in speeds]
+    assert len({*zip(rest.speed.tolist(), rest.formants.tolist(), strict=True)}) == 16  # independent of one another
+    assert not views.start.any()
+    assert ViewPlan.parse(config).text == "full:200"
+
+
+def test_cards_without_other_formants_are_as_before_there_were_any() -> None:
+    tree = ViewPlan.parse(ViewConfig()).card().to_json()
+    assert "formants" not in tree
+    assert "coders" not in tree["augmentation"]
+    tree = ViewPlan.parse(ViewConfig(formants=[0.9], coders=["gsm"])).card().to_json()
+    assert tree["formants"] == (0.9,)
+    assert tree["augmentation"]["coders"] == ("gsm",)
+
+
+def test_formants_are_moved_after_the_speed(manifest: Manifest) -> None:
+    plan = ViewPlan.parse(ViewConfig(speeds=[1.1], formants=[0.9]))
+    views = plan.views(manifest)
+    source, _ = soundfile.read(manifest[0].path, dtype="float32")
+    source = source[: int(source_samples(int(views.samples[0]), 1.1))]
+    expected = shift_formants(change_speed(source, 1.1), 0.9)[: views.samples[0]]
+    assert np.array_equal(ViewLoader(manifest, views, plan.augmentation)(0), expected)
 
 
 def test_the_card_gives_the_same_plan_and_refuses_other_noise(tmp_path: Path) -> None:

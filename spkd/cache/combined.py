@@ -244,7 +244,7 @@ def _same_views(first: SingleCache, other: SingleCache) -> np.ndarray:
     own_start = np.searchsorted(mine.utterance, mine.utterance)
     found = start[to_theirs[mine.utterance]] + np.arange(len(mine)) - own_start
     same = len(mine) == len(theirs) and bool((found < len(theirs)).all())
-    for name in ("start", "samples", "speed", "seed"):
+    for name in ("start", "samples", "speed", "seed", "formants"):
         same = same and np.array_equal(getattr(mine, name), getattr(theirs, name)[found])
     if not same:
         raise SpkdError(f"{other.name} and {first.name}: other views of the same utterances")

@@ -80,15 +80,19 @@ def format_bytes(count: float) -> str:
 
 
 def views_in_words(views: ViewCard) -> str:
-    """The view plan, its speeds and its augmentation."""
+    """The view plan, its speeds, formant factors and augmentation."""
     augmentation, parts = views.augmentation, [views.plan]
     if views.speeds != (1.0,):
         parts.append(f"speeds {', '.join(f'{s:g}' for s in views.speeds)}")
+    if views.formants != (1.0,):
+        parts.append(f"formants {', '.join(f'{f:g}' for f in views.formants)}")
     if augmentation.noise:
         snr = " to ".join(f"{ratio:g}" for ratio in augmentation.snr)
         parts.append(f"noise with probability {augmentation.noise_prob:g} at {snr} dB")
     if augmentation.rir:
         parts.append(f"reverberation with probability {augmentation.rir_prob:g}")
+    if augmentation.coders:
+        parts.append(f"{', '.join(augmentation.coders)} with probability {augmentation.coder_prob:g}")
     return "; ".join(parts)
 
 

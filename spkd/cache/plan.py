@@ -154,7 +154,7 @@ class Plan:
         """The file of a plan of one part; the same plan always gives the same bytes."""
         out = io.BytesIO()
         arrays: dict[str, Any] = {
-            **self.views.columns(),
+            **{name: c for name, c in self.views.columns().items() if name not in LATER or (c != LATER[name]).any()},
             **_pack("utterances", self.utterances),
             **_pack("speakers", self.speakers),
             "utterance_speaker": self.speaker,
@@ -222,9 +222,10 @@ class Plan:
         if (
             (views.samples < 1).any()
             or (views.start < 0).any()
-            or not np.isin(views.speed, np.array(card.views.speeds, np.float32)).all()
+            or not np.isin(views.speed, np.array([1.0, *card.views.speeds], np.float32)).all()
+            or not np.isin(views.formants, np.array([1.0, *card.views.formants], np.float32)).all()
         ):
-            return "a view is empty, begins before its utterance, or has a speed that is not in the card"
+            return "a view is empty, begins before its utterance, or has a factor that is not in the card"
         ends = np.concatenate([[0], np.cumsum(views.samples, dtype=np.int64)])
         if (ends[first[1:]] - ends[first[:-1]] > card.unit_seconds * SAMPLE_RATE).any():
             return "a unit is longer than the card allows"
@@ -241,7 +242,7 @@ class Plan:
             unit_views, unit_seconds = _column(arrays, "unit", "f8")
             first = _column(arrays, "first", "i8")
             return cls(
-                Views(*(_column(arrays, name, kind) for name, kind in COLUMNS.items())),
+                Views(*(_view_column(arrays, name) for name in COLUMNS)),
                 _unpack(arrays, "utterances"),
                 _unpack(arrays, "speakers"),
                 _column(arrays, "utterance_speaker", "i4"),
@@ -256,7 +257,8 @@ class Plan:
             ) from error
 
 
-COLUMNS = {"utterance": "i4", "start": "i8", "samples": "i4", "speed": "f4", "seed": "u4"}
+COLUMNS = {"utterance": "i4", "start": "i8", "samples": "i4", "speed": "f4", "seed": "u4", "formants": "f4"}
+LATER = {"formants": 1.0}  # columns that are left out where all have this value, as in files that are older
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error)
 
 
@@ -274,6 +276,12 @@ def _column(arrays: Mapping[str, np.ndarray], name: str, kind: str) -> np.ndarra
     if values.dtype != np.dtype(f"<{kind}") or values.ndim != 1:
         raise ValueError(f"{name} has the type {values.dtype} and the shape {values.shape}")
     return values
+
+
+def _view_column(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if name in LATER and name not in arrays:
+        return np.full(len(arrays["utterance"]), LATER[name], COLUMNS[name])
+    return _column(arrays, name, COLUMNS[name])
 
 
 def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -296,8 +296,8 @@ def _taken(store: _Store, loader: ViewLoader, batch: WaveBatch) -> WaveBatch | N
 
 def fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[str, str]]:
     """The utterances whose views fit into a unit, and the reason for each of the others."""
-    most = config.storage.unit_seconds * min(config.view.speeds, default=1.0)
-    if config.view.plan != "full":
+    most = config.storage.unit_seconds * min([1.0, *config.view.speeds])
+    if not config.view.plan.startswith("full"):
         return manifest, {}
     reason = "{:.0f} s in one view; take view=windows:SECONDS/HOP, or raise storage.unit_seconds ({:g})"
     long = {u.id: reason.format(u.duration, most) for u in manifest if (u.duration or 0.0) > most}

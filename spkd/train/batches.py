@@ -22,6 +22,8 @@ from spkd.target import Target
 from spkd.train.distributed import ALONE, Ranks
 from spkd.train.labels import Groups, Labels
 
+Positives = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
+
 
 class TeacherLabels(Protocol):
     """label: (views,), the class of each view among those of the teacher's logits."""
@@ -38,7 +40,7 @@ class InputSource:
         kind: which of FEATURES.
         loader: of the audio of a view, where the cache does not hold the features; None where it does.
         crops: length of each crop of a view (s), one or several; those after the first may be of another view of the
-            same instance (the same utterance at the same speed, augmented otherwise).
+            same instance (the same utterance in the same voice, augmented otherwise), or of a mined positive.
         augment, speeds: what is done afresh to the audio; None and 1: nothing.
     """
 
@@ -80,6 +82,7 @@ class StepBatches(Dataset):
         order: of the views of an epoch; None: the cache's own.
         ranks: of which this one loads its part of every batch.
         bucketed: whether the crops of a batch are no longer than its shortest view.
+        positives: another view for each of some, from which further crops are cut; None: one of the same instance.
         later: the batch from which the first crop has another length, and that length (s); None: it never has.
     """
 
@@ -97,6 +100,7 @@ class StepBatches(Dataset):
         order: Callable[[int], np.ndarray] | None = None,
         bucketed: bool = False,
         ranks: Ranks = ALONE,
+        positives: Positives | None = None,
     ) -> None:
         self._teacher_label = np.zeros(0, np.int64) if logits is None else logits.label
         self._cache, self._needs, self._labels, self._source = cache, needs, labels, source
@@ -108,7 +112,9 @@ class StepBatches(Dataset):
         views = len(order(0)) if order is not None else int((~self._left_out[cache.usable_views]).sum())
         self.per_epoch, self._bucketed = max(views // batch_size, 1), bucketed
         self._epoch, self._order = -1, np.zeros(0, np.int64)
-        self._of_instance = Groups.of(labels.instance, cache.usable_views) if len(self._samples) > 1 else None
+        self._positives = positives
+        if len(self._samples) > 1 and positives is None:
+            self._positives = Groups.of(labels.instance, cache.usable_views).same
 
     def views(self, step: int) -> np.ndarray:
         """The views of a step: every epoch passes over all of them in a fresh order; the last short batch is
@@ -144,9 +150,8 @@ class StepBatches(Dataset):
         seed = seed_of(Purpose.AUGMENT, self._seed, step) + part.start
         crops = [load_crops(self._cache, self._source, views, crop, self._needs, seed)]
         for which in range(1, len(self._samples)):
-            assert self._of_instance is not None
-            random = random_state(Purpose.CROP_VIEW, self._seed, step, which)
-            others = self._of_instance.pick(self._of_instance.group[every], random)
+            assert self._positives is not None
+            others = self._positives(every, random_state(Purpose.CROP_VIEW, self._seed, step, which))
             crop = self._own(self.crop(step, others, which))
             seed = seed_of(Purpose.AUGMENT, self._seed, step, which) + part.start
             crops.append(load_crops(self._cache, self._source, others[part], crop, (), seed))

@@ -75,10 +75,15 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
         if name in cache.names
     ):
         raise UsageError("augment.speeds: frames of the teacher do not follow another speed; leave it at [1]")
-    if config.mining.negatives:
-        if not any(loss.contrasts for loss in losses.values()):
-            raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
-        mining.check(cache)
+    if config.mining.negatives and not any(loss.contrasts for loss in losses.values()):
+        raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
+    if config.mining.positives:
+        if not any(loss.further_crops for loss in losses.values()):
+            raise UsageError("mining.positives: only ntxent and memo take further crops; add --loss ntxent")
+        if config.mining.embeddings == "student" and config.manifest is not None:
+            raise UsageError("mining.positives: of the student's embeddings need cached features (fbank=true)")
+    if config.mining.negatives or config.mining.positives:
+        mining.check(cache, config.mining)
     if config.optim.swa_fraction and (own := [n for n, loss in losses.items() if loss.kind.averages_weights]):
         raise UsageError(f"optim.swa_fraction: {own[0]} keeps a moving average of its own")
     if len(cache.usable_views) < 2:

@@ -1,4 +1,4 @@
-"""Labels of the views: speaker classes, and instances (one utterance at one speed)."""
+"""Labels of the views: speaker classes, and instances (one utterance at one speed and formant factor)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ READ_AT_ONCE = 4096  # views
 
 @dataclass(frozen=True)
 class Labels:
-    """Speaker classes and instances. A speaker at another speed sounds like another, so it is another class.
+    """Speaker classes and instances. A speaker at another speed, or with other formants, sounds like another, so it is
+    another class.
 
     Attributes:
-        names: of each class, `speaker` or `speaker@speed`.
+        names: of each class, `speaker`, `speaker@speed` or `speaker@speed,formants`.
         label: (views,), -1 where the speaker is unknown.
-        instance: (views,), one number per (utterance, speed), as in instance discrimination.
+        instance: (views,), one number per (utterance, speed, formant factor), as in instance discrimination.
     """
 
     names: list[str]
@@ -32,17 +33,22 @@ class Labels:
     @classmethod
     def of(cls, cache: CacheSource) -> Labels:
         views = cache.plan.views
-        speeds, which = np.unique(views.speed, return_inverse=True)
+        factors = np.stack([views.speed, views.formants], 1)
+        voices, which = np.unique(factors, axis=0, return_inverse=True)
         speaker = cache.speaker(np.arange(len(cache))).astype(np.int64)
-        key = speaker * len(speeds) + which
+        key = speaker * len(voices) + which
         used, index = np.unique(key[speaker >= 0], return_inverse=True)
         label = np.full(len(cache), -1, np.int64)
         label[speaker >= 0] = index
-        names = []
-        for k in used:
-            name, speed = cache.plan.speakers[k // len(speeds)], float(speeds[k % len(speeds)])
-            names.append(name if round(speed, 2) == 1.0 else f"{name}@{speed:.2f}")
-        return cls(names, label, views.utterance.astype(np.int64) * len(speeds) + which)
+        names = [cache.plan.speakers[k // len(voices)] + _suffix(*voices[k % len(voices)].tolist()) for k in used]
+        return cls(names, label, views.utterance.astype(np.int64) * len(voices) + which)
+
+
+def _suffix(speed: float, formants: float) -> str:
+    """What the name of a class says of its factors."""
+    if round(formants, 2) != 1.0:
+        return f"@{speed:.2f},{formants:.2f}"
+    return f"@{speed:.2f}" if round(speed, 2) != 1.0 else ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ class Groups:
     def lead(self) -> np.ndarray:
         """(groups,): one view of each."""
         return self.views[self.first[:-1]]
+
+    def same(self, views: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        """Of each view a random one of its group: (B,)."""
+        return self.pick(self.group[views], random)
 
     def pick(self, group: np.ndarray, random: np.random.RandomState) -> np.ndarray:
         """A random view of each group."""

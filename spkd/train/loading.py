@@ -50,9 +50,10 @@ class BatchLoader:
         batches: as stored.
         needs: the targets of the losses.
         logits: the teacher's, where a loss learns from them.
-        miner: of hard negatives, where they are asked for.
+        miner: of hard negatives and positives, where they are asked for.
         finetune: the second path, where a loss has one.
         ranks: of which this one has its part of every batch.
+        mines_negatives: whether a loss takes hard negatives.
     """
 
     cache: CacheSource
@@ -63,6 +64,7 @@ class BatchLoader:
     miner: Miner | None
     finetune: FinetunePath | None
     ranks: Ranks = ALONE
+    mines_negatives: bool = False
 
     def batches_from(self, first: int, last: int, config: TrainConfig, device: torch.device) -> Iterator[TrainBatch]:
         """Batches number `first` to `last`, without the last, on the device."""
@@ -94,11 +96,13 @@ class BatchLoader:
             batch.teacher_label.to(device),
             None if self.logits is None else self.logits.scale,
         )
-        if self.miner is not None:
-            drawn = self.miner.draw(self.batches.views(step), seed, step).part(self.ranks.part(self.batches.batch_size))
+        if self.miner is not None and self.mines_negatives:
+            drawn = self.miner.negatives(self.batches.views(step), seed, step).part(
+                self.ranks.part(self.batches.batch_size)
+            )
             mined = _moved(self.cache.stored(drawn.views.ravel(), [EMBEDDING]), device)
             hard = self.cache.decode(mined, [EMBEDDING])[EMBEDDING].float().unflatten(0, drawn.views.shape)
-            inputs = replace(inputs, negatives=hard, is_negative=torch.from_numpy(drawn.is_negative).to(device))
+            inputs = replace(inputs, negatives=hard, is_negative=torch.from_numpy(drawn.found).to(device))
         return TrainBatch([first, *others], inputs)
 
 
@@ -178,7 +182,9 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target, crops: t
     loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
     if not fresh.is_used:
         return InputSource(kind, loader, crops)
-    augmentation = Augmentation(fresh.noise, fresh.noise_prob, fresh.snr, fresh.rir, fresh.rir_prob)
+    augmentation = Augmentation(
+        fresh.noise, fresh.noise_prob, fresh.snr, fresh.rir, fresh.rir_prob, fresh.coders, fresh.coder_prob
+    )
     return InputSource(kind, loader, crops, augmentation, tuple(fresh.speeds))
 
 

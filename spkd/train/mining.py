@@ -1,9 +1,10 @@
-"""Hard negatives from the whole cache: for every instance the nearest others by the teacher's embeddings, or by the
-student's."""
+"""What the whole cache offers a view: its hard negatives, and its positives from other recordings, by the nearest
+embeddings of the teacher or of the student."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from spkd.seeding import Purpose, random_state
 from spkd.students import Network
 from spkd.target import EMBEDDING
 from spkd.train.batches import InputSource, decode_crops, load_crops
+from spkd.train.distributed import ALONE, Ranks, first_ranks
 from spkd.train.labels import Groups, Labels, mean_embeddings
 
 EXACT = 100_000  # instances up to which every pair is compared
@@ -31,30 +33,32 @@ EMBEDDED_AT_ONCE = 256  # views
 PROBES = 1000  # instances on which the recall of an approximate index is measured
 GPU_WIDEST = 2048  # most neighbours that FAISS selects on a GPU
 NONE = -1
+NEGATIVES, POSITIVES = "negatives", "positives"
+CPU = torch.device("cpu")
 
 
 class Drawn(NamedTuple):
-    """Hard negatives of a batch.
+    """Neighbours of a batch.
 
     Attributes:
-        views: (B, N); where there is none, a view that must not be used.
-        is_negative: (B, N) whether there is one.
+        views: (B, N); where there is none, a view of the same instance.
+        found: (B, N) whether there is one.
     """
 
     views: np.ndarray
-    is_negative: np.ndarray
+    found: np.ndarray
 
     def part(self, rows: slice) -> Drawn:
         """Those of some rows."""
-        return Drawn(self.views[rows], self.is_negative[rows])
+        return Drawn(self.views[rows], self.found[rows])
 
 
 @dataclass(frozen=True)
-class Negatives:
-    """Table of hard negatives.
+class Neighbours:
+    """Table of the nearest instances of each.
 
     Attributes:
-        neighbours: (instances, K) instances, hardest first, NONE where there are no more.
+        neighbours: (instances, K) instances, nearest first, NONE where there are no more.
         instances: the views of each.
     """
 
@@ -63,22 +67,25 @@ class Negatives:
 
     def draw(self, views: np.ndarray, count: int, random: np.random.RandomState) -> Drawn:
         """Of `count` random neighbours of each view's instance a random view each. An instance with fewer neighbours
-        gives some of them again; one without any has no negatives."""
+        gives some of them again."""
         own = self.instances.group[views]
         table = self.neighbours[own]
         known = (table != NONE).sum(1)
         pick = (random.random_sample((len(views), count)) * np.maximum(known, 1)[:, None]).astype(np.int64)
         instance = np.take_along_axis(table, pick, 1)
-        is_negative = instance != NONE
-        return Drawn(self.instances.pick(np.where(is_negative, instance, own[:, None]), random), is_negative)
+        found = instance != NONE
+        return Drawn(self.instances.pick(np.where(found, instance, own[:, None]), random), found)
 
 
-def check(cache: CacheSource) -> None:
+Tables = dict[str, Neighbours]
+
+
+def check(cache: CacheSource, config: MiningConfig) -> None:
     """Raises UsageError for a cache that cannot be searched."""
-    if EMBEDDING not in cache.names:
-        raise UsageError("mining.negatives: needs one teacher's embeddings (teachers=concatenate or average)")
+    if EMBEDDING not in cache.names and (config.negatives or config.embeddings == "teacher"):
+        raise UsageError("mining: needs one teacher's embeddings (teachers=concatenate or average)")
     if not cache.random_access:
-        raise UsageError("mining.negatives: a stream cannot be searched; pull or import the cache")
+        raise UsageError("mining: a stream cannot be searched; pull or import the cache")
 
 
 def mine(
@@ -89,7 +96,7 @@ def mine(
     labels: Labels,
     config: MiningConfig,
     ceiling: float,
-) -> Negatives:
+) -> Neighbours:
     """For every instance (an utterance at one speed) its nearest instances, but for those of the same utterance, of the
     same speaker at the same speed where labels are known, and those whose teacher cosine exceeds `ceiling` (probably
     the same speaker).
@@ -131,7 +138,34 @@ def mine(
     lacking = int((table[:, 0] == NONE).sum())
     if lacking:
         log(f"mining: {lacking:,} of {len(table):,} instances have no allowed neighbour, and so no hard negatives")
-    return Negatives(table, instances)
+    return Neighbours(table, instances)
+
+
+def find_positives(vectors: np.ndarray, instances: Groups, cache: CacheSource, config: MiningConfig) -> Neighbours:
+    """For every instance its nearest ones in other utterances, as far as their cosine is at least `config.floor`: other
+    recordings of the same speaker, as likely as the embeddings are good (SSPS; Lepage and Dehak, arXiv 2505.14561, who
+    sample near the anchor's cluster in a queue; the search of the whole cache and the floor are this project's).
+
+    Args:
+        vectors: (instances, D), of length one.
+    Raises:
+        UsageError: FAISS is missing.
+    """
+    utterance = cache.plan.views.utterance[instances.lead]
+    table = np.full((len(vectors), config.positives), NONE, np.int32)
+    search = _Search(vectors, config.nprobe)
+    # What is excluded is of the same utterance.
+    width = min(config.positives + int(np.bincount(utterance).max()), search.widest)
+    for start in range(0, len(vectors), max(CANDIDATES // width, 1)):
+        own = np.arange(start, min(start + max(CANDIDATES // width, 1), len(vectors)))
+        found, _ = search(own, width)
+        allowed = (found >= 0) & (utterance[found] != utterance[own][:, None])
+        allowed &= _cosines(vectors, own, found) >= config.floor
+        order = np.argsort(~allowed, axis=1, kind="stable")[:, : config.positives]
+        kept = np.where(np.take_along_axis(allowed, order, 1), np.take_along_axis(found, order, 1), NONE)
+        table[own, : kept.shape[1]] = kept
+    log(f"mining: {float((table[:, 0] != NONE).mean()):.0%} of the instances have positives in other utterances")
+    return Neighbours(table, instances)
 
 
 class _Search:
@@ -162,55 +196,83 @@ def _cosines(vectors: np.ndarray, queries: np.ndarray, found: np.ndarray) -> np.
 
 
 class Miner:
-    """The hard negatives of a run.
+    """Hard negatives and positives of a run.
 
-    Over the teacher's embeddings one table serves the whole run. Over the student's that table is only the first: every
-    `refresh` steps the student of that moment embeds one view of every instance and a new table is mined in the
-    background; it takes over `refresh` steps later, wherever the background has got to, so that a run repeats exactly.
+    Over the teacher's embeddings one table of each serves the whole run. Over the student's these are only the first
+    (without a teacher the first is empty): every `refresh` steps the student of that moment embeds one view of every
+    instance and new tables are made in the background; they take over `refresh` steps later, however soon they are
+    ready, so that a run repeats exactly. Of several ranks the first one searches, and the others receive its tables.
 
+    Attributes:
+        tables: by name, those of `negatives` and `positives` that were asked for.
     Raises:
         UsageError: FAISS is missing. SpkdError: a cache of one utterance.
     """
 
     def __init__(
-        self, cache: CacheSource, labels: Labels, source: InputSource, config: MiningConfig, ceiling: float
+        self,
+        cache: CacheSource,
+        labels: Labels,
+        source: InputSource,
+        config: MiningConfig,
+        ceiling: float,
+        tables: Sequence[str] = (NEGATIVES,),
+        ranks: Ranks = ALONE,
+        device: torch.device = CPU,
     ) -> None:
         self._cache, self._labels, self._source = cache, labels, source
         self._config, self._ceiling = config, ceiling
+        self._ranks, self._device = ranks, device
         self._instances = Groups.of(labels.instance, cache.usable_views)
-        log(f"mining hard negatives among {len(self._instances):,} instances")
-        self._teacher = mean_embeddings(cache, self._instances.group, len(self._instances)).numpy()
-        self.table = self._mine(self._teacher)
-        self._next: Future[Negatives] | None = None
+        self._widths = {name: config.neighbours if name == NEGATIVES else config.positives for name in tables}
+        self._teacher: np.ndarray | None = None
+        if EMBEDDING in cache.names and ranks.is_first:
+            self._teacher = mean_embeddings(cache, self._instances.group, len(self._instances)).numpy()
+        log(f"mining {' and '.join(self._widths)} among {len(self._instances):,} instances")
+        self.tables = self._from_first(self._search(self._teacher) if ranks.is_first else None)
+        self._next: Future[Tables] | None = None
         self._background = ThreadPoolExecutor(1, "mining")
 
-    def draw(self, views: np.ndarray, seed: int, step: int) -> Drawn:
+    def negatives(self, views: np.ndarray, seed: int, step: int) -> Drawn:
         """Hard negatives of a batch of views at one step."""
-        return self.table.draw(views, self._config.negatives, random_state(Purpose.NEGATIVES, seed, step))
+        random = random_state(Purpose.NEGATIVES, seed, step)
+        return self.tables[NEGATIVES].draw(views, self._config.negatives, random)
+
+    def positives(self, views: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        """Of each view a random one of a positive, or of the same instance where it has none: (B,)."""
+        return self.tables[POSITIVES].draw(views, 1, random).views[:, 0]
 
     def after_step(self, step: int, network: Network) -> None:
         """Called after every step, with the student that it left."""
         if self._config.embeddings != "student" or (step + 1) % self._config.refresh:
             return
-        if self._next is not None:
-            self.table = self._next.result()
-        student = copy.deepcopy(network).eval()
-        self._next = self._background.submit(lambda: self._mine(self._embed(student)))
+        if step + 1 >= 2 * self._config.refresh:
+            self.tables = self._from_first(None if self._next is None else self._next.result())
+        if self._ranks.is_first:
+            student = copy.deepcopy(network).eval()
+            self._next = self._background.submit(lambda: self._search(self._embed(student)))
 
     def state(self) -> dict[str, Tensor]:
-        """What a run continues from: the table in force and the one that is to come."""
-        tables = {"now": self.table} | ({} if self._next is None else {"next": self._next.result()})
-        return {name: torch.from_numpy(table.neighbours) for name, table in tables.items()}
+        """What a run continues from: the tables in force and those that are to come."""
+        tables = {"now": self.tables} | ({} if self._next is None else {"next": self._next.result()})
+        return {
+            f"{when}.{name}": torch.from_numpy(table.neighbours)
+            for when, found in tables.items()
+            for name, table in found.items()
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Raises KeyError, ValueError: it is not the state of such a run."""
-        tables = {}
-        for name, table in state.items():
-            found = table.numpy()
-            if found.shape != self.table.neighbours.shape or found.min() < NONE or found.max() >= len(self._instances):
-                raise ValueError(f"mined negatives of another cache ({name})")
-            tables[name] = Negatives(found, self._instances)
-        self.table = tables["now"]
+        tables: dict[str, Tables] = {}
+        for key, table in state.items():
+            when, _, name = key.partition(".")
+            found, name = table.numpy(), name or NEGATIVES  # spkd 0.2 had no others
+            if found.shape != self.tables[name].neighbours.shape:
+                raise ValueError(f"mined {name} of another cache")
+            if found.min() < NONE or found.max() >= len(self._instances):
+                raise ValueError(f"mined {name} of another cache")
+            tables.setdefault(when, {})[name] = Neighbours(found, self._instances)
+        self.tables = tables["now"]
         if "next" in tables:
             self._next = Future()
             self._next.set_result(tables["next"])
@@ -218,8 +280,33 @@ class Miner:
     def close(self) -> None:
         self._background.shutdown(cancel_futures=True)
 
-    def _mine(self, vectors: np.ndarray) -> Negatives:
-        return mine(vectors, self._teacher, self._instances, self._cache, self._labels, self._config, self._ceiling)
+    def _from_first(self, found: Tables | None) -> Tables:
+        """The tables as the first rank has them."""
+        if self._ranks.world == 1:
+            assert found is not None
+            return found
+        tables = {}
+        for name, width in self._widths.items():
+            shape = (len(self._instances), width)
+            rows = np.empty(shape, np.int32) if found is None else found[name].neighbours
+            sent = first_ranks(torch.from_numpy(rows).to(self._device))
+            tables[name] = Neighbours(sent.cpu().numpy(), self._instances)
+        return tables
+
+    def _search(self, vectors: np.ndarray | None) -> Tables:
+        """Tables over embeddings of the instances; without any embeddings, empty ones."""
+        tables = {}
+        for name, width in self._widths.items():
+            if vectors is None:
+                tables[name] = Neighbours(np.full((len(self._instances), width), NONE, np.int32), self._instances)
+            elif name == POSITIVES:
+                tables[name] = find_positives(vectors, self._instances, self._cache, self._config)
+            else:
+                assert self._teacher is not None
+                tables[name] = mine(
+                    vectors, self._teacher, self._instances, self._cache, self._labels, self._config, self._ceiling
+                )
+        return tables
 
     @torch.inference_mode()
     def _embed(self, network: Network) -> np.ndarray:
@@ -252,7 +339,7 @@ def build(vectors: np.ndarray, nprobe: int) -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise UsageError('mining.negatives: needs FAISS; pip install "spkd[cpu]" or "spkd[gpu]"') from error
+        raise UsageError('mining: needs FAISS; pip install "spkd[cpu]" or "spkd[gpu]"') from error
     count, dim = vectors.shape
     index: Any
     if count <= EXACT:

@@ -10,8 +10,7 @@ from spkd.cache import CacheSource
 from spkd.config import SamplerConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.seeding import Purpose, random_state
-from spkd.train.labels import Labels
-from spkd.train.mining import Negatives
+from spkd.train.mining import Neighbours
 
 Order = Callable[[int], np.ndarray]  # epoch -> its views in order, batch after batch
 WINDOW = 50  # batches of neighbouring lengths among which views are shuffled
@@ -20,10 +19,9 @@ WINDOW = 50  # batches of neighbouring lengths among which views are shuffled
 def make_order(
     config: SamplerConfig,
     cache: CacheSource,
-    labels: Labels,
     batch_size: int,
     seed: int,
-    table: Negatives | None = None,
+    table: Neighbours | None = None,
 ) -> Order | None:
     """The order of a run's views; None for the cache's own, shuffled.
 
@@ -122,14 +120,14 @@ def _by_shares(cache: CacheSource, shares: list[float], batch_size: int, seed: i
     return order
 
 
-def _hard(views: np.ndarray, table: Negatives, count: int, seed: int) -> Order:
+def _hard(views: np.ndarray, table: Neighbours, count: int, seed: int) -> Order:
     """Batches of groups: a view, and views of random neighbours of its instance."""
 
     def order(epoch: int) -> np.ndarray:
         random = random_state(Purpose.ORDER, seed, epoch)
         leads = random.permutation(views)[: max(len(views) // count, 1)]
         drawn = table.draw(leads, count - 1, random)
-        others = np.where(drawn.is_negative, drawn.views, random.choice(views, drawn.views.shape))
+        others = np.where(drawn.found, drawn.views, random.choice(views, drawn.views.shape))
         return np.concatenate([leads[:, None], others], axis=1).ravel()
 
     return order

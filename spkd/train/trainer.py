@@ -25,8 +25,8 @@ from spkd.progress import log, track
 from spkd.students import Checkpoint, Network, load_student, make_student, save_student
 from spkd.students.network import count_macs, count_parameters
 from spkd.target import LOGITS, Target
-from spkd.train import record, resume
-from spkd.train.batches import InputSource, StepBatches
+from spkd.train import mining, record, resume
+from spkd.train.batches import StepBatches
 from spkd.train.ceiling import mining_ceiling, with_ceilings
 from spkd.train.checks import check_labels, check_ranks, check_settings, check_targets, stored_targets
 from spkd.train.distributed import ALONE, Ranks, first_ranks, is_of_connection, mean_over_ranks, ranks_of
@@ -35,10 +35,9 @@ from spkd.train.loading import BatchLoader, TrainBatch, finetune_path, input_sou
 from spkd.train.log import RunLog
 from spkd.train.losses import ChosenLoss, LossContext, WeightedSum, chosen_losses, for_teachers
 from spkd.train.meter import Meter, in_words
-from spkd.train.mining import Miner
-from spkd.train.mining import check as check_searchable
+from spkd.train.mining import NEGATIVES, POSITIVES, Miner
 from spkd.train.module import TrainingModule
-from spkd.train.samplers import Order, make_order
+from spkd.train.samplers import make_order
 from spkd.train.step import Optimisation
 from spkd.train.stopping import Progress, stop_request
 from spkd.train.teacher_logits import TeacherLogits, teacher_logits
@@ -230,7 +229,11 @@ def build(task: Task, out: Path, ranks: Ranks = ALONE) -> Run:
     crops = (config.crop, *(seconds or config.crop for seconds in further))
     source = input_source(config, cache, network.input_kind, crops)
     needs = sorted({name + suffix for loss, suffix in terms.values() for name in stored_targets(loss, logits)})
-    ceiling = mining_ceiling(task.losses)
+    miner, hard = None, config.sampler.name == "hard"
+    if tables := _needed_tables(config):
+        mining.check(cache, config.mining)
+        ceiling = mining_ceiling(task.losses)
+        miner = Miner(cache, labels, source, config.mining, ceiling, tables, ranks, task.device)
     batches = StepBatches(
         cache,
         needs,
@@ -240,24 +243,26 @@ def build(task: Task, out: Path, ranks: Ranks = ALONE) -> Run:
         config.seed,
         logits,
         later=(config.steps * config.accumulate, config.large_margin.crop) if config.large_margin.steps else None,
-        order=_order(config, cache, labels, source, ceiling),
+        order=make_order(
+            config.sampler, cache, config.batch_size, config.seed, miner.tables[NEGATIVES] if hard and miner else None
+        ),
         bucketed=config.sampler.name == "lengths",
         ranks=ranks,
+        positives=miner.positives if miner and config.mining.positives else None,
     )
-    miner = Miner(cache, labels, source, config.mining, ceiling) if config.mining.negatives else None
-    loader = BatchLoader(cache, source, batches, needs, logits, miner, finetune, ranks)
+    loader = BatchLoader(
+        cache, source, batches, needs, logits, miner, finetune, ranks, mines_negatives=config.mining.negatives > 0
+    )
     return Run(task, out, module, Optimisation(config, module, task.device, ranks), loader, speakers, ranks)
 
 
-def _order(
-    config: TrainConfig, cache: CacheSource, labels: Labels, source: InputSource, ceiling: float
-) -> Order | None:
-    """The order of the views, where it is not the cache's own."""
-    table = None
-    if config.sampler.name == "hard":
-        check_searchable(cache)
-        table = Miner(cache, labels, source, config.mining, ceiling).table
-    return make_order(config.sampler, cache, labels, config.batch_size, config.seed, table)
+def _needed_tables(config: TrainConfig) -> list[str]:
+    """What has to be mined."""
+    needed = {
+        NEGATIVES: config.mining.negatives > 0 or config.sampler.name == "hard",
+        POSITIVES: config.mining.positives > 0,
+    }
+    return [name for name, is_needed in needed.items() if is_needed]
 
 
 def _check_validation(config: TrainConfig, validate: Validate | None, cache: CacheSource) -> None:

@@ -45,6 +45,7 @@ def make_plan(lengths: list[int], unit_views: int = 1024, unit_seconds: float = 
         np.array(lengths, np.int32),
         np.ones(count, np.float32),
         np.zeros(count, np.uint32),
+        np.ones(count, np.float32),
     )
     return manifest, Plan.make(manifest, views, unit_views, unit_seconds)
 

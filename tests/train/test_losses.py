@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,15 @@ from spkd.target import Target
 from spkd.train.losses import ChosenLoss, Loss, LossContext, LossInputs, WeightedSum, chosen_losses, for_teachers
 from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
-from spkd.train.losses.logits import KLD, LabelSettings, NonTarget, NonTargetSettings
+from spkd.train.losses.logits import (
+    KLD,
+    LabelSettings,
+    NonTarget,
+    NonTargetSettings,
+    Triage,
+    TriageSettings,
+    confusion_set,
+)
 from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings, cosines
 from spkd.train.losses.ntxent import NTXent, NTXentSettings
 from spkd.train.losses.regression import MSE, Cosine
@@ -157,6 +166,42 @@ def test_nontarget(classes: int, temperature: float) -> None:
     assert loss(student, inputs).item() == pytest.approx(total / len(z_t), rel=1e-4)
 
 
+@pytest.mark.parametrize("classes", [2, 7, 600])
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_trkd(classes: int, progress: float) -> None:
+    """From the probabilities: sort the non-targets, take the fewest that reach the cut-off, sum and compare."""
+    student, inputs = setting(classes=classes)
+    config = TriageSettings(temperature=4.0, cutoff=[0.99, 0.4], gamma=3.0)
+    loss = build(Triage, config, classes)
+    z_t, z_s = classifier_logits(loss, student, inputs, config)
+    cutoff, total = 0.99 + (0.4 - 0.99) * progress, 0.0
+    for t, s, y in zip(z_t, z_s, inputs.label.tolist(), strict=True):
+        p_t, p_s = (np.exp(log_softmax(z / 4.0)) for z in (t, s))
+        confused: list[int] = []
+        for k in sorted(set(range(classes)) - {y}, key=lambda k: -p_t[k]):
+            if not confused or p_t[confused].sum() / (1 - p_t[y]) < cutoff:
+                confused.append(k)
+        rest = [k for k in range(classes) if k != y and k not in confused]
+        divergence = 0.0
+        for part in ([y], confused, rest):
+            if part:
+                divergence += p_t[part].sum() * np.log(p_t[part].sum() / p_s[part].sum())
+        c_t, c_s = (p[confused] / p[confused].sum() for p in (p_t, p_s))
+        divergence += 3.0 * (c_t * np.log(c_t / c_s)).sum()
+        total += -log_softmax(s)[y] + 16.0 * divergence
+    value = loss(student, replace(inputs, progress=progress))
+    assert value.item() == pytest.approx(total / len(z_t), rel=1e-4)
+
+
+def test_the_confusion_set_of_trkd_shrinks_and_is_never_empty() -> None:
+    _, inputs = setting(classes=40, batch=50)
+    sets = [confusion_set(inputs.targets["logits"], inputs.label, cutoff) for cutoff in (1.0, 0.99, 0.5, 0.0)]
+    for wide, narrow in pairwise(sets):
+        assert (wide | narrow).equal(wide)
+    assert sets[-1].sum(1).tolist() == [1] * 50
+    assert not any(chosen.gather(1, inputs.label[:, None]).any() for chosen in sets)
+
+
 def test_nontarget_does_not_underflow_where_the_teacher_is_sure() -> None:
     student, inputs = setting(classes=50)
     sure = torch.full((9, 50), -30.0)
@@ -261,7 +306,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     kind = LOSSES[name]
     soft = {"temperature": 0.5, "scale": 4.0}
     settings = replace(kind.Settings(), **{k: v for k, v in soft.items() if hasattr(kind.Settings(), k)})
-    if name in ("kld", "nontarget"):
+    if name in ("kld", "nontarget", "trkd"):
         settings = replace(settings, temperature=1.0)
     loss = build(kind, settings)
     embedding = student["embedding"].clone().requires_grad_()

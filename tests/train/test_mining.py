@@ -16,10 +16,11 @@ from spkd.cache.folder import load_card
 from spkd.config import MiningConfig
 from spkd.features import FBANK
 from spkd.manifest import Manifest, Utterance
+from spkd.seeding import Purpose, random_state
 from spkd.students import Checkpoint, build, save_student
 from spkd.target import Target
 from spkd.train import mining
-from spkd.train.batches import InputSource
+from spkd.train.batches import InputSource, StepBatches
 from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.losses import LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
@@ -52,7 +53,7 @@ def extract(spkd: Callable, corpus: Path) -> Callable:
     return run
 
 
-def search(cache: Cache, labels: Labels, config: MiningConfig, ceiling: float) -> mining.Negatives:
+def search(cache: Cache, labels: Labels, config: MiningConfig, ceiling: float) -> mining.Neighbours:
     instances = Groups.of(labels.instance, cache.usable_views)
     vectors = mean_embeddings(cache, instances.group, len(instances)).numpy()
     return mining.mine(vectors, vectors, instances, cache, labels, config, ceiling)
@@ -98,7 +99,7 @@ def test_the_nearest_that_are_allowed(extract: Callable, corpus: Path, labelled:
         assert np.allclose([allowed[v] for v in listed], nearest, atol=1e-6)  # up to ties in single precision
     random = np.random.RandomState(0)
     drawn = found.draw(cache.usable_views, 4, random)
-    assert drawn.views.shape == drawn.is_negative.shape == (len(cache.usable_views), 4)
+    assert drawn.views.shape == drawn.found.shape == (len(cache.usable_views), 4)
     for row, others, usable in zip(cache.usable_views, *drawn, strict=True):
         allowed = expected[int(labels.instance[row])]
         assert usable.all() == usable.any() == bool(allowed)
@@ -162,10 +163,10 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
     miner = mining.Miner(cache, labels, source, config, 2.0)
     torch.manual_seed(3)
     network = build("xvector", channels=8, embedding=6).train()
-    first = miner.table.neighbours.copy()
+    first = miner.tables["negatives"].neighbours.copy()
     for step in range(7):
         miner.after_step(step, network)
-        assert np.array_equal(miner.table.neighbours, first)
+        assert np.array_equal(miner.tables["negatives"].neighbours, first)
     miner.after_step(7, network)  # what was begun after the fourth step takes over
     instances = Groups.of(labels.instance, cache.usable_views)
     lead = instances.lead
@@ -174,17 +175,17 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
     with torch.inference_mode():
         outputs = torch.nn.functional.normalize(network.eval()(features)["embedding"], dim=-1).double().numpy()
     utterance, label = cache.plan.views.utterance[lead], labels.label[lead]
-    for v, found in enumerate(miner.table.neighbours):
+    for v, found in enumerate(miner.tables["negatives"].neighbours):
         allowed = np.flatnonzero((utterance != utterance[v]) & (label != label[v]))
         nearest = np.sort(outputs[allowed] @ outputs[v])[::-1][:3]
         assert np.allclose(outputs[found] @ outputs[v], nearest, atol=1e-5)
     again = mining.Miner(cache, labels, source, config, 2.0)
     again.load_state(miner.state())
-    assert np.array_equal(again.table.neighbours, miner.table.neighbours)
+    assert np.array_equal(again.tables["negatives"].neighbours, miner.tables["negatives"].neighbours)
     for m in (miner, again):
         m.after_step(11, network)
         m.close()
-    assert np.array_equal(again.table.neighbours, miner.table.neighbours)
+    assert np.array_equal(again.tables["negatives"].neighbours, miner.tables["negatives"].neighbours)
     chosen = ["mining.negatives=2", "mining.embeddings=student", "mining.refresh=2", "cache=c", *SMALL]
     assert spkd("train", *chosen, "out=a").code == 0
     assert spkd("train", *chosen, "out=b", "save_every=3").code == 0
@@ -201,7 +202,8 @@ def many_of_a_speaker(tmp_path: Path, speakers: int, each: int) -> tuple[Cache, 
     target, count = Target("embedding", 24, codec="float32"), len(speaker)
     manifest = Manifest(tuple(Utterance(f"u{i}", f"{i}.wav", f"s{s}", 0.25) for i, s in enumerate(speaker)))
     columns = (np.arange(count, dtype=np.int32), np.zeros(count, np.int64), np.full(count, 4000, np.int32))
-    views = Views(*columns, np.ones(count, np.float32), np.zeros(count, np.uint32))
+    ones = np.ones(count, np.float32)
+    views = Views(*columns, ones, np.zeros(count, np.uint32), ones)
     plan = Plan.make(manifest, views, 1024, 1280.0)
     start(tmp_path / "c", [target], manifest, plan)
     for unit in claim_units(tmp_path / "c", plan.units):
@@ -228,7 +230,7 @@ def test_speakers_of_many_utterances_have_hard_negatives_in_large_caches_too(
     pairs[pairs > ceiling] = -2
     hardest = np.sort(pairs, 1)[:, -32:].mean()
     drawn = found.draw(np.arange(len(speaker)), 8, np.random.RandomState(0))
-    assert drawn.is_negative.all()
+    assert drawn.found.all()
     assert (speaker[drawn.views] != speaker[:, None]).all()
     cosines = np.einsum("bd,bnd->bn", vectors, vectors[drawn.views])
     assert cosines.max() <= ceiling + 1e-5
@@ -252,4 +254,66 @@ def test_an_instance_without_allowed_neighbours_has_no_negatives_and_no_part_in_
     found = search(cache, Labels.of(cache), MiningConfig(neighbours=8), -0.99)
     drawn = found.draw(np.arange(20), 4, np.random.RandomState(0))
     assert (found.neighbours == mining.NONE).all()
-    assert not drawn.is_negative.any()
+    assert not drawn.found.any()
+
+
+@pytest.mark.parametrize("floor", [-1.0, 0.5])
+def test_positives_are_the_nearest_of_other_utterances(extract: Callable, floor: float) -> None:
+    cache = extract("c", "storage.codec=float32")
+    labels = Labels.of(cache)
+    instances = Groups.of(labels.instance, cache.usable_views)
+    vectors = mean_embeddings(cache, instances.group, len(instances)).numpy()
+    found = mining.find_positives(vectors, instances, cache, MiningConfig(positives=3, floor=floor))
+    utterance = cache.plan.views.utterance[instances.lead]
+    cosine = vectors.astype(np.float64) @ vectors.T
+    for v, listed in enumerate(found.neighbours):
+        kept = listed[listed != mining.NONE]
+        allowed = np.flatnonzero((utterance != utterance[v]) & (cosine[v] >= floor + 1e-6))
+        nearest = np.sort(cosine[v, allowed])[::-1][:3]
+        assert (utterance[kept] != utterance[v]).all()
+        assert np.allclose(cosine[v, kept], nearest, atol=1e-6)
+    views = cache.usable_views
+    drawn = found.draw(views, 1, np.random.RandomState(0))
+    same = labels.instance[drawn.views[:, 0]] == labels.instance[views]
+    assert same.tolist() == (~drawn.found[:, 0]).tolist()
+
+
+def test_further_crops_are_cut_from_positives(extract: Callable, spkd: Callable) -> None:
+    cache = extract("c")
+    labels = Labels.of(cache)
+    source = InputSource(FBANK, None, (0.5, 0.5))
+    miner = mining.Miner(cache, labels, source, MiningConfig(positives=2, floor=-1.0), 2.0, (mining.POSITIVES,))
+    batches = StepBatches(cache, [], labels, source, 6, 0, positives=miner.positives)
+    plain = StepBatches(cache, [], labels, source, 6, 0)
+    utterance = cache.plan.views.utterance
+    for step in range(4):
+        views = batches.views(step)
+        others = miner.positives(views, random_state(Purpose.CROP_VIEW, 0, step, 1))
+        assert (utterance[others] != utterance[views]).all()
+        found, same = batches[step].crops, plain[step].crops
+        assert torch.equal(found[0]["fbank"], same[0]["fbank"])
+        assert torch.equal(found[1]["fbank"], cache.stored(others, ["fbank"], batches.crop(step, others, 1))["fbank"])
+    miner.close()
+
+
+def test_positives_in_training(extract: Callable, spkd: Callable, corpus: Path) -> None:
+    """By the teacher, by the student beside a teacher, and by the student alone."""
+    extract("c")
+    done = spkd("train", "cache=c", "mining.positives=2", "out=z", *SMALL)
+    assert "only ntxent and memo take further crops" in done.err
+    small = ["steps=7", *SMALL[1:5], "--loss", "ntxent", "mining.floor=-1", "mining.refresh=2"]
+    for name, more in {"a": [], "b": ["mining.embeddings=student"]}.items():
+        done = spkd("train", "cache=c", "mining.positives=2", f"out={name}", *small, *more)
+        assert done.code == 0, done.err
+        assert "positives in other utterances" in done.out
+    manifest = f"manifest={corpus / 'manifest.csv'}"
+    spkd("extract", "teacher=none", manifest, "cache=none", "fbank=true")
+    assert "needs one teacher's embeddings" in spkd("train", "cache=none", "mining.positives=2", "out=n", *small).err
+    alone = ["train", "cache=none", "mining.positives=2", "mining.embeddings=student", *small]
+    for name, more in {"c1": [], "c2": ["save_every=3"]}.items():
+        done = spkd(*alone, f"out={name}", *more)
+        assert done.code == 0, done.err
+        assert "100% of the instances have positives" in done.out
+    a, b, c, again = (load_file(f"{name}/model.safetensors") for name in ("a", "b", "c1", "c2"))
+    assert not all(torch.equal(a[name], b[name]) for name in a)
+    assert all(torch.equal(c[name], again[name]) for name in c)

@@ -15,7 +15,7 @@ from spkd.features import FBANK
 from spkd.manifest import Manifest
 from spkd.train.batches import InputSource, StepBatches
 from spkd.train.labels import Groups, Labels
-from spkd.train.mining import NONE, Negatives
+from spkd.train.mining import NONE, Neighbours
 from spkd.train.samplers import make_order
 
 
@@ -26,7 +26,7 @@ def cache(spkd: Callable, corpus: Path) -> Cache:
 
 
 def ordered(cache: Cache, batch: int, seed: int = 0, **settings: object) -> Callable[[int], np.ndarray]:
-    order = make_order(SamplerConfig(**settings), cache, Labels.of(cache), batch, seed)  # type: ignore[arg-type]
+    order = make_order(SamplerConfig(**settings), cache, batch, seed)  # type: ignore[arg-type]
     assert order is not None
     return order
 
@@ -86,8 +86,8 @@ def test_hard_batches_are_views_and_their_neighbours(cache: Cache) -> None:
     instances = Groups.of(labels.instance, cache.usable_views)
     neighbours = np.stack([(np.arange(36) + 1) % 36, (np.arange(36) + 2) % 36], 1).astype(np.int32)
     neighbours[5] = NONE
-    table = Negatives(neighbours, instances)
-    order = make_order(SamplerConfig("hard", group=3), cache, labels, 6, 0, table)
+    table = Neighbours(neighbours, instances)
+    order = make_order(SamplerConfig("hard", group=3), cache, 6, 0, table)
     assert order is not None
     for lead, *others in order(0).reshape(-1, 3).tolist():
         own = instances.group[lead]

@@ -35,6 +35,17 @@ class NonTargetSettings(LabelSettings):
     gamma: float = key(2.0, "weight of the non-target part", low=0, high=1e6)
 
 
+@dataclass
+class TriageSettings(LabelSettings):
+    cutoff: list[float] = key(
+        [0.99, 0.8],
+        "cumulative probability of the confusion set among the non-target speakers, at the beginning and at the end",
+        low=0,
+        high=1,
+    )
+    gamma: float = key(2.0, "weight of the divergence within the confusion set", low=0, high=1e6)
+
+
 class LabelDistillation(Loss):
     """CE_margin(z_s, y) + w * T^2 * divergence(z_t, z_s), y and z over the teacher's classes.
 
@@ -83,10 +94,10 @@ class LabelDistillation(Loss):
         known = label >= 0
         entropy = cross_entropy(z_s[known], label[known]) if known.any() else z_s.sum() * 0.0
         t = self.temperature
-        return entropy + weight * t**2 * self.divergence(teacher / t, z_s / t, label)
+        return entropy + weight * t**2 * self.divergence(teacher / t, z_s / t, label, inputs.progress)
 
-    def divergence(self, teacher: Tensor, student: Tensor, label: Tensor) -> Tensor:
-        """Of logits (B, classes) over the temperature: (), the mean over the batch."""
+    def divergence(self, teacher: Tensor, student: Tensor, label: Tensor, progress: float) -> Tensor:
+        """Of logits (B, classes) over the temperature, at a fraction of the run: (), the mean over the batch."""
         raise NotImplementedError
 
 
@@ -96,7 +107,7 @@ class KLD(LabelDistillation):
 
     learns_from = "`logits`"
 
-    def divergence(self, teacher: Tensor, student: Tensor, label: Tensor) -> Tensor:
+    def divergence(self, teacher: Tensor, student: Tensor, label: Tensor, progress: float) -> Tensor:
         return _kl(teacher.log_softmax(1), student.log_softmax(1)).mean()
 
 
@@ -119,9 +130,69 @@ class NonTarget(LabelDistillation):
         super().__init__(settings, context)
         self.gamma = settings.gamma
 
-    def divergence(self, teacher: Tensor, student: Tensor, label: Tensor) -> Tensor:
+    def divergence(self, teacher: Tensor, student: Tensor, label: Tensor, progress: float) -> Tensor:
         (b_t, q_t), (b_s, q_s) = (_decoupled(z, label) for z in (teacher, student))
         return (_kl(b_t, b_s) + self.gamma * _kl(q_t, q_s)).mean()
+
+
+class Triage(LabelDistillation):
+    """Triage distillation, TRKD (Kim et al., arXiv 2601.14699). The teacher's posterior p has three parts: the target
+    speaker y; the confusion set C, the fewest non-target speakers whose probabilities sum to at least `cutoff` of
+    1 - p_y; the background, all others.
+
+        divergence = KL(m_t || m_s) + gamma * KL(c_t || c_s),   m = masses of target, confusion set and background,
+                                                               c = softmax over the confusion set
+
+    The student's parts are those of the teacher. How probability is spread in the background is not distilled. The
+    abstract says all this, and that the cut-off shrinks over training. That it shrinks linearly, its values and gamma
+    are this project's.
+    """
+
+    Settings = TriageSettings
+    learns_from = "`logits`, of the speakers that the teacher confuses"
+    needs_labels = True
+
+    def __init__(self, settings: TriageSettings, context: LossContext) -> None:
+        super().__init__(settings, context)
+        self.gamma, self.cutoff = settings.gamma, tuple(settings.cutoff)
+
+    @classmethod
+    def check(cls, settings: TriageSettings) -> None:  # type: ignore[override]
+        super().check(settings)
+        if len(settings.cutoff) != 2:
+            raise UsageError(f"loss.trkd.cutoff={settings.cutoff}: give the first and the last value, e.g. [0.99,0.8]")
+
+    @classmethod
+    def depends_on_progress(cls, settings: TriageSettings) -> bool:  # type: ignore[override]
+        return super().depends_on_progress(settings) or settings.cutoff[0] != settings.cutoff[1]
+
+    def divergence(self, teacher: Tensor, student: Tensor, label: Tensor, progress: float) -> Tensor:
+        first, last = self.cutoff
+        confused = confusion_set(teacher, label, first + (last - first) * progress)
+        masses, within = zip(*(_triaged(z, label, confused) for z in (teacher, student)), strict=True)
+        return (_kl(*masses) + self.gamma * _kl(*within)).mean()
+
+
+def confusion_set(logits: Tensor, label: Tensor, cutoff: float) -> Tensor:
+    """(B, classes): whether a class is among the fewest non-target ones whose probabilities, relative to all non-target
+    ones, sum to at least `cutoff`; at least one is."""
+    at_label = label[:, None]
+    others = logits.scatter(1, at_label, -torch.inf).softmax(1)
+    ranked, order = others.sort(1, descending=True)
+    before = ranked.cumsum(1) - ranked
+    chosen = before < cutoff
+    chosen[:, 0] = True
+    # The label is the last of all: its probability among the others is 0.
+    return torch.zeros_like(chosen).scatter(1, order, chosen).scatter(1, at_label, False)
+
+
+def _triaged(logits: Tensor, label: Tensor, confused: Tensor) -> tuple[Tensor, Tensor]:
+    """Logs of the masses (B, 3), and of the distribution within the confusion set (B, classes); what has no place there
+    is -inf."""
+    target = torch.zeros_like(confused).scatter(1, label[:, None], True)
+    parts = [logits.masked_fill(~part, -torch.inf).logsumexp(1) for part in (target, confused, ~target & ~confused)]
+    within = logits.masked_fill(~confused, -torch.inf)
+    return torch.stack(parts, 1).log_softmax(1), within.log_softmax(1)
 
 
 def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,5 +205,7 @@ def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(exp p || exp q) of log-probabilities (B, C): (B,)."""
-    return (p.exp() * (p - q)).sum(1)
+    """KL(exp p || exp q) of log-probabilities (B, C): (B,). Where p is -inf, so is q, and there is nothing to add."""
+    absent = p.isneginf()
+    p, q = p.masked_fill(absent, 0.0), q.masked_fill(absent, 0.0)
+    return (p.exp() * (p - q)).masked_fill(absent, 0.0).sum(1)
