@@ -50,7 +50,7 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
             )
 
 
-def check_ranks(ranks: Ranks, cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:
+def check_ranks(ranks: Ranks, cache: CacheSource, config: TrainConfig) -> None:
     """Raises UsageError or SpkdError where a run cannot be divided over its ranks."""
     if ranks.world == 1:
         return
@@ -58,8 +58,6 @@ def check_ranks(ranks: Ranks, cache: CacheSource, losses: dict[str, ChosenLoss],
         raise UsageError(f"batch_size={config.batch_size}: of all ranks together, so a multiple of {ranks.world}")
     if len(cache.usable_views) < config.batch_size:
         raise SpkdError(f"{cache.name}: {len(cache.usable_views)} usable views are less than a batch of all ranks")
-    if alone := [name for name, loss in losses.items() if not loss.kind.divides]:
-        raise UsageError(f"--loss {alone[0]}: follows statistics of whole batches, so it trains in one process only")
 
 
 def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:

@@ -104,6 +104,17 @@ def own_rows(x: Tensor) -> Tensor:
     return world().number * len(x) + torch.arange(len(x), device=x.device)
 
 
+@torch.no_grad()
+def averaged(x: Tensor) -> Tensor:
+    """The mean over the ranks, without gradient: (...) -> (...)."""
+    ranks = world()
+    if ranks.world == 1:
+        return x.detach()
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / ranks.world
+
+
 def _gather_plain(x: Tensor) -> list[Tensor]:
     rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, x.contiguous())

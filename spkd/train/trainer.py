@@ -163,7 +163,7 @@ def train(config: TrainConfig, validate: Validate | None = None) -> Result:
     task = checked(config)
     _check_validation(config, validate, task.cache)
     with ranks_of(task.device) as ranks:
-        check_ranks(ranks, task.cache, task.losses, task.config)
+        check_ranks(ranks, task.cache, task.config)
         try:
             return _train(task, validate, ranks)
         except RuntimeError as error:

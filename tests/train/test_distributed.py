@@ -23,12 +23,19 @@ from spkd.train.trainer import checked
 from tests.train.ranks import steps
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=8", "crop=0.6", "device=cpu", "workers=0"]
+MEMO = [
+    "loss.memo.partner=tiny",
+    *("loss.memo.partner_channels=8", "loss.memo.locals=1", "loss.memo.local_crop=0.4", "loss.memo.prototypes=32"),
+    *("loss.memo.hidden=16", "loss.memo.bottleneck=8"),
+]
 LOSSES = {
     "contrastive": ["loss=contrastive", "mining.negatives=2"],
     "ntxent and aam": ["loss=[ntxent,aam]"],
     "relational and cosine": ["loss=[relational,cosine]", "accumulate=2"],
     "labels": ["loss=kld"],
     "frames, ecapa": ["loss=multilevel", "loss.multilevel.levels={frames: frames}", "student=ecapa"],
+    "memo": ["loss=memo", *MEMO],
+    "dino and contrastive": ["loss=[memo,contrastive]", *MEMO, "loss.memo.partner=none", "loss.memo.teacher_weight=1"],
     "2-d": ["loss=cosine", "student=resnet34", "student.channels=8"],
 }
 MAIN = "from spkd.cli import main; main()"
@@ -97,11 +104,10 @@ def test_two_ranks_of_torchrun_train_one_student_and_continue_exactly(tmp_path: 
     ("given", "error"),
     [
         (["loss=cosine", "batch_size=7"], "of all ranks together, so a multiple of 2"),
-        (["loss=memo"], "--loss memo: follows statistics of whole batches"),
         (["loss=cosine", "batch_size=64"], "usable views are less than a batch of all ranks"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(given: list[str], error: str) -> None:
     task = checked(config.load(config.TrainConfig, [*SMALL, *given], environ={}))
     with pytest.raises(SpkdError, match=error):
-        check_ranks(Ranks(0, 2), task.cache, task.losses, task.config)
+        check_ranks(Ranks(0, 2), task.cache, task.config)

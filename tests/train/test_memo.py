@@ -191,7 +191,7 @@ def test_contrast_that_no_longer_falls_is_stopped(capsys: pytest.CaptureFixture)
     model = module().eval()
     loss = loss_of(model)
     with_term = model(*batch())[0]
-    loss.stopped.fill_(3)
+    loss.load_state_dict(loss.state_dict() | {"stopped": torch.tensor(3)})
     without = model(*batch())[0]
     alone = loss_of(module(replace(TINY, contrastive_weight=0.0)).eval())
     assert with_term > without

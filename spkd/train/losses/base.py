@@ -112,7 +112,6 @@ class Loss(nn.Module):
             separate, a loss with `needs` is there once for each.
         needs_labels: whether every view must have a speaker label.
         averages_weights: whether it makes a moving average of the student itself.
-        divides: whether ranks that each have a part of every batch come to what one process with the whole does.
         partner: another network that it trains beside the student, and what belongs to it.
     """
 
@@ -121,7 +120,6 @@ class Loss(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ()
     needs_labels: ClassVar[bool] = False
     averages_weights: ClassVar[bool] = False
-    divides: ClassVar[bool] = True
 
     def __init__(self, settings: Any, context: LossContext) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy, linear, normalize
+from torch.nn.functional import cross_entropy, linear, normalize
 
 from spkd.config import StudentConfig, key
 from spkd.errors import UsageError
@@ -19,6 +19,7 @@ from spkd.registry import STUDENTS
 from spkd.students import Network, make_student
 from spkd.students.network import forward_crops
 from spkd.target import EMBEDDING
+from spkd.train.distributed import averaged, gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
 
@@ -159,7 +160,6 @@ class MeMo(Loss):
 
     Settings = MeMoSettings
     learns_from = "moving averages of two students; a cached teacher besides, on request"
-    divides = False
     averages_weights = True
 
     @classmethod
@@ -206,6 +206,13 @@ class MeMo(Loss):
         for name, number in (("agreement", 1.0), ("level", 0.0), ("best", math.inf), ("information", math.nan)):
             self.register_buffer(name, torch.tensor(number))
         self.register_buffer("opposed", torch.tensor(False))
+        # Copies on the host of what every step asks for: it must not wait for the device.
+        self._steps, self._is_stopped = 0, False
+        self.register_load_state_dict_post_hook(self._mirror)
+
+    @staticmethod
+    def _mirror(module: MeMo, _: Any) -> None:
+        module._steps, module._is_stopped = int(module.step), int(module.stopped) >= 0
 
     def join(self, network: Network) -> None:
         self.own.join(network)
@@ -239,7 +246,7 @@ class MeMo(Loss):
             long = [embedding for network in embeddings for embedding in network[:GLOBALS]]
             self._watch(distilled, contrast, long, own_outputs["self"], inputs.progress)
         total = distilled
-        if int(self.stopped) < 0:
+        if not self._is_stopped:
             total = total + self._settings.contrastive_weight * contrast
         if self._settings.teacher_weight > 0:
             for loss, (first, *_) in zip(self.frozen, embeddings, strict=True):
@@ -273,18 +280,19 @@ class MeMo(Loss):
         if self.training:
             with torch.no_grad():
                 # Used from the next step on.
-                self._centres.append((teacher.centre[mode], torch.cat(teacher_outputs[mode]).mean(0)))
+                self._centres.append((teacher.centre[mode], averaged(torch.cat(teacher_outputs[mode]).mean(0))))
         return torch.stack(terms).mean()
 
     def _contrast(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """InfoNCE over the rows [teacher of one long crop; student of the other], both ways, times 1 / 0.07."""
         terms = []
         for i, v in ((0, 1), (1, 0)):
-            rows = normalize(torch.cat([teacher[i], student[v]]).float(), dim=-1)
-            similarity = self.sharpness.clamp_min(1e-6) * rows @ rows.mT
-            itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-            partner = torch.arange(len(rows), device=rows.device).roll(len(rows) // 2)
-            terms.append(cross_entropy(similarity.masked_fill(itself, -torch.inf), partner))
+            mine, theirs = (normalize(x.float(), dim=-1) for x in (teacher[i], student[v]))
+            own, every = torch.cat([mine, theirs]), torch.cat([gathered(mine), gathered(theirs)])
+            similarity = self.sharpness.clamp_min(1e-6) * own @ every.mT
+            first, batch = own_rows(mine), len(every) // 2
+            itself, partner = torch.cat([first, first + batch]), torch.cat([first + batch, first])
+            terms.append(cross_entropy(similarity.scatter(1, itself[:, None], -torch.inf), partner))
         return INVERSE_TEMPERATURE * torch.stack(terms).mean()
 
     def _watch(
@@ -296,11 +304,11 @@ class MeMo(Loss):
         progress: float,
     ) -> None:
         """Decide whether the contrastive term has done its work, and whether the networks have collapsed."""
-        if int(self.step) % PROBE:
+        if self._steps % PROBE:
             return
         with torch.no_grad():
             p = (torch.cat(outputs) / self._settings.student_temperature).softmax(-1)
-            information = _entropy(p.mean(0)) - _entropy(p).mean()
+            information = _entropy(averaged(p.mean(0))) - averaged(_entropy(p).mean())
             before = information if self.information.isnan() else self.information
             self.information.copy_(SMOOTH * before + (1 - SMOOTH) * information)
         if progress >= EARLIEST and int(self.collapsed) < 0 and float(self.information) < LEAST_INFORMATION:
@@ -310,16 +318,17 @@ class MeMo(Loss):
                 f"is {float(self.information):.3f} nats; raise loss.memo.contrastive_weight, or lower "
                 "loss.memo.teacher_temperature or optim.lr"
             )
-        if int(self.stopped) >= 0 or self._settings.contrastive_weight == 0:
+        if self._is_stopped or self._settings.contrastive_weight == 0:
             return
         toward = torch.autograd.grad(distilled, embeddings, retain_graph=True)
         pulled = torch.autograd.grad(contrast, embeddings, retain_graph=True)
-        cosine = cosine_similarity(
-            torch.cat([g.flatten() for g in toward]), torch.cat([g.flatten() for g in pulled]), 0
-        )
-        first = int(self.step) == 0
+        a, b = (torch.cat([g.flatten() for g in gradients]) for gradients in (toward, pulled))
+        # Products of the gradients on the embeddings of all ranks.
+        product, own, other = averaged(torch.stack([a @ b, a @ a, b @ b]))
+        cosine, contrast = product / (own * other).sqrt().clamp_min(1e-30), averaged(contrast)
+        first = self._steps == 0
         self.agreement.copy_(cosine if first else SMOOTH * self.agreement + (1 - SMOOTH) * cosine)
-        self.level.copy_(contrast.detach() if first else SMOOTH * self.level + (1 - SMOOTH) * contrast.detach())
+        self.level.copy_(contrast if first else SMOOTH * self.level + (1 - SMOOTH) * contrast)
         if progress < EARLIEST:
             return
         if self.level < self.best:
@@ -329,6 +338,7 @@ class MeMo(Loss):
         self.opposed.fill_(bool(self.agreement < 0))
         if self.opposed or int(self.step - self.stood) > PATIENCE * steps_in_all:
             self.stopped.fill_(int(self.step))
+            self._is_stopped = True
             log(f"memo: contrastive term stopped at step {int(self.step)}: {self._reason()}")
 
     def _reason(self) -> str:
@@ -347,6 +357,7 @@ class MeMo(Loss):
             centre.lerp_(mean, 1 - self._settings.centre)
         self._centres.clear()
         self.step += 1
+        self._steps += 1
 
     def trained_network(self, network: Network) -> Network:
         return self.own.teacher
