@@ -9,6 +9,7 @@ from torch import nn
 
 from spkd.config import LargeMarginConfig, OptimConfig
 from spkd.train.module import TrainingModule
+from spkd.train.sharding import gradient_norm
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, large_margin: LargeMarginConfig | None = None) -> float:
@@ -46,8 +47,6 @@ def clip_gradients(config: OptimConfig, module: TrainingModule) -> None:
     if config.clip <= 0:
         return
     for parameters in module.by_network():
-        if config.clip_by == "network":
-            nn.utils.clip_grad_norm_(parameters, config.clip)
-            continue
-        for parameter in parameters:
-            nn.utils.clip_grad_norm_([parameter], config.clip)
+        for group in [parameters] if config.clip_by == "network" else [[p] for p in parameters]:
+            if any(p.grad is not None for p in group):
+                nn.utils.clip_grads_with_norm_(group, config.clip, gradient_norm(group))

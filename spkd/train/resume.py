@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
@@ -23,9 +23,11 @@ from spkd.errors import SpkdError, first_line
 from spkd.files import PART, read_bytes, read_json, write_bytes, write_json
 from spkd.progress import log
 from spkd.schema import record
+from spkd.train.distributed import world
 from spkd.train.losses import ChosenLoss
 from spkd.train.mining import Miner
 from spkd.train.module import TrainingModule
+from spkd.train.sharding import Division, division_of, divisions, own_state, whole_state
 
 # Where a run happens and how often it saves; all other settings say which run it is.
 PLACES = (
@@ -135,15 +137,21 @@ def save(
     settings: dict[str, Any],
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Everything a run continues from. state.json names the tensors' file, so both change together.
+    """Everything a run continues from, written by the first rank; all of them call it, for each has its part of what is
+    divided. state.json names the tensors' file, so both change together.
 
     Args:
         extra: what else the run needs, under names of its own.
     """
-    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    model = whole_state(module.state_dict(), divisions(module))
+    parameters, values_of = _parameters(optimiser), optimiser.state_dict()["state"]
+    moments = {i: whole_state(values, _divided_values(parameters[i], values)) for i, values in values_of.items()}
+    if not world().is_first:
+        return
+    tensors = {f"model.{k}": v.detach().cpu().contiguous().clone() for k, v in model.items()}
     if miner is not None:
         tensors |= {f"mining.{k}": v for k, v in miner.state().items()}
-    for index, values in optimiser.state_dict()["state"].items():
+    for index, values in moments.items():
         for name, value in values.items():
             tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     tensors |= {f"extra.{name}": value for name, value in (extra or {}).items()}
@@ -174,7 +182,8 @@ def resume(
         odd = [name for name, value in tensors.items() if value.is_floating_point() and value.isnan().any()]
         if odd:
             raise ValueError(f"values of {odd[0]} are NaN")
-        module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        held = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        module.load_state_dict(own_state(held, divisions(module)))
         if miner is not None:
             miner.load_state({k.removeprefix("mining."): v for k, v in tensors.items() if k.startswith("mining.")})
         _load_optimiser(optimiser, tensors)
@@ -184,6 +193,16 @@ def resume(
     return state.step, {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
 
 
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimiser.param_groups for p in group["params"]]
+
+
+def _divided_values(parameter: nn.Parameter, values: Mapping[str, Tensor]) -> dict[str, Division]:
+    """Those of the optimiser's values of a parameter that are divided as it is."""
+    division = division_of(parameter)
+    return {name: division for name, value in values.items() if division is not None and value.ndim > 1}
+
+
 def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError where the state of a parameter is missing or has another shape."""
     saved: dict[int, dict[str, Tensor]] = {}
@@ -191,9 +210,10 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tens
         if key.startswith("optimiser."):
             _, number, name = key.split(".", 2)
             saved.setdefault(int(number), {})[name] = value
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = _parameters(optimiser)
     if not saved or not set(saved) <= set(range(len(parameters))):
         raise ValueError("the optimiser's state is missing, or of another student")
+    saved = {i: own_state(values, _divided_values(parameters[i], values)) for i, values in saved.items()}
     for index, values in saved.items():
         for name, value in values.items():
             if value.ndim and value.shape != parameters[index].shape:

@@ -18,6 +18,7 @@ from spkd.train.distributed import ALONE, Ranks, count_all_ranks
 from spkd.train.loading import TrainBatch
 from spkd.train.module import TrainingModule
 from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
+from spkd.train.sharding import divisions
 from spkd.train.specaugment import mask
 
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,6 +46,8 @@ class Optimisation:
         self._connected: nn.Module = module
         if ranks.world > 1:
             count_all_ranks(module)
+            # Every rank has rows of its own of these; there is nothing to average.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(divisions(module)))
             self._connected = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
         self.optimiser = make_optimiser(config.optim, module)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._type is torch.float16)

@@ -134,8 +134,6 @@ class Run:
     def save(self, step: int) -> None:
         """Keep everything that the run needs to go on from a step. Raises SpkdError where it has diverged."""
         check_finite(self)
-        if not self.ranks.is_first:
-            return
         extra = {f"step.{name}": value for name, value in self.optimisation.state().items()}
         extra |= {f"valid.{name}": value for name, value in self.progress.state().items()}
         resume.save(self.out, self.module, self.optimisation.optimiser, self.loader.miner, step, self.settings, extra)

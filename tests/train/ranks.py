@@ -24,6 +24,7 @@ def work(number: int, world: int, port: int, runs: dict[str, list[str]], out: st
     sys.stdout = open(os.devnull, "w")
     from spkd import config
     from spkd.train.distributed import ranks_of
+    from spkd.train.sharding import divisions, whole_state
     from spkd.train.trainer import build, checked
 
     results = {}
@@ -33,7 +34,9 @@ def work(number: int, world: int, port: int, runs: dict[str, list[str]], out: st
             run = build(task, Path(out), ranks)
             batches = list(run.loader.batches_from(0, task.config.accumulate, task.config, task.device))
             terms = run.optimisation.step(0, batches)
-            found = {f"gradient.{n}": p.grad for n, p in run.module.named_parameters() if p.grad is not None}
+            gradients = {n: p.grad for n, p in run.module.named_parameters() if p.grad is not None}
+            gradients = whole_state(gradients, divisions(run.module))
+            found = {f"gradient.{n}": gradient for n, gradient in gradients.items()}
             found |= {f"buffer.{n}": b for n, b in run.module.named_buffers() if "running" in n}
             found |= {f"term.{n}": value for n, value in terms.items()}
             results[name] = {key: value.detach().clone() for key, value in found.items()}

@@ -34,6 +34,8 @@ LOSSES = {
     "relational and cosine": ["loss=[relational,cosine]", "accumulate=2"],
     "labels": ["loss=kld"],
     "frames, ecapa": ["loss=multilevel", "loss.multilevel.levels={frames: frames}", "student=ecapa"],
+    "divided classes": ["loss=[contrastive,aam]", "loss.aam.sharded=true", "optim.clip=0.1", "accumulate=2"],
+    "divided sub-centres": ["loss=aam", "loss.aam.sharded=true", "loss.aam.subcentres=3", "optim.clip_by=tensor"],
     "memo": ["loss=memo", *MEMO],
     "dino and contrastive": ["loss=[memo,contrastive]", *MEMO, "loss.memo.partner=none", "loss.memo.teacher_weight=1"],
     "2-d": ["loss=cosine", "student=resnet34", "student.channels=8"],
@@ -69,9 +71,9 @@ def test_gradients_and_statistics_are_those_of_one_process(tmp_path: Path) -> No
             assert torch.allclose(first, expected, rtol=1e-3, atol=near), (name, key)
 
 
-def torchrun(arguments: list[str], tmp_path: Path) -> subprocess.Popen:
+def torchrun(arguments: list[str], tmp_path: Path, ranks: int = 2) -> subprocess.Popen:
     (tmp_path / "main.py").write_text(MAIN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main.py"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "main.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command, piped = [*launcher, "train", *arguments], subprocess.PIPE
     return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=piped, stderr=piped, text=True)
@@ -97,6 +99,24 @@ def test_two_ranks_of_torchrun_train_one_student_and_continue_exactly(tmp_path: 
     assert logs[0] == logs[1]
     assert [json.loads(line)["step"] for line in logs[0].splitlines()] == [0, 20]
     assert load_student(tmp_path / "whole").training["steps"] == 40
+
+
+@pytest.mark.usefixtures("cached")
+def test_divided_classes_are_one_classifier_on_disk(tmp_path: Path) -> None:
+    """Saved by two ranks, finished by one, and the other way round: as if never divided."""
+    arguments = ["--loss", "aam", *SMALL, "steps=8", "save_every=4", "loss.aam.sharded=true", "optim.clip=0.5"]
+    arguments += ["optim.schedule=constant", "optim.warmup=0"]
+    for name, first, then in (("a", 2, 1), ("b", 1, 2)):
+        for ranks, more in ((first, []), (then, ["steps=12"])):
+            _, error = torchrun([*arguments, f"out={name}", *more], tmp_path, ranks).communicate(timeout=120)
+            assert (tmp_path / name / "model.safetensors").is_file(), error
+    a, b = (load_student(tmp_path / name) for name in "ab")
+    assert a.classes == b.classes
+    assert a.training["steps"] == b.training["steps"] == 12
+    assert a.head is not None
+    assert b.head is not None
+    assert a.head.shape == (len(a.classes), 8)
+    assert torch.cosine_similarity(a.head, b.head).min() > 0.999
 
 
 @pytest.mark.usefixtures("cached")

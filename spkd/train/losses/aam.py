@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from spkd.config import key
 from spkd.errors import UsageError
 from spkd.target import EMBEDDING
+from spkd.train.distributed import gathered, world
 from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
+from spkd.train.sharding import Division, cross_entropy_of_parts, divided, whole
 
 
 @dataclass
@@ -32,6 +34,7 @@ class MarginSettings:
 @dataclass
 class AAMSettings(MarginSettings):
     subcentres: int = key(1, "centres of each class; the nearest counts", low=1, high=1000)
+    sharded: bool = key(False, "divide the classes over the ranks of torchrun, for many speakers")
 
 
 class AAM(Loss):
@@ -40,7 +43,8 @@ class AAM(Loss):
     theta_k is the angle between the embedding (B, D) and row k of `weight` (classes, D). Where theta_y + margin
     would pass pi, the cosine is lowered by 1 - cos(margin) instead, which keeps the logit monotonic and
     continuous (the field's "not easy margin"). With several sub-centres (Deng et al., Sub-center ArcFace, ECCV 2020)
-    theta_k is the angle to the nearest of a class's rows, `weight` (classes * sub-centres, D).
+    theta_k is the angle to the nearest of a class's rows, `weight` (classes * sub-centres, D). With `sharded`, a rank
+    has the rows of some classes, and takes the views of all ranks.
     """
 
     Settings = AAMSettings
@@ -48,14 +52,16 @@ class AAM(Loss):
     needs_labels = True
 
     def __init__(self, settings: AAMSettings, context: LossContext) -> None:
-        """Raises UsageError: fewer than two classes."""
+        """Raises UsageError: fewer than two classes, or, where they are divided, fewer than ranks."""
         super().__init__(settings, context)
-        if context.num_classes < 2:
-            raise UsageError(f"a classifier over {context.num_classes} speaker classes learns nothing; it needs two")
+        if context.num_classes < max(2, world().world if settings.sharded else 0):
+            raise UsageError(f"a classifier over {context.num_classes} speaker classes: too few of them")
         self.margin, self.scale, self.subcentres = settings.margin, settings.scale, settings.subcentres
         self._warmup = settings.margin_warmup
         rows = context.num_classes * settings.subcentres
-        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(rows, context.levels[EMBEDDING].dim)))
+        weight = nn.init.xavier_normal_(torch.empty(rows, context.levels[EMBEDDING].dim))
+        self._division = Division(rows, settings.subcentres) if settings.sharded and world().world > 1 else None
+        self.weight = nn.Parameter(weight) if self._division is None else divided(weight, self._division)
 
     @classmethod
     def check(cls, settings: AAMSettings) -> None:
@@ -66,14 +72,28 @@ class AAM(Loss):
         return settings.margin_warmup[1] > 0
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
-        cosine = linear(normalize(student[EMBEDDING].float(), dim=-1), normalize(self.weight.float(), dim=-1))
-        cosine = cosine.unflatten(1, (-1, self.subcentres)).amax(-1)
         margin = margin_of(self.margin, self._warmup, inputs)
-        return cross_entropy(self.scale * add_margin(cosine, inputs.label, margin), inputs.label)
+        embedding = normalize(student[EMBEDDING].float(), dim=-1)
+        if self._division is None:
+            cosine = self._cosines(embedding)
+            return cross_entropy(self.scale * add_margin(cosine, inputs.label, margin), inputs.label)
+        label, first = gathered(inputs.label), self._division.own.start // self.subcentres
+        cosine = self._cosines(gathered(embedding))
+        is_own = (label >= first) & (label < first + cosine.shape[1])
+        cosine = add_margin(cosine, torch.where(is_own, label - first, -1), margin)
+        return cross_entropy_of_parts(self.scale * cosine, label, first)
+
+    def _cosines(self, embedding: Tensor) -> Tensor:
+        """(B, D), normalised, -> (B, classes) to the nearest centre of each of this rank's classes."""
+        cosine = linear(embedding, normalize(self.weight.float(), dim=-1))
+        return cosine.unflatten(1, (-1, self.subcentres)).amax(-1)
 
     def classifier(self) -> TrainedClassifier | None:
         # With several sub-centres no single row represents a class.
-        return TrainedClassifier(self.weight, self.scale) if self.subcentres == 1 else None
+        if self.subcentres > 1:
+            return None
+        weight = self.weight if self._division is None else whole(self.weight, self._division)
+        return TrainedClassifier(weight, self.scale)
 
 
 def check_warmup(between: list[float], name: str) -> None:

@@ -171,7 +171,7 @@ class Loss(nn.Module):
         return network
 
     def classifier(self) -> TrainedClassifier | None:
-        """The speaker classifier that it trained; None where it trained none that can be kept."""
+        """The speaker classifier that it trained; None where it trained none that can be kept. All ranks call it."""
         return None
 
     def report(self) -> dict[str, Any]:
