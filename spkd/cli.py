@@ -153,7 +153,7 @@ def extract(
 
         reports = extract_with_ray(every, audio)
     elif rank is not None and rank.number:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the first rank speaks for all
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the first rank reports for all
             load_and_extract(every, audio, rank)
         return
     else:
@@ -233,7 +233,7 @@ def train(
     results, failed = [], None
     if multirun and launched():
         raise UsageError("-m: runs of a sweep cannot share ranks; start torchrun once for each")
-    if launched() and os.environ.get("RANK", "0") != "0":  # the first rank speaks for all
+    if launched() and os.environ.get("RANK", "0") != "0":  # the first rank reports for all
         sys.stdout = open(os.devnull, "w")
     for settings in runs:
         try:
@@ -260,9 +260,11 @@ def train(
 
 def _settings_of(run: Path) -> Path:
     """The file of settings that a training left. Raises UsageError where there is none."""
-    path = run / "run.yaml"
+    from spkd.train.record import SETTINGS
+
+    path = run / SETTINGS
     if not path.is_file():
-        raise UsageError(f"--from {run}: no training was there (run.yaml)")
+        raise UsageError(f"--from {run}: no training was there ({SETTINGS})")
     return path
 
 

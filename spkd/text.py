@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -91,3 +92,12 @@ def numbered_lines(text: str, comments: bool = False) -> Iterator[tuple[int, str
         number += 1
         if line.strip() and not (comments and line.lstrip().startswith("#")):
             yield number, line
+
+
+def finite_number(word: str) -> float | None:
+    """The number that a word is; None where it is none, or not finite."""
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from spkd.eval.metrics import Curve, curve, eer
+from spkd.text import finite_number
 
 UNKNOWN = "unknown"
 MOST_VALUES = 8  # of a column of words; with more, trials are those of equal and of different values
@@ -79,7 +79,7 @@ def _group(name: str, scores: np.ndarray, labels: np.ndarray, chosen: np.ndarray
 def _classes(enrolment: Sequence[str], test: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Class of every row of both sides, and the classes' names in order: words, or ranges of numbers."""
     values = [*enrolment, *test]
-    numbers = [_number(value) for value in values]
+    numbers = [finite_number(value) for value in values]
     given = [number for number, value in zip(numbers, values, strict=True) if value]
     if given and all(number is not None for number in given) and len(set(given)) > MOST_VALUES:
         known = np.array([number for number in given if number is not None])
@@ -97,11 +97,3 @@ def _classes(enrolment: Sequence[str], test: Sequence[str]) -> tuple[np.ndarray,
     if len(names) in places:
         names = [*names, UNKNOWN]
     return np.array(places[: len(enrolment)], np.int32), np.array(places[len(enrolment) :], np.int32), names
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

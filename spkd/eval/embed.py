@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,16 +75,21 @@ def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> Embeddings
 
 def real_time_factor(model: Teacher, seconds: float = 4.0, repeats: int = 5) -> float:
     """Median processing time over audio time for one utterance on one CPU thread, features included."""
+    wave = 0.1 * torch.randn(1, round(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
+    return median_time(lambda: model.extract(wave, [EMBEDDING]), repeats) / seconds
+
+
+def median_time(run: Callable[[], object], repeats: int) -> float:
+    """Median time of a call on one CPU thread (s), after one that is not counted."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        wave = 0.1 * torch.randn(1, round(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
-        model.extract(wave, [EMBEDDING])
+        run()
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            model.extract(wave, [EMBEDDING])
+            run()
             times.append(time.perf_counter() - start)
-        return float(np.median(times)) / seconds
+        return float(np.median(times))
     finally:
         torch.set_num_threads(threads)

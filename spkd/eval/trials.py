@@ -8,7 +8,6 @@ comments and a header line, labels in any case. `-` is standard input.
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import numpy as np
 
 from spkd import digest
 from spkd.errors import SpkdError, UsageError, did_you_mean
-from spkd.text import stream_lines
+from spkd.text import finite_number, stream_lines
 
 TARGET = ("1", "target", "tgt", "true", "same", "genuine", "positive", "yes")
 NON_TARGET = ("0", "nontarget", "non-target", "non", "imp", "impostor", "imposter", "false", "different", "no")
@@ -73,14 +72,6 @@ def _label(word: str) -> int | None:
     return LABELS.get(word.lower())
 
 
-def _number(word: str) -> float | None:
-    try:
-        value = float(word)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _voxceleb(parts: list[str]) -> Row | None:
     if len(parts) != 3 or (label := _label(parts[0])) is None:
         return None
@@ -101,7 +92,7 @@ def _scored(label: int | None, score: int, width: int, first: int = 0) -> Callab
     """A format of `width` columns with a label and a score in these columns, the utterances from column `first` on."""
 
     def parse(parts: list[str]) -> Row | None:
-        if len(parts) != width or (value := _number(parts[score])) is None:
+        if len(parts) != width or (value := finite_number(parts[score])) is None:
             return None
         known = None if label is None else _label(parts[label])
         return None if label is not None and known is None else (parts[first], parts[first + 1], known, value)

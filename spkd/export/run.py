@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from spkd.config import EvalConfig, ExportConfig, ModelConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import trials as trial_lists
 from spkd.eval.calibration import FILE, Calibration
+from spkd.eval.embed import median_time
 from spkd.eval.metrics import curve, eer
 from spkd.eval.score import score
 from spkd.export.graph import Embedder
@@ -172,18 +172,8 @@ def _least_cosine(one: Run, other: Run, inputs: Sequence[Tensor]) -> float:
 
 def _time(run: Run, embedder: Embedder, seconds: float) -> float:
     """Median real-time factor on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        x, times = embedder.example(seconds), []
-        run(x)
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            run(x)
-            times.append(time.perf_counter() - start)
-        return float(np.median(times)) / seconds
-    finally:
-        torch.set_num_threads(threads)
+    example = embedder.example(seconds)
+    return median_time(lambda: run(example), REPEATS) / seconds
 
 
 def _with_error_rates(config: ExportConfig, folder: str, out: Path, rows: list[Exported]) -> list[Exported]:

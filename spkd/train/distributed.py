@@ -32,7 +32,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that writes and speaks."""
+        """Whether it is the one that writes and logs."""
         return self.number == 0
 
     def part(self, batch_size: int) -> slice:

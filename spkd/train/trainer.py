@@ -421,5 +421,4 @@ def _finish(run: Run, steps: int) -> Result:
 def _means(recent: Sequence[dict[str, Tensor]]) -> dict[str, float]:
     """Mean of each term; {} where nothing was done (a run that continued after its last step)."""
     found = {name: [terms[name] for terms in recent] for name in (recent[0] if recent else {})}
-    means = {name: math.fsum(torch.stack(values).tolist()) / len(values) for name, values in found.items()}
-    return means
+    return {name: math.fsum(torch.stack(values).tolist()) / len(values) for name, values in found.items()}
