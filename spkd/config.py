@@ -94,8 +94,8 @@ class TeacherConfig(ModelConfig):
 class ViewConfig:
     plan: str = key(
         "full",
-        "views of each utterance: full | full:COUNT (whole: as it is, and COUNT - 1 times with a drawn speed and "
-        "formant factor) | windows:SECONDS/HOP | crops:COUNT,SECONDS",
+        "views of each utterance: full | full:COUNT (whole: as it is, and COUNT - 1 times with a speed and a formant "
+        "factor drawn for its speaker) | windows:SECONDS/HOP | crops:COUNT,SECONDS",
     )
     speeds: list[float] = key(
         [1.0], "speed factors; full and windows make one view per speed, crops draw one each", low=0.5, high=2.0
@@ -342,6 +342,10 @@ class TrainConfig:
         "concatenate",
         "several teachers: concatenate or average their normalised vectors, or separate (each loss once for each)",
         ("concatenate", "average", "separate"),
+    )
+    class_means: bool = key(
+        False,
+        "labels: the teacher's embedding of a view gives way to its mean over the views of the same speaker and voice",
     )
     finetune_cache: list[str] = key(
         [], "one-step: caches of the labelled views for fine-tuning; default: the labelled views of cache"

@@ -182,8 +182,12 @@ class ViewPlan:
         if self.kind in ("drawn", "crops"):
             utterance = np.repeat(np.arange(len(manifest), dtype=np.int32), self.count)
             number = np.tile(np.arange(self.count, dtype=np.uint64), len(manifest))
-            speed = self._drawn(self.speeds, ids[utterance], number, 0)
-            formants = self._drawn(self.formants, ids[utterance], number, 3)
+            of = ids[utterance]
+            if self.kind == "drawn":
+                # The utterances of a speaker have the same voices, so that each of these is known from all of them.
+                of = np.array([zlib.crc32((u.speaker or u.id).encode()) for u in manifest], np.uint64)[utterance]
+            speed = self._drawn(self.speeds, of, number, 0)
+            formants = self._drawn(self.formants, of, number, 3)
             if self.kind == "drawn":
                 samples = (total[utterance] / _exact(speed)).astype(np.int32)
                 start = np.zeros(len(utterance), np.int64)

@@ -7,7 +7,7 @@ from spkd.config import TrainConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.features import FEATURES
 from spkd.registry import LOSSES
-from spkd.target import LOGITS
+from spkd.target import EMBEDDING, LOGITS
 from spkd.train import mining
 from spkd.train.distributed import Ranks
 from spkd.train.losses import ChosenLoss, for_teachers
@@ -80,6 +80,8 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
             raise UsageError("mining.positives: only ntxent and memo take further crops; add --loss ntxent")
         if config.mining.embeddings == "student" and config.manifest is not None:
             raise UsageError("mining.positives: of the student's embeddings need cached features (fbank=true)")
+    if config.class_means and (EMBEDDING not in cache.names or (cache.plan.speaker < 0).all()):
+        raise UsageError("class_means: needs one teacher's embeddings, and speaker labels")
     if config.mining.negatives or config.mining.positives:
         mining.check(cache, config.mining)
     if config.optim.swa_fraction and (own := [n for n, loss in losses.items() if loss.kind.averages_weights]):

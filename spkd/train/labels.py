@@ -95,11 +95,12 @@ def mean_embeddings(cache: CacheSource, group: np.ndarray, groups: int) -> Tenso
     """Mean of the teacher's normalised embeddings of each group of views, normalised: (groups, D).
 
     Args:
-        group: (views,) the group of every view.
+        group: (views,) the group of every view, -1 where it is in none.
     """
     total = torch.zeros(groups, cache.dim(EMBEDDING))
     for start in range(0, len(cache.usable_views), READ_AT_ONCE):
         views = cache.usable_views[start : start + READ_AT_ONCE]
+        views = views[group[views] >= 0]
         embeddings = cache.decode(cache.stored(views, [EMBEDDING]), [EMBEDDING])[EMBEDDING]
         total.index_add_(0, torch.from_numpy(group[views]), normalize(embeddings.float(), dim=-1))
     return normalize(total, dim=-1)

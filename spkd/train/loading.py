@@ -54,6 +54,7 @@ class BatchLoader:
         finetune: the second path, where a loss has one.
         ranks: of which this one has its part of every batch.
         mines_negatives: whether a loss takes hard negatives.
+        class_means: (classes, D) the teacher's embeddings that stand for those of labelled views; None: their own.
     """
 
     cache: CacheSource
@@ -65,6 +66,7 @@ class BatchLoader:
     finetune: FinetunePath | None
     ranks: Ranks = ALONE
     mines_negatives: bool = False
+    class_means: Tensor | None = None
 
     def batches_from(self, first: int, last: int, config: TrainConfig, device: torch.device) -> Iterator[TrainBatch]:
         """Batches number `first` to `last`, without the last, on the device."""
@@ -89,6 +91,10 @@ class BatchLoader:
         others = [decode_crops(self.cache, self.source, _moved(crop, device))[0] for crop in batch.crops[1:]]
         if self.logits is not None and self.logits.prototypes is not None:
             targets[LOGITS] = self.logits.of(targets[EMBEDDING])
+        if self.class_means is not None:
+            label = batch.label
+            means = self.class_means[label.clamp_min(0)].to(device)
+            targets[EMBEDDING] = torch.where((label >= 0).to(device)[:, None], means, targets[EMBEDDING])
         inputs = LossInputs(
             targets,
             batch.label.to(device),

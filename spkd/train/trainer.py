@@ -30,7 +30,7 @@ from spkd.train.batches import StepBatches
 from spkd.train.ceiling import mining_ceiling, with_ceilings
 from spkd.train.checks import check_labels, check_ranks, check_settings, check_targets, stored_targets
 from spkd.train.distributed import ALONE, Ranks, first_ranks, is_of_connection, mean_over_ranks, ranks_of
-from spkd.train.labels import Labels
+from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.loading import BatchLoader, TrainBatch, finetune_path, input_source
 from spkd.train.log import RunLog
 from spkd.train.losses import ChosenLoss, LossContext, WeightedSum, chosen_losses, for_teachers
@@ -249,7 +249,16 @@ def build(task: Task, out: Path, ranks: Ranks = ALONE) -> Run:
         positives=miner.positives if miner and config.mining.positives else None,
     )
     loader = BatchLoader(
-        cache, source, batches, needs, logits, miner, finetune, ranks, mines_negatives=config.mining.negatives > 0
+        cache,
+        source,
+        batches,
+        needs,
+        logits,
+        miner,
+        finetune,
+        ranks,
+        mines_negatives=config.mining.negatives > 0,
+        class_means=mean_embeddings(cache, labels.label, len(labels.names)) if config.class_means else None,
     )
     return Run(task, out, module, Optimisation(config, module, task.device, ranks), loader, speakers, ranks)
 

@@ -193,6 +193,8 @@ def test_contrast_that_no_longer_falls_is_stopped(capsys: pytest.CaptureFixture)
     with_term = model(*batch())[0]
     loss.load_state_dict(loss.state_dict() | {"stopped": torch.tensor(3)})
     without = model(*batch())[0]
+    never = watched(module(replace(TINY, dynamic_stop=False)), 160, lambda step: crops, lr=0.0)
+    assert never.report()["contrastive_stopped"] is None
     alone = loss_of(module(replace(TINY, contrastive_weight=0.0)).eval())
     assert with_term > without
     assert alone.report()["contrastive_stopped"] is None

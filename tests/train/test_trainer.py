@@ -16,8 +16,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from spkd import config
+from spkd.cache import Cache
 from spkd.config import OptimConfig
+from spkd.manifest import Manifest, Utterance
 from spkd.students import Checkpoint, build, load_student, make_student, save_student
+from spkd.train import trainer
 from spkd.train.losses import LossContext, WeightedSum, chosen_losses
 from spkd.train.module import TrainingModule
 from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
@@ -63,6 +66,31 @@ def test_every_loss_trains_every_student(spkd: Callable, student: str, losses: l
     assert set(lines[0]) == {"step", "lr", *losses}
     assert list(Path("student/tensorboard").glob("events.*"))
     assert not list(Path("student").glob("state*"))
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("means", [False, True])
+def test_class_means_stand_for_the_embeddings_of_labelled_views(means: bool, tmp_path: Path) -> None:
+    given = ["loss=cosine", *SMALL, f"class_means={str(means).lower()}"]
+    run = trainer.build(trainer.checked(config.load(config.TrainConfig, given, environ={})), tmp_path)
+    cache, views = Cache.open("cache"), run.loader.batches.views(2)
+    stored = torch.nn.functional.normalize(cache.batch(cache.usable_views, ["embedding"])["embedding"].float(), dim=-1)
+    (batch,) = run.loader.batches_from(2, 3, run.config, run.device)
+    columns = cache.plan.views
+    for view, target in zip(views, batch.inputs.targets["embedding"], strict=True):
+        same = (cache.speaker(cache.usable_views) == cache.speaker(view)) & (columns.speed == columns.speed[view])
+        expected = stored[torch.from_numpy(same)].mean(0) if means else stored[view]
+        assert torch.cosine_similarity(target, expected, dim=0) > 1 - 1e-6
+
+
+def test_class_means_need_labels(spkd: Callable, corpus: Path, teacher: Path) -> None:
+    rows = tuple(Utterance(u.id, u.path, None, u.duration) for u in Manifest.load(corpus / "manifest.csv"))
+    Manifest(rows).save("unlabelled.csv")
+    given = ["teacher=checkpoint", f"teacher.weights={teacher}", "manifest=unlabelled.csv", "fbank=true"]
+    assert spkd("extract", *given).code == 0
+    done = spkd("train", "--loss", "cosine", *SMALL, "class_means=true")
+    assert done.code == 2
+    assert "class_means: needs one teacher's embeddings, and speaker labels" in done.err
 
 
 @pytest.mark.usefixtures("cached")

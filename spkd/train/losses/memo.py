@@ -57,9 +57,8 @@ class MeMoSettings:
         0.0067, "first fraction of the run in which the prototypes are not trained (one of 150 epochs)", low=0, high=1
     )
     cross_weight: float = key(1.0, "weight of the cross mode", low=0, high=1e6)
-    contrastive_weight: float = key(
-        1.0, "weight of the contrastive term, which stops by itself (0: none)", low=0, high=1e6
-    )
+    contrastive_weight: float = key(1.0, "weight of the contrastive term (0: none)", low=0, high=1e6)
+    dynamic_stop: bool = key(True, "let the contrastive term stop by itself")
     teacher_weight: float = key(
         0.0, "weight of a third mode: contrast with the cached teacher's embeddings (0: none)", low=0, high=1e6
     )
@@ -318,7 +317,7 @@ class MeMo(Loss):
                 f"is {float(self.information):.3f} nats; raise loss.memo.contrastive_weight, or lower "
                 "loss.memo.teacher_temperature or optim.lr"
             )
-        if self._is_stopped or self._settings.contrastive_weight == 0:
+        if self._is_stopped or not self._settings.dynamic_stop or self._settings.contrastive_weight == 0:
             return
         toward = torch.autograd.grad(distilled, embeddings, retain_graph=True)
         pulled = torch.autograd.grad(contrast, embeddings, retain_graph=True)
