@@ -14,7 +14,16 @@ from spkd.config import Given, LossConfig, fill
 from spkd.errors import UsageError
 from spkd.registry import LOSSES
 from spkd.target import Target
-from spkd.train.losses import ChosenLoss, Loss, LossContext, LossInputs, WeightedSum, chosen_losses, for_teachers
+from spkd.train.losses import (
+    ChosenLoss,
+    Loss,
+    LossContext,
+    LossInputs,
+    WeightedSum,
+    chosen_losses,
+    for_teachers,
+    multilevel,
+)
 from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
 from spkd.train.losses.logits import (
@@ -558,12 +567,24 @@ def test_levels_that_do_not_go_together(change: dict, expected: str) -> None:
         make()
 
 
-def test_cosines_and_their_gradient_are_torchs() -> None:
-    torch.manual_seed(0)
-    mine, theirs = torch.randn(3, 5, 7, dtype=torch.float64), torch.randn(3, 5, 7, dtype=torch.float64)
-    theirs[0, 0] = 0.0
-    found, expected = (mine.clone().requires_grad_() for _ in range(2))
-    (cosines(found, theirs) * torch.arange(15).view(3, 5)).sum().backward()
-    (torch.cosine_similarity(expected, theirs, dim=-1) * torch.arange(15).view(3, 5)).sum().backward()
-    assert torch.allclose(cosines(found, theirs), torch.cosine_similarity(expected, theirs, dim=-1))
-    assert torch.allclose(found.grad, expected.grad)
+@pytest.mark.parametrize("time_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("in_cache", [1, 1 << 18])
+def test_cosines_and_their_gradient_are_torchs(
+    time_last: bool, dtype: torch.dtype, in_cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multilevel, "IN_CACHE", in_cache)
+    generator = torch.Generator().manual_seed(0)
+    made = torch.randn(3, 7, 5, generator=generator) if time_last else torch.randn(3, 5, 7, generator=generator)
+    theirs = torch.randn(3, 5, 7, generator=generator).to(dtype)
+    made[1] = 0.0
+    found, expected = made.clone().requires_grad_(), made.clone().requires_grad_()
+    mine, other = ((x.transpose(1, 2) if time_last else x) for x in (found, expected))
+    weight = torch.arange(15).view(3, 5)
+    (cosines(mine, theirs) * weight).sum().backward()
+    (torch.cosine_similarity(other, theirs.float(), dim=-1) * weight).sum().backward()
+    assert found.grad is not None
+    assert expected.grad is not None
+    assert torch.allclose(cosines(mine, theirs), torch.cosine_similarity(other, theirs.float(), dim=-1), atol=1e-6)
+    assert torch.allclose(found.grad[[0, 2]], expected.grad[[0, 2]], atol=1e-5)
+    assert torch.allclose(cosines(mine[0], theirs[0]), cosines(mine, theirs)[0])

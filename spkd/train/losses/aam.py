@@ -54,8 +54,10 @@ class AAM(Loss):
     def __init__(self, settings: AAMSettings, context: LossContext) -> None:
         """Raises UsageError: fewer than two classes, or, where they are divided, fewer than ranks."""
         super().__init__(settings, context)
-        if context.num_classes < max(2, world().world if settings.sharded else 0):
-            raise UsageError(f"a classifier over {context.num_classes} speaker classes: too few of them")
+        if context.num_classes < 2:
+            raise UsageError(f"a classifier over {context.num_classes} speaker classes learns nothing; it needs two")
+        if settings.sharded and context.num_classes < world().world:
+            raise UsageError(f"loss.aam.sharded: {context.num_classes} speaker classes are fewer than the ranks")
         self.margin, self.scale, self.subcentres = settings.margin, settings.scale, settings.subcentres
         self._warmup = settings.margin_warmup
         rows = context.num_classes * settings.subcentres
