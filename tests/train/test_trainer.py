@@ -273,7 +273,17 @@ def test_recipes_are_valid_settings(name: str) -> None:
         assert make_student(settings.student)
 
 
-@pytest.mark.parametrize("name", ["label-free-mini", "enskd-mini", "os-kdft-mini", "multilevel-mini", "memo-mini"])
+@pytest.mark.usefixtures("cached")
+def test_without_any_choice_the_loss_is_contrastive(spkd: Callable) -> None:
+    done = spkd("train", *SMALL[:-1], "steps=2")
+    assert done.code == 0, done.err
+    assert list(load_student("student").training["settings"]["losses"]) == ["contrastive"]
+    assert "name at least one loss" in spkd("train", "loss=[]", "out=none", *SMALL).err
+
+
+@pytest.mark.parametrize(
+    "name", ["best-mini", "label-free-mini", "enskd-mini", "os-kdft-mini", "multilevel-mini", "memo-mini"]
+)
 def test_recipes_train(spkd: Callable, corpus: Path, name: str) -> None:
     done = spkd("extract", "--recipe", name, "teacher=dvector", *dvector(), f"manifest={corpus / 'manifest.csv'}")
     assert done.code == 0, done.err
@@ -295,6 +305,7 @@ def dvector() -> list[str]:
         "teacher.weights=dvector.safetensors",
         "teacher.targets=[embedding,stats,frames.layer3]",
         "view.speeds=[1.0]",
+        "view.formants=[1.0]",
     ]
 
 
