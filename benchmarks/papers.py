@@ -19,8 +19,7 @@ Groups:
   (arXiv 2309.14838, 2601.14699).
 - ssl: one-step against two-step with a small self-supervised shape, DINO and MeMo.
 - views: what each kind of view brings.
-- steps: the same with more steps.
-- sizes: the default recipe at several sizes.
+- sizes: the recipe best-mini at several sizes, beside students without a teacher and without labels.
 """
 
 from __future__ import annotations
@@ -36,8 +35,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from machine import describe
+from matplotlib.figure import Figure
 from spine import spkd
 
 from spkd.eval.bootstrap import SpeakerTrials
@@ -47,6 +48,8 @@ from spkd.eval.trials import read_scores
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "papers.json"
 README, DOC = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
+FIGURE = HERE.parent / "docs" / "frontier.svg"
+BEGIN, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
 LISTS = {
     "test_other": ("librispeech-mini/test-other.csv", "librispeech-mini/trials-test-other.txt"),
     "test_short": ("librispeech-mini/test-short.csv", "librispeech-mini/trials-test-short.txt"),
@@ -88,7 +91,7 @@ def xvector(channels: int) -> tuple[str, ...]:
     return ("student=xvector", f"student.channels={channels}", "student.embedding=256", *FAST)
 
 
-STUDENT, NARROW, WIDE = xvector(96), xvector(48), xvector(256)
+STUDENT, NARROW, WIDE = xvector(64), xvector(32), xvector(256)
 # At the x-vectors' learning rate (0.002) the loss of fine-tuning alone rose and stayed up in one seed of three.
 SSL = (
     *("student=ssl", "student.channels=64", "student.embedding=256", "student.adapters=16"),
@@ -124,6 +127,7 @@ def levels(pairs: str, *more: str) -> tuple[str, ...]:
 
 
 ONE = ("contrastive",), TEMPERATURES[:1]
+BEST = ("contrastive", "aam"), (*TEMPERATURES[:1], "loss.weights.aam=0.1")
 METHODS = {
     "no_teacher": Method("losses", "no teacher (AAM-softmax)", ("aam",)),
     "ntxent": Method("losses", "no teacher, no labels (NT-Xent)", ("ntxent",), TEMPERATURES[1:]),
@@ -141,11 +145,14 @@ METHODS = {
     "nontarget": Method("losses", "non-target over prototypes", ("nontarget",)),
     "trkd": Method("losses", "TRKD over prototypes", ("trkd",)),
     "both": Method("losses", "contrastive and NT-Xent", ("contrastive", "ntxent"), TEMPERATURES),
-    "with_labels": Method(
-        "losses", "contrastive and AAM-softmax", ("contrastive", "aam"), (*ONE[1], "loss.weights.aam=0.2")
+    "with_labels": Method("losses", "contrastive and AAM-softmax", *BEST),
+    "class_means": Method("losses", "contrastive with class means", ONE[0], (*ONE[1], "class_means=true")),
+    "untaught_long": Method("sizes", "no teacher (AAM-softmax)", ("aam",), steps=4),
+    "untaught_both": Method(
+        "sizes", "no teacher (AAM-softmax and NT-Xent)", ("aam", "ntxent"), TEMPERATURES[1:], steps=4
     ),
-    "no_teacher_long": Method("steps", "no teacher (AAM-softmax)", ("aam",), steps=4),
-    "contrastive_long": Method("steps", "contrastive", *ONE, steps=4),
+    "label_free": Method("sizes", "contrastive, no labels", *ONE, steps=4),
+    **{f"best_{c}": Method("sizes", "contrastive and AAM-softmax", *BEST, xvector(c), 4) for c in (32, 64, 96, 192)},
     "wide": Method("levels", "the teacher: contrastive and AAM-softmax", ("contrastive", "aam"), ONE[1], WIDE, 2),
     "x_no_teacher": Method("levels", "no teacher (AAM-softmax)", ("aam",), (), NARROW),
     "x_embedding": Method(
@@ -218,7 +225,7 @@ METHODS = {
 }
 GROUPS = {
     "losses": "Every loss, the same student",
-    "steps": f"{4 * STEPS} steps",
+    "sizes": f"The recipe best-mini at several sizes, {4 * STEPS} steps",
     "levels": "An x-vector teaches a narrow one",
     "ssl": "Self-supervised shapes and self-distillation",
     "views": f"What the views bring (contrastive, four views of each utterance, {2 * STEPS} steps)",
@@ -428,7 +435,7 @@ def run(work: Path, data: Path, weights: Path, chosen: list[str], seeds: int, jo
 
 
 def report(work: Path, data: Path, weights: Path, seeds: int) -> None:
-    """Tables, claims and the last line, of what is finished."""
+    """Tables, claims, the figure and the last line, of what is finished."""
     teacher = evaluate(work, data, os.cpu_count() or 1, "teacher-eval", "model=dvector", f"weights={weights}")
     done = {name: [seed for seed in range(seeds) if finished(work, name, seed).is_file()] for name in METHODS}
     methods = {}
@@ -447,21 +454,95 @@ def report(work: Path, data: Path, weights: Path, seeds: int) -> None:
                 methods[name]["memo"] = [found["memo"] for found in runs]
     claims = {}
     for claim, (first, second) in CLAIMS.items():
-        shared = sorted(set(done[first]) & set(done[second]))
-        if shared:
+        if shared := sorted(set(done[first]) & set(done[second])):
             claims[claim] = compare(work, data, first, second, shared)
-    result = {
-        "teacher": {name: round(teacher[name]["results"]["eer_percent"], 3) for name in LISTS},
-        "methods": methods,
-        "orderings": claims,
-        "machine": describe(),
-    }
+    rates = {name: round(teacher[name]["results"]["eer_percent"], 3) for name in LISTS}
+    result = {"teacher": rates, **goals(methods), "orderings": claims, "methods": methods, "machine": describe()}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    write_tables(result)
     for name, found in methods.items():
-        rates = [found[part]["eer_percent"] for part in LISTS]
-        cells = "   ".join(f"{rate['mean']:6.2f} {rate['sd']:5.2f}" for rate in rates)
-        print(f"{name:20} {found['seeds']} {cells}")
-    print(json.dumps({key: result[key] for key in ("teacher", "orderings")}))
+        shown = "   ".join(
+            f"{found[part]['eer_percent']['mean']:6.2f} {found[part]['eer_percent']['sd']:5.2f}" for part in LISTS
+        )
+        print(f"{name:20} {found['seeds']} {shown}")
+    print(json.dumps({key: value for key, value in result.items() if key not in ("methods", "machine")}))
+
+
+def goals(methods: dict[str, dict]) -> dict[str, object]:
+    """EER on speechocean and the mean of both LibriSpeech lists: of the best students of up to 1 M and 0.25 M
+    parameters, and of the best without a teacher."""
+
+    def best(names: list[str]) -> dict[str, object] | None:
+        if not names:
+            return None
+        name = min(names, key=lambda n: methods[n]["speechocean"]["eer_percent"]["mean"])
+        libri = statistics.mean(methods[name][part]["eer_percent"]["mean"] for part in ("test_other", "test_short"))
+        rate = methods[name]["speechocean"]["eer_percent"]["mean"]
+        return {"method": name, "speechocean": rate, "librispeech": round(libri, 3), "seeds": methods[name]["seeds"]}
+
+    untaught = [name for name in methods if "no teacher" in methods[name]["title"]]
+    taught = [name for name in methods if name not in untaught]
+    return {
+        "best_under_1m_test_speechocean": best([n for n in taught if methods[n]["parameters"] <= 1e6]),
+        "best_under_250k_test_speechocean": best([n for n in taught if methods[n]["parameters"] <= 250e3]),
+        "untaught_same_student": best(untaught),
+    }
+
+
+def write_tables(result: dict) -> None:
+    """The tables of README.md and docs/results.md, and the figure."""
+    methods, parts = result["methods"], []
+    for group, title in GROUPS.items():
+        rows = {name: found for name, found in methods.items() if found["group"] == group}
+        if rows:
+            parts.append(f"## {title}\n\n{table(rows, result['teacher'] if group in ('losses', 'sizes') else None)}")
+    lines = ["| claim: lower EER | | difference (points) | 95 % interval | seeds |", "|---|---|---|---|---|"]
+    for claim, found in result["orderings"].items():
+        low, high = found["interval"]
+        cells = (f"{found['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", str(found["seeds"]))
+        lines.append(f"| {claim} | {found['verdict']} | {' | '.join(cells)} |")
+    note = (
+        "Mean EER over the three lists and the seeds, first minus second; intervals over speakers, who are resampled."
+    )
+    parts.append(f"## Orderings\n\n{note}\n\n" + "\n".join(lines))
+    between(DOC, "\n\n".join(parts))
+    between(README, table({n: f for n, f in methods.items() if f["group"] == "sizes"}, result["teacher"]))
+    draw(methods, result["teacher"])
+
+
+def between(path: Path, made: str) -> None:
+    """Put a text between the marks of a file."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}")
+
+
+def draw(methods: dict[str, dict], teacher: dict[str, float]) -> None:
+    """docs/frontier.svg: EER against parameters."""
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(LISTS), sharex=True)
+    for panel, part in zip(axes, LISTS, strict=True):
+        for label, is_untaught, colour in (("distilled", False, "#1f5fa8"), ("no teacher", True, "#b04a3a")):
+            rows = [
+                f for f in methods.values() if f["group"] == "sizes" and ("no teacher" in f["title"]) == is_untaught
+            ]
+            rows.sort(key=lambda found: found["parameters"])
+            rates = [found[part]["eer_percent"] for found in rows]
+            panel.errorbar(
+                [found["parameters"] / 1e6 for found in rows],
+                [rate["mean"] for rate in rates],
+                [rate["sd"] for rate in rates],
+                marker="o",
+                capsize=2,
+                color=colour,
+                label=label,
+            )
+        panel.axhline(teacher[part], color="#444444", linestyle="--", linewidth=1, label="teacher, 1.4 M")
+        panel.set(title=HEADS[part], xlabel="parameters (M)", xscale="log", ylim=(0, None))
+        panel.set_xticks([0.1, 0.3, 1.0], ["0.1", "0.3", "1"])
+    axes[0].set_ylabel("EER (%)")
+    axes[0].legend(frameon=False, fontsize=8)
+    with matplotlib.rc_context({"svg.hashsalt": "spkd"}):
+        figure.savefig(FIGURE, metadata={"Date": None})
 
 
 if __name__ == "__main__":
