@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import pty
+import sys
+
 import pytest
 
 from spkd import progress
@@ -21,3 +25,34 @@ def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.track("working", 2) as bar:
         bar.advance(2)
     assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_shows_a_bar_and_a_table() -> None:
+    """In a real pseudo-terminal, from a process of its own."""
+    code = (
+        "import time; from spkd import progress\n"
+        "rows = lambda: [('contrastive', '1.5', '▇▅▁'), ('speed', '99 utterances/s', '')]\n"
+        "with progress.track('training', 10, 'views', rows=rows) as bar:\n"
+        "    for _ in range(10): bar.advance(1, 'hidden note'); time.sleep(0.05)\n"
+    )
+    shown = in_terminal([sys.executable, "-c", code])
+    for text in ("training", "10/10", "contrastive", "▇▅▁", "99 utterances/s"):
+        assert text in shown
+    assert "hidden note" not in shown
+
+
+def in_terminal(command: list[str]) -> str:
+    """What a command writes to a terminal."""
+    found: list[bytes] = []
+    child, descriptor = pty.fork()
+    if child == 0:
+        os.execvpe(command[0], command, os.environ | {"TERM": "xterm", "COLUMNS": "120"})
+    while True:
+        try:
+            if not (data := os.read(descriptor, 65_536)):
+                break
+        except OSError:  # the other end is closed
+            break
+        found.append(data)
+    os.waitpid(child, 0)
+    return b"".join(found).decode()

@@ -31,10 +31,11 @@ from spkd.train.ceiling import mining_ceiling, with_ceilings
 from spkd.train.checks import check_labels, check_ranks, check_settings, check_targets, stored_targets
 from spkd.train.distributed import ALONE, Ranks, first_ranks, is_of_connection, mean_over_ranks, ranks_of
 from spkd.train.labels import Labels, mean_embeddings
+from spkd.train.live import LiveView
 from spkd.train.loading import BatchLoader, TrainBatch, finetune_path, input_source
 from spkd.train.log import RunLog
 from spkd.train.losses import ChosenLoss, LossContext, WeightedSum, chosen_losses, for_teachers
-from spkd.train.meter import Meter, in_words
+from spkd.train.meter import Meter, describe, in_words
 from spkd.train.mining import NEGATIVES, POSITIVES, Miner
 from spkd.train.module import TrainingModule
 from spkd.train.samplers import make_order
@@ -111,7 +112,7 @@ class Run:
         ranks: of which this process is one.
         settings: that make two runs the same.
         validate: scores a student, where the settings ask for it.
-        progress: of validation.
+        progress: of validation. live: what a terminal shows.
         recent: loss terms of the last tenth of the steps, on the device.
     """
 
@@ -125,6 +126,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     validate: Validate | None = None
     progress: Progress = field(default_factory=Progress)
+    live: LiveView = field(default_factory=LiveView)
     recent: deque[dict[str, Tensor]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -289,12 +291,13 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _run(run: Run, first: int) -> int:
     """Every step from `first` on. Returns how many were done in all: fewer where validation ended the run."""
     config, meter, done, ranks = run.config, Meter(), run.config.total_steps, run.ranks
+    live = run.live
     run_log, miner = RunLog(run.out, first, config.loggers) if ranks.is_first else None, run.loader.miner
     per_step = config.batch_size * config.accumulate
     try:
         with (
             stop_request() as stop,
-            track("training", config.total_steps * per_step, "utterances", first * per_step) as bar,
+            track("training", config.total_steps * per_step, "utterances", first * per_step, live.rows) as bar,
         ):
             for step, batches in _steps(run, first, meter):
                 terms = run.optimisation.step(step, batches)
@@ -305,8 +308,11 @@ def _run(run: Run, first: int) -> int:
                     check_finite(run)
                     stop.asked = ranks.any(stop.asked, run.device)
                     values = mean_over_ranks({name: term.item() for name, term in terms.items()}, run.device)
+                    logged = values | {"lr": run.optimisation.optimiser.param_groups[0]["lr"]}
+                    live.add(logged)
+                    live.speed = describe(summary) if (summary := meter.summary(run.device)) else ""
                     if run_log is not None:
-                        run_log.add(step, values | {"lr": run.optimisation.optimiser.param_groups[0]["lr"]})
+                        run_log.add(step, logged)
                     note = " ".join(f"{name} {value:.3f}" for name, value in values.items())
                 bar.advance(per_step, note)
                 if miner is not None:
@@ -370,6 +376,7 @@ def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
     if run.ranks.is_first and run.validate is not None:
         found.fill_(run.validate(network))
     rate = float(first_ranks(found))
+    run.live.add({"valid_eer_percent": rate})
     if run_log is not None:
         run_log.add(done - 1, {"valid_eer_percent": rate})
     log(f"validation after {done} steps: EER {rate:.3f} %")
