@@ -18,6 +18,7 @@ Groups:
   context: multilevel (arXiv 2303.01125), and, as it has a head over the training speakers, the losses over logits
   (arXiv 2309.14838, 2601.14699).
 - ssl: one-step against two-step with a small self-supervised shape, DINO and MeMo.
+- amounts: LibriSpeech and growing amounts of speechocean's speech without labels.
 - views: what each kind of view brings.
 - sizes: the recipe best-mini at several sizes, beside students without a teacher and without labels.
 """
@@ -59,6 +60,7 @@ HEADS = {"test_other": "test-other", "test_short": "test-short", "speechocean": 
 TRAINED_ON = ("librispeech-mini", "speechocean-mini")
 METRICS = ("eer_percent", "min_dcf_0.01")
 STEPS, RESAMPLINGS = 600, 300
+AMOUNTS = (0, 250, 500, 1000)  # utterances of unlabelled speech of the kind that is tested
 SPEEDS = "[0.75,0.8,0.85,0.9,0.95,1.0,1.05,1.1,1.15,1.2,1.25,1.3]"
 FORMANTS = "[0.84,0.88,0.92,0.96,1.0,1.04,1.08,1.12,1.16,1.19]"
 VOICES = ("view=full:8", f"view.speeds={SPEEDS}", f"view.formants={FORMANTS}")
@@ -69,16 +71,19 @@ FAST = ("precision=bf16", "loggers=[csv]")
 @dataclass(frozen=True)
 class CachePlan:
     """A cache. views: settings of `spkd extract`; {noise} and {speech} stand for folders. teacher: another method of
-    this file, whose first student it is; None: the d-vector."""
+    this file, whose first student it is; None: the d-vector. manifest: of the speech."""
 
     views: tuple[str, ...]
     targets: str = "embedding"
     teacher: str | None = None
+    manifest: str = "train.csv"
 
 
 CACHES = {
     "voices": CachePlan((*VOICES, "wave=true"), "embedding,stats,frames.layer3"),
     "xvector": CachePlan((*VOICES, "storage.codecs={frames: int8}"), "embedding,stats,segment.a,frames,logits", "wide"),
+    "libri": CachePlan(VOICES, manifest="libri.csv"),
+    **{f"amount_{n}": CachePlan(VOICES, manifest=f"amount_{n}.csv") for n in AMOUNTS if n},
     "speeds4": CachePlan(FEW),
     "voices4": CachePlan((*FEW, f"view.formants={FORMANTS}")),
     "noise4": CachePlan((*FEW, "view.noise={noise}/noise", "view.rir={noise}/rir_sim")),
@@ -120,6 +125,11 @@ class Method:
     steps: int = 1
     cache: str = "voices"
     then: Method | None = None
+
+    @property
+    def caches(self) -> set[str]:
+        """By name."""
+        return set(self.cache.strip("[]").split(","))
 
 
 def levels(pairs: str, *more: str) -> tuple[str, ...]:
@@ -217,6 +227,10 @@ METHODS = {
         ("memo",),
         (*MEMO, "loss.memo.partner=tiny", "loss.memo.dynamic_stop=false"),
     ),
+    **{
+        f"amount_{n}": Method("amounts", f"{n} utterances", *ONE, cache="libri" if not n else f"[libri,amount_{n}]")
+        for n in AMOUNTS
+    },
     "views_speeds": Method("views", "speeds", *ONE, steps=2, cache="speeds4"),
     "views_voices": Method("views", "speeds and formants", *ONE, steps=2, cache="voices4"),
     "views_noise": Method("views", "speeds, noise and reverberation", *ONE, steps=2, cache="noise4"),
@@ -228,6 +242,7 @@ GROUPS = {
     "sizes": f"The recipe best-mini at several sizes, {4 * STEPS} steps",
     "levels": "An x-vector teaches a narrow one",
     "ssl": "Self-supervised shapes and self-distillation",
+    "amounts": "Unlabelled speech of the tested kind beside LibriSpeech (contrastive, tested on speechocean above all)",
     "views": f"What the views bring (contrastive, four views of each utterance, {2 * STEPS} steps)",
 }
 # What a paper claims: the first method has the lower EER.
@@ -248,6 +263,7 @@ CLAIMS = {
     "MeMo < DINO": ("memo", "dino"),
     "MeMo: dynamic stop < none": ("memo", "memo_unstopped"),
     "2505.14561: SSPS < NT-Xent": ("ssps", "ntxent"),
+    "2212.03090: 1,000 unlabelled utterances < none": ("amount_1000", "amount_0"),
     "ours: mined negatives < none": ("contrastive_mined", "contrastive"),
     "ours: formants < speeds alone": ("views_voices", "views_speeds"),
     "ours: coders < none": ("views_coders", "views_speeds"),
@@ -256,15 +272,28 @@ CLAIMS = {
 }
 
 
-def combine(data: Path, out: Path) -> None:
-    """One manifest of the training speech, with absolute paths."""
-    with open(out, "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["utt", "path", "speaker", "duration"])
-        for corpus in TRAINED_ON:
-            with open(data / corpus / "train.csv", newline="") as source:
-                for row in csv.DictReader(source):
-                    rows.writerow([row["utt"], data / corpus / row["path"], row["speaker"], row["duration"]])
+def manifests(data: Path, work: Path) -> None:
+    """The training speech with absolute paths: all of it, LibriSpeech's, and parts of speechocean's without labels."""
+    rows: dict[str, list[list[str]]] = {}
+    for corpus in TRAINED_ON:
+        with open(data / corpus / "train.csv", newline="") as source:
+            rows[corpus] = [
+                [row["utt"], str(data / corpus / row["path"]), row["duration"], row["speaker"]]
+                for row in csv.DictReader(source)
+            ]
+    libri, ocean = rows.values()
+    write_manifest(work / "train.csv", [*libri, *ocean])
+    write_manifest(work / "libri.csv", libri)
+    order = np.random.RandomState(0).permutation(len(ocean))
+    for count in filter(None, AMOUNTS):
+        write_manifest(work / f"amount_{count}.csv", [[*ocean[i][:3], ""] for i in sorted(order[:count])])
+
+
+def write_manifest(path: Path, rows: list[list[str]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["utt", "path", "duration", "speaker"])
+        writer.writerows(rows)
 
 
 def extract(work: Path, data: Path, weights: Path, name: str) -> None:
@@ -274,7 +303,7 @@ def extract(work: Path, data: Path, weights: Path, name: str) -> None:
     teacher = ["teacher=dvector", f"teacher.weights={weights}"]
     if plan.teacher is not None:
         teacher = ["teacher=checkpoint", f"teacher.weights={plan.teacher}-0"]
-    settings = (f"teacher.targets=[{plan.targets}]", "manifest=train.csv", f"cache={name}", "fbank=true")
+    settings = (f"teacher.targets=[{plan.targets}]", f"manifest={plan.manifest}", f"cache={name}", "fbank=true")
     spkd(work, 1, "extract", *teacher, *settings, *views)
     print(f"extracted {name}", flush=True)
 
@@ -405,7 +434,7 @@ def main() -> None:
     given = options.parse_args()
     data, weights, work = given.data.resolve(), given.teacher.resolve(), given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    combine(data, work / "train.csv")
+    manifests(data, work)
     chosen = [name for name in given.methods if METHODS[name].group in given.groups]
     if not given.report:
         run(work, data, weights, chosen, given.seeds, given.jobs)
@@ -417,7 +446,7 @@ def run(work: Path, data: Path, weights: Path, chosen: list[str], seeds: int, jo
     with ThreadPoolExecutor(jobs) as pool:
         # A cache of a student's outputs needs the student, which needs another cache.
         for by_student in (False, True):
-            caches = {METHODS[name].cache for name in chosen}
+            caches = {cache for name in chosen for cache in METHODS[name].caches}
             caches |= {"voices"} if any(CACHES[cache].teacher for cache in caches) else set()
             now = [cache for cache in CACHES if cache in caches and (CACHES[cache].teacher is not None) == by_student]
             for cache in now:
@@ -428,7 +457,7 @@ def run(work: Path, data: Path, weights: Path, chosen: list[str], seeds: int, jo
                 pool.submit(train, work, data, name, seed)
                 for seed in range(seeds)
                 for name in chosen
-                if METHODS[name].cache in now and not finished(work, name, seed).is_file()
+                if METHODS[name].caches & set(now) and not finished(work, name, seed).is_file()
             ]
             for one in waiting:
                 one.result()
