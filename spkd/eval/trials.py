@@ -1,8 +1,9 @@
 """Trial lists and score files in the field's formats, read line by line: memory does not grow with the text.
 
 A trial list has `1 a b` (VoxCeleb), `a b target` (Kaldi; also `a b 1`) or `a b` (unlabelled); a score file has
-`a b score` (Kaldi), `a b score target` (WeSpeaker), `a b 1 score` (SpeechBrain) or `1 a b score`. Both are read however
-tools write them: gzipped, with a byte-order mark, any line ends, separated by spaces, tabs, commas or semicolons, with
+`a b score` (Kaldi), `a b score target` (WeSpeaker), `a b 1 score` (SpeechBrain) or `1 a b score`. Tables of NIST are
+both: `modelid segmentid side`, with a key or scores, their columns named by the first line. All are read however tools
+write them: gzipped, with a byte-order mark, any line ends, separated by spaces, tabs, commas or semicolons, with
 comments and a header line, labels in any case. `-` is standard input.
 """
 
@@ -88,6 +89,29 @@ def _plain(parts: list[str]) -> Row | None:
     return (parts[0], parts[1], None, None) if len(parts) == 2 else None
 
 
+def _table(columns: list[str], needs_score: bool) -> Callable[[list[str]], Row | None] | None:
+    """The format of a NIST SRE table with these columns, None where they are no such table's: a trial list with or
+    without key, or system output."""
+    names = [column.lower() for column in columns]
+    segment = next((i for i, name in enumerate(names) if name in ("segmentid", "segment")), None)
+    label = names.index("targettype") if "targettype" in names else None
+    score = names.index("llr") if "llr" in names else None
+    if "modelid" not in names or segment is None or (needs_score and score is None):
+        return None
+    model, second = names.index("modelid"), segment
+
+    def parse(parts: list[str]) -> Row | None:
+        if len(parts) != len(names):
+            return None
+        known = None if label is None else _label(parts[label])
+        value = finite_number(parts[score]) if needs_score and score is not None else None
+        if (label is not None and known is None) or (needs_score and value is None):
+            return None
+        return parts[model], parts[second], known, value
+
+    return parse
+
+
 def _scored(label: int | None, score: int, width: int, first: int = 0) -> Callable[[list[str]], Row | None]:
     """A format of `width` columns with a label and a score in these columns, the utterances from column `first` on."""
 
@@ -112,12 +136,14 @@ SHAPES = {
     "voxceleb": "1 enrolment test",
     "kaldi": "enrolment test target",
     "plain": "enrolment test",
+    "nist": "the columns that line 1 names",
 }
 SCORE_SHAPES = {
     "speechbrain": "enrolment test 1 score",
     "wespeaker": "enrolment test score target",
     "labelled": "1 enrolment test score",
     "kaldi": "enrolment test score",
+    "nist": "the columns that line 1 names",
 }
 
 
@@ -160,9 +186,11 @@ def _first_that_fits(
     path: Path, source: str, formats: Formats, shapes: dict[str, str], kind: str
 ) -> tuple[Trials, np.ndarray]:
     furthest, problem = -1, ""
+    _, first = next(stream_lines(path, source), (0, ""))
     for separator in SEPARATORS:
-        for name, parse in formats.items():
-            found = _parsed(path, separator, parse, source)
+        table = _table(_split(first, separator), formats is SCORE_FORMATS)
+        for name, parse in (formats if table is None else {"nist": table}).items():
+            found = _parsed(path, separator, parse, source, 0 if table is None else 1)
             if not isinstance(found, tuple):
                 return found.trials, found.scores
             number, line = found
@@ -181,13 +209,16 @@ class _Found:
 
 
 def _parsed(
-    path: Path, separator: str | None, parse: Callable[[list[str]], Row | None], source: str
+    path: Path, separator: str | None, parse: Callable[[list[str]], Row | None], source: str, header: int = 0
 ) -> _Found | tuple[int, str]:
-    """The trials; or the first line that is none of this format (-1 where there is no line at all)."""
+    """The trials after so many lines of header; or the first line that is none of this format (-1 where there is no
+    line at all)."""
     index_of: dict[str, int] = {}
     enrolment, test, label, lines, scores = array("i"), array("i"), array("b"), array("i"), array("d")
     for number, line in stream_lines(path, source):
         parts = _split(line, separator)
+        if number <= header:
+            continue
         row = parse(parts)
         if row is None or _is_header(parts, number):
             if not lines and _is_header(parts, number):

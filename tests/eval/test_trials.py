@@ -169,3 +169,25 @@ def test_no_more_than_one_line_is_held_as_text(tmp_path: Path) -> None:
     assert len(trials) == 200_000
     assert trials.enrolment.dtype == np.int32
     assert len(trials.names) == 50
+
+
+@pytest.mark.parametrize("separator", ["\t", " ", ","])
+def test_nist_tables(tmp_path: Path, separator: str) -> None:
+    """Columns are taken by the names that the first line gives them."""
+    rows = ["modelid segmentid side", "1001_sre x.sph a", "1002_sre y.sph b"]
+    plain = read(write(tmp_path, "".join(row.replace(" ", separator) + "\n" for row in rows)))
+    assert sides(plain) == (["1001_sre", "1002_sre"], ["x.sph", "y.sph"])
+    assert plain.label is None
+    key = ["segmentid modelid partition targettype gender", "x.sph 1001_sre 3 target f", "y.sph 1001_sre 3 nontarget m"]
+    keyed = read(write(tmp_path, "".join(row.replace(" ", separator) + "\n" for row in key)))
+    assert sides(keyed) == (["1001_sre", "1001_sre"], ["x.sph", "y.sph"])
+    assert keyed.label is not None
+    assert keyed.label.tolist() == [1, 0]
+    output = ["modelid segmentid side LLR", "1001_sre x.sph a -1.5", "1001_sre y.sph a 2e3"]
+    path = write(tmp_path, "".join(row.replace(" ", separator) + "\n" for row in output))
+    scored, scores = read_scores(path)
+    assert sides(scored) == (["1001_sre", "1001_sre"], ["x.sph", "y.sph"])
+    assert scores.tolist() == [-1.5, 2000.0]
+    for wrong in ("1001_sre x.sph", "1001_sre x.sph a b"):
+        with pytest.raises(SpkdError, match=r":2: .* is not `the columns that line 1 names`"):
+            read(write(tmp_path, f"modelid segmentid side\n{wrong}\n"))
