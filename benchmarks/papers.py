@@ -137,7 +137,7 @@ def levels(pairs: str, *more: str) -> tuple[str, ...]:
 
 
 ONE = ("contrastive",), TEMPERATURES[:1]
-BEST = ("contrastive", "aam"), (*TEMPERATURES[:1], "loss.weights.aam=0.1")
+BEST = ("contrastive", "aam"), (*TEMPERATURES[:1], "loss.weights.aam=0.3")
 METHODS = {
     "no_teacher": Method("losses", "no teacher (AAM-softmax)", ("aam",)),
     "ntxent": Method("losses", "no teacher, no labels (NT-Xent)", ("ntxent",), TEMPERATURES[1:]),
@@ -160,6 +160,13 @@ METHODS = {
     "untaught_long": Method("sizes", "no teacher (AAM-softmax)", ("aam",), steps=4),
     "untaught_both": Method(
         "sizes", "no teacher (AAM-softmax and NT-Xent)", ("aam", "ntxent"), TEMPERATURES[1:], steps=4
+    ),
+    "best_all": Method(
+        "sizes",
+        "contrastive, NT-Xent and AAM-softmax",
+        ("contrastive", "ntxent", "aam"),
+        (*TEMPERATURES, "loss.weights.aam=0.3"),
+        steps=4,
     ),
     "label_free": Method("sizes", "contrastive, no labels", *ONE, steps=4),
     **{f"best_{c}": Method("sizes", "contrastive and AAM-softmax", *BEST, xvector(c), 4) for c in (32, 64, 96, 192)},

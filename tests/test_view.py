@@ -138,7 +138,7 @@ def test_the_card_gives_the_same_plan_and_refuses_other_noise(tmp_path: Path) ->
             ViewPlan.from_card(plan.card(), wrong, None)
 
 
-def test_playing_cuts_speeds_and_augments(manifest: Manifest) -> None:
+def test_loading_cuts_speeds_and_augments(manifest: Manifest) -> None:
     plan = ViewPlan.parse(ViewConfig(plan="crops:2,0.5", speeds=[1.1], noise="synthetic", noise_prob=1.0))
     views = plan.views(manifest)
     loader = ViewLoader(manifest, views, plan.augmentation, 0.1)
@@ -169,7 +169,7 @@ def test_a_file_shorter_than_its_manifest_or_the_minimum_is_refused(manifest: Ma
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 3), (100, 2)])
-def test_every_view_is_played_once_in_batches_of_one_length(manifest: Manifest, batch_size: int, workers: int) -> None:
+def test_every_view_is_loaded_once_in_batches_of_one_length(manifest: Manifest, batch_size: int, workers: int) -> None:
     broken = Manifest((*manifest.utterances[:3], Utterance("gone", "/none.wav", "s", 1.0), *manifest.utterances[3:]))
     plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0]))
     views = plan.views(broken)

@@ -97,8 +97,9 @@ class Calibration:
         """Its quality measures."""
         return tuple(dict.fromkeys(n.partition(".")[0] for n in self.features if not n.startswith(SCORE)))
 
-    def check(self, system: System, speakers: Iterable[str], source: str) -> None:
-        """Raises SpkdError where it was trained on another system's scores, or on speakers that are tested."""
+    def check(self, system: System, speakers: Iterable[str], trials_sha256: str, source: str) -> None:
+        """Raises SpkdError where it was trained on another system's scores, or on the list or the speakers that are
+        tested."""
         for name in ("models", "scores", "how"):
             ours, theirs = getattr(system, name), getattr(self.system, name)
             if ours != theirs:
@@ -111,9 +112,12 @@ class Calibration:
                 f"{source}: trained on {self.trained_on.trials}, {len(shared)} of whose speakers are tested here "
                 f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}); calibrate on other speakers"
             )
+        # Without a manifest the speakers of score files may be unknown.
+        if trials_sha256 == self.trained_on.sha256:
+            raise SpkdError(f"{source}: trained on this very list; calibrate on other speakers")
 
     def save(self, path: Path) -> None:
-        write_json(path, {"spkd_calibration": FORMAT, **asdict(self)})
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

@@ -85,7 +85,8 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
     if calibration is None:
         scores = scored.scores[0]
     else:
-        calibration.check(scored.system, {*enrolment.values(), *test.values()}, str(config.calibration))
+        speakers = {*enrolment.values(), *test.values()}
+        calibration.check(scored.system, speakers, trials.sha256, str(config.calibration))
         scores = calibration(scored.columns(calibration.quality))
     points = tuple(Point.parse(text) for text in config.points)
     metrics = metrics_of(points, config.false_accept, calibration is not None or config.llr or scored.llr)

@@ -23,8 +23,8 @@ def test_pitch_is_the_speakers() -> None:
         frames = np.lib.stride_tricks.sliding_window_view(wave, 1024)[::256] * np.hanning(1024)
         correlation = np.fft.irfft(np.abs(np.fft.rfft(frames, 2048)) ** 2)[:, 40:260]
         strong = correlation.max(1) > np.quantile(correlation.max(1), 0.6)
-        heard = 16_000 / (40 + np.median(correlation[strong].argmax(1)))
-        octaves = np.log2(heard / instance.pitch)
+        measured = 16_000 / (40 + np.median(correlation[strong].argmax(1)))
+        octaves = np.log2(measured / instance.pitch)
         assert abs(octaves - round(octaves)) < 0.25  # octave errors are the autocorrelation's
 
 
