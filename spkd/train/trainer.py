@@ -114,6 +114,7 @@ class Run:
         validate: scores a student, where the settings ask for it.
         progress: of validation. live: what a terminal shows.
         recent: loss terms of the last tenth of the steps, on the device.
+        drawn: when its page was (s of the monotonic clock).
     """
 
     task: Task
@@ -128,10 +129,15 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     live: LiveView = field(default_factory=LiveView)
     recent: deque[dict[str, Tensor]] = field(default_factory=deque)
+    drawn: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        self.config, self.device, self.drawn = self.task.config, self.task.device, time.monotonic()
-        self.recent = deque(maxlen=max(self.config.total_steps // 10, 1))
+    @property
+    def config(self) -> TrainConfig:
+        return self.task.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.task.device
 
     def save(self, step: int) -> None:
         """Keep everything that the run needs to go on from a step. Raises SpkdError where it has diverged."""
@@ -262,7 +268,9 @@ def build(task: Task, out: Path, ranks: Ranks = ALONE) -> Run:
         mines_negatives=config.mining.negatives > 0,
         class_means=mean_embeddings(cache, labels.label, len(labels.names)) if config.class_means else None,
     )
-    return Run(task, out, module, Optimisation(config, module, task.device, ranks), loader, speakers, ranks)
+    recent: deque[dict[str, Tensor]] = deque(maxlen=max(config.total_steps // 10, 1))
+    optimisation = Optimisation(config, module, task.device, ranks)
+    return Run(task, out, module, optimisation, loader, speakers, ranks, recent=recent)
 
 
 def _needed_tables(config: TrainConfig) -> list[str]:
