@@ -109,9 +109,11 @@ class StepBatches(Dataset):
         self.batch_size, self._seed, self._part = batch_size, seed, ranks.part(batch_size)
         self._left_out = labels.label < 0 if labelled else np.zeros(len(cache), bool)
         self._order_of = order or self._shuffled
-        views = len(order(0)) if order is not None else int((~self._left_out[cache.usable_views]).sum())
+        self._epoch, self._order, views = -1, np.zeros(0, np.int64), int((~self._left_out[cache.usable_views]).sum())
+        if order is not None:
+            self._epoch, self._order = 0, order(0)
+            views = len(self._order)
         self.per_epoch, self._bucketed = max(views // batch_size, 1), bucketed
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
         self._positives = positives
         if len(self._samples) > 1 and positives is None:
             self._positives = Groups.of(labels.instance, cache.usable_views).same
