@@ -26,8 +26,15 @@ from train_resume import TRAIN, prepare, start  # noqa: E402
 from tests.train.ranks import steps  # noqa: E402
 
 KEYS = ["student=xvector", "student.channels=128", "student.embedding=64", "batch_size=32", "crop=1.0", "device=cpu"]
-KEYS += ["workers=0", "optim.clip=0", "mining.negatives=4"]
-LOSSES = ("contrastive", "[contrastive,ntxent,aam]", "[relational,cosine]")
+KEYS += ["workers=0", "optim.clip=0"]
+MEMO = ["loss.memo.partner=tiny", "loss.memo.partner_channels=32", "loss.memo.locals=2", "loss.memo.local_crop=0.6"]
+LOSSES = {
+    "contrastive, mined negatives": ["loss=contrastive", "mining.negatives=4"],
+    "contrastive, ntxent, aam": ["loss=[contrastive,ntxent,aam]", "mining.negatives=4"],
+    "relational, cosine": ["loss=[relational,cosine]"],
+    "classes divided": ["loss=aam", "loss.aam.sharded=true"],
+    "memo": ["loss=memo", *MEMO, "loss.memo.prototypes=512", "loss.memo.hidden=128", "loss.memo.bottleneck=64"],
+}
 
 
 def main() -> None:
@@ -39,9 +46,8 @@ def main() -> None:
     random.seed(0)
     prepare(given.work)
     differences = {}
-    for loss in LOSSES:
-        negatives = [] if "contrastive" in loss else ["mining.negatives=0"]
-        keys = [*KEYS, f"cache={given.work / 'cache'}", f"loss={loss}", *negatives]
+    for loss, own in LOSSES.items():
+        keys = [*KEYS, f"cache={given.work / 'cache'}", *own]
         one, two = (steps(world, {loss: keys}, given.work / f"ranks{world}")[0][loss] for world in (1, 2))
         scale = max(float(v.abs().max()) for k, v in one.items() if k.startswith("gradient."))
         differences[loss] = max(float((one[k] - two[k]).abs().max()) for k in one if k.startswith("gradient.")) / scale

@@ -100,7 +100,7 @@ def compared(work: Path, ranks: int, kills: int, chance: random.Random) -> dict[
         starts += 1
         running = start(work, ranks, [*TRAIN, f"out={killed}"])
         try:
-            running.wait(timeout=chance.uniform(0.35, 0.5) * seconds)
+            running.wait(timeout=chance.uniform(0.27, 0.35) * seconds)
             break  # finished before its time came
         except subprocess.TimeoutExpired:
             for process in [*descendants(running.pid), running.pid]:
