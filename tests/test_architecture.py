@@ -28,7 +28,7 @@ ORDER = (
     ("augment", "features", "html", "figures"),
     ("target",),
     ("manifest", "config"),
-    ("registry", "device"),
+    ("registry", "device", "channel", "formants"),
     ("text", "audio", "vectors"),
     ("ffmpeg", "files", "schema", "digest", "seeding", "progress"),
     ("errors", "__init__", "__main__"),
