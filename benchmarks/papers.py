@@ -271,6 +271,7 @@ CLAIMS = {
     "MeMo: dynamic stop < none": ("memo", "memo_unstopped"),
     "2505.14561: SSPS < NT-Xent": ("ssps", "ntxent"),
     "2212.03090: 1,000 unlabelled utterances < none": ("amount_1000", "amount_0"),
+    "ours: best-mini < no teacher": ("best_64", "untaught_long"),
     "ours: mined negatives < none": ("contrastive_mined", "contrastive"),
     "ours: formants < speeds alone": ("views_voices", "views_speeds"),
     "ours: coders < none": ("views_coders", "views_speeds"),
@@ -556,27 +557,27 @@ def draw(methods: dict[str, dict], teacher: dict[str, float]) -> None:
     """docs/frontier.svg: EER against parameters."""
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.subplots(1, len(LISTS), sharex=True)
+    rows = [found for found in methods.values() if found["group"] == "sizes"]
+    titles = list(dict.fromkeys(found["title"] for found in rows))
     for panel, part in zip(axes, LISTS, strict=True):
-        for label, is_untaught, colour in (("distilled", False, "#1f5fa8"), ("no teacher", True, "#b04a3a")):
-            rows = [
-                f for f in methods.values() if f["group"] == "sizes" and ("no teacher" in f["title"]) == is_untaught
-            ]
-            rows.sort(key=lambda found: found["parameters"])
-            rates = [found[part]["eer_percent"] for found in rows]
+        for title, marker in zip(titles, "sDo^v", strict=False):
+            mine = sorted((f for f in rows if f["title"] == title), key=lambda found: found["parameters"])
+            rates = [found[part]["eer_percent"] for found in mine]
             panel.errorbar(
-                [found["parameters"] / 1e6 for found in rows],
+                [found["parameters"] / 1e6 for found in mine],
                 [rate["mean"] for rate in rates],
                 [rate["sd"] for rate in rates],
-                marker="o",
+                marker=marker,
+                markersize=4,
                 capsize=2,
-                color=colour,
-                label=label,
+                label=title,
             )
-        panel.axhline(teacher[part], color="#444444", linestyle="--", linewidth=1, label="teacher, 1.4 M")
-        panel.set(title=HEADS[part], xlabel="parameters (M)", xscale="log", ylim=(0, None))
-        panel.set_xticks([0.1, 0.3, 1.0], ["0.1", "0.3", "1"])
+        panel.axhline(teacher[part], color="#444444", linestyle="--", linewidth=1, label="teacher, 1.42 M")
+        panel.set(title=HEADS[part], xlabel="parameters (M)", xscale="log", xlim=(0.09, 1.1), ylim=(0, None))
+        panel.set_xticks([0.1, 0.2, 0.5, 1.0], ["0.1", "0.2", "0.5", "1"])
+        panel.minorticks_off()
     axes[0].set_ylabel("EER (%)")
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     with matplotlib.rc_context({"svg.hashsalt": "spkd"}):
         figure.savefig(FIGURE, metadata={"Date": None})
 

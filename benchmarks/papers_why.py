@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
 RIDGE = 10.0
 TRIALS = "trials-across-sessions"
-METHODS = ("no_teacher", "ntxent", "contrastive", "untaught_long", "untaught_both", "label_free", "best_64")
+METHODS = ("untaught_long", "label_free", "best_32", "best_64")
 
 
 def spread(cache: Cache) -> dict[str, dict[str, float]]:
