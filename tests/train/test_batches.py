@@ -38,6 +38,15 @@ def test_a_speaker_at_another_speed_is_another_class(cache: Cache) -> None:
     assert len(np.unique(labels.instance)) == 36
 
 
+def test_a_speaker_with_other_formants_is_another_class(spkd: Callable, corpus: Path) -> None:
+    given = ["teacher=none", f"manifest={corpus / 'manifest.csv'}", "view.speeds=[0.9,1.0]", "view.formants=[1.0,1.1]"]
+    assert spkd("extract", *given).code == 0
+    labels = Labels.of(Cache.open("cache"))
+    assert labels.names[:4] == ["spk0@0.90", "spk0@0.90,1.10", "spk0", "spk0@1.00,1.10"]
+    assert labels.label[:12].tolist() == [0, 1, 2, 3] * 3
+    assert len(np.unique(labels.instance)) == 72
+
+
 def test_every_epoch_sees_every_view_once_in_its_own_order(cache: Cache) -> None:
     steps = StepBatches(cache, [], Labels.of(cache), InputSource(FBANK, None, (0.5,)), 6, 3)
     epochs = [np.concatenate([steps.views(e * 6 + i) for i in range(6)]) for e in range(2)]
