@@ -194,15 +194,14 @@ def load_crops(
 def decode_crops(
     cache: CacheSource, source: InputSource, stored: dict[str, Tensor], needs: Sequence[str] = ()
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What `load_crops` gave, on any device: the input features (B, T, F) and the targets, float32 but for frames."""
+    """What `load_crops` gave, on any device: the input features (B, T, F) and the targets, float32."""
     name = source.kind.name
     if source.loader is None:
         decoded = cache.decode(stored, [*needs, name])
     else:
         rest = {key: values for key, values in stored.items() if key != name}
         decoded = (cache.decode(rest, needs) if needs else {}) | {name: stored[name]}
-    features = decoded.pop(name).float()
-    return features, {key: values.float() if values.ndim == 2 else values for key, values in decoded.items()}
+    return decoded.pop(name).float(), {key: values.float() for key, values in decoded.items()}
 
 
 def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop: Crop, seed: int | None) -> Tensor:

@@ -22,7 +22,6 @@ from spkd.train.losses import (
     WeightedSum,
     chosen_losses,
     for_teachers,
-    multilevel,
 )
 from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
@@ -568,23 +567,19 @@ def test_levels_that_do_not_go_together(change: dict, expected: str) -> None:
 
 
 @pytest.mark.parametrize("time_last", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("in_cache", [1, 1 << 18])
-def test_cosines_and_their_gradient_are_torchs(
-    time_last: bool, dtype: torch.dtype, in_cache: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multilevel, "IN_CACHE", in_cache)
+def test_cosines_and_their_gradient_are_torchs(time_last: bool) -> None:
+    """Whichever way the student's vectors lie in memory."""
     generator = torch.Generator().manual_seed(0)
-    made = torch.randn(3, 7, 5, generator=generator) if time_last else torch.randn(3, 5, 7, generator=generator)
-    theirs = torch.randn(3, 5, 7, generator=generator).to(dtype)
-    made[1] = 0.0
-    found, expected = made.clone().requires_grad_(), made.clone().requires_grad_()
+    shape = (3, 7, 5) if time_last else (3, 5, 7)
+    made = torch.randn(shape, generator=generator, dtype=torch.float64)
+    theirs = torch.randn(3, 5, 7, generator=generator, dtype=torch.float64)
+    theirs[0, 0] = 0.0
+    found, expected = (made.clone().requires_grad_() for _ in range(2))
     mine, other = ((x.transpose(1, 2) if time_last else x) for x in (found, expected))
     weight = torch.arange(15).view(3, 5)
     (cosines(mine, theirs) * weight).sum().backward()
-    (torch.cosine_similarity(other, theirs.float(), dim=-1) * weight).sum().backward()
+    (torch.cosine_similarity(other, theirs, dim=-1) * weight).sum().backward()
+    assert torch.allclose(cosines(mine, theirs), torch.cosine_similarity(other, theirs, dim=-1))
     assert found.grad is not None
     assert expected.grad is not None
-    assert torch.allclose(cosines(mine, theirs), torch.cosine_similarity(other, theirs.float(), dim=-1), atol=1e-6)
-    assert torch.allclose(found.grad[[0, 2]], expected.grad[[0, 2]], atol=1e-5)
-    assert torch.allclose(cosines(mine[0], theirs[0]), cosines(mine, theirs)[0])
+    assert torch.allclose(found.grad, expected.grad)

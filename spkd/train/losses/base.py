@@ -19,7 +19,7 @@ class LossInputs:
     """What a loss may use of a batch of B views, beside the student's levels of their first crops.
 
     Attributes:
-        targets: the teacher's, by name, float32; frames as they were decoded, which may be half precision.
+        targets: the teacher's, by name, float32.
         label: (B,) class of each view, -1 unknown.
         instance: (B,) one number per (utterance, speed): views that share it are of one speaker whatever the labels
             are.

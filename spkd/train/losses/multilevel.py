@@ -17,7 +17,6 @@ from spkd.target import EMBEDDING, Target
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
 
 EPS = 1e-8  # least length in a cosine
-IN_CACHE = 1 << 18  # numbers that are handled at a time on the CPU
 CONCAT = "concat"
 
 
@@ -89,7 +88,7 @@ class MultiLevel(Loss):
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         total = torch.zeros((), device=inputs.label.device)
         for level, name in self._pairs.items():
-            mine, theirs = self._projected(level, student[level]), inputs.targets[name]
+            mine, theirs = self._projected(level, student[level]), inputs.targets[name].float()
             if theirs.ndim == 3:
                 mine, theirs = align(mine, theirs, self._levels[level], self._targets[level])
             total = total + self._weights.get(level, 1.0) * self._apart(mine, theirs)
@@ -104,7 +103,7 @@ class MultiLevel(Loss):
 
     def _apart(self, mine: Tensor, theirs: Tensor) -> Tensor:
         if self._distance == "mse":
-            return (mine - theirs.float()).square().mean()
+            return (mine - theirs).square().mean()
         return (1.0 - cosines(mine, theirs)).mean()
 
 
@@ -114,8 +113,7 @@ def align(mine: Tensor, theirs: Tensor, level: Target, target: Target) -> tuple[
     inside, before, share = _places(mine.shape[1], theirs.shape[1], level, target)
     first = before[0]
     if share is None and before == tuple(range(first, first + len(before))):
-        # Frame by frame: nothing is copied, and where all are compared no gradient is filled up with zeros.
-        mine = mine if len(before) == mine.shape[1] else mine[:, first : first + len(before)]
+        mine = mine[:, first : first + len(before)]  # frame by frame: nothing is copied
     else:
         index = torch.tensor(before, device=mine.device)
         earlier = mine.index_select(1, index)
@@ -148,41 +146,23 @@ def _places(
 
 
 class _Cosines(torch.autograd.Function):
-    """The cosine and, in the same pass, its gradient: vectors may be hundreds of megabytes. The student's have time
-    last in memory, and so has their gradient: in another order, every layer's gradient would be slower. On the CPU a
-    piece of the batch that fits into its cache is done at a time."""
+    """The gradient in two passes over vectors that may be hundreds of megabytes; composed, it takes six."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, theirs: Tensor) -> Tensor:
-        axis = 1 if mine.stride(1) == 1 else 2
-        ours = mine.transpose(1, 2) if axis == 1 else mine
-        found = mine.new_empty(mine.shape[:2])
-        slope = torch.empty_like(ours, memory_format=torch.contiguous_format)
-        step = max(IN_CACHE // ours[0].numel(), 1) if mine.device.type == "cpu" else len(mine)
-        for first in range(0, len(mine), step):
-            part = slice(first, first + step)
-            m, t = ours[part], theirs[part].transpose(1, 2) if axis == 1 else theirs[part]
-            t = t.to(m.dtype, memory_format=torch.contiguous_format, copy=True)
-            own = torch.linalg.vector_norm(m, dim=axis, keepdim=True).clamp_min_(EPS)
-            t.div_(torch.linalg.vector_norm(t, dim=axis, keepdim=True).clamp_min_(EPS) * own)
-            cosine = (m * t).sum(axis, keepdim=True)
-            found[part] = cosine.squeeze(axis)
-            torch.addcmul(t, m, cosine / own.square_(), value=-1, out=slope[part])
-        ctx.save_for_backward(slope)
-        ctx.axis = axis
+        own, other = (torch.linalg.vector_norm(vectors, dim=-1).clamp_min(EPS) for vectors in (mine, theirs))
+        found = torch.linalg.vecdot(mine, theirs) / (own * other)
+        ctx.save_for_backward(mine, theirs, own, other, found)
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        gradient = slope * gradients[0].unsqueeze(ctx.axis)
-        return gradient.transpose(1, 2) if ctx.axis == 1 else gradient, None
+        mine, theirs, own, other, found = ctx.saved_tensors
+        gradient = theirs * (gradients[0] / (own * other))[..., None]
+        return gradient.addcmul_(mine, (-gradients[0] * found / own.square())[..., None]), None
 
 
 def cosines(mine: Tensor, theirs: Tensor) -> Tensor:
-    """Of the vectors on the last axis, (B, T, D) each -> (B, T), or (B, D) each -> (B,); theirs, the teacher's, which
-    may be in half precision, get no gradient."""
-    if mine.ndim == 2:
-        return cosines(mine[None], theirs[None])[0]
-    found: Tensor = _Cosines.apply(mine, theirs)
+    """Of the vectors on the last axis, (..., D) each -> (...); theirs, the teacher's, get no gradient."""
+    found: Tensor = _Cosines.apply(mine.contiguous(), theirs)  # frames come with time last
     return found
