@@ -34,19 +34,14 @@ def shift_formants(wave: np.ndarray, factor: float) -> np.ndarray:
     padded = torch.nn.functional.pad(signal, (FRAME, FRAME + HOP))
     spectrum = torch.stft(padded, FRAME, HOP, window=window, return_complex=True)  # (bins, frames)
     envelope = _envelope(spectrum.abs().clamp_min(FLOOR).log())
-    moved = envelope[_bins(factor).floor().long()]
-    upper = envelope[_bins(factor).ceil().long()]
-    share = (_bins(factor) % 1.0)[:, None]
-    gain = (moved + share * (upper - moved) - envelope).clamp(-LARGEST_GAIN, LARGEST_GAIN)
+    # Where in the envelope each bin takes its value; the highest would take it beyond half the sampling rate.
+    place = (torch.arange(FRAME // 2 + 1, dtype=torch.float32) / factor).clamp_max(FRAME // 2)
+    lower, upper = envelope[place.floor().long()], envelope[place.ceil().long()]
+    gain = (lower + (place % 1.0)[:, None] * (upper - lower) - envelope).clamp(-LARGEST_GAIN, LARGEST_GAIN)
     filtered = torch.istft(spectrum * gain.exp(), FRAME, HOP, window=window, length=len(padded))
     shifted = filtered[FRAME : FRAME + len(wave)].numpy()
     power, before = float(np.mean(shifted**2)), float(np.mean(wave**2))
     return (shifted * np.sqrt(before / power)).astype(np.float32) if power > 0 else wave
-
-
-def _bins(factor: float) -> torch.Tensor:
-    """(bins,): where in the envelope each bin takes its value; the highest has it beyond half the sampling rate."""
-    return (torch.arange(FRAME // 2 + 1, dtype=torch.float32) / factor).clamp_max(FRAME // 2)
 
 
 def _envelope(log_spectrum: torch.Tensor) -> torch.Tensor:

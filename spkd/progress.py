@@ -34,10 +34,14 @@ class Ticker:
         """Items per second since the start."""
         return (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
 
-    def text(self) -> str:
+    def pace(self) -> str:
+        """Rate and remaining time."""
         rate = self.rate()
         left = (self.total - self.done) / rate if rate > 0 else 0.0
-        return f"{rate:.1f} {self.unit}/s, {left:.0f} s left" + (f"  {self.note}" if self.note else "")
+        return f"{rate:.1f} {self.unit}/s, {left:.0f} s left"
+
+    def text(self) -> str:
+        return self.pace() + (f"  {self.note}" if self.note else "")
 
     def _show(self) -> None:
         raise NotImplementedError
@@ -84,9 +88,7 @@ def track(label: str, total: int, unit: str = "views", done: int = 0, rows: Rows
     class _Bar(Ticker):
         def _show(self) -> None:
             # What the table holds need not follow the bar as well.
-            note, self.note = self.note, "" if rows is not None else self.note
-            bar.update(task, completed=self.done, text=self.text())
-            self.note = note
+            bar.update(task, completed=self.done, text=self.text() if rows is None else self.pace())
 
     def shown() -> Group:
         table = Table.grid(padding=(0, 2))

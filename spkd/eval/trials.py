@@ -98,7 +98,7 @@ def _table(columns: list[str], needs_score: bool) -> Callable[[list[str]], Row |
     score = names.index("llr") if "llr" in names else None
     if "modelid" not in names or segment is None or (needs_score and score is None):
         return None
-    model, second = names.index("modelid"), segment
+    model = names.index("modelid")
 
     def parse(parts: list[str]) -> Row | None:
         if len(parts) != len(names):
@@ -107,7 +107,7 @@ def _table(columns: list[str], needs_score: bool) -> Callable[[list[str]], Row |
         value = finite_number(parts[score]) if needs_score and score is not None else None
         if (label is not None and known is None) or (needs_score and value is None):
             return None
-        return parts[model], parts[second], known, value
+        return parts[model], parts[segment], known, value
 
     return parse
 
