@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from machine import describe
-from spine import LISTS, SPEEDS, evaluate, spkd
+from spine import LISTS, SPEEDS, evaluate, listed, spkd
 
 from spkd.cache import Cache
 from spkd.cache import codec as codecs
@@ -81,7 +81,7 @@ def student(work: Path, data: Path, threads: int, codec: str, seed: int, setting
     arguments = [f"cache=embedding-{codec}", f"out={folder}", f"seed={seed}", *settings]
     spkd(work, threads, "train", "--loss", "contrastive", *arguments)
     print(f"trained {folder}", flush=True)
-    reports = evaluate(work, data, threads, f"{folder}-eval", f"model={folder}")
+    reports = evaluate(work, listed(data), threads, f"{folder}-eval", f"model={folder}")
     return {name: report["results"]["eer_percent"] for name, report in reports.items()}
 
 

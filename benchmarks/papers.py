@@ -40,7 +40,7 @@ import matplotlib
 import numpy as np
 from machine import describe
 from matplotlib.figure import Figure
-from spine import spkd
+from spine import evaluate, spkd
 
 from spkd.eval.bootstrap import SpeakerTrials
 from spkd.eval.metrics import Ranking, eer
@@ -70,7 +70,7 @@ FAST = ("precision=bf16", "loggers=[csv]")
 
 @dataclass(frozen=True)
 class CachePlan:
-    """A cache. views: settings of `spkd extract`; {noise} and {speech} stand for folders. teacher: another method of
+    """A cache. views: settings of `spkd extract`; DATA stands for the folder of the corpora. teacher: another method of
     this file, whose first student it is; None: the d-vector. manifest: of the speech."""
 
     views: tuple[str, ...]
@@ -86,9 +86,11 @@ CACHES = {
     **{f"amount_{n}": CachePlan(VOICES, manifest=f"amount_{n}.csv") for n in AMOUNTS if n},
     "speeds4": CachePlan(FEW),
     "voices4": CachePlan((*FEW, f"view.formants={FORMANTS}")),
-    "noise4": CachePlan((*FEW, "view.noise={noise}/noise", "view.rir={noise}/rir_sim")),
+    "noise4": CachePlan((*FEW, "view.noise=DATA/noise/noise", "view.rir=DATA/noise/rir_sim")),
     "coders4": CachePlan((*FEW, "view.coders=[g711,gsm,opus,mp3]")),
-    "mixed4": CachePlan((*FEW, "view.noise={speech}", "view.noise_prob=0.5", "view.snr=[0,10]")),
+    "mixed4": CachePlan(
+        (*FEW, "view.noise=DATA/speechocean-mini/audio/train", "view.noise_prob=0.5", "view.snr=[0,10]")
+    ),
 }
 
 
@@ -136,6 +138,11 @@ def levels(pairs: str, *more: str) -> tuple[str, ...]:
     return (f"loss.multilevel.levels={{{pairs}}}", *more)
 
 
+def narrow(title: str, loss: str, *settings: str) -> Method:
+    """A narrow x-vector taught by the wide one."""
+    return Method("levels", title, (loss,), settings, NARROW, cache="xvector")
+
+
 ONE = ("contrastive",), TEMPERATURES[:1]
 BEST = ("contrastive", "aam"), (*TEMPERATURES[:1], "loss.weights.aam=0.3")
 METHODS = {
@@ -172,46 +179,18 @@ METHODS = {
     **{f"best_{c}": Method("sizes", "contrastive and AAM-softmax", *BEST, xvector(c), 4) for c in (32, 64, 96, 192)},
     "wide": Method("levels", "the teacher: contrastive and AAM-softmax", ("contrastive", "aam"), ONE[1], WIDE, 2),
     "x_no_teacher": Method("levels", "no teacher (AAM-softmax)", ("aam",), (), NARROW),
-    "x_embedding": Method(
-        "levels", "embedding", ("multilevel",), levels("embedding: embedding"), NARROW, cache="xvector"
-    ),
-    "x_segment": Method(
-        "levels",
-        "embedding and segment",
-        ("multilevel",),
-        levels("embedding: embedding, segment.a: segment.a"),
-        NARROW,
-        cache="xvector",
-    ),
-    "x_stats": Method(
-        "levels",
-        "embedding and statistics",
-        ("multilevel",),
-        levels("embedding: embedding, stats: stats"),
-        NARROW,
-        cache="xvector",
-    ),
-    "x_frames": Method(
-        "levels",
-        "embedding and frames",
-        ("multilevel",),
-        levels("embedding: embedding, frames: frames"),
-        NARROW,
-        cache="xvector",
-    ),
-    "x_concatenated": Method(
-        "levels",
+    "x_embedding": narrow("embedding", "multilevel", *levels("embedding: embedding")),
+    "x_segment": narrow("embedding and segment", "multilevel", *levels("embedding: embedding, segment.a: segment.a")),
+    "x_stats": narrow("embedding and statistics", "multilevel", *levels("embedding: embedding, stats: stats")),
+    "x_frames": narrow("embedding and frames", "multilevel", *levels("embedding: embedding, frames: frames")),
+    "x_concatenated": narrow(
         "statistics, segment and embedding concatenated",
-        ("multilevel",),
-        levels("", "loss.multilevel.concat=[stats,segment.a,embedding]"),
-        NARROW,
-        cache="xvector",
+        "multilevel",
+        *levels("", "loss.multilevel.concat=[stats,segment.a,embedding]"),
     ),
-    "x_kld": Method("levels", "KLD", ("kld",), ("loss.kld.logits=head",), NARROW, cache="xvector"),
-    "x_nontarget": Method(
-        "levels", "non-target", ("nontarget",), ("loss.nontarget.logits=head",), NARROW, cache="xvector"
-    ),
-    "x_trkd": Method("levels", "TRKD", ("trkd",), ("loss.trkd.logits=head",), NARROW, cache="xvector"),
+    "x_kld": narrow("KLD", "kld", "loss.kld.logits=head"),
+    "x_nontarget": narrow("non-target", "nontarget", "loss.nontarget.logits=head"),
+    "x_trkd": narrow("TRKD", "trkd", "loss.trkd.logits=head"),
     "one_step": Method("ssl", "one-step (SSL shape)", ("one-step",), ("loss.one_step.targets=[frames.layer3]",), SSL),
     "two_step": Method(
         "ssl",
@@ -309,8 +288,7 @@ def write_manifest(path: Path, rows: list[list[str]]) -> None:
 
 def extract(work: Path, data: Path, weights: Path, name: str) -> None:
     plan = CACHES[name]
-    folders = {"noise": data / "noise", "speech": data / "speechocean-mini" / "audio" / "train"}
-    views = [view.format(**folders) if "={" in view and "codecs" not in view else view for view in plan.views]
+    views = [view.replace("DATA", str(data)) for view in plan.views]
     teacher = ["teacher=dvector", f"teacher.weights={weights}"]
     if plan.teacher is not None:
         teacher = ["teacher=checkpoint", f"teacher.weights={plan.teacher}-0"]
@@ -319,15 +297,9 @@ def extract(work: Path, data: Path, weights: Path, name: str) -> None:
     print(f"extracted {name}", flush=True)
 
 
-def evaluate(work: Path, data: Path, threads: int, out: str, *model: str) -> dict[str, dict]:
-    """Reports of one model on every list."""
-    reports = {}
-    for name, (manifest, trials) in LISTS.items():
-        target = work / out / name
-        settings = [f"manifest={data / manifest}", f"out={target}", "bootstrap=0", *model]
-        spkd(work, threads, "eval", str(data / trials), *settings)
-        reports[name] = json.loads((target / "report.json").read_text())
-    return reports
+def listed(data: Path) -> dict[str, tuple[Path, Path]]:
+    """Manifest and trials of every list."""
+    return {name: (data / manifest, data / trials) for name, (manifest, trials) in LISTS.items()}
 
 
 def finished(work: Path, name: str, seed: int) -> Path:
@@ -349,7 +321,7 @@ def train(work: Path, data: Path, name: str, seed: int) -> None:
         if method.then is None:
             break
         method, init, folder, left = method.then, folder, f"{folder}-then", left - count
-    reports = evaluate(work, data, 1, f"{name}-{seed}-eval", f"model={folder}")
+    reports = evaluate(work, listed(data), 1, f"{name}-{seed}-eval", f"model={folder}")
     record = json.loads((work / folder / "model.json").read_text())["training"]
     kept = {
         "lists": {part: {key: reports[part]["results"][key] for key in METRICS} for part in LISTS},
@@ -476,7 +448,7 @@ def run(work: Path, data: Path, weights: Path, chosen: list[str], seeds: int, jo
 
 def report(work: Path, data: Path, weights: Path, seeds: int) -> None:
     """Tables, claims, the figure and the last line, of what is finished."""
-    teacher = evaluate(work, data, os.cpu_count() or 1, "teacher-eval", "model=dvector", f"weights={weights}")
+    teacher = evaluate(work, listed(data), os.cpu_count() or 1, "teacher-eval", "model=dvector", f"weights={weights}")
     done = {name: [seed for seed in range(seeds) if finished(work, name, seed).is_file()] for name in METHODS}
     methods = {}
     for name, of in done.items():

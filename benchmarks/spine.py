@@ -41,15 +41,19 @@ def spkd(work: Path, threads: int, *arguments: str) -> None:
         raise SystemExit(f"failed: spkd {' '.join(arguments)}\n{done.stdout}{done.stderr}")
 
 
-def evaluate(work: Path, data: Path, threads: int, out: str, *model: str) -> dict[str, dict]:
-    """Reports of one model on both test lists."""
+def evaluate(work: Path, lists: dict[str, tuple[Path, Path]], threads: int, out: str, *model: str) -> dict[str, dict]:
+    """Reports of one model on every list, a manifest and its trials."""
     reports = {}
-    for name, split in LISTS.items():
+    for name, (manifest, trials) in lists.items():
         target = work / out / name
-        arguments = [f"manifest={data / split}.csv", f"out={target}", "bootstrap=0", *model]
-        spkd(work, threads, "eval", str(data / f"trials-{split}.txt"), *arguments)
+        spkd(work, threads, "eval", str(trials), f"manifest={manifest}", f"out={target}", "bootstrap=0", *model)
         reports[name] = json.loads((target / "report.json").read_text())
     return reports
+
+
+def listed(data: Path) -> dict[str, tuple[Path, Path]]:
+    """Manifest and trials of both lists."""
+    return {name: (data / f"{split}.csv", data / f"trials-{split}.txt") for name, split in LISTS.items()}
 
 
 def student(work: Path, data: Path, threads: int, method: str, seed: int, settings: list[str]) -> dict[str, dict]:
@@ -57,7 +61,7 @@ def student(work: Path, data: Path, threads: int, method: str, seed: int, settin
     arguments = ["cache=cache", f"out={folder}", f"seed={seed}", *settings]
     spkd(work, threads, "train", "--loss", METHODS[method], *arguments)
     print(f"trained {folder}", flush=True)
-    return evaluate(work, data, threads, f"{folder}-eval", f"model={folder}")
+    return evaluate(work, listed(data), threads, f"{folder}-eval", f"model={folder}")
 
 
 def main() -> None:
@@ -85,7 +89,7 @@ def main() -> None:
     ]
     spkd(work, cores, "extract", *extract)
     extracted = time.time() - started
-    teacher = evaluate(work, data, cores, "teacher-eval", "model=dvector", f"weights={weights}")
+    teacher = evaluate(work, listed(data), cores, "teacher-eval", "model=dvector", f"weights={weights}")
     print(f"cache and teacher: {time.time() - started:.0f} s", flush=True)
 
     settings = [f"steps={given.steps}", f"student.channels={given.channels}"]
