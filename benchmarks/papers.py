@@ -3,35 +3,39 @@
 Runs the commands a user would run (extract, train, eval) with the pretrained GE2E d-vector as teacher. Trained on
 librispeech-mini and speechocean-mini together (308 speakers, 1.8 h), tested on speakers of their own: LibriSpeech
 test-other and test-short, and speechocean's (trials of the same sex and age group). Nothing is tuned or chosen on a
-test list; what was chosen was chosen on 58 of the training speakers (`recipes` in docs/losses.md).
+test list; what was chosen was chosen by recipe.py on 58 of the training speakers.
 
     python benchmarks/papers.py --data DIR --teacher FILE --seeds 3
 
-DIR holds the folders librispeech-mini, speechocean-mini and noise. A second call continues the first; a finished run
-is never trained again. `--groups` and `--methods` choose a part, `--report` only makes tables of what is finished.
-Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/papers.json and makes the tables
-of README.md and docs/results.md from it.
+DIR holds the folders librispeech-mini, speechocean-mini and noise. Every finished run is kept in the file `--runs`,
+with its EERs under 300 resamplings of the speakers, from which all tables, intervals and claims are made. A run that
+is there is not trained again, unless its settings have changed since. The default holds the runs of this repository:
+name a file of your own to train all of them. `--groups` and `--methods` choose a part, `--report` makes tables of what
+is finished. Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/papers.json and makes
+the tables of README.md and docs/results.md and the figure from it.
 
 Groups:
 - losses: every loss with the same x-vector.
+- recipe: the recipe best-mini, students without a teacher and without labels, over the number of steps.
+- sizes: the recipe best-mini at several sizes and architectures.
 - levels: a wide x-vector, distilled and trained with labels on the same speech, teaches a narrow one of the same
   context: multilevel (arXiv 2303.01125), and, as it has a head over the training speakers, the losses over logits
   (arXiv 2309.14838, 2601.14699).
 - ssl: one-step against two-step with a small self-supervised shape, DINO and MeMo.
 - amounts: LibriSpeech and growing amounts of speechocean's speech without labels.
 - views: what each kind of view brings.
-- sizes: the recipe best-mini at several sizes, beside students without a teacher and without labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
-import os
 import statistics
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +54,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "papers.json"
 README, DOC = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
 FIGURE = HERE.parent / "docs" / "frontier.svg"
-BEGIN, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
+TABLES, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
+IN_README = ("best_2400", "label_free_2400", "label_free_ntxent", "untaught_2400", "untaught_ntxent")
 LISTS = {
     "test_other": ("librispeech-mini/test-other.csv", "librispeech-mini/trials-test-other.txt"),
     "test_short": ("librispeech-mini/test-short.csv", "librispeech-mini/trials-test-short.txt"),
@@ -59,13 +64,18 @@ LISTS = {
 HEADS = {"test_other": "test-other", "test_short": "test-short", "speechocean": "speechocean"}
 TRAINED_ON = ("librispeech-mini", "speechocean-mini")
 METRICS = ("eer_percent", "min_dcf_0.01")
-STEPS, RESAMPLINGS = 600, 300
+STEPS, LONG, RESAMPLINGS = 600, 2400, 300
+CURVE = (300, STEPS, 1200, LONG, 4800)  # steps
+TEACHER = "teacher"
 AMOUNTS = (0, 250, 500, 1000)  # utterances of unlabelled speech of the kind that is tested
 SPEEDS = "[0.75,0.8,0.85,0.9,0.95,1.0,1.05,1.1,1.15,1.2,1.25,1.3]"
 FORMANTS = "[0.84,0.88,0.92,0.96,1.0,1.04,1.08,1.12,1.16,1.19]"
 VOICES = ("view=full:8", f"view.speeds={SPEEDS}", f"view.formants={FORMANTS}")
 FEW = ("view=full:4", f"view.speeds={SPEEDS}")
 FAST = ("precision=bf16", "loggers=[csv]")
+
+
+Lists = dict[str, tuple[Path, Path]]  # manifest and trials by name
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,11 @@ CACHES = {
 }
 
 
-def xvector(channels: int) -> tuple[str, ...]:
-    return ("student=xvector", f"student.channels={channels}", "student.embedding=256", *FAST)
+def student(name: str, channels: int, embedding: int = 256) -> tuple[str, ...]:
+    return (f"student={name}", f"student.channels={channels}", f"student.embedding={embedding}", *FAST)
 
 
-STUDENT, NARROW, WIDE = xvector(64), xvector(32), xvector(256)
+STUDENT, NARROW, WIDE = (student("xvector", channels) for channels in (64, 32, 256))
 # At the x-vectors' learning rate (0.002) the loss of fine-tuning alone rose and stayed up in one seed of three.
 SSL = (
     *("student=ssl", "student.channels=64", "student.embedding=256", "student.adapters=16"),
@@ -115,8 +125,8 @@ MEMO = (
 class Method:
     """A row of the tables.
 
-    losses: what `--loss` takes. settings: its own. student: the architecture. steps: times STEPS. cache: which it
-    learns from. then: another method, which goes on from this student with the second half of the steps.
+    losses: what `--loss` takes. settings: its own. student: the architecture. cache: which it learns from.
+    then: another method, which goes on from this student with the second half of the steps.
     """
 
     group: str
@@ -124,14 +134,64 @@ class Method:
     losses: tuple[str, ...]
     settings: tuple[str, ...] = ()
     student: tuple[str, ...] = STUDENT
-    steps: int = 1
+    steps: int = STEPS
     cache: str = "voices"
     then: Method | None = None
 
     @property
-    def caches(self) -> set[str]:
+    def caches(self) -> list[str]:
         """By name."""
-        return set(self.cache.strip("[]").split(","))
+        return self.cache.strip("[]").split(",")
+
+
+class Runs:
+    """The records of finished runs by the key of their settings and seed, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._records: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def get(self, key: str, seed: int) -> dict | None:
+        return self._records.get(f"{key}-{seed}")
+
+    def keep(self, key: str, seed: int, record: dict) -> None:
+        with self._lock:
+            self._records[f"{key}-{seed}"] = record
+            lines = (f"{json.dumps(run)}: {json.dumps(kept)}" for run, kept in sorted(self._records.items()))
+            text = ",\n".join(lines)
+            self._path.write_text(f"{{\n{text}\n}}\n")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Students of several methods and what they learn from and are tested on.
+
+    work: folder of the caches and students. data: of the corpora. weights: of the d-vector. lists: that are tested.
+    """
+
+    work: Path
+    data: Path
+    weights: Path
+    lists: Lists
+    methods: dict[str, Method]
+    caches: dict[str, CachePlan]
+    runs: Runs
+
+    def key(self, name: str) -> str:
+        """Changes with what a method's students depend on: its settings and those of its caches and their teachers."""
+        parts: list[object] = []
+        method: Method | None = self.methods[name]
+        while method is not None:
+            parts += [method.losses, method.settings, method.student, method.steps]
+            for cache in map(self.caches.__getitem__, method.caches):
+                parts += [cache, cache.teacher and self.key(cache.teacher)]
+            method = method.then
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+    def finished(self, name: str, seeds: int) -> list[dict]:
+        """Records of a method's finished runs."""
+        records = [self.runs.get(self.key(name), seed) for seed in range(seeds)]
+        return [record for record in records if record is not None]
 
 
 def levels(pairs: str, *more: str) -> tuple[str, ...]:
@@ -144,9 +204,23 @@ def narrow(title: str, loss: str, *settings: str) -> Method:
 
 
 ONE = ("contrastive",), TEMPERATURES[:1]
-BEST = ("contrastive", "aam"), (*TEMPERATURES[:1], "loss.weights.aam=0.3")
+LABELS = ("contrastive", "aam"), (*TEMPERATURES[:1], "loss.weights.aam=0.3")
+BEST = ("contrastive", "ntxent", "aam"), (*TEMPERATURES, "loss.weights.aam=0.3")
+UNTAUGHT = "no teacher (AAM-softmax)"
+SIZES = {
+    "tiny_24": ("tiny", student("tiny", 24, 64)),
+    "tiny_64": ("tiny", student("tiny", 64)),
+    "xvector_24": ("x-vector", student("xvector", 24, 128)),
+    "xvector_32": ("x-vector", student("xvector", 32)),
+    "xvector_64": ("x-vector", student("xvector", 64)),
+    "xvector_128": ("x-vector", student("xvector", 128)),
+    "xvector_192": ("x-vector", student("xvector", 192)),
+    "ecapa_32": ("ECAPA-TDNN", student("ecapa", 32)),
+    "ecapa_64": ("ECAPA-TDNN", student("ecapa", 64)),
+    "campplus_16": ("CAM++", student("campplus", 16)),
+}
 METHODS = {
-    "no_teacher": Method("losses", "no teacher (AAM-softmax)", ("aam",)),
+    "no_teacher": Method("losses", UNTAUGHT, ("aam",)),
     "ntxent": Method("losses", "no teacher, no labels (NT-Xent)", ("ntxent",), TEMPERATURES[1:]),
     "ssps": Method(
         "losses",
@@ -162,23 +236,22 @@ METHODS = {
     "nontarget": Method("losses", "non-target over prototypes", ("nontarget",)),
     "trkd": Method("losses", "TRKD over prototypes", ("trkd",)),
     "both": Method("losses", "contrastive and NT-Xent", ("contrastive", "ntxent"), TEMPERATURES),
-    "with_labels": Method("losses", "contrastive and AAM-softmax", *BEST),
     "class_means": Method("losses", "contrastive with class means", ONE[0], (*ONE[1], "class_means=true")),
-    "untaught_long": Method("sizes", "no teacher (AAM-softmax)", ("aam",), steps=4),
-    "untaught_both": Method(
-        "sizes", "no teacher (AAM-softmax and NT-Xent)", ("aam", "ntxent"), TEMPERATURES[1:], steps=4
+    "with_labels": Method("losses", "contrastive and AAM-softmax", *LABELS),
+    "best": Method("losses", "contrastive, NT-Xent and AAM-softmax", *BEST),
+    **{f"untaught_{n}": Method("recipe", UNTAUGHT, ("aam",), steps=n) for n in CURVE},
+    "untaught_ntxent": Method(
+        "recipe", "no teacher (AAM-softmax and NT-Xent)", ("aam", "ntxent"), TEMPERATURES[1:], steps=LONG
     ),
-    "best_all": Method(
-        "sizes",
-        "contrastive, NT-Xent and AAM-softmax",
-        ("contrastive", "ntxent", "aam"),
-        (*TEMPERATURES, "loss.weights.aam=0.3"),
-        steps=4,
+    **{f"label_free_{n}": Method("recipe", "contrastive, no labels", *ONE, steps=n) for n in CURVE},
+    "label_free_ntxent": Method(
+        "recipe", "contrastive and NT-Xent, no labels", ("contrastive", "ntxent"), TEMPERATURES, steps=LONG
     ),
-    "label_free": Method("sizes", "contrastive, no labels", *ONE, steps=4),
-    **{f"best_{c}": Method("sizes", "contrastive and AAM-softmax", *BEST, xvector(c), 4) for c in (32, 64, 96, 192)},
-    "wide": Method("levels", "the teacher: contrastive and AAM-softmax", ("contrastive", "aam"), ONE[1], WIDE, 2),
-    "x_no_teacher": Method("levels", "no teacher (AAM-softmax)", ("aam",), (), NARROW),
+    "labels_only": Method("recipe", "contrastive and AAM-softmax", *LABELS, steps=LONG),
+    **{f"best_{n}": Method("recipe", "contrastive, NT-Xent and AAM-softmax", *BEST, steps=n) for n in CURVE},
+    **{name: Method("sizes", title, *BEST, shape, LONG) for name, (title, shape) in SIZES.items()},
+    "wide": Method("levels", "the teacher: contrastive and AAM-softmax", ("contrastive", "aam"), ONE[1], WIDE, LONG),
+    "x_no_teacher": Method("levels", UNTAUGHT, ("aam",), (), NARROW),
     "x_embedding": narrow("embedding", "multilevel", *levels("embedding: embedding")),
     "x_segment": narrow("embedding and segment", "multilevel", *levels("embedding: embedding, segment.a: segment.a")),
     "x_stats": narrow("embedding and statistics", "multilevel", *levels("embedding: embedding, stats: stats")),
@@ -217,15 +290,21 @@ METHODS = {
         f"amount_{n}": Method("amounts", f"{n} utterances", *ONE, cache="libri" if not n else f"[libri,amount_{n}]")
         for n in AMOUNTS
     },
-    "views_speeds": Method("views", "speeds", *ONE, steps=2, cache="speeds4"),
-    "views_voices": Method("views", "speeds and formants", *ONE, steps=2, cache="voices4"),
-    "views_noise": Method("views", "speeds, noise and reverberation", *ONE, steps=2, cache="noise4"),
-    "views_coders": Method("views", "speeds and coders", *ONE, steps=2, cache="coders4"),
-    "views_mixed": Method("views", "speeds, another speaker's voice added", *ONE, steps=2, cache="mixed4"),
+    **{
+        f"views_{kind}": Method("views", title, *ONE, steps=2 * STEPS, cache=f"{kind}4")
+        for kind, title in {
+            "speeds": "speeds",
+            "voices": "speeds and formants",
+            "noise": "speeds, noise and reverberation",
+            "coders": "speeds and coders",
+            "mixed": "speeds, another speaker's voice added",
+        }.items()
+    },
 }
 GROUPS = {
     "losses": "Every loss, the same student",
-    "sizes": f"The recipe best-mini at several sizes, {4 * STEPS} steps",
+    "recipe": "The recipe best-mini, without labels, and without a teacher",
+    "sizes": "The recipe best-mini at several sizes",
     "levels": "An x-vector teaches a narrow one",
     "ssl": "Self-supervised shapes and self-distillation",
     "amounts": "Unlabelled speech of the tested kind beside LibriSpeech (contrastive, tested on speechocean above all)",
@@ -250,10 +329,12 @@ CLAIMS = {
     "MeMo: dynamic stop < none": ("memo", "memo_unstopped"),
     "2505.14561: SSPS < NT-Xent": ("ssps", "ntxent"),
     "2212.03090: 1,000 unlabelled utterances < none": ("amount_1000", "amount_0"),
-    "ours: best-mini < no teacher": ("best_64", "untaught_long"),
-    "ours: best-mini and NT-Xent < best-mini": ("best_all", "best_64"),
-    "ours: best-mini and NT-Xent < no teacher": ("best_all", "untaught_long"),
-    "ours: labels beside contrastive < contrastive": ("best_64", "label_free"),
+    "ours: best-mini < its teacher, speechocean": ("best_2400", TEACHER, "speechocean"),
+    "ours: best-mini < no teacher": ("best_2400", "untaught_2400"),
+    "ours: best-mini < no teacher, 4,800 steps": ("best_4800", "untaught_4800"),
+    "ours: best-mini < no teacher but with NT-Xent": ("best_2400", "untaught_ntxent"),
+    "ours: best-mini < best-mini without NT-Xent": ("best_2400", "labels_only"),
+    "ours: best-mini < best-mini without labels": ("best_2400", "label_free_ntxent"),
     "ours: mined negatives < none": ("contrastive_mined", "contrastive"),
     "ours: formants < speeds alone": ("views_voices", "views_speeds"),
     "ours: coders < none": ("views_coders", "views_speeds"),
@@ -262,81 +343,108 @@ CLAIMS = {
 }
 
 
-def manifests(data: Path, work: Path) -> None:
-    """The training speech with absolute paths: all of it, LibriSpeech's, and parts of speechocean's without labels."""
-    rows: dict[str, list[list[str]]] = {}
+def training_rows(data: Path) -> dict[str, list[dict[str, str]]]:
+    """The utterances of both training corpora, with absolute paths."""
+    rows = {}
     for corpus in TRAINED_ON:
         with open(data / corpus / "train.csv", newline="") as source:
-            rows[corpus] = [
-                [row["utt"], str(data / corpus / row["path"]), row["duration"], row["speaker"]]
-                for row in csv.DictReader(source)
-            ]
-    libri, ocean = rows.values()
+            rows[corpus] = [{**row, "path": str(data / corpus / row["path"])} for row in csv.DictReader(source)]
+    return rows
+
+
+def manifests(data: Path, work: Path) -> None:
+    """The training speech: all of it, LibriSpeech's, and parts of speechocean's without labels."""
+    libri, ocean = training_rows(data).values()
     write_manifest(work / "train.csv", [*libri, *ocean])
     write_manifest(work / "libri.csv", libri)
     order = np.random.RandomState(0).permutation(len(ocean))
     for count in filter(None, AMOUNTS):
-        write_manifest(work / f"amount_{count}.csv", [[*ocean[i][:3], ""] for i in sorted(order[:count])])
+        write_manifest(work / f"amount_{count}.csv", [{**ocean[i], "speaker": ""} for i in sorted(order[:count])])
 
 
-def write_manifest(path: Path, rows: list[list[str]]) -> None:
+def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    columns = [name for name in ("utt", "path", "duration", "speaker", "start") if name in rows[0]]
     with open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["utt", "path", "duration", "speaker"])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
         writer.writerows(rows)
 
 
-def extract(work: Path, data: Path, weights: Path, name: str) -> None:
-    plan = CACHES[name]
-    views = [view.replace("DATA", str(data)) for view in plan.views]
-    teacher = ["teacher=dvector", f"teacher.weights={weights}"]
+def extract(study: Study, name: str) -> None:
+    """One cache."""
+    plan = study.caches[name]
+    views = [view.replace("DATA", str(study.data)) for view in plan.views]
+    teacher = ["teacher=dvector", f"teacher.weights={study.weights}"]
     if plan.teacher is not None:
         teacher = ["teacher=checkpoint", f"teacher.weights={plan.teacher}-0"]
     settings = (f"teacher.targets=[{plan.targets}]", f"manifest={plan.manifest}", f"cache={name}", "fbank=true")
-    spkd(work, 1, "extract", *teacher, *settings, *views)
+    spkd(study.work, 1, "extract", *teacher, *settings, *views)
     print(f"extracted {name}", flush=True)
 
 
-def listed(data: Path) -> dict[str, tuple[Path, Path]]:
-    """Manifest and trials of every list."""
-    return {name: (data / manifest, data / trials) for name, (manifest, trials) in LISTS.items()}
-
-
-def finished(work: Path, name: str, seed: int) -> Path:
-    """Where the results of a finished student lie."""
-    return work / f"{name}-{seed}-eval" / "reports.json"
-
-
-def train(work: Path, data: Path, name: str, seed: int) -> None:
-    """One student of a method, trained and scored on every list."""
-    method, folder, init, left = METHODS[name], f"{name}-{seed}", "", METHODS[name].steps * STEPS
-    started = time.time()
+def train(study: Study, name: str, seed: int) -> None:
+    """One student of a method, trained, scored on every list and recorded."""
+    method, folder, init = study.methods[name], f"{name}-{seed}", ""
+    left, started = method.steps, time.time()
     while True:
         count = left // 2 if method.then else left
         losses = [argument for loss in method.losses for argument in ("--loss", loss)]
-        settings = (*method.student, *method.settings, f"steps={count}", f"seed={seed}", f"out={folder}")
-        spkd(
-            work, 1, "train", *losses, f"cache={method.cache}", *settings, *((f"student.init={init}",) if init else ())
-        )
+        settings = [*method.student, *method.settings, f"steps={count}", f"seed={seed}", f"out={folder}"]
+        if init:
+            settings.append(f"student.init={init}")
+        spkd(study.work, 1, "train", *losses, f"cache={method.cache}", *settings)
         if method.then is None:
             break
         method, init, folder, left = method.then, folder, f"{folder}-then", left - count
-    reports = evaluate(work, listed(data), 1, f"{name}-{seed}-eval", f"model={folder}")
-    record = json.loads((work / folder / "model.json").read_text())["training"]
-    kept = {
-        "lists": {part: {key: reports[part]["results"][key] for key in METRICS} for part in LISTS},
-        "model": {k: reports["test_other"]["models"][-1][k] for k in ("parameters", "macs_per_second")},
-        "memo": record.get("memo"),
-        "seconds": round(time.time() - started),
+    found = {"method": name, **evaluated(study, f"{name}-{seed}-eval", f"model={folder}")}
+    found["memo"] = json.loads((study.work / folder / "model.json").read_text())["training"].get("memo")
+    study.runs.keep(study.key(name), seed, found | {"seconds": round(time.time() - started)})
+    shown = {part: round(result["eer_percent"], 2) for part, result in found["lists"].items()}
+    print(f"{name}-{seed}: {shown}, {time.time() - started:.0f} s", flush=True)
+
+
+def evaluated(study: Study, out: str, *model: str) -> dict:
+    """What is kept of a model: metrics and resampled EERs (%) of every list, and its size."""
+    reports = evaluate(study.work, study.lists, 1, out, *model)
+    last = next(reversed(reports.values()))["models"][-1]
+    return {
+        "lists": {part: {key: report["results"][key] for key in METRICS} for part, report in reports.items()},
+        "resampled": {
+            part: resampled(*scored(study.work / out / part / "scores.txt", manifest), seed)
+            for seed, (part, (manifest, _)) in enumerate(study.lists.items())
+        },
+        "model": {key: last.get(key) for key in ("parameters", "macs_per_second")},
     }
-    finished(work, name, seed).write_text(json.dumps(kept))
-    print(f"{name}-{seed}: {kept['lists']}", flush=True)
+
+
+def scored(scores_file: Path, manifest: Path) -> tuple[np.ndarray, SpeakerTrials]:
+    """Scores, and the speakers of their trials."""
+    trials, scores = read_scores(scores_file)
+    with open(manifest, newline="") as source:
+        speaker = {row["utt"]: row["speaker"] for row in csv.DictReader(source)}
+    number = {name: i for i, name in enumerate(sorted(set(speaker.values())))}
+    of = np.array([number[speaker[name]] for name in trials.names])
+    assert trials.label is not None
+    return scores, SpeakerTrials(of[trials.enrolment], of[trials.test], trials.label)
+
+
+def resampled(scores: np.ndarray, trials: SpeakerTrials, seed: int) -> list[float]:
+    """EER (%) under RESAMPLINGS draws of the speakers, the same draws for every model of a list."""
+    random, ranking = np.random.RandomState(seed), Ranking.of(scores, trials.labels)
+    found: list[float] = []
+    while len(found) < RESAMPLINGS:
+        draw = np.bincount(random.randint(0, trials.speakers, trials.speakers), minlength=trials.speakers)
+        try:
+            found.append(round(100 * eer(ranking.curve(trials.weights(draw.astype(np.float64)))), 3))
+        except ValueError:  # no target trials among the speakers drawn, whatever the scores
+            continue
+    return found
 
 
 def summary(runs: Sequence[dict]) -> dict[str, dict]:
     """Mean and standard deviation over the seeds, by list."""
     found: dict[str, dict] = {}
-    for name in LISTS:
+    for name in runs[0]["lists"]:
         found[name] = {}
         for key, figures in (("eer_percent", 3), ("min_dcf_0.01", 4)):
             values = [run["lists"][name][key] for run in runs]
@@ -346,138 +454,132 @@ def summary(runs: Sequence[dict]) -> dict[str, dict]:
     return found
 
 
-def scored(work: Path, data: Path, name: str, seed: int, part: str) -> tuple[np.ndarray, SpeakerTrials]:
-    """The scores of one student on one list, and the speakers of its trials."""
-    trials, scores = read_scores(work / f"{name}-{seed}-eval" / part / "scores.txt")
-    with open(data / LISTS[part][0], newline="") as source:
-        speaker = {row["utt"]: row["speaker"] for row in csv.DictReader(source)}
-    number = {name: i for i, name in enumerate(sorted(set(speaker.values())))}
-    of = np.array([number[speaker[name]] for name in trials.names])
-    assert trials.label is not None
-    return scores, SpeakerTrials(of[trials.enrolment], of[trials.test], trials.label)
-
-
-def compare(work: Path, data: Path, first: str, second: str, seeds: Sequence[int]) -> dict[str, object]:
-    """Mean EER over lists and seeds of two methods, first minus second, with the 95 % interval over speakers, who are
+def compare(first: Sequence[dict], second: Sequence[dict], lists: Sequence[str] = tuple(LISTS)) -> dict[str, object]:
+    """Mean EER over lists and runs of two methods, first minus second, with the 95 % interval over speakers, who are
     drawn for both methods together."""
-    draws = np.zeros((RESAMPLINGS, len(LISTS)))
-    observed = []
-    for column, part in enumerate(LISTS):
-        rankings = []
-        for name, sign in ((first, 1.0), (second, -1.0)):
-            for seed in seeds:
-                scores, trials = scored(work, data, name, seed, part)
-                rankings.append((sign, Ranking.of(scores, trials.labels)))
 
-        def difference(weight: np.ndarray | None, rankings: list[tuple[float, Ranking]] = rankings) -> float:
-            return 100 * sum(sign * eer(r.curve(weight))[0] for sign, r in rankings) / len(seeds)
+    def mean(runs: Sequence[dict]) -> tuple[float, np.ndarray]:
+        rates = [run["lists"][part]["eer_percent"] for run in runs for part in lists]
+        return float(np.mean(rates)), np.mean([run["resampled"][part] for run in runs for part in lists], 0)
 
-        observed.append(difference(None))
-        random = np.random.RandomState(column)
-        for row in range(RESAMPLINGS):
-            while True:
-                draw = np.bincount(random.randint(0, trials.speakers, trials.speakers), minlength=trials.speakers)
-                try:
-                    draws[row, column] = difference(trials.weights(draw.astype(np.float64)))
-                    break
-                except ValueError:  # no target trials among the speakers drawn
-                    continue
-    low, high = np.quantile(draws.mean(1), [0.025, 0.975])
-    value = float(np.mean(observed))
+    (a, draws_a), (b, draws_b) = mean(first), mean(second)
+    low, high = (round(float(edge), 2) for edge in np.quantile(draws_a - draws_b, [0.025, 0.975]))
     verdict = "holds" if high < 0 else "does not hold" if low > 0 else "open"
-    interval = [round(float(low), 2), round(float(high), 2)]
-    return {"verdict": verdict, "difference": round(value, 2), "interval": interval, "seeds": len(seeds)}
+    seeds = min(len(first), len(second))
+    return {"verdict": verdict, "difference": round(a - b, 2), "interval": [low, high], "seeds": seeds}
 
 
-def table(methods: dict[str, dict], teacher: dict[str, float] | None = None) -> str:
+def table(methods: dict[str, dict], heads: dict[str, str], teacher: dict[str, float] | None = None) -> str:
     """A table of README or docs."""
-    heads = ("", "parameters", "steps", "seeds", *(f"{head}, EER (%)" for head in HEADS.values()))
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    cells = ["", "parameters", "MACs of 1 s", "steps", "seeds", *(f"{head}, EER (%)" for head in heads.values())]
+    lines = [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
     if teacher is not None:
-        lines.append(f"| teacher | 1.42 M | | | {' | '.join(f'{teacher[name]:.2f}' for name in LISTS)} |")
+        lines.append(f"| teacher | 1.42 M | | | | {' | '.join(f'{teacher[name]:.2f}' for name in heads)} |")
     for found in methods.values():
-        cells = [found["title"], f"{found['parameters'] / 1e6:.2f} M", str(found["steps"]), str(found["seeds"])]
-        for name in LISTS:
+        size = f"{found['parameters'] / 1e6:.{2 if found['parameters'] > 1e5 else 3}f} M"
+        cells = [found["title"], size, f"{found['macs_per_second'] / 1e6:.1f} M"]
+        cells += [f"{found['steps']:,}", str(found["seeds"])]
+        for name in heads:
             rate = found[name]["eer_percent"]
             cells.append(f"{rate['mean']:.2f}" + (f" ± {rate['sd']:.2f}" if found["seeds"] > 1 else ""))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def options(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Of the command that trains the students of a study."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--data", type=Path, required=True, help="the folder of the corpora")
+    found.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
+    found.add_argument("--seeds", type=int, default=3)
+    found.add_argument("--methods", nargs="*", help="only these")
+    found.add_argument("--jobs", type=int, default=2, help="students trained side by side, one thread each")
+    found.add_argument("--work", type=Path, default=HERE / "work" / name, help="folder of caches and students")
+    runs = HERE / "results" / f"{name}_runs.json"
+    found.add_argument("--runs", type=Path, default=runs, help="file of the finished runs")
+    found.add_argument("--report", action="store_true", help="train nothing; tables of what is finished")
+    return found
+
+
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, required=True, help="the folder of the corpora")
-    options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
-    options.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    options.add_argument("--jobs", type=int, default=2, help="students trained side by side, one thread each")
-    options.add_argument("--work", type=Path, default=HERE / "work" / "papers")
-    options.add_argument("--report", action="store_true", help="train nothing; tables of what is finished")
-    given = options.parse_args()
-    data, weights, work = given.data.resolve(), given.teacher.resolve(), given.work.resolve()
+    arguments = options(__doc__, "papers")
+    arguments.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    given = arguments.parse_args()
+    data, work = given.data.resolve(), given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     manifests(data, work)
-    chosen = [name for name in given.methods if METHODS[name].group in given.groups]
+    lists = {name: (data / manifest, data / trials) for name, (manifest, trials) in LISTS.items()}
+    study = Study(work, data, given.teacher.resolve(), lists, METHODS, CACHES, Runs(given.runs))
     if not given.report:
-        run(work, data, weights, chosen, given.seeds, given.jobs)
-    report(work, data, weights, given.seeds)
+        run(study, [n for n in given.methods or METHODS if METHODS[n].group in given.groups], given.seeds, given.jobs)
+    report(study, given.seeds)
 
 
-def run(work: Path, data: Path, weights: Path, chosen: list[str], seeds: int, jobs: int) -> None:
+def run(study: Study, chosen: list[str], seeds: int, jobs: int) -> None:
     """Extract what is needed and train what is not finished, seed after seed."""
+    waiting = {}  # methods of the same settings share their runs
+    for seed in range(seeds):
+        for name in chosen:
+            if study.runs.get(key := study.key(name), seed) is None:
+                waiting.setdefault((key, seed), (name, seed))
+    needed = {cache for name, _ in waiting.values() for cache in study.methods[name].caches}
+    teachers = {teacher for cache in needed if (teacher := study.caches[cache].teacher) is not None}
     with ThreadPoolExecutor(jobs) as pool:
         # A cache of a student's outputs needs the student, which needs another cache.
-        for by_student in (False, True):
-            caches = {cache for name in chosen for cache in METHODS[name].caches}
-            caches |= {"voices"} if any(CACHES[cache].teacher for cache in caches) else set()
-            now = [cache for cache in CACHES if cache in caches and (CACHES[cache].teacher is not None) == by_student]
-            for cache in now:
-                if (teacher := CACHES[cache].teacher) is not None and not finished(work, teacher, 0).is_file():
-                    train(work, data, teacher, 0)
-            list(pool.map(lambda cache: extract(work, data, weights, cache), now))
-            waiting = [
-                pool.submit(train, work, data, name, seed)
-                for seed in range(seeds)
-                for name in chosen
-                if METHODS[name].caches & set(now) and not finished(work, name, seed).is_file()
-            ]
-            for one in waiting:
-                one.result()
+        first = {cache for name in teachers for cache in study.methods[name].caches}
+        list(pool.map(lambda cache: extract(study, cache), sorted(first)))
+        list(pool.map(lambda name: train(study, name, 0), sorted(teachers)))
+        list(pool.map(lambda cache: extract(study, cache), sorted(needed - first)))
+        left = [(name, seed) for name, seed in waiting.values() if seed or name not in teachers]
+        list(pool.map(lambda one: train(study, *one), left))
 
 
-def report(work: Path, data: Path, weights: Path, seeds: int) -> None:
+def report(study: Study, seeds: int) -> None:
     """Tables, claims, the figure and the last line, of what is finished."""
-    teacher = evaluate(work, listed(data), os.cpu_count() or 1, "teacher-eval", "model=dvector", f"weights={weights}")
-    done = {name: [seed for seed in range(seeds) if finished(work, name, seed).is_file()] for name in METHODS}
-    methods = {}
-    for name, of in done.items():
-        if of:
-            runs = [json.loads(finished(work, name, seed).read_text()) for seed in of]
-            methods[name] = {
-                "group": METHODS[name].group,
-                "title": METHODS[name].title,
-                "steps": METHODS[name].steps * STEPS,
-                "seeds": len(of),
-                **runs[0]["model"],
-                **summary(runs),
-            }
-            if runs[0]["memo"] is not None:
-                methods[name]["memo"] = [found["memo"] for found in runs]
+    teacher = study.runs.get(TEACHER, 0)
+    if teacher is None:
+        teacher = {"method": TEACHER, **evaluated(study, "teacher-eval", "model=dvector", f"weights={study.weights}")}
+        study.runs.keep(TEACHER, 0, teacher)
+    records = {name: found for name in study.methods if (found := study.finished(name, seeds))}
+    methods = rows(study, records)
+    records[TEACHER] = [teacher]
     claims = {}
-    for claim, (first, second) in CLAIMS.items():
-        if shared := sorted(set(done[first]) & set(done[second])):
-            claims[claim] = compare(work, data, first, second, shared)
-    rates = {name: round(teacher[name]["results"]["eer_percent"], 3) for name in LISTS}
+    for claim, (first, second, *lists) in CLAIMS.items():
+        if first in records and second in records:
+            shared = min(len(records[name]) for name in (first, second) if name != TEACHER)
+            claims[claim] = compare(records[first][:shared], records[second][:shared], lists or tuple(LISTS))
+    rates = {part: round(teacher["lists"][part]["eer_percent"], 3) for part in LISTS}
     result = {"teacher": rates, **goals(methods), "orderings": claims, "methods": methods, "machine": describe()}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     write_tables(result)
-    for name, found in methods.items():
-        shown = "   ".join(
-            f"{found[part]['eer_percent']['mean']:6.2f} {found[part]['eer_percent']['sd']:5.2f}" for part in LISTS
-        )
-        print(f"{name:20} {found['seeds']} {shown}")
+    show(methods)
     print(json.dumps({key: value for key, value in result.items() if key not in ("methods", "machine")}))
+
+
+def rows(study: Study, records: dict[str, list[dict]]) -> dict[str, dict]:
+    """What the tables say of each method."""
+    found = {}
+    for name, runs in records.items():
+        method = study.methods[name]
+        found[name] = {
+            "group": method.group,
+            "title": method.title,
+            "steps": method.steps,
+            "seeds": len(runs),
+            **runs[0]["model"],
+            **summary(runs),
+        }
+        if runs[0]["memo"] is not None:
+            found[name]["memo"] = [run["memo"] for run in runs]
+    return found
+
+
+def show(methods: dict[str, dict]) -> None:
+    """Print the mean and spread of the EERs."""
+    for name, found in methods.items():
+        rates = [part["eer_percent"] for part in found.values() if isinstance(part, dict)]
+        shown = "   ".join(f"{rate['mean']:6.2f} {rate['sd']:5.2f}" for rate in rates)
+        print(f"{name:20} {found['seeds']} {shown}")
 
 
 def goals(methods: dict[str, dict]) -> dict[str, object]:
@@ -492,7 +594,7 @@ def goals(methods: dict[str, dict]) -> dict[str, object]:
         rate = methods[name]["speechocean"]["eer_percent"]["mean"]
         return {"method": name, "speechocean": rate, "librispeech": round(libri, 3), "seeds": methods[name]["seeds"]}
 
-    untaught = [name for name in methods if "no teacher" in methods[name]["title"]]
+    untaught = [name for name in methods if methods[name]["title"].startswith("no teacher")]
     taught = [name for name in methods if name not in untaught]
     return {
         "best_under_1m_test_speechocean": best([n for n in taught if methods[n]["parameters"] <= 1e6]),
@@ -505,54 +607,64 @@ def write_tables(result: dict) -> None:
     """The tables of README.md and docs/results.md, and the figure."""
     methods, parts = result["methods"], []
     for group, title in GROUPS.items():
-        rows = {name: found for name, found in methods.items() if found["group"] == group}
-        if rows:
-            parts.append(f"## {title}\n\n{table(rows, result['teacher'] if group in ('losses', 'sizes') else None)}")
+        found = {name: row for name, row in methods.items() if row["group"] == group}
+        if found:
+            teacher = result["teacher"] if group in ("losses", "recipe", "sizes") else None
+            parts.append(f"## {title}\n\n{table(found, HEADS, teacher)}")
     lines = ["| claim: lower EER | | difference (points) | 95 % interval | seeds |", "|---|---|---|---|---|"]
     for claim, found in result["orderings"].items():
         low, high = found["interval"]
         cells = (f"{found['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", str(found["seeds"]))
         lines.append(f"| {claim} | {found['verdict']} | {' | '.join(cells)} |")
-    note = (
-        "Mean EER over the three lists and the seeds, first minus second; intervals over speakers, who are resampled."
-    )
+    note = "Mean EER over the lists and the seeds, first minus second; intervals over speakers, who are resampled."
     parts.append(f"## Orderings\n\n{note}\n\n" + "\n".join(lines))
-    between(DOC, "\n\n".join(parts))
-    between(README, table({n: f for n, f in methods.items() if f["group"] == "sizes"}, result["teacher"]))
+    between(DOC, TABLES, "\n\n".join(parts))
+    shown = {n: row for n, row in methods.items() if n in IN_README or row["group"] == "sizes"}
+    between(README, TABLES, table(shown, HEADS, result["teacher"]))
     draw(methods, result["teacher"])
 
 
-def between(path: Path, made: str) -> None:
+def between(path: Path, begin: str, made: str) -> None:
     """Put a text between the marks of a file."""
-    before, _, rest = path.read_text().partition(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}")
+    before, _, rest = path.read_text().partition(begin)
+    path.write_text(f"{before}{begin}\n\n{made}\n\n{END}{rest.partition(END)[2]}")
 
 
 def draw(methods: dict[str, dict], teacher: dict[str, float]) -> None:
-    """docs/frontier.svg: EER against parameters."""
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-    axes = figure.subplots(1, len(LISTS), sharex=True)
+    """docs/frontier.svg: EER against parameters and against MACs."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    panels = figure.subplots(2, len(LISTS), sharey="col")
     rows = [found for found in methods.values() if found["group"] == "sizes"]
-    titles = list(dict.fromkeys(found["title"] for found in rows))
-    for panel, part in zip(axes, LISTS, strict=True):
-        for title, marker in zip(titles, "sDo^v", strict=False):
-            mine = sorted((f for f in rows if f["title"] == title), key=lambda found: found["parameters"])
-            rates = [found[part]["eer_percent"] for found in mine]
-            panel.errorbar(
-                [found["parameters"] / 1e6 for found in mine],
-                [rate["mean"] for rate in rates],
-                [rate["sd"] for rate in rates],
-                marker=marker,
-                markersize=4,
-                capsize=2,
-                label=title,
-            )
-        panel.axhline(teacher[part], color="#444444", linestyle="--", linewidth=1, label="teacher, 1.42 M")
-        panel.set(title=HEADS[part], xlabel="parameters (M)", xscale="log", xlim=(0.09, 1.1), ylim=(0, None))
-        panel.set_xticks([0.1, 0.2, 0.5, 1.0], ["0.1", "0.2", "0.5", "1"])
-        panel.minorticks_off()
-    axes[0].set_ylabel("EER (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    rows += [found | {"title": "x-vector, no teacher"} for name, found in methods.items() if name == f"untaught_{LONG}"]
+    axes = {
+        "parameters": ("parameters (M)", 1.42e6, (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)),
+        "macs_per_second": ("MACs of 1 s (M)", None, (1, 2, 5, 10, 20, 50)),
+    }
+    for line, (key, (label, of_teacher, ticks)) in zip(panels, axes.items(), strict=True):
+        for panel, part in zip(line, LISTS, strict=True):
+            for title, marker in zip(dict.fromkeys(found["title"] for found in rows), "oDsv^", strict=False):
+                mine = sorted((f for f in rows if f["title"] == title), key=lambda found: found[key])
+                rates = [found[part]["eer_percent"] for found in mine]
+                panel.errorbar(
+                    [found[key] / 1e6 for found in mine],
+                    [rate["mean"] for rate in rates],
+                    [rate["sd"] for rate in rates],
+                    marker=marker,
+                    markersize=4,
+                    capsize=2,
+                    label=title,
+                )
+            size = "" if of_teacher is None else f", {of_teacher / 1e6:.2f} M parameters"
+            panel.axhline(teacher[part], color="#444444", linestyle="--", linewidth=1, label=f"teacher{size}")
+            panel.set(xlabel=label, xscale="log", ylim=(0, None))
+            panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            panel.minorticks_off()
+    for panel, part in zip(panels[0], LISTS, strict=True):
+        panel.set_title(HEADS[part])
+    for line in panels:
+        line[0].set_ylabel("EER (%)")
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     with matplotlib.rc_context({"svg.hashsalt": "spkd"}):
         figure.savefig(FIGURE, metadata={"Date": None})
 

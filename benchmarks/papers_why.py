@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import describe
-from papers import finished
 from spine import spkd
 from torch.nn.functional import normalize
 
@@ -43,7 +42,7 @@ HERE = Path(__file__).parent
 CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
 RIDGE = 10.0
 TRIALS = "trials-across-sessions"
-METHODS = ("untaught_long", "label_free", "best_32", "best_64")
+METHODS = ("untaught_2400", "label_free_2400", "labels_only", "best_2400")
 
 
 def spread(cache: Cache) -> dict[str, dict[str, float]]:
@@ -164,7 +163,7 @@ def sessions(work: Path, manifest: Path, weights: Path, seeds: int) -> dict[str,
     across_sessions(work / f"{TRIALS}.txt", recordings(manifest))
     found = {"teacher": [eer(work, manifest, "teacher-eval", "model=dvector", f"weights={weights}")]}
     for method in METHODS:
-        names = [f"{method}-{seed}" for seed in range(seeds) if finished(work, method, seed).is_file()]
+        names = [f"{method}-{seed}" for seed in range(seeds) if (work / f"{method}-{seed}" / "model.json").is_file()]
         found[method] = [eer(work, manifest, f"{name}-eval", f"model={name}") for name in names]
     return found
 

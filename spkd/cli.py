@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from spkd import __version__, config
 from spkd.errors import Interrupted, SpkdError, UsageError, reported
+from spkd.memory import keep_large_buffers
 from spkd.registry import LOSSES
 
 if TYPE_CHECKING:
@@ -738,6 +739,7 @@ def _interrupt(*_: object) -> None:
 def main() -> None:
     """Run the command; whatever fails is one line on stderr and exit code 1 (failed), 2 (usage) or 130
     (interrupted)."""
+    keep_large_buffers()
     # Typer would turn KeyboardInterrupt into a silent abort.
     before = {which: signal.signal(which, _interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -30,7 +30,7 @@ ORDER = (
     ("manifest", "config"),
     ("registry", "device", "channel", "formants"),
     ("text", "audio", "vectors"),
-    ("ffmpeg", "files", "schema", "digest", "seeding", "progress"),
+    ("ffmpeg", "files", "schema", "digest", "seeding", "progress", "memory"),
     ("errors", "__init__", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -1,0 +1,165 @@
+"""How the recipe best-mini was chosen: on speakers kept aside, never on a test list.
+
+58 of the training speakers of papers.py are kept aside (25 of speechocean, 33 of LibriSpeech), and the same student is
+trained on the other 250 with every candidate. Scored on three lists: speechocean's speakers against others of the same
+sex and age group, quarters of the LibriSpeech recordings, and Arabic commands across recording sessions, a language
+that no student was trained on.
+
+    python benchmarks/recipe.py --data DIR --teacher FILE --seeds 2
+
+DIR holds librispeech-mini, speechocean-mini and arabic-commands-mini. Finished runs are kept as papers.py keeps them.
+Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/recipe.json and makes a table of
+docs/results.md from it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from machine import describe
+from papers import (
+    BEST,
+    DOC,
+    LABELS,
+    LONG,
+    ONE,
+    SPEEDS,
+    STUDENT,
+    TEACHER,
+    TEMPERATURES,
+    VOICES,
+    CachePlan,
+    Lists,
+    Method,
+    Runs,
+    Study,
+    between,
+    evaluated,
+    options,
+    rows,
+    run,
+    show,
+    student,
+    table,
+    training_rows,
+    write_manifest,
+)
+from papers_why import across_sessions, recordings
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "recipe.json"
+CHOICE = "<!-- made by benchmarks/recipe.py -->"
+ASIDE = {"librispeech-mini": 33, "speechocean-mini": 25}  # speakers
+HEADS = {"speechocean": "speechocean", "librispeech": "LibriSpeech", "arabic": "Arabic"}
+PIECES = 4  # of a recording of LibriSpeech
+CHILD = 15  # years; the age groups of the trials
+
+CACHES = {
+    "aside": CachePlan(VOICES, manifest="others.csv"),
+    "aside_speeds": CachePlan(("view=full:8", f"view.speeds={SPEEDS}"), manifest="others.csv"),
+}
+
+
+def candidate(
+    title: str,
+    losses: tuple[str, ...],
+    settings: tuple[str, ...] = (),
+    shape: tuple[str, ...] = STUDENT,
+    cache: str = "aside",
+) -> Method:
+    return Method("choice", title, losses, settings, shape, LONG, cache)
+
+
+def weighted(weight: float) -> tuple[str, ...]:
+    return (*TEMPERATURES[:1], f"loss.weights.aam={weight}")
+
+
+METHODS = {
+    "aam": candidate("no teacher (AAM-softmax)", ("aam",)),
+    "aam_slow": candidate("no teacher, half the learning rate", ("aam",), ("optim.lr=0.001",)),
+    "aam_fast": candidate("no teacher, twice the learning rate", ("aam",), ("optim.lr=0.004",)),
+    "aam_ntxent": candidate("no teacher (AAM-softmax and NT-Xent)", ("aam", "ntxent"), TEMPERATURES[1:]),
+    "speeds": candidate("contrastive, speeds alone", *ONE, cache="aside_speeds"),
+    "contrastive": candidate("contrastive", *ONE),
+    "contrastive_ntxent": candidate("contrastive and NT-Xent", ("contrastive", "ntxent"), TEMPERATURES),
+    "aam_01": candidate("contrastive, AAM-softmax (0.1)", LABELS[0], weighted(0.1)),
+    "aam_03": candidate("contrastive, AAM-softmax (0.3)", *LABELS),
+    "aam_1": candidate("contrastive, AAM-softmax (1)", LABELS[0], weighted(1.0)),
+    "means": candidate("contrastive with class means", ONE[0], (*ONE[1], "class_means=true")),
+    "best": candidate("contrastive, NT-Xent, AAM-softmax (0.3)", *BEST),
+    "wider": candidate("the same with 128 channels", *BEST, student("xvector", 128)),
+}
+
+
+def lists(data: Path, work: Path) -> Lists:
+    """Write the manifest of the other training speakers, and manifest and trials of every list of those kept aside."""
+    others, aside = [], {}
+    for corpus, utterances in training_rows(data).items():
+        speakers = sorted({row["speaker"] for row in utterances})
+        chosen = {speakers[i] for i in np.random.RandomState(0).permutation(len(speakers))[: ASIDE[corpus]]}
+        others += [row for row in utterances if row["speaker"] not in chosen]
+        aside[corpus] = [row for row in utterances if row["speaker"] in chosen]
+    write_manifest(work / "others.csv", others)
+    pieces = []
+    for row in aside["librispeech-mini"]:
+        length = float(row["duration"]) / PIECES
+        pieces += [
+            {**row, "utt": f"{row['utt']}-{i}", "duration": f"{length:.3f}", "start": f"{i * length:.3f}"}
+            for i in range(PIECES)
+        ]
+
+    def group(row: dict[str, str]) -> tuple[str, bool]:
+        return row["gender"], int(row["age"]) < CHILD
+
+    write_list(work / "aside-speechocean", aside["speechocean-mini"], lambda a, b: group(a) == group(b))
+    write_list(work / "aside-librispeech", pieces, lambda a, b: True)
+    arabic = data / "arabic-commands-mini" / "train.csv"
+    across_sessions(work / "aside-arabic.txt", recordings(arabic))
+    found = {name: (work / f"aside-{name}.csv", work / f"aside-{name}.txt") for name in HEADS}
+    return found | {"arabic": (arabic, work / "aside-arabic.txt")}
+
+
+def write_list(path: Path, utterances: list[dict[str, str]], tried: Callable[..., bool]) -> None:
+    """Manifest and trials: pairs of one speaker, and those of two that are to be tried."""
+    write_manifest(path.with_suffix(".csv"), utterances)
+    path.with_suffix(".txt").write_text("".join(trials(utterances, tried)))
+
+
+def trials(utterances: list[dict[str, str]], tried: Callable[..., bool]) -> Iterable[str]:
+    for a, b in combinations(utterances, 2):
+        target = a["speaker"] == b["speaker"]
+        if target or tried(a, b):
+            yield f"{int(target)} {a['utt']} {b['utt']}\n"
+
+
+def main() -> None:
+    given = options(__doc__, "recipe").parse_args()
+    data, work = given.data.resolve(), given.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    study = Study(work, data, given.teacher.resolve(), lists(data, work), METHODS, CACHES, Runs(given.runs))
+    if not given.report:
+        run(study, given.methods or list(METHODS), given.seeds, given.jobs)
+    teacher = study.runs.get(TEACHER, 0)
+    if teacher is None:
+        teacher = evaluated(study, "teacher-aside", "model=dvector", f"weights={study.weights}")
+        study.runs.keep(TEACHER, 0, teacher)
+    methods = rows(study, {name: found for name in METHODS if (found := study.finished(name, given.seeds))})
+    rates = {name: round(teacher["lists"][name]["eer_percent"], 2) for name in HEADS}
+    between(DOC, CHOICE, table(methods, HEADS, rates))
+    show(methods)
+    mean = {
+        name: round(statistics.mean(found[part]["eer_percent"]["mean"] for part in HEADS), 2)
+        for name, found in methods.items()
+    }
+    result = {"teacher": rates, "mean_eer_percent": mean, "methods": methods, "machine": describe()}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: result[key] for key in ("teacher", "mean_eer_percent")}))
+
+
+if __name__ == "__main__":
+    main()
