@@ -42,8 +42,10 @@ def var_mean(x: Tensor, lengths: Tensor | None, correction: int = 0) -> tuple[Te
     average = mean(wide, lengths)
     deviations = mask(wide - average, lengths)
     squares = (deviations * deviations).sum(-1, keepdim=True)
-    counts = x.shape[-1] if lengths is None else _counts(wide, lengths)
-    variance = squares / (max(counts - correction, 1) if isinstance(counts, int) else (counts - correction).clamp_min(1))
+    if lengths is None:
+        variance = squares / max(x.shape[-1] - correction, 1)
+    else:
+        variance = squares / (_counts(wide, lengths) - correction).clamp_min(1)
     return variance.to(x.dtype), average.to(x.dtype)
 
 
