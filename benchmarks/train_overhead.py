@@ -35,6 +35,7 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.extract.run import extract
 from spkd.features import FBANK, input_features
 from spkd.manifest import Manifest, Utterance
+from spkd.memory import keep_large_buffers
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
 from spkd.train.batches import InputSource, StepBatches
@@ -131,6 +132,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=30)
     options.add_argument("--work", type=Path, default=HERE / "work" / "train_overhead")
     given = options.parse_args()
+    keep_large_buffers()  # as the command line does
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
     prepare(given.work)

@@ -199,3 +199,14 @@ def test_crops_of_equal_length_go_through_the_network_together() -> None:
     for levels, crop in zip(forward_crops(network, crops), crops, strict=True):
         for name, values in network(crop).items():
             assert torch.allclose(levels[name], values, atol=1e-5)
+
+
+def test_gradients_of_frames_reach_convolutions_with_time_last_in_memory() -> None:
+    network = build("xvector", channels=16, embedding=8)
+    layouts = []
+    network.tdnn[-1].register_full_backward_hook(lambda module, inputs, outputs: layouts.append(outputs[0]))
+    (levels,) = forward_crops(network, [torch.randn(3, 40, 80)])
+    weight = torch.randn(3, 40, 32)
+    (levels["frames"] * weight).sum().backward()
+    assert layouts[0].is_contiguous()
+    torch.testing.assert_close(layouts[0], weight.mT)
