@@ -22,14 +22,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from commands import Lists, evaluate, spkd
 from machine import describe
-from spine import LISTS, SPEEDS, evaluate, listed, spkd
 
 from spkd.cache import Cache
 from spkd.cache import codec as codecs
 from spkd.cache.layout import FRAME_CHUNK, compress
 
 HERE = Path(__file__).parent
+SPEEDS = "view.speeds=[0.85,0.9,0.95,1.0,1.05,1.1,1.15]"
+LISTS = {"test_other": "test-other", "test_short": "test-short"}
 STORED = "storage.codecs={{embedding: {}}}"
 EMBEDDING = ("float16", "int8", "sq4", "pq64x4", "opq32x4")  # a student of each
 FRAMES = ("float32", "float16", "float16+zstd", "int8", "sq8", "sq6", "sq4", "pq64x8", "opq64x8", "pq32x8")
@@ -40,6 +42,11 @@ def extract(work: Path, data: Path, weights: Path, threads: int, folder: str, *s
     spkd(work, threads, "extract", *common, *settings)
     print(f"extracted {folder}", flush=True)
     return Cache.open(work / folder)
+
+
+def lists(data: Path) -> Lists:
+    """Manifest and trials of both lists."""
+    return {name: (data / f"{split}.csv", data / f"trials-{split}.txt") for name, split in LISTS.items()}
 
 
 def rows_of(cache: Cache, name: str, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +88,7 @@ def student(work: Path, data: Path, threads: int, codec: str, seed: int, setting
     arguments = [f"cache=embedding-{codec}", f"out={folder}", f"seed={seed}", *settings]
     spkd(work, threads, "train", "--loss", "contrastive", *arguments)
     print(f"trained {folder}", flush=True)
-    reports = evaluate(work, listed(data), threads, f"{folder}-eval", f"model={folder}")
+    reports = evaluate(work, lists(data), threads, f"{folder}-eval", f"model={folder}")
     return {name: report["results"]["eer_percent"] for name, report in reports.items()}
 
 

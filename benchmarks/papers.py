@@ -42,9 +42,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from commands import Lists, evaluate, spkd
 from machine import describe
 from matplotlib.figure import Figure
-from spine import evaluate, spkd
 
 from spkd.eval.bootstrap import SpeakerTrials
 from spkd.eval.metrics import Ranking, eer
@@ -75,9 +75,6 @@ FEW = ("view=full:4", f"view.speeds={SPEEDS}")
 FAST = ("precision=bf16", "loggers=[csv]")
 
 
-Lists = dict[str, tuple[Path, Path]]  # manifest and trials by name
-
-
 @dataclass(frozen=True)
 class CachePlan:
     """A cache. views: settings of `spkd extract`; DATA stands for the folder of the corpora. teacher: another method of
@@ -92,6 +89,7 @@ class CachePlan:
 CACHES = {
     "voices": CachePlan((*VOICES, "wave=true"), "embedding,stats,frames.layer3"),
     "xvector": CachePlan((*VOICES, "storage.codecs={frames: int8}"), "embedding,stats,segment.a,frames,logits", "wide"),
+    "unlabelled": CachePlan(VOICES, manifest="unlabelled.csv"),
     "libri": CachePlan(VOICES, manifest="libri.csv"),
     **{f"amount_{n}": CachePlan(VOICES, manifest=f"amount_{n}.csv") for n in AMOUNTS if n},
     "speeds4": CachePlan(FEW),
@@ -149,17 +147,20 @@ class Runs:
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
-        self._records: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
 
     def get(self, key: str, seed: int) -> dict | None:
-        return self._records.get(f"{key}-{seed}")
+        return self._read().get(f"{key}-{seed}")
 
     def keep(self, key: str, seed: int, record: dict) -> None:
         with self._lock:
-            self._records[f"{key}-{seed}"] = record
-            lines = (f"{json.dumps(run)}: {json.dumps(kept)}" for run, kept in sorted(self._records.items()))
-            text = ",\n".join(lines)
-            self._path.write_text(f"{{\n{text}\n}}\n")
+            records = self._read() | {f"{key}-{seed}": record}
+            lines = ",\n".join(f"{json.dumps(run)}: {json.dumps(kept)}" for run, kept in sorted(records.items()))
+            written = self._path.with_suffix(".new")
+            written.write_text(f"{{\n{lines}\n}}\n")
+            written.replace(self._path)
+
+    def _read(self) -> dict[str, dict]:
+        return json.loads(self._path.read_text()) if self._path.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -343,20 +344,18 @@ CLAIMS = {
 }
 
 
-def training_rows(data: Path) -> dict[str, list[dict[str, str]]]:
-    """The utterances of both training corpora, with absolute paths."""
-    rows = {}
-    for corpus in TRAINED_ON:
-        with open(data / corpus / "train.csv", newline="") as source:
-            rows[corpus] = [{**row, "path": str(data / corpus / row["path"])} for row in csv.DictReader(source)]
-    return rows
+def corpus_rows(data: Path, corpus: str) -> list[dict[str, str]]:
+    """The training utterances of a corpus, with absolute paths."""
+    with open(data / corpus / "train.csv", newline="") as source:
+        return [{**row, "path": str(data / corpus / row["path"])} for row in csv.DictReader(source)]
 
 
 def manifests(data: Path, work: Path) -> None:
     """The training speech: all of it, LibriSpeech's, and parts of speechocean's without labels."""
-    libri, ocean = training_rows(data).values()
+    libri, ocean = (corpus_rows(data, corpus) for corpus in TRAINED_ON)
     write_manifest(work / "train.csv", [*libri, *ocean])
     write_manifest(work / "libri.csv", libri)
+    write_manifest(work / "unlabelled.csv", corpus_rows(data, "unlabelled-mini"))
     order = np.random.RandomState(0).permutation(len(ocean))
     for count in filter(None, AMOUNTS):
         write_manifest(work / f"amount_{count}.csv", [{**ocean[i], "speaker": ""} for i in sorted(order[:count])])
@@ -435,7 +434,7 @@ def resampled(scores: np.ndarray, trials: SpeakerTrials, seed: int) -> list[floa
     while len(found) < RESAMPLINGS:
         draw = np.bincount(random.randint(0, trials.speakers, trials.speakers), minlength=trials.speakers)
         try:
-            found.append(round(100 * eer(ranking.curve(trials.weights(draw.astype(np.float64)))), 3))
+            found.append(round(100 * eer(ranking.curve(trials.weights(draw.astype(np.float64))))[0], 3))
         except ValueError:  # no target trials among the speakers drawn, whatever the scores
             continue
     return found

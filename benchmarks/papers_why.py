@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from commands import spkd
 from machine import describe
-from spine import spkd
 from torch.nn.functional import normalize
 
 from spkd.cache import Cache, Crop

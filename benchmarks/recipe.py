@@ -2,14 +2,14 @@
 
 58 of the training speakers of papers.py are kept aside (25 of speechocean, 33 of LibriSpeech), and the same student is
 trained on the other 250 with every candidate. Scored on three lists: speechocean's speakers against others of the same
-sex and age group, quarters of the LibriSpeech recordings, and Arabic commands across recording sessions, a language
+sex and age group, pieces of the LibriSpeech recordings, and Arabic commands across recording sessions, a language
 that no student was trained on.
 
     python benchmarks/recipe.py --data DIR --teacher FILE --seeds 2
 
-DIR holds librispeech-mini, speechocean-mini and arabic-commands-mini. Finished runs are kept as papers.py keeps them.
-Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/recipe.json and makes a table of
-docs/results.md from it.
+DIR holds librispeech-mini, speechocean-mini, unlabelled-mini and arabic-commands-mini. Finished runs are kept as
+papers.py keeps them. Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/recipe.json
+and makes a table of docs/results.md from it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from commands import Lists
 from machine import describe
 from papers import (
     BEST,
@@ -32,13 +33,14 @@ from papers import (
     STUDENT,
     TEACHER,
     TEMPERATURES,
+    TRAINED_ON,
     VOICES,
     CachePlan,
-    Lists,
     Method,
     Runs,
     Study,
     between,
+    corpus_rows,
     evaluated,
     options,
     rows,
@@ -46,7 +48,6 @@ from papers import (
     show,
     student,
     table,
-    training_rows,
     write_manifest,
 )
 from papers_why import across_sessions, recordings
@@ -56,13 +57,15 @@ RESULTS = HERE / "results" / "recipe.json"
 CHOICE = "<!-- made by benchmarks/recipe.py -->"
 ASIDE = {"librispeech-mini": 33, "speechocean-mini": 25}  # speakers
 HEADS = {"speechocean": "speechocean", "librispeech": "LibriSpeech", "arabic": "Arabic"}
-PIECES = 4  # of a recording of LibriSpeech
+PIECE = 3.0  # s, at least, of a recording of LibriSpeech
 CHILD = 15  # years; the age groups of the trials
 
 CACHES = {
     "aside": CachePlan(VOICES, manifest="others.csv"),
+    "unlabelled": CachePlan(VOICES, manifest="unlabelled.csv"),
     "aside_speeds": CachePlan(("view=full:8", f"view.speeds={SPEEDS}"), manifest="others.csv"),
 }
+MORE = "[aside,unlabelled]"
 
 
 def candidate(
@@ -92,6 +95,8 @@ METHODS = {
     "aam_1": candidate("contrastive, AAM-softmax (1)", LABELS[0], weighted(1.0)),
     "means": candidate("contrastive with class means", ONE[0], (*ONE[1], "class_means=true")),
     "best": candidate("contrastive, NT-Xent, AAM-softmax (0.3)", *BEST),
+    "contrastive_more": candidate("contrastive, unlabelled speech besides", *ONE, cache=MORE),
+    "best_more": candidate("the same, unlabelled speech besides", *BEST, cache=MORE),
     "wider": candidate("the same with 128 channels", *BEST, student("xvector", 128)),
 }
 
@@ -99,19 +104,15 @@ METHODS = {
 def lists(data: Path, work: Path) -> Lists:
     """Write the manifest of the other training speakers, and manifest and trials of every list of those kept aside."""
     others, aside = [], {}
-    for corpus, utterances in training_rows(data).items():
+    for corpus in TRAINED_ON:
+        utterances = corpus_rows(data, corpus)
         speakers = sorted({row["speaker"] for row in utterances})
         chosen = {speakers[i] for i in np.random.RandomState(0).permutation(len(speakers))[: ASIDE[corpus]]}
         others += [row for row in utterances if row["speaker"] not in chosen]
         aside[corpus] = [row for row in utterances if row["speaker"] in chosen]
     write_manifest(work / "others.csv", others)
-    pieces = []
-    for row in aside["librispeech-mini"]:
-        length = float(row["duration"]) / PIECES
-        pieces += [
-            {**row, "utt": f"{row['utt']}-{i}", "duration": f"{length:.3f}", "start": f"{i * length:.3f}"}
-            for i in range(PIECES)
-        ]
+    write_manifest(work / "unlabelled.csv", corpus_rows(data, "unlabelled-mini"))
+    pieces = [piece for row in aside["librispeech-mini"] for piece in cut(row)]
 
     def group(row: dict[str, str]) -> tuple[str, bool]:
         return row["gender"], int(row["age"]) < CHILD
@@ -122,6 +123,14 @@ def lists(data: Path, work: Path) -> Lists:
     across_sessions(work / "aside-arabic.txt", recordings(arabic))
     found = {name: (work / f"aside-{name}.csv", work / f"aside-{name}.txt") for name in HEADS}
     return found | {"arabic": (arabic, work / "aside-arabic.txt")}
+
+
+def cut(row: dict[str, str]) -> list[dict[str, str]]:
+    """A recording in equal pieces of PIECE or longer."""
+    count = max(int(float(row["duration"]) / PIECE), 1)
+    length = float(row["duration"]) / count
+    place = [{"duration": f"{length:.3f}", "start": f"{i * length:.3f}"} for i in range(count)]
+    return [{**row, "utt": f"{row['utt']}-{i}", **where} for i, where in enumerate(place)]
 
 
 def write_list(path: Path, utterances: list[dict[str, str]], tried: Callable[..., bool]) -> None:

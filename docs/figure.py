@@ -1,6 +1,6 @@
-"""Draws docs/spkd.svg, the picture of the README: from audio to scores, and what the spine benchmark measured.
+"""Draws docs/spkd.svg, the picture of the README: from audio to scores, and the EER of teacher and students.
 
-python docs/figure.py    (figures come from benchmarks/results/spine.json)
+python docs/figure.py    (figures come from benchmarks/results/papers.json)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "benchmarks" / "results" / "spine.json"
+RESULTS = HERE.parent / "benchmarks" / "results" / "papers.json"
 INK, TEACHER, CACHE, STUDENT = "#222222", "#f2c6a0", "#cfe0f3", "#cfe8cf"
 
 
@@ -53,25 +53,27 @@ def way(axes: Axes) -> None:
 
 
 def measured(axes: Axes, results: dict) -> None:
-    """EER of teacher and students on two lists of unseen speakers."""
-    lists = {"test_other": "test-other", "test_short": "test-short (3.7 s)"}
-    rows = (("student_no_teacher", "student, no teacher", "#bdbdbd"), ("student_kd", "student, distilled", STUDENT))
+    """EER of teacher and students on three lists of unseen speakers."""
+    lists = {"test_other": "test-other", "test_short": "test-short\n(3.7 s)", "speechocean": "speechocean"}
+    methods = results["methods"]
+    rows = (("untaught_2400", "student, no teacher", "#bdbdbd"), ("best_2400", "student, distilled", STUDENT))
     for i, name in enumerate(lists):
-        teacher = results[f"teacher_eer_{name}"]
+        teacher = results["teacher"][name]
         axes.bar(i - 0.28, teacher, 0.26, color=TEACHER, ec=INK, lw=0.6, label="teacher" if i == 0 else None)
         axes.text(i - 0.28, teacher + 0.08, f"{teacher:.2f}", ha="center", fontsize=8)
         for j, (method, label, colour) in enumerate(rows):
-            row = results[f"{method}_eer_{name}"]
+            row = methods[method][name]["eer_percent"]
             x = i + 0.28 * j
             axes.bar(x, row["mean"], 0.26, yerr=row["sd"], color=colour, ec=INK, lw=0.6, capsize=2,
                      error_kw={"lw": 0.8}, label=label if i == 0 else None)  # fmt: skip
-            axes.text(x, row["mean"] + (row["sd"] or 0) + 0.1, f"{row['mean']:.2f}", ha="center", fontsize=8)
+            axes.text(x, row["mean"] + row["sd"] + 0.1, f"{row['mean']:.2f}", ha="center", fontsize=8)
+    best = methods["best_2400"]
     axes.set_xticks(range(len(lists)), list(lists.values()))
     axes.set_ylabel("EER (%)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     axes.set_title(
-        f"LibriSpeech excerpts, {results['seeds']} seeds, {results['parameters'] / 1e6:.2f} M parameters", fontsize=9
+        f"teacher 1.42 M parameters, student {best['parameters'] / 1e6:.2f} M, {best['seeds']} seeds", fontsize=9
     )
 
 
