@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -40,7 +40,8 @@ class Optimisation:
         if self._type is torch.float16 and device.type != "cuda":
             raise UsageError("precision=fp16: needs a GPU; bf16 works everywhere")
         if config.channels_last:
-            module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            convert: Callable[..., nn.Module] = module.network.to  # torch 2.11 types it without this argument
+            convert(memory_format=torch.channels_last)
         if config.compile:
             module.network.compile()
         self._connected: nn.Module = module
