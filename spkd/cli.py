@@ -569,7 +569,7 @@ def cache_catalogue(
 
     page, count = catalogue(root, students or [])
     write_bytes(out, page.encode())
-    print(f"{out}: {count} caches")
+    print(f"{out}: {count} cache{'' if count == 1 else 's'}")
 
 
 @cache_app.command("merge", epilog=_example("spkd cache merge share0 share1 cache"))

@@ -45,7 +45,7 @@ def test_students_may_be_elsewhere_and_caches_in_a_bucket(spkd: Callable, lab: P
     assert spkd("cache", "verify", "lab/wavlm").code == 0
     assert spkd("cache", "push", "lab/wavlm", f"{s3}/cat/wavlm").code == 0
     done = spkd("cache", "catalogue", f"{s3}/cat", "--students", "lab", "--out", "p.html")
-    assert (done.code, done.out) == (0, "p.html: 1 caches\n"), done.err
+    assert (done.code, done.out) == (0, "p.html: 1 cache\n"), done.err
     page = Path("p.html").read_text()
     assert f"spkd cache pull {s3}/cat/wavlm wavlm" in page
     assert "lab/students/small" in page
