@@ -97,6 +97,8 @@ METHODS = {
     "best": candidate("contrastive, NT-Xent, AAM-softmax (0.3)", *BEST),
     "contrastive_more": candidate("contrastive, unlabelled speech besides", *ONE, cache=MORE),
     "best_more": candidate("the same, unlabelled speech besides", *BEST, cache=MORE),
+    "best_averaged": candidate("the same, weights averaged", BEST[0], (*BEST[1], "optim.swa_fraction=0.2")),
+    "best_longer": candidate("the same, crops of 3 s", BEST[0], (*BEST[1], "crop=3.0")),
     "wider": candidate("the same with 128 channels", *BEST, student("xvector", 128)),
 }
 

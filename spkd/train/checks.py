@@ -6,6 +6,7 @@ from spkd.cache import CacheSource
 from spkd.config import TrainConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.features import FEATURES
+from spkd.progress import log
 from spkd.registry import LOSSES
 from spkd.target import EMBEDDING, LOGITS
 from spkd.train import mining
@@ -20,9 +21,16 @@ def stored_targets(loss: ChosenLoss, logits: TeacherLogits | None) -> list[str]:
 
 
 def check_labels(cache: CacheSource, losses: dict[str, ChosenLoss]) -> None:
-    """Raises SpkdError where a loss needs a speaker of every view and the cache does not know them all."""
+    """Raises SpkdError where a loss needs a speaker of every view and the cache does not know them all, or of some
+    and it knows none."""
+    if cache.labelled:
+        return
+    views = cache.usable_views
+    known = int((cache.speaker(views) >= 0).sum())
     for name, loss in losses.items():
-        if loss.kind.needs_labels and not cache.labelled:
+        if loss.kind.needs_labels == "some" and known:
+            log(f"{name}: {known:,} of {len(views):,} views have a speaker label; it learns from those")
+        elif loss.kind.needs_labels:
             raise SpkdError(
                 f"--loss {name} needs speaker labels, and the manifest of {cache.name} has utterances without; "
                 f"choose a loss without labels ({', '.join(n for n in LOSSES if not LOSSES[n].needs_labels)})"

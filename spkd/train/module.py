@@ -50,7 +50,11 @@ class TrainingModule(nn.Module):
             first, finetuned = ({name: part[i] for name, part in parts.items()} for i in range(2))
             others = forward_crops(self.network, crops[1:])
             inputs = replace(inputs, finetune_levels=finetuned)
-        return self.objective(first, replace(inputs, crops=crops, other_levels=others))
+        # Losses are in fp32: bf16 has cosines to 1/256 only, which scales of 32 and temperatures of 0.05 enlarge.
+        device = crops[0].device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
+            return self.objective(first, replace(inputs, crops=crops, other_levels=others, precision=precision))
 
     def after_step(self, progress: float) -> None:
         """After every step of the optimiser, when a fraction `progress` of the run is over."""

@@ -84,11 +84,12 @@ def own_state(state: Mapping[str, Tensor], divided_ones: Mapping[str, Division])
 
 
 def cross_entropy_of_parts(logits: Tensor, label: Tensor, first: int) -> Tensor:
-    """Cross-entropy over classes that are divided over the ranks: (), the mean over the batch, the same on every rank.
+    """Cross-entropy over classes that are divided over the ranks: (), the mean over the labelled views of the batch,
+    the same on every rank.
 
     Args:
         logits: (N, own classes) of the views of all ranks.
-        label: (N,) among all classes.
+        label: (N,) among all classes; -1 where there is none.
         first: the first of this rank's classes.
     """
     highest = logits.detach().amax(1)
@@ -97,7 +98,8 @@ def cross_entropy_of_parts(logits: Tensor, label: Tensor, first: int) -> Tensor:
     target = logits.gather(1, torch.where(is_own, label - first, 0)[:, None])[:, 0]
     mass = (logits - highest[:, None]).exp().sum(1)
     mass, target = all_reduce(torch.stack([mass, torch.where(is_own, target - highest, 0.0)]))
-    return (mass.log() - target).mean()
+    labelled = label >= 0
+    return torch.where(labelled, mass.log() - target, 0.0).sum() / labelled.sum().clamp_min(1)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -102,6 +102,20 @@ def test_aam(classes: int) -> None:
     assert abs(loss(student, inputs).item() - total / len(cosine)) < 1e-4
 
 
+def test_aam_is_the_mean_over_the_views_that_have_a_label() -> None:
+    student, inputs = setting()
+    known = torch.tensor([True, False, True, True, False, False, True, True, True])
+    loss = build(AAM)
+    part = loss({"embedding": student["embedding"][known]}, replace(inputs, label=inputs.label[known]))
+    whole = loss(student, replace(inputs, label=torch.where(known, inputs.label, -1)))
+    torch.testing.assert_close(whole, part)
+    embedding = student["embedding"].clone().requires_grad_()
+    none = loss({"embedding": embedding}, replace(inputs, label=torch.full_like(inputs.label, -1)))
+    none.backward()
+    assert none.item() == 0.0
+    assert (embedding.grad == 0).all()
+
+
 def test_the_margin_is_continuous_and_monotonic_over_all_angles() -> None:
     theta = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
     cosine = theta.cos()[:, None]

@@ -226,6 +226,16 @@ def test_a_collapse_is_reported(capsys: pytest.CaptureFixture) -> None:
     assert loss.report()["collapsed"] is None
 
 
+def test_mixed_precision_changes_little() -> None:
+    model, (crops, inputs) = module(), batch(32)
+    exact = model(crops, inputs)[0].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = model(crops, inputs)[0]
+    value.backward()
+    model.after_step(0.5)
+    assert abs(value.item() - exact) < 0.05 * abs(exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_embeddings(dtype: torch.dtype) -> None:
     for size in (1, 512):

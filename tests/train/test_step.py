@@ -26,7 +26,10 @@ def prepared(loss: str = "mse", student: str = "xvector", **settings: object) ->
     )
     torch.manual_seed(0)
     network = build(student, channels=16, embedding=8)
-    context = LossContext(network.levels, {"embedding": Target("embedding", 8)}, 4)
+    # Frames whose times are between the student's.
+    context = LossContext(
+        network.levels, {"embedding": Target("embedding", 8), "frames": Target("frames", 5, 200, 512)}, 4
+    )
     losses = {name: (chosen, "") for name, chosen in chosen_losses(options.loss).items()}
     module = TrainingModule(network, WeightedSum(losses, context))
     return Optimisation(options, module, CPU), module
@@ -34,10 +37,10 @@ def prepared(loss: str = "mse", student: str = "xvector", **settings: object) ->
 
 def batch(seed: int, views: int = 8) -> TrainBatch:
     generator = torch.Generator().manual_seed(seed)
-    inputs = LossInputs(
-        {"embedding": torch.randn(views, 8, generator=generator)}, torch.arange(views) % 4, torch.arange(views)
-    )
-    return TrainBatch([torch.randn(views, 60, 80, generator=generator)], inputs)
+    crop = torch.randn(views, 60, 80, generator=generator)
+    targets = {"embedding": torch.randn(views, 8, generator=generator)}
+    targets["frames"] = torch.randn(views, 46, 5, generator=generator)
+    return TrainBatch([crop], LossInputs(targets, torch.arange(views) % 4, torch.arange(views)))
 
 
 def gradients(module: TrainingModule) -> list[Tensor]:
@@ -66,6 +69,22 @@ def test_bfloat16_gives_nearly_the_same_loss_and_trains() -> None:
     assert last < first[1]
     with pytest.raises(UsageError, match="precision=fp16: needs a GPU"):
         prepared(precision="fp16")
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "aam", "relational", "multilevel"])
+def test_losses_are_in_full_precision_beside_a_network_in_half(loss: str) -> None:
+    more = {"loss.multilevel.levels": "{frames: frames}"} if loss == "multilevel" else {}
+    optimisation, module = prepared(loss, precision="bf16", **more)
+    one, kept = batch(0), []
+    module.network.register_forward_hook(lambda network, given, levels: kept.append(levels))
+    (term,) = optimisation.step(0, [one]).values()
+    assert kept[0]["embedding"].dtype == torch.bfloat16
+    with torch.no_grad():
+        levels = {name: values.detach().float() for name, values in kept[0].items()}
+        fresh = prepared(loss, **more)[1]
+        expected, _ = fresh.objective(levels, one.inputs)
+    assert term.dtype == torch.float32
+    torch.testing.assert_close(term, expected)
 
 
 @pytest.mark.parametrize(

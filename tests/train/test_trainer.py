@@ -183,6 +183,22 @@ def test_labels_are_asked_for_only_where_needed(spkd: Callable, corpus: Path, te
     assert spkd("train", "--loss", "contrastive", *SMALL).code == 0
 
 
+def test_a_classifier_learns_from_the_labelled_part(spkd: Callable, corpus: Path, teacher: Path) -> None:
+    text = (corpus / "manifest.csv").read_text().splitlines()
+    rows = [text[0].split(","), *([r[0], str(corpus / r[1]), *r[2:]] for r in (line.split(",") for line in text[1:]))]
+    which = rows[0].index("speaker")
+    for row in rows[1::2]:
+        row[which] = ""
+    Path("partly.csv").write_text("\n".join(map(",".join, rows)))
+    given = ("teacher=checkpoint", f"teacher.weights={teacher}", "manifest=partly.csv", "fbank=true")
+    assert spkd("extract", *given).code == 0
+    done = spkd("train", "--loss", "contrastive", "--loss", "aam", *SMALL)
+    assert done.code == 0, done.err
+    assert "views have a speaker label; it learns from those" in done.out
+    done = spkd("train", "--loss", "nontarget", *SMALL, "out=other")
+    assert (done.code, "needs speaker labels" in done.err) == (1, True)
+
+
 @pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize(
     ("extra", "expected"),

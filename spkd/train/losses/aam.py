@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from spkd.config import key
 from spkd.errors import UsageError
 from spkd.target import EMBEDDING
-from spkd.train.distributed import gathered, world
+from spkd.train.distributed import averaged, gathered, world
 from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
 from spkd.train.sharding import Division, cross_entropy_of_parts, divided, whole
 
@@ -44,12 +44,13 @@ class AAM(Loss):
     would pass pi, the cosine is lowered by 1 - cos(margin) instead, which keeps the logit monotonic and
     continuous (the field's "not easy margin"). With several sub-centres (Deng et al., Sub-center ArcFace, ECCV 2020)
     theta_k is the angle to the nearest of a class's rows, `weight` (classes * sub-centres, D). With `sharded`, a rank
-    has the rows of some classes, and takes the views of all ranks.
+    has the rows of some classes, and takes the views of all ranks. The mean is over the views that have a label (0
+    where a batch has none).
     """
 
     Settings = AAMSettings
     learns_from = "speaker classes (every speed a class)"
-    needs_labels = True
+    needs_labels = "some"
 
     def __init__(self, settings: AAMSettings, context: LossContext) -> None:
         """Raises UsageError: fewer than two classes, or, where they are divided, fewer than ranks."""
@@ -77,8 +78,9 @@ class AAM(Loss):
         margin = margin_of(self.margin, self._warmup, inputs)
         embedding = normalize(student[EMBEDDING].float(), dim=-1)
         if self._division is None:
-            cosine = self._cosines(embedding)
-            return cross_entropy(self.scale * add_margin(cosine, inputs.label, margin), inputs.label)
+            logits = self.scale * add_margin(self._cosines(embedding), inputs.label, margin)
+            labelled = averaged((inputs.label >= 0).sum().float())
+            return cross_entropy(logits, inputs.label, ignore_index=-1, reduction="sum") / labelled.clamp_min(1)
         label, first = gathered(inputs.label), self._division.own.start // self.subcentres
         cosine = self._cosines(gathered(embedding))
         is_own = (label >= first) & (label < first + cosine.shape[1])

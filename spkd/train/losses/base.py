@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class LossInputs:
         other_levels: the student's levels of the crops after the first.
         finetune_levels: its levels of other, labelled views through the adapters (see OneStep).
         finetune_label: their classes.
+        precision: of the matrix products of further networks (None: fp32). A loss itself is computed in fp32; levels
+            may come in half precision.
     """
 
     targets: dict[str, Tensor]
@@ -49,6 +51,7 @@ class LossInputs:
     other_levels: list[dict[str, Tensor]] = field(default_factory=list)
     finetune_levels: dict[str, Tensor] = field(default_factory=dict)
     finetune_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    precision: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Loss(nn.Module):
         learns_from: in a few words, for `spkd train --losses` and the docs.
         needs: names of the targets, where they do not depend on the settings. Where several teachers are kept
             separate, a loss with `needs` is there once for each.
-        needs_labels: whether every view must have a speaker label.
+        needs_labels: which views must have a speaker label: none (empty), some or all.
         averages_weights: whether it makes a moving average of the student itself.
         partner: another network that it trains beside the student, and what belongs to it.
     """
@@ -118,7 +121,7 @@ class Loss(nn.Module):
     Settings: ClassVar[type] = NoSettings
     learns_from: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
-    needs_labels: ClassVar[bool] = False
+    needs_labels: ClassVar[Literal["", "some", "all"]] = ""
     averages_weights: ClassVar[bool] = False
 
     def __init__(self, settings: Any, context: LossContext) -> None:

@@ -124,7 +124,7 @@ class NonTarget(LabelDistillation):
 
     Settings = NonTargetSettings
     learns_from = "`logits`, of the non-target speakers above all"
-    needs_labels = True
+    needs_labels = "all"
 
     def __init__(self, settings: NonTargetSettings, context: LossContext) -> None:
         super().__init__(settings, context)
@@ -150,7 +150,7 @@ class Triage(LabelDistillation):
 
     Settings = TriageSettings
     learns_from = "`logits`, of the speakers that the teacher confuses"
-    needs_labels = True
+    needs_labels = "all"
 
     def __init__(self, settings: TriageSettings, context: LossContext) -> None:
         super().__init__(settings, context)

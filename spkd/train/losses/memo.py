@@ -108,9 +108,9 @@ class EmaPair(nn.Module):
         self.teacher = _frozen_copy(network)
 
     @torch.no_grad()
-    def teach(self, crops: list[Tensor]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    def teach(self, crops: list[Tensor], precision: torch.dtype | None) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """The teacher's embeddings of the long crops, and the outputs of each of its heads."""
-        embeddings = [levels[EMBEDDING] for levels in forward_crops(self.teacher, crops)]
+        embeddings = _embeddings(self.teacher, crops, precision)
         joined = torch.cat(embeddings)
         return embeddings, {mode: list(head(joined).chunk(len(crops))) for mode, head in self.teacher_heads.items()}
 
@@ -121,6 +121,13 @@ class EmaPair(nn.Module):
         for teacher, student in pairs:
             for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
                 mine.lerp_(theirs, 1.0 - momentum)
+
+
+def _embeddings(network: nn.Module, crops: list[Tensor], precision: torch.dtype | None) -> list[Tensor]:
+    """Of each crop, in fp32, from products of that precision."""
+    with torch.autocast(crops[0].device.type, precision, enabled=precision is not None):
+        levels = forward_crops(network, crops)
+    return [of[EMBEDDING].float() for of in levels]
 
 
 class MeMo(Loss):
@@ -228,13 +235,13 @@ class MeMo(Loss):
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         crops = inputs.crops[: GLOBALS + self._settings.locals]
-        mine = [levels[EMBEDDING] for levels in [student, *inputs.other_levels][: len(crops)]]
-        own_embeddings, own_outputs = self.own.teach(crops[:GLOBALS])
+        mine = [levels[EMBEDDING].float() for levels in [student, *inputs.other_levels][: len(crops)]]
+        own_embeddings, own_outputs = self.own.teach(crops[:GLOBALS], inputs.precision)
         distilled = self._distance("self", self.own, own_outputs, mine, self.own, inputs)
         contrast, embeddings = self._contrast(mine, own_embeddings), [mine]
         if self.partner is not None:
-            theirs = [levels[EMBEDDING] for levels in forward_crops(self._partner(), crops)]
-            other_embeddings, other_outputs = self.other.teach(crops[:GLOBALS])
+            theirs = _embeddings(self._partner(), crops, inputs.precision)
+            other_embeddings, other_outputs = self.other.teach(crops[:GLOBALS], inputs.precision)
             distilled = distilled + self._distance("self", self.other, other_outputs, theirs, self.other, inputs)
             across = self._distance("cross", self.other, other_outputs, mine, self.own, inputs)
             across = across + self._distance("cross", self.own, own_outputs, theirs, self.other, inputs)
