@@ -265,6 +265,7 @@ METHODS = {
     "x_kld": narrow("KLD", "kld", "loss.kld.logits=head"),
     "x_nontarget": narrow("non-target", "nontarget", "loss.nontarget.logits=head"),
     "x_trkd": narrow("TRKD", "trkd", "loss.trkd.logits=head"),
+    "x_trkd_open": narrow("TRKD, cut-off kept at 1", "trkd", "loss.trkd.logits=head", "loss.trkd.cutoff=[1,1]"),
     "one_step": Method("ssl", "one-step (SSL shape)", ("one-step",), ("loss.one_step.targets=[frames.layer3]",), SSL),
     "two_step": Method(
         "ssl",
@@ -527,9 +528,10 @@ def run(study: Study, chosen: list[str], seeds: int, jobs: int) -> None:
         # A cache of a student's outputs needs the student, which needs another cache.
         first = {cache for name in teachers for cache in study.methods[name].caches}
         list(pool.map(lambda cache: extract(study, cache), sorted(first)))
-        list(pool.map(lambda name: train(study, name, 0), sorted(teachers)))
+        absent = sorted(name for name in teachers if not (study.work / f"{name}-0" / "model.json").is_file())
+        list(pool.map(lambda name: train(study, name, 0), absent))
         list(pool.map(lambda cache: extract(study, cache), sorted(needed - first)))
-        left = [(name, seed) for name, seed in waiting.values() if seed or name not in teachers]
+        left = [(name, seed) for name, seed in waiting.values() if seed or name not in absent]
         list(pool.map(lambda one: train(study, *one), left))
 
 

@@ -11,6 +11,7 @@ Prints, and keeps in benchmarks/results/papers_why.json:
   batch alone and with mined negatives (0 would leave it where it is), and how much the two losses fall short of 0;
 - frames: how much of the teacher's frames the 15 fbank frames in an x-vector's sight determine linearly (R^2 on other
   speakers), beside the same for the mean over the view from the mean fbank;
+- confusion: how many of the classes of the x-vector teacher are in the confusion set of TRKD;
 - sessions: EER of students on target trials across recording sessions and in another language (arabic-commands-mini,
   which was in no training). The test lists compare pieces of one recording or of one session, as positives of NT-Xent
   do.
@@ -30,17 +31,21 @@ from commands import spkd
 from machine import describe
 from torch.nn.functional import normalize
 
+from spkd import config
 from spkd.cache import Cache, Crop
 from spkd.config import MiningConfig
 from spkd.train.batches import InputSource
 from spkd.train.labels import Labels
 from spkd.train.losses import LossContext, LossInputs
 from spkd.train.losses.contrastive import CEILING, Contrastive, ContrastiveSettings
+from spkd.train.losses.logits import confusion_set
 from spkd.train.mining import Miner
+from spkd.train.trainer import checked
 
 HERE = Path(__file__).parent
 CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
 RIDGE = 10.0
+CUTOFFS = (0.99, 0.9, 0.8)
 TRIALS = "trials-across-sessions"
 METHODS = ("untaught_2400", "label_free_2400", "labels_only", "best_2400")
 
@@ -131,6 +136,18 @@ def frames(cache: Cache, target: str = "frames.layer3") -> dict[str, float]:
     return found
 
 
+def confusion(folder: Path) -> dict[str, int]:
+    """Classes of the teacher, and the median size of the confusion set at several cut-offs."""
+    given = ["loss=trkd", "loss.trkd.logits=head", f"cache={folder}"]
+    task = checked(config.load(config.TrainConfig, given, environ={}))
+    assert task.logits is not None
+    views = task.cache.usable_views[::20]
+    logits = task.cache.batch(views, ["logits"])["logits"].float()
+    label = torch.from_numpy(task.logits.label[views])
+    sizes = {f"at_{cutoff}": confusion_set(logits, label, cutoff).sum(1).median() for cutoff in CUTOFFS}
+    return {"classes": logits.shape[1], **{name: int(size) for name, size in sizes.items()}}
+
+
 def recordings(labels: Path) -> list[tuple[str, str, str]]:
     """Utterance, speaker and recording round of the Arabic corpus."""
     with open(labels, newline="") as source:
@@ -178,6 +195,7 @@ def main() -> None:
     work = given.work.resolve()
     cache = Cache.open(work / "voices")
     result: dict[str, object] = {"spread": spread(cache), "pull": pull(cache), "frames": frames(cache)}
+    result["confusion"] = confusion(work / "xvector")
     arabic = given.data.resolve() / "arabic-commands-mini" / "train.csv"
     result["sessions_eer"] = sessions(work, arabic, given.teacher.resolve(), given.seeds)
     result["machine"] = describe()
