@@ -367,6 +367,14 @@ def test_half_precision_is_stable(name: str, dtype: torch.dtype, batch: int) -> 
     assert abs(value.item() - exact) < 0.02 * max(abs(exact), 1.0)
 
 
+@pytest.mark.parametrize("name", ["contrastive", "cosine", "mse", "multilevel"])
+def test_half_precision_goes_through_a_projection(name: str) -> None:
+    student, inputs = setting(teacher_dim=10)
+    loss = build(LOSSES[name], teacher_dim=10)
+    half = {level: values.bfloat16() for level, values in student.items()}
+    assert abs(loss(half, inputs).item() - loss(student, inputs).item()) < 0.02 * abs(loss(student, inputs).item())
+
+
 @pytest.mark.parametrize("name", FROM_LEVELS)
 def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
     student, inputs = setting(batch=16)

@@ -56,7 +56,7 @@ class Contrastive(Loss):
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         teacher = normalize(inputs.targets[EMBEDDING], dim=-1)
-        mine = normalize(self.project(student[EMBEDDING]).float(), dim=-1)
+        mine = normalize(self.project(student[EMBEDDING].float()), dim=-1)
         every, instance, own = gathered(teacher), gathered(inputs.instance), own_rows(teacher)
         similarity = mine @ every.mT / self.temperature
         same_speaker = (inputs.instance[:, None] == instance) | (teacher @ every.mT > self.ceiling)

@@ -21,11 +21,11 @@ class Cosine(Loss):
         self.project = projection(context.levels[EMBEDDING].dim, context.targets[EMBEDDING].dim)
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
-        return (1.0 - cosine_similarity(self.project(student[EMBEDDING]).float(), inputs.targets[EMBEDDING])).mean()
+        return (1.0 - cosine_similarity(self.project(student[EMBEDDING].float()), inputs.targets[EMBEDDING])).mean()
 
 
 class MSE(Cosine):
     """mean_i ||P s_i - t_i||^2, summed over dimensions: the gradient of a view does not shrink with the width."""
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
-        return (self.project(student[EMBEDDING]).float() - inputs.targets[EMBEDDING]).square().sum(-1).mean()
+        return (self.project(student[EMBEDDING].float()) - inputs.targets[EMBEDDING]).square().sum(-1).mean()
