@@ -24,7 +24,7 @@ from pathlib import Path
 from machine import describe
 
 HERE = Path(__file__).parent
-UTTERANCES, STEPS = 40, 150
+UTTERANCES, STEPS = 20, 60
 AS_IT_IS = {"MALLOC_ARENA_TEST": "8"}  # glibc's own default
 
 

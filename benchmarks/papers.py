@@ -465,7 +465,7 @@ def compare(first: Sequence[dict], second: Sequence[dict], lists: Sequence[str] 
     (a, draws_a), (b, draws_b) = mean(first), mean(second)
     low, high = (round(float(edge), 2) for edge in np.quantile(draws_a - draws_b, [0.025, 0.975]))
     verdict = "holds" if high < 0 else "does not hold" if low > 0 else "open"
-    seeds = min(len(first), len(second))
+    seeds = max(len(first), len(second))  # the teacher has one run
     return {"verdict": verdict, "difference": round(a - b, 2), "interval": [low, high], "seeds": seeds}
 
 

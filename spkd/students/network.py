@@ -113,8 +113,7 @@ def forward_crops(network: nn.Module, crops: list[Tensor]) -> list[dict[str, Ten
 
 
 def _time_last(gradient: Tensor) -> Tensor:
-    """Of frames, as convolutions have them in memory: with another order every layer below takes longer, on a CPU a
-    step as a whole by a tenth."""
+    """Of frames, as convolutions have them in memory: with another order every layer below takes longer on a CPU."""
     return gradient.mT.contiguous().mT
 
 
