@@ -657,6 +657,7 @@ def draw(methods: dict[str, dict], teacher: dict[str, float]) -> None:
                 )
             size = "" if of_teacher is None else f", {of_teacher / 1e6:.2f} M parameters"
             panel.axhline(teacher[part], color="#444444", linestyle="--", linewidth=1, label=f"teacher{size}")
+            panel.margins(0.1)
             panel.set(xlabel=label, xscale="log", ylim=(0, None))
             panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             panel.minorticks_off()
