@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 from machine import describe
+from papers import corpus_rows, write_manifest
 
 HERE = Path(__file__).parent
 UTTERANCES, STEPS = 20, 60
@@ -47,11 +48,7 @@ def main() -> None:
     data, work = given.data.resolve(), given.work.resolve()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    head, *rows = (data / "train.csv").read_text().splitlines()
-    place = head.split(",").index("path")
-    cells = [row.split(",") for row in rows[:UTTERANCES]]
-    lines = [",".join([*row[:place], str(data / row[place]), *row[place + 1 :]]) for row in cells]
-    (work / "some.csv").write_text("\n".join([head, *lines]) + "\n")
+    write_manifest(work / "some.csv", corpus_rows(data.parent, data.name)[:UTTERANCES])
     extract = ("extract", "teacher=dvector", f"teacher.weights={given.teacher.resolve()}", "manifest=some.csv")
     extract += ("view=full:8", "view.speeds=[0.8,0.9,1.0,1.1,1.2]", "fbank=true")
     train = ("train", "--loss", "contrastive", "cache=kept-0", f"steps={STEPS}", "loggers=[csv]")

@@ -726,8 +726,8 @@ def _list_targets(teacher: Teacher) -> None:
 def _list_losses() -> None:
     for name in LOSSES:
         kind = LOSSES[name]
-        of = {"": "", "some": "; needs speaker labels, of some views at least", "all": "; needs speaker labels"}
-        labels = of[kind.needs_labels]
+        labels = "; needs speaker labels" if kind.needs_labels else ""
+        labels += ", of some views at least" if kind.needs_labels == "some" else ""
         print(f"{name}: learns from {kind.learns_from}{labels}")
         if keys := list(config.keys(kind.Settings)):
             _print_keys("", keys, f"loss.{name.replace('-', '_')}.")
