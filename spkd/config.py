@@ -243,7 +243,11 @@ class Given(NamedTuple):
 class LossConfig:
     """The losses of a run. Each declares its own settings, `loss.NAME.KEY`; see spkd.train.losses.settings_of."""
 
-    names: list[str] = key(["contrastive"], f"losses to add up, as --loss: {', '.join(LOSSES)}")
+    names: list[str] = key(
+        [],
+        f"losses to add up, as --loss: {', '.join(LOSSES)} (default: contrastive, and where views have a speaker "
+        "label aam besides, at weight 0.3)",
+    )
     weights: dict[str, float] = key({}, "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", low=0, high=1e9)
     sections: dict[str, dict[str, Given]] = field(default_factory=dict, metadata={"hidden": True})
     final_weights: dict[str, float] = key(

@@ -34,7 +34,7 @@ from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.live import LiveView
 from spkd.train.loading import BatchLoader, TrainBatch, finetune_path, input_source
 from spkd.train.log import RunLog
-from spkd.train.losses import ChosenLoss, LossContext, WeightedSum, chosen_losses, for_teachers
+from spkd.train.losses import ChosenLoss, LossContext, WeightedSum, chosen_losses, for_teachers, with_default_losses
 from spkd.train.meter import Meter, describe, in_words
 from spkd.train.mining import NEGATIVES, POSITIVES, Miner
 from spkd.train.module import TrainingModule
@@ -199,10 +199,13 @@ def _train(task: Task, validate: Validate | None, ranks: Ranks) -> Result:
 
 def checked(config: TrainConfig) -> Task:
     """The caches and losses that the settings name, and that they go together. Raises as `train`."""
-    losses = chosen_losses(config.loss)
     device = resolve(config.device)
     cache = open_caches(config.cache, config.teachers)
     labels = Labels.of(cache)
+    if not config.loss.names:
+        config = replace(config, loss=with_default_losses(config.loss, labelled=bool(labels.names)))
+        log(f"no loss is named: {' and '.join(config.loss.names)}")
+    losses = chosen_losses(config.loss)
     check_labels(cache, losses)
     logits = teacher_logits(cache, labels, losses)
     check_targets(cache, losses, logits)

@@ -180,7 +180,8 @@ def test_labels_are_asked_for_only_where_needed(spkd: Callable, corpus: Path, te
     )
     done = spkd("train", "--loss", "aam", *SMALL)
     assert (done.code, "needs speaker labels" in done.err) == (1, True)
-    assert spkd("train", "--loss", "contrastive", *SMALL).code == 0
+    assert spkd("train", *SMALL).code == 0
+    assert list(load_student("student").training["settings"]["losses"]) == ["contrastive"]
 
 
 def test_a_classifier_learns_from_the_labelled_part(spkd: Callable, corpus: Path, teacher: Path) -> None:
@@ -279,6 +280,7 @@ def test_a_run_of_an_older_spkd_is_finished_still(spkd: Callable) -> None:
 @pytest.mark.parametrize("name", config.recipes())
 def test_recipes_are_valid_settings(name: str) -> None:
     settings = config.load(config.TrainConfig, base=name)
+    assert settings.loss.names
     assert chosen_losses(settings.loss)
     config.load(config.ExtractConfig, base=name)
     tree = yaml.safe_load(config.recipe(name).read_text())
@@ -290,11 +292,14 @@ def test_recipes_are_valid_settings(name: str) -> None:
 
 
 @pytest.mark.usefixtures("cached")
-def test_without_any_choice_the_loss_is_contrastive(spkd: Callable) -> None:
-    done = spkd("train", *SMALL[:-1], "steps=2")
+@pytest.mark.parametrize(("typed", "weight"), [((), 0.3), (("loss.weights.aam=0.5",), 0.5)])
+def test_without_any_choice_labels_are_learnt_besides(spkd: Callable, typed: tuple[str, ...], weight: float) -> None:
+    done = spkd("train", *SMALL[:-1], "steps=2", *typed)
     assert done.code == 0, done.err
-    assert list(load_student("student").training["settings"]["losses"]) == ["contrastive"]
-    assert "name at least one loss" in spkd("train", "loss=[]", "out=none", *SMALL).err
+    assert "no loss is named: contrastive and aam" in done.out + done.err
+    assert list(load_student("student").training["settings"]["losses"]) == ["contrastive", "aam"]
+    resolved = config.load(config.TrainConfig, base=Path("student/run.yaml"))
+    assert (resolved.loss.names, resolved.loss.weights) == (["contrastive", "aam"], {"aam": weight})
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,28 @@ from spkd.registry import LOSSES
 from spkd.target import Target
 from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs, NoSettings, TrainedClassifier
 
+AAM_WEIGHT = 0.3  # as in the recipe best-mini
+
+
+def with_default_losses(config: LossConfig, labelled: bool) -> LossConfig:
+    """The losses of a run for which none is named: contrastive, and aam where there are labels.
+
+    Args:
+        labelled: whether any view has a speaker label.
+    """
+    if not labelled:
+        return replace(config, names=["contrastive"])
+    return replace(config, names=["contrastive", "aam"], weights={"aam": AAM_WEIGHT} | config.weights)
+
 
 def chosen_losses(config: LossConfig) -> dict[str, ChosenLoss]:
     """The losses of a run by name, with their settings, checked.
 
     Raises:
-        UsageError: an unknown loss, none at all, one named twice, a weight or a setting of a loss that is not in use,
+        UsageError: an unknown loss, one named twice, a weight or a setting of a loss that is not in use,
             or settings that it cannot have.
     """
     names = config.names
-    if not names:
-        raise UsageError(f"name at least one loss: --loss {' | '.join(LOSSES)}")
     for name in names:
         if name not in LOSSES:
             raise UsageError(f"--loss {name}{did_you_mean(name, LOSSES)}")
@@ -102,4 +113,5 @@ __all__ = [
     "WeightedSum",
     "chosen_losses",
     "for_teachers",
+    "with_default_losses",
 ]
