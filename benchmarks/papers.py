@@ -20,7 +20,8 @@ Groups:
 - sizes: the recipe best-mini at several sizes and architectures.
 - levels: a wide x-vector, distilled and trained with labels on the same speech, teaches a narrow one of the same
   context: multilevel (arXiv 2303.01125), and, as it has a head over the training speakers, the losses over logits
-  (arXiv 2309.14838, 2601.14699).
+  (arXiv 2309.14838, 2601.14699), these in three architectures.
+- classes: the same teacher and half of the speakers, with a head over these and over all speakers.
 - ssl: one-step against two-step with a small self-supervised shape, DINO and MeMo.
 - amounts: LibriSpeech and growing amounts of speechocean's speech without labels.
 - views: what each kind of view brings.
@@ -37,7 +38,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -49,13 +50,13 @@ from matplotlib.figure import Figure
 from spkd.eval.bootstrap import SpeakerTrials
 from spkd.eval.metrics import Ranking, eer
 from spkd.eval.trials import read_scores
+from spkd.students import load_student, save_student
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "papers.json"
 README, DOC = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
 FIGURE = HERE.parent / "docs" / "frontier.svg"
 TABLES, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
-IN_README = ("best_2400", "label_free_2400", "label_free_ntxent", "untaught_2400", "untaught_ntxent")
 LISTS = {
     "test_other": ("librispeech-mini/test-other.csv", "librispeech-mini/trials-test-other.txt"),
     "test_short": ("librispeech-mini/test-short.csv", "librispeech-mini/trials-test-short.txt"),
@@ -64,13 +65,14 @@ LISTS = {
 HEADS = {"test_other": "test-other", "test_short": "test-short", "speechocean": "speechocean"}
 TRAINED_ON = ("librispeech-mini", "speechocean-mini")
 METRICS = ("eer_percent", "min_dcf_0.01")
-STEPS, LONG, RESAMPLINGS = 600, 2400, 300
-CURVE = (300, STEPS, 1200, LONG, 4800)  # steps
+STEPS, LONG, LONGEST, RESAMPLINGS = 600, 2400, 4800, 300
+CURVE = (STEPS, LONG, LONGEST)
 TEACHER = "teacher"
 AMOUNTS = (0, 250, 500, 1000)  # utterances of unlabelled speech of the kind that is tested
 SPEEDS = "[0.75,0.8,0.85,0.9,0.95,1.0,1.05,1.1,1.15,1.2,1.25,1.3]"
 FORMANTS = "[0.84,0.88,0.92,0.96,1.0,1.04,1.08,1.12,1.16,1.19]"
 VOICES = ("view=full:8", f"view.speeds={SPEEDS}", f"view.formants={FORMANTS}")
+MANY = ("view=full:16", *VOICES[1:])
 FEW = ("view=full:4", f"view.speeds={SPEEDS}")
 FAST = ("precision=bf16", "loggers=[csv]")
 
@@ -78,18 +80,22 @@ FAST = ("precision=bf16", "loggers=[csv]")
 @dataclass(frozen=True)
 class CachePlan:
     """A cache. views: settings of `spkd extract`; DATA stands for the folder of the corpora. teacher: another method of
-    this file, whose first student it is; None: the d-vector. manifest: of the speech."""
+    this file, whose first student it is; None: the d-vector. manifest: of the speech. own_classes: the teacher's head
+    keeps the speakers of the manifest alone."""
 
     views: tuple[str, ...]
     targets: str = "embedding"
     teacher: str | None = None
     manifest: str = "train.csv"
+    own_classes: bool = False
 
 
 CACHES = {
     "voices": CachePlan((*VOICES, "wave=true"), "embedding,stats,frames.layer3"),
+    "voices16": CachePlan(MANY),
     "xvector": CachePlan((*VOICES, "storage.codecs={frames: int8}"), "embedding,stats,segment.a,frames,logits", "wide"),
-    "unlabelled": CachePlan(VOICES, manifest="unlabelled.csv"),
+    "half_own": CachePlan(VOICES, "embedding,logits", "wide", "half.csv", own_classes=True),
+    "half_all": CachePlan(VOICES, "embedding,logits", "wide", "half.csv"),
     "libri": CachePlan(VOICES, manifest="libri.csv"),
     **{f"amount_{n}": CachePlan(VOICES, manifest=f"amount_{n}.csv") for n in AMOUNTS if n},
     "speeds4": CachePlan(FEW),
@@ -106,7 +112,7 @@ def student(name: str, channels: int, embedding: int = 256) -> tuple[str, ...]:
     return (f"student={name}", f"student.channels={channels}", f"student.embedding={embedding}", *FAST)
 
 
-STUDENT, NARROW, WIDE = (student("xvector", channels) for channels in (64, 32, 256))
+STUDENT, NARROW, QUARTER, WIDE = (student("xvector", channels) for channels in (64, 32, 84, 256))
 # At the x-vectors' learning rate (0.002) the loss of fine-tuning alone rose and stayed up in one seed of three.
 SSL = (
     *("student=ssl", "student.channels=64", "student.embedding=256", "student.adapters=16"),
@@ -189,6 +195,10 @@ class Study:
             method = method.then
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
+    def folder(self, name: str, seed: int) -> str:
+        """Of a student, below `work`; other settings are another folder."""
+        return f"{name}-{self.key(name)[:6]}-{seed}"
+
     def finished(self, name: str, seeds: int) -> list[dict]:
         """Records of a method's finished runs."""
         records = [self.runs.get(self.key(name), seed) for seed in range(seeds)]
@@ -199,26 +209,31 @@ def levels(pairs: str, *more: str) -> tuple[str, ...]:
     return (f"loss.multilevel.levels={{{pairs}}}", *more)
 
 
-def narrow(title: str, loss: str, *settings: str) -> Method:
-    """A narrow x-vector taught by the wide one."""
-    return Method("levels", title, (loss,), settings, NARROW, cache="xvector")
+def recipe(
+    title: str, steps: int, losses: tuple[str, ...], settings: tuple[str, ...] = (), cache: str = "voices16"
+) -> Method:
+    """A row beside best-mini."""
+    return Method("recipe", title, losses, settings, STUDENT, steps, cache)
 
 
+def narrow(title: str, loss: str, *settings: str, shape: tuple[str, ...] = NARROW) -> Method:
+    """A small student taught by the wide x-vector."""
+    return Method("levels", title, (loss,), settings, shape, cache="xvector")
+
+
+CONCATENATED = "loss.multilevel.concat=[stats,segment.a,embedding]"
 ONE = ("contrastive",), TEMPERATURES[:1]
 LABELS = ("contrastive", "aam"), (*TEMPERATURES[:1], "loss.weights.aam=0.3")
 BEST = ("contrastive", "ntxent", "aam"), (*TEMPERATURES, "loss.weights.aam=0.3")
-UNTAUGHT = "no teacher (AAM-softmax)"
+BEST_MINI, UNTAUGHT = f"best_{LONGEST}", "no teacher (AAM-softmax)"
+IN_README = (BEST_MINI, "label_free", "label_free_ntxent", f"untaught_{LONGEST}", "untaught_ntxent")
 SIZES = {
     "tiny_24": ("tiny", student("tiny", 24, 64)),
-    "tiny_64": ("tiny", student("tiny", 64)),
     "xvector_24": ("x-vector", student("xvector", 24, 128)),
     "xvector_32": ("x-vector", student("xvector", 32)),
     "xvector_64": ("x-vector", student("xvector", 64)),
     "xvector_128": ("x-vector", student("xvector", 128)),
-    "xvector_192": ("x-vector", student("xvector", 192)),
     "ecapa_32": ("ECAPA-TDNN", student("ecapa", 32)),
-    "ecapa_64": ("ECAPA-TDNN", student("ecapa", 64)),
-    "campplus_16": ("CAM++", student("campplus", 16)),
 }
 METHODS = {
     "no_teacher": Method("losses", UNTAUGHT, ("aam",)),
@@ -240,17 +255,20 @@ METHODS = {
     "class_means": Method("losses", "contrastive with class means", ONE[0], (*ONE[1], "class_means=true")),
     "with_labels": Method("losses", "contrastive and AAM-softmax", *LABELS),
     "best": Method("losses", "contrastive, NT-Xent and AAM-softmax", *BEST),
-    **{f"untaught_{n}": Method("recipe", UNTAUGHT, ("aam",), steps=n) for n in CURVE},
-    "untaught_ntxent": Method(
-        "recipe", "no teacher (AAM-softmax and NT-Xent)", ("aam", "ntxent"), TEMPERATURES[1:], steps=LONG
-    ),
-    **{f"label_free_{n}": Method("recipe", "contrastive, no labels", *ONE, steps=n) for n in CURVE},
-    "label_free_ntxent": Method(
-        "recipe", "contrastive and NT-Xent, no labels", ("contrastive", "ntxent"), TEMPERATURES, steps=LONG
-    ),
-    "labels_only": Method("recipe", "contrastive and AAM-softmax", *LABELS, steps=LONG),
-    **{f"best_{n}": Method("recipe", "contrastive, NT-Xent and AAM-softmax", *BEST, steps=n) for n in CURVE},
-    **{name: Method("sizes", title, *BEST, shape, LONG) for name, (title, shape) in SIZES.items()},
+    **{f"untaught_{n}": recipe(UNTAUGHT, n, ("aam",)) for n in CURVE},
+    "untaught_ntxent": recipe(f"{UNTAUGHT[:-1]} and NT-Xent)", LONGEST, ("aam", "ntxent"), TEMPERATURES[1:]),
+    "label_free": recipe("contrastive, no labels", LONGEST, *ONE),
+    "label_free_ntxent": recipe("contrastive and NT-Xent, no labels", LONGEST, ("contrastive", "ntxent"), TEMPERATURES),
+    **{f"best_{n}": recipe("contrastive, NT-Xent and AAM-softmax", n, *BEST) for n in CURVE},
+    "untaught_eight": recipe(f"{UNTAUGHT}, eight voices", LONG, ("aam",), cache="voices"),
+    "labels_only_eight": recipe("contrastive and AAM-softmax, eight voices", LONG, *LABELS, cache="voices"),
+    **{
+        f"best_eight_{n}": recipe("contrastive, NT-Xent and AAM-softmax, eight voices", n, *BEST, cache="voices")
+        for n in (LONG, LONGEST)
+    },
+    **{name: Method("sizes", title, *BEST, shape, LONGEST, "voices16") for name, (title, shape) in SIZES.items()},
+    # Its many small layers take nine times as long on a CPU as the x-vector above: fewer steps.
+    "campplus_16": Method("sizes", f"CAM++, {LONG:,} steps", *BEST, student("campplus", 16), LONG, "voices16"),
     "wide": Method("levels", "the teacher: contrastive and AAM-softmax", ("contrastive", "aam"), ONE[1], WIDE, LONG),
     "x_no_teacher": Method("levels", UNTAUGHT, ("aam",), (), NARROW),
     "x_embedding": narrow("embedding", "multilevel", *levels("embedding: embedding")),
@@ -260,19 +278,43 @@ METHODS = {
     "x_concatenated": narrow(
         "statistics, segment and embedding concatenated",
         "multilevel",
-        *levels("", "loss.multilevel.concat=[stats,segment.a,embedding]"),
+        *levels("", CONCATENATED),
     ),
+    "x_quarter": narrow("embedding", "multilevel", *levels("embedding: embedding"), shape=QUARTER),
+    "x_quarter_concatenated": narrow("concatenated", "multilevel", *levels("", CONCATENATED), shape=QUARTER),
     "x_kld": narrow("KLD", "kld", "loss.kld.logits=head"),
     "x_nontarget": narrow("non-target", "nontarget", "loss.nontarget.logits=head"),
     "x_trkd": narrow("TRKD", "trkd", "loss.trkd.logits=head"),
     "x_trkd_open": narrow("TRKD, cut-off kept at 1", "trkd", "loss.trkd.logits=head", "loss.trkd.cutoff=[1,1]"),
-    "one_step": Method("ssl", "one-step (SSL shape)", ("one-step",), ("loss.one_step.targets=[frames.layer3]",), SSL),
+    **{
+        f"x_{name}_{loss}": narrow(
+            f"{title} ({shape})", loss, f"loss.{loss}.logits=head", shape=student(name, channels)
+        )
+        for name, shape, channels in (("ecapa", "ECAPA-TDNN", 32), ("resnet34", "ResNet34", 4))
+        for loss, title in (("kld", "KLD"), ("nontarget", "non-target"))
+    },
+    **{
+        f"half_{loss}_{head}": Method(
+            "classes", f"{title}, {classes}", (loss,), (f"loss.{loss}.logits=head",), NARROW, cache=f"half_{head}"
+        )
+        for loss, title in (("kld", "KLD"), ("nontarget", "non-target"))
+        for head, classes in (("own", "classes of the half"), ("all", "classes of all speakers"))
+    },
+    "one_step": Method(
+        "ssl",
+        "one-step (SSL shape)",
+        ("one-step",),
+        ("loss.one_step.targets=[frames.layer3]",),
+        SSL,
+        2 * STEPS,
+    ),
     "two_step": Method(
         "ssl",
         "two-step (SSL shape)",
         ("one-step",),
         ("loss.one_step.targets=[frames.layer3]", "loss.one_step.finetune_weight=0"),
         SSL,
+        2 * STEPS,
         then=Method("ssl", "", ("aam",), (), SSL),
     ),
     "dino": Method(
@@ -282,11 +324,11 @@ METHODS = {
         (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive_weight=0"),
     ),
     "memo": Method("ssl", "MeMo, no labels", ("memo",), (*MEMO, "loss.memo.partner=tiny")),
-    "memo_unstopped": Method(
+    "memo_uncontrasted": Method(
         "ssl",
-        "MeMo, contrast never stopped",
+        "MeMo without the contrastive term, no labels",
         ("memo",),
-        (*MEMO, "loss.memo.partner=tiny", "loss.memo.dynamic_stop=false"),
+        (*MEMO, "loss.memo.partner=tiny", "loss.memo.contrastive_weight=0"),
     ),
     **{
         f"amount_{n}": Method("amounts", f"{n} utterances", *ONE, cache="libri" if not n else f"[libri,amount_{n}]")
@@ -308,6 +350,7 @@ GROUPS = {
     "recipe": "The recipe best-mini, without labels, and without a teacher",
     "sizes": "The recipe best-mini at several sizes",
     "levels": "An x-vector teaches a narrow one",
+    "classes": "The classes of the teacher's head, for students that are trained on half of the speakers",
     "ssl": "Self-supervised shapes and self-distillation",
     "amounts": "Unlabelled speech of the tested kind beside LibriSpeech (contrastive, tested on speechocean above all)",
     "views": f"What the views bring (contrastive, four views of each utterance, {2 * STEPS} steps)",
@@ -321,22 +364,29 @@ CLAIMS = {
     "2309.14838: non-target < KLD, prototypes": ("nontarget", "kld"),
     "2309.14838: non-target < KLD, head": ("x_nontarget", "x_kld"),
     "2309.14838: KLD < no teacher, head": ("x_kld", "x_no_teacher"),
+    "2309.14838: non-target < KLD, head, ECAPA-TDNN": ("x_ecapa_nontarget", "x_ecapa_kld"),
+    "2309.14838: non-target < KLD, head, ResNet34": ("x_resnet34_nontarget", "x_resnet34_kld"),
+    "2309.14838: more non-target speakers < fewer": ("half_nontarget_all", "half_nontarget_own"),
     "2601.14699: TRKD < non-target, prototypes": ("trkd", "nontarget"),
     "2601.14699: TRKD < non-target, head": ("x_trkd", "x_nontarget"),
     "2303.01125: frames < embedding": ("x_frames", "x_embedding"),
     "2303.01125: statistics < embedding": ("x_stats", "x_embedding"),
-    "2303.01125: concatenated < embedding": ("x_concatenated", "x_embedding"),
+    "2303.01125: concatenated < embedding, 12 % of the size": ("x_concatenated", "x_embedding"),
+    "2303.01125: concatenated < embedding, 25 % of the size": ("x_quarter_concatenated", "x_quarter"),
     "2305.17394: one-step < two-step": ("one_step", "two_step"),
     "MeMo < DINO": ("memo", "dino"),
-    "MeMo: dynamic stop < none": ("memo", "memo_unstopped"),
+    "MeMo: contrastive term < none": ("memo", "memo_uncontrasted"),
     "2505.14561: SSPS < NT-Xent": ("ssps", "ntxent"),
     "2212.03090: 1,000 unlabelled utterances < none": ("amount_1000", "amount_0"),
-    "ours: best-mini < its teacher, speechocean": ("best_2400", TEACHER, "speechocean"),
-    "ours: best-mini < no teacher": ("best_2400", "untaught_2400"),
-    "ours: best-mini < no teacher, 4,800 steps": ("best_4800", "untaught_4800"),
-    "ours: best-mini < no teacher but with NT-Xent": ("best_2400", "untaught_ntxent"),
-    "ours: best-mini < best-mini without NT-Xent": ("best_2400", "labels_only"),
-    "ours: best-mini < best-mini without labels": ("best_2400", "label_free_ntxent"),
+    "ours: best-mini < its teacher, speechocean": (BEST_MINI, TEACHER, "speechocean"),
+    "ours: best-mini without labels < the teacher, speechocean": ("label_free_ntxent", TEACHER, "speechocean"),
+    "ours: best-mini < no teacher": (BEST_MINI, f"untaught_{LONGEST}"),
+    "ours: best-mini < no teacher but with NT-Xent": (BEST_MINI, "untaught_ntxent"),
+    "ours: best-mini < best-mini without labels": (BEST_MINI, "label_free_ntxent"),
+    "ours: NT-Xent besides < none": (f"best_eight_{LONG}", "labels_only_eight"),
+    "ours: NT-Xent besides < none, no labels": ("label_free_ntxent", "label_free"),
+    f"ours: sixteen voices < eight, {LONG:,} steps": (f"best_{LONG}", f"best_eight_{LONG}"),
+    f"ours: sixteen voices < eight, {LONGEST:,} steps": (BEST_MINI, f"best_eight_{LONGEST}"),
     "ours: mined negatives < none": ("contrastive_mined", "contrastive"),
     "ours: formants < speeds alone": ("views_voices", "views_speeds"),
     "ours: coders < none": ("views_coders", "views_speeds"),
@@ -352,14 +402,21 @@ def corpus_rows(data: Path, corpus: str) -> list[dict[str, str]]:
 
 
 def manifests(data: Path, work: Path) -> None:
-    """The training speech: all of it, LibriSpeech's, and parts of speechocean's without labels."""
+    """The training speech: all of it, that of half of the speakers, LibriSpeech's, and parts of speechocean's without
+    labels."""
     libri, ocean = (corpus_rows(data, corpus) for corpus in TRAINED_ON)
     write_manifest(work / "train.csv", [*libri, *ocean])
+    write_manifest(work / "half.csv", [row for corpus in (libri, ocean) for row in half(corpus)])
     write_manifest(work / "libri.csv", libri)
-    write_manifest(work / "unlabelled.csv", corpus_rows(data, "unlabelled-mini"))
     order = np.random.RandomState(0).permutation(len(ocean))
     for count in filter(None, AMOUNTS):
         write_manifest(work / f"amount_{count}.csv", [{**ocean[i], "speaker": ""} for i in sorted(order[:count])])
+
+
+def half(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Of every second speaker."""
+    speakers = set(sorted({row["speaker"] for row in rows})[::2])
+    return [row for row in rows if row["speaker"] in speakers]
 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -376,15 +433,30 @@ def extract(study: Study, name: str) -> None:
     views = [view.replace("DATA", str(study.data)) for view in plan.views]
     teacher = ["teacher=dvector", f"teacher.weights={study.weights}"]
     if plan.teacher is not None:
-        teacher = ["teacher=checkpoint", f"teacher.weights={plan.teacher}-0"]
+        folder = study.folder(plan.teacher, 0)
+        if plan.own_classes:
+            folder = cut_head(study.work, folder, study.work / plan.manifest)
+        teacher = ["teacher=checkpoint", f"teacher.weights={folder}"]
     settings = (f"teacher.targets=[{plan.targets}]", f"manifest={plan.manifest}", f"cache={name}", "fbank=true")
     spkd(study.work, 1, "extract", *teacher, *settings, *views)
     print(f"extracted {name}", flush=True)
 
 
+def cut_head(work: Path, folder: str, manifest: Path) -> str:
+    """Folder of the same student, whose classifier keeps the speakers of a manifest, in all their voices."""
+    with open(manifest, newline="") as source:
+        speakers = {row["speaker"] for row in csv.DictReader(source)}
+    whole = load_student(work / folder)
+    kept = [i for i, name in enumerate(whole.classes) if name.partition("@")[0] in speakers]
+    assert whole.head is not None
+    cut = replace(whole, head=whole.head[kept], classes=[whole.classes[i] for i in kept])
+    save_student(work / f"{folder}-{manifest.stem}", cut)
+    return f"{folder}-{manifest.stem}"
+
+
 def train(study: Study, name: str, seed: int) -> None:
     """One student of a method, trained, scored on every list and recorded."""
-    method, folder, init = study.methods[name], f"{name}-{seed}", ""
+    method, folder, init = study.methods[name], study.folder(name, seed), ""
     left, started = method.steps, time.time()
     while True:
         count = left // 2 if method.then else left
@@ -396,7 +468,7 @@ def train(study: Study, name: str, seed: int) -> None:
         if method.then is None:
             break
         method, init, folder, left = method.then, folder, f"{folder}-then", left - count
-    found = {"method": name, **evaluated(study, f"{name}-{seed}-eval", f"model={folder}")}
+    found = {"method": name, **evaluated(study, f"{folder}-eval", f"model={folder}")}
     found["memo"] = json.loads((study.work / folder / "model.json").read_text())["training"].get("memo")
     study.runs.keep(study.key(name), seed, found | {"seconds": round(time.time() - started)})
     shown = {part: round(result["eer_percent"], 2) for part, result in found["lists"].items()}
@@ -528,7 +600,7 @@ def run(study: Study, chosen: list[str], seeds: int, jobs: int) -> None:
         # A cache of a student's outputs needs the student, which needs another cache.
         first = {cache for name in teachers for cache in study.methods[name].caches}
         list(pool.map(lambda cache: extract(study, cache), sorted(first)))
-        absent = sorted(name for name in teachers if not (study.work / f"{name}-0" / "model.json").is_file())
+        absent = sorted(name for name in teachers if not (study.work / study.folder(name, 0) / "model.json").is_file())
         list(pool.map(lambda name: train(study, name, 0), absent))
         list(pool.map(lambda cache: extract(study, cache), sorted(needed - first)))
         left = [(name, seed) for name, seed in waiting.values() if seed or name not in absent]
@@ -636,7 +708,9 @@ def draw(methods: dict[str, dict], teacher: dict[str, float]) -> None:
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     panels = figure.subplots(2, len(LISTS), sharey="col")
     rows = [found for found in methods.values() if found["group"] == "sizes"]
-    rows += [found | {"title": "x-vector, no teacher"} for name, found in methods.items() if name == f"untaught_{LONG}"]
+    rows += [
+        found | {"title": "x-vector, no teacher"} for name, found in methods.items() if name == f"untaught_{LONGEST}"
+    ]
     axes = {
         "parameters": ("parameters (M)", 1.42e6, (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)),
         "macs_per_second": ("MACs of 1 s (M)", None, (1, 2, 5, 10, 20, 50)),

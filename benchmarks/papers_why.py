@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from commands import spkd
 from machine import describe
+from papers import BEST_MINI, CACHES, LONGEST, METHODS, Runs, Study
 from torch.nn.functional import normalize
 
 from spkd import config
@@ -47,7 +48,7 @@ CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
 RIDGE = 10.0
 CUTOFFS = (0.99, 0.9, 0.8)
 TRIALS = "trials-across-sessions"
-METHODS = ("untaught_2400", "label_free_2400", "labels_only", "best_2400")
+ACROSS = (f"untaught_{LONGEST}", "untaught_ntxent", "label_free", "label_free_ntxent", BEST_MINI)
 
 
 def spread(cache: Cache) -> dict[str, dict[str, float]]:
@@ -175,12 +176,14 @@ def eer(work: Path, manifest: Path, out: str, *model: str) -> float:
     return round(report["results"]["eer_percent"], 2)
 
 
-def sessions(work: Path, manifest: Path, weights: Path, seeds: int) -> dict[str, list[float]]:
+def sessions(study: Study, manifest: Path, seeds: int) -> dict[str, list[float]]:
     """EER (%) across recording sessions, of the teacher and of students by method."""
+    work = study.work
     across_sessions(work / f"{TRIALS}.txt", recordings(manifest))
-    found = {"teacher": [eer(work, manifest, "teacher-eval", "model=dvector", f"weights={weights}")]}
-    for method in METHODS:
-        names = [f"{method}-{seed}" for seed in range(seeds) if (work / f"{method}-{seed}" / "model.json").is_file()]
+    found = {"teacher": [eer(work, manifest, "teacher-eval", "model=dvector", f"weights={study.weights}")]}
+    for method in ACROSS:
+        folders = [study.folder(method, seed) for seed in range(seeds)]
+        names = [folder for folder in folders if (work / folder / "model.json").is_file()]
         found[method] = [eer(work, manifest, f"{name}-eval", f"model={name}") for name in names]
     return found
 
@@ -196,8 +199,9 @@ def main() -> None:
     cache = Cache.open(work / "voices")
     result: dict[str, object] = {"spread": spread(cache), "pull": pull(cache), "frames": frames(cache)}
     result["confusion"] = confusion(work / "xvector")
+    study = Study(work, given.data.resolve(), given.teacher.resolve(), {}, METHODS, CACHES, Runs(work / "none"))
     arabic = given.data.resolve() / "arabic-commands-mini" / "train.csv"
-    result["sessions_eer"] = sessions(work, arabic, given.teacher.resolve(), given.seeds)
+    result["sessions_eer"] = sessions(study, arabic, given.seeds)
     result["machine"] = describe()
     (HERE / "results" / "papers_why.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

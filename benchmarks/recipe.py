@@ -28,8 +28,11 @@ from papers import (
     DOC,
     LABELS,
     LONG,
+    LONGEST,
+    MANY,
     ONE,
     SPEEDS,
+    STEPS,
     STUDENT,
     TEACHER,
     TEMPERATURES,
@@ -63,6 +66,7 @@ CHILD = 15  # years; the age groups of the trials
 CACHES = {
     "aside": CachePlan(VOICES, manifest="others.csv"),
     "unlabelled": CachePlan(VOICES, manifest="unlabelled.csv"),
+    "aside_16": CachePlan(MANY, manifest="others.csv"),
     "aside_speeds": CachePlan(("view=full:8", f"view.speeds={SPEEDS}"), manifest="others.csv"),
 }
 MORE = "[aside,unlabelled]"
@@ -74,8 +78,9 @@ def candidate(
     settings: tuple[str, ...] = (),
     shape: tuple[str, ...] = STUDENT,
     cache: str = "aside",
+    steps: int = LONG,
 ) -> Method:
-    return Method("choice", title, losses, settings, shape, LONG, cache)
+    return Method("choice", title, losses, settings, shape, steps, cache)
 
 
 def weighted(weight: float) -> tuple[str, ...]:
@@ -99,6 +104,20 @@ METHODS = {
     "best_more": candidate("the same, unlabelled speech besides", *BEST, cache=MORE),
     "best_averaged": candidate("the same, weights averaged", BEST[0], (*BEST[1], "optim.swa_fraction=0.2")),
     "best_longer": candidate("the same, crops of 3 s", BEST[0], (*BEST[1], "crop=3.0")),
+    "best_16": candidate("the same, 16 voices", *BEST, cache="aside_16"),
+    "best_4800": candidate("the same, 4,800 steps", *BEST, steps=LONGEST),
+    "best_16_4800": candidate("the same, 16 voices, 4,800 steps", *BEST, cache="aside_16", steps=LONGEST),
+    "best_fast": candidate("the same, twice the learning rate", BEST[0], (*BEST[1], "optim.lr=0.004")),
+    "nontarget": candidate("non-target over prototypes", ("nontarget",), steps=STEPS),
+    **{
+        f"trkd_{first}_{last}": candidate(
+            f"TRKD over prototypes, cut-off {first} to {last}",
+            ("trkd",),
+            (f"loss.trkd.cutoff=[{first},{last}]",),
+            steps=STEPS,
+        )
+        for first, last in ((0.99, 0.8), (1, 0.99), (1, 1))
+    },
     "wider": candidate("the same with 128 channels", *BEST, student("xvector", 128)),
 }
 

@@ -56,7 +56,7 @@ def measured(axes: Axes, results: dict) -> None:
     """EER of teacher and students on three lists of unseen speakers."""
     lists = {"test_other": "test-other", "test_short": "test-short\n(3.7 s)", "speechocean": "speechocean"}
     methods = results["methods"]
-    rows = (("untaught_2400", "student, no teacher", "#bdbdbd"), ("best_2400", "student, distilled", STUDENT))
+    rows = (("untaught_4800", "student, no teacher", "#bdbdbd"), ("best_4800", "student, distilled", STUDENT))
     for i, name in enumerate(lists):
         teacher = results["teacher"][name]
         axes.bar(i - 0.28, teacher, 0.26, color=TEACHER, ec=INK, lw=0.6, label="teacher" if i == 0 else None)
@@ -67,7 +67,7 @@ def measured(axes: Axes, results: dict) -> None:
             axes.bar(x, row["mean"], 0.26, yerr=row["sd"], color=colour, ec=INK, lw=0.6, capsize=2,
                      error_kw={"lw": 0.8}, label=label if i == 0 else None)  # fmt: skip
             axes.text(x, row["mean"] + row["sd"] + 0.1, f"{row['mean']:.2f}", ha="center", fontsize=8)
-    best = methods["best_2400"]
+    best = methods["best_4800"]
     axes.set_xticks(range(len(lists)), list(lists.values()))
     axes.set_ylabel("EER (%)")
     axes.spines[["top", "right"]].set_visible(False)
