@@ -184,7 +184,8 @@ def sessions(study: Study, manifest: Path, seeds: int) -> dict[str, list[float]]
     for method in ACROSS:
         folders = [study.folder(method, seed) for seed in range(seeds)]
         names = [folder for folder in folders if (work / folder / "model.json").is_file()]
-        found[method] = [eer(work, manifest, f"{name}-eval", f"model={name}") for name in names]
+        if names:
+            found[method] = [eer(work, manifest, f"{name}-eval", f"model={name}") for name in names]
     return found
 
 

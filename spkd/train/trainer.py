@@ -199,13 +199,14 @@ def _train(task: Task, validate: Validate | None, ranks: Ranks) -> Result:
 
 def checked(config: TrainConfig) -> Task:
     """The caches and losses that the settings name, and that they go together. Raises as `train`."""
+    losses = chosen_losses(config.loss) if config.loss.names else None  # a wrong name is found before all else
     device = resolve(config.device)
     cache = open_caches(config.cache, config.teachers)
     labels = Labels.of(cache)
-    if not config.loss.names:
+    if losses is None:
         config = replace(config, loss=with_default_losses(config.loss, labelled=bool(labels.names)))
         log(f"no loss is named: {' and '.join(config.loss.names)}")
-    losses = chosen_losses(config.loss)
+        losses = chosen_losses(config.loss)
     check_labels(cache, losses)
     logits = teacher_logits(cache, labels, losses)
     check_targets(cache, losses, logits)

@@ -452,7 +452,6 @@ def test_separate_teachers_give_a_term_each() -> None:
 @pytest.mark.parametrize(
     ("names", "weights", "expected"),
     [
-        ([], {}, "at least one loss"),
         (["cosin"], {}, "did you mean 'cosine'"),
         (["mse", "mse"], {}, "once"),
         (["mse"], {"aam": 1.0}, "not in use"),
