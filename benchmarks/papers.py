@@ -711,9 +711,8 @@ def draw(methods: dict[str, dict], teacher: dict[str, float]) -> None:
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     panels = figure.subplots(2, len(LISTS), sharey="col")
     rows = [found for found in methods.values() if found["group"] == "sizes"]
-    rows += [
-        found | {"title": "x-vector, no teacher"} for name, found in methods.items() if name == f"untaught_{LONGEST}"
-    ]
+    untaught = (f"untaught_{LONGEST}", "untaught_128")
+    rows += [methods[name] | {"title": "x-vector, no teacher"} for name in untaught if name in methods]
     axes = {
         "parameters": ("parameters (M)", 1.42e6, (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)),
         "macs_per_second": ("MACs of 1 s (M)", None, (1, 2, 5, 10, 20, 50)),
