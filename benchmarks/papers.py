@@ -50,6 +50,7 @@ from matplotlib.figure import Figure
 from spkd.eval.bootstrap import SpeakerTrials
 from spkd.eval.metrics import Ranking, eer
 from spkd.eval.trials import read_scores
+from spkd.manifest import Manifest
 from spkd.students import load_student, save_student
 
 HERE = Path(__file__).parent
@@ -210,10 +211,15 @@ def levels(pairs: str, *more: str) -> tuple[str, ...]:
 
 
 def recipe(
-    title: str, steps: int, losses: tuple[str, ...], settings: tuple[str, ...] = (), cache: str = "voices16"
+    title: str,
+    steps: int,
+    losses: tuple[str, ...],
+    settings: tuple[str, ...] = (),
+    cache: str = "voices16",
+    shape: tuple[str, ...] = STUDENT,
 ) -> Method:
     """A row beside best-mini."""
-    return Method("recipe", title, losses, settings, STUDENT, steps, cache)
+    return Method("recipe", title, losses, settings, shape, steps, cache)
 
 
 def narrow(title: str, loss: str, *settings: str, shape: tuple[str, ...] = NARROW) -> Method:
@@ -256,8 +262,8 @@ METHODS = {
     "with_labels": Method("losses", "contrastive and AAM-softmax", *LABELS),
     "best": Method("losses", "contrastive, NT-Xent and AAM-softmax", *BEST),
     **{f"untaught_{n}": recipe(UNTAUGHT, n, ("aam",)) for n in CURVE},
-    "untaught_ntxent": recipe(f"{UNTAUGHT[:-1]} and NT-Xent)", LONGEST, ("aam", "ntxent"), TEMPERATURES[1:]),
-    "untaught_128": replace(recipe(UNTAUGHT, LONGEST, ("aam",)), student=SIZES["xvector_128"][1]),
+    "untaught_ntxent": recipe("no teacher (AAM-softmax and NT-Xent)", LONGEST, ("aam", "ntxent"), TEMPERATURES[1:]),
+    "untaught_128": recipe(UNTAUGHT, LONGEST, ("aam",), shape=SIZES["xvector_128"][1]),
     "label_free": recipe("contrastive, no labels", LONGEST, *ONE),
     "label_free_ntxent": recipe("contrastive and NT-Xent, no labels", LONGEST, ("contrastive", "ntxent"), TEMPERATURES),
     **{f"best_{n}": recipe("contrastive, NT-Xent and AAM-softmax", n, *BEST) for n in CURVE},
@@ -446,14 +452,12 @@ def extract(study: Study, name: str) -> None:
 
 def cut_head(work: Path, folder: str, manifest: Path) -> str:
     """Folder of the same student, whose classifier keeps the speakers of a manifest, in all their voices."""
-    with open(manifest, newline="") as source:
-        speakers = {row["speaker"] for row in csv.DictReader(source)}
-    whole = load_student(work / folder)
+    speakers, whole = {row.speaker for row in Manifest.load(manifest)}, load_student(work / folder)
     kept = [i for i, name in enumerate(whole.classes) if name.partition("@")[0] in speakers]
     assert whole.head is not None
-    cut = replace(whole, head=whole.head[kept], classes=[whole.classes[i] for i in kept])
-    save_student(work / f"{folder}-{manifest.stem}", cut)
-    return f"{folder}-{manifest.stem}"
+    cut = f"{folder}-{manifest.stem}"
+    save_student(work / cut, replace(whole, head=whole.head[kept], classes=[whole.classes[i] for i in kept]))
+    return cut
 
 
 def train(study: Study, name: str, seed: int) -> None:
@@ -561,14 +565,20 @@ def table(methods: dict[str, dict], heads: dict[str, str], teacher: dict[str, fl
 
 
 def options(description: str | None, name: str) -> argparse.ArgumentParser:
-    """Of the command that trains the students of a study."""
+    """Of a command that reads the corpora and works in a study's folder."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--data", type=Path, required=True, help="the folder of the corpora")
     found.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
     found.add_argument("--seeds", type=int, default=3)
+    found.add_argument("--work", type=Path, default=HERE / "work" / name, help="folder of caches and students")
+    return found
+
+
+def training_options(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Of the command that trains the students of a study."""
+    found = options(description, name)
     found.add_argument("--methods", nargs="*", help="only these")
     found.add_argument("--jobs", type=int, default=2, help="students trained side by side, one thread each")
-    found.add_argument("--work", type=Path, default=HERE / "work" / name, help="folder of caches and students")
     runs = HERE / "results" / f"{name}_runs.json"
     found.add_argument("--runs", type=Path, default=runs, help="file of the finished runs")
     found.add_argument("--report", action="store_true", help="train nothing; tables of what is finished")
@@ -576,7 +586,7 @@ def options(description: str | None, name: str) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    arguments = options(__doc__, "papers")
+    arguments = training_options(__doc__, "papers")
     arguments.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
     given = arguments.parse_args()
     data, work = given.data.resolve(), given.work.resolve()

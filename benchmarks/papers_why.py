@@ -19,7 +19,6 @@ Prints, and keeps in benchmarks/results/papers_why.json:
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import statistics
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 from commands import spkd
 from machine import describe
-from papers import BEST_MINI, CACHES, LONGEST, METHODS, Runs, Study
+from papers import BEST_MINI, CACHES, LONGEST, METHODS, Runs, Study, options
 from torch.nn.functional import normalize
 
 from spkd import config
@@ -190,17 +189,20 @@ def sessions(study: Study, manifest: Path, seeds: int) -> dict[str, list[float]]
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, required=True, help="the folder of the corpora")
-    options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "papers")
-    given = options.parse_args()
+    given = options(__doc__, "papers").parse_args()
     work = given.work.resolve()
     cache = Cache.open(work / "voices")
     result: dict[str, object] = {"spread": spread(cache), "pull": pull(cache), "frames": frames(cache)}
     result["confusion"] = confusion(work / "xvector")
-    study = Study(work, given.data.resolve(), given.teacher.resolve(), {}, METHODS, CACHES, Runs(work / "none"))
+    study = Study(
+        work,
+        given.data.resolve(),
+        given.teacher.resolve(),
+        {},
+        METHODS,
+        CACHES,
+        Runs(HERE / "results" / "papers_runs.json"),
+    )
     arabic = given.data.resolve() / "arabic-commands-mini" / "train.csv"
     result["sessions_eer"] = sessions(study, arabic, given.seeds)
     result["machine"] = describe()

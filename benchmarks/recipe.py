@@ -45,12 +45,12 @@ from papers import (
     between,
     corpus_rows,
     evaluated,
-    options,
     rows,
     run,
     show,
     student,
     table,
+    training_options,
     write_manifest,
 )
 from papers_why import across_sessions, recordings
@@ -108,6 +108,7 @@ METHODS = {
     "best_4800": candidate("the same, 4,800 steps", *BEST, steps=LONGEST),
     "best_16_4800": candidate("the same, 16 voices, 4,800 steps", *BEST, cache="aside_16", steps=LONGEST),
     "best_fast": candidate("the same, twice the learning rate", BEST[0], (*BEST[1], "optim.lr=0.004")),
+    "wider": candidate("the same with 128 channels", *BEST, student("xvector", 128)),
     "nontarget": candidate("non-target over prototypes", ("nontarget",), steps=STEPS),
     **{
         f"trkd_{first}_{last}": candidate(
@@ -118,7 +119,6 @@ METHODS = {
         )
         for first, last in ((0.99, 0.8), (1, 0.99), (1, 1))
     },
-    "wider": candidate("the same with 128 channels", *BEST, student("xvector", 128)),
 }
 
 
@@ -168,7 +168,7 @@ def trials(utterances: list[dict[str, str]], tried: Callable[..., bool]) -> Iter
 
 
 def main() -> None:
-    given = options(__doc__, "recipe").parse_args()
+    given = training_options(__doc__, "recipe").parse_args()
     data, work = given.data.resolve(), given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     study = Study(work, data, given.teacher.resolve(), lists(data, work), METHODS, CACHES, Runs(given.runs))

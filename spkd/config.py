@@ -239,6 +239,9 @@ class Given(NamedTuple):
     command_line: bool
 
 
+DEFAULT_AAM_WEIGHT = 0.3  # as in the recipe best-mini
+
+
 @dataclass
 class LossConfig:
     """The losses of a run. Each declares its own settings, `loss.NAME.KEY`; see spkd.train.losses.settings_of."""
@@ -246,7 +249,7 @@ class LossConfig:
     names: list[str] = key(
         [],
         f"losses to add up, as --loss: {', '.join(LOSSES)} (default: contrastive, and where views have a speaker "
-        "label aam besides, at weight 0.3)",
+        f"label aam besides, at weight {DEFAULT_AAM_WEIGHT})",
     )
     weights: dict[str, float] = key({}, "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", low=0, high=1e9)
     sections: dict[str, dict[str, Given]] = field(default_factory=dict, metadata={"hidden": True})

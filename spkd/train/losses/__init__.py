@@ -8,13 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from spkd.config import LossConfig, fill
+from spkd.config import DEFAULT_AAM_WEIGHT, LossConfig, fill
 from spkd.errors import UsageError, did_you_mean
 from spkd.registry import LOSSES
 from spkd.target import Target
 from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs, NoSettings, TrainedClassifier
-
-AAM_WEIGHT = 0.3  # as in the recipe best-mini
 
 
 def with_default_losses(config: LossConfig, labelled: bool) -> LossConfig:
@@ -25,7 +23,7 @@ def with_default_losses(config: LossConfig, labelled: bool) -> LossConfig:
     """
     if not labelled:
         return replace(config, names=["contrastive"])
-    return replace(config, names=["contrastive", "aam"], weights={"aam": AAM_WEIGHT} | config.weights)
+    return replace(config, names=["contrastive", "aam"], weights={"aam": DEFAULT_AAM_WEIGHT} | config.weights)
 
 
 def chosen_losses(config: LossConfig) -> dict[str, ChosenLoss]:
