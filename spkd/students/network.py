@@ -112,9 +112,11 @@ def forward_crops(network: nn.Module, crops: list[Tensor]) -> list[dict[str, Ten
     return outputs
 
 
-def _time_last(gradient: Tensor) -> Tensor:
-    """Of frames, as convolutions have them in memory: with another order every layer below takes longer on a CPU."""
-    return gradient.mT.contiguous().mT
+def _time_last(gradient: Tensor | None) -> Tensor | None:
+    """Of frames, as convolutions have them in memory: with another order every layer below takes longer on a CPU.
+
+    A compiled network calls it with None where no loss takes the frames."""
+    return None if gradient is None else gradient.mT.contiguous().mT
 
 
 def count_parameters(module: nn.Module) -> int:

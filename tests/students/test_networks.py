@@ -210,3 +210,21 @@ def test_gradients_of_frames_reach_convolutions_with_time_last_in_memory() -> No
     (levels["frames"] * weight).sum().backward()
     assert layouts[0].is_contiguous()
     torch.testing.assert_close(layouts[0], weight.mT)
+
+
+@pytest.mark.parametrize("level", ["frames", "embedding"])
+def test_compiled_network_has_the_gradients_of_the_same_network(level: str) -> None:
+    torch.manual_seed(0)
+    network, crops = build("xvector", channels=16, embedding=8), [torch.randn(3, 40, 80)]
+
+    def gradients() -> dict[str, torch.Tensor]:
+        network.zero_grad()
+        forward_crops(network, crops)[0][level].square().sum().backward()
+        return {
+            name: torch.zeros_like(weight) if weight.grad is None else weight.grad
+            for name, weight in network.named_parameters()
+        }
+
+    expected = gradients()
+    network.compile(backend="aot_eager")
+    torch.testing.assert_close(gradients(), expected)
