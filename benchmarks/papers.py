@@ -43,14 +43,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from commands import Lists, evaluate, spkd
+from commands import Lists, spkd
 from machine import describe
 from matplotlib.figure import Figure
 
 from spkd.eval.bootstrap import SpeakerTrials
-from spkd.eval.metrics import Ranking, eer
+from spkd.eval.metrics import Point, Ranking, eer, min_dcf
 from spkd.eval.trials import read_scores
-from spkd.manifest import Manifest
+from spkd.manifest import Manifest, Utterance
 from spkd.students import load_student, save_student
 
 HERE = Path(__file__).parent
@@ -63,9 +63,9 @@ LISTS = {
     "test_short": ("librispeech-mini/test-short.csv", "librispeech-mini/trials-test-short.txt"),
     "speechocean": ("speechocean-mini/test.csv", "speechocean-mini/trials-test.txt"),
 }
+TESTED = "tested"  # manifest and trials of all lists
 HEADS = {"test_other": "test-other", "test_short": "test-short", "speechocean": "speechocean"}
 TRAINED_ON = ("librispeech-mini", "speechocean-mini")
-METRICS = ("eer_percent", "min_dcf_0.01")
 STEPS, LONG, LONGEST, RESAMPLINGS = 600, 2400, 4800, 300
 CURVE = (STEPS, LONG, LONGEST)
 TEACHER = "teacher"
@@ -124,6 +124,7 @@ MEMO = (
     *("batch_size=32", "loss.memo.locals=2", "loss.memo.local_crop=1.0", "loss.memo.prototypes=2048"),
     *("loss.memo.hidden=512", "loss.memo.bottleneck=128", "loss.memo.momentum=[0.98,1.0]"),
 )
+PARTNER = ("loss.memo.partner=tiny", "loss.memo.partner_channels=24")
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ ONE = ("contrastive",), TEMPERATURES[:1]
 LABELS = ("contrastive", "aam"), (*TEMPERATURES[:1], "loss.weights.aam=0.3")
 BEST = ("contrastive", "ntxent", "aam"), (*TEMPERATURES, "loss.weights.aam=0.3")
 BEST_MINI, UNTAUGHT = f"best_{LONGEST}", "no teacher (AAM-softmax)"
-IN_README = (BEST_MINI, "label_free", "label_free_ntxent", f"untaught_{LONGEST}", "untaught_ntxent")
+IN_README = (BEST_MINI, "label_free_ntxent", f"untaught_{LONGEST}", "untaught_ntxent")
 SIZES = {
     "tiny_24": ("tiny", student("tiny", 24, 64)),
     "xvector_24": ("x-vector", student("xvector", 24, 128)),
@@ -264,18 +265,15 @@ METHODS = {
     **{f"untaught_{n}": recipe(UNTAUGHT, n, ("aam",)) for n in CURVE},
     "untaught_ntxent": recipe("no teacher (AAM-softmax and NT-Xent)", LONGEST, ("aam", "ntxent"), TEMPERATURES[1:]),
     "untaught_128": recipe(UNTAUGHT, LONGEST, ("aam",), shape=SIZES["xvector_128"][1]),
-    "label_free": recipe("contrastive, no labels", LONGEST, *ONE),
     "label_free_ntxent": recipe("contrastive and NT-Xent, no labels", LONGEST, ("contrastive", "ntxent"), TEMPERATURES),
     **{f"best_{n}": recipe("contrastive, NT-Xent and AAM-softmax", n, *BEST) for n in CURVE},
-    "untaught_eight": recipe(f"{UNTAUGHT}, eight voices", LONG, ("aam",), cache="voices"),
     "labels_only_eight": recipe("contrastive and AAM-softmax, eight voices", LONG, *LABELS, cache="voices"),
-    **{
-        f"best_eight_{n}": recipe("contrastive, NT-Xent and AAM-softmax, eight voices", n, *BEST, cache="voices")
-        for n in (LONG, LONGEST)
-    },
+    "best_eight": recipe("contrastive, NT-Xent and AAM-softmax, eight voices", LONG, *BEST, cache="voices"),
     **{name: Method("sizes", title, *BEST, shape, LONGEST, "voices16") for name, (title, shape) in SIZES.items()},
     # Its many small layers take nine times as long on a CPU as the x-vector above: fewer steps.
-    "campplus_16": Method("sizes", f"CAM++, {LONG:,} steps", *BEST, student("campplus", 16), LONG, "voices16"),
+    "campplus_16": Method(
+        "sizes", f"CAM++, {2 * STEPS:,} steps", *BEST, student("campplus", 16), 2 * STEPS, "voices16"
+    ),
     "wide": Method("levels", "the teacher: contrastive and AAM-softmax", ("contrastive", "aam"), ONE[1], WIDE, LONG),
     "x_no_teacher": Method("levels", UNTAUGHT, ("aam",), (), NARROW),
     "x_embedding": narrow("embedding", "multilevel", *levels("embedding: embedding")),
@@ -329,13 +327,15 @@ METHODS = {
         "DINO, no labels",
         ("memo",),
         (*MEMO, "loss.memo.partner=none", "loss.memo.contrastive_weight=0"),
+        steps=2 * STEPS,
     ),
-    "memo": Method("ssl", "MeMo, no labels", ("memo",), (*MEMO, "loss.memo.partner=tiny")),
-    "memo_uncontrasted": Method(
+    "memo": Method("ssl", "MeMo, no labels", ("memo",), (*MEMO, *PARTNER), steps=2 * STEPS),
+    "memo_unstopped": Method(
         "ssl",
-        "MeMo without the contrastive term, no labels",
+        "MeMo without its stop, no labels",
         ("memo",),
-        (*MEMO, "loss.memo.partner=tiny", "loss.memo.contrastive_weight=0"),
+        (*MEMO, *PARTNER, "loss.memo.dynamic_stop=false"),
+        steps=2 * STEPS,
     ),
     **{
         f"amount_{n}": Method("amounts", f"{n} utterances", *ONE, cache="libri" if not n else f"[libri,amount_{n}]")
@@ -382,7 +382,7 @@ CLAIMS = {
     "2303.01125: concatenated < embedding, 25 % of the size": ("x_quarter_concatenated", "x_quarter"),
     "2305.17394: one-step < two-step": ("one_step", "two_step"),
     "MeMo < DINO": ("memo", "dino"),
-    "MeMo: contrastive term < none": ("memo", "memo_uncontrasted"),
+    "MeMo: with its stop < without": ("memo", "memo_unstopped"),
     "2505.14561: SSPS < NT-Xent": ("ssps", "ntxent"),
     "2212.03090: 1,000 unlabelled utterances < none": ("amount_1000", "amount_0"),
     "ours: best-mini < its teacher, speechocean": (BEST_MINI, TEACHER, "speechocean"),
@@ -391,10 +391,8 @@ CLAIMS = {
     "ours: best-mini < no teacher, 0.40 M parameters": ("xvector_128", "untaught_128"),
     "ours: best-mini < no teacher but with NT-Xent": (BEST_MINI, "untaught_ntxent"),
     "ours: best-mini < best-mini without labels": (BEST_MINI, "label_free_ntxent"),
-    "ours: NT-Xent besides < none": (f"best_eight_{LONG}", "labels_only_eight"),
-    "ours: NT-Xent besides < none, no labels": ("label_free_ntxent", "label_free"),
-    f"ours: sixteen voices < eight, {LONG:,} steps": (f"best_{LONG}", f"best_eight_{LONG}"),
-    f"ours: sixteen voices < eight, {LONGEST:,} steps": (BEST_MINI, f"best_eight_{LONGEST}"),
+    "ours: NT-Xent besides < none": ("best_eight", "labels_only_eight"),
+    f"ours: sixteen voices < eight, {LONG:,} steps": (f"best_{LONG}", "best_eight"),
     "ours: mined negatives < none": ("contrastive_mined", "contrastive"),
     "ours: formants < speeds alone": ("views_voices", "views_speeds"),
     "ours: coders < none": ("views_coders", "views_speeds"),
@@ -481,29 +479,44 @@ def train(study: Study, name: str, seed: int) -> None:
     print(f"{name}-{seed}: {shown}, {time.time() - started:.0f} s", flush=True)
 
 
+def write_tested(work: Path, lists: Lists) -> None:
+    """One manifest and one trial list of everything that is tested, so that a model is loaded once; the names of the
+    utterances begin with that of their list."""
+    utterances: list[Utterance] = []
+    with open(work / f"{TESTED}.txt", "w") as file:
+        for part, (manifest, trials) in lists.items():
+            utterances += [replace(one, id=f"{part}/{one.id}") for one in Manifest.load(manifest)]
+            for label, first, second in map(str.split, trials.read_text().splitlines()):
+                file.write(f"{label} {part}/{first} {part}/{second}\n")
+    Manifest(tuple(utterances)).save(work / f"{TESTED}.csv")
+
+
 def evaluated(study: Study, out: str, *model: str) -> dict:
     """What is kept of a model: metrics and resampled EERs (%) of every list, and its size."""
-    reports = evaluate(study.work, study.lists, 1, out, *model)
-    last = next(reversed(reports.values()))["models"][-1]
-    return {
-        "lists": {part: {key: report["results"][key] for key in METRICS} for part, report in reports.items()},
-        "resampled": {
-            part: resampled(*scored(study.work / out / part / "scores.txt", manifest), seed)
-            for seed, (part, (manifest, _)) in enumerate(study.lists.items())
-        },
+    spkd(study.work, 1, "eval", f"{TESTED}.txt", f"manifest={TESTED}.csv", f"out={out}", "bootstrap=0", *model)
+    last = json.loads((study.work / out / "report.json").read_text())["models"][-1]
+    found: dict[str, dict] = {
+        "lists": {},
+        "resampled": {},
         "model": {key: last.get(key) for key in ("parameters", "macs_per_second")},
     }
+    for seed, part in enumerate(study.lists):
+        scores, trials = scored(study.work, out, part)
+        curve = Ranking.of(scores, trials.labels).curve()
+        found["lists"][part] = {"eer_percent": 100 * eer(curve)[0], "min_dcf_0.01": min_dcf(curve, Point(0.01))[0]}
+        found["resampled"][part] = resampled(scores, trials, seed)
+    return found
 
 
-def scored(scores_file: Path, manifest: Path) -> tuple[np.ndarray, SpeakerTrials]:
-    """Scores, and the speakers of their trials."""
-    trials, scores = read_scores(scores_file)
-    with open(manifest, newline="") as source:
-        speaker = {row["utt"]: row["speaker"] for row in csv.DictReader(source)}
-    number = {name: i for i, name in enumerate(sorted(set(speaker.values())))}
-    of = np.array([number[speaker[name]] for name in trials.names])
+def scored(work: Path, out: str, part: str) -> tuple[np.ndarray, SpeakerTrials]:
+    """Scores of one list, and the speakers of their trials."""
+    trials, scores = read_scores(work / out / "scores.txt")
     assert trials.label is not None
-    return scores, SpeakerTrials(of[trials.enrolment], of[trials.test], trials.label)
+    speaker = {one.id: one.speaker for one in Manifest.load(work / f"{TESTED}.csv") if one.id.startswith(f"{part}/")}
+    number = {name: i for i, name in enumerate(sorted(set(speaker.values())))}
+    of = np.array([number[speaker[name]] if name in speaker else -1 for name in trials.names])
+    mine = of[trials.enrolment] >= 0
+    return scores[mine], SpeakerTrials(of[trials.enrolment][mine], of[trials.test][mine], trials.label[mine])
 
 
 def resampled(scores: np.ndarray, trials: SpeakerTrials, seed: int) -> list[float]:
@@ -593,6 +606,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     manifests(data, work)
     lists = {name: (data / manifest, data / trials) for name, (manifest, trials) in LISTS.items()}
+    write_tested(work, lists)
     study = Study(work, data, given.teacher.resolve(), lists, METHODS, CACHES, Runs(given.runs))
     if not given.report:
         run(study, [n for n in given.methods or METHODS if METHODS[n].group in given.groups], given.seeds, given.jobs)
@@ -600,10 +614,13 @@ def main() -> None:
 
 
 def run(study: Study, chosen: list[str], seeds: int, jobs: int) -> None:
-    """Extract what is needed and train what is not finished, seed after seed."""
+    """Extract what is needed and train what is not finished, seed after seed; of a teacher one alone."""
     waiting = {}  # methods of the same settings share their runs
+    taught_by = {plan.teacher for plan in study.caches.values()}
     for seed in range(seeds):
         for name in chosen:
+            if seed and name in taught_by:
+                continue
             if study.runs.get(key := study.key(name), seed) is None:
                 waiting.setdefault((key, seed), (name, seed))
     needed = {cache for name, _ in waiting.values() for cache in study.methods[name].caches}

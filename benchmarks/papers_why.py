@@ -47,7 +47,7 @@ CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
 RIDGE = 10.0
 CUTOFFS = (0.99, 0.9, 0.8)
 TRIALS = "trials-across-sessions"
-ACROSS = (f"untaught_{LONGEST}", "untaught_ntxent", "label_free", "label_free_ntxent", BEST_MINI)
+ACROSS = (f"untaught_{LONGEST}", "untaught_ntxent", "label_free_ntxent", BEST_MINI)
 
 
 def spread(cache: Cache) -> dict[str, dict[str, float]]:

@@ -52,6 +52,7 @@ from papers import (
     table,
     training_options,
     write_manifest,
+    write_tested,
 )
 from papers_why import across_sessions, recordings
 
@@ -171,7 +172,9 @@ def main() -> None:
     given = training_options(__doc__, "recipe").parse_args()
     data, work = given.data.resolve(), given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    study = Study(work, data, given.teacher.resolve(), lists(data, work), METHODS, CACHES, Runs(given.runs))
+    tested = lists(data, work)
+    write_tested(work, tested)
+    study = Study(work, data, given.teacher.resolve(), tested, METHODS, CACHES, Runs(given.runs))
     if not given.report:
         run(study, given.methods or list(METHODS), given.seeds, given.jobs)
     teacher = study.runs.get(TEACHER, 0)
