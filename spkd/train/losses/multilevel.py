@@ -88,10 +88,11 @@ class MultiLevel(Loss):
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         total = torch.zeros((), device=inputs.label.device)
         for level, name in self._pairs.items():
-            mine, theirs = self._projected(level, student[level]), inputs.targets[name].float()
+            mine, theirs = student[level], inputs.targets[name].float()
             if theirs.ndim == 3:
+                # Not after the projection, which may have more rows to take and gives the same: it is linear.
                 mine, theirs = align(mine, theirs, self._levels[level], self._targets[level])
-            total = total + self._weights.get(level, 1.0) * self._apart(mine, theirs)
+            total = total + self._weights.get(level, 1.0) * self._apart(self._projected(level, mine), theirs)
         if self._concat:
             theirs = torch.cat([normalize(inputs.targets[name].float(), dim=-1) for name in self._concat], -1)
             apart = self._apart(self._projected(CONCAT, student[EMBEDDING]), theirs)
