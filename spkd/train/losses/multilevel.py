@@ -88,19 +88,19 @@ class MultiLevel(Loss):
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         total = torch.zeros((), device=inputs.label.device)
         for level, name in self._pairs.items():
-            mine, theirs = student[level], inputs.targets[name].float()
+            mine, theirs = student[level].float(), inputs.targets[name].float()
             if theirs.ndim == 3:
                 # Not after the projection, which may have more rows to take and gives the same: it is linear.
                 mine, theirs = align(mine, theirs, self._levels[level], self._targets[level])
             total = total + self._weights.get(level, 1.0) * self._apart(self._projected(level, mine), theirs)
         if self._concat:
             theirs = torch.cat([normalize(inputs.targets[name].float(), dim=-1) for name in self._concat], -1)
-            apart = self._apart(self._projected(CONCAT, student[EMBEDDING]), theirs)
+            apart = self._apart(self._projected(CONCAT, student[EMBEDDING].float()), theirs)
             total = total + self._weights.get(CONCAT, 1.0) * apart
         return total
 
     def _projected(self, level: str, values: Tensor) -> Tensor:
-        return self.project[self._projections[level]](values.float())
+        return self.project[self._projections[level]](values)
 
     def _apart(self, mine: Tensor, theirs: Tensor) -> Tensor:
         if self._distance == "mse":
