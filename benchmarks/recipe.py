@@ -93,6 +93,8 @@ METHODS = {
     "aam_slow": candidate("no teacher, half the learning rate", ("aam",), ("optim.lr=0.001",)),
     "aam_fast": candidate("no teacher, twice the learning rate", ("aam",), ("optim.lr=0.004",)),
     "aam_ntxent": candidate("no teacher (AAM-softmax and NT-Xent)", ("aam", "ntxent"), TEMPERATURES[1:]),
+    "aam_4800": candidate("no teacher, 4,800 steps", ("aam",), steps=LONGEST),
+    "aam_16_4800": candidate("no teacher, 16 voices, 4,800 steps", ("aam",), cache="aside_16", steps=LONGEST),
     "speeds": candidate("contrastive, speeds alone", *ONE, cache="aside_speeds"),
     "contrastive": candidate("contrastive", *ONE),
     "contrastive_ntxent": candidate("contrastive and NT-Xent", ("contrastive", "ntxent"), TEMPERATURES),
