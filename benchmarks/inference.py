@@ -23,6 +23,7 @@ from machine import describe
 from papers import SIZES, SSL, TEACHER
 
 from spkd import config
+from spkd.audio import SAMPLE_RATE
 from spkd.students import Checkpoint, make_student, save_student
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
@@ -51,7 +52,7 @@ def main() -> None:
     models: dict[str, Teacher] = {TEACHER: dvector}
     with tempfile.TemporaryDirectory() as folder:
         models |= {name: student(shape, Path(folder) / name) for name, shape in SHAPES.items()}
-    wave = 0.1 * torch.randn(1, round(given.seconds * 16_000))
+    wave = 0.1 * torch.randn(1, round(given.seconds * SAMPLE_RATE))
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(given.rounds + WARM_UP):
         for name, model in models.items():

@@ -494,23 +494,28 @@ def evaluated(study: Study, out: str, *model: str) -> dict:
         "resampled": {},
         "model": {key: last.get(key) for key in ("parameters", "macs_per_second")},
     }
-    for seed, part in enumerate(study.lists):
-        scores, trials = scored(study.work, out, part)
+    for seed, (part, (scores, trials)) in enumerate(scored(study, out).items()):
         curve = Ranking.of(scores, trials.labels).curve()
         found["lists"][part] = {"eer_percent": 100 * eer(curve)[0], "min_dcf_0.01": min_dcf(curve, Point(0.01))[0]}
         found["resampled"][part] = resampled(scores, trials, seed)
     return found
 
 
-def scored(work: Path, out: str, part: str) -> tuple[np.ndarray, SpeakerTrials]:
-    """Scores of one list, and the speakers of their trials."""
-    trials, scores = read_scores(work / out / "scores.txt")
+def scored(study: Study, out: str) -> dict[str, tuple[np.ndarray, SpeakerTrials]]:
+    """Scores of every list, and the speakers of their trials."""
+    trials, scores = read_scores(study.work / out / "scores.txt")
     assert trials.label is not None
-    speaker = {one.id: one.speaker for one in Manifest.load(work / f"{TESTED}.csv") if one.id.startswith(f"{part}/")}
-    number = {name: i for i, name in enumerate(sorted(set(speaker.values())))}
-    of = np.array([number[speaker[name]] if name in speaker else -1 for name in trials.names])
-    mine = of[trials.enrolment] >= 0
-    return scores[mine], SpeakerTrials(of[trials.enrolment][mine], of[trials.test][mine], trials.label[mine])
+    speaker = {one.id: one.speaker for one in Manifest.load(study.work / f"{TESTED}.csv")}
+    part_of = np.array([name.partition("/")[0] for name in trials.names])
+    found = {}
+    for part in study.lists:
+        own = sorted({who for name, who in speaker.items() if name.partition("/")[0] == part})
+        number = {name: i for i, name in enumerate(own)}
+        of = np.array([number.get(speaker[name], -1) for name in trials.names])
+        mine = part_of[trials.enrolment] == part
+        sides = (of[trials.enrolment][mine], of[trials.test][mine])
+        found[part] = (scores[mine], SpeakerTrials(*sides, trials.label[mine]))
+    return found
 
 
 def resampled(scores: np.ndarray, trials: SpeakerTrials, seed: int) -> list[float]:
