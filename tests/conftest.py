@@ -23,7 +23,7 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.manifest import Manifest, build
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-try:  # its last release imports beside torch 2.11 alone; speechbrain needs it too
+try:  # a release of it imports beside some releases of torch alone; speechbrain needs it too
     import torchaudio
 except (ImportError, OSError, RuntimeError):
     torchaudio = None
