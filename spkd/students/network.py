@@ -107,6 +107,9 @@ def forward_crops(network: nn.Module, crops: list[Tensor]) -> list[dict[str, Ten
         frames = levels[FRAME_LEVEL]
         if frames.requires_grad and frames.mT.is_contiguous():
             frames.register_hook(_time_last)
+        if last - first == 1:  # the gradient of a chunk is a copy, of the only one, too
+            outputs.append(levels)
+            continue
         parts = {name: values.chunk(last - first) for name, values in levels.items()}
         outputs.extend({name: values[i] for name, values in parts.items()} for i in range(last - first))
     return outputs

@@ -194,14 +194,16 @@ def load_crops(
 def decode_crops(
     cache: CacheSource, source: InputSource, stored: dict[str, Tensor], needs: Sequence[str] = ()
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What `load_crops` gave, on any device: the input features (B, T, F) and the targets, float32."""
+    """What `load_crops` gave, on any device: the input features (B, T, F) and the targets, float32; frames are as the
+    cache's codec gives them, which may be half precision."""
     name = source.kind.name
     if source.loader is None:
         decoded = cache.decode(stored, [*needs, name])
     else:
         rest = {key: values for key, values in stored.items() if key != name}
         decoded = (cache.decode(rest, needs) if needs else {}) | {name: stored[name]}
-    return decoded.pop(name).float(), {key: values.float() for key, values in decoded.items()}
+    features = decoded.pop(name).float()
+    return features, {key: values if values.ndim == 3 else values.float() for key, values in decoded.items()}
 
 
 def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop: Crop, seed: int | None) -> Tensor:

@@ -34,3 +34,6 @@ def test_moments_are_differentiable() -> None:
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: padding.var_mean(x, torch.tensor([5, 3]), 1), x)
     assert torch.autograd.gradcheck(lambda x: padding.var_mean(x, None), x)
+    assert torch.autograd.gradcheck(lambda x: padding.var_mean(x, None, 1), x)
+    single = x[..., :1].detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: padding.var_mean(x, None, 1), single)

@@ -22,6 +22,7 @@ from spkd.train.losses import (
     WeightedSum,
     chosen_losses,
     for_teachers,
+    multilevel,
 )
 from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
@@ -34,7 +35,7 @@ from spkd.train.losses.logits import (
     TriageSettings,
     confusion_set,
 )
-from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings, cosines
+from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings, align, cosines
 from spkd.train.losses.ntxent import NTXent, NTXentSettings
 from spkd.train.losses.regression import MSE, Cosine
 from spkd.train.losses.relational import Relational
@@ -587,9 +588,37 @@ def test_levels_that_do_not_go_together(change: dict, expected: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_frames_in_half_precision_are_compared_in_single(distance: str) -> None:
+    targets, student, inputs = levels_setting(160, 400)
+    settings = MultiLevelSettings(levels={"frames": "frames"}, distance=distance)
+    loss = MultiLevel(settings, LossContext(levels_of(student), targets, 1))
+    stored = inputs.targets["frames"].half()
+    half, single = (replace(inputs, targets={"frames": frames}) for frames in (stored, stored.float()))
+    found = loss(student, half)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(loss(student, single).item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("time_last", [False, True])
-def test_cosines_and_their_gradient_are_torchs(time_last: bool) -> None:
-    """Whichever way the student's vectors lie in memory."""
+def test_frames_outside_the_students_are_left_out_and_have_no_gradient(time_last: bool) -> None:
+    """The teacher's windows are longer: its first frame is centred at the student's second."""
+    values = torch.randn(2, 5, 3).mT.contiguous().mT if time_last else torch.randn(2, 5, 3)
+    mine = values.requires_grad_()
+    theirs = torch.randn(2, 3, 3)
+    found, kept = align(mine, theirs, Target("frames", 3, 160, 400), Target("frames", 3, 160, 720))
+    assert torch.equal(found, mine[:, 1:4])
+    assert torch.equal(kept, theirs)
+    found.sum().backward()
+    assert mine.grad is not None
+    assert torch.equal(mine.grad, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])[:, None].expand(2, 5, 3))
+
+
+@pytest.mark.parametrize("together", [1000, 70, 1])
+@pytest.mark.parametrize("time_last", [False, True])
+def test_cosines_and_their_gradient_are_torchs(time_last: bool, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way the student's vectors lie in memory, and however many are compared at a time."""
+    monkeypatch.setattr(multilevel, "CACHED_NUMBERS", together)
     generator = torch.Generator().manual_seed(0)
     shape = (3, 7, 5) if time_last else (3, 5, 7)
     made = torch.randn(shape, generator=generator, dtype=torch.float64)

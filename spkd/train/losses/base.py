@@ -19,7 +19,8 @@ class LossInputs:
     """What a loss may use of a batch of B views, beside the student's levels of their first crops.
 
     Attributes:
-        targets: the teacher's, by name, float32.
+        targets: the teacher's, by name, float32; frames may be in half precision, as they are stored: to convert them
+            all costs as much as to compare them.
         label: (B,) class of each view, -1 unknown.
         instance: (B,) one number per (utterance, speed): views that share it are of one speaker whatever the labels
             are.

@@ -17,6 +17,7 @@ from spkd.target import EMBEDDING, Target
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
 
 EPS = 1e-8  # least length in a cosine
+CACHED_NUMBERS = 2**19  # of the vectors that are compared at a time on a CPU: 2 MiB
 CONCAT = "concat"
 
 
@@ -88,7 +89,7 @@ class MultiLevel(Loss):
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         total = torch.zeros((), device=inputs.label.device)
         for level, name in self._pairs.items():
-            mine, theirs = student[level].float(), inputs.targets[name].float()
+            mine, theirs = student[level].float(), inputs.targets[name]
             if theirs.ndim == 3:
                 # Not after the projection, which may have more rows to take and gives the same: it is linear.
                 mine, theirs = align(mine, theirs, self._levels[level], self._targets[level])
@@ -114,7 +115,7 @@ def align(mine: Tensor, theirs: Tensor, level: Target, target: Target) -> tuple[
     inside, before, share = _places(mine.shape[1], theirs.shape[1], level, target)
     first = before[0]
     if share is None and before == tuple(range(first, first + len(before))):
-        mine = mine[:, first : first + len(before)]  # frame by frame: nothing is copied
+        mine = _slice(mine, first, len(before))  # frame by frame: nothing is copied
     else:
         index = torch.tensor(before, device=mine.device)
         earlier = mine.index_select(1, index)
@@ -124,6 +125,16 @@ def align(mine: Tensor, theirs: Tensor, level: Target, target: Target) -> tuple[
             later = mine.index_select(1, (index + 1).clamp_max(mine.shape[1] - 1))
             mine = torch.lerp(earlier, later, torch.tensor(share, device=mine.device)[:, None])
     return mine, theirs[:, inside]
+
+
+def _slice(frames: Tensor, first: int, count: int) -> Tensor:
+    """frames[:, first : first + count], whose gradient is as the frames are in memory: convolutions give them with time
+    last, and the gradient of a plain slice has it in the middle."""
+    if count == frames.shape[1]:
+        return frames
+    if frames.mT.is_contiguous():
+        return frames.mT[..., first : first + count].mT
+    return frames[:, first : first + count]
 
 
 @lru_cache(maxsize=1024)
@@ -147,23 +158,35 @@ def _places(
 
 
 class _Cosines(torch.autograd.Function):
-    """The gradient in two passes over vectors that may be hundreds of megabytes; composed, it takes six."""
+    """Frames may be hundreds of megabytes, and passes over them are what costs time, most of all from one memory layout
+    to another. The teacher's are brought to the student's layout once, a few utterances at a time, and the gradient is
+    made in the forward pass, while they are in the processor's cache."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, theirs: Tensor) -> Tensor:
-        own, other = (torch.linalg.vector_norm(vectors, dim=-1).clamp_min(EPS) for vectors in (mine, theirs))
-        found = torch.linalg.vecdot(mine, theirs) / (own * other)
-        ctx.save_for_backward(mine, theirs, own, other, found)
-        return found
+        together = len(mine) if mine.is_cuda else max(CACHED_NUMBERS // max(mine[0].numel(), 1), 1)
+        gradient, found = torch.empty_like(mine), []
+        parts = (vectors.split(together) for vectors in (mine, theirs, gradient))
+        for own, stored, change in zip(*parts, strict=True):
+            other = torch.empty_like(own).copy_(stored)
+            # Not vector_norm, which is slow along an axis that is not the last in memory.
+            length, other_length = ((v * v).sum(-1).sqrt_().clamp_min_(EPS) for v in (own, other))
+            scale = 1.0 / (length * other_length)
+            cosine = (own * other).sum(-1) * scale
+            torch.mul(other, scale[..., None], out=change)
+            change.addcmul_(own, (-cosine / length.square())[..., None])
+            found.append(cosine)
+        ctx.save_for_backward(gradient)
+        return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        mine, theirs, own, other, found = ctx.saved_tensors
-        gradient = theirs * (gradients[0] / (own * other))[..., None]
-        return gradient.addcmul_(mine, (-gradients[0] * found / own.square())[..., None]), None
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(gradients[0][..., None]), None
 
 
 def cosines(mine: Tensor, theirs: Tensor) -> Tensor:
-    """Of the vectors on the last axis, (..., D) each -> (...); theirs, the teacher's, get no gradient."""
-    found: Tensor = _Cosines.apply(mine.contiguous(), theirs)  # frames come with time last
+    """Of the vectors on the last axis, (B, ..., D) each -> (B, ...). The teacher's, `theirs`, get no gradient and may be
+    in half precision."""
+    found: Tensor = _Cosines.apply(mine, theirs)
     return found

@@ -105,7 +105,7 @@ class OneStep(Loss):
     def distillation(self, frames: Tensor, inputs: LossInputs) -> Tensor:
         total = torch.zeros((), device=frames.device)
         for predict, target in zip(self.predict, self._targets, strict=True):
-            mine, theirs = align(predict(frames.float()), inputs.targets[target.name].float(), self._level, target)
+            mine, theirs = align(predict(frames.float()), inputs.targets[target.name], self._level, target)
             if self._settings.distance == "mse":
                 total = total + (mine - theirs).square().mean()
                 continue
