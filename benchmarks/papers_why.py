@@ -14,7 +14,9 @@ Prints, and keeps in benchmarks/results/papers_why.json:
 - confusion: how many of the classes of the x-vector teacher are in the confusion set of TRKD;
 - sessions: EER of students on target trials across recording sessions and in another language (arabic-commands-mini,
   which was in no training). The test lists compare pieces of one recording or of one session, as positives of NT-Xent
-  do.
+  do;
+- disturbed: EER on test-short as it is, in babble and measured rooms (which were in no training), through a telephone's
+  coder and with another voice, of the students whose views had noise, coders or another voice.
 """
 
 from __future__ import annotations
@@ -22,18 +24,23 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from commands import spkd
 from machine import describe
-from papers import BEST_MINI, CACHES, LONGEST, METHODS, Runs, Study, options
+from papers import BEST_MINI, CACHES, LISTS, LONGEST, METHODS, Runs, Study, options
 from torch.nn.functional import normalize
 
 from spkd import config
+from spkd.audio import SAMPLE_RATE, decode
+from spkd.augment import Augmentation
 from spkd.cache import Cache, Crop
 from spkd.config import MiningConfig
+from spkd.manifest import Manifest, Utterance
 from spkd.train.batches import InputSource
 from spkd.train.labels import Labels
 from spkd.train.losses import LossContext, LossInputs
@@ -46,7 +53,7 @@ HERE = Path(__file__).parent
 CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
 RIDGE = 10.0
 CUTOFFS = (0.99, 0.9, 0.8)
-TRIALS = "trials-across-sessions"
+DISTURBED = ("views_speeds", "views_noise", "views_coders", "views_mixed")
 ACROSS = (f"untaught_{LONGEST}", "untaught_ntxent", "label_free_ntxent", BEST_MINI)
 
 
@@ -168,23 +175,59 @@ def across_sessions(path: Path, rows: list[tuple[str, str, str]], most: int = 30
     path.write_text("".join(chosen))
 
 
-def eer(work: Path, manifest: Path, out: str, *model: str) -> float:
-    """EER (%) of one model on the trials across sessions."""
-    spkd(work, 1, "eval", f"{TRIALS}.txt", f"manifest={manifest}", f"out={out}/{TRIALS}", "bootstrap=0", *model)
-    report = json.loads((work / out / TRIALS / "report.json").read_text())
+def eer(work: Path, manifest: Path, trials: Path, out: str, *model: str) -> float:
+    """EER (%) of one model on one list of trials."""
+    spkd(work, 1, "eval", str(trials), f"manifest={manifest}", f"out={out}/{trials.stem}", "bootstrap=0", *model)
+    report = json.loads((work / out / trials.stem / "report.json").read_text())
     return round(report["results"]["eer_percent"], 2)
 
 
-def sessions(study: Study, manifest: Path, seeds: int) -> dict[str, list[float]]:
-    """EER (%) across recording sessions, of the teacher and of students by method."""
-    work = study.work
-    across_sessions(work / f"{TRIALS}.txt", recordings(manifest))
-    found = {"teacher": [eer(work, manifest, "teacher-eval", "model=dvector", f"weights={study.weights}")]}
-    for method in ACROSS:
+def eers(
+    study: Study, methods: Sequence[str], manifest: Path, trials: Path, seeds: int, condition: str = ""
+) -> dict[str, list[float]]:
+    """EER (%) of the teacher and of students by method."""
+    teacher = "model=dvector", f"weights={study.weights}"
+    found = {"teacher": [eer(study.work, manifest, trials, f"teacher-eval{condition}", *teacher)]}
+    for method in methods:
         folders = [study.folder(method, seed) for seed in range(seeds)]
-        names = [folder for folder in folders if (work / folder / "model.json").is_file()]
+        names = [folder for folder in folders if (study.work / folder / "model.json").is_file()]
         if names:
-            found[method] = [eer(work, manifest, f"{name}-eval", f"model={name}") for name in names]
+            models = {name: f"model={name}" for name in names}
+            found[method] = [
+                eer(study.work, manifest, trials, f"{name}-eval{condition}", model) for name, model in models.items()
+            ]
+    return found
+
+
+def sessions(study: Study, seeds: int) -> dict[str, list[float]]:
+    """EER (%) across recording sessions."""
+    manifest, trials = study.data / "arabic-commands-mini" / "train.csv", study.work / "trials-across-sessions.txt"
+    across_sessions(trials, recordings(manifest))
+    return eers(study, ACROSS, manifest, trials, seeds)
+
+
+def disturbed(study: Study, seeds: int) -> dict[str, dict[str, list[float]]]:
+    """EER (%) by condition of the tested speech."""
+    manifest, trials = (study.data / path for path in LISTS["test_short"])
+    noise = study.data / "noise"
+    babble = Augmentation(str(noise / "babble"), 1.0, (5.0, 15.0), str(noise / "rir_sample"), 1.0)
+    conditions = {
+        "clean": Augmentation(),
+        "babble_and_rooms": babble,
+        "telephone": Augmentation(coders=("gsm",), coder_prob=1.0),
+        "another_voice": Augmentation(str(study.data / "speechocean-mini" / "audio" / "test"), 1.0, (0.0, 10.0)),
+    }
+    found = {}
+    for name, augmentation in conditions.items():
+        folder = study.work / f"test-short-{name}"
+        folder.mkdir(exist_ok=True)
+        rows = []
+        for number, row in enumerate(Manifest.load(manifest).utterances):
+            path = folder / f"{row.id}.wav"
+            soundfile.write(path, augmentation(decode(row.path).wave, number), SAMPLE_RATE, "FLOAT")
+            rows.append(Utterance(row.id, str(path), row.speaker, row.duration))
+        Manifest(tuple(rows)).save(folder / "manifest.csv")
+        found[name] = eers(study, DISTURBED, folder / "manifest.csv", trials, seeds, f"-{name}")
     return found
 
 
@@ -203,8 +246,8 @@ def main() -> None:
         CACHES,
         Runs(HERE / "results" / "papers_runs.json"),
     )
-    arabic = given.data.resolve() / "arabic-commands-mini" / "train.csv"
-    result["sessions_eer"] = sessions(study, arabic, given.seeds)
+    result["sessions_eer"] = sessions(study, given.seeds)
+    result["disturbed_eer"] = disturbed(study, given.seeds)
     result["machine"] = describe()
     (HERE / "results" / "papers_why.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
