@@ -182,7 +182,7 @@ class _Cosines(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(gradients[0][..., None]), None
+        return gradient * gradients[0][..., None], None
 
 
 def cosines(mine: Tensor, theirs: Tensor) -> Tensor:
