@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather, all_reduce
 
 from spkd.errors import UsageError
 
@@ -96,7 +96,14 @@ def gathered(x: Tensor) -> Tensor:
     """The rows of all ranks, in order: (B, ...) -> (world * B, ...). Gradients go back to the rank of each row."""
     if world().world == 1:
         return x
-    return torch.cat(all_gather(x.contiguous())) if x.requires_grad else torch.cat(_gather_plain(x))
+    rows: Tensor = _Gathered.apply(x)
+    return rows
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum over the ranks, (...) -> (...), as are its gradients."""
+    total: Tensor = _Summed.apply(x)
+    return total
 
 
 def own_rows(x: Tensor) -> Tensor:
@@ -110,15 +117,39 @@ def averaged(x: Tensor) -> Tensor:
     ranks = world()
     if ranks.world == 1:
         return x.detach()
-    total = x.detach().clone()
+    return _sum(x) / ranks.world
+
+
+class _Gathered(torch.autograd.Function):
+    """torch.distributed.nn has both of these, but deprecated from torch 2.14 on and without a public successor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.count = len(x)
+        rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, x.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        first = dist.get_rank() * ctx.count
+        return _sum(gradients[0])[first : first + ctx.count]
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _sum(gradients[0])
+
+
+def _sum(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
-    return total / ranks.world
-
-
-def _gather_plain(x: Tensor) -> list[Tensor]:
-    rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, x.contiguous())
-    return rows
+    return total
 
 
 def first_ranks(value: Tensor) -> Tensor:
@@ -141,11 +172,11 @@ def _normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Batch-norm in training, with the statistics of all ranks' batches, on any device (torch's own needs a GPU)."""
     axes, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
     count = torch.full((1,), x.numel() / x.shape[1], device=x.device, dtype=x.dtype)
-    sums = all_reduce(torch.cat([x.sum(axes), count]))
+    sums = summed(torch.cat([x.sum(axes), count]))
     count = sums[-1].detach()
     mean = sums[:-1] / count
     centred = x - mean.view(shape)
-    squares = all_reduce(centred.square().sum(axes))
+    squares = summed(centred.square().sum(axes))
     if module.running_mean is not None and module.running_var is not None:
         with torch.no_grad():
             momentum = 0.1 if module.momentum is None else module.momentum

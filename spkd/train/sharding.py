@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
-from spkd.train.distributed import world
+from spkd.train.distributed import summed, world
 
 DIVISION = "division"  # attribute of a parameter that is divided
 
@@ -97,7 +96,7 @@ def cross_entropy_of_parts(logits: Tensor, label: Tensor, first: int) -> Tensor:
     is_own = (label >= first) & (label < first + logits.shape[1])
     target = logits.gather(1, torch.where(is_own, label - first, 0)[:, None])[:, 0]
     mass = (logits - highest[:, None]).exp().sum(1)
-    mass, target = all_reduce(torch.stack([mass, torch.where(is_own, target - highest, 0.0)]))
+    mass, target = summed(torch.stack([mass, torch.where(is_own, target - highest, 0.0)]))
     labelled = label >= 0
     return torch.where(labelled, mass.log() - target, 0.0).sum() / labelled.sum().clamp_min(1)
 

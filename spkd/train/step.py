@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -49,7 +50,10 @@ class Optimisation:
             count_all_ranks(module)
             # Every rank has rows of its own of these; there is nothing to average.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(divisions(module)))
-            self._connected = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+            with warnings.catch_warnings():
+                # torch 2.14 advises against broadcast_buffers, but has no other way to leave buffers alone yet.
+                warnings.simplefilter("ignore", FutureWarning)
+                self._connected = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
         self.optimiser = make_optimiser(config.optim, module)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._type is torch.float16)
         self.first_bad = torch.full((), -1, device=device)
