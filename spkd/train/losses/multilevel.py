@@ -186,7 +186,7 @@ class _Cosines(torch.autograd.Function):
 
 
 def cosines(mine: Tensor, theirs: Tensor) -> Tensor:
-    """Of the vectors on the last axis, (B, ..., D) each -> (B, ...). The teacher's (`theirs`) get no gradient, and may be
-    in half precision."""
+    """Of the vectors on the last axis, (B, ..., D) each -> (B, ...). The teacher's (`theirs`) get no gradient, and may
+    be in half precision."""
     found: Tensor = _Cosines.apply(mine, theirs)
     return found
