@@ -12,7 +12,7 @@ with its EERs under 300 resamplings of the speakers, from which all tables, inte
 is there is not trained again, unless its settings have changed since. The default holds the runs of this repository:
 name a file of your own to train all of them. `--groups` and `--methods` choose a part, `--report` makes tables of what
 is finished. Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/papers.json and makes
-the tables of README.md and docs/results.md and the figure from it.
+the tables of README.md and docs/results.md and the figures from it.
 
 Groups:
 - losses: every loss with the same x-vector.
@@ -34,6 +34,8 @@ import csv
 import hashlib
 import json
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -707,7 +709,7 @@ def goals(methods: dict[str, dict]) -> dict[str, object]:
 
 
 def write_tables(result: dict) -> None:
-    """The tables of README.md and docs/results.md, and the figure."""
+    """The tables of README.md and docs/results.md, and the figures of both."""
     methods, parts = result["methods"], []
     for group, title in GROUPS.items():
         found = {name: row for name, row in methods.items() if row["group"] == group}
@@ -725,6 +727,7 @@ def write_tables(result: dict) -> None:
     shown = {n: row for n, row in methods.items() if n in IN_README or n in SIZES}
     between(README, TABLES, table(shown, HEADS, result["teacher"]))
     draw(methods, result["teacher"])
+    subprocess.run([sys.executable, str(HERE.parent / "docs" / "figure.py")], check=True)
 
 
 def between(path: Path, begin: str, made: str) -> None:
