@@ -192,9 +192,8 @@ def eers(
         folders = [study.folder(method, seed) for seed in range(seeds)]
         names = [folder for folder in folders if (study.work / folder / "model.json").is_file()]
         if names:
-            models = {name: f"model={name}" for name in names}
             found[method] = [
-                eer(study.work, manifest, trials, f"{name}-eval{condition}", model) for name, model in models.items()
+                eer(study.work, manifest, trials, f"{name}-eval{condition}", f"model={name}") for name in names
             ]
     return found
 

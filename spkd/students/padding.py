@@ -59,12 +59,9 @@ class _VarMean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-        count = max(x.shape[-1] - correction, 1)
-        average = x.mean(-1, keepdim=True)
-        deviations = x - average
-        variance = deviations.square_().sum(-1, keepdim=True) / count
+        variance, average = var_mean(x, None, correction)  # composed: no gradient is recorded here
         ctx.save_for_backward(x, average)
-        ctx.count = count
+        ctx.count = max(x.shape[-1] - correction, 1)
         return variance, average
 
     @staticmethod
