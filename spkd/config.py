@@ -379,7 +379,7 @@ class TrainConfig:
     augment: AugmentConfig = section(AugmentConfig)
     precision: str = key("fp32", "of the student's matrix products and convolutions (fp16: on a GPU)", PRECISIONS)
     compile: bool = key(False, "compile the student (torch.compile): slow to start, faster on a GPU")
-    channels_last: bool = key(False, "channels-last memory, faster for 2-d networks on a GPU")
+    channels_last: bool = key(False, "channels-last memory, faster for 2-d networks")
     loggers: list[str] = key(
         ["tensorboard", "csv"],
         "logs beside log.jsonl; wandb and trackio need their packages",

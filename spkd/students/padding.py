@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+CACHED = 2**19  # values that stay in the cache of a core with what is computed from them
+
 
 def valid(x: Tensor, lengths: Tensor) -> Tensor:
     """Which steps of x (B, ..., T) are no padding: bool, (B, 1..., T)."""
@@ -40,10 +42,10 @@ def var_mean(x: Tensor, lengths: Tensor | None, correction: int = 0) -> tuple[Te
 
     In two passes, which on a CPU are faster than torch.var_mean; sums of half precision are in fp32.
     """
+    if lengths is None and torch.is_grad_enabled() and x.requires_grad:
+        variance, average = _VarMean.apply(x, correction)
+        return variance, average
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    if lengths is None and torch.is_grad_enabled() and wide.requires_grad:
-        variance, average = _VarMean.apply(wide, correction)
-        return variance.to(x.dtype), average.to(x.dtype)
     average = mean(wide, lengths)
     deviations = mask(wide - average, lengths)
     squares = (deviations * deviations).sum(-1, keepdim=True)
@@ -55,21 +57,32 @@ def var_mean(x: Tensor, lengths: Tensor | None, correction: int = 0) -> tuple[Te
 
 
 class _VarMean(torch.autograd.Function):
-    """The gradient in one pass over x; composed, it takes eight."""
+    """The gradient in one pass over x, where the composed one takes eight. Both directions take some views at a time,
+    so that what is computed on the way stays in the cache of a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-        variance, average = var_mean(x, None, correction)  # composed: no gradient is recorded here
-        ctx.save_for_backward(x, average)
+        # Composed: no gradient is recorded here.
+        parts = [var_mean(part, None, correction) for part in x.split(_views_at_once(x))]
+        variance, average = map(torch.cat, zip(*parts, strict=True))
+        ctx.save_for_backward(x)
         ctx.count = max(x.shape[-1] - correction, 1)
         return variance, average
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        x, average = ctx.saved_tensors
-        of_variance, of_average = gradients
-        scale = of_variance * (2.0 / ctx.count)
-        return torch.addcmul(of_average / x.shape[-1] - scale * average, x, scale), None
+        (x,) = ctx.saved_tensors
+        size = _views_at_once(x)
+        found = torch.empty_like(x)
+        for part, out, variance, average in zip(*(y.split(size) for y in (x, found, *gradients)), strict=True):
+            wide = part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
+            scale = variance * (2.0 / ctx.count)
+            out.copy_(torch.addcmul(average / x.shape[-1] - scale * wide.mean(-1, keepdim=True), wide, scale))
+        return found, None
+
+
+def _views_at_once(x: Tensor) -> int:
+    return max(1, CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
 
 
 def softmax(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -60,11 +60,25 @@ class BasicBlock(nn.Module):
         return x
 
 
+class PointwiseConv(nn.Conv2d):
+    """1 x 1 convolution with `stride` over (bands, time), which leaves inputs out before it convolves: in channels-last
+    memory, oneDNN writes past the end of its buffer in the weight gradient of a strided one with fewer than 16 channels
+    (https://github.com/uxlfoundation/oneDNN/issues/6035)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: tuple[int, int]) -> None:
+        super().__init__(inputs, outputs, 1, bias=False)
+        self._steps = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        bands, time = self._steps
+        return super().forward(x[:, :, ::bands, ::time])
+
+
 def shortcut(inputs: int, outputs: int, stride: tuple[int, int]) -> nn.Sequential:
     """The identity where the shapes allow it, else a 1 x 1 convolution."""
     if stride == (1, 1) and inputs == outputs:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(PointwiseConv(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
 class Pooled(Network):
