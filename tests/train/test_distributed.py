@@ -67,13 +67,13 @@ def test_gradients_and_statistics_are_those_of_one_process(tmp_path: Path) -> No
             if name == "2-d":  # a deep network of tiny batches amplifies the rounding of their statistics
                 assert torch.cosine_similarity(first.flatten(), expected.flatten(), dim=0) > 0.999, key
                 continue
-            near = 2e-5 * max(1.0, float(expected.abs().max()))
+            near = 5e-5 * max(1.0, float(expected.abs().max()))
             assert torch.allclose(first, expected, rtol=1e-3, atol=near), (name, key)
 
 
-def torchrun(arguments: list[str], tmp_path: Path, ranks: int = 2) -> subprocess.Popen:
+def torchrun(arguments: list[str], tmp_path: Path) -> subprocess.Popen:
     (tmp_path / "main.py").write_text(MAIN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "main.py"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command, piped = [*launcher, "train", *arguments], subprocess.PIPE
     return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=piped, stderr=piped, text=True)
@@ -102,14 +102,19 @@ def test_two_ranks_of_torchrun_train_one_student_and_continue_exactly(tmp_path: 
 
 
 @pytest.mark.usefixtures("cached")
-def test_divided_classes_are_one_classifier_on_disk(tmp_path: Path) -> None:
-    """Saved by two ranks, finished by one, and the other way round: as if never divided."""
+def test_divided_classes_are_one_classifier_on_disk(spkd: Callable, tmp_path: Path) -> None:
+    """Saved by two ranks, finished by one process, and the other way round: as if never divided."""
+
+    def run(ranks: int, out: str, *more: str) -> None:
+        given = [*arguments, f"out={out}", *more]
+        error = spkd("train", *given).err if ranks == 1 else torchrun(given, tmp_path).communicate(timeout=120)[1]
+        assert (tmp_path / out / "model.safetensors").is_file(), error
+
     arguments = ["--loss", "aam", *SMALL, "steps=8", "save_every=4", "loss.aam.sharded=true", "optim.clip=0.5"]
     arguments += ["optim.schedule=constant", "optim.warmup=0"]
     for name, first, then in (("a", 2, 1), ("b", 1, 2)):
-        for ranks, more in ((first, []), (then, ["steps=12"])):
-            _, error = torchrun([*arguments, f"out={name}", *more], tmp_path, ranks).communicate(timeout=120)
-            assert (tmp_path / name / "model.safetensors").is_file(), error
+        run(first, name)
+        run(then, name, "steps=12")
     a, b = (load_student(tmp_path / name) for name in "ab")
     assert a.classes == b.classes
     assert a.training["steps"] == b.training["steps"] == 12
