@@ -6,7 +6,6 @@ import io
 
 import numpy as np
 import soundfile
-from scipy.signal import butter, sosfilt
 
 from spkd.audio import SAMPLE_RATE, resample
 from spkd.errors import SpkdError
@@ -33,6 +32,8 @@ def transmit(wave: np.ndarray, coder: str) -> np.ndarray:
     Raises:
         SpkdError: this libsndfile lacks the coder.
     """
+    from scipy.signal import butter, sosfilt  # takes a second, which commands without coders need not wait for
+
     container, coding, level = CODERS[coder]
     rate, sent = SAMPLE_RATE, wave
     if coder in NARROW:
