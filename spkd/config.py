@@ -228,7 +228,6 @@ class OptimConfig:
         ("network", "tensor"),
     )
     nesterov: bool = key(True, "Nesterov momentum, for sgd")
-    fused: bool = key(False, "fused optimiser: faster on a GPU; rounds differently")
 
 
 class Given(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spkd import __version__, config
+from spkd.manifest import Manifest
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,9 @@ def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> 
     assert "18 views extracted" in spkd(*arguments).out
 
 
-def test_a_full_disk_is_reported_as_such_and_the_run_continues(spkd: Callable, corpus: Path) -> None:
+def test_a_full_disk_is_reported_as_such_and_the_run_continues(
+    spkd: Callable, corpus: Path, manifest: Manifest
+) -> None:
     Path("small").mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", "small"], capture_output=True, check=False
@@ -98,13 +101,11 @@ def test_a_full_disk_is_reported_as_such_and_the_run_continues(spkd: Callable, c
     if mounted.returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        arguments = [
-            "extract",
-            "teacher=none",
-            f"manifest={corpus / 'manifest.csv'}",
-            "cache=small/c",
-            "storage.unit_views=6",
-        ]
+        Manifest(manifest.utterances[:6]).save(Path("first.csv"))
+        arguments = ["extract", "teacher=none", "cache=small/c", "storage.unit_views=6"]
+        done = spkd(*arguments, "manifest=first.csv")
+        assert "6 views extracted" in done.out, done.err
+        arguments.append(f"manifest={corpus / 'manifest.csv'}")
         done = spkd(*arguments)
         assert done.code == 1
         assert "the disk is full; everything committed stays valid" in done.err

@@ -31,15 +31,19 @@ def learning_rate(config: OptimConfig, step: int, steps: int, large_margin: Larg
 
 
 def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD (momentum 0.9); biases and normalisation are not decayed."""
+    """AdamW or SGD (momentum 0.9); biases and normalisation are not decayed.
+
+    All parameters in one pass, where torch has such an optimiser for the device.
+    """
     trained = [p for name, p in module.named_parameters() if p.requires_grad and not name.startswith("averaged.")]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov, fused=config.fused or None)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=config.fused or None)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
 
 
 def clip_gradients(config: OptimConfig, module: TrainingModule) -> None:

@@ -87,11 +87,8 @@ def test_losses_are_in_full_precision_beside_a_network_in_half(loss: str) -> Non
     torch.testing.assert_close(term, expected)
 
 
-@pytest.mark.parametrize(
-    ("student", "settings"), [("resnet34", {"channels_last": "true"}), ("tiny", {"optim.fused": "true"})]
-)
-def test_memory_formats_and_fused_optimisers_change_rounding_alone(student: str, settings: dict) -> None:
-    plain, other = prepared(student=student)[0], prepared(student=student, **settings)[0]
+def test_the_memory_format_changes_rounding_alone() -> None:
+    plain, other = prepared(student="resnet34")[0], prepared(student="resnet34", channels_last="true")[0]
     for step in range(3):
         one, two = plain.step(step, [batch(step)]), other.step(step, [batch(step)])
         assert float(one["mse"]) == pytest.approx(float(two["mse"]), rel=1e-3)
