@@ -54,7 +54,7 @@ CONTEXT = 15  # frames that reach one frame of the x-vector before pooling
 RIDGE = 10.0
 CUTOFFS = (0.99, 0.9, 0.8)
 DISTURBED = ("views_speeds", "views_noise", "views_coders", "views_mixed")
-ACROSS = (f"untaught_{LONGEST}", "untaught_ntxent", "label_free_ntxent", BEST_MINI)
+ACROSS = (f"untaught_{LONGEST}", "label_free_ntxent", BEST_MINI)
 
 
 def spread(cache: Cache) -> dict[str, dict[str, float]]:
