@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 CACHED = 2**19  # values that stay in the cache of a core with what is computed from them
@@ -43,9 +44,8 @@ def var_mean(x: Tensor, lengths: Tensor | None, correction: int = 0) -> tuple[Te
     In two passes, which on a CPU are faster than torch.var_mean; sums of half precision are in fp32.
     """
     if lengths is None and torch.is_grad_enabled() and x.requires_grad:
-        variance, average = _VarMean.apply(x, correction)
-        return variance, average
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return _VarMean.apply(x, correction)
+    wide = _in_single(x)
     average = mean(wide, lengths)
     deviations = mask(wide - average, lengths)
     squares = (deviations * deviations).sum(-1, keepdim=True)
@@ -70,15 +70,20 @@ class _VarMean(torch.autograd.Function):
         return variance, average
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         size = _views_at_once(x)
         found = torch.empty_like(x)
-        for part, out, variance, average in zip(*(y.split(size) for y in (x, found, *gradients)), strict=True):
-            wide = part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
-            scale = variance * (2.0 / ctx.count)
-            out.copy_(torch.addcmul(average / x.shape[-1] - scale * wide.mean(-1, keepdim=True), wide, scale))
+        for part, out, *given in zip(*(y.split(size) for y in (x, found, *gradients)), strict=True):
+            wide, of_variance, of_average = map(_in_single, (part, *given))
+            scale = of_variance * (2.0 / ctx.count)
+            out.copy_(torch.addcmul(of_average / x.shape[-1] - scale * wide.mean(-1, keepdim=True), wide, scale))
         return found, None
+
+
+def _in_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _views_at_once(x: Tensor) -> int:
