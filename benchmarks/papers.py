@@ -639,8 +639,12 @@ def run(study: Study, chosen: list[str], seeds: int, jobs: int) -> None:
     left = [one for one in waiting.values() if one[0] not in absent]
     soon = [one for one in left if one[1] == 0 and taught.isdisjoint(study.methods[one[0]].caches)]
     order: list[str | tuple[str, int]] = [  # caches, and students with their seeds
-        *(*sorted(first), *sorted(needed - first - taught), *((name, 0) for name in absent)),
-        *(*soon, *sorted(taught), *(one for one in left if one not in soon)),
+        *sorted(first),
+        *sorted(needed - first - taught),
+        *((name, 0) for name in absent),
+        *soon,
+        *sorted(taught),
+        *(one for one in left if one not in soon),
     ]
     started, tasks = time.time(), dict[object, Future[None]]()
 

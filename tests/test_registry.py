@@ -136,5 +136,9 @@ def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, 
         ["train", "--loss", "broken", *small, "out=x"],
     )
     assert done.returncode == 3
-    for error in ("did you mean 'delta'", "must be positive", "mine.nothing:Loss cannot be imported"):
-        assert error in done.stderr
+    for line, error in zip(
+        done.stderr.splitlines(),
+        ("did you mean 'delta'", "must be positive", "mine.nothing:Loss cannot be imported"),
+        strict=True,
+    ):
+        assert error in line

@@ -246,4 +246,4 @@ def test_compiled_network_has_the_gradients_of_the_same_network(level: str) -> N
 
     expected = gradients()
     network.compile(backend="aot_eager")
-    torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-4)

@@ -94,6 +94,17 @@ def test_the_memory_format_changes_rounding_alone() -> None:
         assert float(one["mse"]) == pytest.approx(float(two["mse"]), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_fused_optimiser_changes_rounding_alone(name: str) -> None:
+    fused, other = (prepared(student="tiny", optim=name)[0] for _ in range(2))
+    for group in other.optimiser.param_groups:
+        assert group["fused"]
+        group["fused"] = False
+    for step in range(3):
+        one, two = fused.step(step, [batch(step)]), other.step(step, [batch(step)])
+        assert float(one["mse"]) == pytest.approx(float(two["mse"]), rel=1e-3)
+
+
 def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of a step is read back: on a GPU that would stop it until the device is done. (Adam's own count of steps
     is on the host.)"""
