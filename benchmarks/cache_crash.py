@@ -34,8 +34,8 @@ from machine import describe
 from spkd.cache import Cache, verify
 from spkd.cache.claims import STALE
 from spkd.cache.folder import COMPLETE
+from spkd.corpus.manifest import build
 from spkd.demo.synthesis import speaker, utterance
-from spkd.manifest import build
 
 HERE = Path(__file__).parent
 WRITERS = 3

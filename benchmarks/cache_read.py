@@ -31,9 +31,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from spkd.cache import Cache, Crop, Plan, UnitWriter, claim_units, finalize, initialise
 from spkd.cache.codec import make_codec
-from spkd.manifest import Manifest, Utterance
-from spkd.target import Target
-from spkd.view import Views
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.view import Views
+from spkd.outputs.target import Target
 
 HERE = Path(__file__).parent
 DIM, WINDOW, BATCH = 512, 200, 32

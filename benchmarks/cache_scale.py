@@ -24,15 +24,15 @@ import numpy as np
 from machine import describe
 from synthetic import make_card, write_cache
 
-from spkd import digest
 from spkd.cache import Plan, initialise
 from spkd.cache.folder import COMPLETE, CompletionRecord, metadata_files
 from spkd.cache.read import MOST_MAPPED
-from spkd.features import FBANK
-from spkd.files import write_json
-from spkd.manifest import Manifest, Utterance
-from spkd.target import Target
-from spkd.view import Views
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.view import Views
+from spkd.files import digest
+from spkd.files.atomic import write_json
+from spkd.outputs.features import FBANK
+from spkd.outputs.target import Target
 
 HERE = Path(__file__).parent
 TARGETS = [Target("embedding", 256), Target("frames", 512, 320, 400)]

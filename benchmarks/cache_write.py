@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from spkd.cache import Background, Plan, UnitWriter, claim_units, finalize, initialise
 from spkd.cache.codec import make_codec
-from spkd.target import Target
-from spkd.manifest import Manifest, Utterance
-from spkd.view import Views
+from spkd.outputs.target import Target
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.view import Views
 from synthetic import make_card
 
 torch.set_num_threads(1)

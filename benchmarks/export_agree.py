@@ -27,10 +27,10 @@ import torch
 from machine import describe
 
 import spkd
+from spkd.corpus.manifest import Manifest
 from spkd.eval.metrics import curve, eer
-from spkd.eval.scoring import Side, score_pairs
+from spkd.eval.pairs import Side, score_pairs
 from spkd.eval.trials import read
-from spkd.manifest import Manifest
 from spkd.students import load_student
 
 HERE = Path(__file__).parent

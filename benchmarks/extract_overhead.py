@@ -29,15 +29,15 @@ from machine import describe
 
 from spkd import config
 from spkd.config import ExtractConfig
+from spkd.corpus.loader import iterate_batches
+from spkd.corpus.manifest import Manifest, build
+from spkd.corpus.view import ViewPlan
 from spkd.demo.synthesis import speaker, utterance
 from spkd.extract.run import extract
 from spkd.extract.targets import chosen_targets, extract_targets
-from spkd.loader import iterate_batches
-from spkd.manifest import Manifest, build
 from spkd.students import Checkpoint, save_student
 from spkd.students import build as build_network
 from spkd.teachers import Teacher, load_teacher
-from spkd.view import ViewPlan
 
 HERE = Path(__file__).parent
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,

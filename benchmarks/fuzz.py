@@ -52,14 +52,15 @@ import spkd.cache.exchange.tars
 import spkd.eval.run
 import spkd.extract.run
 import spkd.train.trainer  # noqa: F401  imported before the processes are forked, as those above
-from spkd import config, digest
+from spkd import config
 from spkd.cache.folder import CARD, COMPLETE, self_digest
 from spkd.cli import main as spkd_main
 from spkd.demo.synthesis import speaker, utterance
+from spkd.files import digest
+from spkd.networks.toolkits.recognise import SPEECHBRAIN_XVECTOR
+from spkd.networks.toolkits.resnet import ResNet
+from spkd.networks.toolkits.xvector import SpeechBrainXVector
 from spkd.students import Checkpoint, build, save_student
-from spkd.teachers.networks.recognise import SPEECHBRAIN_XVECTOR
-from spkd.teachers.networks.resnet import ResNet
-from spkd.teachers.networks.xvector import SpeechBrainXVector
 
 HERE = Path(__file__).parent
 SECONDS = 60.0  # of one command, after which it hangs

@@ -35,14 +35,14 @@ import transformers
 from machine import describe
 
 from spkd import config
-from spkd.audio import SAMPLE_RATE
 from spkd.cache import Cache
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
 from spkd.eval import score as scoring
 from spkd.eval import trials
-from spkd.extract.live import compare
+from spkd.extract.recheck import compare
 from spkd.extract.run import extract
-from spkd.manifest import Manifest, build
 from spkd.teachers import load_teacher
 from spkd.train.trainer import train
 

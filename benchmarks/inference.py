@@ -23,7 +23,7 @@ from machine import describe
 from papers import SIZES, SSL, TEACHER
 
 from spkd import config
-from spkd.audio import SAMPLE_RATE
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.students import Checkpoint, make_student, save_student
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher

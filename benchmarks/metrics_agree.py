@@ -21,14 +21,14 @@ import torch
 from machine import describe
 
 from spkd.config import EvalConfig, ModelConfig
+from spkd.corpus.manifest import Manifest
 from spkd.eval.calibration import fit
 from spkd.eval.metrics import Point, act_dcf, cllr, curve, eer, min_cllr, min_dcf
+from spkd.eval.pairs import score_pairs
 from spkd.eval.plda import PLDA
 from spkd.eval.score import score
-from spkd.eval.scoring import score_pairs
 from spkd.eval.speakers import numbered
 from spkd.eval.trials import read
-from spkd.manifest import Manifest
 from spkd.teachers import load_teacher
 
 HERE = Path(__file__).parent

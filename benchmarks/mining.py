@@ -32,8 +32,8 @@ from synthetic import write_cache
 
 from spkd.cache import Cache
 from spkd.config import MiningConfig
-from spkd.manifest import Manifest, Utterance
-from spkd.target import Target
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.outputs.target import Target
 from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.mining import build, gpus, mine, recall
 

@@ -49,10 +49,10 @@ from commands import Lists, spkd
 from machine import describe
 from matplotlib.figure import Figure
 
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.eval.bootstrap import SpeakerTrials
 from spkd.eval.metrics import Point, Ranking, eer, min_dcf
 from spkd.eval.trials import read_scores
-from spkd.manifest import Manifest, Utterance
 from spkd.students import load_student, save_student
 
 HERE = Path(__file__).parent

@@ -36,11 +36,11 @@ from papers import BEST_MINI, CACHES, LISTS, LONGEST, METHODS, Runs, Study, opti
 from torch.nn.functional import normalize
 
 from spkd import config
-from spkd.audio import SAMPLE_RATE, decode
-from spkd.augment import Augmentation
 from spkd.cache import Cache, Crop
 from spkd.config import MiningConfig
-from spkd.manifest import Manifest, Utterance
+from spkd.corpus.audio import SAMPLE_RATE, decode
+from spkd.corpus.augment import Augmentation
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.train.batches import InputSource
 from spkd.train.labels import Labels
 from spkd.train.losses import LossContext, LossInputs

@@ -26,7 +26,7 @@ from machine import describe
 from sklearn.metrics.pairwise import cosine_similarity
 
 from spkd.eval.cohort import normalised
-from spkd.eval.scoring import Side, as_norm, cohort_statistics, score_pairs
+from spkd.eval.pairs import Side, as_norm, cohort_statistics, score_pairs
 
 HERE = Path(__file__).parent
 DIM, ROUNDS = 256, 5

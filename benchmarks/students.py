@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from spkd.networks.network import count_macs, count_parameters
 from spkd.students import build
-from spkd.students.network import count_macs, count_parameters
 
 HERE = Path(__file__).parent
 DOC = HERE.parent / "docs" / "students.md"

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from spkd.cache import Card, Part, Plan, TeacherCard, UnitWriter, claim_units, finalize, initialise
+from spkd.cache import Card, Part, Plan, UnitWriter, claim_units, finalize, initialise
 from spkd.cache.codec import make_codec
 from spkd.config import ViewConfig
-from spkd.manifest import Manifest
-from spkd.target import Target
-from spkd.view import ViewPlan, Views
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.view import ViewPlan, Views
+from spkd.outputs.target import Target
+from spkd.outputs.teacher_card import TeacherCard
 
 
 def make_card(targets: Sequence[Target], manifest: Manifest, plan: Plan) -> Card:

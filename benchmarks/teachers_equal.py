@@ -245,7 +245,7 @@ def onnx(work: Path) -> Iterator[Case]:
     import onnxruntime
     from torchaudio.compliance import kaldi
 
-    from spkd.teachers.networks.resnet import ResNet
+    from spkd.networks.toolkits.resnet import ResNet
 
     class Graph(nn.Module):
         def __init__(self) -> None:

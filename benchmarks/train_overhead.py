@@ -31,11 +31,11 @@ from machine import describe
 
 from spkd import config
 from spkd.cache import Cache
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.demo.synthesis import speaker, utterance
 from spkd.extract.run import extract
-from spkd.features import FBANK, input_features
-from spkd.manifest import Manifest, Utterance
 from spkd.memory import keep_large_buffers
+from spkd.outputs.features import FBANK, input_features
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
 from spkd.train.batches import InputSource, StepBatches

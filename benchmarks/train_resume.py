@@ -24,8 +24,8 @@ import soundfile
 import torch
 from machine import describe
 
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.demo.synthesis import speaker, utterance
-from spkd.manifest import Manifest, Utterance
 
 HERE = Path(__file__).parent
 RUN = "import sys; from spkd.cli import main; sys.argv = ['spkd', *sys.argv[1:]]; main()"

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
-from spkd import __version__, config
+from spkd import config
 from spkd.errors import Interrupted, SpkdError, UsageError, reported
 from spkd.memory import keep_large_buffers
 from spkd.registry import LOSSES
+from spkd.version import __version__
 
 if TYPE_CHECKING:
     from spkd.eval.score import Scored
@@ -89,7 +90,7 @@ def manifest(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
 ) -> None:
     """Build a manifest of a folder of audio, with durations."""
-    from spkd.manifest import build
+    from spkd.corpus.manifest import build
 
     if out.suffix not in (".csv", ".jsonl"):
         raise UsageError(f"--out {out}: manifests are written as .csv or .jsonl")
@@ -137,11 +138,11 @@ def extract(
     if targets:
         _list_targets(load_teacher(settings.teacher, resolve(settings.device)))
         return
+    from spkd.corpus.manifest import Manifest
     from spkd.extract.ranks import Rank
     from spkd.extract.ranks import report as report_ranks
     from spkd.extract.run import REJECTED, load_and_extract
-    from spkd.files import writable_folder
-    from spkd.manifest import Manifest
+    from spkd.files.atomic import writable_folder
 
     audio = Manifest.load(settings.manifest)
     for one in (settings, *more):
@@ -325,8 +326,8 @@ def calibrate(
     """Learn to turn scores into log-likelihood ratios, and their thresholds, on trials of other speakers."""
     trials, given = _trials_and_keys(trials, overrides)
     settings = config.load(config.CalibrateConfig, given, config_file)
-    from spkd.eval.calibrate import calibrate as run
-    from spkd.eval.calibrate import place
+    from spkd.eval.train_calibration import calibrate as run
+    from spkd.eval.train_calibration import place
 
     out = place(settings)
     found = run(settings, _scored(settings, trials, scores))
@@ -344,11 +345,11 @@ def _trials_and_keys(trials: str | None, overrides: list[str] | None) -> tuple[s
 
 def _scored(settings: config.ScoringConfig, trials: str | None, scores: list[Path] | None) -> Scored:
     """Trials scored by the model, or by the files of other systems."""
+    from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
     from spkd.eval import score as scoring
     from spkd.eval import trials as trial_lists
     from spkd.eval.run import note_one_kind
-    from spkd.manifest import Manifest
     from spkd.teachers import load_model
 
     if trials is None and not scores:
@@ -421,11 +422,11 @@ def embed(
 ) -> None:
     """Embed every utterance with a student or a teacher: Kaldi's ark and scp, or an array with its names."""
     settings = config.load(config.EmbedConfig, overrides or [], config_file)
+    from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
     from spkd.eval.embed import embed as run
-    from spkd.manifest import Manifest
+    from spkd.files.vectors import SUFFIXES, write_vectors
     from spkd.teachers import load_model
-    from spkd.vectors import SUFFIXES, write_vectors
 
     out = Path(settings.out)
     if out.suffix not in SUFFIXES:
@@ -486,9 +487,9 @@ def cache_verify(
     note_verified(path)
     print(f"{path}: all checksums match")
     if live:
+        from spkd.corpus.manifest import Manifest
         from spkd.device import resolve
-        from spkd.extract.live import compare
-        from spkd.manifest import Manifest
+        from spkd.extract.recheck import compare
         from spkd.teachers import load_teacher
 
         teacher = load_teacher(settings.teacher, resolve(settings.device))
@@ -516,9 +517,9 @@ def cache_estimate(
     """Bytes, hours and money of an extraction, from the manifest and a short run of the teacher."""
     settings = config.load(config.ExtractConfig, overrides or [], config_file)
     from spkd.cache.describe import format_bytes
+    from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
     from spkd.extract.estimate import estimate
-    from spkd.manifest import Manifest
     from spkd.teachers import load_teacher
 
     where = resolve(settings.device)
@@ -564,8 +565,8 @@ def cache_catalogue(
     ] = None,
 ) -> None:
     """Write one page of all caches below a folder or bucket, with the students that were trained from them."""
-    from spkd.eval.catalogue import catalogue
-    from spkd.files import write_bytes
+    from spkd.catalogue import catalogue
+    from spkd.files.atomic import write_bytes
 
     page, count = catalogue(root, students or [])
     write_bytes(out, page.encode())
@@ -633,7 +634,7 @@ def cache_export(
 ) -> None:
     """Write a cache as one HDF5 file, as WebDataset tars to stream from, or one target for other tools."""
     from spkd.cache import Cache
-    from spkd.vectors import SUFFIXES
+    from spkd.files.vectors import SUFFIXES
 
     settings, is_hdf5 = config.load(config.CacheExportConfig, overrides or [], config_file), out.suffix in HDF5
     if is_hdf5 and audio:
@@ -654,7 +655,7 @@ def cache_export(
         export_hdf5(cache, out)
     else:
         from spkd.cache.exchange.tars import export_tars
-        from spkd.manifest import Manifest
+        from spkd.corpus.manifest import Manifest
 
         view = settings.view
         loader = cache.view_loader(Manifest.load(settings.manifest), view.noise, view.rir) if audio else None
@@ -675,13 +676,13 @@ def cache_import(
     ] = None,
 ) -> None:
     """Make a cache from an export, or from vectors of another toolkit; it appears whole or not at all."""
-    from spkd.vectors import SUFFIXES
+    from spkd.files.vectors import SUFFIXES
 
     if (manifest is not None) != (Path(source).suffix in SUFFIXES):
         raise UsageError(f"--manifest: needed for {', '.join(SUFFIXES)}, and for these alone")
     if manifest is not None:
         from spkd.cache.exchange.vectors import import_vectors
-        from spkd.manifest import Manifest
+        from spkd.corpus.manifest import Manifest
 
         audio = Manifest.load(manifest)
         found = import_vectors(Path(source), audio, path)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
 
 from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.files.schema import convert
 from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS
-from spkd.schema import convert
 
 Schema = TypeVar("Schema")
 RECIPES = Path(__file__).parent / "recipes"

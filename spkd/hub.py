@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from spkd import __version__
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.eval.calibration import FILE
 from spkd.eval.compare import SIZE, load_systems, markdown, paper_table
-from spkd.files import read_json
+from spkd.files.atomic import read_json
 from spkd.students.checkpoint import DESCRIPTION, WEIGHTS
+from spkd.version import __version__
 
 PARTS = (DESCRIPTION, WEIGHTS, FILE)  # of a student's folder: what is uploaded and loaded
 CARD = "README.md"

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.audio import SAMPLE_RATE, AudioError, decode, resample
 from spkd.config import ModelConfig
+from spkd.corpus.audio import SAMPLE_RATE, AudioError, decode, resample
+from spkd.corpus.loader import batched
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.calibration import FILE, Calibration
-from spkd.files import parse_json
+from spkd.files.atomic import parse_json
 from spkd.hub import download, upload
-from spkd.loader import batched
+from spkd.outputs.target import EMBEDDING
 from spkd.students.checkpoint import DESCRIPTION
-from spkd.target import EMBEDDING
 from spkd.teachers import Teacher, load_teacher
 
 Audio = str | Path | np.ndarray | Tensor

@@ -88,13 +88,13 @@ STUDENTS = Registry(
     "student",
     "spkd.students",
     {
-        "xvector": "spkd.students.xvector:XVector",
-        "etdnn": "spkd.students.etdnn:ETDNN",
-        "ecapa": "spkd.students.ecapa:ECAPA",
-        "resnet34": "spkd.students.resnet:ResNet34",
-        "campplus": "spkd.students.campplus:CAMPPlus",
-        "ssl": "spkd.students.ssl:SSLStudent",
-        "tiny": "spkd.students.tiny:Tiny",
+        "xvector": "spkd.networks.xvector:XVector",
+        "etdnn": "spkd.networks.etdnn:ETDNN",
+        "ecapa": "spkd.networks.ecapa:ECAPA",
+        "resnet34": "spkd.networks.resnet:ResNet34",
+        "campplus": "spkd.networks.campplus:CAMPPlus",
+        "ssl": "spkd.networks.ssl:SSLStudent",
+        "tiny": "spkd.networks.tiny:Tiny",
     },
 )
 

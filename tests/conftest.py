@@ -19,8 +19,8 @@ import soundfile
 import torch
 
 from spkd import cli
+from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
-from spkd.manifest import Manifest, build
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 try:  # a release of it imports beside some releases of torch alone; speechbrain needs it too

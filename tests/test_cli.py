@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from spkd import __version__, config
-from spkd.manifest import Manifest
+from spkd import config
+from spkd.corpus.manifest import Manifest
+from spkd.version import __version__
 
 
 @pytest.mark.parametrize(

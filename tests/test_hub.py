@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import spkd as package
+from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
-from spkd.manifest import Manifest
 from tests.eval.students import save_untrained
 
 pytest.importorskip("huggingface_hub")

@@ -11,9 +11,9 @@ import soundfile
 import torch
 
 import spkd
+from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
-from spkd.manifest import Manifest
-from spkd.vectors import read_vectors
+from spkd.files.vectors import read_vectors
 from tests.eval.students import save_untrained
 
 Run = Callable

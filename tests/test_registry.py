@@ -38,10 +38,10 @@ class Huber(Cosine):
 ''',
     "mine/models.py": """
 import torch
-from spkd.cache import TeacherCard
-from spkd.features import MELS
-from spkd.students.network import Network, describe, statistics
-from spkd.target import Target
+from spkd.outputs.teacher_card import TeacherCard
+from spkd.outputs.features import MELS
+from spkd.networks.network import Network, describe, statistics
+from spkd.outputs.target import Target
 from spkd.teachers import Teacher
 
 class Mean(Network):

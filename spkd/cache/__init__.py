@@ -1,10 +1,9 @@
 """The teacher cache: one Zarr v3 array per target, filled unit by unit, read by memory map."""
 
 from spkd.cache.background import Background
-from spkd.cache.card import Card, HeadCard, Part, TeacherCard
+from spkd.cache.card import Card, Part
 from spkd.cache.claims import claim_units, heartbeat
 from spkd.cache.codebook import Codebook
-from spkd.cache.head import Head
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache, Ragged
 from spkd.cache.source import CacheSource, Crop
@@ -18,12 +17,9 @@ __all__ = [
     "Card",
     "Codebook",
     "Crop",
-    "Head",
-    "HeadCard",
     "Part",
     "Plan",
     "Ragged",
-    "TeacherCard",
     "UnitWriter",
     "claim_units",
     "finalize",

@@ -7,22 +7,24 @@ import platform
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from spkd import __version__, digest
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.view import ViewCard
 from spkd.errors import SpkdError
-from spkd.manifest import Manifest
-from spkd.schema import record
-from spkd.target import Target
-from spkd.view import ViewCard
+from spkd.files import digest
+from spkd.files.schema import record
+from spkd.outputs.head import HeadCard
+from spkd.outputs.target import Target
+from spkd.outputs.teacher_card import TeacherCard
+from spkd.version import __version__
 
 FORMAT = 2
-STORED = "stored"  # kind of a head whose logits are a target of the cache; the card keeps the classes alone
 SERIES = ("teacher", "targets", "views", "layout", "head", "codecs")  # what all parts of a cache have in common
 CONTENT = (*SERIES, "parts")  # what the fingerprint covers ...
 NOT_COVERED = ("source", "licence", "cite")  # ... but for these of the teacher: weights are the same wherever they are
@@ -36,57 +38,6 @@ NAMED = {
     "parts": "manifest",
 }
 Errors = dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class TeacherCard:
-    """A teacher as a card describes it.
-
-    Attributes:
-        family: its name among the teachers.
-        weights_sha256: digest of its weights.
-        licence: of the weights.
-        source: the package, the hub id or the folder's name.
-        preprocessing: of the waveform, in words.
-        cite: the paper, where there is one.
-        details: what else the family says of itself: the pooled layer, the network and its settings.
-    """
-
-    family: str
-    weights_sha256: str
-    licence: str
-    source: str
-    preprocessing: str
-    cite: str | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "details"}
-        return {name: value for name, value in own.items() if value is not None} | self.details
-
-    @classmethod
-    def from_json(cls, tree: Any, where: str) -> TeacherCard:
-        """Raises SpkdError where it is not one."""
-        if not isinstance(tree, dict):
-            raise SpkdError(f"{where}: damaged (expected an object)")
-        own = {f.name for f in fields(cls)} - {"details"}
-        details = {name: value for name, value in tree.items() if name not in own}
-        return record(cls, {name: value for name, value in tree.items() if name in own} | {"details": details}, where)
-
-
-@dataclass(frozen=True)
-class HeadCard:
-    """The teacher's classification head as a card describes it.
-
-    Attributes:
-        kind: cosine, linear, or stored where the logits themselves are a target.
-        classes: names of the speakers.
-        scale: of the logits.
-    """
-
-    kind: str = field(metadata={"choices": ("cosine", "linear", STORED)})
-    classes: tuple[str, ...]
-    scale: float
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from spkd.cache.folder import claim_path, commit_path
 from spkd.errors import SpkdError
-from spkd.files import create_json, read_bytes, worker_id
+from spkd.files.atomic import create_json, read_bytes, worker_id
 
 STALE = 300.0  # s without a heartbeat after which a claim is taken over
 AHEAD = 60.0  # s by which another machine's clock may run ahead

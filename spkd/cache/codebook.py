@@ -11,13 +11,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from spkd import digest
 from spkd.cache.card import Errors
 from spkd.cache.codec import Codec, make_codec
 from spkd.cache.folder import CODEC
 from spkd.errors import SpkdError
-from spkd.files import create_bytes, parse_json
-from spkd.target import Target
+from spkd.files import digest
+from spkd.files.atomic import create_bytes, parse_json
+from spkd.outputs.target import Target
 
 
 @dataclass(frozen=True)

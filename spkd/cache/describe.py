@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from spkd.cache.card import STORED, Card
+from spkd.cache.card import Card
 from spkd.cache.codec import compressed
 from spkd.cache.folder import CommitRecord, commit_path, load_card
 from spkd.cache.plan import Plan
-from spkd.target import Target
-from spkd.view import ViewCard
+from spkd.corpus.view import ViewCard
+from spkd.outputs.head import STORED
+from spkd.outputs.target import Target
 
 
 def describe(root: str | Path) -> str:

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spkd import digest
 from spkd.cache.card import Card, check_format
 from spkd.errors import SpkdError
-from spkd.files import parse_json, read_bytes, read_json
-from spkd.schema import record
-from spkd.target import Target
+from spkd.files import digest
+from spkd.files.atomic import parse_json, read_bytes, read_json
+from spkd.files.schema import record
+from spkd.outputs.target import Target
 
 CARD = "card.json"
 COMPLETE = "COMPLETE.json"

@@ -25,7 +25,7 @@ import torch
 from spkd.cache.card import FORMAT
 from spkd.cache.codec import compressed, make_codec
 from spkd.errors import SpkdError
-from spkd.target import Target
+from spkd.outputs.target import Target
 
 UTTERANCE_CHUNK = 64  # rows of an inner chunk
 FRAME_CHUNK = 128

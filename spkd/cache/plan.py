@@ -23,16 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from spkd.audio import SAMPLE_RATE
 from spkd.cache import npy
 from spkd.cache.card import Card, Part
 from spkd.cache.folder import plan_path
 from spkd.cache.layout import shard_rows
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.view import Views
 from spkd.errors import SpkdError, UsageError
-from spkd.files import read_bytes, write_bytes
-from spkd.manifest import Manifest
-from spkd.target import Target
-from spkd.view import Views
+from spkd.files.atomic import read_bytes, write_bytes
+from spkd.outputs.target import Target
 
 UNLABELLED = -1
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from spkd import digest
 from spkd.cache.card import Card
 from spkd.cache.folder import COMPLETE, CompletionRecord, commit_path, load_card, plan_path, shard_path
 from spkd.cache.layout import Shard, expect_shards, header_bytes, map_shard, row_format
@@ -23,8 +22,9 @@ from spkd.cache.lock import hold
 from spkd.cache.plan import Plan
 from spkd.cache.source import Crop, SingleCache
 from spkd.errors import SpkdError
-from spkd.files import read_bytes
-from spkd.target import Target
+from spkd.files import digest
+from spkd.files.atomic import read_bytes
+from spkd.outputs.target import Target
 
 WARM_RATE = 3e9  # bytes/s: memory gives 10e9 and more, disks less than this
 JUDGED_BYTES = 1 << 20  # batches smaller than this tell too little of the rate, and gain nothing from a second thread

@@ -11,18 +11,18 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from spkd.cache.card import STORED, Card
+from spkd.cache.card import Card
 from spkd.cache.codebook import Codebook
 from spkd.cache.codec import make_codec
-from spkd.cache.folder import CODEC
-from spkd.cache.head import Head
+from spkd.cache.folder import CODEC, HEAD
 from spkd.cache.plan import UNLABELLED, Plan
+from spkd.corpus.loader import ViewLoader
+from spkd.corpus.manifest import Manifest, measure
+from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, did_you_mean
-from spkd.loader import ViewLoader
-from spkd.manifest import Manifest, measure
+from spkd.outputs.head import STORED, Head
+from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.seeding import Purpose, random_state
-from spkd.target import EMBEDDING, LOGITS, Target
-from spkd.view import ViewPlan
 
 
 class Crop(NamedTuple):
@@ -178,7 +178,9 @@ class SingleCache(CacheSource):
         described = self.card.head
         if described is None or described.kind == STORED:
             return None
-        return Head.load(self.root, described, self.targets[EMBEDDING].dim if EMBEDDING in self.targets else None)
+        return Head.load(
+            self.root / HEAD, described, self.targets[EMBEDDING].dim if EMBEDDING in self.targets else None
+        )
 
     @cached_property
     def codebook(self) -> Codebook:

@@ -15,7 +15,7 @@ from spkd.cache.layout import GROUP_METADATA
 from spkd.cache.plan import Plan
 from spkd.cache.write import finalize
 from spkd.errors import SpkdError
-from spkd.files import read_json, sync_folder, write_json
+from spkd.files.atomic import read_json, sync_folder, write_json
 
 OLD_COMMITS = "manifest"
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 
-from spkd import __version__, digest
 from spkd.cache.card import Card
 from spkd.cache.folder import (
     CARD,
@@ -27,8 +26,10 @@ from spkd.cache.layout import array_metadata, chunk_lengths, chunk_rows, header_
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
 from spkd.errors import SpkdError
-from spkd.files import read_json, write_json
-from spkd.target import EMBEDDING, Target
+from spkd.files import digest
+from spkd.files.atomic import read_json, write_json
+from spkd.outputs.target import EMBEDDING, Target
+from spkd.version import __version__
 
 
 class ExpectedShard(NamedTuple):

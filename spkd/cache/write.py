@@ -16,7 +16,6 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from spkd import digest
 from spkd.cache import claims
 from spkd.cache.card import Card
 from spkd.cache.codec import Codec, compressed
@@ -49,7 +48,8 @@ from spkd.cache.layout import (
 )
 from spkd.cache.plan import Plan
 from spkd.errors import SpkdError
-from spkd.files import (
+from spkd.files import digest
+from spkd.files.atomic import (
     PART,
     create_json,
     part_path,
@@ -60,7 +60,7 @@ from spkd.files import (
     write_bytes,
     write_json,
 )
-from spkd.target import Target
+from spkd.outputs.target import Target
 
 
 def initialise(root: Path, card: Card, parts: Sequence[Plan], head: bytes | None = None) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import soundfile
 import torch
 
-from spkd import config, html
-from spkd.audio import SAMPLE_RATE
+from spkd import config
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
 from spkd.eval import plots, trials
@@ -25,8 +26,8 @@ from spkd.eval.embed import real_time_factor
 from spkd.eval.metrics import Curve, compute, curve, metrics_of
 from spkd.eval.score import score
 from spkd.extract.run import extract
-from spkd.files import writable_folder, write_bytes, write_json
-from spkd.manifest import Manifest, build
+from spkd.files.atomic import writable_folder, write_bytes, write_json
+from spkd.pages import html
 from spkd.progress import log, track
 from spkd.teachers import load_model, load_teacher
 from spkd.train.trainer import train

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spkd.audio import SAMPLE_RATE
-from spkd.augment import coloured_noise, mix
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.augment import coloured_noise, mix
 
 FFT, HOP = 512, 128  # samples: 32 ms, 8 ms
 BINS_HZ = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)

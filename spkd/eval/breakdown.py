@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spkd.eval.metrics import Curve, curve, eer
-from spkd.text import finite_number
+from spkd.files.text import finite_number
 
 UNKNOWN = "unknown"
 MOST_VALUES = 8  # of a column of words; with more, trials are those of equal and of different values

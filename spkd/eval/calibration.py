@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from spkd.errors import SpkdError, UsageError
-from spkd.files import read_json, write_json
-from spkd.schema import record
+from spkd.files.atomic import read_json, write_json
+from spkd.files.schema import record
 
 FORMAT = 1
 FILE = "calibration.json"

@@ -10,10 +10,10 @@ import numpy as np
 from spkd.cache import Cache
 from spkd.cache.folder import CARD
 from spkd.config import ScoringConfig
+from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
 from spkd.eval.embed import embed
-from spkd.manifest import Manifest
-from spkd.target import EMBEDDING
+from spkd.outputs.target import EMBEDDING
 from spkd.teachers import Teacher
 
 UNKNOWN = -1

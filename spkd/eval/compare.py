@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from spkd import __version__, figures, html
 from spkd.cache.describe import format_bytes
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import page, plots
@@ -22,8 +21,10 @@ from spkd.eval.run import SCORES, SPEAKERS, read_report
 from spkd.eval.score import subset
 from spkd.eval.speakers import numbered
 from spkd.eval.trials import Trials, in_order_of, read_scores
-from spkd.files import writable_folder, write_bytes, write_json
-from spkd.text import stream_lines
+from spkd.files.atomic import writable_folder, write_bytes, write_json
+from spkd.files.text import stream_lines
+from spkd.pages import figures, html
+from spkd.version import __version__
 
 NAME = "comparison"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from spkd.eval.embed import real_time_factor
-from spkd.students.network import count_macs
+from spkd.networks.network import count_macs
 from spkd.teachers import Teacher
-from spkd.teachers.network import NetworkTeacher
+from spkd.teachers.toolkit import NetworkTeacher
 
 
 def efficiency(model: Teacher) -> dict[str, Any]:

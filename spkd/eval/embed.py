@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spkd.audio import SAMPLE_RATE
 from spkd.config import EmbedConfig, ViewConfig
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.loader import iterate_batches
+from spkd.corpus.manifest import Manifest, Utterance, measure
+from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, UsageError
-from spkd.loader import iterate_batches
-from spkd.manifest import Manifest, Utterance, measure
+from spkd.outputs.target import EMBEDDING
 from spkd.progress import track
-from spkd.target import EMBEDDING
 from spkd.teachers import Teacher
-from spkd.view import ViewPlan
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spkd.errors import SpkdError, UsageError
-from spkd.text import stream_lines
+from spkd.files.text import stream_lines
 
 SIDE = ("side", "channel")
 COLUMNS = ("modelid", "model", "segment", "segmentid", "utterance", "utt", *SIDE)

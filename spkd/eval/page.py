@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from spkd import figures, html
 from spkd.cache.describe import format_bytes
 from spkd.eval import plots
 from spkd.eval.metrics import Curve
 from spkd.eval.score import Scored
+from spkd.pages import figures, html
 
 
 def evaluation(summary: dict[str, Any], at: Curve | None, scores: np.ndarray, scored: Scored, audio: bool) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from spkd.errors import SpkdError
-from spkd.eval.scoring import Side
+from spkd.eval.pairs import Side
 
 ITERATIONS = 20  # of EM
 FLAT = 1e-9  # of the largest variance within speakers: directions with less (units that are always 0) are left out

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 from spkd.eval.metrics import Curve, eer
-from spkd.figures import drawn, plain
+from spkd.pages.figures import drawn, plain
 
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RANGE = (0.0005, 0.5)

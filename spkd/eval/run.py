@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from spkd import __version__
 from spkd.config import EvalConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import page
@@ -22,8 +21,9 @@ from spkd.eval.metrics import Curve, Metric, Point, compute, curve, metrics_of
 from spkd.eval.score import Scored
 from spkd.eval.speakers import numbered
 from spkd.eval.training import training_of
-from spkd.files import part_path, read_json, sync_folder, writable_folder, write_bytes, write_json
+from spkd.files.atomic import part_path, read_json, sync_folder, writable_folder, write_bytes, write_json
 from spkd.progress import log
+from spkd.version import __version__
 
 SCORES, SPEAKERS, REPORT, PAGE = "scores.txt", "utt2spk", "report.json", "report.html"
 FORMAT = 2

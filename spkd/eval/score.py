@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from spkd.config import MANIFEST, ScoringConfig
+from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval import speakers
 from spkd.eval.calibration import PLAIN, System, score_names
@@ -17,10 +18,9 @@ from spkd.eval.cohort import Cohort, load_cohort, normalised, speaker_means
 from spkd.eval.embed import embed
 from spkd.eval.enrolment import read_map
 from spkd.eval.names import match
+from spkd.eval.pairs import Side, Statistics, as_norm, cohort_statistics, score_pairs
 from spkd.eval.plda import PLDA
-from spkd.eval.scoring import Side, Statistics, as_norm, cohort_statistics, score_pairs
 from spkd.eval.trials import Trials, in_order_of, read_scores
-from spkd.manifest import Manifest, Utterance, measure
 from spkd.progress import log
 from spkd.teachers import Teacher
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spkd import figures
-from spkd.files import read_json
+from spkd.files.atomic import read_json
+from spkd.pages import figures
 
 
 def training_of(folder: str) -> dict[str, Any] | None:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spkd import digest
 from spkd.errors import SpkdError, UsageError, did_you_mean
-from spkd.text import finite_number, stream_lines
+from spkd.files import digest
+from spkd.files.text import finite_number, stream_lines
 
 TARGET = ("1", "target", "tgt", "true", "same", "genuine", "positive", "yes")
 NON_TARGET = ("0", "nontarget", "non-target", "non", "imp", "impostor", "imposter", "false", "different", "no")

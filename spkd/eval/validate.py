@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from spkd.cache.card import TeacherCard
 from spkd.config import EvalConfig, ModelConfig, TrainConfig
+from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.metrics import curve, eer
 from spkd.eval.score import score
 from spkd.eval.trials import read
-from spkd.manifest import Manifest
+from spkd.outputs.teacher_card import TeacherCard
 from spkd.students import Network
-from spkd.teachers.network import FrontEnd, NetworkTeacher
+from spkd.teachers.toolkit import FrontEnd, NetworkTeacher
 
 
 class Student(NetworkTeacher):

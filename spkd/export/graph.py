@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spkd.audio import SAMPLE_RATE
-from spkd.features import FBANKS, HOP, WINDOW, frame_spectra, is_fbank, mel_filters
-from spkd.students.network import Network
-from spkd.target import EMBEDDING, Target
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.networks.network import Network
+from spkd.outputs.features import FBANKS, HOP, WINDOW, frame_spectra, is_fbank, mel_filters
+from spkd.outputs.target import EMBEDDING, Target
 
 FLOOR = torch.finfo(torch.float32).eps
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from spkd.audio import AudioError, decode
+from spkd.corpus.audio import AudioError, decode
+from spkd.corpus.manifest import Manifest, measure
 from spkd.errors import SpkdError, UsageError
 from spkd.export.graph import Embedder
 from spkd.export.onnx import NAMES, _quiet
-from spkd.manifest import Manifest, measure
 
 CROP = 3.0  # s of each utterance: ranges of whole utterances would take memory without telling more
 QUANTISED = ("Conv", "MatMul", "Gemm")  # pooling and normalisation stay in floating point

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.audio import SAMPLE_RATE
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.graph import Embedder, toolkit_of
-from spkd.features import is_fbank
-from spkd.files import write_bytes
-from spkd.target import EMBEDDING
+from spkd.files.atomic import write_bytes
+from spkd.outputs.features import is_fbank
+from spkd.outputs.target import EMBEDDING
 
 OPSET = 20
 BATCH = torch.export.Dim("batch", min=1, max=65_536)

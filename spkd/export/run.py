@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd import __version__, digest
 from spkd.config import EvalConfig, ExportConfig, ModelConfig
+from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import trials as trial_lists
 from spkd.eval.calibration import FILE, Calibration
@@ -25,12 +25,13 @@ from spkd.export.litert import load_litert, write_litert
 from spkd.export.onnx import Session, metadata_of, write_onnx
 from spkd.export.torchscript import load_torchscript, write_torchscript
 from spkd.export.wespeaker import write_wespeaker
-from spkd.features import is_fbank
-from spkd.manifest import Manifest
+from spkd.files import digest
+from spkd.outputs.features import is_fbank
 from spkd.progress import log
 from spkd.students import load_student
 from spkd.students.checkpoint import WEIGHTS
 from spkd.teachers import load_teacher
+from spkd.version import __version__
 
 FILES = {
     "onnx": "model.onnx",

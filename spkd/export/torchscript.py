@@ -12,7 +12,7 @@ import torch
 
 from spkd.errors import SpkdError, first_line
 from spkd.export.graph import Embedder
-from spkd.files import write_bytes
+from spkd.files.atomic import write_bytes
 
 METADATA = "metadata.json"
 

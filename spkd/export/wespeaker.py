@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 import yaml
 
-from spkd.audio import SAMPLE_RATE
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
 from spkd.export.graph import toolkit_of
-from spkd.features import MELS
-from spkd.files import write_bytes
+from spkd.files.atomic import write_bytes
+from spkd.networks.campplus import CAMPPlus
+from spkd.networks.network import Network
+from spkd.networks.resnet import ResNet34
+from spkd.outputs.features import MELS
 from spkd.progress import log
-from spkd.students.campplus import CAMPPlus
-from spkd.students.network import Network
-from spkd.students.resnet import ResNet34
 
 THEIRS = ((ResNet34, "ResNet34", 32), (CAMPPlus, "CAMPPlus", 128))  # network, WeSpeaker's name, its only width
 

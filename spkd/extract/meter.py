@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from spkd.audio import SAMPLE_RATE
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.progress import log
 
 Item = TypeVar("Item")

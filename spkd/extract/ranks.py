@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spkd.errors import SpkdError
-from spkd.files import read_json, worker_id, write_json
+from spkd.files.atomic import read_json, worker_id, write_json
+from spkd.files.schema import record
 from spkd.progress import log
-from spkd.schema import record
 
 FOLDER = "workers"  # of a cache while several processes fill it
 # Number and count as launchers put them into the environment.

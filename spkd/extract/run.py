@@ -20,19 +20,19 @@ from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
 from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
 from spkd.config import ExtractConfig
+from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
+from spkd.corpus.manifest import Manifest, measure
+from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
-from spkd.extract.calibrate import calibrate
+from spkd.extract.fit_codecs import calibrate
 from spkd.extract.meter import Meter
 from spkd.extract.ranks import Rank, Work
 from spkd.extract.targets import chosen_targets, extract_targets
-from spkd.files import write_bytes
-from spkd.loader import ViewLoader, WaveBatch, stream_batches
-from spkd.manifest import Manifest, measure
+from spkd.files.atomic import write_bytes
+from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
-from spkd.target import LOGITS, Target
 from spkd.teachers import Teacher, load_teacher
-from spkd.view import ViewPlan
 
 REJECTED = "rejected.csv"
 HALF = np.dtype("<f2")

@@ -8,10 +8,10 @@ import numpy as np
 
 from spkd.cache.codec import make_codec
 from spkd.config import ExtractConfig
+from spkd.corpus.loader import WaveBatch
 from spkd.errors import UsageError, did_you_mean
-from spkd.features import FBANKS, FEATURES, WAVE, input_features
-from spkd.loader import WaveBatch
-from spkd.target import EMBEDDING, LOGITS, Target
+from spkd.outputs.features import FBANKS, FEATURES, WAVE, input_features
+from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.teachers import Teacher
 
 Outputs = dict[str, np.ndarray]

@@ -7,11 +7,11 @@ from typing import Any
 
 from spkd.config import StudentConfig
 from spkd.errors import UsageError
-from spkd.features import FBANKS, is_fbank
+from spkd.networks.network import Network
+from spkd.outputs.features import FBANKS, is_fbank
 from spkd.progress import log
 from spkd.registry import STUDENTS
 from spkd.students.checkpoint import Checkpoint, load_student, read_weights, save_student
-from spkd.students.network import Network
 
 
 def build(name: str, **settings: Any) -> Network:

@@ -12,15 +12,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from spkd import __version__
 from spkd.config import StudentConfig
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.features import FBANK, FBANKS, HOP, MELS, WINDOW, is_fbank
-from spkd.files import read_bytes, read_json, write_bytes, write_json
+from spkd.files.atomic import read_bytes, read_json, write_bytes, write_json
+from spkd.files.schema import convert, record
+from spkd.networks.network import Network
+from spkd.outputs.features import FBANK, FBANKS, HOP, MELS, WINDOW, is_fbank
+from spkd.outputs.target import EMBEDDING, Target
 from spkd.registry import STUDENTS
-from spkd.schema import convert, record
-from spkd.students.network import Network
-from spkd.target import EMBEDDING, Target
+from spkd.version import __version__
 
 FORMAT = 1
 CLASSIFIER = "head.weight"  # beside the network's own weights: the classifier, where training had one

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.audio import SAMPLE_RATE
-from spkd.augment import Augmentation
-from spkd.cache.card import TeacherCard
-from spkd.cache.head import Head
 from spkd.config import ModelConfig
-from spkd.loader import ViewLoader
-from spkd.manifest import Manifest
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.augment import Augmentation
+from spkd.corpus.loader import ViewLoader
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.view import Views
+from spkd.outputs.head import Head
+from spkd.outputs.target import Target
+from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
-from spkd.target import Target
-from spkd.view import Views
 
 
 class Teacher(ABC):

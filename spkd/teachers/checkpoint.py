@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from spkd import digest
-from spkd.cache.card import TeacherCard
-from spkd.cache.head import Head
 from spkd.config import ModelConfig
-from spkd.features import FBANKS
+from spkd.files import digest
+from spkd.outputs.features import FBANKS
+from spkd.outputs.head import Head
+from spkd.outputs.teacher_card import TeacherCard
 from spkd.students import load_student
-from spkd.teachers.network import FrontEnd, NetworkTeacher, kaldi_front_end
+from spkd.teachers.toolkit import FrontEnd, NetworkTeacher, kaldi_front_end
 
 
 class CheckpointTeacher(NetworkTeacher):

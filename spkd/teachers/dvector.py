@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from spkd import digest
-from spkd.cache.card import TeacherCard
 from spkd.config import ModelConfig
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.features import slaney_filters
-from spkd.students import padding, read_weights
-from spkd.students.network import statistics
-from spkd.target import EMBEDDING, Target
+from spkd.files import digest
+from spkd.networks import padding
+from spkd.networks.network import statistics
+from spkd.outputs.features import slaney_filters
+from spkd.outputs.target import EMBEDDING, Target
+from spkd.outputs.teacher_card import TeacherCard
+from spkd.students import read_weights
 from spkd.teachers.base import Teacher
 
 MELS = 40

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spkd.cache.card import TeacherCard
 from spkd.config import ModelConfig
+from spkd.outputs.teacher_card import TeacherCard
 from spkd.teachers.base import Teacher
 
 

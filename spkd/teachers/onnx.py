@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spkd import digest
-from spkd.audio import SAMPLE_RATE
-from spkd.cache.card import TeacherCard
 from spkd.config import ModelConfig
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.features import FBANKS, HOP, PREEMPHASIS, WINDOW, fbank_of, slaney_filters
+from spkd.files import digest
+from spkd.networks import padding
+from spkd.outputs.features import FBANKS, HOP, PREEMPHASIS, WINDOW, fbank_of, slaney_filters
+from spkd.outputs.target import EMBEDDING, Target
+from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
-from spkd.students import padding
-from spkd.target import EMBEDDING, Target
 from spkd.teachers.base import Teacher
 
 FRAMES = "frames"

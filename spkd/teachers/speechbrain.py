@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.audio import SAMPLE_RATE
-from spkd.cache.head import Head
 from spkd.config import ModelConfig
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
-from spkd.features import HOP, WINDOW
+from spkd.networks.network import Network
+from spkd.networks.toolkits.recognise import SPEECHBRAIN_RESNET, SPEECHBRAIN_XVECTOR, recognise
+from spkd.networks.toolkits.resnet import SpeechBrainResNet
+from spkd.networks.toolkits.xvector import SpeechBrainXVector
+from spkd.outputs.features import HOP, WINDOW
+from spkd.outputs.head import Head
+from spkd.outputs.target import Target
 from spkd.students import read_weights
-from spkd.students.network import Network
-from spkd.target import Target
-from spkd.teachers.network import FrontEnd, Rules, ToolkitTeacher, bare, check_rate, fill, read_settings
-from spkd.teachers.networks.recognise import SPEECHBRAIN_RESNET, SPEECHBRAIN_XVECTOR, recognise
-from spkd.teachers.networks.resnet import SpeechBrainResNet
-from spkd.teachers.networks.xvector import SpeechBrainXVector
+from spkd.teachers.toolkit import FrontEnd, Rules, ToolkitTeacher, bare, check_rate, fill, read_settings
 
 SETTINGS, WEIGHTS, CLASSIFIER, LABELS = (
     "hyperparams.yaml",

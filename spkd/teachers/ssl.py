@@ -12,17 +12,17 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.functional import group_norm
 
-from spkd import digest
-from spkd.audio import SAMPLE_RATE
-from spkd.cache.card import TeacherCard
-from spkd.cache.head import Head
 from spkd.config import ModelConfig
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.features import FBANK, fbank
-from spkd.students import padding
-from spkd.students.network import count_parameters, statistics
-from spkd.students.ssl import broken_torchaudio
-from spkd.target import EMBEDDING, LOGITS, Target
+from spkd.files import digest
+from spkd.networks import padding
+from spkd.networks.network import count_parameters, statistics
+from spkd.networks.ssl import broken_torchaudio
+from spkd.outputs.features import FBANK, fbank
+from spkd.outputs.head import Head
+from spkd.outputs.target import EMBEDDING, LOGITS, Target
+from spkd.outputs.teacher_card import TeacherCard
 from spkd.teachers.base import Teacher
 
 ATTENTION_BYTES = 1 << 31  # of one layer of one view

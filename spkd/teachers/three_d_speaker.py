@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from spkd.cache.head import Head
 from spkd.config import ModelConfig
 from spkd.errors import UsageError
+from spkd.networks.toolkits.recognise import recognise
+from spkd.outputs.head import Head
 from spkd.students import read_weights
-from spkd.teachers.network import ToolkitTeacher, bare, fill, kaldi_front_end
-from spkd.teachers.networks.recognise import recognise
+from spkd.teachers.toolkit import ToolkitTeacher, bare, fill, kaldi_front_end
 
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 EMBEDDING_MODEL, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.cache.head import Head
 from spkd.config import ModelConfig
 from spkd.errors import UsageError
+from spkd.networks.toolkits.recognise import recognise
+from spkd.outputs.head import Head
 from spkd.students import read_weights
-from spkd.teachers.network import ToolkitTeacher, bare, check_rate, fill, kaldi_front_end, read_settings, section
-from spkd.teachers.networks.recognise import recognise
+from spkd.teachers.toolkit import ToolkitTeacher, bare, check_rate, fill, kaldi_front_end, read_settings, section
 
 CONFIG, WEIGHTS = "config.yaml", ("avg_model.pt", "models/avg_model.pt", "model.pt")
 COSINE = re.compile(r"(add|arc)_margin|sphereface2")

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spkd.audio import SAMPLE_RATE, AudioError, change_speed
-from spkd.augment import Augmentation
 from spkd.cache import CacheSource, Crop
+from spkd.corpus.audio import SAMPLE_RATE, AudioError, change_speed
+from spkd.corpus.augment import Augmentation
+from spkd.corpus.loader import ViewLoader
 from spkd.errors import SpkdError
-from spkd.features import HOP, input_features
-from spkd.loader import ViewLoader
+from spkd.outputs.features import HOP, input_features
+from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state, seed_of
-from spkd.target import Target
 from spkd.train.distributed import ALONE, Ranks
 from spkd.train.labels import Groups, Labels
 

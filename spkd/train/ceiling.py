@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import normalize
 
 from spkd.cache import CacheSource
+from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
-from spkd.target import EMBEDDING
 from spkd.train.losses import ChosenLoss
 from spkd.train.losses.contrastive import CEILING
 

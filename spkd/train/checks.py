@@ -5,10 +5,10 @@ from __future__ import annotations
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
 from spkd.errors import SpkdError, UsageError
-from spkd.features import FEATURES
+from spkd.outputs.features import FEATURES
+from spkd.outputs.target import EMBEDDING, LOGITS
 from spkd.progress import log
 from spkd.registry import LOSSES
-from spkd.target import EMBEDDING, LOGITS
 from spkd.train import mining
 from spkd.train.distributed import Ranks
 from spkd.train.losses import ChosenLoss, for_teachers

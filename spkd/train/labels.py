@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spkd.cache import CacheSource
-from spkd.target import EMBEDDING
+from spkd.outputs.target import EMBEDDING
 
 READ_AT_ONCE = 4096  # views
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from spkd.augment import Augmentation
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
+from spkd.corpus.augment import Augmentation
+from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
-from spkd.features import FBANKS, is_fbank
-from spkd.manifest import Manifest
+from spkd.outputs.features import FBANKS, is_fbank
+from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.students import Network
-from spkd.target import EMBEDDING, LOGITS, Target
 from spkd.train.batches import HostBatch, InputSource, StepBatches, decode_crops
 from spkd.train.distributed import ALONE, Ranks
 from spkd.train.labels import Labels

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.errors import UsageError
-from spkd.files import write_bytes
+from spkd.files.atomic import write_bytes
 
 LOG_EVERY = 20  # steps between lines
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spkd.audio import SAMPLE_RATE
 from spkd.cache import CacheSource, Crop
 from spkd.config import MiningConfig
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError
-from spkd.features import HOP
+from spkd.outputs.features import HOP
+from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 from spkd.seeding import Purpose, random_state
 from spkd.students import Network
-from spkd.target import EMBEDDING
 from spkd.train.batches import InputSource, decode_crops, load_crops
 from spkd.train.distributed import ALONE, Ranks, first_ranks
 from spkd.train.labels import Groups, Labels, mean_embeddings

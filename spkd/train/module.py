@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from spkd.networks.network import forward_crops
 from spkd.students import Network
-from spkd.students.network import forward_crops
 from spkd.train.losses import LossInputs, WeightedSum
 
 

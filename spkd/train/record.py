@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spkd import __version__, config, figures, html
+from spkd import config
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
-from spkd.files import write_bytes, write_json
+from spkd.files.atomic import write_bytes, write_json
+from spkd.pages import figures, html
 from spkd.train.meter import describe
+from spkd.version import __version__
 
 RUN, SETTINGS, PAGE, LOG = "run.json", "run.yaml", "train.html", "log.jsonl"
 PLAIN = ("started", "host", "device", "git_commit")  # of run.json: shown as they are

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from spkd.cache import CacheSource
 from spkd.config import TrainConfig
 from spkd.errors import SpkdError, first_line
-from spkd.files import PART, read_bytes, read_json, write_bytes, write_json
+from spkd.files.atomic import PART, read_bytes, read_json, write_bytes, write_json
+from spkd.files.schema import record
 from spkd.progress import log
-from spkd.schema import record
 from spkd.train.distributed import world
 from spkd.train.losses import ChosenLoss
 from spkd.train.mining import Miner

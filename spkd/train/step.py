@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spkd.config import TrainConfig
 from spkd.errors import UsageError
-from spkd.features import is_fbank
+from spkd.outputs.features import is_fbank
 from spkd.seeding import Purpose, seed_of
 from spkd.train.distributed import ALONE, Ranks, count_all_ranks
 from spkd.train.loading import TrainBatch

@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 
 from spkd.cache import CacheSource
 from spkd.errors import SpkdError, UsageError
+from spkd.outputs.target import EMBEDDING, LOGITS
 from spkd.progress import log
-from spkd.target import EMBEDDING, LOGITS
 from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.losses import ChosenLoss
 

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from spkd.cache import CacheSource
-from spkd.cache.combined import open_caches
 from spkd.config import TrainConfig
 from spkd.device import resolve
 from spkd.errors import Interrupted, SpkdError, UsageError
-from spkd.files import writable_folder
+from spkd.files.atomic import writable_folder
+from spkd.networks.network import count_macs, count_parameters
+from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.students import Checkpoint, Network, load_student, make_student, save_student
-from spkd.students.network import count_macs, count_parameters
-from spkd.target import LOGITS, Target
 from spkd.train import mining, record, resume
 from spkd.train.batches import StepBatches
+from spkd.train.caches import open_caches
 from spkd.train.ceiling import mining_ceiling, with_ceilings
 from spkd.train.checks import check_labels, check_ranks, check_settings, check_targets, stored_targets
 from spkd.train.distributed import ALONE, Ranks, first_ranks, is_of_connection, mean_over_ranks, ranks_of

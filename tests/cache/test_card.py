@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from spkd import digest
 from spkd.cache import Card
 from spkd.cache.card import CONTENT
 from spkd.cache.folder import CompletionRecord, parse_completion, self_digest
 from spkd.errors import SpkdError
-from spkd.target import Target
+from spkd.files import digest
+from spkd.outputs.target import Target
 
 from .test_layout import FRAMES, make_card, make_plan, write
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd import files
 from spkd.cache import Cache, claims, finalize, verify
 from spkd.cache.claims import claim_units, release
 from spkd.cache.folder import claim_path, commit_path, load_card
-from spkd.target import Target
+from spkd.files import atomic
+from spkd.outputs.target import Target
 
 from .test_layout import make_plan, start, writer_of
 
@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 def as_worker(monkeypatch: pytest.MonkeyPatch, name: str, pid: int = 1, namespace: str = "container") -> None:
     """Be a worker in a container: every one has the same host name and process number."""
-    monkeypatch.setattr(files._identity, "name", name)
+    monkeypatch.setattr(atomic._identity, "name", name)
     monkeypatch.setattr(socket, "gethostname", lambda: "worker")
     monkeypatch.setattr(os, "getpid", lambda: pid)
     monkeypatch.setattr(claims, "_namespace", lambda: namespace)

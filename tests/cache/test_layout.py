@@ -14,10 +14,8 @@ from spkd.cache import (
     Cache,
     Card,
     Crop,
-    HeadCard,
     Part,
     Plan,
-    TeacherCard,
     UnitWriter,
     claim_units,
     finalize,
@@ -27,10 +25,12 @@ from spkd.cache import (
 from spkd.cache.codec import make_codec
 from spkd.cache.folder import load_card
 from spkd.config import ViewConfig
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.view import ViewPlan, Views
 from spkd.errors import SpkdError
-from spkd.manifest import Manifest, Utterance
-from spkd.target import Target
-from spkd.view import ViewPlan, Views
+from spkd.outputs.head import HeadCard
+from spkd.outputs.target import Target
+from spkd.outputs.teacher_card import TeacherCard
 
 FRAMES = Target("frames", 5, 160, 400)
 

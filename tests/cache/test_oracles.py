@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spkd.cache import Cache
-from spkd.target import Target
+from spkd.outputs.target import Target
 
 from .test_layout import write
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spkd.cache import Cache, Head, TeacherCard, claim_units, finalize, initialise
+from spkd.cache import Cache, claim_units, finalize, initialise
 from spkd.cache.describe import describe
 from spkd.cache.layout import compress, decompress
 from spkd.errors import SpkdError
-from spkd.target import Target
+from spkd.outputs.head import Head
+from spkd.outputs.target import Target
+from spkd.outputs.teacher_card import TeacherCard
 
 from .test_layout import make_card, make_plan, write, writer_of
 
@@ -101,7 +103,7 @@ def test_a_cache_of_a_newer_spkd_or_none_at_all(tmp_path: Path) -> None:
 
 def test_the_description_says_what_is_there(tmp_path: Path) -> None:
     from spkd.config import ViewConfig
-    from spkd.view import ViewPlan
+    from spkd.corpus.view import ViewPlan
 
     manifest, plan = make_plan([16_000] * 3)
     teacher = TeacherCard("t", "f" * 64, "MIT", "src", "p")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spkd import digest
 from spkd.cache import Cache
 from spkd.cache.folder import self_digest
-from spkd.target import Target
+from spkd.files import digest
+from spkd.outputs.target import Target
 
 from .test_layout import FRAMES, write
 

@@ -10,15 +10,15 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from spkd import digest
 from spkd.cache import verify
 from spkd.cache.folder import CompletionRecord, commit_path
 from spkd.cache.plan import Plan
 from spkd.cache.verify import expected_shards
+from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
-from spkd.files import write_json
-from spkd.manifest import Manifest
-from spkd.target import Target
+from spkd.files import digest
+from spkd.files.atomic import write_json
+from spkd.outputs.target import Target
 
 from .test_layout import FRAMES, write
 

@@ -19,7 +19,7 @@ from spkd.cache.claims import _namespace, _started
 from spkd.cache.folder import commit_path
 from spkd.cache.layout import HEADER
 from spkd.errors import SpkdError
-from spkd.target import Target
+from spkd.outputs.target import Target
 
 from .test_layout import FRAMES, make_card, make_plan, start, write, writer_of
 

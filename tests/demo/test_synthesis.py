@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from spkd.demo.synthesis import speaker, utterance
-from spkd.features import fbank
+from spkd.outputs.features import fbank
 
 
 def test_an_utterance_is_decided_by_voice_and_seed() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import soundfile
 import torch
 
-from spkd.manifest import Manifest
+from spkd.corpus.manifest import Manifest
 from spkd.students import Checkpoint, build, save_student
 
 

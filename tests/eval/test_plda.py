@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from spkd.errors import SpkdError
+from spkd.eval.pairs import score_pairs
 from spkd.eval.plda import PLDA
-from spkd.eval.scoring import score_pairs
 from tests.conftest import HAS_SPEECHBRAIN
 
 WIDTH = 5

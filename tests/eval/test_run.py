@@ -16,8 +16,8 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from spkd.features import fbank
-from spkd.manifest import Manifest, Utterance
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.outputs.features import fbank
 from spkd.students import load_student
 from tests.eval.students import save_untrained
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spkd.corpus.manifest import Manifest
 from spkd.eval.cohort import normalised
+from spkd.eval.pairs import score_pairs
 from spkd.eval.plda import PLDA
-from spkd.eval.scoring import score_pairs
-from spkd.manifest import Manifest
-from spkd.vectors import read_vectors
+from spkd.files.vectors import read_vectors
 from tests.eval.students import save_untrained
 
 DIM = 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spkd.export.graph import Embedder, Fbank
-from spkd.features import FBANKS, input_features
+from spkd.outputs.features import FBANKS, input_features
 from spkd.students import build
 
 

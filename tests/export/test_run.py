@@ -12,8 +12,8 @@ import soundfile
 import torch
 
 import spkd as package
-from spkd.features import FBANKS, input_features
-from spkd.manifest import Manifest
+from spkd.corpus.manifest import Manifest
+from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, load_student, save_student
 from tests.eval.students import save_untrained
@@ -33,7 +33,7 @@ def features(batch: int, frames: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", STUDENTS.ours)
 def test_every_student_in_onnx_with_padded_batches(spkd: Callable, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("spkd.students.campplus.DENSE", ((2, 1), (2, 2), (1, 2)))  # 52 layers take a minute
+    monkeypatch.setattr("spkd.networks.campplus.DENSE", ((2, 1), (2, 2), (1, 2)))  # 52 layers take a minute
     torch.manual_seed(0)
     network = build(name, channels=SMALL.get(name, 16), embedding=8).eval()
     save_student("s", Checkpoint(network))

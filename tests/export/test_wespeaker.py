@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from spkd.features import FBANKS
+from spkd.outputs.features import FBANKS
 from spkd.students import Checkpoint, build, load_student, save_student
 
 

@@ -16,16 +16,16 @@ import pytest
 import soundfile
 import torch
 
-from spkd.audio import decode
 from spkd.cache import Cache, Crop
 from spkd.config import TeacherConfig
-from spkd.features import fbank
-from spkd.loader import ViewLoader
-from spkd.manifest import Manifest, Utterance
+from spkd.corpus.audio import decode
+from spkd.corpus.loader import ViewLoader
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.view import ViewPlan
+from spkd.outputs.features import fbank
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
-from spkd.view import ViewPlan
 
 from ..teachers.test_wespeaker import save_wespeaker
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spkd.cache import Cache
+from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
-from spkd.features import FBANKS, input_features
-from spkd.manifest import Manifest
+from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, load_student, save_student
 

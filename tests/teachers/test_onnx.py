@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spkd.config import ModelConfig
 from spkd.errors import SpkdError, UsageError
-from spkd.features import FBANK, fbank_of
+from spkd.outputs.features import FBANK, fbank_of
 from spkd.teachers import Teacher, load_teacher
 from spkd.teachers.onnx import nemo_fbank
 

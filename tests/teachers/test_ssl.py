@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from spkd.errors import UsageError
-from spkd.features import FBANK
+from spkd.outputs.features import FBANK
 from spkd.teachers.ssl import Data2Vec, HuBERT, SSLTeacher, W2VBert, Wav2Vec2, WavLM, receptive_field
 
 from ..conftest import TINY_SSL

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from spkd.cache import Cache, Crop
-from spkd.features import FBANK, WAVE
-from spkd.loader import ViewLoader
-from spkd.manifest import Manifest
+from spkd.corpus.loader import ViewLoader
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.view import ViewPlan
+from spkd.outputs.features import FBANK, WAVE
 from spkd.train.batches import InputSource, StepBatches
 from spkd.train.labels import Labels
 from spkd.train.specaugment import mask
-from spkd.view import ViewPlan
 
 
 @pytest.fixture

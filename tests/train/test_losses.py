@@ -12,8 +12,8 @@ import torch
 
 from spkd.config import Given, LossConfig, fill
 from spkd.errors import UsageError
+from spkd.outputs.target import Target
 from spkd.registry import LOSSES
-from spkd.target import Target
 from spkd.train.losses import (
     ChosenLoss,
     Loss,

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spkd.networks.network import forward_crops
+from spkd.outputs.target import Target
 from spkd.students import Checkpoint, build, load_student, save_student
-from spkd.students.network import forward_crops
-from spkd.target import Target
 from spkd.train.losses import ChosenLoss, LossContext, LossInputs, WeightedSum
 from spkd.train.losses.contrastive import Contrastive
 from spkd.train.losses.memo import MeMo, MeMoSettings

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from spkd.cache import Cache, Crop, Plan, claim_units, finalize
 from spkd.cache.folder import load_card
 from spkd.config import MiningConfig
-from spkd.features import FBANK
-from spkd.manifest import Manifest, Utterance
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.view import Views
+from spkd.outputs.features import FBANK
+from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state
 from spkd.students import Checkpoint, build, save_student
-from spkd.target import Target
 from spkd.train import mining
 from spkd.train.batches import InputSource, StepBatches
 from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.losses import LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
-from spkd.view import Views
 
 from ..cache.test_layout import start, writer_of
 

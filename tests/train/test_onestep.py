@@ -12,11 +12,11 @@ import torch
 
 from spkd.cache import Cache
 from spkd.config import StudentConfig
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.errors import UsageError
-from spkd.manifest import Manifest, Utterance
+from spkd.networks.ssl import SSLStudent, from_teacher
+from spkd.outputs.target import Target
 from spkd.students import build, load_student, make_student
-from spkd.students.ssl import SSLStudent, from_teacher
-from spkd.target import Target
 from spkd.train.losses import ChosenLoss, LossContext, LossInputs, WeightedSum
 from spkd.train.losses.aam import AAMSettings
 from spkd.train.losses.onestep import OneStep, OneStepSettings

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spkd.manifest import Manifest
+from spkd.corpus.manifest import Manifest
 from spkd.students import Checkpoint, build, load_student, save_student
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6"]

@@ -13,7 +13,7 @@ import pytest
 
 from spkd import config
 from spkd.errors import UsageError
-from spkd.figures import curves
+from spkd.pages.figures import curves
 from spkd.train.log import RunLog
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6"]

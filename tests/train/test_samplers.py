@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from spkd.cache import Cache
-from spkd.cache.combined import open_caches
 from spkd.config import SamplerConfig
+from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
-from spkd.features import FBANK
-from spkd.manifest import Manifest
+from spkd.outputs.features import FBANK
 from spkd.train.batches import InputSource, StepBatches
+from spkd.train.caches import open_caches
 from spkd.train.labels import Groups, Labels
 from spkd.train.mining import NONE, Neighbours
 from spkd.train.samplers import make_order

@@ -9,8 +9,8 @@ from torch import Tensor
 from spkd import config
 from spkd.config import TrainConfig
 from spkd.errors import UsageError
+from spkd.outputs.target import Target
 from spkd.students import build
-from spkd.target import Target
 from spkd.train.loading import TrainBatch
 from spkd.train.losses import LossContext, LossInputs, WeightedSum, chosen_losses
 from spkd.train.module import TrainingModule

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from spkd import config
 from spkd.cache import Cache
-from spkd.manifest import Manifest, Utterance
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.students import Checkpoint, build, load_student, save_student
 from spkd.train.labels import Labels
 from spkd.train.losses import chosen_losses

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from spkd import config
 from spkd.cache import Cache
 from spkd.config import OptimConfig
-from spkd.manifest import Manifest, Utterance
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.students import Checkpoint, build, load_student, make_student, save_student
 from spkd.train import trainer
 from spkd.train.losses import LossContext, WeightedSum, chosen_losses

@@ -31,9 +31,9 @@ from spkd.cache.layout import blank, row_format
 from spkd.cache.plan import UNLABELLED
 from spkd.cache.read import Cache
 from spkd.errors import SpkdError
-from spkd.files import parse_json, part_path
+from spkd.files.atomic import parse_json, part_path
+from spkd.outputs.target import Target
 from spkd.progress import track
-from spkd.target import Target
 
 EXPORT_FORMAT = 1
 CHUNK_BYTES = 1 << 20

@@ -12,7 +12,7 @@ from spkd.cache.folder import CODEC, HEAD, CommitRecord, commit_path, load_card,
 from spkd.cache.plan import Plan
 from spkd.cache.write import check_folder, finalize, initialise
 from spkd.errors import SpkdError
-from spkd.files import create_bytes, part_path, read_bytes, write_json
+from spkd.files.atomic import create_bytes, part_path, read_bytes, write_json
 from spkd.progress import track
 
 

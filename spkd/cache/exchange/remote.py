@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spkd import digest
 from spkd.cache.card import Card
 from spkd.cache.exchange.remote_folder import (
     LARGEST_RECORD,
@@ -38,7 +37,8 @@ from spkd.cache.lock import hold
 from spkd.cache.plan import Plan
 from spkd.cache.verify import ExpectedShard, expected_shards
 from spkd.errors import SpkdError
-from spkd.files import part_path, read_json, sync_folder, write_bytes, write_json
+from spkd.files import digest
+from spkd.files.atomic import part_path, read_json, sync_folder, write_bytes, write_json
 from spkd.progress import log, track
 
 DEPTH = 3  # folders below a root in which `find` looks for caches

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from spkd import digest
 from spkd.errors import SpkdError, UsageError
-from spkd.files import PART, worker_id
+from spkd.files import digest
+from spkd.files.atomic import PART, worker_id
 from spkd.progress import Ticker, track
 
 Result = TypeVar("Result")

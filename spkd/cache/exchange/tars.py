@@ -23,8 +23,6 @@ from typing import IO, Any
 import numpy as np
 import soundfile
 
-from spkd import digest
-from spkd.audio import SAMPLE_RATE
 from spkd.cache import npy
 from spkd.cache.card import Card
 from spkd.cache.exchange.remote_folder import LARGEST_RECORD, RemoteFolder, checked_digest, send
@@ -33,9 +31,11 @@ from spkd.cache.folder import self_digest
 from spkd.cache.layout import row_bytes
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.loader import ViewLoader
 from spkd.errors import SpkdError
-from spkd.files import parse_json, write_bytes, write_json
-from spkd.loader import ViewLoader
+from spkd.files import digest
+from spkd.files.atomic import parse_json, write_bytes, write_json
 from spkd.progress import track
 
 INDEX = "index.json"

@@ -21,8 +21,8 @@ from spkd.cache.read import Cache
 from spkd.cache.verify import expected_shards, metadata_problems
 from spkd.cache.write import UnitWriter, finalize, initialise
 from spkd.errors import SpkdError
-from spkd.files import part_path, read_bytes, write_bytes
-from spkd.target import Target
+from spkd.files.atomic import part_path, read_bytes, write_bytes
+from spkd.outputs.target import Target
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from spkd import digest
-from spkd.cache.card import Card, TeacherCard
+from spkd.cache.card import Card
 from spkd.cache.exchange.transfer import Metadata, building
 from spkd.cache.folder import plan_path
 from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
 from spkd.config import StorageConfig, ViewConfig
+from spkd.corpus.manifest import Manifest, measure
+from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError
-from spkd.manifest import Manifest, measure
-from spkd.target import EMBEDDING, Target
-from spkd.vectors import joined, read_vectors, write_vectors
-from spkd.view import ViewPlan
+from spkd.files import digest
+from spkd.files.vectors import joined, read_vectors, write_vectors
+from spkd.outputs.target import EMBEDDING, Target
+from spkd.outputs.teacher_card import TeacherCard
 
 FAMILY = "vectors"  # of the teacher on the card of a cache made of vectors
 AT_ONCE = 256  # views read together

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from spkd.config import DEFAULT_AAM_WEIGHT, LossConfig, fill
 from spkd.errors import UsageError, did_you_mean
+from spkd.outputs.target import Target
 from spkd.registry import LOSSES
-from spkd.target import Target
 from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs, NoSettings, TrainedClassifier
 
 

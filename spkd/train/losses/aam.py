@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from spkd.config import key
 from spkd.errors import UsageError
-from spkd.target import EMBEDDING
+from spkd.outputs.target import EMBEDDING
 from spkd.train.distributed import averaged, gathered, world
 from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
 from spkd.train.sharding import Division, cross_entropy_of_parts, divided, whole

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spkd.outputs.target import LOGITS, Target
 from spkd.students import Network
-from spkd.target import LOGITS, Target
 
 
 @dataclass(frozen=True)

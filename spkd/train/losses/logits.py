@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from spkd.config import key
 from spkd.errors import UsageError
-from spkd.target import EMBEDDING, LOGITS
+from spkd.outputs.target import EMBEDDING, LOGITS
 from spkd.train.losses.aam import MarginSettings, add_margin, check_warmup, margin_of
 from spkd.train.losses.base import LogitsRequest, Loss, LossContext, LossInputs, TrainedClassifier
 

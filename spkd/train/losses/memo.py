@@ -13,12 +13,12 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from spkd.config import StudentConfig, key
 from spkd.errors import UsageError
-from spkd.features import is_fbank
+from spkd.networks.network import forward_crops
+from spkd.outputs.features import is_fbank
+from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 from spkd.registry import STUDENTS
 from spkd.students import Network, make_student
-from spkd.students.network import forward_crops
-from spkd.target import EMBEDDING
 from spkd.train.distributed import averaged, gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings

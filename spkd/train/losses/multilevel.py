@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from spkd.config import key
 from spkd.errors import UsageError, did_you_mean
-from spkd.target import EMBEDDING, Target
+from spkd.outputs.target import EMBEDDING, Target
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
 
 EPS = 1e-8  # least length in a cosine

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from spkd.config import key
-from spkd.target import EMBEDDING
+from spkd.outputs.target import EMBEDDING
 from spkd.train.distributed import gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs
 

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from spkd.config import key, section
 from spkd.errors import UsageError
-from spkd.students.network import FRAME_LEVEL
-from spkd.target import EMBEDDING
+from spkd.networks.network import FRAME_LEVEL
+from spkd.outputs.target import EMBEDDING
 from spkd.train.losses.aam import AAM, AAMSettings
 from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
 from spkd.train.losses.multilevel import align, cosines

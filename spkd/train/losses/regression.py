@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from spkd.target import EMBEDDING
+from spkd.outputs.target import EMBEDDING
 from spkd.train.losses.base import Loss, LossContext, LossInputs, NoSettings, projection
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spkd.target import EMBEDDING
+from spkd.outputs.target import EMBEDDING
 from spkd.train.distributed import gathered, own_rows
 from spkd.train.losses.base import Loss, LossInputs
 

@@ -20,14 +20,14 @@ import torch
 import webdataset as wds
 
 from spkd.cache import Cache, Crop
+from spkd.cache.exchange.stream import Stream
 from spkd.cache.exchange.tars import read_tar, tar_name
-from spkd.cache.stream import Stream
+from spkd.corpus.loader import ViewLoader
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError
-from spkd.features import fbank
-from spkd.loader import ViewLoader
-from spkd.manifest import Manifest
+from spkd.outputs.features import fbank
 from spkd.students import Checkpoint, build, save_student
-from spkd.view import ViewPlan
 
 
 def make_cache(spkd: Callable, corpus: Path, cache: str, *more: str) -> Cache:
@@ -233,8 +233,8 @@ def test_members_that_have_no_place_in_a_tar(bad: tarfile.TarInfo, body: bytes, 
 
 def rewrite_index(change: Callable[[dict], None]) -> None:
     """What somebody with bad intent would do: a wrong export with right digests."""
-    from spkd import digest
     from spkd.cache.folder import self_digest
+    from spkd.files import digest
 
     index = json.loads(Path("tars/index.json").read_text())
     for path in Path("tars").glob("*.tar"):

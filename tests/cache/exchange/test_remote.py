@@ -20,8 +20,8 @@ import pytest
 from spkd.cache import Cache
 from spkd.cache.exchange.remote import pull, push
 from spkd.cache.folder import self_digest
+from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
-from spkd.manifest import Manifest
 
 from ...conftest import Quiet, served
 from .test_exchange import make_cache

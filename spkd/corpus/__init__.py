@@ -1,0 +1,1 @@
+"""Speech: manifests, decoding, views, augmentation, loading."""

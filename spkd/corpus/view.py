@@ -1,0 +1,243 @@
+"""Views: the stretches of audio that a teacher takes as input and that students see again.
+
+A view is a stretch of an utterance at a speed, with its formants moved by a factor, under an augmentation seed. All of
+it is decided before extraction, from the manifest and the plan alone, by a counter-based hash of (utterance id, view
+number, seed): adding utterances to a manifest never changes the views of the others.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from spkd.config import ViewConfig
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.augment import SYNTHETIC, Augmentation, AugmentationCard
+from spkd.corpus.manifest import Manifest
+from spkd.errors import SpkdError, UsageError
+
+VIEW_COLUMNS = ("utterance", "start", "samples", "speed", "seed", "formants")
+
+
+@dataclass(frozen=True)
+class Views:
+    """A table of N views; all arrays (N,).
+
+    Attributes:
+        utterance: index in the manifest.
+        start: first sample of the source at 16 kHz.
+        samples: length after the speed change.
+        speed: factor.
+        seed: of the augmentation.
+        formants: factor.
+    """
+
+    utterance: np.ndarray
+    start: np.ndarray
+    samples: np.ndarray
+    speed: np.ndarray
+    seed: np.ndarray
+    formants: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.utterance)
+
+    def __getitem__(self, views: np.ndarray | slice) -> Views:
+        return Views(*(column[views] for column in self.columns().values()))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in VIEW_COLUMNS}
+
+
+@dataclass(frozen=True)
+class ViewCard:
+    """A view plan as a cache's card describes it."""
+
+    plan: str
+    speeds: tuple[float, ...] = field(metadata={"low": 0.5, "high": 2.0})
+    seed: int
+    augmentation: AugmentationCard
+    formants: tuple[float, ...] = field(default=(1.0,), metadata={"low": 0.5, "high": 2.0})
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what is not used and came later: cards that are older keep their fingerprint."""
+        tree = asdict(self)
+        tree["augmentation"] = self.augmentation.to_json()
+        if self.formants == (1.0,):
+            del tree["formants"]
+        return tree
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views each utterance gives, and what may be done to them."""
+
+    kind: str  # full | drawn | windows | crops
+    seconds: float
+    hop: float
+    count: int
+    speeds: tuple[float, ...]
+    formants: tuple[float, ...]
+    augmentation: Augmentation
+    seed: int
+
+    @classmethod
+    def parse(cls, config: ViewConfig) -> ViewPlan:
+        """From settings: `full`, `full:COUNT`, `windows:SECONDS/HOP` or `crops:COUNT,SECONDS`.
+
+        Raises:
+            UsageError: another form, lengths that are not positive, or a factor outside 0.5-2 or finer than 0.01.
+        """
+        for name, factors in (("speeds", config.speeds), ("formants", config.formants)):
+            for factor in factors:
+                if not 0.5 <= factor <= 2.0 or abs(factor * 100 - round(factor * 100)) > 1e-6:
+                    raise UsageError(f"view.{name}: {factor} is not between 0.5 and 2 in steps of 0.01")
+            if not factors or len(set(factors)) < len(factors):
+                raise UsageError(f"view.{name}: give each factor once, at least one")
+        number = r"(\d+(?:\.\d+)?)"
+        windows = re.fullmatch(rf"windows:{number}/{number}", config.plan)
+        crops = re.fullmatch(rf"crops:(\d+),{number}", config.plan)
+        several = re.fullmatch(r"full:(\d+)", config.plan)
+        if config.plan == "full":
+            kind, seconds, hop, count = "full", 0.0, 0.0, 1
+        elif several:
+            kind, seconds, hop, count = "drawn", 0.0, 0.0, int(several[1])
+        elif windows:
+            kind, seconds, hop, count = "windows", float(windows[1]), float(windows[2]), 1
+        elif crops:
+            kind, seconds, hop, count = "crops", float(crops[2]), 0.0, int(crops[1])
+        else:
+            raise UsageError(
+                f"view.plan={config.plan}: expected full, full:COUNT, windows:SECONDS/HOP or crops:COUNT,SECONDS"
+            )
+        if count < 1 or (kind in ("windows", "crops") and seconds < 0.1) or (kind == "windows" and hop <= 0):
+            raise UsageError(f"view.plan={config.plan}: at least one view of at least 0.1 s")
+        augmentation = Augmentation(
+            config.noise,
+            config.noise_prob,
+            config.snr,
+            config.rir,
+            config.rir_prob,
+            tuple(config.coders),
+            config.coder_prob,
+        )
+        return cls(kind, seconds, hop, count, tuple(config.speeds), tuple(config.formants), augmentation, config.seed)
+
+    @property
+    def text(self) -> str:
+        return {
+            "full": "full",
+            "drawn": f"full:{self.count}",
+            "windows": f"windows:{self.seconds:.10g}/{self.hop:.10g}",
+            "crops": f"crops:{self.count},{self.seconds:.10g}",
+        }[self.kind]
+
+    def card(self) -> ViewCard:
+        return ViewCard(
+            self.text,
+            tuple(float(s) for s in self.speeds),
+            self.seed,
+            self.augmentation.card(),
+            tuple(float(f) for f in self.formants),
+        )
+
+    @classmethod
+    def from_card(cls, card: ViewCard, noise: str | None, rir: str | None) -> ViewPlan:
+        """The plan of a cache, with this machine's folders for its noise and impulse responses.
+
+        Raises:
+            SpkdError: the cache's views were augmented from a folder that is not the one given.
+        """
+        used = card.augmentation
+        plan = cls.parse(
+            ViewConfig(
+                plan=card.plan,
+                speeds=list(card.speeds),
+                formants=list(card.formants),
+                seed=card.seed,
+                noise=SYNTHETIC if used.noise == SYNTHETIC else noise if used.noise else None,
+                rir=rir if used.rir else None,
+                noise_prob=used.noise_prob,
+                rir_prob=used.rir_prob,
+                snr=list(used.snr),
+                coders=list(used.coders),
+                coder_prob=used.coder_prob,
+            )
+        )
+        if plan.card() != card:
+            raise SpkdError(
+                "the cache's views were augmented with audio that is not the one given; give noise=FOLDER and "
+                "rir=FOLDER, the same folders as at extraction, or extract with fbank=true, which needs no audio"
+            )
+        return plan
+
+    def views(self, manifest: Manifest) -> Views:
+        """The views of every utterance, in the manifest's order (durations must be known)."""
+        total = np.array([round((u.duration or 0.0) * SAMPLE_RATE) for u in manifest], np.int64)
+        ids = np.array([zlib.crc32(u.id.encode()) for u in manifest], np.uint64)
+        if self.kind in ("drawn", "crops"):
+            utterance = np.repeat(np.arange(len(manifest), dtype=np.int32), self.count)
+            number = np.tile(np.arange(self.count, dtype=np.uint64), len(manifest))
+            of = ids[utterance]
+            if self.kind == "drawn":
+                # The utterances of a speaker have the same voices, so that each of these is known from all of them.
+                of = np.array([zlib.crc32((u.speaker or u.id).encode()) for u in manifest], np.uint64)[utterance]
+            speed = self._drawn(self.speeds, of, number, 0)
+            formants = self._drawn(self.formants, of, number, 3)
+            if self.kind == "drawn":
+                samples = (total[utterance] / _exact(speed)).astype(np.int32)
+                start = np.zeros(len(utterance), np.int64)
+            else:
+                samples = np.full(len(utterance), round(self.seconds * SAMPLE_RATE), np.int32)
+                room = np.maximum(total[utterance] - source_samples(samples, speed), 0) + 1
+                start = (_hash(ids[utterance], number, self.seed, 1) % room.astype(np.uint64)).astype(np.int64)
+        else:
+            # One view per speed and formant factor, lengths and hops counted after the speed change.
+            pairs = [(s, f) for s in self.speeds for f in self.formants]
+            speeds, factors = (np.array(column, np.float32) for column in zip(*pairs, strict=True))
+            length, hop = round(self.seconds * SAMPLE_RATE), round(self.hop * SAMPLE_RATE)
+            length_at = (total[:, None] / _exact(speeds)).astype(np.int64)
+            count = np.ones_like(length_at) if self.kind == "full" else np.maximum((length_at - length) // hop + 1, 1)
+            utterance, which = (i.astype(np.int32) for i in np.nonzero(np.ones_like(length_at)))
+            repeats = count[utterance, which]
+            utterance, which = np.repeat(utterance, repeats), np.repeat(which, repeats)
+            first = np.repeat(np.cumsum(repeats) - repeats, repeats)
+            number = (np.arange(len(utterance)) - first).astype(np.uint64)
+            speed, formants = speeds[which], factors[which]
+            whole = length_at[utterance, which]
+            samples = (whole if self.kind == "full" else np.minimum(whole, length)).astype(np.int32)
+            start = source_samples(number.astype(np.int64) * hop, speed)
+            number = number * np.uint64(len(speeds)) + which.astype(np.uint64)
+        seed = (_hash(ids[utterance], number, self.seed, 2) >> np.uint64(32)).astype(np.uint32)
+        return Views(utterance, start, samples, speed, seed, formants)
+
+    def _drawn(self, factors: tuple[float, ...], ids: np.ndarray, number: np.ndarray, purpose: int) -> np.ndarray:
+        """(N,): a factor for each view; `full:COUNT` begins with the utterance as it is."""
+        choice = np.array(factors, np.float32)[_hash(ids, number, self.seed, purpose) % np.uint64(len(factors))]
+        return np.where((number == 0) & (self.kind == "drawn"), np.float32(1.0), choice)
+
+
+def source_samples(samples: np.ndarray | int, speed: np.ndarray | float) -> np.ndarray:
+    """How many 16 kHz samples of the source give `samples` samples at a speed."""
+    return np.rint(samples * _exact(speed)).astype(np.int64)
+
+
+def _exact(speed: np.ndarray | float) -> np.ndarray:
+    """Speeds are hundredths; float32 holds them only nearly."""
+    return np.rint(np.asarray(speed, np.float64) * 100) / 100
+
+
+def _hash(ids: np.ndarray, number: np.ndarray, seed: int, purpose: int) -> np.ndarray:
+    """64 random bits per row: three rounds of splitmix64 (Steele, Lea and Flood 2014) over the key's parts."""
+    with np.errstate(over="ignore"):
+        state = np.full(len(ids), (seed * 8 + purpose) % 2**64, np.uint64)
+        for part in (ids, number, np.zeros_like(number)):
+            state = state + part + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state

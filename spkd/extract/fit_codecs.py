@@ -1,0 +1,100 @@
+"""Before extraction: run the teacher on a few views, to fit the codecs and to measure what they lose."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from spkd.cache import codec as codecs
+from spkd.cache.codebook import Codebook
+from spkd.config import ExtractConfig
+from spkd.corpus.loader import ViewLoader, iterate_batches
+from spkd.errors import SpkdError
+from spkd.extract.targets import extract_targets
+from spkd.outputs.head import Head
+from spkd.outputs.target import EMBEDDING, LOGITS, Target
+from spkd.progress import track
+from spkd.teachers import Teacher
+
+HELD_OUT = 512  # rows on which the error of a codec that learns is measured ...
+PLAIN = 32  # ... and of one that does not: at utterance level every row costs a view
+ROWS_PER_VIEW = 256  # frames of one view resemble each other
+SEED = 0
+
+
+def calibrate(
+    teacher: Teacher,
+    loader: ViewLoader,
+    targets: list[Target],
+    head: Head | None,
+    logits_stored: bool,
+    config: ExtractConfig,
+) -> Codebook:
+    """Fit every target's codec on a random sample of the views, and measure its error on rows it was not fitted on.
+
+    Args:
+        head: the classifier from which logits are to follow. logits_stored: they are a target of their own instead.
+
+    Raises:
+        SpkdError: fewer usable rows than a codec needs, or outputs that are not finite.
+    """
+    fitted = {target.name: codecs.make_codec(target.codec, target.dim) for target in targets}
+    wanted = {n: codec.training_rows + HELD_OUT if codec.training_rows else PLAIN for n, codec in fitted.items()}
+    rows = sample(teacher, loader, targets, wanted, config)
+    errors = {}
+    for name, codec in fitted.items():
+        held_out = rows[name]
+        if codec.training_rows:
+            held_out, training = np.split(rows[name], [min(HELD_OUT, len(rows[name]) // 4)])
+            codecs.fit(name, codec, training)
+        if len(held_out):
+            errors[name] = codecs.error(codec, held_out)
+            if name == LOGITS:
+                errors[name] |= codecs.divergence(held_out, codecs.decoded(codec, held_out))
+            if name == EMBEDDING and head is not None and not logits_stored:
+                live, read = (head.logits(torch.from_numpy(e)) for e in (held_out, codecs.decoded(codec, held_out)))
+                errors[LOGITS] = codecs.divergence(live.numpy(), read.numpy())
+    return Codebook(fitted, errors)
+
+
+def sample(
+    teacher: Teacher, loader: ViewLoader, targets: list[Target], wanted: dict[str, int], config: ExtractConfig
+) -> dict[str, np.ndarray]:
+    """Up to `wanted` rows of each target, (n, dim), from views in random order until there are enough."""
+    limits = teacher.limits(config.min_seconds)
+    order = np.random.RandomState(SEED).permutation(len(loader.views))
+    found: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
+    count, rejected = dict.fromkeys(found, 0), dict[int, str]()
+    total = sum(wanted.values())
+    with track("calibrating codecs", total, "rows") as bar:
+        for start in range(0, len(order), config.batch_size):
+            views = order[start : start + config.batch_size]
+            views = views[[loader.refusal(int(view), *limits) is None for view in views]]
+            batches = iterate_batches(
+                loader, views, config.batch_size, config.workers, rejected.__setitem__, teacher.takes_lengths
+            )
+            for batch in batches:
+                samples = loader.views.samples[batch.views]
+                outputs = extract_targets(teacher, batch, targets)
+                for target in targets:
+                    name, values = target.name, outputs[target.name]
+                    flat = values if values.ndim == 2 else _spread(values, target.num_frames(samples))
+                    if not np.isfinite(flat).all():
+                        raise SpkdError(
+                            f"target {name}: the teacher's outputs are not finite; are its weights damaged?"
+                        )
+                    flat = flat[: wanted[name] - count[name]]
+                    found[name].append(flat)
+                    count[name] += len(flat)
+                    bar.advance(len(flat))
+            if all(count[name] >= wanted[name] for name in wanted):
+                break
+    if not all(found.values()):
+        reason = loader.refusal(0, *limits) or next(iter(rejected.values()), "")
+        raise SpkdError(f"{loader.manifest.source}: no view can be loaded ({reason})")
+    return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def _spread(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(B, T, D) -> (rows, D): at most ROWS_PER_VIEW of the first `counts` frames of each view, evenly over it."""
+    return np.concatenate([own[: int(n) : -(-int(n) // ROWS_PER_VIEW)] for own, n in zip(values, counts, strict=True)])

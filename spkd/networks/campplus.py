@@ -1,0 +1,161 @@
+"""CAM++ (Wang et al., "CAM++: a fast and efficient network for speaker verification using context-aware masking",
+Interspeech 2023, arXiv 2303.00332)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from spkd.networks import padding
+from spkd.networks.network import Network, describe
+from spkd.networks.resnet import FLOOR, BasicBlock, sample_statistics
+from spkd.outputs.features import MELS
+
+DENSE = ((12, 1), (24, 2), (16, 2))  # layers and dilation of each dense block
+SEGMENT = 100  # frames over which the context is averaged, beside the whole
+
+
+def normalised(channels: int, active: bool = True, affine: bool = True) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict(batchnorm=nn.BatchNorm1d(channels, affine=affine))
+    if active:
+        layers["relu"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+class FrontEnd(nn.Module):
+    """Residual 2-d convolutions that reduce 80 bands to 10 and keep time: (B, 80, T) -> (B, 10C, T)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.layer1, self.layer2 = (
+            nn.ModuleList([BasicBlock(channels, channels, (2, 1)), BasicBlock(channels, channels, (1, 1))])
+            for _ in range(2)
+        )
+        self.conv2 = nn.Conv2d(channels, channels, 3, (2, 1), 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        x = relu(self.bn1(self.conv1(padding.mask(features[:, None], lengths))))
+        for block in (*self.layer1, *self.layer2):
+            x = block(x, lengths)
+        return relu(self.bn2(self.conv2(padding.mask(x, lengths)))).flatten(1, 2)
+
+
+class Dense(nn.Module):
+    """Convolution with its non-linearity after (first and last layers) or before it (between blocks)."""
+
+    def __init__(self, linear: nn.Conv1d, nonlinear: nn.Sequential, before: bool = False) -> None:
+        super().__init__()
+        self.linear, self.nonlinear, self._before = linear, nonlinear, before
+        self._wide = linear.kernel_size[0] > 1
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x = padding.mask(x, lengths) if self._wide else x
+        return self.linear(self.nonlinear(x)) if self._before else self.nonlinear(self.linear(x))
+
+
+class Masked(nn.Module):
+    """Context-aware masking: a convolution whose channels are gated by the mean of the whole and of each segment."""
+
+    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
+        super().__init__()
+        self.linear_local = nn.Conv1d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
+        self.linear1 = nn.Conv1d(inputs, inputs // 2, 1)
+        self.linear2 = nn.Conv1d(inputs // 2, outputs, 1)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        x = padding.mask(x, lengths)
+        member = _segments(x)
+        valid = x.new_ones(1, 1, x.shape[-1]) if lengths is None else padding.valid(x, lengths).to(x.dtype)
+        means = (x @ member) / (valid @ member).clamp_min(1)  # the last segment of a view may be partly padding
+        local = means @ member.T
+        context = self.linear2(relu(self.linear1(padding.mean(x, lengths) + local)))
+        return self.linear_local(x) * context.sigmoid()
+
+
+def _segments(x: Tensor) -> Tensor:
+    """1 where a step of x (..., T) belongs to a segment: (T, segments). Products with it take a mean and spread it
+    again, for lengths that an exported graph does not know."""
+    number = torch.arange(x.shape[-1], device=x.device) // SEGMENT
+    segments = torch.arange((x.shape[-1] + SEGMENT - 1) // SEGMENT, device=x.device)
+    return (number[:, None] == segments).to(x.dtype)
+
+
+class DenseLayer(nn.Module):
+    """One layer of a densely connected block: its outputs are joined to its inputs."""
+
+    def __init__(self, inputs: int, bottleneck: int, growth: int, dilation: int) -> None:
+        super().__init__()
+        self.nonlinear1 = normalised(inputs)
+        self.linear1 = nn.Conv1d(inputs, bottleneck, 1, bias=False)
+        self.nonlinear2 = normalised(bottleneck)
+        self.cam_layer = Masked(bottleneck, growth, dilation)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return torch.cat([x, self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))), lengths)], 1)
+
+
+class DenseBlock(nn.Sequential):
+    """Densely connected layers, one after the other."""
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, lengths)
+        return x
+
+
+class CAMPPlus(Network):
+    """2-d front end, convolution to 50 frames a second, three densely connected blocks of 12, 24 and 16 masked layers,
+    statistics pooling, linear with batch-norm.
+
+    Tensors are named and shaped as in 3D-Speaker and WeSpeaker, so their state dictionaries load. C = 128 is the
+    paper's width (7.2 M parameters at embedding 512); the front end has C / 4 channels, every dense layer adds C / 4.
+
+    Args:
+        floor: added to a variance before its root (3D-Speaker has none).
+
+    Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
+    """
+
+    default_channels = 128
+    takes_lengths = True
+
+    def __init__(self, channels: int = default_channels, embedding: int = 192, floor: float = FLOOR) -> None:
+        if channels % 8:
+            raise ValueError(f"student.channels={channels}: campplus needs a multiple of 8")
+        super().__init__()
+        self.settings = {"channels": channels, "embedding": embedding}
+        growth, width = channels // 4, channels
+        self.head = FrontEnd(growth)
+        stem = nn.Conv1d(growth * (MELS // 8), width, 5, stride=2, padding=2, bias=False)
+        parts: OrderedDict[str, nn.Module] = OrderedDict(tdnn=Dense(stem, normalised(width)))
+        for i, (depth, dilation) in enumerate(DENSE, 1):
+            block: OrderedDict[str, nn.Module] = OrderedDict()
+            for j in range(depth):
+                block[f"tdnnd{j + 1}"] = DenseLayer(width, channels, growth, dilation)
+                width += growth
+            parts[f"block{i}"] = DenseBlock(block)
+            narrow = nn.Conv1d(width, width // 2, 1, bias=False)
+            parts[f"transit{i}"] = Dense(narrow, normalised(width), before=True)
+            width //= 2
+        parts["out_nonlinear"] = normalised(width)
+        parts["dense"] = Dense(
+            nn.Conv1d(2 * width, embedding, 1, bias=False), normalised(embedding, active=False, affine=False)
+        )
+        self.xvector, self._floor = nn.Sequential(parts), floor
+        self.levels = describe(width, {"stats": 2 * width, "embedding": embedding}, stride=2)
+        self.widest = growth * MELS
+
+    def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        tdnn, *middle, last, dense = self.xvector
+        frames, lengths = tdnn(self.head(features, lengths), lengths), padding.strided(lengths, 2)
+        for layer in middle:
+            frames = layer(frames, lengths)
+        frames = last(frames)
+        stats = sample_statistics(frames, lengths, self._floor)
+        return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": dense(stats[..., None])[..., 0]}

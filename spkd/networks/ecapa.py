@@ -1,0 +1,123 @@
+"""ECAPA-TDNN (Desplanques, Thienpondt and Demuynck, Interspeech 2020, arXiv 2005.07143)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spkd.networks import padding
+from spkd.networks.network import ConvBlock, Network, describe
+from spkd.outputs.features import MELS
+
+SCALE = 8  # Res2 groups (the paper's)
+FLOOR = 1e-6  # of variances: keeps the gradient of the root finite where a channel is constant
+BOTTLENECK = 128  # of squeeze-excitation and of the attention (the paper's)
+
+
+class Res2(nn.Module):
+    """Res2 convolution: groups of channels in a cascade, each convolving its input plus the group before."""
+
+    def __init__(self, channels: int, dilation: int, reflect: bool = False) -> None:
+        super().__init__()
+        width = channels // SCALE
+        self.blocks = nn.ModuleList(ConvBlock(width, width, 3, dilation, reflect=reflect) for _ in range(SCALE - 1))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        first, *groups = x.chunk(SCALE, 1)
+        outputs = [first]
+        for i, (block, group) in enumerate(zip(self.blocks, groups, strict=True)):
+            outputs.append(block(group if i == 0 else group + outputs[-1], lengths))
+        return torch.cat(outputs, 1)
+
+
+class SqueezeExcitation(nn.Module):
+    """Rescale channels by a function of all their means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Conv1d(channels, BOTTLENECK, 1), nn.ReLU(), nn.Conv1d(BOTTLENECK, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return x * self.gate(padding.mean(x, lengths))
+
+
+class SERes2Block(nn.Module):
+    def __init__(self, channels: int, dilation: int, reflect: bool = False, kind: type[Res2] = Res2) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                ConvBlock(channels, channels),
+                kind(channels, dilation, reflect),
+                ConvBlock(channels, channels),
+                SqueezeExcitation(channels),
+            ]
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        out = x
+        for layer in self.layers:
+            out = layer(out, lengths)
+        return x + out
+
+
+class AttentiveStatistics(nn.Module):
+    """Channel- and context-dependent attention, weighted mean and deviation: (B, D, T) -> (B, 2D)."""
+
+    def __init__(self, channels: int, floor: float = FLOOR) -> None:
+        super().__init__()
+        self._floor = floor
+        self.attention = nn.Sequential(
+            ConvBlock(3 * channels, BOTTLENECK), nn.Tanh(), nn.Conv1d(BOTTLENECK, channels, 1)
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        variance, mean = padding.var_mean(x, lengths)
+        context = torch.cat([x, mean.expand_as(x), variance.clamp_min(self._floor).sqrt().expand_as(x)], 1)
+        weights = padding.softmax(self.attention(context), lengths)
+        mean = (weights * x).sum(-1)
+        # Centred before squaring: E[x^2] - E[x]^2 cancels in half precision.
+        variance = (weights * (x - mean[..., None]).square()).sum(-1)
+        return torch.cat([mean, variance.clamp_min(self._floor).sqrt()], 1)
+
+
+class ECAPA(Network):
+    """Convolution, three SE-Res2 blocks (dilations 2, 3, 4), all joined into 3C frames, attentive pooling.
+
+    The paper's widths: C = 512 (with embedding 192: 6.2 M parameters) or 1024; C = 128 has 0.8 M.
+
+    Args:
+        mels: bands of the input. reflect: whether the edges of convolutions are mirrored (SpeechBrain).
+
+    Levels: frames (B, T, 3C), stats (B, 6C), embedding (B, E).
+    """
+
+    default_channels = 512
+    takes_lengths = True
+
+    def __init__(
+        self, channels: int = default_channels, embedding: int = 192, mels: int = MELS, reflect: bool = False
+    ) -> None:
+        if channels % SCALE:
+            raise ValueError(f"student.channels={channels}: ecapa needs a multiple of {SCALE}")
+        super().__init__()
+        self.settings = {"channels": channels, "embedding": embedding}
+        wide = 3 * channels
+        self.levels = describe(wide, {"stats": 2 * wide, "embedding": embedding})
+        self.stem = ConvBlock(mels, channels, 5, reflect=reflect)
+        self.blocks = nn.ModuleList(SERes2Block(channels, dilation, reflect) for dilation in (2, 3, 4))
+        self.join: nn.Module = ConvBlock(wide, wide)
+        self.pool = nn.ModuleList([AttentiveStatistics(wide), nn.BatchNorm1d(2 * wide)])
+        self.project: nn.Module = nn.Linear(2 * wide, embedding)
+
+    def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.stem(features, lengths)
+        outputs = []
+        for block in self.blocks:
+            x = block(x, lengths)
+            outputs.append(x)
+        frames = self.join(torch.cat(outputs, 1))
+        attention, norm = self.pool
+        stats = norm(attention(frames, lengths))
+        return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": self.project(stats)}

@@ -1,0 +1,253 @@
+"""The encoder of wav2vec 2.0 (Baevski et al., NeurIPS 2020), HuBERT and WavLM (Chen et al., IEEE JSTSP 2022): strided
+convolutions over the samples, a convolution over positions, transformer layers.
+
+Tensors are named as torchaudio has them, whose networks earlier versions of this project used: students that were
+trained then load.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention
+
+from spkd.networks import padding
+
+
+class ConvolutionLayer(nn.Module):
+    """Convolution without padding, normalisation, GELU.
+
+    Args:
+        norm: "group_norm" (every channel over the time of a view), "layer_norm" (every step over its channels) or "".
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, bias: bool, norm: str) -> None:
+        super().__init__()
+        self.layer_norm: nn.Module | None = None
+        if norm:
+            self.layer_norm = nn.GroupNorm(outputs, outputs) if norm == "group_norm" else nn.LayerNorm(outputs)
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride, bias=bias)
+
+    def steps(self, lengths: Tensor | None) -> Tensor | None:
+        """Valid steps of its output."""
+        return None if lengths is None else (lengths - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        x, lengths = self.conv(x), self.steps(lengths)
+        norm = self.layer_norm
+        if isinstance(norm, nn.GroupNorm) and lengths is not None:
+            variance, mean = padding.var_mean(x, lengths)
+            x = (x - mean) / (variance + norm.eps).sqrt() * norm.weight[:, None] + norm.bias[:, None]
+        elif isinstance(norm, nn.GroupNorm):
+            x = norm(x)
+        elif norm is not None:
+            x = norm(x.transpose(1, 2)).transpose(1, 2)
+        return gelu(x)
+
+
+class Convolutions(nn.Module):
+    """Waveforms (B, samples) -> (B, T, C)."""
+
+    def __init__(self, layers: list[list[int]], norm: str, bias: bool) -> None:
+        super().__init__()
+        inputs, built = 1, []
+        for i, (outputs, kernel, stride) in enumerate(layers):
+            kind = norm if norm == "layer_norm" or i == 0 else ""
+            built.append(ConvolutionLayer(inputs, outputs, kernel, stride, bias, kind))
+            inputs = outputs
+        self.conv_layers: Any = nn.ModuleList(built)
+
+    def steps(self, lengths: Tensor | None) -> Tensor | None:
+        """Valid steps of views of so many samples."""
+        for layer in self.conv_layers:
+            lengths = layer.steps(lengths)
+        return lengths
+
+    def forward(self, waves: Tensor, lengths: Tensor | None) -> Tensor:
+        x = waves[:, None]
+        for layer in self.conv_layers:
+            x, lengths = layer(x, lengths), layer.steps(lengths)
+        return x.transpose(1, 2)
+
+
+class Projection(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layer_norm, self.projection = nn.LayerNorm(inputs), nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(self.layer_norm(x))
+
+
+class PositionalConvolution(nn.Module):
+    """A grouped convolution over time, as long as it was."""
+
+    def __init__(self, width: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
+        self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(self.conv(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} attention heads do not divide a width of {width}")
+        self._heads = heads
+        self.k_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """mask: (B, 1, 1, T), which steps are attended to. bias: passed on."""
+        q, k, v = (split(proj(x), self._heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(joined(scaled_dot_product_attention(q, k, v, mask))), bias
+
+
+class RelativeAttention(nn.Module):
+    """WavLM's: a learnt bias of every distance and head, made once and gated in each layer by its queries.
+
+    Args:
+        buckets, distance: classes of distances, logarithmic up to the greatest; None in all layers but the first.
+    """
+
+    def __init__(self, width: int, heads: int, buckets: int | None, distance: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} attention heads do not divide a width of {width}")
+        self._heads, self._buckets, self._distance = heads, buckets, distance
+        self.rel_attn_embed = None if buckets is None else nn.Embedding(buckets, heads)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.gru_rel_pos_linear = nn.Linear(width // heads, 8)
+        self.gru_rel_pos_const = nn.Parameter(torch.ones(1, heads, 1, 1))
+
+    def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """bias: (1, heads, T, T), from the first layer on."""
+        if self.rel_attn_embed is not None and bias is None:
+            bias = self.rel_attn_embed(self._classes(x.shape[1]).to(x.device)).permute(2, 0, 1)[None]
+        assert bias is not None
+        gates = self.gru_rel_pos_linear(split(x, self._heads)).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+        first, second = gates.chunk(2, -1)
+        gated = (first * (second * self.gru_rel_pos_const - 1.0) + 2.0) * bias
+        if mask is not None:
+            gated = gated.masked_fill(~mask, -torch.inf)
+        own = self.attention
+        q, k, v = (split(part, self._heads) for part in linear(x, own.in_proj_weight, own.in_proj_bias).chunk(3, -1))
+        return own.out_proj(joined(scaled_dot_product_attention(q, k, v, gated.to(q.dtype)))), bias
+
+    def _classes(self, steps: int) -> Tensor:
+        """(T, T): the class of each distance: its sign, exact up to a quarter of the classes, then logarithmic."""
+        assert self._buckets is not None
+        offset = torch.arange(steps)[None, :] - torch.arange(steps)[:, None]
+        half, far = self._buckets // 2, offset.abs()
+        exact = half // 2
+        scaled = torch.log(far.float() / exact) / math.log(self._distance / exact) * (half - exact)
+        logarithmic = (exact + scaled.long()).clamp_max(half - 1)
+        return (offset > 0).long() * half + torch.where(far < exact, far, logarithmic)
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """(B, T, D) -> (B, heads, T, D / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    """(B, heads, T, D) -> (B, T, heads * D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class FeedForward(nn.Module):
+    """approximate: of GELU ("none" or "tanh")."""
+
+    def __init__(self, width: int, inner: int, approximate: str = "none") -> None:
+        super().__init__()
+        self.intermediate_dense, self.output_dense = nn.Linear(width, inner), nn.Linear(inner, width)
+        self._approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output_dense(gelu(self.intermediate_dense(x), approximate=self._approximate))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each beside a shortcut.
+
+    Args:
+        first: whether layers normalise before these two; else after.
+    """
+
+    def __init__(self, attention: nn.Module, width: int, inner: int, first: bool) -> None:
+        super().__init__()
+        self.attention, self.layer_norm = attention, nn.LayerNorm(width)
+        self.feed_forward: Any = FeedForward(width, inner)
+        self.final_layer_norm, self._first = nn.LayerNorm(width), first
+
+    def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        attended, bias = self.attention(self.layer_norm(x) if self._first else x, mask, bias)
+        x = x + attended
+        if self._first:
+            return x + self.feed_forward(self.final_layer_norm(x)), bias
+        x = self.layer_norm(x)
+        return self.final_layer_norm(x + self.feed_forward(x)), bias
+
+
+class Transformer(nn.Module):
+    """Positions and layers; its own norm comes at the end where layers normalise first, else at the beginning."""
+
+    def __init__(self, shape: dict[str, Any], layers: int, relative: bool) -> None:
+        super().__init__()
+        width, heads = shape["encoder_embed_dim"], shape["encoder_num_heads"]
+        inner, self.norm_last = shape["encoder_ff_interm_features"], bool(shape["encoder_layer_norm_first"])
+        kernel, groups = shape["encoder_pos_conv_kernel"], shape["encoder_pos_conv_groups"]
+        self.pos_conv_embed = PositionalConvolution(width, kernel, groups)
+        self.layer_norm = nn.LayerNorm(width)
+        buckets, distance = shape.get("encoder_num_buckets", 320), shape.get("encoder_max_distance", 800)
+        built = []
+        for i in range(layers):
+            attention = (
+                RelativeAttention(width, heads, None if i else buckets, distance)
+                if relative
+                else Attention(width, heads)
+            )
+            built.append(Layer(attention, width, inner, self.norm_last))
+        self.layers: Any = nn.ModuleList(built)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> list[Tensor]:
+        """The input of the first layer and the output of each, (B, T, D)."""
+        mask = None
+        if lengths is not None:
+            x = padding.mask(x.transpose(1, 2), lengths).transpose(1, 2)
+            mask = padding.valid(x.transpose(1, 2), lengths)[:, None]
+        x = x + self.pos_conv_embed(x)
+        hidden = [x if self.norm_last else self.layer_norm(x)]
+        bias = None
+        for layer in self.layers:
+            x, bias = layer(hidden[-1], mask, bias)
+            hidden.append(x)
+        if self.norm_last:
+            hidden[-1] = self.layer_norm(hidden[-1])
+        return hidden
+
+
+def of_transformers(model: Any, layers: int) -> dict[str, dict[str, Tensor]]:
+    """The weights of a transformers model under the names here: of convolutions, projection and transformer."""
+    state = dict(model.encoder.state_dict())
+    kept = {n: v for n, v in state.items() if not n.startswith("layers.") or int(n.split(".")[1]) < layers}
+    if model.config.model_type == "wavlm":
+        for i in range(layers):
+            own, held = f"layers.{i}.attention", f"layers.{i}.attention.attention"
+            for kind in ("weight", "bias"):
+                parts = [kept.pop(f"{own}.{name}_proj.{kind}") for name in ("q", "k", "v")]
+                kept[f"{held}.in_proj_{kind}"] = torch.cat(parts)
+                kept[f"{held}.out_proj.{kind}"] = kept.pop(f"{own}.out_proj.{kind}")
+    return {
+        "convolutions": dict(model.feature_extractor.state_dict()),
+        "project": dict(model.feature_projection.state_dict()),
+        "transformer": kept,
+    }

@@ -1,0 +1,134 @@
+"""Which network a file of weights belongs to: WeSpeaker and 3D-Speaker share names, and the shapes say the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from spkd.networks.campplus import CAMPPlus
+from spkd.networks.network import Network
+from spkd.networks.resnet import FLOOR
+from spkd.networks.toolkits.ecapa import SpeechBrainECAPA, WeSpeakerECAPA
+from spkd.networks.toolkits.eres2net import ERes2Net, ERes2NetV2
+from spkd.networks.toolkits.redimnet import SHAPES, ReDimNet
+from spkd.networks.toolkits.resnet import DEPTHS, ResNet, SimAMResNet
+from spkd.networks.toolkits.xvector import WeSpeakerXVector
+from spkd.outputs.features import MELS
+
+_CONV = ((r"\.0\.(\w+)$", r".conv.conv.\1"), (r"\.2\.(\w+)$", r".norm.norm.\1"))
+SPEECHBRAIN_ECAPA = (
+    (r"^stem\.", "blocks.0."),
+    (r"^blocks\.(\d+)\.layers\.", lambda m: f"blocks.{int(m[1]) + 1}.layers."),
+    (r"\.layers\.(\d)\.", lambda m: f".{('tdnn1', 'res2net_block', 'tdnn2', 'se_block')[int(m[1])]}."),
+    (r"\.gate\.0\.", ".conv1.conv."),
+    (r"\.gate\.2\.", ".conv2.conv."),
+    (r"^pool\.0\.attention\.2\.", "asp.conv.conv."),
+    (r"^pool\.0\.attention\.0\.", "asp.tdnn."),
+    (r"^pool\.1\.", "asp_bn.norm."),
+    (r"^project\.", "fc.conv."),
+    (r"^join\.", "mfa."),
+    *_CONV,
+)
+SPEECHBRAIN_XVECTOR = (
+    (r"^blocks\.(\d)\.0\.", lambda m: f"blocks.{3 * int(m[1])}.conv."),
+    (r"^blocks\.(\d)\.2\.", lambda m: f"blocks.{3 * int(m[1]) + 2}.norm."),
+    (r"^project\.", "blocks.16.w."),
+)
+SPEECHBRAIN_RESNET = ((r"\.se\.", ".se.fc."), (r"^pool\.", ""))
+WESPEAKER_ECAPA = (
+    (r"^stem\.0\.", "layer1.conv."),
+    (r"^stem\.2\.", "layer1.bn."),
+    (r"^blocks\.(\d+)\.layers\.", lambda m: f"layer{int(m[1]) + 2}.se_res2block."),
+    (r"\.1\.blocks\.(\d)\.0\.", r".1.convs.\1."),
+    (r"\.1\.blocks\.(\d)\.2\.", r".1.bns.\1."),
+    (r"\.gate\.0\.", ".linear1."),
+    (r"\.gate\.2\.", ".linear2."),
+    (r"(se_res2block\.[02])\.0\.", r"\1.conv."),
+    (r"(se_res2block\.[02])\.2\.", r"\1.bn."),
+    (r"^join\.0\.", "conv."),
+    (r"^pool\.0\.", "pool."),
+    (r"^pool\.1\.", "bn."),
+    (r"^project\.1\.", "bn2."),
+    (r"^project(\.0)?\.", "linear."),
+)
+# WeSpeaker names the first convolution of a fused block apart from the others.
+WESPEAKER_ERES2NET = (
+    (r"^(layer[34]\.\d+)\.(conv|bn)s\.(\d)\.", lambda m: f"{m[1]}.{m[2]}s.{int(m[3]) - 1}."),
+    (r"^(layer[34]\.\d+)\.(conv|bn)s\.-1\.", r"\1.\g<2>2_1."),
+)
+REDIMNET = ((r"^(backbone\.stage\d\.\d+)\.((conv|bn)[12]|conv[12]pw|se|dwconvs|norm|pwconv1)\.", r"\1.conv_block.\2."),)
+SIMAM = (
+    (r"^(conv1|bn1|layer\d)\.", r"front.\1."),
+    (r"\.shortcut\.", ".downsample."),
+    (r"^pool\.", "pooling."),
+    (r"^seg_1\.", "bottleneck."),
+)
+
+
+def recognise(
+    tensors: dict[str, Tensor], mels: int = MELS, pooling: str | None = None, floor: float = FLOOR, name: str = ""
+) -> tuple[Network, Any]:
+    """A network with the shapes of these weights, and the rules of its names (see `fill`).
+
+    Args:
+        mels, pooling, name: what shapes do not tell (None: the architecture's own pooling). floor: added to a variance
+            before its root.
+    Raises:
+        ValueError: of an architecture that is not known here. KeyError: a weight is lacking.
+    """
+
+    def rows(name: str) -> int:
+        return tensors[name].shape[0]
+
+    def count(pattern: str) -> int:
+        """How many modules with a number in the place of `*` there are."""
+        before, after = pattern.split("*")
+        numbers = {
+            n[len(before) :].split(".")[0] for n in tensors if n.startswith(before) and after in n[len(before) :]
+        }
+        return len(numbers)
+
+    if "backbone.stem.0.weight" in tensors:
+        if name not in SHAPES:
+            raise ValueError(f"a ReDimNet that is not known here ({name})")
+        segment = "seg_2.weight" in tensors
+        return ReDimNet(name, len(tensors["seg_1.weight"]), mels, pooling or "ASTP", segment), REDIMNET
+    pooling = pooling or "TSTP"
+    if "xvector.tdnn.linear.weight" in tensors:
+        # 3D-Speaker adds nothing in this network alone.
+        floor = FLOOR if floor == FLOOR else 0.0
+        return CAMPPlus(rows("xvector.tdnn.linear.weight"), rows("xvector.dense.linear.weight"), floor), ()
+    if "fc.conv.weight" in tensors:
+        stem = tensors["blocks.0.conv.conv.weight"]
+        return SpeechBrainECAPA(stem.shape[0], rows("fc.conv.weight"), stem.shape[1]), SPEECHBRAIN_ECAPA
+    if "layer2.se_res2block.0.conv.weight" in tensors:
+        stem = tensors["layer1.conv.weight"]
+        context = tensors["pool.linear1.weight"].shape[1] == 3 * WeSpeakerECAPA.WIDE
+        embedding = rows("linear.weight")
+        return (
+            WeSpeakerECAPA(stem.shape[0], embedding, stem.shape[1], context, "bn2.weight" in tensors),
+            WESPEAKER_ECAPA,
+        )
+    if "frame_1.conv_1d.weight" in tensors:
+        first, last = tensors["frame_1.conv_1d.weight"], tensors["frame_5.conv_1d.weight"]
+        return WeSpeakerXVector(first.shape[0], last.shape[0], rows("seg_1.weight"), first.shape[1], pooling), ()
+    if "front.conv1.weight" in tensors:
+        layers = {16: 34, 49: 100}[sum(count(f"front.layer{i}.*.conv1") for i in range(1, 5))]
+        return SimAMResNet(layers, rows("front.conv1.weight"), rows("bottleneck.weight"), mels), SIMAM
+    if "pool.linear1.weight" in tensors:
+        pooling = "ASTP"
+    channels, embedding, segment = rows("conv1.weight"), rows("seg_1.weight"), "seg_2.weight" in tensors
+    if "layer1.0.convs.0.weight" in tensors:
+        scale = count("layer1.0.convs.*.")
+        expansion = rows("layer1.0.conv3.weight") // channels
+        base = 64 * rows("layer4.0.convs.0.weight") // (8 * channels)
+        kind: type[ERes2Net] | type[ERes2NetV2] = ERes2NetV2 if "layer3_ds.weight" in tensors else ERes2Net
+        names = WESPEAKER_ERES2NET if "layer3.0.conv2_1.weight" in tensors else ()
+        return kind(channels, embedding, base, scale, expansion, mels, pooling, segment, floor), names
+    depths = tuple(count(f"layer{i}.*.conv1") for i in range(1, 5))
+    wide = "layer1.0.conv3.weight" in tensors
+    layers = next((n for n, depth in DEPTHS.items() if depth == depths and (n >= 50) == wide), 0)
+    if not layers:
+        raise ValueError("an architecture that is not known here")
+    return ResNet(layers, channels, embedding, mels, pooling, segment, floor), ()

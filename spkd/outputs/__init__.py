@@ -1,0 +1,1 @@
+"""Outputs of a teacher: targets, features, heads."""

@@ -1,0 +1,169 @@
+"""What students take as input: log-mel filter banks, equal to Kaldi's (`compute-fbank-feats --dither=0`), or samples.
+
+Batched, and on any device.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.outputs.target import Target
+
+MELS = 80
+WINDOW = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+FFT = 512
+LOW_HZ, HIGH_HZ = 20.0, SAMPLE_RATE / 2
+SHERPA_HIGH_HZ = SAMPLE_RATE / 2 - 400  # of sherpa-onnx
+PREEMPHASIS = 0.97
+AT_ONCE = 12_000  # frames: 2 minutes
+INT16 = 32768.0  # Kaldi computes on 16-bit integers
+
+FBANK = Target("fbank", MELS, HOP, WINDOW)
+# Toolkits differ in window, edges, filters and the scale of the samples; weights trained on one kind expect it.
+FBANKS = {
+    "kaldi": FBANK,
+    "wespeaker": Target("fbank.wespeaker", MELS, HOP, WINDOW),  # Hamming window, 16-bit scale
+    "3d-speaker": Target("fbank.3d-speaker", MELS, HOP, WINDOW),  # Povey window, samples in [-1, 1]
+    # Frames centred on each 10 ms, mirrored at the edges: half a hop decides how many there are.
+    "sherpa": Target("fbank.sherpa", MELS, HOP, HOP // 2),
+}
+WAVE = Target("wave", HOP, HOP, HOP)  # the samples themselves, HOP in a row: a crop at whole hops takes exactly its own
+FEATURES = {target.name: target for target in (*FBANKS.values(), WAVE)}
+
+
+def input_features(kind: Target, waves: Tensor) -> Tensor:
+    """One of FEATURES of waveforms (B, samples): (B, frames, dim). Samples that do not fill the last frame are
+    dropped."""
+    if is_fbank(kind):
+        return fbank_of(next(name for name, target in FBANKS.items() if target.name == kind.name), waves)
+    frames = kind.num_frames(waves.shape[1])
+    return pad(waves, (0, max(frames * HOP - waves.shape[1], 0)))[:, : frames * HOP].unflatten(1, (frames, HOP))
+
+
+def fbank_of(toolkit: str, waves: Tensor, mels: int = MELS) -> Tensor:
+    """The fbank of one of FBANKS, (B, frames, mels)."""
+    if toolkit == "sherpa":
+        return _sherpa_fbank(waves, mels)
+    window = hamming if toolkit == "wespeaker" else povey
+    return fbank(waves, window(waves.device), 1.0 if toolkit == "3d-speaker" else INT16, mels)
+
+
+def _sherpa_fbank(waves: Tensor, mels: int) -> Tensor:
+    """What sherpa-onnx computes on the phone (kaldi-native-fbank without snip-edges, filters from 20 to 7600 Hz), of
+    16-bit samples: (B, (samples + 80) // 160, mels)."""
+    before = WINDOW // 2 - HOP // 2
+    count = FBANKS["sherpa"].num_frames(waves.shape[-1])
+    after = max((count - 1) * HOP + WINDOW - before - waves.shape[-1], 0)
+    first, last = waves[..., :before].flip(-1), waves[..., waves.shape[-1] - after :].flip(-1)
+    return fbank(torch.cat([first, waves, last], -1), povey(waves.device), INT16, mels, SHERPA_HIGH_HZ)[:, :count]
+
+
+def is_fbank(kind: Target) -> bool:
+    """Whether features are mel bands, of whatever toolkit."""
+    return kind.name in [target.name for target in FBANKS.values()]
+
+
+def fbank(
+    waves: Tensor,
+    window: Tensor | None = None,
+    scale: float = INT16,
+    mels: int = MELS,
+    high: float = HIGH_HZ,
+) -> Tensor:
+    """Log-mel energies per 10 ms, not mean-normalised.
+
+    Kaldi's order: frames that fit whole (snip-edges), minus their mean, pre-emphasis 0.97, Povey window,
+    power spectrum of 512 points, triangular filters even on the mel scale, natural log.
+
+    Args:
+        waves: (B, samples), float, in [-1, 1], at 16 kHz, at least 400 samples.
+        window: (400,); None: Povey's.
+        scale: of the samples; Kaldi computes on 16-bit integers.
+        high: where the last filter ends (Hz).
+    Returns:
+        (B, 1 + (samples - 400) // 160, mels), float32.
+    """
+    count = 1 + (waves.shape[-1] - WINDOW) // HOP
+    if count > AT_ONCE:
+        # An hour in one piece would take gigabytes; frames do not depend on one another.
+        starts = range(0, count, AT_ONCE)
+        return torch.cat(
+            [fbank(waves[..., s * HOP : (s + AT_ONCE - 1) * HOP + WINDOW], window, scale, mels, high) for s in starts],
+            -2,
+        )
+    frames = (waves.float() * scale).unfold(-1, WINDOW, HOP)
+    frames = _windowed(frames, povey(waves.device) if window is None else window)
+    power = torch.fft.rfft(frames, FFT).abs().square()
+    energies = power @ _filters(waves.device, mels, high)
+    return energies.clamp_min(torch.finfo(torch.float32).eps).log()
+
+
+def mel_filters(toolkit: str, mels: int = MELS) -> Tensor:
+    """The triangular filters of one of FBANKS, (257, mels)."""
+    return _filters(torch.device("cpu"), mels, SHERPA_HIGH_HZ if toolkit == "sherpa" else HIGH_HZ)
+
+
+def frame_spectra(toolkit: str) -> Tensor:
+    """Minus the mean, pre-emphasis, window and Fourier transform of one frame of 400 samples in [-1, 1], for one of
+    FBANKS: a linear map (257, 400), complex, in double precision."""
+    device = torch.device("cpu")
+    window = (hamming if toolkit == "wespeaker" else povey)(device).double()
+    frames = torch.eye(WINDOW, dtype=torch.float64) * (1.0 if toolkit == "3d-speaker" else INT16)
+    return torch.fft.rfft(_windowed(frames, window), FFT).T
+
+
+def _windowed(frames: Tensor, window: Tensor) -> Tensor:
+    """Frames (..., 400) minus their mean, with pre-emphasis, times the window."""
+    frames = frames - frames.mean(-1, keepdim=True)
+    # Kaldi pre-emphasises the first sample of a frame with itself.
+    previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
+    return (frames - PREEMPHASIS * previous) * window
+
+
+@lru_cache
+def hamming(device: torch.device) -> Tensor:
+    """(400,): as torchaudio's kaldi.fbank(window_type="hamming"), which WeSpeaker calls."""
+    return torch.hamming_window(WINDOW, periodic=False, alpha=0.54, beta=0.46, dtype=torch.float64).float().to(device)
+
+
+@lru_cache
+def povey(device: torch.device) -> Tensor:
+    return torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(0.85).float().to(device)
+
+
+@lru_cache
+def _filters(device: torch.device, mels: int, high_hz: float) -> Tensor:
+    """(257, mels) triangular filters, even on mel = 1127 ln(1 + f / 700) (Kaldi's mel-computations.cc)."""
+
+    def mel(hz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(hz / 700.0)
+
+    low, high = mel(torch.tensor([LOW_HZ, high_hz], dtype=torch.float64))
+    edges = low + (high - low) / (mels + 1) * torch.arange(mels + 2, dtype=torch.float64)
+    bins = mel(torch.arange(FFT // 2, dtype=torch.float64) * SAMPLE_RATE / FFT)[:, None]
+    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    weights = torch.minimum(rise, fall).clamp_min(0.0)
+    # Kaldi leaves the Nyquist bin out.
+    return torch.cat([weights, torch.zeros(1, mels, dtype=torch.float64)]).float().to(device)
+
+
+@lru_cache
+def slaney_filters(mels: int, fft: int) -> Tensor:
+    """(mels, fft // 2 + 1): triangles even on Slaney's mel scale (linear to 1 kHz, then logarithmic), of area 1."""
+    linear_step, knee_hz = 200.0 / 3, 1000.0
+    knee_mel, log_step = knee_hz / linear_step, torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27.0
+    top = knee_mel + torch.log(torch.tensor(SAMPLE_RATE / 2 / knee_hz, dtype=torch.float64)) / log_step
+    points = torch.linspace(0, float(top), mels + 2, dtype=torch.float64)
+    edges = torch.where(points < knee_mel, points * linear_step, knee_hz * torch.exp(log_step * (points - knee_mel)))
+    bins = torch.linspace(0, SAMPLE_RATE / 2, fft // 2 + 1, dtype=torch.float64)
+    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    area = 2.0 / (edges[2:] - edges[:-2])
+    return (torch.minimum(rise, fall).clamp_min(0.0) * area[:, None]).float()

@@ -1,0 +1,67 @@
+"""Targets: a teacher's outputs at one level, their width and their rate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spkd.corpus.audio import SAMPLE_RATE
+
+EMBEDDING = "embedding"
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One vector of `dim` numbers per view, or, where `hop` is set, one per `hop` samples.
+
+    Frame i of a frame-level target was computed from samples [i * hop, i * hop + window) of the view (window 0:
+    centred on sample i * hop). Views shorter than one window still give one frame.
+
+    Attributes:
+        name: unique within a teacher; it is also the name of a folder.
+        dim: numbers in a vector.
+        hop: samples between frames; None at utterance level.
+        window: samples of which a frame is made.
+        codec: how the numbers are stored; spkd.registry.CODECS lists the choices.
+    """
+
+    name: str
+    dim: int = field(metadata={"low": 1, "high": 10**8})
+    hop: int | None = field(default=None, metadata={"low": 1, "high": 10**9})
+    window: int = field(default=0, metadata={"low": 0, "high": 10**9})
+    codec: str = "float16"
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second (Hz), None at utterance level."""
+        return None if self.hop is None else SAMPLE_RATE / self.hop
+
+    @overload
+    def num_frames(self, samples: int) -> int: ...
+    @overload
+    def num_frames(self, samples: np.ndarray) -> np.ndarray: ...
+    @overload
+    def num_frames(self, samples: Tensor) -> Tensor: ...
+    def num_frames(self, samples: int | np.ndarray | Tensor) -> int | np.ndarray | Tensor:
+        """Vectors of a view of so many samples: 1 at utterance level."""
+        if isinstance(samples, int):
+            return 1 if self.hop is None else max((samples - self.window) // self.hop + 1, 1)
+        if isinstance(samples, Tensor):
+            one = torch.ones_like(samples)
+            return one if self.hop is None else ((samples - self.window) // self.hop + 1).maximum(one)
+        samples = np.asarray(samples, np.int64)
+        if self.hop is None:
+            return np.ones_like(samples)
+        return np.maximum((samples - self.window) // self.hop + 1, 1)
+
+    def stored_as(self, codec: str) -> Target:
+        """The same target under another codec."""
+        return replace(self, codec=codec)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"rate_hz": self.rate}

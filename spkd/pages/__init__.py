@@ -1,0 +1,1 @@
+"""Elements of HTML pages: text, tables, figures."""

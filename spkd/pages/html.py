@@ -1,0 +1,115 @@
+"""Elements of self-contained HTML pages, readable on a phone and on paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import soundfile
+
+from spkd.corpus.audio import SAMPLE_RATE, AudioError, decode
+from spkd.corpus.manifest import Utterance
+
+CLIP_SECONDS = 20.0  # of an utterance that a page plays
+STYLE = """
+:root { color-scheme: light }
+* { box-sizing: border-box }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+background: #fff }
+h1 { font-size: 1.55rem; line-height: 1.25; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
+.wide { overflow-x: auto; margin: .6rem 0 }
+table { border-collapse: collapse; min-width: 40% } caption { text-align: left; font-weight: 600; padding: .3rem 0 }
+th, td { padding: .3rem 1rem .3rem 0; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: top }
+th { font-weight: 600 } tr > :first-child { overflow-wrap: anywhere; min-width: 7.5rem }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+table.facts th { white-space: nowrap; font-weight: 400; color: #555 } table.facts td { overflow-wrap: anywhere }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem;
+align-items: start } .figures div { max-width: 34rem } .figures svg { width: 100%; height: auto }
+.note { color: #555 } audio { height: 2rem; width: 11rem; max-width: 100% }
+pre { overflow-x: auto; background: #f5f5f5; padding: .7rem .9rem; border-radius: 4px; font-size: .85rem }
+.command { display: flex; gap: .5rem; align-items: center } .command pre { flex: 1; margin: .3rem 0 }
+code { font-size: .9em; overflow-wrap: anywhere }
+@media (max-width: 40rem) { body { font-size: 15px; margin: 1rem auto } th, td { padding-right: .7rem } }
+@media print { body { max-width: none; margin: 0; font-size: 10pt } h2 { break-after: avoid }
+table, svg, figure { break-inside: avoid } audio, button { display: none } .wide { overflow: visible } }
+"""
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+def _cell(value: object) -> str:
+    return value if isinstance(value, Html) else escape(str(value))
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "", words: Sequence[int] = (0,)
+) -> str:
+    """Columns are set as numbers but for those whose positions are in `words`."""
+
+    def cells(row: Sequence[object], tag: str) -> str:
+        return "".join(f"<{tag}{'' if i in words else ' class=n'}>{_cell(c)}</{tag}>" for i, c in enumerate(row))
+
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="wide"><table>{title}<tr>{cells(header, "th")}</tr>{body}</table></div>'
+
+
+def facts(pairs: Mapping[str, object]) -> str:
+    body = "".join(f"<tr><th>{escape(k)}</th><td>{_cell(v)}</td></tr>" for k, v in pairs.items())
+    return f'<div class="wide"><table class="facts">{body}</table></div>'
+
+
+def figures(*drawings: str) -> str:
+    return f'<div class="figures">{"".join(f"<div>{drawing}</div>" for drawing in drawings)}</div>'
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def sentences(texts: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
+
+
+def command(text: str) -> str:
+    """A command with a button that copies it."""
+    copy = "navigator.clipboard.writeText(this.previousElementSibling.textContent)"
+    return f'<div class="command"><pre>{escape(text)}</pre><button onclick="{copy}">copy</button></div>'
+
+
+def heading(text: str, anchor: str = "") -> str:
+    """anchor: what a `link` within the page names."""
+    return f"<h2{f' id={anchor}' if anchor else ''}>{escape(text)}</h2>"
+
+
+def link(address: str, text: str) -> Html:
+    return Html(f'<a href="{escape(address)}">{escape(text)}</a>')
+
+
+def code(text: str) -> str:
+    return f"<pre>{escape(text)}</pre>"
+
+
+def clip(utterance: Utterance) -> Html:
+    """A player of the utterance's first 20 s, its sound within the page; the reason where it cannot be loaded."""
+    try:
+        seconds = min(utterance.duration or CLIP_SECONDS, CLIP_SECONDS)
+        wave = decode(utterance.path, utterance.start, seconds, utterance.channel).wave
+    except AudioError as error:
+        return Html(escape(error.reason))
+    sound = io.BytesIO()
+    soundfile.write(sound, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    data = base64.b64encode(sound.getvalue()).decode()
+    return Html(f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>')
+
+
+def page(title: str, *parts: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        f"<body><h1>{escape(title)}</h1>{''.join(parts)}</body></html>\n"
+    )

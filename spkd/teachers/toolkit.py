@@ -1,0 +1,187 @@
+"""Teachers that are one network over mel bands: what those of every toolkit have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+from torch import Tensor
+
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.errors import UsageError
+from spkd.files import digest
+from spkd.networks.network import Network, count_parameters
+from spkd.outputs.features import FBANKS, HOP, MELS, WINDOW, fbank_of
+from spkd.outputs.head import Head
+from spkd.outputs.target import EMBEDDING, LOGITS, Target
+from spkd.outputs.teacher_card import TeacherCard
+from spkd.teachers.base import Teacher
+
+LAYER_BYTES = 1 << 30  # of the widest layer of one view; a forward holds several of that size
+MAX_CONFIG = 1 << 20  # bytes
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What a network is given.
+
+    Attributes:
+        frames: their window and hop.
+        compute: waveforms (B, samples) -> (B, T, F).
+        words: what it is, for the card.
+    """
+
+    frames: Target
+    compute: Callable[[Tensor], Tensor]
+    words: str
+
+
+def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
+    """Fbank of one of FBANKS at any number of bands. Raises UsageError for another."""
+    if kind not in FBANKS:
+        raise UsageError(f"teacher.input={kind}: expected {', '.join(FBANKS)}")
+    words = {
+        "kaldi": f"{mels}-mel Kaldi fbank",
+        "wespeaker": f"{mels}-mel fbank with a Hamming window",
+        "3d-speaker": f"{mels}-mel Kaldi fbank of samples in [-1, 1]",
+        "sherpa": f"{mels}-mel fbank of sherpa-onnx (centred frames, 20 to 7600 Hz)",
+    }
+    return FrontEnd(
+        FBANKS[kind],
+        lambda waves: fbank_of(kind, waves, mels),
+        f"{words[kind]}, 25/10 ms, mean-normalised per view",
+    )
+
+
+class NetworkTeacher(Teacher):
+    """Targets: every level of the network (frames, stats, ..., embedding), and logits where it has a head."""
+
+    def __init__(self, network: Network, front_end: FrontEnd, head: Head | None, device: torch.device) -> None:
+        self.network, self.front_end, self.head, self.device = network.to(device).eval(), front_end, head, device
+        self.num_parameters = count_parameters(network)
+        self.takes_lengths = network.takes_lengths
+        moved = front_end.frames.window - network.input_kind.window
+        self.targets = {
+            name: level if level.hop is None else replace(level, window=level.window + moved)
+            for name, level in network.levels.items()
+        }
+        if head is not None:
+            self.targets[LOGITS] = Target(LOGITS, len(head.classes))
+        self.min_samples = max(WINDOW, *(target.window for target in self.targets.values()))
+        self.max_samples = HOP * (LAYER_BYTES // (4 * network.widest))
+
+    def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
+        counts = None if lengths is None else self.front_end.frames.num_frames(lengths)
+        outputs = self.network(self.front_end.compute(waves), lengths=counts)
+        if self.head is not None and LOGITS in names:
+            outputs[LOGITS] = self.head.logits(outputs[EMBEDDING])
+        return outputs
+
+
+class ToolkitTeacher(NetworkTeacher):
+    """A network that another toolkit trained.
+
+    Attributes:
+        cite: the toolkit's paper.
+        source: name of the folder or file of its weights. architecture: its name.
+    """
+
+    cite: ClassVar[str]
+    source: str
+    architecture: str
+
+    def card(self) -> TeacherCard:
+        return TeacherCard(
+            family=self.family,
+            weights_sha256=digest.of_tensors(dict(self.network.state_dict())),
+            licence="see the model's own page",
+            source=self.source,
+            preprocessing=self.front_end.words,
+            cite=self.cite,
+            details={"network": self.architecture},
+        )
+
+
+def bare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the prefix that training on several GPUs leaves in their names."""
+    return {name.removeprefix("module."): values for name, values in tensors.items()}
+
+
+def fill(network: Network, tensors: dict[str, Tensor], source: str, rules: Rules = ()) -> None:
+    """Load the weights that a toolkit saved.
+
+    Args:
+        rules: pattern and replacement, one after the other, that turn a name of ours into the toolkit's.
+    Raises:
+        UsageError: a weight is lacking, of another shape, or not used.
+    """
+    own, left = network.state_dict(), dict(tensors)
+    found = {}
+    for name, values in own.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        theirs = name
+        for pattern, replacement in rules:
+            theirs = re.sub(pattern, replacement, theirs)
+        if theirs not in left:
+            raise UsageError(f"{source}: no weights {theirs!r}; is it of another architecture?")
+        given = left.pop(theirs)
+        if [n for n in given.shape if n > 1] != [n for n in values.shape if n > 1]:  # linear layers may be convolutions
+            raise UsageError(f"{source}: {theirs} has the shape {tuple(given.shape)}, expected {tuple(values.shape)}")
+        if not given.isfinite().all():
+            raise UsageError(f"{source}: weights {theirs!r} are not finite")
+        found[name] = given.reshape(values.shape)
+    if unused := [name for name in left if not name.endswith("num_batches_tracked")]:
+        raise UsageError(f"{source}: weights {unused[0]!r} are not known here; is it of another architecture?")
+    network.load_state_dict(found, strict=False)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML whose tags of other programs (`!new:`, `!ref`) are left out: their values are data like any other."""
+
+
+def _untagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return node.value
+
+
+_PlainLoader.add_multi_constructor("!", _untagged)
+_PlainLoader.add_multi_constructor("tag:", _untagged)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A toolkit's YAML file as data; nothing that it names is made or run.
+
+    Raises:
+        UsageError: missing or no such file.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise UsageError(f"{path}: larger than any settings file")
+        tree = yaml.load(path.read_text("utf-8"), Loader=_PlainLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise UsageError(f"{path}: cannot be read as settings ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: expected `key: value` lines")
+    return tree
+
+
+def section(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of settings; empty where there is none."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def check_rate(settings: dict[str, Any], key: str, source: str) -> None:
+    """Raises UsageError for models of another sampling rate."""
+    if (rate := settings.get(key, SAMPLE_RATE)) != SAMPLE_RATE:
+        raise UsageError(f"{source}: trained on audio of {rate} Hz; this project has {SAMPLE_RATE} Hz")

@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from spkd.corpus.audio import AudioError, decode
+from spkd.corpus.manifest import Manifest, Utterance, build, measure
+from spkd.errors import SpkdError, UsageError
+
+from .test_audio import write_compressed
+
+
+def write_audio(path: Path, seconds: float = 0.5) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(round(seconds * 16_000)), 16_000)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str) -> None:
+    made = Manifest(
+        (
+            Utterance("a", str(tmp_path / "x" / "a.wav"), "s1", 1.25),
+            Utterance("b,\"'ü", "/elsewhere/b.wav", None, None, 0.5),
+        )
+    )
+    made.save(tmp_path / f"m.{suffix}")
+    loaded = Manifest.load(tmp_path / f"m.{suffix}")
+    assert loaded.utterances == made.utterances
+    assert loaded.digest == made.digest
+
+
+def test_gzip_and_nemo_keys(tmp_path: Path) -> None:
+    line = json.dumps({"audio_filepath": "a.wav", "duration": 2, "label": "s", "offset": 1.5})
+    (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    assert Manifest.load(tmp_path / "m.jsonl.gz")[0] == Utterance("a", str(tmp_path / "a.wav"), "s", 2.0, 1.5)
+
+
+def test_lhotse_cuts(tmp_path: Path) -> None:
+    cut = {
+        "id": "c1",
+        "start": 1.0,
+        "duration": 2.0,
+        "type": "MonoCut",
+        "supervisions": [{"speaker": "s"}],
+        "recording": {"sources": [{"type": "file", "channels": [0], "source": "a.wav"}]},
+    }
+    (tmp_path / "cuts.jsonl").write_text(json.dumps(cut))
+    assert Manifest.load(tmp_path / "cuts.jsonl")[0] == Utterance("c1", str(tmp_path / "a.wav"), "s", 2.0, 1.0)
+
+
+def test_kaldi_folders(tmp_path: Path) -> None:
+    (tmp_path / "wav.scp").write_text("r1 a.wav\nr2 b.wav\n")
+    (tmp_path / "utt2spk").write_text("r1 s1\nr2 s2\nr1-0 s1\n")
+    assert [u.speaker for u in Manifest.load(tmp_path)] == ["s1", "s2"]
+    (tmp_path / "utt2dur").write_text("r1 1.5\nr2 2\n")
+    assert Manifest.load(tmp_path).seconds == 3.5
+    (tmp_path / "segments").write_text("r1-0 r1 0.5 1.25\n")
+    assert Manifest.load(tmp_path)[0] == Utterance("r1-0", str(tmp_path / "a.wav"), "s1", 0.75, 0.5)
+    (tmp_path / "wav.scp").write_text("r1 sox a.wav -t wav - |\n")
+    with pytest.raises(SpkdError, match="commands are not run"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("utt,path\na,x.wav\na,y.wav\n", "duplicate utterance id 'a'"),
+        ("utt,path,speaker,duration\na,x.wav,s,long\n", "m.csv:2: duration or start is not a number"),
+        ("utt,path,duration\na,x.wav,-2\n", "m.csv:2: duration and start must not be negative"),
+        ("utt,path\na,x.wav,surplus\n", "m.csv:2: expected 2 columns"),
+        ("utt,path\na\n", "m.csv:2: expected 2 columns"),
+        ("name,thing\na,b\n", "m.csv:1: the first line must name"),
+        ("utt,path\n", "holds no utterances"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(SpkdError, match=expected):
+        Manifest.load(tmp_path / "m.csv")
+
+
+def test_a_missing_or_unknown_manifest(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="spkd manifest"):
+        Manifest.load(tmp_path / "none.csv")
+    with pytest.raises(UsageError, match=r"wav\.scp"):
+        Manifest.load(tmp_path)
+    (tmp_path / "m.xyz").write_text("x")
+    with pytest.raises(UsageError, match="unknown manifest format"):
+        Manifest.load(tmp_path / "m.xyz")
+    (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpkdError, match="not UTF-8"):
+        Manifest.load(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "utterance", "speaker"),
+    [
+        ("voxceleb", "wav/id10270/5r0dWxy17C8/00001.wav", "id10270/5r0dWxy17C8/00001.wav", "id10270"),
+        ("voxceleb", "dev/id00012/21Uxsk56VDQ/00001.flac", "id00012/21Uxsk56VDQ/00001.wav", "id00012"),
+        ("librispeech", "dev-clean/84/121123/84-121123-0000.flac", "84-121123-0000", "84"),
+        ("cnceleb", "data/id00000/singing-01-001.flac", "id00000/singing-01-001", "id00000"),
+        ("cnceleb", "eval/enroll/id00800-enroll.flac", "id00800-enroll", "id00800"),
+        ("cnceleb", "eval/test/id00800-singing-01-001.flac", "test/id00800-singing-01-001.wav", "id00800"),
+        ("folder", "ann/day1/a.wav", "ann/day1/a.wav", "ann"),
+    ],
+)
+def test_layouts_name_utterances_as_the_trial_lists_do(
+    tmp_path: Path, layout: str, file: str, utterance: str, speaker: str
+) -> None:
+    write_audio(tmp_path / file)
+    for asked in (layout, None):
+        made, found, left_out = build(tmp_path, asked)
+        assert (found, left_out) == (layout, {})
+        assert [(u.id, u.speaker, u.duration) for u in made] == [(utterance, speaker, 0.5)]
+
+
+def test_building_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    write_audio(tmp_path / "ann" / "a.wav")
+    (tmp_path / "ann" / "b.wav").write_bytes(b"no audio")
+    (tmp_path / "ann" / "c.wav").touch()
+    made, _, left_out = build(tmp_path, "folder")
+    assert [u.id for u in made] == ["ann/a.wav"]
+    assert set(left_out) == {"ann/b.wav", "ann/c.wav"}
+    assert left_out["ann/c.wav"] == "empty file"
+
+
+def test_building_from_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        build(tmp_path / "none")
+    with pytest.raises(SpkdError, match="no audio files"):
+        build(tmp_path)
+    write_audio(tmp_path / "ann" / "a.wav")
+    with pytest.raises(SpkdError, match="fits the layout voxceleb"):
+        build(tmp_path, "voxceleb")
+    with pytest.raises(UsageError, match="did you mean 'voxceleb'"):
+        build(tmp_path, "voxcleb")
+
+
+def test_the_digest_ignores_where_the_audio_lies_and_sees_everything_else() -> None:
+    one = Manifest((Utterance("a", "x/a.wav", "s", 1.0),))
+    assert one.digest == Manifest((Utterance("a", "/y/a.wav", "s", 1.0),)).digest
+    for other in (
+        Utterance("b", "", "s", 1.0),
+        Utterance("a", "", "t", 1.0),
+        Utterance("a", "", "s", 1.1),
+        Utterance("a", "", "s", 1.0, 2.0),
+    ):
+        assert one.digest != Manifest((other,)).digest
+
+
+def test_measuring_fills_durations_and_lists_the_unreadable(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", 0.75)
+    made = Manifest((Utterance("a", str(tmp_path / "a.wav")), Utterance("b", str(tmp_path / "b.wav"))))
+    measured, rejected = measure(made)
+    assert [(u.id, u.duration) for u in measured] == [("a", 0.75)]
+    assert rejected == {"b": "no such file"}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("manifest.csv", 3), ("manifest.jsonl", 3), ("cuts.jsonl", 1), ("kaldi", 2)]
+)
+def test_the_documented_examples_load(name: str, count: int) -> None:
+    examples = Path(__file__).parents[2] / "manifests" / "examples"
+    loaded = Manifest.load(examples / name)
+    assert len(loaded) == count
+    assert loaded[0] == Utterance(
+        "ann-1", str(examples / ("kaldi" if name == "kaldi" else "") / "ann/1.flac"), "ann", 4.25
+    )
+
+
+def loaded(folder: Path, name: str, content: str | bytes) -> list[Utterance]:
+    data = content.encode() if isinstance(content, str) else content
+    (folder / name).write_bytes(data)
+    return list(Manifest.load(folder / name))
+
+
+EXPECTED = ("a", "x.wav", "s 1", 2.5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "utt,path,speaker,duration\na,x.wav,s 1,2.5\n",
+        "\ufeffutt, path, speaker, duration\r\na, x.wav, s 1, 2.5\r\n\r\n",
+        "utt;path;speaker;duration\ra;x.wav;s 1;2.5\r",
+        "utt\tpath\tspeaker\tduration\na\tx.wav\ts 1\t2.5\n",
+        'UTT,Path,Speaker,Duration\n"a","x.wav","s 1","2.5"\n',
+        "ID,wav,spk_id,duration\na,x.wav,s 1,2.5\n",
+    ],
+)
+def test_tables_as_other_tools_write_them(tmp_path: Path, content: str) -> None:
+    for name, data in (("m.csv", content.encode()), ("m.csv.gz", gzip.compress(content.encode()))):
+        (u,) = loaded(tmp_path, name, data)
+        assert (u.id, Path(u.path).name, u.speaker, u.duration) == EXPECTED
+
+
+@pytest.mark.parametrize("unknown", ["", "-1", "0", "nan", "NaN", "None", "-1.0", "null"])
+def test_an_unknown_duration_or_speaker_is_no_value(tmp_path: Path, unknown: str) -> None:
+    (u,) = loaded(tmp_path, "m.csv", f"utt,path,speaker,duration\na,x.wav,{'nan' if unknown else ''},{unknown}\n")
+    assert (u.speaker, u.duration) == (None, None)
+
+
+def test_speechbrains_start_and_stop_are_samples(tmp_path: Path) -> None:
+    (u,) = loaded(tmp_path, "m.csv", "ID,duration,wav,start,stop,spk_id\nid1--x,60.0,x.wav,16000,64000,id1\n")
+    assert (u.id, u.speaker, u.start, u.duration) == ("id1--x", "id1", 1.0, 3.0)
+    with pytest.raises(SpkdError, match=r"m\.csv:2: stop is not after start"):
+        loaded(tmp_path, "m.csv", "ID,duration,wav,start,stop,spk_id\na,6.0,x.wav,9,9,id1\n")
+
+
+def test_a_list_of_paths_is_a_manifest(tmp_path: Path) -> None:
+    found = loaded(tmp_path, "m.txt", "# mine\r\na/1.wav\r\nb c/2.wav\r\n")
+    assert [u.id for u in found] == ["a/1.wav", "b c/2.wav"]
+
+
+def test_a_speaker_that_is_a_number_is_a_name(tmp_path: Path) -> None:
+    (u,) = loaded(tmp_path, "m.jsonl", '{"audio_filepath": "x.wav", "speaker": 7, "duration": 1}\n')
+    assert u.speaker == "7"
+
+
+CUT = {
+    "id": "c",
+    "start": 1.0,
+    "duration": 2.0,
+    "channel": 1,
+    "recording": {"sources": [{"type": "file", "source": "x.wav", "channels": [0, 1]}]},
+    "supervisions": [{"speaker": 5}],
+}
+
+
+def test_the_chosen_channel_is_the_one_that_is_decoded(tmp_path: Path) -> None:
+    (u,) = loaded(tmp_path, "m.jsonl", json.dumps(CUT))
+    assert (u.channel, u.speaker, u.start) == (1, "5", 1.0)
+    two = [{"type": "file", "source": f"{c}.wav", "channels": [c]} for c in (0, 1)]
+    (u,) = loaded(tmp_path, "m.jsonl", json.dumps(CUT | {"recording": {"sources": two}}))
+    assert (Path(u.path).name, u.channel) == ("1.wav", None)
+    (u,) = loaded(tmp_path, "m.jsonl", json.dumps(CUT | {"channel": [0, 1]}))
+    assert u.channel is None
+    with pytest.raises(SpkdError, match=r"m\.jsonl:1: a cut of several channels"):
+        loaded(tmp_path, "m.jsonl", json.dumps(CUT | {"channel": [0, 1, 2]}))
+    (u,) = loaded(tmp_path, "m.jsonl", '{"audio_filepath": "x.wav", "channel_selector": 1}')
+    assert u.channel == 1
+    soundfile.write(tmp_path / "x.wav", np.stack([np.zeros(16_000), 0.5 * np.ones(16_000)], 1), 16_000)
+    assert decode(u.path, channel=1).wave.mean() == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(AudioError, match="has 2 channels; channel 2"):
+        decode(u.path, channel=2)
+    Manifest((u,)).save(tmp_path / "out.csv")
+    assert Manifest.load(tmp_path / "out.csv")[0].channel == 1
+    assert Manifest((u,)).digest != Manifest((dataclasses.replace(u, channel=0),)).digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"duration": float("nan")},
+        {"supervisions": "x"},
+        {"supervisions": [{"speaker": []}]},
+        {"recording": 5},
+        {"id": {}},
+    ],
+)
+def test_a_cut_with_wrong_values_is_a_line(tmp_path: Path, change: dict) -> None:
+    with pytest.raises(SpkdError, match=r"m\.jsonl:1: "):
+        loaded(tmp_path, "m.jsonl", json.dumps(CUT | change))
+
+
+def kaldi(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content)
+    return folder
+
+
+def test_kaldis_dialects_of_segments(tmp_path: Path) -> None:
+    data = kaldi(
+        tmp_path / "d", wav_scp="rec x.wav\n", segments="a rec 1.5 -1\nb rec 0 2 1\nc rec 0 2 B\n", utt2spk="a s\n"
+    )
+    a, b, c = Manifest.load(data)
+    assert (a.start, a.duration, a.channel, a.speaker) == (1.5, None, None, "s")
+    assert (b.duration, b.channel, c.channel) == (2.0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"wav_scp": "a x.wav\na y.wav\n"}, r"wav\.scp:2: 'a' is already in .*wav\.scp:1"),
+        ({"wav_scp": "a x.wav\n", "utt2spk": "a s\na t\n"}, r"utt2spk:2: 'a' is already in"),
+        ({"wav_scp": "a x.wav\n", "segments": "u a 2 1\n"}, r"segments:1: the segment ends before"),
+        ({"wav_scp": "a x.wav\n", "segments": "u a 2\n"}, r"segments:1: expected"),
+        ({"wav_scp": "a x.wav\n", "segments": "u b 0 1\n"}, r"segments:1: recording 'b' is not in"),
+        ({"wav_scp": "a x.wav\n", "utt2dur": "a nan-ish\n"}, r"is not a number"),
+        ({"wav_scp": "a sox x.wav |\n"}, r"wav\.scp:1: commands are not run"),
+    ],
+)
+def test_kaldi_folders_that_cannot_be_read(tmp_path: Path, files: dict[str, str], expected: str) -> None:
+    with pytest.raises(SpkdError, match=expected):
+        Manifest.load(kaldi(tmp_path / "d", **files))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["utt,path\n\x00,x\n", 'utt,path\n"a,x\n', "utt,path\na," + "x" * 200_000, "utt,path,start\na,x.wav,inf\n"],
+    ids=range(4),
+)
+def test_a_table_that_is_none_is_a_line(tmp_path: Path, content: str) -> None:
+    with pytest.raises(SpkdError, match=r"m\.csv"):
+        loaded(tmp_path, "m.csv", content)
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere" / "ann"
+    real.mkdir(parents=True)
+    soundfile.write(real / "1.wav", np.zeros(1600), 16_000)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "ann").symlink_to(real)
+    (corpus / "again").symlink_to(real)
+    (real / "circle").symlink_to(corpus)
+    (real / "2.wav").symlink_to(real / "1.wav")
+    (corpus / "broken.wav").symlink_to(corpus / "nothing.wav")
+    made, _, _ = build(corpus, "folder")
+    assert len(made) == 1
+    assert made[0].speaker in ("ann", "again")
+
+
+def test_files_that_no_manifest_can_name_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "ann").mkdir()
+    soundfile.write(tmp_path / "ann" / "1.wav", np.zeros(1600), 16_000)
+    good = (tmp_path / "ann" / "1.wav").read_bytes()
+    with open(os.fsencode(tmp_path) + b"/ann/\xfc.wav", "wb") as file:
+        file.write(good)
+    (tmp_path / "ann" / "a\nb.wav").write_bytes(good + b"\0\0")
+    os.mkfifo(tmp_path / "ann" / "fifo.wav")
+    made, _, left_out = build(tmp_path, "folder")
+    assert [u.id for u in made] == ["ann/1.wav"]
+    assert sorted(left_out.values()) == ["its name holds control characters", "its name is not UTF-8"]
+
+
+def test_copies_in_two_formats_are_named_with_a_way_to_choose(tmp_path: Path) -> None:
+    folder = tmp_path / "id10001" / "abcdefghijk"
+    folder.mkdir(parents=True)
+    for suffix in ("wav", "flac"):
+        soundfile.write(folder / f"00001.{suffix}", np.zeros(1600), 16_000)
+    with pytest.raises(SpkdError, match=r"00001\.flac and .*00001\.wav would both be .*--suffix wav"):
+        build(tmp_path)
+    assert build(tmp_path, suffix="flac")[0][0].path.endswith(".flac")
+
+
+def test_compressed_audio_is_found(tmp_path: Path) -> None:
+    """VoxCeleb2 as it is downloaded."""
+    folder = tmp_path / "aac" / "id00012" / "21Uxsk56VDQ"
+    folder.mkdir(parents=True)
+    write_compressed(folder / "00001.m4a", np.zeros((16_000, 1)), 16_000, "aac")
+    (folder / "00002.m4a").write_bytes(b"no audio")
+    made, layout, left_out = build(tmp_path / "aac")
+    assert layout == "voxceleb"
+    assert [u.id for u in made] == ["id00012/21Uxsk56VDQ/00001.wav"]
+    assert made[0].duration == pytest.approx(1.0, abs=0.1)
+    assert "cannot be decoded" in next(iter(left_out.values()))
+
+
+def test_a_duration_in_another_unit_is_rejected_with_the_reason(tmp_path: Path) -> None:
+    manifest = Manifest((Utterance("a", "x.wav", None, 1e18), Utterance("b", "y.wav", None, 4.0)))
+    kept, rejected = measure(manifest)
+    assert [u.id for u in kept] == ["b"]
+    assert "durations are in seconds" in rejected["a"]

@@ -1,0 +1,107 @@
+"""`spkd calibrate`, and what `spkd eval` makes of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spkd.corpus.manifest import Manifest
+from spkd.eval.calibration import Calibration
+from tests.eval.students import save_untrained
+
+
+@pytest.fixture
+def lists(corpus: Path, tmp_path: Path) -> None:
+    """dev.csv and test.csv of three speakers each, with trials; a student."""
+    every = Manifest.load(corpus / "manifest.csv").utterances
+    for name, some in (("dev", every[:9]), ("test", every[9:])):
+        Manifest(some).save(tmp_path / f"{name}.csv")
+        pairs = itertools.combinations(some, 2)
+        (tmp_path / f"{name}.txt").write_text(
+            "".join(f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs)
+        )
+    save_untrained(tmp_path / "student", corpus)
+
+
+def scores_of(folder: str) -> np.ndarray:
+    return np.loadtxt(Path(folder, "scores.txt"), usecols=2)
+
+
+@pytest.mark.usefixtures("lists")
+def test_a_students_calibration_stays_with_it_and_is_applied(spkd: Callable) -> None:
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv")
+    assert done.code == 0, done.err
+    assert done.out.startswith("student/calibration.json: score ")
+    found = Calibration.load("student/calibration.json")
+    assert set(found.trained_on.speakers) == {"spk0", "spk1", "spk2"}
+    assert {"eer", "min_dcf_0.01", "min_dcf_0.05", "false_alarm_0.1"} <= set(found.thresholds)
+    assert spkd("eval", "test.txt", "manifest=test.csv", "out=raw").code == 0
+    done = spkd("eval", "test.txt", "manifest=test.csv", "calibration=student/calibration.json", "out=llr")
+    assert done.code == 0, done.err
+    assert np.abs(scores_of("llr") - (found.weights[0] * scores_of("raw") + found.offset)).max() < 1e-3
+    report = json.loads(Path("llr/report.json").read_text())
+    assert {"cllr", "act_dcf_0.05"} <= set(report["results"])
+    assert report["calibration"]["trials"] == "dev.txt"
+    assert report["results"]["eer_percent"] == json.loads(Path("raw/report.json").read_text())["results"]["eer_percent"]
+
+
+@pytest.mark.usefixtures("lists")
+def test_the_speakers_that_are_tested_must_not_calibrate(spkd: Callable, corpus: Path) -> None:
+    assert spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json").code == 0
+    done = spkd("eval", "dev.txt", "manifest=dev.csv", "calibration=c.json")
+    assert (done.code, "3 of whose speakers are tested here (spk0, spk1, spk2)" in done.err) == (1, True)
+    save_untrained(Path("student"), corpus, seed=1)
+    done = spkd("eval", "test.txt", "manifest=test.csv", "calibration=c.json")
+    assert (done.code, "trained on the scores of another system" in done.err) == (1, True)
+
+
+@pytest.mark.usefixtures("lists")
+def test_quality_measures_are_features(spkd: Callable) -> None:
+    given = ["quality=[duration,magnitude,cohort,enrolments]", "norm=as-norm", "cohort=dev.csv", "cohort.top=3"]
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=q.json", *given)
+    assert done.code == 0, done.err
+    pairs = [f"{name}.{side}" for name in ("duration", "magnitude", "cohort") for side in ("low", "high")]
+    assert Calibration.load("q.json").features == ("score", *pairs, "enrolments")
+    more = ["norm=as-norm", "cohort=dev.csv", "cohort.top=3"]
+    done = spkd("eval", "test.txt", "manifest=test.csv", "calibration=q.json", *more)
+    assert done.code == 0, done.err
+    assert "quality measures (duration, magnitude, cohort, enrolments)" in Path("eval/report.html").read_text()
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "quality=[duration]")
+    assert (done.code, "name the file to write (out=FILE)" in done.err) == (2, True)
+
+
+@pytest.mark.usefixtures("lists")
+def test_systems_are_fused_from_their_scores(spkd: Callable) -> None:
+    """The worse of two systems gets the smaller weight, and the fusion is no worse than the better one."""
+    random = np.random.RandomState(0)
+    for name in ("dev", "test"):
+        labels = [line.split() for line in Path(f"{name}.txt").read_text().splitlines()]
+        for system, noise in (("good", 0.5), ("poor", 3.0)):
+            lines = [f"{a} {b} {int(label) + noise * random.normal()}\n" for label, a, b in labels]
+            random.shuffle(lines)
+            Path(f"{name}.{system}").write_text("".join(lines))
+    given = ["--scores", "dev.good", "--scores", "dev.poor", "quality=[duration]", "out=fusion.json"]
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", *given)
+    assert done.code == 0, done.err
+    fusion = Calibration.load("fusion.json")
+    assert fusion.features == ("score.1", "score.2", "duration.low", "duration.high")
+    assert fusion.weights[0] > abs(fusion.weights[1])
+    both = ["--scores", "test.good", "--scores", "test.poor"]
+    done = spkd("eval", "test.txt", "manifest=test.csv", *both, "calibration=fusion.json")
+    assert done.code == 0, done.err
+    assert "several --scores are fused by a calibration" in spkd("eval", "test.txt", *both).err
+    done = spkd("eval", "test.txt", "manifest=test.csv", "--scores", "test.good", "calibration=fusion.json")
+    assert "trained on the scores of another system (scores: 2; here 1)" in done.err
+
+
+@pytest.mark.usefixtures("lists")
+def test_a_calibration_needs_labels_of_both_kinds(spkd: Callable) -> None:
+    Path("t.txt").write_text("spk0/u0.flac spk0/u1.flac\n")
+    done = spkd("calibrate", "t.txt", "manifest=dev.csv")
+    assert (done.code, "needs labelled trials of both kinds" in done.err) == (1, True)
+    assert not Path("student/calibration.json").exists()
