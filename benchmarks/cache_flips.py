@@ -23,11 +23,11 @@ from machine import describe
 
 from spkd import config
 from spkd.cache import verify
-from spkd.config import ExtractConfig
 from spkd.corpus.manifest import Manifest, Utterance, build
 from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
 from spkd.extract.run import extract
+from spkd.extract.settings import ExtractConfig
 from spkd.students import Checkpoint, save_student
 from spkd.students import build as build_student
 from spkd.teachers import load_teacher

@@ -110,7 +110,7 @@ def main() -> None:
     formats = {
         "onnx": ["to=onnx"],
         "onnx, waveform": ["to=onnx", "waveform=true", f"out={student / 'model.wave.onnx'}"],
-        "onnx, lengths": ["to=onnx", "lengths=true", f"out={student / 'model.lengths.onnx'}"],
+        "onnx, lengths": ["to=onnx", "onnx.lengths=true", f"out={student / 'model.lengths.onnx'}"],
         "onnx-int8": ["to=onnx-int8", train],
         "torchscript": ["to=torchscript"],
     }

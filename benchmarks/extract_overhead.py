@@ -28,16 +28,17 @@ import torch
 from machine import describe
 
 from spkd import config
-from spkd.config import ExtractConfig
 from spkd.corpus.loader import iterate_batches
 from spkd.corpus.manifest import Manifest, build
 from spkd.corpus.view import ViewPlan
 from spkd.demo.synthesis import speaker, utterance
 from spkd.extract.run import extract
+from spkd.extract.settings import ExtractConfig
 from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.students import Checkpoint, save_student
 from spkd.students import build as build_network
-from spkd.teachers import Teacher, load_teacher
+from spkd.teachers import load_teacher
+from spkd.teachers.base import Teacher
 
 HERE = Path(__file__).parent
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
@@ -81,7 +82,7 @@ def save_resnet(folder: Path) -> Path:
 def settings(work: Path, view: list[str], keys: list[str]) -> ExtractConfig:
     noisy = [f"view.noise={work / 'noise'}", f"view.rir={work / 'rir'}", "view.noise_prob=1", "view.rir_prob=1"]
     more = noisy if view[0].startswith("view=crops") else []
-    return config.load(config.ExtractConfig, [*keys, *view, *more, f"cache={work / 'cache'}"], environ={})
+    return config.load(ExtractConfig, [*keys, *view, *more, f"cache={work / 'cache'}"], environ={})
 
 
 def empty(root: Path) -> None:

@@ -56,11 +56,14 @@ from spkd import config
 from spkd.cache.folder import CARD, COMPLETE, self_digest
 from spkd.cli import main as spkd_main
 from spkd.demo.synthesis import speaker, utterance
+from spkd.eval.settings import EvalConfig
+from spkd.extract.settings import ExtractConfig
 from spkd.files import digest
 from spkd.networks.toolkits.recognise import SPEECHBRAIN_XVECTOR
 from spkd.networks.toolkits.resnet import ResNet
 from spkd.networks.toolkits.xvector import SpeechBrainXVector
 from spkd.students import Checkpoint, build, save_student
+from spkd.train.settings import TrainConfig
 
 HERE = Path(__file__).parent
 SECONDS = 60.0  # of one command, after which it hangs
@@ -209,7 +212,7 @@ CASES = {
         ("wespeaker/*",),
         (
             extract("manifest=manifest.csv", "teacher=wespeaker", "teacher.weights=wespeaker"),
-            evaluate("model=wespeaker", "weights=wespeaker"),
+            evaluate("model=wespeaker", "model.weights=wespeaker"),
         ),
     ),
     "3d-speaker": Case(
@@ -222,8 +225,16 @@ CASES = {
     "onnx": Case(
         ("model.onnx",),
         (
-            extract("manifest=manifest.csv", "teacher=onnx", "teacher.weights=model.onnx", "teacher.input=kaldi"),
-            ("embed", "manifest.csv", "model=onnx", "weights=model.onnx", "input=kaldi", "out=new.npy", "device=cpu"),
+            extract("manifest=manifest.csv", "teacher=onnx", "teacher.weights=model.onnx", "teacher.onnx.input=kaldi"),
+            (
+                "embed",
+                "manifest.csv",
+                "model=onnx",
+                "model.weights=model.onnx",
+                "model.onnx.input=kaldi",
+                "out=new.npy",
+                "device=cpu",
+            ),
         ),
     ),
     "vectors": Case(
@@ -583,7 +594,7 @@ def replace(path: Path, chance: Chance) -> None:
 
 
 def odd_setting(command: tuple[str, ...], chance: Chance) -> tuple[str, ...]:
-    schema = {"extract": config.ExtractConfig, "train": config.TrainConfig, "eval": config.EvalConfig}[command[0]]
+    schema = {"extract": ExtractConfig, "train": TrainConfig, "eval": EvalConfig}[command[0]]
     key = chance.choice(sorted(key.name for key in config.keys(schema)))
     value = chance.choice(
         [*ODD, "1e400", "[", "{", "${x}", "${oc.env:HOME}", "???", "2024-13-45", "1_000", "!!python/x", "a: b"]

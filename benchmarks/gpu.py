@@ -41,9 +41,13 @@ from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
 from spkd.eval import score as scoring
 from spkd.eval import trials
+from spkd.eval.settings import EvalConfig
 from spkd.extract.recheck import compare
 from spkd.extract.run import extract
+from spkd.extract.settings import ExtractConfig, VerifyConfig
 from spkd.teachers import load_teacher
+from spkd.teachers.settings import TeacherConfig
+from spkd.train.settings import TrainConfig
 from spkd.train.trainer import train
 
 HERE = Path(__file__).parent
@@ -68,7 +72,7 @@ RUNS = {
     "multilevel": (*XVECTOR, "loss.multilevel.levels={embedding: embedding, frames: frames.layer2}"),
     "memo": (*XVECTOR, *TINY_MEMO, "loss.memo.locals=1", "loss.memo.local_crop=1.0"),
     "one-step": (
-        *("student=ssl", "student.channels=48", "student.adapters=8", "batch_size=16"),
+        *("student=ssl", "student.channels=48", "student.ssl.adapters=8", "batch_size=16"),
         "loss.one_step.targets=[frames.layer2]",
     ),
 }
@@ -103,15 +107,15 @@ def prepare(work: Path) -> None:
         transformers.WavLMModel(transformers.WavLMConfig(**shape)).save_pretrained(work / name)
 
 
-def settings_of(work: Path, shape: str, device: str, *more: str) -> config.ExtractConfig:
+def settings_of(work: Path, shape: str, device: str, *more: str) -> ExtractConfig:
     given = [
         *("teacher=wavlm", f"teacher.weights={work / shape}", f"manifest={work / 'manifest.csv'}"),
         *(f"cache={work / f'{shape}-{device}'}", f"device={device}", *more),
     ]
-    return config.load(config.ExtractConfig, given, environ={})
+    return config.load(ExtractConfig, given, environ={})
 
 
-def extracted(settings: config.ExtractConfig) -> float:
+def extracted(settings: ExtractConfig) -> float:
     """Fill a cache; the seconds it took once the teacher was loaded."""
     teacher = load_teacher(settings.teacher, torch.device(settings.device))
     manifest = Manifest.load(settings.manifest)
@@ -120,10 +124,10 @@ def extracted(settings: config.ExtractConfig) -> float:
     return time.perf_counter() - start
 
 
-def least_cosines(settings: config.ExtractConfig, device: str) -> dict[str, float]:
+def least_cosines(settings: ExtractConfig, device: str) -> dict[str, float]:
     """Per target the least cosine between a cache and its teacher's outputs on another device."""
     cache, teacher = Cache.open(settings.cache), load_teacher(settings.teacher, torch.device(device))
-    live = config.VerifyConfig(settings.manifest, settings.teacher, device=device)
+    live = VerifyConfig(settings.manifest, settings.teacher, device=device)
     found = compare(cache, teacher, Manifest.load(settings.manifest), live, len(cache.usable_views))
     return {one.target: round(one.least, 7) for one in found}
 
@@ -132,7 +136,7 @@ def trained(work: Path, loss: str, device: str, out: str, *settings: str) -> dic
     """Train one student; the means of its terms over the last steps."""
     shutil.rmtree(work / out, ignore_errors=True)
     given = [f"cache={work / 'small-cpu'}", f"out={work / out}", f"device={device}", "crop=2.0", *settings]
-    return train(config.load(config.TrainConfig, [f"loss={loss}", *given], environ={})).terms
+    return train(config.load(TrainConfig, [f"loss={loss}", *given], environ={})).terms
 
 
 def same(one: Path, other: Path) -> bool:
@@ -154,9 +158,9 @@ def compare_training(work: Path, device: str) -> dict[str, dict[str, object]]:
 
 def scores(work: Path, device: str) -> np.ndarray:
     settings = config.load(
-        config.EvalConfig, [f"manifest={work / 'manifest.csv'}", f"device={device}", f"out={work / 'eval'}"], environ={}
+        EvalConfig, [f"manifest={work / 'manifest.csv'}", f"device={device}", f"out={work / 'eval'}"], environ={}
     )
-    teacher = load_teacher(config.TeacherConfig("checkpoint", str(work / "on-cpu")), torch.device(device))
+    teacher = load_teacher(TeacherConfig("checkpoint", str(work / "on-cpu")), torch.device(device))
     listed = trials.read(work / "trials.txt")
     return scoring.score(settings, teacher, Manifest.load(settings.manifest), listed).scores[0]
 

@@ -27,6 +27,8 @@ from spkd.corpus.audio import SAMPLE_RATE
 from spkd.students import Checkpoint, make_student, save_student
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig
+from spkd.train.settings import TrainConfig
 
 HERE = Path(__file__).parent
 SHAPES = {"ssl_64": SSL, **{name: shape for name, (_, shape) in SIZES.items()}}
@@ -35,9 +37,9 @@ WARM_UP = 3  # rounds that are not counted
 
 def student(shape: tuple[str, ...], folder: Path) -> Teacher:
     """An untrained student, loaded as a model that gives embeddings."""
-    settings = config.load(config.TrainConfig, ["cache=none", "loss=cosine", *shape], environ={})
+    settings = config.load(TrainConfig, ["cache=none", "loss=cosine", *shape], environ={})
     save_student(folder, Checkpoint(make_student(settings.student).eval()))
-    return load_teacher(config.ModelConfig("checkpoint", str(folder)), torch.device("cpu"))
+    return load_teacher(ModelConfig("checkpoint", str(folder)), torch.device("cpu"))
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
     given = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    dvector = load_teacher(config.ModelConfig("dvector", str(given.teacher)), torch.device("cpu"))
+    dvector = load_teacher(ModelConfig("dvector", str(given.teacher)), torch.device("cpu"))
     models: dict[str, Teacher] = {TEACHER: dvector}
     with tempfile.TemporaryDirectory() as folder:
         models |= {name: student(shape, Path(folder) / name) for name, shape in SHAPES.items()}

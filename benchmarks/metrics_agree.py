@@ -20,16 +20,17 @@ import numpy as np
 import torch
 from machine import describe
 
-from spkd.config import EvalConfig, ModelConfig
 from spkd.corpus.manifest import Manifest
 from spkd.eval.calibration import fit
 from spkd.eval.metrics import Point, act_dcf, cllr, curve, eer, min_cllr, min_dcf
 from spkd.eval.pairs import score_pairs
 from spkd.eval.plda import PLDA
 from spkd.eval.score import score
+from spkd.eval.settings import EvalConfig
 from spkd.eval.speakers import numbered
 from spkd.eval.trials import read
 from spkd.teachers import load_teacher
+from spkd.teachers.settings import ModelConfig, ScoredModelConfig
 
 HERE = Path(__file__).parent
 SETS = 100
@@ -58,7 +59,7 @@ def real_sets(data: Path, teacher: str) -> list[Scores]:
     found = []
     for folder, trials, manifest in LISTS:
         listed, audio = read(data / folder / trials), Manifest.load(data / folder / manifest)
-        scored = score(EvalConfig(model="dvector"), model, audio, listed)
+        scored = score(EvalConfig(model=ScoredModelConfig("dvector")), model, audio, listed)
         assert scored.trials.label is not None
         enrolment, test, _ = scored.speakers()
         left, right = numbered(scored.trials, enrolment, test)

@@ -31,11 +31,11 @@ from machine import describe
 from synthetic import write_cache
 
 from spkd.cache import Cache
-from spkd.config import MiningConfig
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.outputs.target import Target
 from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.mining import build, gpus, mine, recall
+from spkd.train.settings import MiningConfig
 
 HERE = Path(__file__).parent
 COUNTS = [100_000, 1_000_000]

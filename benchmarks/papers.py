@@ -118,7 +118,7 @@ def student(name: str, channels: int, embedding: int = 256) -> tuple[str, ...]:
 STUDENT, NARROW, QUARTER, WIDE = (student("xvector", channels) for channels in (64, 32, 84, 256))
 # At the x-vectors' learning rate (0.002) the loss of fine-tuning alone rose and stayed up in one seed of three.
 SSL = (
-    *("student=ssl", "student.channels=64", "student.embedding=256", "student.adapters=16"),
+    *("student=ssl", "student.channels=64", "student.embedding=256", "student.ssl.adapters=16"),
     *("crop=1.0", "batch_size=32", "optim.lr=0.001", *FAST),
 )
 TEMPERATURES = ("loss.contrastive.temperature=0.07", "loss.ntxent.temperature=0.07")
@@ -669,7 +669,10 @@ def report(study: Study, seeds: int) -> None:
     """Tables, claims, the figure and the last line, of what is finished."""
     teacher = study.runs.get(TEACHER, 0)
     if teacher is None:
-        teacher = {"method": TEACHER, **evaluated(study, "teacher-eval", "model=dvector", f"weights={study.weights}")}
+        teacher = {
+            "method": TEACHER,
+            **evaluated(study, "teacher-eval", "model=dvector", f"model.weights={study.weights}"),
+        }
         study.runs.keep(TEACHER, 0, teacher)
     records = {name: found for name in study.methods if (found := study.finished(name, seeds))}
     methods = rows(study, records)

@@ -37,16 +37,16 @@ from torch.nn.functional import normalize
 
 from spkd import config
 from spkd.cache import Cache, Crop
-from spkd.config import MiningConfig
 from spkd.corpus.audio import SAMPLE_RATE, decode
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.train.batches import InputSource
 from spkd.train.labels import Labels
-from spkd.train.losses import LossContext, LossInputs
+from spkd.train.losses.base import LossContext, LossInputs
 from spkd.train.losses.contrastive import CEILING, Contrastive, ContrastiveSettings
 from spkd.train.losses.logits import confusion_set
 from spkd.train.mining import Miner
+from spkd.train.settings import MiningConfig, TrainConfig
 from spkd.train.trainer import checked
 
 HERE = Path(__file__).parent
@@ -146,7 +146,7 @@ def frames(cache: Cache, target: str = "frames.layer3") -> dict[str, float]:
 def confusion(folder: Path) -> dict[str, int]:
     """Classes of the teacher, and the median size of the confusion set at several cut-offs."""
     given = ["loss=trkd", "loss.trkd.logits=head", f"cache={folder}"]
-    task = checked(config.load(config.TrainConfig, given, environ={}))
+    task = checked(config.load(TrainConfig, given, environ={}))
     assert task.logits is not None
     views = task.cache.usable_views[::20]
     logits = task.cache.batch(views, ["logits"])["logits"].float()
@@ -186,7 +186,7 @@ def eers(
     study: Study, methods: Sequence[str], manifest: Path, trials: Path, seeds: int, condition: str = ""
 ) -> dict[str, list[float]]:
     """EER (%) of the teacher and of students by method."""
-    teacher = "model=dvector", f"weights={study.weights}"
+    teacher = "model=dvector", f"model.weights={study.weights}"
     found = {"teacher": [eer(study.work, manifest, trials, f"teacher-eval{condition}", *teacher)]}
     for method in methods:
         folders = [study.folder(method, seed) for seed in range(seeds)]

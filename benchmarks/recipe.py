@@ -181,7 +181,7 @@ def main() -> None:
         run(study, given.methods or list(METHODS), given.seeds, given.jobs)
     teacher = study.runs.get(TEACHER, 0)
     if teacher is None:
-        teacher = evaluated(study, "teacher-aside", "model=dvector", f"weights={study.weights}")
+        teacher = evaluated(study, "teacher-aside", "model=dvector", f"model.weights={study.weights}")
         study.runs.keep(TEACHER, 0, teacher)
     methods = rows(study, {name: found for name in METHODS if (found := study.finished(name, given.seeds))})
     rates = {name: round(teacher["lists"][name]["eer_percent"], 2) for name in HEADS}

@@ -9,8 +9,8 @@ import numpy as np
 
 from spkd.cache import Card, Part, Plan, UnitWriter, claim_units, finalize, initialise
 from spkd.cache.codec import make_codec
-from spkd.config import ViewConfig
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan, Views
 from spkd.outputs.target import Target
 from spkd.outputs.teacher_card import TeacherCard

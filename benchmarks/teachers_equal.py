@@ -37,9 +37,10 @@ import yaml
 from machine import describe
 from torch import Tensor, nn
 
-from spkd.config import ModelConfig
 from spkd.demo.synthesis import speaker, utterance
-from spkd.teachers import Teacher, load_teacher
+from spkd.teachers import load_teacher
+from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig, ONNXSettings
 
 HERE = Path(__file__).parent
 SECONDS = (1.0, 1.5, 2.3, 4.0)
@@ -269,7 +270,7 @@ def onnx(work: Path) -> Iterator[Case]:
         bank = kaldi.fbank(wave[None] * 32768, num_mel_bins=80, window_type="hamming", dither=0.0)
         return torch.from_numpy(session.run(["embs"], {"feats": (bank - bank.mean(0))[None].numpy()})[0][0])
 
-    config = ModelConfig("onnx", str(file), input="wespeaker")
+    config = ModelConfig("onnx", str(file), settings=ONNXSettings("wespeaker"))
     yield Case("onnx of fbank", config, oracle, f"onnxruntime {onnxruntime.__version__}")
 
 
@@ -301,7 +302,7 @@ def one_hour(work: Path, config: ModelConfig) -> list[dict[str, Any]]:
     for view in ("full", "windows:30/30"):
         cache = work / "hour-cache"
         shutil.rmtree(cache, ignore_errors=True)
-        keys = [f"teacher={config.name}", f"teacher.weights={config.weights}", f"teacher.input={config.input}"]
+        keys = [f"teacher={config.name}", f"teacher.weights={config.weights}"]
         command = [sys.executable, "-c", RUN, "extract", *keys, f"view={view}",
                    f"manifest={work / 'hour.csv'}", f"cache={cache}", "device=cpu", "batch_size=8",
                    "storage.unit_seconds=3600"]  # fmt: skip

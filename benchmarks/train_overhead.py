@@ -34,12 +34,15 @@ from spkd.cache import Cache
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.demo.synthesis import speaker, utterance
 from spkd.extract.run import extract
+from spkd.extract.settings import ExtractConfig
 from spkd.memory import keep_large_buffers
 from spkd.outputs.features import FBANK, input_features
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
+from spkd.teachers.settings import ModelConfig
 from spkd.train.batches import InputSource, StepBatches
 from spkd.train.labels import Labels
+from spkd.train.settings import TrainConfig
 from spkd.train.trainer import Run, checked
 from spkd.train.trainer import build as build_run
 
@@ -71,13 +74,13 @@ def prepare(work: Path) -> None:
     save_student(work / "teacher", Checkpoint(network, head, [f"s{s}" for s in range(SPEAKERS)], 30.0))
     given = ["teacher=checkpoint", f"teacher.weights={work / 'teacher'}", "fbank=true", f"cache={work / 'cache'}"]
     given += ["teacher.targets=[embedding,logits,frames]", f"view=crops:{VIEWS},{SECONDS}", "device=cpu"]
-    settings = config.load(config.ExtractConfig, [*given, f"manifest={work / 'manifest.csv'}"], environ={})
+    settings = config.load(ExtractConfig, [*given, f"manifest={work / 'manifest.csv'}"], environ={})
     extract(settings, load_teacher(settings.teacher, torch.device("cpu")), Manifest.load(settings.manifest))
 
 
 def run_of(work: Path, given: list[str]) -> Run:
     keys = [*STUDENT, *given, f"cache={work / 'cache'}", f"out={work / 'out'}"]
-    settings = config.load(config.TrainConfig, keys, environ={})
+    settings = config.load(TrainConfig, keys, environ={})
     with contextlib.redirect_stdout(io.StringIO()):
         return build_run(checked(settings), work / "out")
 
@@ -141,7 +144,7 @@ def main() -> None:
     runs = {name: run_of(given.work, keys) for name, keys in VARIANTS.items()}
     runs["online"] = run_of(given.work, VARIANTS["embedding"])
     save_student(given.work / "large", Checkpoint(build("ecapa", channels=512, embedding=192).eval()))
-    teacher = load_teacher(config.ModelConfig("checkpoint", str(given.work / "large")), torch.device("cpu"))
+    teacher = load_teacher(ModelConfig("checkpoint", str(given.work / "large")), torch.device("cpu"))
     waves = 0.1 * torch.randn(64, round(SECONDS * 16_000))
 
     def teach(_: int) -> None:

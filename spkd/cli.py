@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -17,13 +18,17 @@ from typer.core import TyperCommand
 
 from spkd import config
 from spkd.errors import Interrupted, SpkdError, UsageError, reported
+from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig, ScoringConfig
+from spkd.export.settings import ExportConfig
+from spkd.extract.settings import CacheExportConfig, ExtractConfig, VerifyConfig
 from spkd.memory import keep_large_buffers
-from spkd.registry import LOSSES
+from spkd.registry import EXPORTS, LOSSES, section_of
+from spkd.train.settings import TrainConfig
 from spkd.version import __version__
 
 if TYPE_CHECKING:
     from spkd.eval.score import Scored
-    from spkd.teachers import Teacher
+    from spkd.teachers.base import Teacher
 
 HDF5 = (".h5", ".hdf5")
 
@@ -44,20 +49,24 @@ def with_keys(schema: type) -> type[TyperCommand]:
         def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
             _print_keys("Keys (key=value)", config.keys(schema))
+            _print_keys("Keys of what is chosen by name", config.component_keys(schema))
 
     return Command
 
 
-def _print_keys(title: str, keys: Any, prefix: str = "") -> None:
+def _print_keys(title: str, keys: Iterable[config.Key]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    keys = list(keys)
+    if not keys:
+        return
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("key", "type", "default", "meaning"):
         table.add_column(column, overflow="fold", no_wrap=column == "key")
     for key in keys:
         choices = f" ({' | '.join(key.choices)})" if key.choices else ""
-        table.add_row(prefix + key.name, key.kind, str(key.default), key.meaning + choices)
+        table.add_row(key.name, key.kind, str(key.default), key.meaning + choices)
     Console().print(table, markup=False)
 
 
@@ -103,7 +112,7 @@ def manifest(
 
 
 @app.command(
-    cls=with_keys(config.ExtractConfig),
+    cls=with_keys(ExtractConfig),
     epilog=_example("spkd extract teacher=wavlm manifest=manifest.csv cache=cache fbank=true"),
 )
 def extract(
@@ -125,8 +134,8 @@ def extract(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything was rejected.")] = False,
 ) -> None:
     """Run a teacher once over every view of a manifest and store its outputs in a cache."""
-    settings = config.load(config.ExtractConfig, overrides or [], config_file, base=recipe)
-    more = [config.load(config.ExtractConfig, _of_another(overrides or [], keys), config_file) for keys in also or []]
+    settings = config.load(ExtractConfig, overrides or [], config_file, base=recipe)
+    more = [config.load(ExtractConfig, _of_another(overrides or [], keys), config_file) for keys in also or []]
     if slurm_script:
         from spkd.extract.slurm import script
 
@@ -186,7 +195,7 @@ def _of_another(overrides: list[str], keys: str) -> list[str]:
 
 
 @app.command(
-    cls=with_keys(config.TrainConfig),
+    cls=with_keys(TrainConfig),
     epilog=_example("spkd train --loss contrastive cache=cache student=xvector steps=2000 out=student"),
 )
 def train(
@@ -224,7 +233,7 @@ def train(
     from spkd.train.sweep import combinations
 
     runs = [
-        config.load(config.TrainConfig, keys, config_file, base=base)
+        config.load(TrainConfig, keys, config_file, base=base)
         for keys in (combinations(given) if multirun else [given])
     ]
     from spkd.device import resolve
@@ -239,7 +248,10 @@ def train(
         sys.stdout = open(os.devnull, "w")
     for settings in runs:
         try:
-            validate = None if settings.valid.trials is None else Validation(settings, resolve(settings.device))
+            valid, device = settings.valid, resolve(settings.device)
+            validate = None
+            if valid.trials is not None:
+                validate = Validation(valid.trials, valid.manifest, settings.out, device)
             result = run(settings, validate)
         except Interrupted:
             raise
@@ -287,7 +299,7 @@ TrialList = Annotated[
 
 @app.command(
     "eval",
-    cls=with_keys(config.EvalConfig),
+    cls=with_keys(EvalConfig),
     epilog=_example("spkd eval trials.txt model=student manifest=test.csv out=eval"),
 )
 def evaluate(
@@ -299,7 +311,7 @@ def evaluate(
 ) -> None:
     """Score a trial list: scores, error rates with confidence intervals, DET curve, report."""
     trials, given = _trials_and_keys(trials, overrides)
-    settings, started = config.load(config.EvalConfig, given, config_file), time.time()
+    settings, started = config.load(EvalConfig, given, config_file), time.time()
     from spkd.eval.run import PAGE, REPORT, SCORES, check
     from spkd.eval.run import evaluate as run
 
@@ -314,7 +326,7 @@ def evaluate(
 
 
 @app.command(
-    cls=with_keys(config.CalibrateConfig),
+    cls=with_keys(CalibrateConfig),
     epilog=_example("spkd calibrate dev-trials.txt model=student manifest=dev.csv"),
 )
 def calibrate(
@@ -325,7 +337,7 @@ def calibrate(
 ) -> None:
     """Learn to turn scores into log-likelihood ratios, and their thresholds, on trials of other speakers."""
     trials, given = _trials_and_keys(trials, overrides)
-    settings = config.load(config.CalibrateConfig, given, config_file)
+    settings = config.load(CalibrateConfig, given, config_file)
     from spkd.eval.train_calibration import calibrate as run
     from spkd.eval.train_calibration import place
 
@@ -343,7 +355,7 @@ def _trials_and_keys(trials: str | None, overrides: list[str] | None) -> tuple[s
     return trials, list(overrides or [])
 
 
-def _scored(settings: config.ScoringConfig, trials: str | None, scores: list[Path] | None) -> Scored:
+def _scored(settings: ScoringConfig, trials: str | None, scores: list[Path] | None) -> Scored:
     """Trials scored by the model, or by the files of other systems."""
     from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
@@ -362,8 +374,8 @@ def _scored(settings: config.ScoringConfig, trials: str | None, scores: list[Pat
         return scoring.score_from_files(settings, scores, listed)
     assert listed is not None
     audio, device = Manifest.load(settings.manifest, scoring.config_columns(settings)), resolve(settings.device)
-    model, other = load_model(settings.frozen, device), settings.enrol.frozen(settings.frozen)
-    return scoring.score(settings, model, audio, listed, None if other is None else load_model(other, device))
+    model, other = load_model(settings.model, device), settings.enrol.model
+    return scoring.score(settings, model, audio, listed, None if other.name is None else load_model(other, device))
 
 
 @app.command(epilog=_example("spkd report eval/ours eval/teacher --out comparison"))
@@ -386,21 +398,19 @@ def report(
     print(f"{out}/: comparison.html, .md, .csv, .tex, .json")
 
 
-@app.command(
-    "export", cls=with_keys(config.ExportConfig), epilog=_example("spkd export student --to onnx waveform=true")
-)
+@app.command("export", cls=with_keys(ExportConfig), epilog=_example("spkd export student --to onnx waveform=true"))
 def export_student(
     student: Annotated[str, typer.Argument(help="Folder of the student.")],
     overrides: Overrides = None,
     to: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help=f"{', '.join(config.EXPORTS)}; as to=FORMAT."),
+        typer.Option(help=f"{', '.join(EXPORTS)}; as to=FORMAT."),
     ] = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Write a student for another runtime: ONNX, ONNX in 8-bit integers, TorchScript, LiteRT, WeSpeaker."""
     given = [*(overrides or []), *([f"to={to}"] if to else [])]
-    settings = config.load(config.ExportConfig, given, config_file)
+    settings = config.load(ExportConfig, given, config_file)
     from spkd.cache.describe import format_bytes
     from spkd.export.run import export
 
@@ -413,7 +423,7 @@ def export_student(
     print(f"{out}: written")
 
 
-@app.command(cls=with_keys(config.EmbedConfig), epilog=_example("spkd embed test.csv model=student out=test.ark"))
+@app.command(cls=with_keys(EmbedConfig), epilog=_example("spkd embed test.csv model=student out=test.ark"))
 def embed(
     manifest: Annotated[Path, typer.Argument(help="Manifest of the utterances.")],
     overrides: Overrides = None,
@@ -421,7 +431,7 @@ def embed(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if an utterance could not be used.")] = False,
 ) -> None:
     """Embed every utterance with a student or a teacher: Kaldi's ark and scp, or an array with its names."""
-    settings = config.load(config.EmbedConfig, overrides or [], config_file)
+    settings = config.load(EmbedConfig, overrides or [], config_file)
     from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
     from spkd.eval.embed import embed as run
@@ -432,7 +442,7 @@ def embed(
     if out.suffix not in SUFFIXES:
         raise UsageError(f"out={settings.out}: vectors are written as {', '.join(SUFFIXES)}")
     audio = Manifest.load(manifest)
-    found = run(load_model(settings.frozen, resolve(settings.device)), audio, settings)
+    found = run(load_model(settings.model, resolve(settings.device)), audio, settings)
     count = write_vectors(out, zip((u.id for u in found.utterances), found.vectors, strict=True))
     print(f"{out}: {count} embeddings, {len(found.rejected)} rejected")
     _list_rejected(found.rejected, strict)
@@ -459,7 +469,7 @@ def cache_info(path: CachePath) -> None:
 
 @cache_app.command(
     "verify",
-    cls=with_keys(config.VerifyConfig),
+    cls=with_keys(VerifyConfig),
     epilog=_example("spkd cache verify cache --live 100 teacher=wavlm manifest=manifest.csv"),
 )
 def cache_verify(
@@ -478,7 +488,7 @@ def cache_verify(
     from spkd.cache import Cache, verify
     from spkd.cache.verify import note_verified
 
-    settings = config.load(config.VerifyConfig, overrides or [], config_file)
+    settings = config.load(VerifyConfig, overrides or [], config_file)
     if overrides and not live:
         raise UsageError(f"{overrides[0]}: used with --live only")
     damaged = verify(path)
@@ -505,7 +515,7 @@ def cache_verify(
 
 @cache_app.command(
     "estimate",
-    cls=with_keys(config.ExtractConfig),
+    cls=with_keys(ExtractConfig),
     epilog=_example("spkd cache estimate teacher=wavlm manifest=voxceleb2.csv view=crops:8,2.0"),
 )
 def cache_estimate(
@@ -515,7 +525,7 @@ def cache_estimate(
     config_file: ConfigFile = None,
 ) -> None:
     """Bytes, hours and money of an extraction, from the manifest and a short run of the teacher."""
-    settings = config.load(config.ExtractConfig, overrides or [], config_file)
+    settings = config.load(ExtractConfig, overrides or [], config_file)
     from spkd.cache.describe import format_bytes
     from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
@@ -619,7 +629,7 @@ def cache_pull(
 
 @cache_app.command(
     "export",
-    cls=with_keys(config.CacheExportConfig),
+    cls=with_keys(CacheExportConfig),
     epilog=_example("spkd cache export cache tars --audio manifest=manifest.csv"),
 )
 def cache_export(
@@ -636,7 +646,7 @@ def cache_export(
     from spkd.cache import Cache
     from spkd.files.vectors import SUFFIXES
 
-    settings, is_hdf5 = config.load(config.CacheExportConfig, overrides or [], config_file), out.suffix in HDF5
+    settings, is_hdf5 = config.load(CacheExportConfig, overrides or [], config_file), out.suffix in HDF5
     if is_hdf5 and audio:
         raise UsageError("--audio: HDF5 files hold no audio; export to a folder of tars")
     if overrides and not audio:
@@ -730,8 +740,8 @@ def _list_losses() -> None:
         labels = "; needs speaker labels" if kind.needs_labels else ""
         labels += ", of some views at least" if kind.needs_labels == "some" else ""
         print(f"{name}: learns from {kind.learns_from}{labels}")
-        if keys := list(config.keys(kind.Settings)):
-            _print_keys("", keys, f"loss.{name.replace('-', '_')}.")
+        if keys := list(config.keys(kind.Settings, f"loss.{section_of(name)}.")):
+            _print_keys("", keys)
 
 
 def _interrupt(*_: object) -> None:

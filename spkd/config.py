@@ -1,8 +1,12 @@
-"""Settings: one dataclass per command; `key=value` overrides, environment, YAML files and recipes fill them.
+"""Settings: dataclasses filled from recipes, files, environment and `key=value`. Components declare them.
 
-Precedence, lowest first: the defaults here, a recipe, `spkd.yaml` (or `--config FILE`), environment variables
-`SPKD_<KEY>` (dots as double underscores: `SPKD_TEACHER__WEIGHTS`), `key=value` on the command line.
+Precedence, lowest first: the defaults of the dataclass, a recipe, `spkd.yaml` (or `--config FILE`), environment
+variables `SPKD_<KEY>` (dots as double underscores: `SPKD_TEACHER__WEIGHTS`), `key=value` on the command line.
 A section given a plain value sets its first key: `teacher=wavlm` is `teacher.name=wavlm`.
+
+A component that is chosen by name has settings of its own: `student.ssl.layers` belongs to `student=ssl`. A setting
+that is not in use is an error where it was typed, and left out with a note where it comes from a file, a recipe or the
+environment, which several runs share.
 
 The type of a key decides how its text is read: `cache=010` and `cache=no` are the folders `010` and `no`. Nothing in a
 value is looked up elsewhere: `${...}` stays as it is written.
@@ -15,23 +19,32 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
 
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.files.schema import convert
-from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS
+from spkd.progress import log
+from spkd.registry import COMMANDS, Registry, section_of
 
 Schema = TypeVar("Schema")
 RECIPES = Path(__file__).parent / "recipes"
-PRECISIONS = ("fp32", "bf16", "fp16")
-DEVICES = ("auto", "cuda", "mps", "cpu", *(f"cuda:{i}" for i in range(16)))
-EXPORTS = ("onnx", "onnx-int8", "torchscript", "litert", "wespeaker")
-FEATURES = ("kaldi", "sherpa", "wespeaker", "3d-speaker")
-INPUTS = ("auto", "kaldi", "sherpa", "wespeaker", "3d-speaker", "nemo", "waveform")
-CODER_NAMES = ("g711", "gsm", "opus", "mp3", "vorbis")
-MAX_SEED = 2**40
-MANIFEST = "manifest.csv"
+SETTINGS_FILE = "spkd.yaml"
 MAX_YAML = 1 << 20  # bytes of a settings file
+MOST_HINTS = 3
+
+
+class Given(NamedTuple):
+    """A value as a user wrote it.
+
+    Attributes:
+        where: file, variable or argument, for error texts.
+        value: text, or the lists and mappings of a YAML file.
+        typed: whether it stands on the command line; files, recipes and the environment are shared by several runs.
+    """
+
+    where: str
+    value: Any
+    typed: bool
 
 
 def key(
@@ -45,9 +58,14 @@ def key(
     """A dataclass field with its meaning (shown by --help) and, where closed, its choices or its range.
 
     Args:
-        low, high: the least and the greatest number allowed (of each item, in lists and dicts). positive: above 0.
+        default: of the setting.
+        meaning: for --help.
+        choices: all valid values; a registry's names.
+        low: the least number allowed (of each item, in lists and dicts).
+        high: the greatest number allowed.
+        positive: whether numbers must be above 0.
     """
-    limits = {"low": low, "high": high, "positive": positive, "choices": tuple(choices)}
+    limits = {"low": low, "high": high, "positive": positive, "choices": choices}
     metadata = {"meaning": meaning, **limits}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
@@ -55,518 +73,71 @@ def key(
 
 
 def section(kind: type) -> Any:
+    """A dataclass field whose keys are those of another dataclass."""
     return field(default_factory=kind)
 
 
-@dataclass
-class ModelConfig:
-    """A frozen model: what `spkd eval` and `spkd cache verify --live` load, too."""
+def component(registry: Registry, otherwise: str = "") -> Any:
+    """A dataclass field for the own settings of the component that the dataclass's first key chooses.
 
-    name: str = key("dvector", "teacher family; none stores only features, for training without a teacher", TEACHERS)
-    weights: str | None = key(
-        None,
-        "weights: a file, a folder or a hub id; default: dvector takes the installed resemblyzer package, wavlm "
-        "microsoft/wavlm-base-plus-sv, hubert, wav2vec2, data2vec and w2v-bert public large models, checkpoint "
-        "./student",
-    )
-    layer: int | None = key(
-        None,
-        "hidden layer of a transformers model pooled into the embedding (default: its speaker head, else the last)",
-        low=0,
-        high=1000,
-    )
-    input: str = key(
-        "auto",
-        "what a model of a toolkit takes, where its file does not say it: a toolkit's fbank, or waveform",
-        INPUTS,
-    )
-    outputs: dict[str, str] = key({}, "onnx: names in the graph of embedding and frames, where they are not clear")
-    precision: str = key("fp32", "of the model's matrix products and convolutions", PRECISIONS)
-    compile: bool = key(False, "compile the model (torch.compile): slow to start, faster on a GPU")
+    Where that key is a list, the field is a mapping from each chosen name to its settings.
+
+    Args:
+        registry: of the components.
+        otherwise: the component that is chosen by a name which is not in the registry.
+    """
+    return field(default=None, metadata={"registry": registry, "otherwise": otherwise})
 
 
-@dataclass
-class TeacherConfig(ModelConfig):
-    targets: list[str] = key(["embedding"], "targets to store, e.g. [embedding,frames.layer8]; see --targets")
+class Chooser:
+    """Base class of a dataclass with a field `component(...)`: the chosen component's settings are its defaults where
+    none are given."""
+
+    def __post_init__(self) -> None:
+        slot = next(slot for slot in slots(type(self)) if not slot.prefix)
+        choice, given = getattr(self, slot.chooser), getattr(self, slot.field)
+        names = [] if choice is None else [name for name in slot.chosen(choice) if name in slot.registry]
+        if isinstance(choice, list):
+            own = {name: (given or {}).get(name) or slot.registry.settings(name)() for name in names}
+            setattr(self, slot.field, own)
+        elif names and given is None:
+            setattr(self, slot.field, slot.registry.settings(names[0])())
 
 
 @dataclass
-class ViewConfig:
-    plan: str = key(
-        "full",
-        "views of each utterance: full | full:COUNT (whole: as it is, and COUNT - 1 times with a speed and a formant "
-        "factor drawn for its speaker) | windows:SECONDS/HOP | crops:COUNT,SECONDS",
-    )
-    speeds: list[float] = key(
-        [1.0], "speed factors; full and windows make one view per speed, crops draw one each", low=0.5, high=2.0
-    )
-    formants: list[float] = key(
-        [1.0],
-        "factors by which formants move without the pitch; with speeds: other voices, pitch and formants apart; full "
-        "and windows make one view per speed and factor",
-        low=0.5,
-        high=2.0,
-    )
-    noise: str | None = key(
-        None, "additive noise: a folder of audio files, or 'synthetic' (coloured noise, no data needed)"
-    )
-    noise_prob: float = key(0.6, "probability that noise is added to a view, where noise is set", low=0, high=1)
-    snr: list[float] = key([5.0, 20.0], "lowest and highest signal-to-noise ratio (dB)", low=-100, high=100)
-    rir: str | None = key(None, "reverberation: a folder of room impulse responses")
-    rir_prob: float = key(0.3, "probability that a view is reverberated, where rir is set", low=0, high=1)
-    coders: list[str] = key(
-        [], "transmission: telephone (g711, gsm), opus, mp3, vorbis, of which each view takes one", CODER_NAMES
-    )
-    coder_prob: float = key(0.5, "probability that a view is transmitted, where coders are set", low=0, high=1)
-    seed: int = key(0, "seed of crop positions, speeds and augmentation", low=0, high=MAX_SEED)
+class Settings:
+    """Base class of a command's settings.
 
+    Attributes:
+        given: the values that a user gave, by full name.
+    """
 
-@dataclass
-class StorageConfig:
-    codec: str = key(
-        "float16", f"how targets are stored: {', '.join(CODECS)} (M parts, K classes); NAME+zstd compresses besides"
-    )
-    codecs: dict[str, str] = key({}, "targets stored otherwise, e.g. {frames.layer8: int8, logits: topk64}")
-    unit_views: int = key(
-        1024, "most views in one unit (the piece that one worker fills and commits)", low=1, high=10**6
-    )
-    unit_seconds: float = key(1280.0, "most audio in one unit (s)", low=0.1, high=134_000)
+    COMMAND: ClassVar[str]  # section of a settings file
+    BORROWS: ClassVar[bool] = False  # reads the section of another command, as far as it concerns this one
+    HINTS: ClassVar[dict[str, str]] = {}  # section of another command -> the section that has its keys here
 
-
-@dataclass
-class ExtractConfig:
-    manifest: str = key(MANIFEST, "manifest of the audio (CSV, JSONL or Kaldi folder)")
-    cache: str = key("cache", "folder of the teacher cache")
-    teacher: TeacherConfig = section(TeacherConfig)
-    view: ViewConfig = section(ViewConfig)
-    fbank: bool = key(False, "also store 80-mel fbank of every view, which most students take: training needs no audio")
-    features: str = key("kaldi", "whose fbank fbank=true stores; as student.features", FEATURES)
-    wave: bool = key(False, "also store the samples of every view, for students that take the waveform (ssl)")
-    storage: StorageConfig = section(StorageConfig)
-    batch_size: int = key(
-        32,
-        "views in one teacher batch; of different length only where padding does not change what the teacher gives",
-        low=1,
-        high=100_000,
-    )
-    workers: int = key(2, "threads that decode and augment", low=1, high=1024)
-    min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
-    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
-    engine: str = key(
-        "auto", "auto: this process, or a rank of torchrun or srun; ray: actors of a Ray cluster", ("auto", "ray")
-    )
-    processes: int = key(
-        0, "actors of engine=ray, or tasks of --slurm-script (0: by the GPUs, or the CPUs)", low=0, high=100_000
-    )
-
-
-@dataclass
-class AugmentationFolders:
-    noise: str | None = key(None, "folder of the noise with which the cache's views were augmented")
-    rir: str | None = key(None, "folder of the impulse responses of the cache's views")
-
-
-@dataclass
-class VerifyConfig:
-    """What `spkd cache verify --live` needs to run the teacher again; the `extract:` section of a file fills it."""
-
-    manifest: str = key(MANIFEST, "manifest of the audio, as at extraction")
-    teacher: ModelConfig = section(ModelConfig)
-    view: AugmentationFolders = section(AugmentationFolders)
-    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
-
-
-@dataclass
-class CacheExportConfig:
-    """What `spkd cache export --audio` needs to load the audio; the `extract:` section of a file fills it."""
-
-    manifest: str = key(MANIFEST, "manifest of the audio, as at extraction")
-    view: AugmentationFolders = section(AugmentationFolders)
-
-
-@dataclass
-class StudentConfig:
-    name: str = key("xvector", "architecture", STUDENTS)
-    channels: int | None = key(None, "width (default: the architecture's own)", low=1, high=65_536)
-    embedding: int = key(192, "embedding dimension", low=1, high=65_536)
-    layers: int = key(2, "ssl: transformer layers", low=1, high=1000)
-    adapters: int = key(
-        0, "ssl: width of the adapters parallel to the feed-forward layers, for one-step (0: none)", low=0, high=65_536
-    )
-    features: str = key(
-        "kaldi",
-        "fbank that the student takes: sherpa for phones (sherpa-onnx computes it), wespeaker or 3d-speaker for "
-        "weights of these toolkits",
-        FEATURES,
-    )
-    init: str | None = key(
-        None,
-        "initial weights: a student trained by spkd, a state dictionary of the same architecture, or, for ssl, a "
-        "transformers model (folder or hub id)",
-    )
-
-
-@dataclass
-class OptimConfig:
-    name: str = key("adamw", "optimiser", ("adamw", "sgd"))
-    lr: float = key(2e-3, "peak learning rate", positive=True, high=1e12)
-    final_lr: float = key(1e-5, "learning rate at the last step", positive=True, high=1e12)
-    schedule: str = key(
-        "cosine",
-        "decay of the learning rate; a run with constant can be continued with more steps",
-        ("cosine", "exponential", "constant"),
-    )
-    swa_fraction: float = key(
-        0.0, "last fraction of the run whose weights are averaged into the student (0: none)", low=0, high=1
-    )
-    weight_decay: float = key(0.02, "weight decay", low=0, high=1e6)
-    warmup: int = key(100, "steps of linear warm-up", low=0, high=10**9)
-    clip: float = key(3.0, "largest gradient norm (0: no clipping)", low=0, high=1e12)
-    clip_by: str = key(
-        "network",
-        "what is clipped to that norm: all gradients of a network together, or each tensor",
-        ("network", "tensor"),
-    )
-    nesterov: bool = key(True, "Nesterov momentum, for sgd")
-
-
-class Given(NamedTuple):
-    """A value as a user wrote it. where: for error texts. command_line: not from a file, which several runs share."""
-
-    where: str
-    value: Any
-    command_line: bool
-
-
-DEFAULT_AAM_WEIGHT = 0.3  # as in the recipe best-mini
-
-
-@dataclass
-class LossConfig:
-    """The losses of a run. Each declares its own settings, `loss.NAME.KEY`; see spkd.train.losses.settings_of."""
-
-    names: list[str] = key(
-        [],
-        f"losses to add up, as --loss: {', '.join(LOSSES)} (default: contrastive, and where views have a speaker "
-        f"label aam besides, at weight {DEFAULT_AAM_WEIGHT})",
-    )
-    weights: dict[str, float] = key({}, "weight of each loss, e.g. loss.weights.aam=0.5 (default 1)", low=0, high=1e9)
-    sections: dict[str, dict[str, Given]] = field(default_factory=dict, metadata={"hidden": True})
-    final_weights: dict[str, float] = key(
-        {}, "weight at the end of the run, reached linearly from loss.weights (default: constant)", low=0, high=1e9
-    )
-
-
-@dataclass
-class MiningConfig:
-    negatives: int = key(
-        0, "hard negatives of each view, mined from the whole cache, for contrastive (0: none)", low=0, high=65_536
-    )
-    neighbours: int = key(64, "nearest instances from which they are drawn", low=1, high=65_536)
-    positives: int = key(
-        0,
-        "SSPS: further crops (ntxent, memo) come from one of so many nearest instances in other utterances "
-        "(0: from the same instance)",
-        low=0,
-        high=65_536,
-    )
-    floor: float = key(
-        0.7, "positives: least cosine of such an instance; where none is so near, the same one serves", low=-1, high=1
-    )
-    embeddings: str = key("teacher", "whose embeddings are searched", ("teacher", "student"))
-    refresh: int = key(500, "embeddings=student: steps between two searches, done in the background", low=1, high=10**9)
-    nprobe: int = key(
-        32, "lists that are searched where the index is approximate (above 100,000 instances)", low=1, high=65_536
-    )
-
-
-@dataclass
-class MaskConfig:
-    frames: int = key(20, "widest time mask (frames of 10 ms; 0: none)", low=0, high=10**6)
-    bands: int = key(10, "widest frequency mask (mel bands; 0: none)", low=0, high=80)
-
-
-@dataclass
-class LargeMarginConfig:
-    """Large-margin fine-tuning (Thienpondt et al., ICASSP 2021): a second phase on longer crops. Its values are
-    WeSpeaker's."""
-
-    steps: int = key(0, "steps of fine-tuning after the others, with longer crops and a larger margin (0: none)", low=0)
-    crop: float = key(6.0, "its student crop (s)", low=0.05, high=100_000)
-    margin: float = key(0.5, "its angular margin (rad), for losses that have one", low=0, high=3.14)
-    lr: float = key(1e-4, "its first learning rate", positive=True, high=1e12)
-    final_lr: float = key(2.5e-5, "its last learning rate, reached exponentially", positive=True, high=1e12)
-
-
-@dataclass
-class ValidConfig:
-    trials: str | None = key(None, "trial list that is scored during training, of speakers of its own")
-    manifest: str | None = key(None, "manifest of its audio")
-    every: int = key(500, "steps between two validations", low=1, high=10**9)
-    patience: int = key(0, "validations without a lower EER after which training ends (0: never)", low=0, high=10**6)
-
-
-@dataclass
-class SamplerConfig:
-    name: str = key(
-        "shuffled",
-        "which views share a batch: any; per_speaker views of each of its speakers; views of similar length, whose "
-        "crop is as long as the shortest; a share of each corpus; or groups of neighbours",
-        ("shuffled", "speakers", "lengths", "shares", "hard"),
-    )
-    per_speaker: int = key(2, "sampler=speakers: views of each speaker", low=1, high=10**6)
-    shares: list[float] = key([], "sampler=shares: of each corpus of cache=[a,b], e.g. [0.5,0.5]", low=0, high=1)
-    group: int = key(4, "sampler=hard: a view and its neighbours among mining.neighbours", low=2, high=10**6)
-
-
-@dataclass
-class AugmentConfig:
-    """Fresh augmentation of the student's input, beside the teacher's cached targets; it needs the audio (manifest)."""
-
-    noise: str | None = key(None, "noise added afresh in every epoch: a folder of audio files, or 'synthetic'")
-    noise_prob: float = key(0.6, "probability that noise is added", low=0, high=1)
-    snr: list[float] = key([5.0, 20.0], "lowest and highest signal-to-noise ratio (dB)", low=-100, high=100)
-    rir: str | None = key(None, "reverberation: a folder of room impulse responses")
-    rir_prob: float = key(0.3, "probability that a view is reverberated", low=0, high=1)
-    coders: list[str] = key([], "transmission, of which each view takes one", CODER_NAMES)
-    coder_prob: float = key(0.5, "probability that a view is transmitted", low=0, high=1)
-    speeds: list[float] = key([1.0], "speed factors, of which one is drawn; no frame targets", low=0.5, high=2.0)
-
-    @property
-    def is_used(self) -> bool:
-        return self.noise is not None or self.rir is not None or bool(self.coders) or self.speeds != [1.0]
-
-
-@dataclass
-class TrainConfig:
-    cache: list[str] = key(
-        ["cache"],
-        "folder of the teacher cache; several ([a,b]): other corpora, or other teachers over the same views; or a "
-        "folder or URL of WebDataset tars made by `spkd cache export`",
-    )
-    teachers: str = key(
-        "concatenate",
-        "several teachers: concatenate or average their normalised vectors, or separate (each loss once for each)",
-        ("concatenate", "average", "separate"),
-    )
-    class_means: bool = key(
-        False,
-        "labels: the teacher's embedding of a view gives way to its mean over the views of the same speaker and voice",
-    )
-    finetune_cache: list[str] = key(
-        [], "one-step: caches of the labelled views for fine-tuning; default: the labelled views of cache"
-    )
-    manifest: str | None = key(None, "manifest of the audio; only needed when the cache holds no features")
-    noise: str | None = key(None, "folder of the noise that augmented the cache's views; needed as manifest is")
-    rir: str | None = key(None, "folder of the impulse responses of the cache's views; needed as manifest is")
-    out: str = key("student", "folder of the trained student")
-    student: StudentConfig = section(StudentConfig)
-    loss: LossConfig = section(LossConfig)
-    mining: MiningConfig = section(MiningConfig)
-    optim: OptimConfig = section(OptimConfig)
-    mask: MaskConfig = section(MaskConfig)
-    crop: float = key(
-        2.0, "student crop (s) of views longer than this; shorter views are repeated", low=0.05, high=100_000
-    )
-    batch_size: int = key(64, "views in one step", low=2, high=10**6)
-    steps: int = key(2000, "training steps", low=1, high=10**9)
-    epochs: float | None = key(None, "passes over the views, in the place of steps", positive=True, high=1e6)
-    accumulate: int = key(1, "batches whose gradients make one step", low=1, high=10**6)
-    large_margin: LargeMarginConfig = section(LargeMarginConfig)
-    valid: ValidConfig = section(ValidConfig)
-    sampler: SamplerConfig = section(SamplerConfig)
-    augment: AugmentConfig = section(AugmentConfig)
-    precision: str = key("fp32", "of the student's matrix products and convolutions (fp16: on a GPU)", PRECISIONS)
-    compile: bool = key(False, "compile the student (torch.compile): slow to start, faster on a GPU")
-    channels_last: bool = key(False, "channels-last memory, faster for 2-d networks")
-    loggers: list[str] = key(
-        ["tensorboard", "csv"],
-        "logs beside log.jsonl; wandb and trackio need their packages",
-        ("tensorboard", "csv", "wandb", "trackio"),
-    )
-    save_every: int = key(
-        500, "steps between checkpoints of the training state, from which a run resumes", low=1, high=10**9
-    )
-    workers: int = key(2, "loader processes, used when audio has to be decoded", low=0, high=1024)
-    seed: int = key(0, "seed of weights, order, crops and masks", low=0, high=MAX_SEED)
-    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of both phases."""
-        return self.steps + self.large_margin.steps
-
-
-@dataclass
-class EmbedConfig:
-    model: str = key("student", "folder of a student, or a teacher family (then see weights)")
-    weights: str | None = key(None, "weights of the teacher named by model; see extract's teacher.weights")
-    layer: int | None = key(None, "see extract's teacher.layer", low=0, high=1000)
-    input: str = key("auto", "see extract's teacher.input", INPUTS)
-    outputs: dict[str, str] = key({}, "see extract's teacher.outputs")
-    precision: str = key("fp32", "see extract's teacher.precision", PRECISIONS)
-    compile: bool = key(False, "see extract's teacher.compile")
-    out: str = key("embeddings.npy", "X.npy and the names in X.txt, or Kaldi's X.ark and X.scp")
-    batch_size: int = key(
-        32,
-        "utterances in one batch; of different length only where padding does not change what the model gives",
-        low=1,
-        high=100_000,
-    )
-    workers: int = key(2, "threads that decode", low=1, high=1024)
-    min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
-    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
-
-    @property
-    def frozen(self) -> ModelConfig:
-        """The model to run."""
-        return ModelConfig(self.model, self.weights, self.layer, self.input, self.outputs, self.precision, self.compile)
-
-
-@dataclass
-class ExportConfig:
-    """What `spkd export` writes of a student, and the audio that it needs for that."""
-
-    to: str = key("onnx", "format", EXPORTS)
-    out: str = key("", "file to write, wespeaker: folder (default: in the student's folder, named after the format)")
-    waveform: bool = key(False, "take the waveform: the features are computed within the graph")
-    lengths: bool = key(False, "onnx: a second input, the lengths of the views of a padded batch")
-    seconds: float = key(4.0, "litert: length that the graph takes (s), for it cannot change", low=0.3, high=60)
-    calibration: str = key(
-        "", "file of `spkd calibrate` that goes with the model (default: the one in the student's folder, if any)"
-    )
-    manifest: str = key("", "onnx-int8: manifest of the speech on which ranges are measured")
-    speech: float = key(300.0, "onnx-int8: speech on which ranges are measured (s)", low=10, high=1e6)
-    trials: str = key("", "trial list on which student and exported model are scored (onnx, onnx-int8)")
-    trials_manifest: str = key("", "manifest of the trials' audio")
-    url: str = key("", "of the model, for its metadata")
-    licence: str = key("", "of the model, for its metadata")
-
-
-@dataclass
-class EnrolConfig:
-    map: str | None = key(
-        None, "enrolment map: lines `model utterance ...`, for trials whose enrolment side names a model"
-    )
-    model: str | None = key(
-        None, "another model for the enrolment side, with embeddings of the same space: a student's own teacher"
-    )
-    weights: str | None = key(None, "weights of the teacher named by enrol.model")
-    layer: int | None = key(None, "see extract's teacher.layer", low=0, high=1000)
-    input: str = key("auto", "see extract's teacher.input", INPUTS)
-    outputs: dict[str, str] = key({}, "see extract's teacher.outputs")
-
-    def frozen(self, other: ModelConfig) -> ModelConfig | None:
-        """The model of the enrolment side, which runs as the other does; None where it is the other."""
-        if self.model is None:
-            return None
-        return ModelConfig(
-            self.model, self.weights, self.layer, self.input, self.outputs, other.precision, other.compile
-        )
-
-
-@dataclass
-class CohortConfig:
-    source: str | None = key(
-        None,
-        "utterances of other speakers, a manifest or a cache of this very model: for norm, subtract_mean, backend=plda",
-    )
-    average: bool = key(True, "norm=as-norm: one mean embedding for each speaker, where the cohort has labels")
-    top: int = key(300, "norm=as-norm: highest cohort scores of each side", low=2, high=10**7)
-
-
-@dataclass
-class ScoringConfig(EmbedConfig):
-    """How trials are scored."""
-
-    manifest: str = key(MANIFEST, "manifest of the trials' audio")
-    format: str = key("auto", "trial format: `1 a b`, `a b target` or `a b`", ("auto", "voxceleb", "kaldi", "plain"))
-    enrol: EnrolConfig = section(EnrolConfig)
-    backend: str = key("cosine", "score of two embeddings; plda is trained on the cohort", ("cosine", "plda"))
-    subtract_mean: bool = key(False, "subtract the cohort's mean embedding")
-    norm: str = key("none", "score normalisation over the cohort", ("none", "as-norm"))
-    cohort: CohortConfig = section(CohortConfig)
-
-
-@dataclass
-class EvalConfig(ScoringConfig):
-    out: str = key("eval", "folder of scores.txt, report.json and report.html")
-    calibration: str | None = key(None, "file that `spkd calibrate` wrote: scores become log-likelihood ratios")
-    llr: bool = key(False, "the scores of --scores are log-likelihood ratios (natural logarithm)")
-    points: list[str] = key(["0.01", "0.05"], "points of minDCF and actDCF: P_TARGET or P_TARGET:C_MISS:C_FALSE_ALARM")
-    false_accept: list[float] = key([0.01, 0.001], "false-alarm rates whose thresholds are given", low=0, high=1)
-    by: list[str] = key([], "columns of the manifest by which results are broken down, e.g. [gender,duration]")
-    bootstrap: int = key(1000, "resamplings of the speakers for confidence intervals (0: none)", low=0, high=10**6)
-    worst: int = key(10, "trials of each kind listed as the worst", low=0, high=1000)
-    audio: bool = key(False, "put the audio of the worst trials into the report")
-    seed: int = key(0, "seed of the resampling", low=0, high=MAX_SEED)
-
-
-@dataclass
-class CalibrateConfig(ScoringConfig):
-    out: str = key("", "file to write (default: calibration.json in the student's folder)")
-    quality: list[str] = key(
-        [],
-        "quality measures beside the scores: duration, magnitude of the embedding, number of enrolment utterances, "
-        "mean cohort score",
-        ("duration", "magnitude", "enrolments", "cohort"),
-    )
-    p_target: float = key(0.05, "prior of a target trial for which the calibration is best", low=1e-6, high=0.999999)
-
-
-COMMANDS = {
-    "extract": ExtractConfig,
-    "train": TrainConfig,
-    "eval": EvalConfig,
-    "calibrate": CalibrateConfig,
-    "embed": EmbedConfig,
-    "export": ExportConfig,
-}
-BORROWED = (VerifyConfig, CacheExportConfig)  # read the section of extract, as far as it concerns them
-
-# Keys of earlier versions: an error names what to write instead.
-RENAMED = {
-    "labelled": "finetune_cache",
-    "losses": "loss",
-    "fbank_kind": "features",
-    "student.fbank_kind": "student.features",
-    "mining.over": "mining.embeddings",
-    "optim.average": "optim.swa_fraction",
-    "loss.margin": "loss.aam.margin (or loss.kld.margin, loss.nontarget.margin)",
-    "loss.margin_rise": "loss.aam.margin_warmup (or loss.kld.margin_warmup, loss.nontarget.margin_warmup)",
-    "loss.scale": "loss.aam.scale (or loss.kld.scale, loss.nontarget.scale)",
-    "loss.subcentres": "loss.aam.subcentres",
-    "loss.kd_temperature": "loss.kld.temperature (or loss.nontarget.temperature)",
-    "loss.kd_rise": "loss.kld.kd_warmup (or loss.nontarget.kd_warmup)",
-    "loss.gamma": "loss.nontarget.gamma",
-    "loss.teacher_margin": "loss.kld.teacher_margin (or loss.nontarget.teacher_margin)",
-    "loss.logits": "loss.kld.logits (or loss.nontarget.logits)",
-    "loss.temperature": "loss.contrastive.temperature (or loss.ntxent.temperature)",
-    "loss.ceiling": "loss.contrastive.ceiling",
-    "loss.levels": "loss.multilevel.levels",
-    "loss.concat": "loss.multilevel.concat",
-    "loss.distance": "loss.multilevel.distance",
-    "loss.level_weights": "loss.multilevel.level_weights",
-    "loss.one_step.over_time": "loss.one_step.time_reduction",
-    "loss.one_step.fade": "loss.one_step.linear_decay",
-    "loss.one_step.tuning": "loss.one_step.finetune_weight",
-    "loss.memo.teacher_rise": "loss.memo.teacher_temperature_warmup",
-    "loss.memo.head_frozen": "loss.memo.frozen_prototypes",
-    "loss.memo.teacher": "loss.memo.teacher_weight",
-    "loss.memo.cross": "loss.memo.cross_weight",
-    "loss.memo.contrastive": "loss.memo.contrastive_weight",
-}
+    given: dict[str, Given] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Key:
-    """One settable key: dotted name, type, default, meaning, and the limits of its values."""
+    """One settable key.
+
+    Attributes:
+        name: dotted.
+        type: of its value.
+        default: its value where none is given.
+        meaning: for --help.
+        limits: of its values.
+        owner: the component to which it belongs, as `student=ssl`; "" where it belongs to the command.
+    """
 
     name: str
     type: Any
     default: Any
     meaning: str
     limits: Mapping[str, Any]
+    owner: str = ""
 
     @property
     def kind(self) -> str:
@@ -577,32 +148,79 @@ class Key:
     def choices(self) -> tuple[str, ...]:
         return tuple(self.limits.get("choices", ()))
 
-    def read(self, given: Given, name: str) -> Any:
+    def read(self, given: Given) -> Any:
         """The value that a user gave. Raises UsageError where it is not one that the key takes."""
         value, is_list = given.value, self.kind.startswith("list")
-        if (
-            isinstance(value, str)
-            and value.startswith("[" if is_list else "{")
-            and isinstance(self.default, list | dict)
-        ):
+        is_literal = isinstance(value, str) and value.startswith("[" if is_list else "{")
+        if is_literal and isinstance(self.default, list | dict):
             value = _yaml(value, given.where)
         value = [value] if is_list and not isinstance(value, list) else value
+        limits = {**self.limits, "choices": self.choices}
         try:
-            return convert(self.type, value, self.limits, given.where, text=True)
+            return convert(self.type, value, limits, given.where, text=True)
         except (ValueError, SpkdError) as error:
-            raise UsageError(f"{given.where}: {name} {error}") from error
+            raise UsageError(f"{given.where}: {self.name} {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """The place of a component's own settings within a command's.
+
+    Attributes:
+        prefix: of its keys: `student.`; "" at the top.
+        field: name of the dataclass field.
+        chooser: full name of the key that chooses the component.
+        registry: of the components.
+        otherwise: see `component`.
+    """
+
+    prefix: str
+    field: str
+    chooser: str
+    registry: Registry
+    otherwise: str
+
+    def keys(self, name: str) -> dict[str, Key]:
+        """The settings of one component by their full names."""
+        prefix = f"{self.prefix}{section_of(name)}."
+        chooser = self.chooser.removesuffix(".name").removesuffix(".names")
+        owned = keys(self.registry.settings(name), prefix)
+        return {k.name: dataclasses.replace(k, owner=f"{chooser}={name}") for k in owned}
+
+    def chosen(self, value: str | list[str] | None) -> list[str]:
+        """Names of the components that a value of the chooser chooses."""
+        names = [value] if isinstance(value, str) else value or []
+        return [name if name in self.registry else self.otherwise or name for name in names]
 
 
 def keys(schema: type, prefix: str = "") -> Iterator[Key]:
-    """Every settable key of a settings dataclass, depth first."""
+    """Every key of a settings dataclass, depth first, but for those of components."""
     hints = get_type_hints(schema)
     for f in dataclasses.fields(schema):
         kind = hints[f.name]
         if dataclasses.is_dataclass(kind):
             yield from keys(cast(type, kind), f"{prefix}{f.name}.")
-        elif "hidden" not in f.metadata:
+        elif "meaning" in f.metadata:
             default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
             yield Key(prefix + f.name, kind, default, f.metadata["meaning"], f.metadata)
+
+
+def slots(schema: type, prefix: str = "") -> Iterator[Slot]:
+    """Every place of a component's own settings, depth first."""
+    hints, fields = get_type_hints(schema), dataclasses.fields(schema)
+    for f in fields:
+        if dataclasses.is_dataclass(hints[f.name]):
+            yield from slots(cast(type, hints[f.name]), f"{prefix}{f.name}.")
+        elif "registry" in f.metadata:
+            first = next(other for other in fields if "meaning" in other.metadata)
+            yield Slot(prefix, f.name, prefix + first.name, f.metadata["registry"], f.metadata["otherwise"])
+
+
+def component_keys(schema: type) -> Iterator[Key]:
+    """Every key of every component that a command can use."""
+    for slot in slots(schema):
+        for name in slot.registry:
+            yield from slot.keys(name).values()
 
 
 def recipes() -> list[str]:
@@ -631,54 +249,85 @@ def load(
     """Settings of one command from defaults, recipe, file, environment and `key=value` overrides.
 
     Args:
+        schema: dataclass of the command's settings.
+        overrides: items `key=value` of the command line.
         file: a YAML file; None takes ./spkd.yaml where there is one. Shared keys are at its top level,
             a command's own keys under `extract:`, `train:` or `eval:`.
+        environ: environment variables.
         base: name of a recipe, or a file of settings that all others precede.
     Raises:
-        UsageError: an unknown key or a value of the wrong type or out of range, naming the nearest valid one.
+        UsageError: an unknown key, a key given twice, a value of the wrong type or out of range, or a typed setting
+            that is not in use; it names the nearest valid one.
     """
-    known = {k.name: k for k in keys(schema)}
-    values: dict[str, Any] = {name: k.default for name, k in known.items()}
-    sections: dict[str, dict[str, Given]] = {}
-    ready = [] if base is None else list(_from_file(schema, base if isinstance(base, Path) else recipe(base)))
-    given = [*ready, *_from_file(schema, file), *_from_environment(known, environ), *_from_command_line(overrides)]
-    for name, value in given:
-        name = _full_name(schema, name)
-        loss, _, rest = name.removeprefix("loss.").partition(".")
-        if _set(values, known, name, value):
-            continue
-        if (old := _renamed(name)) is not None:
-            raise UsageError(f"{value.where}: {old} is now {RENAMED[old]}")
-        elif "loss.names" in known and name.startswith("loss.") and (chosen := _loss_of(loss)) is not None:
-            # Each loss declares its own keys; they are read once it is known which losses run.
-            tree = {rest: value.value} if rest else value.value
-            if not isinstance(tree, dict):
-                raise UsageError(f"{value.where}: {name} has keys of its own; see spkd train --losses")
-            section_ = sections.setdefault(chosen, {})
-            section_ |= {str(k): value._replace(value=v) for k, v in tree.items()}
-        else:
-            raise UsageError(f"{value.where}: unknown key {name!r}{_suggestion(name, known)}")
-    if "loss.names" in known:
-        values["loss.sections"] = sections
-    return cast(Schema, _assembled(schema, values))
+    ready = [] if base is None else _from_file(schema, base if isinstance(base, Path) else recipe(base))
+    sources = [*ready, *_from_file(schema, file), _from_environment(schema, environ), _from_command_line(overrides)]
+    given: dict[str, Given] = {}
+    for source in sources:
+        given = _overridden(given, _resolved(schema, source))
+    return _filled(schema, given)
+
+
+def chosen(settings: Schema, defaults: Mapping[str, Any]) -> Schema:
+    """Settings completed by what a command chose, where the user left the choice to it.
+
+    Args:
+        settings: of a command.
+        defaults: full name of a key -> its value. What a user gave stays.
+    """
+    made = {name: Given(f"{name}={value}", value, False) for name, value in defaults.items()}
+    return _filled(type(settings), made | cast(Settings, settings).given)
+
+
+def without_unused(settings: Schema, unused: Mapping[str, str]) -> Schema:
+    """Settings without those that turn out to have no effect.
+
+    Args:
+        settings: of a command.
+        unused: full name of each setting, or of a section of settings, that has no effect -> the reason.
+    Returns:
+        The settings, in which each of these that a file, a recipe or the environment gave has its default again; a
+        note says so.
+    Raises:
+        UsageError: one of them was typed.
+    """
+    given = cast(Settings, settings).given
+    left_out = {
+        name: reason
+        for name in given
+        for key_, reason in unused.items()
+        if name == key_ or name.startswith((f"{key_}.", f"{key_}{{"))
+    }
+    return _filled(type(settings), _left_out(given, left_out)) if left_out else settings
 
 
 def dump(settings: Any) -> str:
     """Settings of a command as the text of a settings file: those that are not the defaults."""
     import yaml
 
-    command = next(name for name, kind in COMMANDS.items() if kind is type(settings))
     tree: dict[str, Any] = {}
-    for one in keys(type(settings)):
-        owner, *path = settings, *one.name.split(".")
-        for part in path:
-            owner = getattr(owner, part)
-        if owner != one.default:
-            _put(tree, one.name.split("."), owner)
-    for name, section_ in settings.loss.sections.items() if hasattr(settings, "loss") else ():
-        for key_, given in section_.items():
-            _put(tree, ["loss", name.replace("-", "_"), key_], given.value)
-    return str(yaml.safe_dump({command: tree}, sort_keys=False, allow_unicode=True))
+    for k, value in values(settings):
+        if value != k.default:
+            _put(tree, k.name.split("."), value)
+    return str(yaml.safe_dump({settings.COMMAND: tree}, sort_keys=False, allow_unicode=True))
+
+
+def values(settings: Any) -> Iterator[tuple[Key, Any]]:
+    """Every key of a command and of the components that it uses, with its value."""
+    for k in keys(type(settings)):
+        yield k, _value(settings, k.name)
+    for slot in slots(type(settings)):
+        chosen = _value(settings, slot.prefix + slot.field)
+        choice = _value(settings, slot.chooser)
+        by_name = chosen if isinstance(choice, list) else {slot.chosen(choice)[0]: chosen}
+        for name, own in (by_name or {}).items():
+            for full, k in slot.keys(name).items() if own is not None else ():
+                yield k, _value(own, full.removeprefix(f"{slot.prefix}{section_of(name)}."))
+
+
+def _value(settings: Any, name: str) -> Any:
+    for part in name.split("."):
+        settings = getattr(settings, part)
+    return settings
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
@@ -687,60 +336,205 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def fill(schema: type[Schema], prefix: str, given: Mapping[str, Given]) -> Schema:
-    """A section's dataclass from the values that a user gave for its keys; `prefix` names it in errors."""
-    known = {k.name: k for k in keys(schema)}
-    values: dict[str, Any] = {name: k.default for name, k in known.items()}
-    for name, value in given.items():
-        full = f"{prefix}.{name}"
-        if (old := _renamed(full)) is not None:
-            raise UsageError(f"{value.where}: {old} is now {RENAMED[old]}")
-        if not _set(values, known, name, value, full):
-            raise UsageError(f"{value.where}: unknown key {full!r}{did_you_mean(name, known)}")
-    return cast(Schema, _assembled(schema, values))
+def _overridden(given: dict[str, Given], later: Mapping[str, Given]) -> dict[str, Given]:
+    """Values of earlier sources and of a later one, which comes before them. A whole mapping replaces all items."""
+    kept = {name: value for name, value in given.items() if "{" not in name or name.partition("{")[0] not in later}
+    return kept | dict(later)
 
 
-def _set(values: dict[str, Any], known: Mapping[str, Key], name: str, given: Given, shown: str | None = None) -> bool:
-    """Read a value of a key, or of one item of a mapping (`storage.codecs.frames`). Returns whether there is such a
-    key; `shown` names it in errors."""
+def _resolved(schema: type, source: Iterable[tuple[str, Given]]) -> dict[str, Given]:
+    """The values of one source by the full names of their keys; the items of a mapping are `KEY{ITEM}`, and the key
+    itself, with an empty mapping, says that they replace those of earlier sources.
+
+    Raises:
+        UsageError: an unknown key, or one that is given twice.
+    """
+    known, places = {k.name: k for k in keys(schema)}, list(slots(schema))
+    resolved: dict[str, Given] = {}
+    for name, value in source:
+        for full, part in _names(schema, known, places, name, value):
+            if full in resolved:
+                raise UsageError(f"{value.where}: {full} is given twice ({resolved[full].where})")
+            resolved[full] = part
+    return resolved
+
+
+def _names(
+    schema: type, known: Mapping[str, Key], places: Sequence[Slot], name: str, given: Given
+) -> Iterator[tuple[str, Given]]:
+    """The keys that a name and its value stand for.
+
+    Raises:
+        UsageError: unknown key.
+    """
+    name = _full_name(schema, name)
+    if (found := _key_or_item(known, name)) is not None:
+        yield from _items(known, found, given)
+        return
+    for slot in places:
+        head, _, rest = name.removeprefix(slot.prefix).partition(".")
+        if not name.startswith(slot.prefix) or (owner := slot.registry.named(head)) is None:
+            continue
+        own = slot.keys(owner)
+        if not own:
+            raise UsageError(f"{given.where}: unknown key {name!r}; {owner} has no settings of its own")
+        prefix = f"{slot.prefix}{section_of(owner)}"
+        if not rest and not isinstance(given.value, dict):
+            raise UsageError(f"{given.where}: {name} has keys of its own: {', '.join(own)}")
+        tree = {rest: given.value} if rest else given.value
+        for part, value in _flatten(slot.registry.settings(owner), tree):
+            if (found := _key_or_item(own, f"{prefix}.{part}")) is None:
+                raise UsageError(f"{given.where}: unknown key '{prefix}.{part}'{_hint(f'{prefix}.{part}', own)}")
+            yield from _items(own, found, given._replace(value=value))
+        return
+    everything = [*known, *(k.name for k in component_keys(schema))]
+    raise UsageError(f"{given.where}: unknown key {name!r}{_hint(name, everything, schema)}")
+
+
+def _key_or_item(known: Mapping[str, Key], name: str) -> str | None:
+    """The full name of a key, or of one item of a mapping: `storage.codecs.frames` is `storage.codecs{frames}`."""
     if name in known:
-        values[name] = known[name].read(given, shown or name)
-        return True
+        return name
     owner = next((k for k in known if name.startswith(f"{k}.") and isinstance(known[k].default, dict)), None)
-    if owner is None:
-        return False
-    item = given._replace(value={name.removeprefix(f"{owner}."): given.value})
-    values[owner] = values[owner] | known[owner].read(item, shown or owner)
-    return True
+    return None if owner is None else f"{owner}{{{name.removeprefix(f'{owner}.')}}}"
 
 
-def _loss_of(section: str) -> str | None:
-    """The loss whose settings a section holds: `loss.one_step` belongs to one-step."""
-    return next((name for name in LOSSES if name.replace("-", "_") == section.replace("-", "_")), None)
+def _items(known: Mapping[str, Key], name: str, given: Given) -> Iterator[tuple[str, Given]]:
+    """A value; that of a whole mapping divided into its items."""
+    value = given.value
+    if name not in known or not isinstance(known[name].default, dict):
+        yield name, given
+        return
+    if isinstance(value, str) and value.startswith("{"):
+        value = _yaml(value, given.where)
+    if not isinstance(value, dict):
+        known[name].read(given)  # says what is wrong with it
+        return
+    yield name, given._replace(value={})
+    for item, part in value.items():
+        yield f"{name}{{{item}}}", given._replace(value=part)
 
 
-def _renamed(name: str) -> str | None:
-    """The former key that a name is, or is an item of; None where it is none."""
-    return next((old for old in RENAMED if name == old or name.startswith(f"{old}.")), None)
+def _filled(schema: type[Schema], given: Mapping[str, Given]) -> Schema:
+    """The settings that the given values make, without those that are not in use.
+
+    Raises:
+        UsageError: a value that its key does not take, or a typed setting that is not in use.
+    """
+    known, places = {k.name: k for k in keys(schema)}, list(slots(schema))
+    own = {name: k for slot in places for name, k in _used_and_given(slot, known, given).items()}
+    values_: dict[str, Any] = {name: k.default for name, k in (known | own).items()}
+    # A whole mapping comes before its items.
+    for name, value in sorted(given.items(), key=lambda item: "{" in item[0]):
+        owner, _, item = name.partition("{")
+        k = (known | own)[owner]
+        if item:
+            values_[owner] = values_[owner] | k.read(value._replace(value={item[:-1]: value.value}))
+        else:
+            values_[owner] = k.read(value)
+    chosen = {slot: slot.chosen(values_[slot.chooser]) for slot in places}
+    left_out = {}
+    for slot, names in chosen.items():
+        for name in given if names else ():  # where none is chosen, the command chooses later
+            owned = own.get(name.partition("{")[0])
+            if owned is not None and owned.name.startswith(slot.prefix) and owned.owner.partition("=")[2] not in names:
+                left_out[name] = f"{owned.owner} is not in use"
+    settings = _assembled(schema, values_, places, chosen)
+    cast(Any, settings).given = _left_out(given, left_out)
+    return without_unused(settings, dict(_unused(settings)))
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    """The key that was probably meant: one whose last part is the word (`lr`: optim.lr), or the nearest spelling."""
-    ending = [k for k in known if k.rsplit(".", 1)[-1] == name]
-    return f"; did you mean {' or '.join(map(repr, ending))}?" if 0 < len(ending) <= 3 else did_you_mean(name, known)
+def _used_and_given(slot: Slot, known: Mapping[str, Key], given: Mapping[str, Given]) -> dict[str, Key]:
+    """Keys of the components that a slot may have to read: those that are chosen, and those that have values."""
+    default = known[slot.chooser].default
+    choice = known[slot.chooser].read(given[slot.chooser]) if slot.chooser in given else default
+    names = {name for name in slot.chosen(choice) if name in slot.registry}
+    for name in given:
+        if name.startswith(slot.prefix):
+            head = name.removeprefix(slot.prefix).partition(".")[0]
+            if name.partition("{")[0] not in known and (owner := slot.registry.named(head)) is not None:
+                names.add(owner)
+    return {name: k for owner in slot.registry if owner in names for name, k in slot.keys(owner).items()}
 
 
-def _assembled(schema: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+def _left_out(given: Mapping[str, Given], reasons: Mapping[str, str]) -> dict[str, Given]:
+    """The given values without those that have no effect, and a note of these.
+
+    Raises:
+        UsageError: one of them was typed.
+    """
+    notes: dict[tuple[str, str], list[str]] = {}
+    for name, reason in reasons.items():
+        if given[name].typed:
+            raise UsageError(f"{given[name].where} has no effect: {reason}")
+        notes.setdefault((given[name].where, reason), []).append(name.replace("{", ".").removesuffix("}"))
+    for (where, reason), names in notes.items():
+        log(f"note: {where}: left out {', '.join(names)}: {reason}")
+    return {name: value for name, value in given.items() if name not in reasons}
+
+
+def _unused(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings that have no effect beside the others, with the reason, as the dataclasses' `unused` give them."""
+    if hasattr(settings, "unused"):
+        for name, reason in settings.unused().items():
+            yield prefix + name, reason
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if dataclasses.is_dataclass(value):
+            name = section_of(_choice(settings)) if "registry" in f.metadata else f.name
+            yield from _unused(value, f"{prefix}{name}.")
+        elif "registry" in f.metadata and isinstance(value, dict):
+            for name, own in value.items():
+                yield from _unused(own, f"{prefix}{section_of(name)}.")
+
+
+def _choice(settings: Any) -> str:
+    """The component that a section chooses."""
+    slot = next(slots(type(settings)))
+    return slot.chosen(getattr(settings, slot.chooser))[0]
+
+
+def _hint(name: str, known: Iterable[str], schema: type | None = None) -> str:
+    """The key that was probably meant: one with the same last part (`lr`: optim.lr), or the nearest spelling."""
+    known, first, last = list(known), name.partition(".")[0], name.rpartition(".")[2]
+    hints: dict[str, str] = getattr(schema, "HINTS", {})
+    if first in hints and (moved := f"{hints[first]}{name.removeprefix(first)}"):
+        found = [k for k in known if k == moved or k == f"{moved}.name"]
+        if found:
+            return f"; did you mean {moved!r}?"
+    ending = [k for k in known if k.rpartition(".")[2] == last]
+    ending = [k for k in ending if k.startswith(f"{first}.")] or ending
+    if not ending:
+        return did_you_mean(name, known)
+    more = f" or {len(ending) - MOST_HINTS} more" if len(ending) > MOST_HINTS else ""
+    return f"; did you mean {' or '.join(map(repr, ending[:MOST_HINTS]))}{more}?"
+
+
+def _assembled(
+    schema: type[Schema],
+    values_: Mapping[str, Any],
+    places: Sequence[Slot],
+    chosen: Mapping[Slot, Sequence[str]],
+    prefix: str = "",
+) -> Schema:
     """The dataclass that dotted names and values describe."""
-    hints = get_type_hints(schema)
-    return schema(
-        **{
-            f.name: _assembled(cast(type, hints[f.name]), values, f"{prefix}{f.name}.")
-            if dataclasses.is_dataclass(hints[f.name])
-            else values[prefix + f.name]
-            for f in dataclasses.fields(schema)
-        }
-    )
+    hints, arguments = get_type_hints(schema), {}
+    for f in dataclasses.fields(cast(Any, schema)):
+        kind = hints[f.name]
+        slot = next((s for s in places if s.prefix == prefix and s.field == f.name), None)
+        if slot is not None:
+            own: dict[str, Any] = {
+                name: _assembled(slot.registry.settings(name), values_, (), {}, f"{prefix}{section_of(name)}.")
+                for name in chosen[slot]
+                if name in slot.registry
+            }
+            is_list = isinstance(values_[slot.chooser], list)
+            arguments[f.name] = own if is_list else next(iter(own.values()), None)
+        elif dataclasses.is_dataclass(kind):
+            arguments[f.name] = _assembled(cast(type, kind), values_, places, chosen, f"{prefix}{f.name}.")
+        elif f.init and "meaning" in f.metadata:
+            arguments[f.name] = values_[prefix + f.name]
+    return schema(**arguments)
 
 
 def _full_name(schema: type, name: str) -> str:
@@ -763,49 +557,85 @@ def _from_command_line(overrides: Sequence[str]) -> Iterator[tuple[str, Given]]:
         yield name, Given(item, text, True)
 
 
-def _from_environment(known: Iterable[str], environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
-    names = {f"SPKD_{name.replace('.', '__').upper()}": name for name in known}
-    for variable, text in environ.items():
-        if variable in names:
-            yield names[variable], Given(variable, text, True)
-        elif variable.startswith("SPKD_LOSS__") and "loss.names" in known:
-            yield variable.removeprefix("SPKD_").replace("__", ".").lower(), Given(variable, text, True)
+def _from_environment(schema: type, environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
+    """Variables of this command's keys; those of other commands' are theirs."""
+    variables = {v: v.removeprefix("SPKD_").replace("__", ".").lower() for v in environ if v.startswith("SPKD_")}
+    known = {k.name for k in keys(schema)} if variables else set()
+    for variable, name in variables.items():
+        full = _full_name(schema, name)
+        if full in known or any(_is_of(slot, full) for slot in slots(schema)) or _is_item(schema, full):
+            yield full, Given(variable, environ[variable], False)
+        elif not any(_is_key(COMMANDS[command], name) for command in COMMANDS):
+            log(f"note: {variable}: no command has a setting {name!r}")
+
+
+def _is_of(slot: Slot, name: str) -> bool:
+    """Whether a key is one of a component's own."""
+    head = name.removeprefix(slot.prefix).partition(".")[0]
+    return name.startswith(slot.prefix) and slot.registry.named(head) is not None
+
+
+def _is_item(schema: type, name: str) -> bool:
+    """Whether a name is that of an item of a mapping."""
+    return _key_or_item({k.name: k for k in keys(schema)}, name) is not None
+
+
+def _is_key(schema: type, name: str) -> bool:
+    full = _full_name(schema, name)
+    return _is_item(schema, full) or any(_is_of(slot, full) for slot in slots(schema))
 
 
 def _yaml(text: str, where: str) -> Any:
-    """YAML whose scalars all stay text: a key's type says what they are. No tag is honoured."""
+    """YAML whose scalars all stay text: a key's type says what they are. No tag is honoured; an alias, which could make
+    a short file endless, and a name that stands twice in a mapping are errors."""
     import yaml
 
+    class Loader(yaml.BaseLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not read")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [str(name.value) for name, _ in node.value]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise yaml.YAMLError(f"{twice} is given twice")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.load(text, Loader=yaml.BaseLoader)
+        return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200] if isinstance(error, yaml.YAMLError) else "nested too deep"
         raise UsageError(f"{where}: not valid YAML: {problem}") from error
 
 
-def _from_file(schema: type, file: str | Path | None) -> Iterator[tuple[str, Given]]:
+def _from_file(schema: type, file: str | Path | None) -> list[list[tuple[str, Given]]]:
+    """The values of a settings file: those that commands share, then the command's own."""
     if file is None:
-        if not Path("spkd.yaml").is_file():
-            return
-        file = "spkd.yaml"
+        if not Path(SETTINGS_FILE).is_file():
+            return []
+        file = SETTINGS_FILE
     tree = _read_yaml(Path(file))
     shared = {k: v for k, v in tree.items() if k not in COMMANDS}
-    everywhere = {f.name for s in (*COMMANDS.values(), *BORROWED) for f in dataclasses.fields(s)}
-    here = {f.name for f in dataclasses.fields(schema)}
+    everywhere = {f.name for name in COMMANDS for f in dataclasses.fields(COMMANDS[name])} - {"given"}
+    here = {f.name for f in dataclasses.fields(cast(Any, schema))}
     for name in shared:
-        if name in RENAMED:
-            raise UsageError(f"{file}: {name} is now {RENAMED[name]}")
-        if name not in everywhere:
+        if name not in everywhere and not any(_is_key(COMMANDS[command], name) for command in COMMANDS):
             raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), everywhere)}")
-    own = next((name for name, kind in COMMANDS.items() if kind is schema), "extract")
-    layers = [{k: v for k, v in shared.items() if k in here}, tree.get(own) or {}]
-    known = {k.name for k in keys(schema)}
-    for layer in layers:
-        if not isinstance(layer, dict):
-            raise UsageError(f"{file}: {own}: expected `key: value` lines")
-        for name, value in _flatten(schema, layer):
-            if schema not in BORROWED or _full_name(schema, name) in known:
-                yield name, Given(str(file), value, False)
+    command, borrows = cast(Any, schema).COMMAND, cast(Any, schema).BORROWS
+    own = tree.get(command) or {}
+    if not isinstance(own, dict):
+        raise UsageError(f"{file}: {command}: expected `key: value` lines")
+    sources = ({k: v for k, v in shared.items() if k in here or _is_key(schema, k)}, own)
+    return [
+        [
+            (name, Given(str(file), value, False))
+            for name, value in _flatten(schema, source)
+            if not borrows or _is_key(schema, name)
+        ]
+        for source in sources
+    ]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

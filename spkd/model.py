@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.config import ModelConfig
 from spkd.corpus.audio import SAMPLE_RATE, AudioError, decode, resample
 from spkd.corpus.loader import batched
 from spkd.device import resolve
@@ -20,7 +19,9 @@ from spkd.files.atomic import parse_json
 from spkd.hub import download, upload
 from spkd.outputs.target import EMBEDDING
 from spkd.students.checkpoint import DESCRIPTION
-from spkd.teachers import Teacher, load_teacher
+from spkd.teachers import load_teacher
+from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig
 
 Audio = str | Path | np.ndarray | Tensor
 BATCH, WASTE = 32, 0.2  # waveforms in one batch, and the most padding where the model takes views of different length

@@ -1,8 +1,8 @@
-"""What can be chosen by name: losses, students, teachers, codecs. Adding one is a file and one line here.
+"""Components that can be chosen by name: losses, students, teachers, codecs, commands' settings and more.
 
-The command line's help, choices, "did you mean" and error texts come from these lists. Nothing is imported until it is
-used. Installed packages add their own losses, students and teachers by entry points of the groups `spkd.losses`,
-`spkd.students` and `spkd.teachers`:
+Adding one is a file and one line here. The command line's help, choices, "did you mean" and error texts come from these
+lists. Nothing is imported until it is used. Installed packages add their own losses, students and teachers by entry
+points of the groups `spkd.losses`, `spkd.students` and `spkd.teachers`:
 
     [project.entry-points."spkd.losses"]
     huber = "my_package.huber:Huber"
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -19,22 +20,29 @@ from typing import Any
 from spkd.errors import SpkdError, UsageError, did_you_mean
 
 
+@dataclass
+class NoSettings:
+    """Settings of a component that has none."""
+
+
 class Registry(Mapping[str, Any]):
     """Classes by name, imported on first use.
 
     Args:
         key: the setting that chooses one, for error texts.
-        group: of the entry points that add to it; "" where nothing may be added.
-        ours: name -> "module:Class".
+        group: entry points that add to it; "" where nothing may be added.
+        ours: name -> "module:Class", whose attribute `Settings` is the dataclass of its own settings, or
+            ("module:Class", "module:Settings") where that lies in a module that is quick to import, for `--help`;
+            ("module:Class", "") has no settings.
     """
 
-    def __init__(self, key: str, group: str, ours: dict[str, str]) -> None:
+    def __init__(self, key: str, group: str, ours: Mapping[str, str | tuple[str, str]]) -> None:
         self.key, self.ours, self._group = key, ours, group
 
     @cached_property
     def _added(self) -> dict[str, EntryPoint]:
-        found = {point.name: point for point in entry_points(group=self._group)} if self._group else {}
-        return {name: point for name, point in found.items() if name not in self.ours}
+        points = {point.name: point for point in entry_points(group=self._group)} if self._group else {}
+        return {name: point for name, point in points.items() if name not in self.ours}
 
     def __iter__(self) -> Iterator[str]:
         yield from self.ours
@@ -50,11 +58,12 @@ class Registry(Mapping[str, Any]):
         """The class of a name.
 
         Raises:
-            UsageError: there is none of this name. SpkdError: an installed package's class cannot be imported.
+            UsageError: there is none of this name.
+            SpkdError: an installed package's class cannot be imported.
         """
         if name in self.ours:
-            module, _, attribute = self.ours[name].partition(":")
-            return getattr(importlib.import_module(module), attribute)
+            line = self.ours[name]
+            return _imported(line if isinstance(line, str) else line[0])
         if name not in self._added:
             raise UsageError(f"{self.key}={name}{did_you_mean(name, self)}")
         try:
@@ -64,23 +73,44 @@ class Registry(Mapping[str, Any]):
                 f"{self.key}={name}: {self._added[name].value} cannot be imported ({type(error).__name__}: {error})"
             ) from error
 
+    def settings(self, name: str) -> type:
+        """The dataclass of a component's own settings. Raises as `registry[name]`."""
+        line = self.ours.get(name)
+        if isinstance(line, tuple):
+            return _imported(line[1]) if line[1] else NoSettings
+        return getattr(self[name], "Settings", NoSettings)
+
+    def named(self, section: str) -> str | None:
+        """The component whose settings a section holds: `one_step` is that of one-step. None where there is none."""
+        return next((name for name in self if section_of(name) == section_of(section)), None)
+
+
+def section_of(name: str) -> str:
+    """The name of a component's section in settings: `one_step` for one-step."""
+    return name.replace("-", "_").lower()
+
+
+def _imported(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
 
 LOSSES = Registry(
     "loss",
     "spkd.losses",
     {
-        "aam": "spkd.train.losses.aam:AAM",
-        "cosine": "spkd.train.losses.regression:Cosine",
-        "mse": "spkd.train.losses.regression:MSE",
-        "contrastive": "spkd.train.losses.contrastive:Contrastive",
-        "relational": "spkd.train.losses.relational:Relational",
-        "ntxent": "spkd.train.losses.ntxent:NTXent",
-        "kld": "spkd.train.losses.logits:KLD",
-        "nontarget": "spkd.train.losses.logits:NonTarget",
-        "trkd": "spkd.train.losses.logits:Triage",
-        "multilevel": "spkd.train.losses.multilevel:MultiLevel",
-        "one-step": "spkd.train.losses.onestep:OneStep",
-        "memo": "spkd.train.losses.memo:MeMo",
+        "aam": ("spkd.train.losses.aam:AAM", "spkd.train.losses.settings:AAMSettings"),
+        "cosine": ("spkd.train.losses.regression:Cosine", ""),
+        "mse": ("spkd.train.losses.regression:MSE", ""),
+        "contrastive": ("spkd.train.losses.contrastive:Contrastive", "spkd.train.losses.settings:ContrastiveSettings"),
+        "relational": ("spkd.train.losses.relational:Relational", ""),
+        "ntxent": ("spkd.train.losses.ntxent:NTXent", "spkd.train.losses.settings:NTXentSettings"),
+        "kld": ("spkd.train.losses.logits:KLD", "spkd.train.losses.settings:LabelSettings"),
+        "nontarget": ("spkd.train.losses.logits:NonTarget", "spkd.train.losses.settings:NonTargetSettings"),
+        "trkd": ("spkd.train.losses.logits:Triage", "spkd.train.losses.settings:TriageSettings"),
+        "multilevel": ("spkd.train.losses.multilevel:MultiLevel", "spkd.train.losses.settings:MultiLevelSettings"),
+        "one-step": ("spkd.train.losses.onestep:OneStep", "spkd.train.losses.settings:OneStepSettings"),
+        "memo": ("spkd.train.losses.memo:MeMo", "spkd.train.losses.settings:MeMoSettings"),
     },
 )
 
@@ -88,13 +118,13 @@ STUDENTS = Registry(
     "student",
     "spkd.students",
     {
-        "xvector": "spkd.networks.xvector:XVector",
-        "etdnn": "spkd.networks.etdnn:ETDNN",
-        "ecapa": "spkd.networks.ecapa:ECAPA",
-        "resnet34": "spkd.networks.resnet:ResNet34",
-        "campplus": "spkd.networks.campplus:CAMPPlus",
-        "ssl": "spkd.networks.ssl:SSLStudent",
-        "tiny": "spkd.networks.tiny:Tiny",
+        "xvector": ("spkd.networks.xvector:XVector", ""),
+        "etdnn": ("spkd.networks.etdnn:ETDNN", ""),
+        "ecapa": ("spkd.networks.ecapa:ECAPA", ""),
+        "resnet34": ("spkd.networks.resnet:ResNet34", ""),
+        "campplus": ("spkd.networks.campplus:CAMPPlus", ""),
+        "ssl": ("spkd.networks.ssl:SSLStudent", "spkd.networks.settings:SSLSettings"),
+        "tiny": ("spkd.networks.tiny:Tiny", ""),
     },
 )
 
@@ -102,18 +132,65 @@ TEACHERS = Registry(
     "teacher",
     "spkd.teachers",
     {
-        "dvector": "spkd.teachers.dvector:DVector",
-        "wavlm": "spkd.teachers.ssl:WavLM",
-        "hubert": "spkd.teachers.ssl:HuBERT",
-        "wav2vec2": "spkd.teachers.ssl:Wav2Vec2",
-        "data2vec": "spkd.teachers.ssl:Data2Vec",
-        "w2v-bert": "spkd.teachers.ssl:W2VBert",
-        "wespeaker": "spkd.teachers.wespeaker:WeSpeaker",
-        "3d-speaker": "spkd.teachers.three_d_speaker:ThreeDSpeaker",
-        "speechbrain": "spkd.teachers.speechbrain:SpeechBrain",
-        "onnx": "spkd.teachers.onnx:ONNX",
-        "checkpoint": "spkd.teachers.checkpoint:CheckpointTeacher",
-        "none": "spkd.teachers.none:NoTeacher",
+        "dvector": ("spkd.teachers.dvector:DVector", ""),
+        "wavlm": ("spkd.teachers.ssl:WavLM", "spkd.teachers.settings:TransformersSettings"),
+        "hubert": ("spkd.teachers.ssl:HuBERT", "spkd.teachers.settings:TransformersSettings"),
+        "wav2vec2": ("spkd.teachers.ssl:Wav2Vec2", "spkd.teachers.settings:TransformersSettings"),
+        "data2vec": ("spkd.teachers.ssl:Data2Vec", "spkd.teachers.settings:TransformersSettings"),
+        "w2v-bert": ("spkd.teachers.ssl:W2VBert", "spkd.teachers.settings:TransformersSettings"),
+        "wespeaker": ("spkd.teachers.wespeaker:WeSpeaker", "spkd.teachers.settings:FrontEndSettings"),
+        "3d-speaker": ("spkd.teachers.three_d_speaker:ThreeDSpeaker", "spkd.teachers.settings:FrontEndSettings"),
+        "speechbrain": ("spkd.teachers.speechbrain:SpeechBrain", ""),
+        "onnx": ("spkd.teachers.onnx:ONNX", "spkd.teachers.settings:ONNXSettings"),
+        "checkpoint": ("spkd.teachers.checkpoint:CheckpointTeacher", ""),
+        "none": ("spkd.teachers.none:NoTeacher", ""),
+    },
+)
+
+OPTIMISERS = Registry(
+    "optim",
+    "",
+    {
+        "adamw": ("spkd.train.optim:make_adamw", ""),
+        "sgd": ("spkd.train.optim:make_sgd", "spkd.train.settings:SGDSettings"),
+    },
+)
+
+SAMPLERS = Registry(
+    "sampler",
+    "",
+    {
+        "shuffled": ("spkd.train.samplers:shuffled", ""),
+        "speakers": ("spkd.train.samplers:by_speaker", "spkd.train.settings:SpeakersSettings"),
+        "lengths": ("spkd.train.samplers:by_length", ""),
+        "shares": ("spkd.train.samplers:by_shares", "spkd.train.settings:SharesSettings"),
+        "hard": ("spkd.train.samplers:by_neighbours", "spkd.train.settings:HardSettings"),
+    },
+)
+
+EXPORTS = Registry(
+    "to",
+    "",
+    {
+        "onnx": ("spkd.export.onnx:ONNX", "spkd.export.settings:ONNXSettings"),
+        "onnx-int8": ("spkd.export.int8:ONNXInt8", "spkd.export.settings:Int8Settings"),
+        "torchscript": ("spkd.export.torchscript:TorchScript", ""),
+        "litert": ("spkd.export.litert:LiteRT", "spkd.export.settings:LiteRTSettings"),
+        "wespeaker": ("spkd.export.wespeaker:WeSpeaker", ""),
+    },
+)
+
+# Settings of the commands: the sections of a settings file.
+COMMANDS = Registry(
+    "command",
+    "",
+    {
+        "extract": "spkd.extract.settings:ExtractConfig",
+        "train": "spkd.train.settings:TrainConfig",
+        "eval": "spkd.eval.settings:EvalConfig",
+        "calibrate": "spkd.eval.settings:CalibrateConfig",
+        "embed": "spkd.eval.settings:EmbedConfig",
+        "export": "spkd.export.settings:ExportConfig",
     },
 )
 

@@ -189,8 +189,10 @@ def test_every_module_has_its_tests() -> None:
         f"networks/toolkits/{p.stem}": "teachers/test_wespeaker"
         for p in (PACKAGE / "networks" / "toolkits").glob("*.py")
     }
+    settings = {str(p.relative_to(PACKAGE).with_suffix("")): "test_config" for p in PACKAGE.rglob("settings.py")}
     known = (
         networks
+        | settings
         | theirs
         | losses
         | {"train/losses/memo": "train/test_memo", "train/losses/onestep": "train/test_onestep"}

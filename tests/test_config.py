@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from spkd import config
-from spkd.config import EvalConfig, ExtractConfig, TrainConfig
 from spkd.errors import UsageError
+from spkd.eval.settings import EvalConfig
+from spkd.extract.settings import ExtractConfig
+from spkd.train.settings import TrainConfig
 
 
 def test_a_section_given_a_plain_value_sets_its_first_key() -> None:

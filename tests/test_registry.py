@@ -42,7 +42,7 @@ from spkd.outputs.teacher_card import TeacherCard
 from spkd.outputs.features import MELS
 from spkd.networks.network import Network, describe, statistics
 from spkd.outputs.target import Target
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 
 class Mean(Network):
     default_channels = 8
@@ -138,7 +138,7 @@ def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, 
     assert done.returncode == 3
     for line, error in zip(
         done.stderr.splitlines(),
-        ("did you mean 'delta'", "must be positive", "mine.nothing:Loss cannot be imported"),
+        ("did you mean 'loss.huber.delta'", "must be positive", "mine.nothing:Loss cannot be imported"),
         strict=True,
     ):
         assert error in line

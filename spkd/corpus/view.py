@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from spkd.config import ViewConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.augment import SYNTHETIC, Augmentation, AugmentationCard
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.settings import ViewConfig
 from spkd.errors import SpkdError, UsageError
 
 VIEW_COLUMNS = ("utterance", "start", "samples", "speed", "seed", "formants")

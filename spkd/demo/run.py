@@ -25,11 +25,14 @@ from spkd.eval import plots, trials
 from spkd.eval.embed import real_time_factor
 from spkd.eval.metrics import Curve, compute, curve, metrics_of
 from spkd.eval.score import score
+from spkd.eval.settings import EvalConfig
 from spkd.extract.run import extract
+from spkd.extract.settings import ExtractConfig
 from spkd.files.atomic import writable_folder, write_bytes, write_json
 from spkd.pages import html
 from spkd.progress import log, track
 from spkd.teachers import load_model, load_teacher
+from spkd.train.settings import TrainConfig
 from spkd.train.trainer import train
 
 LABEL = "synthetic speech: shows the machinery, not accuracy"
@@ -156,21 +159,21 @@ def _in(out: Path, overrides: list[str]) -> list[str]:
 def _extract(out: Path, overrides: list[str]) -> None:
     placed = _in(out, overrides)
     log(f"\n$ spkd extract {' '.join(placed)}")
-    settings = config.load(config.ExtractConfig, placed, environ={})
+    settings = config.load(ExtractConfig, placed, environ={})
     extract(settings, load_teacher(settings.teacher, torch.device("cpu")), Manifest.load(settings.manifest))
 
 
 def _train(out: Path, loss: str, overrides: list[str]) -> None:
     placed = _in(out, overrides)
     log(f"\n$ spkd train --loss {loss} {' '.join(placed)}")
-    train(config.load(config.TrainConfig, [f"loss={loss}", *placed, "device=cpu"], environ={}))
+    train(config.load(TrainConfig, [f"loss={loss}", *placed, "device=cpu"], environ={}))
 
 
 def _row(out: Path, name: str, folder: str) -> Row:
     placed = _in(out, [f"model={folder}", "manifest=test.csv"])
     log(f"\n$ spkd eval {out / 'trials.txt'} {' '.join(placed)}")
-    settings = config.load(config.EvalConfig, [*placed, "device=cpu"], environ={})
-    model = load_model(settings.frozen, torch.device("cpu"))
+    settings = config.load(EvalConfig, [*placed, "device=cpu"], environ={})
+    model = load_model(settings.model, torch.device("cpu"))
     listed = trials.read(out / "trials.txt")
     scored = score(settings, model, Manifest.load(settings.manifest), listed)
     assert scored.trials.label is not None

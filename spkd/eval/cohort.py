@@ -9,12 +9,12 @@ import numpy as np
 
 from spkd.cache import Cache
 from spkd.cache.folder import CARD
-from spkd.config import ScoringConfig
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
 from spkd.eval.embed import embed
+from spkd.eval.settings import ScoringConfig
 from spkd.outputs.target import EMBEDDING
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 
 UNKNOWN = -1
 AT_ONCE = 4096  # views read together

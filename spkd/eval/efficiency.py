@@ -6,7 +6,7 @@ from typing import Any
 
 from spkd.eval.embed import real_time_factor
 from spkd.networks.network import count_macs
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 from spkd.teachers.toolkit import NetworkTeacher
 
 

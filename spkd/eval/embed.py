@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spkd.config import EmbedConfig, ViewConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.loader import iterate_batches
 from spkd.corpus.manifest import Manifest, Utterance, measure
+from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, UsageError
+from spkd.eval.settings import EmbedConfig
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import track
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> Embeddings
         UsageError: the model gives no embeddings. SpkdError: it gives some that are not finite.
     """
     if EMBEDDING not in model.targets:
-        raise UsageError(f"model={config.model} gives no embeddings to score")
+        raise UsageError(f"model={config.model.name} gives no embeddings to score")
     manifest, rejected = measure(manifest)
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
@@ -61,7 +62,7 @@ def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> Embeddings
             found = model.extract(batch.waves, [EMBEDDING], lengths=batch.lengths)[EMBEDDING]
             if wrong := int((~np.isfinite(found).all(1)).sum()):
                 raise SpkdError(
-                    f"model={config.model}: {wrong} of {len(found)} embeddings in one batch are not finite "
+                    f"model={config.model.name}: {wrong} of {len(found)} embeddings in one batch are not finite "
                     f"(first of {manifest[int(batch.views[~np.isfinite(found).all(1)][0])].id})"
                 )
             vectors[batch.views], done[batch.views] = found, True

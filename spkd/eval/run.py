@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from spkd.config import EvalConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import page
 from spkd.eval.bootstrap import SpeakerTrials, intervals
@@ -19,6 +18,7 @@ from spkd.eval.calibration import Calibration
 from spkd.eval.efficiency import efficiency
 from spkd.eval.metrics import Curve, Metric, Point, compute, curve, metrics_of
 from spkd.eval.score import Scored
+from spkd.eval.settings import EvalConfig
 from spkd.eval.speakers import numbered
 from spkd.eval.training import training_of
 from spkd.files.atomic import part_path, read_json, sync_folder, writable_folder, write_bytes, write_json
@@ -197,7 +197,7 @@ def _score_lines(found: Evaluation) -> Iterator[list[str]]:
 def summarise(config: EvalConfig, found: Evaluation, seconds: float) -> dict[str, Any]:
     """The report as one tree: results first, then everything that decides them."""
     scored, trials = found.scored, found.scored.trials
-    names = [config.model] if len(scored.models) == 1 else [str(config.enrol.model), config.model]
+    names = [config.model.name] if len(scored.models) == 1 else [str(config.enrol.model.name), config.model.name]
     labels = trials.label
     return {
         "spkd_report": FORMAT,
@@ -228,7 +228,7 @@ def summarise(config: EvalConfig, found: Evaluation, seconds: float) -> dict[str
             {"name": name, **efficiency(model), **model.described().to_json()}
             for name, model in zip(names, scored.models, strict=False)
         ],
-        "training": training_of(config.model) if scored.models else None,
+        "training": training_of(config.model.name) if scored.models else None,
         "calibration": None
         if found.calibration is None
         else {"file": config.calibration, **asdict(found.calibration.trained_on), "quality": found.calibration.quality},

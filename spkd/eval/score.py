@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spkd.config import MANIFEST, ScoringConfig
 from spkd.corpus.manifest import Manifest, Utterance, measure
+from spkd.corpus.settings import MANIFEST
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval import speakers
 from spkd.eval.calibration import PLAIN, System, score_names
@@ -20,9 +20,10 @@ from spkd.eval.enrolment import read_map
 from spkd.eval.names import match
 from spkd.eval.pairs import Side, Statistics, as_norm, cohort_statistics, score_pairs
 from spkd.eval.plda import PLDA
+from spkd.eval.settings import ScoringConfig
 from spkd.eval.trials import Trials, in_order_of, read_scores
 from spkd.progress import log
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 
 Pair = tuple[np.ndarray, np.ndarray]  # values of a trial's enrolment and test side
 
@@ -126,9 +127,9 @@ def score(
         )
     if enrol_model is not None and enrol.vectors.shape[1] != test.vectors.shape[1]:
         raise UsageError(
-            f"enrol.model={config.enrol.model}: embeddings of {enrol.vectors.shape[1]} dimensions, those of "
-            f"model={config.model} have {test.vectors.shape[1]}; the two must be of one space, as a teacher's and a "
-            "student's that was trained with a loss on embeddings"
+            f"enrol.model={config.enrol.model.name}: embeddings of {enrol.vectors.shape[1]} dimensions, those of "
+            f"model={config.model.name} have {test.vectors.shape[1]}; the two must be of one space, as a teacher's and "
+            "a student's that was trained with a loss on embeddings"
         )
     cohorts = _cohorts(config, model, enrol_model)
     backend = Backend.of(config, cohorts)
@@ -160,7 +161,9 @@ def score(
     models = [model] if enrol_model is None else [enrol_model, model]
     first = ["Embeddings of the enrolment utterances of one model are averaged."] if config.enrol.map else []
     if enrol_model is not None:
-        first.append(f"Enrolment utterances are embedded by {config.enrol.model}, test utterances by {config.model}.")
+        first.append(
+            f"Enrolment utterances are embedded by {config.enrol.model.name}, test utterances by {config.model.name}."
+        )
     how = (*first, *backend.how)
     system = System(tuple(m.card().weights_sha256 for m in models), 1, how)
     part = subset(trials, kept)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from spkd.config import CalibrateConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.calibration import FILE, Calibration, TrainedOn, fit
 from spkd.eval.metrics import DEFAULT_POINTS, Point, compute, curve, eer, metrics_of, min_dcf, miss_at
 from spkd.eval.score import Scored
+from spkd.eval.settings import CalibrateConfig
 from spkd.students.checkpoint import DESCRIPTION
 
 FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # whose thresholds a calibration carries, where its list is long enough
@@ -25,11 +25,11 @@ def place(config: CalibrateConfig) -> Path:
     if config.out:
         return Path(config.out)
     plain = not config.quality and config.norm == "none" and config.backend == "cosine" and not config.subtract_mean
-    if not plain or config.enrol.model is not None or not (Path(config.model) / DESCRIPTION).is_file():
+    if not plain or config.enrol.model.name is not None or not (Path(config.model.name) / DESCRIPTION).is_file():
         raise UsageError(
             "name the file to write (out=FILE): only the calibration of a student's plain cosines is kept in its folder"
         )
-    return Path(config.model) / FILE
+    return Path(config.model.name) / FILE
 
 
 def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from spkd.config import EvalConfig, ModelConfig, TrainConfig
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.metrics import curve, eer
 from spkd.eval.score import score
+from spkd.eval.settings import EvalConfig
 from spkd.eval.trials import read
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.students import Network
+from spkd.teachers.settings import ModelConfig, ScoredModelConfig
 from spkd.teachers.toolkit import FrontEnd, NetworkTeacher
 
 
@@ -35,22 +36,22 @@ class Validation:
         speakers: of the trials, where the manifest knows them.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, trials: str, manifest: str | None, model: str, device: torch.device) -> None:
         """
+        Args:
+            trials: file of the trial list.
+            manifest: file of the manifest of its audio.
+            model: name of the student, for errors.
+            device: where it runs.
         Raises:
             UsageError: no such list or manifest. SpkdError: a list without both kinds of trials.
         """
-        assert config.valid.trials is not None
-        if config.valid.manifest is None:
+        if manifest is None:
             raise UsageError("valid.trials: name the manifest of its audio by valid.manifest")
-        self._trials, self._manifest, self._device = (
-            read(config.valid.trials),
-            Manifest.load(config.valid.manifest),
-            device,
-        )
+        self._trials, self._manifest, self._device = read(trials), Manifest.load(manifest), device
         if not self._trials.has_both_kinds:
-            raise SpkdError(f"{config.valid.trials}: validation needs labelled trials of both kinds")
-        self._config = EvalConfig(model=config.out)
+            raise SpkdError(f"{trials}: validation needs labelled trials of both kinds")
+        self._config = EvalConfig(model=ScoredModelConfig(model))
         names = set(self._trials.names)
         self.speakers = frozenset(u.speaker for u in self._manifest if u.id in names and u.speaker is not None)
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.config import EvalConfig, ExportConfig, ModelConfig
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import trials as trial_lists
@@ -19,10 +18,12 @@ from spkd.eval.calibration import FILE, Calibration
 from spkd.eval.embed import median_time
 from spkd.eval.metrics import curve, eer
 from spkd.eval.score import score
+from spkd.eval.settings import EvalConfig
 from spkd.export.graph import Embedder
 from spkd.export.int8 import quantise, speech_inputs
 from spkd.export.litert import load_litert, write_litert
 from spkd.export.onnx import Session, metadata_of, write_onnx
+from spkd.export.settings import ExportConfig
 from spkd.export.torchscript import load_torchscript, write_torchscript
 from spkd.export.wespeaker import write_wespeaker
 from spkd.files import digest
@@ -31,6 +32,7 @@ from spkd.progress import log
 from spkd.students import load_student
 from spkd.students.checkpoint import WEIGHTS
 from spkd.teachers import load_teacher
+from spkd.teachers.settings import ModelConfig, ScoredModelConfig
 from spkd.version import __version__
 
 FILES = {
@@ -96,8 +98,8 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         graph = load_torchscript(out)
         rows.append(_checked(config.to, out, embedder, _torch(graph), CHECKED))
     elif config.to == "litert":
-        write_litert(embedder, out, config.seconds)
-        rows.append(_checked(config.to, out, embedder, load_litert(out), (config.seconds,)))
+        write_litert(embedder, out, config.settings.seconds)
+        rows.append(_checked(config.to, out, embedder, load_litert(out), (config.settings.seconds,)))
     else:
         rows += _export_onnx(config, embedder, out, metadata)
     if config.trials:
@@ -106,13 +108,11 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
 
 
 def _check(config: ExportConfig, takes_fbank: bool) -> None:
-    if config.lengths and config.to != "onnx":
-        raise UsageError(f"lengths=true: to=onnx has that input, to={config.to} does not")
-    if config.to == "onnx-int8" and not config.manifest:
-        raise UsageError("to=onnx-int8: name a manifest of speech on which ranges are measured (manifest=FILE)")
-    if config.trials and config.to not in ("onnx", "onnx-int8"):
-        raise UsageError(f"trials: to=onnx and to=onnx-int8 are scored, to={config.to} is not")
-    if config.trials and not (config.trials_manifest or config.manifest):
+    if config.to == "onnx-int8" and not config.settings.manifest:
+        raise UsageError(
+            "to=onnx-int8: name a manifest of speech on which ranges are measured (onnx_int8.manifest=FILE)"
+        )
+    if config.trials and not config.trials_manifest:
         raise UsageError("trials: name the manifest of their audio (trials_manifest=FILE)")
     if config.to == "wespeaker" and (config.waveform or not takes_fbank):
         raise UsageError("to=wespeaker: its networks take fbank")
@@ -130,13 +130,13 @@ def _calibration(folder: str, config: ExportConfig) -> dict[str, Any] | None:
 
 def _export_onnx(config: ExportConfig, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
     if config.to == "onnx":
-        write_onnx(embedder, out, config.lengths, metadata)
+        write_onnx(embedder, out, config.settings.lengths, metadata)
         return [_checked("onnx", out, embedder, Session(out), CHECKED)]
     whole = out.with_name(f"{out.stem}.fp32{out.suffix}")
     try:
         write_onnx(embedder, whole, False, metadata)
         rows = [_checked("onnx", whole, embedder, Session(whole), CHECKED)]
-        speech = speech_inputs(embedder, Manifest.load(config.manifest), config.speech)
+        speech = speech_inputs(embedder, Manifest.load(config.settings.manifest), config.settings.speech)
         quantise(embedder, whole, out, speech)
     finally:
         whole.unlink(missing_ok=True)
@@ -180,8 +180,8 @@ def _time(run: Run, embedder: Embedder, seconds: float) -> float:
 def _with_error_rates(config: ExportConfig, folder: str, out: Path, rows: list[Exported]) -> list[Exported]:
     """The rows of the student and of the file, with their EERs."""
     listed = trial_lists.read(config.trials)
-    audio = Manifest.load(config.trials_manifest or config.manifest)
-    settings, device = EvalConfig(model=folder), torch.device("cpu")
+    audio = Manifest.load(config.trials_manifest)
+    settings, device = EvalConfig(model=ScoredModelConfig(folder)), torch.device("cpu")
     found = []
     for row in rows:
         if row is rows[0] or row is rows[-1]:

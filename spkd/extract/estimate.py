@@ -11,17 +11,17 @@ import torch
 from spkd.cache.codec import make_codec
 from spkd.cache.layout import HEADER, chunk_bytes, chunk_rows, index_length
 from spkd.cache.plan import Plan
-from spkd.config import ExtractConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.loader import WaveBatch
 from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, UsageError
 from spkd.extract.run import fitting
+from spkd.extract.settings import ExtractConfig
 from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.outputs.features import FEATURES
 from spkd.outputs.target import Target
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 
 CODECS = ("float32", "float16", "int8", "sq4", "pq64x8")  # shown beside the chosen one
 CALIBRATION = 10.0  # s of the teacher's time

@@ -7,14 +7,14 @@ import torch
 
 from spkd.cache import codec as codecs
 from spkd.cache.codebook import Codebook
-from spkd.config import ExtractConfig
 from spkd.corpus.loader import ViewLoader, iterate_batches
 from spkd.errors import SpkdError
+from spkd.extract.settings import ExtractConfig
 from spkd.extract.targets import extract_targets
 from spkd.outputs.head import Head
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.progress import track
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 
 HELD_OUT = 512  # rows on which the error of a codec that learns is measured ...
 PLAIN = 32  # ... and of one that does not: at utterance level every row costs a view

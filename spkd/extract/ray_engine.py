@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from spkd.cache.folder import CARD, commit_path, load_card
-from spkd.config import ExtractConfig
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.extract.ranks import Rank, report
 from spkd.extract.run import Report, load_and_extract
+from spkd.extract.settings import ExtractConfig
 from spkd.progress import log, track
 
 POLL = 0.5  # s between two looks at the actors

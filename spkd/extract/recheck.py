@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from spkd.cache.read import Cache
-from spkd.config import VerifyConfig
 from spkd.corpus.loader import WaveBatch
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
+from spkd.extract.settings import VerifyConfig
 from spkd.extract.targets import extract_targets
 from spkd.outputs.target import Target
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 
 LEAST = 0.9999  # cosine between cached and live, where a codec loses no more than float16 does
 SEED = 0

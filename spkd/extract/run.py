@@ -19,7 +19,6 @@ from spkd.cache.folder import CARD, commit_path, load_card
 from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
 from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
-from spkd.config import ExtractConfig
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.view import ViewPlan
@@ -28,11 +27,13 @@ from spkd.errors import SpkdError, UsageError
 from spkd.extract.fit_codecs import calibrate
 from spkd.extract.meter import Meter
 from spkd.extract.ranks import Rank, Work
+from spkd.extract.settings import ExtractConfig
 from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.files.atomic import write_bytes
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
-from spkd.teachers import Teacher, load_teacher
+from spkd.teachers import load_teacher
+from spkd.teachers.base import Teacher
 
 REJECTED = "rejected.csv"
 HALF = np.dtype("<f2")

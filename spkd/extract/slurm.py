@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from spkd.config import ExtractConfig
+from spkd.extract.settings import ExtractConfig
 
 TASKS = 8  # unless the settings say how many
 

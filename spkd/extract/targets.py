@@ -7,12 +7,12 @@ from collections.abc import Collection
 import numpy as np
 
 from spkd.cache.codec import make_codec
-from spkd.config import ExtractConfig
 from spkd.corpus.loader import WaveBatch
 from spkd.errors import UsageError, did_you_mean
+from spkd.extract.settings import ExtractConfig
 from spkd.outputs.features import FBANKS, FEATURES, WAVE, input_features
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
-from spkd.teachers import Teacher
+from spkd.teachers.base import Teacher
 
 Outputs = dict[str, np.ndarray]
 

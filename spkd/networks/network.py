@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spkd.config import StudentConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.networks import padding
+from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANK, HOP, WINDOW, input_features
 from spkd.outputs.target import Target
 
@@ -31,7 +31,6 @@ class Network(nn.Module):
         widest: numbers in its widest layer for each 10 ms; what it needs memory for.
         default_channels: its width unless another is asked for.
         adapters: whether it has a second path, through adapters (see `forward`).
-        takes_layers: whether its depth and its adapters can be chosen (student.layers, student.adapters).
         takes_lengths: whether views of different lengths can share a batch, each with the outputs it has alone.
     """
 
@@ -41,7 +40,6 @@ class Network(nn.Module):
     widest: int = 4096
     default_channels: int
     adapters: bool = False
-    takes_layers: bool = False
     takes_lengths: bool = False
 
     @classmethod

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, layer_norm
 
-from spkd.config import StudentConfig
 from spkd.errors import UsageError, first_line
 from spkd.networks import padding
 from spkd.networks.encoder import Convolutions, Projection, Transformer, of_transformers
 from spkd.networks.network import FRAME_LEVEL, Network, statistics
+from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import WAVE
 from spkd.outputs.target import Target
 
@@ -69,7 +69,6 @@ class SSLStudent(Network):
     """
 
     input_kind = WAVE
-    takes_layers = True
     takes_lengths = True
     default_channels = 192
 
@@ -86,7 +85,7 @@ class SSLStudent(Network):
         if shape is None and channels % HEAD_WIDTH and channels not in (16, 32, 48):
             raise ValueError(f"student.channels={channels}: ssl needs 16, 32, 48 or a multiple of {HEAD_WIDTH}")
         if layers < 1:
-            raise ValueError(f"student.layers={layers}: at least 1")
+            raise ValueError(f"student.ssl.layers={layers}: at least 1")
         shape = dict(shape or _shape(channels))
         self.settings = {"channels": channels, "embedding": embedding, "layers": layers, "adapters": adapters}
         self.settings |= {"relative": relative, "shape": shape}
@@ -109,7 +108,7 @@ class SSLStudent(Network):
 
     @classmethod
     def from_pretrained(cls, source: str, config: StudentConfig) -> SSLStudent:
-        return from_teacher(source, config.embedding, config.layers, config.adapters)
+        return from_teacher(source, config.embedding, config.settings.layers, config.settings.adapters)
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         # Adapters come new to layers that were trained without.
@@ -221,7 +220,7 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
     if list(zip(config.conv_kernel, config.conv_stride, strict=False)) != list(CONVOLUTIONS):
         raise UsageError(f"student.init={source}: its convolutions are not those of wav2vec 2.0 (25 ms every 20 ms)")
     if layers > config.num_hidden_layers:
-        raise UsageError(f"student.layers={layers}: {source} has {config.num_hidden_layers}")
+        raise UsageError(f"student.ssl.layers={layers}: {source} has {config.num_hidden_layers}")
     relative = config.model_type == "wavlm"
     shape = _shape(config.hidden_size) | {
         "extractor_mode": f"{config.feat_extract_norm}_norm",

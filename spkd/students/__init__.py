@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spkd.config import StudentConfig
 from spkd.errors import UsageError
 from spkd.networks.network import Network
+from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANKS, is_fbank
 from spkd.progress import log
 from spkd.registry import STUDENTS
@@ -28,13 +29,10 @@ def make_student(config: StudentConfig) -> Network:
     """
     name, trained = config.name, config.init is not None and (Path(config.init) / "model.json").is_file()
     kind: type[Network] = STUDENTS[name]
-    if config.adapters and not kind.takes_layers:
-        raise UsageError("student.adapters: only student=ssl has them")
     if config.init is not None and not trained and (network := kind.from_pretrained(config.init, config)) is not None:
         return network
     settings = {"channels": config.channels or kind.default_channels, "embedding": config.embedding}
-    if kind.takes_layers:
-        settings |= {"layers": config.layers, "adapters": config.adapters}
+    settings |= asdict(config.settings)
     try:
         network = build(name, **settings)
     except ValueError as error:

@@ -12,11 +12,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from spkd.config import StudentConfig
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files.atomic import read_bytes, read_json, write_bytes, write_json
 from spkd.files.schema import convert, record
 from spkd.networks.network import Network
+from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANK, FBANKS, HOP, MELS, WINDOW, is_fbank
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.registry import STUDENTS
@@ -137,7 +137,8 @@ def load_student(folder: str | Path) -> Checkpoint:
 
 
 def _network(described: _Description, tensors: dict[str, Tensor], path: Path, weights: Path) -> Network:
-    limits = {f.name: f.metadata for f in fields(StudentConfig)}
+    own = STUDENTS.settings(described.network)
+    limits = {f.name: f.metadata for kind in (StudentConfig, own) for f in fields(kind)}
     kind: type[Network] = STUDENTS[described.network]
     try:
         for name, value in described.settings.items():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from spkd.config import ModelConfig
 from spkd.errors import SpkdError, first_line
 from spkd.registry import TEACHERS
-from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+    from spkd.teachers.base import Teacher
+
+TYPES = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
 def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
@@ -22,8 +24,11 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
     Raises:
         UsageError: unknown family, missing weights or packages. SpkdError: damaged weights.
     """
+    import torch
+
     teacher: Teacher = TEACHERS[config.name].load(config, device)
-    teacher.precision = PRECISIONS[config.precision]
+    lower = TYPES[config.precision]
+    teacher.precision = None if lower is None else getattr(torch, lower)
     if config.compile:
         teacher.forward = _compiled(teacher.forward)  # type: ignore[method-assign]
     return teacher
@@ -31,6 +36,8 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
 
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that is compiled when it is first called; where that fails, an error that says so."""
+    import torch
+
     fast = torch.compile(forward)
 
     def call(*arguments: Any, **named: Any) -> Any:
@@ -58,4 +65,4 @@ def load_model(config: ModelConfig, device: torch.device) -> Teacher:
     return load_teacher(ModelConfig("checkpoint", config.name), device)
 
 
-__all__ = ["Teacher", "load_model", "load_teacher"]
+__all__ = ["load_model", "load_teacher"]

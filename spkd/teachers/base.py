@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.config import ModelConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.loader import ViewLoader
@@ -21,6 +20,7 @@ from spkd.outputs.head import Head
 from spkd.outputs.target import Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
+from spkd.teachers.settings import ModelConfig
 
 
 class Teacher(ABC):

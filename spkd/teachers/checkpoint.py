@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from spkd.config import ModelConfig
 from spkd.files import digest
 from spkd.outputs.features import FBANKS
 from spkd.outputs.head import Head
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.students import load_student
+from spkd.teachers.settings import ModelConfig
 from spkd.teachers.toolkit import FrontEnd, NetworkTeacher, kaldi_front_end
 
 

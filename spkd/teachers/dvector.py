@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from spkd.config import ModelConfig
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
 from spkd.networks import padding
@@ -22,6 +21,7 @@ from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.students import read_weights
 from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig
 
 MELS = 40
 FFT, HOP = 400, 160  # samples: 25 ms, 10 ms

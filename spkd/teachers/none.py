@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spkd.config import ModelConfig
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig
 
 
 class NoTeacher(Teacher):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spkd.config import ModelConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
@@ -20,6 +19,7 @@ from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
 from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig
 
 FRAMES = "frames"
 NEMO = "nemo"
@@ -31,7 +31,7 @@ class ONNX(Teacher):
     """Targets: embedding, and frames where the graph has such an output.
 
     The input is the waveform (B, samples), or fbank (B, T, mels) or (B, mels, T), with a second input of lengths or
-    not. Whose fbank it is says the metadata that sherpa-onnx's models carry, else teacher.input.
+    not. Whose fbank it is says the metadata that sherpa-onnx's models carry, else teacher.onnx.input.
     """
 
     family = "onnx"
@@ -40,7 +40,7 @@ class ONNX(Teacher):
     def load(cls, config: ModelConfig, device: torch.device) -> ONNX:
         """weights: the file. input: see `Teacher`. outputs: names in the graph of embedding and frames, where they
         are not clear."""
-        return cls(config.weights, config.input, config.outputs, device)
+        return cls(config.weights, config.settings.input, config.settings.outputs, device)
 
     def __init__(self, weights: str | None, kind: str, outputs: dict[str, str], device: torch.device) -> None:
         if weights is None:
@@ -158,13 +158,13 @@ def _input_kind(source: str, inputs: list[Any], kind: str, described: dict[str, 
         kind = described["spkd_features"]
     if len(shape) == 2:
         if kind not in ("auto", "waveform"):
-            raise UsageError(f"teacher.input={kind}: {source} takes a waveform")
+            raise UsageError(f"onnx.input={kind}: {source} takes a waveform")
         return "waveform", False, 0
     if kind == "auto" and framework in ("wespeaker", "3d-speaker", NEMO):
         kind = framework
     if kind in ("auto", "waveform"):
         raise UsageError(
-            f"{source}: takes fbank {shape}, but not whose: set teacher.input to {', '.join(FBANKS)} or {NEMO}"
+            f"{source}: takes fbank {shape}, but not whose: set teacher.onnx.input to {', '.join(FBANKS)} or {NEMO}"
         )
     first = isinstance(shape[1], int) and (not isinstance(shape[2], int) or kind == NEMO)
     mels = shape[1] if first else shape[2]
@@ -183,7 +183,7 @@ def _outputs(source: str, outputs: list[Any], named: dict[str, str], described: 
     by_name = {output.name: output for output in outputs}
     for target, name in named.items():
         if target not in (EMBEDDING, FRAMES) or name not in by_name:
-            raise UsageError(f"teacher.outputs: {target}: {name}; {source} has {', '.join(by_name)}")
+            raise UsageError(f"onnx.outputs: {target}: {name}; {source} has {', '.join(by_name)}")
     vectors = [o.name for o in outputs if len(o.shape) == 2 or (len(o.shape) == 3 and 1 in o.shape[1:])]
     size = described.get("output_dim")
     sized = [n for n in vectors if size is not None and str(by_name[n].shape[-1]) == size]
@@ -192,7 +192,7 @@ def _outputs(source: str, outputs: list[Any], named: dict[str, str], described: 
     if EMBEDDING not in found:
         if len(likely) != 1:
             raise UsageError(
-                f"{source}: which of {', '.join(by_name)} is the embedding? Set teacher.outputs={{embedding: NAME}}"
+                f"{source}: which of {', '.join(by_name)} is the embedding? Set onnx.outputs={{embedding: NAME}}"
             )
         found[EMBEDDING] = likely[0]
     steps = [o.name for o in outputs if len(o.shape) == 3 and o.name not in vectors]

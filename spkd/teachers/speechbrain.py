@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.config import ModelConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
 from spkd.networks.network import Network
@@ -24,6 +23,7 @@ from spkd.outputs.features import HOP, WINDOW
 from spkd.outputs.head import Head
 from spkd.outputs.target import Target
 from spkd.students import read_weights
+from spkd.teachers.settings import ModelConfig
 from spkd.teachers.toolkit import FrontEnd, Rules, ToolkitTeacher, bare, check_rate, fill, read_settings
 
 SETTINGS, WEIGHTS, CLASSIFIER, LABELS = (

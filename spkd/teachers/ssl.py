@@ -12,7 +12,6 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.functional import group_norm
 
-from spkd.config import ModelConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
@@ -24,6 +23,7 @@ from spkd.outputs.head import Head
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig
 
 ATTENTION_BYTES = 1 << 31  # of one layer of one view
 UNKNOWN_LICENCE = "see the model's own card"
@@ -57,7 +57,7 @@ class SSLTeacher(Teacher):
         self._layers = int(config.num_hidden_layers)
         self._pooled = self._layers if layer is None else layer
         if not 0 <= self._pooled <= self._layers:
-            raise UsageError(f"teacher.layer={layer}: {self._source} has layers 0 to {self._layers}")
+            raise UsageError(f"layer={layer}: {self._source} has layers 0 to {self._layers}")
         self._whole = model.to(device).eval()
         try:  # some values are looked at only when it runs
             window, hop = self.frame_shape()
@@ -76,7 +76,7 @@ class SSLTeacher(Teacher):
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> SSLTeacher:
-        return cls(config.weights, config.layer, device)
+        return cls(config.weights, config.settings.layer, device)
 
     def _load(self) -> tuple[Any, Any]:
         """transformers' configuration and model."""

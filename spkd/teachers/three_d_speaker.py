@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from spkd.config import ModelConfig
 from spkd.errors import UsageError
 from spkd.networks.toolkits.recognise import recognise
 from spkd.outputs.head import Head
 from spkd.students import read_weights
+from spkd.teachers.settings import ModelConfig
 from spkd.teachers.toolkit import ToolkitTeacher, bare, fill, kaldi_front_end
 
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
@@ -36,7 +36,7 @@ class ThreeDSpeaker(ToolkitTeacher):
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> ThreeDSpeaker:
         """weights: the checkpoint, or a folder with one. input: the fbank, where it is not 3D-Speaker's own."""
-        return cls(config.weights, config.input, device)
+        return cls(config.weights, config.settings.input, device)
 
     def __init__(self, weights: str | None, kind: str, device: torch.device) -> None:
         if weights is None:

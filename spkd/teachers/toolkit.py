@@ -45,7 +45,7 @@ class FrontEnd:
 def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
     """Fbank of one of FBANKS at any number of bands. Raises UsageError for another."""
     if kind not in FBANKS:
-        raise UsageError(f"teacher.input={kind}: expected {', '.join(FBANKS)}")
+        raise UsageError(f"input={kind}: expected {', '.join(FBANKS)}")
     words = {
         "kaldi": f"{mels}-mel Kaldi fbank",
         "wespeaker": f"{mels}-mel fbank with a Hamming window",

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.config import ModelConfig
 from spkd.errors import UsageError
 from spkd.networks.toolkits.recognise import recognise
 from spkd.outputs.head import Head
 from spkd.students import read_weights
+from spkd.teachers.settings import ModelConfig
 from spkd.teachers.toolkit import ToolkitTeacher, bare, check_rate, fill, kaldi_front_end, read_settings, section
 
 CONFIG, WEIGHTS = "config.yaml", ("avg_model.pt", "models/avg_model.pt", "model.pt")
@@ -39,7 +39,7 @@ class WeSpeaker(ToolkitTeacher):
     def load(cls, config: ModelConfig, device: torch.device) -> WeSpeaker:
         """weights: the folder, or the file of weights in it. input: the fbank it was trained on, where that is not
         WeSpeaker's own (its hub's `campplus` and `eres2net` come from 3D-Speaker)."""
-        return cls(config.weights, config.input, device)
+        return cls(config.weights, config.settings.input, device)
 
     def __init__(self, weights: str | None, kind: str, device: torch.device) -> None:
         if weights is None:

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from spkd.cache import CacheSource
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
-from spkd.train.losses import ChosenLoss
+from spkd.train.losses.base import ChosenLoss
 from spkd.train.losses.contrastive import CEILING
 
 SAMPLED = 1024  # views whose pairs are looked at

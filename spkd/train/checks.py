@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from spkd.cache import CacheSource
-from spkd.config import TrainConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FEATURES
 from spkd.outputs.target import EMBEDDING, LOGITS
@@ -11,7 +10,9 @@ from spkd.progress import log
 from spkd.registry import LOSSES
 from spkd.train import mining
 from spkd.train.distributed import Ranks
-from spkd.train.losses import ChosenLoss, for_teachers
+from spkd.train.losses.base import ChosenLoss
+from spkd.train.losses.chosen import for_teachers
+from spkd.train.settings import TrainConfig
 from spkd.train.teacher_logits import TeacherLogits
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spkd.cache import CacheSource
-from spkd.config import TrainConfig
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
@@ -20,8 +19,9 @@ from spkd.students import Network
 from spkd.train.batches import HostBatch, InputSource, StepBatches, decode_crops
 from spkd.train.distributed import ALONE, Ranks
 from spkd.train.labels import Labels
-from spkd.train.losses import ChosenLoss, LossInputs
+from spkd.train.losses.base import ChosenLoss, LossInputs
 from spkd.train.mining import Miner
+from spkd.train.settings import TrainConfig
 from spkd.train.teacher_logits import TeacherLogits
 
 
@@ -154,7 +154,7 @@ def finetune_path(
             raise UsageError("finetune_cache= is used by a loss that fine-tunes only; add --loss one-step")
         return None
     if not network.adapters:
-        raise UsageError(f"--loss {loss} needs a student with adapters: student=ssl student.adapters=64")
+        raise UsageError(f"--loss {loss} needs a student with adapters: student=ssl student.ssl.adapters=64")
     if finetune_cache is not None and (needy := [n for n, other in losses.items() if other.kind.needs_labels]):
         raise UsageError(f"finetune_cache= cannot be combined with losses that need labels ({', '.join(needy)})")
     theirs = cache if finetune_cache is None else finetune_cache

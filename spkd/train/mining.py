@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spkd.cache import CacheSource, Crop
-from spkd.config import MiningConfig
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import HOP
@@ -26,6 +25,7 @@ from spkd.students import Network
 from spkd.train.batches import InputSource, decode_crops, load_crops
 from spkd.train.distributed import ALONE, Ranks, first_ranks
 from spkd.train.labels import Groups, Labels, mean_embeddings
+from spkd.train.settings import MiningConfig
 
 EXACT = 100_000  # instances up to which every pair is compared
 CANDIDATES = 1 << 16  # candidates looked at together: (queries, neighbours asked for)

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from spkd.networks.network import forward_crops
 from spkd.students import Network
-from spkd.train.losses import LossInputs, WeightedSum
+from spkd.train.losses.base import LossInputs
+from spkd.train.losses.chosen import WeightedSum
 
 
 class TrainingModule(nn.Module):

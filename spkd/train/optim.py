@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
-from spkd.config import LargeMarginConfig, OptimConfig
+from spkd.registry import OPTIMISERS, NoSettings
 from spkd.train.module import TrainingModule
+from spkd.train.settings import LargeMarginConfig, OptimConfig, SGDSettings
 from spkd.train.sharding import gradient_norm
+
+Groups = list[dict[str, Any]]  # of parameters, with their weight decay
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, large_margin: LargeMarginConfig | None = None) -> float:
@@ -31,7 +35,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int, large_margin: Larg
 
 
 def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD (momentum 0.9); biases and normalisation are not decayed.
+    """The chosen optimiser; biases and normalisation are not decayed.
 
     All parameters in one pass, where torch has such an optimiser for the device.
     """
@@ -41,9 +45,18 @@ def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimi
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=config.nesterov, fused=fused)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+    optimiser: torch.optim.Optimizer = OPTIMISERS[config.name](groups, config.lr, fused, config.settings)
+    return optimiser
+
+
+def make_adamw(groups: Groups, lr: float, fused: bool, settings: NoSettings) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, ICLR 2019)."""
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+
+
+def make_sgd(groups: Groups, lr: float, fused: bool, settings: SGDSettings) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum 0.9."""
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=settings.nesterov, fused=fused)
 
 
 def clip_gradients(config: OptimConfig, module: TrainingModule) -> None:

@@ -18,15 +18,15 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from spkd.cache import CacheSource
-from spkd.config import TrainConfig
 from spkd.errors import SpkdError, first_line
 from spkd.files.atomic import PART, read_bytes, read_json, write_bytes, write_json
 from spkd.files.schema import record
 from spkd.progress import log
 from spkd.train.distributed import world
-from spkd.train.losses import ChosenLoss
+from spkd.train.losses.base import ChosenLoss
 from spkd.train.mining import Miner
 from spkd.train.module import TrainingModule
+from spkd.train.settings import TrainConfig
 from spkd.train.sharding import Division, division_of, divisions, own_state, whole_state
 
 # Where a run happens and how often it saves; all other settings say which run it is.
@@ -41,7 +41,9 @@ def run_settings(
     config: TrainConfig, losses: dict[str, ChosenLoss], cache: CacheSource, finetune_cache: CacheSource | None
 ) -> dict[str, Any]:
     """What makes two runs the same: everything but where they run and how often they save."""
-    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in (*PLACES, "loss")}
+    chosen = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in (*PLACES, "loss", "given")
+    }
     if finetune_cache is not None:
         chosen["finetune_caches"] = [member.fingerprint for member in finetune_cache.members]
     return {
@@ -96,16 +98,15 @@ def is_finished(out: Path, settings: dict[str, Any], losses: dict[str, ChosenLos
         found = read_json(out / name)
         theirs = found if name == STATE else found.get("training") if isinstance(found, dict) else None
         theirs = theirs.get("settings") if isinstance(theirs, dict) else None
-        # A setting that spkd did not know yet had the effect of today's default.
-        filled = _filled(theirs, losses)
-        if filled == ours:
+        theirs = theirs if isinstance(theirs, dict) else {}
+        if theirs == ours:
             finished = finished or name == "model.json"
-        elif not _is_beginning(filled, ours):
+        elif not _is_beginning(theirs, ours):
             what = "an unfinished run" if name == STATE else "a student"
             raise SpkdError(f"{out}: holds {what} with other settings; choose another folder with out=FOLDER")
         elif not (out / STATE).is_file():
             raise SpkdError(
-                f"{out}: finished with steps={filled['steps']}, and its learning rate, weights or margins depend on "
+                f"{out}: finished with steps={theirs['steps']}, and its learning rate, weights or margins depend on "
                 "that number; only runs with optim.schedule=constant, and without such settings, can be continued"
             )
     return finished
@@ -233,34 +234,3 @@ def _remove_states(out: Path, but: str = "") -> None:
     for old in out.glob("state.*.safetensors*"):
         if old.name != but:
             old.unlink(missing_ok=True)
-
-
-def _filled(settings: Any, losses: dict[str, ChosenLoss]) -> dict[str, Any]:
-    """`settings` and, where they lack a key, its default; keys under the names that they have now."""
-    student = settings.get("student") if isinstance(settings, dict) else None
-    if isinstance(student, dict) and "fbank_kind" in student:
-        renamed = {name: value for name, value in student.items() if name != "fbank_kind"}
-        settings = settings | {"student": renamed | {"features": student["fbank_kind"]}}
-    filled = _with_defaults(settings if isinstance(settings, dict) else {}, TrainConfig(), (*PLACES, "loss"))
-    theirs = filled.get("losses")
-    if isinstance(theirs, dict) and list(theirs) == list(losses):
-        filled["losses"] = {
-            name: {"weight": 1.0, "final_weight": None, **_with_defaults(theirs[name], loss.kind.Settings(), ())}
-            for name, loss in losses.items()
-            if isinstance(theirs[name], dict)
-        }
-    return filled
-
-
-def _with_defaults(settings: dict[str, Any], defaults: Any, left_out: tuple[str, ...]) -> dict[str, Any]:
-    filled = dict(settings)
-    for one in dataclasses.fields(defaults):
-        default = getattr(defaults, one.name)
-        if one.name in left_out:
-            continue
-        if dataclasses.is_dataclass(default):
-            given = settings.get(one.name, {})
-            filled[one.name] = _with_defaults(given if isinstance(given, dict) else {}, default, ())
-        else:
-            filled.setdefault(one.name, default)
-    return filled

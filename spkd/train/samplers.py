@@ -3,54 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from spkd.cache import CacheSource
-from spkd.config import SamplerConfig
 from spkd.errors import SpkdError, UsageError
+from spkd.registry import SAMPLERS, NoSettings
 from spkd.seeding import Purpose, random_state
 from spkd.train.mining import Neighbours
+from spkd.train.settings import HardSettings, SamplerConfig, SharesSettings, SpeakersSettings
 
 Order = Callable[[int], np.ndarray]  # epoch -> its views in order, batch after batch
 WINDOW = 50  # batches of neighbouring lengths among which views are shuffled
 
 
-def make_order(
-    config: SamplerConfig,
-    cache: CacheSource,
-    batch_size: int,
-    seed: int,
-    table: Neighbours | None = None,
-) -> Order | None:
+@dataclass(frozen=True)
+class SamplerContext:
+    """What a sampler orders.
+
+    Attributes:
+        cache: whose views.
+        batch_size: views in a batch.
+        seed: of the order.
+        table: of each instance its nearest others, where they are mined.
+    """
+
+    cache: CacheSource
+    batch_size: int
+    seed: int
+    table: Neighbours | None = None
+
+    def divided(self, count: int, key: str) -> int:
+        """The views of a group. Raises UsageError where a batch is no multiple of it."""
+        if self.batch_size % count or count >= self.batch_size:
+            raise UsageError(f"sampler.{key}={count}: batch_size={self.batch_size} is no multiple of it")
+        return count
+
+
+def make_order(config: SamplerConfig, context: SamplerContext) -> Order | None:
     """The order of a run's views; None for the cache's own, shuffled.
 
-    Args:
-        table: of each instance its nearest others, for hard batches.
     Raises:
-        UsageError: settings that the batch or the caches do not allow. SpkdError: a cache without labels.
+        UsageError: settings that the batch or the caches do not allow.
+        SpkdError: a cache without labels.
     """
-    if config.name == "shuffled":
-        return None
-    if not cache.random_access:
+    if config.name != "shuffled" and not context.cache.random_access:
         raise UsageError(f"sampler={config.name}: a stream comes in its own order; pull or import the cache")
-    views = cache.usable_views
-    if config.name == "speakers":
-        if not cache.labelled:
-            raise SpkdError(f"sampler=speakers: {cache.name} has utterances without speaker")
-        return _by_speaker(views, cache.speaker(views), _divided(config.per_speaker, batch_size, "per_speaker"), seed)
-    if config.name == "lengths":
-        return _by_length(views, cache.plan.views.samples[views], batch_size, seed)
-    if config.name == "shares":
-        return _by_shares(cache, config.shares, batch_size, seed)
-    assert table is not None
-    return _hard(views, table, _divided(config.group, batch_size, "group"), seed)
+    order: Order | None = SAMPLERS[config.name](config.settings, context)
+    return order
 
 
-def _divided(count: int, batch_size: int, key: str) -> int:
-    if batch_size % count or count >= batch_size:
-        raise UsageError(f"sampler.{key}={count}: batch_size={batch_size} is no multiple of it")
-    return count
+def shuffled(settings: NoSettings, context: SamplerContext) -> None:
+    """Any views share a batch: the cache's own order, shuffled."""
+
+
+def by_speaker(settings: SpeakersSettings, context: SamplerContext) -> Order:
+    """Batches with several views of each of their speakers. Raises SpkdError where a view has no speaker."""
+    cache, views = context.cache, context.cache.usable_views
+    if not cache.labelled:
+        raise SpkdError(f"sampler=speakers: {cache.name} has utterances without speaker")
+    count = context.divided(settings.views, "speakers.views")
+    return _by_speaker(views, cache.speaker(views), count, context.seed)
+
+
+def by_length(settings: NoSettings, context: SamplerContext) -> Order:
+    """Batches of views of similar length."""
+    views = context.cache.usable_views
+    return _by_length(views, context.cache.plan.views.samples[views], context.batch_size, context.seed)
+
+
+def by_shares(settings: SharesSettings, context: SamplerContext) -> Order:
+    """Batches with a share of each corpus. Raises UsageError for shares that the corpora do not allow."""
+    return _by_shares(context.cache, settings.shares, context.batch_size, context.seed)
+
+
+def by_neighbours(settings: HardSettings, context: SamplerContext) -> Order:
+    """Batches of groups: a view, and views of random neighbours of its instance."""
+    assert context.table is not None
+    count = context.divided(settings.group, "hard.group")
+    return _hard(context.cache.usable_views, context.table, count, context.seed)
 
 
 def _by_speaker(views: np.ndarray, speaker: np.ndarray, count: int, seed: int) -> Order:
@@ -97,12 +129,12 @@ def _by_shares(cache: CacheSource, shares: list[float], batch_size: int, seed: i
     corpora = cache.corpora_views
     if len(corpora) < 2 or len(shares) != len(corpora) or not 0.999 < sum(shares) < 1.001:
         raise UsageError(
-            f"sampler.shares={shares}: give one share for each of {len(corpora)} corpora (cache=[a,b]), 1 in all"
+            f"sampler.shares.shares={shares}: give one share for each of {len(corpora)} corpora (cache=[a,b]), 1 in all"
         )
     counts = np.floor(np.cumsum(shares) * batch_size + 0.5).astype(int)
     counts = np.diff(counts, prepend=0)
     if (counts < 1).any():
-        raise UsageError(f"sampler.shares={shares}: a share below one view in batch_size={batch_size}")
+        raise UsageError(f"sampler.shares.shares={shares}: a share below one view in batch_size={batch_size}")
     usable = [views[cache.is_usable[views]] for views in corpora]
     batches = max(max(len(views) // count for views, count in zip(usable, counts, strict=True)), 1)
 

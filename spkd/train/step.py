@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spkd.config import TrainConfig
 from spkd.errors import UsageError
 from spkd.outputs.features import is_fbank
 from spkd.seeding import Purpose, seed_of
@@ -19,6 +18,7 @@ from spkd.train.distributed import ALONE, Ranks, count_all_ranks
 from spkd.train.loading import TrainBatch
 from spkd.train.module import TrainingModule
 from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
+from spkd.train.settings import TrainConfig
 from spkd.train.sharding import divisions
 from spkd.train.specaugment import mask
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.config import ValidConfig
 from spkd.errors import Interrupted
+from spkd.train.settings import ValidConfig
 
 # Ctrl-C; what schedulers send before they kill; what Slurm sends on request (--signal=USR1@120).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

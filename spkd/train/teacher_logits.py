@@ -13,7 +13,7 @@ from spkd.errors import SpkdError, UsageError
 from spkd.outputs.target import EMBEDDING, LOGITS
 from spkd.progress import log
 from spkd.train.labels import Labels, mean_embeddings
-from spkd.train.losses import ChosenLoss
+from spkd.train.losses.base import ChosenLoss
 
 WRONG = 0.05  # nats of divergence from which the card's logits are called wrong
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spkd.cache import CacheSource
-from spkd.config import TrainConfig
+from spkd.config import chosen
 from spkd.device import resolve
 from spkd.errors import Interrupted, SpkdError, UsageError
 from spkd.files.atomic import writable_folder
@@ -34,11 +34,13 @@ from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.live import LiveView
 from spkd.train.loading import BatchLoader, TrainBatch, finetune_path, input_source
 from spkd.train.log import RunLog
-from spkd.train.losses import ChosenLoss, LossContext, WeightedSum, chosen_losses, for_teachers, with_default_losses
+from spkd.train.losses.base import ChosenLoss, LossContext
+from spkd.train.losses.chosen import WeightedSum, chosen_losses, default_losses, for_teachers
 from spkd.train.meter import Meter, describe, in_words
 from spkd.train.mining import NEGATIVES, POSITIVES, Miner
 from spkd.train.module import TrainingModule
-from spkd.train.samplers import make_order
+from spkd.train.samplers import SamplerContext, make_order
+from spkd.train.settings import TrainConfig
 from spkd.train.step import Optimisation
 from spkd.train.stopping import Progress, stop_request
 from spkd.train.teacher_logits import TeacherLogits, teacher_logits
@@ -204,7 +206,7 @@ def checked(config: TrainConfig) -> Task:
     cache = open_caches(config.cache, config.teachers)
     labels = Labels.of(cache)
     if losses is None:
-        config = replace(config, loss=with_default_losses(config.loss, labelled=bool(labels.names)))
+        config = chosen(config, default_losses(labelled=bool(labels.names)))
         log(f"no loss is named: {' and '.join(config.loss.names)}")
         losses = chosen_losses(config.loss)
     check_labels(cache, losses)
@@ -254,7 +256,8 @@ def build(task: Task, out: Path, ranks: Ranks = ALONE) -> Run:
         logits,
         later=(config.steps * config.accumulate, config.large_margin.crop) if config.large_margin.steps else None,
         order=make_order(
-            config.sampler, cache, config.batch_size, config.seed, miner.tables[NEGATIVES] if hard and miner else None
+            config.sampler,
+            SamplerContext(cache, config.batch_size, config.seed, miner.tables[NEGATIVES] if hard and miner else None),
         ),
         bucketed=config.sampler.name == "lengths",
         ranks=ranks,

@@ -24,8 +24,8 @@ from spkd.cache import (
 )
 from spkd.cache.codec import make_codec
 from spkd.cache.folder import load_card
-from spkd.config import ViewConfig
 from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan, Views
 from spkd.errors import SpkdError
 from spkd.outputs.head import HeadCard

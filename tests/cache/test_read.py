@@ -102,7 +102,7 @@ def test_a_cache_of_a_newer_spkd_or_none_at_all(tmp_path: Path) -> None:
 
 
 def test_the_description_says_what_is_there(tmp_path: Path) -> None:
-    from spkd.config import ViewConfig
+    from spkd.corpus.settings import ViewConfig
     from spkd.corpus.view import ViewPlan
 
     manifest, plan = make_plan([16_000] * 3)

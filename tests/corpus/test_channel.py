@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from spkd.config import CODER_NAMES
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.channel import CODERS, NARROW, transmit
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.settings import CODER_NAMES
 from spkd.errors import SpkdError
 
 

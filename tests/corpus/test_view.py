@@ -10,11 +10,11 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spkd.config import ViewConfig
 from spkd.corpus.audio import SAMPLE_RATE, AudioError, change_speed
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.loader import MOST_SAMPLES, ViewLoader, batched, iterate_batches, stream_batches
 from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan, source_samples
 from spkd.errors import SpkdError, UsageError
 

@@ -79,8 +79,8 @@ def test_any_teacher_can_be_scored(spkd: Callable, corpus: Path, tiny_wavlm: Pat
         corpus / "trials.txt",
         f"manifest={corpus / 'manifest.csv'}",
         "model=wavlm",
-        f"weights={tiny_wavlm}",
-        "layer=1",
+        f"model.weights={tiny_wavlm}",
+        "model.wavlm.layer=1",
     )
     assert done.code == 0, done.err
     assert json.loads(Path("eval/report.json").read_text())["models"][0]["embedding"].endswith("layer 1")

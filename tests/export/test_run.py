@@ -37,7 +37,7 @@ def test_every_student_in_onnx_with_padded_batches(spkd: Callable, monkeypatch: 
     torch.manual_seed(0)
     network = build(name, channels=SMALL.get(name, 16), embedding=8).eval()
     save_student("s", Checkpoint(network))
-    done = spkd("export", "s", "--to", "onnx", "lengths=true", "out=m.onnx")
+    done = spkd("export", "s", "--to", "onnx", "onnx.lengths=true", "out=m.onnx")
     assert done.code == 0, done.err
     graph, waveform = session("m.onnx"), name == "ssl"
     assert [i.name for i in graph.get_inputs()] == ["wave" if waveform else "feats", "lengths"]
@@ -112,7 +112,7 @@ def test_the_waveform_goes_in_and_the_model_can_be_scored(spkd: Callable, studen
 
 def test_eight_bit_integers_stay_near_and_are_smaller(spkd: Callable, student: Path, corpus: Path) -> None:
     audio = f"manifest={corpus / 'manifest.csv'}"
-    done = spkd("export", "student", "--to", "onnx-int8", audio, "speech=20")
+    done = spkd("export", "student", "--to", "onnx-int8", f"onnx_int8.{audio}", "onnx_int8.speech=20")
     assert done.code == 0, done.err
     assert [line.split()[0] for line in done.out.splitlines()[:3]] == ["student", "onnx", "onnx-int8"]
     whole, small = package.load("student"), package.load("student/model.int8.onnx")
@@ -148,7 +148,7 @@ def test_torchscript_of_any_length(spkd: Callable, student: Path) -> None:
 def test_litert_of_one_length(spkd: Callable, student: Path) -> None:
     pytest.importorskip("litert_torch", exc_type=ImportError)
     interpreter = pytest.importorskip("ai_edge_litert.interpreter")
-    done = spkd("export", "student", "--to", "litert", "seconds=2", "out=m.tflite")
+    done = spkd("export", "student", "--to", "litert", "litert.seconds=2", "out=m.tflite")
     assert done.code == 0, done.err
     graph = interpreter.Interpreter("m.tflite")
     graph.allocate_tensors()
@@ -167,7 +167,7 @@ def test_litert_of_one_length(spkd: Callable, student: Path) -> None:
     [
         (["to=onx"], "did you mean 'onnx'"),
         (["to=wespeaker"], "WeSpeaker does not have this network"),
-        (["to=torchscript", "lengths=true"], "lengths=true: to=onnx has that input"),
+        (["to=torchscript", "onnx.lengths=true"], "lengths=true: to=onnx has that input"),
         (["to=torchscript", "trials=x"], "to=torchscript is not"),
         (["calibration=none.json"], "no calibration none.json"),
         (["trials=none.txt", "trials_manifest=none.csv"], "no trial list none.txt"),

@@ -27,7 +27,7 @@ def test_what_is_written_loads_as_wespeakers(
     assert set(state) == set(load_student("s").network.state_dict())
     lines = [f"{i},{corpus}/audio/spk{i}/u0.flac,s{i}\n" for i in range(2)]
     Path("m.csv").write_text("utt,path,speaker\n" + "".join(lines))
-    for model, out in ((["model=s"], "a.npy"), (["model=wespeaker", "weights=w"], "b.npy")):
+    for model, out in ((["model=s"], "a.npy"), (["model=wespeaker", "model.weights=w"], "b.npy")):
         assert spkd("embed", "m.csv", *model, f"out={out}").code == 0
     import numpy as np
 

@@ -17,7 +17,6 @@ import soundfile
 import torch
 
 from spkd.cache import Cache, Crop
-from spkd.config import TeacherConfig
 from spkd.corpus.audio import decode
 from spkd.corpus.loader import ViewLoader
 from spkd.corpus.manifest import Manifest, Utterance
@@ -26,6 +25,7 @@ from spkd.outputs.features import fbank
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
+from spkd.teachers.settings import TeacherConfig
 
 from ..teachers.test_wespeaker import save_wespeaker
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spkd.config import StudentConfig
 from spkd.errors import UsageError
 from spkd.networks.ecapa import AttentiveStatistics, Res2
 from spkd.networks.network import count_macs, count_parameters, forward_crops, statistics
 from spkd.networks.resnet import shortcut
+from spkd.networks.settings import StudentConfig
 from spkd.students import STUDENTS, Checkpoint, build, make_student, save_student
 
 

@@ -123,7 +123,7 @@ def test_the_pretrained_teacher_scores_real_speech_as_published(spkd) -> None:  
         "eval",
         data / "trials-test-short.txt",
         "model=dvector",
-        f"weights={REAL}",
+        f"model.weights={REAL}",
         f"manifest={data / 'test-short.csv'}",
     )
     assert done.code == 0, done.err

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spkd.config import ModelConfig
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANK, fbank_of
-from spkd.teachers import Teacher, load_teacher
+from spkd.teachers import load_teacher
+from spkd.teachers.base import Teacher
 from spkd.teachers.onnx import nemo_fbank
+from spkd.teachers.settings import ModelConfig, ONNXSettings
 
 from .fixed import fixed_wave
 
@@ -70,7 +71,7 @@ FREE = {"x": {0: "B", 1: "T"}, "embs": {0: "B"}, "frames": {0: "B", 1: "U"}}
 
 
 def load(path: Path, **settings: Any) -> Teacher:
-    return load_teacher(ModelConfig("onnx", str(path), **settings), torch.device("cpu"))
+    return load_teacher(ModelConfig("onnx", str(path), settings=ONNXSettings(**settings)), torch.device("cpu"))
 
 
 def centred(bank: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def test_a_model_with_the_metadata_of_sherpa(tmp_path: Path, toolkit: str) -> No
 def test_whose_fbank_it_is_can_be_named_and_is_not_guessed(tmp_path: Path) -> None:
     model = OfBands()
     file = save(tmp_path / "m.onnx", model, (torch.randn(1, 60, 80),), {"x": {1: "T"}, "frames": {1: "U"}})
-    with pytest.raises(UsageError, match=r"takes fbank .* not whose: set teacher.input"):
+    with pytest.raises(UsageError, match=r"takes fbank .* not whose: set teacher.onnx.input"):
         load(file)
     waves = torch.cat([WAVE, 0.5 * WAVE.flip(1)])  # the graph takes one view at a time
     outputs = load(file, input="kaldi").extract(waves, ["embedding"])
@@ -118,7 +119,7 @@ def test_a_model_of_the_waveform(tmp_path: Path, spkd: Callable, corpus: Path) -
     done = spkd("extract", *given)
     assert done.code == 0, done.err
     assert "18 views extracted, 0 rejected; complete" in done.out
-    done = spkd("eval", corpus / "trials.txt", "model=onnx", f"weights={file}", given[2])
+    done = spkd("eval", corpus / "trials.txt", "model=onnx", f"model.weights={file}", given[2])
     assert (done.code, "EER" in done.out) == (0, True), done.err
 
 

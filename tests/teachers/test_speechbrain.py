@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from spkd.config import ModelConfig
 from spkd.errors import UsageError
-from spkd.teachers import Teacher, load_teacher
+from spkd.teachers import load_teacher
+from spkd.teachers.base import Teacher
+from spkd.teachers.settings import ModelConfig
 from spkd.teachers.speechbrain import fbank
 
 from ..conftest import HAS_SPEECHBRAIN

@@ -13,9 +13,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from spkd.config import ModelConfig
 from spkd.errors import UsageError
-from spkd.teachers import Teacher, load_teacher
+from spkd.teachers import load_teacher
+from spkd.teachers.base import Teacher
+from spkd.teachers.settings import FrontEndSettings, ModelConfig
 
 from .fixed import fixed_wave, fixed_weights
 
@@ -47,7 +48,7 @@ def save_wespeaker(folder: Path, name: str, extra: dict[str, Tensor] | None = No
 
 
 def load(family: str, weights: Path, **settings: Any) -> Teacher:
-    return load_teacher(ModelConfig(family, str(weights), **settings), CPU)
+    return load_teacher(ModelConfig(family, str(weights), settings=FrontEndSettings(**settings)), CPU)
 
 
 def check(teacher: Teacher, expected: dict[str, Any]) -> None:
@@ -175,4 +176,4 @@ def test_through_the_command_line(spkd: Callable, corpus: Path, tmp_path: Path) 
     assert "18 views extracted, 0 rejected; complete" in done.out
     assert spkd("cache", "verify", "cache", "--live", "4", *given).code == 0
     assert spkd("train", "--loss", "kld", "student=tiny", "student.channels=16", "steps=2", "batch_size=4").code == 0
-    assert spkd("eval", corpus / "trials.txt", "model=wespeaker", "weights=model", given[2]).code == 0
+    assert spkd("eval", corpus / "trials.txt", "model=wespeaker", "model.weights=model", given[2]).code == 0

@@ -24,13 +24,14 @@ def work(number: int, world: int, port: int, runs: dict[str, list[str]], out: st
     sys.stdout = open(os.devnull, "w")
     from spkd import config
     from spkd.train.distributed import ranks_of
+    from spkd.train.settings import TrainConfig
     from spkd.train.sharding import divisions, whole_state
     from spkd.train.trainer import build, checked
 
     results = {}
     with ranks_of(torch.device("cpu")) as ranks:
         for name, keys in runs.items():
-            task = checked(config.load(config.TrainConfig, keys, environ={}))
+            task = checked(config.load(TrainConfig, keys, environ={}))
             run = build(task, Path(out), ranks)
             batches = list(run.loader.batches_from(0, task.config.accumulate, task.config, task.device))
             terms = run.optimisation.step(0, batches)

@@ -19,6 +19,7 @@ from spkd.errors import SpkdError
 from spkd.students import Checkpoint, build, load_student, save_student
 from spkd.train.checks import check_ranks
 from spkd.train.distributed import Ranks
+from spkd.train.settings import TrainConfig
 from spkd.train.trainer import checked
 from tests.train.ranks import steps
 
@@ -133,6 +134,6 @@ def test_divided_classes_are_one_classifier_on_disk(spkd: Callable, tmp_path: Pa
     ],
 )
 def test_what_cannot_be_divided_is_refused(given: list[str], error: str) -> None:
-    task = checked(config.load(config.TrainConfig, [*SMALL, *given], environ={}))
+    task = checked(config.load(TrainConfig, [*SMALL, *given], environ={}))
     with pytest.raises(SpkdError, match=error):
         check_ranks(Ranks(0, 2), task.cache, task.config)

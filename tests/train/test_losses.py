@@ -5,26 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from spkd.config import Given, LossConfig, fill
+from spkd import config
 from spkd.errors import UsageError
 from spkd.outputs.target import Target
 from spkd.registry import LOSSES
-from spkd.train.losses import (
-    ChosenLoss,
-    Loss,
-    LossContext,
-    LossInputs,
-    WeightedSum,
-    chosen_losses,
-    for_teachers,
-    multilevel,
-)
+from spkd.train.losses import multilevel
 from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
+from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs
+from spkd.train.losses.chosen import WeightedSum, chosen_losses, for_teachers
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
 from spkd.train.losses.logits import (
     KLD,
@@ -39,6 +33,7 @@ from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings, align, 
 from spkd.train.losses.ntxent import NTXent, NTXentSettings
 from spkd.train.losses.regression import MSE, Cosine
 from spkd.train.losses.relational import Relational
+from spkd.train.settings import LossConfig, TrainConfig
 
 DIM = 6
 FRAMES = Target("frames", 7, 320, 400)
@@ -455,7 +450,6 @@ def test_separate_teachers_give_a_term_each() -> None:
     [
         (["cosin"], {}, "did you mean 'cosine'"),
         (["mse", "mse"], {}, "once"),
-        (["mse"], {"aam": 1.0}, "not in use"),
     ],
 )
 def test_bad_choices(names: list[str], weights: dict[str, float], expected: str) -> None:
@@ -466,20 +460,20 @@ def test_bad_choices(names: list[str], weights: dict[str, float], expected: str)
 @pytest.mark.parametrize(
     ("loss", "key", "value"),
     [
-        ("aam", "margin_warmup", ["0.5"]),
-        ("aam", "margin_warmup", ["0.5", "0.2"]),
+        ("aam", "margin_warmup", "[0.5]"),
+        ("aam", "margin_warmup", "[0.5,0.2]"),
         ("kld", "kd_warmup", "2.0"),
         ("aam", "subcentres", "0"),
         ("ntxent", "temperature", "0.0"),
         ("contrastive", "temperature", "nan"),
-        ("memo", "momentum", ["0.5"]),
-        ("multilevel", "level_weights", {"stat": "1"}),
+        ("memo", "momentum", "[0.5]"),
+        ("multilevel", "level_weights", "{stat: 1}"),
     ],
 )
-def test_settings_outside_their_range(loss: str, key: str, value: object) -> None:
-    config = LossConfig([loss], {}, {loss: {key: Given("file.yaml", value, False)}})
+def test_settings_outside_their_range(loss: str, key: str, value: str) -> None:
+    given = [f"loss={loss}", f"loss.{loss}.{key}={value}"]
     with pytest.raises(UsageError, match=key):
-        chosen_losses(config)
+        chosen_losses(config.load(TrainConfig, given, environ={}).loss)
 
 
 def test_a_classifier_over_one_speaker_is_refused() -> None:
@@ -488,26 +482,29 @@ def test_a_classifier_over_one_speaker_is_refused() -> None:
             build(kind, classes=1)
 
 
-def test_settings_of_a_loss_that_is_not_in_use_are_refused_where_they_are_typed() -> None:
-    typed = LossConfig(["mse"], {}, {"aam": {"margin": Given("loss.aam.margin=0.3", "0.3", True)}})
-    with pytest.raises(UsageError, match="--loss aam is not in use"):
-        chosen_losses(typed)
-    shared = LossConfig(["mse"], {}, {"aam": {"margin": Given("lab.yaml", "0.3", False)}})
-    assert list(chosen_losses(shared)) == ["mse"]
-    wrong = LossConfig(["mse"], {}, {"aam": {"margn": Given("lab.yaml", "0.3", False)}})
-    with pytest.raises(UsageError, match="did you mean 'margin'"):
-        chosen_losses(wrong)
+def test_settings_of_a_loss_that_is_not_in_use_are_refused_where_they_are_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def losses(content: str, *given: str) -> dict[str, ChosenLoss]:
+        (tmp_path / "lab.yaml").write_text(content)
+        return chosen_losses(config.load(TrainConfig, ["loss=mse", *given], tmp_path / "lab.yaml", {}).loss)
+
+    for typed in ("loss.aam.margin=0.3", "loss.weights.aam=1.0"):
+        with pytest.raises(UsageError, match="aam is not in use"):
+            losses("", typed)
+    assert list(losses("train: {loss: {aam: {margin: 0.3}, weights: {aam: 1.0}}}")) == ["mse"]
+    assert "left out loss.aam.margin: loss=aam is not in use" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="did you mean 'loss.aam.margin'"):
+        losses("train: {loss: {aam: {margn: 0.3}}}")
 
 
 def test_every_loss_declares_its_settings_with_limits() -> None:
-    from spkd import config
-
     for name in LOSSES:
-        for key in config.keys(LOSSES[name].Settings):
+        assert LOSSES.settings(name) is LOSSES[name].Settings
+        for key in config.keys(LOSSES.settings(name)):
             assert key.meaning
             if key.kind.startswith(("int", "float", "list[float]")):
                 assert any(key.limits.get(limit) is not None for limit in ("low", "high")), f"{name}: {key.name}"
-    assert fill(AAMSettings, "loss.aam", {"margin": Given("x", "0.3", True)}).margin == 0.3
 
 
 def levels_setting(hop: int, window: int) -> tuple[dict[str, Target], dict[str, torch.Tensor], LossInputs]:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from spkd.networks.network import forward_crops
 from spkd.outputs.target import Target
 from spkd.students import Checkpoint, build, load_student, save_student
-from spkd.train.losses import ChosenLoss, LossContext, LossInputs, WeightedSum
+from spkd.train.losses.base import ChosenLoss, LossContext, LossInputs
+from spkd.train.losses.chosen import WeightedSum
 from spkd.train.losses.contrastive import Contrastive
 from spkd.train.losses.memo import MeMo, MeMoSettings
 from spkd.train.module import TrainingModule

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from spkd.cache import Cache, Crop, Plan, claim_units, finalize
 from spkd.cache.folder import load_card
-from spkd.config import MiningConfig
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.corpus.view import Views
 from spkd.outputs.features import FBANK
@@ -23,8 +22,9 @@ from spkd.students import Checkpoint, build, save_student
 from spkd.train import mining
 from spkd.train.batches import InputSource, StepBatches
 from spkd.train.labels import Groups, Labels, mean_embeddings
-from spkd.train.losses import LossContext, LossInputs
+from spkd.train.losses.base import LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
+from spkd.train.settings import MiningConfig
 
 from ..cache.test_layout import start, writer_of
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from spkd.cache import Cache
-from spkd.config import StudentConfig
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.errors import UsageError
+from spkd.networks.settings import StudentConfig
 from spkd.networks.ssl import SSLStudent, from_teacher
 from spkd.outputs.target import Target
 from spkd.students import build, load_student, make_student
-from spkd.train.losses import ChosenLoss, LossContext, LossInputs, WeightedSum
 from spkd.train.losses.aam import AAMSettings
+from spkd.train.losses.base import ChosenLoss, LossContext, LossInputs
+from spkd.train.losses.chosen import WeightedSum
 from spkd.train.losses.onestep import OneStep, OneStepSettings
 from spkd.train.module import TrainingModule
 
@@ -189,7 +190,7 @@ def test_a_student_begins_as_its_teachers_first_layers(family: str, tmp_path: Pa
             assert torch.allclose(found[2], expected[2], atol=2e-5)
     again = build("ssl", **student.settings)
     again.load_state_dict(student.state_dict())
-    with pytest.raises(UsageError, match=r"student.layers=9: .* has 3"):
+    with pytest.raises(UsageError, match=r"student.ssl.layers=9: .* has 3"):
         make_student(StudentConfig("ssl", layers=9, init=str(tmp_path / "teacher")))
 
 
@@ -213,7 +214,7 @@ def caches(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
     assert set(Cache.open("ft").names) == {"wave"}
 
 
-CHOSEN = ["--loss", "one-step", "loss.one_step.targets=[frames.layer2,frames.layer3]", "student.adapters=4"]
+CHOSEN = ["--loss", "one-step", "loss.one_step.targets=[frames.layer2,frames.layer3]", "student.ssl.adapters=4"]
 
 
 @pytest.mark.usefixtures("caches")
@@ -234,7 +235,9 @@ def test_two_manifests_train_two_paths(spkd: Callable, corpus: Path, tiny_wavlm:
     assert spkd("train", *first).code == 0
     done = spkd("train", "--loss", "aam", "cache=ft", "student.init=first", "out=second", *SMALL)
     assert done.code == 0, done.err
-    done = spkd("train", "--loss", "aam", "cache=ft", "student.init=first", "student.adapters=4", "out=third", *SMALL)
+    done = spkd(
+        "train", "--loss", "aam", "cache=ft", "student.init=first", "student.ssl.adapters=4", "out=third", *SMALL
+    )
     assert done.code == 0, done.err
 
 
@@ -244,11 +247,14 @@ def test_two_manifests_train_two_paths(spkd: Callable, corpus: Path, tiny_wavlm:
     [
         (["cache=kd", "finetune_cache=ft", *SMALL], "needs a student with adapters"),
         (
-            ["cache=kd", "finetune_cache=ft", *SMALL, "student=xvector", "student.adapters=4"],
+            ["cache=kd", "finetune_cache=ft", *SMALL, "student=xvector", "student.ssl.adapters=4"],
             "only student=ssl has them",
         ),
-        (["cache=kd", *SMALL, "student.adapters=4"], "needs at least batch_size=6 labelled views"),
-        (["cache=ft", *SMALL, "student.adapters=4"], "needs the target frames.layer2, frames.layer3, which ft lacks"),
+        (["cache=kd", *SMALL, "student.ssl.adapters=4"], "needs at least batch_size=6 labelled views"),
+        (
+            ["cache=ft", *SMALL, "student.ssl.adapters=4"],
+            "needs the target frames.layer2, frames.layer3, which ft lacks",
+        ),
     ],
 )
 def test_what_one_step_cannot_do(spkd: Callable, arguments: list[str], expected: str) -> None:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from spkd.cache import Cache
-from spkd.config import SamplerConfig
+from spkd.cache import Cache, CacheSource
 from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
 from spkd.outputs.features import FBANK
@@ -16,7 +16,8 @@ from spkd.train.batches import InputSource, StepBatches
 from spkd.train.caches import open_caches
 from spkd.train.labels import Groups, Labels
 from spkd.train.mining import NONE, Neighbours
-from spkd.train.samplers import make_order
+from spkd.train.samplers import SamplerContext, make_order
+from spkd.train.settings import HardSettings, SamplerConfig, SharesSettings, SpeakersSettings
 
 
 @pytest.fixture
@@ -25,15 +26,15 @@ def cache(spkd: Callable, corpus: Path) -> Cache:
     return Cache.open("cache")
 
 
-def ordered(cache: Cache, batch: int, seed: int = 0, **settings: object) -> Callable[[int], np.ndarray]:
-    order = make_order(SamplerConfig(**settings), cache, batch, seed)  # type: ignore[arg-type]
+def ordered(
+    cache: CacheSource, batch: int, seed: int = 0, name: str = "speakers", settings: Any = None
+) -> Callable[[int], np.ndarray]:
+    order = make_order(SamplerConfig(name, settings), SamplerContext(cache, batch, seed))
     assert order is not None
     return order
 
 
-@pytest.mark.parametrize(
-    "settings", [{"name": "speakers"}, {"name": "lengths"}, {"name": "speakers", "per_speaker": 3}]
-)
+@pytest.mark.parametrize("settings", [{"name": "speakers"}, {"name": "lengths"}, {"settings": SpeakersSettings(3)}])
 def test_orders_are_functions_of_seed_and_epoch(cache: Cache, settings: dict) -> None:
     one, again, other = (ordered(cache, 6, seed, **settings) for seed in (0, 0, 1))
     assert np.array_equal(one(1), again(1))
@@ -42,12 +43,12 @@ def test_orders_are_functions_of_seed_and_epoch(cache: Cache, settings: dict) ->
 
 
 def test_batches_of_speakers_have_as_many_views_of_each(cache: Cache) -> None:
-    order = ordered(cache, 6, name="speakers", per_speaker=3)(0)
+    order = ordered(cache, 6, settings=SpeakersSettings(3))(0)
     assert sorted(order.tolist()) == list(range(36))  # six views of each speaker: nothing to fill up
     for batch in order.reshape(-1, 6):
         assert np.bincount(cache.speaker(batch)).max() == 3
         assert np.array_equal(np.unique(cache.speaker(batch[:3])), cache.speaker(batch[:1]))
-    filled = ordered(cache, 8, name="speakers", per_speaker=4)(0)
+    filled = ordered(cache, 8, settings=SpeakersSettings(4))(0)
     assert len(filled) == 48
     assert set(filled.tolist()) == set(range(36))
 
@@ -70,7 +71,7 @@ def test_every_batch_has_its_share_of_each_corpus(spkd: Callable, corpus: Path) 
         Manifest(some).save(f"{name}.csv")
         assert spkd("extract", "teacher=none", f"manifest={name}.csv", f"cache={name}").code == 0
     both = open_caches(["a", "b"])
-    order = ordered(both, 4, name="shares", shares=[0.25, 0.75])  # type: ignore[arg-type]
+    order = ordered(both, 4, name="shares", settings=SharesSettings([0.25, 0.75]))
     batches = order(0).reshape(-1, 4)
     assert len(batches) == 12  # one pass over the first corpus, six over the second
     assert ((batches < 12).sum(1) == 1).all()
@@ -78,7 +79,7 @@ def test_every_batch_has_its_share_of_each_corpus(spkd: Callable, corpus: Path) 
     assert np.bincount(order(1)[order(1) >= 12], minlength=18)[12:].tolist() == [6] * 6
     for wrong in ([], [1.0], [0.5, 0.6], [0.01, 0.99]):
         with pytest.raises(UsageError, match=r"sampler\.shares"):
-            ordered(both, 4, name="shares", shares=wrong)  # type: ignore[arg-type]
+            ordered(both, 4, name="shares", settings=SharesSettings(wrong))
 
 
 def test_hard_batches_are_views_and_their_neighbours(cache: Cache) -> None:
@@ -87,7 +88,7 @@ def test_hard_batches_are_views_and_their_neighbours(cache: Cache) -> None:
     neighbours = np.stack([(np.arange(36) + 1) % 36, (np.arange(36) + 2) % 36], 1).astype(np.int32)
     neighbours[5] = NONE
     table = Neighbours(neighbours, instances)
-    order = make_order(SamplerConfig("hard", group=3), cache, 6, 0, table)
+    order = make_order(SamplerConfig("hard", HardSettings(3)), SamplerContext(cache, 6, 0, table))
     assert order is not None
     for lead, *others in order(0).reshape(-1, 3).tolist():
         own = instances.group[lead]
@@ -97,15 +98,12 @@ def test_hard_batches_are_views_and_their_neighbours(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "error"),
-    [
-        ({"name": "speakers", "per_speaker": 4}, "is no multiple"),
-        ({"name": "speakers", "per_speaker": 6}, "is no multiple"),
-    ],
+    "views",
+    [4, 6],
 )
-def test_groups_that_do_not_fill_a_batch_are_refused(cache: Cache, settings: dict, error: str) -> None:
-    with pytest.raises(UsageError, match=error):
-        ordered(cache, 6, **settings)
+def test_groups_that_do_not_fill_a_batch_are_refused(cache: Cache, views: int) -> None:
+    with pytest.raises(UsageError, match="is no multiple"):
+        ordered(cache, 6, settings=SpeakersSettings(views))
 
 
 @pytest.mark.parametrize("sampler", ["speakers", "lengths", "hard"])
@@ -117,7 +115,8 @@ def test_every_sampler_trains_and_continues_exactly(spkd: Callable, corpus: Path
     teacher = ["teacher=checkpoint", "teacher.weights=teacher", f"manifest={corpus / 'manifest.csv'}", "fbank=true"]
     assert spkd("extract", *teacher, "view.speeds=[0.9,1.0]").code == 0
     small = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", f"sampler={sampler}"]
-    small += ["sampler.group=2", "mining.neighbours=4", "optim.schedule=constant"]
+    small += ["optim.schedule=constant"]
+    small += ["sampler.hard.group=2", "mining.neighbours=4"] if sampler == "hard" else []
     assert spkd("train", "--loss", "cosine", *small, "steps=9", "out=whole").code == 0
     assert spkd("train", "--loss", "cosine", *small, "steps=5", "out=part").code == 0
     done = spkd("train", "--loss", "cosine", *small, "steps=9", "out=part")

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from spkd import config
-from spkd.config import TrainConfig
 from spkd.errors import UsageError
 from spkd.outputs.target import Target
 from spkd.students import build
 from spkd.train.loading import TrainBatch
-from spkd.train.losses import LossContext, LossInputs, WeightedSum, chosen_losses
+from spkd.train.losses.base import LossContext, LossInputs
+from spkd.train.losses.chosen import WeightedSum, chosen_losses
 from spkd.train.module import TrainingModule
+from spkd.train.settings import TrainConfig
 from spkd.train.step import Optimisation
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from spkd.config import ValidConfig
 from spkd.errors import Interrupted
+from spkd.train.settings import ValidConfig
 from spkd.train.stopping import SIGNALS, Progress, stop_request
 
 

@@ -15,8 +15,9 @@ from spkd.cache import Cache
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.students import Checkpoint, build, load_student, save_student
 from spkd.train.labels import Labels
-from spkd.train.losses import chosen_losses
+from spkd.train.losses.chosen import chosen_losses
 from spkd.train.losses.contrastive import CEILING
+from spkd.train.settings import TrainConfig
 from spkd.train.teacher_logits import teacher_logits
 
 SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6", "crop=0.5"]
@@ -56,7 +57,7 @@ def test_a_student_learns_from_the_teachers_own_head(
 ) -> None:
     cache = extract("c", SPEAKERS, *(["storage.codecs={logits: float32}"] if stored else []))
     labels = Labels.of(cache)
-    losses = chosen_losses(config.load(config.TrainConfig, [f"loss=[{loss}]"]).loss)
+    losses = chosen_losses(config.load(TrainConfig, [f"loss=[{loss}]"]).loss)
     logits = teacher_logits(cache, labels, losses)
     assert logits is not None
     assert (logits.source, logits.scale, logits.classes) == ("logits", 20.0, SPEAKERS)
@@ -72,7 +73,7 @@ def test_a_student_learns_from_the_teachers_own_head(
 def test_prototypes_are_the_mean_of_each_class(spkd: Callable, extract: Callable) -> None:
     cache = extract("c", SPEAKERS, "view.speeds=[0.9,1.0]")
     labels = Labels.of(cache)
-    losses = chosen_losses(config.load(config.TrainConfig, ["loss=[kld]", "loss.kld.scale=15"]).loss)
+    losses = chosen_losses(config.load(TrainConfig, ["loss=[kld]", "loss.kld.scale=15"]).loss)
     logits = teacher_logits(cache, labels, losses)
     assert logits is not None
     assert logits.source == "embedding"

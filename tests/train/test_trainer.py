@@ -17,13 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from spkd import config
 from spkd.cache import Cache
-from spkd.config import OptimConfig
 from spkd.corpus.manifest import Manifest, Utterance
+from spkd.extract.settings import ExtractConfig
 from spkd.students import Checkpoint, build, load_student, make_student, save_student
 from spkd.train import trainer
-from spkd.train.losses import LossContext, WeightedSum, chosen_losses
+from spkd.train.losses.base import LossContext
+from spkd.train.losses.chosen import WeightedSum, chosen_losses
 from spkd.train.module import TrainingModule
 from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
+from spkd.train.settings import OptimConfig, SGDSettings, TrainConfig
 from tests.train.killing import kill_after_saving
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "steps=12"]
@@ -72,7 +74,7 @@ def test_every_loss_trains_every_student(spkd: Callable, student: str, losses: l
 @pytest.mark.parametrize("means", [False, True])
 def test_class_means_stand_for_the_embeddings_of_labelled_views(means: bool, tmp_path: Path) -> None:
     given = ["loss=cosine", *SMALL, f"class_means={str(means).lower()}"]
-    run = trainer.build(trainer.checked(config.load(config.TrainConfig, given, environ={})), tmp_path)
+    run = trainer.build(trainer.checked(config.load(TrainConfig, given, environ={})), tmp_path)
     cache, views = Cache.open("cache"), run.loader.batches.views(2)
     stored = torch.nn.functional.normalize(cache.batch(cache.usable_views, ["embedding"])["embedding"].float(), dim=-1)
     (batch,) = run.loader.batches_from(2, 3, run.config, run.device)
@@ -279,14 +281,14 @@ def test_a_run_of_an_older_spkd_is_finished_still(spkd: Callable) -> None:
 
 @pytest.mark.parametrize("name", config.recipes())
 def test_recipes_are_valid_settings(name: str) -> None:
-    settings = config.load(config.TrainConfig, base=name)
+    settings = config.load(TrainConfig, base=name)
     assert settings.loss.names
     assert chosen_losses(settings.loss)
-    config.load(config.ExtractConfig, base=name)
+    config.load(ExtractConfig, base=name)
     tree = yaml.safe_load(config.recipe(name).read_text())
     assert set(tree) == {"extract", "train"}
     assert settings.steps == tree["train"]["steps"]
-    assert config.load(config.TrainConfig, ["steps=5"], base=name).steps == 5
+    assert config.load(TrainConfig, ["steps=5"], base=name).steps == 5
     if settings.student.init is None:
         assert make_student(settings.student)
 
@@ -298,7 +300,7 @@ def test_without_any_choice_labels_are_learnt_besides(spkd: Callable, typed: tup
     assert done.code == 0, done.err
     assert "no loss is named: contrastive and aam" in done.out + done.err
     assert list(load_student("student").training["settings"]["losses"]) == ["contrastive", "aam"]
-    resolved = config.load(config.TrainConfig, base=Path("student/run.yaml"))
+    resolved = config.load(TrainConfig, base=Path("student/run.yaml"))
     assert (resolved.loss.names, resolved.loss.weights) == (["contrastive", "aam"], {"aam": weight})
 
 
@@ -311,7 +313,7 @@ def test_recipes_train(spkd: Callable, corpus: Path, name: str) -> None:
     done = spkd("train", "--recipe", name, "steps=2", "batch_size=6")
     assert done.code == 0, done.err
     found = load_student("student").training["settings"]
-    assert list(found["losses"]) == config.load(config.TrainConfig, base=name).loss.names
+    assert list(found["losses"]) == config.load(TrainConfig, base=name).loss.names
     assert "did you mean" in spkd("train", "--recipe", "memmo").err
 
 
@@ -407,7 +409,7 @@ def test_momentum_is_plain_or_nesterovs(nesterov: bool) -> None:
     """By the formulas of Sutskever et al., ICML 2013, as torch has them."""
     linear = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(linear.weight)
-    settings = OptimConfig(name="sgd", lr=0.1, weight_decay=0.0, nesterov=nesterov)
+    settings = OptimConfig(name="sgd", lr=0.1, weight_decay=0.0, settings=SGDSettings(nesterov))
     optimiser = make_optimiser(settings, linear)
     weight, velocity = 1.0, 0.0
     for gradient in (1.0, -0.5, 2.0):
@@ -420,7 +422,7 @@ def test_momentum_is_plain_or_nesterovs(nesterov: bool) -> None:
 
 def test_recipes_have_the_values_of_the_authors() -> None:
     """enskd: the margin rises over epochs 20 to 40 of 150, counted from 0 as the authors' code does; memo: its SGD."""
-    enskd = chosen_losses(config.load(config.TrainConfig, base="enskd").loss)["nontarget"].settings
+    enskd = chosen_losses(config.load(TrainConfig, base="enskd").loss)["nontarget"].settings
     assert enskd.margin_warmup == pytest.approx([19 / 150, 39 / 150], abs=1e-4)  # type: ignore[attr-defined]
-    memo = config.load(config.TrainConfig, base="memo").optim
+    memo = config.load(TrainConfig, base="memo").optim
     assert (memo.lr, memo.clip, memo.clip_by, memo.nesterov) == (0.1875, 3.0, "tensor", False)

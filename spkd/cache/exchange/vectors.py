@@ -12,12 +12,13 @@ from spkd.cache.exchange.transfer import Metadata, building
 from spkd.cache.folder import plan_path
 from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
-from spkd.config import StorageConfig, ViewConfig
 from spkd.corpus.manifest import Manifest, measure
+from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError
 from spkd.files import digest
 from spkd.files.vectors import joined, read_vectors, write_vectors
+from spkd.outputs.settings import StorageConfig
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from spkd.config import key
 from spkd.errors import UsageError
 from spkd.outputs.target import EMBEDDING
 from spkd.train.distributed import averaged, gathered, world
 from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
+from spkd.train.losses.settings import AAMSettings
 from spkd.train.sharding import Division, cross_entropy_of_parts, divided, whole
-
-
-@dataclass
-class MarginSettings:
-    """A cosine classifier with an additive angular margin."""
-
-    margin: float = key(0.2, "additive angular margin (rad)", low=0, high=3.14)
-    margin_warmup: list[float] = key(
-        [0.0, 0.0],
-        "fractions of the run between which the margin grows from 0, exponentially; [0,0]: at once",
-        low=0,
-        high=1,
-    )
-    scale: float = key(32.0, "scale of the student's cosine logits", positive=True, high=1e4)
-
-
-@dataclass
-class AAMSettings(MarginSettings):
-    subcentres: int = key(1, "centres of each class; the nearest counts", low=1, high=1000)
-    sharded: bool = key(False, "divide the classes over the ranks of torchrun, for many speakers")
 
 
 class AAM(Loss):

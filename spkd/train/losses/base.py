@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spkd.outputs.target import LOGITS, Target
+from spkd.registry import NoSettings
 from spkd.students import Network
 
 
@@ -96,11 +97,6 @@ class TrainedClassifier(NamedTuple):
     weight: Tensor
     scale: float
     over_teacher: bool = False
-
-
-@dataclass
-class NoSettings:
-    """The settings of a loss that has none."""
 
 
 class Loss(nn.Module):

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from spkd.config import key
 from spkd.outputs.target import EMBEDDING
 from spkd.train.distributed import gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
+from spkd.train.losses.settings import ContrastiveSettings
 
 CEILING = 0.95  # teacher cosine above which two views are likely to be of one speaker
-
-
-@dataclass
-class ContrastiveSettings:
-    temperature: float = key(0.05, "temperature", positive=True, high=1e3)
-    ceiling: float | None = key(
-        None,
-        "skip negatives whose teacher cosine to the positive exceeds this (probably the same speaker); default: 0.95, "
-        "or above 99 % of different speakers where the teacher's similarities are high even between those",
-        low=-1,
-        high=2,
-    )
 
 
 class Contrastive(Loss):

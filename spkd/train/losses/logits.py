@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from spkd.config import key
 from spkd.errors import UsageError
 from spkd.outputs.target import EMBEDDING, LOGITS
-from spkd.train.losses.aam import MarginSettings, add_margin, check_warmup, margin_of
+from spkd.train.losses.aam import add_margin, check_warmup, margin_of
 from spkd.train.losses.base import LogitsRequest, Loss, LossContext, LossInputs, TrainedClassifier
-
-
-@dataclass
-class LabelSettings(MarginSettings):
-    temperature: float = key(1.0, "temperature of the divergence", positive=True, high=1e3)
-    kd_warmup: float = key(
-        0.0, "fraction of the run over which the weight of the divergence grows from 0 to 1", low=0, high=1
-    )
-    teacher_margin: float = key(0.2, "margin put on the teacher's own cosine logits (rad)", low=0, high=3.14)
-    logits: str = key(
-        "auto",
-        "the teacher's logits: of its own head, or cosines to its mean embedding of each training class; auto takes "
-        "the head where it knows every class",
-        ("auto", "head", "prototypes"),
-    )
-
-
-@dataclass
-class NonTargetSettings(LabelSettings):
-    gamma: float = key(2.0, "weight of the non-target part", low=0, high=1e6)
-
-
-@dataclass
-class TriageSettings(LabelSettings):
-    cutoff: list[float] = key(
-        [0.99, 0.8],
-        "cumulative probability of the confusion set among the non-target speakers, at the beginning and at the end",
-        low=0,
-        high=1,
-    )
-    gamma: float = key(2.0, "weight of the divergence within the confusion set", low=0, high=1e6)
+from spkd.train.losses.settings import LabelSettings, NonTargetSettings, TriageSettings
 
 
 class LabelDistillation(Loss):

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from spkd.config import StudentConfig, key
 from spkd.errors import UsageError
 from spkd.networks.network import forward_crops
+from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import is_fbank
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
-from spkd.registry import STUDENTS
 from spkd.students import Network, make_student
 from spkd.train.distributed import averaged, gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs
-from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
+from spkd.train.losses.contrastive import Contrastive
+from spkd.train.losses.settings import NO_PARTNER, ContrastiveSettings, MeMoSettings
 
 MODES = ("self", "cross")
 GLOBALS = 2  # long crops, which the teachers take too
@@ -32,38 +31,6 @@ EARLIEST = 0.2  # fraction of the run before which nothing is judged: fresh netw
 PATIENCE = 0.1  # fraction of the run for which it may stand still
 LEAST_INFORMATION = 0.05  # nats of mutual information between view and prototype
 INVERSE_TEMPERATURE = 1 / 0.07  # before the contrastive term, in the authors' code
-NO_PARTNER = "none"
-
-
-@dataclass
-class MeMoSettings:
-    partner: str = key("resnet34", "the other architecture; none: one alone, which is DINO", (*STUDENTS, NO_PARTNER))
-    partner_channels: int | None = key(None, "width of the other architecture (default: its own)", low=1, high=65_536)
-    locals: int = key(4, "short crops beside the two long ones (which are as long as crop)", low=0, high=100)
-    local_crop: float = key(2.0, "length of the short crops (s)", positive=True, high=1000)
-    prototypes: int = key(65536, "outputs of each head", low=2, high=10**8)
-    hidden: int = key(2048, "width of the heads", low=1, high=10**6)
-    bottleneck: int = key(256, "width of the heads before the prototypes", low=1, high=10**6)
-    student_temperature: float = key(0.1, "temperature of the students' outputs", positive=True, high=1e3)
-    teacher_temperature: list[float] = key(
-        [0.04, 0.07], "temperature of the teachers' outputs, first and last", positive=True, high=1e3
-    )
-    teacher_temperature_warmup: float = key(
-        0.2, "fraction of the run over which it grows from the one to the other", low=0, high=1
-    )
-    centre: float = key(0.9, "momentum of the centres", low=0, high=1)
-    momentum: list[float] = key([0.996, 1.0], "momentum of the teachers, first and last", low=0, high=1)
-    frozen_prototypes: float = key(
-        0.0067, "first fraction of the run in which the prototypes are not trained (one of 150 epochs)", low=0, high=1
-    )
-    cross_weight: float = key(1.0, "weight of the cross mode", low=0, high=1e6)
-    contrastive_weight: float = key(1.0, "weight of the contrastive term (0: none)", low=0, high=1e6)
-    dynamic_stop: bool = key(True, "let the contrastive term stop by itself")
-    teacher_weight: float = key(
-        0.0, "weight of a third mode: contrast with the cached teacher's embeddings (0: none)", low=0, high=1e6
-    )
-    frozen_temperature: float = key(0.05, "temperature of the third mode", positive=True, high=1e3)
-    ceiling: float | None = key(None, "of the third mode; see loss.contrastive.ceiling", low=-1, high=2)
 
 
 class ProjectionHead(nn.Module):

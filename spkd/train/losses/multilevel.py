@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,25 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from spkd.config import key
 from spkd.errors import UsageError, did_you_mean
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
+from spkd.train.losses.settings import MultiLevelSettings
 
 EPS = 1e-8  # least length in a cosine
 CACHED_NUMBERS = 2**19  # of the vectors that are compared at a time on a CPU: 2 MiB
 CONCAT = "concat"
-
-
-@dataclass
-class MultiLevelSettings:
-    levels: dict[str, str] = key(
-        {"embedding": "embedding"},
-        "student level -> target, e.g. {frames: frames, stats: stats, embedding: embedding}",
-    )
-    concat: list[str] = key([], "targets whose concatenation the student's embedding learns, besides")
-    distance: str = key("cosine", "1 - cosine, or mse (mean over the numbers)", ("cosine", "mse"))
-    level_weights: dict[str, float] = key({}, "weight of a student level, or of concat (default 1)", low=0, high=1e9)
 
 
 class MultiLevel(Loss):

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from spkd.config import key
 from spkd.outputs.target import EMBEDDING
 from spkd.train.distributed import gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs
-
-
-@dataclass
-class NTXentSettings:
-    temperature: float = key(0.05, "temperature", positive=True, high=1e3)
+from spkd.train.losses.settings import NTXentSettings
 
 
 class NTXent(Loss):

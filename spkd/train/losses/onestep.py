@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from spkd.config import key, section
 from spkd.errors import UsageError
 from spkd.networks.network import FRAME_LEVEL
 from spkd.outputs.target import EMBEDDING
-from spkd.train.losses.aam import AAM, AAMSettings
+from spkd.train.losses.aam import AAM
 from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
 from spkd.train.losses.multilevel import align, cosines
-
-
-@dataclass
-class OneStepSettings:
-    targets: list[str] = key(
-        ["frames.layer4", "frames.layer8", "frames.layer12"], "teacher's frames that the path without adapters predicts"
-    )
-    distance: str = key("l1", "l1: mean |difference| - cosine * log sigmoid(cosine); mse", ("l1", "mse"))
-    cosine: float = key(1.0, "weight of the cosine part of l1", low=0, high=1e6)
-    time_reduction: str = key("mean", "of the cosine part over the frames; the authors' code sums", ("mean", "sum"))
-    weight: float = key(1.0, "weight of the distillation beside the fine-tuning", low=0, high=1e6)
-    linear_decay: bool = key(False, "let that weight fall linearly to 0 over the run")
-    finetune_weight: float = key(
-        1.0, "weight of the fine-tuning (0: none, distillation alone, as DistilHuBERT)", low=0, high=1e6
-    )
-    classifier: str = key("aam", "of the fine-tuning path", ("aam", "softmax"))
-    aam: AAMSettings = section(AAMSettings)
+from spkd.train.losses.settings import OneStepSettings
 
 
 class OneStep(Loss):

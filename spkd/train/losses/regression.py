@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from spkd.outputs.target import EMBEDDING
-from spkd.train.losses.base import Loss, LossContext, LossInputs, NoSettings, projection
+from spkd.registry import NoSettings
+from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
 
 
 class Cosine(Loss):

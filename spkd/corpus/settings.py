@@ -1,0 +1,87 @@
+"""Settings of views and of augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spkd.config import key
+
+CODER_NAMES = ("g711", "gsm", "opus", "mp3", "vorbis")
+MANIFEST = "manifest.csv"
+MAX_SEED = 2**40
+
+
+@dataclass
+class AugmentationConfig:
+    """Noise, reverberation and transmission."""
+
+    noise: str | None = key(
+        None, "additive noise: a folder of audio files, or 'synthetic' (coloured noise, no data needed)"
+    )
+    noise_prob: float = key(0.6, "probability that noise is added to a view, where noise is set", low=0, high=1)
+    snr: list[float] = key(
+        [5.0, 20.0], "lowest and highest signal-to-noise ratio (dB), where noise is set", low=-100, high=100
+    )
+    rir: str | None = key(None, "reverberation: a folder of room impulse responses")
+    rir_prob: float = key(0.3, "probability that a view is reverberated, where rir is set", low=0, high=1)
+    coders: list[str] = key(
+        [], "transmission: telephone (g711, gsm), opus, mp3, vorbis, of which each view takes one", CODER_NAMES
+    )
+    coder_prob: float = key(0.5, "probability that a view is transmitted, where coders are set", low=0, high=1)
+
+    @property
+    def is_used(self) -> bool:
+        return self.noise is not None or self.rir is not None or bool(self.coders)
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        found: dict[str, str] = {}
+        if self.noise is None:
+            found |= dict.fromkeys(("noise_prob", "snr"), "no noise is set")
+        if self.rir is None:
+            found["rir_prob"] = "no rir is set"
+        if not self.coders:
+            found["coder_prob"] = "no coders are set"
+        return found
+
+
+@dataclass
+class PlanConfig:
+    plan: str = key(
+        "full",
+        "views of each utterance: full | full:COUNT (whole: as it is, and COUNT - 1 times with a speed and a formant "
+        "factor drawn for its speaker) | windows:SECONDS/HOP | crops:COUNT,SECONDS",
+    )
+    speeds: list[float] = key(
+        [1.0], "speed factors; full and windows make one view per speed, crops draw one each", low=0.5, high=2.0
+    )
+    formants: list[float] = key(
+        [1.0],
+        "factors by which formants move without the pitch; with speeds: pseudo-speakers, pitch and formants apart; "
+        "full and windows make one view per speed and factor",
+        low=0.5,
+        high=2.0,
+    )
+
+
+@dataclass
+class ViewConfig(AugmentationConfig, PlanConfig):
+    """The view plan of a cache."""
+
+    seed: int = key(0, "seed of crop positions, speeds and augmentation", low=0, high=MAX_SEED)
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        found = super().unused()
+        is_random = self.is_used or not (self.plan in ("full", "full:1") or self.plan.startswith("windows"))
+        if not is_random:
+            found["seed"] = f"view={self.plan} without augmentation draws nothing at random"
+        return found
+
+
+@dataclass
+class AugmentationFolders:
+    """Where the audio that augmented a cache's views lies now."""
+
+    noise: str | None = key(None, "folder of the noise with which the cache's views were augmented")
+    rir: str | None = key(None, "folder of the impulse responses of the cache's views")

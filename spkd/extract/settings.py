@@ -1,0 +1,78 @@
+"""Settings of `spkd extract`, and of the commands that reproduce its views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from spkd.config import Settings, key, section
+from spkd.corpus.settings import MANIFEST, AugmentationFolders, ViewConfig
+from spkd.networks.settings import FBANK_NAMES
+from spkd.outputs.settings import StorageConfig
+from spkd.teachers.settings import DEVICES, ModelConfig, TeacherConfig
+
+
+@dataclass
+class ExtractConfig(Settings):
+    """Settings of `spkd extract`."""
+
+    COMMAND: ClassVar[str] = "extract"
+    HINTS: ClassVar[dict[str, str]] = {"model": "teacher"}
+
+    manifest: str = key(MANIFEST, "manifest of the audio (CSV, JSONL or Kaldi folder)")
+    cache: str = key("cache", "folder of the teacher cache")
+    teacher: TeacherConfig = section(TeacherConfig)
+    view: ViewConfig = section(ViewConfig)
+    fbank: bool = key(False, "also store 80-mel fbank of every view, which most students take: training needs no audio")
+    features: str = key("kaldi", "whose fbank fbank=true stores; as student.features", FBANK_NAMES)
+    wave: bool = key(False, "also store the samples of every view, for students that take the waveform (ssl)")
+    storage: StorageConfig = section(StorageConfig)
+    batch_size: int = key(
+        32,
+        "views in one teacher batch; of different length only where padding does not change what the teacher gives",
+        low=1,
+        high=100_000,
+    )
+    workers: int = key(2, "threads that decode and augment", low=1, high=1024)
+    min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
+    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
+    engine: str = key(
+        "auto", "auto: this process, or a rank of torchrun or srun; ray: actors of a Ray cluster", ("auto", "ray")
+    )
+    processes: int = key(
+        0, "actors of engine=ray, or tasks of --slurm-script (0: by the GPUs, or the CPUs)", low=0, high=100_000
+    )
+
+    @property
+    def stores_fbank(self) -> bool:
+        """Whether fbank is a target: where it is asked for, or where there would be no other."""
+        return self.fbank or (self.teacher.name == "none" and not self.wave)
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        return {} if self.stores_fbank else {"features": "no fbank is stored (fbank=true)"}
+
+
+@dataclass
+class VerifyConfig(Settings):
+    """What `spkd cache verify --live` needs to run the teacher again; the `extract:` section of a file fills it."""
+
+    COMMAND: ClassVar[str] = "extract"
+    BORROWS: ClassVar[bool] = True
+    HINTS: ClassVar[dict[str, str]] = {"model": "teacher"}
+
+    manifest: str = key(MANIFEST, "manifest of the audio, as at extraction")
+    teacher: ModelConfig = section(ModelConfig)
+    view: AugmentationFolders = section(AugmentationFolders)
+    device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
+
+
+@dataclass
+class CacheExportConfig(Settings):
+    """What `spkd cache export --audio` needs to load the audio; the `extract:` section of a file fills it."""
+
+    COMMAND: ClassVar[str] = "extract"
+    BORROWS: ClassVar[bool] = True
+
+    manifest: str = key(MANIFEST, "manifest of the audio, as at extraction")
+    view: AugmentationFolders = section(AugmentationFolders)

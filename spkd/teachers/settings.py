@@ -1,0 +1,100 @@
+"""Settings of frozen models: those that all families have, and the families' own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from spkd.config import Chooser, component, key
+from spkd.registry import TEACHERS
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+DEVICES = ("auto", "cuda", "mps", "cpu", *(f"cuda:{i}" for i in range(16)))
+INPUTS = ("auto", "kaldi", "sherpa", "wespeaker", "3d-speaker", "nemo", "waveform")
+CHECKPOINT = "checkpoint"  # family of the students that spkd trained
+
+
+@dataclass
+class TransformersSettings:
+    """Settings of WavLM, HuBERT, wav2vec 2.0, data2vec and w2v-BERT."""
+
+    layer: int | None = key(
+        None, "hidden layer pooled into the embedding (default: the speaker head, else the last)", low=0, high=1000
+    )
+
+
+@dataclass
+class FrontEndSettings:
+    """Settings of the models of a toolkit whose files need not say what they take."""
+
+    input: str = key("auto", "features that the model takes, where its file does not say it", INPUTS)
+
+
+@dataclass
+class ONNXSettings(FrontEndSettings):
+    """Settings of ONNX models."""
+
+    outputs: dict[str, str] = key({}, "names in the graph of embedding and frames, where they are not clear")
+
+
+@dataclass
+class ModelConfig(Chooser):
+    """A frozen model."""
+
+    name: str = key("dvector", "teacher family; none stores only features, for training without a teacher", TEACHERS)
+    weights: str | None = key(
+        None,
+        "weights: a file, a folder or a hub id; default: dvector takes the installed resemblyzer package, wavlm "
+        "microsoft/wavlm-base-plus-sv, hubert, wav2vec2, data2vec and w2v-bert public large models, checkpoint "
+        "./student",
+    )
+    precision: str = key("fp32", "of the model's matrix products and convolutions", PRECISIONS)
+    compile: bool = key(False, "compile the model (torch.compile): slow to start, faster on a GPU")
+    settings: Any = component(TEACHERS)
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        if self.name == "none":
+            return dict.fromkeys(("weights", "precision", "compile"), "teacher=none runs no model")
+        return {}
+
+
+@dataclass
+class TeacherConfig(ModelConfig):
+    """The teacher of an extraction."""
+
+    targets: list[str] = key(["embedding"], "targets to store, e.g. [embedding,frames.layer8]; see --targets")
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        found = super().unused()
+        if self.name == "none":
+            found["targets"] = "teacher=none has none; fbank=true and wave=true store features"
+        return found
+
+
+@dataclass
+class ScoredModelConfig(ModelConfig):
+    """The model that embeds the utterances of trials: a student, or a teacher."""
+
+    name: str = key("student", "folder of a student, or a teacher family (then see model.weights)")
+    settings: Any = component(TEACHERS, otherwise=CHECKPOINT)
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        return {} if self.name in TEACHERS else {"weights": f"{self.name} is the folder of a student"}
+
+
+@dataclass
+class EnrolModelConfig(ScoredModelConfig):
+    """The model of the enrolment side."""
+
+    name: str | None = key(  # type: ignore[assignment]
+        None, "another model for the enrolment side, with embeddings of the same space: a student's own teacher"
+    )
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        if self.name is None:
+            return dict.fromkeys(("weights", "precision", "compile"), "no enrol.model is set")
+        return super().unused()
