@@ -1,4 +1,4 @@
-"""A student in other runtimes: onnxruntime, sherpa-onnx, 8-bit integers, TorchScript, LiteRT.
+"""A student in other runtimes: onnxruntime, sherpa-onnx, 8-bit integers, PyTorch programs, LiteRT.
 
 Trains a student on sherpa-onnx's features from the teacher's cache (once; a finished run is taken as it is), exports it
 by `spkd export` to everything, and compares embeddings, error rates, bytes and speed on the utterances of a trial list.
@@ -112,7 +112,7 @@ def main() -> None:
         "onnx, waveform": ["to=onnx", "waveform=true", f"out={student / 'model.wave.onnx'}"],
         "onnx, lengths": ["to=onnx", "onnx.lengths=true", f"out={student / 'model.lengths.onnx'}"],
         "onnx-int8": ["to=onnx-int8", train],
-        "torchscript": ["to=torchscript"],
+        "pt2": ["to=pt2"],
     }
     files = {name: Path(run("export", student, *keys).splitlines()[-1].split(":")[0]) for name, keys in formats.items()}
     printed = ""
@@ -129,16 +129,16 @@ def main() -> None:
         waves[name] = soundfile.read(
             utterance.path, dtype="float32", start=round(utterance.start * 16_000), frames=frames
         )[0]
-    graph = torch.jit.load(str(files["torchscript"]))
+    graph = torch.export.load(str(files["pt2"])).module()
     features = load_student(student).network.features
 
-    def torchscript(wave: np.ndarray) -> np.ndarray:
+    def pt2(wave: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             return graph(features(torch.from_numpy(wave)[None]))[0].numpy()
 
     runtimes: dict[str, Embed] = {"student": spkd.load(student, "cpu").embed}
     runtimes |= {name: spkd.load(files[name], "cpu").embed for name in formats if name.startswith("onnx")}
-    runtimes |= {"sherpa-onnx": sherpa(files["onnx"]), "torchscript": torchscript}
+    runtimes |= {"sherpa-onnx": sherpa(files["onnx"]), "pt2": pt2}
     files |= {"student": student / "model.safetensors", "sherpa-onnx": files["onnx"]}
     rows: dict[str, dict[str, float]] = {}
     reference = None

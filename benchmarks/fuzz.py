@@ -161,7 +161,7 @@ CASES = {
         ("calibration.json", "student/calibration.json"),
         (
             ("eval", "--scores", "evaluation/scores.txt", "calibration=calibration.json", "out=new", "bootstrap=5"),
-            ("export", "student", "to=torchscript", "out=new.pt"),
+            ("export", "student", "to=pt2", "out=new.pt2"),
         ),
     ),
     "evaluation": Case(

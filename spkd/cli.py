@@ -408,7 +408,7 @@ def export_student(
     ] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """Write a student for another runtime: ONNX, ONNX in 8-bit integers, TorchScript, LiteRT, WeSpeaker."""
+    """Write a student for another runtime: ONNX, ONNX in 8-bit integers, PyTorch's .pt2, LiteRT, WeSpeaker."""
     given = [*(overrides or []), *([f"to={to}"] if to else [])]
     settings = config.load(ExportConfig, given, config_file)
     from spkd.cache.describe import format_bytes

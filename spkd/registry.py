@@ -174,7 +174,7 @@ EXPORTS = Registry(
     {
         "onnx": ("spkd.export.onnx:ONNX", "spkd.export.settings:ONNXSettings"),
         "onnx-int8": ("spkd.export.int8:ONNXInt8", "spkd.export.settings:Int8Settings"),
-        "torchscript": ("spkd.export.torchscript:TorchScript", ""),
+        "pt2": ("spkd.export.pt2:PT2", ""),
         "litert": ("spkd.export.litert:LiteRT", "spkd.export.settings:LiteRTSettings"),
         "wespeaker": ("spkd.export.wespeaker:WeSpeaker", ""),
     },

@@ -1,6 +1,13 @@
-"""What is exported: a network, with its features before it or without, as operations that every runtime has."""
+"""Graph that is exported: a network, with its features before it or without, as operations that every runtime has."""
 
 from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +17,10 @@ from spkd.networks.network import Network
 from spkd.outputs.features import FBANKS, HOP, WINDOW, frame_spectra, is_fbank, mel_filters
 from spkd.outputs.target import EMBEDDING, Target
 
+BATCH = torch.export.Dim("batch", min=1, max=65_536)
+# Shortest inputs (frames, or samples) for which the exporter shows that one graph serves. Networks that pool stretches of
+# frames need the second.
+SHORTEST = {False: (16, 256), True: (3200, 8000)}
 FLOOR = torch.finfo(torch.float32).eps
 
 
@@ -97,3 +108,45 @@ def _mirrored(waves: Tensor, lengths: Tensor | None) -> Tensor:
     steps = torch.where(steps < 0, -steps - 1, steps)
     steps = torch.where(steps >= last, 2 * last - 1 - steps, steps).clamp_min(0)
     return waves.gather(1, steps.expand(waves.shape[0], -1))
+
+
+def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedProgram:
+    """The graph of an embedder, of any batch and length.
+
+    Args:
+        embedder: the student.
+        lengths: whether it has a second input, the lengths (B,) of the views of a padded batch.
+    Raises:
+        Exception: of many kinds, where torch cannot export the network.
+    """
+    example = embedder.example(4.0, batch=2)
+    inputs: tuple[Tensor, ...] = (example,)
+    if lengths:
+        inputs += (torch.tensor([example.shape[1], example.shape[1] // 2]),)
+    shorter, longer = SHORTEST[embedder.front_end is not None]
+    try:
+        return _traced(embedder, inputs, shorter)
+    except torch._dynamo.exc.UserError:
+        return _traced(embedder, inputs, longer)
+
+
+def _traced(embedder: Embedder, inputs: tuple[Tensor, ...], shortest: int) -> torch.export.ExportedProgram:
+    length = torch.export.Dim("length", min=shortest, max=10**7)
+    dynamic = ({0: BATCH, 1: length}, {0: BATCH})[: len(inputs)]
+    with quiet(), torch.no_grad():
+        return torch.export.export(
+            embedder, inputs, dynamic_shapes=dynamic, strict=False, prefer_deferred_runtime_asserts_over_guards=True
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's remarks on what is no fault here."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -13,11 +13,38 @@ import torch
 from spkd.corpus.audio import AudioError, decode
 from spkd.corpus.manifest import Manifest, measure
 from spkd.errors import SpkdError, UsageError
-from spkd.export.graph import Embedder
-from spkd.export.onnx import NAMES, _quiet
+from spkd.export.base import Export, Exported, checked, in_torch, least_cosine, real_time_factor
+from spkd.export.graph import Embedder, quiet
+from spkd.export.onnx import NAMES, Session, write_onnx
+from spkd.export.settings import Int8Settings
+from spkd.networks.network import Network
 
 CROP = 3.0  # s of each utterance: ranges of whole utterances would take memory without telling more
 QUANTISED = ("Conv", "MatMul", "Gemm")  # pooling and normalisation stay in floating point
+
+
+class ONNXInt8(Export):
+    """ONNX in 8-bit integers."""
+
+    Settings = Int8Settings
+    file = "model.int8.onnx"
+
+    def check(self, network: Network) -> None:
+        if not self.settings.manifest:
+            raise UsageError("to=onnx-int8: name speech on which ranges are measured by onnx_int8.manifest=FILE")
+
+    def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
+        whole = out.with_name(f"{out.stem}.fp32{out.suffix}")
+        try:
+            write_onnx(embedder, whole, False, metadata)
+            rows = [checked("onnx", whole, embedder, Session(whole))]
+            speech = speech_inputs(embedder, Manifest.load(self.settings.manifest), self.settings.speech)
+            quantise(embedder, whole, out, speech)
+        finally:
+            whole.unlink(missing_ok=True)
+        session, inputs = Session(out), [torch.from_numpy(x) for x in speech[:: max(len(speech) // 20, 1)]]
+        cosine = least_cosine(in_torch(embedder), session, inputs)
+        return [*rows, Exported("onnx-int8", out.stat().st_size, cosine, real_time_factor(session, embedder))]
 
 
 def speech_inputs(embedder: Embedder, manifest: Manifest, seconds: float) -> list[np.ndarray]:
@@ -70,7 +97,7 @@ def quantise(embedder: Embedder, source: Path, out: Path, inputs: list[np.ndarra
         def get_next(self) -> dict[str, Any] | None:
             return next(self._feeds, None)
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(

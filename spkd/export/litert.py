@@ -10,8 +10,20 @@ import torch
 from torch import Tensor
 
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.export.graph import Embedder
-from spkd.export.onnx import _quiet
+from spkd.export.base import Export, Exported, checked
+from spkd.export.graph import Embedder, quiet
+from spkd.export.settings import LiteRTSettings
+
+
+class LiteRT(Export):
+    """TensorFlow Lite, for one view of one length."""
+
+    Settings = LiteRTSettings
+    file = "model.tflite"
+
+    def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
+        write_litert(embedder, out, self.settings.seconds)
+        return [checked("litert", out, embedder, load_litert(out), (self.settings.seconds,))]
 
 
 def write_litert(embedder: Embedder, out: Path, seconds: float) -> None:
@@ -25,7 +37,7 @@ def write_litert(embedder: Embedder, out: Path, seconds: float) -> None:
     except ImportError as error:
         raise UsageError("to=litert needs litert-torch: pip install 'spkd[litert]'") from error
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             litert_torch.convert(embedder, (embedder.example(seconds),)).export(str(out))
     except Exception as error:  # the converter raises many kinds
         raise SpkdError(f"{out}: the network cannot be converted ({first_line(error)})") from error

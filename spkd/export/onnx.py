@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +12,27 @@ from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.export.graph import Embedder, toolkit_of
+from spkd.export.base import Export, Exported, checked
+from spkd.export.graph import Embedder, quiet, toolkit_of, traced
+from spkd.export.settings import ONNXSettings
 from spkd.files.atomic import write_bytes
 from spkd.outputs.features import is_fbank
 from spkd.outputs.target import EMBEDDING
 
 OPSET = 20
-BATCH = torch.export.Dim("batch", min=1, max=65_536)
-LEAST = {False: 256, True: 8000}  # frames or samples that the exporter assumes; shorter inputs work as well
 NAMES = {False: "feats", True: "wave"}  # of the input, by whether it is the waveform; WeSpeaker's convention
 OUTPUT = "embs"
+
+
+class ONNX(Export):
+    """ONNX, of any batch and length."""
+
+    Settings = ONNXSettings
+    file = "model.onnx"
+
+    def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
+        write_onnx(embedder, out, self.settings.lengths, metadata)
+        return [checked("onnx", out, embedder, Session(out))]
 
 
 def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str, str]) -> None:
@@ -42,46 +48,24 @@ def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str,
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UsageError("to=onnx needs onnx and onnxscript: pip install 'spkd[export]'") from error
-    example = embedder.example(4.0, batch=2)
-    inputs: tuple[Tensor, ...] = (example,)
     waveform = embedder.front_end is not None
-    length = torch.export.Dim("length", min=LEAST[waveform], max=10**7)
-    dynamic: tuple[dict[int, Any], ...] = ({0: BATCH, 1: length},)
-    names = [NAMES[waveform]]
-    if lengths:
-        inputs += (torch.tensor([example.shape[1], example.shape[1] // 2]),)
-        dynamic, names = (*dynamic, {0: BATCH}), [*names, "lengths"]
+    names = [NAMES[waveform], *(["lengths"] if lengths else [])]
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.export.export(
-                embedder, inputs, dynamic_shapes=dynamic, strict=False, prefer_deferred_runtime_asserts_over_guards=True
-            )
-            found = torch.onnx.export(
+        program = traced(embedder, lengths)
+        with quiet(), torch.no_grad():
+            exported = torch.onnx.export(
                 program, dynamo=True, input_names=names, output_names=[OUTPUT], opset_version=OPSET, verbose=False
             )
     except Exception as error:  # the exporter raises many kinds
         raise SpkdError(f"{out}: the network cannot be exported ({first_line(error)})") from error
-    assert found is not None
-    model = found.model_proto
+    assert exported is not None
+    model = exported.model_proto
     _name_dimensions(model, ["batch", "samples" if waveform else "frames"])
     del model.metadata_props[:]
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
     write_bytes(out, model.SerializeToString())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on what is no fault here."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _name_dimensions(model: Any, names: list[str]) -> None:

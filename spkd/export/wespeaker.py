@@ -10,7 +10,8 @@ import yaml
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
-from spkd.export.graph import toolkit_of
+from spkd.export.base import Export, Exported
+from spkd.export.graph import Embedder, toolkit_of
 from spkd.files.atomic import write_bytes
 from spkd.networks.campplus import CAMPPlus
 from spkd.networks.network import Network
@@ -21,17 +22,30 @@ from spkd.progress import log
 THEIRS = ((ResNet34, "ResNet34", 32), (CAMPPlus, "CAMPPlus", 128))  # network, WeSpeaker's name, its only width
 
 
-def write_wespeaker(network: Network, folder: Path) -> None:
-    """Write both files.
+class WeSpeaker(Export):
+    """WeSpeaker's folder: the network alone, whose features the toolkit computes."""
 
-    Raises:
-        UsageError: a network or a width that WeSpeaker does not have.
-    """
+    file = "wespeaker"
+
+    def check(self, network: Network) -> None:
+        if _name(network) is None:
+            has = ", ".join(f"{theirs} of {width} channels" for _, theirs, width in THEIRS)
+            raise UsageError(f"to=wespeaker: WeSpeaker does not have this network; of spkd's students it has {has}")
+
+    def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
+        write_wespeaker(embedder.network, out)
+        return []
+
+
+def _name(network: Network) -> str | None:
+    """WeSpeaker's name of a network; None where it does not have it, or not of this width."""
     channels = network.settings.get("channels")
-    name = next((name for kind, name, width in THEIRS if type(network) is kind and width == channels), None)
-    if name is None:
-        has = ", ".join(f"{theirs} of {width} channels" for _, theirs, width in THEIRS)
-        raise UsageError(f"to=wespeaker: WeSpeaker does not have this network; of spkd's students it has {has}")
+    return next((name for kind, name, width in THEIRS if type(network) is kind and width == channels), None)
+
+
+def write_wespeaker(network: Network, folder: Path) -> None:
+    """Write the weights and config.yaml."""
+    name = _name(network)
     toolkit = toolkit_of(network.input_kind)
     if toolkit != "wespeaker":
         log(

@@ -123,7 +123,7 @@ def test_eight_bit_integers_stay_near_and_are_smaller(spkd: Callable, student: P
     assert {node.op_type for node in _nodes("student/model.int8.onnx")} >= {"QuantizeLinear", "DequantizeLinear"}
     assert small.calibration is not None
     assert not list(student.glob("*.fp32.*"))
-    assert "name a manifest of speech" in spkd("export", "student", "to=onnx-int8").err
+    assert "onnx_int8.manifest=FILE" in spkd("export", "student", "to=onnx-int8").err
 
 
 def _nodes(path: str) -> list:
@@ -132,11 +132,11 @@ def _nodes(path: str) -> list:
     return list(onnx.load(path).graph.node)
 
 
-def test_torchscript_of_any_length(spkd: Callable, student: Path) -> None:
-    done = spkd("export", "student", "--to", "torchscript")
+def test_pt2_of_any_length(spkd: Callable, student: Path) -> None:
+    done = spkd("export", "student", "--to", "pt2")
     assert done.code == 0, done.err
     extra = {"metadata.json": ""}
-    graph = torch.jit.load("student/model.torchscript.pt", _extra_files=extra)
+    graph = torch.export.load("student/model.pt2", extra_files=extra).module()
     assert json.loads(extra["metadata.json"])["spkd_features"] == "sherpa"
     network = load_student(student).network
     for batch, frames in ((1, 400), (3, 133)):
@@ -167,8 +167,8 @@ def test_litert_of_one_length(spkd: Callable, student: Path) -> None:
     [
         (["to=onx"], "did you mean 'onnx'"),
         (["to=wespeaker"], "WeSpeaker does not have this network"),
-        (["to=torchscript", "onnx.lengths=true"], "lengths=true: to=onnx has that input"),
-        (["to=torchscript", "trials=x"], "to=torchscript is not"),
+        (["to=pt2", "onnx.lengths=true"], "onnx.lengths=true has no effect: to=onnx is not in use"),
+        (["to=pt2", "trials=x"], "to=pt2 is not scored"),
         (["calibration=none.json"], "no calibration none.json"),
         (["trials=none.txt", "trials_manifest=none.csv"], "no trial list none.txt"),
     ],
