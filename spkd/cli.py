@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shlex
 import signal
 import sys
@@ -28,9 +26,6 @@ from spkd.version import __version__
 
 if TYPE_CHECKING:
     from spkd.eval.score import Scored
-    from spkd.teachers.base import Teacher
-
-HDF5 = (".h5", ".hdf5")
 
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
@@ -141,41 +136,19 @@ def extract(
 
         print(script(settings, sys.argv[1:]), end="")
         return
-    from spkd.device import resolve
-    from spkd.teachers import load_teacher
-
     if targets:
-        _list_targets(load_teacher(settings.teacher, resolve(settings.device)))
+        _list_targets(settings)
         return
-    from spkd.corpus.manifest import Manifest
-    from spkd.extract.ranks import Rank
-    from spkd.extract.ranks import report as report_ranks
-    from spkd.extract.run import REJECTED, load_and_extract
-    from spkd.files.atomic import writable_folder
+    from spkd.extract.launch import extract_all
+    from spkd.extract.run import REJECTED
 
-    audio = Manifest.load(settings.manifest)
-    for one in (settings, *more):
-        writable_folder(one.cache)
-    if len({Path(one.cache).resolve() for one in (settings, *more)}) <= len(more):
-        raise UsageError("--also: every teacher needs a cache of its own (cache=FOLDER)")
-    rank, every = Rank.launched(), [settings, *more]
-    if settings.engine == "ray":
-        from spkd.extract.ray_engine import extract_with_ray
-
-        reports = extract_with_ray(every, audio)
-    elif rank is not None and rank.number:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the first rank reports for all
-            load_and_extract(every, audio, rank)
-        return
-    else:
-        reports = load_and_extract(every, audio, rank)
-        for one in every if rank is not None else ():
-            report_ranks(Path(one.cache), rank.run if rank else "")
-    for one, report in zip(every, reports, strict=True):
+    every = [settings, *more]
+    reports = dict(zip([one.cache for one in every], extract_all(every), strict=False))
+    for cache, report in reports.items():
         state = "complete" if report.complete else "other workers are still busy with the rest"
-        print(f"{one.cache}: {report.views} views extracted, {len(report.rejected)} rejected; {state}")
-    for one, report in zip(every, reports, strict=True):
-        _list_rejected(report.rejected, strict, Path(one.cache) / REJECTED)
+        print(f"{cache}: {report.views} views extracted, {len(report.rejected)} rejected; {state}")
+    for cache, report in reports.items():
+        _list_rejected(report.rejected, strict, Path(cache) / REJECTED)
 
 
 def _of_another(overrides: list[str], keys: str) -> list[str]:
@@ -236,31 +209,15 @@ def train(
         config.load(TrainConfig, keys, config_file, base=base)
         for keys in (combinations(given) if multirun else [given])
     ]
-    from spkd.device import resolve
-    from spkd.eval.validate import Validation
-    from spkd.train.distributed import launched
-    from spkd.train.trainer import train as run
+    from spkd.eval.validate import validation
+    from spkd.train.launch import train_each
 
     results, failed = [], None
-    if multirun and launched():
-        raise UsageError("-m: runs of a sweep cannot share ranks; start torchrun once for each")
-    if launched() and os.environ.get("RANK", "0") != "0":  # the first rank reports for all
-        sys.stdout = open(os.devnull, "w")
-    for settings in runs:
-        try:
-            valid, device = settings.valid, resolve(settings.device)
-            validate = None
-            if valid.trials is not None:
-                validate = Validation(valid.trials, valid.manifest, settings.out, device)
-            result = run(settings, validate)
-        except Interrupted:
-            raise
-        except SpkdError as error:
-            if not multirun:
-                raise
-            failed = error  # the other runs of a sweep go on
-            print(f"error: {settings.out}: {error}", file=sys.stderr)
-            results.append({"out": settings.out, "error": str(error)})
+    for settings, result in train_each(runs, validation, multirun):
+        if isinstance(result, SpkdError):
+            failed = result
+            print(f"error: {settings.out}: {result}", file=sys.stderr)
+            results.append({"out": settings.out, "error": str(result)})
             continue
         terms = ", ".join(f"{name} {value:.4f}" for name, value in result.terms.items())
         best = "" if result.best is None else f"; lowest EER {result.best[0]:.3f} % after {result.best[1]} steps"
@@ -543,14 +500,6 @@ def cache_estimate(
     print(f"teacher on {found.device:9} {hours:,.2f} h: {hours * hour:,.2f} at {hour:g} an hour (decoding not counted)")
 
 
-@cache_app.command("upgrade", epilog=_example("spkd cache upgrade cache"))
-def cache_upgrade(path: CachePath) -> None:
-    """Move a cache of format 1 (spkd before 0.2) to the present format, in place; no shard is touched."""
-    from spkd.cache.upgrade import upgrade
-
-    print(f"{path}: upgraded; {'complete' if upgrade(path) else 'units are still missing'}")
-
-
 @cache_app.command("ls", epilog=_example("spkd cache ls s3://lab/caches"))
 def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, http://).")] = ".") -> None:
     """List all caches below a folder or bucket."""
@@ -643,34 +592,12 @@ def cache_export(
     config_file: ConfigFile = None,
 ) -> None:
     """Write a cache as one HDF5 file, as WebDataset tars to stream from, or one target for other tools."""
-    from spkd.cache import Cache
-    from spkd.files.vectors import SUFFIXES
+    from spkd.cache.exchange.formats import export_cache
 
-    settings, is_hdf5 = config.load(CacheExportConfig, overrides or [], config_file), out.suffix in HDF5
-    if is_hdf5 and audio:
-        raise UsageError("--audio: HDF5 files hold no audio; export to a folder of tars")
+    settings = config.load(CacheExportConfig, overrides or [], config_file)
     if overrides and not audio:
         raise UsageError(f"{overrides[0]}: used with --audio only")
-    cache = Cache.open(path)
-    if out.suffix in SUFFIXES:
-        from spkd.cache.exchange.vectors import export_vectors
-
-        if audio:
-            raise UsageError("--audio: these files hold no audio; export to a folder of tars")
-        print(f"{out}: {export_vectors(cache, out, target)} views, target {target}")
-        return
-    if is_hdf5:
-        from spkd.cache.exchange.hdf5 import export_hdf5
-
-        export_hdf5(cache, out)
-    else:
-        from spkd.cache.exchange.tars import export_tars
-        from spkd.corpus.manifest import Manifest
-
-        view = settings.view
-        loader = cache.view_loader(Manifest.load(settings.manifest), view.noise, view.rir) if audio else None
-        export_tars(cache, out, loader)
-    print(f"{out}: {len(cache.usable_views)} views, targets {', '.join(cache.targets)}")
+    print(f"{out}: {export_cache(path, out, target, settings if audio else None)}")
 
 
 @cache_app.command("import", epilog=_example("spkd cache import out.h5 cache"))
@@ -686,27 +613,9 @@ def cache_import(
     ] = None,
 ) -> None:
     """Make a cache from an export, or from vectors of another toolkit; it appears whole or not at all."""
-    from spkd.files.vectors import SUFFIXES
+    from spkd.cache.exchange.formats import import_cache
 
-    if (manifest is not None) != (Path(source).suffix in SUFFIXES):
-        raise UsageError(f"--manifest: needed for {', '.join(SUFFIXES)}, and for these alone")
-    if manifest is not None:
-        from spkd.cache.exchange.vectors import import_vectors
-        from spkd.corpus.manifest import Manifest
-
-        audio = Manifest.load(manifest)
-        found = import_vectors(Path(source), audio, path)
-        print(f"{path}: {found} of {len(audio)} utterances have a vector in {source}")
-        return
-    if Path(source).suffix in HDF5:
-        from spkd.cache.exchange.hdf5 import import_hdf5
-
-        import_hdf5(Path(source), path)
-    else:
-        from spkd.cache.exchange.tars import import_tars
-
-        import_tars(source, path)
-    print(f"{path}: imported from {source}")
+    print(f"{path}: {import_cache(source, path, manifest)}")
 
 
 def _print(text: str) -> None:
@@ -728,7 +637,11 @@ def _list_rejected(rejected: dict[str, str], strict: bool, listing: Path | None 
         raise typer.Exit(1)
 
 
-def _list_targets(teacher: Teacher) -> None:
+def _list_targets(settings: ExtractConfig) -> None:
+    from spkd.device import resolve
+    from spkd.teachers import load_teacher
+
+    teacher = load_teacher(settings.teacher, resolve(settings.device))
     for target in teacher.targets.values():
         rate = "one per view" if target.rate is None else f"{target.rate:g} Hz"
         print(f"{target.name:24} {target.dim:6}  {rate}")

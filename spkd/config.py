@@ -256,7 +256,7 @@ def load(
         environ: environment variables.
         base: name of a recipe, or a file of settings that all others precede.
     Raises:
-        UsageError: an unknown key, a key given twice, a value of the wrong type or out of range, or a typed setting
+        UsageError: an unknown key, a key given in two spellings, a value of the wrong type or out of range, or a typed setting
             that is not in use; it names the nearest valid one.
     """
     ready = [] if base is None else _from_file(schema, base if isinstance(base, Path) else recipe(base))
@@ -316,11 +316,10 @@ def values(settings: Any) -> Iterator[tuple[Key, Any]]:
     for k in keys(type(settings)):
         yield k, _value(settings, k.name)
     for slot in slots(type(settings)):
-        chosen = _value(settings, slot.prefix + slot.field)
-        choice = _value(settings, slot.chooser)
-        by_name = chosen if isinstance(choice, list) else {slot.chosen(choice)[0]: chosen}
-        for name, own in (by_name or {}).items():
-            for full, k in slot.keys(name).items() if own is not None else ():
+        own_settings, choice = _value(settings, slot.prefix + slot.field), _value(settings, slot.chooser)
+        by_name = own_settings if isinstance(choice, list) else dict.fromkeys(slot.chosen(choice), own_settings)
+        for name, own in by_name.items():
+            for full, k in slot.keys(name).items():
                 yield k, _value(own, full.removeprefix(f"{slot.prefix}{section_of(name)}."))
 
 
@@ -347,14 +346,16 @@ def _resolved(schema: type, source: Iterable[tuple[str, Given]]) -> dict[str, Gi
     itself, with an empty mapping, says that they replace those of earlier sources.
 
     Raises:
-        UsageError: an unknown key, or one that is given twice.
+        UsageError: an unknown key, or one that is given in two spellings.
     """
     known, places = {k.name: k for k in keys(schema)}, list(slots(schema))
     resolved: dict[str, Given] = {}
+    spelling: dict[str, str] = {}
     for name, value in source:
         for full, part in _names(schema, known, places, name, value):
-            if full in resolved:
-                raise UsageError(f"{value.where}: {full} is given twice ({resolved[full].where})")
+            # Of arguments with one spelling the last counts, as scripts append them to those of a variable.
+            if spelling.setdefault(full, name) != name:
+                raise UsageError(f"{value.where}: {full} is given twice, also as {spelling[full]}")
             resolved[full] = part
     return resolved
 

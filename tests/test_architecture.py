@@ -131,6 +131,9 @@ def test_every_module_has_its_tests() -> None:
     tested_together = {
         "cache/background": "cache/test_write",
         "cache/describe": "cache/test_read",
+        "cache/exchange/formats": "cache/exchange/test_exchange",
+        "extract/launch": "extract/test_engines",
+        "train/launch": "train/test_sweep",
         "cache/exchange/hdf5": "cache/exchange/test_exchange",
         "cache/exchange/remote_folder": "cache/exchange/test_remote",
         "cache/exchange/tars": "cache/exchange/test_exchange",

@@ -7,6 +7,7 @@ import pytest
 from spkd import config
 from spkd.errors import UsageError
 from spkd.eval.settings import EvalConfig
+from spkd.export.settings import ExportConfig
 from spkd.extract.settings import ExtractConfig
 from spkd.train.settings import TrainConfig
 
@@ -129,3 +130,82 @@ def test_every_number_has_bounds(command: str, name: str) -> None:
     for value in ("nan", "inf", "-inf", "1e300", "-1e300", "-1000000000000000000", "1e400", "x", ""):
         with pytest.raises(UsageError, match=name.split(".")[-1]):
             config.load(SCHEMAS[command], [f"{name}={value}"], environ={})
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "expected"),
+    [
+        (TrainConfig, ["student=xvector", "student.ssl.layers=9"], "student=ssl is not in use"),
+        (TrainConfig, ["sampler.speakers.views=4"], "sampler=speakers is not in use"),
+        (TrainConfig, ["sampler.shares.shares=[0.5]"], "sampler=shares is not in use"),
+        (TrainConfig, ["mining.neighbours=3"], "nothing is mined"),
+        (TrainConfig, ["optim.sgd.nesterov=false"], "optim=sgd is not in use"),
+        (TrainConfig, ["valid.every=7"], "no valid.trials are set"),
+        (TrainConfig, ["augment.noise_prob=0.1"], "no noise is set"),
+        (TrainConfig, ["noise=/nowhere"], "no manifest is given"),
+        (ExtractConfig, ["teacher=checkpoint", "teacher.wavlm.layer=5"], "teacher=wavlm is not in use"),
+        (ExtractConfig, ["teacher=checkpoint", "teacher.onnx.outputs={a: b}"], "teacher=onnx is not in use"),
+        (ExtractConfig, ["view.snr=[0,5]"], "no noise is set"),
+        (ExportConfig, ["to=pt2", "litert.seconds=9"], "to=litert is not in use"),
+        (ExportConfig, ["to=pt2", "onnx_int8.speech=100"], "to=onnx-int8 is not in use"),
+        (EvalConfig, ["cohort.top=5"], "no norm=as-norm"),
+        (EvalConfig, ["model=student", "model.wavlm.layer=3"], "model=wavlm is not in use"),
+        (EvalConfig, ["model=student", "model.weights=x"], "student is the folder of a student"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_where_typed_and_left_out_elsewhere(
+    schema: type, given: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(UsageError, match=expected):
+        config.load(schema, given, environ={})
+    *choice, inert = given
+    variable = "SPKD_" + inert.partition("=")[0].replace(".", "__").upper()
+    loaded = config.load(schema, choice, environ={variable: inert.partition("=")[2]})
+    assert loaded == config.load(schema, choice, environ={})
+    assert config.dump(loaded) == config.dump(config.load(schema, choice, environ={}))
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "expected"),
+    [
+        (TrainConfig, "student.layers=9", "did you mean 'student.ssl.layers'"),
+        (TrainConfig, "optim.nesterov=false", "did you mean 'optim.sgd.nesterov'"),
+        (EvalConfig, "teacher.weights=a.onnx", "did you mean 'model.weights'"),
+        (EvalConfig, "teacher=wavlm", "did you mean 'model'"),
+        (EvalConfig, "weights=a", "did you mean 'model.weights' or 'enrol.model.weights'"),
+        (ExtractConfig, "model=wavlm", "did you mean 'teacher'"),
+        (TrainConfig, "loss.aam.margn=1", "did you mean 'loss.aam.margin'"),
+        (TrainConfig, "student.tiny.width=1", "tiny has no settings of its own"),
+        (TrainConfig, "student.ssl=1", "student.ssl.layers, student.ssl.adapters"),
+    ],
+)
+def test_an_unknown_key_names_the_component_that_owns_the_nearest_one(schema: type, given: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        config.load(schema, [given], environ={})
+
+
+def test_a_key_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    for given in (["student=tiny", "student.name=ecapa"], ["loss.one_step.weight=1", "loss.one-step.weight=2"]):
+        with pytest.raises(UsageError, match="is given twice"):
+            config.load(TrainConfig, ["loss=one-step", *given], environ={})
+    assert config.load(TrainConfig, ["steps=5", "steps=6"], environ={}).steps == 6
+    (tmp_path / "s.yaml").write_text("train: {steps: 5, steps: 6}\n")
+    with pytest.raises(UsageError, match="steps is given twice"):
+        config.load(TrainConfig, [], tmp_path / "s.yaml", {})
+
+
+def test_items_of_a_mapping_are_added_to_and_replaced(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("train: {loss: {names: [aam, mse], weights: {aam: 0.5, mse: 2}}}\n")
+    loaded = config.load(TrainConfig, ["loss.weights.aam=0.1"], tmp_path / "s.yaml", {})
+    assert loaded.loss.weights == {"aam": 0.1, "mse": 2.0}
+    loaded = config.load(TrainConfig, ["loss.weights={aam: 0.1}"], tmp_path / "s.yaml", {})
+    assert loaded.loss.weights == {"aam": 0.1}
+
+
+def test_a_recipes_settings_of_what_was_replaced_fall_away(capsys: pytest.CaptureFixture) -> None:
+    loaded = config.load(TrainConfig, ["loss=[contrastive,ntxent]"], environ={}, base="best-mini")
+    assert (loaded.loss.weights, list(loaded.loss.settings)) == ({}, ["contrastive", "ntxent"])
+    assert loaded.loss.settings["ntxent"].temperature == 0.07
+    assert "left out loss.weights.aam" in capsys.readouterr().out
+    assert config.load(TrainConfig, ["student=tiny"], environ={}, base="os-kdft").student.name == "tiny"

@@ -243,11 +243,6 @@ def _target(tree: Any, where: str) -> Target:
 
 def check_format(version: Any, where: str) -> None:
     """Raises SpkdError for a cache that another spkd wrote in another format."""
-    if version == 1:
-        raise SpkdError(
-            f"{where}: format 1, of spkd before 0.2; move it to format {FORMAT} in place, within seconds: "
-            "spkd cache upgrade CACHE"
-        )
     if version != FORMAT:
         raise SpkdError(f"{where}: format {str(version)[:20]}, this spkd reads format {FORMAT}; update spkd")
 

@@ -154,7 +154,7 @@ class Plan:
         """The file of a plan of one part; the same plan always gives the same bytes."""
         out = io.BytesIO()
         arrays: dict[str, Any] = {
-            **{name: c for name, c in self.views.columns().items() if name not in LATER or (c != LATER[name]).any()},
+            **self.views.columns(),
             **_pack("utterances", self.utterances),
             **_pack("speakers", self.speakers),
             "utterance_speaker": self.speaker,
@@ -242,7 +242,7 @@ class Plan:
             unit_views, unit_seconds = _column(arrays, "unit", "f8")
             first = _column(arrays, "first", "i8")
             return cls(
-                Views(*(_view_column(arrays, name) for name in COLUMNS)),
+                Views(*(_column(arrays, name, COLUMNS[name]) for name in COLUMNS)),
                 _unpack(arrays, "utterances"),
                 _unpack(arrays, "speakers"),
                 _column(arrays, "utterance_speaker", "i4"),
@@ -258,7 +258,6 @@ class Plan:
 
 
 COLUMNS = {"utterance": "i4", "start": "i8", "samples": "i4", "speed": "f4", "seed": "u4", "formants": "f4"}
-LATER = {"formants": 1.0}  # columns that are left out where all have this value, as in files that are older
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error)
 
 
@@ -276,12 +275,6 @@ def _column(arrays: Mapping[str, np.ndarray], name: str, kind: str) -> np.ndarra
     if values.dtype != np.dtype(f"<{kind}") or values.ndim != 1:
         raise ValueError(f"{name} has the type {values.dtype} and the shape {values.shape}")
     return values
-
-
-def _view_column(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    if name in LATER and name not in arrays:
-        return np.full(len(arrays["utterance"]), LATER[name], COLUMNS[name])
-    return _column(arrays, name, COLUMNS[name])
 
 
 def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,8 @@ from spkd.outputs.features import FBANKS, HOP, WINDOW, frame_spectra, is_fbank, 
 from spkd.outputs.target import EMBEDDING, Target
 
 BATCH = torch.export.Dim("batch", min=1, max=65_536)
-# Shortest inputs (frames, or samples) for which the exporter shows that one graph serves. Networks that pool stretches of
-# frames need the second.
+# Shortest inputs (frames, or samples) for which the exporter shows that one graph serves; networks that pool stretches
+# of frames need the second.
 SHORTEST = {False: (16, 256), True: (3200, 8000)}
 FLOOR = torch.finfo(torch.float32).eps
 

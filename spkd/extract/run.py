@@ -68,21 +68,21 @@ class Job:
 
 
 def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
-    """`extract_all` of one teacher."""
-    return extract_all([Job(config, teacher)], manifest)[0]
+    """`extract_jobs` with one teacher."""
+    return extract_jobs([Job(config, teacher)], manifest)[0]
 
 
 def load_and_extract(configs: Sequence[ExtractConfig], manifest: Manifest, rank: Rank | None = None) -> list[Report]:
-    """`extract_all` with the teachers that the settings name.
+    """`extract_jobs` with the teachers that the settings name.
 
     Raises:
-        UsageError, SpkdError: as load_teacher and extract_all.
+        UsageError, SpkdError: as load_teacher and extract_jobs.
     """
     device = resolve(configs[0].device)
-    return extract_all([Job(config, load_teacher(config.teacher, device)) for config in configs], manifest, rank)
+    return extract_jobs([Job(config, load_teacher(config.teacher, device)) for config in configs], manifest, rank)
 
 
-def extract_all(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = None) -> list[Report]:
+def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = None) -> list[Report]:
     """Extract the chosen targets of every job into its cache, in one pass over the audio; continue where an earlier run
     of the same command stopped, and add what a longer manifest brings to caches that are there.
 

@@ -17,7 +17,7 @@ from spkd.files.atomic import read_bytes, read_json, write_bytes, write_json
 from spkd.files.schema import convert, record
 from spkd.networks.network import Network
 from spkd.networks.settings import StudentConfig
-from spkd.outputs.features import FBANK, FBANKS, HOP, MELS, WINDOW, is_fbank
+from spkd.outputs.features import FBANKS, HOP, MELS, WINDOW, is_fbank
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.registry import STUDENTS
 from spkd.version import __version__
@@ -126,8 +126,7 @@ def load_student(folder: str | Path) -> Checkpoint:
     for kind in FBANKS.values() if is_fbank(network.input_kind) else ():
         if described.features == _features(kind):
             network.take(kind)
-    # Students of the waveform were once described as taking fbank.
-    if described.features not in (_features(network.input_kind), _features(FBANK)):
+    if described.features != _features(network.input_kind):
         raise SpkdError(f"{path}: damaged (its features are not those of this network)")
     if head is not None and head.shape != (len(described.classes), network.levels[EMBEDDING].dim):
         raise SpkdError(

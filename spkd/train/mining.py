@@ -266,7 +266,7 @@ class Miner:
         tables: dict[str, Tables] = {}
         for key, table in state.items():
             when, _, name = key.partition(".")
-            found, name = table.numpy(), name or NEGATIVES  # spkd 0.2 had no others
+            found = table.numpy()
             if found.shape != self.tables[name].neighbours.shape:
                 raise ValueError(f"mined {name} of another cache")
             if found.min() < NONE or found.max() >= len(self._instances):

@@ -1,0 +1,84 @@
+"""Exports and imports of a cache by the file name: HDF5, WebDataset tars, or vectors for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from spkd.cache.exchange.hdf5 import export_hdf5, import_hdf5
+from spkd.cache.exchange.tars import export_tars, import_tars
+from spkd.cache.exchange.vectors import export_vectors, import_vectors
+from spkd.cache.read import Cache
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.settings import AugmentationFolders
+from spkd.errors import UsageError
+from spkd.files.vectors import SUFFIXES
+
+HDF5 = (".h5", ".hdf5")
+
+
+class Audio(Protocol):
+    """Where the audio of a cache's views lies.
+
+    Attributes:
+        manifest: of the utterances.
+        view: folders of noise and impulse responses.
+    """
+
+    manifest: str
+    view: AugmentationFolders
+
+
+def export_cache(path: Path, out: Path, target: str, audio: Audio | None) -> str:
+    """Write a cache as FILE.h5, as FILE.ark, .scp or .npy of one target, or as a folder of WebDataset tars.
+
+    Args:
+        path: folder of the cache.
+        out: the file or folder.
+        target: the one that files of vectors get.
+        audio: puts every view's audio into the tars.
+    Returns:
+        What was written, in words.
+    Raises:
+        UsageError: audio for a format that holds none.
+        SpkdError: no complete cache there.
+    """
+    if audio is not None and out.suffix in (*HDF5, *SUFFIXES):
+        raise UsageError(f"--audio: {out.suffix} files hold no audio; export to a folder of tars")
+    cache = Cache.open(path)
+    if out.suffix in SUFFIXES:
+        return f"{export_vectors(cache, out, target)} views, target {target}"
+    if out.suffix in HDF5:
+        export_hdf5(cache, out)
+    else:
+        manifest = None if audio is None else Manifest.load(audio.manifest)
+        loader = cache.view_loader(manifest, audio.view.noise, audio.view.rir) if audio and manifest else None
+        export_tars(cache, out, loader)
+    return f"{len(cache.usable_views)} views, targets {', '.join(cache.targets)}"
+
+
+def import_cache(source: str, path: Path, manifest: Path | None) -> str:
+    """Make a cache of an export, or of vectors of another toolkit.
+
+    Args:
+        source: FILE.h5, a folder or URL of WebDataset tars, or FILE.ark, .scp or .npy.
+        path: the new folder.
+        manifest: of the utterances to which vectors belong.
+    Returns:
+        What was read, in words.
+    Raises:
+        UsageError: vectors without a manifest, or a manifest for another format.
+        SpkdError: a damaged file.
+    """
+    suffix = Path(source).suffix
+    if (manifest is not None) != (suffix in SUFFIXES):
+        raise UsageError(f"--manifest: needed for {', '.join(SUFFIXES)}, and for these alone")
+    if manifest is not None:
+        audio = Manifest.load(manifest)
+        count = import_vectors(Path(source), audio, path)
+        return f"{count} of {len(audio)} utterances have a vector in {source}"
+    if suffix in HDF5:
+        import_hdf5(Path(source), path)
+    else:
+        import_tars(source, path)
+    return f"imported from {source}"

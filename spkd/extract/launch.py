@@ -1,0 +1,46 @@
+"""Extraction where it is to run: in this process, as a rank of torchrun or srun, or by actors of a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from spkd.corpus.manifest import Manifest
+from spkd.errors import UsageError
+from spkd.extract.ranks import Rank, report
+from spkd.extract.run import Report, load_and_extract
+from spkd.extract.settings import ExtractConfig
+from spkd.files.atomic import writable_folder
+
+
+def extract_all(configs: Sequence[ExtractConfig]) -> list[Report]:
+    """Extract with one or several teachers in one pass over the audio.
+
+    Args:
+        configs: settings of each teacher; they differ in cache, teacher and storage alone.
+    Returns:
+        A report of each cache; none where another rank reports.
+    Raises:
+        UsageError: two teachers have one cache, or as load_and_extract.
+        SpkdError: as load_and_extract.
+    """
+    manifest = Manifest.load(configs[0].manifest)
+    for config in configs:
+        writable_folder(config.cache)
+    if len({Path(config.cache).resolve() for config in configs}) < len(configs):
+        raise UsageError("--also: every teacher needs a cache of its own (cache=FOLDER)")
+    if configs[0].engine == "ray":
+        from spkd.extract.ray_engine import extract_with_ray
+
+        return extract_with_ray(configs, manifest)
+    rank = Rank.launched()
+    if rank is not None and rank.number:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            load_and_extract(configs, manifest, rank)
+        return []
+    reports = load_and_extract(configs, manifest, rank)
+    for config in configs if rank is not None else ():
+        report(Path(config.cache), rank.run if rank else "")
+    return reports
