@@ -27,7 +27,9 @@ from spkd.version import __version__
 FORMAT = 2
 SERIES = ("teacher", "targets", "views", "layout", "head", "codecs")  # what all parts of a cache have in common
 CONTENT = (*SERIES, "parts")  # what the fingerprint covers ...
-NOT_COVERED = ("source", "licence", "cite")  # ... but for these of the teacher: weights are the same wherever they are
+# ... but for these of the teacher: weights are the same wherever they are, and a library computes the same numbers in
+# most of its versions (`spkd cache verify --live` measures where it does not), as torch does.
+NOT_COVERED = ("source", "licence", "cite", "library")
 NAMED = {
     "teacher": "teacher",
     "targets": "set of targets",

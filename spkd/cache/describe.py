@@ -12,6 +12,7 @@ from spkd.cache.plan import Plan
 from spkd.corpus.view import ViewCard
 from spkd.outputs.head import STORED
 from spkd.outputs.target import Target
+from spkd.outputs.teacher_card import TeacherCard
 
 
 def describe(root: str | Path) -> str:
@@ -29,7 +30,7 @@ def describe(root: str | Path) -> str:
     teacher = card.teacher
     hours = sum(part.hours for part in card.parts)
     rows = [
-        ("teacher", f"{teacher.family} ({teacher.source}), weights {teacher.weights_sha256[:12]}"),
+        ("teacher", f"{teacher.family} ({teacher.source}), weights {teacher.weights_sha256[:12]}{_library(teacher)}"),
         ("licence", teacher.licence),
         ("input", teacher.preprocessing),
         ("data", f"{len(plan.utterances)} utterances, {len(plan.speakers)} speakers, {hours:g} h"),
@@ -110,3 +111,8 @@ def _target(target: Target, size: int, error: dict[str, float] | None) -> str:
 def _divergence(error: dict[str, float]) -> str:
     parts = [f"{error[name]:.1e} at T={name.removeprefix('kl_t')}" for name in error if name.startswith("kl_t")]
     return f"; KL {', '.join(parts)}" if parts else ""
+
+
+def _library(teacher: TeacherCard) -> str:
+    """What ran the teacher, where that is another library than torch."""
+    return "" if teacher.library is None else f", run by {teacher.library}"

@@ -155,11 +155,17 @@ def _filters(device: torch.device, mels: int, high_hz: float) -> Tensor:
 
 
 @lru_cache
-def slaney_filters(mels: int, fft: int) -> Tensor:
-    """(mels, fft // 2 + 1): triangles even on Slaney's mel scale (linear to 1 kHz, then logarithmic), of area 1."""
+def slaney_filters(mels: int, fft: int, high: float = HIGH_HZ) -> Tensor:
+    """Triangles even on Slaney's mel scale (linear to 1 kHz, then logarithmic), of area 1.
+
+    Args:
+        high: where the last one ends (Hz).
+    Returns:
+        (mels, fft // 2 + 1).
+    """
     linear_step, knee_hz = 200.0 / 3, 1000.0
     knee_mel, log_step = knee_hz / linear_step, torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27.0
-    top = knee_mel + torch.log(torch.tensor(SAMPLE_RATE / 2 / knee_hz, dtype=torch.float64)) / log_step
+    top = knee_mel + torch.log(torch.tensor(high / knee_hz, dtype=torch.float64)) / log_step
     points = torch.linspace(0, float(top), mels + 2, dtype=torch.float64)
     edges = torch.where(points < knee_mel, points * linear_step, knee_hz * torch.exp(log_step * (points - knee_mel)))
     bins = torch.linspace(0, SAMPLE_RATE / 2, fft // 2 + 1, dtype=torch.float64)

@@ -20,6 +20,7 @@ class TeacherCard:
         source: the package, the hub id or the folder's name.
         preprocessing: of the waveform, in words.
         cite: the paper, where there is one.
+        library: name and version of the library that ran it, where it is another than torch.
         details: what else the family says of itself: the pooled layer, the network and its settings.
     """
 
@@ -29,6 +30,7 @@ class TeacherCard:
     source: str
     preprocessing: str
     cite: str | None = None
+    library: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,39 @@ from torch.nn.functional import pad
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.files import digest
 from spkd.networks import padding
-from spkd.outputs.features import FBANKS, HOP, PREEMPHASIS, WINDOW, fbank_of, slaney_filters
+from spkd.outputs.features import FBANKS, HOP, MELS, PREEMPHASIS, WINDOW, slaney_filters
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
 from spkd.teachers.base import Teacher
+from spkd.teachers.onnx_file import digest_of, files_of
+from spkd.teachers.onnx_probe import Feed, Node, Output, Probe, probed
 from spkd.teachers.settings import ModelConfig
+from spkd.teachers.sherpa import NEMO, sherpa_front_end
+from spkd.teachers.toolkit import FrontEnd, kaldi_front_end
 
 FRAMES = "frames"
-NEMO = "nemo"
+WAVEFORM = "waveform"
+PAD = 16  # frames: NeMo pads its batches to a multiple
 PROBES = (16_000, 16_480, 17_760, 24_000, 31_999)  # samples at which the rate of frame outputs is found out
 LONGEST = 300 * SAMPLE_RATE  # what a graph needs memory for cannot be read from it
+BANDS = (8, 256)  # fewest and most
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+INTEGERS = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
+MASKS = FLOATS | INTEGERS | {"tensor(bool)": np.bool_}
+TAKEN = (
+    "spkd loads graphs of a waveform (B, samples) or (B, 1, samples), or of fbank (B, T, mels) or (B, mels, T), each "
+    "with lengths (B,) or a mask (B, T) or without"
+)
 
 
 class ONNX(Teacher):
     """Targets: embedding, and frames where the graph has such an output.
 
-    The input is the waveform (B, samples), or fbank (B, T, mels) or (B, mels, T), with a second input of lengths or
-    not. Whose fbank it is says the metadata that sherpa-onnx's models carry, else teacher.onnx.input.
+    The input is the waveform (B, samples) or (B, 1, samples), or fbank (B, T, mels) or (B, mels, T), in half, single or
+    double precision; further inputs are lengths (B,) or masks (B, T). Which features: those that sherpa-onnx computes
+    where the file has its metadata, else those of the toolkit that `framework` or onnx.input names.
     """
 
     family = "onnx"
@@ -46,159 +60,315 @@ class ONNX(Teacher):
         if weights is None:
             raise UsageError("teacher=onnx: name the model by teacher.weights=FILE.onnx")
         self._path, self.device = Path(weights), device
-        self._session = _session(self._path, device)
-        described = self._session.get_modelmeta().custom_metadata_map
-        if (rate := described.get("sample_rate", str(SAMPLE_RATE))) != str(SAMPLE_RATE):
-            raise UsageError(f"{weights}: trained on audio of {rate} Hz; this project has {SAMPLE_RATE} Hz")
-        self._inputs = self._session.get_inputs()
-        self._kind, self._bands_first, self._mels = _input_kind(weights, self._inputs, kind, described)
-        self._batches = not isinstance(self._inputs[0].shape[0], int)
-        self._names = _outputs(weights, self._session.get_outputs(), outputs, described)
-        fixed = self._inputs[0].shape[-1 if self._kind == "waveform" or self._bands_first else 1]
-        if isinstance(fixed, int) and self._kind != "waveform":
-            raise UsageError(f"{weights}: takes exactly {fixed} frames; spkd loads graphs of any length")
-        if isinstance(fixed, int):
-            self.min_samples = self.max_samples = fixed
-            self.targets = self._find_targets((fixed,))
+        files = files_of(self._path)
+        self._digest = digest_of(files)
+        # Everything that is asked of the graph is asked in a process of its own first.
+        with probed(self._path, sum(file.stat().st_size for file in files)) as probe:
+            _check_rate(weights, probe.metadata)
+            self._input, self._names, runs = _understood(weights, probe, kind, outputs)
+            self._batches = self._input.takes_batches and self._runs_batches(probe)
+        self.targets = _targets(self._path.name, self._input, self._names, runs)
+        if self._input.samples is not None:
+            self.min_samples = self.max_samples = self._input.samples
         else:
-            self.targets = self._find_targets(PROBES)
-            self.min_samples = max(WINDOW, *(target.window for target in self.targets.values()))
+            self.min_samples = max(self._input.least, *(target.window for target in self.targets.values()))
             self.max_samples = LONGEST
+        self._session = _session(self._path, device)
 
     def card(self) -> TeacherCard:
-        taken = {"waveform": "waveform as it is", NEMO: f"{self._mels}-mel fbank of NeMo, normalised per band and view"}
         return TeacherCard(
             family=self.family,
-            weights_sha256=digest.of_file(self._path),
+            weights_sha256=self._digest,
             licence="see the model's own page",
             source=self._path.name,
-            preprocessing=taken.get(
-                self._kind, f"{self._mels}-mel fbank of {self._kind}, 25/10 ms, mean-normalised per view"
-            ),
+            preprocessing=self._input.words,
             details={"outputs": self._names},
+            library=_library(),
         )
 
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
         wanted = [name for name in self._names if name in names or not names]
         parts = waves.split(len(waves) if self._batches else 1)
         try:
-            results = [self._run(part, [self._names[name] for name in wanted]) for part in parts]
+            results = [
+                self._session.run([self._names[name] for name in wanted], self._input.feed(part)) for part in parts
+            ]
         except Exception as error:  # onnxruntime's own kinds
             raise SpkdError(
                 f"{self._path}: fails on {waves.shape[1] / SAMPLE_RATE:g} s ({first_line(error)})"
             ) from error
-        joined = (np.concatenate(values) for values in zip(*results, strict=True))
+        joined = (np.concatenate(values).astype(np.float32, copy=False) for values in zip(*results, strict=True))
         outputs = {name: torch.from_numpy(values) for name, values in zip(wanted, joined, strict=True)}
         if EMBEDDING in outputs:
             outputs[EMBEDDING] = outputs[EMBEDDING].flatten(1)
         return outputs
 
-    def _run(self, waves: Tensor, names: list[str]) -> list[np.ndarray]:
-        values = waves
-        if self._kind == NEMO:
-            values = nemo_fbank(waves, self._mels)
-        elif self._kind != "waveform":
-            bank = fbank_of(self._kind, waves, self._mels)
-            values = bank - bank.mean(1, keepdim=True)
+    def _runs_batches(self, probe: Probe) -> bool:
+        """Whether two views can go through the graph together: some were traced with one."""
+        found = probe.run(self._input.probe(self._input.samples or PROBES[0], 2), [self._names[EMBEDDING]])
+        return not isinstance(found, str) and found[self._names[EMBEDDING]].shape[0] == 2
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """What a graph is given for a waveform.
+
+    Attributes:
+        main: the input of the waveform or the features. others: lengths and masks.
+        front_end: the features; None: the waveform itself.
+        bands_first: whether the bands come before time.
+        multiple: of frames, to which features are padded.
+        samples: of the waveform, where only one length is taken.
+    """
+
+    main: Node
+    others: tuple[Node, ...]
+    front_end: FrontEnd | None
+    bands_first: bool = False
+    multiple: int = 1
+    samples: int | None = None
+
+    @property
+    def takes_batches(self) -> bool:
+        return not isinstance(self.main.shape[0], int)
+
+    @property
+    def least(self) -> int:
+        """Samples of the shortest waveform."""
+        return WINDOW if self.front_end is None else max(WINDOW, self.front_end.frames.window)
+
+    @property
+    def words(self) -> str:
+        return "waveform as it is" if self.front_end is None else self.front_end.words
+
+    def feed(self, waves: Tensor) -> dict[str, np.ndarray]:
+        """Values of all inputs for waveforms (B, samples)."""
+        values = waves if self.front_end is None else self.front_end.compute(waves)
         count = values.shape[1]
-        if self._bands_first:
+        if self.front_end is not None:
+            values = pad(values, (0, 0, 0, -count % self.multiple))
+        steps = values.shape[1]
+        if self.bands_first:
             values = values.transpose(1, 2)
-        if self._kind == NEMO:  # as NeMo pads its batches
-            values = pad(values, (0, -count % 16))
-        feed = {self._inputs[0].name: values.cpu().contiguous().numpy()}
-        for other in self._inputs[1:]:
-            feed[other.name] = np.full(len(values), count, np.int32 if "int32" in other.type else np.int64)
-        return self._session.run(names, feed)
+        if self.front_end is None:
+            values = values.reshape(self._shape(len(waves), steps))
+        feed = {self.main.name: values.cpu().contiguous().numpy().astype(FLOATS[self.main.type], copy=False)}
+        for other in self.others:
+            shape, value = self._other(other, len(waves), count, steps)
+            feed[other.name] = np.full(shape, value, MASKS[other.type])
+        return feed
 
-    def _find_targets(self, probes: tuple[int, ...]) -> dict[str, Target]:
-        """Widths and rates, by running the graph on noise."""
-        generator = torch.Generator().manual_seed(0)
-        found = [self.forward(0.1 * torch.randn(1, n, generator=generator), list(self._names)) for n in probes]
-        targets = {EMBEDDING: Target(EMBEDDING, found[0][EMBEDDING].shape[1])}
-        if FRAMES in self._names:
-            shapes = [outputs[FRAMES].shape for outputs in found]
-            timing = _timing(probes, [shape[1] for shape in shapes])
-            if timing is None or len(shapes[0]) != 3:
-                log(f"note: {self._path.name}: its frames do not come at a constant rate, so they are no target")
-                del self._names[FRAMES]
-            else:
-                targets[FRAMES] = Target(FRAMES, shapes[0][2], *timing)
-        return targets
+    def probe(self, samples: int, batch: int = 1) -> dict[str, Feed]:
+        """The same of noise, as a probe is given it."""
+        count = samples if self.front_end is None else self.front_end.frames.num_frames(samples)
+        steps = count + -count % self.multiple
+        feeds: dict[str, Feed] = {self.main.name: (self.main.type, self._shape(batch, steps), None)}
+        for other in self.others:
+            feeds[other.name] = (other.type, *self._other(other, batch, count, steps))
+        return feeds
 
+    def _shape(self, batch: int, steps: int) -> list[int]:
+        """Of the main input."""
+        if self.front_end is not None:
+            mels = self.front_end.frames.dim
+            return [batch, mels, steps] if self.bands_first else [batch, steps, mels]
+        if len(self.main.shape) == 2:
+            return [batch, steps]
+        return [batch, steps, 1] if self.main.shape[2] == 1 else [batch, 1, steps]
 
-def _session(path: Path, device: torch.device) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UsageError("teacher=onnx needs onnxruntime: pip install 'spkd[onnx]'") from error
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's own kinds
-        raise SpkdError(f"{path}: cannot be loaded as an ONNX model ({first_line(error)})") from error
+    @staticmethod
+    def _other(node: Node, batch: int, count: int, steps: int) -> tuple[list[int], int]:
+        """Shape and value of a further input: lengths, or a mask in which everything is valid."""
+        return ([batch], count) if len(node.shape) == 1 else ([batch, steps], 1)
 
 
-def _input_kind(source: str, inputs: list[Any], kind: str, described: dict[str, str]) -> tuple[str, bool, int]:
-    """What the graph takes, whether its bands come before time, and how many bands there are.
+def _understood(
+    source: str, probe: Probe, kind: str, named: dict[str, str]
+) -> tuple[GraphInput, dict[str, str], list[dict[str, Output]]]:
+    """The input of a graph, the names of embedding and frames, and the shapes of its outputs at each of PROBES.
+
+    Raises:
+        UsageError: it is not clear what is taken, or nothing that it gives is an embedding.
+    """
+    for target, name in named.items():
+        if target not in (EMBEDDING, FRAMES) or name not in probe.outputs:
+            raise UsageError(f"onnx.outputs: {target}: {name}; {source} has {', '.join(probe.outputs)}")
+    wanted = sorted(set(named.values())) if EMBEDDING in named else probe.outputs
+    problems = []
+    # Where no dimension tells, the order in which the graph runs and gives one width is its own.
+    for given in _inputs(source, probe, kind):
+        lengths = PROBES if given.samples is None else (given.samples,)
+        runs: list[dict[str, Output]] = []
+        for samples in lengths:
+            found = probe.run(given.probe(samples), wanted)
+            if isinstance(found, str):
+                problems.append(f"{source}: fails on {samples / SAMPLE_RATE:g} s of noise ({found})")
+                break
+            runs.append(found)
+        else:
+            try:
+                return given, _outputs(source, runs, named, probe.metadata), runs
+            except UsageError as error:
+                problems.append(str(error))
+    raise UsageError(problems[0])
+
+
+def _check_rate(source: str, described: dict[str, str]) -> None:
+    if (rate := described.get("sample_rate", str(SAMPLE_RATE))) != str(SAMPLE_RATE):
+        raise UsageError(f"{source}: trained on audio of {rate[:40]} Hz; this project has {SAMPLE_RATE} Hz")
+
+
+def _inputs(source: str, probe: Probe, kind: str) -> list[GraphInput]:
+    """Ways in which a graph may take a waveform, the likeliest first.
 
     Raises:
         UsageError: it is not clear, or none that is known here.
     """
-    shape, framework = inputs[0].shape, described.get("framework")
-    if len(inputs) > 2 or len(shape) not in (2, 3):
-        shapes = ", ".join(f"{i.name} {i.shape}" for i in inputs)
-        raise UsageError(f"{source}: inputs {shapes}; expected a waveform (B, samples) or fbank (B, T, mels)")
-    if "spkd_features" in described and kind == "auto":  # exported by spkd
-        kind = described["spkd_features"]
-    if len(shape) == 2:
-        if kind not in ("auto", "waveform"):
+    shapes = ", ".join(f"{node.name} {node.shape} {node.type}" for node in probe.inputs)[:400]
+    mains = [node for node in probe.inputs if node.type in FLOATS and len(node.shape) in (2, 3)]
+    if not mains:
+        raise UsageError(f"{source}: inputs {shapes}; {TAKEN}")
+    main = next((node for node in mains if len(node.shape) == 3), mains[0])
+    others = tuple(node for node in probe.inputs if node is not main)
+    for node in others:
+        is_length = len(node.shape) == 1 and node.type in INTEGERS
+        is_mask = len(node.shape) == 2 and node.type in MASKS
+        if not is_length and not is_mask:
+            raise UsageError(f"{source}: inputs {shapes}; what is {node.name}? {TAKEN}")
+    if len(main.shape) == 2 or 1 in main.shape[1:] or kind == WAVEFORM:
+        if kind not in ("auto", WAVEFORM):
             raise UsageError(f"onnx.input={kind}: {source} takes a waveform")
-        return "waveform", False, 0
-    if kind == "auto" and framework in ("wespeaker", "3d-speaker", NEMO):
-        kind = framework
-    if kind in ("auto", "waveform"):
-        raise UsageError(
-            f"{source}: takes fbank {shape}, but not whose: set teacher.onnx.input to {', '.join(FBANKS)} or {NEMO}"
-        )
-    first = isinstance(shape[1], int) and (not isinstance(shape[2], int) or kind == NEMO)
-    mels = shape[1] if first else shape[2]
-    if not isinstance(mels, int):
-        first = kind == NEMO
-        mels = int(described.get("feat_dim", 80))
-    return kind, first, mels
+        fixed = next((size for size in main.shape[1:] if isinstance(size, int) and size != 1), None)
+        if fixed is not None and fixed < WINDOW:
+            raise UsageError(f"{source}: takes {fixed} numbers at a time, which is no waveform; {TAKEN}")
+        return [GraphInput(main, others, None, samples=fixed)]
+    return _of_bands(source, probe, main, others, kind)
 
 
-def _outputs(source: str, outputs: list[Any], named: dict[str, str], described: dict[str, str]) -> dict[str, str]:
-    """Names in the graph of embedding, and of frames where there are any.
+def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], kind: str) -> list[GraphInput]:
+    """Ways in which a graph may take its bands.
 
     Raises:
-        UsageError: a name that is not there, or several outputs that may be the embedding.
+        UsageError: it is not clear whose features, of which number of bands, or the number of frames is fixed.
     """
-    by_name = {output.name: output for output in outputs}
-    for target, name in named.items():
-        if target not in (EMBEDDING, FRAMES) or name not in by_name:
-            raise UsageError(f"onnx.outputs: {target}: {name}; {source} has {', '.join(by_name)}")
-    vectors = [o.name for o in outputs if len(o.shape) == 2 or (len(o.shape) == 3 and 1 in o.shape[1:])]
-    size = described.get("output_dim")
-    sized = [n for n in vectors if size is not None and str(by_name[n].shape[-1]) == size]
-    likely = sized or [n for n in vectors if "emb" in n.lower()] or vectors
+    described, sherpa = probe.metadata, None
+    if kind == "auto" and "spkd_features" in described:  # exported by spkd
+        kind = described["spkd_features"]
+    if kind == "auto" and (sherpa := sherpa_front_end(source, described)) is None:
+        kind = described.get("framework", kind)
+    if sherpa is None and kind not in (*FBANKS, NEMO):
+        raise UsageError(
+            f"{source}: takes fbank {main.shape}, but not whose: set onnx.input to {', '.join(FBANKS)} or {NEMO}"
+        )
+    of_nemo = NEMO in (kind, described.get("framework") if sherpa is not None else None)
+    steps, last = main.shape[1:]
+    # Bands are the fixed dimension; where none is fixed both orders are tried.
+    orders = [isinstance(steps, int)] if isinstance(steps, int) != isinstance(last, int) else [of_nemo, not of_nemo]
+    if isinstance(steps, int) and isinstance(last, int):
+        raise UsageError(f"{source}: takes exactly {steps} frames of {last} bands; spkd loads graphs of any length")
+    mels = next((size for size in (steps, last) if isinstance(size, int)), None)
+    if mels is None:
+        mels = _bands(source, described) if sherpa is None else sherpa.frames.dim
+    if not BANDS[0] <= mels <= BANDS[1]:
+        raise UsageError(f"{source}: takes exactly {mels} frames, or that many bands; spkd loads graphs of any length")
+    if sherpa is not None:
+        if sherpa.frames.dim != mels:
+            raise UsageError(
+                f"{source}: takes {mels} bands; sherpa-onnx gives {sherpa.frames.dim} to a model of such metadata; "
+                f"set onnx.input to {', '.join(FBANKS)} or {NEMO}"
+            )
+        if "not normalised" in sherpa.words and not of_nemo:
+            log(
+                f"note: {Path(source).name}: its features are not mean-normalised, as sherpa-onnx reads its metadata; "
+                f"onnx.input={described['framework']} gives it those of its toolkit"
+            )
+        return [GraphInput(main, others, sherpa, first) for first in orders]
+    front_end = nemo_front_end(mels) if kind == NEMO else _centred(kaldi_front_end(kind, mels))
+    return [GraphInput(main, others, front_end, first, PAD if kind == NEMO else 1) for first in orders]
+
+
+def _bands(source: str, described: dict[str, str]) -> int:
+    """Bands that the metadata name; 80 where they name none. Raises UsageError where that is no number."""
+    text = described.get("feat_dim", str(MELS))
+    if not text.strip().isdecimal() or len(text) > 9:
+        raise UsageError(f"{source}: feat_dim={text[:40]!r} in its metadata; expected a number of bands")
+    return int(text)
+
+
+def _centred(front_end: FrontEnd) -> FrontEnd:
+    """Features minus their mean over a view."""
+
+    def compute(waves: Tensor) -> Tensor:
+        bank = front_end.compute(waves)
+        return bank - bank.mean(1, keepdim=True)
+
+    return replace(front_end, compute=compute)
+
+
+def _outputs(
+    source: str, runs: list[dict[str, Output]], named: dict[str, str], described: dict[str, str]
+) -> dict[str, str]:
+    """Names in the graph of embedding, and of frames where there are any.
+
+    Args:
+        runs: shapes of the outputs for views of several lengths.
+    Raises:
+        UsageError: several outputs that may be the embedding, or none.
+    """
+    floats = [name for name, output in runs[0].items() if output.type in ("float16", "float32", "float64")]
+    shapes = {name: [run[name].shape for run in runs] for name in floats}
+    vectors = [name for name in floats if _is_vector(shapes[name])]
     found = dict(named)
+    if (EMBEDDING in named and named[EMBEDDING] not in vectors) or not vectors:
+        given = "; ".join(f"{name} {' then '.join(map(str, shapes[name][:2]))}" for name in floats)[:300]
+        raise UsageError(
+            f"{source}: no output there of one vector a view, as wide for every length ({given or 'no numbers'} for "
+            f"{PROBES[0] / SAMPLE_RATE:g} and {PROBES[1] / SAMPLE_RATE:g} s)"
+        )
     if EMBEDDING not in found:
+        likely = _likely(vectors, list(runs[0]), shapes, described)
         if len(likely) != 1:
             raise UsageError(
-                f"{source}: which of {', '.join(by_name)} is the embedding? Set onnx.outputs={{embedding: NAME}}"
+                f"{source}: which of {', '.join(runs[0])} is the embedding? Set onnx.outputs={{embedding: NAME}}"
             )
         found[EMBEDDING] = likely[0]
-    steps = [o.name for o in outputs if len(o.shape) == 3 and o.name not in vectors]
+    steps = [name for name in floats if len(shapes[name][0]) == 3 and name not in vectors]
     if FRAMES not in found and len(steps) == 1:
         found[FRAMES] = steps[0]
     return found
+
+
+def _is_vector(shapes: list[list[int]]) -> bool:
+    """Whether outputs of views of several lengths are (1, D), (1, 1, D) or (1, D, 1), of one D."""
+    alike = all(shape == shapes[0] for shape in shapes)
+    return alike and (len(shapes[0]) == 2 or (len(shapes[0]) == 3 and 1 in shapes[0][1:]))
+
+
+def _likely(
+    vectors: list[str], names: list[str], shapes: dict[str, list[list[int]]], described: dict[str, str]
+) -> list[str]:
+    """Those of some vectors that may be the embedding."""
+    place = {NEMO: 1, "wespeaker": 0, "3d-speaker": 0}.get(described.get("framework", ""))
+    size = described.get("output_dim")
+    sized = [name for name in vectors if str(int(np.prod(shapes[name][0]))) == size]
+    if len(sized) > 1 and place is not None and place < len(names) and names[place] in sized:
+        return [names[place]]  # the one that sherpa-onnx takes
+    return sized or [name for name in vectors if "emb" in name.lower()] or vectors
+
+
+def _targets(source: str, given: GraphInput, names: dict[str, str], runs: list[dict[str, Output]]) -> dict[str, Target]:
+    """Widths and rates. Removes frames from the names where they are no target."""
+    targets = {EMBEDDING: Target(EMBEDDING, int(np.prod(runs[0][names[EMBEDDING]].shape)))}
+    if FRAMES in names:
+        shapes = [run[names[FRAMES]].shape for run in runs]
+        samples = PROBES if given.samples is None else (given.samples,)
+        timing = _timing(samples, [shape[1] for shape in shapes]) if len(shapes[0]) == 3 else None
+        if timing is None or len({shape[2] for shape in shapes}) > 1:
+            log(f"note: {source}: its frames do not come at a constant rate, so they are no target")
+            del names[FRAMES]
+        else:
+            targets[FRAMES] = Target(FRAMES, shapes[0][2], *timing)
+    return targets
 
 
 def _timing(samples: tuple[int, ...], counts: list[int]) -> tuple[int, int] | None:
@@ -210,6 +380,36 @@ def _timing(samples: tuple[int, ...], counts: list[int]) -> tuple[int, int] | No
             if all(timed.num_frames(n) == count for n, count in zip(samples, counts, strict=True)):
                 return hop, window
     return None
+
+
+def _session(path: Path, device: torch.device) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's own kinds
+        raise SpkdError(f"{path}: cannot be loaded as an ONNX model ({first_line(error)})") from error
+
+
+def _library() -> str:
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def nemo_front_end(mels: int) -> FrontEnd:
+    """NeMo's own features."""
+    words = f"{mels}-mel fbank of NeMo, normalised per band and view"
+
+    def compute(waves: Tensor) -> Tensor:
+        return nemo_fbank(waves, mels)
+
+    return FrontEnd(Target("fbank.nemo", mels, HOP, 0), compute, words)
 
 
 def nemo_fbank(waves: Tensor, mels: int) -> Tensor:

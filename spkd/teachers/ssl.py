@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -156,6 +157,7 @@ class SSLTeacher(Teacher):
             cite=self.cite,
             preprocessing=self.preprocessing(),
             details={"embedding": pooled if self._xvector is None else "x-vector of the model's own speaker head"},
+            library=f"transformers {version('transformers')}",
         )
 
     def preprocessing(self) -> str:

@@ -53,7 +53,7 @@ def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
         "sherpa": f"{mels}-mel fbank of sherpa-onnx (centred frames, 20 to 7600 Hz)",
     }
     return FrontEnd(
-        FBANKS[kind],
+        replace(FBANKS[kind], dim=mels),
         lambda waves: fbank_of(kind, waves, mels),
         f"{words[kind]}, 25/10 ms, mean-normalised per view",
     )

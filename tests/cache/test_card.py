@@ -28,7 +28,7 @@ def signed(tree: dict[str, Any]) -> dict[str, Any]:
     """A tree with the fingerprint of its own content, as somebody with bad intent would write it."""
     if not isinstance(tree["teacher"], dict):
         return tree
-    teacher = {k: v for k, v in tree["teacher"].items() if k not in ("source", "licence", "cite")}
+    teacher = {k: v for k, v in tree["teacher"].items() if k not in ("source", "licence", "cite", "library")}
     content = {name: tree[name] for name in CONTENT} | {"teacher": teacher}
     return tree | {"fingerprint": digest.of_tree(content)}
 
@@ -44,6 +44,7 @@ def test_a_card_survives_json() -> None:
 def test_what_identifies_a_cache() -> None:
     made = card()
     assert replace(made, teacher=replace(made.teacher, licence="other")).fingerprint == made.fingerprint
+    assert replace(made, teacher=replace(made.teacher, library="transformers 5.0")).fingerprint == made.fingerprint
     assert replace(made, teacher=replace(made.teacher, weights_sha256="1")).fingerprint != made.fingerprint
     grown = made.with_parts([*made.parts, replace(made.parts[0], manifest="other")])
     assert made.grows_to(grown)

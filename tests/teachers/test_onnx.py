@@ -200,3 +200,258 @@ def test_the_shortest_view_gives_what_is_declared(tmp_path: Path) -> None:
     samples = max(teacher.min_samples, teacher.targets["frames"].window)
     assert FBANK.num_frames(samples) == 5
     assert teacher.extract(torch.randn(1, samples), ["frames"])["frames"].shape == (1, 1, 12)
+
+
+def built(
+    path: Path,
+    nodes: list[Any],
+    inputs: dict[str, tuple[str, list[Any]]],
+    outputs: list[str],
+    constants: dict[str, np.ndarray] | None = None,
+    **described: str,
+) -> Path:
+    """A graph written node by node. inputs: type and shape by name."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    given = [helper.make_tensor_value_info(n, getattr(kinds, kind), shape) for n, (kind, shape) in inputs.items()]
+    made = [helper.make_tensor_value_info(name, kinds.FLOAT, None) for name in outputs]
+    tensors = [onnx.numpy_helper.from_array(values, name) for name, values in (constants or {}).items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", given, made, tensors), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 8
+    for key, value in described.items():
+        model.metadata_props.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+WEIGHT = np.random.RandomState(0).standard_normal((80, 7)).astype(np.float32)
+
+
+def pooled(path: Path, time: int, shape: list[Any], **described: str) -> Path:
+    """The mean over an axis, times WEIGHT."""
+    node = onnx.helper.make_node
+    nodes = [node("ReduceMean", ["x"], ["m"], axes=[time], keepdims=0), node("MatMul", ["m", "w"], ["emb"])]
+    return built(
+        path, nodes, {"x": ("FLOAT", shape)}, ["emb"], {"w": WEIGHT[: 40 if shape[-1] == 40 else 80]}, **described
+    )
+
+
+def with_external_data(folder: Path, seed: int) -> Path:
+    """The file as torch.onnx.export writes it by default: the weights lie in a file beside the graph."""
+    folder.mkdir()
+    torch.manual_seed(seed)
+    file = save(folder / "plain.onnx", OfBands(), (torch.randn(2, 60, 80),), FREE)
+    onnx.save_model(
+        onnx.load(str(file)), str(folder / "m.onnx"), save_as_external_data=True, location="m.onnx.data",
+        size_threshold=0,
+    )  # fmt: skip
+    file.unlink()
+    return folder / "m.onnx"
+
+
+def test_the_digest_is_over_every_file_of_the_model(tmp_path: Path, spkd: Callable, corpus: Path) -> None:
+    one, two = (with_external_data(tmp_path / name, i) for i, name in enumerate(("one", "two")))
+    assert one.read_bytes() == two.read_bytes()
+    assert load(one, input="kaldi").card().weights_sha256 != load(two, input="kaldi").card().weights_sha256
+    keys = ["teacher=onnx", "teacher.onnx.input=kaldi", f"manifest={corpus / 'manifest.csv'}"]
+    assert spkd("extract", *keys, f"teacher.weights={one}").code == 0
+    done = spkd("extract", *keys, f"teacher.weights={two}")
+    assert (done.code, "another teacher" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("place", ["../other.data", "/etc/passwd", "..", "sub/../../other.data", "C:\\w", ""])
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, place: str) -> None:
+    file = with_external_data(tmp_path / "m", 0)
+    graph = onnx.load(str(file), load_external_data=False)
+    (tmp_path / "other.data").write_bytes((tmp_path / "m" / "m.onnx.data").read_bytes())
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    file.write_bytes(graph.SerializeToString())
+    with pytest.raises(UsageError, match="outside its own folder"):
+        load(file, input="kaldi")
+
+
+def test_weights_that_are_a_link_or_missing_are_refused(tmp_path: Path) -> None:
+    file = with_external_data(tmp_path / "m", 0)
+    data = tmp_path / "m" / "m.onnx.data"
+    data.rename(tmp_path / "other.data")
+    with pytest.raises(UsageError, match="are not there"):
+        load(file, input="kaldi")
+    data.symlink_to(tmp_path / "other.data")
+    with pytest.raises(UsageError, match="are a link"):
+        load(file, input="kaldi")
+
+
+def test_external_data_of_a_branch_is_part_of_the_model(tmp_path: Path) -> None:
+    """Tensors of nested graphs and of constants are files as well."""
+    from spkd.teachers.onnx_file import files_of
+
+    helper, kinds = onnx.helper, onnx.TensorProto
+
+    def outside(name: str) -> Any:
+        tensor = onnx.TensorProto(name=name, data_type=kinds.FLOAT, dims=[1], data_location=kinds.EXTERNAL)
+        tensor.external_data.add(key="location", value=f"{name}.bin")
+        (tmp_path / f"{name}.bin").write_bytes(bytes(4))
+        return tensor
+
+    value = [helper.make_tensor_value_info("y", kinds.FLOAT, [1])]
+    branch = helper.make_graph([helper.make_node("Constant", [], ["y"], value=outside("a"))], "b", [], value)
+    other = helper.make_graph([helper.make_node("Identity", ["i"], ["y"])], "c", [], value, [outside("i")])
+    test = helper.make_node("If", ["x"], ["emb"], then_branch=branch, else_branch=other)
+    graph = helper.make_graph([test], "g", [helper.make_tensor_value_info("x", kinds.BOOL, [])], value)
+    (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    assert [f.name for f in files_of(tmp_path / "m.onnx")] == ["m.onnx", "a.bin", "i.bin"]
+
+
+@pytest.mark.parametrize("shape", [["B", 1, "S"], ["B", "S", 1]])
+def test_a_waveform_with_a_channel(tmp_path: Path, shape: list[Any]) -> None:
+    node = onnx.helper.make_node
+    nodes = [
+        node("Reshape", ["x", "flat"], ["f"]),
+        node("Conv", ["f", "w"], ["c"], strides=[160]),
+        node("Abs", ["c"], ["a"]),
+        node("ReduceMean", ["a"], ["emb"], axes=[2], keepdims=0),
+    ]
+    kernel = np.random.RandomState(1).standard_normal((5, 1, 400)).astype(np.float32)
+    constants = {"flat": np.array([0, 1, -1]), "w": kernel}
+    file = built(tmp_path / "m.onnx", nodes, {"x": ("FLOAT", shape)}, ["emb"], constants)
+    expected = torch.nn.functional.conv1d(WAVE[:, None], torch.from_numpy(kernel), stride=160).abs().mean(2)
+    assert np.allclose(load(file).extract(WAVE, ["embedding"])["embedding"], expected, atol=1e-5)
+
+
+def test_half_precision_and_a_mask(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    nodes = [
+        node("Cast", ["x"], ["s"], to=1),
+        node("Cast", ["attention_mask"], ["valid"], to=1),
+        node("Mul", ["s", "valid"], ["y"]),
+        node("Abs", ["y"], ["a"]),
+        node("ReduceSum", ["a", "axis"], ["total"], keepdims=1),
+        node("ReduceSum", ["valid", "axis"], ["count"], keepdims=1),
+        node("Div", ["total", "count"], ["emb"]),
+    ]
+    inputs = {"x": ("FLOAT16", ["B", "S"]), "attention_mask": ("INT64", ["B", "S"])}
+    file = built(tmp_path / "m.onnx", nodes, inputs, ["emb"], {"axis": np.array([1])})
+    given = load(file).extract(WAVE, ["embedding"])["embedding"]
+    assert np.allclose(given, WAVE.half().float().abs().mean(1, keepdim=True), rtol=1e-5)
+
+
+def test_bands_that_come_first_where_no_dimension_says_so(tmp_path: Path) -> None:
+    last = load(pooled(tmp_path / "last.onnx", 1, ["B", "D", "T"]), input="kaldi")
+    first = load(pooled(tmp_path / "first.onnx", 2, ["B", "D", "T"]), input="kaldi")
+    expected = centred(fbank_of("kaldi", WAVE)).mean(1) @ torch.from_numpy(WEIGHT)
+    for teacher in (last, first):
+        assert np.allclose(teacher.extract(WAVE, ["embedding"])["embedding"], expected, atol=1e-4)
+
+
+def test_a_model_that_takes_one_view_though_its_batch_is_free(tmp_path: Path) -> None:
+    """A pooling that was traced with one view: the reshape has its batch of 1 in it."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], axes=[1], keepdims=0),
+        node("MatMul", ["m", "w"], ["p"]),
+        node("Reshape", ["p", "one"], ["emb"]),
+    ]
+    constants = {"w": WEIGHT, "one": np.array([1, 7])}
+    file = built(tmp_path / "m.onnx", nodes, {"x": ("FLOAT", ["B", "T", 80])}, ["emb"], constants)
+    waves = torch.cat([WAVE, 0.5 * WAVE.flip(1)])
+    expected = centred(fbank_of("wespeaker", waves)).mean(1) @ torch.from_numpy(WEIGHT)
+    assert np.allclose(load(file, input="wespeaker").extract(waves, ["embedding"])["embedding"], expected, atol=1e-4)
+
+
+def test_the_whole_model_is_that_of_sherpa(tmp_path: Path) -> None:
+    sherpa_onnx = pytest.importorskip("sherpa_onnx")
+    described = {"language": "x", "sample_rate": "16000", "output_dim": "7", "framework": "3d-speaker"}
+    file = pooled(tmp_path / "m.onnx", 1, ["B", "T", 80], normalize_samples="0", **described)
+    settings = sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(file), num_threads=1)
+    extractor = sherpa_onnx.SpeakerEmbeddingExtractor(settings)
+    stream = extractor.create_stream()
+    stream.accept_waveform(16_000, WAVE[0].numpy())
+    stream.input_finished()
+    expected = np.array(extractor.compute(stream))
+    assert np.allclose(load(file).extract(WAVE, ["embedding"])["embedding"][0], expected, rtol=1e-4, atol=1e-3)
+    # What the metadata say gives way to what the user says.
+    own = load(file, input="3d-speaker").extract(WAVE, ["embedding"])["embedding"]
+    assert not np.allclose(own[0], expected, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "described", "message"),
+    [
+        (["B", "T", "F"], {"feat_dim": "x"}, "feat_dim='x'"),
+        (["B", "T", "F"], {"feat_dim": "-3"}, "feat_dim='-3'"),
+        (["B", "T", 40], {"normalize_samples": "0", "framework": "wespeaker"}, "takes 40 bands; sherpa-onnx gives 80"),
+        (["B", "T", 80], {"sample_rate": "8000"}, "audio of 8000 Hz"),
+        (["B", "T", 80], {"framework": "speechbrain"}, "not whose: set teacher.input"),
+        (["T", 80], {}, "takes 80 numbers at a time"),
+        (["B", 1, "T", 80], {}, "inputs x .*; spkd loads graphs of"),
+    ],
+)
+def test_metadata_and_shapes_that_cannot_be_taken(tmp_path: Path, shape: list, described: dict, message: str) -> None:
+    kind = "kaldi" if "feat_dim" in described or "sample_rate" in described else "auto"
+    with pytest.raises(UsageError, match=message):
+        load(pooled(tmp_path / "m.onnx", 1, shape, **described), input=kind)
+
+
+def test_a_width_that_follows_the_length_is_no_embedding(tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("ReduceMean", ["x"], ["emb"], axes=[2], keepdims=0)]
+    file = built(tmp_path / "m.onnx", nodes, {"x": ("FLOAT", ["B", "T", 80])}, ["emb"])
+    with pytest.raises(UsageError, match="no output there of one vector a view"):
+        load(file, input="kaldi")
+
+
+def test_an_input_of_which_nothing_is_known_is_named(tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("Add", ["x", "speed"], ["emb"])]
+    file = built(tmp_path / "m.onnx", nodes, {"x": ("FLOAT", ["B", "S"]), "speed": ("FLOAT", [1])}, ["emb"])
+    with pytest.raises(UsageError, match="what is speed"):
+        load(file)
+
+
+def looping(path: Path, turns: int) -> Path:
+    """A loop that adds 1 to the mean of the waveform, so many times."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    named = {name: helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go", 9), ("on", 9))}
+    value = [helper.make_tensor_value_info(name, kinds.FLOAT, None) for name in ("v", "w")]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["v", "one"], ["w"])], "body",
+        [named["i"], named["go"], value[0]], [named["on"], value[1]],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1]),
+        helper.make_node("Loop", ["turns", "true", "mean"], ["emb"], body=body),
+    ]
+    constants = {"turns": np.array(turns), "true": np.array(True), "one": np.ones((1, 1), np.float32)}
+    return built(path, nodes, {"x": ("FLOAT", ["B", "S"])}, ["emb"], constants)
+
+
+def test_a_graph_without_end_or_of_gigabytes_is_stopped(tmp_path: Path) -> None:
+    from spkd.teachers.onnx_probe import probed
+
+    endless = looping(tmp_path / "endless.onnx", 1 << 62)
+    with pytest.raises(SpkdError, match="more than 1 s of processor time"), probed(endless, 1000, seconds=1) as probe:
+        probe.run({"x": ("tensor(float)", [1, 16_000], None)}, ["emb"])
+    few = load(looping(tmp_path / "few.onnx", 3)).extract(WAVE, ["embedding"])["embedding"]
+    assert np.allclose(few, WAVE.mean() + 3, atol=1e-5)
+    node = onnx.helper.make_node
+    nodes = [node("ConstantOfShape", ["many"], ["zeros"]), node("ReduceMean", ["zeros"], ["z"], axes=[0])]
+    nodes += [node("ReduceMean", ["x"], ["m"], axes=[1]), node("Add", ["m", "z"], ["emb"])]
+    constants = {"many": np.array([1_000_000_000])}
+    large = built(tmp_path / "large.onnx", nodes, {"x": ("FLOAT", ["B", "S"])}, ["emb"], constants)
+    with pytest.raises(SpkdError, match="asks for more memory"):
+        load(large)
+
+
+def test_the_probe_imports_nothing_of_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numpy", "json", "onnxruntime", "resource"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    load(pooled(tmp_path / "m.onnx", 1, ["B", "T", 80]), input="kaldi")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_card_names_the_library(tmp_path: Path) -> None:
+    card = load(pooled(tmp_path / "m.onnx", 1, ["B", "T", 80]), input="kaldi").described()
+    assert card.library == f"onnxruntime {onnxruntime.__version__}"

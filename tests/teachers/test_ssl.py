@@ -207,6 +207,7 @@ def test_receptive_field_of_the_usual_encoder() -> None:
 
 def test_the_licence_is_that_of_the_models_card(tiny_wavlm: Path, tmp_path: Path) -> None:
     assert WavLM(str(tiny_wavlm), None, CPU).card().licence == "see the model's own card"
+    assert WavLM(str(tiny_wavlm), None, CPU).card().library == f"transformers {transformers.__version__}"
     shutil.copytree(tiny_wavlm, tmp_path / "m")
     (tmp_path / "m" / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-sa-3.0\n---\n# A model\n")
     assert WavLM(str(tmp_path / "m"), None, CPU).card().licence == "cc-by-sa-3.0"

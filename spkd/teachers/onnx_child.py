@@ -1,0 +1,64 @@
+"""A process that loads an ONNX model and runs it on noise, under limits of time and memory (see onnx_probe.py).
+
+Run as a file: nothing of spkd is imported, so that it starts at once. Every answer is one line of JSON.
+
+    python -P onnx_child.py MODEL SECONDS BYTES
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from typing import Any
+
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+def main(path: str, seconds: int, memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    say(
+        {
+            "inputs": [[node.name, node.type, node.shape] for node in session.get_inputs()],
+            "outputs": [node.name for node in session.get_outputs()],
+            "metadata": session.get_modelmeta().custom_metadata_map,
+        }
+    )
+    noise = np.random.RandomState(0)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        feeds = {}
+        for name, (kind, shape, value) in asked["feeds"].items():
+            values = 0.1 * noise.standard_normal(shape) if value is None else np.full(shape, value)
+            feeds[name] = values.astype(TYPES[kind])
+        try:
+            results = session.run(asked["outputs"], feeds)
+            say({"shapes": [list(result.shape) for result in results], "types": [str(r.dtype) for r in results]})
+        except Exception as error:  # onnxruntime's own kinds
+            say({"error": str(error)})
+
+
+def say(tree: dict[str, Any]) -> None:
+    print(json.dumps(tree), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    except Exception as error:
+        say({"error": str(error) or type(error).__name__})

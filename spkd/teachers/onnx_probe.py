@@ -1,0 +1,148 @@
+"""What an ONNX model takes and gives, found out in a process of its own.
+
+A graph may loop without end or ask for more memory than there is: limits of processor time and memory end that process,
+not this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spkd.errors import SpkdError, first_line
+
+CHILD = Path(__file__).with_name("onnx_child.py")
+SECONDS = 60  # of processor time for loading and some seconds of noise, for a small model
+BYTES_A_SECOND = 20_000_000  # of weights: larger models are given longer
+MEMORY = 2 << 30  # bytes in addition to several copies of the weights
+COPIES = 4
+MOST_LINE = 1 << 22  # characters of an answer
+OUT_OF_MEMORY = ("alloc", "memory")  # in what is said by a runtime that was given none
+
+Feed = tuple[str, list[int], int | None]  # type, shape, value (None: noise)
+
+
+@dataclass(frozen=True)
+class Node:
+    """An input of a graph.
+
+    Attributes:
+        type: onnxruntime's name of it. shape: numbers, names of free dimensions, or None.
+    """
+
+    name: str
+    type: str
+    shape: list[int | str | None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of one run."""
+
+    shape: list[int]
+    type: str
+
+
+class Probe:
+    """A model that was loaded in a process of its own.
+
+    Attributes:
+        inputs: of the graph.
+        outputs: names of its outputs.
+        metadata: of the file.
+    """
+
+    def __init__(self, path: Path, process: subprocess.Popen[str], errors: Path, seconds: int) -> None:
+        self._path, self._process, self._errors, self._seconds = path, process, errors, seconds
+        tree = self._answer()
+        if "error" in tree:
+            self._refuse_memory(tree["error"])
+            raise SpkdError(f"{path}: cannot be loaded as an ONNX model ({first_line(ValueError(tree['error']))})")
+        self.inputs = [Node(*node) for node in tree["inputs"]]
+        self.outputs: list[str] = tree["outputs"]
+        self.metadata: dict[str, str] = tree["metadata"]
+
+    def run(self, feeds: dict[str, Feed], outputs: Sequence[str]) -> dict[str, Output] | str:
+        """The outputs of a run, or why it failed.
+
+        Raises:
+            SpkdError: it takes too long or asks for too much memory.
+        """
+        with suppress(OSError):  # where it has ended, the answer says why
+            print(json.dumps({"feeds": feeds, "outputs": list(outputs)}), file=self._process.stdin, flush=True)
+        tree = self._answer()
+        if "error" in tree:
+            self._refuse_memory(tree["error"])
+            return first_line(ValueError(tree["error"]))
+        return {n: Output(s, t) for n, s, t in zip(outputs, tree["shapes"], tree["types"], strict=True)}
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline(MOST_LINE)
+        try:
+            tree = json.loads(line)
+        except ValueError:
+            tree = None
+        if isinstance(tree, dict):
+            return tree
+        # It has ended, or is about to: by the limit of time, or by itself where it was given no memory.
+        code = self._process.wait()
+        if code in (-signal.SIGXCPU, -signal.SIGKILL):
+            raise SpkdError(
+                f"{self._path}: cannot be used as a teacher: it runs for more than {self._seconds} s of processor "
+                "time on 2 s of noise"
+            )
+        said = self._errors.read_text(errors="replace")[:MOST_LINE]
+        self._refuse_memory(said)
+        last = said.strip().splitlines()[-1:] or [f"exit code {code}"]
+        raise SpkdError(f"{self._path}: cannot be used as a teacher: onnxruntime ends with it ({last[0][:200]})")
+
+    def _refuse_memory(self, said: str) -> None:
+        if any(word in said.lower() for word in OUT_OF_MEMORY):
+            raise SpkdError(
+                f"{self._path}: cannot be used as a teacher: it asks for more memory than {MEMORY >> 30} GiB and "
+                f"{COPIES} times its weights for 2 s of noise"
+            )
+
+
+@contextmanager
+def probed(path: Path, size: int, seconds: int = SECONDS) -> Iterator[Probe]:
+    """A model in a process of its own.
+
+    Args:
+        size: of all its files (bytes).
+        seconds: of processor time that a model of few weights has.
+    Raises:
+        SpkdError: it cannot be loaded, takes too long, or asks for too much memory.
+    """
+    seconds += size // BYTES_A_SECOND
+    memory = MEMORY + COPIES * size
+    # -P and the empty folder: no module of the folder the user is in is ever imported.
+    command = [sys.executable, "-P", str(CHILD), str(path.absolute()), str(seconds), str(memory)]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    with tempfile.TemporaryDirectory(prefix="spkd-probe-") as folder, open(Path(folder) / "errors", "wb") as errors:
+        (Path(folder) / "empty").mkdir()
+        process = subprocess.Popen(
+            command,
+            cwd=Path(folder) / "empty",
+            env=environment,
+            text=True,
+            errors="replace",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        try:
+            yield Probe(path, process, Path(folder) / "errors", seconds)
+        finally:
+            process.kill()
+            process.communicate()
