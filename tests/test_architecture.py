@@ -170,6 +170,8 @@ def test_every_module_has_its_tests() -> None:
         "teachers/base": "teachers/test_dvector",
         "teachers/checkpoint": "extract/test_run",
         "teachers/none": "train/test_batches",
+        "teachers/hyperpyyaml": "teachers/test_speechbrain",
+        "teachers/speechbrain_features": "teachers/test_speechbrain",
         "teachers/onnx_child": "teachers/test_onnx",
         "teachers/onnx_file": "teachers/test_onnx",
         "teachers/onnx_probe": "teachers/test_onnx",

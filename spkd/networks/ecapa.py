@@ -17,13 +17,17 @@ BOTTLENECK = 128  # of squeeze-excitation and of the attention (the paper's)
 class Res2(nn.Module):
     """Res2 convolution: groups of channels in a cascade, each convolving its input plus the group before."""
 
-    def __init__(self, channels: int, dilation: int, reflect: bool = False) -> None:
+    def __init__(
+        self, channels: int, dilation: int, reflect: bool = False, scale: int = SCALE, kernel: int = 3
+    ) -> None:
         super().__init__()
-        width = channels // SCALE
-        self.blocks = nn.ModuleList(ConvBlock(width, width, 3, dilation, reflect=reflect) for _ in range(SCALE - 1))
+        width = channels // scale
+        self.blocks = nn.ModuleList(
+            ConvBlock(width, width, kernel, dilation, reflect=reflect) for _ in range(scale - 1)
+        )
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        first, *groups = x.chunk(SCALE, 1)
+        first, *groups = x.chunk(len(self.blocks) + 1, 1)
         outputs = [first]
         for i, (block, group) in enumerate(zip(self.blocks, groups, strict=True)):
             outputs.append(block(group if i == 0 else group + outputs[-1], lengths))
@@ -33,10 +37,10 @@ class Res2(nn.Module):
 class SqueezeExcitation(nn.Module):
     """Rescale channels by a function of all their means."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bottleneck: int = BOTTLENECK) -> None:
         super().__init__()
         self.gate = nn.Sequential(
-            nn.Conv1d(channels, BOTTLENECK, 1), nn.ReLU(), nn.Conv1d(BOTTLENECK, channels, 1), nn.Sigmoid()
+            nn.Conv1d(channels, bottleneck, 1), nn.ReLU(), nn.Conv1d(bottleneck, channels, 1), nn.Sigmoid()
         )
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -44,12 +48,12 @@ class SqueezeExcitation(nn.Module):
 
 
 class SERes2Block(nn.Module):
-    def __init__(self, channels: int, dilation: int, reflect: bool = False, kind: type[Res2] = Res2) -> None:
+    def __init__(self, channels: int, dilation: int, kind: type[Res2] = Res2) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             [
                 ConvBlock(channels, channels),
-                kind(channels, dilation, reflect),
+                kind(channels, dilation),
                 ConvBlock(channels, channels),
                 SqueezeExcitation(channels),
             ]
@@ -63,19 +67,25 @@ class SERes2Block(nn.Module):
 
 
 class AttentiveStatistics(nn.Module):
-    """Channel- and context-dependent attention, weighted mean and deviation: (B, D, T) -> (B, 2D)."""
+    """Channel-dependent attention, weighted mean and deviation: (B, D, T) -> (B, 2D).
 
-    def __init__(self, channels: int, floor: float = FLOOR) -> None:
+    Args:
+        floor: of variances.
+        context: whether the attention sees mean and deviation of the whole view in addition to the frames.
+    """
+
+    def __init__(self, channels: int, floor: float = FLOOR, bottleneck: int = BOTTLENECK, context: bool = True) -> None:
         super().__init__()
-        self._floor = floor
-        self.attention = nn.Sequential(
-            ConvBlock(3 * channels, BOTTLENECK), nn.Tanh(), nn.Conv1d(BOTTLENECK, channels, 1)
-        )
+        self._floor, self._context = floor, context
+        inputs = 3 * channels if context else channels
+        self.attention = nn.Sequential(ConvBlock(inputs, bottleneck), nn.Tanh(), nn.Conv1d(bottleneck, channels, 1))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        variance, mean = padding.var_mean(x, lengths)
-        context = torch.cat([x, mean.expand_as(x), variance.clamp_min(self._floor).sqrt().expand_as(x)], 1)
-        weights = padding.softmax(self.attention(context), lengths)
+        seen = x
+        if self._context:
+            variance, mean = padding.var_mean(x, lengths)
+            seen = torch.cat([x, mean.expand_as(x), variance.clamp_min(self._floor).sqrt().expand_as(x)], 1)
+        weights = padding.softmax(self.attention(seen), lengths)
         mean = (weights * x).sum(-1)
         # Centred before squaring: E[x^2] - E[x]^2 cancels in half precision.
         variance = (weights * (x - mean[..., None]).square()).sum(-1)
@@ -88,7 +98,7 @@ class ECAPA(Network):
     The paper's widths: C = 512 (with embedding 192: 6.2 M parameters) or 1024; C = 128 has 0.8 M.
 
     Args:
-        mels: bands of the input. reflect: whether the edges of convolutions are mirrored (SpeechBrain).
+        mels: bands of the input.
 
     Levels: frames (B, T, 3C), stats (B, 6C), embedding (B, E).
     """
@@ -96,17 +106,15 @@ class ECAPA(Network):
     default_channels = 512
     takes_lengths = True
 
-    def __init__(
-        self, channels: int = default_channels, embedding: int = 192, mels: int = MELS, reflect: bool = False
-    ) -> None:
+    def __init__(self, channels: int = default_channels, embedding: int = 192, mels: int = MELS) -> None:
         if channels % SCALE:
             raise ValueError(f"student.channels={channels}: ecapa needs a multiple of {SCALE}")
         super().__init__()
         self.settings = {"channels": channels, "embedding": embedding}
         wide = 3 * channels
         self.levels = describe(wide, {"stats": 2 * wide, "embedding": embedding})
-        self.stem = ConvBlock(mels, channels, 5, reflect=reflect)
-        self.blocks = nn.ModuleList(SERes2Block(channels, dilation, reflect) for dilation in (2, 3, 4))
+        self.stem = ConvBlock(mels, channels, 5)
+        self.blocks = nn.ModuleList(SERes2Block(channels, dilation) for dilation in (2, 3, 4))
         self.join: nn.Module = ConvBlock(wide, wide)
         self.pool = nn.ModuleList([AttentiveStatistics(wide), nn.BatchNorm1d(2 * wide)])
         self.project: nn.Module = nn.Linear(2 * wide, embedding)

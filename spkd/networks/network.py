@@ -154,7 +154,8 @@ class ConvBlock(nn.Sequential):
 
     Args:
         reflect: whether the edges are mirrored (SpeechBrain); else they are zeros.
-        activation: in the place of ReLU.
+        activation: instead of ReLU.
+        groups: of channels, each convolved alone.
     """
 
     def __init__(
@@ -165,11 +166,13 @@ class ConvBlock(nn.Sequential):
         dilation: int = 1,
         stride: int = 1,
         reflect: bool = False,
-        activation: type[nn.Module] = nn.ReLU,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        groups: int = 1,
     ) -> None:
         self._edge = dilation * (kernel - 1) // 2
+        edge = 0 if reflect else self._edge
         super().__init__(
-            nn.Conv1d(inputs, outputs, kernel, stride, padding=0 if reflect else self._edge, dilation=dilation),
+            nn.Conv1d(inputs, outputs, kernel, stride, padding=edge, dilation=dilation, groups=groups),
             activation(),
             nn.BatchNorm1d(outputs),
         )

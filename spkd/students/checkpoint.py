@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -49,20 +51,57 @@ def read_weights(file: str) -> dict[str, Tensor]:
     """Tensors by name of a file that others wrote: safetensors, or torch's own format, of which nothing is executed.
 
     Raises:
-        UsageError: no such file. SpkdError: it cannot be read as weights.
+        UsageError: no such file. SpkdError: it cannot be read as weights, or some of its tensors are none.
     """
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"{file}: no such file of weights")
     try:
         if path.suffix == ".safetensors":
-            return load_tensors(path.read_bytes())
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("model_state", "state_dict", "model"):
-            state = state.get(key, state)
-        return {name: values for name, values in state.items() if isinstance(values, Tensor)}
+            state: Any = load_tensors(path.read_bytes())
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise SpkdError(f"{path}: cannot be read as weights ({first_line(error)})") from error
+        raise SpkdError(f"{path}: cannot be read as weights ({_reason(path, error)})") from error
+    for key in ("model_state", "state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict):
+        raise SpkdError(f"{path}: holds a {type(state).__name__}, expected tensors by name (a state dictionary)")
+    tensors = {name: values for name, values in state.items() if isinstance(values, Tensor)}
+    for name, values in tensors.items():
+        if (problem := _no_weights(name, values)) is not None:
+            raise SpkdError(f"{path}: {str(name)[:100]!r} {problem}; expected dense floating-point weights by name")
+    return tensors
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in the words of its user."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                return "it is a TorchScript program; save the model's state dictionary, or export it to ONNX"
+    # torch names the first object that it did not make.
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it holds Python objects ({found[1]}), which are never made; in the program that it comes from, save its "
+            "tensors alone: torch.save(model.state_dict(), FILE)"
+        )
+    return first_line(error)
+
+
+def _no_weights(name: object, values: Tensor) -> str | None:
+    """Why a tensor cannot be weights; None where it can."""
+    if not isinstance(name, str):
+        return "is no name"
+    if values.layout != torch.strided or values.is_nested:
+        return "is sparse or nested"
+    if values.device.type == "meta":
+        return "has a shape, but no values"
+    if values.is_quantized or not (values.is_floating_point() or name.endswith("num_batches_tracked")):
+        return f"holds {str(values.dtype).removeprefix('torch.')}"
+    if values.numel() * values.element_size() > values.untyped_storage().nbytes():
+        return f"repeats {values.untyped_storage().nbytes():,} bytes to the shape {tuple(values.shape)}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
         kind = described.get("framework", kind)
     if sherpa is None and kind not in (*FBANKS, NEMO):
         raise UsageError(
-            f"{source}: takes fbank {main.shape}, but not whose: set onnx.input to {', '.join(FBANKS)} or {NEMO}"
+            f"{source}: takes fbank {main.shape}, but not whose: set teacher.onnx.input to {', '.join(FBANKS)} or {NEMO}"
         )
     of_nemo = NEMO in (kind, described.get("framework") if sherpa is not None else None)
     steps, last = main.shape[1:]
@@ -275,7 +275,7 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
         if sherpa.frames.dim != mels:
             raise UsageError(
                 f"{source}: takes {mels} bands; sherpa-onnx gives {sherpa.frames.dim} to a model of such metadata; "
-                f"set onnx.input to {', '.join(FBANKS)} or {NEMO}"
+                f"set teacher.onnx.input to {', '.join(FBANKS)} or {NEMO}"
             )
         if "not normalised" in sherpa.words and not of_nemo:
             log(

@@ -3,28 +3,33 @@ embedding_model.ckpt, with the labels of the classifier beside them."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections import OrderedDict
-from functools import lru_cache, partial
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spkd.corpus.audio import SAMPLE_RATE
-from spkd.errors import UsageError
+from spkd.errors import UsageError, first_line
 from spkd.networks.network import Network
-from spkd.networks.toolkits.recognise import SPEECHBRAIN_RESNET, SPEECHBRAIN_XVECTOR, recognise
+from spkd.networks.toolkits.recognise import (
+    SPEECHBRAIN_ECAPA,
+    SPEECHBRAIN_RESNET,
+    SPEECHBRAIN_XVECTOR,
+    speechbrain_ecapa,
+)
 from spkd.networks.toolkits.resnet import SpeechBrainResNet
-from spkd.networks.toolkits.xvector import SpeechBrainXVector
-from spkd.outputs.features import HOP, WINDOW
+from spkd.networks.toolkits.xvector import CONTEXTS, SpeechBrainXVector
 from spkd.outputs.head import Head
-from spkd.outputs.target import Target
+from spkd.progress import log
 from spkd.students import read_weights
+from spkd.teachers.hyperpyyaml import Hyperparams, Section, Tagged
 from spkd.teachers.settings import ModelConfig
-from spkd.teachers.toolkit import FrontEnd, Rules, ToolkitTeacher, bare, check_rate, fill, read_settings
+from spkd.teachers.speechbrain_features import front_end_of
+from spkd.teachers.toolkit import Rules, ToolkitTeacher, bare, check_rate, fill, foreign, lacking
 
 SETTINGS, WEIGHTS, CLASSIFIER, LABELS = (
     "hyperparams.yaml",
@@ -33,8 +38,37 @@ SETTINGS, WEIGHTS, CLASSIFIER, LABELS = (
     "label_encoder.txt",
 )
 SCALE = 30.0  # of the additive angular margin of its recipes
-TOP_DB = 80.0  # below the loudest number of a view everything is equal
 CITE = "Ravanelli et al., SpeechBrain: a general-purpose speech toolkit, 2021, arXiv 2106.04624"
+
+MODELS = "speechbrain.lobes.models."
+ECAPA, XVECTOR, RESNET = (f"{MODELS}{name}" for name in ("ECAPA_TDNN.ECAPA_TDNN", "Xvector.Xvector", "ResNet.ResNet"))
+# Settings of each network: those that act, then those that the shapes of the weights tell, then those without effect.
+KNOWN = {
+    ECAPA: (
+        *("activation", "dilations", "groups"),
+        *("input_size", "lin_neurons", "channels", "kernel_sizes", "attention_channels", "res2net_scale"),
+        *("se_channels", "global_context"),
+        *("device", "dropout"),
+    ),
+    XVECTOR: (
+        *("activation", "tdnn_dilations"),
+        *("in_channels", "lin_neurons", "tdnn_blocks", "tdnn_channels", "tdnn_kernel_sizes"),
+        "device",
+    ),
+    RESNET: ("activation", "strides", "input_size", "channels", "block_sizes", "lin_neurons", "device"),
+}
+# Modules that are not run for an embedding: classifiers, statistics of embeddings, and what augments in training.
+NOT_RUN = (
+    *("classifier", "mean_var_norm_emb", "augmentation", "wav_augment", "env_corrupt", "augment_speed"),
+    *("augment_wavedrop", "augment_pipeline", "speed_perturb", "add_noise", "add_reverb", "drop_freq", "drop_chunk"),
+)
+RUN = ("compute_features", "mean_var_norm", "embedding_model")
+LOADED = ("embedding_model", "mean_var_norm", "mean_var_norm_emb", "classifier", "label_encoder")
+ACTIVATIONS = (
+    *("ReLU", "LeakyReLU", "ReLU6", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Softplus", "Softsign", "Tanh"),
+    *("Sigmoid", "LogSigmoid", "Hardtanh", "Hardswish", "Hardsigmoid", "Identity"),
+)
+Activation = Callable[[], nn.Module]
 
 
 class SpeechBrain(ToolkitTeacher):
@@ -42,6 +76,8 @@ class SpeechBrain(ToolkitTeacher):
 
     Targets: frames, stats, embedding, and logits over the training speakers where the classifier is there and is one of
     cosines (ECAPA-TDNN, ResNet).
+
+    Every setting of hyperparams.yaml that changes an embedding is honoured, or refused by its name.
     """
 
     cite = CITE
@@ -57,78 +93,174 @@ class SpeechBrain(ToolkitTeacher):
             raise UsageError(f"teacher={self.family}: name the folder of {WEIGHTS} by teacher.weights")
         folder = Path(weights)
         tensors = bare(read_weights(str(folder / WEIGHTS)))
-        settings = read_settings(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-        check_rate(settings, "sample_rate", weights)
+        file = Hyperparams.read(folder / SETTINGS)
+        check_rate(file.tree, "sample_rate", weights)
+        _check_modules(file)
         self.source = folder.name
-        try:
-            network, rules, mels = _network(tensors)
-        except (ValueError, KeyError, IndexError) as error:
-            raise UsageError(f"{folder}: of an architecture that spkd does not have ({error})") from error
+        front_end = front_end_of(file)
+        network, rules, self.settings = _network(file, tensors, front_end.frames.dim)
         if isinstance(network, SpeechBrainResNet):  # it convolves over (time, bands)
             tensors = {n: v.transpose(2, 3) if v.dim() == 4 else v for n, v in tensors.items()}
         self.architecture = type(network).__name__
         fill(network, tensors, str(folder / WEIGHTS), rules)
-        if not _mean_only(settings):
-            raise UsageError(f"{folder}: its features are normalised in a way that spkd does not have")
-        front_end = FrontEnd(
-            Target("fbank", mels, HOP, 0),
-            partial(fbank, mels=mels),
-            f"{mels}-mel fbank of SpeechBrain (dB, 80 dB below the loudest), 25/10 ms, mean-normalised per view",
-        )
-        super().__init__(network, front_end, _head(folder), device)
+        super().__init__(network, front_end, _head(folder, file), device)
 
 
-def fbank(waves: Tensor, mels: int) -> Tensor:
-    """SpeechBrain's Fbank (its defaults): centred windows of 25 ms (Hamming) every 10 ms, edges of zeros, power,
-    triangles, 10 log10, not lower than 80 dB below the loudest number of the view.
+def _check_modules(file: Hyperparams) -> None:
+    """Raises UsageError for a module, a file of weights or an audio format that is not known here."""
+    modules = file.resolved(file.tree.get("modules", {}), "modules")
+    for name in modules if isinstance(modules, dict) else ():
+        if name not in (*RUN, *NOT_RUN):
+            raise UsageError(f"{file.path}: modules.{str(name)[:60]} is not known here; does it change an embedding?")
+    if "audio_normalizer" in file.tree:
+        audio = file.section("audio_normalizer")
+        audio.check(["speechbrain.dataio.preprocess.AudioNormalizer"], ["sample_rate", "mix"])
+        audio.only("sample_rate", 16_000, 16_000)
+    pretrainer = file.resolved(file.tree.get("pretrainer", {}), "pretrainer")
+    named = pretrainer.value if isinstance(pretrainer, Tagged) else pretrainer
+    for key in ("loadables", "paths"):
+        section = named.get(key, {}) if isinstance(named, dict) else {}
+        for name, value in section.items() if isinstance(section, dict) else ():
+            if name not in LOADED:
+                raise UsageError(f"{file.path}: pretrainer.{key}.{str(name)[:60]} is not known here")
+            text = str(value.value) if isinstance(value, Tagged) else str(value)[:1000]
+            if key == "paths" and name == "embedding_model" and PurePosixPath(text).name != WEIGHTS:
+                raise UsageError(f"{file.path}: pretrainer.paths.{name}={text[-60:]!r}; expected a file {WEIGHTS}")
+
+
+def _network(file: Hyperparams, tensors: dict[str, Tensor], mels: int) -> tuple[Network, Rules, dict[str, Any]]:
+    """The network that the weights and the settings describe.
 
     Args:
-        waves: (B, samples); zeros behind a shorter view change none of its frames.
+        mels: numbers of a frame of features.
     Returns:
-        (B, 1 + samples // 160, mels).
+        It, the rules of its names, and the settings that only the file tells.
+    Raises:
+        UsageError: settings or an architecture that are not known here.
     """
-    window = torch.hamming_window(WINDOW, device=waves.device)
-    spectrum = torch.stft(waves.float(), WINDOW, HOP, WINDOW, window, True, "constant", return_complex=True)
-    power = spectrum.real.square() + spectrum.imag.square()
-    decibels = 10 * (power.transpose(1, 2) @ _triangles(mels, waves.device)).clamp_min(1e-10).log10()
-    return decibels.maximum(decibels.amax((1, 2), keepdim=True) - TOP_DB)
+    path = file.path.with_name(WEIGHTS)
+    build = {ECAPA: _ecapa, XVECTOR: _xvector, RESNET: _resnet}
+    kind = next((kind for kind, name in _MARKS.items() if name in tensors), None)
+    if kind is None:
+        raise UsageError(f"{path}: {foreign(tensors)}; SpeechBrain's {', '.join(build)} are taken")
+    if "embedding_model" in file.tree or "embedding_model" in _names(file):
+        section = file.section("embedding_model")
+        section.check([kind], KNOWN[kind])
+    else:
+        log(f"note: {file.path}: nothing there of embedding_model; the defaults of {kind} are taken")
+        section = Section(file, "embedding_model", kind, {})
+    try:
+        network, rules, settings = build[kind](section, tensors, mels)
+    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise UsageError(f"{path}: of an architecture that spkd does not have ({lacking(error)})") from error
+    return network, rules, settings
 
 
-@lru_cache
-def _triangles(mels: int, device: torch.device) -> Tensor:
-    """(201, mels): even on mel = 2595 log10(1 + f / 700), as wide on both sides as to the lower neighbour."""
-    top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
-    hz = 700 * (10 ** (torch.linspace(0, top, mels + 2) / 2595) - 1)
-    slope = (torch.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None] - hz[1:-1]) / (hz[1:-1] - hz[:-2])
-    return (1 - slope.abs()).clamp_min(0.0).to(device)
+# The weight by which each network is known.
+_MARKS = {ECAPA: "mfa.conv.conv.weight", XVECTOR: "blocks.0.conv.weight", RESNET: "fc_embed.weight"}
 
 
-def _network(tensors: dict[str, Tensor]) -> tuple[Network, Rules, int]:
-    """The network that the weights belong to, the rules of its names, the bands it takes."""
-    if "fc.conv.weight" in tensors:
-        network, rules = recognise(tensors)
-        return network, rules, tensors["blocks.0.conv.conv.weight"].shape[1]
-    if "blocks.16.w.weight" in tensors:
-        layers = [tensors[f"blocks.{3 * i}.conv.weight"] for i in range(5)]
-        widths, mels = tuple(layer.shape[0] for layer in layers), layers[0].shape[1]
-        return SpeechBrainXVector(widths, tensors["blocks.16.w.weight"].shape[0], mels), SPEECHBRAIN_XVECTOR, mels
+def _names(file: Hyperparams) -> dict[str, Any]:
+    modules = file.resolved(file.tree.get("modules", {}), "modules")
+    return modules if isinstance(modules, dict) else {}
+
+
+def _ecapa(section: Section, tensors: dict[str, Tensor], mels: int) -> tuple[Network, Rules, dict[str, Any]]:
+    activation, named = _activation(section, "ReLU")
+    count = 2 + sum(re.fullmatch(r"blocks\.\d+\.tdnn1\.conv\.conv\.weight", name) is not None for name in tensors)
+    dilations = section.wholes("dilations", [1, *range(2, count), 1], count)
+    groups = section.wholes("groups", [1] * count, count)
+    network = speechbrain_ecapa(tensors, groups[0], dilations=dilations, activation=activation)
+    _check_input(section, "input_size", tensors["blocks.0.conv.conv.weight"].shape[1] * groups[0], mels)
+    kernels = [
+        tensors["blocks.0.conv.conv.weight"].shape[2],
+        *network.kernels,
+        tensors["mfa.conv.conv.weight"].shape[2],
+    ]
+    _check_kernels(section, "kernel_sizes", kernels, dilations)
+    return network, SPEECHBRAIN_ECAPA, {"activation": named, "dilations": dilations, "groups": groups}
+
+
+def _xvector(section: Section, tensors: dict[str, Tensor], mels: int) -> tuple[Network, Rules, dict[str, Any]]:
+    activation, named = _activation(section, "LeakyReLU")
+    count = sum(re.fullmatch(r"blocks\.\d+\.conv\.weight", name) is not None for name in tensors)
+    layers = [tensors[f"blocks.{3 * i}.conv.weight"] for i in range(count)]
+    dilations = section.wholes("tdnn_dilations", [dilation for _, dilation in CONTEXTS], count)
+    kernels = [layer.shape[2] for layer in layers]
+    _check_input(section, "in_channels", layers[0].shape[1], mels)
+    _check_kernels(section, "tdnn_kernel_sizes", kernels, dilations)
+    last = f"blocks.{3 * count + 1}.w."
+    widths, contexts = [len(layer) for layer in layers], list(zip(kernels, dilations, strict=True))
+    network = SpeechBrainXVector(widths, len(tensors[f"{last}weight"]), mels, contexts, activation)
+    rules = (*SPEECHBRAIN_XVECTOR, (r"^project\.", last))
+    return network, rules, {"activation": named, "dilations": dilations}
+
+
+def _resnet(section: Section, tensors: dict[str, Tensor], mels: int) -> tuple[Network, Rules, dict[str, Any]]:
+    activation, named = _activation(section, "ReLU")
     names = list(
         OrderedDict.fromkeys(n.rsplit(".", 2)[0] for n in tensors if re.fullmatch(r"layer\d\.\d+\.conv1\.weight", n))
     )
     depths = [sum(n.startswith(f"layer{i}.") for n in names) for i in range(1, 5)]
     channels = [tensors[f"layer{i}.0.conv1.weight"].shape[0] for i in range(1, 5)]
+    strides = section.wholes("strides", [1, 2, 2, 2], 4)
     embedding, wide = tensors["fc_embed.weight"].shape
-    mels = 8 * (wide // (2 * channels[-1]))
-    return SpeechBrainResNet(channels, depths, embedding, mels), SPEECHBRAIN_RESNET, mels
+    network = SpeechBrainResNet(channels, depths, embedding, mels, strides, activation)
+    if network.levels["stats"].dim != wide:
+        raise UsageError(
+            f"{section.file.path}: its weights are not of {mels} features a frame and strides {strides}; see "
+            "compute_features and embedding_model.strides"
+        )
+    return network, SPEECHBRAIN_RESNET, {"activation": named, "strides": strides}
 
 
-def _mean_only(settings: dict[str, Any]) -> bool:
-    """Whether the features of a view lose their mean alone, as in the recipes for speakers."""
-    norm = settings.get("mean_var_norm")
-    return not isinstance(norm, dict) or (norm.get("norm_type") == "sentence" and norm.get("std_norm") is False)
+def _check_input(section: Section, key: str, expected: int, mels: int) -> None:
+    """Raises UsageError where the weights take other numbers of features than there are."""
+    if expected != mels:
+        raise UsageError(
+            f"{section.file.path}: its weights take {expected} features a frame, and compute_features gives {mels}; "
+            f"see n_mels, deltas, context and embedding_model.{key}"
+        )
 
 
-def _head(folder: Path) -> Head | None:
+def _check_kernels(section: Section, key: str, kernels: list[int], dilations: list[int]) -> None:
+    """Raises UsageError for convolutions that give other numbers of frames than they take."""
+    for kernel, dilation in zip(kernels, dilations, strict=True):
+        if (kernel - 1) * dilation % 2:
+            raise UsageError(
+                f"{section.file.path}: {section.name}.{key}: {kernel} with dilation {dilation} loses a frame; spkd "
+                "takes odd kernels"
+            )
+
+
+def _activation(section: Section, default: str) -> tuple[Activation, str]:
+    """The activation of a network, and its name.
+
+    Raises:
+        UsageError: one that is not known here.
+    """
+    expected = f"!name:torch.nn.ACTIVATION of {', '.join(ACTIVATIONS)}"
+    given = section.get("activation", Tagged(f"name:torch.nn.{default}", ""), lambda v: isinstance(v, Tagged), expected)
+    name = re.sub(r"^name:torch\.nn\.(modules\.activation\.)?", "", given.tag)
+    values = {} if given.value in ("", None) else given.value
+    settings = (
+        {key: section.file.resolved(v, "activation") for key, v in values.items()} if isinstance(values, dict) else None
+    )
+    if (
+        name not in ACTIVATIONS
+        or settings is None
+        or any(isinstance(v, Tagged | dict | list) for v in settings.values())
+    ):
+        raise UsageError(f"{section.file.path}: {section.name}.activation=!{given.tag[:80]}; spkd takes {expected}")
+    made = partial(getattr(nn, name), **settings)
+    try:
+        made()(torch.zeros(1))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{section.file.path}: {section.name}.activation: {first_line(error)}") from error
+    return made, f"{name}{settings or ''}"
+
+
+def _head(folder: Path, file: Hyperparams) -> Head | None:
     """The classifier, where it is one of cosines."""
     if not (folder / CLASSIFIER).is_file():
         return None
@@ -136,7 +268,17 @@ def _head(folder: Path) -> Head | None:
     if set(tensors) != {"weight"}:
         return None
     count = len(tensors["weight"])
-    return Head(tensors["weight"], _labels(folder / LABELS, count), SCALE)
+    return Head(tensors["weight"], _labels(folder / LABELS, count), _scale(file))
+
+
+def _scale(file: Hyperparams) -> float:
+    """Of the loss that the model was trained with, where the file has one; else that of the recipes."""
+    cost = file.tree.get("compute_cost")
+    loss = cost.value.get("loss_fn") if isinstance(cost, Tagged) and isinstance(cost.value, dict) else None
+    if not isinstance(loss, Tagged) or not isinstance(loss.value, dict):
+        return SCALE
+    section = Section(file, "compute_cost.loss_fn", loss.tag, loss.value)
+    return float(section.number("scale", SCALE, 1e-3, 1e4))
 
 
 def _labels(path: Path, count: int) -> list[str]:

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
 from spkd.networks.toolkits.recognise import recognise
+from spkd.outputs.features import MELS
 from spkd.outputs.head import Head
+from spkd.progress import log
 from spkd.students import read_weights
 from spkd.teachers.settings import ModelConfig
-from spkd.teachers.toolkit import ToolkitTeacher, bare, fill, kaldi_front_end
+from spkd.teachers.toolkit import (
+    ToolkitTeacher,
+    bare,
+    check_keys,
+    fill,
+    foreign,
+    kaldi_front_end,
+    lacking,
+    read_settings,
+    section,
+)
 
+CONFIG, POOLING = "config.yaml", "TSTP"
+NETWORKS = "CAM++, ERes2Net, ERes2NetV2, ECAPA-TDNN and ResNet34 of 3D-Speaker"
+FEATURE_KEYS = ("n_mels", "sample_rate", "mean_nor")
+# Settings of networks: pooling, then those that the shapes of the weights tell, then two without effect.
+NETWORK_KEYS = (
+    "pooling_func",
+    *("feat_dim", "embedding_size", "embed_dim", "input_size", "lin_neurons", "channels", "m_channels", "baseWidth"),
+    *("scale", "expansion", "growth_rate", "bn_size", "init_channels", "num_blocks", "two_emb_layer", "kernel_sizes"),
+    *("attention_channels", "res2net_scale", "se_channels", "global_context"),
+    *("device", "memory_efficient"),
+)
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 EMBEDDING_MODEL, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
 SCALE = 32.0  # of the margin losses of its recipes
@@ -44,10 +70,11 @@ class ThreeDSpeaker(ToolkitTeacher):
         file = _find(Path(weights))
         tensors = bare(read_weights(str(file)))
         self.source = file.name
+        mels = _check_settings(file)
         try:
-            network, rules = recognise(tensors, floor=FLOOR)
+            network, rules = recognise(tensors, mels, floor=FLOOR)
         except (ValueError, KeyError, IndexError) as error:
-            raise UsageError(f"{file}: of an architecture that spkd does not have ({error})") from error
+            raise UsageError(f"{file}: {foreign(tensors)} ({lacking(error)}); taken: {NETWORKS}") from error
         self.architecture = type(network).__name__
         fill(network, tensors, str(file), rules)
         head = None
@@ -56,16 +83,57 @@ class ThreeDSpeaker(ToolkitTeacher):
             if set(classifier) == {"weight"}:
                 head = Head(classifier["weight"], [str(i) for i in range(len(classifier["weight"]))], SCALE)
         kind = self.family if kind == "auto" else kind
-        super().__init__(network, kaldi_front_end(kind), head, device)
+        super().__init__(network, kaldi_front_end(kind, mels), head, device)
 
 
 def _find(path: Path) -> Path:
-    """The one checkpoint that a path names."""
+    """The one checkpoint that a path names: of a folder that its recipes leave, the last one that was trained.
+
+    Raises:
+        UsageError: none there, or several of which none is the last.
+    """
     if not path.is_dir():
         return path
     if (path / EMBEDDING_MODEL).is_file():
         return path / EMBEDDING_MODEL
+    # exp/NAME/models/CKPT-EPOCH-70-00/embedding_model.ckpt
+    for folder in (path, path / "models"):
+        trained = [f for f in folder.glob("CKPT-*") if (f / EMBEDDING_MODEL).is_file()]
+        if trained:
+            chosen = max(trained, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
+            log(f"note: {path}: {chosen.name} of {len(trained)} checkpoints there")
+            return chosen / EMBEDDING_MODEL
     found = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.name != CLASSIFIER)
     if len(found) != 1:
         raise UsageError(f"{path}: {len(found)} checkpoints there; name one of them by teacher.weights")
     return found[0]
+
+
+def _check_settings(file: Path) -> int:
+    """Bands of the features that the recipe's config.yaml names, where it lies in a folder above the weights; else 80.
+
+    Raises:
+        UsageError: settings that change an embedding and that spkd does not have.
+    """
+    config = next((f / CONFIG for f in list(file.parents)[:3] if (f / CONFIG).is_file()), None)
+    settings = {} if config is None else read_settings(config)
+    arguments = section(section(settings, "feature_extractor"), "args")
+    network = section(section(settings, "embedding_model"), "args")
+    check_keys(arguments, FEATURE_KEYS, f"{config}: feature_extractor")
+    check_keys(network, NETWORK_KEYS, f"{config}: embedding_model")
+    if network.get("pooling_func", POOLING) != POOLING:
+        raise UsageError(f"{config}: embedding_model.pooling_func: spkd has {POOLING} alone")
+
+    def value(key: str, default: Any) -> Any:
+        """A setting; `<NAME>` refers to one at the top."""
+        given = arguments.get(key, default)
+        named = re.fullmatch(r"<(\w+)>", given) if isinstance(given, str) else None
+        return settings.get(named[1]) if named else given
+
+    for key, expected in (("sample_rate", SAMPLE_RATE), ("mean_nor", True)):
+        if arguments and value(key, False if key == "mean_nor" else expected) != expected:
+            raise UsageError(f"{config}: feature_extractor.{key}: spkd has {expected} alone")
+    mels = value("n_mels", MELS)
+    if not isinstance(mels, int) or not 8 <= mels <= 256:
+        raise UsageError(f"{config}: feature_extractor.n_mels: expected 8 to 256")
+    return mels

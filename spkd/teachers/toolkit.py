@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
-from spkd.errors import UsageError
+from spkd.errors import UsageError, did_you_mean
 from spkd.files import digest
 from spkd.networks.network import Network, count_parameters
 from spkd.outputs.features import FBANKS, HOP, MELS, WINDOW, fbank_of
@@ -35,11 +35,13 @@ class FrontEnd:
         frames: their window and hop.
         compute: waveforms (B, samples) -> (B, T, F).
         words: what it is, for the card.
+        takes_lengths: whether the features of a padded view are those that it has alone.
     """
 
     frames: Target
     compute: Callable[[Tensor], Tensor]
     words: str
+    takes_lengths: bool = True
 
 
 def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
@@ -65,7 +67,7 @@ class NetworkTeacher(Teacher):
     def __init__(self, network: Network, front_end: FrontEnd, head: Head | None, device: torch.device) -> None:
         self.network, self.front_end, self.head, self.device = network.to(device).eval(), front_end, head, device
         self.num_parameters = count_parameters(network)
-        self.takes_lengths = network.takes_lengths
+        self.takes_lengths = network.takes_lengths and front_end.takes_lengths
         moved = front_end.frames.window - network.input_kind.window
         self.targets = {
             name: level if level.hop is None else replace(level, window=level.window + moved)
@@ -90,11 +92,13 @@ class ToolkitTeacher(NetworkTeacher):
     Attributes:
         cite: the toolkit's paper.
         source: name of the folder or file of its weights. architecture: its name.
+        settings: of the network, where neither the architecture nor the weights' shapes tell them.
     """
 
     cite: ClassVar[str]
     source: str
     architecture: str
+    settings: Mapping[str, Any] = {}
 
     def card(self) -> TeacherCard:
         return TeacherCard(
@@ -104,7 +108,7 @@ class ToolkitTeacher(NetworkTeacher):
             source=self.source,
             preprocessing=self.front_end.words,
             cite=self.cite,
-            details={"network": self.architecture},
+            details={"network": self.architecture, **self.settings},
         )
 
 
@@ -142,6 +146,44 @@ def fill(network: Network, tensors: dict[str, Tensor], source: str, rules: Rules
     network.load_state_dict(found, strict=False)
 
 
+# Names by which weights of others are known.
+_OTHERS = (
+    ("torch_spec.", "a speaker encoder of Coqui TTS"),
+    ("resnet.conv1.", "a model of pyannote.audio"),
+    ("sincnet.", "a model of pyannote.audio"),
+    ("preprocessor.featurizer.", "a model of NeMo; export it to ONNX and take teacher=onnx"),
+    ("wavlm.", "a model of transformers; take teacher=wavlm with its folder"),
+    ("hubert.", "a model of transformers; take teacher=hubert with its folder"),
+    ("wav2vec2.", "a model of transformers; take teacher=wav2vec2 with its folder"),
+    ("mfa.", "an ECAPA-TDNN of SpeechBrain or 3D-Speaker"),
+    ("layer2.se_res2block.", "an ECAPA-TDNN of WeSpeaker"),
+    ("fc_embed.", "a ResNet of SpeechBrain"),
+    ("xvector.tdnn.", "a CAM++ of WeSpeaker or 3D-Speaker"),
+    ("lstm.", "an LSTM, such as the GE2E d-vector (teacher=dvector)"),
+    ("network.", "a student of spkd; take teacher=checkpoint with its folder"),
+)
+
+
+def foreign(tensors: dict[str, Tensor]) -> str:
+    """What weights are that a family does not take, in words."""
+    for start, words in _OTHERS:
+        if any(name.startswith(start) for name in tensors):
+            return f"{words} (its weights have names as {start}*)"
+    return f"of an architecture that spkd does not have (its weights begin with {next(iter(tensors), 'none')[:100]!r})"
+
+
+def lacking(error: Exception) -> str:
+    """Why weights are not of an architecture: a KeyError's text is the name alone."""
+    return f"no weights {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
+
+
+def check_keys(settings: dict[str, Any], known: Collection[str], where: str) -> None:
+    """Raises UsageError for a setting that may change a number and is not known here."""
+    for key in settings:
+        if key not in known:
+            raise UsageError(f"{where}.{str(key)[:60]} is not known here{did_you_mean(str(key), known)}")
+
+
 class _PlainLoader(yaml.SafeLoader):
     """YAML whose tags of other programs (`!new:`, `!ref`) are left out: their values are data like any other."""
 
@@ -158,16 +200,18 @@ _PlainLoader.add_multi_constructor("!", _untagged)
 _PlainLoader.add_multi_constructor("tag:", _untagged)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, loader: type[yaml.SafeLoader] = _PlainLoader) -> dict[str, Any]:
     """A toolkit's YAML file as data; nothing that it names is made or run.
 
+    Args:
+        loader: what becomes of tags of other programs.
     Raises:
         UsageError: missing or no such file.
     """
     try:
         if path.stat().st_size > MAX_CONFIG:
             raise UsageError(f"{path}: larger than any settings file")
-        tree = yaml.load(path.read_text("utf-8"), Loader=_PlainLoader)
+        tree = yaml.load(path.read_text("utf-8"), Loader=loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise UsageError(f"{path}: cannot be read as settings ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(tree, dict):

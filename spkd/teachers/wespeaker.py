@@ -11,16 +11,56 @@ from torch import Tensor
 
 from spkd.errors import UsageError
 from spkd.networks.toolkits.recognise import recognise
+from spkd.networks.toolkits.redimnet import SHAPES
+from spkd.networks.toolkits.resnet import DEPTHS
 from spkd.outputs.head import Head
 from spkd.students import read_weights
 from spkd.teachers.settings import ModelConfig
-from spkd.teachers.toolkit import ToolkitTeacher, bare, check_rate, fill, kaldi_front_end, read_settings, section
+from spkd.teachers.toolkit import (
+    ToolkitTeacher,
+    bare,
+    check_keys,
+    check_rate,
+    fill,
+    foreign,
+    kaldi_front_end,
+    lacking,
+    read_settings,
+    section,
+)
 
 CONFIG, WEIGHTS = "config.yaml", ("avg_model.pt", "models/avg_model.pt", "model.pt")
-COSINE = re.compile(r"(add|arc)_margin|sphereface2")
+COSINE = re.compile(r"(add|arc)_margin")  # the logits of others (sphereface2, ham_margin) are functions of their own
 CITE = (
     "Wang et al., WeSpeaker: a research and production oriented speaker embedding learning toolkit, ICASSP 2023, "
     "arXiv 2210.17016"
+)
+
+
+NETWORKS = (
+    *(f"ResNet{n}" for n in DEPTHS),
+    *("ECAPA_TDNN_c512", "ECAPA_TDNN_c1024", "ECAPA_TDNN_GLOB_c512", "ECAPA_TDNN_GLOB_c1024", "CAMPPlus", "XVEC"),
+    *("ERes2Net34_Base", "ERes2Net34_Large", "ERes2Net34_aug", "SimAM_ResNet34_ASP", "SimAM_ResNet100_ASP"),
+    *SHAPES,
+)
+POOLINGS = ("TSTP", "ASTP", "TAP", "TSDP")
+# Settings of networks: pooling, then those that the shapes of the weights tell, then one that acts in training alone.
+MODEL_KEYS = (
+    "pooling_func",
+    *("feat_dim", "acoustic_dim", "embed_dim", "two_emb_layer", "emb_bn", "in_planes", "hid_dim", "stats_dim"),
+    *("expansion", "baseWidth", "scale", "growth_rate", "bn_size", "init_channels"),
+    "dropout",
+)
+FBANK_KEYS = (
+    *("num_mel_bins", "frame_length", "frame_shift", "resample_rate"),
+    *("dither", "raw_wav"),  # in training alone
+)
+# Settings of data: those that are read here, then those that act in training alone.
+DATA_KEYS = (
+    *("resample_rate", "frontend", "fbank_args", "cmvn", "cmvn_args"),
+    *("aug_prob", "chunk_info_args", "filter", "filter_args", "musan_scp", "num_frms", "rirs_scp", "shuffle"),
+    *("sample_num_per_epoch", "shuffle_args", "spec_aug", "spec_aug_args", "speed_perturb", "speed_perturb_mode"),
+    *("train_label", "train_scp", "s3prl_args", "tfmel_args", "w2vbert_args", "whisper_encoder_args"),
 )
 
 
@@ -49,23 +89,23 @@ class WeSpeaker(ToolkitTeacher):
         file, settings = _find(Path(weights))
         tensors = bare(read_weights(str(file)))
         projection = {n: tensors.pop(n) for n in list(tensors) if n.startswith("projection.")}
-        arguments, mels = section(settings, "model_args"), _mels(settings, weights)
-        self.source, self.architecture = file.parent.name, str(settings.get("model", "?"))
+        mels = _mels(settings, weights)
+        self.source, self.architecture = file.parent.name, _text(settings.get("model"))
+        pooling = _pooling(settings, self.architecture, weights)
         try:
-            pooling = arguments.get("pooling_func")
-            network, rules = recognise(tensors, mels, None if pooling is None else str(pooling), name=self.architecture)
+            network, rules = recognise(tensors, mels, pooling, name=self.architecture)
         except (ValueError, KeyError, IndexError) as error:
             raise UsageError(
-                f"{file}: {self.architecture} is an architecture that spkd does not have ({error})"
+                f"{file}: these are not the weights of {self.architecture} ({lacking(error)}); {foreign(tensors)}"
             ) from error
         fill(network, tensors, str(file), rules)
-        head = _head(projection, section(settings, "projection_args"))
+        head = _head(weights, projection, section(settings, "projection_args"))
         kind = self.family if kind == "auto" else kind
         super().__init__(network, kaldi_front_end(kind, mels), head, device)
 
 
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The file of weights, and the settings beside it or above it."""
+    """The file of weights, and the settings next to it or above it."""
     folder = path if path.is_dir() else path.parent
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None) if path.is_dir() else path
     if file is None:
@@ -76,6 +116,35 @@ def _find(path: Path) -> tuple[Path, dict[str, Any]]:
     return file, read_settings(config)
 
 
+def _text(value: Any) -> str:
+    """A name in a settings file."""
+    return value[:100] if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _pooling(settings: dict[str, Any], architecture: str, source: str) -> str | None:
+    """Pooling of a network; None: its own.
+
+    Raises:
+        UsageError: a network, a pooling or another setting that is not known here.
+    """
+    if "model" not in settings:
+        raise UsageError(f"{source}: no model in its {CONFIG}, which names the network")
+    if architecture not in NETWORKS:
+        raise UsageError(f"{source}: model is {architecture}, which spkd does not have; taken: {', '.join(NETWORKS)}")
+    arguments = section(settings, "model_args")
+    check_keys(arguments, MODEL_KEYS, f"{source}: model_args")
+    pooling = arguments.get("pooling_func")
+    if pooling not in (None, *POOLINGS):
+        raise UsageError(f"{source}: model_args.pooling_func is {_text(pooling)}; taken: {', '.join(POOLINGS)}")
+    fixed = _FIXED_POOLING.get(architecture.split("_")[0])
+    if pooling is not None and fixed is not None and pooling != fixed:
+        raise UsageError(f"{source}: model_args.pooling_func is {pooling}; of {architecture} spkd has {fixed}")
+    return pooling
+
+
+_FIXED_POOLING = {"ECAPA": "ASTP", "CAMPPlus": "TSTP"}
+
+
 def _mels(settings: dict[str, Any], source: str) -> int:
     """Bands of its fbank.
 
@@ -83,27 +152,42 @@ def _mels(settings: dict[str, Any], source: str) -> int:
         UsageError: another front end, or frames or normalisation that spkd does not have.
     """
     data = section(settings, "dataset_args")
+    check_keys(data, DATA_KEYS, f"{source}: dataset_args")
     check_rate(data, "resample_rate", source)
     if (front_end := data.get("frontend", "fbank")) != "fbank":
-        raise UsageError(f"{source}: its front end is {front_end}; spkd loads WeSpeaker's models of fbank")
-    bank, norm = section(data, "fbank_args"), section(data, "cmvn_args")
-    if (bank.get("frame_length", 25), bank.get("frame_shift", 10)) != (25, 10):
-        raise UsageError(f"{source}: frames of {bank.get('frame_length')} ms every {bank.get('frame_shift')} ms")
+        raise UsageError(f"{source}: its front end is {_text(front_end)}; spkd loads WeSpeaker's models of fbank")
+    # WeSpeaker's earlier releases had the features at the top.
+    bank, norm = section(data, "fbank_args") or section(settings, "feature_args"), section(data, "cmvn_args")
+    check_rate(bank, "resample_rate", source)
+    check_keys(bank, FBANK_KEYS, f"{source}: dataset_args.fbank_args")
+    check_keys(norm, ("norm_mean", "norm_var"), f"{source}: dataset_args.cmvn_args")
+    for key, expected in (("frame_length", 25), ("frame_shift", 10)):
+        if (given := bank.get(key, expected)) != expected:
+            shown = given if isinstance(given, int | float) else _text(given)
+            raise UsageError(f"{source}: fbank_args.{key} is {shown} ms; spkd has {expected}")
     if not data.get("cmvn", True) or not norm.get("norm_mean", True) or norm.get("norm_var", False):
-        raise UsageError(f"{source}: its features are not mean-normalised as WeSpeaker's recipes have it")
-    mels = bank.get("num_mel_bins", section(settings, "model_args").get("feat_dim", 80))
+        raise UsageError(
+            f"{source}: its features are not mean-normalised as WeSpeaker's recipes have it (cmvn, norm_mean, norm_var)"
+        )
+    mels = bank.get("num_mel_bins", 80)
     if not isinstance(mels, int) or not 8 <= mels <= 256:
-        raise UsageError(f"{source}: fbank of {mels} bands")
+        raise UsageError(f"{source}: fbank_args.num_mel_bins: expected 8 to 256")
     return mels
 
 
-def _head(projection: dict[str, Tensor], arguments: dict[str, Any]) -> Head | None:
-    """The classifier over the training speakers; None where the file has none that gives logits."""
-    kind = str(arguments.get("project_type", "softmax"))
-    scale, parts = float(arguments.get("scale", 32.0)), int(arguments.get("K", 3)) if "subcenter" in kind else 1
+def _head(source: str, projection: dict[str, Tensor], arguments: dict[str, Any]) -> Head | None:
+    """The classifier over the training speakers; None where the file has none that gives logits.
+
+    Raises:
+        UsageError: a scale or a number of sub-centres that is none.
+    """
+    kind = _text(arguments.get("project_type", "softmax"))
+    scale, parts = arguments.get("scale", 32.0), arguments.get("K", 3) if "subcenter" in kind else 1
+    if not isinstance(scale, int | float) or not 0 < scale < 1e4 or not isinstance(parts, int) or not 0 < parts < 1000:
+        raise UsageError(f"{source}: projection_args: scale or K is no number of a classifier")
     if COSINE.match(kind) and "projection.weight" in projection:
         weight = projection["projection.weight"]
-        return Head(weight, _names(len(weight) // parts), scale)
+        return Head(weight, _names(len(weight) // parts), float(scale))
     if "projection.trans.weight" in projection:
         weight = projection["projection.trans.weight"]
         return Head(weight, _names(len(weight)), kind="linear", bias=projection.get("projection.trans.bias"))

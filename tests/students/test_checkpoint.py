@@ -16,7 +16,7 @@ from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
-from spkd.students import Checkpoint, build, load_student, save_student
+from spkd.students import Checkpoint, build, load_student, read_weights, save_student
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -126,3 +126,55 @@ def test_the_features_a_student_was_trained_on_go_with_it(spkd: Callable, corpus
         expected = network(input_features(FBANKS[kind], wave))["embedding"]
     found = Cache.open("d").batch(np.array([0]), ["embedding"])["embedding"]
     assert torch.allclose(found.float(), expected, atol=1e-2 * float(expected.abs().max()))
+
+
+def sparse() -> torch.Tensor:
+    return torch.eye(3).to_sparse()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"w": torch.ones(2, dtype=torch.int8)}, "'w' holds int8"),
+        ({"w": torch.ones(2, dtype=torch.bool)}, "'w' holds bool"),
+        ({"w": torch.ones(2, dtype=torch.int64)}, "'w' holds int64"),
+        ({"w": torch.ones(2, dtype=torch.complex64)}, "'w' holds complex64"),
+        ({"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "'w' holds qint8"),
+        ({"w": sparse()}, "'w' is sparse"),
+        ({"w": sparse().to_sparse_csr()}, "'w' is sparse"),
+        ({"w": torch.ones(2, device="meta")}, "'w' has a shape, but no values"),
+        ({"w": torch.ones(1).expand(1000, 1000)}, "'w' repeats 4 bytes"),
+        ({0: torch.ones(2)}, "'0' is no name"),
+        ({("a", 1): torch.ones(2)}, "is no name"),
+        ({"model": torch.ones(2)}, "holds a Tensor, expected tensors by name"),
+        ([torch.ones(2)], "holds a list, expected tensors by name"),
+        ({"state_dict": {"model": 3}}, "holds a int, expected tensors by name"),
+        ({"hparams": Path("x"), "state_dict": {}}, r"it holds Python objects \(pathlib.*torch.save"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_weights_is_one_line(tmp_path: Path, state: Any, message: str) -> None:
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(SpkdError, match=message) as raised:
+        read_weights(str(tmp_path / "w.pt"))
+    assert "\n" not in str(raised.value)
+    assert "\x1b" not in str(raised.value)
+
+
+def test_weights_of_every_precision_and_batch_counts_are_taken(tmp_path: Path) -> None:
+    state = {"a": torch.ones(2).bfloat16(), "b": torch.ones(2).half(), "c": torch.ones(2).double().expand(1, 2)}
+    torch.save({"epoch": 3, "state_dict": state | {"bn.num_batches_tracked": torch.tensor(7)}}, tmp_path / "w.pt")
+    assert set(read_weights(str(tmp_path / "w.pt"))) == {*state, "bn.num_batches_tracked"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
+    with pytest.raises(SpkdError, match="a TorchScript program; save the model's state dictionary"):
+        read_weights(str(tmp_path / "w.pt"))
+
+
+def test_a_safetensors_file_of_integers_is_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2, dtype=torch.uint8)}, tmp_path / "w.safetensors")
+    with pytest.raises(SpkdError, match="'w' holds uint8"):
+        read_weights(str(tmp_path / "w.safetensors"))

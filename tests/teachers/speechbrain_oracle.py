@@ -1,4 +1,6 @@
-"""What SpeechBrain itself gives, written to a folder: `python -m tests.teachers.speechbrain_oracle FOLDER`.
+"""What SpeechBrain itself gives for every case of speechbrain_grid.py, each in a folder as its users find it.
+
+    python -m tests.teachers.speechbrain_oracle FOLDER
 
 It runs in a process of its own: once imported, its lazy modules fail under everything that looks through the modules.
 """
@@ -9,29 +11,26 @@ import sys
 from pathlib import Path
 
 import torch
-from speechbrain.lobes.features import Fbank
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-from speechbrain.lobes.models.ResNet import ResNet
-from speechbrain.lobes.models.Xvector import Xvector
+from hyperpyyaml import load_hyperpyyaml
 
 from .fixed import fixed_wave, fixed_weights
+from .speechbrain_grid import CASES
 
 
 def main(folder: Path) -> None:
     wave = torch.from_numpy(fixed_wave())[None]
-    models = {
-        "ecapa": (80, ECAPA_TDNN(80, channels=[64, 64, 64, 64, 192], lin_neurons=24)),
-        "resnet": (80, ResNet(80, channels=[8, 8, 16, 16], block_sizes=[2, 1, 1, 2], lin_neurons=24)),
-        "xvector": (24, Xvector(in_channels=24, tdnn_channels=[32, 32, 32, 32, 50], lin_neurons=24)),
-    }
-    for name, (mels, model) in models.items():
+    for name, text in CASES.items():
+        modules = load_hyperpyyaml(text)["modules"]
+        model = modules["embedding_model"].eval()
         shapes = ((n, tuple(v.shape)) for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked"))
         model.load_state_dict(fixed_weights(shapes), strict=False)
-        features = Fbank(n_mels=mels)(wave)
         with torch.no_grad():
-            embedding = model.eval()(features - features.mean(1, keepdim=True)).flatten()
-        found = {"weights": model.state_dict(), "features": features, "embedding": embedding}
-        torch.save(found, folder / f"{name}.pt")
+            features = modules["mean_var_norm"].eval()(modules["compute_features"](wave), torch.ones(1))
+            embedding = model(features, torch.ones(1)).flatten()
+        (folder / name).mkdir(parents=True)
+        (folder / name / "hyperparams.yaml").write_text(text)
+        torch.save(model.state_dict(), folder / name / "embedding_model.ckpt")
+        torch.save(embedding, folder / name / "expected.pt")
 
 
 if __name__ == "__main__":

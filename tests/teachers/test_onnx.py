@@ -385,7 +385,7 @@ def test_the_whole_model_is_that_of_sherpa(tmp_path: Path) -> None:
         (["B", "T", "F"], {"feat_dim": "-3"}, "feat_dim='-3'"),
         (["B", "T", 40], {"normalize_samples": "0", "framework": "wespeaker"}, "takes 40 bands; sherpa-onnx gives 80"),
         (["B", "T", 80], {"sample_rate": "8000"}, "audio of 8000 Hz"),
-        (["B", "T", 80], {"framework": "speechbrain"}, "not whose: set teacher.input"),
+        (["B", "T", 80], {"framework": "speechbrain"}, "not whose: set teacher.onnx.input"),
         (["T", 80], {}, "takes 80 numbers at a time"),
         (["B", 1, "T", 80], {}, "inputs x .*; spkd loads graphs of"),
     ],

@@ -114,16 +114,109 @@ def test_3d_speakers_classifier_beside_the_weights_gives_logits(tmp_path: Path) 
     ("settings", "message"),
     [
         ({"dataset_args": {"frontend": "s3prl"}}, "its front end is s3prl"),
+        ({"dataset_args": {"frontend": "tfmel", "tfmel_args": {"n_mels": 80}}}, "its front end is tfmel"),
         ({"dataset_args": {"resample_rate": 8000}}, "trained on audio of 8000 Hz"),
         ({"dataset_args": {"cmvn_args": {"norm_var": True}}}, "not mean-normalised"),
-        ({"dataset_args": {"fbank_args": {"frame_shift": 5}}}, "every 5 ms"),
+        ({"dataset_args": {"cmvn_args": {"norm_mean": False}}}, "not mean-normalised"),
+        ({"dataset_args": {"cmvn": False}}, "not mean-normalised"),
+        ({"dataset_args": {"cmvn_args": {"window": 300}}}, "cmvn_args.window is not known"),
+        ({"dataset_args": {"fbank_args": {"frame_shift": 5}}}, "frame_shift is 5 ms"),
+        ({"dataset_args": {"fbank_args": {"frame_length": 32}}}, "frame_length is 32 ms"),
         ({"dataset_args": {"fbank_args": {"num_mel_bins": 40}}}, "has the shape"),
-        ({"dataset_args": 7, "model_args": {"pooling_func": "MQMHASTP"}}, "MQMHASTP"),
+        ({"dataset_args": {"fbank_args": {"num_mel_bins": "80"}}}, "num_mel_bins: expected 8 to 256"),
+        ({"dataset_args": {"fbank_args": {"low_freq": 60}}}, "fbank_args.low_freq is not known"),
+        ({"dataset_args": {"feature_norm": "global"}}, "dataset_args.feature_norm is not known"),
+        ({"dataset_args": {}, "feature_args": {"num_mel_bins": 40}}, "has the shape"),
+        ({"dataset_args": 7, "model_args": {"pooling_func": "MQMHASTP"}}, "pooling_func is MQMHASTP"),
+        ({"model_args": {"pooling_func": "MHASTP"}}, "pooling_func is MHASTP; taken: TSTP"),
+        ({"model_args": {"config_str": "relu-batchnorm"}}, "model_args.config_str is not known"),
+        ({"model": "CAMPPlus", "model_args": {"pooling_func": "TAP"}}, "of CAMPPlus spkd has TSTP"),
+        ({"model": "REPVGG_TINY_A0"}, "model is REPVGG_TINY_A0, which spkd does not have; taken: ResNet18"),
+        ({"model": "Gemini_DF_ResNet114"}, "model is Gemini_DF_ResNet114"),
+        ({"model": "Res2Net34_Base"}, "model is Res2Net34_Base"),
+        ({"model": "XI_VEC_ECAPA_TDNN_c512"}, "model is XI_VEC_ECAPA_TDNN_c512"),
+        ({"model": "ReDimNet2B0"}, "model is ReDimNet2B0"),
+        ({"model": ["ResNet18"]}, "model is a list"),
+        ({"projection_args": {"project_type": "arc_margin", "scale": "big"}}, "scale or K is no number"),
     ],
 )
 def test_settings_that_spkd_does_not_have_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load("wespeaker", save_wespeaker(tmp_path, "ResNet18", **settings))
+
+
+def test_settings_without_effect_on_an_embedding_are_taken(tmp_path: Path) -> None:
+    """All of WeSpeaker's recipe for ResNet (examples/voxceleb/v2/conf/resnet.yaml)."""
+    data = {
+        "sample_num_per_epoch": 0, "shuffle": True, "shuffle_args": {"shuffle_size": 2500}, "filter": True,
+        "filter_args": {"min_num_frames": 100, "max_num_frames": 800}, "resample_rate": 16000, "speed_perturb": True,
+        "num_frms": 200, "aug_prob": 0.6, "spec_aug": False, "spec_aug_args": {"num_t_mask": 1}, "frontend": "fbank",
+        "fbank_args": {"num_mel_bins": 80, "frame_shift": 10, "frame_length": 25, "dither": 1.0},
+        "cmvn": True, "cmvn_args": {"norm_mean": True, "norm_var": False},
+    }  # fmt: skip
+    folder = save_wespeaker(tmp_path, "ResNet18", dataset_args=data, optimizer="SGD", do_lm=True, seed=42)
+    check(load("wespeaker", folder), ORACLES["wespeaker"]["ResNet18"])
+
+
+def exp_folder(root: Path, feature: dict[str, Any], network: dict[str, Any]) -> Path:
+    """What a recipe of 3D-Speaker leaves, after three epochs."""
+    for i, scale in ((1, 0.5), (2, 0.5), (10, 1.0)):
+        folder = root / "models" / f"CKPT-EPOCH-{i}-00"
+        folder.mkdir(parents=True)
+        torch.save(
+            {n: scale * v for n, v in weights_of("3d-speaker", "ResNet").items()}, folder / "embedding_model.ckpt"
+        )
+        torch.save({"weight": torch.randn(5, 256)}, folder / "classifier.ckpt")
+    settings = {
+        "fbank_dim": 80, "sample_rate": 16000, "data": None,
+        "feature_extractor": {"obj": "speakerlab.process.processor.FBank", "args": feature},
+        "embedding_model": {"obj": "speakerlab.models.resnet.ResNet.ResNet", "args": network},
+    }  # fmt: skip
+    (root / "config.yaml").write_text(yaml.safe_dump(settings))
+    return root
+
+
+FEATURE = {"n_mels": "<fbank_dim>", "sample_rate": "<sample_rate>", "mean_nor": True}
+
+
+def test_the_folder_of_a_recipe_of_3d_speaker_has_its_last_checkpoint(tmp_path: Path) -> None:
+    folder = exp_folder(tmp_path / "exp", FEATURE, {"feat_dim": "<fbank_dim>", "embedding_size": 256})
+    for place in (folder, folder / "models"):
+        teacher = load("3d-speaker", place)
+        check(teacher, ORACLES["3d-speaker"]["ResNet"])
+        assert teacher.targets["logits"].dim == 5
+
+
+@pytest.mark.parametrize(
+    ("feature", "network", "message"),
+    [
+        (FEATURE | {"mean_nor": False}, {}, "feature_extractor.mean_nor"),
+        ({"n_mels": 80, "sample_rate": 16000}, {}, "feature_extractor.mean_nor"),
+        (FEATURE | {"sample_rate": 8000}, {}, "feature_extractor.sample_rate"),
+        (FEATURE | {"n_mels": 40}, {}, "has the shape"),
+        (FEATURE | {"n_mels": "<none>"}, {}, "n_mels: expected 8 to 256"),
+        (FEATURE | {"low_freq": 60}, {}, "feature_extractor.low_freq is not known"),
+        (FEATURE, {"pooling_func": "TAP"}, "pooling_func: spkd has TSTP"),
+        (FEATURE, {"activation": "torch.nn.GELU"}, "embedding_model.activation is not known"),
+    ],
+)
+def test_settings_of_3d_speaker_are_refused_by_name(tmp_path: Path, feature: dict, network: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load("3d-speaker", exp_folder(tmp_path / "exp", feature, network))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["torch_spec.0.filter", "conv1.weight"], "a speaker encoder of Coqui TTS"),
+        (["resnet.conv1.weight"], "a model of pyannote.audio"),
+        (["something.weight"], "architecture that spkd does not have .*'something.weight'"),
+    ],
+)
+def test_weights_of_others_are_said_to_be_theirs(tmp_path: Path, names: list[str], message: str) -> None:
+    torch.save({name: torch.ones(2, 2) for name in names}, tmp_path / "model.pt")
+    with pytest.raises(UsageError, match=message):
+        load("3d-speaker", tmp_path / "model.pt")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -3,21 +3,117 @@ and from the student of this project in edges, order and attention."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from spkd.networks.ecapa import ECAPA, SCALE, AttentiveStatistics, Res2, SERes2Block
-from spkd.networks.network import describe
+from spkd.networks.ecapa import (
+    BOTTLENECK,
+    ECAPA,
+    SCALE,
+    AttentiveStatistics,
+    Res2,
+    SERes2Block,
+    SqueezeExcitation,
+)
+from spkd.networks.network import ConvBlock, Network, describe
 from spkd.networks.toolkits.pooling import Attentive
 from spkd.outputs.features import MELS
 
 
-class SpeechBrainECAPA(ECAPA):
-    """Convolutions mirror their edges, and variances have a lower floor."""
+class SpeechBrainBlock(nn.Module):
+    """SE-Res2 block with the choices that SpeechBrain offers; activation and groups are those of the outer layers."""
 
-    def __init__(self, channels: int, embedding: int, mels: int = MELS) -> None:
-        super().__init__(channels, embedding, mels, reflect=True)
-        self.pool[0] = AttentiveStatistics(3 * channels, floor=1e-12)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        dilation: int,
+        scale: int,
+        squeeze: int,
+        activation: Callable[[], nn.Module],
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                ConvBlock(inputs, outputs, activation=activation, groups=groups),
+                Res2(outputs, dilation, True, scale, kernel),
+                ConvBlock(outputs, outputs, activation=activation, groups=groups),
+                SqueezeExcitation(outputs, squeeze),
+            ]
+        )
+        self.shortcut = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        out = x
+        for layer in self.layers:
+            out = layer(out, lengths)
+        return out + (x if self.shortcut is None else self.shortcut(x))
+
+
+class SpeechBrainECAPA(Network):
+    """ECAPA-TDNN whose convolutions mirror their edges, with every choice that SpeechBrain offers.
+
+    Args:
+        channels: of the first layer, each block, and the layer that joins the blocks.
+        kernels, dilations, groups: of the same layers.
+        scale: Res2 groups. squeeze: width of squeeze-excitation. attention: width of the attention.
+        context: whether the attention sees mean and deviation of the view.
+        activation: of all layers but those of Res2 and of the attention.
+    """
+
+    FLOOR = 1e-12  # of variances
+
+    takes_lengths = True
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        embedding: int,
+        mels: int = MELS,
+        kernels: Sequence[int] = (5, 3, 3, 3, 1),
+        dilations: Sequence[int] = (1, 2, 3, 4, 1),
+        groups: Sequence[int] = (1, 1, 1, 1, 1),
+        scale: int = SCALE,
+        squeeze: int = BOTTLENECK,
+        attention: int = BOTTLENECK,
+        context: bool = True,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        first, *inner, wide = channels
+        self.kernels = list(kernels[1:-1])
+        self.levels = describe(wide, {"stats": 2 * wide, "embedding": embedding})
+        self.widest = max(self.widest, 3 * wide)
+        self.stem = ConvBlock(
+            mels, first, kernels[0], dilations[0], reflect=True, activation=activation, groups=groups[0]
+        )
+        self.blocks = nn.ModuleList(
+            SpeechBrainBlock(inputs, outputs, kernel, dilation, scale, squeeze, activation, group)
+            for inputs, outputs, kernel, dilation, group in zip(
+                channels, inner, kernels[1:], dilations[1:], groups[1:], strict=False
+            )
+        )
+        self.join = ConvBlock(
+            sum(inner), wide, kernels[-1], dilations[-1], reflect=True, activation=activation, groups=groups[-1]
+        )
+        pool = AttentiveStatistics(wide, self.FLOOR, attention, context)
+        self.pool = nn.ModuleList([pool, nn.BatchNorm1d(2 * wide)])
+        self.project = nn.Linear(2 * wide, embedding)
+
+    def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.stem(features, lengths)
+        outputs = []
+        for block in self.blocks:
+            x = block(x, lengths)
+            outputs.append(x)
+        frames = self.join(torch.cat(outputs, 1), lengths)
+        attention, norm = self.pool
+        stats = norm(attention(frames, lengths))
+        return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": self.project(stats)}
 
 
 class AllGroups(Res2):

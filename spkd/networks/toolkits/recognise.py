@@ -19,7 +19,8 @@ from spkd.outputs.features import MELS
 _CONV = ((r"\.0\.(\w+)$", r".conv.conv.\1"), (r"\.2\.(\w+)$", r".norm.norm.\1"))
 SPEECHBRAIN_ECAPA = (
     (r"^stem\.", "blocks.0."),
-    (r"^blocks\.(\d+)\.layers\.", lambda m: f"blocks.{int(m[1]) + 1}.layers."),
+    (r"^blocks\.(\d+)\.(layers|shortcut)\.", lambda m: f"blocks.{int(m[1]) + 1}.{m[2]}."),
+    (r"\.shortcut\.", ".shortcut.conv."),
     (r"\.layers\.(\d)\.", lambda m: f".{('tdnn1', 'res2net_block', 'tdnn2', 'se_block')[int(m[1])]}."),
     (r"\.gate\.0\.", ".conv1.conv."),
     (r"\.gate\.2\.", ".conv2.conv."),
@@ -31,9 +32,8 @@ SPEECHBRAIN_ECAPA = (
     *_CONV,
 )
 SPEECHBRAIN_XVECTOR = (
-    (r"^blocks\.(\d)\.0\.", lambda m: f"blocks.{3 * int(m[1])}.conv."),
-    (r"^blocks\.(\d)\.2\.", lambda m: f"blocks.{3 * int(m[1]) + 2}.norm."),
-    (r"^project\.", "blocks.16.w."),
+    (r"^blocks\.(\d+)\.0\.", lambda m: f"blocks.{3 * int(m[1])}.conv."),
+    (r"^blocks\.(\d+)\.2\.", lambda m: f"blocks.{3 * int(m[1]) + 2}.norm."),
 )
 SPEECHBRAIN_RESNET = ((r"\.se\.", ".se.fc."), (r"^pool\.", ""))
 WESPEAKER_ECAPA = (
@@ -100,8 +100,7 @@ def recognise(
         floor = FLOOR if floor == FLOOR else 0.0
         return CAMPPlus(rows("xvector.tdnn.linear.weight"), rows("xvector.dense.linear.weight"), floor), ()
     if "fc.conv.weight" in tensors:
-        stem = tensors["blocks.0.conv.conv.weight"]
-        return SpeechBrainECAPA(stem.shape[0], rows("fc.conv.weight"), stem.shape[1]), SPEECHBRAIN_ECAPA
+        return speechbrain_ecapa(tensors), SPEECHBRAIN_ECAPA
     if "layer2.se_res2block.0.conv.weight" in tensors:
         stem = tensors["layer1.conv.weight"]
         context = tensors["pool.linear1.weight"].shape[1] == 3 * WeSpeakerECAPA.WIDE
@@ -132,3 +131,41 @@ def recognise(
     if not layers:
         raise ValueError("an architecture that is not known here")
     return ResNet(layers, channels, embedding, mels, pooling, segment, floor), ()
+
+
+def speechbrain_ecapa(tensors: dict[str, Tensor], groups: int = 1, **unseen: Any) -> SpeechBrainECAPA:
+    """SpeechBrain's ECAPA-TDNN of the shapes of these weights.
+
+    Args:
+        groups: of the first layer, which shapes do not tell.
+        unseen: dilations and activation, which shapes do not tell either.
+    Raises:
+        KeyError: a weight is lacking.
+    """
+    stem, join = tensors["blocks.0.conv.conv.weight"], tensors["mfa.conv.conv.weight"]
+    attention = tensors["asp.tdnn.conv.conv.weight"]
+    count = 1
+    while f"blocks.{count}.tdnn1.conv.conv.weight" in tensors:
+        count += 1
+    layers = [tensors[f"blocks.{i}.tdnn1.conv.conv.weight"] for i in range(1, count)]
+    cascades = [tensors.get(f"blocks.{i}.res2net_block.blocks.0.conv.conv.weight") for i in range(1, count)]
+    scale = 1
+    while f"blocks.1.res2net_block.blocks.{scale - 1}.conv.conv.weight" in tensors:
+        scale += 1
+    channels = [len(layer) for layer in (stem, *layers, join)]
+    return SpeechBrainECAPA(
+        channels,
+        len(tensors["fc.conv.weight"]),
+        stem.shape[1] * groups,
+        kernels=[stem.shape[2], *(1 if c is None else c.shape[2] for c in cascades), join.shape[2]],
+        groups=[
+            groups,
+            *(wide // layer.shape[1] for wide, layer in zip(channels, layers, strict=False)),
+            sum(channels[1:-1]) // join.shape[1],
+        ],
+        scale=scale,
+        squeeze=len(tensors["blocks.1.se_block.conv1.conv.weight"]),
+        attention=len(attention),
+        context=attention.shape[1] == 3 * len(join),
+        **unseen,
+    )

@@ -5,7 +5,8 @@ Tensors are named as in WeSpeaker unless a class says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -129,30 +130,41 @@ class SpeechBrainResNet(Network):
     between batch-norms. Its convolutions run over (time, bands); here over (bands, time).
 
     Args:
-        channels: of each stage. depths: blocks in each.
+        channels: of each stage. depths: blocks in each. strides: of each, over bands and time.
+        activation: behind the first convolution.
     """
 
     takes_lengths = True
 
-    def __init__(self, channels: Sequence[int], depths: Sequence[int], embedding: int, mels: int = MELS) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        depths: Sequence[int],
+        embedding: int,
+        mels: int = MELS,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, channels[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
+        self.activation1 = activation()
         inputs = channels[0]
-        for i, (width, depth) in enumerate(zip(channels, depths, strict=True)):
-            first = PreActivated(inputs, width, min(i, 1) + 1, gated=i < 2)
+        for i, (width, depth, stride) in enumerate(zip(channels, depths, strides, strict=True)):
+            first = PreActivated(inputs, width, stride, gated=i < 2)
             rest = (PreActivated(width, width, 1, gated=i < 2) for _ in range(depth - 1))
             setattr(self, f"layer{i + 1}", nn.ModuleList([first, *rest]))
             inputs = width
-        wide = inputs * -(-mels // 8)
+        step = prod(strides)
+        wide = inputs * -(-mels // step)
         self.pool = AttentiveReLU(wide)
         self.norm_stats = nn.BatchNorm1d(2 * wide)
         self.fc_embed, self.norm_embed = nn.Linear(2 * wide, embedding), nn.BatchNorm1d(embedding)
-        self.levels = describe(wide, {"stats": 2 * wide, "embedding": embedding}, stride=8)
+        self.levels = describe(wide, {"stats": 2 * wide, "embedding": embedding}, stride=step)
         self.widest = channels[0] * mels
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        x = relu(self.bn1(self.conv1(padding.mask(features[:, None], lengths))))
+        x = self.activation1(self.bn1(self.conv1(padding.mask(features[:, None], lengths))))
         for i in range(4):
             for block in getattr(self, f"layer{i + 1}"):
                 x, lengths = block(x, lengths), padding.strided(lengths, block.stride)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -55,7 +57,10 @@ class WeSpeakerXVector(Pooled):
 
 
 class SpeechBrainXVector(Network):
-    """Frame layers that mirror their edges, with leaky ReLU; mean and deviation; linear.
+    """Frame layers that mirror their edges; mean and deviation; linear.
+
+    Args:
+        contexts: kernel and dilation of each frame layer.
 
     SpeechBrain adds noise between 1e-5 and 9e-5 to the mean, even at inference; here it is its middle value.
     """
@@ -64,12 +69,19 @@ class SpeechBrainXVector(Network):
 
     takes_lengths = True
 
-    def __init__(self, widths: tuple[int, ...], embedding: int, mels: int) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        embedding: int,
+        mels: int,
+        contexts: Sequence[tuple[int, int]] = CONTEXTS,
+        activation: Callable[[], nn.Module] = nn.LeakyReLU,
+    ) -> None:
         super().__init__()
         inputs = (mels, *widths[:-1])
         self.blocks = nn.ModuleList(
-            ConvBlock(*shape, reflect=True, activation=nn.LeakyReLU)
-            for shape in ((a, b, k, d) for a, b, (k, d) in zip(inputs, widths, CONTEXTS, strict=True))
+            ConvBlock(*shape, reflect=True, activation=activation)
+            for shape in ((a, b, k, d) for a, b, (k, d) in zip(inputs, widths, contexts, strict=True))
         )
         self.project = nn.Linear(2 * widths[-1], embedding)
         self.levels = describe(widths[-1], {"stats": 2 * widths[-1], "embedding": embedding})
