@@ -353,10 +353,16 @@ def make_toolkits(root: Path) -> None:
         "dataset_args: {resample_rate: 16000, fbank_args: {num_mel_bins: 80, frame_length: 25, frame_shift: 10}}\n"
     )
     xvector = SpeechBrainXVector((8, 8, 8, 8, 12), 6, 24).state_dict()
-    for pattern, replacement in SPEECHBRAIN_XVECTOR:
+    for pattern, replacement in (*SPEECHBRAIN_XVECTOR, (r"^project\.", "blocks.16.w.")):
         xvector = {re.sub(pattern, replacement, n): v for n, v in xvector.items()}
     torch.save(xvector, root / "speechbrain" / "embedding_model.ckpt")
-    (root / "speechbrain" / "hyperparams.yaml").write_text("sample_rate: 16000\nn_mels: 24\nx: !new:a.B\n  c: 1\n")
+    (root / "speechbrain" / "hyperparams.yaml").write_text(
+        "sample_rate: 16000\nn_mels: 24\nx: !new:a.B\n  c: 1\n"
+        "compute_features: !new:speechbrain.lobes.features.Fbank\n  n_mels: !ref <n_mels>\n"
+        "mean_var_norm: !new:speechbrain.processing.features.InputNormalization\n"
+        "  norm_type: sentence\n  std_norm: False\n"
+        "embedding_model: !new:speechbrain.lobes.models.Xvector.Xvector\n  in_channels: !ref <n_mels>\n"
+    )
     torch.save({"weight": torch.randn(3, 6)}, root / "speechbrain" / "classifier.ckpt")
     (root / "speechbrain" / "label_encoder.txt").write_text("'a' => 0\n'b' => 1\n'c' => 2\n==========\n")
 
@@ -370,8 +376,8 @@ def make_toolkits(root: Path) -> None:
 
     free = {"x": {0: "B", 1: "T"}, "emb": {0: "B"}}
     torch.onnx.export(
-        Graph().eval(), (torch.randn(2, 60, 80),), str(root / "model.onnx"), input_names=["x"], output_names=["emb"],
-        dynamic_axes=free, dynamo=False,
+        Graph().eval().requires_grad_(False), (torch.randn(2, 60, 80),), str(root / "model.onnx"),
+        input_names=["x"], output_names=["emb"], dynamic_axes=free, dynamo=False,
     )  # fmt: skip
 
 

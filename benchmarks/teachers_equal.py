@@ -92,30 +92,32 @@ def revision(clone: Path) -> str:
     return done.stdout.strip() or "unknown"
 
 
-def wespeaker(clone: Path, work: Path) -> Iterator[Case]:
+WESPEAKER: list[tuple[str, dict[str, Any]]] = [
+    *((f"ResNet{layers}", {}) for layers in (18, 50, 101, 152, 221)),
+    ("ResNet34", {"two_emb_layer": True}), ("ResNet293", {"pooling_func": "ASTP"}), ("ECAPA_TDNN_c512", {}),
+    ("ECAPA_TDNN_c1024", {}), ("ECAPA_TDNN_GLOB_c512", {"emb_bn": True}), ("ECAPA_TDNN_GLOB_c1024", {}),
+    ("CAMPPlus", {}), ("XVEC", {}), ("ERes2Net34_Base", {}), ("ERes2Net34_Large", {}), ("ERes2Net34_aug", {}),
+    ("SimAM_ResNet34_ASP", {}), ("SimAM_ResNet100_ASP", {}), ("ReDimNetB0", {"feat_dim": 60}),
+    *((f"ReDimNetB{i}", {"feat_dim": 72}) for i in range(1, 7)),
+]  # fmt: skip
+WESPEAKER_GRID: list[tuple[str, dict[str, Any]]] = [
+    *(("ResNet18", {"pooling_func": pooling}) for pooling in ("TAP", "TSDP", "TSTP", "ASTP")),
+    *(("XVEC", {"pooling_func": pooling, "feat_dim": 40}) for pooling in ("TAP", "TSDP", "TSTP", "ASTP")),
+    *(("ResNet18", {"feat_dim": bands, "two_emb_layer": True}) for bands in (40, 64, 96)),
+    ("ECAPA_TDNN_c512", {"emb_bn": True, "feat_dim": 64}), ("CAMPPlus", {"feat_dim": 40}),
+    ("ERes2Net34_Base", {"pooling_func": "ASTP", "two_emb_layer": True}),
+]  # fmt: skip
+
+
+def wespeaker(clone: Path, work: Path, models: list[tuple[str, dict[str, Any]]]) -> Iterator[Case]:
     from torchaudio.compliance import kaldi
 
     package = types.ModuleType("wespeaker")  # its own __init__ imports the command line and what that needs
     package.__path__ = [str(clone / "wespeaker")]
     sys.modules["wespeaker"] = package
-    settings = {
-        "ResNet18": {}, "ResNet34": {"two_emb_layer": True}, "ResNet50": {}, "ResNet101": {}, "ResNet152": {},
-        "ResNet221": {}, "ResNet293": {"pooling_func": "ASTP"}, "ECAPA_TDNN_c512": {}, "ECAPA_TDNN_c1024": {},
-        "ECAPA_TDNN_GLOB_c512": {"emb_bn": True}, "ECAPA_TDNN_GLOB_c1024": {}, "CAMPPlus": {}, "XVEC": {},
-        "ERes2Net34_Base": {}, "ERes2Net34_Large": {}, "ERes2Net34_aug": {}, "SimAM_ResNet34_ASP": {},
-        "SimAM_ResNet100_ASP": {}, "ReDimNetB0": {"feat_dim": 60},
-        **{f"ReDimNetB{i}": {"feat_dim": 72} for i in range(1, 7)},
-    }  # fmt: skip
     homes = {"ResNet": "resnet", "ECAPA": "ecapa_tdnn", "CAMP": "campplus", "XVEC": "tdnn", "ERes": "eres2net",
              "ReDim": "redimnet"}  # fmt: skip
-    grid = [
-        *(("ResNet18", {"pooling_func": pooling}) for pooling in ("TAP", "TSDP", "TSTP", "ASTP")),
-        *(("XVEC", {"pooling_func": pooling, "feat_dim": 40}) for pooling in ("TAP", "TSDP", "TSTP", "ASTP")),
-        *(("ResNet18", {"feat_dim": bands, "two_emb_layer": True}) for bands in (40, 64, 96)),
-        ("ECAPA_TDNN_c512", {"emb_bn": True, "feat_dim": 64}), ("CAMPPlus", {"feat_dim": 40}),
-        ("ERes2Net34_Base", {"pooling_func": "ASTP", "two_emb_layer": True}),
-    ]  # fmt: skip
-    for number, (name, arguments) in enumerate([*settings.items(), *grid]):
+    for number, (name, arguments) in enumerate(models):
         home = next((module for start, module in homes.items() if name.startswith(start)), "samresnet")
         build = getattr(importlib.import_module(f"wespeaker.models.{home}"), name)
         mels = {"acoustic_dim": 80} if home == "samresnet" else {"feat_dim": 80} | arguments
@@ -139,8 +141,8 @@ def wespeaker(clone: Path, work: Path) -> Iterator[Case]:
             out = model((bank - bank.mean(0))[None])
             return (out[-1] if isinstance(out, tuple) else out)[0]
 
-        changed = " ".join(f"{key}={value}" for key, value in arguments.items()) if number >= len(settings) else ""
-        label = f"wespeaker grid: {name} {changed}" if changed else f"wespeaker {name}"
+        changed = " ".join(f"{key}={value}" for key, value in arguments.items())
+        label = f"wespeaker grid: {name} {changed}" if models is WESPEAKER_GRID else f"wespeaker {name}"
         yield Case(label, ModelConfig("wespeaker", str(folder)), oracle, f"wespeaker {revision(clone)}")
 
 
@@ -186,11 +188,15 @@ def speechbrain(work: Path) -> Iterator[Case]:
     from speechbrain.lobes.models.Xvector import Xvector
 
     builds = {
-        "ECAPA": (80, ECAPA_TDNN(80, channels=[1024, 1024, 1024, 1024, 3072], lin_neurons=192)),
-        "ResNet": (80, ResNet(80, lin_neurons=256)),
-        "x-vector": (24, Xvector(in_channels=24, activation=nn.LeakyReLU)),
+        "ECAPA": (
+            80,
+            ECAPA_TDNN(80, channels=[1024, 1024, 1024, 1024, 3072], lin_neurons=192),
+            "ECAPA_TDNN.ECAPA_TDNN",
+        ),
+        "ResNet": (80, ResNet(80, lin_neurons=256), "ResNet.ResNet"),
+        "x-vector": (24, Xvector(in_channels=24, activation=nn.LeakyReLU), "Xvector.Xvector"),
     }
-    for name, (mels, model) in builds.items():
+    for name, (mels, model, kind) in builds.items():
         randomise(model)
         folder = work / name
         folder.mkdir(parents=True)
@@ -200,6 +206,7 @@ def speechbrain(work: Path) -> Iterator[Case]:
             "compute_features: !new:speechbrain.lobes.features.Fbank\n    n_mels: !ref <n_mels>\n"
             "mean_var_norm: !new:speechbrain.processing.features.InputNormalization\n"
             "    norm_type: sentence\n    std_norm: False\n"
+            f"embedding_model: !new:speechbrain.lobes.models.{kind}\n    device: cpu\n"
         )
         bank = Fbank(n_mels=mels)
 
@@ -244,7 +251,8 @@ def sherpa_grid(work: Path) -> Iterator[Case]:
         bands, nemo = int(described.get("feat_dim", 80)), described["framework"] == "nemo"
         weight = library.numpy_helper.from_array(torch.randn(bands, 32).numpy(), "w")
         node = helper.make_node
-        nodes = [node("ReduceMean", ["x"], ["m"], axes=[2 if nemo else 1], keepdims=0),
+        # Of magnitudes: the mean of normalised features is nothing but rounding.
+        nodes = [node("Abs", ["x"], ["a"]), node("ReduceMean", ["a"], ["m"], axes=[2 if nemo else 1], keepdims=0),
                  node("MatMul", ["m", "w"], ["embs"])]  # fmt: skip
         shape = ["B", bands, "T"] if nemo else ["B", "T", bands]
         inputs = [helper.make_tensor_value_info("x", kinds.FLOAT, shape)]
@@ -338,10 +346,12 @@ def onnx(work: Path) -> Iterator[Case]:
     folder = work / "onnx"
     folder.mkdir(parents=True)
     file = folder / "model.onnx"
-    # Traced with one view: some layers take several views at a time and would be cut at the number that was traced.
+    # Without gradients: with them, variances are computed for some views at a time, which the export would fix.
+    model = Graph().eval().requires_grad_(False)
+    free = {0: torch.export.Dim("B"), 1: torch.export.Dim("T", min=256)}
     torch.onnx.export(
-        Graph().eval(), (torch.randn(1, 200, 80),), str(file), input_names=["feats"], output_names=["embs", "frames"],
-        dynamic_axes={"feats": {1: "T"}, "frames": {1: "U"}}, dynamo=False,
+        model, (torch.randn(2, 400, 80),), str(file), input_names=["feats"], output_names=["embs", "frames"],
+        dynamic_shapes=(free,), dynamo=True, verbose=False,
     )  # fmt: skip
     session = onnxruntime.InferenceSession(str(file))
 
@@ -418,7 +428,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         sources: dict[str, Callable[[], Iterator[Case]]] = {
-            "wespeaker": lambda: wespeaker(given.wespeaker, work / "wespeaker"),
+            "wespeaker": lambda: wespeaker(given.wespeaker, work / "wespeaker", WESPEAKER),
+            "wespeaker grid": lambda: wespeaker(given.wespeaker, work / "wespeaker-grid", WESPEAKER_GRID),
             "3d-speaker": lambda: three_d_speaker(given.three_d_speaker, work / "3d-speaker"),
             "speechbrain": lambda: speechbrain(work / "speechbrain"),
             "transformers": lambda: transformers(work / "transformers"),
@@ -429,7 +440,7 @@ def main() -> None:
         for family, cases in sources.items():
             if not family.startswith(given.only):
                 continue
-            if (family == "wespeaker" and not given.wespeaker) or (
+            if (family.startswith("wespeaker") and not given.wespeaker) or (
                 family == "3d-speaker" and not given.three_d_speaker
             ):
                 print(f"skipped: {family} (no clone named)")

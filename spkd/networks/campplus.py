@@ -26,7 +26,7 @@ def normalised(channels: int, active: bool = True, affine: bool = True) -> nn.Se
 
 
 class FrontEnd(nn.Module):
-    """Residual 2-d convolutions that reduce 80 bands to 10 and keep time: (B, 80, T) -> (B, 10C, T)."""
+    """Residual 2-d convolutions that leave an eighth of the bands and keep time: (B, 80, T) -> (B, 10C, T)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class CAMPPlus(Network):
     paper's width (7.2 M parameters at embedding 512); the front end has C / 4 channels, every dense layer adds C / 4.
 
     Args:
-        floor: added to a variance before its root (3D-Speaker has none).
+        floor: added to a variance before its root (3D-Speaker has none). mels: bands of the input.
 
     Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
     """
@@ -125,14 +125,16 @@ class CAMPPlus(Network):
     default_channels = 128
     takes_lengths = True
 
-    def __init__(self, channels: int = default_channels, embedding: int = 192, floor: float = FLOOR) -> None:
+    def __init__(
+        self, channels: int = default_channels, embedding: int = 192, floor: float = FLOOR, mels: int = MELS
+    ) -> None:
         if channels % 8:
             raise ValueError(f"student.channels={channels}: campplus needs a multiple of 8")
         super().__init__()
         self.settings = {"channels": channels, "embedding": embedding}
         growth, width = channels // 4, channels
         self.head = FrontEnd(growth)
-        stem = nn.Conv1d(growth * (MELS // 8), width, 5, stride=2, padding=2, bias=False)
+        stem = nn.Conv1d(growth * (mels // 8), width, 5, stride=2, padding=2, bias=False)
         parts: OrderedDict[str, nn.Module] = OrderedDict(tdnn=Dense(stem, normalised(width)))
         for i, (depth, dilation) in enumerate(DENSE, 1):
             block: OrderedDict[str, nn.Module] = OrderedDict()
@@ -149,7 +151,7 @@ class CAMPPlus(Network):
         )
         self.xvector, self._floor = nn.Sequential(parts), floor
         self.levels = describe(width, {"stats": 2 * width, "embedding": embedding}, stride=2)
-        self.widest = growth * MELS
+        self.widest = growth * mels
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         tdnn, *middle, last, dense = self.xvector

@@ -258,7 +258,8 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
         kind = described.get("framework", kind)
     if sherpa is None and kind not in (*FBANKS, NEMO):
         raise UsageError(
-            f"{source}: takes fbank {main.shape}, but not whose: set teacher.onnx.input to {', '.join(FBANKS)} or {NEMO}"
+            f"{source}: takes fbank {main.shape}, but not whose: set teacher.onnx.input to {', '.join(FBANKS)} or "
+            f"{NEMO}"
         )
     of_nemo = NEMO in (kind, described.get("framework") if sherpa is not None else None)
     steps, last = main.shape[1:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,12 @@ from spkd.teachers.settings import ModelConfig
 
 ATTENTION_BYTES = 1 << 31  # of one layer of one view
 UNKNOWN_LICENCE = "see the model's own card"
+# Settings of transformers that act in training alone, or say where a model comes from.
+WITHOUT_EFFECT = re.compile(
+    r"dropout|layerdrop|^mask_|ctc_|initializer_range|codevector|negatives|contrastive|diversity|spec_augment|replace_prob|"
+    r"token_id|2label|^num_labels$|^architectures$|dtype|_name_or_path|transformers_version|gradient_checkpointing|"
+    r"^tokenizer_class$|classifier_proj_size|^problem_type$|^return_dict$|^use_cache$"
+)
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -156,7 +164,10 @@ class SSLTeacher(Teacher):
             source=Path(self._source).name if Path(self._source).is_dir() else self._source,
             cite=self.cite,
             preprocessing=self.preprocessing(),
-            details={"embedding": pooled if self._xvector is None else "x-vector of the model's own speaker head"},
+            details={
+                "embedding": pooled if self._xvector is None else "x-vector of the model's own speaker head",
+                "config": digest.of_tree(_acting(self._config)),
+            },
             library=f"transformers {version('transformers')}",
         )
 
@@ -314,6 +325,12 @@ class W2VBert(SSLTeacher):
         pairs = bands[:, : bands.shape[1] // 2 * 2].unflatten(1, (-1, 2)).flatten(2)
         mask = None if counts is None else padding.valid(pairs.transpose(1, 2), counts // 2)[:, 0].long()
         return tuple(self._model(pairs, attention_mask=mask, output_hidden_states=True).hidden_states)
+
+
+def _acting(config: Any) -> dict[str, Any]:
+    """Settings of a transformers model that differ from its library's and may change an output."""
+    settings = json.loads(config.to_json_string(use_diff=True))
+    return {key: value for key, value in settings.items() if not WITHOUT_EFFECT.search(key)}
 
 
 def receptive_field(kernels: list[int], strides: list[int]) -> tuple[int, int]:

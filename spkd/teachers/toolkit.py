@@ -103,13 +103,19 @@ class ToolkitTeacher(NetworkTeacher):
     def card(self) -> TeacherCard:
         return TeacherCard(
             family=self.family,
-            weights_sha256=digest.of_tensors(dict(self.network.state_dict())),
+            weights_sha256=digest.of_tensors(dict(self.network.state_dict()) | _tensors(self.head)),
             licence="see the model's own page",
             source=self.source,
             preprocessing=self.front_end.words,
             cite=self.cite,
             details={"network": self.architecture, **self.settings},
         )
+
+
+def _tensors(head: Head | None) -> dict[str, Tensor]:
+    """Weights of a classifier, which may come from a file of its own."""
+    given = {} if head is None else {"head.weight": head.weight, "head.bias": head.bias}
+    return {name: values for name, values in given.items() if values is not None}
 
 
 def bare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

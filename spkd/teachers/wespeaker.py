@@ -92,6 +92,7 @@ class WeSpeaker(ToolkitTeacher):
         mels = _mels(settings, weights)
         self.source, self.architecture = file.parent.name, _text(settings.get("model"))
         pooling = _pooling(settings, self.architecture, weights)
+        self.settings = {} if pooling is None else {"pooling": pooling}
         try:
             network, rules = recognise(tensors, mels, pooling, name=self.architecture)
         except (ValueError, KeyError, IndexError) as error:

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +200,22 @@ def test_the_digest_follows_the_weights_not_the_folder(tiny_wavlm: Path, tmp_pat
     next(model.parameters()).data += 1
     model.save_pretrained(tmp_path / "b")
     assert WavLM(str(tmp_path / "b"), None, CPU).card().weights_sha256 != one
+
+
+def test_settings_that_change_an_output_are_part_of_the_card(tiny_wavlm: Path, tmp_path: Path) -> None:
+    """The same weights under another activation are another teacher; a dropout of training is not."""
+
+    def described(**changed: Any) -> dict[str, Any]:
+        folder = tmp_path / "-".join(changed)
+        shutil.copytree(tiny_wavlm, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changed))
+        return WavLM(str(folder), None, CPU).card().details
+
+    one = WavLM(str(tiny_wavlm), None, CPU).card().details
+    assert described(hidden_dropout=0.3, layerdrop=0.5, mask_time_prob=0.1) == one
+    assert described(hidden_act="relu") != one
+    assert described(layer_norm_eps=1e-3) != one
 
 
 def test_receptive_field_of_the_usual_encoder() -> None:

@@ -102,6 +102,29 @@ def test_a_projection_in_the_file_gives_logits(tmp_path: Path) -> None:
     assert np.allclose(outputs["logits"][0], expected, rtol=1e-3, atol=1e-2)
 
 
+def test_pooling_and_the_classifier_are_part_of_the_card(tmp_path: Path) -> None:
+    """What no weight of the network tells: two poolings without weights, two classifiers of one network."""
+    tap, tsdp = (
+        save_wespeaker(tmp_path / name, "XVEC", model_args={"feat_dim": 40, "embed_dim": 192, "pooling_func": name})
+        for name in ("TAP", "TSDP")
+    )
+    for folder in (tap, tsdp):  # both halve the input of the first layer after pooling
+        state = torch.load(folder / "avg_model.pt", weights_only=True)
+        state["module.seg_1.weight"] = state["module.seg_1.weight"][:, :1500].clone()
+        torch.save(state, folder / "avg_model.pt")
+    one, other = (load("wespeaker", folder).card() for folder in (tap, tsdp))
+    assert one.weights_sha256 == other.weights_sha256
+    assert one.details != other.details
+    heads = [
+        load(
+            "wespeaker",
+            save_wespeaker(tmp_path / str(i), "ResNet18", {"projection.weight": torch.full((6, 192), 1.0 + i)}),
+        )
+        for i in range(2)
+    ]
+    assert heads[0].card().weights_sha256 != heads[1].card().weights_sha256
+
+
 def test_3d_speakers_classifier_beside_the_weights_gives_logits(tmp_path: Path) -> None:
     torch.save(weights_of("3d-speaker", "ResNet"), tmp_path / "embedding_model.ckpt")
     torch.save({"weight": torch.randn(5, 256)}, tmp_path / "classifier.ckpt")

@@ -98,7 +98,7 @@ def recognise(
     if "xvector.tdnn.linear.weight" in tensors:
         # 3D-Speaker adds nothing in this network alone.
         floor = FLOOR if floor == FLOOR else 0.0
-        return CAMPPlus(rows("xvector.tdnn.linear.weight"), rows("xvector.dense.linear.weight"), floor), ()
+        return CAMPPlus(rows("xvector.tdnn.linear.weight"), rows("xvector.dense.linear.weight"), floor, mels), ()
     if "fc.conv.weight" in tensors:
         return speechbrain_ecapa(tensors), SPEECHBRAIN_ECAPA
     if "layer2.se_res2block.0.conv.weight" in tensors:
