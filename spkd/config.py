@@ -256,8 +256,8 @@ def load(
         environ: environment variables.
         base: name of a recipe, or a file of settings that all others precede.
     Raises:
-        UsageError: an unknown key, a key given in two spellings, a value of the wrong type or out of range, or a typed setting
-            that is not in use; it names the nearest valid one.
+        UsageError: an unknown key, a key given in two spellings, a value of the wrong type or out of range, or a typed
+            setting that is not in use; it names the nearest valid one.
     """
     ready = [] if base is None else _from_file(schema, base if isinstance(base, Path) else recipe(base))
     sources = [*ready, *_from_file(schema, file), _from_environment(schema, environ), _from_command_line(overrides)]

@@ -11,7 +11,7 @@ from spkd.errors import UsageError
 from spkd.networks.ecapa import AttentiveStatistics, Res2
 from spkd.networks.network import count_macs, count_parameters, forward_crops, statistics
 from spkd.networks.resnet import shortcut
-from spkd.networks.settings import StudentConfig
+from spkd.networks.settings import SSLSettings, StudentConfig
 from spkd.students import STUDENTS, Checkpoint, build, make_student, save_student
 
 
@@ -179,9 +179,8 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         (StudentConfig("tiny", 16, 8, init=str(tmp_path / "weights.safetensors")), "another architecture"),
         (StudentConfig("xvector", 16, 8, init=str(tmp_path / "ecapa")), "another architecture"),
         (StudentConfig("xvector", 16, 8, init=str(tmp_path / "none.pt")), "no such file"),
-        (StudentConfig("xvector", 16, 8, adapters=4), "only student=ssl"),
         (StudentConfig("ssl", 40, 8), "16, 32, 48 or a multiple of 64"),
-        (StudentConfig("ssl", 64, 8, layers=0), "at least 1"),
+        (StudentConfig("ssl", 64, 8, settings=SSLSettings(layers=0)), "at least 1"),
         (StudentConfig("campplus", 12, 8), "multiple of 8"),
     ):
         with pytest.raises(UsageError, match=expected):
