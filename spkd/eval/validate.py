@@ -48,7 +48,8 @@ class Validation:
         """
         if manifest is None:
             raise UsageError("valid.trials: name the manifest of its audio by valid.manifest")
-        self._trials, self._manifest, self._device = read(trials), Manifest.load(manifest), device
+        self._manifest, self._device = Manifest.load(manifest), device
+        self._trials = read(trials, known=self._manifest.index_of)
         if not self._trials.has_both_kinds:
             raise SpkdError(f"{trials}: validation needs labelled trials of both kinds")
         self._config = EvalConfig(model=ScoredModelConfig(model))
