@@ -21,7 +21,7 @@ from spkd.eval.names import match
 from spkd.eval.pairs import Side, Statistics, as_norm, cohort_statistics, score_pairs
 from spkd.eval.plda import PLDA
 from spkd.eval.settings import ScoringConfig
-from spkd.eval.trials import Trials, in_order_of, notes_on, trials_of_enrolled
+from spkd.eval.trials import Trials, in_order_of, notes_on, trials_of_enrolled, without_trial
 from spkd.progress import log
 from spkd.teachers.base import Teacher
 
@@ -200,6 +200,9 @@ def score_from_files(
     listed = files[0][0] if trials is None else trials
     scores = [in_order_of(listed, *file) for file in files]
     people, notes = _people(config, listed)
+    for scored, _ in files:
+        if count := without_trial(listed, scored):
+            notes = (*notes, f"{scored.source}: scores of pairs that are no trials of {listed.source}: {count:,}")
     measures = {} if people is None else {"duration": lambda: _durations(listed, people)}
     system = System((), len(scores), ("Scores are as their files have them.",))
     return Scored(listed, 0, scores, system, people, measures=measures, notes=(*notes_on(listed), *notes))

@@ -275,6 +275,17 @@ def pairs(trials: Trials) -> Iterator[tuple[str, str]]:
     return ((names[a], names[b]) for a, b in zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True))
 
 
+def without_trial(trials: Trials, scored: Trials) -> int:
+    """How many rows of a score file are of no trial of a list."""
+    if trials is scored:
+        return 0
+    index_of = {name: index for index, name in enumerate(trials.names)}
+    place = np.array([index_of.get(name, -1) for name in scored.names], np.int64)
+    left, right = place[scored.enrolment], place[scored.test]
+    keys = np.where((left < 0) | (right < 0), -1, left * len(trials.names) + right)
+    return int((~np.isin(keys, trials.enrolment.astype(np.int64) * len(trials.names) + trials.test)).sum())
+
+
 def in_order_of(trials: Trials, scored: Trials, scores: np.ndarray) -> np.ndarray:
     """The scores of a score file in the order of a trial list: (N,).
 

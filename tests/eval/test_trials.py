@@ -178,6 +178,16 @@ def test_a_list_with_oddities_is_scored_and_noted(spkd: Callable[..., Outcome], 
     assert json.loads((tmp_path / "e" / "report.json").read_text())["notes"] == noted
 
 
+def test_scores_of_no_trial_are_counted(spkd: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "trials").write_text("1 a b\n0 a c\n")
+    (tmp_path / "scores").write_text("a c 0\nz z 9\na b 1\nb a 5\n")
+    done = spkd("eval", "trials", "--scores", "scores", "out=e", "bootstrap=0")
+    assert "note: scores: scores of pairs that are no trials of trials: 2\n" in done.out
+    assert json.loads((tmp_path / "e" / "report.json").read_text())["notes"] == [
+        "scores: scores of pairs that are no trials of trials: 2"
+    ]
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     for data in (b"1 a b\n0 a c\n", gzip.compress(b"1 a b\n0 a c\n")):
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
