@@ -160,7 +160,8 @@ def _parsed(
     Args:
         first_is_trial: take the first line for a trial even though its words could name columns.
     """
-    form, header = None, None  # header: names of the trial that the first line would be, and the line
+    # Rows are gathered in arrays of numbers, so that no line stays in memory as text.
+    form, header = None, None  # header: the trial that the first line would be, its number and its text
     index_of: dict[str, int] = {}
     enrolment, test, label, lines, scores = array("i"), array("i"), array("b"), array("i"), array("d")
     for number, line in numbered_lines(path, source):
@@ -182,6 +183,7 @@ def _parsed(
             label.append(row.label)
         if row.score is not None:
             scores.append(row.score)
+    # A first line whose words could be names of columns is a trial where its utterances are known from elsewhere.
     notes = []
     if header is not None and header[0] is not None:
         names = (header[0].enrolment, header[0].test)
