@@ -324,15 +324,26 @@ def _scored(settings: ScoringConfig, trials: str | None, scores: list[Path] | No
     if trials is None and not scores:
         raise UsageError("name a trial list, or score files with --scores")
     scoring.check_cohort(settings)
-    listed = None if trials is None else trial_lists.read(trials, settings.format)
-    if listed is not None:
-        note_one_kind(listed.source, listed.label)
     if scores:
-        return scoring.score_from_files(settings, scores, listed)
-    assert listed is not None
+        files = [trial_lists.read_scores(path) for path in scores]
+        listed = None if trials is None else trial_lists.read(trials, settings.format, files[0][0].names)
+        if listed is not None:
+            note_one_kind(listed.source, listed.label)
+        return _noted(scoring.score_from_files(settings, files, listed))
+    assert trials is not None
     audio, device = Manifest.load(settings.manifest, scoring.config_columns(settings)), resolve(settings.device)
+    listed = trial_lists.read(trials, settings.format, audio.index_of)
+    note_one_kind(listed.source, listed.label)
     model, other = load_model(settings.model, device), settings.enrol.model
-    return scoring.score(settings, model, audio, listed, None if other.name is None else load_model(other, device))
+    enrol_model = None if other.name is None else load_model(other, device)
+    return _noted(scoring.score(settings, model, audio, listed, enrol_model))
+
+
+def _noted(scored: Scored) -> Scored:
+    """Print what a user has to know of the trials before the numbers are believed."""
+    for note in scored.notes:
+        _print(f"note: {note}")
+    return scored
 
 
 @app.command(epilog=_example("spkd report eval/ours eval/teacher --out comparison"))
@@ -392,13 +403,14 @@ def embed(
     from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
     from spkd.eval.embed import embed as run
-    from spkd.files.vectors import SUFFIXES, write_vectors
+    from spkd.files.vectors import SUFFIXES, check_names, write_vectors
     from spkd.teachers import load_model
 
     out = Path(settings.out)
     if out.suffix not in SUFFIXES:
         raise UsageError(f"out={settings.out}: vectors are written as {', '.join(SUFFIXES)}")
     audio = Manifest.load(manifest)
+    check_names(out, audio.index_of)
     found = run(load_model(settings.model, resolve(settings.device)), audio, settings)
     count = write_vectors(out, zip((u.id for u in found.utterances), found.vectors, strict=True))
     print(f"{out}: {count} embeddings, {len(found.rejected)} rejected")

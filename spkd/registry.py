@@ -1,4 +1,4 @@
-"""Components that can be chosen by name: losses, students, teachers, codecs, commands' settings and more.
+"""Components that can be chosen by name: losses, students, teachers, codecs, formats, commands' settings and more.
 
 Adding one is a file and one line here. The command line's help, choices, "did you mean" and error texts come from these
 lists. Nothing is imported until it is used. Installed packages add their own losses, students and teachers by entry
@@ -210,5 +210,55 @@ CODECS = Registry(
         "opqMx8": "spkd.cache.codec:RotatedProduct8",
         "opqMx4": "spkd.cache.codec:RotatedProduct4",
         "topkK": "spkd.cache.codec:TopK",
+    },
+)
+
+# Readers of manifests, asked in this order whether a file is theirs.
+MANIFEST_READERS = Registry(
+    "manifest",
+    "",
+    {
+        "kaldi": "spkd.corpus.manifests.kaldi:KaldiFolder",
+        "lhotse": "spkd.corpus.manifests.lhotse:LhotseCuts",
+        "wespeaker": "spkd.corpus.manifests.wespeaker:WeSpeaker",
+        "speechbrain-json": "spkd.corpus.manifests.speechbrain:SpeechBrainJSON",
+        "json-lines": "spkd.corpus.manifests.json_lines:JSONLines",
+        "speechbrain": "spkd.corpus.manifests.speechbrain:SpeechBrainTable",
+        "3d-speaker": "spkd.corpus.manifests.three_d_speaker:ThreeDSpeaker",
+        "common-voice": "spkd.corpus.manifests.common_voice:CommonVoice",
+        "table": "spkd.corpus.manifests.table:Table",
+        "speaker-paths": "spkd.corpus.manifests.paths:SpeakerPathList",
+        "paths": "spkd.corpus.manifests.paths:PathList",
+    },
+)
+
+# Formats of trial lists and of score files, tried in this order.
+TRIAL_FORMATS = Registry(
+    "format",
+    "",
+    {
+        "nist": "spkd.eval.trial_formats.nist:NIST",
+        "sdsv": "spkd.eval.trial_formats.sdsv:SdSV",
+        "nist-key": "spkd.eval.trial_formats.nist_key:NISTKey",
+        "nist-ndx": "spkd.eval.trial_formats.nist_ndx:NISTIndex",
+        "espnet": "spkd.eval.trial_formats.espnet:ESPnet",
+        "voxceleb": "spkd.eval.trial_formats.voxceleb:VoxCeleb",
+        "kaldi": "spkd.eval.trial_formats.kaldi:Kaldi",
+        "plain": "spkd.eval.trial_formats.plain:Plain",
+    },
+)
+
+SCORE_FORMATS = Registry(
+    "score format",
+    "",
+    {
+        "nist": "spkd.eval.score_formats.nist:NISTScores",
+        "speechbrain": "spkd.eval.score_formats.speechbrain:SpeechBrainScores",
+        "wespeaker": "spkd.eval.score_formats.wespeaker:WeSpeakerScores",
+        "wespeaker-norm": "spkd.eval.score_formats.wespeaker:WeSpeakerNorm",
+        "wespeaker-factors": "spkd.eval.score_formats.wespeaker:WeSpeakerFactors",
+        "labelled": "spkd.eval.score_formats.labelled:LabelledScores",
+        "kaldi": "spkd.eval.score_formats.kaldi:KaldiScores",
+        "voxsrc": "spkd.eval.score_formats.voxsrc:VoxSRCScores",
     },
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spkd.eval.metrics import metrics_of
-from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS
+from spkd.registry import CODECS, LOSSES, MANIFEST_READERS, SCORE_FORMATS, STUDENTS, TEACHERS, TRIAL_FORMATS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spkd"
@@ -115,6 +115,8 @@ def test_the_order_is_the_one_that_contributors_read() -> None:
         (list(STUDENTS.ours), "docs/students.md"),
         (list(CODECS.ours), "docs/cache.md"),
         (list(TEACHERS.ours), "docs/teachers.md"),
+        ([*TRIAL_FORMATS, *SCORE_FORMATS, *MANIFEST_READERS], "manifests/README.md"),
+        ([form.shape for form in (*TRIAL_FORMATS.values(), *SCORE_FORMATS.values())], "manifests/README.md"),
         (
             [metric.label.split("(")[0] for metric in metrics_of(llr=True) if "threshold" not in metric.label],
             "README.md",
@@ -191,6 +193,16 @@ def test_every_module_has_its_tests() -> None:
         "corpus/ffmpeg": "corpus/test_audio",
         "cache/exchange/vectors": "files/test_vectors",
         "corpus/loader": "corpus/test_view",
+        "corpus/utterance": "corpus/test_manifest",
+    }
+    readers = {
+        f"corpus/manifests/{p.stem}": "corpus/test_foreign_manifests"
+        for p in (PACKAGE / "corpus" / "manifests").glob("*.py")
+    }
+    formats = {
+        f"eval/{folder}/{p.stem}": "eval/test_formats"
+        for folder in ("trial_formats", "score_formats")
+        for p in (PACKAGE / "eval" / folder).glob("*.py")
     }
     networks = {f"networks/{p.stem}": "networks/test_networks" for p in (PACKAGE / "networks").glob("*.py")}
     losses = {f"train/losses/{p.stem}": "train/test_losses" for p in (PACKAGE / "train" / "losses").glob("*.py")}
@@ -203,6 +215,8 @@ def test_every_module_has_its_tests() -> None:
         networks
         | settings
         | theirs
+        | readers
+        | formats
         | losses
         | {"train/losses/memo": "train/test_memo", "train/losses/onestep": "train/test_onestep"}
     )

@@ -14,8 +14,9 @@ import numpy as np
 import soundfile
 import torch
 
-from spkd.corpus.ffmpeg import MISSING, FFmpegFile, takes
+from spkd.corpus.ffmpeg import FORMATS, MISSING, FFmpegFile, takes
 
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", *FORMATS}
 SAMPLE_RATE = 16_000  # Hz
 SLACK = 0.1  # s by which a file may be shorter than its manifest says (rounding, resampling)
 MAX_SECONDS = 100_000.0  # of one utterance: 28 h; more is a duration in another unit
@@ -69,6 +70,16 @@ def probe(path: str) -> float:
     if frames / rate > MAX_SECONDS:
         raise AudioError(path, f"lasts {frames / rate:.0f} s; longer than {MAX_SECONDS:.0f} s is not supported")
     return frames / rate
+
+
+def sample_rate(path: str) -> int:
+    """Sampling rate of a file (Hz), from its header.
+
+    Raises:
+        AudioError: missing, no regular file, unreadable or empty.
+    """
+    with _opened(path) as file:
+        return int(file.samplerate)
 
 
 def decode(path: str, start: float = 0.0, duration: float | None = None, channel: int | None = None) -> Decoded:

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from spkd.corpus.audio import AudioError, decode
+from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, decode
 from spkd.corpus.channel import transmit
-from spkd.corpus.manifest import AUDIO_SUFFIXES
 from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
 from spkd.files.atomic import find_files
@@ -158,7 +157,7 @@ def bank(folder: str) -> Bank:
     if folder == SYNTHETIC:
         return Bank((), SYNTHETIC)
     root = Path(folder)
-    files = find_files(root, AUDIO_SUFFIXES)
+    files, _ = find_files(root, AUDIO_SUFFIXES)
     if not files:
         raise SpkdError(f"{folder}: no audio files for augmentation")
     listing = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p in files)

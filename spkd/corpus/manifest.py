@@ -1,8 +1,8 @@
 """Manifests: which utterances there are, where their audio is, who speaks, how long they are.
 
-Read and written: CSV (`utt,path,speaker,duration[,start][,channel]`) and JSON lines (NeMo's keys). Read only: TSV and
-CSV of other tools (SpeechBrain's, pandas'), lists of paths, Kaldi data folders (wav.scp, utt2spk, segments, utt2dur)
-and Lhotse cuts (JSON lines). Built: from folders of audio. `manifests/README.md` shows a small example of each.
+Written: CSV (`utt,path,speaker,duration[,start][,channel]`) and JSON lines (NeMo's keys). Read: these, and what other
+tools write, by the readers of spkd/corpus/manifests. Built: from folders of audio. `manifests/README.md` shows a small
+example of each.
 """
 
 from __future__ import annotations
@@ -11,74 +11,39 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from spkd.corpus.audio import MAX_SECONDS, SAMPLE_RATE, AudioError, probe
-from spkd.corpus.ffmpeg import FORMATS
+from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, AudioError, probe
+from spkd.corpus.manifests.fields import NO_NUMBER
+from spkd.corpus.manifests.reader import Reader, Source
+from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.files import digest
-from spkd.files.atomic import find_files, parse_json, write_bytes
-from spkd.files.text import numbered_lines, read_text
-from spkd.progress import track
-
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", *FORMATS}
-
-_ID = ("utt", "id", "utt_id", "utterance")
-_PATH = ("path", "audio_filepath", "wav", "audio", "file", "filename")
-_SPEAKER = ("speaker", "spk", "spk_id", "speaker_id", "label")
-_START = ("start", "offset")
-_CHANNEL = ("channel", "channel_selector")
-_MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>")  # as pandas and others write what is not there
-_DELIMITERS = (",", "\t", ";", "|")
-
-
-@dataclass(frozen=True, slots=True)
-class Utterance:
-    """One stretch of speech in an audio file.
-
-    Attributes:
-        id: unique in its manifest; trial lists name it.
-        path: of the audio file.
-        speaker: None where it is unknown.
-        duration: seconds; None where it was not measured yet.
-        start: seconds into the file.
-        channel: the only one to take, counted from 0; None averages all.
-        attributes: values of the further columns that were asked for, by name.
-
-    Example:
-        >>> Utterance("id10270/5r0dWxy17C8/00001.wav", "/data/vox1/id10270/5r0dWxy17C8/00001.wav", "id10270", 8.12)
-    """
-
-    id: str
-    path: str
-    speaker: str | None = None
-    duration: float | None = None
-    start: float = 0.0
-    channel: int | None = None
-    attributes: tuple[tuple[str, str], ...] = ()
-
-    def attribute(self, name: str) -> str:
-        """Its value in a column of the manifest; "" where there is none."""
-        if name in ("duration", "speaker"):
-            value = getattr(self, name)
-            return "" if value is None else str(value)
-        return dict(self.attributes).get(name, "")
+from spkd.files.atomic import find_files, write_bytes
+from spkd.progress import log, track
+from spkd.registry import MANIFEST_READERS
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """An ordered set of utterances with unique ids."""
+    """An ordered set of utterances with unique ids.
+
+    Attributes:
+        utterances: N of them, in order.
+        source: the file.
+        notes: what was left out or assumed when it was read.
+    """
 
     utterances: tuple[Utterance, ...]
     source: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -125,34 +90,28 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | Path, columns: Sequence[str] = ()) -> Manifest:
-        """Read a manifest: .csv, .tsv, .jsonl, .txt (paths), each also gzipped, or a Kaldi data folder.
+        """Read a manifest of any format in MANIFEST_READERS; what a user should know of it is printed.
 
         Paths inside are relative to the manifest's own folder.
 
         Args:
+            path: a file, gzipped or not, or a folder.
             columns: further ones to keep as attributes; of a Kaldi folder, its files utt2COLUMN or spk2COLUMN.
         Raises:
             UsageError: the file is missing or of no known format, or has no such column.
             SpkdError: a malformed line (file and line named) or a duplicate id.
         """
         path = Path(path)
-        if path.is_dir():
-            if (path / "wav.scp").is_file():
-                return cls(tuple(_kaldi(path, columns)), str(path))
-            raise UsageError(f"{path}: a folder without wav.scp; make a manifest with `spkd manifest {path}`")
-        if not path.exists():
-            raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {path}`")
-        suffix = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
-        if suffix not in READERS:
-            raise UsageError(
-                f"{path}: unknown manifest format .{suffix}; known: .{', .'.join(READERS)}, a Kaldi folder"
-            )
-        manifest = cls(tuple(READERS[suffix](read_text(path), path, columns)), str(path))
-        if not manifest.utterances:
+        reader = _reader_of(path)(Source(path), columns)
+        utterances, note = _named(list(reader.utterances()), path.parent)
+        if not utterances:
             raise SpkdError(f"{path}: holds no utterances")
+        manifest = cls(utterances, str(path), (*reader.notes, *note, *_counted(reader, utterances)))
         for name in columns:
             if not any(utterance.attribute(name) for utterance in manifest):
                 raise UsageError(f"{path}: no column {name!r}, or nothing in it")
+        for text in manifest.notes:
+            log(f"note: {path}: {text}")
         return manifest
 
     def save(self, path: str | Path) -> None:
@@ -183,6 +142,65 @@ class Manifest:
         else:
             raise UsageError(f"{path}: manifests are written as .csv or .jsonl")
         write_bytes(path, out.getvalue().encode())
+
+
+def _reader_of(path: Path) -> type[Reader]:
+    """The first reader that recognises a file.
+
+    Raises:
+        UsageError: no such file, or none does.
+    """
+    if not path.exists():
+        raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {path}`")
+    source = Source(path)
+    for reader in MANIFEST_READERS.values():
+        if reader.recognises(source):
+            return reader
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder without wav.scp; make a manifest with `spkd manifest {path}`")
+    known = "; ".join(reader.describes for reader in MANIFEST_READERS.values())
+    raise UsageError(f"{path}: unknown manifest format; known: {known}")
+
+
+def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utterance, ...], list[str]]:
+    """Utterances with ids, and a note on ids that were made.
+
+    One without an id is called by its file's stem; where these repeat, by its path as the manifest has it, and where
+    these repeat too, by `path@start` (seconds).
+    """
+    nameless = [u for u in utterances if not u.id]
+    if not nameless:
+        return tuple(utterances), []
+    given = {u.id for u in utterances if u.id}
+    paths = {u.path: u.path.removeprefix(f"{folder}/") for u in nameless}
+    ways: dict[str, Callable[[Utterance], str]] = {
+        "": lambda u: Path(u.path).stem,
+        "their paths": lambda u: paths[u.path],
+        "`path@start`": lambda u: f"{paths[u.path]}@{u.start}",
+    }
+
+    def tells_apart(name: Callable[[Utterance], str]) -> bool:
+        made = {name(u) for u in nameless}
+        return len(made) == len(nameless) and not made & given
+
+    # Where not even starts tell utterances apart, the manifest says which id is there twice.
+    way, name = next((item for item in ways.items() if tells_apart(item[1])), list(ways.items())[-1])
+    named = tuple(u if u.id else dataclasses.replace(u, id=name(u)) for u in utterances)
+    return named, [
+        f"utterances without an id, whose file names repeat and whose ids are {way}: {len(nameless):,}"
+    ] * bool(way)
+
+
+def _counted(reader: Reader, utterances: Sequence[Utterance]) -> list[str]:
+    """Notes on columns that are not used, and on speakers that may be none."""
+    notes = []
+    unused = [name for name in reader.unused if name not in reader.columns]
+    if unused:
+        shown = ", ".join(repr(name) for name in unused[:8]) + (", ..." if len(unused) > 8 else "")
+        notes.append(f"columns not used: {shown}")
+    odd = Counter(u.speaker for u in utterances if u.speaker is not None and u.speaker.lower() in NO_NUMBER)
+    notes += [f"utterances of a speaker named {name!r}: {count:,}" for name, count in odd.items()]
+    return notes
 
 
 def _identity(u: Utterance) -> bytes:
@@ -223,7 +241,7 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
         for u in manifest
         if u.id not in rejected
     )
-    return Manifest(kept, manifest.source), rejected
+    return Manifest(kept, manifest.source, manifest.notes), rejected
 
 
 def _too_long(seconds: float | None) -> str:
@@ -233,238 +251,6 @@ def _too_long(seconds: float | None) -> str:
 def _relative(path: str, folder: Path) -> str:
     absolute = Path(path).resolve()
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
-
-
-def _utterance(row: Mapping[str, object], where: str, folder: Path, columns: Sequence[str] = ()) -> Utterance:
-    """One line of a table, with the further columns as attributes. Raises SpkdError, naming `where`, for values that an
-    utterance cannot have."""
-    path = _text(row, _PATH, where)
-    if path is None:
-        raise SpkdError(f"{where}: no audio path{did_you_mean('path', [str(k) for k in row if k])}")
-    start, duration = _number(row, _START, where) or 0.0, _number(row, ("duration",), where)
-    if _is_speechbrain(row):
-        # SpeechBrain counts in samples at 16 kHz, and its duration is that of the whole file.
-        stop = _number(row, ("stop",), where)
-        duration, start = None if stop is None else (stop - start) / SAMPLE_RATE, start / SAMPLE_RATE
-        if duration is not None and duration <= 0:
-            raise SpkdError(f"{where}: stop is not after start")
-    if duration in (-1.0, 0.0):  # how tools write that they do not know it
-        duration = None
-    if start < 0 or (duration is not None and duration < 0):
-        raise SpkdError(f"{where}: duration and start must not be negative")
-    name = _text(row, _ID, where) or Path(path).stem
-    speaker, channel = _text(row, _SPEAKER, where), _channel(row, where)
-    return Utterance(name, str(folder / path), speaker, duration, start, channel, _attributes(row, columns))
-
-
-def _attributes(row: Mapping[str, object], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The values of a line in these columns, as text that can be shown."""
-    found = ((name, _value(row, [name, name.lower()])) for name in columns)
-    texts = (
-        (name, "".join(c for c in str(value) if c.isprintable())[:200]) for name, value in found if value is not None
-    )
-    return tuple((name, text.strip()) for name, text in texts if text.strip())
-
-
-def _value(row: Mapping[str, object], names: Iterable[str]) -> object:
-    """The first of several columns that holds something."""
-    for name in names:
-        value = row.get(name)
-        if isinstance(value, str) and value.strip().lower() in _MISSING:
-            continue
-        if value is not None and not (isinstance(value, float) and math.isnan(value)):
-            return value
-    return None
-
-
-def _text(row: Mapping[str, object], names: tuple[str, ...], where: str) -> str | None:
-    value = _value(row, names)
-    if value is None:
-        return None
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise SpkdError(f"{where}: {names[0]} is no text ({str(value)[:60]})")
-    text = str(value).strip()
-    if not text.isprintable() or len(text) > 4096:
-        raise SpkdError(f"{where}: {names[0]} holds control characters, or more than 4,096 characters")
-    return text
-
-
-def _number(row: Mapping[str, object], names: tuple[str, ...], where: str) -> float | None:
-    value = _value(row, names)
-    try:
-        number = None if value is None or isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise SpkdError(f"{where}: duration or start is not a number ({str(value)[:60]!r})") from error
-    if number is not None and not math.isfinite(number):
-        raise SpkdError(f"{where}: {names[0]} is not finite ({value})")
-    return number
-
-
-def _channel(row: Mapping[str, object], where: str) -> int | None:
-    value = _value(row, _CHANNEL)
-    if isinstance(value, list):
-        value = value[0] if len(value) == 1 else "several"
-    if value is None or value == "average":
-        return None
-    if str(value).strip() in ("A", "B"):
-        return "AB".index(str(value).strip())
-    try:
-        number = int(str(value))
-    except ValueError as error:
-        raise SpkdError(f"{where}: channel {str(value)[:40]!r} is not one channel, counted from 0") from error
-    if not 0 <= number < 1024:
-        raise SpkdError(f"{where}: channel {number} is not one channel, counted from 0")
-    return number
-
-
-def _is_speechbrain(row: Mapping[str, object]) -> bool:
-    """Whether a line has SpeechBrain's columns (ID, duration, wav, start, stop, spk_id), whose start is in samples."""
-    return {"id", "wav", "start", "stop"} <= row.keys()
-
-
-def _table(text: str, path: Path, columns: Sequence[str] = ()) -> Iterator[Utterance]:
-    """CSV, TSV and the like: the delimiter is the one with which the first line names a path."""
-    first = next((line for _, line in numbered_lines(text)), "")
-    for delimiter in _DELIMITERS:
-        # Longer than any header, and than csv takes.
-        header = [name.strip().lower() for name in next(csv.reader([first[:100_000]], delimiter=delimiter), [])]
-        if any(name in header for name in _PATH):
-            break
-    else:
-        raise SpkdError(f"{path}:1: the first line must name the columns utt,path,speaker,duration")
-    # Line ends within quotes are as the file has them; a lone CR ends a line as LF does.
-    source = io.StringIO(re.sub(r"\r\n?", "\n", text))
-    reader = csv.reader(source, delimiter=delimiter, skipinitialspace=True)
-    try:
-        next(reader, None)
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise SpkdError(f"{where}: expected {len(header)} columns")
-            row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-            yield _utterance(row, where, path.parent, columns)
-    except csv.Error as error:
-        raise SpkdError(f"{path}:{reader.line_num + 1}: not a table ({error})") from error
-
-
-def _jsonl(text: str, path: Path, columns: Sequence[str] = ()) -> Iterator[Utterance]:
-    for number, line in numbered_lines(text):
-        where = f"{path}:{number}"
-        row = parse_json(line, where)
-        if not isinstance(row, dict):
-            raise SpkdError(f"{where}: expected a JSON object")
-        if "recording" in row:
-            yield _lhotse_cut(row, where, path.parent, columns)
-        else:
-            yield _utterance(row, where, path.parent, columns)
-
-
-def _paths(text: str, path: Path, columns: Sequence[str] = ()) -> Iterator[Utterance]:
-    """A list of audio paths; each is its own id."""
-    for number, line in numbered_lines(text, comments=True):
-        yield _utterance({"path": line.strip(), "id": line.strip()}, f"{path}:{number}", path.parent)
-
-
-READERS: dict[str, Callable[[str, Path, Sequence[str]], Iterator[Utterance]]] = {
-    "csv": _table,
-    "tsv": _table,
-    "jsonl": _jsonl,
-    "json": _jsonl,
-    "txt": _paths,
-    "lst": _paths,
-}
-
-
-def _lhotse_cut(cut: Mapping[str, Any], where: str, folder: Path, columns: Sequence[str]) -> Utterance:
-    try:
-        recording, channel = cut["recording"], cut.get("channel", 0)
-        channel = channel[0] if isinstance(channel, list) and len(channel) == 1 else channel
-        sources = recording["sources"]
-        source = next((s for s in sources if channel in s.get("channels", [0])), sources[0])
-        if source["type"] != "file":
-            raise SpkdError(f"{where}: cut with a {source['type']!r} source; only files can be read")
-        channels = source.get("channels", [0])
-        supervision = (cut.get("supervisions") or [{}])[0]
-        further = {**(cut.get("custom") or {}), **(supervision.get("custom") or {}), **supervision}
-        row = {name: further.get(name) for name in columns} | {
-            "id": cut["id"],
-            "path": source["source"],
-            "speaker": supervision.get("speaker"),
-            "duration": _finite(cut["duration"]),
-            "start": _finite(cut["start"]),
-            # The channel within this file; all of them together where the cut has all.
-            "channel": channels.index(channel) if len(channels) > 1 and not isinstance(channel, list) else None,
-        }
-        if isinstance(channel, list) and sorted(channel) != sorted(channels):
-            raise SpkdError(f"{where}: a cut of several channels ({channel}); choose one, or all of its recording")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise SpkdError(f"{where}: not a Lhotse cut ({str(error)[:80]!r} is missing or of another type)") from error
-    return _utterance(row, where, folder, columns)
-
-
-def _finite(value: Any) -> float:
-    """A number of a cut, which always has it. Raises ValueError for anything else."""
-    if not math.isfinite(float(value)):
-        raise ValueError(f"{value} is not finite")
-    return float(value)
-
-
-def _kaldi(folder: Path, columns: Sequence[str]) -> Iterator[Utterance]:
-    wavs, speakers, durations = (
-        _kaldi_table(folder / name) if (folder / name).is_file() else {} for name in ("wav.scp", "utt2spk", "utt2dur")
-    )
-    tables = {name: _kaldi_column(folder, name) for name in columns if name not in ("duration", "speaker")}
-    for where, path in wavs.values():
-        if path.rstrip().endswith("|"):
-            raise SpkdError(f"{where}: commands are not run; convert the audio to files first")
-
-    def utterance(name: str, recording: str, where: str, **more: object) -> Utterance:
-        if recording not in wavs:
-            raise SpkdError(f"{where}: recording {recording!r} is not in wav.scp")
-        path = wavs[recording][1]
-        path = path if Path(path).is_file() else str(folder / path)
-        speaker = speakers.get(name, ("", None))[1]
-        further = {column: table.get(name, table.get(speaker or "")) for column, table in tables.items()}
-        return _utterance({**further, "id": name, "path": path, "speaker": speaker, **more}, where, Path(), columns)
-
-    if not (folder / "segments").is_file():
-        for name, (where, _) in wavs.items():
-            yield utterance(name, name, where, duration=durations.get(name, ("", None))[1])
-        return
-    for name, (where, rest) in _kaldi_table(folder / "segments").items():
-        parts = rest.split()
-        if len(parts) not in (3, 4):
-            raise SpkdError(f"{where}: expected `utterance recording start end [channel]`")
-        row = {"start": parts[1], "end": parts[2], "channel": parts[3] if len(parts) == 4 else None}
-        start, end = _number(row, ("start",), where) or 0.0, _number(row, ("end",), where)
-        # An end of -1 is the end of the recording.
-        length = None if end in (None, -1.0) else (end or 0.0) - start
-        if length is not None and length <= 0:
-            raise SpkdError(f"{where}: the segment ends before it starts")
-        yield utterance(name, parts[0], where, start=start, duration=length, channel=row["channel"])
-
-
-def _kaldi_column(folder: Path, column: str) -> dict[str, str]:
-    """utt2COLUMN or spk2COLUMN. Raises UsageError where there is neither."""
-    for file in (folder / f"utt2{column}", folder / f"spk2{column}"):
-        if file.is_file():
-            return {name: value for name, (_, value) in _kaldi_table(file).items()}
-    raise UsageError(f"{folder}: neither utt2{column} nor spk2{column}")
-
-
-def _kaldi_table(file: Path) -> dict[str, tuple[str, str]]:
-    """First column -> (file and line, the rest). Raises SpkdError for an id that is there twice."""
-    table: dict[str, tuple[str, str]] = {}
-    for number, line in numbered_lines(read_text(file)):
-        where, parts = f"{file}:{number}", line.split(maxsplit=1)
-        if len(parts) != 2:
-            raise SpkdError(f"{where}: expected two columns")
-        if parts[0] in table:
-            raise SpkdError(f"{where}: {parts[0]!r} is already in {table[parts[0]][0]}")
-        table[parts[0]] = (where, parts[1].strip())
-    return table
 
 
 # Layouts: how a corpus on disk names its utterances and speakers. Ids are those of the public trial lists.
@@ -531,7 +317,8 @@ def build(
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}{did_you_mean(layout, LAYOUTS)}")
     wanted = AUDIO_SUFFIXES if suffix is None else {f".{suffix.lower().lstrip('.')}"}
-    files = [path.relative_to(root) for path in find_files(root, wanted)]
+    paths, repeated = find_files(root, wanted)
+    files = [path.relative_to(root) for path in paths]
     if not files:
         raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))})")
     anchored = [Path(root.resolve().name) / p for p in files]  # so that PATH may be the corpus or a part of it
@@ -545,7 +332,8 @@ def build(
             "folder",
         )
     read = LAYOUTS[layout]
-    found, left_out = dict[str, Utterance](), {}
+    found = dict[str, Utterance]()
+    left_out = {str(path.relative_to(root)): "a link to what is listed under another name" for path in repeated}
     for relative, anchor in zip(files, anchored, strict=True):
         parsed = read(relative if layout == "folder" else anchor)
         if not _is_utf8(str(relative)):

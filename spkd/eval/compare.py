@@ -22,7 +22,7 @@ from spkd.eval.score import subset
 from spkd.eval.speakers import numbered
 from spkd.eval.trials import Trials, in_order_of, read_scores
 from spkd.files.atomic import writable_folder, write_bytes, write_json
-from spkd.files.text import stream_lines
+from spkd.files.text import numbered_lines
 from spkd.pages import figures, html
 from spkd.version import __version__
 
@@ -148,8 +148,8 @@ def _common(trials: Trials, other: Trials) -> Trials:
 
 def _speakers(path: Path) -> dict[str, str]:
     found = {}
-    for number, line in stream_lines(path):
-        name, _, speaker = line.rpartition(" ")
+    for number, line in numbered_lines(path, comments=False):
+        name, _, speaker = line.rpartition("\t" if "\t" in line else " ")
         if not name:
             raise SpkdError(f"{path}:{number}: {line[:100]!r} is not `name speaker`")
         found[name] = speaker

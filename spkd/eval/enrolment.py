@@ -1,44 +1,109 @@
 """Enrolment maps: which utterances define each model that trials name.
 
-Kaldi's `model utterance utterance ...` (spk2utt; CN-Celeb's enroll.map), and NIST SRE's tables `modelid segment side`,
-a line for each utterance.
+Kaldi's `model utterance utterance ...` (spk2utt; CN-Celeb's enroll.map), a line or several for each model; tables whose
+line 1 names the columns, NIST SRE's `modelid segmentid side` and SdSV's `model-id [phrase-id] enroll-file-ids ...`; and
+the lists of NIST SRE08 and SRE10, `model m segment:a,segment:b`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from spkd.errors import SpkdError, UsageError
-from spkd.files.text import stream_lines
+from spkd.eval.formats import BETWEEN, with_sides
+from spkd.files.text import finite_number, numbered_lines
 
+MODEL = re.compile(r"model[-_]?(id)?")
+MEMBER = re.compile(r"(enroll?(ment)?[-_])?(segment|utterance|utt|file)([-_]?ids?)?[-_]?\d*|\.\.\.")
 SIDE = ("side", "channel")
-COLUMNS = ("modelid", "model", "segment", "segmentid", "utterance", "utt", *SIDE)
+NOT_USED = re.compile(r"phrase[-_]?id|gender|sex")
+NIST_LIST = re.compile(r"(\S+)\s+[mf]\s+(\S+:[abx](?:\s*,\s*\S+:[abx])*)", re.IGNORECASE)
 
 
-def read_map(path: str | Path) -> dict[str, list[str]]:
-    """The utterances of each model, in order, each once.
+@dataclass(frozen=True)
+class EnrolmentMap:
+    """The utterances of each model.
+
+    Attributes:
+        members: of each model, in order, each once.
+        notes: what was left out when the file was read.
+    """
+
+    members: Mapping[str, Sequence[str]]
+    notes: tuple[str, ...] = ()
+
+
+def read_map(path: str | Path) -> EnrolmentMap:
+    """Read an enrolment map.
 
     Raises:
-        UsageError: no such file. SpkdError: a line without an utterance, or no line.
+        UsageError: no such file. SpkdError: a line without an utterance, or with times, or no line.
     """
     path = Path(path)
     if not path.exists():
         raise UsageError(f"no enrolment map {path}")
-    models: dict[str, list[str]] = {}
-    dropped: int | None = None
-    for number, line in stream_lines(path):
-        separator = next((s for s in ("\t", ",", ";") if s in line), None)
-        parts = [part.strip().strip('"') for part in line.split(separator)]
-        parts = [part for part in parts if part]
-        if number == 1 and all(part.lower() in COLUMNS for part in parts):
-            dropped = next((i for i, part in enumerate(parts) if part.lower() in SIDE), None)
-            continue
-        if dropped is not None:
-            parts = parts[:dropped] + parts[dropped + 1 :]
-        if len(parts) < 2:
-            raise SpkdError(f"{path}:{number}: {line[:200]!r} is not `model utterance ...`")
-        known = models.setdefault(parts[0], [])
-        known += [name for name in parts[1:] if name not in known]
+    models: dict[str, dict[str, None]] = {}
+    header: list[str] | None = None
+    repeated = 0
+    for number, line in numbered_lines(path):
+        parts = _split(line)
+        if header is None:
+            header = [part.lower() for part in parts] if _is_header(parts) else []
+            if header:
+                continue
+        model, members = _row(parts, line, header, f"{path}:{number}")
+        known = models.setdefault(model, {})
+        before = len(known)
+        known.update(dict.fromkeys(members))
+        repeated += len(members) - (len(known) - before)
     if not models:
         raise SpkdError(f"{path}: holds no models")
-    return models
+    names = list(dict.fromkeys(name for members in models.values() for name in members))
+    renamed, notes = with_sides(names)
+    name_of = dict(zip(names, renamed, strict=True))
+    if repeated:
+        notes.append(f"utterances named again for one model, which count once: {repeated:,}")
+    if unused := [name for name in header or [] if NOT_USED.fullmatch(name)]:
+        notes.append(f"columns not used: {', '.join(unused)}")
+    return EnrolmentMap({model: [name_of[name] for name in some] for model, some in models.items()}, tuple(notes))
+
+
+def _split(line: str) -> list[str]:
+    separator = next((s for s in ("\t", ",", ";") if s in line), None)
+    return [part.strip().strip('"') for part in line.split(separator)]
+
+
+def _is_header(parts: Sequence[str]) -> bool:
+    first, *others = [part.lower() for part in parts if part]
+    known = all(name in SIDE or NOT_USED.fullmatch(name) or MEMBER.fullmatch(name) for name in others)
+    return bool(others) and MODEL.fullmatch(first) is not None and known
+
+
+def _row(parts: Sequence[str], line: str, header: Sequence[str], where: str) -> tuple[str, list[str]]:
+    """The model of a line and its utterances.
+
+    Raises:
+        SpkdError: none, or times.
+    """
+    if match := NIST_LIST.fullmatch(line.strip()):
+        pairs = (item.strip().rpartition(":") for item in match[2].split(","))
+        return match[1], [f"{segment}:{side.lower()}" for segment, _, side in pairs]
+    # Columns beyond the header are utterances: SdSV's header has one name and dots for all of them.
+    names = [*header, *[""] * (len(parts) - len(header))][: len(parts)]
+    kept = [
+        part
+        for part, name in zip(parts, names, strict=True)
+        if part and name not in SIDE and not NOT_USED.fullmatch(name)
+    ]
+    if len(kept) < 2:
+        raise SpkdError(f"{where}: {line[:200]!r} is not `model utterance ...`")
+    if len(kept) == 4 and all("." in word and finite_number(word) is not None for word in kept[2:]):
+        raise SpkdError(
+            f"{where}: {line[:200]!r} seems to be `model file start end` (SITW's assist): list each stretch in the "
+            "manifest, with start and duration, and give its id here"
+        )
+    side = next((part.lower() for part, name in zip(parts, names, strict=True) if name in SIDE), None)
+    return kept[0], kept[1:] if side is None else [f"{name}{BETWEEN}{side}" for name in kept[1:]]

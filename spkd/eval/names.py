@@ -2,61 +2,100 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from spkd.corpus.audio import AUDIO_SUFFIXES
 from spkd.progress import log
+
+SIDE = re.compile(r"(?P<segment>.+?)(?:\.sph)?[:_-](?P<side>[ab])", re.IGNORECASE)
 
 
 def match(names: Sequence[str], known: Mapping[str, int]) -> dict[str, str]:
     """Trial name -> id in the manifest, for all names that can be found.
 
     Ids match as they are. Where some do not, one rule is tried that makes every name match: the other Unicode normal
-    form, a common folder in front, or a suffix that only one side has. A rule that leaves any name out, or gives two
-    names one id, is not used. The rule that was used is printed.
+    form, a suffix or a common folder that only one side has, another audio suffix, or the side of a recording as NIST
+    writes it. A rule that leaves any name out, or gives two names one id, is not used. The rule that was used is
+    printed.
     """
     exact = {name: name for name in names if name in known}
     if len(exact) == len(names):
         return exact
-    for rule, key in _rules(names, known):
+    for rule, of_trials, of_manifest in _rules(names, known):
         by_key: dict[str, str] = {}
         for identity in known:
-            by_key.setdefault(key(identity, False), identity)
-        found = {name: by_key[key(name, True)] for name in names if key(name, True) in by_key}
+            by_key.setdefault(of_manifest(identity), identity)
+        found = {name: by_key[of_trials(name)] for name in names if of_trials(name) in by_key}
         if len(found) == len(names) == len(set(found.values())) and len(by_key) == len(known):
             log(f"note: the trials' utterances are matched with the manifest's {rule}")
             return found
     return exact
 
 
-Key = Callable[[str, bool], str]  # (name, whether it is of the trial list) -> what must be equal
+Key = Callable[[str], str]  # what must be equal on both sides
 
 
-def _rules(names: Sequence[str], known: Mapping[str, int]) -> list[tuple[str, Key]]:
-    def normal(name: str, _: bool) -> str:
+def _rules(names: Sequence[str], known: Mapping[str, int]) -> list[tuple[str, Key, Key]]:
+    """Rules with their keys of a trial's name and of the manifest's id."""
+
+    def as_it_is(name: str) -> str:
+        return name
+
+    def normal(name: str) -> str:
         return unicodedata.normalize("NFC", name)
 
-    def stem(name: str, _: bool) -> str:
-        return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
-
-    rules: list[tuple[str, Key]] = [("in Unicode normal form C", normal), ("without their suffixes", stem)]
-    for rule, in_trials in (
-        ("without the folder `{}` in front of the trials'", True),
-        ("without the folder `{}`", False),
-    ):
-        side = names if in_trials else list(known)
-        folder = _common_folder(side)
-        if folder:
-
-            def strip(name: str, of_trials: bool, folder: str = folder, in_trials: bool = in_trials) -> str:
-                return name.removeprefix(folder) if of_trials == in_trials else name
-
-            rules.append((rule.format(folder), strip))
+    rules: list[tuple[str, Key, Key]] = [("in Unicode normal form C", normal, normal)]
+    trials, manifest = _common_suffix(names), _common_suffix(known)
+    if trials and not _have_suffix(known):
+        rules.append((f"without the suffix {trials} of the trials'", _without(trials), as_it_is))
+    if manifest and not _have_suffix(names):
+        rules.append((f"without the suffix {manifest}", as_it_is, _without(manifest)))
+    # Another suffix on each side may be another recording (.ch1, .ch2), but for formats of audio.
+    if {trials.lower(), manifest.lower()} <= AUDIO_SUFFIXES:
+        rules.append((f"as {manifest} instead of {trials}", _without(trials), _without(manifest)))
+    if folder := _common_folder(names):
+        rules.append((f"without the folder `{folder}` in front of the trials'", _without_folder(folder), as_it_is))
+    if folder := _common_folder(known):
+        rules.append((f"without the folder `{folder}`", as_it_is, _without_folder(folder)))
+    if any(":" in name for name in names):
+        rules.append(("with the side after the segment", _with_side, _with_side))
+        rules.append(("without the side of the trials' segments", _without_side, as_it_is))
     return rules
 
 
-def _common_folder(names: Sequence[str]) -> str:
+def _common_suffix(names: Iterable[str]) -> str:
+    """`.wav` where every name ends so; "" where there is no such suffix."""
+    suffixes = {PurePosixPath(name).suffix for name in names}
+    return suffixes.pop() if len(suffixes) == 1 else ""
+
+
+def _have_suffix(names: Iterable[str]) -> bool:
+    """Whether a name ends with an audio suffix, or all with the same."""
+    return bool(_common_suffix(names)) or any(PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES for name in names)
+
+
+def _common_folder(names: Iterable[str]) -> str:
     """`wav/` where every name begins so; "" where there is no such folder."""
-    first = names[0].partition("/")[0] + "/"
-    return first if "/" in names[0] and all(name.startswith(first) for name in names) else ""
+    folders = {name.partition("/")[0] if "/" in name else "" for name in names}
+    return f"{folder}/" if len(folders) == 1 and (folder := folders.pop()) else ""
+
+
+def _without(suffix: str) -> Key:
+    return lambda name: name.removesuffix(suffix)
+
+
+def _without_folder(folder: str) -> Key:
+    return lambda name: name.removeprefix(folder)
+
+
+def _with_side(name: str) -> str:
+    """`taaaa:a` for `taaaa.sph:a`, `taaaa_A` and `taaaa-a`; other names as they are."""
+    match = SIDE.fullmatch(name)
+    return f"{match['segment']}:{match['side'].lower()}" if match else name
+
+
+def _without_side(name: str) -> str:
+    return re.sub(r":[abx]$", "", name)

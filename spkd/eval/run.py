@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from spkd.eval.score import Scored
 from spkd.eval.settings import EvalConfig
 from spkd.eval.speakers import numbered
 from spkd.eval.training import training_of
+from spkd.eval.trials import as_written
 from spkd.files.atomic import part_path, read_json, sync_folder, writable_folder, write_bytes, write_json
 from spkd.progress import log
 from spkd.version import __version__
@@ -160,8 +162,9 @@ def evaluate(config: EvalConfig, scored: Scored, started: float) -> dict[str, An
     found = assess(config, scored)
     _write_scores(out / SCORES, found)
     enrolment, test, _ = scored.speakers()
-    lines = (f"{name} {speaker}\n" for name, speaker in sorted((enrolment | test).items()))
-    write_bytes(out / SPEAKERS, "".join(lines).encode())
+    speakers = sorted((enrolment | test).items())
+    _, gap = as_written(itertools.chain.from_iterable(speakers))
+    write_bytes(out / SPEAKERS, "".join(f"{name}{gap}{speaker}\n" for name, speaker in speakers).encode())
     summary = summarise(config, found, time.time() - started)
     write_json(out / REPORT, summary)
     write_bytes(out / PAGE, page.evaluation(summary, found.curve, found.scores, scored, config.audio).encode())
@@ -169,7 +172,10 @@ def evaluate(config: EvalConfig, scored: Scored, started: float) -> dict[str, An
 
 
 def _write_scores(path: Path, found: Evaluation) -> None:
-    """`enrolment test score`, and `target` or `nontarget` where that is known; a piece at a time."""
+    """`enrolment test score`, and `target` or `nontarget` where that is known; a piece at a time.
+
+    Tabs separate them where a name has a space.
+    """
     part = part_path(path)
     try:
         with open(part, "w") as file:
@@ -183,15 +189,16 @@ def _write_scores(path: Path, found: Evaluation) -> None:
 
 def _score_lines(found: Evaluation) -> Iterator[list[str]]:
     trials, scores = found.scored.trials, found.scores
-    names = trials.names
+    names, gap = as_written(trials.names)
     for first in range(0, len(trials), AT_ONCE):
         piece = slice(first, first + AT_ONCE)
         sides = (trials.enrolment[piece].tolist(), trials.test[piece].tolist(), scores[piece].tolist())
         if trials.label is None:
-            yield [f"{names[a]} {names[b]} {s:.6f}\n" for a, b, s in zip(*sides, strict=True)]
+            yield [f"{names[a]}{gap}{names[b]}{gap}{s:.6f}\n" for a, b, s in zip(*sides, strict=True)]
         else:
             words = [LABELS[label] for label in trials.label[piece].tolist()]
-            yield [f"{names[a]} {names[b]} {s:.6f} {word}\n" for a, b, s, word in zip(*sides, words, strict=True)]
+            rows = zip(*sides, words, strict=True)
+            yield [f"{names[a]}{gap}{names[b]}{gap}{s:.6f}{gap}{word}\n" for a, b, s, word in rows]
 
 
 def summarise(config: EvalConfig, found: Evaluation, seconds: float) -> dict[str, Any]:
@@ -239,6 +246,7 @@ def summarise(config: EvalConfig, found: Evaluation, seconds: float) -> dict[str
         },
         "manifest": config.manifest if scored.people is not None else None,
         "rejected": scored.rejected,
+        "notes": [*(scored.people.notes if scored.people is not None else ()), *scored.notes],
         "how": [*scored.system.how, *_how(config, found)],
         "bootstrap": config.bootstrap if found.intervals else 0,
         "seconds": round(seconds, 2),

@@ -21,7 +21,7 @@ from spkd.eval.names import match
 from spkd.eval.pairs import Side, Statistics, as_norm, cohort_statistics, score_pairs
 from spkd.eval.plda import PLDA
 from spkd.eval.settings import ScoringConfig
-from spkd.eval.trials import Trials, in_order_of, read_scores
+from spkd.eval.trials import Trials, in_order_of, notes_on, trials_of_enrolled, without_trial
 from spkd.progress import log
 from spkd.teachers.base import Teacher
 
@@ -35,10 +35,12 @@ class People:
     Attributes:
         enrolment: of each name on the enrolment side (several where a map defines it).
         test: of each name on the test side.
+        notes: what was left out or assumed when their manifest was read.
     """
 
     enrolment: dict[str, list[Utterance]]
     test: dict[str, Utterance]
+    notes: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -60,6 +62,7 @@ class Scored:
         models: that embedded both sides; [] for scores from files.
         measures: quality measures of both sides of every trial, by name, where they are known.
         llr: whether the scores are log-likelihood ratios as they come.
+        notes: what a reader has to know before the numbers are believed, in sentences.
     """
 
     trials: Trials
@@ -71,6 +74,7 @@ class Scored:
     models: list[Teacher] = field(default_factory=list)
     measures: dict[str, Callable[[], Pair]] = field(default_factory=dict)
     llr: bool = False
+    notes: tuple[str, ...] = ()
 
     def speakers(self) -> tuple[dict[str, str], dict[str, str], str]:
         """Speaker of each name on the enrolment and on the test side, and how they are known."""
@@ -113,7 +117,7 @@ def score(
             that the manifest lacks, none can be scored, or a score is not finite.
     """
     check_cohort(config)
-    members = _members(config, trials)
+    members, notes = _members(config, trials)
     tested = [trials.names[index] for index in np.unique(trials.test)]
     found = _found([*itertools.chain.from_iterable(members.values()), *tested], manifest, trials, members)
     enrolled = [found[name] for name in dict.fromkeys(itertools.chain.from_iterable(members.values()))]
@@ -157,6 +161,7 @@ def score(
     people = People(
         {name: [enrol.utterances[row] for row in rows_of[name]] for name in usable},
         {name: test.utterances[test_row[found[name]]] for name in tested if found[name] in test_row},
+        manifest.notes,
     )
     models = [model] if enrol_model is None else [enrol_model, model]
     first = ["Embeddings of the enrolment utterances of one model are averaged."] if config.enrol.map else []
@@ -176,47 +181,52 @@ def score(
     if statistics is not None:
         measures["cohort"] = lambda: (statistics[0][0][i], statistics[1][0][j])
     llr = backend.plda is not None and backend.cohorts is None
-    return Scored(part, len(trials) - len(kept), [scores], system, people, rejected, models, measures, llr)
+    left_out = len(trials) - len(kept)
+    notes = (*notes_on(trials), *notes)
+    return Scored(part, left_out, [scores], system, people, rejected, models, measures, llr, notes)
 
 
-def score_from_files(config: ScoringConfig, paths: Sequence[Path], trials: Trials | None) -> Scored:
+def score_from_files(
+    config: ScoringConfig, files: Sequence[tuple[Trials, np.ndarray]], trials: Trials | None
+) -> Scored:
     """The scores of other systems, for the same trials.
 
     Args:
+        files: trials and scores of each, as `read_scores` gives them.
         trials: their order and their labels; None: as the first file has them.
     Raises:
-        UsageError: no such file. SpkdError: a malformed line, or a trial without a score.
+        SpkdError: a trial without a score.
     """
-    files = [read_scores(path) for path in paths]
     listed = files[0][0] if trials is None else trials
     scores = [in_order_of(listed, *file) for file in files]
-    people = _people(config, listed)
+    people, notes = _people(config, listed)
+    for scored, _ in files:
+        if count := without_trial(listed, scored):
+            notes = (*notes, f"{scored.source}: scores of pairs that are no trials of {listed.source}: {count:,}")
     measures = {} if people is None else {"duration": lambda: _durations(listed, people)}
     system = System((), len(scores), ("Scores are as their files have them.",))
-    return Scored(listed, 0, scores, system, people, measures=measures)
+    return Scored(listed, 0, scores, system, people, measures=measures, notes=(*notes_on(listed), *notes))
 
 
-def _people(config: ScoringConfig, trials: Trials) -> People | None:
-    """The utterances of trials that are scored already; None where no manifest is named, and the one that happens to be
-    here is of other utterances."""
+def _people(config: ScoringConfig, trials: Trials) -> tuple[People | None, tuple[str, ...]]:
+    """The utterances of trials that are scored already, and notes on their enrolment map; None where no manifest is
+    named, and the one that happens to be here is of other utterances."""
     if config.manifest == MANIFEST and not Path(MANIFEST).exists():
-        return None
+        return None, ()
     manifest = measure(Manifest.load(config.manifest, config_columns(config)))[0]
-    members = _members(config, trials)
+    members, notes = _members(config, trials)
     tested = [trials.names[index] for index in np.unique(trials.test)]
     names = [*itertools.chain.from_iterable(members.values()), *tested]
     if config.manifest == MANIFEST and len(match(list(dict.fromkeys(names)), manifest.index_of)) < len(set(names)):
         log(f"note: {MANIFEST} lacks utterances of {trials.source}: it is not used")
-        return None
+        return None, ()
     found = _found(names, manifest, trials, members)
 
     def utterance(name: str) -> Utterance:
         return manifest[manifest.index_of[found[name]]]
 
-    return People(
-        {name: [utterance(one) for one in used] for name, used in members.items()},
-        {name: utterance(name) for name in tested},
-    )
+    enrolment = {name: [utterance(one) for one in used] for name, used in members.items()}
+    return People(enrolment, {name: utterance(name) for name in tested}, manifest.notes), notes
 
 
 def config_columns(config: ScoringConfig) -> list[str]:
@@ -244,17 +254,23 @@ def subset(trials: Trials, kept: np.ndarray) -> Trials:
     )
 
 
-def _members(config: ScoringConfig, trials: Trials) -> dict[str, list[str]]:
-    """The utterances of every name on the enrolment side."""
+def _members(config: ScoringConfig, trials: Trials) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """The utterances of every name on the enrolment side, and notes on the map that says so."""
     names = [trials.names[index] for index in np.unique(trials.enrolment)]
     if config.enrol.map is None:
-        return {name: [name] for name in names}
-    models = read_map(config.enrol.map)
+        return {name: [name] for name in names}, ()
+    found = read_map(config.enrol.map)
+    models = found.members
     for name in names:
         if name not in models:
             near = did_you_mean(name, list(models)[:10_000])
             raise SpkdError(f"{trials.source}:{_line_of(trials, name)}: {name!r} is not in {config.enrol.map}{near}")
-    return {name: models[name] for name in names}
+    notes = [f"{config.enrol.map}: {note}" for note in found.notes]
+    enrolled = trials_of_enrolled(trials, models)
+    if len(enrolled):
+        place = f"first: line {int(trials.line[enrolled].min())}"
+        notes.append(f"{trials.source}: trials that test an utterance of their own model: {len(enrolled):,} ({place})")
+    return {name: list(models[name]) for name in names}, tuple(notes)
 
 
 def _found(names: list[str], manifest: Manifest, trials: Trials, members: Mapping[str, list[str]]) -> dict[str, str]:

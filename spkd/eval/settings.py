@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from spkd.config import Settings, key, section
 from spkd.corpus.settings import MANIFEST, MAX_SEED
+from spkd.registry import TRIAL_FORMATS
 from spkd.teachers.settings import DEVICES, EnrolModelConfig, ScoredModelConfig
 
 
@@ -57,7 +58,7 @@ class ScoringConfig(EmbedConfig):
     """Settings of scoring trials."""
 
     manifest: str = key(MANIFEST, "manifest of the trials' audio")
-    format: str = key("auto", "trial format: `1 a b`, `a b target` or `a b`", ("auto", "voxceleb", "kaldi", "plain"))
+    format: str = key("auto", "format of the trial list", ("auto", *TRIAL_FORMATS))
     enrol: EnrolConfig = section(EnrolConfig)
     backend: str = key("cosine", "score of two embeddings; plda is trained on the cohort", ("cosine", "plda"))
     subtract_mean: bool = key(False, "subtract the cohort's mean embedding")

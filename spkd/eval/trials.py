@@ -1,10 +1,8 @@
-"""Trial lists and score files in the field's formats, read line by line: memory does not grow with the text.
+"""Trial lists and score files in the formats of spkd/eval/trial_formats and score_formats, read line by line: memory
+does not grow with the text.
 
-A trial list has `1 a b` (VoxCeleb), `a b target` (Kaldi; also `a b 1`) or `a b` (unlabelled); a score file has
-`a b score` (Kaldi), `a b score target` (WeSpeaker), `a b 1 score` (SpeechBrain) or `1 a b score`. Tables of NIST are
-both: `modelid segmentid side`, with a key or scores, their columns named by the first line. All are read however tools
-write them: gzipped, with a byte-order mark, any line ends, separated by spaces, tabs, commas or semicolons, with
-comments and a header line, labels in any case. `-` is standard input.
+All are read however tools write them: gzipped, with a byte-order mark, any line ends, separated by spaces, tabs, commas
+or semicolons, with comments and a header line, labels in any case. `-` is standard input.
 """
 
 from __future__ import annotations
@@ -13,19 +11,18 @@ import shutil
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.errors import SpkdError, UsageError
+from spkd.eval.formats import Format
 from spkd.files import digest
-from spkd.files.text import finite_number, stream_lines
+from spkd.files.text import numbered_lines
+from spkd.registry import SCORE_FORMATS, TRIAL_FORMATS
 
-TARGET = ("1", "target", "tgt", "true", "same", "genuine", "positive", "yes")
-NON_TARGET = ("0", "nontarget", "non-target", "non", "imp", "impostor", "imposter", "false", "different", "no")
-LABELS = {**dict.fromkeys(TARGET, 1), **dict.fromkeys(NON_TARGET, 0)}
 COLUMNS = (
     *("label", "target", "enrol", "enroll", "enrolment", "enrollment", "test", "trial", "same", "is_target"),
     *("modelid", "model", "segmentid", "segment", "score", "llr"),
@@ -47,6 +44,7 @@ class Trials:
         line: (N,) of the file.
         source: the file.
         sha256: of the file.
+        notes: what was left out or assumed when it was read.
     """
 
     names: list[str]
@@ -56,6 +54,7 @@ class Trials:
     line: np.ndarray
     source: str
     sha256: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.enrolment)
@@ -66,99 +65,18 @@ class Trials:
         return self.label is not None and 0 < int(self.label.sum()) < len(self.label)
 
 
-Row = tuple[str, str, int | None, float | None]  # enrolment, test, label, score
-
-
-def _label(word: str) -> int | None:
-    return LABELS.get(word.lower())
-
-
-def _voxceleb(parts: list[str]) -> Row | None:
-    if len(parts) != 3 or (label := _label(parts[0])) is None:
-        return None
-    return parts[1], parts[2], label, None
-
-
-def _kaldi(parts: list[str]) -> Row | None:
-    if len(parts) != 3 or (label := _label(parts[2])) is None:
-        return None
-    return parts[0], parts[1], label, None
-
-
-def _plain(parts: list[str]) -> Row | None:
-    return (parts[0], parts[1], None, None) if len(parts) == 2 else None
-
-
-def _table(columns: list[str], needs_score: bool) -> Callable[[list[str]], Row | None] | None:
-    """The format of a NIST SRE table with these columns, None where they are no such table's: a trial list with or
-    without key, or system output."""
-    names = [column.lower() for column in columns]
-    segment = next((i for i, name in enumerate(names) if name in ("segmentid", "segment")), None)
-    label = names.index("targettype") if "targettype" in names else None
-    score = names.index("llr") if "llr" in names else None
-    if "modelid" not in names or segment is None or (needs_score and score is None):
-        return None
-    model = names.index("modelid")
-
-    def parse(parts: list[str]) -> Row | None:
-        if len(parts) != len(names):
-            return None
-        known = None if label is None else _label(parts[label])
-        value = finite_number(parts[score]) if needs_score and score is not None else None
-        if (label is not None and known is None) or (needs_score and value is None):
-            return None
-        return parts[model], parts[segment], known, value
-
-    return parse
-
-
-def _scored(label: int | None, score: int, width: int, first: int = 0) -> Callable[[list[str]], Row | None]:
-    """A format of `width` columns with a label and a score in these columns, the utterances from column `first` on."""
-
-    def parse(parts: list[str]) -> Row | None:
-        if len(parts) != width or (value := finite_number(parts[score])) is None:
-            return None
-        known = None if label is None else _label(parts[label])
-        return None if label is not None and known is None else (parts[first], parts[first + 1], known, value)
-
-    return parse
-
-
-Formats = dict[str, Callable[[list[str]], Row | None]]
-FORMATS: Formats = {"voxceleb": _voxceleb, "kaldi": _kaldi, "plain": _plain}
-SCORE_FORMATS: Formats = {
-    "speechbrain": _scored(2, 3, 4),
-    "wespeaker": _scored(3, 2, 4),
-    "labelled": _scored(0, 3, 4, 1),
-    "kaldi": _scored(None, 2, 3),
-}
-SHAPES = {
-    "voxceleb": "1 enrolment test",
-    "kaldi": "enrolment test target",
-    "plain": "enrolment test",
-    "nist": "the columns that line 1 names",
-}
-SCORE_SHAPES = {
-    "speechbrain": "enrolment test 1 score",
-    "wespeaker": "enrolment test score target",
-    "labelled": "1 enrolment test score",
-    "kaldi": "enrolment test score",
-    "nist": "the columns that line 1 names",
-}
-
-
-def read(path: str | Path, form: str = "auto") -> Trials:
+def read(path: str | Path, form: str = "auto", known: Collection[str] = ()) -> Trials:
     """Read a trial list.
 
     Args:
         path: a file, or `-` for standard input.
-        form: a name in FORMATS, or "auto": the one format that every line fits (VoxCeleb's where several do).
+        form: a name in TRIAL_FORMATS, or "auto": the one format that every line fits (the first where several do).
+        known: ids of utterances that there are; they tell a first trial whose ids look like words of a header from one.
     Raises:
         UsageError: no such file or format. SpkdError: a malformed line (file and line named), or no trials.
     """
-    if form != "auto" and form not in FORMATS:
-        raise UsageError(f"format={form}{did_you_mean(form, [*FORMATS, 'auto'])}")
-    return _read(path, FORMATS if form == "auto" else {form: FORMATS[form]}, SHAPES, "trial list")[0]
+    formats = TRIAL_FORMATS if form == "auto" else {form: TRIAL_FORMATS[form]}
+    return _read(path, formats, "trial list", known)[0]
 
 
 def read_scores(path: str | Path) -> tuple[Trials, np.ndarray]:
@@ -167,91 +85,207 @@ def read_scores(path: str | Path) -> tuple[Trials, np.ndarray]:
     Raises:
         UsageError: no such file. SpkdError: a malformed line (file and line named), or no scores.
     """
-    trials, scores = _read(path, SCORE_FORMATS, SCORE_SHAPES, "score file")
-    return trials, scores
+    return _read(path, SCORE_FORMATS, "score file", ())
 
 
-def _read(path: str | Path, formats: Formats, shapes: dict[str, str], kind: str) -> tuple[Trials, np.ndarray]:
+Formats = Mapping[str, type[Format]]
+
+
+def _read(path: str | Path, formats: Formats, kind: str, known: Collection[str]) -> tuple[Trials, np.ndarray]:
     if str(path) == STDIN:
         with tempfile.NamedTemporaryFile() as spool:  # formats are tried one after the other
             shutil.copyfileobj(sys.stdin.buffer, spool)
             spool.flush()
-            return _first_that_fits(Path(spool.name), "standard input", formats, shapes, kind)
+            return _first_that_fits(Path(spool.name), "standard input", formats, kind, known)
     if not Path(path).exists():
         raise UsageError(f"no {kind} {path}")
-    return _first_that_fits(Path(path), str(path), formats, shapes, kind)
+    return _first_that_fits(Path(path), str(path), formats, kind, known)
 
 
 def _first_that_fits(
-    path: Path, source: str, formats: Formats, shapes: dict[str, str], kind: str
+    path: Path, source: str, formats: Formats, kind: str, known: Collection[str]
 ) -> tuple[Trials, np.ndarray]:
-    furthest, problem = -1, ""
-    _, first = next(stream_lines(path, source), (0, ""))
-    for separator in SEPARATORS:
-        table = _table(_split(first, separator), formats is SCORE_FORMATS)
-        for name, parse in (formats if table is None else {"nist": table}).items():
-            found = _parsed(path, separator, parse, source, 0 if table is None else 1)
-            if not isinstance(found, tuple):
-                return found.trials, found.scores
-            number, line = found
-            # The format that got furthest is the one the file was meant to be in.
-            if number > furthest:
-                furthest, problem = number, f"{source}:{number}: {line[:200]!r} is not `{shapes[name]}`"
-    if furthest < 0:
+    first_number, first = next(numbered_lines(path, source), (0, ""))
+    if not first_number:
         raise SpkdError(f"{source}: holds no {'trials' if kind == 'trial list' else 'scores'}")
-    raise SpkdError(problem)
+    furthest, shape, line = -1, "", ""
+    for separator, form in _ways(first, formats):
+        found = _parsed(path, source, separator, form, known)
+        if not isinstance(found, _Malformed):
+            return found
+        # The format that got furthest is the one the file was meant to be in.
+        if found.number > furthest:
+            furthest, shape, line = found.number, form.shape, found.line
+    if furthest <= first_number:  # not even the first line: none is meant more than another
+        furthest, line = first_number, first
+        shapes = [f"`{form.shape}`" for form in formats.values()]
+        expected = f"{', '.join(shapes[:-1])} or {shapes[-1]}" if len(shapes) > 1 else shapes[0]
+    else:
+        expected = f"`{shape}`"
+    raise SpkdError(f"{source}:{furthest}: {line[:200]!r} is not {expected}")
+
+
+def _ways(first: str, formats: Formats) -> list[tuple[str | None, type[Format]]]:
+    """Separators and formats that a file with this first line may have, in the order in which they are tried.
+
+    Where tabs separate fewer fields than white space does, names may have spaces: tabs come first then, but for lists
+    without labels, since a tab may also stand among spaces.
+    """
+    ways = [(separator, name) for separator in SEPARATORS for name in formats]
+    if "\t" in first and len(_split(first, "\t")) < len(first.split()):
+        ways.sort(key=lambda way: way[0] != "\t" or way[1] == "plain")
+    return [
+        (separator, formats[name]) for separator, name in ways if formats[name].recognises(_split(first, separator))
+    ]
 
 
 @dataclass(frozen=True)
-class _Found:
-    trials: Trials
-    scores: np.ndarray
+class _Malformed:
+    """The first line that is not of a format; 0 where a file has only a header."""
+
+    number: int
+    line: str
 
 
 def _parsed(
-    path: Path, separator: str | None, parse: Callable[[list[str]], Row | None], source: str, header: int = 0
-) -> _Found | tuple[int, str]:
-    """The trials after so many lines of header; or the first line that is none of this format (-1 where there is no
-    line at all)."""
+    path: Path,
+    source: str,
+    separator: str | None,
+    kind: type[Format],
+    known: Collection[str],
+    first_is_trial: bool = False,
+) -> tuple[Trials, np.ndarray] | _Malformed:
+    """The trials and scores of a file, or the first line that is not of this format.
+
+    Args:
+        first_is_trial: take the first line for a trial even though its words could name columns.
+    """
+    # Rows are gathered in arrays of numbers, so that no line stays in memory as text.
+    form, header = None, None  # header: the trial that the first line would be, its number and its text
     index_of: dict[str, int] = {}
     enrolment, test, label, lines, scores = array("i"), array("i"), array("b"), array("i"), array("d")
-    for number, line in stream_lines(path, source):
-        parts = _split(line, separator)
-        if number <= header:
-            continue
-        row = parse(parts)
-        if row is None or _is_header(parts, number):
-            if not lines and _is_header(parts, number):
+    for number, line in numbered_lines(path, source):
+        fields = _split(line, separator)
+        if form is None:
+            form = kind(fields)
+            if form.header:
                 continue
-            return number, line
-        enrolment.append(index_of.setdefault(row[0], len(index_of)))
-        test.append(index_of.setdefault(row[1], len(index_of)))
+            if not first_is_trial and (_names_columns(fields) or form.is_header(fields)):
+                header = (form.parse(fields), number, line)
+                continue
+        row = form.parse(fields)
+        if row is None:
+            return _Malformed(number, line)
+        enrolment.append(index_of.setdefault(row.enrolment, len(index_of)))
+        test.append(index_of.setdefault(row.test, len(index_of)))
         lines.append(number)
-        if row[2] is not None:
-            label.append(row[2])
-        if row[3] is not None:
-            scores.append(row[3])
-    if not lines:
-        return -1, ""
+        if row.label is not None:
+            label.append(row.label)
+        if row.score is not None:
+            scores.append(row.score)
+    # A first line whose words could be names of columns is a trial where its utterances are known from elsewhere.
+    notes = []
+    if header is not None and header[0] is not None:
+        names = (header[0].enrolment, header[0].test)
+        if not lines or any(name in index_of or _is_known(name, known) for name in names):
+            return _parsed(path, source, separator, kind, known, first_is_trial=True)
+        notes.append(f"line {header[1]}, {header[2][:100]!r}, is taken for a header")
+    if form is None or not lines:
+        return _Malformed(0, "")
+    names_of_sides, more = form.finish(list(index_of))
     left, right, places = (np.frombuffer(column, np.int32) for column in (enrolment, test, lines))
     labels = np.frombuffer(label, np.int8) if label else None
-    trials = Trials(list(index_of), left, right, labels, places, source, digest.of_file(path))
-    return _Found(trials, np.frombuffer(scores, np.float64) if scores else np.empty(0))
+    notes += more
+    trials = Trials(names_of_sides, left, right, labels, places, source, digest.of_file(path), tuple(notes))
+    return trials, np.frombuffer(scores, np.float64) if scores else np.empty(0)
 
 
 def _split(line: str, separator: str | None) -> list[str]:
     return line.split() if separator is None else [part.strip().strip('"') for part in line.split(separator)]
 
 
-def _is_header(parts: list[str], number: int) -> bool:
-    """Whether a first line names columns: at least two of its words are such names, and no word is an id."""
-    return number == 1 and len(parts) in (2, 3, 4) and all(part.lower().strip('"') in HEADER for part in parts)
+def _names_columns(fields: Sequence[str]) -> bool:
+    """Whether every word of a first line is the usual name of a column."""
+    return 2 <= len(fields) <= 4 and all(field.lower().strip('"') in HEADER for field in fields)
+
+
+def _is_known(name: str, known: Collection[str]) -> bool:
+    """Whether an utterance has this id, or this file name with or without its suffix."""
+    return name in known or any(name in (PurePosixPath(one).name, PurePosixPath(one).stem) for one in known)
+
+
+def notes_on(trials: Trials) -> tuple[str, ...]:
+    """What a user should know of a list: what was assumed when it was read, and trials that it should not have.
+
+    These are trials of an utterance with itself, repeated ones, and pairs that are target and non-target trials. A pair
+    counts as the same either way round.
+    """
+    notes = list(trials.notes)
+
+    def note(count: int, what: str, places: np.ndarray) -> None:
+        if count:
+            notes.append(f"{what}: {count:,} (first: line {int(trials.line[places].min())})")
+
+    same = np.flatnonzero(trials.enrolment == trials.test)
+    note(len(same), "trials of an utterance with itself", same)
+    low, high = (take(trials.enrolment, trials.test) for take in (np.minimum, np.maximum))
+    keys = low.astype(np.int64) * len(trials.names) + high
+    order = np.argsort(keys, kind="stable")
+    again = np.flatnonzero(np.diff(keys[order]) == 0) + 1  # places in this order of trials that repeat the one before
+    note(len(again), "trials that repeat a pair", order[again])
+    if trials.label is not None and len(again):
+        pairs_there = np.unique(keys[order[again]])
+        repeated = np.flatnonzero(np.isin(keys, pairs_there))
+        pair = np.searchsorted(pairs_there, keys[repeated])
+        targets = np.bincount(pair, trials.label[repeated], len(pairs_there))
+        both = (targets > 0) & (targets < np.bincount(pair, minlength=len(pairs_there)))
+        note(int(both.sum()), "pairs that are target and non-target trials", repeated[both[pair]])
+    return tuple(f"{trials.source}: {text}" for text in notes)
+
+
+def trials_of_enrolled(trials: Trials, members: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """Places of the trials whose test side is one of the utterances that define their model.
+
+    Args:
+        members: the utterances of each model.
+    """
+    index_of = {name: index for index, name in enumerate(trials.names)}
+    pairs_of = (
+        index_of[model] * len(trials.names) + index_of[name]
+        for model in trials.names
+        for name in members.get(model, ())
+        if name in index_of
+    )
+    keys = np.fromiter(pairs_of, np.int64)
+    return np.flatnonzero(np.isin(trials.enrolment.astype(np.int64) * len(trials.names) + trials.test, keys))
+
+
+def as_written(names: Iterable[str]) -> tuple[list[str], str]:
+    """Names as they stand in a file that `read_scores` reads, and what separates them there.
+
+    A space; or a tab, where a name has a space, or would begin a comment and stands in quotation marks.
+    """
+    names = list(names)
+    if all(len(name.split()) == 1 and not name.startswith("#") for name in names):
+        return names, " "
+    return [f'"{name}"' if name.startswith("#") else name for name in names], "\t"
 
 
 def pairs(trials: Trials) -> Iterator[tuple[str, str]]:
     """Names of enrolment and test of every trial."""
     names = trials.names
     return ((names[a], names[b]) for a, b in zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True))
+
+
+def without_trial(trials: Trials, scored: Trials) -> int:
+    """How many rows of a score file are of no trial of a list."""
+    if trials is scored:
+        return 0
+    index_of = {name: index for index, name in enumerate(trials.names)}
+    place = np.array([index_of.get(name, -1) for name in scored.names], np.int64)
+    left, right = place[scored.enrolment], place[scored.test]
+    keys = np.where((left < 0) | (right < 0), -1, left * len(trials.names) + right)
+    return int((~np.isin(keys, trials.enrolment.astype(np.int64) * len(trials.names) + trials.test)).sum())
 
 
 def in_order_of(trials: Trials, scored: Trials, scores: np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ from spkd.errors import SpkdError, UsageError
 from spkd.eval.metrics import curve, eer
 from spkd.eval.score import score
 from spkd.eval.settings import EvalConfig
-from spkd.eval.trials import read
+from spkd.eval.trials import notes_on, read
 from spkd.outputs.teacher_card import TeacherCard
+from spkd.progress import log
 from spkd.students import Network
 from spkd.teachers.settings import ModelConfig, ScoredModelConfig
 from spkd.teachers.toolkit import FrontEnd, NetworkTeacher
@@ -48,7 +49,10 @@ class Validation:
         """
         if manifest is None:
             raise UsageError("valid.trials: name the manifest of its audio by valid.manifest")
-        self._trials, self._manifest, self._device = read(trials), Manifest.load(manifest), device
+        self._manifest, self._device = Manifest.load(manifest), device
+        self._trials = read(trials, known=self._manifest.index_of)
+        for note in notes_on(self._trials):
+            log(f"note: {note}")
         if not self._trials.has_both_kinds:
             raise SpkdError(f"{trials}: validation needs labelled trials of both kinds")
         self._config = EvalConfig(model=ScoredModelConfig(model))

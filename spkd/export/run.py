@@ -76,8 +76,8 @@ def _calibration(folder: str, config: ExportConfig) -> dict[str, Any] | None:
 
 def _with_error_rates(config: ExportConfig, folder: str, out: Path, rows: list[Exported]) -> list[Exported]:
     """The rows of the student and of the file, with their EERs."""
-    listed = trial_lists.read(config.trials)
     audio = Manifest.load(config.trials_manifest)
+    listed = trial_lists.read(config.trials, known=audio.index_of)
     settings, device = EvalConfig(model=ScoredModelConfig(folder)), torch.device("cpu")
     found = []
     for row in rows:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -165,33 +166,40 @@ def _depth(tree: Any) -> int:
     return depth
 
 
-def find_files(root: Path, suffixes: Collection[str]) -> list[Path]:
-    """Every regular file below a folder with one of the suffixes, sorted. Linked folders and files are followed, each
-    real one once: links in a circle end, and what a link repeats is not listed twice."""
-    folders, files, seen = [(root, False)], dict[tuple[int, int], Path](), set[tuple[int, int]]()
-    while folders:
-        # Real folders come before linked ones, so that a file keeps the name that it has without links.
-        folders.sort(key=lambda entry: (entry[1], entry[0]), reverse=True)
-        folder, linked = folders.pop()
+def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path]]:
+    """Every regular file below a folder with one of the suffixes, sorted.
+
+    Linked folders and files are followed, each real one once, so that links in a circle end. Hard links are files like
+    others: each name is listed.
+
+    Returns:
+        The files, and the symbolic links to files and folders that are listed under another name.
+    """
+    # Real folders come before linked ones, so that a file keeps the name that it has without links.
+    real, linked = deque([root]), deque[Path]()
+    files, repeated, seen = dict[str, Path](), list[Path](), set[str]()
+    while real or linked:
+        folder = real.popleft() if real else linked.popleft()
         try:
-            status = folder.stat()
+            place = os.path.realpath(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
         except OSError:
             continue
-        if (status.st_dev, status.st_ino) in seen:
+        if place in seen:
+            repeated.append(folder)
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(place)
         for entry in entries:
             path = Path(entry.path)
             try:
                 if entry.is_dir():
-                    folders.append((path, linked or entry.is_symlink()))
+                    (linked if entry.is_symlink() else real).append(path)
                 elif entry.is_file() and path.suffix.lower() in suffixes:
-                    found = entry.stat()
-                    files.setdefault((found.st_dev, found.st_ino), path)
+                    where = os.path.realpath(path) if entry.is_symlink() else os.path.join(place, entry.name)
+                    repeated += [path] * (files.setdefault(where, path) != path)
             except OSError:  # a link to nothing, or a folder that may not be looked into
                 continue
-    return sorted(files.values())
+    return sorted(files.values()), sorted(repeated)
 
 
 def writable_folder(folder: str | Path) -> Path:

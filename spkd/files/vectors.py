@@ -38,7 +38,7 @@ def write_vectors(out: Path, rows: Iterable[tuple[str, np.ndarray]]) -> int:
     try:
         with open(part, "wb") as file:
             for name, values in rows:
-                _check_name(name)
+                check_names(out, [name])
                 file.write(f"{name} ".encode())
                 lines.append(f"{name} {ark.resolve()}:{file.tell()}\n")
                 one = io.BytesIO()
@@ -57,7 +57,7 @@ def _write_npy(out: Path, rows: Iterable[tuple[str, np.ndarray]]) -> int:
     for name, values in rows:
         if values.ndim != 1:
             raise UsageError(f"{out}: frames of different number; write them as .ark")
-        _check_name(name)
+        check_names(out, [name])
         names.append(name)
         vectors.append(values)
     data = io.BytesIO()
@@ -80,7 +80,8 @@ def read_vectors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         if path.suffix == ".npy":
             values = np.load(path, allow_pickle=False)
-            names = path.with_suffix(".txt").read_text("utf-8").splitlines()
+            names = path.with_suffix(".txt").read_text("utf-8").split("\n")
+            names = names[:-1] if names and not names[-1] else names
             if values.ndim != 2 or len(names) != len(values):
                 raise SpkdError(f"{path}: shape {values.shape}, but {len(names)} names in {path.with_suffix('.txt')}")
             yield from zip(names, values, strict=True)
@@ -116,9 +117,17 @@ def _vector(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _check_name(name: str) -> None:
-    if not name or any(c.isspace() for c in name):
-        raise UsageError(f"{name!r}: names with spaces cannot be written")
+def check_names(out: Path, names: Iterable[str]) -> None:
+    """Whether these names can be written into a file, before what they name is computed.
+
+    Raises:
+        UsageError: a name with a space for .ark or .scp, or one that is empty or of several lines.
+    """
+    for name in names:
+        if not name or not name.isprintable():
+            raise UsageError(f"{out}: the name {name!r} cannot be written")
+        if out.suffix in KALDI and any(c.isspace() for c in name):
+            raise UsageError(f"{out}: {name!r} has a space, which Kaldi's files cannot name; write .npy")
 
 
 def _kaldiio() -> Any:

@@ -22,7 +22,7 @@ from spkd.eval.enrolment import read_map
 )
 def test_maps_as_kaldi_and_nist_have_them(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "map").write_bytes(data)
-    assert read_map(tmp_path / "map") == {"m": ["a", "b"], "n": ["c"]}
+    assert read_map(tmp_path / "map").members == {"m": ["a", "b"], "n": ["c"]}
 
 
 @pytest.mark.parametrize(("text", "error"), [("m a\nn\n", "map:2: 'n' is not `model utterance"), ("", "no models")])

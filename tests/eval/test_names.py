@@ -21,6 +21,11 @@ def known(*ids: str) -> dict[str, int]:
         (["id1/x/1.wav", "id2/x/1.wav"], ["wav/id1/x/1.wav", "wav/id2/x/1.wav"]),
         (["a.wav", "b.wav"], ["a", "b"]),
         (["a.wav", "b.wav"], ["a.flac", "b.flac"]),
+        (["a", "b"], ["a.wav", "b.wav"]),
+        (["u1.ch1.wav", "u1.ch2.wav"], ["u1.ch1", "u1.ch2"]),
+        (["taaaa:a", "tbbbb:b", "1001"], ["taaaa_A", "tbbbb_B", "1001"]),  # Kaldi's names of SRE08
+        (["taaaa.sph:a", "tbbbb.sph:b"], ["taaaa_a", "tbbbb_b"]),
+        (["taaaa:a", "tbbbb:a"], ["taaaa", "tbbbb"]),
     ],
 )
 def test_names_are_matched_where_one_rule_fits_all(names: list[str], ids: list[str]) -> None:
@@ -36,6 +41,10 @@ def test_names_are_matched_where_one_rule_fits_all(names: list[str], ids: list[s
         (["a.wav", "a.flac"], ["a"], {}),
         (["a.wav"], ["a", "a.flac"], {}),
         (["a", "x"], ["a"], {"a": "a"}),
+        (["u1.ch2", "u2.ch2"], ["u1.ch1", "u2.ch1"], {}),  # another channel
+        (["u1.v2"], ["u1.v1"], {}),
+        (["u1.ch1", "u2.ch2"], ["u1", "u2"], {}),  # not one suffix
+        (["t1:a", "t1:b"], ["t1"], {}),  # two sides, one utterance
     ],
 )
 def test_a_rule_that_is_not_sure_is_not_used(names: list[str], ids: list[str], found: dict[str, str]) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.trials import Trials, in_order_of, pairs, read, read_scores
+from tests.conftest import Outcome
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -65,10 +68,13 @@ def test_utterances_are_listed_once_in_order(tmp_path: Path) -> None:
     assert read(write(tmp_path, "b a\na c\n")).names == ["b", "a", "c"]
 
 
-@pytest.mark.parametrize(("name", "labelled"), [("voxceleb", True), ("kaldi", True), ("unlabelled", False)])
+@pytest.mark.parametrize(
+    ("name", "labelled"),
+    [("voxceleb.txt", True), ("kaldi.txt", True), ("nist.tsv", True), ("unlabelled.txt", False)],
+)
 def test_the_documented_examples_load(name: str, labelled: bool) -> None:
     examples = Path(__file__).parents[2] / "manifests" / "examples"
-    trials = read(examples / f"trials-{name}.txt")
+    trials = read(examples / f"trials-{name}")
     assert sides(trials) == (["ann-1", "ann-1"], ["ann-2", "guest"])
     assert (trials.label is not None) == labelled
 
@@ -137,6 +143,51 @@ def test_scores_that_are_none_are_a_line(tmp_path: Path, text: str) -> None:
         read_scores(write(tmp_path, text))
 
 
+def test_scores_of_names_with_spaces_are_read_again(spkd: Callable[..., Outcome], tmp_path: Path) -> None:
+    rows = [("ann lee 1", "ann lee 2", 2.5, 1), ("ann lee 1", "bob 3", -1.0, 0), ("#4", "ann lee 2", 0.5, 0)]
+    text = "".join(f'"{a}"\t{b}\t{score}\t{("nontarget", "target")[label]}\n' for a, b, score, label in rows)
+    (tmp_path / "theirs").write_text(text)
+    for source, out in (("theirs", "e"), ("e/scores.txt", "again")):
+        done = spkd("eval", "--scores", source, f"out={out}", "bootstrap=0")
+        assert done.code == 0, done.err
+        trials, scores = read_scores(tmp_path / out / "scores.txt")
+        assert trials.label is not None
+        assert [
+            (*pair, score, label)
+            for pair, score, label in zip(pairs(trials), scores.tolist(), trials.label.tolist(), strict=True)
+        ] == rows
+    assert spkd("report", "a=e", "b=again", "--out", "r", "--bootstrap", "20").code == 0
+
+
+def test_the_first_trial_may_have_words_of_a_header_as_names(spkd: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "trials").write_text("utt1 utt2 target\nx y nontarget\n")
+    (tmp_path / "scores").write_text("utt1 utt2 1\nx y 0\n")
+    done = spkd("eval", "trials", "--scores", "scores", "out=e", "bootstrap=0")
+    assert "(2 trials)" in done.out, done.err
+
+
+def test_a_list_with_oddities_is_scored_and_noted(spkd: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "scores").write_text("a b 1 target\na b 1 nontarget\na a 2 target\na c 0 nontarget\n")
+    done = spkd("eval", "--scores", "scores", "out=e", "bootstrap=0")
+    noted = [line.removeprefix("note: ") for line in done.out.splitlines() if line.startswith("note: ")]
+    assert noted == [
+        "scores: trials of an utterance with itself: 1 (first: line 3)",
+        "scores: trials that repeat a pair: 1 (first: line 2)",
+        "scores: pairs that are target and non-target trials: 1 (first: line 1)",
+    ]
+    assert json.loads((tmp_path / "e" / "report.json").read_text())["notes"] == noted
+
+
+def test_scores_of_no_trial_are_counted(spkd: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "trials").write_text("1 a b\n0 a c\n")
+    (tmp_path / "scores").write_text("a c 0\nz z 9\na b 1\nb a 5\n")
+    done = spkd("eval", "trials", "--scores", "scores", "out=e", "bootstrap=0")
+    assert "note: scores: scores of pairs that are no trials of trials: 2\n" in done.out
+    assert json.loads((tmp_path / "e" / "report.json").read_text())["notes"] == [
+        "scores: scores of pairs that are no trials of trials: 2"
+    ]
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     for data in (b"1 a b\n0 a c\n", gzip.compress(b"1 a b\n0 a c\n")):
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
@@ -189,5 +240,5 @@ def test_nist_tables(tmp_path: Path, separator: str) -> None:
     assert sides(scored) == (["1001_sre", "1001_sre"], ["x.sph", "y.sph"])
     assert scores.tolist() == [-1.5, 2000.0]
     for wrong in ("1001_sre x.sph", "1001_sre x.sph a b"):
-        with pytest.raises(SpkdError, match=r":2: .* is not `the columns that line 1 names`"):
+        with pytest.raises(SpkdError, match=r":2: .* is not `modelid segmentid .*, as line 1 names the columns`"):
             read(write(tmp_path, f"modelid segmentid side\n{wrong}\n"))

@@ -170,7 +170,7 @@ def test_litert_of_one_length(spkd: Callable, student: Path) -> None:
         (["to=pt2", "onnx.lengths=true"], "onnx.lengths=true has no effect: to=onnx is not in use"),
         (["to=pt2", "trials=x"], "to=pt2 is not scored"),
         (["calibration=none.json"], "no calibration none.json"),
-        (["trials=none.txt", "trials_manifest=none.csv"], "no trial list none.txt"),
+        (["trials=none.txt", "trials_manifest=none.csv"], "no manifest none.csv"),
     ],
 )
 def test_what_a_format_does_not_have_is_a_line(spkd: Callable, given: list[str], error: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_damaged_files_are_a_line(tmp_path: Path) -> None:
     (tmp_path / "evil.txt").write_text("a\n")
     with pytest.raises(SpkdError, match="cannot be read as vectors"):
         list(read_vectors(tmp_path / "evil.npy"))
-    with pytest.raises(UsageError, match="with spaces"):
+    with pytest.raises(UsageError, match="has a space"):
         write_vectors(tmp_path / "x.ark", [("a b", ROWS[0][1])])
     with pytest.raises(UsageError, match="written as"):
         write_vectors(tmp_path / "x.txt", ROWS)
@@ -125,3 +126,20 @@ def test_names_of_several_views(spkd: Callable, corpus: Path, student: Path) -> 
     names = Path("e.txt").read_text().split()
     assert len(set(names)) == 36
     assert names[1].endswith("-1")
+
+
+def test_names_that_a_file_cannot_hold_are_refused_before_anything_is_embedded(
+    tmp_path: Path, spkd: Callable[..., Any]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "m.csv").write_text("utt,path\nann lee,a.wav\n")
+    for out, expected in (("x.ark", "'ann lee' has a space"), ("x.scp", "'ann lee' has a space"), ("x.npy", "nowhere")):
+        done = spkd("embed", "m.csv", "model=nowhere", f"out={out}")
+        assert done.code != 0
+        assert expected in done.err
+
+
+def test_names_with_spaces_and_numbers_are_kept(tmp_path: Path) -> None:
+    rows = [(name, np.ones(3, np.float32)) for name in ("ann lee", "007", "#1", "x,y")]
+    write_vectors(tmp_path / "x.npy", rows)
+    assert [name for name, _ in read_vectors(tmp_path / "x.npy")] == [name for name, _ in rows]

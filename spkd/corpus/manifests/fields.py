@@ -1,0 +1,188 @@
+"""Fields of an utterance: the names that tools give them, and their values.
+
+A text is what is written: `NA` and `none` are names that people have. Only an empty cell and a JSON null are unknown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spkd.corpus.utterance import Utterance
+from spkd.errors import SpkdError, did_you_mean
+
+ID = ("utt", "id", "utt_id", "utterance", "utterance_id")
+PATH = ("path", "audio_filepath", "wav", "audio", "file", "filename", "file_path", "filepath")
+SPEAKER = ("speaker", "spk", "spk_id", "speaker_id", "label")
+START = ("start", "offset", "begin", "onset", "start_time", "begin_time", "start_s", "start_sec", "start_seconds")
+END = ("end", "end_time", "end_s", "end_sec", "end_seconds")
+DURATION = ("duration", "dur", "duration_s", "duration_sec", "duration_seconds")
+CHANNEL = ("channel", "channel_selector")
+ROLES = {
+    "id": ID,
+    "path": PATH,
+    "speaker": SPEAKER,
+    "start": START,
+    "end": END,
+    "duration": DURATION,
+    "channel": CHANNEL,
+}
+
+# Numbers that are not there, as pandas and others write them.
+NO_NUMBER = ("", "nan", "none", "null", "na", "n/a", "<na>")
+# Names of columns that bound an utterance within its file, whatever their unit.
+BOUND = re.compile(
+    r"(?:^|[^a-z])(?:t|time|seg|segment|utt|clip|audio|speech)?_?(?:start|begin|beg|end|stop|onset|offset|from|to)s?_?"
+    r"(?:times?|secs?|seconds?|ms|s|frames?|samples?|pos|at|\d)?(?:$|[^a-z])"
+)
+LENGTH = re.compile(r"(?:^|[^a-z])(?:n|num)?_?(?:dur|duration|length|len|samples|frames|seconds|secs)(?:$|[^a-z])")
+# Lists of stretches inside one JSON object.
+STRETCHES = ("vad", "segments", "timestamps", "intervals", "regions")
+ROUNDING = 0.011  # s by which end - start may differ from a duration that was rounded
+
+
+@dataclass(frozen=True)
+class Names:
+    """The column of each field of an utterance; None where there is none.
+
+    Attributes:
+        unused: further columns.
+    """
+
+    id: str | None
+    path: str | None
+    speaker: str | None
+    start: str | None
+    end: str | None
+    duration: str | None
+    channel: str | None
+    unused: tuple[str, ...]
+
+
+def names_of(columns: Sequence[str], where: str) -> Names:
+    """Which column is which field, by the first of its names.
+
+    Raises:
+        SpkdError: no path, a column twice, or a column of times that is not understood.
+    """
+    if repeated := [name for index, name in enumerate(columns) if name and name in columns[:index]]:
+        raise SpkdError(f"{where}: two columns are called {repeated[0]!r}")
+    chosen = {role: next((name for name in names if name in columns), None) for role, names in ROLES.items()}
+    if chosen["path"] is None:
+        raise SpkdError(f"{where}: no audio path{did_you_mean('path', [name for name in columns if name])}")
+    unused = tuple(name for name in columns if name not in chosen.values())
+    unclear = [name for name in unused if BOUND.search(name)]
+    if chosen["start"] is not None and chosen["end"] is None and chosen["duration"] is None:
+        unclear += [name for name in unused if LENGTH.search(name)]
+    if unclear:
+        raise SpkdError(
+            f"{where}: {unclear[0]!r} seems to bound utterances, but is not understood; give start and end, or start "
+            "and duration, in seconds under these names, or leave the column out"
+        )
+    return Names(**chosen, unused=unused)
+
+
+def utterance(
+    row: Mapping[str, object], names: Names, where: str, folder: Path, columns: Sequence[str] = ()
+) -> tuple[Utterance, bool]:
+    """The utterance of one line, with the further columns as attributes.
+
+    Returns:
+        The utterance, its id "" where the line has none; and whether its duration is another one than end - start.
+    Raises:
+        SpkdError: values that an utterance cannot have; `where` is named.
+    """
+    path = text(row, names.path, where)
+    if path is None:
+        raise SpkdError(f"{where}: no audio path")
+    if "{data_root}" in path or "$data_root" in path:
+        raise SpkdError(f"{where}: {path[:80]!r} has a placeholder of SpeechBrain; put the corpus' folder there")
+    for name in STRETCHES:
+        if isinstance(row.get(name), list) and row[name]:
+            raise SpkdError(
+                f"{where}: {name!r} lists stretches of the file; write one line for each, with start and end"
+            )
+    start = number(row, names.start, where) or 0.0
+    end, duration = number(row, names.end, where), number(row, names.duration, where)
+    duration = None if duration in (-1.0, 0.0) else duration  # how tools write that they do not know it
+    if start < 0 or (duration is not None and duration < 0):
+        raise SpkdError(f"{where}: duration and start must not be negative")
+    differs = False
+    if end is not None:
+        if end <= start:
+            raise SpkdError(f"{where}: the end ({end:g} s) is not after the start ({start:g} s)")
+        differs = duration is not None and abs(end - start - duration) > ROUNDING
+        duration = end - start
+    made = Utterance(
+        text(row, names.id, where) or "",
+        str(folder / path),
+        text(row, names.speaker, where),
+        duration,
+        start,
+        channel(row, names.channel, where),
+        attributes(row, columns),
+    )
+    return made, differs
+
+
+def attributes(row: Mapping[str, object], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The values of a line in these columns, as text that can be shown."""
+    values = ((name, row.get(name, row.get(name.lower()))) for name in columns)
+    texts = ((name, "" if is_missing(value) else str(value)) for name, value in values)
+    shown = ((name, "".join(c for c in value if c.isprintable())[:200].strip()) for name, value in texts)
+    return tuple((name, value) for name, value in shown if value)
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value is unknown: an empty cell, a JSON null, or the number NaN."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def text(row: Mapping[str, object], name: str | None, where: str) -> str | None:
+    """A text of a line; None where it is unknown. Raises SpkdError for what is no name."""
+    value = None if name is None else row.get(name)
+    if is_missing(value):
+        return None
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise SpkdError(f"{where}: {name} is no text ({str(value)[:60]}); write it in quotation marks")
+    words = str(value).strip()
+    if not words.isprintable() or len(words) > 4096:
+        raise SpkdError(f"{where}: {name} holds control characters, or more than 4,096 characters")
+    return words or None
+
+
+def number(row: Mapping[str, object], name: str | None, where: str) -> float | None:
+    """A number of a line; None where it is unknown. Raises SpkdError for what is no finite number."""
+    value = None if name is None else row.get(name)
+    if is_missing(value) or isinstance(value, bool):
+        return None
+    if isinstance(value, str) and value.strip().lower() in NO_NUMBER:
+        return None
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SpkdError(f"{where}: {name} is not a number ({str(value)[:60]!r})") from error
+    if not math.isfinite(found):
+        raise SpkdError(f"{where}: {name} is not finite ({value})")
+    return found
+
+
+def channel(row: Mapping[str, object], name: str | None, where: str) -> int | None:
+    """The one channel that a line names, counted from 0; None for all of them. Raises SpkdError for anything else."""
+    value = None if name is None else row.get(name)
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else "several"
+    if is_missing(value) or str(value).strip().lower() in (*NO_NUMBER, "average"):
+        return None
+    if str(value).strip() in ("A", "B"):
+        return "AB".index(str(value).strip())
+    try:
+        chosen = int(str(value))
+    except ValueError as error:
+        raise SpkdError(f"{where}: channel {str(value)[:40]!r} is not one channel, counted from 0") from error
+    if not 0 <= chosen < 1024:
+        raise SpkdError(f"{where}: channel {chosen} is not one channel, counted from 0")
+    return chosen

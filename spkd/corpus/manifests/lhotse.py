@@ -1,0 +1,125 @@
+"""Lhotse's cuts as JSON lines: an utterance for each supervision, as `CutSet.trim_to_supervisions` has it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from spkd.corpus.manifests.fields import PATH, names_of, utterance
+from spkd.corpus.manifests.json_lines import JSONLines
+from spkd.corpus.manifests.reader import Source
+from spkd.corpus.utterance import Utterance
+from spkd.errors import SpkdError
+
+NO_AUDIO = ("MixedCut", "PaddingCut")
+CUT_KEYS = ("id", "start", "duration", "channel", "supervisions", "recording", "type")
+NAMES = names_of(("id", "path", "speaker", "start", "duration", "channel"), "cut")
+SUPERVISION_KEYS = ("id", "recording_id", "start", "duration", "channel", "speaker")
+
+
+class LhotseCuts(JSONLines):
+    """MonoCut, MultiCut and DataCut with a recording in files."""
+
+    describes = "lhotse's cuts (.jsonl)"
+
+    @classmethod
+    def recognises(cls, source: Source) -> bool:
+        first = source.first_object
+        cut = "recording" in first or "tracks" in first or str(first.get("type")).endswith("Cut")
+        # Supervisions and recordings alone, which are refused with lhotse's command that makes cuts of them.
+        supervision = "recording_id" in first and not any(name in first for name in PATH)
+        return cut or supervision or ("sources" in first and "sampling_rate" in first)
+
+    def utterances(self) -> Iterator[Utterance]:
+        made = [one for where, row in self.rows() for one in self._of_cut(row, where)]
+        # A supervision that windows of one recording share is named once for each window.
+        times = Counter(utterance.id for _, utterance in made)
+        cut_into = sum(1 for cut, one in made if one.id != cut)
+        if cut_into:
+            self.notes.append(f"utterances that are one of several supervisions of a cut: {cut_into:,}")
+        for cut, one in made:
+            yield one if times[one.id] == 1 or one.id == cut else replace(one, id=f"{cut}-{one.id}")
+
+    def _of_cut(self, cut: Mapping[str, Any], where: str) -> list[tuple[str, Utterance]]:
+        """The id of a cut with each of its utterances."""
+        if cut.get("type") in NO_AUDIO or "tracks" in cut:
+            raise SpkdError(f"{where}: a mixed or padded cut; write its audio first (lhotse: cuts.save_audios(FOLDER))")
+        if "recording" not in cut:
+            raise SpkdError(
+                f"{where}: no cut with a recording; make cuts of recordings and supervisions first "
+                "(lhotse cut simple -r RECORDINGS -s SUPERVISIONS CUTS)"
+            )
+        try:
+            supervisions = cut.get("supervisions") or [{}]
+            made = [self._of_supervision(cut, one, len(supervisions), where) for one in supervisions]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise SpkdError(f"{where}: not a Lhotse cut ({str(error)[:80]!r} is missing or of another type)") from error
+        self.unused.update(key for key, value in cut.items() if key not in CUT_KEYS and value not in (None, {}, []))
+        return [(str(cut["id"]), one) for one in made]
+
+    def _of_supervision(
+        self, cut: Mapping[str, Any], supervision: Mapping[str, Any], count: int, where: str
+    ) -> Utterance:
+        # The stretch of the supervision, counted from the cut's start, as far as it lies within the cut.
+        start, duration = _finite(cut["start"]), _finite(cut["duration"])
+        first = max(0.0, _finite(supervision.get("start", 0.0)))
+        last = min(duration, _finite(supervision.get("start", 0.0)) + _finite(supervision.get("duration", duration)))
+        if last <= first:
+            raise SpkdError(f"{where}: supervision {str(supervision.get('id'))[:80]!r} lies outside of its cut")
+        channel = _channels(supervision.get("channel"), cut.get("channel", 0))
+        path, place = _file(cut["recording"], channel, where)
+        further = {**(cut.get("custom") or {}), **(supervision.get("custom") or {}), **supervision}
+        self.unused.update(
+            key
+            for key, value in supervision.items()
+            if key not in (*SUPERVISION_KEYS, *self.columns) and value not in (None, {}, [])
+        )
+        row = {name: further.get(name) for name in self.columns} | {
+            "id": cut["id"] if count == 1 else supervision["id"],
+            "path": path,
+            "speaker": supervision.get("speaker"),
+            "start": start + first,
+            "duration": last - first,
+            "channel": place,
+        }
+        return utterance(row, NAMES, where, self.source.folder, self.columns)[0]
+
+
+def _channels(supervised: Any, of_cut: Any) -> Any:
+    """The channels of a supervision within those of its cut."""
+    if supervised is None or not isinstance(of_cut, list):
+        return of_cut
+    wanted = supervised if isinstance(supervised, list) else [supervised]
+    if not set(wanted) <= set(of_cut):
+        raise ValueError(f"channel {supervised}")
+    return wanted[0] if len(wanted) == 1 else wanted
+
+
+def _file(recording: Mapping[str, Any], channel: Any, where: str) -> tuple[str, int | None]:
+    """The file of a channel, and the channel's place in it; None for all of the file's channels together."""
+    if recording.get("transforms"):
+        raise SpkdError(
+            f"{where}: a recording with transforms ({str(recording['transforms'])[:60]}); write its audio first "
+            "(lhotse: cuts.save_audios(FOLDER))"
+        )
+    channel = channel[0] if isinstance(channel, list) and len(channel) == 1 else channel
+    sources = recording["sources"]
+    source = next((s for s in sources if channel in s.get("channels", [0])), sources[0])
+    if source["type"] != "file":
+        raise SpkdError(f"{where}: cut with a {source['type']!r} source; only files can be read")
+    channels = source.get("channels", [0])
+    if isinstance(channel, list) and sorted(channel) != sorted(channels):
+        raise SpkdError(f"{where}: a cut of several channels ({channel}); choose one, or all of its recording")
+    if isinstance(channel, list) or len(channels) == 1:
+        return source["source"], None
+    return source["source"], channels.index(channel)
+
+
+def _finite(value: Any) -> float:
+    """A number of a cut, which always has it. Raises ValueError for anything else."""
+    if not math.isfinite(float(value)):
+        raise ValueError(f"{value} is not finite")
+    return float(value)

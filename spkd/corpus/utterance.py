@@ -1,0 +1,38 @@
+"""One stretch of speech: what manifests list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One stretch of speech in an audio file.
+
+    Attributes:
+        id: unique in its manifest; trial lists name it.
+        path: of the audio file.
+        speaker: None where it is unknown.
+        duration: seconds; None where it was not measured yet.
+        start: seconds into the file.
+        channel: the only one to take, counted from 0; None averages all.
+        attributes: values of the further columns that were asked for, by name.
+
+    Example:
+        >>> Utterance("id10270/5r0dWxy17C8/00001.wav", "/data/vox1/id10270/5r0dWxy17C8/00001.wav", "id10270", 8.12)
+    """
+
+    id: str
+    path: str
+    speaker: str | None = None
+    duration: float | None = None
+    start: float = 0.0
+    channel: int | None = None
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    def attribute(self, name: str) -> str:
+        """Its value in a column of the manifest; "" where there is none."""
+        if name in ("duration", "speaker"):
+            value = getattr(self, name)
+            return "" if value is None else str(value)
+        return dict(self.attributes).get(name, "")

@@ -1,0 +1,184 @@
+"""Base classes of the formats of trial lists and score files, and the words that such files share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import ClassVar, NamedTuple
+
+from spkd.files.text import finite_number
+
+TARGET = ("1", "target", "tgt", "true", "same", "genuine", "positive", "yes")
+NON_TARGET = ("0", "nontarget", "non-target", "non", "imp", "impostor", "imposter", "false", "different", "no")
+CERTAIN = ("target", "nontarget", "non-target", "tgt", "imp")  # words that are no values of other columns
+LABELS = {**dict.fromkeys(TARGET, 1), **dict.fromkeys(NON_TARGET, 0)}
+
+
+class Row(NamedTuple):
+    """One line.
+
+    Attributes:
+        enrolment, test: names of the two sides.
+        label: 1 target, 0 non-target; None in a list without labels.
+        score: None in a trial list.
+    """
+
+    enrolment: str
+    test: str
+    label: int | None = None
+    score: float | None = None
+
+
+class Format:
+    """Base class of the formats of trial lists and score files. An instance reads one file.
+
+    Attributes:
+        shape: of a line, for errors and docs.
+        header: whether line 1 names the columns.
+    """
+
+    shape: ClassVar[str]
+    header: ClassVar[bool] = False
+
+    def __init__(self, first: Sequence[str]) -> None:
+        """
+        Args:
+            first: fields of line 1.
+        """
+
+    @classmethod
+    def recognises(cls, first: Sequence[str]) -> bool:
+        """Whether a file with this line 1 may be of the format."""
+        return True
+
+    def is_header(self, first: Sequence[str]) -> bool:
+        """Whether line 1 names columns in a format whose files need not have such a line."""
+        return False
+
+    def parse(self, fields: Sequence[str]) -> Row | None:
+        """The row of a line; None where it is not of this shape."""
+        raise NotImplementedError
+
+    def finish(self, names: list[str]) -> tuple[list[str], list[str]]:
+        """The names of all sides as trials name them, and notes on the file, after the last line."""
+        return names, []
+
+
+def label_of(word: str) -> int | None:
+    """1, 0, or None for a word that is no label."""
+    return LABELS.get(word.lower())
+
+
+class Columns(Format):
+    """Lines of a fixed width, with the sides, the label and the score at fixed places.
+
+    Attributes:
+        width: number of fields.
+        sides: place of the enrolment side; the test side follows.
+        label, score: their places; None without.
+        numbers: places of further numbers, which are not used.
+    """
+
+    width: ClassVar[int]
+    sides: ClassVar[int] = 0
+    label: ClassVar[int | None] = None
+    score: ClassVar[int | None] = None
+    numbers: ClassVar[Sequence[int]] = ()
+
+    def parse(self, fields: Sequence[str]) -> Row | None:
+        if len(fields) != self.width:
+            return None
+        if self.numbers and any(finite_number(fields[place]) is None for place in self.numbers):
+            return None
+        label = None if self.label is None else label_of(fields[self.label])
+        score = None if self.score is None else finite_number(fields[self.score])
+        if (self.label is not None and label is None) or (self.score is not None and score is None):
+            return None
+        return Row(fields[self.sides], fields[self.sides + 1], label, score)
+
+    def finish(self, names: list[str]) -> tuple[list[str], list[str]]:
+        return names, [f"further columns of numbers, not used: {len(self.numbers)}"] * bool(self.numbers)
+
+
+BETWEEN = "\0"  # a segment and its side, until it is known whether the side is needed
+
+
+class NamedColumns(Format):
+    """Tables whose line 1 names the columns, in any order.
+
+    Attributes:
+        enrolment_names, test_names, side_names, label_names, score_names: of the columns, in lower case.
+        labels: words of the label.
+    """
+
+    header = True
+    enrolment_names: ClassVar[Collection[str]]
+    test_names: ClassVar[Collection[str]]
+    side_names: ClassVar[Collection[str]] = ()
+    label_names: ClassVar[Collection[str]] = ()
+    score_names: ClassVar[Collection[str]] = ()
+    labels: ClassVar[dict[str, int]] = LABELS
+
+    def __init__(self, first: Sequence[str]) -> None:
+        self._names, self._seen = [name.lower() for name in first], False
+        self._enrolment, self._test, self._side, self._label, self._score = (
+            next((place for place, name in enumerate(self._names) if name in known), None)
+            for known in (
+                self.enrolment_names,
+                self.test_names,
+                self.side_names,
+                self.label_names,
+                self.score_names,
+            )
+        )
+
+    @classmethod
+    def recognises(cls, first: Sequence[str]) -> bool:
+        table = cls(first)
+        return (
+            table._enrolment is not None
+            and table._test is not None
+            and (table._score is not None or not cls.score_names)
+        )
+
+    def parse(self, fields: Sequence[str]) -> Row | None:
+        assert self._enrolment is not None
+        assert self._test is not None
+        if len(fields) != len(self._names):
+            return None
+        if self._label is None and self.label_names and not self._seen:
+            # A label under another name must not be lost.
+            self._label = next((place for place, field in enumerate(fields) if field.lower() in CERTAIN), None)
+        self._seen = True
+        label = None if self._label is None else self.labels.get(fields[self._label].lower())
+        score = None if self._score is None else finite_number(fields[self._score])
+        if (self._label is not None and label is None) or (self._score is not None and score is None):
+            return None
+        side = "" if self._side is None else f"{BETWEEN}{fields[self._side].lower()}"
+        return Row(fields[self._enrolment], fields[self._test] + side, label, score)
+
+    def finish(self, names: list[str]) -> tuple[list[str], list[str]]:
+        names, notes = with_sides(names)
+        places = (self._enrolment, self._test, self._side, self._label, self._score)
+        unused = [name for place, name in enumerate(self._names) if place not in places]
+        if unused:
+            notes.append(f"columns not used: {', '.join(unused[:8])}{', ...' if len(unused) > 8 else ''}")
+        return names, notes
+
+
+def with_sides(names: list[str]) -> tuple[list[str], list[str]]:
+    """Names of segments, with their sides where a segment has two, and notes on that.
+
+    Args:
+        names: of both sides of trials; those of test segments may have BETWEEN and the channel at their end.
+    """
+    segments = [name.partition(BETWEEN) for name in names]
+    sided = [(segment, side) for segment, between, side in segments if between]
+    if not sided:
+        return names, []
+    if len({segment for segment, _ in sided}) < len(sided):
+        return [f"{segment}:{side}" if between else segment for segment, between, side in segments], [
+            "segments are tested on both sides: their names are `segment:side`"
+        ]
+    other = sum(side != "a" for _, side in sided)
+    notes = [f"the side is not used, as each segment has one; segments whose side is not `a`: {other:,}"] * bool(other)
+    return [segment for segment, _, _ in segments], notes

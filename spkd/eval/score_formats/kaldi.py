@@ -1,0 +1,8 @@
+"""Scores of Kaldi, and of spkd without labels."""
+
+from spkd.eval.formats import Columns
+
+
+class KaldiScores(Columns):
+    shape = "enrolment test score"
+    width, score = 3, 2

@@ -1,0 +1,8 @@
+"""Scores behind the lines of a list of VoxCeleb."""
+
+from spkd.eval.formats import Columns
+
+
+class LabelledScores(Columns):
+    shape = "1 enrolment test score"
+    width, sides, label, score = 4, 1, 0, 3

@@ -1,0 +1,8 @@
+"""Submissions to VoxSRC: the score first."""
+
+from spkd.eval.formats import Columns
+
+
+class VoxSRCScores(Columns):
+    shape = "score enrolment test"
+    width, sides, score = 3, 1, 0

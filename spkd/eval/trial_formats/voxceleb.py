@@ -1,0 +1,8 @@
+"""VoxCeleb's lists, and VoxSRC's: the label first."""
+
+from spkd.eval.formats import Columns
+
+
+class VoxCeleb(Columns):
+    shape = "1 enrolment test"
+    width, sides, label = 3, 1, 0
