@@ -167,7 +167,7 @@ def test_the_enrolment_side_can_have_a_model_of_its_own(
     [
         (["norm=as-norm"], "norm=as-norm needs cohort=FILE"),
         (["backend=plda"], "backend=plda needs cohort=FILE"),
-        (["cohort=cohort.csv"], "cohort= is used by norm=as-norm"),
+        (["cohort=cohort.csv"], "nothing uses a cohort"),
         (["norm=as-norm", "cohort=none.csv"], "no manifest none.csv"),
         (["by=[colour]"], "no column 'colour'"),
         (["points=[2]"], "points: '2' is not"),
