@@ -51,7 +51,7 @@ def main() -> None:
     write_manifest(work / "some.csv", corpus_rows(data.parent, data.name)[:UTTERANCES])
     extract = ("extract", "teacher=dvector", f"teacher.weights={given.teacher.resolve()}", "manifest=some.csv")
     extract += ("view=full:8", "view.speeds=[0.8,0.9,1.0,1.1,1.2]", "fbank=true")
-    train = ("train", "--loss", "contrastive", "cache=kept-0", f"steps={STEPS}", "loggers=[csv]")
+    train = ("train", "--loss", "contrastive", "cache=kept-0", f"steps={STEPS}", "loggers=[]")
     train += ("student=xvector", "student.channels=256")
     found: dict[str, dict[str, list[dict[str, float]]]] = {"extract": {}, "train": {}}
     for number in range(given.rounds):

@@ -77,7 +77,7 @@ FORMANTS = "[0.84,0.88,0.92,0.96,1.0,1.04,1.08,1.12,1.16,1.19]"
 VOICES = ("view=full:8", f"view.speeds={SPEEDS}", f"view.formants={FORMANTS}")
 MANY = ("view=full:16", *VOICES[1:])
 FEW = ("view=full:4", f"view.speeds={SPEEDS}")
-FAST = ("precision=bf16", "loggers=[csv]")
+FAST = ("precision=bf16", "loggers=[]")
 
 
 @dataclass(frozen=True)

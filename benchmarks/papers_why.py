@@ -40,7 +40,7 @@ from spkd.cache import Cache, Crop
 from spkd.corpus.audio import SAMPLE_RATE, decode
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.manifest import Manifest, Utterance
-from spkd.train.batches import InputSource
+from spkd.train.batches import BatchContent, InputSource
 from spkd.train.labels import Labels
 from spkd.train.losses.base import LossContext, LossInputs
 from spkd.train.losses.contrastive import CEILING, Contrastive, ContrastiveSettings
@@ -80,8 +80,8 @@ def natural(cache: Cache) -> np.ndarray:
 def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
     """Gradient of contrastive, tangential to the sphere, at a student that equals the teacher; mean over batches."""
     labels = Labels.of(cache)
-    source = InputSource(cache.target("fbank"), None, (2.0,))
-    miner = Miner(cache, labels, source, MiningConfig(negatives=16), CEILING)
+    content = BatchContent(cache, labels, InputSource(cache.target("fbank")))
+    miner = Miner(content, MiningConfig(negatives=16), CEILING, crop=2.0)
     levels = {"embedding": cache.target("embedding")}
     loss = Contrastive(ContrastiveSettings(), LossContext(levels, levels, 1))
     found: dict[str, list[tuple[float, float]]] = {"batch": [], "batch and mined": []}

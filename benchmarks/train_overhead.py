@@ -40,8 +40,9 @@ from spkd.outputs.features import FBANK, input_features
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
 from spkd.teachers.settings import ModelConfig
-from spkd.train.batches import InputSource, StepBatches
+from spkd.train.batches import BatchContent, CropPlan, InputSource, StepBatches, ViewOrder
 from spkd.train.labels import Labels
+from spkd.train.samplers import shuffled_views
 from spkd.train.settings import TrainConfig
 from spkd.train.trainer import Run, checked
 from spkd.train.trainer import build as build_run
@@ -98,9 +99,9 @@ def steps_of(run: Run, before: Callable[[int], None] | None = None) -> Iterator[
 def loader_speed(work: Path, seconds: float) -> dict[str, float]:
     """Utterances a second of the loader alone, and of a copy of the same bytes from one memory map."""
     cache = Cache.open(work / "cache")
-    labels, source = Labels.of(cache), InputSource(FBANK, None, (SECONDS,))
+    content = BatchContent(cache, Labels.of(cache), InputSource(FBANK), ["embedding"])
     size = min(512, len(cache.usable_views) // 2)
-    batches = StepBatches(cache, ["embedding"], labels, source, size, 0)
+    batches = StepBatches(content, ViewOrder(shuffled_views(cache, 0), size), CropPlan((SECONDS,)), 0)
 
     def timed(call: Callable[[int], object]) -> float:
         for step in range(5):
@@ -118,7 +119,7 @@ def loader_speed(work: Path, seconds: float) -> dict[str, float]:
     vectors[:] = 1
 
     def copy(step: int) -> None:
-        views = batches.views(step)
+        views = batches.order.views(step)
         torch.from_numpy(whole[views])
         torch.from_numpy(vectors[views])
 

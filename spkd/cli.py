@@ -203,6 +203,7 @@ def train(
         raise UsageError("--recipe and --from: choose one")
     given += [f"loss=[{','.join(loss)}]"] if loss else []
     base = recipe if from_run is None else _settings_of(from_run)
+    views = None if recipe is None else config.load(ExtractConfig, file=config.recipe(recipe), environ={}).view
     from spkd.train.sweep import combinations
 
     runs = [
@@ -213,7 +214,7 @@ def train(
     from spkd.train.launch import train_each
 
     results, failed = [], None
-    for settings, result in train_each(runs, validation, multirun):
+    for settings, result in train_each(runs, validation, multirun, views):
         if isinstance(result, SpkdError):
             failed = result
             print(f"error: {settings.out}: {result}", file=sys.stderr)

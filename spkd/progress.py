@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Rows = Callable[[], Sequence[Sequence[str]]]
 LINE_EVERY = 10.0  # s between plain lines when there is no terminal
 
 
@@ -61,40 +60,25 @@ class _Lines(Ticker):
 
 
 @contextmanager
-def track(label: str, total: int, unit: str = "views", done: int = 0, rows: Rows | None = None) -> Iterator[Ticker]:
-    """Show `label` advancing from `done` to `total` while the block runs.
-
-    Args:
-        rows: lines of a table below the bar, asked for again and again; for terminals alone.
-    """
+def track(label: str, total: int, unit: str = "views", done: int = 0) -> Iterator[Ticker]:
+    """Show `label` advancing from `done` to `total` while the block runs."""
     if not sys.stdout.isatty():
         yield _Lines(label, total, unit, done)
         return
-    from rich.console import Group
-    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.table import Table
-    from rich.text import Text
 
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[text]}", markup=False),
-        auto_refresh=False,
+        refresh_per_second=4,
     )
     task = bar.add_task(label, total=total, completed=done, text="")
 
     class _Bar(Ticker):
         def _show(self) -> None:
-            # What the table holds need not follow the bar as well.
-            bar.update(task, completed=self.done, text=self.text() if rows is None else self.pace())
+            bar.update(task, completed=self.done, text=self.text())
 
-    def shown() -> Group:
-        table = Table.grid(padding=(0, 2))
-        for row in rows() if rows is not None else []:
-            table.add_row(*map(Text, row))
-        return Group(bar, table)
-
-    with Live(get_renderable=shown, refresh_per_second=4):
+    with bar:
         yield _Bar(total, unit, done)

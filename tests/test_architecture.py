@@ -30,7 +30,7 @@ ORDER = (
     ("config",),
     ("registry", "device"),
     ("files",),
-    ("errors", "memory", "progress", "seeding", "version"),
+    ("errors", "memory", "meter", "progress", "seeding", "version"),
 )
 # The package itself only hands out the Python interface; nothing of it is imported from inside.
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -19,17 +19,19 @@ from spkd.cache.folder import CARD, commit_path, load_card
 from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
 from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
+from spkd.extract import speed
 from spkd.extract.fit_codecs import calibrate
-from spkd.extract.meter import Meter
 from spkd.extract.ranks import Rank, Work
 from spkd.extract.settings import ExtractConfig
 from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.files.atomic import write_bytes
+from spkd.meter import Meter
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.teachers import load_teacher
@@ -105,7 +107,7 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     views, meter = _extract(config, loader, stores, rank)
     loader.report_doubts()
     if rank is None:
-        meter.report()
+        speed.report(meter, config.workers)
     reports = []
     for store, count in zip(stores, views, strict=True):
         report = Report(count, store.rejected | unreadable, finalize(store.root, store.card, store.plan))
@@ -196,7 +198,7 @@ def _extract(
     Returns:
         Views extracted into each cache, and where the time went.
     """
-    plan, counts, meter = stores[0].plan, [0] * len(stores), Meter(config.workers)
+    plan, counts, meter = stores[0].plan, [0] * len(stores), Meter()
     done = min(sum(len(s.plan.unit(u)) for u in range(plan.units) if commit_path(s.root, u).is_file()) for s in stores)
     mixed = all(store.teacher.takes_lengths for store in stores)
     pinned = stores[0].teacher.device.type == "cuda"
@@ -209,7 +211,7 @@ def _extract(
 
     def commit(store: _Store, unit: int, count: int) -> None:
         if rank is not None:
-            work = Work(rank.run, rank.number, count, meter.audio / 3600, meter.seconds, meter.shares()["teacher"])
+            work = Work(rank.run, rank.number, count, meter.done / 3600, meter.seconds, meter.share(speed.TEACHER))
             work.save(store.root)
         _commit(store, unit, loader.manifest)
 
@@ -228,17 +230,17 @@ def _extract(
                     store = stores[i]
                     if (taken := _taken(store, loader, batch)) is None:
                         continue
-                    with meter.teacher():
+                    with meter.spending(speed.TEACHER):
                         outputs = extract_targets(store.teacher, taken, store.card.targets, store.halves)
-                    with meter.writing():
+                    with meter.spending(speed.WRITING):
                         for name, values in outputs.items():
                             background(store.writers[unit].put, name, taken.views, values)
                     counts[i] += len(taken.views)
                 for store in stores:
                     for claimed in list(store.writers):
                         heartbeat(store.root, claimed)
-                meter.count(loader.views.samples[batch.views])
-                bar.advance(len(batch.views), meter.note())
+                meter.count(loader.views.samples[batch.views].sum(dtype=np.int64) / SAMPLE_RATE)
+                bar.advance(len(batch.views), speed.note(meter))
 
     try:
         with track("extracting", len(plan.views), "views", done) as bar:

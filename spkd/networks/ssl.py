@@ -25,11 +25,30 @@ HEAD_WIDTH = 64  # of attention
 NOISE = (0.1, 0.5)  # standard deviation of the adapters' noise, in mean magnitudes: drawn between these
 
 
+class Noise(nn.Module):
+    """Gaussian noise added while training, of a deviation between 0.1 and 0.5 of the mean magnitude of the batch
+    (OS-KDFT's code): (B, T, C) -> (B, T, C)."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.training:
+            return hidden
+        low, high = NOISE
+        share = low + (high - low) * torch.rand((), device=hidden.device)
+        return hidden + share * self.deviation(hidden) * self.normal(hidden)
+
+    def deviation(self, hidden: Tensor) -> Tensor:
+        """The mean magnitude of a batch, without gradient: ()."""
+        return hidden.detach().abs().mean()
+
+    def normal(self, hidden: Tensor) -> Tensor:
+        """Standard normal numbers for every place of a batch."""
+        return torch.randn_like(hidden)
+
+
 class Adapted(nn.Module):
     """A feed-forward layer with an adapter parallel to it: linear, ELU, noise while training, linear.
 
-    The noise is Gaussian, its deviation between 0.1 and 0.5 of the mean magnitude (OS-KDFT's code). The last weights
-    begin at zero, so that the adapter changes nothing at first (its variant for XLSR).
+    The last weights begin at zero, so that the adapter changes nothing at first (OS-KDFT's variant for XLSR).
     """
 
     def __init__(self, feed_forward: nn.Module, width: int, bottleneck: int) -> None:
@@ -38,15 +57,11 @@ class Adapted(nn.Module):
         self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        self.noise = Noise()
         self.taken: Tensor | None = None  # (B,) which views go through the adapter; None: all
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = elu(self.down(x))
-        if self.training:
-            low, high = NOISE
-            deviation = (low + (high - low) * torch.rand((), device=x.device)) * hidden.detach().abs().mean()
-            hidden = hidden + deviation * torch.randn_like(hidden)
-        change = self.up(hidden)
+        change = self.up(self.noise(elu(self.down(x))))
         if self.taken is not None:
             change = torch.where(self.taken[:, None, None], change, 0.0)
         return self.feed_forward(x) + change

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,17 +18,10 @@ from spkd.errors import SpkdError
 from spkd.outputs.features import HOP, input_features
 from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state, seed_of
-from spkd.train.distributed import ALONE, Ranks
 from spkd.train.labels import Groups, Labels
 
+Order = Callable[[int], np.ndarray]  # epoch -> its views in order, batch after batch
 Positives = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
-
-
-class TeacherLabels(Protocol):
-    """label: (views,), the class of each view among those of the teacher's logits."""
-
-    @property
-    def label(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -39,26 +31,90 @@ class InputSource:
     Attributes:
         kind: which of FEATURES.
         loader: of the audio of a view, where the cache does not hold the features; None where it does.
-        crops: length of each crop of a view (s), one or several; those after the first may be of another view of the
-            same instance (the same utterance in the same voice, augmented otherwise), or of a mined positive.
-        augment, speeds: what is done afresh to the audio; None and 1: nothing.
+        augment: fresh augmentation of the audio; None: none.
+        speeds: speed factors of which one is drawn afresh.
     """
 
     kind: Target
-    loader: ViewLoader | None
-    crops: tuple[float, ...]
+    loader: ViewLoader | None = None
     augment: Augmentation | None = None
     speeds: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True)
+class BatchContent:
+    """What a batch holds of its views.
+
+    Attributes:
+        cache: of the teacher's targets.
+        labels: of the cache's views.
+        source: of the student's input features.
+        targets: names of those to gather, for the first crop.
+        teacher_label: (views,) the class of each view among those of the teacher's logits; empty: no logits.
+    """
+
+    cache: CacheSource
+    labels: Labels
+    source: InputSource
+    targets: Sequence[str] = ()
+    teacher_label: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+class ViewOrder:
+    """The views of every step. An epoch passes over all views of an order; its last short batch is dropped."""
+
+    def __init__(self, order: Order, batch_size: int) -> None:
+        self._order, self.batch_size = order, batch_size
+        self._epoch, self._views = 0, order(0)
+        self.per_epoch = max(len(self._views) // batch_size, 1)
+
+    def views(self, step: int) -> np.ndarray:
+        """(B,): the views of a step."""
+        epoch, place = divmod(step, self.per_epoch)
+        if self._epoch != epoch:
+            self._epoch, self._views = epoch, self._order(epoch)
+        return self._views[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """How the views of a batch are cropped.
+
+    Attributes:
+        seconds: length of each crop of a view, one or several. Those after the first may be of another view of the
+            same instance, or of a mined positive.
+        later: the batch from which the first crop, and all that are as long, have another length, and that length (s);
+            None: they never have.
+        to_shortest: whether the crops of a batch are no longer than its shortest view.
+        positives: another view for each of some, from which further crops are cut; None: one of the same instance.
+    """
+
+    seconds: tuple[float, ...]
+    later: tuple[int, float] | None = None
+    to_shortest: bool = False
+    positives: Positives | None = None
+
+    def samples(self, which: int, step: int) -> int:
+        """Length of a crop number `which` at a step."""
+        seconds = self.seconds[which]
+        if self.later is not None and step >= self.later[0] and seconds == self.seconds[0]:
+            seconds = self.later[1]
+        return whole_hops(seconds)
 
 
 @dataclass
 class HostBatch:
     """A batch as it is stored, before it is decoded on the training device.
 
-    Attributes:
-        views: (B,) their numbers.
-        label, instance, teacher_label: (B,); see LossInputs.
-        crops: of each crop its input features, and of the first the targets too, by name, as stored.
+    With two crops, the targets `embedding` (192) and `frames` (512, every 20 ms), and fp16 in the cache:
+
+        views           (B,) int64, their numbers in the cache
+        label           (B,) int64, -1 where the speaker is unknown
+        instance        (B,) int64
+        teacher_label   (B,) int64, -1 where the teacher has no such class; (0,) without logits
+        crops           [{"fbank": (B, 200, 80) fp16, "embedding": (B, 192) fp16, "frames": (B, 100, 512) fp16},
+                         {"fbank": (B, 200, 80) fp16}]
+        other_instance  [(B,) int64], of each crop after the first
     """
 
     views: Tensor
@@ -66,6 +122,7 @@ class HostBatch:
     instance: Tensor
     teacher_label: Tensor
     crops: list[dict[str, Tensor]] = field(default_factory=list)
+    other_instance: list[Tensor] = field(default_factory=list)
 
     def pin_memory(self) -> HostBatch:
         """The loader calls this where there is CUDA."""
@@ -74,99 +131,65 @@ class HostBatch:
 
 
 class StepBatches(Dataset):
-    """Item `step` is the whole batch of that step.
+    """Item `step` is the whole batch of that step, or the part of one rank.
 
     Args:
-        needs: the targets to gather, for the first crop.
-        labelled: pass over the views with a speaker label only.
-        order: of the views of an epoch; None: the cache's own.
-        ranks: of which this one loads its part of every batch.
-        bucketed: whether the crops of a batch are no longer than its shortest view.
-        positives: another view for each of some, from which further crops are cut; None: one of the same instance.
-        later: the batch from which the first crop has another length, and that length (s); None: it never has.
+        content: what it holds.
+        order: which views share it.
+        crops: how they are cropped.
+        seed: of crop positions, further views and augmentation.
+        part: the rows of this rank; None: all.
     """
 
     def __init__(
-        self,
-        cache: CacheSource,
-        needs: list[str],
-        labels: Labels,
-        source: InputSource,
-        batch_size: int,
-        seed: int,
-        logits: TeacherLabels | None = None,
-        labelled: bool = False,
-        later: tuple[int, float] | None = None,
-        order: Callable[[int], np.ndarray] | None = None,
-        bucketed: bool = False,
-        ranks: Ranks = ALONE,
-        positives: Positives | None = None,
+        self, content: BatchContent, order: ViewOrder, crops: CropPlan, seed: int, part: slice | None = None
     ) -> None:
-        self._teacher_label = np.zeros(0, np.int64) if logits is None else logits.label
-        self._cache, self._needs, self._labels, self._source = cache, needs, labels, source
-        self._samples = [_whole_hops(seconds) for seconds in source.crops]
-        self._later = None if later is None else (later[0], _whole_hops(later[1]))
-        self.batch_size, self._seed, self._part = batch_size, seed, ranks.part(batch_size)
-        self._left_out = labels.label < 0 if labelled else np.zeros(len(cache), bool)
-        self._order_of = order or self._shuffled
-        self._epoch, self._order, views = -1, np.zeros(0, np.int64), int((~self._left_out[cache.usable_views]).sum())
-        if order is not None:
-            self._epoch, self._order = 0, order(0)
-            views = len(self._order)
-        self.per_epoch, self._bucketed = max(views // batch_size, 1), bucketed
-        self._positives = positives
-        if len(self._samples) > 1 and positives is None:
-            self._positives = Groups.of(labels.instance, cache.usable_views).same
-
-    def views(self, step: int) -> np.ndarray:
-        """The views of a step: every epoch passes over all of them in a fresh order; the last short batch is
-        dropped."""
-        epoch, position = divmod(step, self.per_epoch)
-        if self._epoch != epoch:
-            self._epoch, self._order = epoch, self._order_of(epoch)
-        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
-
-    def _own(self, crop: Crop) -> Crop:
-        """This rank's part of a batch's crops."""
-        return Crop(crop.start[self._part], crop.samples)
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        order = self._cache.order(self._seed, epoch)
-        return order[~self._left_out[order]]
+        self._content, self._crops, self._seed = content, crops, seed
+        self.order = order
+        self.part = slice(0, order.batch_size) if part is None else part
+        self._positives = crops.positives
+        if len(crops.seconds) > 1 and crops.positives is None:
+            self._positives = Groups.of(content.labels.instance, content.cache.usable_views).same
 
     def crop(self, step: int, views: np.ndarray, which: int = 0) -> Crop:
         """Where each view is cropped: at whole hops, so that cached frames match to the sample."""
-        random = random_state(Purpose.CROP, self._seed, step, which)
-        samples = self._samples[which]
-        if self._later is not None and step >= self._later[0] and samples == self._samples[0]:
-            samples = self._later[1]
-        if self._bucketed:
-            samples = min(samples, max(int(self._cache.plan.views.samples[views].min()) // HOP * HOP, HOP))
-        room = np.maximum(self._cache.plan.views.samples[views] - samples, 0) // HOP + 1
-        return Crop((random.random_sample(len(views)) * room).astype(np.int64) * HOP, samples)
+        random, lengths = random_state(Purpose.CROP, self._seed, step, which), self._content.cache.plan.views.samples
+        # Length: that of the plan, or of the shortest view, in whole hops.
+        samples = self._crops.samples(which, step)
+        if self._crops.to_shortest:
+            samples = min(samples, max(int(lengths[views].min()) // HOP * HOP, HOP))
+        # Start: any hop from which the crop fits; the first one where the view is shorter.
+        starts = np.maximum(lengths[views] - samples, 0) // HOP + 1
+        return Crop((random.random_sample(len(views)) * starts).astype(np.int64) * HOP, samples)
 
     def __getitem__(self, step: int) -> HostBatch:
         # Random numbers are drawn for the whole batch, so that they do not depend on the number of ranks.
-        every, part = self.views(step), self._part
-        views, crop = every[part], self._own(self.crop(step, every))
-        seed = seed_of(Purpose.AUGMENT, self._seed, step) + part.start
-        crops = [load_crops(self._cache, self._source, views, crop, self._needs, seed)]
-        for which in range(1, len(self._samples)):
-            assert self._positives is not None
-            others = self._positives(every, random_state(Purpose.CROP_VIEW, self._seed, step, which))
-            crop = self._own(self.crop(step, others, which))
-            seed = seed_of(Purpose.AUGMENT, self._seed, step, which) + part.start
-            crops.append(load_crops(self._cache, self._source, others[part], crop, (), seed))
+        every = self.order.views(step)
+        labels, teacher_label, views = self._content.labels, self._content.teacher_label, every[self.part]
+        others = [self._further(step, every, which) for which in range(1, len(self._crops.seconds))]
         return HostBatch(
             torch.from_numpy(views),
-            torch.from_numpy(self._labels.label[views]),
-            torch.from_numpy(self._labels.instance[views]),
-            torch.from_numpy(self._teacher_label[views] if len(self._teacher_label) else views[:0]),
-            crops,
+            torch.from_numpy(labels.label[views]),
+            torch.from_numpy(labels.instance[views]),
+            torch.from_numpy(teacher_label[views] if len(teacher_label) else views[:0]),
+            [self._stored(step, every, 0), *(self._stored(step, other, n) for n, other in enumerate(others, 1))],
+            [torch.from_numpy(labels.instance[other[self.part]]) for other in others],
         )
 
+    def _further(self, step: int, every: np.ndarray, which: int) -> np.ndarray:
+        """(B,): the view from which crop number `which` of each view is cut."""
+        assert self._positives is not None
+        return self._positives(every, random_state(Purpose.CROP_VIEW, self._seed, step, which))
 
-def _whole_hops(seconds: float) -> int:
+    def _stored(self, step: int, every: np.ndarray, which: int) -> dict[str, Tensor]:
+        """This rank's part of crop number `which` of the views; with the first come the targets."""
+        content, crop = self._content, self.crop(step, every, which)
+        seed = seed_of(Purpose.AUGMENT, self._seed, step, which) + self.part.start
+        part = Crop(crop.start[self.part], crop.samples)
+        return load_crops(content.cache, content.source, every[self.part], part, () if which else content.targets, seed)
+
+
+def whole_hops(seconds: float) -> int:
     """Samples of a crop, at least one hop."""
     return HOP * max(round(seconds * SAMPLE_RATE / HOP), 1)
 
@@ -209,18 +232,18 @@ def decode_crops(
 def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop: Crop, seed: int | None) -> Tensor:
     """Input features of the crops from the audio itself, each view as it was at extraction, and augmented afresh where
     that is asked for."""
-    found, kind = [], source.kind
+    crops, kind = [], source.kind
     for number, (view, start) in enumerate(zip(views, crop.start, strict=True)):
         try:
             wave, speed = loader(int(view)), 1.0
         except AudioError as error:
             raise SpkdError(f"training: {error}") from error
         if source.augment is not None and seed is not None:
-            own = 104_729 * (seed + number) % 2**32
-            speed = float(source.speeds[own % len(source.speeds)])
-            wave = source.augment(change_speed(wave, speed), own)
+            crop_seed = 104_729 * (seed + number) % 2**32
+            speed = float(source.speeds[crop_seed % len(source.speeds)])
+            wave = source.augment(change_speed(wave, speed), crop_seed)
         features = input_features(kind, torch.from_numpy(np.ascontiguousarray(wave))[None])[0]
         first = int(start / speed) // HOP
         # Repeated past its end, as the cache does.
-        found.append(features[(first + torch.arange(kind.num_frames(crop.samples))) % len(features)])
-    return torch.stack(found)
+        crops.append(features[(first + torch.arange(kind.num_frames(crop.samples))) % len(features)])
+    return torch.stack(crops)

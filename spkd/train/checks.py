@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from spkd.cache import CacheSource
+from spkd.corpus.settings import ViewConfig
+from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FEATURES
 from spkd.outputs.target import EMBEDDING, LOGITS
 from spkd.progress import log
 from spkd.registry import LOSSES
 from spkd.train import mining
-from spkd.train.distributed import Ranks
+from spkd.train.distributed import ProcessGroup
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.losses.chosen import for_teachers
 from spkd.train.settings import TrainConfig
@@ -59,14 +61,35 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
             )
 
 
-def check_ranks(ranks: Ranks, cache: CacheSource, config: TrainConfig) -> None:
-    """Raises UsageError or SpkdError where a run cannot be divided over its ranks."""
-    if ranks.world == 1:
-        return
-    if config.batch_size % ranks.world or config.batch_size // ranks.world < 2:
+def check_ranks(ranks: ProcessGroup, config: TrainConfig) -> None:
+    """Raises UsageError where a batch cannot be divided over the ranks of a run."""
+    if ranks.world > 1 and (config.batch_size % ranks.world or config.batch_size // ranks.world < 2):
         raise UsageError(f"batch_size={config.batch_size}: of all ranks together, so a multiple of {ranks.world}")
-    if len(cache.usable_views) < config.batch_size:
-        raise SpkdError(f"{cache.name}: {len(cache.usable_views)} usable views are less than a batch of all ranks")
+
+
+def note_views(cache: CacheSource, recipe: ViewConfig) -> None:
+    """Log a note where the cache has other views than those that the recipe extracts: whole utterances only, say, and
+    none of the pseudo-speakers."""
+    for member in cache.members:
+        card = member.card.views
+        stored = ViewConfig(plan=card.plan, speeds=list(card.speeds), formants=list(card.formants))
+        wanted = ViewConfig(plan=recipe.plan, speeds=recipe.speeds, formants=recipe.formants)
+        if ViewPlan.parse(stored) == ViewPlan.parse(wanted):
+            continue
+        differing = [name for name in ("plan", "speeds", "formants") if getattr(stored, name) != getattr(wanted, name)]
+        shown = ", ".join(f"view.{name}={_shown(getattr(stored, name))}" for name in differing)
+        meant = ", ".join(f"view.{name}={_shown(getattr(wanted, name))}" for name in differing)
+        lacking = ": its pseudo-speakers are not there" if _pseudo(wanted) > _pseudo(stored) else ""
+        log(f"note: {member.name} has {shown}; the recipe is for {meant}{lacking}; extract them with the same --recipe")
+
+
+def _pseudo(view: ViewConfig) -> int:
+    """How many speeds and formant factors other than that of the recording a plan may give a speaker."""
+    return len({(s, f) for s in view.speeds for f in view.formants} - {(1.0, 1.0)})
+
+
+def _shown(value: str | list[float]) -> str:
+    return value if isinstance(value, str) else f"[{','.join(f'{factor:g}' for factor in value)}]"
 
 
 def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:
@@ -75,6 +98,8 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
     Raises:
         UsageError: they do not. SpkdError: too few usable views.
     """
+    if not cache.random_access and any(loss.further_crops for loss in losses.values()):
+        raise UsageError("these losses need several crops of each view, which a stream lacks; pull or import the cache")
     if config.augment.speeds != [1.0] and any(
         cache.target(name).hop is not None
         for loss in losses.values()
@@ -91,9 +116,16 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
             raise UsageError("mining.positives: of the student's embeddings need cached features (fbank=true)")
     if config.class_means and (EMBEDDING not in cache.names or (cache.plan.speaker < 0).all()):
         raise UsageError("class_means: needs one teacher's embeddings, and speaker labels")
+    if config.class_means and not any(EMBEDDING in loss.needed_targets for loss in losses.values()):
+        raise UsageError(
+            f"class_means: {' and '.join(losses)} learns nothing from the teacher's embeddings; leave it out"
+        )
     if config.mining.negatives or config.mining.positives:
         mining.check(cache, config.mining)
     if config.optim.swa_fraction and (own := [n for n, loss in losses.items() if loss.kind.averages_weights]):
         raise UsageError(f"optim.swa_fraction: {own[0]} keeps a moving average of its own")
-    if len(cache.usable_views) < 2:
-        raise SpkdError(f"{cache.name}: {len(cache.usable_views)} usable views; training needs at least two")
+    if len(cache.usable_views) < config.batch_size:
+        raise SpkdError(
+            f"{cache.name}: {len(cache.usable_views)} usable views, fewer than batch_size={config.batch_size}; lower "
+            "it, or extract more"
+        )

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from spkd.errors import UsageError
+from spkd.networks.ssl import Noise
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process among those of a run.
 
     Attributes:
@@ -58,7 +59,7 @@ class Ranks:
         return bool(self.most(int(asked), device))
 
 
-ALONE = Ranks()
+ALONE = ProcessGroup()
 
 
 def launched() -> bool:
@@ -67,16 +68,16 @@ def launched() -> bool:
 
 
 @contextmanager
-def ranks_of(device: torch.device) -> Iterator[Ranks]:
+def ranks_of(device: torch.device) -> Iterator[ProcessGroup]:
     """The ranks of a run, connected while the block runs."""
     if not launched():
-        yield Ranks()
+        yield ProcessGroup()
         return
     if "MASTER_ADDR" not in os.environ:
         raise UsageError("several ranks: start them with torchrun, which tells them how to meet")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 
@@ -87,9 +88,13 @@ def is_of_connection(error: RuntimeError) -> bool:
     return any(word in text for word in ("connection", "gloo", "nccl", "socket", "timed out"))
 
 
-def world() -> Ranks:
+def world() -> ProcessGroup:
     """The ranks, as losses see them."""
-    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else Ranks()
+    return (
+        ProcessGroup(dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else ProcessGroup()
+    )
 
 
 def gathered(x: Tensor) -> Tensor:
@@ -169,12 +174,24 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 
 
 def _normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Batch-norm in training, with the statistics of all ranks' batches, on any device (torch's own needs a GPU)."""
+    """Batch-norm in training, with the statistics of all ranks' batches, on any device (torch's own needs a GPU).
+
+    Counts, sums and the division are in float32 whatever the type of `x`, as in torch.nn.SyncBatchNorm: float16 cannot
+    count beyond 65,504, and bfloat16 rounds a count by up to 0.4 %.
+
+    Args:
+        x: (B, C, ...).
+    Returns:
+        (B, C, ...), of the type of `x`.
+    """
     axes, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
-    count = torch.full((1,), x.numel() / x.shape[1], device=x.device, dtype=x.dtype)
+    kept_type, x = x.dtype, x.float()
+    # Mean over all ranks.
+    count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
     sums = summed(torch.cat([x.sum(axes), count]))
     count = sums[-1].detach()
     mean = sums[:-1] / count
+    # Variance over all ranks.
     centred = x - mean.view(shape)
     squares = summed(centred.square().sum(axes))
     if module.running_mean is not None and module.running_var is not None:
@@ -184,8 +201,10 @@ def _normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
             module.running_var.lerp_((squares / (count - 1).clamp_min(1)).to(module.running_var.dtype), momentum)
             if module.num_batches_tracked is not None:
                 module.num_batches_tracked += 1
-    found = centred * (squares / count + module.eps).rsqrt().view(shape)
-    return found if not module.affine else found * module.weight.view(shape) + module.bias.view(shape)
+    normalised = centred * (squares / count + module.eps).rsqrt().view(shape)
+    if module.affine:
+        normalised = normalised * module.weight.view(shape) + module.bias.view(shape)
+    return normalised.to(kept_type)
 
 
 class _BatchNorm1d(nn.BatchNorm1d):
@@ -198,9 +217,35 @@ class _BatchNorm2d(nn.BatchNorm2d):
         return _normalised(self, x) if self.training else super().forward(x)
 
 
-def count_all_ranks(module: nn.Module) -> None:
-    """Let every batch-norm of a module count the batches of all ranks."""
+class _Noise(Noise):
+    """Noise drawn for the batches of all ranks, of which each rank takes its part.
+
+    Attributes:
+        views: of a rank in a batch.
+    """
+
+    views: int
+
+    def deviation(self, hidden: Tensor) -> Tensor:
+        return averaged(super().deviation(hidden))
+
+    def normal(self, hidden: Tensor) -> Tensor:
+        # Several crops, or the two paths of a student with adapters, may share one batch: (parts * views, T, C) here,
+        # and (parts * world * views, T, C) in one process.
+        ranks, parts = world(), len(hidden) // self.views
+        drawn = hidden.new_empty(parts * ranks.world * self.views, *hidden.shape[1:]).normal_()
+        return drawn.unflatten(0, (parts, ranks.world, self.views))[:, ranks.number].flatten(0, 1)
+
+
+def share_over_ranks(module: nn.Module, views: int) -> None:
+    """Let every batch-norm of a module count the batches of all ranks, and draw its noise for all of them.
+
+    Args:
+        views: of a rank in a batch.
+    """
     for part in module.modules():
-        for kind, other in ((nn.BatchNorm1d, _BatchNorm1d), (nn.BatchNorm2d, _BatchNorm2d)):
+        for kind, shared in ((nn.BatchNorm1d, _BatchNorm1d), (nn.BatchNorm2d, _BatchNorm2d), (Noise, _Noise)):
             if type(part) is kind:
-                part.__class__ = other
+                part.__class__ = shared
+        if isinstance(part, _Noise):
+            part.views = views

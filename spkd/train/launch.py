@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from spkd.corpus.settings import ViewConfig
 from spkd.device import resolve
 from spkd.errors import Interrupted, SpkdError, UsageError
 from spkd.train.distributed import launched
@@ -19,7 +20,7 @@ MakeValidation = Callable[[str | None, str | None, str, torch.device], Validate 
 
 
 def train_each(
-    runs: Sequence[TrainConfig], make_validation: MakeValidation, is_sweep: bool
+    runs: Sequence[TrainConfig], make_validation: MakeValidation, is_sweep: bool, views: ViewConfig | None = None
 ) -> Iterator[tuple[TrainConfig, Result | SpkdError]]:
     """Train every run of a sweep, or the only one. The first of several ranks reports for all.
 
@@ -27,6 +28,7 @@ def train_each(
         runs: their settings.
         make_validation: makes what scores a student.
         is_sweep: whether a run that fails leaves the others alone.
+        views: those that the recipe of the settings extracts, if there is one.
     Yields:
         The settings of a run, and what came of it.
     Raises:
@@ -41,7 +43,7 @@ def train_each(
         try:
             valid = config.valid
             scorer = make_validation(valid.trials, valid.manifest, config.out, resolve(config.device))
-            yield config, train(config, scorer)
+            yield config, train(config, scorer, views)
         except Interrupted:
             raise
         except SpkdError as error:

@@ -16,23 +16,27 @@ from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANKS, is_fbank
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.students import Network
-from spkd.train.batches import HostBatch, InputSource, StepBatches, decode_crops
-from spkd.train.distributed import ALONE, Ranks
+from spkd.train.batches import BatchContent, CropPlan, HostBatch, InputSource, StepBatches, ViewOrder, decode_crops
+from spkd.train.distributed import ALONE, ProcessGroup
 from spkd.train.labels import Labels
 from spkd.train.losses.base import ChosenLoss, LossInputs
 from spkd.train.mining import Miner
+from spkd.train.samplers import shuffled_views
 from spkd.train.settings import TrainConfig
 from spkd.train.teacher_logits import TeacherLogits
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A batch on the device.
+    """A batch on the device, as `spkd.train.module.TrainingModule` takes it.
 
-    Attributes:
-        crops: input features (B, T_i, F) of every crop.
-        inputs: what the losses may use beside the student's levels.
-        finetune_batch: input features of the views that go through the adapters, where a loss fine-tunes.
+    For the batch that HostBatch shows:
+
+        crops           [(B, 200, 80) float32, (B, 200, 80) float32]: input features
+        inputs          LossInputs(targets={"embedding": (B, 192) float32, "frames": (B, 100, 512) float16},
+                                   label=(B,), instance=(B,), teacher_label=(B,), other_instance=[(B,)],
+                                   negatives=(B, N, 192) float32, is_negative=(B, N) bool, where they are mined)
+        finetune_batch  (N, 200, 80) float32: the views that go through the adapters; None where no loss fine-tunes
     """
 
     crops: list[Tensor]
@@ -45,50 +49,49 @@ class BatchLoader:
     """The batches of a run.
 
     Attributes:
-        cache: of the teacher's targets.
-        source: of the student's input features.
+        content: of the batches: cache, labels, input features and targets.
         batches: as stored.
-        needs: the targets of the losses.
         logits: the teacher's, where a loss learns from them.
         miner: of hard negatives and positives, where they are asked for.
         finetune: the second path, where a loss has one.
-        ranks: of which this one has its part of every batch.
         mines_negatives: whether a loss takes hard negatives.
         class_means: (classes, D) the teacher's embeddings that stand for those of labelled views; None: their own.
     """
 
-    cache: CacheSource
-    source: InputSource
+    content: BatchContent
     batches: StepBatches
-    needs: list[str]
-    logits: TeacherLogits | None
-    miner: Miner | None
-    finetune: FinetunePath | None
-    ranks: Ranks = ALONE
+    logits: TeacherLogits | None = None
+    miner: Miner | None = None
+    finetune: FinetunePath | None = None
     mines_negatives: bool = False
     class_means: Tensor | None = None
 
+    @property
+    def decodes_audio(self) -> bool:
+        """Whether audio is decoded during training."""
+        sources = [self.content.source, *([] if self.finetune is None else [self.finetune.content.source])]
+        return any(source.loader is not None for source in sources)
+
     def batches_from(self, first: int, last: int, config: TrainConfig, device: torch.device) -> Iterator[TrainBatch]:
         """Batches number `first` to `last`, without the last, on the device."""
-        # A batch of cached features is a memory copy: worker processes would only add to it.
-        decodes = self.source.loader is not None or (
-            self.finetune is not None and self.finetune.source.loader is not None
-        )
         loader = DataLoader(
             _Both(self.batches, None if self.finetune is None else self.finetune.batches),
             batch_size=None,
             sampler=range(first, last),
-            num_workers=config.workers if decodes else 0,
+            # A batch of cached features is a memory copy: worker processes would only add to it.
+            num_workers=config.workers if self.decodes_audio else 0,
             pin_memory=torch.cuda.is_available(),
         )
         for number, (batch, labelled) in enumerate(loader, first):
-            found = self.on_device(batch, config.seed, number, device)
-            yield found if self.finetune is None else self.finetune.add_to(found, labelled, device)
+            on_device = self.on_device(batch, config.seed, number, device)
+            yield on_device if self.finetune is None else self.finetune.add_to(on_device, labelled, device)
 
     def on_device(self, batch: HostBatch, seed: int, step: int, device: torch.device) -> TrainBatch:
         """A batch, decoded on the device, so that the loader and the bus carry the codes alone."""
-        first, targets = decode_crops(self.cache, self.source, _moved(batch.crops[0], device), self.needs)
-        others = [decode_crops(self.cache, self.source, _moved(crop, device))[0] for crop in batch.crops[1:]]
+        cache, source = self.content.cache, self.content.source
+        # Input features of every crop, targets of the first.
+        first, targets = decode_crops(cache, source, _moved(batch.crops[0], device), self.content.targets)
+        others = [decode_crops(cache, source, _moved(crop, device))[0] for crop in batch.crops[1:]]
         if self.logits is not None and self.logits.prototypes is not None:
             targets[LOGITS] = self.logits.of(targets[EMBEDDING])
         if self.class_means is not None:
@@ -101,15 +104,30 @@ class BatchLoader:
             batch.instance.to(device),
             batch.teacher_label.to(device),
             None if self.logits is None else self.logits.scale,
+            other_instance=[instance.to(device) for instance in batch.other_instance],
         )
+        # Hard negatives, drawn for the whole batch.
         if self.miner is not None and self.mines_negatives:
-            drawn = self.miner.negatives(self.batches.views(step), seed, step).part(
-                self.ranks.part(self.batches.batch_size)
-            )
-            mined = _moved(self.cache.stored(drawn.views.ravel(), [EMBEDDING]), device)
-            hard = self.cache.decode(mined, [EMBEDDING])[EMBEDDING].float().unflatten(0, drawn.views.shape)
+            drawn = self.miner.negatives(self.batches.order.views(step), seed, step).part(self.batches.part)
+            mined = _moved(cache.stored(drawn.views.ravel(), [EMBEDDING]), device)
+            hard = cache.decode(mined, [EMBEDDING])[EMBEDDING].float().unflatten(0, drawn.views.shape)
             inputs = replace(inputs, negatives=hard, is_negative=torch.from_numpy(drawn.found).to(device))
         return TrainBatch([first, *others], inputs)
+
+
+def loader_killed(error: RuntimeError, config: TrainConfig) -> str | None:
+    """What to do where an error of torch, which comes at any moment, means that a loader process was killed; None for
+    other errors."""
+    text = str(error).lower()
+    if not text.startswith("dataloader worker"):
+        return None
+    reason = "most likely memory ran out and the system ended it; lower"
+    if "bus error" in text:
+        reason = "shared memory (/dev/shm) is exhausted; give the container more (docker run --shm-size=8g), or lower"
+    return (
+        f"a loader process was killed: {reason} workers={config.workers} or batch_size={config.batch_size}, and start "
+        "the same command again, which continues from what was saved last"
+    )
 
 
 @dataclass(frozen=True)
@@ -117,19 +135,15 @@ class FinetunePath:
     """The labelled views of the path through the adapters.
 
     Attributes:
-        cache: which holds them.
-        labels: theirs.
-        source: of their input features.
-        batches: one beside each of the other path's.
+        content: of their batches.
+        batches: one for each of the other path's.
     """
 
-    cache: CacheSource
-    labels: Labels
-    source: InputSource
+    content: BatchContent
     batches: StepBatches
 
     def add_to(self, batch: TrainBatch, labelled: HostBatch, device: torch.device) -> TrainBatch:
-        features, _ = decode_crops(self.cache, self.source, _moved(labelled.crops[0], device))
+        features, _ = decode_crops(self.content.cache, self.content.source, _moved(labelled.crops[0], device))
         inputs = replace(batch.inputs, finetune_label=labelled.label.to(device))
         return replace(batch, finetune_batch=features, inputs=inputs)
 
@@ -140,7 +154,7 @@ def finetune_path(
     cache: CacheSource,
     finetune_cache: CacheSource | None,
     network: Network,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = ALONE,
 ) -> FinetunePath | None:
     """The second path of a student with adapters; None where no loss fine-tunes.
 
@@ -161,23 +175,30 @@ def finetune_path(
     labels = Labels.of(theirs)
     if int((labels.label[theirs.usable_views] >= 0).sum()) < config.batch_size:
         raise SpkdError(f"{theirs.name}: --loss {loss} needs at least batch_size={config.batch_size} labelled views")
-    source = input_source(config, theirs, network.input_kind, (config.crop,))
+    content = BatchContent(theirs, labels, input_source(config, theirs, network.input_kind))
     # Another order than that of the other path, where both use the same cache.
-    batches = StepBatches(theirs, [], labels, source, config.batch_size, config.seed + 1, labelled=True, ranks=ranks)
-    return FinetunePath(theirs, labels, source, batches)
+    seed = config.seed + 1
+    order = ViewOrder(shuffled_views(theirs, seed, labels.label >= 0), config.batch_size)
+    crops = CropPlan((config.crop,), second_crop(config))
+    return FinetunePath(content, StepBatches(content, order, crops, seed, ranks.part(config.batch_size)))
 
 
-def input_source(config: TrainConfig, cache: CacheSource, kind: Target, crops: tuple[float, ...]) -> InputSource:
-    """Where the student's input features come from: the cache, or the audio of `manifest`.
+def second_crop(config: TrainConfig) -> tuple[int, float] | None:
+    """The batch from which large-margin fine-tuning crops otherwise, and its length (s); None where there is none."""
+    later = config.large_margin
+    return (config.steps * config.accumulate, later.crop) if later.steps else None
+
+
+def input_source(config: TrainConfig, cache: CacheSource, kind: Target) -> InputSource:
+    """The source of the student's input features: the cache, or the audio of `manifest`.
 
     Raises:
-        SpkdError: there are no features and no manifest. UsageError: a stream cannot give several crops.
+        UsageError: fresh augmentation without a manifest.
+        SpkdError: there are no features and no manifest.
     """
-    if len(crops) > 1 and not cache.random_access:
-        raise UsageError("these losses need several crops of each view, which a stream lacks; pull or import the cache")
     fresh = config.augment
     if kind.name in cache.names and not fresh.is_used:
-        return InputSource(kind, None, crops)
+        return InputSource(kind)
     if config.manifest is None and fresh.is_used:
         raise UsageError("augment: fresh augmentation needs the audio: give manifest=FILE")
     if config.manifest is None:
@@ -187,11 +208,11 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target, crops: t
         )
     loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
     if not fresh.is_used:
-        return InputSource(kind, loader, crops)
+        return InputSource(kind, loader)
     augmentation = Augmentation(
         fresh.noise, fresh.noise_prob, fresh.snr, fresh.rir, fresh.rir_prob, fresh.coders, fresh.coder_prob
     )
-    return InputSource(kind, loader, crops, augmentation, tuple(fresh.speeds))
+    return InputSource(kind, loader, augmentation, tuple(fresh.speeds))
 
 
 def _extracted_by(kind: Target) -> str:
@@ -201,7 +222,7 @@ def _extracted_by(kind: Target) -> str:
 
 
 def _other_fbank(cache: CacheSource, kind: Target) -> str:
-    """What the cache holds in the place of the fbank that is asked for, with the setting that takes it."""
+    """What the cache holds instead of the fbank that is asked for, with the setting that takes it."""
     held = [toolkit for toolkit, other in FBANKS.items() if other.name in cache.names]
     if not held or not is_fbank(kind):
         return ""

@@ -1,8 +1,7 @@
-"""The log of a run: log.jsonl, and beside it CSV, TensorBoard, Weights & Biases or trackio."""
+"""The log of a run: log.jsonl, and in addition TensorBoard, Weights & Biases or trackio."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -32,7 +31,7 @@ class RunLog:
     Args:
         out: folder of the run.
         first: the step it begins with; what was logged of this step and later ones, before a kill, is dropped.
-        names: of the loggers beside log.jsonl.
+        names: of the loggers in addition to log.jsonl.
     """
 
     def __init__(self, out: Path, first: int, names: Sequence[str] = ()) -> None:
@@ -42,8 +41,7 @@ class RunLog:
         kept = _lines_before(path, first)
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = open(path, "a")
-        entries = [json.loads(line) for line in kept]
-        made = (LOGGERS[name](out, first, entries) for name in names)
+        made = (LOGGERS[name](out, first) for name in names)
         self._loggers = [logger for logger in made if logger is not None]
 
     @staticmethod
@@ -63,24 +61,6 @@ class RunLog:
             logger.close()
 
 
-class _CSV(Logger):
-    """log.csv: step, name, value in a line, so that a name that comes later needs no other header."""
-
-    def __init__(self, out: Path, first: int, entries: list[dict[str, Any]]) -> None:
-        self._file = open(out / "log.csv", "w", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(["step", "name", "value"])
-        for entry in entries:
-            self.add(entry["step"], {name: value for name, value in entry.items() if name != "step"})
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        self._writer.writerows([step, name, value] for name, value in values.items())
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class _TensorBoard(Logger):
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -93,7 +73,7 @@ class _TensorBoard(Logger):
         self._board.close()
 
 
-def _tensorboard(out: Path, first: int, entries: list[dict[str, Any]]) -> Logger | None:
+def _tensorboard(out: Path, first: int) -> Logger | None:
     """None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -121,7 +101,7 @@ class _Tracker(Logger):
 
 
 def _tracker(name: str) -> Any:
-    def make(out: Path, first: int, entries: list[dict[str, Any]]) -> Logger:
+    def make(out: Path, first: int) -> Logger:
         import importlib
 
         try:
@@ -134,7 +114,6 @@ def _tracker(name: str) -> Any:
 
 
 LOGGERS: dict[str, Any] = {
-    "csv": _CSV,
     "tensorboard": _tensorboard,
     "wandb": _tracker("wandb"),
     "trackio": _tracker("trackio"),

@@ -4,7 +4,7 @@ embeddings of the teacher or of the student."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,15 +15,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spkd.cache import CacheSource, Crop
-from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import HOP
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 from spkd.seeding import Purpose, random_state
 from spkd.students import Network
-from spkd.train.batches import InputSource, decode_crops, load_crops
-from spkd.train.distributed import ALONE, Ranks, first_ranks
+from spkd.train.batches import BatchContent, decode_crops, load_crops, whole_hops
+from spkd.train.distributed import ALONE, ProcessGroup, first_ranks
 from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.settings import MiningConfig
 
@@ -97,9 +96,8 @@ def mine(
     config: MiningConfig,
     ceiling: float,
 ) -> Neighbours:
-    """For every instance (an utterance at one speed) its nearest instances, but for those of the same utterance, of the
-    same speaker at the same speed where labels are known, and those whose teacher cosine exceeds `ceiling` (probably
-    the same speaker).
+    """Nearest instances of every instance, but for those of the same utterance, of the same class where labels are
+    known, and those whose teacher cosine exceeds `ceiling` (probably the same speaker).
 
     Args:
         vectors: (instances, D), of length one, by which they are near. teacher: (instances, Dt), the teacher's.
@@ -111,30 +109,27 @@ def mine(
     if len(np.unique(utterance)) < 2:
         raise SpkdError(f"{cache.name}: hard negatives need at least two utterances")
     table = np.full((len(vectors), config.neighbours), NONE, np.int32)
-    search = _Search(vectors, config.nprobe)
-    # The instances of the same speaker are among the nearest, and there may be more of them than `neighbours`. What
-    # else is excluded is not known before the search: where too few are left, it is repeated wider.
+    search = _Search(vectors, config.nprobe, config.neighbours)
+    # Width of the first search: the instances of the same speaker are among the nearest, and there may be more of them
+    # than `neighbours`.
     same = np.bincount(label[label >= 0], minlength=1)[label] * (label >= 0)
     wanted = config.neighbours + max(config.neighbours, int(np.quantile(same, 0.9)))
     todo, width = np.arange(len(vectors)), wanted + wanted // 8
+    # What else is excluded is not known before the search: where too few are left, it is repeated wider.
     while len(todo):
         width, short = min(width, search.widest), []
-        for start in range(0, len(todo), max(CANDIDATES // width, 1)):
-            own = todo[start : start + max(CANDIDATES // width, 1)]
-            found, exhausted = search(own, width)
-            allowed = (found >= 0) & (utterance[found] != utterance[own][:, None])
-            allowed &= (label[found] != label[own][:, None]) | (label[own][:, None] < 0)
-            allowed &= _cosines(teacher, own, found) <= ceiling
-            order = np.argsort(~allowed, axis=1, kind="stable")[:, : config.neighbours]
-            kept = np.where(np.take_along_axis(allowed, order, 1), np.take_along_axis(found, order, 1), NONE)
-            table[own, : kept.shape[1]] = kept
-            short.append(own[(kept == NONE).any(1) & ~exhausted])
+        for queries in _chunks(todo, width):
+            candidates, exhausted = search(queries, width)
+            allowed = (candidates >= 0) & (utterance[candidates] != utterance[queries][:, None])
+            allowed &= (label[candidates] != label[queries][:, None]) | (label[queries][:, None] < 0)
+            allowed &= _cosines(teacher, queries, candidates) <= ceiling
+            kept = _first_allowed(candidates, allowed, config.neighbours)
+            table[queries, : kept.shape[1]] = kept
+            short.append(queries[(kept == NONE).any(1) & ~exhausted])
         todo = np.concatenate(short) if width < search.widest else todo[:0]
         width *= 4
         search.widen()
-    if not search.exact:
-        k = config.neighbours
-        log(f"mining: recall@{k} of the approximate index {recall(search.index, vectors, k):.3f}")
+    search.log_recall()
     lacking = int((table[:, 0] == NONE).sum())
     if lacking:
         log(f"mining: {lacking:,} of {len(table):,} instances have no allowed neighbour, and so no hard negatives")
@@ -153,40 +148,78 @@ def find_positives(vectors: np.ndarray, instances: Groups, cache: CacheSource, c
     """
     utterance = cache.plan.views.utterance[instances.lead]
     table = np.full((len(vectors), config.positives), NONE, np.int32)
-    search = _Search(vectors, config.nprobe)
+    search = _Search(vectors, config.nprobe, config.positives)
     # What is excluded is of the same utterance.
     width = min(config.positives + int(np.bincount(utterance).max()), search.widest)
-    for start in range(0, len(vectors), max(CANDIDATES // width, 1)):
-        own = np.arange(start, min(start + max(CANDIDATES // width, 1), len(vectors)))
-        found, _ = search(own, width)
-        allowed = (found >= 0) & (utterance[found] != utterance[own][:, None])
-        allowed &= _cosines(vectors, own, found) >= config.floor
-        order = np.argsort(~allowed, axis=1, kind="stable")[:, : config.positives]
-        kept = np.where(np.take_along_axis(allowed, order, 1), np.take_along_axis(found, order, 1), NONE)
-        table[own, : kept.shape[1]] = kept
+    for queries in _chunks(np.arange(len(vectors)), width):
+        candidates, _ = search(queries, width)
+        allowed = (candidates >= 0) & (utterance[candidates] != utterance[queries][:, None])
+        allowed &= _cosines(vectors, queries, candidates) >= config.floor
+        kept = _first_allowed(candidates, allowed, config.positives)
+        table[queries, : kept.shape[1]] = kept
+    search.log_recall()
     log(f"mining: {float((table[:, 0] != NONE).mean()):.0%} of the instances have positives in other utterances")
     return Neighbours(table, instances)
 
 
-class _Search:
-    """Nearest neighbours among vectors, exactly or through inverted lists."""
+def _chunks(queries: np.ndarray, width: int) -> Iterator[np.ndarray]:
+    """Queries whose candidates, `width` of each, are looked at together."""
+    together = max(CANDIDATES // width, 1)
+    return (queries[start : start + together] for start in range(0, len(queries), together))
 
-    def __init__(self, vectors: np.ndarray, nprobe: int) -> None:
+
+def _first_allowed(candidates: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` allowed candidates of each query, NONE where there are fewer: (B, width) twice -> (B, <=
+    count)."""
+    # A stable sort by "not allowed" keeps the allowed ones in front, nearest first.
+    order = np.argsort(~allowed, axis=1, kind="stable")[:, :count]
+    return np.where(np.take_along_axis(allowed, order, 1), np.take_along_axis(candidates, order, 1), NONE)
+
+
+class _Search:
+    """Nearest neighbours among vectors, exactly or through inverted lists.
+
+    Args:
+        vectors: (n, D), of length one.
+        nprobe: inverted lists that a search looks into.
+        k: neighbours by which the recall is measured.
+    """
+
+    def __init__(self, vectors: np.ndarray, nprobe: int, k: int) -> None:
         self.index, self._vectors, self._nprobe = build(vectors, nprobe), vectors, nprobe
-        self.exact = len(vectors) <= EXACT
+        self._exact = len(vectors) <= EXACT
         self.widest = min(len(vectors), GPU_WIDEST if gpus() else len(vectors))
+        # Of some vectors it is kept what the last search of them gave.
+        self._sample = np.sort(np.random.RandomState(1).permutation(len(vectors))[:PROBES])
+        self._found = np.full((len(self._sample), k), NONE, np.int64)
 
     def __call__(self, queries: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """(B, width) neighbours of some of the vectors, nearest first, -1 where there are no more; and (B,) whether
-        wider searches cannot bring more."""
+        """Neighbours of some of the vectors.
+
+        Returns:
+            (B, width), nearest first, -1 where there are no more.
+            (B,) whether wider searches cannot bring more.
+        """
         found = self.index.search(self._vectors[queries], width)[1]
-        return found, (found[:, -1] < 0) & (self.exact or self._nprobe >= lists_of(len(self._vectors)))
+        place = np.searchsorted(self._sample, queries).clip(max=len(self._sample) - 1)
+        is_sampled = self._sample[place] == queries
+        k = min(width, self._found.shape[1])
+        self._found[place[is_sampled], :k] = found[is_sampled, :k]
+        return found, (found[:, -1] < 0) & (self._exact or self._nprobe >= lists_of(len(self._vectors)))
 
     def widen(self) -> None:
         """Look into more lists: those probed so far may hold too few."""
-        if not self.exact:
+        if not self._exact:
             self._nprobe = min(4 * self._nprobe, lists_of(len(self._vectors)))
             set_nprobe(self.index, self._nprobe)
+
+    def log_recall(self) -> None:
+        """Log which part of the true nearest neighbours the searches gave, where they were approximate."""
+        if not self._exact:
+            k = self._found.shape[1]
+            log(
+                f"mining: recall@{k} of the approximate searches {recall(self._vectors, self._sample, self._found):.3f}"
+            )
 
 
 def _cosines(vectors: np.ndarray, queries: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -203,25 +236,29 @@ class Miner:
     instance and new tables are made in the background; they take over `refresh` steps later, however soon they are
     ready, so that a run repeats exactly. Of several ranks the first one searches, and the others receive its tables.
 
+    Args:
+        content: of the batches.
+        ceiling: teacher cosine above which an instance is no negative.
+        crop: length of what the student embeds (s).
+        tables: which of `negatives` and `positives` are asked for.
     Attributes:
-        tables: by name, those of `negatives` and `positives` that were asked for.
+        tables: by name.
     Raises:
         UsageError: FAISS is missing. SpkdError: a cache of one utterance.
     """
 
     def __init__(
         self,
-        cache: CacheSource,
-        labels: Labels,
-        source: InputSource,
+        content: BatchContent,
         config: MiningConfig,
         ceiling: float,
+        crop: float,
         tables: Sequence[str] = (NEGATIVES,),
-        ranks: Ranks = ALONE,
+        ranks: ProcessGroup = ALONE,
         device: torch.device = CPU,
     ) -> None:
-        self._cache, self._labels, self._source = cache, labels, source
-        self._config, self._ceiling = config, ceiling
+        self._content, self._config, self._ceiling, self._crop = content, config, ceiling, crop
+        cache, labels = content.cache, content.labels
         self._ranks, self._device = ranks, device
         self._instances = Groups.of(labels.instance, cache.usable_views)
         self._widths = {name: config.neighbours if name == NEGATIVES else config.positives for name in tables}
@@ -266,12 +303,12 @@ class Miner:
         tables: dict[str, Tables] = {}
         for key, table in state.items():
             when, _, name = key.partition(".")
-            found = table.numpy()
-            if found.shape != self.tables[name].neighbours.shape:
+            neighbours = table.numpy()
+            if neighbours.shape != self.tables[name].neighbours.shape:
                 raise ValueError(f"mined {name} of another cache")
-            if found.min() < NONE or found.max() >= len(self._instances):
+            if neighbours.min() < NONE or neighbours.max() >= len(self._instances):
                 raise ValueError(f"mined {name} of another cache")
-            tables.setdefault(when, {})[name] = Neighbours(found, self._instances)
+            tables.setdefault(when, {})[name] = Neighbours(neighbours, self._instances)
         self.tables = tables["now"]
         if "next" in tables:
             self._next = Future()
@@ -295,33 +332,29 @@ class Miner:
 
     def _search(self, vectors: np.ndarray | None) -> Tables:
         """Tables over embeddings of the instances; without any embeddings, empty ones."""
-        tables = {}
+        cache, labels, tables = self._content.cache, self._content.labels, {}
         for name, width in self._widths.items():
             if vectors is None:
                 tables[name] = Neighbours(np.full((len(self._instances), width), NONE, np.int32), self._instances)
             elif name == POSITIVES:
-                tables[name] = find_positives(vectors, self._instances, self._cache, self._config)
+                tables[name] = find_positives(vectors, self._instances, cache, self._config)
             else:
                 assert self._teacher is not None
-                tables[name] = mine(
-                    vectors, self._teacher, self._instances, self._cache, self._labels, self._config, self._ceiling
-                )
+                tables[name] = mine(vectors, self._teacher, self._instances, cache, labels, self._config, self._ceiling)
         return tables
 
     @torch.inference_mode()
     def _embed(self, network: Network) -> np.ndarray:
         """The student's embedding of the middle of one view of each instance: (instances, D), normalised."""
-        device = next(network.parameters()).device
-        lead = self._instances.lead
-        samples = HOP * round(self._source.crops[0] * SAMPLE_RATE / HOP)
-        found = []
+        cache, source, lead = self._content.cache, self._content.source, self._instances.lead
+        device, samples, embeddings = next(network.parameters()).device, whole_hops(self._crop), []
         for start in range(0, len(lead), EMBEDDED_AT_ONCE):
             views = lead[start : start + EMBEDDED_AT_ONCE]
-            room = np.maximum(self._cache.plan.views.samples[views] - samples, 0)
-            stored = load_crops(self._cache, self._source, views, Crop(room // 2 // HOP * HOP, samples))
-            features, _ = decode_crops(self._cache, self._source, {k: v.to(device) for k, v in stored.items()})
-            found.append(normalize(network(features)[EMBEDDING].float(), dim=-1).cpu())
-        return torch.cat(found).numpy()
+            room = np.maximum(cache.plan.views.samples[views] - samples, 0)
+            stored = load_crops(cache, source, views, Crop(room // 2 // HOP * HOP, samples))
+            features, _ = decode_crops(cache, source, {k: v.to(device) for k, v in stored.items()})
+            embeddings.append(normalize(network(features)[EMBEDDING].float(), dim=-1).cpu())
+        return torch.cat(embeddings).numpy()
 
 
 def lists_of(count: int) -> int:
@@ -371,10 +404,14 @@ def gpus() -> int:
     return int(faiss.get_num_gpus()) if hasattr(faiss, "index_cpu_to_all_gpus") else 0
 
 
-def recall(index: Any, vectors: np.ndarray, k: int) -> float:
-    """How many of the true k nearest an index finds, over a sample of vectors (themselves counted)."""
-    chosen = np.random.RandomState(1).permutation(len(vectors))[:PROBES]
-    _, found = index.search(vectors[chosen], k)
-    best = torch.from_numpy(vectors[chosen]) @ torch.from_numpy(vectors).mT
-    true = best.topk(k, dim=1).indices.numpy()
+def recall(vectors: np.ndarray, queries: np.ndarray, found: np.ndarray) -> float:
+    """Mean fraction of the true k nearest vectors of each query (itself counted) that a search gave.
+
+    Args:
+        queries: (Q,) numbers of vectors.
+        found: (Q, k) what was given of each, in any order.
+    """
+    k = found.shape[1]
+    similarity = torch.from_numpy(vectors[queries]) @ torch.from_numpy(vectors).mT
+    true = similarity.topk(k, dim=1).indices.numpy()
     return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, true, strict=True)]))

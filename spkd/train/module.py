@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn, get_swa_multi_avg_fn
 
 from spkd.networks.network import forward_crops
 from spkd.students import Network
@@ -26,7 +27,7 @@ class TrainingModule(nn.Module):
     def __init__(self, network: Network, objective: WeightedSum, swa_fraction: float = 0.0) -> None:
         super().__init__()
         self.network, self.objective, self._swa_fraction = network, objective, swa_fraction
-        self.averaged = AveragedModel(network, use_buffers=True) if swa_fraction > 0 else None
+        self.averaged = AveragedModel(network, multi_avg_fn=_average, use_buffers=True) if swa_fraction > 0 else None
         for loss in objective.by_name().values():
             loss.join(network)
 
@@ -79,3 +80,14 @@ class TrainingModule(nn.Module):
         taken = {id(p) for group in partners for p in group}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in taken]
         return [rest, *([p for p in group if p.requires_grad] for group in partners)]
+
+
+def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    """Take the next values into running means of `count` others, all of one type.
+
+    torch's own for a GPU fails at integers, such as the batches that batch-norm counts."""
+    if averaged[0].is_floating_point():
+        get_swa_multi_avg_fn()(averaged, current, count)
+        return
+    for mean, value in zip(averaged, current, strict=True):
+        mean.copy_(get_swa_avg_fn()(mean, value, count))

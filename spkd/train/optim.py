@@ -56,7 +56,13 @@ def make_adamw(groups: Groups, lr: float, fused: bool, settings: NoSettings) -> 
 
 def make_sgd(groups: Groups, lr: float, fused: bool, settings: SGDSettings) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum 0.9."""
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=settings.nesterov, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=settings.nesterov, fused=fused)
+    # torch's fused SGD fails where the first gradient of a parameter comes after those of others (the prototypes of
+    # MeMo thaw later). A momentum of zero has the same first step as none.
+    for group in groups:
+        for parameter in group["params"]:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def clip_gradients(config: OptimConfig, module: TrainingModule) -> None:

@@ -16,8 +16,8 @@ from spkd import config
 from spkd.cache import CacheSource
 from spkd.files.atomic import write_bytes, write_json
 from spkd.pages import figures, html
-from spkd.train.meter import describe
 from spkd.train.settings import TrainConfig
+from spkd.train.speed import describe
 from spkd.version import __version__
 
 RUN, SETTINGS, PAGE, LOG = "run.json", "run.yaml", "train.html", "log.jsonl"

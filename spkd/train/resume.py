@@ -7,7 +7,7 @@ import dataclasses
 import fcntl
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ PLACES = (
     *("valid", "loggers"),
 )
 STATE, LOCK = "state.json", "run.lock"
+MOST_NAMED = 5  # settings that differ
+LONGEST_VALUE = 60  # characters
 
 
 def run_settings(
@@ -85,7 +87,7 @@ def can_be_extended(config: TrainConfig, losses: Mapping[str, ChosenLoss]) -> bo
     return fixed and not any(loss.depends_on_progress for loss in losses.values())
 
 
-def is_finished(out: Path, settings: dict[str, Any], losses: dict[str, ChosenLoss]) -> bool:
+def is_finished(out: Path, settings: dict[str, Any]) -> bool:
     """Whether `out` holds this very run, finished.
 
     Raises:
@@ -95,21 +97,63 @@ def is_finished(out: Path, settings: dict[str, Any], losses: dict[str, ChosenLos
     for name in (STATE, "model.json"):
         if not (out / name).is_file():
             continue
-        found = read_json(out / name)
-        theirs = found if name == STATE else found.get("training") if isinstance(found, dict) else None
-        theirs = theirs.get("settings") if isinstance(theirs, dict) else None
+        tree = read_json(out / name)
+        held = tree if name == STATE else tree.get("training") if isinstance(tree, dict) else None
+        theirs = held.get("settings") if isinstance(held, dict) else None
         theirs = theirs if isinstance(theirs, dict) else {}
         if theirs == ours:
             finished = finished or name == "model.json"
         elif not _is_beginning(theirs, ours):
             what = "an unfinished run" if name == STATE else "a student"
-            raise SpkdError(f"{out}: holds {what} with other settings; choose another folder with out=FOLDER")
+            raise SpkdError(
+                f"{out}: holds {what} with other settings{_differences(theirs, ours)}; choose another folder with "
+                "out=FOLDER"
+            )
         elif not (out / STATE).is_file():
             raise SpkdError(
                 f"{out}: finished with steps={theirs['steps']}, and its learning rate, weights or margins depend on "
                 "that number; only runs with optim.schedule=constant, and without such settings, can be continued"
             )
     return finished
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """The settings that differ, in brackets, with the value of the run that is there and that of this one; "" where
+    nothing is known of the one that is there."""
+    if not theirs:
+        return ""
+    both = theirs.get("losses", {}).keys() & ours["losses"].keys()
+    old, new = _flat(theirs, both), _flat(ours, both)
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    shown = [f"{name}: {_shown(old.get(name))} there, {_shown(new.get(name))} now" for name in names[:MOST_NAMED]]
+    more = f"; and {len(names) - MOST_NAMED} others" if len(names) > MOST_NAMED else ""
+    return f" ({'; '.join(shown)}{more})"
+
+
+def _flat(settings: Mapping[str, Any], losses: Iterable[str]) -> dict[str, Any]:
+    """Settings by the names that a user writes; of the losses those of some."""
+    flat: dict[str, Any] = {"loss": list(settings.get("losses", {}))}
+    for loss in losses:
+        of_loss = dict(settings["losses"][loss])
+        for weight in ("weight", "final_weight"):
+            flat[f"loss.{weight}s.{loss}"] = of_loss.pop(weight, None)
+        flat |= _dotted(of_loss, f"loss.{loss.replace('-', '_')}.")
+    rest = {name: value for name, value in settings.items() if name not in ("losses", "teacher_families")}
+    renamed = {"caches": "fingerprints of cache", "finetune_caches": "fingerprints of finetune_cache"}
+    return flat | _dotted({renamed.get(name, name): value for name, value in rest.items()})
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    """A value as a user writes it; a list of fingerprints, say, not at full length."""
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _is_beginning(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:

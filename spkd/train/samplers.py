@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,10 @@ from spkd.cache import CacheSource
 from spkd.errors import SpkdError, UsageError
 from spkd.registry import SAMPLERS, NoSettings
 from spkd.seeding import Purpose, random_state
+from spkd.train.batches import Order
 from spkd.train.mining import Neighbours
 from spkd.train.settings import HardSettings, SamplerConfig, SharesSettings, SpeakersSettings
 
-Order = Callable[[int], np.ndarray]  # epoch -> its views in order, batch after batch
 WINDOW = 50  # batches of neighbouring lengths among which views are shuffled
 
 
@@ -41,8 +40,8 @@ class SamplerContext:
         return count
 
 
-def make_order(config: SamplerConfig, context: SamplerContext) -> Order | None:
-    """The order of a run's views; None for the cache's own, shuffled.
+def make_order(config: SamplerConfig, context: SamplerContext) -> Order:
+    """The order of a run's views.
 
     Raises:
         UsageError: settings that the batch or the caches do not allow.
@@ -50,12 +49,13 @@ def make_order(config: SamplerConfig, context: SamplerContext) -> Order | None:
     """
     if config.name != "shuffled" and not context.cache.random_access:
         raise UsageError(f"sampler={config.name}: a stream comes in its own order; pull or import the cache")
-    order: Order | None = SAMPLERS[config.name](config.settings, context)
+    order: Order = SAMPLERS[config.name](config.settings, context)
     return order
 
 
-def shuffled(settings: NoSettings, context: SamplerContext) -> None:
-    """Any views share a batch: the cache's own order, shuffled."""
+def shuffled(settings: NoSettings, context: SamplerContext) -> Order:
+    """Any views share a batch."""
+    return shuffled_views(context.cache, context.seed)
 
 
 def by_speaker(settings: SpeakersSettings, context: SamplerContext) -> Order:
@@ -85,19 +85,33 @@ def by_neighbours(settings: HardSettings, context: SamplerContext) -> Order:
     return _hard(context.cache.usable_views, context.table, count, context.seed)
 
 
+def shuffled_views(cache: CacheSource, seed: int, chosen: np.ndarray | None = None) -> Order:
+    """The cache's own order, another in every epoch.
+
+    Args:
+        chosen: (views,) whether a view takes part; None: all.
+    """
+
+    def order(epoch: int) -> np.ndarray:
+        views = cache.order(seed, epoch)
+        return views if chosen is None else views[chosen[views]]
+
+    return order
+
+
 def _by_speaker(views: np.ndarray, speaker: np.ndarray, count: int, seed: int) -> Order:
     """Batches of `count` views of each of their speakers. Every view comes once in an epoch; the last of a speaker are
     filled up with others of the speaker."""
     _, number = np.unique(speaker, return_inverse=True)
-    by_speaker = [views[number == one] for one in range(int(number.max()) + 1)]
+    by_speaker = [views[number == speaker_number] for speaker_number in range(int(number.max()) + 1)]
 
     def order(epoch: int) -> np.ndarray:
         random = random_state(Purpose.ORDER, seed, epoch)
         groups, times = [], []
-        for mine in by_speaker:
-            shuffled = random.permutation(mine)
-            parts = -(-len(mine) // count)
-            filled = np.concatenate([shuffled, random.choice(mine, parts * count - len(mine))])
+        for its_views in by_speaker:
+            parts = -(-len(its_views) // count)
+            permuted = random.permutation(its_views)
+            filled = np.concatenate([permuted, random.choice(its_views, parts * count - len(its_views))])
             groups += np.split(filled, parts)
             # Spread evenly over the epoch, so that a batch has as many speakers as it has places.
             times += ((np.arange(parts) + random.random_sample()) / parts).tolist()

@@ -233,9 +233,9 @@ class TrainConfig(Settings):
     compile: bool = key(False, "compile the student (torch.compile): slow to start, faster on a GPU")
     channels_last: bool = key(False, "channels-last memory, faster for 2-d networks")
     loggers: list[str] = key(
-        ["tensorboard", "csv"],
-        "logs beside log.jsonl; wandb and trackio need their packages",
-        ("tensorboard", "csv", "wandb", "trackio"),
+        ["tensorboard"],
+        "logs in addition to log.jsonl; wandb and trackio need their packages",
+        ("tensorboard", "wandb", "trackio"),
     )
     save_every: int = key(
         500, "steps between checkpoints of the training state, from which a run resumes", low=1, high=10**9

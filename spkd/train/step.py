@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spkd.errors import UsageError
 from spkd.outputs.features import is_fbank
 from spkd.seeding import Purpose, seed_of
-from spkd.train.distributed import ALONE, Ranks, count_all_ranks
+from spkd.train.distributed import ALONE, ProcessGroup, share_over_ranks
 from spkd.train.loading import TrainBatch
 from spkd.train.module import TrainingModule
 from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
@@ -34,7 +34,9 @@ class Optimisation:
             which is looked at now and then, so that no step waits for it.
     """
 
-    def __init__(self, config: TrainConfig, module: TrainingModule, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: TrainConfig, module: TrainingModule, device: torch.device, ranks: ProcessGroup = ALONE
+    ) -> None:
         """Raises UsageError: half precision without a GPU, whose gradients it would lose."""
         self._config, self._module, self._device, self._ranks = config, module, device, ranks
         self._type = TYPES[config.precision]
@@ -47,7 +49,7 @@ class Optimisation:
             module.network.compile()
         self._connected: nn.Module = module
         if ranks.world > 1:
-            count_all_ranks(module)
+            share_over_ranks(module, config.batch_size // ranks.world)
             # Every rank has rows of its own of these; there is nothing to average.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(divisions(module)))
             with warnings.catch_warnings():

@@ -45,21 +45,23 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 @dataclass
-class Progress:
-    """What validation has found so far.
+class BestValidation:
+    """The best validation of a run so far.
 
     Attributes:
-        best: lowest EER (%). step: at which. worse: validations since.
+        rate: lowest EER (%).
+        step: at which.
+        worse: validations since.
     """
 
-    best: float = float("inf")
+    rate: float = float("inf")
     step: int = -1
     worse: int = 0
 
     def add(self, step: int, eer_percent: float) -> bool:
         """A new result. Returns whether it is the best."""
-        if eer_percent < self.best:
-            self.best, self.step, self.worse = eer_percent, step, 0
+        if eer_percent < self.rate:
+            self.rate, self.step, self.worse = eer_percent, step, 0
             return True
         self.worse += 1
         return False
@@ -69,12 +71,12 @@ class Progress:
         return 0 < config.patience <= self.worse
 
     def state(self) -> dict[str, Tensor]:
-        numbers = (self.best, self.step, self.worse)
-        return {"progress": torch.tensor(numbers, dtype=torch.float64)} if self.step >= 0 else {}
+        numbers = (self.rate, self.step, self.worse)
+        return {"best": torch.tensor(numbers, dtype=torch.float64)} if self.step >= 0 else {}
 
     @classmethod
-    def of_state(cls, state: dict[str, Tensor]) -> Progress:
-        if "progress" not in state:
+    def of_state(cls, state: dict[str, Tensor]) -> BestValidation:
+        if "best" not in state:
             return cls()
-        best, step, worse = state["progress"].tolist()
-        return cls(best, int(step), int(worse))
+        rate, step, worse = state["best"].tolist()
+        return cls(rate, int(step), int(worse))

@@ -12,37 +12,47 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spkd.cache import CacheSource
 from spkd.config import chosen
+from spkd.corpus.settings import ViewConfig
 from spkd.device import resolve
 from spkd.errors import Interrupted, SpkdError, UsageError
 from spkd.files.atomic import writable_folder
+from spkd.meter import Meter
 from spkd.networks.network import count_macs, count_parameters
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.students import Checkpoint, Network, load_student, make_student, save_student
 from spkd.train import mining, record, resume
-from spkd.train.batches import StepBatches
+from spkd.train.batches import BatchContent, CropPlan, StepBatches, ViewOrder
 from spkd.train.caches import open_caches
 from spkd.train.ceiling import mining_ceiling, with_ceilings
-from spkd.train.checks import check_labels, check_ranks, check_settings, check_targets, stored_targets
-from spkd.train.distributed import ALONE, Ranks, first_ranks, is_of_connection, mean_over_ranks, ranks_of
+from spkd.train.checks import check_labels, check_ranks, check_settings, check_targets, note_views, stored_targets
+from spkd.train.distributed import ALONE, ProcessGroup, first_ranks, is_of_connection, mean_over_ranks, ranks_of
 from spkd.train.labels import Labels, mean_embeddings
-from spkd.train.live import LiveView
-from spkd.train.loading import BatchLoader, TrainBatch, finetune_path, input_source
+from spkd.train.loading import (
+    BatchLoader,
+    FinetunePath,
+    TrainBatch,
+    finetune_path,
+    input_source,
+    loader_killed,
+    second_crop,
+)
 from spkd.train.log import RunLog
 from spkd.train.losses.base import ChosenLoss, LossContext
 from spkd.train.losses.chosen import WeightedSum, chosen_losses, default_losses, for_teachers
-from spkd.train.meter import Meter, describe, in_words
 from spkd.train.mining import NEGATIVES, POSITIVES, Miner
 from spkd.train.module import TrainingModule
 from spkd.train.samplers import SamplerContext, make_order
 from spkd.train.settings import TrainConfig
+from spkd.train.speed import WARM_UP, in_words, summary
 from spkd.train.step import Optimisation
-from spkd.train.stopping import Progress, stop_request
+from spkd.train.stopping import BestValidation, stop_request
 from spkd.train.teacher_logits import TeacherLogits, teacher_logits
 
 PAGE_EVERY = 60.0  # s: drawing curves takes a second, which frequent saves would feel
@@ -114,7 +124,7 @@ class Run:
         ranks: of which this process is one.
         settings: that make two runs the same.
         validate: scores a student, where the settings ask for it.
-        progress: of validation. live: what a terminal shows.
+        best: validation so far.
         recent: loss terms of the last tenth of the steps, on the device.
         drawn: when its page was (s of the monotonic clock).
     """
@@ -125,11 +135,10 @@ class Run:
     optimisation: Optimisation
     loader: BatchLoader
     speakers: list[str]
-    ranks: Ranks = ALONE
+    ranks: ProcessGroup = ALONE
     settings: dict[str, Any] = field(default_factory=dict)
     validate: Validate | None = None
-    progress: Progress = field(default_factory=Progress)
-    live: LiveView = field(default_factory=LiveView)
+    best: BestValidation = field(default_factory=BestValidation)
     recent: deque[dict[str, Tensor]] = field(default_factory=deque)
     drawn: float = field(default_factory=time.monotonic)
 
@@ -145,7 +154,7 @@ class Run:
         """Keep everything that the run needs to go on from a step. Raises SpkdError where it has diverged."""
         check_finite(self)
         extra = {f"step.{name}": value for name, value in self.optimisation.state().items()}
-        extra |= {f"valid.{name}": value for name, value in self.progress.state().items()}
+        extra |= {f"valid.{name}": value for name, value in self.best.state().items()}
         resume.save(self.out, self.module, self.optimisation.optimiser, self.loader.miner, step, self.settings, extra)
 
     def restore(self) -> int:
@@ -153,15 +162,16 @@ class Run:
         optimiser, miner = self.optimisation.optimiser, self.loader.miner
         first, extra = resume.resume(self.out, self.module, optimiser, miner, self.config.total_steps)
         self.optimisation.load_state(_part(extra, "step."))
-        self.progress = Progress.of_state(_part(extra, "valid."))
+        self.best = BestValidation.of_state(_part(extra, "valid."))
         return first
 
 
-def train(config: TrainConfig, validate: Validate | None = None) -> Result:
+def train(config: TrainConfig, validate: Validate | None = None, views: ViewConfig | None = None) -> Result:
     """Train a student with the sum of the chosen losses; continue where the same command was interrupted.
 
     Args:
         validate: scores the student every `valid.every` steps.
+        views: those that the recipe of the settings extracts; a cache of others is noted.
     Raises:
         UsageError: unknown losses, or settings no student can have.
         SpkdError: a target or labels that the cache lacks (with the command that would extract them), or an `out`
@@ -170,21 +180,25 @@ def train(config: TrainConfig, validate: Validate | None = None) -> Result:
     """
     task = checked(config)
     _check_validation(config, validate, task.cache)
+    if views is not None:
+        note_views(task.cache, views)
     with ranks_of(task.device) as ranks:
-        check_ranks(ranks, task.cache, task.config)
+        check_ranks(ranks, task.config)
         try:
             return _train(task, validate, ranks)
         except RuntimeError as error:
+            if (advice := loader_killed(error, task.config)) is not None:
+                raise SpkdError(advice) from error
             if ranks.world > 1 and is_of_connection(error):
                 raise SpkdError("another rank has ended; start the same command again, which continues") from error
             raise
 
 
-def _train(task: Task, validate: Validate | None, ranks: Ranks) -> Result:
+def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result:
     config = task.config
     out = writable_folder(config.out)
     settings = resume.run_settings(config, task.losses, task.cache, task.finetune_cache)
-    if resume.is_finished(out, settings, task.losses):
+    if resume.is_finished(out, settings):
         log(f"{out}: this run is finished already")
         checkpoint = load_student(out)
         terms = checkpoint.training.get("last_terms", {})
@@ -220,64 +234,83 @@ def checked(config: TrainConfig) -> Task:
     return Task(config, device, with_ceilings(losses, cache), cache, finetune_cache, labels, logits)
 
 
-def build(task: Task, out: Path, ranks: Ranks = ALONE) -> Run:
+def build(task: Task, out: Path, ranks: ProcessGroup = ALONE) -> Run:
     """The student with fresh weights, its losses, the optimiser and the batches. Raises as `train`."""
-    config, cache, labels, logits = task.config, task.cache, task.labels, task.logits
+    config = task.config
     torch.manual_seed(config.seed)
     network = make_student(config.student)
-    finetune = finetune_path(config, task.losses, cache, task.finetune_cache, network, ranks)
-    targets = {name: cache.target(name) for name in cache.names}
-    if logits is not None:
-        targets[LOGITS] = Target(LOGITS, len(logits.classes))
-    terms = for_teachers(task.losses, cache.names)
-    speakers = labels.names if finetune is None else finetune.labels.names
-    objective = WeightedSum(terms, LossContext(network.levels, targets, len(speakers)))
-    module = TrainingModule(network, objective, config.optim.swa_fraction).to(task.device)
+    finetune = finetune_path(config, task.losses, task.cache, task.finetune_cache, network, ranks)
+    speakers = task.labels.names if finetune is None else finetune.content.labels.names
+    module = _module(task, network, len(speakers))
     log(
         f"{config.student.name}: {count_parameters(network):,} parameters, "
         f"{count_macs(network) / 1e6:,.0f} M MACs per second of speech"
     )
-    further = max((loss.further_crops for loss in task.losses.values()), key=len)
-    crops = (config.crop, *(seconds or config.crop for seconds in further))
-    source = input_source(config, cache, network.input_kind, crops)
-    needs = sorted({name + suffix for loss, suffix in terms.values() for name in stored_targets(loss, logits)})
-    miner, hard = None, config.sampler.name == "hard"
+    loader = _loader(task, network, finetune, ranks)
+    optimisation = Optimisation(config, module, task.device, ranks)
+    recent: deque[dict[str, Tensor]] = deque(maxlen=max(config.total_steps // 10, 1))
+    return Run(task, out, module, optimisation, loader, speakers, ranks, recent=recent)
+
+
+def _module(task: Task, network: Network, speakers: int) -> TrainingModule:
+    """The student and its losses.
+
+    Args:
+        speakers: count of classes of the labelled views.
+    """
+    targets = {name: task.cache.target(name) for name in task.cache.names}
+    if task.logits is not None:
+        targets[LOGITS] = Target(LOGITS, len(task.logits.classes))
+    terms = for_teachers(task.losses, task.cache.names)
+    objective = WeightedSum(terms, LossContext(network.levels, targets, speakers))
+    return TrainingModule(network, objective, task.config.optim.swa_fraction).to(task.device)
+
+
+def _loader(task: Task, network: Network, finetune: FinetunePath | None, ranks: ProcessGroup) -> BatchLoader:
+    """The batches: what they hold, which views share one, how these are cropped, what is mined for them."""
+    config, cache, labels, logits = task.config, task.cache, task.labels, task.logits
+    content = BatchContent(
+        cache,
+        labels,
+        input_source(config, cache, network.input_kind),
+        _targets(task),
+        np.zeros(0, np.int64) if logits is None else logits.label,
+    )
+    miner = None
     if tables := _needed_tables(config):
         mining.check(cache, config.mining)
-        ceiling = mining_ceiling(task.losses)
-        miner = Miner(cache, labels, source, config.mining, ceiling, tables, ranks, task.device)
-    batches = StepBatches(
-        cache,
-        needs,
-        labels,
-        source,
-        config.batch_size,
-        config.seed,
-        logits,
-        later=(config.steps * config.accumulate, config.large_margin.crop) if config.large_margin.steps else None,
-        order=make_order(
-            config.sampler,
-            SamplerContext(cache, config.batch_size, config.seed, miner.tables[NEGATIVES] if hard and miner else None),
-        ),
-        bucketed=config.sampler.name == "lengths",
-        ranks=ranks,
-        positives=miner.positives if miner and config.mining.positives else None,
+        miner = Miner(content, config.mining, mining_ceiling(task.losses), config.crop, tables, ranks, task.device)
+    table = miner.tables.get(NEGATIVES) if miner is not None else None
+    sampler = SamplerContext(cache, config.batch_size, config.seed, table)
+    order = ViewOrder(make_order(config.sampler, sampler), config.batch_size)
+    crops = CropPlan(
+        _crop_lengths(task),
+        later=second_crop(config),
+        to_shortest=config.sampler.name == "lengths",
+        positives=miner.positives if miner is not None and config.mining.positives else None,
     )
-    loader = BatchLoader(
-        cache,
-        source,
-        batches,
-        needs,
+    return BatchLoader(
+        content,
+        StepBatches(content, order, crops, config.seed, ranks.part(config.batch_size)),
         logits,
         miner,
         finetune,
-        ranks,
         mines_negatives=config.mining.negatives > 0,
         class_means=mean_embeddings(cache, labels.label, len(labels.names)) if config.class_means else None,
     )
-    recent: deque[dict[str, Tensor]] = deque(maxlen=max(config.total_steps // 10, 1))
-    optimisation = Optimisation(config, module, task.device, ranks)
-    return Run(task, out, module, optimisation, loader, speakers, ranks, recent=recent)
+
+
+def _targets(task: Task) -> list[str]:
+    """Names of the targets that the losses need of the cache, with the suffixes of several teachers."""
+    terms = for_teachers(task.losses, task.cache.names)
+    return sorted({name + suffix for loss, suffix in terms.values() for name in stored_targets(loss, task.logits)})
+
+
+def _crop_lengths(task: Task) -> tuple[float, ...]:
+    """Length of every crop of a view (s): the first, and the further ones of the loss that asks for most."""
+    crop = task.config.crop
+    further = max((loss.further_crops for loss in task.losses.values()), key=len)
+    return (crop, *(seconds or crop for seconds in further))
 
 
 def _needed_tables(config: TrainConfig) -> list[str]:
@@ -305,14 +338,13 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _run(run: Run, first: int) -> int:
     """Every step from `first` on. Returns how many were done in all: fewer where validation ended the run."""
-    config, meter, done, ranks = run.config, Meter(), run.config.total_steps, run.ranks
-    live = run.live
+    config, meter, done, ranks = run.config, Meter(WARM_UP), run.config.total_steps, run.ranks
     run_log, miner = RunLog(run.out, first, config.loggers) if ranks.is_first else None, run.loader.miner
     per_step = config.batch_size * config.accumulate
     try:
         with (
             stop_request() as stop,
-            track("training", config.total_steps * per_step, "utterances", first * per_step, live.rows) as bar,
+            track("training", config.total_steps * per_step, "utterances", first * per_step) as bar,
         ):
             for step, batches in _steps(run, first, meter):
                 terms = run.optimisation.step(step, batches)
@@ -324,8 +356,6 @@ def _run(run: Run, first: int) -> int:
                     stop.asked = ranks.any(stop.asked, run.device)
                     values = mean_over_ranks({name: term.item() for name, term in terms.items()}, run.device)
                     logged = values | {"lr": run.optimisation.optimiser.param_groups[0]["lr"]}
-                    live.add(logged)
-                    live.speed = describe(summary) if (summary := meter.summary(run.device)) else ""
                     if run_log is not None:
                         run_log.add(step, logged)
                     note = " ".join(f"{name} {value:.3f}" for name, value in values.items())
@@ -344,9 +374,9 @@ def _run(run: Run, first: int) -> int:
             miner.close()
     check_finite(run)
     if ranks.is_first:
-        summary = meter.summary(run.device)
-        record.finish(run.out, summary)
-        for line in in_words(summary, run.loader.source.loader is not None, config.workers):
+        speed = summary(meter, run.device)
+        record.finish(run.out, speed)
+        for line in in_words(speed, run.loader.decodes_audio, config.workers):
             log(line)
     return done
 
@@ -391,14 +421,13 @@ def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
     if run.ranks.is_first and run.validate is not None:
         found.fill_(run.validate(network))
     rate = float(first_ranks(found))
-    run.live.add({"valid_eer_percent": rate})
     if run_log is not None:
         run_log.add(done - 1, {"valid_eer_percent": rate})
     log(f"validation after {done} steps: EER {rate:.3f} %")
-    if run.progress.add(done, rate) and run.ranks.is_first:
+    if run.best.add(done, rate) and run.ranks.is_first:
         training = {"settings": run.settings, "steps": done, "valid_eer_percent": rate}
         save_student(run.out / BEST, Checkpoint(network, training=training))
-    if run.progress.is_over(config.valid):
+    if run.best.is_over(config.valid):
         log(f"no lower EER in {config.valid.patience} validations: training ends after {done} steps")
         return True
     return False
@@ -427,8 +456,8 @@ def _finish(run: Run, steps: int) -> Result:
     """Write the student; drop the training state, unless more steps may follow."""
     terms, logits = mean_over_ranks(_means(run.recent), run.device), run.task.logits
     training = {"settings": run.settings, "steps": steps, "last_terms": terms}
-    if run.progress.step >= 0:
-        training["best"] = {"valid_eer_percent": run.progress.best, "step": run.progress.step}
+    if run.best.step >= 0:
+        training["best"] = {"valid_eer_percent": run.best.rate, "step": run.best.step}
     checkpoint = Checkpoint(run.module.trained_network(), training=training)
     for name, loss in run.module.objective.by_name().items():
         if report := loss.report():
@@ -445,7 +474,7 @@ def _finish(run: Run, steps: int) -> Result:
             resume.drop(run.out)
         save_student(run.out, checkpoint)
     run.ranks.barrier()
-    best = (run.progress.best, run.progress.step) if run.progress.step >= 0 else None
+    best = (run.best.rate, run.best.step) if run.best.step >= 0 else None
     return Result(run.out, count_parameters(checkpoint.network), terms, best)
 
 

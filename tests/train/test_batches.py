@@ -12,8 +12,9 @@ from spkd.corpus.loader import ViewLoader
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.view import ViewPlan
 from spkd.outputs.features import FBANK, WAVE
-from spkd.train.batches import InputSource, StepBatches
+from spkd.train.batches import BatchContent, CropPlan, InputSource, StepBatches, ViewOrder
 from spkd.train.labels import Labels
+from spkd.train.samplers import shuffled_views
 from spkd.train.specaugment import mask
 
 
@@ -29,6 +30,12 @@ def cache(spkd: Callable, corpus: Path) -> Cache:
     )
     assert done.code == 0, done.err
     return Cache.open("cache")
+
+
+def of(cache: Cache, source: InputSource, crops: tuple[float, ...], size: int, seed: int) -> StepBatches:
+    """Batches of all views, shuffled."""
+    content = BatchContent(cache, Labels.of(cache), source)
+    return StepBatches(content, ViewOrder(shuffled_views(cache, seed), size), CropPlan(crops), seed)
 
 
 def test_a_speaker_at_another_speed_is_another_class(cache: Cache) -> None:
@@ -48,14 +55,11 @@ def test_a_speaker_with_other_formants_is_another_class(spkd: Callable, corpus: 
 
 
 def test_every_epoch_sees_every_view_once_in_its_own_order(cache: Cache) -> None:
-    steps = StepBatches(cache, [], Labels.of(cache), InputSource(FBANK, None, (0.5,)), 6, 3)
+    steps = of(cache, InputSource(FBANK), (0.5,), 6, 3).order
     epochs = [np.concatenate([steps.views(e * 6 + i) for i in range(6)]) for e in range(2)]
     assert all(sorted(epoch.tolist()) == list(range(36)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert np.array_equal(
-        steps.views(8),
-        StepBatches(cache, [], Labels.of(cache), InputSource(FBANK, None, (0.5,)), 6, 3).views(8),
-    )
+    assert np.array_equal(steps.views(8), of(cache, InputSource(FBANK), (0.5,), 6, 3).order.views(8))
 
 
 def test_cached_features_are_those_of_the_audio(cache: Cache, corpus: Path) -> None:
@@ -63,8 +67,8 @@ def test_cached_features_are_those_of_the_audio(cache: Cache, corpus: Path) -> N
     plan = ViewPlan.from_card(cache.card.views, None, None)
     loader = ViewLoader(manifest, cache.plan.views, plan.augmentation)
     for crop in (0.5, 1.6):  # 1.6 s: longer than some views
-        cached = StepBatches(cache, [], Labels.of(cache), InputSource(FBANK, None, (crop,)), 9, 0)[4]
-        loaded = StepBatches(cache, [], Labels.of(cache), InputSource(FBANK, loader, (crop,)), 9, 0)[4]
+        cached = of(cache, InputSource(FBANK), (crop,), 9, 0)[4]
+        loaded = of(cache, InputSource(FBANK, loader), (crop,), 9, 0)[4]
         assert cached.crops[0]["fbank"].shape == loaded.crops[0]["fbank"].shape
         assert torch.allclose(cached.crops[0]["fbank"], loaded.crops[0]["fbank"], atol=1e-3)
         assert torch.equal(cached.label, loaded.label)
@@ -92,7 +96,7 @@ def test_further_crops_are_of_the_same_view(spkd: Callable, corpus: Path) -> Non
     assert done.code == 0, done.err
     cache = Cache.open("cache")
     labels = Labels.of(cache)
-    steps = StepBatches(cache, [], labels, InputSource(WAVE, None, (0.4, 0.4, 0.2)), 12, 0)
+    steps = of(cache, InputSource(WAVE), (0.4, 0.4, 0.2), 12, 0)
     other = 0
     for step in range(6):
         batch = steps[step]
@@ -115,9 +119,7 @@ def test_further_crops_are_of_the_same_view(spkd: Callable, corpus: Path) -> Non
 
 
 def test_the_other_path_passes_over_labelled_views_alone(cache: Cache) -> None:
-    labels = Labels.of(cache)
-    some = Labels(labels.names, np.where(np.arange(36) % 3 == 0, labels.label, -1), labels.instance)
-    steps = StepBatches(cache, [], some, InputSource(FBANK, None, (0.5,)), 5, 3, labelled=True)
+    steps = ViewOrder(shuffled_views(cache, 3, np.arange(36) % 3 == 0), 5)
     assert sorted(np.concatenate([steps.views(i) for i in range(2)]).tolist()) != list(range(10))
     seen = {row for i in range(12) for row in steps.views(i).tolist()}
     assert seen <= set(range(0, 36, 3))

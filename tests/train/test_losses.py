@@ -308,6 +308,21 @@ def test_ntxent() -> None:
     assert build(NTXent, NTXentSettings(temperature=0.2))(student, inputs).item() == pytest.approx(total / 14, rel=1e-5)
 
 
+def test_ntxent_with_mined_positives() -> None:
+    """No crop is a negative of its own instance, nor of the instance of its positive: by sums over pairs, float64."""
+    student, inputs = setting(batch=5)
+    first, second = [0, 1, 2, 3, 4], [1, 1, 4, 7, 8]  # the positive of view 0 is of view 1's instance, view 2's of 4's
+    inputs = replace(inputs, instance=torch.tensor(first), other_instance=[torch.tensor(second)])
+    rows = unit(np.concatenate([f64(student["embedding"]), f64(inputs.other_levels[0]["embedding"])]))
+    speaker = [0, 0, 2, 3, 2]  # views that are taken for one
+    total = 0.0
+    for i in range(10):
+        partner = (i + 5) % 10
+        kept = [k for k in range(10) if k == partner or speaker[k % 5] != speaker[i % 5]]
+        total -= rows[i] @ rows[partner] / 0.2 - math.log(sum(math.exp(rows[i] @ rows[k] / 0.2) for k in kept))
+    assert build(NTXent, NTXentSettings(temperature=0.2))(student, inputs).item() == pytest.approx(total / 10, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["cosine", "mse", "contrastive"])
 def test_other_widths_go_through_a_projection(name: str) -> None:
     student, inputs = setting(teacher_dim=11)

@@ -20,10 +20,11 @@ from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state
 from spkd.students import Checkpoint, build, save_student
 from spkd.train import mining
-from spkd.train.batches import InputSource, StepBatches
+from spkd.train.batches import BatchContent, CropPlan, InputSource, StepBatches, ViewOrder
 from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.losses.base import LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
+from spkd.train.samplers import shuffled_views
 from spkd.train.settings import MiningConfig
 
 from ..cache.test_layout import start, writer_of
@@ -106,16 +107,49 @@ def test_the_nearest_that_are_allowed(extract: Callable, corpus: Path, labelled:
         assert all(int(labels.instance[o]) in allowed for o in others[usable])
 
 
-def test_a_large_cache_is_searched_approximately(monkeypatch: pytest.MonkeyPatch) -> None:
+def clustered(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """(6000, 32) unit vectors around 60 centres, more than are searched exactly."""
     monkeypatch.setattr(mining, "EXACT", 1000)
     random = np.random.RandomState(0)
     centres = random.randn(60, 32)
     vectors = (centres[random.randint(60, size=6000)] + 0.3 * random.randn(6000, 32)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def nearest(vectors: np.ndarray, k: int) -> np.ndarray:
+    return np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :k]
+
+
+def test_a_large_cache_is_searched_approximately(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered(monkeypatch)
     index = mining.build(vectors, 16)
     assert "IVF" in type(index).__name__
-    assert mining.recall(index, vectors, 20) > 0.9
-    assert mining.recall(mining.build(vectors[:900], 16), vectors[:900], 20) > 0.999
+    sample = np.arange(0, 6000, 6)
+    found = index.search(vectors[sample], 20)[1]
+    true = nearest(vectors, 20)
+    expected = np.mean([len(set(found[i]) & set(true[v])) / 20 for i, v in enumerate(sample)])
+    assert expected > 0.9
+    assert mining.recall(vectors, sample, found) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_recall_that_is_logged_is_that_of_the_searches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not that of the wider searches of some instances that follow: brute force over what each search gave last."""
+    vectors = clustered(monkeypatch)
+    search = mining._Search(vectors, 1, 20)
+    last = search(np.arange(6000), 40)[0][:, :20]
+    search.widen()
+    repeated = np.arange(0, 6000, 100)
+    last[repeated] = search(repeated, 160)[0][:, :20]
+    search.log_recall()
+    logged = float(capsys.readouterr().out.split()[-1])
+    true = nearest(vectors, 20)
+    each = np.array([len(set(a) & set(b)) / 20 for a, b in zip(last, true, strict=True)])
+    assert logged == pytest.approx(each.mean(), abs=0.02)  # the log measures 1,000 of the 6,000
+    search.widen()
+    wider = search(np.arange(600), 20)[0]
+    assert logged < np.mean([len(set(a) & set(b)) / 20 for a, b in zip(wider, true[:600], strict=True)]) - 0.05
 
 
 def test_hard_negatives_are_in_the_denominator() -> None:
@@ -149,6 +183,7 @@ def test_what_cannot_be_mined(spkd: Callable, extract: Callable, corpus: Path) -
     Manifest(Manifest.load(corpus / "manifest.csv").utterances[:1]).save("one.csv")
     extract("one", "manifest=one.csv")
     train[1] = "cache=one"
+    train = [key.replace("batch_size=6", "batch_size=3") for key in train]
     assert "need at least two utterances" in spkd(*train, "--loss", "contrastive").err
     spkd("cache", "export", "c", "tars")
     train[1] = "cache=tars"
@@ -158,9 +193,9 @@ def test_what_cannot_be_mined(spkd: Callable, extract: Callable, corpus: Path) -
 def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, spkd: Callable) -> None:
     cache = extract("c")
     labels = Labels.of(cache)
-    source = InputSource(FBANK, None, (0.5,))
+    content = BatchContent(cache, labels, InputSource(FBANK))
     config = MiningConfig(negatives=2, neighbours=3, embeddings="student", refresh=4)
-    miner = mining.Miner(cache, labels, source, config, 2.0)
+    miner = mining.Miner(content, config, 2.0, 0.5)
     torch.manual_seed(3)
     network = build("xvector", channels=8, embedding=6).train()
     first = miner.tables["negatives"].neighbours.copy()
@@ -179,7 +214,7 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
         allowed = np.flatnonzero((utterance != utterance[v]) & (label != label[v]))
         nearest = np.sort(outputs[allowed] @ outputs[v])[::-1][:3]
         assert np.allclose(outputs[found] @ outputs[v], nearest, atol=1e-5)
-    again = mining.Miner(cache, labels, source, config, 2.0)
+    again = mining.Miner(content, config, 2.0, 0.5)
     again.load_state(miner.state())
     assert np.array_equal(again.tables["negatives"].neighbours, miner.tables["negatives"].neighbours)
     for m in (miner, again):
@@ -281,17 +316,19 @@ def test_positives_are_the_nearest_of_other_utterances(extract: Callable, floor:
 def test_further_crops_are_cut_from_positives(extract: Callable, spkd: Callable) -> None:
     cache = extract("c")
     labels = Labels.of(cache)
-    source = InputSource(FBANK, None, (0.5, 0.5))
-    miner = mining.Miner(cache, labels, source, MiningConfig(positives=2, floor=-1.0), 2.0, (mining.POSITIVES,))
-    batches = StepBatches(cache, [], labels, source, 6, 0, positives=miner.positives)
-    plain = StepBatches(cache, [], labels, source, 6, 0)
+    content = BatchContent(cache, labels, InputSource(FBANK))
+    miner = mining.Miner(content, MiningConfig(positives=2, floor=-1.0), 2.0, 0.5, (mining.POSITIVES,))
+    order = ViewOrder(shuffled_views(cache, 0), 6)
+    batches = StepBatches(content, order, CropPlan((0.5, 0.5), positives=miner.positives), 0)
+    plain = StepBatches(content, order, CropPlan((0.5, 0.5)), 0)
     utterance = cache.plan.views.utterance
     for step in range(4):
-        views = batches.views(step)
+        views = order.views(step)
         others = miner.positives(views, random_state(Purpose.CROP_VIEW, 0, step, 1))
         assert (utterance[others] != utterance[views]).all()
         found, same = batches[step].crops, plain[step].crops
         assert torch.equal(found[0]["fbank"], same[0]["fbank"])
+        assert batches[step].other_instance[0].tolist() == labels.instance[others].tolist()
         assert torch.equal(found[1]["fbank"], cache.stored(others, ["fbank"], batches.crop(step, others, 1))["fbank"])
     miner.close()
 

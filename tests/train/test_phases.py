@@ -15,8 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from spkd import config
 from spkd.corpus.manifest import Manifest
+from spkd.extract.run import extract
+from spkd.extract.settings import ExtractConfig
 from spkd.students import Checkpoint, build, load_student, save_student
+from spkd.teachers import load_teacher
+from spkd.train import trainer
+from spkd.train.log import RunLog
+from spkd.train.settings import TrainConfig
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6"]
 
@@ -174,3 +181,61 @@ def test_fresh_augmentation_needs_the_audio_and_differs_by_epoch(spkd: Callable)
     assert spkd("extract", *given, "cache=f").code == 0
     done = spkd("train", *frames, "cache=f", *SMALL, *noisy, "manifest=train.csv", "out=c")
     assert (done.code, "frames of the teacher do not follow another speed" in done.err) == (2, True), done.err
+
+
+FULL_SCALE = [name for name in config.recipes() if not name.endswith("-mini")]
+NARROW = {
+    "os-kdft": ["student.ssl.layers=2", "student.ssl.adapters=4", "loss.one_step.targets=[frames]"],
+    "memo": [
+        *("loss.memo.partner_channels=4", "loss.memo.locals=1", "loss.memo.local_crop=0.3"),
+        *("loss.memo.prototypes=32", "loss.memo.hidden=16", "loss.memo.bottleneck=8"),
+    ],
+}
+CUTS = (1, 19, 21)  # steps after which a run is interrupted: prototypes thaw, weights are averaged, the second phase
+
+
+@pytest.fixture(scope="module")
+def every_target(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with all targets that the full-scale recipes ask for."""
+    folder = tmp_path_factory.mktemp("targets")
+    torch.manual_seed(0)
+    classes = [f"spk{number}" for number in range(6)]
+    network = build("xvector", channels=16, embedding=12).eval()
+    save_student(folder / "teacher", Checkpoint(network, torch.randn(len(classes), 12), classes, 30.0))
+    keys = ["teacher=checkpoint", f"teacher.weights={folder / 'teacher'}", f"manifest={corpus / 'manifest.csv'}"]
+    keys += ["teacher.targets=[embedding,logits,frames,stats,segment.a]", "storage.codecs={frames: int8}"]
+    keys += ["fbank=true", "wave=true", f"cache={folder / 'cache'}", "device=cpu"]
+    settings = config.load(ExtractConfig, keys, environ={})
+    extract(settings, load_teacher(settings.teacher, torch.device("cpu")), Manifest.load(settings.manifest))
+    return folder / "cache"
+
+
+@pytest.mark.parametrize("name", FULL_SCALE)
+def test_full_scale_recipes_run_through_all_their_phases(
+    spkd: Callable, every_target: Path, name: str, tiny_wavlm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Narrow and short: warm-up, margins to their end, thawed prototypes, averaged weights, large margin; interrupted
+    in every phase it comes to the same student."""
+    recipe = config.load(TrainConfig, base=name, environ={})
+    warmup = round(20 * recipe.optim.warmup / recipe.steps)
+    keys = [f"cache={every_target}", "steps=20", f"optim.warmup={warmup}", "large_margin.steps=3"]
+    keys += ["student.embedding=8", "batch_size=6", "crop=0.5", "large_margin.crop=0.7"]
+    keys += ["student.channels=16"] if recipe.student.init is None else [f"student.init={tiny_wavlm}"]
+    keys += ["loggers=[]", "device=cpu", "save_every=1000", *NARROW.get(name, [])]
+    done = spkd("train", "--recipe", name, *keys, "out=whole")
+    assert done.code == 0, done.err
+    after_step = trainer._after_step
+    cuts = list(CUTS)
+
+    def interrupted(run: trainer.Run, step: int, run_log: RunLog | None, stopping: bool) -> bool:
+        if cuts and step == cuts[0]:
+            stopping = bool(cuts.pop(0))
+        return after_step(run, step, run_log, stopping)
+
+    monkeypatch.setattr(trainer, "_after_step", interrupted)
+    for step in CUTS:
+        done = spkd("train", "--recipe", name, *keys, "out=cut")
+        assert (done.code, f"saved after step {step}" in done.err) == (130, True), done.err
+    assert spkd("train", "--recipe", name, *keys, "out=cut").code == 0
+    assert Path("whole/model.safetensors").read_bytes() == Path("cut/model.safetensors").read_bytes()
+    assert all(tensor.isfinite().all() for tensor in load_student("whole").network.state_dict().values())

@@ -12,7 +12,7 @@ from spkd.cache import Cache, CacheSource
 from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
 from spkd.outputs.features import FBANK
-from spkd.train.batches import InputSource, StepBatches
+from spkd.train.batches import BatchContent, CropPlan, InputSource, StepBatches, ViewOrder
 from spkd.train.caches import open_caches
 from spkd.train.labels import Groups, Labels
 from spkd.train.mining import NONE, Neighbours
@@ -58,10 +58,10 @@ def test_batches_of_lengths_are_cropped_to_their_shortest_view(cache: Cache) -> 
     samples = cache.plan.views.samples
     spread = [np.ptp(samples[batch]) for batch in order(0).reshape(-1, 6)]
     assert np.mean(spread) < 0.5 * np.ptp(samples)
-    source = InputSource(FBANK, None, (5.0,))
-    batches = StepBatches(cache, [], Labels.of(cache), source, 6, 0, order=order, bucketed=True)
+    content = BatchContent(cache, Labels.of(cache), InputSource(FBANK))
+    batches = StepBatches(content, ViewOrder(order, 6), CropPlan((5.0,), to_shortest=True), 0)
     for step in range(6):
-        shortest = samples[batches.views(step)].min()
+        shortest = samples[batches.order.views(step)].min()
         assert batches[step].crops[0]["fbank"].shape[1] == FBANK.num_frames(int(shortest) // 160 * 160)
 
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spkd.train import sharding
-from spkd.train.distributed import Ranks
+from spkd.train.distributed import ProcessGroup
 from spkd.train.sharding import Division, division_of, divisions, gradient_norm, own_state
 
 
 @given(groups=st.integers(1, 60), group=st.integers(1, 5), world=st.integers(1, 9))
 def test_parts_cover_all_rows_in_order_and_keep_groups_together(groups: int, group: int, world: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "world", lambda: Ranks(0, world))
+        patch.setattr(sharding, "world", lambda: ProcessGroup(0, world))
         parts = [Division(groups * group, group).part(number) for number in range(world)]
     rows = [row for part in parts for row in range(part.start, part.stop)]
     assert rows == list(range(groups * group))
@@ -28,7 +28,7 @@ def test_parts_cover_all_rows_in_order_and_keep_groups_together(groups: int, gro
 def test_a_divided_parameter_holds_its_rows_and_its_gradient_is_that_of_one_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sharding, "world", lambda: Ranks(1, 3))
+    monkeypatch.setattr(sharding, "world", lambda: ProcessGroup(1, 3))
     weight, division = torch.arange(14.0).view(7, 2), Division(7)
     module = nn.Module()
     module.rows, module.plain = sharding.divided(weight, division), nn.Parameter(torch.ones(2))

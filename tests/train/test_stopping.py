@@ -8,7 +8,7 @@ import pytest
 
 from spkd.errors import Interrupted
 from spkd.train.settings import ValidConfig
-from spkd.train.stopping import SIGNALS, Progress, stop_request
+from spkd.train.stopping import SIGNALS, BestValidation, stop_request
 
 
 @pytest.mark.parametrize("which", SIGNALS)
@@ -37,15 +37,15 @@ def test_other_threads_leave_the_handlers_alone() -> None:
 
 
 def test_validation_ends_a_run_that_gets_no_better() -> None:
-    progress, config = Progress(), ValidConfig("t", "m", patience=2)
-    assert [progress.add(step, rate) for step, rate in ((10, 5.0), (20, 4.0), (30, 4.0), (40, 6.0))] == [
+    best, config = BestValidation(), ValidConfig("t", "m", patience=2)
+    assert [best.add(step, rate) for step, rate in ((10, 5.0), (20, 4.0), (30, 4.0), (40, 6.0))] == [
         True,
         True,
         False,
         False,
     ]
-    assert progress.is_over(config)
-    assert (progress.best, progress.step) == (4.0, 20)
-    assert Progress.of_state(progress.state()) == progress
-    assert Progress.of_state({}) == Progress()
-    assert not progress.is_over(ValidConfig("t", "m"))
+    assert best.is_over(config)
+    assert (best.rate, best.step) == (4.0, 20)
+    assert BestValidation.of_state(best.state()) == best
+    assert BestValidation.of_state({}) == BestValidation()
+    assert not best.is_over(ValidConfig("t", "m"))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.optim import swa_utils
 
 from spkd import config
 from spkd.cache import Cache
@@ -29,6 +33,9 @@ from spkd.train.settings import OptimConfig, SGDSettings, TrainConfig
 from tests.train.killing import kill_after_saving
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "steps=12"]
+
+
+NARROW = ["student.channels=16", "student.embedding=8", "crop=0.6"]
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def test_every_loss_trains_every_student(spkd: Callable, student: str, losses: l
 def test_class_means_stand_for_the_embeddings_of_labelled_views(means: bool, tmp_path: Path) -> None:
     given = ["loss=cosine", *SMALL, f"class_means={str(means).lower()}"]
     run = trainer.build(trainer.checked(config.load(TrainConfig, given, environ={})), tmp_path)
-    cache, views = Cache.open("cache"), run.loader.batches.views(2)
+    cache, views = Cache.open("cache"), run.loader.batches.order.views(2)
     stored = torch.nn.functional.normalize(cache.batch(cache.usable_views, ["embedding"])["embedding"].float(), dim=-1)
     (batch,) = run.loader.batches_from(2, 3, run.config, run.device)
     columns = cache.plan.views
@@ -83,6 +90,42 @@ def test_class_means_stand_for_the_embeddings_of_labelled_views(means: bool, tmp
         same = (cache.speaker(cache.usable_views) == cache.speaker(view)) & (columns.speed == columns.speed[view])
         expected = stored[torch.from_numpy(same)].mean(0) if means else stored[view]
         assert torch.cosine_similarity(target, expected, dim=0) > 1 - 1e-6
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("given", [["loss=aam"], ["loss=kld"], ["loss=ntxent"]])
+def test_class_means_are_refused_where_nothing_learns_from_embeddings(spkd: Callable, given: list[str]) -> None:
+    done = spkd("train", *given, *SMALL, "class_means=true")
+    name = given[0].removeprefix("loss=")
+    error = f"error: class_means: {name} learns nothing from the teacher's embeddings; leave it out\n"
+    assert (done.code, done.err) == (2, error)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_batch_that_the_cache_cannot_fill_is_refused(spkd: Callable) -> None:
+    done = spkd("train", "--loss", "cosine", *NARROW, "steps=2", "batch_size=37")
+    error = "error: cache: 36 usable views, fewer than batch_size=37; lower it, or extract more\n"
+    assert (done.code, done.err) == (1, error)
+    assert spkd("train", "--loss", "cosine", *NARROW, "steps=2", "batch_size=36").code == 0
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_killed_loader_names_memory_workers_and_that_it_continues(
+    spkd: Callable, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader is killed after a step, as the kernel does."""
+
+    def killing(run: object, done: int, *_: object) -> bool:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)  # type: ignore[arg-type]
+        return False
+
+    monkeypatch.setattr(trainer, "_after_step", killing)
+    given = ["workers=1", f"manifest={corpus / 'manifest.csv'}", "augment.noise=synthetic"]
+    done = spkd("train", "--loss", "cosine", *SMALL, *given)
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 1
+    assert "a loader process was killed: most likely memory ran out and the system ended it" in done.err
+    assert "lower workers=1 or batch_size=6, and start the same command again, which continues" in done.err
 
 
 def test_class_means_need_labels(spkd: Callable, corpus: Path, teacher: Path) -> None:
@@ -131,8 +174,14 @@ def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Pa
 @pytest.mark.usefixtures("cached")
 def test_a_folder_with_another_run_is_not_overwritten(spkd: Callable) -> None:
     assert spkd("train", "--loss", "mse", *SMALL).code == 0
-    done = spkd("train", "--loss", "cosine", *SMALL)
-    assert (done.code, "holds a student with other settings" in done.err) == (1, True)
+    done = spkd("train", "--loss", "cosine", *SMALL[1:], "student.channels=8", "mask.bands=4")
+    assert done.code == 1
+    assert done.err == (
+        "error: student: holds a student with other settings (loss: [mse] there, [cosine] now; student.channels: 16 "
+        "there, 8 now; mask.bands: 10 there, 4 now); choose another folder with out=FOLDER\n"
+    )
+    done = spkd("train", "--loss", "mse", *SMALL, "loss.weights.mse=0.5", "seed=3")
+    assert "(loss.weights.mse: 1.0 there, 0.5 now; seed: 0 there, 3 now)" in done.err
 
 
 def test_audio_is_loaded_where_no_features_are_cached(spkd: Callable, corpus: Path, teacher: Path) -> None:
@@ -239,8 +288,33 @@ def test_only_matrices_are_decayed() -> None:
     assert all(p.ndim == 1 for p in free["params"])
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_a_parameter_may_have_its_first_gradient_after_others(nesterov: bool) -> None:
+    """SGD with momentum (Sutskever et al., ICML 2013) by its formula, in float64."""
+    module = torch.nn.ParameterDict({name: torch.nn.Parameter(torch.randn(3, 2)) for name in ("first", "later")})
+    settings = OptimConfig(name="sgd", lr=0.1, weight_decay=0.01, settings=SGDSettings(nesterov))
+    optimiser = make_optimiser(settings, module)
+    expected = {name: p.detach().double() for name, p in module.items()}
+    momentum = {name: torch.zeros(3, 2).double() for name in module}
+    for step in range(5):
+        optimiser.zero_grad(set_to_none=True)
+        for name, parameter in module.items():
+            if name == "later" and step < 2:
+                continue
+            parameter.grad = torch.randn(3, 2)
+            gradient = parameter.grad.double() + 0.01 * expected[name]
+            momentum[name] = 0.9 * momentum[name] + gradient
+            expected[name] = expected[name] - 0.1 * (gradient + 0.9 * momentum[name] if nesterov else momentum[name])
+        optimiser.step()
+        for name, parameter in module.items():
+            assert torch.allclose(parameter.double(), expected[name], atol=1e-6), (step, name)
+
+
 @pytest.mark.usefixtures("cached")
-def test_the_last_weights_are_averaged(spkd: Callable) -> None:
+@pytest.mark.parametrize("device", ["cpu", "as on cuda"])
+def test_the_last_weights_are_averaged(spkd: Callable, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device != "cpu":  # torch takes many tensors at once there
+        monkeypatch.setattr(swa_utils, "_get_foreach_kernels_supported_devices", lambda: ["cpu", "cuda"])
     settings = [*SMALL[:-1], "steps=6", "save_every=1"]
     module = TrainingModule(build("tiny", channels=8, embedding=4), WeightedSum({}, LossContext({}, {}, 1)), 0.5)
     seen = []
@@ -253,6 +327,8 @@ def test_the_last_weights_are_averaged(spkd: Callable) -> None:
     for name, values in module.trained_network().state_dict().items():
         if values.is_floating_point():
             assert torch.allclose(values.double(), sum(s[name] for s in seen[3:]) / 3, atol=1e-6), name
+        else:
+            assert int(values) == 4, name  # the mean of 4, 5 and 6, rounded down at every step, as torch's on a CPU
     done = spkd("train", "--loss", "cosine", *settings, "optim.swa_fraction=0.5")
     assert done.code == 0, done.err
     assert (
@@ -266,17 +342,6 @@ def test_exponential_decay_begins_with_the_run() -> None:
     assert rates[0] == pytest.approx(0.01)
     assert rates[50] == pytest.approx(0.1 * (1e-3) ** 0.5)
     assert rates[100] == pytest.approx(1e-4)
-
-
-@pytest.mark.usefixtures("cached")
-def test_a_run_of_an_older_spkd_is_finished_still(spkd: Callable) -> None:
-    assert spkd("train", "--loss", "mse", *SMALL).code == 0
-    card = json.loads(Path("student/model.json").read_text())
-    for section, key in (("optim", "schedule"), ("student", "layers"), ("mask", "bands")):
-        del card["training"]["settings"][section][key]
-    Path("student/model.json").write_text(json.dumps(card))
-    assert "finished already" in spkd("train", "--loss", "mse", *SMALL).out
-    assert "other settings" in spkd("train", "--loss", "mse", *SMALL, "optim.schedule=exponential").err
 
 
 @pytest.mark.parametrize("name", config.recipes())
@@ -315,6 +380,21 @@ def test_recipes_train(spkd: Callable, corpus: Path, name: str) -> None:
     found = load_student("student").training["settings"]
     assert list(found["losses"]) == config.load(TrainConfig, base=name).loss.names
     assert "did you mean" in spkd("train", "--recipe", "memmo").err
+
+
+def test_a_recipe_whose_views_the_cache_lacks_is_noted(spkd: Callable, corpus: Path) -> None:
+    given = ["teacher=dvector", *dvector()[:2], f"manifest={corpus / 'manifest.csv'}", "fbank=true"]
+    train = ["train", "--recipe", "best-mini", "steps=2", "batch_size=6"]
+    assert spkd("extract", *given, "cache=full").code == 0
+    done = spkd(*train, "cache=full", "out=a")
+    assert done.code == 0, done.err
+    (note,) = (line for line in done.out.splitlines() if line.startswith("note: full"))
+    assert note.startswith("note: full has view.plan=full, view.speeds=[1], view.formants=[1]; the recipe is for ")
+    assert "view.plan=full:16, view.speeds=[0.75,0.8," in note
+    assert "its pseudo-speakers are not there; extract them with the same --recipe" in note
+    assert spkd("extract", "--recipe", "label-free-mini", *given, "cache=same", "view.speeds=[0.9,1.0]").code == 0
+    train[2] = "label-free-mini"
+    assert "note: same has view.speeds=[0.9,1]; the recipe is for view.speeds=[0.85," in spkd(*train, "cache=same").out
 
 
 def dvector() -> list[str]:

@@ -57,9 +57,9 @@ class AAM(Loss):
         margin = margin_of(self.margin, self._warmup, inputs)
         embedding = normalize(student[EMBEDDING].float(), dim=-1)
         if self._division is None:
-            logits = self.scale * add_margin(self._cosines(embedding), inputs.label, margin)
-            labelled = averaged((inputs.label >= 0).sum().float())
-            return cross_entropy(logits, inputs.label, ignore_index=-1, reduction="sum") / labelled.clamp_min(1)
+            return mean_cross_entropy(
+                self.scale * add_margin(self._cosines(embedding), inputs.label, margin), inputs.label
+            )
         label, first = gathered(inputs.label), self._division.own.start // self.subcentres
         cosine = self._cosines(gathered(embedding))
         is_own = (label >= first) & (label < first + cosine.shape[1])
@@ -77,6 +77,20 @@ class AAM(Loss):
             return None
         weight = self.weight if self._division is None else whole(self.weight, self._division)
         return TrainedClassifier(weight, self.scale)
+
+
+def mean_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy of (B, classes), the mean over the views of all ranks that have a label: (), 0 where none has one.
+
+    A rank divides the sum over its views by the mean count of the ranks, for gradients are averaged over these.
+
+    Args:
+        label: (B,); -1 where there is none.
+    """
+    labelled = averaged((label >= 0).sum().float())
+    total = cross_entropy(logits, label, ignore_index=-1, reduction="sum")
+    # Fewer than one on average are still some; without any the sum is 0.
+    return total / labelled.clamp_min(1 / world().world)
 
 
 def check_warmup(between: list[float], name: str) -> None:

@@ -1,16 +1,15 @@
-"""What every loss is."""
+"""Base class of losses."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from spkd.outputs.target import LOGITS, Target
+from spkd.outputs.target import Target
 from spkd.registry import NoSettings
 from spkd.students import Network
 
@@ -23,8 +22,8 @@ class LossInputs:
         targets: the teacher's, by name, float32; frames may be in half precision, as they are stored: to convert them
             all costs as much as to compare them.
         label: (B,) class of each view, -1 unknown.
-        instance: (B,) one number per (utterance, speed): views that share it are of one speaker whatever the labels
-            are.
+        instance: (B,) one number per instance (see spkd.train.labels): views that share it are of one speaker
+            whatever the labels are.
         teacher_label: (B,) the label among the classes of the teacher's logits, -1 where it has none (empty: no
             logits).
         teacher_scale: of the teacher's cosine logits; None where they are of another kind.
@@ -34,6 +33,8 @@ class LossInputs:
         is_negative: (B, N) which of these may be used; None: all.
         crops: input features (B, T_i, F) of every crop.
         other_levels: the student's levels of the crops after the first.
+        other_instance: (B,) the instance of each of these crops, which differs from that of the first where positives
+            are mined; empty: those of the first.
         finetune_levels: its levels of other, labelled views through the adapters (see OneStep).
         finetune_label: their classes.
         precision: of the matrix products of further networks (None: fp32). A loss itself is computed in fp32; levels
@@ -51,6 +52,7 @@ class LossInputs:
     is_negative: Tensor | None = None
     crops: list[Tensor] = field(default_factory=list)
     other_levels: list[dict[str, Tensor]] = field(default_factory=list)
+    other_instance: list[Tensor] = field(default_factory=list)
     finetune_levels: dict[str, Tensor] = field(default_factory=dict)
     finetune_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     precision: torch.dtype | None = None
@@ -230,11 +232,6 @@ class ChosenLoss:
     @property
     def further_crops(self) -> tuple[float, ...]:
         return self.kind.further_crops(self.settings)
-
-
-def uses_logits(losses: Iterable[ChosenLoss]) -> bool:
-    """Whether any of the losses learns from logits."""
-    return any(LOGITS in loss.needed_targets for loss in losses)
 
 
 def projection(source: int, target: int) -> nn.Module:

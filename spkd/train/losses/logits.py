@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import linear, normalize
 
 from spkd.errors import UsageError
 from spkd.outputs.target import EMBEDDING, LOGITS
-from spkd.train.losses.aam import add_margin, check_warmup, margin_of
+from spkd.train.losses.aam import add_margin, check_warmup, margin_of, mean_cross_entropy
 from spkd.train.losses.base import LogitsRequest, Loss, LossContext, LossInputs, TrainedClassifier
 from spkd.train.losses.settings import LabelSettings, NonTargetSettings, TriageSettings
 
@@ -58,8 +58,7 @@ class LabelDistillation(Loss):
         if inputs.teacher_scale is not None:
             teacher = inputs.teacher_scale * add_margin(teacher / inputs.teacher_scale, label, self._teacher_margin)
         weight = 1.0 if inputs.progress >= self._kd_warmup else inputs.progress / self._kd_warmup
-        known = label >= 0
-        entropy = cross_entropy(z_s[known], label[known]) if known.any() else z_s.sum() * 0.0
+        entropy = mean_cross_entropy(z_s, label)
         t = self.temperature
         return entropy + weight * t**2 * self.divergence(teacher / t, z_s / t, label, inputs.progress)
 

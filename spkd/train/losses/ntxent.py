@@ -15,10 +15,17 @@ from spkd.train.losses.settings import NTXentSettings
 class NTXent(Loss):
     """NT-Xent of SimCLR (Chen et al., ICML 2020, eq. 1): no teacher, no labels.
 
-    With u (2B, D) the normalised embeddings of two crops of each instance, in the order of the views, and p(i) the
-    other
-    crop of i: mean_i -log( exp(u_i.u_p(i) / tau) / sum_{k != i} exp(u_i.u_k / tau) ). Views of one instance (the same
-    utterance at the same speed) that meet in a batch are no negatives of one another.
+    With u (2B, D) the normalised embeddings of two crops of each view, in the order of the views, and p(i) the other
+    crop of i:
+
+        mean_i -log( exp(u_i.u_p(i) / tau) / sum_k exp(u_i.u_k / tau) ),   k = p(i) and the negatives of i
+
+    The two crops of a view are of one instance, or, where positives are mined (SSPS, arXiv 2505.14561), of two that are
+    taken for the same speaker. Crops of two views are no negatives of one another where any instance of the one is an
+    instance of the other: so a crop is never contrasted with its own instance, nor with that of its positive. (SimCLR
+    and SSPS contrast with all other crops; in their large corpora such meetings are rare.)
+
+    Shapes: student (B, D) of either crop.
     """
 
     Settings = NTXentSettings
@@ -38,6 +45,10 @@ class NTXent(Loss):
         batch = len(unit) // 2
         rows = own_rows(first)
         positive = torch.cat([rows + batch, rows])
-        mine, instance = inputs.instance.repeat(2), gathered(inputs.instance).repeat(2)
-        excluded = (mine[:, None] == instance).scatter(1, positive[:, None], False)
+        # The instances of both crops of each view, (B, 2), and of each of all ranks' views, (N, 2).
+        second_instance = inputs.other_instance[0] if inputs.other_instance else inputs.instance
+        own_pair = torch.stack([inputs.instance, second_instance], 1)
+        pair = gathered(own_pair)
+        linked = (own_pair[:, None, :, None] == pair[None, :, None, :]).flatten(2).any(2)
+        excluded = linked.repeat(2, 2).scatter(1, positive[:, None], False)
         return cross_entropy((own @ unit.mT / self.temperature).masked_fill(excluded, -torch.inf), positive)

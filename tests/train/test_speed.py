@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import torch
+
+from spkd.meter import Meter
+from spkd.train.speed import in_words, summary
+from tests.test_meter import Clock, clock
+
+__all__ = ["clock"]
+
+
+def test_the_speed_and_what_to_do_about_waiting(clock: Clock) -> None:
+    meter = Meter()
+    for _ in range(10):
+        with meter.spending("loading"):
+            clock.now += 0.3
+        clock.now += 0.1
+        meter.count(8)
+    measured = summary(meter, torch.device("cpu"))
+    assert (measured["views_per_second"], measured["waited"]) == (20.0, 0.75)
+    assert measured["memory_gb"] > 0.05
+    lines = in_words(measured, from_audio=True, workers=3)
+    assert lines[0].startswith("20 utterances/s; waited 75 % of the time for data; ")
+    assert "raise workers=3, or extract with fbank=true" in lines[1]
+    assert "copy it to a local disk" in in_words(measured, from_audio=False, workers=3)[1]
+    assert len(in_words(measured | {"waited": 0.01}, from_audio=True, workers=3)) == 1
+
+
+def test_a_short_run_is_not_measured(clock: Clock) -> None:
+    assert summary(Meter(), torch.device("cpu")) == {}
+    assert in_words({}, from_audio=True, workers=1) == []
