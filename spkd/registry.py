@@ -100,10 +100,10 @@ LOSSES = Registry(
     "spkd.losses",
     {
         "aam": ("spkd.train.losses.aam:AAM", "spkd.train.losses.settings:AAMSettings"),
-        "cosine": ("spkd.train.losses.regression:Cosine", ""),
-        "mse": ("spkd.train.losses.regression:MSE", ""),
+        "cosine": ("spkd.train.losses.regression:Cosine", "spkd.train.losses.settings:LossSettings"),
+        "mse": ("spkd.train.losses.regression:MSE", "spkd.train.losses.settings:LossSettings"),
         "contrastive": ("spkd.train.losses.contrastive:Contrastive", "spkd.train.losses.settings:ContrastiveSettings"),
-        "relational": ("spkd.train.losses.relational:Relational", ""),
+        "relational": ("spkd.train.losses.relational:Relational", "spkd.train.losses.settings:LossSettings"),
         "ntxent": ("spkd.train.losses.ntxent:NTXent", "spkd.train.losses.settings:NTXentSettings"),
         "kld": ("spkd.train.losses.logits:KLD", "spkd.train.losses.settings:LabelSettings"),
         "nontarget": ("spkd.train.losses.logits:NonTarget", "spkd.train.losses.settings:NonTargetSettings"),

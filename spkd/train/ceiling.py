@@ -23,7 +23,7 @@ def with_ceilings(losses: dict[str, ChosenLoss], cache: CacheSource) -> dict[str
     It is 0.95, but no lower than 99 % of the cosines between different speakers: embeddings pooled from self-supervised
     encoders all point into a narrow cone, where a fixed ceiling would leave no negatives.
     """
-    if not any(loss.contrasts and loss.settings.ceiling is None for loss in losses.values()):
+    if not any(loss.settings.contrasts() and loss.settings.ceiling is None for loss in losses.values()):
         return losses
     found = default_ceiling(cache)
     if found > CEILING:
@@ -33,7 +33,7 @@ def with_ceilings(losses: dict[str, ChosenLoss], cache: CacheSource) -> dict[str
         )
     return {
         name: replace(loss, settings=replace(loss.settings, ceiling=found))
-        if loss.contrasts and loss.settings.ceiling is None
+        if loss.settings.contrasts() and loss.settings.ceiling is None
         else loss
         for name, loss in losses.items()
     }
@@ -41,7 +41,7 @@ def with_ceilings(losses: dict[str, ChosenLoss], cache: CacheSource) -> dict[str
 
 def mining_ceiling(losses: dict[str, ChosenLoss]) -> float:
     """Of the negatives that all losses of a run may use."""
-    return min((loss.settings.ceiling for loss in losses.values() if loss.contrasts), default=CEILING)
+    return min((loss.settings.ceiling for loss in losses.values() if loss.settings.contrasts()), default=CEILING)
 
 
 def default_ceiling(cache: CacheSource) -> float:

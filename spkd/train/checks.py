@@ -98,7 +98,7 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
     Raises:
         UsageError: they do not. SpkdError: too few usable views.
     """
-    if not cache.random_access and any(loss.further_crops for loss in losses.values()):
+    if not cache.random_access and any(loss.settings.further_crops() for loss in losses.values()):
         raise UsageError("these losses need several crops of each view, which a stream lacks; pull or import the cache")
     if config.augment.speeds != [1.0] and any(
         cache.target(name).hop is not None
@@ -107,10 +107,10 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
         if name in cache.names
     ):
         raise UsageError("augment.speeds: frames of the teacher do not follow another speed; leave it at [1]")
-    if config.mining.negatives and not any(loss.contrasts for loss in losses.values()):
+    if config.mining.negatives and not any(loss.settings.contrasts() for loss in losses.values()):
         raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
     if config.mining.positives:
-        if not any(loss.further_crops for loss in losses.values()):
+        if not any(loss.settings.further_crops() for loss in losses.values()):
             raise UsageError("mining.positives: only ntxent and memo take further crops; add --loss ntxent")
         if config.mining.embeddings == "student" and config.manifest is not None:
             raise UsageError("mining.positives: of the student's embeddings need cached features (fbank=true)")

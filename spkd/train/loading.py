@@ -162,7 +162,7 @@ def finetune_path(
         UsageError: a student without adapters, or settings that belong to the second path without it.
         SpkdError: too few labelled views.
     """
-    loss = next((name for name, chosen in losses.items() if chosen.finetunes), None)
+    loss = next((name for name, chosen in losses.items() if chosen.settings.finetunes()), None)
     if loss is None:
         if finetune_cache is not None:
             raise UsageError("finetune_cache= is used by a loss that fine-tunes only; add --loss one-step")

@@ -22,6 +22,7 @@ from spkd.errors import SpkdError, first_line
 from spkd.files.atomic import PART, read_bytes, read_json, write_bytes, write_json
 from spkd.files.schema import record
 from spkd.progress import log
+from spkd.registry import section_of
 from spkd.train.distributed import world
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.mining import Miner
@@ -137,7 +138,7 @@ def _flat(settings: Mapping[str, Any], losses: Iterable[str]) -> dict[str, Any]:
         of_loss = dict(settings["losses"][loss])
         for weight in ("weight", "final_weight"):
             flat[f"loss.{weight}s.{loss}"] = of_loss.pop(weight, None)
-        flat |= _dotted(of_loss, f"loss.{loss.replace('-', '_')}.")
+        flat |= _dotted(of_loss, f"loss.{section_of(loss)}.")
     rest = {name: value for name, value in settings.items() if name not in ("losses", "teacher_families")}
     renamed = {"caches": "fingerprints of cache", "finetune_caches": "fingerprints of finetune_cache"}
     return flat | _dotted({renamed.get(name, name): value for name, value in rest.items()})
@@ -146,6 +147,8 @@ def _flat(settings: Mapping[str, Any], losses: Iterable[str]) -> dict[str, Any]:
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
+        # The settings of a component are a section of its name.
+        name = section_of(str(tree["name"])) if name == "settings" and "name" in tree else name
         flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 

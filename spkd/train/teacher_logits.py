@@ -53,8 +53,9 @@ def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenL
         UsageError: they cannot be had in the way that the settings name, or two losses ask for different ones.
         SpkdError: a loss needs a class of every view, and the teacher's head lacks some (those of changed speed, say).
     """
-    asking = {name: loss.logits for name, loss in losses.items() if loss.logits is not None}
-    requests = [request for request in asking.values() if request is not None]
+    requested = {name: loss.settings.logits_request() for name, loss in losses.items()}
+    asking = {name: request for name, request in requested.items() if request is not None}
+    requests = list(asking.values())
     if not requests:
         return None
     request = requests[0]
@@ -83,8 +84,7 @@ def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenL
             f"({unknown[0]}); take loss.{needy[0]}.logits=prototypes, or views without other speeds and other speakers"
         )
     for name, asked in asking.items():
-        if asked is not None:
-            _warn(cache, name, asked.temperature)
+        _warn(cache, name, asked.temperature)
     to_teacher = np.array([*(known.get(name, -1) for name in labels.names), -1])
     scale = head.scale if head.kind != "linear" else None
     return TeacherLogits(list(known), to_teacher[labels.label], scale)

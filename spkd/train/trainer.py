@@ -309,7 +309,7 @@ def _targets(task: Task) -> list[str]:
 def _crop_lengths(task: Task) -> tuple[float, ...]:
     """Length of every crop of a view (s): the first, and the further ones of the loss that asks for most."""
     crop = task.config.crop
-    further = max((loss.further_crops for loss in task.losses.values()), key=len)
+    further = max((loss.settings.further_crops() for loss in task.losses.values()), key=len)
     return (crop, *(seconds or crop for seconds in further))
 
 

@@ -558,7 +558,7 @@ def test_multilevel(distance: str, hop: int, window: int) -> None:
         levels=levels, concat=["stats", "embedding"], distance=distance, level_weights={"stats": 0.5, "concat": 2.0}
     )
     loss = MultiLevel(config, LossContext(levels_of(student), targets, 1))
-    assert MultiLevel.needed_targets(config) == ("frames", "stats", "embedding")
+    assert config.needed_targets() == ("frames", "stats", "embedding")
     weight = {level: f64(loss.project[f"level{i}"].weight) for i, level in enumerate([*levels, "concat"])}  # type: ignore[arg-type, union-attr]
     s, t = ({name: f64(values) for name, values in side.items()} for side in (student, inputs.targets))
     mine = s["frames"] @ weight["frames"].T
@@ -593,7 +593,7 @@ def test_levels_that_do_not_go_together(change: dict, expected: str) -> None:
     targets, student, _ = levels_setting(160, 400)
 
     def make() -> None:
-        MultiLevel.check(MultiLevelSettings(**change))
+        MultiLevelSettings(**change).check()
         MultiLevel(MultiLevelSettings(**change), LossContext(levels_of(student), targets, 1))
 
     with pytest.raises(UsageError, match=expected):

@@ -45,14 +45,6 @@ class AAM(Loss):
         self._division = Division(rows, settings.subcentres) if settings.sharded and world().world > 1 else None
         self.weight = nn.Parameter(weight) if self._division is None else divided(weight, self._division)
 
-    @classmethod
-    def check(cls, settings: AAMSettings) -> None:
-        check_warmup(settings.margin_warmup, "loss.aam.margin_warmup")
-
-    @classmethod
-    def depends_on_progress(cls, settings: AAMSettings) -> bool:
-        return settings.margin_warmup[1] > 0
-
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         margin = margin_of(self.margin, self._warmup, inputs)
         embedding = normalize(student[EMBEDDING].float(), dim=-1)
@@ -91,12 +83,6 @@ def mean_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     total = cross_entropy(logits, label, ignore_index=-1, reduction="sum")
     # Fewer than one on average are still some; without any the sum is 0.
     return total / labelled.clamp_min(1 / world().world)
-
-
-def check_warmup(between: list[float], name: str) -> None:
-    """Raises UsageError where it is not two fractions in order."""
-    if len(between) != 2 or between[0] > between[1]:
-        raise UsageError(f"{name}={between}: give two fractions of the run, e.g. [0.13,0.27]")
 
 
 def margin_of(margin: float, between: list[float], inputs: LossInputs) -> float:

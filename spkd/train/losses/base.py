@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spkd.outputs.target import Target
-from spkd.registry import NoSettings
 from spkd.students import Network
+from spkd.train.losses.settings import LossSettings
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,6 @@ class LossContext:
     num_classes: int
 
 
-class LogitsRequest(NamedTuple):
-    """Which teacher logits a loss learns from.
-
-    Attributes:
-        source: auto, head or prototypes.
-        scale: of prototype logits.
-        temperature: at which they are used.
-    """
-
-    source: str
-    scale: float
-    temperature: float
-
-
 class TrainedClassifier(NamedTuple):
     """The student's own speaker classifier, kept with it.
 
@@ -108,7 +94,7 @@ class Loss(nn.Module):
     is declared here alone.
 
     Attributes:
-        Settings: dataclass of its section `loss.NAME`.
+        Settings: dataclass of its section `loss.NAME`, with what the trainer asks before the loss is built.
         learns_from: in a few words, for `spkd train --losses` and the docs.
         needs: names of the targets, where they do not depend on the settings. Where several teachers are kept
             separate, a loss with `needs` is there once for each.
@@ -117,50 +103,20 @@ class Loss(nn.Module):
         partner: another network that it trains beside the student, and what belongs to it.
     """
 
-    Settings: ClassVar[type] = NoSettings
+    Settings: ClassVar[type[LossSettings]] = LossSettings
     learns_from: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     needs_labels: ClassVar[Literal["", "some", "all"]] = ""
     averages_weights: ClassVar[bool] = False
 
+    def __init_subclass__(cls) -> None:
+        # The settings of an installed package's loss may be a plain dataclass.
+        if not issubclass(cls.Settings, LossSettings):
+            cls.Settings = type(cls.Settings.__name__, (cls.Settings, LossSettings), {})
+
     def __init__(self, settings: Any, context: LossContext) -> None:
         super().__init__()
         self.partner: nn.Module | None = None
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        """Raises UsageError for settings that do not go together; single values are checked by their declaration."""
-
-    @classmethod
-    def needed_targets(cls, settings: Any) -> tuple[str, ...]:
-        """Names of the targets."""
-        return cls.needs
-
-    @classmethod
-    def logits(cls, settings: Any) -> LogitsRequest | None:
-        """Which teacher logits it learns from; None where it learns from none."""
-        return None
-
-    @classmethod
-    def contrasts(cls, settings: Any) -> bool:
-        """Whether it contrasts the student with the teacher's embeddings: then its settings have a `ceiling`, and mined
-        negatives are used."""
-        return False
-
-    @classmethod
-    def finetunes(cls, settings: Any) -> bool:
-        """Whether it fine-tunes besides, on labelled views that go through the student's adapters."""
-        return False
-
-    @classmethod
-    def depends_on_progress(cls, settings: Any) -> bool:
-        """Whether it changes over the run, so that a run with more steps would be another from its first."""
-        return False
-
-    @classmethod
-    def further_crops(cls, settings: Any) -> tuple[float, ...]:
-        """How long further crops of each instance have to be (s; 0: as long as the first)."""
-        return ()
 
     def join(self, network: Network) -> None:
         """Before the first step: take what is needed of the student."""
@@ -192,7 +148,7 @@ class ChosenLoss:
     Attributes:
         name: in the registry.
         kind: its class.
-        settings: its own.
+        settings: its own, a LossSettings.
         weight: in the sum.
         final_weight: at the end of the run; None: the same.
     """
@@ -211,27 +167,13 @@ class ChosenLoss:
 
     @property
     def needed_targets(self) -> tuple[str, ...]:
-        return self.kind.needed_targets(self.settings)
-
-    @property
-    def logits(self) -> LogitsRequest | None:
-        return self.kind.logits(self.settings)
-
-    @property
-    def contrasts(self) -> bool:
-        return self.kind.contrasts(self.settings)
-
-    @property
-    def finetunes(self) -> bool:
-        return self.kind.finetunes(self.settings)
+        """Names of the targets."""
+        return self.settings.needed_targets() or self.kind.needs
 
     @property
     def depends_on_progress(self) -> bool:
-        return self.final_weight is not None or self.kind.depends_on_progress(self.settings)
-
-    @property
-    def further_crops(self) -> tuple[float, ...]:
-        return self.kind.further_crops(self.settings)
+        """Whether its weight or the loss itself changes over the run."""
+        return self.final_weight is not None or self.settings.depends_on_progress()
 
 
 def projection(source: int, target: int) -> nn.Module:

@@ -39,7 +39,7 @@ def chosen_losses(config: LossConfig) -> dict[str, ChosenLoss]:
     chosen = {}
     for name in config.names:
         kind, settings = LOSSES[name], config.settings[name]
-        kind.check(settings)
+        settings.check()
         weights = config.weights.get(name, 1.0), config.final_weights.get(name)
         chosen[name] = ChosenLoss(name, kind, settings, *weights)
     return chosen

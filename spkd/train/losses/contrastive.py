@@ -36,10 +36,6 @@ class Contrastive(Loss):
         self.ceiling = CEILING if settings.ceiling is None else settings.ceiling
         self.project = projection(context.levels[EMBEDDING].dim, context.targets[EMBEDDING].dim)
 
-    @classmethod
-    def contrasts(cls, settings: ContrastiveSettings) -> bool:
-        return True
-
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         teacher = normalize(inputs.targets[EMBEDDING], dim=-1)
         mine = normalize(self.project(student[EMBEDDING].float()), dim=-1)

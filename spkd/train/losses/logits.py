@@ -8,8 +8,8 @@ from torch.nn.functional import linear, normalize
 
 from spkd.errors import UsageError
 from spkd.outputs.target import EMBEDDING, LOGITS
-from spkd.train.losses.aam import add_margin, check_warmup, margin_of, mean_cross_entropy
-from spkd.train.losses.base import LogitsRequest, Loss, LossContext, LossInputs, TrainedClassifier
+from spkd.train.losses.aam import add_margin, margin_of, mean_cross_entropy
+from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
 from spkd.train.losses.settings import LabelSettings, NonTargetSettings, TriageSettings
 
 
@@ -35,18 +35,6 @@ class LabelDistillation(Loss):
         self._teacher_margin = settings.teacher_margin
         self._margin_warmup, self._kd_warmup = settings.margin_warmup, settings.kd_warmup
         self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(classes, context.levels[EMBEDDING].dim)))
-
-    @classmethod
-    def check(cls, settings: LabelSettings) -> None:
-        check_warmup(settings.margin_warmup, "margin_warmup")
-
-    @classmethod
-    def depends_on_progress(cls, settings: LabelSettings) -> bool:
-        return settings.margin_warmup[1] > 0 or settings.kd_warmup > 0
-
-    @classmethod
-    def logits(cls, settings: LabelSettings) -> LogitsRequest:
-        return LogitsRequest(settings.logits, settings.scale, settings.temperature)
 
     def classifier(self) -> TrainedClassifier:
         return TrainedClassifier(self.weight, self.scale, over_teacher=True)
@@ -121,16 +109,6 @@ class Triage(LabelDistillation):
     def __init__(self, settings: TriageSettings, context: LossContext) -> None:
         super().__init__(settings, context)
         self.gamma, self.cutoff = settings.gamma, tuple(settings.cutoff)
-
-    @classmethod
-    def check(cls, settings: TriageSettings) -> None:  # type: ignore[override]
-        super().check(settings)
-        if len(settings.cutoff) != 2:
-            raise UsageError(f"loss.trkd.cutoff={settings.cutoff}: give the first and the last value, e.g. [0.99,0.8]")
-
-    @classmethod
-    def depends_on_progress(cls, settings: TriageSettings) -> bool:  # type: ignore[override]
-        return super().depends_on_progress(settings) or settings.cutoff[0] != settings.cutoff[1]
 
     def divergence(self, teacher: Tensor, student: Tensor, label: Tensor, progress: float) -> Tensor:
         first, last = self.cutoff

@@ -20,10 +20,9 @@ from spkd.students import Network, make_student
 from spkd.train.distributed import averaged, gathered, own_rows
 from spkd.train.losses.base import Loss, LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive
-from spkd.train.losses.settings import NO_PARTNER, ContrastiveSettings, MeMoSettings
+from spkd.train.losses.settings import GLOBALS, NO_PARTNER, ContrastiveSettings, MeMoSettings
 
 MODES = ("self", "cross")
-GLOBALS = 2  # long crops, which the teachers take too
 PROBE = 10  # steps between two looks at the gradients
 SMOOTH = 0.9  # of what is watched, over PROBEs
 EARLIEST = 0.2  # fraction of the run before which nothing is judged: fresh networks give one output for all views, and
@@ -134,28 +133,6 @@ class MeMo(Loss):
     Settings = MeMoSettings
     learns_from = "moving averages of two students; a cached teacher besides, on request"
     averages_weights = True
-
-    @classmethod
-    def depends_on_progress(cls, settings: MeMoSettings) -> bool:
-        return True  # momentum, temperature and the dynamic stop
-
-    @classmethod
-    def check(cls, settings: MeMoSettings) -> None:
-        for name in ("teacher_temperature", "momentum"):
-            if len(getattr(settings, name)) != 2:
-                raise UsageError(f"loss.memo.{name}={getattr(settings, name)}: give the first and the last value")
-
-    @classmethod
-    def needed_targets(cls, settings: MeMoSettings) -> tuple[str, ...]:
-        return (EMBEDDING,) if settings.teacher_weight > 0 else ()
-
-    @classmethod
-    def contrasts(cls, settings: MeMoSettings) -> bool:
-        return settings.teacher_weight > 0
-
-    @classmethod
-    def further_crops(cls, settings: MeMoSettings) -> tuple[float, ...]:
-        return (0.0,) * (GLOBALS - 1) + (settings.local_crop,) * settings.locals
 
     def __init__(self, settings: MeMoSettings, context: LossContext) -> None:
         super().__init__(settings, context)

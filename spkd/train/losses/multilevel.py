@@ -13,11 +13,10 @@ from torch.nn.functional import normalize
 from spkd.errors import UsageError, did_you_mean
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
-from spkd.train.losses.settings import MultiLevelSettings
+from spkd.train.losses.settings import CONCAT, MultiLevelSettings
 
 EPS = 1e-8  # least length in a cosine
 CACHED_NUMBERS = 2**19  # of the vectors that are compared at a time on a CPU: 2 MiB
-CONCAT = "concat"
 
 
 class MultiLevel(Loss):
@@ -35,20 +34,6 @@ class MultiLevel(Loss):
     Settings = MultiLevelSettings
     learns_from = "any pairs of a student level and a target, or targets concatenated"
     needs = (EMBEDDING,)
-
-    @classmethod
-    def needed_targets(cls, settings: MultiLevelSettings) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*settings.levels.values(), *settings.concat]))
-
-    @classmethod
-    def check(cls, settings: MultiLevelSettings) -> None:
-        if not settings.levels and not settings.concat:
-            raise UsageError("loss.multilevel.levels: name at least one pair of a student level and a target")
-        for level in settings.level_weights:
-            if level not in (*settings.levels, CONCAT):
-                raise UsageError(
-                    f"loss.multilevel.level_weights: {level!r} is not compared{did_you_mean(level, settings.levels)}"
-                )
 
     def __init__(self, settings: MultiLevelSettings, context: LossContext) -> None:
         """Raises UsageError: a level the student lacks, or frames against a vector."""

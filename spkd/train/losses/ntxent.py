@@ -35,10 +35,6 @@ class NTXent(Loss):
         super().__init__(settings, context)
         self.temperature = settings.temperature
 
-    @classmethod
-    def further_crops(cls, settings: NTXentSettings) -> tuple[float, ...]:
-        return (0.0,)
-
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         first, second = (normalize(levels[EMBEDDING].float(), dim=-1) for levels in (student, inputs.other_levels[0]))
         own, unit = torch.cat([first, second]), torch.cat([gathered(first), gathered(second)])

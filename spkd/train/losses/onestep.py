@@ -35,24 +35,6 @@ class OneStep(Loss):
     Settings = OneStepSettings
     learns_from = "frames through one path, speaker classes through the adapters"
 
-    @classmethod
-    def check(cls, settings: OneStepSettings) -> None:
-        if not settings.targets:
-            raise UsageError("loss.one_step.targets: name at least one target")
-        AAM.check(settings.aam)
-
-    @classmethod
-    def depends_on_progress(cls, settings: OneStepSettings) -> bool:
-        return settings.linear_decay or AAM.depends_on_progress(settings.aam)
-
-    @classmethod
-    def finetunes(cls, settings: OneStepSettings) -> bool:
-        return settings.finetune_weight > 0
-
-    @classmethod
-    def needed_targets(cls, settings: OneStepSettings) -> tuple[str, ...]:
-        return tuple(settings.targets)
-
     def __init__(self, settings: OneStepSettings, context: LossContext) -> None:
         """Raises UsageError: a target that is no frames."""
         super().__init__(settings, context)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from spkd.outputs.target import EMBEDDING
-from spkd.registry import NoSettings
 from spkd.train.losses.base import Loss, LossContext, LossInputs, projection
+from spkd.train.losses.settings import LossSettings
 
 
 class Cosine(Loss):
@@ -17,7 +17,7 @@ class Cosine(Loss):
     learns_from = "`embedding`"
     needs = (EMBEDDING,)
 
-    def __init__(self, settings: NoSettings, context: LossContext) -> None:
+    def __init__(self, settings: LossSettings, context: LossContext) -> None:
         super().__init__(settings, context)
         self.project = projection(context.levels[EMBEDDING].dim, context.targets[EMBEDDING].dim)
 

@@ -3,15 +3,73 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from spkd.config import key, section
+from spkd.errors import UsageError, did_you_mean
 from spkd.registry import STUDENTS
 
 NO_PARTNER = "none"
+GLOBALS = 2  # long crops of MeMo, which its teachers take as well
+CONCAT = "concat"  # the level that learns several targets as one
+EMBEDDING = "embedding"  # spkd.outputs.target has the names of targets, but imports torch
+
+
+class LogitsRequest(NamedTuple):
+    """Which teacher logits a loss learns from.
+
+    Attributes:
+        source: auto, head or prototypes.
+        scale: of prototype logits.
+        temperature: at which they are used.
+    """
+
+    source: str
+    scale: float
+    temperature: float
 
 
 @dataclass
-class MarginSettings:
+class LossSettings:
+    """Base class of a loss's settings, and what follows from them before the loss is built."""
+
+    def check(self) -> None:
+        """Raises UsageError for settings that do not go together; single values are checked by their declaration."""
+
+    def needed_targets(self) -> tuple[str, ...]:
+        """Names of the targets, where they depend on the settings; (): those of the loss's `needs`."""
+        return ()
+
+    def logits_request(self) -> LogitsRequest | None:
+        """Which teacher logits the loss learns from; None where it learns from none."""
+        return None
+
+    def contrasts(self) -> bool:
+        """Whether the loss contrasts the student with the teacher's embeddings: then its settings have a `ceiling`, and
+        mined negatives are used."""
+        return False
+
+    def finetunes(self) -> bool:
+        """Whether the loss also fine-tunes, on labelled views that go through the student's adapters."""
+        return False
+
+    def depends_on_progress(self) -> bool:
+        """Whether the loss changes over the run, so that a run with more steps would be another from its first."""
+        return False
+
+    def further_crops(self) -> tuple[float, ...]:
+        """Lengths of further crops of each instance (s; 0: as long as the first)."""
+        return ()
+
+
+def check_warmup(between: list[float], name: str) -> None:
+    """Raises UsageError where it is not two fractions in order."""
+    if len(between) != 2 or between[0] > between[1]:
+        raise UsageError(f"{name}={between}: give two fractions of the run, e.g. [0.13,0.27]")
+
+
+@dataclass
+class MarginSettings(LossSettings):
     """A cosine classifier with an additive angular margin."""
 
     margin: float = key(0.2, "additive angular margin (rad)", low=0, high=3.14)
@@ -23,15 +81,21 @@ class MarginSettings:
     )
     scale: float = key(32.0, "scale of the student's cosine logits", positive=True, high=1e4)
 
+    def depends_on_progress(self) -> bool:
+        return self.margin_warmup[1] > 0
+
 
 @dataclass
 class AAMSettings(MarginSettings):
     subcentres: int = key(1, "centres of each class; the nearest counts", low=1, high=1000)
     sharded: bool = key(False, "divide the classes over the ranks of torchrun, for many speakers")
 
+    def check(self) -> None:
+        check_warmup(self.margin_warmup, "loss.aam.margin_warmup")
+
 
 @dataclass
-class ContrastiveSettings:
+class ContrastiveSettings(LossSettings):
     temperature: float = key(0.05, "temperature", positive=True, high=1e3)
     ceiling: float | None = key(
         None,
@@ -41,10 +105,16 @@ class ContrastiveSettings:
         high=2,
     )
 
+    def contrasts(self) -> bool:
+        return True
+
 
 @dataclass
-class NTXentSettings:
+class NTXentSettings(LossSettings):
     temperature: float = key(0.05, "temperature", positive=True, high=1e3)
+
+    def further_crops(self) -> tuple[float, ...]:
+        return (0.0,)
 
 
 @dataclass
@@ -60,6 +130,15 @@ class LabelSettings(MarginSettings):
         "the head where it knows every class",
         ("auto", "head", "prototypes"),
     )
+
+    def check(self) -> None:
+        check_warmup(self.margin_warmup, "margin_warmup")
+
+    def depends_on_progress(self) -> bool:
+        return super().depends_on_progress() or self.kd_warmup > 0
+
+    def logits_request(self) -> LogitsRequest:
+        return LogitsRequest(self.logits, self.scale, self.temperature)
 
 
 @dataclass
@@ -77,9 +156,17 @@ class TriageSettings(LabelSettings):
     )
     gamma: float = key(2.0, "weight of the divergence within the confusion set", low=0, high=1e6)
 
+    def check(self) -> None:
+        super().check()
+        if len(self.cutoff) != 2:
+            raise UsageError(f"loss.trkd.cutoff={self.cutoff}: give the first and the last value, e.g. [0.99,0.8]")
+
+    def depends_on_progress(self) -> bool:
+        return super().depends_on_progress() or self.cutoff[0] != self.cutoff[1]
+
 
 @dataclass
-class MultiLevelSettings:
+class MultiLevelSettings(LossSettings):
     levels: dict[str, str] = key(
         {"embedding": "embedding"},
         "student level -> target, e.g. {frames: frames, stats: stats, embedding: embedding}",
@@ -88,9 +175,21 @@ class MultiLevelSettings:
     distance: str = key("cosine", "1 - cosine, or mse (mean over the numbers)", ("cosine", "mse"))
     level_weights: dict[str, float] = key({}, "weight of a student level, or of concat (default 1)", low=0, high=1e9)
 
+    def check(self) -> None:
+        if not self.levels and not self.concat:
+            raise UsageError("loss.multilevel.levels: name at least one pair of a student level and a target")
+        for level in self.level_weights:
+            if level not in (*self.levels, CONCAT):
+                raise UsageError(
+                    f"loss.multilevel.level_weights: {level!r} is not compared{did_you_mean(level, self.levels)}"
+                )
+
+    def needed_targets(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.levels.values(), *self.concat]))
+
 
 @dataclass
-class OneStepSettings:
+class OneStepSettings(LossSettings):
     targets: list[str] = key(
         ["frames.layer4", "frames.layer8", "frames.layer12"], "teacher's frames that the path without adapters predicts"
     )
@@ -105,9 +204,23 @@ class OneStepSettings:
     classifier: str = key("aam", "of the fine-tuning path", ("aam", "softmax"))
     aam: AAMSettings = section(AAMSettings)
 
+    def check(self) -> None:
+        if not self.targets:
+            raise UsageError("loss.one_step.targets: name at least one target")
+        self.aam.check()
+
+    def needed_targets(self) -> tuple[str, ...]:
+        return tuple(self.targets)
+
+    def finetunes(self) -> bool:
+        return self.finetune_weight > 0
+
+    def depends_on_progress(self) -> bool:
+        return self.linear_decay or self.aam.depends_on_progress()
+
 
 @dataclass
-class MeMoSettings:
+class MeMoSettings(LossSettings):
     partner: str = key("resnet34", "the other architecture; none: one alone, which is DINO", (*STUDENTS, NO_PARTNER))
     partner_channels: int | None = key(None, "width of the other architecture (default: its own)", low=1, high=65_536)
     locals: int = key(4, "short crops beside the two long ones (which are as long as crop)", low=0, high=100)
@@ -135,3 +248,20 @@ class MeMoSettings:
     )
     frozen_temperature: float = key(0.05, "temperature of the third mode", positive=True, high=1e3)
     ceiling: float | None = key(None, "of the third mode; see loss.contrastive.ceiling", low=-1, high=2)
+
+    def check(self) -> None:
+        for name in ("teacher_temperature", "momentum"):
+            if len(getattr(self, name)) != 2:
+                raise UsageError(f"loss.memo.{name}={getattr(self, name)}: give the first and the last value")
+
+    def needed_targets(self) -> tuple[str, ...]:
+        return (EMBEDDING,) if self.teacher_weight > 0 else ()
+
+    def contrasts(self) -> bool:
+        return self.teacher_weight > 0
+
+    def depends_on_progress(self) -> bool:
+        return True  # momentum, temperature and the dynamic stop
+
+    def further_crops(self) -> tuple[float, ...]:
+        return (0.0,) * (GLOBALS - 1) + (self.local_crop,) * self.locals
