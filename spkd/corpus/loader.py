@@ -1,4 +1,4 @@
-"""Loading views: decode, cut, change the voice, augment; in threads, ahead of need, in batches of equal length."""
+"""Loading views: decode, cut, move speed and formants, augment; in threads, ahead of need, in batches of one length."""
 
 from __future__ import annotations
 

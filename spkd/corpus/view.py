@@ -184,7 +184,7 @@ class ViewPlan:
             number = np.tile(np.arange(self.count, dtype=np.uint64), len(manifest))
             of = ids[utterance]
             if self.kind == "drawn":
-                # The utterances of a speaker have the same voices, so that each of these is known from all of them.
+                # The utterances of a speaker give the same pseudo-speakers: each is known from all of them.
                 of = np.array([zlib.crc32((u.speaker or u.id).encode()) for u in manifest], np.uint64)[utterance]
             speed = self._drawn(self.speeds, of, number, 0)
             formants = self._drawn(self.formants, of, number, 3)

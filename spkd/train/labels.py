@@ -1,4 +1,9 @@
-"""Labels of the views: speaker classes, and instances (one utterance at one speed and formant factor)."""
+"""Labels of the views: speaker classes and instances.
+
+A pseudo-speaker is an utterance's speaker at another speed or formant factor, which sounds like another speaker
+(speaker augmentation), so that it is a class of its own. An instance is one utterance at one speed and formant factor:
+its views differ in crop and augmentation alone, and are of one speaker whatever the labels are.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +22,12 @@ READ_AT_ONCE = 4096  # views
 
 @dataclass(frozen=True)
 class Labels:
-    """Speaker classes and instances. A speaker at another speed, or with other formants, sounds like another, so it is
-    another class.
+    """Speaker classes and instances.
 
     Attributes:
         names: of each class, `speaker`, `speaker@speed` or `speaker@speed,formants`.
         label: (views,), -1 where the speaker is unknown.
-        instance: (views,), one number per (utterance, speed, formant factor), as in instance discrimination.
+        instance: (views,), one number per instance, as in instance discrimination.
     """
 
     names: list[str]
@@ -35,19 +39,19 @@ class Labels:
         views = cache.plan.views
         # Factors are hundredths below 1,000; one integer holds both, which sorts faster than rows do.
         hundredths = [np.rint(factor * 100).astype(np.int64) for factor in (views.speed, views.formants)]
-        voices, which = np.unique(1000 * hundredths[0] + hundredths[1], return_inverse=True)
+        factors, which = np.unique(1000 * hundredths[0] + hundredths[1], return_inverse=True)
         speaker = cache.speaker(np.arange(len(cache))).astype(np.int64)
-        key = speaker * len(voices) + which
+        key = speaker * len(factors) + which
         used, index = np.unique(key[speaker >= 0], return_inverse=True)
         label = np.full(len(cache), -1, np.int64)
         label[speaker >= 0] = index
-        names = [cache.plan.speakers[k // len(voices)] + _suffix(int(voices[k % len(voices)])) for k in used]
-        return cls(names, label, views.utterance.astype(np.int64) * len(voices) + which)
+        names = [cache.plan.speakers[k // len(factors)] + _suffix(int(factors[k % len(factors)])) for k in used]
+        return cls(names, label, views.utterance.astype(np.int64) * len(factors) + which)
 
 
-def _suffix(voice: int) -> str:
+def _suffix(factors: int) -> str:
     """What the name of a class gives of its factors."""
-    speed, formants = divmod(voice, 1000)
+    speed, formants = divmod(factors, 1000)
     if formants != 100:
         return f"@{speed / 100:.2f},{formants / 100:.2f}"
     return f"@{speed / 100:.2f}" if speed != 100 else ""

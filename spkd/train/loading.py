@@ -82,7 +82,10 @@ class BatchLoader:
             num_workers=config.workers if self.decodes_audio else 0,
             pin_memory=torch.cuda.is_available(),
         )
-        for number, (batch, labelled) in enumerate(loader, first):
+        for number, loaded in enumerate(loader, first):
+            if isinstance(loaded, SpkdError):
+                raise loaded
+            batch, labelled = loaded
             on_device = self.on_device(batch, config.seed, number, device)
             yield on_device if self.finetune is None else self.finetune.add_to(on_device, labelled, device)
 
@@ -235,8 +238,12 @@ class _Both(Dataset):
     def __init__(self, batches: StepBatches, finetune: StepBatches | None) -> None:
         self._batches, self._finetune = batches, finetune
 
-    def __getitem__(self, step: int) -> tuple[HostBatch, HostBatch | None]:
-        return self._batches[step], None if self._finetune is None else self._finetune[step]
+    def __getitem__(self, step: int) -> tuple[HostBatch, HostBatch | None] | SpkdError:
+        """An error is handed over: what a loader process raises reaches the user with a traceback."""
+        try:
+            return self._batches[step], None if self._finetune is None else self._finetune[step]
+        except SpkdError as error:
+            return error
 
 
 def _moved(stored: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

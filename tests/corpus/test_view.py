@@ -98,14 +98,16 @@ def test_drawn_views_begin_with_the_utterance_as_it_is() -> None:
     assert ViewPlan.parse(config).text == "full:200"
 
 
-def test_the_utterances_of_a_speaker_are_drawn_in_the_same_voices() -> None:
+def test_the_utterances_of_a_speaker_are_drawn_as_the_same_pseudo_speakers() -> None:
     rows = [("a", "s"), ("b", "s"), ("c", "t"), ("d", None), ("e", None)]
     manifest = Manifest(tuple(Utterance(u, f"{u}.wav", s, 2.0) for u, s in rows))
     config = ViewConfig(plan="full:6", speeds=[0.8, 0.9, 1.1, 1.2], formants=[0.85, 0.95, 1.05, 1.15])
     views = ViewPlan.parse(config).views(manifest)
-    voices = [list(zip(*(c[6 * i : 6 * i + 6] for c in (views.speed, views.formants)), strict=True)) for i in range(5)]
-    assert voices[0] == voices[1]
-    assert all(voices[i] != voices[j] for i, j in ((0, 2), (0, 3), (3, 4)))
+    pseudo_speakers = [
+        list(zip(*(c[6 * i : 6 * i + 6] for c in (views.speed, views.formants)), strict=True)) for i in range(5)
+    ]
+    assert pseudo_speakers[0] == pseudo_speakers[1]
+    assert all(pseudo_speakers[i] != pseudo_speakers[j] for i, j in ((0, 2), (0, 3), (3, 4)))
     assert len(np.unique(views.seed)) == len(views)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,18 @@ def test_a_batch_that_the_cache_cannot_fill_is_refused(spkd: Callable) -> None:
     error = "error: cache: 36 usable views, fewer than batch_size=37; lower it, or extract more\n"
     assert (done.code, done.err) == (1, error)
     assert spkd("train", "--loss", "cosine", *NARROW, "steps=2", "batch_size=36").code == 0
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_audio_that_is_gone_is_a_line(spkd: Callable, corpus: Path, workers: int) -> None:
+    rows = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest(tuple(replace(row, path=f"/nowhere/{row.path}") for row in rows)).save("gone.csv")
+    given = [f"workers={workers}", "manifest=gone.csv", "augment.noise=synthetic"]
+    done = spkd("train", "--loss", "cosine", *SMALL, *given)
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: training: /nowhere/")
 
 
 @pytest.mark.usefixtures("cached")
