@@ -518,4 +518,4 @@ def test_recipes_have_the_values_of_the_authors() -> None:
     enskd = chosen_losses(config.load(TrainConfig, base="enskd").loss)["nontarget"].settings
     assert enskd.margin_warmup == pytest.approx([19 / 150, 39 / 150], abs=1e-4)  # type: ignore[attr-defined]
     memo = config.load(TrainConfig, base="memo").optim
-    assert (memo.lr, memo.clip, memo.clip_by, memo.nesterov) == (0.1875, 3.0, "tensor", False)
+    assert (memo.lr, memo.clip, memo.clip_by, memo.settings.nesterov) == (0.1875, 3.0, "tensor", False)
