@@ -151,5 +151,5 @@ def test_a_loss_can_change_its_weight_and_its_margin() -> None:
 
 
 def test_what_is_not_in_use_has_no_final_weight(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"loss\.final_weights\.aam: that loss is not in use"):
+    with pytest.raises(UsageError, match=r"the loss aam is not in use"):
         prepared(**{"loss.final_weights.aam": 1})
