@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,12 +56,8 @@ class Network(nn.Module):
 
     def take(self, kind: Target) -> None:
         """Take the fbank of another toolkit, whose windows shift those of the frames."""
-        moved = kind.window - self.input_kind.window
+        self.levels = {name: level.after(self.input_kind, kind) for name, level in self.levels.items()}
         self.input_kind = kind
-        self.levels = {
-            name: level if level.hop is None else replace(level, window=level.window + moved)
-            for name, level in self.levels.items()
-        }
 
     def features(self, waves: Tensor) -> Tensor:
         """Its input features of waveforms (B, samples) at 16 kHz."""

@@ -30,8 +30,8 @@ FBANKS = {
     "kaldi": FBANK,
     "wespeaker": Target("fbank.wespeaker", MELS, HOP, WINDOW),  # Hamming window, 16-bit scale
     "3d-speaker": Target("fbank.3d-speaker", MELS, HOP, WINDOW),  # Povey window, samples in [-1, 1]
-    # Frames centred on each 10 ms, mirrored at the edges: half a hop decides how many there are.
-    "sherpa": Target("fbank.sherpa", MELS, HOP, HOP // 2),
+    # Windows of 25 ms around the middle of each 10 ms, mirrored at the edges: 10 ms that are half full give a frame.
+    "sherpa": Target("fbank.sherpa", MELS, HOP, HOP // 2, centre=HOP // 2),
 }
 WAVE = Target("wave", HOP, HOP, HOP)  # the samples themselves, HOP in a row: a crop at whole hops takes exactly its own
 FEATURES = {target.name: target for target in (*FBANKS.values(), WAVE)}

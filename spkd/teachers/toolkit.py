@@ -68,11 +68,8 @@ class NetworkTeacher(Teacher):
         self.network, self.front_end, self.head, self.device = network.to(device).eval(), front_end, head, device
         self.num_parameters = count_parameters(network)
         self.takes_lengths = network.takes_lengths and front_end.takes_lengths
-        moved = front_end.frames.window - network.input_kind.window
-        self.targets = {
-            name: level if level.hop is None else replace(level, window=level.window + moved)
-            for name, level in network.levels.items()
-        }
+        given = front_end.frames
+        self.targets = {name: level.after(network.input_kind, given) for name, level in network.levels.items()}
         if head is not None:
             self.targets[LOGITS] = Target(LOGITS, len(head.classes))
         self.min_samples = max(WINDOW, *(target.window for target in self.targets.values()))

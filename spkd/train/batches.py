@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spkd.cache import CacheSource, Crop
+from spkd.cache import CacheSource, Crop, Rows
 from spkd.corpus.audio import SAMPLE_RATE, AudioError, change_speed
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.loader import ViewLoader
@@ -19,6 +19,7 @@ from spkd.errors import SpkdError
 from spkd.outputs.features import HOP, input_features
 from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state, seed_of
+from spkd.train.alignment import Alignment
 from spkd.train.distributed import ALONE, Ranks
 from spkd.train.labels import Groups, Labels
 
@@ -59,6 +60,7 @@ class HostBatch:
         views: (B,) their numbers.
         label, instance, teacher_label: (B,); see LossInputs.
         crops: of each crop its input features, and of the first the targets too, by name, as stored.
+        alignments: how the student's frames meet those of each target at frame level.
     """
 
     views: Tensor
@@ -66,10 +68,12 @@ class HostBatch:
     instance: Tensor
     teacher_label: Tensor
     crops: list[dict[str, Tensor]] = field(default_factory=list)
+    alignments: dict[str, Alignment] = field(default_factory=dict)
 
     def pin_memory(self) -> HostBatch:
         """The loader calls this where there is CUDA."""
         self.crops = [{name: values.pin_memory() for name, values in crop.items()} for crop in self.crops]
+        self.alignments = {name: alignment.pin_memory() for name, alignment in self.alignments.items()}
         return self
 
 
@@ -84,6 +88,7 @@ class StepBatches(Dataset):
         bucketed: whether the crops of a batch are no longer than its shortest view.
         positives: another view for each of some, from which further crops are cut; None: one of the same instance.
         later: the batch from which the first crop has another length, and that length (s); None: it never has.
+        level: the student's frames, where they meet frames of the teacher; None: none do.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class StepBatches(Dataset):
         bucketed: bool = False,
         ranks: Ranks = ALONE,
         positives: Positives | None = None,
+        level: Target | None = None,
     ) -> None:
         self._teacher_label = np.zeros(0, np.int64) if logits is None else logits.label
         self._cache, self._needs, self._labels, self._source = cache, needs, labels, source
@@ -115,6 +121,10 @@ class StepBatches(Dataset):
             views = len(self._order)
         self.per_epoch, self._bucketed = max(views // batch_size, 1), bucketed
         self._positives = positives
+        self._frames = {name: cache.target(name) for name in needs if cache.target(name).hop is not None}
+        self._level = level
+        # A student with fewer frames than its input has the same ones only where a crop starts at one of them.
+        self._grid = level.hop if self._frames and level and level.hop and level.hop % HOP == 0 else HOP
         if len(self._samples) > 1 and positives is None:
             self._positives = Groups.of(labels.instance, cache.usable_views).same
 
@@ -128,22 +138,30 @@ class StepBatches(Dataset):
 
     def _own(self, crop: Crop) -> Crop:
         """This rank's part of a batch's crops."""
-        return Crop(crop.start[self._part], crop.samples)
+        return Crop(crop.start[self._part], crop.samples, crop.grid)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         order = self._cache.order(self._seed, epoch)
         return order[~self._left_out[order]]
 
     def crop(self, step: int, views: np.ndarray, which: int = 0) -> Crop:
-        """Where each view is cropped: at whole hops, so that cached frames match to the sample."""
+        """Where each view is cropped: at whole hops of the input features, so that cached ones are exactly the crop's,
+        and where frames meet, of the student's frames."""
         random = random_state(Purpose.CROP, self._seed, step, which)
         samples = self._samples[which]
         if self._later is not None and step >= self._later[0] and samples == self._samples[0]:
             samples = self._later[1]
         if self._bucketed:
             samples = min(samples, max(int(self._cache.plan.views.samples[views].min()) // HOP * HOP, HOP))
-        room = np.maximum(self._cache.plan.views.samples[views] - samples, 0) // HOP + 1
-        return Crop((random.random_sample(len(views)) * room).astype(np.int64) * HOP, samples)
+        room = np.maximum(self._cache.plan.views.samples[views] - samples, 0) // self._grid + 1
+        start = (random.random_sample(len(views)) * room).astype(np.int64) * self._grid
+        return Crop(start, samples, self._grid)
+
+    def _alignments(self, views: np.ndarray, crop: Crop) -> dict[str, Alignment]:
+        if self._level is None:
+            return {}
+        level, samples = self._level, self._cache.plan.views.samples[views]
+        return {name: Alignment.of(level, target, samples, crop) for name, target in self._frames.items()}
 
     def __getitem__(self, step: int) -> HostBatch:
         # Random numbers are drawn for the whole batch, so that they do not depend on the number of ranks.
@@ -151,6 +169,7 @@ class StepBatches(Dataset):
         views, crop = every[part], self._own(self.crop(step, every))
         seed = seed_of(Purpose.AUGMENT, self._seed, step) + part.start
         crops = [load_crops(self._cache, self._source, views, crop, self._needs, seed)]
+        alignments = self._alignments(views, crop)
         for which in range(1, len(self._samples)):
             assert self._positives is not None
             others = self._positives(every, random_state(Purpose.CROP_VIEW, self._seed, step, which))
@@ -163,6 +182,7 @@ class StepBatches(Dataset):
             torch.from_numpy(self._labels.instance[views]),
             torch.from_numpy(self._teacher_label[views] if len(self._teacher_label) else views[:0]),
             crops,
+            alignments,
         )
 
 
@@ -220,7 +240,7 @@ def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop
             speed = float(source.speeds[own % len(source.speeds)])
             wave = source.augment(change_speed(wave, speed), own)
         features = input_features(kind, torch.from_numpy(np.ascontiguousarray(wave))[None])[0]
-        first = int(start / speed) // HOP
-        # Repeated past its end, as the cache does.
-        found.append(features[(first + torch.arange(kind.num_frames(crop.samples))) % len(features)])
+        # Cut, and repeated past its end, as the cache does.
+        here = Crop(np.array([int(start / speed) // HOP * HOP]), crop.samples, crop.grid)
+        found.append(features[torch.from_numpy(Rows.of(kind, np.array([len(wave)]), here).numbers[0])])
     return torch.stack(found)

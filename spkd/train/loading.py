@@ -101,6 +101,7 @@ class BatchLoader:
             batch.instance.to(device),
             batch.teacher_label.to(device),
             None if self.logits is None else self.logits.scale,
+            alignments={name: alignment.to(device) for name, alignment in batch.alignments.items()},
         )
         if self.miner is not None and self.mines_negatives:
             drawn = self.miner.negatives(self.batches.views(step), seed, step).part(

@@ -20,7 +20,7 @@ from spkd.config import chosen
 from spkd.device import resolve
 from spkd.errors import Interrupted, SpkdError, UsageError
 from spkd.files.atomic import writable_folder
-from spkd.networks.network import count_macs, count_parameters
+from spkd.networks.network import FRAME_LEVEL, count_macs, count_parameters
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.students import Checkpoint, Network, load_student, make_student, save_student
@@ -262,6 +262,7 @@ def build(task: Task, out: Path, ranks: Ranks = ALONE) -> Run:
         bucketed=config.sampler.name == "lengths",
         ranks=ranks,
         positives=miner.positives if miner and config.mining.positives else None,
+        level=network.levels.get(FRAME_LEVEL),
     )
     loader = BatchLoader(
         cache,
