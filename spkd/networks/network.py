@@ -59,9 +59,9 @@ class Network(nn.Module):
         self.levels = {name: level.after(self.input_kind, kind) for name, level in self.levels.items()}
         self.input_kind = kind
 
-    def features(self, waves: Tensor) -> Tensor:
-        """Its input features of waveforms (B, samples) at 16 kHz."""
-        return input_features(self.input_kind, waves)
+    def features(self, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Its input features of waveforms (B, samples) at 16 kHz; lengths as for `input_features`."""
+        return input_features(self.input_kind, waves, lengths)
 
     def forward(
         self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None

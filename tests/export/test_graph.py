@@ -21,6 +21,18 @@ def test_features_in_the_graph_are_those_of_training(toolkit: str, samples: int)
     assert (found - expected).abs().max() < 5e-3
 
 
+@pytest.mark.parametrize("name", ["tiny", "ssl"])
+def test_a_view_shorter_than_a_window_is_one_frame_as_everywhere(name: str) -> None:
+    network = build(name, channels=16, embedding=8).eval()
+    embedder, lengths = Embedder(network, waveform=True), torch.tensor([8000, 399, 100, 1])
+    batch = waves(4, 8000)
+    with torch.no_grad():
+        found = embedder(batch, lengths)
+        for row, length in enumerate(lengths.tolist()):
+            alone = network(network.features(batch[row : row + 1, :length]))["embedding"]
+            assert (found[row] - alone[0]).abs().max() < 1e-5, length
+
+
 @pytest.mark.parametrize("toolkit", FBANKS)
 def test_padding_changes_no_embedding(toolkit: str) -> None:
     network = build("tiny", channels=16, embedding=8)
