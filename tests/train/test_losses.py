@@ -63,6 +63,9 @@ def setting(
         other_levels=others,
         finetune_levels=tuned,
         finetune_label=label,
+        alignments={
+            "frames": Alignment.of(FRAMES, FRAMES, np.full(batch, 7760), Crop(np.zeros(batch, int), 7760)),
+        },
     )
     return student, inputs
 
@@ -379,7 +382,12 @@ def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
     targets = {name: values[order] for name, values in inputs.targets.items()}
     shuffled = LossInputs(
-        targets, inputs.label[order], inputs.instance[order], inputs.teacher_label[order], inputs.teacher_scale
+        targets,
+        inputs.label[order],
+        inputs.instance[order],
+        inputs.teacher_label[order],
+        inputs.teacher_scale,
+        alignments=inputs.alignments,
     )
     others = [{"embedding": inputs.other_levels[0]["embedding"][order]}]
     tuned = {"embedding": inputs.finetune_levels["embedding"][order]}
