@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spkd.corpus.audio import SAMPLE_RATE
+from spkd.errors import SpkdError
 from spkd.networks.network import Network
 from spkd.outputs.features import (
     FBANKS,
@@ -28,8 +29,8 @@ from spkd.outputs.target import EMBEDDING, Target
 
 BATCH = torch.export.Dim("batch", min=1, max=65_536)
 # Shortest inputs (frames, or samples) for which the exporter shows that one graph serves; networks that pool stretches
-# of frames need the second.
-SHORTEST = {False: (16, 256), True: (3200, 8000)}
+# of frames need the second, which is more than one stretch of CAM++ (100 of its frames, 200 of fbank).
+SHORTEST = {False: (16, 256), True: (3200, 256 * HOP + WINDOW)}
 FLOOR = torch.finfo(torch.float32).eps
 
 
@@ -113,8 +114,14 @@ def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedPr
         embedder: the student.
         lengths: whether it has a second input, the lengths (B,) of the views of a padded batch.
     Raises:
+        SpkdError: a network with recurrent layers.
         Exception: of many kinds, where torch cannot export the network.
     """
+    if recurrent := next((m for m in embedder.network.modules() if isinstance(m, nn.RNNBase)), None):
+        raise SpkdError(
+            f"it has a recurrent layer ({type(recurrent).__name__}), which torch exports for one length alone: take "
+            "convolutions or attention, or run it in Python from its folder (spkd.load)"
+        )
     example = embedder.example(4.0, batch=2)
     inputs: tuple[Tensor, ...] = (example,)
     if lengths:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spkd.export.graph import Embedder, Fbank
+from spkd.errors import SpkdError
+from spkd.export.graph import Embedder, Fbank, traced
+from spkd.networks.network import Network, describe
 from spkd.outputs.features import FBANKS, input_features
 from spkd.students import build
 
@@ -51,3 +53,33 @@ def test_a_student_of_the_waveform_drops_what_fills_no_frame() -> None:
     with torch.no_grad():
         expected = embedder.network(embedder.network.features(given))["embedding"]
         assert (embedder(given) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("channels", [16, 32])
+def test_cam_with_the_features_in_the_graph_is_exported_at_every_width(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.networks.campplus.DENSE", ((2, 1), (2, 2), (1, 2)))  # 52 layers take a minute
+    network = build("campplus", channels=channels, embedding=8).eval()
+    program = traced(Embedder(network, waveform=True)).module()
+    with torch.no_grad():
+        for samples in (41_360, 64_001):
+            given = waves(1, samples)
+            expected = network(network.features(given))["embedding"]
+            assert (program(given) - expected).abs().max() < 1e-4
+
+
+class Recurrent(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = describe(4, {"embedding": 4})
+        self.layer = torch.nn.GRU(80, 4, batch_first=True)
+
+    def run(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        frames = self.layer(features.transpose(1, 2))[0]
+        return {"frames": frames, "embedding": frames.mean(1)}
+
+
+def test_a_recurrent_network_is_refused_with_what_to_do() -> None:
+    with pytest.raises(SpkdError, match="a recurrent layer .GRU., which torch exports for one length alone: take"):
+        traced(Embedder(Recurrent(), waveform=True))
