@@ -119,16 +119,18 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def count_macs(network: Network, seconds: float = 1.0, features: Callable[[Tensor], Tensor] | None = None) -> int:
+def count_macs(
+    network: Network, seconds: float = 1.0, features: Callable[[Tensor, Tensor | None], Tensor] | None = None
+) -> int:
     """Multiply-accumulates of one view of so many seconds (convolutions, matrix products), features not counted.
 
     Args:
-        features: of waveforms (B, samples); None: the network's own.
+        features: of waveforms (B, samples) and their lengths; None: the network's own.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     training, device = network.training, next(network.parameters()).device
-    given = (features or network.features)(torch.zeros(1, round(seconds * SAMPLE_RATE), device=device))
+    given = (features or network.features)(torch.zeros(1, round(seconds * SAMPLE_RATE), device=device), None)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network.eval()(given)

@@ -83,7 +83,7 @@ def mirrored(waves: Tensor, lengths: Tensor | None) -> Tensor:
     last = torch.full((1, 1), count, device=waves.device) if lengths is None else lengths[:, None]
     steps = steps.remainder(2 * last)
     steps = torch.minimum(steps, 2 * last - 1 - steps)
-    return waves.gather(1, steps.expand(len(waves), -1))
+    return waves.gather(1, steps.expand(waves.shape[0], -1))
 
 
 def is_fbank(kind: Target) -> bool:

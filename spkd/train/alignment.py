@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -80,8 +80,8 @@ class Alignment:
         return self._map(lambda values: values.to(device, non_blocking=True))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Alignment:
-        values = (getattr(self, field.name) for field in fields(self))
-        return Alignment(*(change(value) if isinstance(value, Tensor) else value for value in values))
+        before, share, kept = (None if x is None else change(x) for x in (self.before, self.share, self.kept))
+        return Alignment(self.frames, self.shift, before, share, kept)
 
 
 def align(mine: Tensor, theirs: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor, Tensor | None]:
