@@ -1,10 +1,10 @@
 """Does a student that is its teacher have the frames of its own cache?
 
-A trained student is teacher and student at once, over synthetic speech; nothing is learnt. For each architecture, frames
+A trained student is teacher and student at once, over synthetic speech; nothing is learnt. Frames
 of crops are compared with the cached ones at the same times: in crops of whole utterances (view=full) and of views that
 the teacher has heard as such (view=crops), at every start, at three speeds, and in utterances that are repeated.
 
-What `multilevel` measures at a learning rate of nothing is printed in two ways: as in training, where batch-norm takes the
+What `multilevel` measures without learning is printed in two ways: as in training, where batch-norm takes the
 statistics of the batch, and as in use, where it has its own as the teacher had. In use, what remains in crops of whole
 utterances is context: the mean that a view is normalised by, and what lies beyond the ends of the crop.
 

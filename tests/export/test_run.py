@@ -71,7 +71,7 @@ def student(tmp_path: Path, corpus: Path, spkd: Callable) -> Path:
     [
         ("kaldi", [], "model.onnx"),
         ("sherpa", ["waveform=true"], "model.wave.onnx"),
-        ("sherpa", ["lengths=true"], "model.lengths.onnx"),
+        ("sherpa", ["onnx.lengths=true"], "model.lengths.onnx"),
     ],
 )
 def test_only_what_sherpa_onnx_computes_rightly_is_marked_as_its_own(

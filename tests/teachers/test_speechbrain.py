@@ -14,8 +14,8 @@ from torch import nn
 from spkd.errors import UsageError
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
-from spkd.teachers.speechbrain_features import Fbank, fbank
 from spkd.teachers.settings import ModelConfig
+from spkd.teachers.speechbrain_features import Fbank, fbank
 
 from ..conftest import HAS_SPEECHBRAIN
 from .fixed import fixed_wave
