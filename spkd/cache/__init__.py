@@ -4,9 +4,10 @@ from spkd.cache.background import Background
 from spkd.cache.card import Card, Part
 from spkd.cache.claims import claim_units, heartbeat
 from spkd.cache.codebook import Codebook
+from spkd.cache.crop import Crop, Rows
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache, Ragged
-from spkd.cache.source import CacheSource, Crop
+from spkd.cache.source import CacheSource
 from spkd.cache.verify import verify
 from spkd.cache.write import UnitWriter, finalize, initialise
 
@@ -20,6 +21,7 @@ __all__ = [
     "Part",
     "Plan",
     "Ragged",
+    "Rows",
     "UnitWriter",
     "claim_units",
     "finalize",

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from spkd.cache.card import Card
+from spkd.cache.crop import Crop
 from spkd.cache.folder import COMPLETE, CompletionRecord, commit_path, load_card, plan_path, shard_path
 from spkd.cache.layout import Shard, expect_shards, header_bytes, map_shard, row_format
 from spkd.cache.lock import hold
 from spkd.cache.plan import Plan
-from spkd.cache.source import Crop, SingleCache
+from spkd.cache.source import SingleCache
 from spkd.errors import SpkdError
 from spkd.files import digest
 from spkd.files.atomic import read_bytes
@@ -154,16 +155,14 @@ class Cache(SingleCache):
 
     def _gather(self, name: str, views: np.ndarray, crop: Crop | None, out: Tensor | None) -> Tensor:
         target = self.targets[name]
-        place, count = self._place(name)
-        first, counts = place[views], count[views]
-        height, skip = self.stretch(target, counts, crop)
+        first, rows = self._place(name)[0][views], self.rows(target, views, crop)
+        height = rows.height
         if out is None:
             out = self._empty(target, (len(views),) if target.hop is None else (len(views), height))
         array = out.numpy().reshape(len(views), height, -1)
         shards = self._mapped(target, self.plan.unit_of[views].tolist())
-        starts = first + skip
-        begins = starts.tolist()
-        if (starts + height <= first + counts).all():
+        begins = (first + rows.skip).tolist()
+        if rows.follow:
 
             def copy(a: int, b: int) -> None:
                 for i in range(a, b):
@@ -171,7 +170,7 @@ class Cache(SingleCache):
                     array[i] = shards[i].rows[at : at + height]
 
         else:
-            wrapped = first[:, None] + (skip[:, None] + np.arange(height)) % counts[:, None]
+            wrapped = first[:, None] + rows.numbers
 
             def copy(a: int, b: int) -> None:
                 for i in range(a, b):

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from spkd.cache.card import Card
 from spkd.cache.codebook import Codebook
 from spkd.cache.codec import make_codec
+from spkd.cache.crop import Crop, Rows
 from spkd.cache.folder import CODEC, HEAD
 from spkd.cache.plan import UNLABELLED, Plan
 from spkd.corpus.loader import ViewLoader
@@ -23,18 +23,6 @@ from spkd.errors import SpkdError, did_you_mean
 from spkd.outputs.head import STORED, Head
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.seeding import Purpose, random_state
-
-
-class Crop(NamedTuple):
-    """A stretch of each view of a batch, in samples at 16 kHz.
-
-    Attributes:
-        start: (B,) first sample.
-        samples: length, one for all.
-    """
-
-    start: np.ndarray
-    samples: int
 
 
 class CacheSource(ABC):
@@ -230,17 +218,16 @@ class SingleCache(CacheSource):
                 raise SpkdError(f"{self.name}: no target {name!r} in this cache{did_you_mean(name, self.names)}")
         return list(dict.fromkeys(name if name in self.targets else EMBEDDING for name in names))
 
-    def stretch(self, target: Target, counts: np.ndarray, crop: Crop | None) -> tuple[int, np.ndarray]:
-        """How many rows of a target each view gives, and the first of them within the view (B,).
+    def rows(self, target: Target, views: np.ndarray, crop: Crop | None) -> Rows:
+        """Which rows of a target are served of each view.
 
         Raises:
             SpkdError: views of different lengths without a crop.
         """
-        if target.hop is None:
-            return 1, np.zeros_like(counts)
-        if crop is not None:
-            # A crop may start beyond the last row of a target whose windows are longer than the crop.
-            return target.num_frames(crop.samples), crop.start // target.hop % counts
+        samples = self.plan.views.samples[views]
+        if target.hop is not None and crop is not None:
+            return Rows.of(target, samples, crop)
+        counts = np.asarray(target.num_frames(samples))
         if (counts != counts[0]).any():
             raise SpkdError(f"target {target.name}: views of different lengths need a crop")
-        return int(counts[0]), np.zeros_like(counts)
+        return Rows(np.zeros_like(counts), counts, int(counts[0]))

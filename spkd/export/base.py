@@ -51,7 +51,7 @@ class Export(ABC):
         settings: its own; see `Settings`.
     Attributes:
         Settings: dataclass of its own settings, where it has any.
-        file: name of the file, or folder, in the student's folder.
+        file: name of the file, or folder, in the student's folder; see `name`.
     """
 
     file: ClassVar[str]
@@ -61,6 +61,14 @@ class Export(ABC):
 
     def check(self, network: Network) -> None:  # noqa: B027  most formats take every network
         """Raises UsageError for settings that are missing, or a network that the format does not have."""
+
+    def name(self, waveform: bool) -> str:
+        """Name of the file in the student's folder, another one for another input.
+
+        Args:
+            waveform: whether the graph takes the waveform where it could take features.
+        """
+        return tagged(self.file, "wave") if waveform else self.file
 
     @abstractmethod
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
@@ -74,6 +82,12 @@ class Export(ABC):
             UsageError: a package is missing.
             SpkdError: the network cannot be exported, or its embeddings differ from the student's.
         """
+
+
+def tagged(file: str, tag: str) -> str:
+    """The name of a file with a tag before its suffixes: model.onnx -> model.wave.onnx."""
+    stem, dot, suffixes = file.partition(".")
+    return f"{stem}.{tag}{dot}{suffixes}"
 
 
 def checked(name: str, out: Path, embedder: Embedder, run: Run, seconds: Sequence[float] = CHECKED) -> Exported:

@@ -12,14 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from spkd.corpus.audio import SAMPLE_RATE
+from spkd.errors import SpkdError
 from spkd.networks.network import Network
-from spkd.outputs.features import FBANKS, HOP, WINDOW, frame_spectra, is_fbank, mel_filters
+from spkd.outputs.features import (
+    FBANKS,
+    HOP,
+    WAVE,
+    WINDOW,
+    frame_spectra,
+    is_fbank,
+    mel_filters,
+    mirrored,
+    without_padding,
+)
 from spkd.outputs.target import EMBEDDING, Target
 
 BATCH = torch.export.Dim("batch", min=1, max=65_536)
 # Shortest inputs (frames, or samples) for which the exporter shows that one graph serves; networks that pool stretches
-# of frames need the second.
-SHORTEST = {False: (16, 256), True: (3200, 8000)}
+# of frames need the second, which is more than one stretch of CAM++ (100 of its frames, 200 of fbank).
+SHORTEST = {False: (16, 256), True: (3200, 256 * HOP + WINDOW)}
 FLOOR = torch.finfo(torch.float32).eps
 
 
@@ -40,14 +51,13 @@ class Fbank(nn.Module):
 
     def forward(self, waves: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, samples) -> (B, T, 80)."""
-        if self._centred:
-            waves = _mirrored(waves, lengths)
+        waves = mirrored(waves, lengths) if self._centred else without_padding(waves, lengths)
         spectra = nn.functional.conv1d(waves[:, None], self.kernels, stride=HOP)
         real, imaginary = spectra.chunk(2, 1)
         return (self.filters @ (real.square() + imaginary.square())).clamp_min(FLOOR).log().transpose(1, 2)
 
     def num_frames(self, lengths: Tensor) -> Tensor:
-        return (lengths - self._kind.window) // HOP + 1
+        return self._kind.num_frames(lengths)
 
 
 class Samples(nn.Module):
@@ -55,10 +65,10 @@ class Samples(nn.Module):
 
     def forward(self, waves: Tensor, lengths: Tensor | None) -> Tensor:
         frames = waves.shape[1] // HOP
-        return waves[:, : frames * HOP].unflatten(1, (frames, HOP))
+        return without_padding(waves, lengths)[:, : frames * HOP].unflatten(1, (frames, HOP))
 
     def num_frames(self, lengths: Tensor) -> Tensor:
-        return lengths // HOP
+        return WAVE.num_frames(lengths)
 
 
 class Embedder(nn.Module):
@@ -97,18 +107,6 @@ def toolkit_of(kind: Target) -> str:
     return next(name for name, target in FBANKS.items() if target == kind)
 
 
-def _mirrored(waves: Tensor, lengths: Tensor | None) -> Tensor:
-    """Waves (B, samples) between mirror images of their ends, so that frames are centred on every 10 ms."""
-    count = waves.shape[1]
-    last = torch.full((1, 1), count) if lengths is None else lengths[:, None]
-    before = WINDOW // 2 - HOP // 2
-    # The last frame that is counted is the last one that a convolution of this length gives.
-    steps = torch.arange(-before, (count + HOP // 2) // HOP * HOP + WINDOW - HOP - before)[None]
-    steps = torch.where(steps < 0, -steps - 1, steps)
-    steps = torch.where(steps >= last, 2 * last - 1 - steps, steps).clamp_min(0)
-    return waves.gather(1, steps.expand(waves.shape[0], -1))
-
-
 def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedProgram:
     """The graph of an embedder, of any batch and length.
 
@@ -116,8 +114,14 @@ def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedPr
         embedder: the student.
         lengths: whether it has a second input, the lengths (B,) of the views of a padded batch.
     Raises:
+        SpkdError: a network with recurrent layers.
         Exception: of many kinds, where torch cannot export the network.
     """
+    if recurrent := next((m for m in embedder.network.modules() if isinstance(m, nn.RNNBase)), None):
+        raise SpkdError(
+            f"it has a recurrent layer ({type(recurrent).__name__}), which torch exports for one length alone: take "
+            "convolutions or attention, or run it in Python from its folder (spkd.load)"
+        )
     example = embedder.example(4.0, batch=2)
     inputs: tuple[Tensor, ...] = (example,)
     if lengths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from spkd.corpus.audio import AudioError, decode
-from spkd.corpus.manifest import Manifest, measure
+from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.errors import SpkdError, UsageError
 from spkd.export.base import Export, Exported, checked, in_torch, least_cosine, real_time_factor
 from spkd.export.graph import Embedder, quiet
@@ -20,6 +20,7 @@ from spkd.export.settings import Int8Settings
 from spkd.networks.network import Network
 
 CROP = 3.0  # s of each utterance: ranges of whole utterances would take memory without telling more
+MEASURED = 60.0  # s of other speech, on which the cosine with the student is measured
 QUANTISED = ("Conv", "MatMul", "Gemm")  # pooling and normalisation stay in floating point
 
 
@@ -38,27 +39,48 @@ class ONNXInt8(Export):
         try:
             write_onnx(embedder, whole, False, metadata)
             rows = [checked("onnx", whole, embedder, Session(whole))]
-            speech = speech_inputs(embedder, Manifest.load(self.settings.manifest), self.settings.speech)
-            quantise(embedder, whole, out, speech)
+            manifest = measure(Manifest.load(self.settings.manifest))[0]
+            others, speech = divided(manifest.utterances)
+            quantise(embedder, whole, out, speech_inputs(embedder, speech, manifest.source, self.settings.speech))
         finally:
             whole.unlink(missing_ok=True)
-        session, inputs = Session(out), [torch.from_numpy(x) for x in speech[:: max(len(speech) // 20, 1)]]
-        cosine = least_cosine(in_torch(embedder), session, inputs)
+        measured = speech_inputs(embedder, others, manifest.source, MEASURED)
+        session = Session(out)
+        cosine = least_cosine(in_torch(embedder), session, [torch.from_numpy(x) for x in measured])
         return [*rows, Exported("onnx-int8", out.stat().st_size, cosine, real_time_factor(session, embedder))]
 
 
-def speech_inputs(embedder: Embedder, manifest: Manifest, seconds: float) -> list[np.ndarray]:
-    """Inputs of the graph from utterances spread over a manifest, until there are so many seconds.
+def divided(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
+    """The utterances of a second or more of a fifth of the speakers, on which the cosine is measured, and those of the
+    others, which fix the ranges; shuffled. Utterances without a speaker, or all of one speaker, count as speakers of
+    their own.
+    """
+    random = np.random.RandomState(0)
+    long = [utterance for utterance in utterances if (utterance.duration or 0) >= 1.0]
+    names = [utterance.speaker or utterance.id for utterance in long]
+    if len(set(names)) == 1:
+        names = [utterance.id for utterance in long]
+    groups = random.permutation(sorted(set(names))).tolist()
+    held = set(groups[: max(len(groups) // 5, 1)])
+    order = random.permutation(len(long)).tolist()
+    return [long[i] for i in order if names[i] in held], [long[i] for i in order if names[i] not in held]
 
+
+def speech_inputs(embedder: Embedder, utterances: Sequence[Utterance], source: str, seconds: float) -> list[np.ndarray]:
+    """Inputs of the graph from utterances, until there are so many seconds.
+
+    Args:
+        embedder: of the student.
+        utterances: of a second or more.
+        source: the manifest, for messages.
+        seconds: how much speech.
     Raises:
         SpkdError: none can be loaded.
     """
-    utterances, total, found = measure(manifest)[0].utterances, 0.0, []
-    order = np.random.RandomState(0).permutation(len(utterances))
-    for index in order.tolist():
-        utterance = utterances[index]
-        if total >= seconds or (utterance.duration or 0) < 1.0:
-            continue
+    total, found = 0.0, []
+    for utterance in utterances:
+        if total >= seconds:
+            break
         try:
             wave = decode(
                 utterance.path, utterance.start, min(CROP, utterance.duration or CROP), utterance.channel
@@ -69,7 +91,9 @@ def speech_inputs(embedder: Embedder, manifest: Manifest, seconds: float) -> lis
         found.append((waves if embedder.front_end is not None else embedder.network.features(waves)).numpy())
         total += len(wave) / 16_000
     if not found:
-        raise SpkdError(f"{manifest.source}: no utterance of a second or more can be loaded")
+        raise SpkdError(
+            f"{source}: needs two utterances of a second or more that can be loaded, better of two speakers"
+        )
     return found
 
 

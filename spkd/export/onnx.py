@@ -12,12 +12,13 @@ from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.export.base import Export, Exported, checked
+from spkd.export.base import Export, Exported, checked, tagged
 from spkd.export.graph import Embedder, quiet, toolkit_of, traced
 from spkd.export.settings import ONNXSettings
 from spkd.files.atomic import write_bytes
-from spkd.outputs.features import is_fbank
+from spkd.outputs.features import FBANKS, is_fbank
 from spkd.outputs.target import EMBEDDING
+from spkd.progress import log
 
 OPSET = 20
 NAMES = {False: "feats", True: "wave"}  # of the input, by whether it is the waveform; WeSpeaker's convention
@@ -30,8 +31,16 @@ class ONNX(Export):
     Settings = ONNXSettings
     file = "model.onnx"
 
+    def name(self, waveform: bool) -> str:
+        return tagged(super().name(waveform), "lengths") if self.settings.lengths else super().name(waveform)
+
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         write_onnx(embedder, out, self.settings.lengths, metadata)
+        if not sherpa_metadata(embedder, self.settings.lengths):
+            log(
+                f"note: {out} is not for sherpa-onnx, which computes features in its own way: for phones train with "
+                "student.features=sherpa, and export without waveform and lengths"
+            )
         return [checked("onnx", out, embedder, Session(out))]
 
 
@@ -62,7 +71,7 @@ def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str,
     model = exported.model_proto
     _name_dimensions(model, ["batch", "samples" if waveform else "frames"])
     del model.metadata_props[:]
-    for key, value in metadata.items():
+    for key, value in (metadata | sherpa_metadata(embedder, lengths)).items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
     write_bytes(out, model.SerializeToString())
@@ -81,7 +90,7 @@ def _name_dimensions(model: Any, names: list[str]) -> None:
 
 
 def metadata_of(embedder: Embedder, model: dict[str, Any], calibration: dict[str, Any] | None) -> dict[str, str]:
-    """What a runtime and a person need to know of the file: sherpa-onnx's keys, and spkd's own.
+    """What a runtime and a person need to know of the file.
 
     Args:
         model: url, licence, and whatever describes the student.
@@ -90,21 +99,28 @@ def metadata_of(embedder: Embedder, model: dict[str, Any], calibration: dict[str
     kind = embedder.network.input_kind
     toolkit = toolkit_of(kind) if is_fbank(kind) else "waveform"
     found = {
-        "framework": "3d-speaker" if toolkit == "3d-speaker" else "wespeaker",
-        "language": "not stated",  # sherpa-onnx refuses empty values
         "url": str(model.get("url") or "not stated"),
         "comment": "trained by spkd",
         "sample_rate": str(SAMPLE_RATE),
         "output_dim": str(embedder.network.levels[EMBEDDING].dim),
-        # Whether samples are in [-1, 1] rather than 16-bit integers.
-        "normalize_samples": "1" if toolkit == "3d-speaker" else "0",
-        "feature_normalize_type": "global-mean",
         "spkd_features": "waveform" if embedder.front_end is not None else toolkit,
         "spkd_card": json.dumps(model, ensure_ascii=False),
     }
     if calibration is not None:
         found["spkd_calibration"] = json.dumps(calibration, ensure_ascii=False)
     return found
+
+
+def sherpa_metadata(embedder: Embedder, lengths: bool) -> dict[str, str]:
+    """What makes sherpa-onnx load a graph; nothing for graphs to which it would give other features or inputs."""
+    if embedder.network.input_kind != FBANKS["sherpa"] or embedder.front_end is not None or lengths:
+        return {}
+    return {
+        "framework": "wespeaker",
+        "language": "not stated",  # sherpa-onnx refuses empty values
+        "normalize_samples": "0",  # 16-bit integers
+        "feature_normalize_type": "global-mean",
+    }
 
 
 class Session:

@@ -47,7 +47,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     if config.trials and not config.trials_manifest:
         raise UsageError("trials: name the manifest of their audio (trials_manifest=FILE)")
     written.check(network)
-    out = Path(config.out or Path(folder) / written.file)
+    out = Path(config.out or Path(folder) / written.name(config.waveform))
     out.parent.mkdir(parents=True, exist_ok=True)
     embedder = Embedder(network, config.waveform or not is_fbank(network.input_kind))
     card = {
@@ -65,12 +65,13 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
 
 
 def _calibration(folder: str, config: ExportConfig) -> dict[str, Any] | None:
-    """The calibration that goes with the model: without the names of its speakers, who are nobody's business there."""
+    """The calibration that goes with the model: without the names of its speakers and the place of its list, which are
+    nobody's business there."""
     path = Path(config.calibration) if config.calibration else Path(folder) / FILE
     if not config.calibration and not path.is_file():
         return None
     tree = Calibration.of_student(path, digest.of_file(Path(folder) / WEIGHTS)).to_json()
-    tree["trained_on"] = tree["trained_on"] | {"speakers": []}
+    tree["trained_on"] = tree["trained_on"] | {"speakers": [], "trials": "its list"}
     return tree
 
 

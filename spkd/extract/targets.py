@@ -60,4 +60,5 @@ def extract_targets(
     them. float32, or float16 those in `halves`. Frames that come from padding are undefined."""
     names = [t.name for t in targets if t.name not in FEATURES]
     outputs = teacher.extract(batch.waves, names, halves, batch.lengths)
-    return outputs | {t.name: input_features(t, batch.waves).numpy() for t in targets if t.name in FEATURES}
+    kinds = [target for target in targets if target.name in FEATURES]
+    return outputs | {kind.name: input_features(kind, batch.waves, batch.lengths).numpy() for kind in kinds}

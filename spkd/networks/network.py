@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,16 +56,12 @@ class Network(nn.Module):
 
     def take(self, kind: Target) -> None:
         """Take the fbank of another toolkit, whose windows shift those of the frames."""
-        moved = kind.window - self.input_kind.window
+        self.levels = {name: level.after(self.input_kind, kind) for name, level in self.levels.items()}
         self.input_kind = kind
-        self.levels = {
-            name: level if level.hop is None else replace(level, window=level.window + moved)
-            for name, level in self.levels.items()
-        }
 
-    def features(self, waves: Tensor) -> Tensor:
-        """Its input features of waveforms (B, samples) at 16 kHz."""
-        return input_features(self.input_kind, waves)
+    def features(self, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Its input features of waveforms (B, samples) at 16 kHz; lengths as for `input_features`."""
+        return input_features(self.input_kind, waves, lengths)
 
     def forward(
         self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None
@@ -124,16 +119,18 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def count_macs(network: Network, seconds: float = 1.0, features: Callable[[Tensor], Tensor] | None = None) -> int:
+def count_macs(
+    network: Network, seconds: float = 1.0, features: Callable[[Tensor, Tensor | None], Tensor] | None = None
+) -> int:
     """Multiply-accumulates of one view of so many seconds (convolutions, matrix products), features not counted.
 
     Args:
-        features: of waveforms (B, samples); None: the network's own.
+        features: of waveforms (B, samples) and their lengths; None: the network's own.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     training, device = network.training, next(network.parameters()).device
-    given = (features or network.features)(torch.zeros(1, round(seconds * SAMPLE_RATE), device=device))
+    given = (features or network.features)(torch.zeros(1, round(seconds * SAMPLE_RATE), device=device), None)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network.eval()(given)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu, layer_norm
+from torch.nn.functional import elu, layer_norm, pad
 
 from spkd.errors import UsageError, first_line
 from spkd.networks import padding
@@ -152,7 +152,7 @@ class SSLStudent(Network):
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         samples = None if lengths is None else lengths * WAVE.dim
-        hidden, lengths = self.hidden(features.flatten(1), samples), self.convolutions.steps(samples)
+        hidden, lengths = self.hidden(features.flatten(1), samples), self._steps(samples)
         weights = self.layer_weights.softmax(0)
         mixed = sum(weight * layer for weight, layer in zip(weights, hidden, strict=True))
         assert isinstance(mixed, Tensor)
@@ -165,8 +165,14 @@ class SSLStudent(Network):
         else:
             variance, mean = padding.var_mean(waves, lengths)
             waves = padding.mask((waves - mean) / (variance + 1e-5).sqrt(), lengths)
-        x = self.project(self.convolutions(waves, lengths))
-        return self.transformer(x, self.convolutions.steps(lengths))
+        if waves.shape[1] < WINDOW:
+            waves = pad(waves, (0, WINDOW - waves.shape[1]))
+        whole = None if lengths is None else lengths.clamp_min(WINDOW)
+        return self.transformer(self.project(self.convolutions(waves, whole)), self._steps(lengths))
+
+    def _steps(self, samples: Tensor | None) -> Tensor | None:
+        """Frames of views of so many samples; a view shorter than one window is one, with zeros behind it."""
+        return None if samples is None else self.convolutions.steps(samples.clamp_min(WINDOW))
 
     def _take(self, adapted: Tensor | None) -> None:
         for layer in self.transformer.layers:

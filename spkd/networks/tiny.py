@@ -30,7 +30,7 @@ class Separable(nn.Module):
 class Tiny(Network):
     """A strided convolution to 50 frames a second, six depthwise-separable blocks, statistics pooling, one linear.
 
-    Convolutions, ReLU, batch-norm (folded at export) and two moments: what integer runtimes have. This project's own;
+    Convolutions, ReLU, batch-norm and two moments: what integer runtimes have. This project's own;
     C = 96 has 0.19 M parameters.
 
     Levels: frames (B, T / 2, 2C), stats (B, 4C), embedding (B, E).

@@ -30,38 +30,60 @@ FBANKS = {
     "kaldi": FBANK,
     "wespeaker": Target("fbank.wespeaker", MELS, HOP, WINDOW),  # Hamming window, 16-bit scale
     "3d-speaker": Target("fbank.3d-speaker", MELS, HOP, WINDOW),  # Povey window, samples in [-1, 1]
-    # Frames centred on each 10 ms, mirrored at the edges: half a hop decides how many there are.
-    "sherpa": Target("fbank.sherpa", MELS, HOP, HOP // 2),
+    # Windows of 25 ms around the middle of each 10 ms, mirrored at the edges: 10 ms that are half full give a frame.
+    "sherpa": Target("fbank.sherpa", MELS, HOP, HOP // 2, centre=HOP // 2),
 }
 WAVE = Target("wave", HOP, HOP, HOP)  # the samples themselves, HOP in a row: a crop at whole hops takes exactly its own
 FEATURES = {target.name: target for target in (*FBANKS.values(), WAVE)}
 
 
-def input_features(kind: Target, waves: Tensor) -> Tensor:
+def input_features(kind: Target, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
     """One of FEATURES of waveforms (B, samples): (B, frames, dim). Samples that do not fill the last frame are
-    dropped."""
+    dropped; a waveform shorter than one window is one frame, with zeros behind it.
+
+    Args:
+        lengths: (B,) samples of each, where shorter ones are padded (default: all are valid). The frames of each are
+            then those that it has alone; the ones that come from padding are undefined.
+    """
     if is_fbank(kind):
-        return fbank_of(next(name for name, target in FBANKS.items() if target.name == kind.name), waves)
+        toolkit = next(name for name, target in FBANKS.items() if target.name == kind.name)
+        return fbank_of(toolkit, waves, lengths=lengths)
     frames = kind.num_frames(waves.shape[1])
+    waves = without_padding(waves, lengths)
     return pad(waves, (0, max(frames * HOP - waves.shape[1], 0)))[:, : frames * HOP].unflatten(1, (frames, HOP))
 
 
-def fbank_of(toolkit: str, waves: Tensor, mels: int = MELS) -> Tensor:
-    """The fbank of one of FBANKS, (B, frames, mels)."""
+def fbank_of(toolkit: str, waves: Tensor, mels: int = MELS, lengths: Tensor | None = None) -> Tensor:
+    """The fbank of one of FBANKS, (B, frames, mels); lengths as for `input_features`."""
     if toolkit == "sherpa":
-        return _sherpa_fbank(waves, mels)
+        # What sherpa-onnx computes on the phone: kaldi-native-fbank without snip-edges, filters from 20 to 7600 Hz.
+        return fbank(mirrored(waves, lengths), povey(waves.device), INT16, mels, SHERPA_HIGH_HZ)
     window = hamming if toolkit == "wespeaker" else povey
+    waves = without_padding(waves, lengths)
+    waves = pad(waves, (0, max(WINDOW - waves.shape[-1], 0)))
     return fbank(waves, window(waves.device), 1.0 if toolkit == "3d-speaker" else INT16, mels)
 
 
-def _sherpa_fbank(waves: Tensor, mels: int) -> Tensor:
-    """What sherpa-onnx computes on the phone (kaldi-native-fbank without snip-edges, filters from 20 to 7600 Hz), of
-    16-bit samples: (B, (samples + 80) // 160, mels)."""
+def without_padding(waves: Tensor, lengths: Tensor | None) -> Tensor:
+    """Waves (B, samples) with zeros for what is behind each: the window of one that is shorter reaches there."""
+    if lengths is None:
+        return waves
+    return torch.where(torch.arange(waves.shape[1], device=waves.device) < lengths[:, None], waves, 0.0)
+
+
+def mirrored(waves: Tensor, lengths: Tensor | None) -> Tensor:
+    """Waves (B, samples) between mirror images of their ends, as long as (samples + 80) // 160 windows around the
+    middle of every 10 ms, and at least one, take. Short ones are mirrored again and again, as in Kaldi
+    (feature-window.cc, ExtractWindow)."""
+    count = waves.shape[1]
     before = WINDOW // 2 - HOP // 2
-    count = FBANKS["sherpa"].num_frames(waves.shape[-1])
-    after = max((count - 1) * HOP + WINDOW - before - waves.shape[-1], 0)
-    first, last = waves[..., :before].flip(-1), waves[..., waves.shape[-1] - after :].flip(-1)
-    return fbank(torch.cat([first, waves, last], -1), povey(waves.device), INT16, mels, SHERPA_HIGH_HZ)[:, :count]
+    # A graph that is exported does not know the length: no comparison with it.
+    after = (count + HOP // 2) // HOP * HOP + WINDOW - HOP if count >= HOP // 2 else WINDOW
+    steps = torch.arange(-before, after - before, device=waves.device)[None]
+    last = torch.full((1, 1), count, device=waves.device) if lengths is None else lengths[:, None]
+    steps = steps.remainder(2 * last)
+    steps = torch.minimum(steps, 2 * last - 1 - steps)
+    return waves.gather(1, steps.expand(waves.shape[0], -1))
 
 
 def is_fbank(kind: Target) -> bool:

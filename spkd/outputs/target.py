@@ -19,15 +19,16 @@ LOGITS = "logits"
 class Target:
     """One vector of `dim` numbers per view, or, where `hop` is set, one per `hop` samples.
 
-    Frame i of a frame-level target was computed from samples [i * hop, i * hop + window) of the view (window 0:
-    centred on sample i * hop). Views shorter than one window still give one frame.
+    Frame i of a frame-level target stands for the time i * hop + centre of the view. There are as many frames as
+    windows of so many samples fit, `hop` apart: 1 + (samples - window) // hop, and at least one.
 
     Attributes:
         name: unique within a teacher; it is also the name of a folder.
         dim: numbers in a vector.
         hop: samples between frames; None at utterance level.
-        window: samples of which a frame is made.
+        window: samples of the first frame's window; 0 where windows are centred on their first sample.
         codec: how the numbers are stored; spkd.registry.CODECS lists the choices.
+        centre: sample on which the first frame is centred; None: the middle of its window.
     """
 
     name: str
@@ -35,6 +36,12 @@ class Target:
     hop: int | None = field(default=None, metadata={"low": 1, "high": 10**9})
     window: int = field(default=0, metadata={"low": 0, "high": 10**9})
     codec: str = "float16"
+    centre: int | None = field(default=None, metadata={"low": 0, "high": 10**9})
+
+    @property
+    def middle(self) -> float:
+        """Sample on which the first frame is centred."""
+        return self.window / 2 if self.centre is None else self.centre
 
     @property
     def rate(self) -> float | None:
@@ -63,5 +70,17 @@ class Target:
         """The same target under another codec."""
         return replace(self, codec=codec)
 
+    def after(self, taken: Target, given: Target) -> Target:
+        """The same frames of a network that is given other input features than the ones it was described with.
+
+        Args:
+            taken, given: the input features before and now.
+        """
+        if self.hop is None:
+            return self
+        centre = self.middle + given.middle - taken.middle
+        window = self.window + given.window - taken.window
+        return replace(self, window=window, centre=None if centre == window / 2 else round(centre))
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"rate_hz": self.rate}
+        return {k: v for k, v in asdict(self).items() if v is not None or k == "hop"} | {"rate_hz": self.rate}

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.networks import padding
-from spkd.outputs.features import FBANKS, HOP, MELS, PREEMPHASIS, WINDOW, slaney_filters
+from spkd.outputs.features import FBANKS, HOP, MELS, PREEMPHASIS, WINDOW, slaney_filters, without_padding
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
@@ -143,7 +143,7 @@ class GraphInput:
 
     def feed(self, waves: Tensor) -> dict[str, np.ndarray]:
         """Values of all inputs for waveforms (B, samples)."""
-        values = waves if self.front_end is None else self.front_end.compute(waves)
+        values = waves if self.front_end is None else self.front_end.compute(waves, None)
         count = values.shape[1]
         if self.front_end is not None:
             values = pad(values, (0, 0, 0, -count % self.multiple))
@@ -299,9 +299,10 @@ def _bands(source: str, described: dict[str, str]) -> int:
 def _centred(front_end: FrontEnd) -> FrontEnd:
     """Features minus their mean over a view."""
 
-    def compute(waves: Tensor) -> Tensor:
-        bank = front_end.compute(waves)
-        return bank - bank.mean(1, keepdim=True)
+    def compute(waves: Tensor, lengths: Tensor | None) -> Tensor:
+        bank = front_end.compute(waves, lengths)
+        counts = None if lengths is None else front_end.frames.num_frames(lengths)
+        return bank - padding.mean(bank.transpose(1, 2), counts).transpose(1, 2)
 
     return replace(front_end, compute=compute)
 
@@ -407,24 +408,28 @@ def nemo_front_end(mels: int) -> FrontEnd:
     """NeMo's own features."""
     words = f"{mels}-mel fbank of NeMo, normalised per band and view"
 
-    def compute(waves: Tensor) -> Tensor:
-        return nemo_fbank(waves, mels)
+    def compute(waves: Tensor, lengths: Tensor | None) -> Tensor:
+        return nemo_fbank(waves, mels, lengths)
 
     return FrontEnd(Target("fbank.nemo", mels, HOP, 0), compute, words)
 
 
-def nemo_fbank(waves: Tensor, mels: int) -> Tensor:
+def nemo_fbank(waves: Tensor, mels: int, lengths: Tensor | None = None) -> Tensor:
     """NeMo's AudioToMelSpectrogramPreprocessor (its defaults for speakers, no dither): pre-emphasis 0.97, centred
     windows of 25 ms (Hann) every 10 ms, 512 points, power, Slaney's filters, log(x + 2^-24), every band to zero mean
     and unit deviation of the sample.
 
+    Args:
+        waves: (B, samples).
+        mels: bands.
+        lengths: (B,) samples of each, where shorter ones are padded (default: all are valid).
     Returns:
         (B, 1 + samples // 160, mels).
     """
-    waves = torch.cat([waves[:, :1], waves[:, 1:] - PREEMPHASIS * waves[:, :-1]], 1)
+    waves = without_padding(torch.cat([waves[:, :1], waves[:, 1:] - PREEMPHASIS * waves[:, :-1]], 1), lengths)
     window = torch.hann_window(WINDOW, periodic=False, device=waves.device)
     spectrum = torch.stft(waves, 512, HOP, WINDOW, window, True, "constant", return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()
     bands = (slaney_filters(mels, 512).to(waves.device) @ power + 2.0**-24).log()
-    variance, mean = padding.var_mean(bands, None, correction=1)
+    variance, mean = padding.var_mean(bands, None if lengths is None else 1 + lengths // HOP, correction=1)
     return ((bands - mean) / (variance.sqrt() + 1e-5)).transpose(1, 2)

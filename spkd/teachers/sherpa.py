@@ -91,9 +91,10 @@ def _of_kaldi(keys: _Metadata) -> FrontEnd:
     small = keys.number("normalize_samples", 0, 1) == 1
     centred = keys.choice("feature_normalize_type", "", ("", "global-mean")) == "global-mean"
 
-    def compute(waves: Tensor) -> Tensor:
-        bank = fbank_of("sherpa", waves / INT16 if small else waves)
-        return bank - bank.mean(1, keepdim=True) if centred else bank
+    def compute(waves: Tensor, lengths: Tensor | None) -> Tensor:
+        bank = fbank_of("sherpa", waves / INT16 if small else waves, lengths=lengths)
+        counts = None if lengths is None else FBANKS["sherpa"].num_frames(lengths)
+        return bank - padding.mean(bank.transpose(1, 2), counts).transpose(1, 2) if centred else bank
 
     words = (
         f"{MELS}-mel fbank of sherpa-onnx (centred frames, 20 to 7600 Hz) of samples in "
@@ -113,7 +114,7 @@ def _of_nemo(keys: _Metadata) -> FrontEnd:
     if not bool((slaney_filters(mels, points, SHERPA_HIGH_HZ).amax(1) > 0).all()):
         raise UsageError(f"{keys.source}: {mels} bands of windows of {size} ms are too many: some filters are empty")
 
-    def compute(waves: Tensor) -> Tensor:
+    def compute(waves: Tensor, _: Tensor | None) -> Tensor:
         bank = nemo_bank(waves, window, hop, window_type, mels)
         return per_feature(bank) if normalised else bank
 
@@ -121,7 +122,7 @@ def _of_nemo(keys: _Metadata) -> FrontEnd:
         f"{mels}-mel fbank of sherpa-onnx for NeMo ({window_type} window, 0 to 7600 Hz), {size}/{stride} ms, "
         f"{'normalised per band and view' if normalised else 'not normalised'}"
     )
-    return FrontEnd(Target("fbank.sherpa-nemo", mels, hop, window), compute, words)
+    return FrontEnd(Target("fbank.sherpa-nemo", mels, hop, window), compute, words, not normalised)
 
 
 def nemo_bank(waves: Tensor, window: int, hop: int, window_type: str, mels: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.functional import conv1d, pad
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
+from spkd.networks import padding
 from spkd.outputs.features import HOP
 from spkd.outputs.target import Target
 from spkd.teachers.hyperpyyaml import Hyperparams, Section
@@ -86,8 +87,8 @@ def front_end_of(file: Hyperparams) -> FrontEnd:
     section.only("length_dim", 1, 1)
     scaled, least = section.flag("std_norm", True), section.number("epsilon", 1e-10, 0.0, 1e3)
 
-    def compute(waves: Tensor) -> Tensor:
-        features = fbank(waves, bank)
+    def compute(waves: Tensor, lengths: Tensor | None) -> Tensor:
+        features = fbank(waves, bank, lengths)
         return unit_deviation(features, least) if scaled else features
 
     size = bank.window * 1000 / SAMPLE_RATE
@@ -133,12 +134,15 @@ def _fbank_of(section: Section) -> Fbank:
     return bank
 
 
-def fbank(waves: Tensor, bank: Fbank) -> Tensor:
+def fbank(waves: Tensor, bank: Fbank, lengths: Tensor | None = None) -> Tensor:
     """Centred windows (Hamming) every 10 ms, edges of zeros, power, filters, 10 log10, not lower than 80 dB below the
     loudest number of the view; then derivatives and context.
 
     Args:
-        waves: (B, samples); zeros behind a shorter view change none of its bands.
+        waves: (B, samples).
+        bank: settings.
+        lengths: (B,) samples of each, where shorter ones are padded with zeros: frames behind a view are not its
+            loudest, and its bands are those that it has alone.
     Returns:
         (B, 1 + samples // 160, dim).
     """
@@ -146,7 +150,10 @@ def fbank(waves: Tensor, bank: Fbank) -> Tensor:
     spectrum = torch.stft(waves.float(), bank.points, HOP, bank.window, window, True, "constant", return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()
     decibels = 10 * (power.transpose(1, 2) @ _filters(bank).to(waves.device)).clamp_min(LEAST).log10()
-    features = decibels.maximum(decibels.amax((1, 2), keepdim=True) - TOP_DB)
+    loudest = decibels.amax(2)
+    if lengths is not None:
+        loudest = loudest.masked_fill(~padding.valid(loudest, 1 + lengths // HOP), -torch.inf)
+    features = decibels.maximum(loudest.amax(1)[:, None, None] - TOP_DB)
     if bank.deltas:
         first = _derivative(features)
         features = torch.cat([features, first, _derivative(first)], 2)

@@ -33,13 +33,13 @@ class FrontEnd:
 
     Attributes:
         frames: their window and hop.
-        compute: waveforms (B, samples) -> (B, T, F).
+        compute: waveforms (B, samples), and the lengths (B,) of padded ones or None -> (B, T, F).
         words: what it is, for the card.
         takes_lengths: whether the features of a padded view are those that it has alone.
     """
 
     frames: Target
-    compute: Callable[[Tensor], Tensor]
+    compute: Callable[[Tensor, Tensor | None], Tensor]
     words: str
     takes_lengths: bool = True
 
@@ -56,7 +56,7 @@ def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
     }
     return FrontEnd(
         replace(FBANKS[kind], dim=mels),
-        lambda waves: fbank_of(kind, waves, mels),
+        lambda waves, lengths: fbank_of(kind, waves, mels, lengths),
         f"{words[kind]}, 25/10 ms, mean-normalised per view",
     )
 
@@ -68,11 +68,8 @@ class NetworkTeacher(Teacher):
         self.network, self.front_end, self.head, self.device = network.to(device).eval(), front_end, head, device
         self.num_parameters = count_parameters(network)
         self.takes_lengths = network.takes_lengths and front_end.takes_lengths
-        moved = front_end.frames.window - network.input_kind.window
-        self.targets = {
-            name: level if level.hop is None else replace(level, window=level.window + moved)
-            for name, level in network.levels.items()
-        }
+        given = front_end.frames
+        self.targets = {name: level.after(network.input_kind, given) for name, level in network.levels.items()}
         if head is not None:
             self.targets[LOGITS] = Target(LOGITS, len(head.classes))
         self.min_samples = max(WINDOW, *(target.window for target in self.targets.values()))
@@ -80,7 +77,7 @@ class NetworkTeacher(Teacher):
 
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
         counts = None if lengths is None else self.front_end.frames.num_frames(lengths)
-        outputs = self.network(self.front_end.compute(waves), lengths=counts)
+        outputs = self.network(self.front_end.compute(waves, lengths), lengths=counts)
         if self.head is not None and LOGITS in names:
             outputs[LOGITS] = self.head.logits(outputs[EMBEDDING])
         return outputs

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spkd.cache import CacheSource, Crop
+from spkd.cache import CacheSource, Crop, Rows
 from spkd.corpus.audio import SAMPLE_RATE, AudioError, change_speed
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.loader import ViewLoader
@@ -18,6 +18,7 @@ from spkd.errors import SpkdError
 from spkd.outputs.features import HOP, input_features
 from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state, seed_of
+from spkd.train.alignment import Alignment
 from spkd.train.labels import Groups, Labels
 
 Order = Callable[[int], np.ndarray]  # epoch -> its views in order, batch after batch
@@ -87,12 +88,14 @@ class CropPlan:
             None: they never have.
         to_shortest: whether the crops of a batch are no longer than its shortest view.
         positives: another view for each of some, from which further crops are cut; None: one of the same instance.
+        level: the student's frames, where they meet frames of the teacher; None: none do.
     """
 
     seconds: tuple[float, ...]
     later: tuple[int, float] | None = None
     to_shortest: bool = False
     positives: Positives | None = None
+    level: Target | None = None
 
     def samples(self, which: int, step: int) -> int:
         """Length of a crop number `which` at a step."""
@@ -115,6 +118,7 @@ class HostBatch:
         crops           [{"fbank": (B, 200, 80) fp16, "embedding": (B, 192) fp16, "frames": (B, 100, 512) fp16},
                          {"fbank": (B, 200, 80) fp16}]
         other_instance  [(B,) int64], of each crop after the first
+        alignments      {"frames": Alignment}, how the student's frames meet the teacher's
     """
 
     views: Tensor
@@ -123,10 +127,12 @@ class HostBatch:
     teacher_label: Tensor
     crops: list[dict[str, Tensor]] = field(default_factory=list)
     other_instance: list[Tensor] = field(default_factory=list)
+    alignments: dict[str, Alignment] = field(default_factory=dict)
 
     def pin_memory(self) -> HostBatch:
         """The loader calls this where there is CUDA."""
         self.crops = [{name: values.pin_memory() for name, values in crop.items()} for crop in self.crops]
+        self.alignments = {name: alignment.pin_memory() for name, alignment in self.alignments.items()}
         return self
 
 
@@ -148,19 +154,25 @@ class StepBatches(Dataset):
         self.order = order
         self.part = slice(0, order.batch_size) if part is None else part
         self._positives = crops.positives
+        targets = ((name, content.cache.target(name)) for name in content.targets)
+        self._frames = {name: target for name, target in targets if target.hop is not None}
+        # A student with fewer frames than its input has the same ones only where a crop starts at one of them.
+        level = crops.level
+        self._grid = level.hop if self._frames and level and level.hop and level.hop % HOP == 0 else HOP
         if len(crops.seconds) > 1 and crops.positives is None:
             self._positives = Groups.of(content.labels.instance, content.cache.usable_views).same
 
     def crop(self, step: int, views: np.ndarray, which: int = 0) -> Crop:
-        """Where each view is cropped: at whole hops, so that cached frames match to the sample."""
+        """Where each view is cropped: at whole hops of the input features, so that cached ones are exactly the crop's,
+        and where frames meet, of the student's frames."""
         random, lengths = random_state(Purpose.CROP, self._seed, step, which), self._content.cache.plan.views.samples
         # Length: that of the plan, or of the shortest view, in whole hops.
         samples = self._crops.samples(which, step)
         if self._crops.to_shortest:
             samples = min(samples, max(int(lengths[views].min()) // HOP * HOP, HOP))
         # Start: any hop from which the crop fits; the first one where the view is shorter.
-        starts = np.maximum(lengths[views] - samples, 0) // HOP + 1
-        return Crop((random.random_sample(len(views)) * starts).astype(np.int64) * HOP, samples)
+        starts = np.maximum(lengths[views] - samples, 0) // self._grid + 1
+        return Crop((random.random_sample(len(views)) * starts).astype(np.int64) * self._grid, samples, self._grid)
 
     def __getitem__(self, step: int) -> HostBatch:
         # Random numbers are drawn for the whole batch, so that they do not depend on the number of ranks.
@@ -174,7 +186,18 @@ class StepBatches(Dataset):
             torch.from_numpy(teacher_label[views] if len(teacher_label) else views[:0]),
             [self._stored(step, every, 0), *(self._stored(step, other, n) for n, other in enumerate(others, 1))],
             [torch.from_numpy(labels.instance[other[self.part]]) for other in others],
+            self._alignments(step, every),
         )
+
+    def _alignments(self, step: int, every: np.ndarray) -> dict[str, Alignment]:
+        """How the student's frames of the first crops of this rank's views meet those of each target."""
+        level = self._crops.level
+        if level is None or not self._frames:
+            return {}
+        views, crop = every[self.part], self.crop(step, every)
+        samples = self._content.cache.plan.views.samples[views]
+        part = Crop(crop.start[self.part], crop.samples, crop.grid)
+        return {name: Alignment.of(level, target, samples, part) for name, target in self._frames.items()}
 
     def _further(self, step: int, every: np.ndarray, which: int) -> np.ndarray:
         """(B,): the view from which crop number `which` of each view is cut."""
@@ -185,7 +208,7 @@ class StepBatches(Dataset):
         """This rank's part of crop number `which` of the views; with the first come the targets."""
         content, crop = self._content, self.crop(step, every, which)
         seed = seed_of(Purpose.AUGMENT, self._seed, step, which) + self.part.start
-        part = Crop(crop.start[self.part], crop.samples)
+        part = Crop(crop.start[self.part], crop.samples, crop.grid)
         return load_crops(content.cache, content.source, every[self.part], part, () if which else content.targets, seed)
 
 
@@ -243,7 +266,7 @@ def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop
             speed = float(source.speeds[crop_seed % len(source.speeds)])
             wave = source.augment(change_speed(wave, speed), crop_seed)
         features = input_features(kind, torch.from_numpy(np.ascontiguousarray(wave))[None])[0]
-        first = int(start / speed) // HOP
-        # Repeated past its end, as the cache does.
-        crops.append(features[(first + torch.arange(kind.num_frames(crop.samples))) % len(features)])
+        # Cut, and repeated past its end, as the cache does.
+        here = Crop(np.array([int(start / speed) // HOP * HOP]), crop.samples, crop.grid)
+        crops.append(features[torch.from_numpy(Rows.of(kind, np.array([len(wave)]), here).numbers[0])])
     return torch.stack(crops)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from spkd.cache.crop import Crop
 from spkd.cache.exchange.stream import Stream
 from spkd.cache.exchange.tars import INDEX
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
-from spkd.cache.source import CacheSource, Crop, SingleCache
+from spkd.cache.source import CacheSource, SingleCache
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
@@ -118,6 +119,7 @@ class CombinedCache(CacheSource):
             for cache, views in zip(members, maps, strict=True):
                 back = np.argsort(views)
                 self.rejected |= {int(first + back[view]): reason for view, reason in cache.rejected.items()}
+        self._apart: set[str] = set()  # frames of teachers or corpora that do not stand for the same times
         self._targets = self._agree()
 
     @property
@@ -154,6 +156,9 @@ class CombinedCache(CacheSource):
             if name in FEATURES or (name == LOGITS and together):  # classes of several teachers do not add up
                 continue
             targets = [cache.target(name) for cache in first]
+            times = [[_times(cache.target(name)) for cache in members] for members in self.corpora]
+            if any(of_corpus != times[0] for of_corpus in times) or (together and len(set(times[0])) > 1):
+                self._apart.add(name)
             for members in self.corpora:
                 for cache, target in zip(members, targets, strict=True):
                     if cache.dim(name) != target.dim:
@@ -174,11 +179,17 @@ class CombinedCache(CacheSource):
         return served
 
     def stored(self, views: np.ndarray, names: Sequence[str], crop: Crop | None = None) -> dict[str, Tensor]:
+        for name in names:
+            if name.rsplit("@", 1)[0] in self._apart:
+                raise SpkdError(
+                    f"{self.name}: {name} are frames of different times (hop or window); "
+                    "give teachers=separate for several teachers, and train on one corpus of such a teacher"
+                )
         corpus = np.searchsorted(self._first, views, side="right") - 1
         batch = {"order": torch.from_numpy(np.argsort(np.argsort(corpus, kind="stable"), kind="stable"))}
         for c in np.unique(corpus):
             here = np.flatnonzero(corpus == c)
-            mine = None if crop is None else Crop(crop.start[here], crop.samples)
+            mine = None if crop is None else Crop(crop.start[here], crop.samples, crop.grid)
             local = views[here] - self._first[c]
             for k, cache in enumerate(self.corpora[c]):
                 wanted = self._asked(int(c), k, names)
@@ -222,11 +233,14 @@ class CombinedCache(CacheSource):
         values = [v.float() for v in values]
         if values[0].ndim == 2:
             values = [normalize(v, dim=-1) for v in values]
-        elif len({v.shape[1] for v in values}) > 1:
-            raise SpkdError(f"{name}: the teachers have different frame rates; give teachers=separate")
         if self._teachers == AVERAGE:
             return torch.stack(values).mean(0)
         return torch.cat(values, -1) / (len(values) ** 0.5 if values[0].ndim == 2 else 1.0)
+
+
+def _times(target: Target) -> tuple[int | None, int, float]:
+    """What decides for which times its rows stand, and how many there are."""
+    return target.hop, target.window, target.middle
 
 
 def _same_views(first: SingleCache, other: SingleCache) -> np.ndarray:

@@ -108,6 +108,7 @@ class BatchLoader:
             batch.teacher_label.to(device),
             None if self.logits is None else self.logits.scale,
             other_instance=[instance.to(device) for instance in batch.other_instance],
+            alignments={name: alignment.to(device) for name, alignment in batch.alignments.items()},
         )
         # Hard negatives, drawn for the whole batch.
         if self.miner is not None and self.mines_negatives:

@@ -23,7 +23,7 @@ from spkd.device import resolve
 from spkd.errors import Interrupted, SpkdError, UsageError
 from spkd.files.atomic import writable_folder
 from spkd.meter import Meter
-from spkd.networks.network import count_macs, count_parameters
+from spkd.networks.network import FRAME_LEVEL, count_macs, count_parameters
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.students import Checkpoint, Network, load_student, make_student, save_student
@@ -288,6 +288,7 @@ def _loader(task: Task, network: Network, finetune: FinetunePath | None, ranks: 
         later=second_crop(config),
         to_shortest=config.sampler.name == "lengths",
         positives=miner.positives if miner is not None and config.mining.positives else None,
+        level=network.levels.get(FRAME_LEVEL),
     )
     return BatchLoader(
         content,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import soundfile
 import torch
 
 import spkd as package
-from spkd.corpus.manifest import Manifest
+from spkd.corpus.manifest import Manifest, measure
+from spkd.export.int8 import divided
 from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, load_student, save_student
@@ -64,6 +66,44 @@ def student(tmp_path: Path, corpus: Path, spkd: Callable) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("kit", "settings", "file"),
+    [
+        ("kaldi", [], "model.onnx"),
+        ("sherpa", ["waveform=true"], "model.wave.onnx"),
+        ("sherpa", ["onnx.lengths=true"], "model.lengths.onnx"),
+    ],
+)
+def test_only_what_sherpa_onnx_computes_rightly_is_marked_as_its_own(
+    spkd: Callable, kit: str, settings: list[str], file: str
+) -> None:
+    """It loads no model without `framework` (speaker-embedding-extractor.cc)."""
+    network = build("tiny", channels=8, embedding=4).eval()
+    network.take(FBANKS[kit])
+    save_student("s", Checkpoint(network))
+    done = spkd("export", "s", "--to", "onnx", *settings)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == f"s/{file}: written"
+    assert "not for sherpa-onnx" in done.out + done.err
+    found = session(f"s/{file}").get_modelmeta().custom_metadata_map
+    assert not {"framework", "language", "normalize_samples", "feature_normalize_type"} & set(found)
+    assert found["spkd_features"] == ("waveform" if "waveform=true" in settings else kit)
+
+
+def test_the_cosine_in_eight_bits_is_of_speakers_that_fixed_no_range(corpus: Path) -> None:
+    speech = measure(Manifest.load(corpus / "manifest.csv"))[0].utterances
+    others, ranges = divided(speech)
+    assert len(others) + len(ranges) == sum((u.duration or 0) >= 1.0 for u in speech)
+    assert others
+    assert ranges
+    assert not {u.speaker for u in others} & {u.speaker for u in ranges}
+    one = [replace(u, speaker="one") for u in speech]
+    others, ranges = divided(one)
+    assert not {u.id for u in others} & {u.id for u in ranges}
+    assert others
+    assert ranges
+
+
 def wave_of(corpus: Path, index: int = 2) -> np.ndarray:
     return soundfile.read(Manifest.load(corpus / "manifest.csv")[index].path, dtype="float32")[0]
 
@@ -80,6 +120,7 @@ def test_what_goes_with_the_model_is_in_the_file(spkd: Callable, student: Path, 
     calibration = json.loads(found["spkd_calibration"])
     assert calibration["thresholds"] == json.loads((student / "calibration.json").read_text())["thresholds"]
     assert calibration["trained_on"]["speakers"] == []  # who they are does not leave the laboratory
+    assert str(corpus) not in json.dumps(found)  # nor where its list lies
 
 
 def test_sherpa_onnx_gives_the_students_embeddings(spkd: Callable, student: Path, corpus: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spkd.outputs.features import FBANKS, fbank, input_features
+from spkd.outputs.features import FBANKS, FEATURES, fbank, input_features
+from spkd.outputs.target import Target
 
 from ..conftest import torchaudio
 
@@ -80,7 +81,30 @@ def test_a_long_waveform_has_the_frames_of_its_pieces(monkeypatch: pytest.Monkey
     assert torch.allclose(fbank(wave), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("samples", [400, 16_000, 16_079, 16_080, 31_999])
+EDGES = [1, 79, 80, 81, 119, 120, 121, 160, 239, 240, 399, 400, 401, 559, 560, 561, 719, 720, 1600, 8081]
+
+
+@pytest.mark.parametrize("kind", FEATURES.values(), ids=FEATURES)
+def test_padding_changes_no_frame_of_any_length(kind: Target) -> None:
+    """Whatever lies behind a waveform in its batch, its frames are those it has alone."""
+    lengths = torch.tensor(EDGES)
+    batch = torch.randn(len(EDGES), max(EDGES), generator=torch.Generator().manual_seed(3))
+    found = input_features(kind, batch, lengths)
+    for row, length in enumerate(EDGES):
+        alone = input_features(kind, batch[row : row + 1, :length])[0]
+        assert len(alone) == kind.num_frames(length)
+        assert (found[row, : len(alone)] - alone).abs().max() < 1e-5, length
+
+
+@pytest.mark.parametrize("toolkit", ["kaldi", "wespeaker", "3d-speaker"])
+def test_a_waveform_shorter_than_a_window_is_one_frame_with_zeros_behind_it(toolkit: str) -> None:
+    wave = 0.1 * torch.randn(1, 300, generator=torch.Generator().manual_seed(4))
+    scale, window = (1 if toolkit == "3d-speaker" else 32768), ("hamming" if toolkit == "wespeaker" else "povey")
+    expected = kaldi_fbank(torch.cat([wave, torch.zeros(1, 100)], 1) * scale, window)
+    assert torch.allclose(input_features(FBANKS[toolkit], wave)[0], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("samples", [80, 100, 119, 121, 239, 399, 400, 16_000, 16_079, 16_080, 31_999])
 def test_sherpas_features_are_those_of_kaldi_native_fbank(samples: int) -> None:
     """With the options that sherpa-onnx sets: no snip-edges, filters to 7,600 Hz, no dither."""
     knf = pytest.importorskip("kaldi_native_fbank")
@@ -95,3 +119,17 @@ def test_sherpas_features_are_those_of_kaldi_native_fbank(samples: int) -> None:
     found = input_features(FBANKS["sherpa"], wave)[0]
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("toolkit", FBANKS)
+def test_the_time_of_a_frame_is_where_an_impulse_moves_it(toolkit: str) -> None:
+    """The mean place of an impulse, weighted by the energy of a frame, is the time for which the frame stands."""
+    kind, number = FBANKS[toolkit], 10
+    places = torch.arange(1200, 2400)
+    waves = torch.zeros(len(places), 4000)
+    waves[torch.arange(len(places)), places] = 0.5
+    # The floor of the logarithm, and what the frame's mean spreads over it, are taken off.
+    energy = input_features(kind, waves)[:, number].double().exp().sum(1)
+    energy = (energy - energy.median()).clamp_min(0)
+    centre = float((energy * places).sum() / energy.sum())
+    assert centre == pytest.approx(kind.middle + number * 160, abs=3)

@@ -457,3 +457,12 @@ def test_the_probe_imports_nothing_of_the_users_folder(tmp_path: Path, monkeypat
 def test_the_card_names_the_library(tmp_path: Path) -> None:
     card = load(pooled(tmp_path / "m.onnx", 1, ["B", "T", 80]), input="kaldi").described()
     assert card.library == f"onnxruntime {onnxruntime.__version__}"
+
+
+def test_padding_changes_no_frame_of_nemos_features() -> None:
+    lengths = torch.tensor([1600, 1759, 1760, 4000])
+    waves = torch.randn(4, 4000, generator=torch.Generator().manual_seed(0))
+    together = nemo_fbank(waves, 80, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = nemo_fbank(waves[row : row + 1, :length], 80)[0]
+        assert torch.allclose(together[row, : len(alone)], alone, atol=1e-4)

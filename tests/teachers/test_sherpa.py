@@ -53,7 +53,7 @@ def test_features_are_those_of_sherpa(tmp_path: Path, described: dict[str, str])
     expected = handed_out(tmp_path / "m.onnx", described)
     front_end = sherpa_front_end("m.onnx", COMMON | described)
     assert front_end is not None
-    features = front_end.compute(torch.from_numpy(WAVE)[None])[0].numpy()
+    features = front_end.compute(torch.from_numpy(WAVE)[None], None)[0].numpy()
     assert len(features) == front_end.frames.num_frames(len(WAVE))
     assert features.shape == expected.shape
     assert np.abs(features - expected).max() < 5e-3

@@ -15,6 +15,7 @@ from spkd.errors import UsageError
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
 from spkd.teachers.settings import ModelConfig
+from spkd.teachers.speechbrain_features import Fbank, fbank
 
 from ..conftest import HAS_SPEECHBRAIN
 from .fixed import fixed_wave
@@ -149,3 +150,11 @@ def test_folders_that_are_no_such_model(oracle: Path, tmp_path: Path) -> None:
         load(save(tmp_path, {"w": torch.zeros(2)}))
     with pytest.raises(UsageError, match="a CAM.. of WeSpeaker or 3D-Speaker"):
         load(save(tmp_path, {"xvector.tdnn.linear.weight": torch.zeros(2)}))
+
+
+def test_a_click_at_the_end_is_not_louder_behind_it() -> None:
+    """The window behind a view has the click in its middle, but it is not the view's: it must not raise the floor."""
+    waves = 1e-4 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    waves[0, 1759], waves[0, 1760:] = 1.0, 0.0
+    found = fbank(waves, Fbank(80), torch.tensor([1760, 4000]))[0, :12]
+    assert torch.allclose(found, fbank(waves[:1, :1760], Fbank(80))[0], atol=1e-4)

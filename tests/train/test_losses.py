@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from spkd import config
+from spkd.cache import Crop
 from spkd.errors import UsageError
 from spkd.outputs.target import Target
 from spkd.registry import LOSSES
+from spkd.train.alignment import Alignment
 from spkd.train.losses import multilevel
 from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
 from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs
@@ -29,7 +31,7 @@ from spkd.train.losses.logits import (
     TriageSettings,
     confusion_set,
 )
-from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings, align, cosines
+from spkd.train.losses.multilevel import MultiLevel, MultiLevelSettings, cosines
 from spkd.train.losses.ntxent import NTXent, NTXentSettings
 from spkd.train.losses.regression import MSE, Cosine
 from spkd.train.losses.relational import Relational
@@ -61,6 +63,9 @@ def setting(
         other_levels=others,
         finetune_levels=tuned,
         finetune_label=label,
+        alignments={
+            "frames": Alignment.of(FRAMES, FRAMES, np.full(batch, 7760), Crop(np.zeros(batch, int), 7760)),
+        },
     )
     return student, inputs
 
@@ -392,7 +397,12 @@ def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
     targets = {name: values[order] for name, values in inputs.targets.items()}
     shuffled = LossInputs(
-        targets, inputs.label[order], inputs.instance[order], inputs.teacher_label[order], inputs.teacher_scale
+        targets,
+        inputs.label[order],
+        inputs.instance[order],
+        inputs.teacher_label[order],
+        inputs.teacher_scale,
+        alignments=inputs.alignments,
     )
     others = [{"embedding": inputs.other_levels[0]["embedding"][order]}]
     tuned = {"embedding": inputs.finetune_levels["embedding"][order]}
@@ -537,7 +547,9 @@ def levels_setting(hop: int, window: int) -> tuple[dict[str, Target], dict[str, 
         "stats": torch.randn(3, 9, generator=generator),
         "embedding": torch.randn(3, 5, generator=generator),
     }
-    return targets, student, LossInputs(inputs, torch.zeros(3), torch.arange(3))
+    crop = Crop(np.zeros(3, int), 8000)
+    alignment = Alignment.of(Target("frames", 4, 160, 400), frames, np.full(3, 8000), crop)
+    return targets, student, LossInputs(inputs, torch.zeros(3), torch.arange(3), alignments={"frames": alignment})
 
 
 def levels_of(student: dict[str, torch.Tensor]) -> dict[str, Target]:
@@ -610,20 +622,6 @@ def test_frames_in_half_precision_are_compared_in_single(distance: str) -> None:
     found = loss(student, half)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(loss(student, single).item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("time_last", [False, True])
-def test_frames_outside_the_students_are_left_out_and_have_no_gradient(time_last: bool) -> None:
-    """The teacher's windows are longer: its first frame is centred at the student's second."""
-    values = torch.randn(2, 5, 3).mT.contiguous().mT if time_last else torch.randn(2, 5, 3)
-    mine = values.requires_grad_()
-    theirs = torch.randn(2, 3, 3)
-    found, kept = align(mine, theirs, Target("frames", 3, 160, 400), Target("frames", 3, 160, 720))
-    assert torch.equal(found, mine[:, 1:4])
-    assert torch.equal(kept, theirs)
-    found.sum().backward()
-    assert mine.grad is not None
-    assert torch.equal(mine.grad, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])[:, None].expand(2, 5, 3))
 
 
 @pytest.mark.parametrize("together", [1000, 70, 1])

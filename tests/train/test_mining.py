@@ -346,7 +346,7 @@ def test_positives_in_training(extract: Callable, spkd: Callable, corpus: Path) 
     manifest = f"manifest={corpus / 'manifest.csv'}"
     spkd("extract", "teacher=none", manifest, "cache=none", "fbank=true")
     assert "needs one teacher's embeddings" in spkd("train", "cache=none", "mining.positives=2", "out=n", *small).err
-    alone = ["train", "cache=none", "mining.positives=2", "mining.embeddings=student", *small]
+    alone = ["train", "cache=none", "mining.positives=2", "mining.embeddings=student", "mining.refresh=2", *small]
     for name, more in {"c1": [], "c2": ["save_every=3"]}.items():
         done = spkd(*alone, f"out={name}", *more)
         assert done.code == 0, done.err

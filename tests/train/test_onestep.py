@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from spkd.cache import Cache
+from spkd.cache import Cache, Crop
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.errors import UsageError
 from spkd.networks.settings import SSLSettings, StudentConfig
 from spkd.networks.ssl import SSLStudent, from_teacher
 from spkd.outputs.target import Target
 from spkd.students import build, load_student, make_student
+from spkd.train.alignment import Alignment
 from spkd.train.losses.aam import AAMSettings
 from spkd.train.losses.base import ChosenLoss, LossContext, LossInputs
 from spkd.train.losses.chosen import WeightedSum
@@ -27,6 +28,12 @@ from ..conftest import TINY_SSL
 
 SMALL = ["steps=6", "batch_size=6", "student=ssl", "student.channels=32", "student.embedding=6", "crop=0.5"]
 TEACHER = {"frames.a": Target("frames.a", 7, 320, 400), "frames.b": Target("frames.b", 5, 320, 400)}
+
+
+def alignments(level: Target, views: int, samples: int) -> dict[str, Alignment]:
+    """Of whole views of one length."""
+    whole, crop = np.full(views, samples), Crop(np.zeros(views, int), samples)
+    return {name: Alignment.of(level, target, whole, crop) for name, target in TEACHER.items()}
 
 
 def f64(x: torch.Tensor) -> np.ndarray:
@@ -51,7 +58,15 @@ def test_the_formulas(distance: str, time_reduction: str, classifier: str) -> No
     outputs = {name: torch.randn(2, 9, target.dim) for name, target in TEACHER.items()}
     value = loss(
         {"frames": frames},
-        LossInputs(outputs, label, label, progress=0.25, finetune_levels={"embedding": tuned}, finetune_label=label),
+        LossInputs(
+            outputs,
+            label,
+            label,
+            progress=0.25,
+            finetune_levels={"embedding": tuned},
+            finetune_label=label,
+            alignments=alignments(levels["frames"], 2, 400 + 8 * 320),
+        ),
     )
 
     distilled = 0.0
@@ -93,6 +108,7 @@ def gradients(model: TrainingModule, weight: float, finetune: bool) -> set[str]:
         torch.full((4,), -1),
         torch.arange(4),
         finetune_label=torch.tensor([0, 1, 2]),
+        alignments=alignments(model.network.levels["frames"], 4, 8000),
     )
     model.zero_grad()
     levels = model.network(torch.cat([crops, more]), torch.arange(7) >= 4)

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from spkd import config
+from spkd.cache import Crop
 from spkd.errors import UsageError
 from spkd.outputs.target import Target
 from spkd.students import build
+from spkd.train.alignment import Alignment
 from spkd.train.loading import TrainBatch
 from spkd.train.losses.base import LossContext, LossInputs
 from spkd.train.losses.chosen import WeightedSum, chosen_losses
@@ -40,8 +43,11 @@ def batch(seed: int, views: int = 8) -> TrainBatch:
     generator = torch.Generator().manual_seed(seed)
     crop = torch.randn(views, 60, 80, generator=generator)
     targets = {"embedding": torch.randn(views, 8, generator=generator)}
-    targets["frames"] = torch.randn(views, 46, 5, generator=generator)
-    return TrainBatch([crop], LossInputs(targets, torch.arange(views) % 4, torch.arange(views)))
+    targets["frames"] = torch.randn(views, 47, 5, generator=generator)
+    whole, level = np.full(views, 9840), Target("frames", 1, 160, 400)
+    alignment = Alignment.of(level, Target("frames", 5, 200, 512), whole, Crop(np.zeros(views, int), 9840))
+    alignments = {"frames": alignment}
+    return TrainBatch([crop], LossInputs(targets, torch.arange(views) % 4, torch.arange(views), alignments=alignments))
 
 
 def gradients(module: TrainingModule) -> list[Tensor]:

@@ -13,11 +13,12 @@ import soundfile
 import torch
 from torch import Tensor
 
+from spkd.cache.crop import Crop
 from spkd.cache.exchange.remote_folder import patiently
 from spkd.cache.exchange.tars import AUDIO, Export, Sample, tar_name
 from spkd.cache.layout import row_format
 from spkd.cache.plan import Plan
-from spkd.cache.source import Crop, SingleCache
+from spkd.cache.source import SingleCache
 from spkd.errors import SpkdError
 from spkd.outputs.features import FEATURES, input_features
 from spkd.outputs.target import Target
@@ -75,12 +76,8 @@ class Stream(SingleCache):
         batch = {}
         for name in sources:
             target = self.targets.get(name) or FEATURES[name].stored_as("float32")
-            counts = target.num_frames(self.plan.views.samples[views])
-            height, skip = self.stretch(target, counts, crop)
-            picked = [
-                sample[name][(at + np.arange(height)) % count]
-                for sample, at, count in zip(samples, skip.tolist(), counts.tolist(), strict=True)
-            ]
+            rows = self.rows(target, views, crop).numbers
+            picked = [sample[name][numbers] for sample, numbers in zip(samples, rows, strict=True)]
             stacked = torch.from_numpy(np.stack(picked))
             batch[name] = stacked[:, 0] if target.hop is None else stacked
         return batch

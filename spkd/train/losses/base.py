@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spkd.outputs.target import Target
 from spkd.students import Network
+from spkd.train.alignment import Alignment
 from spkd.train.losses.settings import LossSettings
 
 
@@ -21,6 +22,7 @@ class LossInputs:
     Attributes:
         targets: the teacher's, by name, float32; frames may be in half precision, as they are stored: to convert them
             all costs as much as to compare them.
+        alignments: how the student's frames meet those of each target at frame level, by name.
         label: (B,) class of each view, -1 unknown.
         instance: (B,) one number per instance (see spkd.train.labels): views that share it are of one speaker
             whatever the labels are.
@@ -56,6 +58,7 @@ class LossInputs:
     finetune_levels: dict[str, Tensor] = field(default_factory=dict)
     finetune_label: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     precision: torch.dtype | None = None
+    alignments: dict[str, Alignment] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

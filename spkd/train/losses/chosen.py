@@ -78,7 +78,8 @@ class WeightedSum(nn.Module):
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         terms, total = {}, torch.zeros((), device=inputs.label.device)
         for key, (loss, suffix) in self._terms.items():
-            terms[key] = self.losses[key](student, replace(inputs, targets=_of(inputs.targets, suffix)))
+            targets, alignments = (_of(of, suffix) for of in (inputs.targets, inputs.alignments))
+            terms[key] = self.losses[key](student, replace(inputs, targets=targets, alignments=alignments))
             total = total + loss.weight_at(inputs.progress) * terms[key]
         return total, terms
 

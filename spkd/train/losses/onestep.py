@@ -9,9 +9,10 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from spkd.errors import UsageError
 from spkd.networks.network import FRAME_LEVEL
 from spkd.outputs.target import EMBEDDING
+from spkd.train.alignment import align, mean_over_frames
 from spkd.train.losses.aam import AAM
 from spkd.train.losses.base import Loss, LossContext, LossInputs, TrainedClassifier
-from spkd.train.losses.multilevel import align, cosines
+from spkd.train.losses.multilevel import cosines
 from spkd.train.losses.settings import OneStepSettings
 
 
@@ -42,8 +43,7 @@ class OneStep(Loss):
         self._targets = [context.targets[name] for name in settings.targets]
         if wrong := [target.name for target in self._targets if target.hop is None]:
             raise UsageError(f"loss.one_step.targets: {wrong[0]} is a vector, not frames")
-        self._level = levels[FRAME_LEVEL]
-        dim = self._level.dim
+        dim = levels[FRAME_LEVEL].dim
         self.predict = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, target.dim)) for target in self._targets
         )
@@ -68,13 +68,17 @@ class OneStep(Loss):
     def distillation(self, frames: Tensor, inputs: LossInputs) -> Tensor:
         total = torch.zeros((), device=frames.device)
         for predict, target in zip(self.predict, self._targets, strict=True):
-            mine, theirs = align(predict(frames.float()), inputs.targets[target.name], self._level, target)
+            name = target.name
+            mine, theirs, kept = align(predict(frames.float()), inputs.targets[name], inputs.alignments[name])
             if self._settings.distance == "mse":
-                total = total + (mine - theirs).square().mean()
+                total = total + mean_over_frames((mine - theirs).square().mean(-1), kept)
                 continue
             likeness = logsigmoid(cosines(mine, theirs))
-            likeness = likeness.sum(1) if self._settings.time_reduction == "sum" else likeness.mean(1)
-            total = total + (mine - theirs).abs().mean() - self._settings.cosine * likeness.mean()
+            if self._settings.time_reduction == "sum":
+                summed = (likeness if kept is None else likeness * kept).sum(1).mean()
+            else:
+                summed = mean_over_frames(likeness, kept)
+            total = total + mean_over_frames((mine - theirs).abs().mean(-1), kept) - self._settings.cosine * summed
         return total
 
     def finetuning(self, inputs: LossInputs) -> Tensor:
