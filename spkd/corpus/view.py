@@ -16,6 +16,7 @@ import numpy as np
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.augment import SYNTHETIC, Augmentation, AugmentationCard
+from spkd.corpus.formants import VERSION as FORMANTS_VERSION
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import ViewConfig
 from spkd.errors import SpkdError, UsageError
@@ -55,20 +56,26 @@ class Views:
 
 @dataclass(frozen=True)
 class ViewCard:
-    """A view plan as a cache's card describes it."""
+    """A view plan as a cache's card describes it.
+
+    Attributes:
+        plan, speeds, seed, augmentation, formants: as the settings of these names.
+        formants_version: of the formula that moved formants; cards without it are of version 1.
+    """
 
     plan: str
     speeds: tuple[float, ...] = field(metadata={"low": 0.5, "high": 2.0})
     seed: int
     augmentation: AugmentationCard
     formants: tuple[float, ...] = field(default=(1.0,), metadata={"low": 0.5, "high": 2.0})
+    formants_version: int = field(default=1, metadata={"low": 1, "high": 1000})
 
     def to_json(self) -> dict[str, Any]:
         """Without what is not used and came later: cards that are older keep their fingerprint."""
         tree = asdict(self)
         tree["augmentation"] = self.augmentation.to_json()
         if self.formants == (1.0,):
-            del tree["formants"]
+            del tree["formants"], tree["formants_version"]
         return tree
 
 
@@ -143,6 +150,7 @@ class ViewPlan:
             self.seed,
             self.augmentation.card(),
             tuple(float(f) for f in self.formants),
+            1 if self.formants == (1.0,) else FORMANTS_VERSION,
         )
 
     @classmethod
@@ -150,8 +158,14 @@ class ViewPlan:
         """The plan of a cache, with this machine's folders for its noise and impulse responses.
 
         Raises:
-            SpkdError: the cache's views were augmented from a folder that is not the one given.
+            SpkdError: the cache's views were augmented from a folder that is not the one given, or their formants
+                were moved by another version of the formula.
         """
+        if card.formants != (1.0,) and card.formants_version != FORMANTS_VERSION:
+            raise SpkdError(
+                f"the cache's formants were moved by version {card.formants_version} of the formula, here it is "
+                f"{FORMANTS_VERSION}: extract again, or extract with fbank=true, which needs no audio"
+            )
         used = card.augmentation
         plan = cls.parse(
             ViewConfig(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,14 @@ def test_banks_are_identified_by_content_not_by_place(tmp_path: Path) -> None:
             soundfile.write(tmp_path / folder / f"{i}.wav", random_wave(300), 16_000)
     assert bank(str(tmp_path / "a")).digest == bank(str(tmp_path / "b")).digest
     assert bank(str(tmp_path / "a")).digest != bank(str(tmp_path / "c")).digest
+    # Of the same names and sizes, but another content.
+    shutil.copytree(tmp_path / "b", tmp_path / "d")
+    soundfile.write(tmp_path / "d" / "1.wav", -random_wave(300), 16_000)
+    noise, rir = (Augmentation(**{kind: str(tmp_path / "a")}) for kind in ("noise", "rir"))
+    assert noise.card() != Augmentation(noise=str(tmp_path / "d")).card()
+    assert rir.card() != Augmentation(rir=str(tmp_path / "d")).card()
+    listing = "".join(f"{i}.wav {hashlib.sha256((tmp_path / 'a' / f'{i}.wav').read_bytes()).hexdigest()}\n" for i in (0, 1))
+    assert noise.card().noise == hashlib.sha256(listing.encode()).hexdigest()
     noisy = Augmentation(noise=str(tmp_path / "a"), noise_prob=1.0)(random_wave(1000), 3)  # longer than the noise
     assert noisy.shape == (1000,)
     wet = Augmentation(rir=str(tmp_path / "a"), rir_prob=1.0)(random_wave(1000), 3)

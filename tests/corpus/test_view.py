@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from spkd.corpus.formants import shift_formants
 from spkd.corpus.loader import MOST_SAMPLES, ViewLoader, batched, iterate_batches, stream_batches
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.corpus.settings import ViewConfig
-from spkd.corpus.view import ViewPlan, source_samples
+from spkd.corpus.view import ViewCard, ViewPlan, source_samples
 from spkd.errors import SpkdError, UsageError
+from spkd.files.schema import record
 
 
 def fake(*seconds: float) -> Manifest:
@@ -114,10 +116,20 @@ def test_the_utterances_of_a_speaker_are_drawn_as_the_same_pseudo_speakers() -> 
 def test_cards_without_other_formants_are_as_before_there_were_any() -> None:
     tree = ViewPlan.parse(ViewConfig()).card().to_json()
     assert "formants" not in tree
+    assert "formants_version" not in tree
     assert "coders" not in tree["augmentation"]
     tree = ViewPlan.parse(ViewConfig(formants=[0.9], coders=["gsm"])).card().to_json()
     assert tree["formants"] == (0.9,)
+    assert tree["formants_version"] == 2
     assert tree["augmentation"]["coders"] == ("gsm",)
+
+
+def test_formants_of_another_version_of_the_formula_are_not_repeated() -> None:
+    card = ViewPlan.parse(ViewConfig(formants=[0.9])).card()
+    with pytest.raises(SpkdError, match="version 1 of the formula, here it is 2: extract again"):
+        ViewPlan.from_card(dataclasses.replace(card, formants_version=1), None, None)
+    tree = {name: value for name, value in card.to_json().items() if name != "formants_version"}
+    assert record(ViewCard, json.loads(json.dumps(tree)), "card.json").formants_version == 1
 
 
 def test_formants_are_moved_after_the_speed(manifest: Manifest) -> None:
