@@ -199,6 +199,7 @@ class Metric:
         unit: shown after the number.
         headline: whether it is in the line that `spkd eval` prints.
         interval: whether a confidence interval is computed.
+        most: its largest possible value.
         meaning: its definition in a sentence.
     """
 
@@ -209,6 +210,7 @@ class Metric:
     unit: str = ""
     headline: bool = False
     interval: bool = True
+    most: float = 1.0
     meaning: str = ""
 
     def format(self, value: float) -> str:
@@ -224,6 +226,7 @@ METRICS = (
         3,
         " %",
         headline=True,
+        most=100.0,
         meaning="where miss and false-alarm rate are equal, interpolated linearly between the points around it",
     ),
     Metric("eer_threshold", "threshold at the EER", lambda at: eer(at)[1], 4, interval=False),
@@ -243,6 +246,7 @@ LLR_METRICS = (
         cllr,
         4,
         " bits",
+        most=np.inf,
         meaning="cost of the scores as log-likelihood ratios; 1 is what no score is worth",
     ),
 )
@@ -265,7 +269,7 @@ def metrics_of(
         text, missed = f"a false-alarm rate of {100 * rate:g} %", partial(_percent_missed, rate)
         at = partial(_second, miss_at, rate)
         found += [
-            Metric(f"miss_percent_at_fa_{rate:g}", f"miss at {text}", missed, 3, " %"),
+            Metric(f"miss_percent_at_fa_{rate:g}", f"miss at {text}", missed, 3, " %", most=100.0),
             Metric(f"threshold_at_fa_{rate:g}", f"threshold at {text}", at, 4, interval=False),
         ]
     return tuple(found)
@@ -281,7 +285,8 @@ def _of_point(point: Point, llr: bool, headline: bool) -> list[Metric]:
     ]
     if llr:
         meaning = f"the same cost at the Bayes threshold {point.threshold:.3f}, which no trial was used to choose"
-        found.append(Metric(f"act_dcf_{name}", f"actDCF({name})", partial(act_dcf, point=point), 4, meaning=meaning))
+        act = partial(act_dcf, point=point)
+        found.append(Metric(f"act_dcf_{name}", f"actDCF({name})", act, 4, most=np.inf, meaning=meaning))
     return found
 
 

@@ -276,8 +276,9 @@ def _how(config: EvalConfig, found: Evaluation) -> list[str]:
         )
     if found.intervals:
         how.append(
-            f"Intervals hold 95 % of {config.bootstrap:,} resamplings of the {found.speakers[0]} speakers "
-            f"({found.speakers[1]}): a trial counts as often as its speakers were drawn."
+            f"Intervals of 95 % follow from {config.bootstrap:,} resamplings of the {found.speakers[0]} speakers "
+            f"({found.speakers[1]}): a trial counts as often as its speakers were drawn. Those of Cllr and min Cllr "
+            "hold the true value less often than that."
         )
     if found.scored.left_out:
         how.append("Trials with an utterance that could not be used are left out; the utterances are listed.")
