@@ -15,12 +15,12 @@ import typer
 from typer.core import TyperCommand
 
 from spkd import config
-from spkd.errors import Interrupted, SpkdError, UsageError, reported
+from spkd.errors import Interrupted, SpkdError, UsageError, first_line, reported
 from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig, ScoringConfig
 from spkd.export.settings import ExportConfig
 from spkd.extract.settings import CacheExportConfig, ExtractConfig, VerifyConfig
 from spkd.memory import keep_large_buffers
-from spkd.registry import EXPORTS, LOSSES, section_of
+from spkd.registry import EXPORTS, LOSSES, plug_ins, section_of
 from spkd.train.settings import TrainConfig
 from spkd.version import __version__
 
@@ -50,19 +50,19 @@ def with_keys(schema: type) -> type[TyperCommand]:
 
 
 def _print_keys(title: str, keys: Iterable[config.Key]) -> None:
+    """Every key with its type and default in a line, and its meaning below, which so has the whole width."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
-    keys = list(keys)
-    if not keys:
-        return
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("key", "type", "default", "meaning"):
-        table.add_column(column, overflow="fold", no_wrap=column == "key")
+    keys, console = list(keys), Console()
+    if title and keys:
+        console.print(Text(title, "italic"))
     for key in keys:
         choices = f" ({' | '.join(key.choices)})" if key.choices else ""
-        table.add_row(key.name, key.kind, str(key.default), key.meaning + choices)
-    Console().print(table, markup=False)
+        line = Text.assemble((key.name, "bold"), f"  {key.kind}, default {key.default!s}", overflow="fold")
+        console.print(line)
+        console.print(Padding(Text(key.meaning + choices, overflow="fold"), (0, 0, 0, 4)))
 
 
 def _example(text: str) -> str:
@@ -299,7 +299,7 @@ def calibrate(
     from spkd.eval.train_calibration import calibrate as run
     from spkd.eval.train_calibration import place
 
-    out = place(settings)
+    out = place(settings, bool(scores))
     found = run(settings, _scored(settings, trials, scores))
     found.save(out)
     weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(found.features, found.weights, strict=True))
@@ -662,11 +662,19 @@ def _list_targets(settings: ExtractConfig) -> None:
 
 def _list_losses() -> None:
     for name in LOSSES:
-        kind = LOSSES[name]
-        labels = "; needs speaker labels" if kind.needs_labels else ""
-        labels += ", of some views at least" if kind.needs_labels == "some" else ""
-        print(f"{name}: learns from {kind.learns_from}{labels}")
-        if keys := list(config.keys(kind.Settings, f"loss.{section_of(name)}.")):
+        try:
+            kind = LOSSES[name]
+            keys = list(config.keys(kind.Settings, f"loss.{section_of(name)}."))
+            learns_from, needs_labels = kind.learns_from, kind.needs_labels
+        except Exception as error:
+            if name in LOSSES.ours:
+                raise
+            print(f"{name}: cannot be used: {first_line(error)}")  # code of another package
+            continue
+        labels = "; needs speaker labels" if needs_labels else ""
+        labels += ", of some views at least" if needs_labels == "some" else ""
+        print(f"{name}: learns from {learns_from}{labels}")
+        if keys:
             _print_keys("", keys)
 
 
@@ -683,7 +691,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        sys.exit(reported(error, sys.argv))
+        sys.exit(reported(error, sys.argv, plug_ins()))
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)

@@ -56,8 +56,12 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return f"; valid: {', '.join(choices)}" if 0 < len(choices) <= 12 else ""
 
 
-def reported(error: Exception, command: Sequence[str]) -> int:
-    """Print an error as a line. Returns the exit code."""
+def reported(error: Exception, command: Sequence[str], plug_ins: Sequence[str] = ()) -> int:
+    """Print an error as a line. Returns the exit code.
+
+    Args:
+        plug_ins: modules of other packages, whose errors are not this project's.
+    """
     if isinstance(error, SpkdError):
         # Some errors list what is damaged, a line for each.
         lines, code = str(error).split("\n"), error.exit_code
@@ -78,11 +82,21 @@ def reported(error: Exception, command: Sequence[str]) -> int:
         log = _kept(error, command)
         lines = [
             f"unexpected failure of `{shlex.join(['spkd', *command[1:3]])}`: {type(error).__name__}: "
-            f"{first_line(error)}; the traceback is in {log}; please report it to the project with that file"
+            f"{first_line(error)}; the traceback is in {log}; please report it to {_owner(error, plug_ins)} with that "
+            "file"
         ]
         code = 1
     print("\n".join(printable(line) for line in [f"error: {lines[0]}", *lines[1:]]), file=sys.stderr)
     return code
+
+
+def _owner(error: Exception, plug_ins: Sequence[str]) -> str:
+    """Whose an unexpected error is: of the plug-in that the innermost call of ours or of a plug-in is in."""
+    packages = [
+        frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    last = next((name for name in reversed(packages) if name == "spkd" or name in plug_ins), "spkd")
+    return "the project" if last == "spkd" else f"the package of {last}"
 
 
 def _of_system(error: OSError) -> str:

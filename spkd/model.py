@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.corpus.audio import SAMPLE_RATE, AudioError, decode, resample
+from spkd.corpus.audio import FULL_SCALE, SAMPLE_RATE, AudioError, decode, doubt_of, resample
 from spkd.corpus.loader import batched
 from spkd.device import resolve
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE, Calibration
 from spkd.files.atomic import parse_json
 from spkd.hub import download, upload
@@ -21,10 +22,17 @@ from spkd.outputs.target import EMBEDDING
 from spkd.students.checkpoint import DESCRIPTION
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
-from spkd.teachers.settings import ModelConfig
+from spkd.teachers.settings import INPUTS, ModelConfig, ONNXSettings
 
-Audio = str | Path | np.ndarray | Tensor
+Audio = str | Path | np.ndarray | Tensor | Sequence[float]
 BATCH, WASTE = 32, 0.2  # waveforms in one batch, and the most padding where the model takes views of different length
+
+
+FRAME = 320  # samples (20 ms) of which the level is taken
+LEAST_LEVEL = -55.0  # dB of full scale: a frame with less holds no speech
+LEAST_SECONDS = 0.5  # of such frames, from which a decision is made
+MOST_CHANNELS = 64  # of a waveform (samples, channels), as soundfile gives it
+CLIPPED = "are clipped"  # how the only doubt begins that leaves a decision possible
 
 
 @dataclass(frozen=True)
@@ -32,16 +40,46 @@ class Verification:
     """Whether two recordings are of one speaker.
 
     Attributes:
-        same: the decision, `ratio >= threshold`.
+        same: the decision, `ratio >= threshold`; None (which is no acceptance) where a recording holds too little sound
+            to decide, for which see `doubts`.
         score: cosine of the embeddings.
         ratio: log-likelihood ratio (natural logarithm).
         threshold: that was used.
+        doubts: what speaks against the quality of either recording, in sentences; () as a rule.
     """
 
-    same: bool
+    same: bool | None
     score: float
     ratio: float
     threshold: float
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recording as the model takes it.
+
+    Attributes:
+        wave: (samples,), float32, 16 kHz.
+        doubt: what makes speech unlikely in it, as `spkd.corpus.audio.Decoded` says it; "" as a rule.
+    """
+
+    wave: np.ndarray
+    doubt: str
+
+    def doubts(self) -> list[str]:
+        """What speaks against its quality, as the ends of sentences."""
+        frames = self.wave[: len(self.wave) // FRAME * FRAME].reshape(-1, FRAME)
+        # Below 1e-10 of full scale there is nothing that a recorder could have written.
+        level = 20 * np.log10(np.maximum((frames - self.wave.mean()).std(1), 1e-10))
+        seconds = float((level >= LEAST_LEVEL).sum()) * FRAME / SAMPLE_RATE
+        found = [f"its samples {self.doubt}"] if self.doubt else []
+        if seconds < LEAST_SECONDS:
+            found.append(
+                f"only {seconds:.2f} s are louder than {LEAST_LEVEL:g} dB of full scale; a decision takes "
+                f"{LEAST_SECONDS:g} s"
+            )
+        return found
 
 
 class SpeakerModel:
@@ -51,6 +89,9 @@ class SpeakerModel:
         name: the folder, the file or the hub id.
         calibration: of the cosine of two embeddings; None where the model has none.
         dim: numbers in an embedding.
+
+    Recordings are paths, or waveforms (samples,) as arrays, tensors or lists: numbers in [-1, 1], or integers at their
+    own full scale. A waveform (samples, channels), as soundfile reads it, is averaged over its channels.
 
     Example:
         >>> model = spkd.load("student")  # doctest: +SKIP
@@ -66,22 +107,34 @@ class SpeakerModel:
         self.name, self.calibration, self._teacher = name, calibration, teacher
         self.dim = teacher.targets[EMBEDDING].dim
 
+    def __repr__(self) -> str:
+        calibrated = "calibrated" if self.calibration is not None else "no calibration"
+        return f"SpeakerModel({self.name!r}, dim={self.dim}, {calibrated})"
+
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str = "auto", revision: str | None = None, token: str | None = None
+        cls,
+        source: str | Path,
+        device: str = "auto",
+        revision: str | None = None,
+        token: str | None = None,
+        input: str = "auto",
     ) -> SpeakerModel:
-        """Load a student's folder, an ONNX file that `spkd export` wrote, or a model of the Hugging Face hub.
+        """Load a student's folder, an ONNX file of any toolkit, or a model of the Hugging Face hub.
 
         Args:
             source: a path, or USER/NAME on the hub.
             device: as the setting of that name: auto, cpu, cuda:N ...
             revision, token: for the hub: a branch, a tag or a commit, and the access token of a private model.
+            input: of an ONNX file that does not say whose features it takes: kaldi, wespeaker, nemo, ...
         Raises:
             UsageError: none there. SpkdError: damaged, or the hub does not answer.
         """
         path, where = Path(source), resolve(device)
+        if input not in INPUTS:
+            raise UsageError(f"input={input!r}{did_you_mean(str(input), INPUTS)}")
         if path.suffix == ".onnx" and path.is_file():
-            teacher = load_teacher(ModelConfig("onnx", str(path)), where)
+            teacher = load_teacher(ModelConfig("onnx", str(path), settings=ONNXSettings(input=input)), where)
             return cls(teacher, str(source), _of_onnx(path))
         if not (path / DESCRIPTION).is_file():
             if path.exists() or str(source).count("/") != 1:
@@ -95,14 +148,20 @@ class SpeakerModel:
         """Embeddings as the model gives them: (D,) of one recording, (N, D) of a list.
 
         Args:
-            audio: paths, or waveforms (samples,) in [-1, 1].
+            audio: one recording, or a list of them; rows of an array (N, samples) are recordings.
             sample_rate: of waveforms (Hz).
         Raises:
-            SpkdError: a recording that cannot be used, with the reason.
+            UsageError: no recording. SpkdError: a recording that cannot be used, with the reason.
         """
-        if isinstance(audio, str | Path | np.ndarray | Tensor) and not (hasattr(audio, "ndim") and audio.ndim == 2):
-            return self.embed([audio], sample_rate)[0]
-        waves = [self._wave(one, sample_rate) for one in audio]  # type: ignore[union-attr]
+        if _is_one(audio):
+            return self._embed([self._recording(audio, sample_rate).wave])[0]
+        several = isinstance(audio, Sequence) and not isinstance(audio, str | bytes)
+        if not several and not (isinstance(audio, np.ndarray | Tensor) and audio.ndim == 2):
+            raise UsageError(f"expected recordings (paths or waveforms) or a list of them, got {_what(audio)}")
+        return self._embed([self._recording(one, sample_rate).wave for one in audio])  # type: ignore[union-attr]
+
+    def _embed(self, waves: Sequence[np.ndarray]) -> np.ndarray:
+        """(N, D) of waveforms (samples,) at 16 kHz."""
         embeddings = np.empty((len(waves), self.dim), np.float32)
         lengths = np.array([len(wave) for wave in waves], np.int64)
         for group in batched(np.arange(len(waves)), lengths, BATCH, WASTE if self._teacher.takes_lengths else 0.0):
@@ -114,18 +173,22 @@ class SpeakerModel:
 
     def score(self, one: Audio, other: Audio, sample_rate: int = SAMPLE_RATE) -> float:
         """Cosine of the embeddings of two recordings."""
-        return self._cosine(*self.embed([one, other], sample_rate))
+        return self._cosine(*self._embed([self._recording(side, sample_rate).wave for side in (one, other)]))
 
     def verify(
         self, one: Audio, other: Audio, threshold: str | float = "eer", sample_rate: int = SAMPLE_RATE
     ) -> Verification:
         """Whether two recordings are of one speaker.
 
+        No decision is made (`same` is None) where a recording holds less than half a second above -55 dB of full scale,
+        or where its channels cancel each other or it is mostly a constant offset; `doubts` says which.
+
         Args:
             threshold: a name in `calibration.thresholds` (`eer`, `min_dcf_0.01`, `false_alarm_0.01`, ...), or a
                 log-likelihood ratio.
+            sample_rate: of waveforms (Hz).
         Raises:
-            UsageError: the model has no calibration, or none of this name. SpkdError: as `embed`.
+            UsageError: the model has no calibration, or none of this name. UsageError, SpkdError: as `embed`.
         """
         if self.calibration is None:
             raise UsageError(
@@ -134,10 +197,16 @@ class SpeakerModel:
         known = self.calibration.thresholds
         if isinstance(threshold, str) and threshold not in known:
             raise UsageError(f"threshold={threshold!r}: {self.name} has {', '.join(known)}")
+        if not isinstance(threshold, str | Real) or threshold != threshold:
+            raise UsageError(f"threshold={threshold!r}: give a number, or one of {', '.join(known)}")
         limit = known[threshold] if isinstance(threshold, str) else float(threshold)
-        score = self.score(one, other, sample_rate)
+        sides = {"first": self._recording(one, sample_rate), "second": self._recording(other, sample_rate)}
+        score = self._cosine(*self._embed([side.wave for side in sides.values()]))
         ratio = float(self.calibration({"score": np.array([score])})[0])
-        return Verification(ratio >= limit, score, ratio, limit)
+        found = {name: side.doubts() for name, side in sides.items()}
+        doubts = tuple(f"the {name} recording: {doubt}" for name, some in found.items() for doubt in some)
+        decided = all(doubt.startswith(f"its samples {CLIPPED}") for some in found.values() for doubt in some)
+        return Verification(ratio >= limit if decided else None, score, ratio, limit, doubts)
 
     def push_to_hub(
         self,
@@ -161,28 +230,71 @@ class SpeakerModel:
             raise UsageError(f"{self.name}: only the folder of a student can be pushed")
         return upload(Path(self.name), name, evaluations, licence, private, token)
 
-    def _wave(self, audio: Audio, sample_rate: int) -> np.ndarray:
-        """A waveform (samples,) at 16 kHz that is long enough for the model."""
+    def _recording(self, audio: object, sample_rate: int) -> _Recording:
+        """A recording that is long enough for the model."""
+        if not _is_one(audio):
+            raise UsageError(f"expected a path or a waveform (samples,), got {_what(audio)}")
         if isinstance(audio, str | Path):
             try:
-                wave = decode(str(audio)).wave
+                decoded = decode(str(audio))
             except AudioError as error:
                 raise SpkdError(str(error)) from error
+            wave, doubt = decoded.wave, decoded.doubt
         else:
-            wave = np.asarray(audio.cpu() if isinstance(audio, Tensor) else audio, np.float32)
-            if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
-                raise SpkdError(f"expected a waveform (samples,) of finite numbers, got the shape {wave.shape}")
-            wave = resample(wave, sample_rate, SAMPLE_RATE)
+            samples = _samples(audio)
+            wave = samples.mean(1)
+            if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | np.integer) or sample_rate < 1:
+                raise UsageError(f"sample_rate={sample_rate!r}: give the rate of the waveform in Hz, such as 16000")
+            if not len(wave) or not np.isfinite(wave).all():
+                raise SpkdError(f"expected a waveform (samples,) of finite numbers, got {_what(audio)}")
+            if (peak := float(np.abs(wave).max())) > FULL_SCALE:
+                raise SpkdError(f"a waveform of numbers up to {peak:.6g}: at integer scale; divide them by 32768")
+            doubt = doubt_of(wave, samples)
+            wave = resample(np.ascontiguousarray(wave), int(sample_rate), SAMPLE_RATE)
         least, most = self._teacher.min_samples, self._teacher.max_samples
         if len(wave) < least or (most is not None and len(wave) > most):
             limit = f"at least {least / SAMPLE_RATE:g} s" + (f", at most {most / SAMPLE_RATE:.0f} s" if most else "")
             raise SpkdError(f"{len(wave) / SAMPLE_RATE:.2f} s of audio; {self.name} takes {limit}")
-        return wave
+        return _Recording(wave, doubt)
 
     @staticmethod
     def _cosine(one: np.ndarray, other: np.ndarray) -> float:
         a, b = one.astype(np.float64), other.astype(np.float64)
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+
+def _is_one(audio: object) -> bool:
+    """Whether something is one recording, rather than several, or none."""
+    if isinstance(audio, np.ndarray | Tensor):
+        return audio.ndim == 1 or (audio.ndim == 2 and audio.shape[1] <= MOST_CHANNELS < audio.shape[0])
+    if isinstance(audio, Sequence) and not isinstance(audio, str | bytes):
+        return len(audio) > 0 and all(isinstance(number, Real) for number in audio)
+    return isinstance(audio, str | Path)
+
+
+def _samples(audio: object) -> np.ndarray:
+    """A waveform (samples, channels), float32, full scale at 1."""
+    if isinstance(audio, Tensor):
+        audio = audio.detach().cpu()
+        audio = audio.float().numpy() if audio.is_floating_point() else audio.numpy()
+    given = np.asarray(audio)
+    if isinstance(audio, np.ndarray) and given.dtype.kind in "iu":
+        limits = np.iinfo(given.dtype)
+        middle = (limits.max + 1) // 2 if given.dtype.kind == "u" else 0  # unsigned audio is centred there
+        given = (given.astype(np.float64) - middle) / (middle or limits.max + 1)
+    elif given.dtype.kind not in "iuf":
+        raise UsageError(f"expected a waveform of real numbers, got {_what(audio)}")
+    given = given.astype(np.float32)
+    return given[:, None] if given.ndim == 1 else given
+
+
+def _what(audio: object) -> str:
+    """Something that was given, in words."""
+    if isinstance(audio, np.ndarray | Tensor):
+        return f"an array of the shape {tuple(audio.shape)} and type {audio.dtype}"
+    if isinstance(audio, Sequence) and not isinstance(audio, str | bytes):
+        return f"a {type(audio).__name__} of {len(audio)}"
+    return f"a {type(audio).__name__}" if audio is not None else "None"
 
 
 def _of_onnx(path: Path) -> Calibration | None:
@@ -195,7 +307,29 @@ def _of_onnx(path: Path) -> Calibration | None:
 
 
 def load(
-    source: str | Path, device: str = "auto", revision: str | None = None, token: str | None = None
+    source: str | Path,
+    device: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    input: str = "auto",
 ) -> SpeakerModel:
-    """`SpeakerModel.from_pretrained`."""
-    return SpeakerModel.from_pretrained(source, device, revision, token)
+    """Load a speaker model: a student's folder, an ONNX file, or USER/NAME on the Hugging Face hub.
+
+    Args:
+        source: a path, or USER/NAME on the hub.
+        device: auto, cpu, cuda or cuda:N.
+        revision, token: for the hub: a branch, a tag or a commit, and the access token of a private model.
+        input: of an ONNX file that does not say whose features it takes: kaldi, wespeaker, nemo, ...
+    Returns:
+        The model, with `embed`, `score`, `verify` and `push_to_hub`.
+    Raises:
+        UsageError: none there. SpkdError: damaged, or the hub does not answer.
+
+    Example:
+        >>> model = spkd.load("student")  # doctest: +SKIP
+        >>> model.embed(["a.wav", "b.wav"]).shape
+        (2, 192)
+        >>> model.verify("a.wav", "b.wav").same
+        True
+    """
+    return SpeakerModel.from_pretrained(source, device, revision, token, input)

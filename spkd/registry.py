@@ -95,6 +95,14 @@ def _imported(place: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def plug_ins() -> tuple[str, ...]:
+    """Names of the modules of installed packages that add to what can be chosen."""
+    groups = ("spkd.losses", "spkd.students", "spkd.teachers")
+    return tuple(
+        {point.value.partition(":")[0].partition(".")[0] for name in groups for point in entry_points(group=name)}
+    )
+
+
 LOSSES = Registry(
     "loss",
     "spkd.losses",

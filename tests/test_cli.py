@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,18 @@ def test_help_shows_every_key(spkd: Callable, command: str, schema: type) -> Non
     out = spkd(command, "--help").out
     for key in config.keys(schema):
         assert key.name in out
+    # A key's meaning has the whole width of a terminal of 80 columns, but for its indent.
+    lines = out.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("manifest  str, default"))
+    meaning = next(key.meaning for key in config.keys(schema) if key.name == "manifest")
+    assert lines[place + 1].strip() == textwrap.wrap(meaning, 76)[0]
+
+
+def test_a_folder_that_is_no_cache_is_said_alike(spkd: Callable) -> None:
+    expected = "nosuch: no teacher cache; make one with `spkd extract cache=nosuch`"
+    for command in ("info", "verify"):
+        done = spkd("cache", command, "nosuch")
+        assert (done.code, expected in done.err) == (1, True), done.err
 
 
 def test_the_three_command_run_needs_no_options(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:

@@ -52,6 +52,15 @@ def test_an_unexpected_failure_keeps_its_traceback_in_a_file(capsys: pytest.Capt
     log.unlink()
 
 
+def test_a_failure_of_a_plug_in_is_its_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    space: dict[str, object] = {"__name__": "mine.huber"}
+    exec("def fail(): return {}['missing']", space)
+    with pytest.raises(KeyError) as caught:
+        space["fail"]()  # type: ignore[operator]
+    assert reported(caught.value, ["spkd", "train"], ["other", "mine"]) == 1
+    assert "please report it to the package of mine with that file" in capsys.readouterr().err
+
+
 def test_an_empty_message_still_says_something() -> None:
     assert first_line(ValueError()) == "ValueError"
     assert "weights_only" not in first_line(RuntimeError("re-run with weights_only=False\nbroken file"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +48,22 @@ def test_embeddings_are_those_of_the_command(
     assert np.abs(model.embed(np.stack([waves[0], waves[0]])) - expected[0]).max() < 1e-4
 
 
+def test_every_form_of_a_waveform_gives_its_embedding(student: str) -> None:
+    model, random = spkd.load(student), np.random.RandomState(0)
+    wave = np.round(3000 * random.normal(size=16_000)).astype(np.int16)
+    expected = model.embed((wave / 32768).astype(np.float32))
+    tensor = torch.from_numpy(wave / 32768).float()
+    forms = [wave, wave.astype(np.int32) * 65536, (wave / 32768).tolist(), tensor.requires_grad_(), tensor.double()]
+    forms += [np.stack([wave, wave], 1), tensor[:, None], (wave // 256 + 128).astype(np.uint8), tensor.bfloat16()]
+    for form in forms[:-2]:
+        assert np.abs(model.embed(form) - expected).max() < 1e-5
+    for coarse in forms[-2:]:  # of 8 bits
+        assert np.corrcoef(model.embed(coarse), expected)[0, 1] > 0.99
+    left = np.stack([wave, np.zeros_like(wave)], 1)  # channels are averaged, as those of files
+    assert np.abs(model.embed([left, left]) - model.embed((wave / 65536).astype(np.float32))).max() < 1e-5
+    assert model.embed([]).shape == (0, 8)
+
+
 def test_other_rates_are_resampled(student: str) -> None:
     model, random = spkd.load(student), np.random.RandomState(0)
     wave = np.convolve(0.1 * random.normal(size=48_000), np.ones(24) / 24, "same").astype(np.float32)  # below 2 kHz
@@ -70,6 +88,23 @@ def test_the_threshold_travels_with_the_model(
     assert found.same == (found.ratio >= found.threshold)
     assert model.verify(paths[0], paths[0], threshold=-1e9).same
     assert not model.verify(paths[0], paths[0], threshold=1e9).same
+    silence, short = np.zeros(32_000, np.float32), soundfile.read(paths[0], dtype="float32")[0][4000:10_000]
+    loud = 0.1 * np.random.RandomState(0).normal(size=32_000)
+    quiet, gap = loud * 10 ** (-40 / 20), np.concatenate([loud[:6000], np.zeros(60_000)])
+    for poor in (silence, short, quiet, gap, silence + 0.3, np.stack([loud, -loud], 1)):
+        for pair in ((poor, poor), (poor, paths[0]), (paths[0], poor)):
+            found = model.verify(*pair)
+            assert found.same is None
+            assert not found.same
+            assert found.doubts
+    assert model.verify(paths[0], gap).doubts == (
+        "the second recording: only 0.38 s are louder than -55 dB of full scale; a decision takes 0.5 s",
+    )
+    clipped = model.verify(np.clip(50 * loud, -1, 1), loud)
+    assert clipped.same is not None
+    assert clipped.doubts == ("the first recording: its samples are clipped in more than 2 % of their samples",)
+    with pytest.raises(UsageError, match="threshold=nan: give a number, or one of eer"):
+        model.verify(paths[0], paths[1], threshold=float("nan"))
     with pytest.raises(UsageError, match="threshold='err': .* has eer"):
         model.verify(paths[0], paths[1], threshold="err")
 
@@ -80,9 +115,23 @@ def test_what_cannot_be_used_is_an_error_that_says_why(student: str, paths: list
         model.embed([paths[0], "none.wav"])
     with pytest.raises(SpkdError, match=r"0.01 s of audio; .* takes at least 0.025 s"):
         model.embed(np.zeros(100, np.float32))
-    for wrong in (np.zeros((2, 3, 4)), np.array([np.nan] * 16_000)):
-        with pytest.raises(SpkdError, match=r"expected a waveform \(samples,\)"):
-            model.embed([wrong])
+    with pytest.raises(SpkdError, match=r"expected a waveform \(samples,\) of finite numbers"):
+        model.embed(np.array([np.nan] * 16_000))
+    for wrong in (np.zeros((2, 3, 4)), None, io.BytesIO(), [paths[0]], b"a.wav", np.zeros(9000, complex)):
+        with pytest.raises(UsageError, match="^expected a (path or a )?waveform"):
+            model.embed([wrong])  # type: ignore[list-item]
+        with pytest.raises(UsageError, match="^expected a (path or a )?waveform"):
+            model.score(wrong, paths[0])  # type: ignore[arg-type]
+    for nothing in (None, io.BytesIO(), 3.0, np.zeros((2, 3, 4)), np.float32(1)):
+        with pytest.raises(UsageError, match="^expected recordings"):
+            model.embed(nothing)  # type: ignore[arg-type]
+    for rate in (0, -8000, None, "16k", 16_000.5):
+        with pytest.raises(UsageError, match="sample_rate=.*: give the rate"):
+            model.embed(np.zeros(16_000), sample_rate=rate)  # type: ignore[arg-type]
+    with pytest.raises(SpkdError, match="at integer scale"):
+        model.embed(np.full(16_000, 3000.0))
+    assert repr(model) == f"SpeakerModel({student!r}, dim=8, no calibration)"
+    assert "device: auto, cpu" in inspect.getdoc(spkd.load)  # type: ignore[operator]
     with pytest.raises(UsageError, match="no student there"):
         spkd.load(tmp_path)
     with pytest.raises(UsageError, match="no student there"):

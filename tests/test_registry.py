@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spkd.errors import SpkdError, UsageError
-from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS, Registry
+from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS, Registry, plug_ins
 
 PLUGIN = {
     "mine/__init__.py": "",
@@ -108,6 +108,7 @@ def test_a_package_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("spkd.registry.entry_points", lambda group: [point])
     with pytest.raises(SpkdError, match=r"loss=broken: nowhere.at_all:Loss cannot be imported"):
         Registry("loss", "spkd.losses", {})["broken"]
+    assert plug_ins() == ("nowhere",)
 
 
 def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, tmp_path: Path) -> None:

@@ -137,10 +137,14 @@ class CompletionRecord:
 
     @classmethod
     def load(cls, root: Path) -> CompletionRecord:
-        """Raises SpkdError where it is missing, damaged or of another format."""
+        """Raises SpkdError: no cache there, not complete, damaged or of another format."""
         path = root / COMPLETE
         if not path.is_file():
-            raise SpkdError(f"{path}: missing; only complete caches can be used so")
+            card = load_card(root)
+            done = sum(commit_path(root, unit).is_file() for unit in range(card.units))
+            raise SpkdError(
+                f"{root}: extraction is not finished ({done} of {card.units} units); run the same `spkd extract` again"
+            )
         return parse_completion(read_bytes(path), str(path))
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from spkd.cache.card import Card
 from spkd.cache.crop import Crop
-from spkd.cache.folder import COMPLETE, CompletionRecord, commit_path, load_card, plan_path, shard_path
+from spkd.cache.folder import COMPLETE, CompletionRecord, plan_path, shard_path
 from spkd.cache.layout import Shard, expect_shards, header_bytes, map_shard, row_format
 from spkd.cache.lock import hold
 from spkd.cache.plan import Plan
@@ -67,12 +67,6 @@ class Cache(SingleCache):
             SpkdError: none there, not complete, of a newer format, or its card, plan or record is damaged.
         """
         root = Path(path)
-        if not (root / COMPLETE).is_file():
-            card = load_card(root)
-            done = sum(commit_path(root, unit).is_file() for unit in range(card.units))
-            raise SpkdError(
-                f"{root}: extraction is not finished ({done} of {card.units} units); run the same `spkd extract` again"
-            )
         record = CompletionRecord.load(root)
         plans = []
         for part in range(len(record.card.parts)):

@@ -111,10 +111,10 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
     if (peak := float(np.abs(wave).max())) > FULL_SCALE:
         raise AudioError(path, f"holds float samples up to {peak:.6g}: at integer scale; divide them by 32768")
     wave = np.ascontiguousarray(wave)
-    return Decoded(resample(wave, rate, SAMPLE_RATE), rate, channels, _doubt(wave, samples))
+    return Decoded(resample(wave, rate, SAMPLE_RATE), rate, channels, doubt_of(wave, samples))
 
 
-def _doubt(wave: np.ndarray, samples: np.ndarray) -> str:
+def doubt_of(wave: np.ndarray, samples: np.ndarray) -> str:
     """What makes speech unlikely in a waveform (samples,), the mean of (samples, channels)."""
     peak, deviation = float(np.abs(wave).max()), float(wave.std())
     if samples.shape[1] > 1 and samples.std() > 1e-4 and deviation < 0.05 * float(samples.std()):

@@ -159,6 +159,19 @@ def miss_at(at: Curve, false_alarm: float) -> tuple[float, float]:
     return float(at.miss[place]), float(at.threshold[place])
 
 
+def threshold_at(at: Curve, false_alarm: float) -> float:
+    """Threshold whose false-alarm rate on other trials is expected to be this.
+
+    The k-th highest of N non-target scores is exceeded by a share k / (N + 1) of others on average; in between, scores
+    are interpolated. The lowest threshold that lets k of these very trials pass lies just above the next score, and
+    lets a share (k + 1) / (N + 1) of others pass. Below a rate of 1 / N there is no more than that of `miss_at`.
+    """
+    steps = np.flatnonzero(np.diff(at.false_alarm) > 0) + 1
+    if false_alarm < at.false_alarm[steps[0]]:
+        return miss_at(at, false_alarm)[1]
+    return float(np.interp(false_alarm, at.false_alarm[steps], at.threshold[steps]))
+
+
 def _accepted_from(at: Curve, threshold: float) -> int:
     """Place of the lowest threshold of the curve that is not below this one."""
     return int(np.searchsorted(-at.threshold, -threshold, "right")) - 1
@@ -267,10 +280,10 @@ def metrics_of(
         found += _of_point(point, llr, headline=number < 2)
     for rate in false_alarms:
         text, missed = f"a false-alarm rate of {100 * rate:g} %", partial(_percent_missed, rate)
-        at = partial(_second, miss_at, rate)
+        at, meaning = partial(_threshold_at, rate), "at which that rate is expected on other trials"
         found += [
             Metric(f"miss_percent_at_fa_{rate:g}", f"miss at {text}", missed, 3, " %", most=100.0),
-            Metric(f"threshold_at_fa_{rate:g}", f"threshold at {text}", at, 4, interval=False),
+            Metric(f"threshold_at_fa_{rate:g}", f"threshold at {text}", at, 4, interval=False, meaning=meaning),
         ]
     return tuple(found)
 
@@ -296,6 +309,10 @@ def _first(function: Callable[..., tuple[float, float]], argument: object, at: C
 
 def _second(function: Callable[..., tuple[float, float]], argument: object, at: Curve) -> float:
     return function(at, argument)[1]
+
+
+def _threshold_at(rate: float, at: Curve) -> float:
+    return threshold_at(at, rate)
 
 
 def _percent_missed(rate: float, at: Curve) -> float:

@@ -8,22 +8,30 @@ import numpy as np
 
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.calibration import FILE, Calibration, TrainedOn, fit
-from spkd.eval.metrics import DEFAULT_POINTS, Point, compute, curve, eer, metrics_of, min_dcf, miss_at
+from spkd.eval.metrics import DEFAULT_POINTS, Point, compute, curve, eer, metrics_of, min_dcf, threshold_at
 from spkd.eval.score import Scored
 from spkd.eval.settings import CalibrateConfig
+from spkd.registry import TEACHERS
 from spkd.students.checkpoint import DESCRIPTION
 
 FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # whose thresholds a calibration carries, where its list is long enough
+LEAST_ERRORS = 10  # expected on the list at such a rate: with fewer its threshold is hardly known
 
 
-def place(config: CalibrateConfig) -> Path:
+def place(config: CalibrateConfig, of_files: bool) -> Path:
     """The file to write.
 
+    Args:
+        of_files: whether the scores are from files, so that no model is used.
     Raises:
-        UsageError: none is named, and the model's folder is no place for it.
+        UsageError: none is named, and the model's folder is no place for it; or there is no such model.
     """
     if config.out:
         return Path(config.out)
+    if not of_files and config.model.name not in TEACHERS and not Path(config.model.name).exists():
+        raise UsageError(
+            f"{config.model.name}: no student there; train one with `spkd train`, or name one by model=FOLDER"
+        )
     plain = not config.quality and config.norm == "none" and config.backend == "cosine" and not config.subtract_mean
     if not plain or config.enrol.model.name is not None or not (Path(config.model.name) / DESCRIPTION).is_file():
         raise UsageError(
@@ -60,8 +68,8 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
     )
     thresholds = {"eer": eer(at)[1]} | {f"min_dcf_{point.name}": min_dcf(at, point)[1] for point in points}
     for rate in FALSE_ALARMS:
-        if rate * trained_on.non_targets >= 1:
-            thresholds[f"false_alarm_{rate:g}"] = miss_at(at, rate)[1]
+        if rate * trained_on.non_targets >= LEAST_ERRORS:
+            thresholds[f"false_alarm_{rate:g}"] = threshold_at(at, rate)
     highest = float(np.nextafter(at.threshold[1], np.inf))
     return Calibration(
         raw.features,

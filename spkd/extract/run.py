@@ -102,7 +102,7 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     manifest, too_long = fitting(manifest, config)
     unreadable |= too_long
     if not len(manifest):
-        raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read")
+        raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read; {_first(unreadable)}")
     loader, stores = _prepared(jobs, chosen, manifest, view_plan)
     views, meter = _extract(config, loader, stores, rank)
     loader.report_doubts()
@@ -137,6 +137,12 @@ class _Store:
     halves: list[str]
     writers: dict[int, UnitWriter] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+
+
+def _first(unreadable: dict[str, str]) -> str:
+    """The first utterance that cannot be read, with its reason."""
+    name, reason = next(iter(unreadable.items()), ("", "it is empty"))
+    return f"the first, {name}: {reason}" if name else reason
 
 
 def _prepared(

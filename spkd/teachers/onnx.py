@@ -75,6 +75,14 @@ class ONNX(Teacher):
             self.max_samples = LONGEST
         self._session = _session(self._path, device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the session, which cannot be pickled and is made again from the file."""
+        return {name: value for name, value in self.__dict__.items() if name != "_session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._session = _session(self._path, self.device)
+
     def card(self) -> TeacherCard:
         return TeacherCard(
             family=self.family,
@@ -258,8 +266,8 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
         kind = described.get("framework", kind)
     if sherpa is None and kind not in (*FBANKS, NEMO):
         raise UsageError(
-            f"{source}: takes fbank {main.shape}, but not whose: set teacher.onnx.input to {', '.join(FBANKS)} or "
-            f"{NEMO}"
+            f"{source}: takes fbank {main.shape}, but not whose: set teacher.onnx.input (in Python: "
+            f"spkd.load(FILE, input=...)) to {', '.join(FBANKS)} or {NEMO}"
         )
     of_nemo = NEMO in (kind, described.get("framework") if sherpa is not None else None)
     steps, last = main.shape[1:]

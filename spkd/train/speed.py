@@ -10,6 +10,7 @@ import torch
 from spkd.meter import Meter
 
 HELD_UP = 0.1  # share of the time from which waiting for data is worth a remedy
+LONG_ENOUGH = 60.0  # s of a run after which the start of its workers no longer shows
 WARM_UP = 5  # steps that are not measured
 
 
@@ -42,20 +43,22 @@ def describe(summary: dict[str, float]) -> str:
     return f"{summary['views_per_second']:,.0f} utterances/s; {waited}; {summary['memory_gb']:.1f} GB"
 
 
-def in_words(summary: dict[str, float], from_audio: bool, workers: int) -> list[str]:
+def in_words(summary: dict[str, float], seconds: float, from_audio: bool, workers: int) -> list[str]:
     """The lines that end a run: its speed, and a remedy where data was waited for.
 
     Args:
+        seconds: that the summary was measured over.
         from_audio: whether audio is decoded during training, by so many workers.
     """
     if not summary:
         return []
     lines = [describe(summary)]
-    if summary["waited"] > HELD_UP:
+    if summary["waited"] > HELD_UP and seconds >= LONG_ENOUGH:
         remedy = (
             f"audio is decoded during training: raise workers={workers}, or extract with fbank=true"
             if from_audio
-            else "the cache comes slowly: copy it to a local disk (spkd cache pull), or store it uncompressed"
+            else f"the cache comes slowly: raise workers={workers}, copy it to a local disk if it is not on one "
+            "(spkd cache pull), or store it uncompressed"
         )
         lines.append(f"note: the device waited for data: {remedy}")
     return lines

@@ -377,7 +377,7 @@ def _run(run: Run, first: int) -> int:
     if ranks.is_first:
         speed = summary(meter, run.device)
         record.finish(run.out, speed)
-        for line in in_words(speed, run.loader.decodes_audio, config.workers):
+        for line in in_words(speed, meter.seconds, run.loader.decodes_audio, config.workers):
             log(line)
     return done
 

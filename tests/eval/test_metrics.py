@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from spkd.eval.metrics import (
     min_cllr,
     min_dcf,
     miss_at,
+    threshold_at,
 )
 
 # Few distinct scores, so that ties are frequent.
@@ -169,7 +171,7 @@ def test_one_list_of_metrics_serves_all() -> None:
     assert metrics[: len(METRICS)] == METRICS
     assert values["eer_percent"] == pytest.approx(100 * eer(at)[0])
     assert values["min_dcf_0.05"] == min_dcf(at, Point(0.05))[0]
-    assert values["threshold_at_fa_0.1"] == miss_at(at, 0.1)[1]
+    assert values["threshold_at_fa_0.1"] == threshold_at(at, 0.1)
     assert headline(values, metrics).startswith(f"EER {values['eer_percent']:.3f} %   minDCF(0.01) ")
 
 
@@ -177,3 +179,17 @@ def test_a_threshold_that_accepts_nothing_is_a_number_above_all_scores() -> None
     at = curve(np.array([0.5, 0.5]), np.array([1, 0]))
     found = compute(at, metrics_of(false_alarms=[0.0]))["threshold_at_fa_0"]
     assert 0.5 < found < 0.5001
+
+
+@pytest.mark.parametrize(("count", "rate"), [(1000, 0.01), (1000, 0.001), (500, 0.05), (1000, 0.0125)])
+def test_a_threshold_at_a_false_alarm_rate_keeps_it_on_other_trials(count: int, rate: float) -> None:
+    """Over 2,000 lists of normal scores, whose distribution gives the rate on all other trials."""
+    random = np.random.RandomState(0)
+    labels = np.concatenate([np.ones(50, np.int8), np.zeros(count, np.int8)])
+    rates = []
+    for _ in range(2000):
+        scores = random.standard_normal(50 + count)
+        scores[:50] += 2
+        rates.append(scipy.stats.norm.sf(threshold_at(curve(scores, labels), rate)))
+    deviation = np.std(rates) / np.sqrt(len(rates))
+    assert np.mean(rates) == pytest.approx(rate, abs=3 * deviation + 1 / count**1.5)

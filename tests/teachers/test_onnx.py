@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,9 @@ def test_a_model_of_the_waveform(tmp_path: Path, spkd: Callable, corpus: Path) -
     file = save(tmp_path / "m.onnx", model, (torch.randn(2, 8000),), {"x": {0: "B", 1: "N"}, "out": {0: "B"}})
     with torch.no_grad():
         expected = model(WAVE)
-    assert np.allclose(load(file).extract(WAVE, ["embedding"])["embedding"], expected, atol=1e-5)
+    teacher = load(file)
+    for again in (teacher, pickle.loads(pickle.dumps(teacher))):
+        assert np.allclose(again.extract(WAVE, ["embedding"])["embedding"], expected, atol=1e-5)
     with pytest.raises(UsageError, match="takes a waveform"):
         load(file, input="kaldi")
     given = ["teacher=onnx", f"teacher.weights={file}", f"manifest={corpus / 'manifest.csv'}"]
