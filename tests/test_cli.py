@@ -40,8 +40,9 @@ def test_help_shows_every_key(spkd: Callable, command: str, schema: type) -> Non
         assert key.name in out
     # A key's meaning has the whole width of a terminal of 80 columns, but for its indent.
     lines = out.splitlines()
-    place = next(number for number, line in enumerate(lines) if line.startswith("manifest  str, default"))
-    meaning = next(key.meaning for key in config.keys(schema) if key.name == "manifest")
+    place = next(number for number, line in enumerate(lines) if line.startswith("device  str, default auto"))
+    device = next(key for key in config.keys(schema) if key.name == "device")
+    meaning = f"{device.meaning} ({' | '.join(device.choices)})"
     assert lines[place + 1].strip() == textwrap.wrap(meaning, 76)[0]
 
 

@@ -115,7 +115,7 @@ def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, 
     for name, text in PLUGIN.items():
         (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "site" / name).write_text(text)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}"}
 
     def run(*commands: list[str]) -> subprocess.CompletedProcess[str]:
         """In one process, as starting takes longer than the commands; it ends with the number of those that failed."""
@@ -128,8 +128,11 @@ def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, 
         ["extract", "teacher=energy", manifest, "fbank=true"],
         ["train", "--loss", "huber", "loss.huber.delta=0.5", *small],
         ["eval", str(corpus / "trials.txt"), manifest],
+        ["train", "--losses"],
     )
     assert done.returncode == 0, done.stderr
+    assert "huber: learns from" in done.stdout
+    assert "broken: cannot be used: loss=broken: mine.nothing:Loss cannot be imported" in done.stdout
     assert "huber" in done.stdout
     done = run(
         ["train", "--loss", "huber", "loss.huber.dalta=1", *small, "out=x"],
