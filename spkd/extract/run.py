@@ -98,11 +98,14 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     config = jobs[0].config
     view_plan = ViewPlan.parse(config.view)
     chosen = [chosen_targets(job.config, job.teacher) for job in jobs]
+    listed = manifest
     manifest, unreadable = measure(manifest, config.workers * 4)
     manifest, too_long = fitting(manifest, config)
     unreadable |= too_long
     if not len(manifest):
-        raise SpkdError(f"{manifest.source}: none of {len(unreadable)} utterances can be read; {_first(unreadable)}")
+        raise SpkdError(
+            f"{manifest.source}: none of {len(unreadable)} utterances can be read; {_first(listed, unreadable)}"
+        )
     loader, stores = _prepared(jobs, chosen, manifest, view_plan)
     views, meter = _extract(config, loader, stores, rank)
     loader.report_doubts()
@@ -139,10 +142,10 @@ class _Store:
     rejected: dict[str, str] = field(default_factory=dict)
 
 
-def _first(unreadable: dict[str, str]) -> str:
-    """The first utterance that cannot be read, with its reason."""
-    name, reason = next(iter(unreadable.items()), ("", "it is empty"))
-    return f"the first, {name}: {reason}" if name else reason
+def _first(manifest: Manifest, unreadable: dict[str, str]) -> str:
+    """The first utterance that cannot be used, with its reason."""
+    one = next((utterance for utterance in manifest if utterance.id in unreadable), None)
+    return "it lists none" if one is None else f"the first, {one.path}: {unreadable[one.id]}"
 
 
 def _prepared(
