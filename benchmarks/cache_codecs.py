@@ -91,6 +91,30 @@ def student(work: Path, data: Path, threads: int, codec: str, seed: int, setting
     return {name: report["results"]["eer_percent"] for name, report in reports.items()}
 
 
+def embeddings_table(result: dict) -> str:
+    """The first table of docs/cache.md."""
+    lines = ["| embedding (256) | bytes | 1 - cosine | worst row | student, test-other (%) | test-short (%) |"]
+    lines.append("|---|---|---|---|---|---|")
+    for codec, rates in result["students_eer"].items():
+        students = " | ".join(f"{rates[name]['mean']:.2f} ± {rates[name]['sd']:.2f}" for name in LISTS)
+        lines.append(f"| `{codec}` | {cells(result['errors']['embedding'][codec])} | {students} |")
+    return "\n".join(lines)
+
+
+def frames_table(result: dict) -> str:
+    """The second table of docs/cache.md."""
+    lines = ["| frames (256, last LSTM layer) | bytes | 1 - cosine | worst row |", "|---|---|---|---|"]
+    errors = result["errors"]["frames.layer3"]
+    return "\n".join([*lines, *(f"| `{codec}` | {cells(errors[codec])} |" for codec in FRAMES)])
+
+
+def cells(row: dict[str, float]) -> str:
+    """Bytes and errors of a codec."""
+    return (
+        f"{row['bytes_per_row']:.0f} | {record.figure(1 - row['cosine_mean'])} | {record.figure(1 - row['cosine_min'])}"
+    )
+
+
 def main() -> None:
     options = record.options(__doc__, "cache_codecs", data=True)
     options.add_argument("--seeds", type=int, default=3)

@@ -77,6 +77,8 @@ def keep(name: str, result: dict[str, Any], tiny: bool) -> None:
 
 def kept(name: str) -> dict[str, Any]:
     """A result that was kept."""
+    if not (RESULTS / f"{name}.json").is_file():
+        raise SystemExit(f"no result of {name}.py: python benchmarks/tables.py --run {name}")
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
@@ -89,3 +91,9 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--", "../spkd", "*.py")
     return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{'+' if changed else ''}"
+
+
+def figure(value: float) -> str:
+    """A small number for a table, like 2.1e-9."""
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return f"{digits}e{int(exponent)}"
