@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from spkd.eval.settings import EvalConfig
 from spkd.extract.settings import ExtractConfig
 from spkd.train.settings import TrainConfig
 from spkd.version import __version__
+from tests import processes
 
 
 @pytest.mark.parametrize(
@@ -81,16 +85,26 @@ def test_manifest_lists_what_it_leaves_out(spkd: Callable, corpus: Path, tmp_pat
     assert spkd("manifest", "audio", "--out", "m.txt").code == 2
 
 
+def interrupted(*arguments: str) -> None:
+    """The command line, and Ctrl-C as the first batch arrives."""
+    import spkd.extract.run as run
+
+    real = run.extract_targets
+
+    def interrupt(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    run.extract_targets = interrupt
+    processes.command(*arguments)
+
+
 def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> None:
-    code = (
-        "import os, signal\nfrom spkd.cli import main\nimport spkd.extract.run as run\nreal = run.extract_targets\n"
-        "def interrupted(*a):\n    os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
-        "run.extract_targets = interrupted\nmain()\n"
-    )
     arguments = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = processes.Running(interrupted, *arguments)
+    _, error = done.communicate()
     assert done.returncode == 130
-    assert done.stderr == "error: interrupted; everything committed stays valid, and the same command continues\n"
+    assert error == "error: interrupted; everything committed stays valid, and the same command continues\n"
     assert not list(Path("cache").glob("**/*.part"))
     assert "18 views extracted" in spkd(*arguments).out
 
