@@ -92,16 +92,22 @@ class Case:
     reseal: Callable[[Path], None] | None = None
 
 
+def once(*arguments: str) -> tuple[str, ...]:
+    """Arguments of which each key is given once: the last of them."""
+    keys = [argument.partition("=")[0] for argument in arguments]
+    return tuple(a for i, a in enumerate(arguments) if "=" not in a or keys[i] not in keys[i + 1 :])
+
+
 def extract(*more: str) -> tuple[str, ...]:
-    return ("extract", "teacher=none", "cache=new", "device=cpu", "view=crops:2,0.4", *more)
+    return once("extract", "teacher=none", "cache=new", "device=cpu", "view=crops:2,0.4", *more)
 
 
 def train(*more: str) -> tuple[str, ...]:
-    return ("train", "--loss", "cosine", *SMALL, *more)
+    return once("train", "--loss", "cosine", *SMALL, *more)
 
 
 def evaluate(*more: str) -> tuple[str, ...]:
-    return ("eval", "trials.txt", "manifest=manifest.csv", "device=cpu", "bootstrap=5", *more)
+    return once("eval", "trials.txt", "manifest=manifest.csv", "device=cpu", "bootstrap=5", *more)
 
 
 def reseal(root: Path) -> None:
@@ -606,7 +612,7 @@ def odd_setting(command: tuple[str, ...], chance: Chance) -> tuple[str, ...]:
     )
     if key in ("device", "steps", "save_every", "batch_size") and value in (2**31, 2**63, 10**18, 1e308):
         value = -1  # a long run is what was asked for
-    return (*command, f"{key}={value}".replace("\x00", "\\0"))
+    return once(*command, f"{key}={value}".replace("\x00", "\\0"))
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
