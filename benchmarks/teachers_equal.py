@@ -23,7 +23,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import itertools
-import json
 import shutil
 import subprocess
 import sys
@@ -468,8 +467,7 @@ def main() -> None:
             hours += one_hour(work, ModelConfig("dvector", str(Path(given.dvector).resolve())))
     if given.hour:
         report: dict[str, Any] = {"rows": hours, "most_gb": max(row["peak_gb"] for row in hours)}
-        (HERE / "results" / "teachers_hour.json").write_text(json.dumps(report, indent=1) + "\n")
-        print(json.dumps(report))
+        record.keep("teachers_hour", report, given.tiny)
         return
     grids = {
         f"{name}_grid": max(distances)
