@@ -4,14 +4,12 @@ A setting of glibc in the environment, which changes nothing by itself, makes sp
 
     python benchmarks/buffers.py --data DIR --teacher FILE
 
-DIR is the folder librispeech-mini, FILE the weights of the GE2E d-vector. Prints, as its last line, one JSON object;
+DIR holds librispeech-mini, FILE is the weights of the GE2E d-vector. Prints, as its last line, one JSON object;
 keeps it in benchmarks/results/buffers.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
 import shutil
@@ -21,11 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-from machine import describe
+import record
 from papers import corpus_rows, write_manifest
 
 HERE = Path(__file__).parent
-UTTERANCES, STEPS = 20, 60
 AS_IT_IS = {"MALLOC_ARENA_TEST": "8"}  # glibc's own default
 
 
@@ -39,19 +36,18 @@ def measured(work: Path, environment: dict[str, str], *arguments: str) -> dict[s
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, required=True, help="the folder librispeech-mini")
-    options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
+    options = record.options(__doc__, "buffers", data=True)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "buffers")
-    given = options.parse_args()
-    data, work = given.data.resolve(), given.work.resolve()
+    options.add_argument("--utterances", type=int, default=20)
+    options.add_argument("--steps", type=int, default=60)
+    given = record.parse(options, rounds=1, steps=2, utterances=2)
+    work = given.work
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    write_manifest(work / "some.csv", corpus_rows(data.parent, data.name)[:UTTERANCES])
-    extract = ("extract", "teacher=dvector", f"teacher.weights={given.teacher.resolve()}", "manifest=some.csv")
+    write_manifest(work / "some.csv", corpus_rows(given.data, "librispeech-mini")[: given.utterances])
+    extract = ("extract", "teacher=dvector", f"teacher.weights={given.teacher}", "manifest=some.csv")
     extract += ("view=full:8", "view.speeds=[0.8,0.9,1.0,1.1,1.2]", "fbank=true")
-    train = ("train", "--loss", "contrastive", "cache=kept-0", f"steps={STEPS}", "loggers=[]")
+    train = ("train", "--loss", "contrastive", "cache=kept-0", f"steps={given.steps}", "loggers=[]")
     train += ("student=xvector", "student.channels=256")
     found: dict[str, dict[str, list[dict[str, float]]]] = {"extract": {}, "train": {}}
     for number in range(given.rounds):
@@ -67,9 +63,7 @@ def main() -> None:
         ratio = statistics.median(rows_of["kept"]) / statistics.median(rows_of["returned"])
         system = {name: round(statistics.median(run["system"] for run in runs), 1) for name, runs in by_name.items()}
         result[command] = {"time_ratio": round(ratio, 3), "seconds": rows_of, "system_seconds": system}
-    result["machine"] = describe()
-    (HERE / "results" / "buffers.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("buffers", result, given.tiny)
 
 
 if __name__ == "__main__":

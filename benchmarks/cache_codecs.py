@@ -8,13 +8,12 @@ continues the first.
 
     python benchmarks/cache_codecs.py --data DIR --teacher FILE
 
+DIR holds librispeech-mini, FILE is the weights of the d-vector.
 Prints two tables and, as its last line, one JSON object; keeps it in benchmarks/results/cache_codecs.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import time
@@ -22,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import record
 from commands import Lists, evaluate, spkd
-from machine import describe
 
 from spkd.cache import Cache
 from spkd.cache import codec as codecs
@@ -92,28 +91,53 @@ def student(work: Path, data: Path, threads: int, codec: str, seed: int, setting
     return {name: report["results"]["eer_percent"] for name, report in reports.items()}
 
 
+def embeddings_table(result: dict) -> str:
+    """The first table of docs/cache.md."""
+    lines = ["| embedding (256) | bytes | 1 - cosine | worst row | student, test-other (%) | test-short (%) |"]
+    lines.append("|---|---|---|---|---|---|")
+    for codec, rates in result["students_eer"].items():
+        students = " | ".join(f"{rates[name]['mean']:.2f} ± {rates[name]['sd']:.2f}" for name in LISTS)
+        lines.append(f"| `{codec}` | {cells(result['errors']['embedding'][codec])} | {students} |")
+    return "\n".join(lines)
+
+
+def frames_table(result: dict) -> str:
+    """The second table of docs/cache.md."""
+    lines = ["| frames (256, last LSTM layer) | bytes | 1 - cosine | worst row |", "|---|---|---|---|"]
+    errors = result["errors"]["frames.layer3"]
+    return "\n".join([*lines, *(f"| `{codec}` | {cells(errors[codec])} |" for codec in FRAMES)])
+
+
+def cells(row: dict[str, float]) -> str:
+    """Bytes and errors of a codec."""
+    return (
+        f"{row['bytes_per_row']:.0f} | {record.figure(1 - row['cosine_mean'])} | {record.figure(1 - row['cosine_min'])}"
+    )
+
+
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, required=True, help="the folder librispeech-mini")
-    options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
+    options = record.options(__doc__, "cache_codecs", data=True)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--steps", type=int, default=400)
     options.add_argument("--channels", type=int, default=96, help="width of the x-vector student")
     options.add_argument("--jobs", type=int, default=2, help="students trained side by side")
-    options.add_argument("--work", type=Path, default=HERE / "work" / "cache_codecs")
-    given = options.parse_args()
-    data, weights, work = given.data.resolve(), given.teacher.resolve(), given.work.resolve()
+    options.add_argument("--codecs", nargs="+", default=list(EMBEDDING), help="of the embeddings; a student of each")
+    options.add_argument("--frames", nargs="+", default=list(FRAMES), help="codecs of the frames")
+    given = record.parse(
+        options, seeds=1, steps=2, channels=8, jobs=1, codecs=["float16"], frames=["float16+zstd", "sq4"]
+    )
+    data, weights, work = given.data / "librispeech-mini", given.teacher, given.work
     work.mkdir(parents=True, exist_ok=True)
-    cores, started = os.cpu_count() or 1, time.time()
+    cores, started = 0 if given.tiny else os.cpu_count() or 1, time.time()
 
-    for codec in EMBEDDING:
+    for codec in given.codecs:
         extract(work, data, weights, cores, f"embedding-{codec}", "fbank=true", SPEEDS, STORED.format(codec))
     exact = extract(work, data, weights, cores, "embedding-float32", "fbank=true", SPEEDS, STORED.format("float32"))
     settings = ("teacher.targets=[frames.layer3]", "view=crops:2,3.0", "storage.codec=float32")
     frames = extract(work, data, weights, cores, "frames", *settings)
     errors = {
-        "embedding": {codec: cost(exact, "embedding", codec) for codec in EMBEDDING},
-        "frames.layer3": {codec: cost(frames, "frames.layer3", codec) for codec in FRAMES},
+        "embedding": {codec: cost(exact, "embedding", codec) for codec in given.codecs},
+        "frames.layer3": {codec: cost(frames, "frames.layer3", codec) for codec in given.frames},
     }
     print(f"codecs measured after {time.time() - started:.0f} s", flush=True)
 
@@ -123,11 +147,12 @@ def main() -> None:
     errors["frames.layer3"]["int8, plain"] = spread_cost(frames, "frames.layer3", 0.0)
 
     settings = [f"steps={given.steps}", f"student.channels={given.channels}"]
+    threads = min(cores, max(cores // given.jobs, 1))
     with ThreadPoolExecutor(given.jobs) as pool:
         runs = {
-            (codec, seed): pool.submit(student, work, data, max(cores // given.jobs, 1), codec, seed, settings)
+            (codec, seed): pool.submit(student, work, data, threads, codec, seed, settings)
             for seed in range(given.seeds)
-            for codec in EMBEDDING
+            for codec in given.codecs
         }
         scored = {key: run.result() for key, run in runs.items()}
 
@@ -140,7 +165,7 @@ def main() -> None:
             )
     students = {}
     print(f"\n{'student of':16} {'list':11} {'EER % mean':>10} {'sd':>6}   per seed")
-    for codec in EMBEDDING:
+    for codec in given.codecs:
         students[codec] = {}
         for name in LISTS:
             rates = [scored[codec, seed][name] for seed in range(given.seeds)]
@@ -159,10 +184,8 @@ def main() -> None:
         "steps": given.steps,
         "channels": given.channels,
         "total_seconds": round(time.time() - started),
-        "machine": describe(),
     }
-    (HERE / "results" / "cache_codecs.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("cache_codecs", result, given.tiny)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Workers that are killed, and workers that are stopped for long: does the cache lose, repeat or change anything?
 
-Three `spkd extract` processes fill one cache. Every two seconds or so one of them is killed with SIGKILL and started
-again; or it is stopped with SIGSTOP, its claim made as old as one that is taken over, and continued once another worker
-had the time to do so. When the kills and stops are used up, the cache is completed. Units committed before must be the
-same files at the end (not lost, not written again), and the content must equal that of an uninterrupted run, without a
-row of zeros. Where the machine allows, every worker has a name space of its own, in which its host name is `worker` and
-its process number 1, as in containers; their identities alone differ then.
+Three `spkd extract` processes fill one cache, whose size follows from the speed of the machine. Every two seconds or so
+one of them is killed with SIGKILL and started again; or it is stopped with SIGSTOP, its claim made as old as one that
+is taken over, and continued once another worker had the time to do so. When the kills and stops are used up, the cache
+is completed. Units committed before must be the same files at the end (not lost, not written again), and the content
+must equal that of an uninterrupted run, without a row of zeros. Where the machine allows, every worker has a name space
+of its own, in which its host name is `worker` and its process number 1, as in containers; their identities alone differ
+then.
 
     python benchmarks/cache_crash.py --kills 30 --stops 10
 
@@ -14,7 +15,6 @@ Prints what happened and, as its last line, one JSON object; keeps it in benchma
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
@@ -25,11 +25,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import record
 import soundfile
-from machine import describe
 
 from spkd.cache import Cache, verify
 from spkd.cache.claims import STALE
@@ -37,8 +38,10 @@ from spkd.cache.folder import COMPLETE
 from spkd.corpus.manifest import build
 from spkd.demo.synthesis import speaker, utterance
 
-HERE = Path(__file__).parent
 WRITERS = 3
+SPEEDS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)  # views of an utterance, one unit each
+PROBED = 210  # units, from which the speed of the machine is measured
+TAKE_OVER = 2.5  # pauses that a worker is stopped for
 
 
 def committed(root: Path) -> dict[str, int]:
@@ -124,49 +127,66 @@ class Worker:
             raise SystemExit(f"a worker failed: {errors.decode()}")
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--kills", type=int, default=30)
-    options.add_argument("--stops", type=int, default=10)
-    options.add_argument("--utterances", type=int, default=1000, help="seven views each, one unit per view")
-    options.add_argument("--work", type=Path, default=HERE / "work" / "cache_crash")
-    given = options.parse_args()
-    work = given.work.resolve()
-    shutil.rmtree(work, ignore_errors=True)
-    for i in range(given.utterances):
+@dataclass
+class Crashed:
+    """What an interrupted extraction left. before: commit records seen while it ran; after: those in the end."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+    in_flight: int
+    stopped_with_claim: int
+
+
+def write_corpus(work: Path, utterances: int) -> None:
+    """Audio of one second each, and manifest.csv; what is there is kept."""
+    for i in range(utterances):
         path = work / "audio" / f"s{i % 20}" / f"{i}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, utterance(speaker(i % 20), i, 1.0), 16_000)
+        if not path.is_file():
+            soundfile.write(path, utterance(speaker(i % 20), i, 1.0), 16_000)
     manifest, _, _ = build(work / "audio", "folder")
     manifest.save(work / "manifest.csv")
-    command = [
-        *(sys.executable, "-c", "from spkd.cli import main; main()", "extract", "teacher=none"),
-        *("view.speeds=[0.85,0.9,0.95,1.0,1.05,1.1,1.15]", "storage.unit_views=1", "view.noise=synthetic"),
-    ]
-    root, chance = work / "crashed", random.Random(0)
-    before: dict[str, int] = {}
+
+
+def units_per_second(work: Path, command: list[str]) -> float:
+    """Units that the workers together commit in a second, once they have started."""
+    root = work / "probe"
+    workers, start, before = [Worker(root, command) for _ in range(WRITERS)], 0.0, 0
+    while (count := len(committed(root))) < PROBED and not (root / COMPLETE).is_file():
+        if count and not start:
+            start, before = time.perf_counter(), count
+        time.sleep(0.01)
+    rate = (count - before) / (time.perf_counter() - start) if count > before else float(PROBED)
+    for worker in workers:
+        worker.kill()
+    shutil.rmtree(root)
+    return rate
+
+
+def interrupt(root: Path, command: list[str], todo: list[str], pause: float, chance: random.Random) -> Crashed | None:
+    """Fill a cache under kills and stops. Returns None where it was complete before the last of them."""
+    done = Crashed({}, {}, 0, 0)
     workers = [Worker(root, command) for _ in range(WRITERS)]
-    todo = ["kill"] * given.kills + ["stop"] * given.stops
-    chance.shuffle(todo)
-    in_flight = stopped_with_claim = 0
     for what in todo:
-        time.sleep(chance.uniform(1.0, 3.0))
+        time.sleep(chance.uniform(0.5, 1.5) * pause)
         if (root / COMPLETE).is_file():
-            raise SystemExit("complete before the last kill; give more --utterances")
+            for worker in workers:
+                worker.wait()
+            return None
         which = chance.randrange(WRITERS)
-        before |= committed(root)
-        in_flight += len(list(root.glob("claims/*")))
+        done.before |= committed(root)
+        done.in_flight += len(list(root.glob("claims/*")))
         if what == "kill":
             workers[which].kill()
             workers[which] = Worker(root, command)
             continue
-        stopped_with_claim += workers[which].stop()
+        done.stopped_with_claim += workers[which].stop()
         # The others pass a claim only once: a new worker begins at the first unit and takes it over.
         other = (which + 1) % WRITERS
         workers[other].kill()
         workers[other] = Worker(root, command)
-        time.sleep(5.0)
-        before |= committed(root)
+        time.sleep(TAKE_OVER * pause)
+        done.before |= committed(root)
         workers[which].proceed()
     for worker in workers:
         worker.wait()
@@ -175,31 +195,59 @@ def main() -> None:
         for claim in root.glob("claims/*"):
             age(claim)
         Worker(root, command).wait()
-    after = committed(root)
-    lost = [name for name in before if name not in after]
-    duplicated = [name for name in before if name in after and after[name] != before[name]]
+    done.after = committed(root)
+    return done
+
+
+def main() -> None:
+    options = record.options(__doc__, "cache_crash")
+    options.add_argument("--kills", type=int, default=30)
+    options.add_argument("--stops", type=int, default=10)
+    options.add_argument("--pause", type=float, default=2.0, help="mean seconds between two of them")
+    given = record.parse(options, kills=1, stops=1, pause=0.2)
+    work = given.work
+    shutil.rmtree(work, ignore_errors=True)
+    command = [
+        *(sys.executable, "-c", "from spkd.cli import main; main()", "extract", "teacher=none"),
+        *(f"view.speeds=[{','.join(map(str, SPEEDS))}]", "storage.unit_views=1", "view.noise=synthetic"),
+    ]
+    todo, chance = ["kill"] * given.kills + ["stop"] * given.stops, random.Random(0)
+    chance.shuffle(todo)
+    # As many utterances as the machine fills caches with while kills and stops take place.
+    seconds = given.pause * (given.kills + given.stops * (1 + TAKE_OVER))
+    utterances = PROBED // len(SPEEDS)
+    write_corpus(work, utterances)
+    if not given.tiny:
+        utterances = max(utterances, round(1.5 * units_per_second(work, command) * seconds / len(SPEEDS)))
+    root, done = work / "crashed", None
+    while done is None:
+        write_corpus(work, utterances)
+        print(f"{utterances} utterances, {len(SPEEDS) * utterances} units", flush=True)
+        done = interrupt(root, command, todo, given.pause, chance)
+        if done is None:
+            print("complete before the last kill: again with twice as many", flush=True)
+            shutil.rmtree(root)
+            utterances *= 2
     for worker in [Worker(work / "whole", command) for _ in range(WRITERS)]:
         worker.wait()
     damaged = verify(root)
     result = {
         "kills": given.kills + given.stops,
         "stops": given.stops,
-        "stopped_with_a_claim": stopped_with_claim,
+        "stopped_with_a_claim": done.stopped_with_claim,
         "equal_host_names_and_pids": bool(namespaces()),
-        "units": len(after),
-        "units_committed_before": len(before),
-        "claims_open": in_flight,
-        "lost": len(lost),
-        "duplicated": len(duplicated),
+        "units": len(done.after),
+        "units_committed_before": len(done.before),
+        "claims_open": done.in_flight,
+        "lost": len(done.before.keys() - done.after.keys()),
+        "duplicated": sum(done.after.get(name, inode) != inode for name, inode in done.before.items()),
         "zero_rows": zero_rows(root),
         "content_identical": content(root) == content(work / "whole") and not damaged,
         "leftover_parts": len(list(root.glob("**/*.part"))),
-        "machine": describe(),
     }
     for name, value in result.items():
         print(f"{name:30} {value}")
-    (HERE / "results" / "cache_crash.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("cache_crash", result, given.tiny)
 
 
 if __name__ == "__main__":

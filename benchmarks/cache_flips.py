@@ -10,16 +10,14 @@ Prints a table and, as its last line, one JSON object; keeps it in benchmarks/re
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import record
 import soundfile
 import torch
-from machine import describe
 
 from spkd import config
 from spkd.cache import verify
@@ -77,10 +75,9 @@ def kind(root: Path, path: Path, offset: int) -> str:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "cache_flips")
     options.add_argument("--flips", type=int, default=1000)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "cache_flips")
-    given = options.parse_args()
+    given = record.parse(options, flips=20)
     root = make(given.work)
     if verify(root):
         raise SystemExit("the fresh cache does not verify")
@@ -113,9 +110,8 @@ def main() -> None:
     print(f"{'part':22} {'flips':>6} {'detected':>9}")
     for part, count in sorted(tried.items()):
         print(f"{part:22} {count:6} {found[part]:9}")
-    result = {"flips": given.flips, "detected": sum(found.values()), "parts": dict(tried), "machine": describe()}
-    (HERE / "results" / "cache_flips.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    result = {"flips": given.flips, "detected": sum(found.values()), "parts": dict(tried)}
+    record.keep("cache_flips", result, given.tiny)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ Prints a table and, as its last line, one JSON object; keeps it in benchmarks/re
 
 from __future__ import annotations
 
-import argparse
 import gc
 import io
-import json
 import os
 import shutil
 import statistics
@@ -24,15 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
-from machine import describe
-from synthetic import make_card
+from synthetic import make_card, whole_views
 from torch.utils.data import DataLoader, Dataset
 
 from spkd.cache import Cache, Crop, Plan, UnitWriter, claim_units, finalize, initialise
 from spkd.cache.codec import make_codec
 from spkd.corpus.manifest import Manifest, Utterance
-from spkd.corpus.view import Views
 from spkd.outputs.target import Target
 
 HERE = Path(__file__).parent
@@ -54,10 +51,7 @@ def build(work: Path, utterances: int) -> tuple[Path, np.ndarray, np.ndarray]:
     work.mkdir(parents=True)
     samples = ((frames - 1) * HOP).astype(np.int32)
     manifest = Manifest(tuple(Utterance(f"u{i}", "", None, s / 16_000) for i, s in enumerate(samples)))
-    zeros = np.zeros(utterances, np.int64)
-    speeds, seeds = np.ones(utterances, np.float32), zeros.astype(np.uint32)
-    views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, speeds, seeds)
-    plan = Plan.make(manifest, views, 1024, 1280.0)
+    plan = Plan.make(manifest, whole_views(samples), 1024, 1280.0)
     card = make_card([TARGET], manifest, plan)
     initialise(root, card, [plan])
     fitted = {TARGET.name: make_codec(TARGET.codec, DIM)}
@@ -280,11 +274,11 @@ def fill_page_cache(folder: Path) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "cache_read")
     options.add_argument("--utterances", type=int, default=4000, help="about 400 frames each; 4000 make 1.6 GB")
     options.add_argument("--rounds", type=int, default=9)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "cache_read")
-    given = options.parse_args()
+    options.add_argument("--windows", type=int, default=2000, help="batches that warm the maps; fewer are timed")
+    given = record.parse(options, utterances=40, rounds=1, windows=8)
     root, frames, starts = build(given.work, given.utterances)
     flat = given.work / "flat.npy"
     # As a trainer's batch is: torch aligns to 64 bytes. numpy's 16 make copies from aligned rows a third slower (the
@@ -299,7 +293,7 @@ def main() -> None:
             readers[name] = make()
         except ImportError as error:
             print(f"skipped: {name} ({error.name} is not installed)")
-    batches = windows(frames, 40, 1)
+    batches = windows(frames, min(40, given.windows), 1)
     for name, reader in readers.items():
         slow = name not in ("memory map", "spkd", "safetensors", "h5py contiguous")
         for views, first in batches[: 2 if slow else None]:
@@ -314,23 +308,23 @@ def main() -> None:
         "safetensors",
     ):  # the first touch of a mapped page is a fault: warm means after it
         if name in readers:
-            rate(readers[name], windows(frames, 2000, 2), out)
+            rate(readers[name], windows(frames, given.windows, 2), out)
     warm: dict[str, list[float]] = {name: [] for name in readers}
     for turn in range(given.rounds):
         for name, reader in readers.items():
-            count = 300 if name in ("memory map", "spkd", "safetensors") else 4
+            count = given.windows * 3 // 20 if name in ("memory map", "spkd", "safetensors") else 4
             warm[name].append(rate(reader, windows(frames, count, 100 + turn), out))
     loaders: dict[str, list[float]] = {"memmap": [], "spkd": []}
-    for _ in range(5):
+    for _ in range(min(5, given.rounds)):
         for kind in loaders:
-            loaders[kind].append(loader_rate(kind, root, flat, starts, frames, 200))
+            loaders[kind].append(loader_rate(kind, root, flat, starts, frames, given.windows // 10 + 2))
 
     # Pages that are mapped cannot be evicted.
     readers.clear()
     del reader
     gc.collect()
     cold: dict[str, list[float]] = {"memory map": [], "spkd": []}
-    for turn in range(5):
+    for turn in range(min(5, given.rounds)):
         for name in cold:
             evict(given.work)
             fresh = memmap_reader(flat, starts) if name == "memory map" else cache_reader(root)
@@ -365,10 +359,8 @@ def main() -> None:
         "times_zarr_python": round(table["spkd"] / table["zarr-python"], 1) if "zarr-python" in table else None,
         "ratios": table,
         "bytes": int(frames.sum()) * DIM * 2,
-        "machine": describe(),
     }
-    (HERE / "results" / "cache_read.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("cache_read", result, given.tiny)
 
 
 if __name__ == "__main__":

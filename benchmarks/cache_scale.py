@@ -13,7 +13,6 @@ Prints a table and, as its last line, one JSON object; keeps it in benchmarks/re
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -21,14 +20,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from machine import describe
-from synthetic import make_card, write_cache
+import record
+from synthetic import make_card, whole_views, write_cache
 
 from spkd.cache import Plan, initialise
 from spkd.cache.folder import COMPLETE, CompletionRecord, metadata_files
 from spkd.cache.read import MOST_MAPPED
 from spkd.corpus.manifest import Manifest, Utterance
-from spkd.corpus.view import Views
 from spkd.files import digest
 from spkd.files.atomic import write_json
 from spkd.outputs.features import FBANK
@@ -36,8 +34,6 @@ from spkd.outputs.target import Target
 
 HERE = Path(__file__).parent
 TARGETS = [Target("embedding", 256), Target("frames", 512, 320, 400)]
-DESCRIPTORS = 256
-UNITS = 2500  # of two shards each
 READ_ALL = """
 import sys
 import numpy as np
@@ -45,7 +41,7 @@ from pathlib import Path
 from spkd.cache import Cache
 
 cache, most = Cache.open(sys.argv[1]), 0
-for views in np.array_split(cache.usable_views, 64):
+for views in np.array_split(cache.usable_views, min(64, len(cache.usable_views))):
     values = cache.batch(views, ["embedding"])["embedding"].numpy()
     assert (values[:, 0] == views + 1).all()
     most = max(most, len(Path("/proc/self/maps").read_text().splitlines()))
@@ -78,15 +74,7 @@ def make(root: Path, utterances: int, crops: int) -> None:
     shutil.rmtree(root, ignore_errors=True)
     names = (f"id{i // 200:05d}/{i % 1_000_003:011d}/{i % 200:05d}.wav" for i in range(utterances))
     manifest = Manifest(tuple(Utterance(name, "", name[:7], 8.0) for name in names))
-    count = utterances * crops
-    views = Views(
-        np.repeat(np.arange(utterances, dtype=np.int32), crops),
-        np.zeros(count, np.int64),
-        np.full(count, 32_000, np.int32),
-        np.ones(count, np.float32),
-        np.arange(count, dtype=np.uint32),
-    )
-    plan = Plan.make(manifest, views, 1024, 1280.0)
+    plan = Plan.make(manifest, whole_views(np.full(utterances, 32_000), crops), 1024, 1280.0)
     card = make_card(TARGETS, manifest, plan)
     initialise(root, card, [plan])
     files = (name for name in metadata_files(card) if not name.endswith(".safetensors"))
@@ -101,33 +89,32 @@ def values(target: Target, views: np.ndarray) -> np.ndarray:
     return np.broadcast_to((views + 1.0).reshape(-1, *[1] * len(shape[1:])), shape).astype(np.float32)
 
 
-def few_descriptors(root: Path) -> int:
+def few_descriptors(root: Path, units: int, descriptors: int) -> int:
     """Train from and export a cache of many shards under a limit of open files. Returns the number of shards."""
     shutil.rmtree(root, ignore_errors=True)
-    manifest = Manifest(tuple(Utterance(f"u{i}", "", f"s{i % 50}", 2.0) for i in range(UNITS)))
+    manifest = Manifest(tuple(Utterance(f"u{i}", "", f"s{i % 50}", 2.0) for i in range(units)))
     write_cache(root / "cache", [FBANK, Target("embedding", 16)], manifest, 32_000, 1, values)
     commands = [
         [
-            *("train", "--loss", "cosine", "cache=cache", "out=student", "steps=12", "batch_size=256", "crop=0.5"),
+            *("train", "--loss", "cosine", "cache=cache", "out=student", "steps=12", "batch_size=16", "crop=0.5"),
             *("student.channels=8", "student.embedding=8"),
         ],
         ["cache", "export", "cache", "cache.h5"],
         ["cache", "verify", "cache"],
     ]
     for command in commands:
-        limited = f'ulimit -n {DESCRIPTORS}; exec "$@"'
+        limited = f'ulimit -n {descriptors}; exec "$@"'
         whole = ["bash", "-c", limited, "bash", sys.executable, "-c", "from spkd.cli import main; main()", *command]
         done = subprocess.run(whole, cwd=root, capture_output=True, text=True, check=False)
-        print(f"spkd {' '.join(command[:3])}, {DESCRIPTORS} descriptors: exit code {done.returncode}", flush=True)
+        print(f"spkd {' '.join(command[:3])}, {descriptors} descriptors: exit code {done.returncode}", flush=True)
         if done.returncode:
             raise SystemExit(done.stderr)
     return len(list((root / "cache").glob("*/c/*/0")))
 
 
-def many_maps(root: Path) -> dict[str, int]:
+def many_maps(root: Path, count: int) -> dict[str, int]:
     """Read every shard of a cache that has more of them than are mapped at once."""
     shutil.rmtree(root, ignore_errors=True)
-    count = MOST_MAPPED + 600
     manifest = Manifest(tuple(Utterance(f"u{i}", "", f"s{i % 50}", 2.0) for i in range(count)))
     write_cache(root, [Target("embedding", 16, codec="float32")], manifest, 32_000, 1, values)
     done = subprocess.run([sys.executable, "-c", READ_ALL, str(root)], capture_output=True, text=True, check=False)
@@ -137,13 +124,17 @@ def many_maps(root: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "cache_scale")
-    given = options.parse_args()
+    options = record.options(__doc__, "cache_scale")
+    options.add_argument("--utterances", type=int, default=1_100_000)
+    options.add_argument("--crops", type=int, nargs="+", default=[1, 10], help="views of each utterance")
+    options.add_argument("--units", type=int, default=2500, help="of two shards each, with few descriptors")
+    options.add_argument("--descriptors", type=int, default=256, help="limit of open files")
+    options.add_argument("--shards", type=int, default=MOST_MAPPED + 600, help="read in one process")
+    given = record.parse(options, utterances=2000, crops=[1], units=20, shards=40, descriptors=64)
     rows = []
     print(f"{'views':>12} {'open (s)':>9} {'ready (s)':>10} {'peak (MB)':>10} {'of it libraries':>16}")
-    for crops in (1, 10):
-        make(given.work, 1_100_000, crops)
+    for crops in given.crops:
+        make(given.work, given.utterances, crops)
         done = subprocess.run([sys.executable, "-c", OPEN, str(given.work)], capture_output=True, text=True, check=True)
         row = json.loads(done.stdout)
         rows.append(row)
@@ -152,13 +143,12 @@ def main() -> None:
             f"{row['libraries_mb']:16}",
             flush=True,
         )
-    few = few_descriptors(given.work)
-    many = many_maps(given.work)
+    few = few_descriptors(given.work, given.units, given.descriptors)
+    many = many_maps(given.work, given.shards)
     print(f"{many['shards']:,} shards read with at most {many['most_maps']:,} maps")
     shutil.rmtree(given.work)
-    result = {"rows": rows, "shards_under_256_descriptors": few, "maps": many, "machine": describe()}
-    (HERE / "results" / "cache_scale.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    result = {"rows": rows, "shards_under_256_descriptors": few, "maps": many}
+    record.keep("cache_scale", result, given.tiny)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Prints a table and, as its last line, one JSON object; keeps it in benchmarks/re
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -22,10 +21,9 @@ import sys
 import time
 from pathlib import Path
 
-from machine import describe
+import record
 
 HERE = Path(__file__).parent
-WRITERS = (1, 2, 4)
 COMMON = """
 import json, os, sys, time
 from pathlib import Path
@@ -35,8 +33,7 @@ from spkd.cache import Background, Plan, UnitWriter, claim_units, finalize, init
 from spkd.cache.codec import make_codec
 from spkd.outputs.target import Target
 from spkd.corpus.manifest import Manifest, Utterance
-from spkd.corpus.view import Views
-from synthetic import make_card
+from synthetic import make_card, whole_views
 
 torch.set_num_threads(1)
 DIM, HOP, FRAMES, BATCH = 512, 160, 400, 32
@@ -46,12 +43,9 @@ def memory_kb(which):  # VmRSS now, VmHWM at most
     return int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if which in line))
 
 def plan_of(utterances):
-    samples = np.full(utterances, (FRAMES - 1) * HOP, np.int32)
+    samples = np.full(utterances, (FRAMES - 1) * HOP)
     manifest = Manifest(tuple(Utterance(f"u{i}", "", None, float(s) / 16_000) for i, s in enumerate(samples)))
-    zeros = np.zeros(utterances, np.int64)
-    speeds, seeds = np.ones(utterances, np.float32), zeros.astype(np.uint32)
-    views = Views(np.arange(utterances, dtype=np.int32), zeros, samples, speeds, seeds)
-    return manifest, Plan.make(manifest, views, 128, 1280.0)
+    return manifest, Plan.make(manifest, whole_views(samples), 128, 1280.0)
 
 def go(ready):  # all writers start together
     Path(ready).touch()
@@ -110,28 +104,32 @@ def run(code: str, work: Path, writers: int, utterances: int) -> tuple[float, fl
         subprocess.Popen(
             [sys.executable, "-c", code, str(work / "cache"), str(path), str(utterances)],
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(HERE)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
         )
         for path in ready
     ]
-    while not all(path.exists() for path in ready):
+    while not all(path.exists() for path in ready) and all(process.poll() is None for process in processes):
         time.sleep(0.01)
     (work / "go").touch()
-    outputs = [json.loads(process.communicate()[0]) for process in processes]
+    printed = [process.communicate() for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit("a writer failed:\n" + "".join(errors for _, errors in printed))
+    outputs = [json.loads(line) for line, _ in printed]
     return max(s["seconds"] for s in outputs), max(s.get("memory_mb", 0.0) for s in outputs)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "cache_write")
     options.add_argument("--utterances", type=int, default=2048, help="400 frames each; 2048 make 0.84 GB")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "cache_write")
-    given = options.parse_args()
+    options.add_argument("--writers", type=int, nargs="+", default=[1, 2, 4])
+    given = record.parse(options, utterances=128, rounds=1, writers=[2])
     size = given.utterances * 400 * 512 * 2
     rows = {}
     print(f"{'writers':>7} {'raw MB/s':>9} {'spkd MB/s':>10} {'ratio':>6}   (least..most)   {'memory (MB)':>11}")
-    for writers in WRITERS:
+    for writers in given.writers:
         raw, ours, memory = [], [], []
         for _ in range(given.rounds):
             raw.append(run(RAW, given.work, writers, given.utterances // writers)[0])
@@ -155,14 +153,12 @@ def main() -> None:
         )
     shutil.rmtree(given.work)
     result = {
-        "ratio_to_raw_write": rows[1]["ratio_to_raw_write"],
+        "ratio_to_raw_write": rows[given.writers[0]]["ratio_to_raw_write"],
         "writers": rows,
         "bytes": size,
         "rounds": given.rounds,
-        "machine": describe(),
     }
-    (HERE / "results" / "cache_write.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("cache_write", result, given.tiny)
 
 
 if __name__ == "__main__":

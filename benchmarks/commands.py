@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+HERE = Path(__file__).parent
 Lists = dict[str, tuple[Path, Path]]  # manifest and trials by name
+MAIN = "from spkd.cli import main; main()"
 
 
-def spkd(work: Path, threads: int, *arguments: str) -> None:
-    """Run one command in `work`; its output goes to log.txt there, and is shown if it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+def spkd(work: Path, threads: int, *arguments: str, python: Path | None = None) -> str:
+    """Run one command in `work`; its output goes to log.txt there, and is shown if it fails. Returns what it printed.
+
+    Args:
+        threads: of its process; 0 runs it in this process, where the time that a process needs to start matters.
+        python: interpreter of another environment; None: the one that runs this.
+    """
+    if threads or python:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads or 1), "PYTHONPATH": str(HERE.parent)}
+        command = [str(python or sys.executable), "-W", "ignore", "-c", MAIN, *arguments]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        code, printed, errors = done.returncode, done.stdout, done.stderr
+    else:
+        code, printed, errors = in_this_process(work, arguments)
     with open(work / "log.txt", "a") as log:
-        log.write(f"$ spkd {' '.join(arguments)}\n{done.stdout}{done.stderr}")
-    if done.returncode:
-        raise SystemExit(f"failed: spkd {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+        log.write(f"$ spkd {' '.join(arguments)}\n{printed}{errors}")
+    if code:
+        raise SystemExit(f"failed: spkd {' '.join(arguments)}\n{printed}{errors}")
+    return printed
+
+
+def in_this_process(work: Path, arguments: tuple[str, ...]) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    from spkd.cli import app
+
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.chdir(work), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        try:
+            app(list(arguments), standalone_mode=False)
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+    return code, printed.getvalue(), errors.getvalue()
 
 
 def evaluate(work: Path, lists: Lists, threads: int, out: str, *model: str) -> dict[str, dict]:

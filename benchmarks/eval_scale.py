@@ -12,8 +12,6 @@ peak less the libraries and the embeddings themselves.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -21,9 +19,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import record
 import soundfile
 import torch
-from machine import describe
 
 from spkd.demo.synthesis import speaker, utterance
 from spkd.students import Checkpoint, build, save_student
@@ -59,11 +57,10 @@ def peak_mb(work: Path, utterances: int, trials: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "eval_scale")
     options.add_argument("--utterances", type=int, default=200_000)
     options.add_argument("--trials", type=int, default=1_000_000)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "eval_scale")
-    given = options.parse_args()
+    given = record.parse(options, utterances=50, trials=200)
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
     soundfile.write(given.work / "long.wav", utterance(speaker(0), 0, 60.0), 16_000)
@@ -80,10 +77,8 @@ def main() -> None:
         "libraries_mb": round(libraries),
         "embeddings_mb": round(embeddings),
         "beyond_embeddings_mb": round(peak - libraries - embeddings),
-        "machine": describe(),
     }
-    (HERE / "results" / "eval_scale.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("eval_scale", result, given.tiny)
 
 
 if __name__ == "__main__":

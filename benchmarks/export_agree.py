@@ -3,8 +3,9 @@
 Trains a student on sherpa-onnx's features from the teacher's cache (once; a finished run is taken as it is), exports it
 by `spkd export` to everything, and compares embeddings, error rates, bytes and speed on the utterances of a trial list.
 
-    python benchmarks/export_agree.py --data ../shared/data/librispeech-mini \\
-        --teacher ../shared/teachers/ge2e-dvector.safetensors [--litert-python PYTHON]
+    python benchmarks/export_agree.py --data DIR --teacher FILE [--litert-python PYTHON]
+
+DIR holds librispeech-mini, FILE is the weights of the d-vector.
 
 Prints, as its last line, one JSON object; keeps it in benchmarks/results/export_agree.json. LiteRT's converter wants
 another torch than torchaudio does: --litert-python names the interpreter of an environment that has it.
@@ -12,19 +13,15 @@ another torch than torchaudio does: --litert-python names the interpreter of an 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import record
 import soundfile
 import torch
-from machine import describe
+from commands import spkd as command
 
 import spkd
 from spkd.corpus.manifest import Manifest
@@ -34,26 +31,9 @@ from spkd.eval.trials import read
 from spkd.students import load_student
 
 HERE = Path(__file__).parent
-DOC, BEGIN, END = HERE.parent / "docs" / "export.md", "<!-- made by benchmarks/export_agree.py -->", "<!-- end -->"
-RUN = "import sys; from spkd.cli import main; sys.argv = ['spkd', *sys.argv[1:]]; main()"
 SPEEDS = "view.speeds=[0.8,0.9,1.0,1.1,1.2]"
-STUDENT = ["student=xvector", "student.channels=192", "student.embedding=192", "student.features=sherpa"]
+STUDENT = ["student=xvector", "student.embedding=192", "student.features=sherpa"]
 Embed = Callable[[np.ndarray], np.ndarray]
-
-
-def run(*arguments: object, python: str = sys.executable) -> str:
-    """The command line, in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(
-        [python, "-W", "ignore", "-c", RUN, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return done.stdout
 
 
 def sherpa(path: Path) -> Embed:
@@ -80,10 +60,10 @@ def measured(embed: Embed, waves: dict[str, np.ndarray]) -> tuple[np.ndarray, fl
     return vectors, (time.perf_counter() - start) * 16_000 / sum(map(len, waves.values()))
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The figures for the docs."""
+def table(result: dict) -> str:
+    """The table of docs/export.md."""
     lines = ["| | least cosine with the student | EER (%) | size | real-time factor |", "|---|---|---|---|---|"]
-    for name, row in rows.items():
+    for name, row in result["runtimes"].items():
         rate = f"{row['eer_percent']:.2f}" if "eer_percent" in row else ""
         size = f"{row['bytes'] / 1e6:.2f} MB"
         lines.append(f"| {name} | {row['least_cosine']:.6f} | {rate} | {size} | {row['real_time_factor']:.4f} |")
@@ -91,21 +71,32 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, required=True)
-    options.add_argument("--teacher", required=True)
+    options = record.options(__doc__, "export_agree", data=True)
     options.add_argument("--steps", type=int, default=1000)
-    options.add_argument("--litert-python")
-    options.add_argument("--work", type=Path, default=HERE / "work" / "export_agree")
-    given = options.parse_args()
+    options.add_argument("--channels", type=int, default=192, help="width of the student")
+    options.add_argument("--litert-python", type=Path, help="interpreter that has LiteRT's converter")
+    given = record.parse(options, steps=2, channels=16)
     torch.set_num_threads(2)
     given.work.mkdir(parents=True, exist_ok=True)
     cache, student = given.work / "cache", given.work / "student"
-    teacher, train = ["teacher=dvector", f"teacher.weights={given.teacher}"], f"manifest={given.data / 'train.csv'}"
+    data, threads = given.data / "librispeech-mini", 0 if given.tiny else 2
+
+    def run(*arguments: object) -> str:
+        return command(given.work, threads, *map(str, arguments))
+
+    teacher, train = ["teacher=dvector", f"teacher.weights={given.teacher}"], f"manifest={data / 'train.csv'}"
     run("extract", *teacher, train, f"cache={cache}", SPEEDS, "fbank=true", "features=sherpa")
     losses = ["--loss", "contrastive", "--loss", "ntxent"]
-    run("train", *losses, f"cache={cache}", f"out={student}", *STUDENT, f"steps={given.steps}")
-    dev = [given.data / "trials-test-other.txt", f"manifest={given.data / 'test-other.csv'}"]
+    run(
+        "train",
+        *losses,
+        f"cache={cache}",
+        f"out={student}",
+        *STUDENT,
+        f"student.channels={given.channels}",
+        f"steps={given.steps}",
+    )
+    dev = [data / "trials-test-other.txt", f"manifest={data / 'test-other.csv'}"]
     run("calibrate", *dev, f"model={student}")
     formats = {
         "onnx": ["to=onnx"],
@@ -117,11 +108,11 @@ def main() -> None:
     files = {name: Path(run("export", student, *keys).splitlines()[-1].split(":")[0]) for name, keys in formats.items()}
     printed = ""
     if given.litert_python:
-        printed = run("export", student, "to=litert", python=given.litert_python)
+        printed = command(given.work, threads, "export", str(student), "to=litert", python=given.litert_python)
         files["litert"] = student / "model.tflite"
 
     torch.set_num_threads(1)
-    trials, audio = read(given.data / "trials-test-short.txt"), Manifest.load(given.data / "test-short.csv")
+    trials, audio = read(data / "trials-test-short.txt"), Manifest.load(data / "test-short.csv")
     waves = {}
     for name in trials.names:
         utterance = audio[audio.index_of[name]]
@@ -168,12 +159,8 @@ def main() -> None:
         "cosine_sherpa": rows["sherpa-onnx"]["least_cosine"],
         "cosine_int8": rows["onnx-int8"]["mean_cosine"],
         "runtimes": rows,
-        "machine": describe(),
     }
-    before, _, rest = DOC.read_text().partition(BEGIN)
-    DOC.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}")
-    (HERE / "results" / "export_agree.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("export_agree", result, given.tiny)
 
 
 if __name__ == "__main__":

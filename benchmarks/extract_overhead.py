@@ -13,19 +13,17 @@ last line, one JSON object; keeps it in benchmarks/results/extract_overhead.json
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import shutil
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
+import record
 import soundfile
 import torch
-from machine import describe
 
 from spkd import config
 from spkd.corpus.loader import iterate_batches
@@ -136,13 +134,13 @@ def measure(work: Path, name: str, keys: list[str], view: list[str], rounds: int
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "extract_overhead")
     options.add_argument("--device", default="cpu")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--utterances", type=int, default=32)
+    options.add_argument("--views", nargs="+", default=["crops:2,2.0", "full"])
     options.add_argument("--wavlm-large", action="store_true")
-    options.add_argument("--work", type=Path, default=HERE / "work" / "extract_overhead")
-    given = options.parse_args()
+    given = record.parse(options, rounds=1, utterances=2, views=["crops:1,0.5"])
     given.work.mkdir(parents=True, exist_ok=True)
     manifest = corpus(given.work, given.utterances)
     common = [f"device={given.device}", "workers=2"]
@@ -155,9 +153,9 @@ def main() -> None:
     }
     print(f"{'teacher':<14} {'views':<12} ratio of extraction's speed to that of the forwards alone")
     rows = [
-        measure(given.work, name, keys, view, given.rounds, manifest)
+        measure(given.work, name, keys, [f"view={view}"], given.rounds, manifest)
         for name, keys in teachers.items()
-        for view in (["view=crops:2,2.0"], ["view=full"])
+        for view in given.views
     ]
     if given.wavlm_large:
         large = save_wavlm(given.work / "wavlm-large", **LARGE)
@@ -166,10 +164,9 @@ def main() -> None:
             measure(given.work, "WavLM-Large", [*keys, *common, "workers=8"], ["view=crops:8,3.0"], 3, manifest)
         )
     worst = min(row["ratio_to_forward_only"] for row in rows)
-    report = {"ratio_to_forward_only": worst, "rows": rows, "rounds": given.rounds, "machine": describe()}
+    report = {"ratio_to_forward_only": worst, "rows": rows, "rounds": given.rounds}
     suffix = "" if given.device == "cpu" else "_gpu"
-    (HERE / "results" / f"extract_overhead{suffix}.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    record.keep(f"extract_overhead{suffix}", report, given.tiny)
 
 
 if __name__ == "__main__":

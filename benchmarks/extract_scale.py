@@ -10,9 +10,7 @@ benchmarks/results/extract_scale.json.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -21,11 +19,16 @@ import sys
 import time
 from pathlib import Path
 
+import record
 from extract_overhead import corpus, save_resnet
-from machine import describe
 
 HERE = Path(__file__).parent
 RUN = "from spkd.cli import main; main()"
+ENGINES = {  # by cache: in words, ranks, further settings
+    "one": ("1 process", 1, ()),
+    "ranks": ("2 ranks of torchrun", 2, ()),
+    "actors": ("2 actors of Ray", 1, ("engine=ray", "processes=2")),
+}
 
 
 def start(work: Path, cache: str, ranks: int, *more: str) -> subprocess.Popen:
@@ -65,42 +68,46 @@ def committed(root: Path) -> set[str]:
     return {p.stem for p in (root / "commits").glob("*.json")}
 
 
-def kill_one(work: Path) -> tuple[int, int]:
-    """Units committed when a rank was killed, and how many of them were lost or changed in the end."""
+def kill_one(work: Path, after: int) -> tuple[int, int]:
+    """Units committed when a rank was killed, and how many of them were lost or changed in the end.
+
+    Args:
+        after: number of units that are committed then at least.
+    """
     root, running = work / "killed", start(work, "killed", 2)
-    while len(committed(root)) < 4:
+    while len(committed(root)) < after and running.poll() is None:
         time.sleep(0.01)
+    if running.poll() is not None:
+        raise SystemExit("complete before the kill: give more --utterances")
     children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(children.split()[-1]), signal.SIGKILL)
     running.wait()
     before = {unit: (root / "commits" / f"{unit}.json").read_bytes() for unit in committed(root)}
     shards = digest(root)
     finish(start(work, "killed", 1))
-    after = digest(root)
-    changed = {name for name in shards if Path(name).name in before and after.get(name) != shards[name]}
+    now = digest(root)
+    changed = {name for name in shards if Path(name).name in before and now.get(name) != shards[name]}
     records = {u for u, data in before.items() if (root / "commits" / f"{u}.json").read_bytes() != data}
     return len(before), len(changed) + len(records)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "extract_scale")
-    given = options.parse_args()
+    options = record.options(__doc__, "extract_scale")
+    options.add_argument("--utterances", type=int, default=64)
+    options.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    given = record.parse(options, utterances=8, engines=["one", "ranks"])
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
-    corpus(given.work, 64).save(given.work / "manifest.csv")
+    corpus(given.work, given.utterances).save(given.work / "manifest.csv")
     save_resnet(given.work / "resnet")
     rows, digests = {}, []
-    for name, cache, ranks, more in (
-        ("1 process", "one", 1, ()),
-        ("2 ranks of torchrun", "ranks", 2, ()),
-        ("2 actors of Ray", "actors", 1, ("engine=ray", "processes=2")),
-    ):
+    for cache in given.engines:
+        name, ranks, more = ENGINES[cache]
         seconds, line = finish(start(given.work, cache, ranks, *more))
         rows[name] = round(seconds, 1)
         digests.append(digest(given.work / cache))
         print(f"{name:<22} {seconds:6.1f} s   {line}", flush=True)
-    before, lost = kill_one(given.work)
+    before, lost = kill_one(given.work, 4 if given.utterances > 32 else 1)
     digests.append(digest(given.work / "killed"))
     print(f"killed with {before} units committed: {lost} lost or changed")
     report = {
@@ -109,10 +116,8 @@ def main() -> None:
         "committed_before_kill": before,
         "shards": len(digests[0]),
         "seconds": rows,
-        "machine": describe(),
     }
-    (HERE / "results" / "extract_scale.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    record.keep("extract_scale", report, given.tiny)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ benchmarks/results/fuzz.json.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gzip
 import http.server
@@ -40,10 +39,10 @@ from typing import Any
 import av
 import h5py
 import numpy as np
+import record
 import soundfile
 import torch
 import transformers
-from machine import describe
 
 import spkd.cache.exchange.hdf5
 import spkd.cache.exchange.merge
@@ -93,16 +92,22 @@ class Case:
     reseal: Callable[[Path], None] | None = None
 
 
+def once(*arguments: str) -> tuple[str, ...]:
+    """Arguments of which each key is given once: the last of them."""
+    keys = [argument.partition("=")[0] for argument in arguments]
+    return tuple(a for i, a in enumerate(arguments) if "=" not in a or keys[i] not in keys[i + 1 :])
+
+
 def extract(*more: str) -> tuple[str, ...]:
-    return ("extract", "teacher=none", "cache=new", "device=cpu", "view=crops:2,0.4", *more)
+    return once("extract", "teacher=none", "cache=new", "device=cpu", "view=crops:2,0.4", *more)
 
 
 def train(*more: str) -> tuple[str, ...]:
-    return ("train", "--loss", "cosine", *SMALL, *more)
+    return once("train", "--loss", "cosine", *SMALL, *more)
 
 
 def evaluate(*more: str) -> tuple[str, ...]:
-    return ("eval", "trials.txt", "manifest=manifest.csv", "device=cpu", "bootstrap=5", *more)
+    return once("eval", "trials.txt", "manifest=manifest.csv", "device=cpu", "bootstrap=5", *more)
 
 
 def reseal(root: Path) -> None:
@@ -607,7 +612,7 @@ def odd_setting(command: tuple[str, ...], chance: Chance) -> tuple[str, ...]:
     )
     if key in ("device", "steps", "save_every", "batch_size") and value in (2**31, 2**63, 10**18, 1e308):
         value = -1  # a long run is what was asked for
-    return (*command, f"{key}={value}".replace("\x00", "\\0"))
+    return once(*command, f"{key}={value}".replace("\x00", "\\0"))
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -646,10 +651,10 @@ def start(folder: Path, command: tuple[str, ...], log: Path) -> int:
         os._exit(code)
 
 
-def check_valid(work: Path, port: int) -> None:
+def check_valid(work: Path, port: int, kinds: list[str]) -> None:
     """Every command must accept the unchanged input: else nothing is tried behind its first refusal."""
-    for case in CASES.values():
-        for command in case.commands:
+    for kind in kinds:
+        for command in CASES[kind].commands:
             shutil.copytree(work / "valid", work / "0")
             run(work / "0", placed(command, port, 0))
             shutil.rmtree(work / "0")
@@ -679,10 +684,10 @@ class Running:
     deadline: float
 
 
-def begin(number: int, seed: int, work: Path, port: int) -> tuple[int, Running]:
+def begin(number: int, seed: int, kinds: list[str], work: Path, port: int) -> tuple[int, Running]:
     """Make one input and start its command."""
     chance = random.Random(f"{seed}-{number}")
-    name = chance.choice(list(CASES))
+    name = chance.choice(kinds)
     case = CASES[name]
     folder = work / f"{number}"
     shutil.copytree(work / "valid", folder)
@@ -722,14 +727,14 @@ def serve(folder: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "fuzz")
     options.add_argument("--inputs", type=int, default=3000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--first", type=int, default=0, help="number of the first input, to repeat one")
+    options.add_argument("--kinds", nargs="+", default=list(CASES), choices=list(CASES), help="of input")
     options.add_argument("--processes", type=int, default=os.cpu_count())
-    options.add_argument("--work", type=Path, default=HERE / "work" / "fuzz")
-    given = options.parse_args()
-    work = given.work.resolve()
+    given = record.parse(options, inputs=12, kinds=["manifest csv", "onnx", "settings"])
+    work = given.work
     shutil.rmtree(work, ignore_errors=True)
     make(work / "valid")
     server, port = serve(work)
@@ -739,10 +744,10 @@ def main() -> None:
     todo = iter(range(given.first, given.first + given.inputs))
     began = time.monotonic()
     try:
-        check_valid(work, port)
+        check_valid(work, port, given.kinds)
         while True:
             while len(running) < given.processes and (number := next(todo, None)) is not None:
-                process, one = begin(number, given.seed, work, port)
+                process, one = begin(number, given.seed, given.kinds, work, port)
                 running[process] = one
             if not running:
                 break
@@ -774,13 +779,11 @@ def main() -> None:
         os.kill(server, signal.SIGKILL)
     verdicts = ("clean", "accepted", "tracebacks", "hangs", "crashes")
     print(f"{'input':16} " + " ".join(f"{verdict:>10}" for verdict in verdicts))
-    for name in CASES:
+    for name in given.kinds:
         print(f"{name:16} " + " ".join(f"{by_case[name, verdict]:10}" for verdict in verdicts))
     result = {"tried": sum(count.values())} | {verdict: count[verdict] for verdict in verdicts}
     result |= {"seed": given.seed, "seconds": round(time.monotonic() - began)}
-    if not given.first:
-        (HERE / "results" / "fuzz.json").write_text(json.dumps(result | {"machine": describe()}, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("fuzz", result, given.tiny or bool(given.first) or given.kinds != list(CASES))
 
 
 if __name__ == "__main__":

@@ -13,26 +13,26 @@ and keeps in benchmarks/results/gpu.json:
 - mining: `mining.py`, whose index is on the GPU where faiss-gpu sees one;
 - extract_overhead: `extract_overhead.py`, with WavLM-Large's shape in bf16 on a GPU.
 
-`--device cpu` compares the CPU with itself: a rehearsal of the script.
+`--device cpu` compares the CPU with itself: a rehearsal of the script, of which nothing is kept.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import record
 import soundfile
 import torch
 import transformers
-from machine import describe
 
 from spkd import config
 from spkd.cache import Cache
@@ -92,9 +92,9 @@ class Load:
 LOADS = {"cuda": Load(speeds=25, batch=256, short=20, long=120), "cpu": Load(speeds=1, batch=8, short=2, long=4)}
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, tiny: bool) -> None:
     """The corpus, its trials and the two teachers."""
-    for s, u in itertools.product(range(SPEAKERS), range(UTTERANCES)):
+    for s, u in itertools.product(range(3 if tiny else SPEAKERS), range(UTTERANCES)):
         folder = work / "audio" / f"speaker{s:02d}"
         folder.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / f"{u}.flac", utterance(speaker(s), 100 * s + u, SECONDS), SAMPLE_RATE)
@@ -104,7 +104,9 @@ def prepare(work: Path) -> None:
     (work / "trials.txt").write_text("".join(f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs))
     for name, shape in SHAPES.items():
         torch.manual_seed(0)
-        transformers.WavLMModel(transformers.WavLMConfig(**shape)).save_pretrained(work / name)
+        transformers.WavLMModel(transformers.WavLMConfig(**SHAPES["small"] if tiny else shape)).save_pretrained(
+            work / name
+        )
 
 
 def settings_of(work: Path, shape: str, device: str, *more: str) -> ExtractConfig:
@@ -143,10 +145,10 @@ def same(one: Path, other: Path) -> bool:
     return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def compare_training(work: Path, device: str) -> dict[str, dict[str, object]]:
+def compare_training(work: Path, device: str, losses: Sequence[str]) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
-    for name, settings in RUNS.items():
-        loss, common = name.split()[0], (*settings, f"steps={STEPS}")
+    for name in losses:
+        loss, common = name.split()[0], (*RUNS[name], f"steps={STEPS}")
         here = trained(work, loss, "cpu", "on-cpu", *common)
         there = trained(work, loss, device, "first", *common)
         trained(work, loss, device, "second", *common)
@@ -185,39 +187,34 @@ def training_speed(work: Path, device: str) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "gpu")
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    options.add_argument("--work", type=Path, default=HERE / "work" / "gpu")
-    given = options.parse_args()
-    device, work = given.device, given.work.resolve()
+    options.add_argument("--losses", nargs="+", default=list(RUNS), choices=list(RUNS))
+    given = record.parse(options, device="cpu", losses=["cosine"])
+    device, work = given.device, given.work
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU that torch sees; --device cpu rehearses the script")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    prepare(work)
+    prepare(work, given.tiny)
 
     small = settings_of(work, "small", "cpu", TARGETS, "fbank=true", "wave=true")
     extracted(small)
     result: dict[str, object] = {"device": device, "extract_least_cosine": least_cosines(small, device)}
     print(f"extract {result['extract_least_cosine']}", flush=True)
-    result["train"] = compare_training(work, device)
+    result["train"] = compare_training(work, device, given.losses)
     difference = np.abs(scores(work, "cpu") - scores(work, device)).max()
     result |= {
         "eval_greatest_difference": round(float(difference), 7),
         "wavlm_base_hours_per_hour": round(extraction_speed(work, device)),
         "ecapa_views_per_second": round(training_speed(work, device)),
     }
-    counts = [] if device == "cuda" else ["--counts", "20000"]
-    printed = subprocess.run([sys.executable, HERE / "mining.py", *counts], check=True, capture_output=True, text=True)
-    result["mining"] = json.loads(printed.stdout.splitlines()[-1])
-    more = ["--device", "cuda", "--wavlm-large"] if device == "cuda" else ["--rounds", "1", "--utterances", "8"]
-    command = [sys.executable, HERE / "extract_overhead.py", *more]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True)
-    result["extract_overhead"] = json.loads(printed.stdout.splitlines()[-1])
-    result["machine"] = describe()
-    if device == "cuda":
-        (HERE / "results" / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    scripts: dict[str, list[str]] = {"mining": [], "extract_overhead": ["--device", "cuda", "--wavlm-large"]}
+    for name, more in scripts.items():
+        command = [sys.executable, str(HERE / f"{name}.py"), *(more if device == "cuda" else ["--tiny"])]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True)
+        result[name] = json.loads(printed.stdout.splitlines()[-1])
+    record.keep("gpu", result, given.tiny or device == "cpu")
 
 
 if __name__ == "__main__":

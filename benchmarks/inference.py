@@ -11,15 +11,14 @@ Prints a table and, as its last line, one JSON object; keeps it in benchmarks/re
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
-from machine import describe
 from papers import SIZES, SSL, TEACHER
 
 from spkd import config
@@ -43,11 +42,10 @@ def student(shape: tuple[str, ...], folder: Path) -> Teacher:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
+    options = record.options(__doc__, "inference", data=True)
     options.add_argument("--seconds", type=float, default=4.0, help="length of an utterance")
     options.add_argument("--rounds", type=int, default=50)
-    given = options.parse_args()
+    given = record.parse(options, seconds=1.0, rounds=1)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dvector = load_teacher(ModelConfig("dvector", str(given.teacher)), torch.device("cpu"))
@@ -75,9 +73,8 @@ def main() -> None:
             "quartiles": [round(float(low), 3), round(float(high), 3)],
         }
         print(f"{name:12} {json.dumps(rows[name])}")
-    result = {"models": rows, "seconds": given.seconds, "rounds": given.rounds, "machine": describe()}
-    (HERE / "results" / "inference.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    result = {"models": rows, "seconds": given.seconds, "rounds": given.rounds}
+    record.keep("inference", result, given.tiny)
 
 
 if __name__ == "__main__":

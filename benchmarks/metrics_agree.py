@@ -1,9 +1,11 @@
 """Metrics, PLDA scores and calibration against brute force, scikit-learn and SpeechBrain, over 100 score sets.
 
-Sets are random (Gaussian, heavy-tailed, with ties, unbalanced), and, with --data, real: the teacher's cosines on the
+Sets are random (Gaussian, heavy-tailed, with ties, unbalanced), and real: the teacher's cosines on the
 lists of librispeech-mini and speechocean-mini, whole and by subsets of their speakers.
 
-    python benchmarks/metrics_agree.py [--data FOLDER --teacher WEIGHTS]
+    python benchmarks/metrics_agree.py --data DIR --teacher FILE
+
+DIR holds librispeech-mini and speechocean-mini, FILE is the weights of the d-vector.
 
 Prints, as its last line, one JSON object; keeps it in benchmarks/results/metrics_agree.json. `max_difference` is the
 largest absolute difference of what has one definition; `defined_otherwise` is how far others' definitions of the EER
@@ -12,13 +14,11 @@ are from ours.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
-from machine import describe
 
 from spkd.corpus.manifest import Manifest
 from spkd.eval.calibration import fit
@@ -33,7 +33,6 @@ from spkd.teachers import load_teacher
 from spkd.teachers.settings import ModelConfig, ScoredModelConfig
 
 HERE = Path(__file__).parent
-SETS = 100
 POINTS = (Point(0.01), Point(0.05), Point(0.01, 10.0, 1.0))
 LISTS = (
     ("librispeech-mini", "trials-test-other.txt", "test-other.csv"),
@@ -180,13 +179,12 @@ def calibration_difference(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, help="folder with librispeech-mini and speechocean-mini")
-    options.add_argument("--teacher", help="weights of the GE2E d-vector")
-    given = options.parse_args()
-    sets = [] if given.data is None else real_sets(given.data, given.teacher)
+    options = record.options(__doc__, "metrics_agree", data=True)
+    options.add_argument("--sets", type=int, default=100, help="random and real ones together")
+    given = record.parse(options, sets=3)
+    sets = real_sets(given.data, str(given.teacher))
     real = len(sets)
-    sets += [random_set(seed) for seed in range(SETS - real)]
+    sets += [random_set(seed) for seed in range(given.sets - real)]
     worst: dict[str, float] = {}
     otherwise = []
     for number, (scores, labels) in enumerate(sets):
@@ -208,10 +206,8 @@ def main() -> None:
         "max_difference": max(worst.values()),
         "differences": worst,
         "defined_otherwise": {"speechbrain: EER, the mean of both rates at one threshold": max(otherwise)},
-        "machine": describe(),
     }
-    (HERE / "results" / "metrics_agree.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("sets", "real_sets", "max_difference", "defined_otherwise")}))
+    record.keep("metrics_agree", result, given.tiny)
 
 
 if __name__ == "__main__":

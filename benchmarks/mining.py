@@ -10,15 +10,12 @@ pairs, and how many of the drawn are of the same speaker, or more alike than the
 
     python benchmarks/mining.py
 
-Prints both tables and, as its last line, one JSON object; keeps the second table in benchmarks/results/
-mining-labelled.json, and the first in mining.json unless other counts are asked for (mining-gpu.json and so on where
-faiss-gpu sees a GPU).
+Prints both tables and, as its last line, one JSON object; keeps it in benchmarks/results/mining.json
+(mining-gpu.json where faiss-gpu sees a GPU).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import time
@@ -26,8 +23,8 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import record
 import torch
-from machine import describe
 from synthetic import write_cache
 
 from spkd.cache import Cache
@@ -37,10 +34,7 @@ from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.mining import PROBES, build, gpus, mine, recall
 from spkd.train.settings import MiningConfig
 
-HERE = Path(__file__).parent
-COUNTS = [100_000, 1_000_000]
-DIM, PER_SPEAKER, SPREAD, K, QUERIES = 256, 170, 1.0, 50, 5000
-LABELLED = 110_000  # instances, above which an index is approximate
+DIM, PER_SPEAKER, SPREAD, K = 256, 170, 1.0, 50
 PER_LABEL = [64, 128, 182, 220]  # utterances of a speaker; VoxCeleb2 has 182 on average
 CEILING = 0.4  # teacher cosine above which two instances are not negatives
 
@@ -57,9 +51,9 @@ def instances(count: int, per_speaker: int) -> tuple[np.ndarray, np.ndarray]:
     return vectors[order], speaker[order]
 
 
-def hardness(per_speaker: int, work: Path) -> dict[str, float]:
+def hardness(per_speaker: int, count: int, queries: int, work: Path) -> dict[str, float]:
     """Mine a labelled cache as training does, and compare what is drawn with the nearest by all pairs."""
-    vectors, speaker = instances(LABELLED, per_speaker)
+    vectors, speaker = instances(count, per_speaker)
     shutil.rmtree(work, ignore_errors=True)
     manifest = Manifest(tuple(Utterance(f"u{i}", "", f"s{s}", 2.0) for i, s in enumerate(speaker)))
     write_cache(
@@ -72,7 +66,7 @@ def hardness(per_speaker: int, work: Path) -> dict[str, float]:
     start = time.perf_counter()
     negatives = mine(mean, mean, groups, cache, labels, config, CEILING)
     seconds = time.perf_counter() - start
-    views = np.random.RandomState(0).permutation(LABELLED)[:QUERIES]
+    views = np.random.RandomState(0).permutation(count)[:queries]
     drawn = negatives.draw(views, config.negatives, np.random.RandomState(1))
     cosines = np.einsum("bd,bnd->bn", vectors[views], vectors[drawn.views])
     forbidden = drawn.found & ((speaker[drawn.views] == speaker[views][:, None]) | (cosines > CEILING + 1e-5))
@@ -99,11 +93,13 @@ def resident_mb() -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--counts", type=int, nargs="+", default=COUNTS)
+    options = record.options(__doc__, "mining")
+    options.add_argument("--counts", type=int, nargs="+", default=[100_000, 1_000_000])
     options.add_argument("--nprobes", type=int, nargs="+", default=[8, 32, 64])
-    options.add_argument("--work", type=Path, default=HERE / "work" / "mining")
-    given = options.parse_args()
+    options.add_argument("--queries", type=int, default=5000)
+    options.add_argument("--labelled", type=int, default=110_000, help="instances of the second table")
+    options.add_argument("--per-label", type=int, nargs="+", default=PER_LABEL, help="utterances of a speaker")
+    given = record.parse(options, counts=[2000], labelled=1500, per_label=[64, 182], queries=100)
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     device = "gpu" if gpus() else "cpu"
     rows = []
@@ -118,8 +114,8 @@ def main() -> None:
             if not exact:
                 index.nprobe = nprobe
             start = time.perf_counter()
-            found = index.search(vectors[:QUERIES], K)[1]
-            rate = QUERIES / (time.perf_counter() - start)
+            found = index.search(vectors[: given.queries], K)[1]
+            rate = given.queries / (time.perf_counter() - start)
             row = {
                 "instances": count,
                 "index": "exact" if exact else f"IVF{index.nlist},SQ8",
@@ -127,7 +123,7 @@ def main() -> None:
                 "build_seconds": round(seconds, 1),
                 "memory_mb": round(memory),
                 "queries_per_second": round(rate),
-                "recall_at_50": round(recall(vectors, np.arange(QUERIES)[:PROBES], found[:PROBES]), 4),
+                "recall_at_50": round(recall(vectors, np.arange(given.queries)[:PROBES], found[:PROBES]), 4),
             }
             rows.append(row)
             print(
@@ -137,8 +133,8 @@ def main() -> None:
             )
     print(f"{'of a speaker':>12} {'mine (s)':>9} {'drawn':>7} {'hardest':>8} {'ratio':>7} {'forbidden':>10}")
     labelled = []
-    for per_speaker in PER_LABEL:
-        found = hardness(per_speaker, given.work)
+    for per_speaker in given.per_label:
+        found = hardness(per_speaker, given.labelled, given.queries, given.work)
         labelled.append(found)
         print(
             f"{per_speaker:12} {found['seconds']:9} {found['drawn_cosine']:7} {found['hardest_cosine']:8} "
@@ -146,20 +142,15 @@ def main() -> None:
             flush=True,
         )
     suffix = "" if device == "cpu" else "-gpu"
-    common = {"device": device, "dimension": DIM, "machine": describe()}
-    if given.counts == COUNTS:
-        keep(f"mining{suffix}.json", {"rows": rows, **common})
-    hard = {
+    result = {
+        "rows": rows,
         "labelled": labelled,
         "hardest_cosine_ratio_182": next(found["ratio"] for found in labelled if found["per_speaker"] == 182),
         "forbidden": sum(int(found["forbidden"]) for found in labelled),
+        "device": device,
+        "dimension": DIM,
     }
-    keep(f"mining-labelled{suffix}.json", {**hard, **common})
-    print(json.dumps({"rows": rows, **hard, **common}))
-
-
-def keep(name: str, result: dict[str, object]) -> None:
-    (HERE / "results" / name).write_text(json.dumps(result, indent=1) + "\n")
+    record.keep(f"mining{suffix}", result, given.tiny)
 
 
 if __name__ == "__main__":

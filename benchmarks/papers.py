@@ -11,8 +11,8 @@ DIR holds the folders librispeech-mini, speechocean-mini and noise. Every finish
 with its EERs under 300 resamplings of the speakers, from which all tables, intervals and claims are made. A run that
 is there is not trained again, unless its settings have changed since. The default holds the runs of this repository:
 name a file of your own to train all of them. `--groups` and `--methods` choose a part, `--report` makes tables of what
-is finished. Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/papers.json and makes
-the tables of README.md and docs/results.md and the figures from it.
+is finished. Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/papers.json, from
+which it draws the figures and tables.py makes the tables of README.md and docs/results.md.
 
 Groups:
 - losses: every loss with the same x-vector.
@@ -33,6 +33,7 @@ import argparse
 import csv
 import hashlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -42,11 +43,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+import record
 from commands import Lists, spkd
-from machine import describe
 from matplotlib.figure import Figure
 
 from spkd.corpus.manifest import Manifest, Utterance
@@ -56,10 +58,8 @@ from spkd.eval.trials import read_scores
 from spkd.students import load_student, save_student
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "papers.json"
-README, DOC = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
 FIGURE = HERE.parent / "docs" / "frontier.svg"
-TABLES, END = "<!-- made by benchmarks/papers.py -->", "<!-- end -->"
+TINY = {"methods": ["x_trkd"], "seeds": 1, "jobs": 1}  # its teacher is another student, taught by the d-vector
 LISTS = {
     "test_other": ("librispeech-mini/test-other.csv", "librispeech-mini/trials-test-other.txt"),
     "test_short": ("librispeech-mini/test-short.csv", "librispeech-mini/trials-test-short.txt"),
@@ -178,6 +178,7 @@ class Study:
     """Students of several methods and what they learn from and are tested on.
 
     work: folder of the caches and students. data: of the corpora. weights: of the d-vector. lists: that are tested.
+    threads: of a command.
     """
 
     work: Path
@@ -187,6 +188,7 @@ class Study:
     methods: dict[str, Method]
     caches: dict[str, CachePlan]
     runs: Runs
+    threads: int = 1
 
     def key(self, name: str) -> str:
         """Changes with what a method's students depend on: its settings and those of its caches and their teachers."""
@@ -203,10 +205,24 @@ class Study:
         """Of a student, below `work`; other settings are another folder."""
         return f"{name}-{self.key(name)[:6]}-{seed}"
 
+    def tiny(self) -> Study:
+        """The same with two steps for every student and few views, all in this process."""
+        methods = {name: shorter(method) for name, method in self.methods.items()}
+        caches = {
+            name: replace(plan, views=tuple(re.sub("full:\\d+", "full:4", view) for view in plan.views))
+            for name, plan in self.caches.items()
+        }
+        return replace(self, methods=methods, caches=caches, threads=0)
+
     def finished(self, name: str, seeds: int) -> list[dict]:
         """Records of a method's finished runs."""
         records = [self.runs.get(self.key(name), seed) for seed in range(seeds)]
         return [record for record in records if record is not None]
+
+
+def shorter(method: Method) -> Method:
+    """The same student after two steps."""
+    return replace(method, steps=2, then=method.then and shorter(method.then))
 
 
 def levels(pairs: str, *more: str) -> tuple[str, ...]:
@@ -442,7 +458,7 @@ def extract(study: Study, name: str) -> None:
             folder = cut_head(study.work, folder, study.work / plan.manifest)
         teacher = ["teacher=checkpoint", f"teacher.weights={folder}"]
     settings = (f"teacher.targets=[{plan.targets}]", f"manifest={plan.manifest}", f"cache={name}", "fbank=true")
-    spkd(study.work, 1, "extract", *teacher, *settings, *views)
+    spkd(study.work, study.threads, "extract", *teacher, *settings, *views)
     print(f"extracted {name}", flush=True)
 
 
@@ -466,7 +482,7 @@ def train(study: Study, name: str, seed: int) -> None:
         settings = [*method.student, *method.settings, f"steps={count}", f"seed={seed}", f"out={folder}"]
         if init:
             settings.append(f"student.init={init}")
-        spkd(study.work, 1, "train", *losses, f"cache={method.cache}", *settings)
+        spkd(study.work, study.threads, "train", *losses, f"cache={method.cache}", *settings)
         if method.then is None:
             break
         method, init, folder, left = method.then, folder, f"{folder}-then", left - count
@@ -491,7 +507,16 @@ def write_tested(work: Path, lists: Lists) -> None:
 
 def evaluated(study: Study, out: str, *model: str) -> dict:
     """What is kept of a model: metrics and resampled EERs (%) of every list, and its size."""
-    spkd(study.work, 1, "eval", f"{TESTED}.txt", f"manifest={TESTED}.csv", f"out={out}", "bootstrap=0", *model)
+    spkd(
+        study.work,
+        study.threads,
+        "eval",
+        f"{TESTED}.txt",
+        f"manifest={TESTED}.csv",
+        f"out={out}",
+        "bootstrap=0",
+        *model,
+    )
     last = json.loads((study.work / out / "report.json").read_text())["models"][-1]
     found: dict[str, dict] = {
         "lists": {},
@@ -580,19 +605,10 @@ def table(methods: dict[str, dict], heads: dict[str, str], teacher: dict[str, fl
     return "\n".join(lines)
 
 
-def options(description: str | None, name: str) -> argparse.ArgumentParser:
-    """Of a command that reads the corpora and works in a study's folder."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--data", type=Path, required=True, help="the folder of the corpora")
-    found.add_argument("--teacher", type=Path, required=True, help="weights of the GE2E d-vector")
-    found.add_argument("--seeds", type=int, default=3)
-    found.add_argument("--work", type=Path, default=HERE / "work" / name, help="folder of caches and students")
-    return found
-
-
 def training_options(description: str | None, name: str) -> argparse.ArgumentParser:
     """Of the command that trains the students of a study."""
-    found = options(description, name)
+    found = record.options(description, name, data=True)
+    found.add_argument("--seeds", type=int, default=3)
     found.add_argument("--methods", nargs="*", help="only these")
     found.add_argument("--jobs", type=int, default=2, help="students trained side by side, one thread each")
     runs = HERE / "results" / f"{name}_runs.json"
@@ -604,16 +620,27 @@ def training_options(description: str | None, name: str) -> argparse.ArgumentPar
 def main() -> None:
     arguments = training_options(__doc__, "papers")
     arguments.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
-    given = arguments.parse_args()
-    data, work = given.data.resolve(), given.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    manifests(data, work)
-    lists = {name: (data / manifest, data / trials) for name, (manifest, trials) in LISTS.items()}
-    write_tested(work, lists)
-    study = Study(work, data, given.teacher.resolve(), lists, METHODS, CACHES, Runs(given.runs))
+    given = record.parse(arguments, **TINY)
+    study = prepared(given)
     if not given.report:
         run(study, [n for n in given.methods or METHODS if METHODS[n].group in given.groups], given.seeds, given.jobs)
-    report(study, given.seeds)
+    result = report(study, given.seeds)
+    if not given.tiny:
+        draw(result["methods"], result["teacher"])
+        subprocess.run([sys.executable, str(HERE.parent / "docs" / "figure.py")], check=True)
+    show(result["methods"])
+    record.keep("papers", result, given.tiny)
+
+
+def prepared(given: argparse.Namespace) -> Study:
+    """The study, with its manifests and lists written."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    manifests(given.data, given.work)
+    lists = {name: (given.data / manifest, given.data / trials) for name, (manifest, trials) in LISTS.items()}
+    write_tested(given.work, lists)
+    runs = Runs(given.work / "runs.json" if given.tiny else given.runs)
+    study = Study(given.work, given.data, given.teacher, lists, METHODS, CACHES, runs)
+    return study.tiny() if given.tiny else study
 
 
 def run(study: Study, chosen: list[str], seeds: int, jobs: int) -> None:
@@ -665,8 +692,8 @@ def run(study: Study, chosen: list[str], seeds: int, jobs: int) -> None:
     print(f"{len(left) + len(absent)} students in {(time.time() - started) / 3600:.2f} h", flush=True)
 
 
-def report(study: Study, seeds: int) -> None:
-    """Tables, claims, the figure and the last line, of what is finished."""
+def report(study: Study, seeds: int) -> dict[str, Any]:
+    """Rows and claims of what is finished."""
     teacher = study.runs.get(TEACHER, 0)
     if teacher is None:
         teacher = {
@@ -685,11 +712,7 @@ def report(study: Study, seeds: int) -> None:
             lower, higher = ([run for name in side for run in records[name][:shared]] for side in names)
             claims[claim] = compare(lower, higher, lists or tuple(LISTS))
     rates = {part: round(teacher["lists"][part]["eer_percent"], 3) for part in LISTS}
-    result = {"teacher": rates, **goals(methods), "orderings": claims, "methods": methods, "machine": describe()}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    write_tables(result)
-    show(methods)
-    print(json.dumps({key: value for key, value in result.items() if key not in ("methods", "machine")}))
+    return {"teacher": rates, **goals(methods), "orderings": claims, "methods": methods}
 
 
 def rows(study: Study, records: dict[str, list[dict]]) -> dict[str, dict]:
@@ -740,8 +763,8 @@ def goals(methods: dict[str, dict]) -> dict[str, object]:
     }
 
 
-def write_tables(result: dict) -> None:
-    """The tables of README.md and docs/results.md, and the figures of both."""
+def tables(result: dict) -> str:
+    """The tables of docs/results.md."""
     methods, parts = result["methods"], []
     for group, title in GROUPS.items():
         found = {name: row for name, row in methods.items() if row["group"] == group}
@@ -755,17 +778,13 @@ def write_tables(result: dict) -> None:
         lines.append(f"| {claim} | {found['verdict']} | {' | '.join(cells)} |")
     note = "Mean EER over the lists and the seeds, first minus second; intervals over speakers, who are resampled."
     parts.append(f"## Orderings\n\n{note}\n\n" + "\n".join(lines))
-    between(DOC, TABLES, "\n\n".join(parts))
-    shown = {n: row for n, row in methods.items() if n in IN_README or n in SIZES}
-    between(README, TABLES, table(shown, HEADS, result["teacher"]))
-    draw(methods, result["teacher"])
-    subprocess.run([sys.executable, str(HERE.parent / "docs" / "figure.py")], check=True)
+    return "\n\n".join(parts)
 
 
-def between(path: Path, begin: str, made: str) -> None:
-    """Put a text between the marks of a file."""
-    before, _, rest = path.read_text().partition(begin)
-    path.write_text(f"{before}{begin}\n\n{made}\n\n{END}{rest.partition(END)[2]}")
+def readme_table(result: dict) -> str:
+    """The table of README.md."""
+    shown = {name: row for name, row in result["methods"].items() if name in IN_README or name in SIZES}
+    return table(shown, HEADS, result["teacher"])
 
 
 def draw(methods: dict[str, dict], teacher: dict[str, float]) -> None:

@@ -28,11 +28,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import record
 import soundfile
 import torch
 from commands import spkd
-from machine import describe
-from papers import BEST_MINI, CACHES, LISTS, LONGEST, METHODS, Runs, Study, options
+from papers import BEST_MINI, LISTS, LONGEST, TINY, Study, prepared, run, training_options
 from torch.nn.functional import normalize
 
 from spkd import config
@@ -77,7 +77,7 @@ def natural(cache: Cache) -> np.ndarray:
     return usable[np.isclose(columns.speed[usable], 1.0) & np.isclose(columns.formants[usable], 1.0)]
 
 
-def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
+def pull(cache: Cache, batches: int) -> dict[str, dict[str, float]]:
     """Gradient of contrastive, tangential to the sphere, at a student that equals the teacher; mean over batches."""
     labels = Labels.of(cache)
     content = BatchContent(cache, labels, InputSource(cache.target("fbank")))
@@ -87,7 +87,7 @@ def pull(cache: Cache, batches: int = 50) -> dict[str, dict[str, float]]:
     found: dict[str, list[tuple[float, float]]] = {"batch": [], "batch and mined": []}
     order = cache.order(0, 0)
     for i in range(batches):
-        views = order[np.arange(64) + (i * 64) % (len(order) - 64)]
+        views = order[np.arange(64) + (i * 64) % max(len(order) - 64, 1)]
         teacher = normalize(cache.batch(views, ["embedding"])["embedding"].float(), dim=-1)
         drawn = miner.negatives(views, 0, i)
         hard = cache.batch(drawn.views.ravel(), ["embedding"])["embedding"].float().unflatten(0, drawn.views.shape)
@@ -175,10 +175,19 @@ def across_sessions(path: Path, rows: list[tuple[str, str, str]], most: int = 30
     path.write_text("".join(chosen))
 
 
-def eer(work: Path, manifest: Path, trials: Path, out: str, *model: str) -> float:
+def eer(study: Study, manifest: Path, trials: Path, out: str, *model: str) -> float:
     """EER (%) of one model on one list of trials."""
-    spkd(work, 1, "eval", str(trials), f"manifest={manifest}", f"out={out}/{trials.stem}", "bootstrap=0", *model)
-    report = json.loads((work / out / trials.stem / "report.json").read_text())
+    spkd(
+        study.work,
+        study.threads,
+        "eval",
+        str(trials),
+        f"manifest={manifest}",
+        f"out={out}/{trials.stem}",
+        "bootstrap=0",
+        *model,
+    )
+    report = json.loads((study.work / out / trials.stem / "report.json").read_text())
     return round(report["results"]["eer_percent"], 2)
 
 
@@ -187,14 +196,12 @@ def eers(
 ) -> dict[str, list[float]]:
     """EER (%) of the teacher and of students by method."""
     teacher = "model=dvector", f"model.weights={study.weights}"
-    found = {"teacher": [eer(study.work, manifest, trials, f"teacher-eval{condition}", *teacher)]}
+    found = {"teacher": [eer(study, manifest, trials, f"teacher-eval{condition}", *teacher)]}
     for method in methods:
         folders = [study.folder(method, seed) for seed in range(seeds)]
         names = [folder for folder in folders if (study.work / folder / "model.json").is_file()]
         if names:
-            found[method] = [
-                eer(study.work, manifest, trials, f"{name}-eval{condition}", f"model={name}") for name in names
-            ]
+            found[method] = [eer(study, manifest, trials, f"{name}-eval{condition}", f"model={name}") for name in names]
     return found
 
 
@@ -231,25 +238,18 @@ def disturbed(study: Study, seeds: int) -> dict[str, dict[str, list[float]]]:
 
 
 def main() -> None:
-    given = options(__doc__, "papers").parse_args()
-    work = given.work.resolve()
-    cache = Cache.open(work / "voices")
-    result: dict[str, object] = {"spread": spread(cache), "pull": pull(cache), "frames": frames(cache)}
-    result["confusion"] = confusion(work / "xvector")
-    study = Study(
-        work,
-        given.data.resolve(),
-        given.teacher.resolve(),
-        {},
-        METHODS,
-        CACHES,
-        Runs(HERE / "results" / "papers_runs.json"),
-    )
+    options = training_options(__doc__, "papers")
+    options.add_argument("--batches", type=int, default=50, help="over which gradients are averaged")
+    given = record.parse(options, **TINY, batches=2)
+    study = prepared(given)
+    if given.tiny:
+        run(study, given.methods, given.seeds, given.jobs)
+    cache = Cache.open(study.work / "voices")
+    result: dict[str, object] = {"spread": spread(cache), "pull": pull(cache, given.batches), "frames": frames(cache)}
+    result["confusion"] = confusion(study.work / "xvector")
     result["sessions_eer"] = sessions(study, given.seeds)
     result["disturbed_eer"] = disturbed(study, given.seeds)
-    result["machine"] = describe()
-    (HERE / "results" / "papers_why.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("papers_why", result, given.tiny)
 
 
 if __name__ == "__main__":

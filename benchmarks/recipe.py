@@ -8,24 +8,22 @@ that no student was trained on.
     python benchmarks/recipe.py --data DIR --teacher FILE --seeds 2
 
 DIR holds librispeech-mini, speechocean-mini, unlabelled-mini and arabic-commands-mini. Finished runs are kept as
-papers.py keeps them. Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/recipe.json
-and makes a table of docs/results.md from it.
+papers.py keeps them. Prints a table and, as its last line, one JSON object; keeps it in benchmarks/results/recipe.json,
+from which tables.py makes a table of docs/results.md.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import record
 from commands import Lists
-from machine import describe
 from papers import (
     BEST,
-    DOC,
     LABELS,
     LONG,
     LONGEST,
@@ -42,7 +40,6 @@ from papers import (
     Method,
     Runs,
     Study,
-    between,
     corpus_rows,
     evaluated,
     rows,
@@ -57,9 +54,7 @@ from papers import (
 from papers_why import across_sessions, recordings
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "recipe.json"
-CHOICE = "<!-- made by benchmarks/recipe.py -->"
-ASIDE = {"librispeech-mini": 33, "speechocean-mini": 25}  # speakers
+ASIDE = {"librispeech-mini": 33, "speechocean-mini": 25}  # speakers, of 183 and 125
 HEADS = {"speechocean": "speechocean", "librispeech": "LibriSpeech", "arabic": "Arabic"}
 PIECE = 3.0  # s, at least, of a recording of LibriSpeech
 CHILD = 15  # years; the age groups of the trials
@@ -125,13 +120,21 @@ METHODS = {
 }
 
 
+def choice(result: dict) -> str:
+    """The table of docs/results.md."""
+    return table(result["methods"], HEADS, result["teacher"])
+
+
 def lists(data: Path, work: Path) -> Lists:
     """Write the manifest of the other training speakers, and manifest and trials of every list of those kept aside."""
     others, aside = [], {}
     for corpus in TRAINED_ON:
         utterances = corpus_rows(data, corpus)
         speakers = sorted({row["speaker"] for row in utterances})
-        chosen = {speakers[i] for i in np.random.RandomState(0).permutation(len(speakers))[: ASIDE[corpus]]}
+        chosen = {
+            speakers[i]
+            for i in np.random.RandomState(0).permutation(len(speakers))[: min(ASIDE[corpus], len(speakers) // 2)]
+        }
         others += [row for row in utterances if row["speaker"] not in chosen]
         aside[corpus] = [row for row in utterances if row["speaker"] in chosen]
     write_manifest(work / "others.csv", others)
@@ -171,12 +174,15 @@ def trials(utterances: list[dict[str, str]], tried: Callable[..., bool]) -> Iter
 
 
 def main() -> None:
-    given = training_options(__doc__, "recipe").parse_args()
-    data, work = given.data.resolve(), given.work.resolve()
+    given = record.parse(training_options(__doc__, "recipe"), methods=["aam"], seeds=1, jobs=1)
+    data, work = given.data, given.work
     work.mkdir(parents=True, exist_ok=True)
     tested = lists(data, work)
     write_tested(work, tested)
-    study = Study(work, data, given.teacher.resolve(), tested, METHODS, CACHES, Runs(given.runs))
+    runs = Runs(work / "runs.json" if given.tiny else given.runs)
+    study = Study(work, data, given.teacher, tested, METHODS, CACHES, runs)
+    if given.tiny:
+        study = study.tiny()
     if not given.report:
         run(study, given.methods or list(METHODS), given.seeds, given.jobs)
     teacher = study.runs.get(TEACHER, 0)
@@ -185,15 +191,13 @@ def main() -> None:
         study.runs.keep(TEACHER, 0, teacher)
     methods = rows(study, {name: found for name in METHODS if (found := study.finished(name, given.seeds))})
     rates = {name: round(teacher["lists"][name]["eer_percent"], 2) for name in HEADS}
-    between(DOC, CHOICE, table(methods, HEADS, rates))
     show(methods)
     mean = {
         name: round(statistics.mean(found[part]["eer_percent"]["mean"] for part in HEADS), 2)
         for name, found in methods.items()
     }
-    result = {"teacher": rates, "mean_eer_percent": mean, "methods": methods, "machine": describe()}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("teacher", "mean_eer_percent")}))
+    result = {"teacher": rates, "mean_eer_percent": mean, "methods": methods}
+    record.keep("recipe", result, given.tiny)
 
 
 if __name__ == "__main__":

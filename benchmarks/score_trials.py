@@ -13,16 +13,14 @@ Prints, as its last line, one JSON object; keeps it in benchmarks/results/score_
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
-from machine import describe
 from sklearn.metrics.pairwise import cosine_similarity
 
 from spkd.eval.cohort import normalised
@@ -105,12 +103,15 @@ def normalised_trials(trials: int, utterances: int, cohort: int, top: int) -> di
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__)
     options.add_argument("--trials", type=int, default=10_000_000)
     options.add_argument("--utterances", type=int, default=100_000)
-    given = options.parse_args()
+    options.add_argument(
+        "--normalised", type=int, nargs=4, default=[580_000, 145_000, 6000, 300], help="trials, utterances, cohort, top"
+    )  # the size of VoxCeleb1-E
+    given = record.parse(options, trials=200_000, utterances=1000, normalised=[5000, 2000, 300, 50])
     cosine = cosine_trials(given.trials, given.utterances)
-    as_normed = normalised_trials(580_000, 145_000, 6000, 300)  # the size of VoxCeleb1-E
+    as_normed = normalised_trials(*given.normalised)
     result = {
         name: {
             "seconds": round(times["seconds"], 2),
@@ -122,9 +123,7 @@ def main() -> None:
         for name, times in (("cosine", cosine), ("as_norm", as_normed))
     }
     result["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    result["machine"] = describe()
-    (HERE / "results" / "score_trials.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("score_trials", result, given.tiny)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,23 @@ def make_card(targets: Sequence[Target], manifest: Manifest, plan: Plan) -> Card
     return Card(teacher, tuple(targets), views, plan.unit_views, plan.unit_seconds, None, None, (part,))
 
 
+def whole_views(samples: np.ndarray, each: int = 1) -> Views:
+    """`each` views, as recorded, of every utterance.
+
+    Args:
+        samples: of a view, by utterance.
+    """
+    count = len(samples) * each
+    return Views(
+        utterance=np.repeat(np.arange(len(samples), dtype=np.int32), each),
+        start=np.zeros(count, np.int64),
+        samples=np.repeat(samples.astype(np.int32), each),
+        speed=np.ones(count, np.float32),
+        formants=np.ones(count, np.float32),
+        seed=np.arange(count, dtype=np.uint32),
+    )
+
+
 def write_cache(
     root: Path,
     targets: Sequence[Target],
@@ -37,14 +54,7 @@ def write_cache(
     Args:
         values: outputs of a target for the views of a unit, (B, T, dim) or (B, dim).
     """
-    count = len(manifest)
-    views = Views(
-        np.arange(count, dtype=np.int32),
-        np.zeros(count, np.int64),
-        np.full(count, samples, np.int32),
-        np.ones(count, np.float32),
-        np.zeros(count, np.uint32),
-    )
+    views = whole_views(np.full(len(manifest), samples))
     plan = Plan.make(manifest, views, unit_views, 100_000.0)
     card = make_card(targets, manifest, plan)
     initialise(root, card, [plan])

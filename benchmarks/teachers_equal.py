@@ -19,12 +19,10 @@ benchmarks/results/teachers_equal.json.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import importlib.util
 import itertools
-import json
 import shutil
 import subprocess
 import sys
@@ -36,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 import soundfile
 import torch
 import yaml
-from machine import describe
 from torch import Tensor, nn
 
 from spkd.demo.synthesis import speaker, utterance
@@ -411,14 +409,13 @@ def wave(number: int, seconds: float) -> Tensor:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__)
     options.add_argument("--wespeaker", type=Path, help="a clone of github.com/wenet-e2e/wespeaker")
     options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path, help="a clone of modelscope/3D-Speaker")
     options.add_argument("--only", default="", help="names that begin with this")
     options.add_argument("--hour", action="store_true", help="a WAV of one hour through every family besides")
     options.add_argument("--dvector", help="weights of the GE2E d-vector, for --hour")
-    options.add_argument("--tiny", action="store_true", help="two models of each installed family, on one second")
-    given = options.parse_args()
+    given = record.parse(options)
     torch.manual_seed(0)
     sys.path.insert(0, str(HERE.parent))  # the grids lie with the tests
     lengths = SECONDS[:1] if given.tiny else SECONDS
@@ -469,9 +466,8 @@ def main() -> None:
         if given.hour and given.dvector:
             hours += one_hour(work, ModelConfig("dvector", str(Path(given.dvector).resolve())))
     if given.hour:
-        report: dict[str, Any] = {"rows": hours, "most_gb": max(row["peak_gb"] for row in hours), "machine": describe()}
-        (HERE / "results" / "teachers_hour.json").write_text(json.dumps(report, indent=1) + "\n")
-        print(json.dumps(report))
+        report: dict[str, Any] = {"rows": hours, "most_gb": max(row["peak_gb"] for row in hours)}
+        record.keep("teachers_hour", report, given.tiny)
         return
     grids = {
         f"{name}_grid": max(distances)
@@ -484,11 +480,8 @@ def main() -> None:
         **grids,
         "max_cosine_distance": max(row["cosine_distance"] for row in rows),
         "max_batched_distance": max((row["batched"] for row in rows if row["batched"] is not None), default=None),
-        "machine": describe(),
     }
-    if not given.only and not given.tiny:
-        (HERE / "results" / "teachers_equal.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    record.keep("teachers_equal", report, given.tiny or bool(given.only))
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ Prints, as its last line, one JSON object; keeps it in benchmarks/results/train_
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import shutil
 import sys
 import time
 from pathlib import Path
 
+import record
 import torch
-from machine import describe
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -38,34 +36,34 @@ LOSSES = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "train_ddp")
-    given = options.parse_args()
+    options = record.options(__doc__, "train_ddp")
+    options.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))
+    options.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="whose trainings are timed")
+    options.add_argument("--steps", type=int, default=600, help="of a training that is timed")
+    given = record.parse(options, losses=["relational, cosine"], ranks=[2], steps=2)
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
     random.seed(0)
     prepare(given.work)
     differences = {}
-    for loss, own in LOSSES.items():
-        keys = [*KEYS, f"cache={given.work / 'cache'}", *own]
+    for loss in given.losses:
+        keys = [*KEYS, f"cache={given.work / 'cache'}", *LOSSES[loss]]
         one, two = (steps(world, {loss: keys}, given.work / f"ranks{world}")[0][loss] for world in (1, 2))
         scale = max(float(v.abs().max()) for k, v in one.items() if k.startswith("gradient."))
         differences[loss] = max(float((one[k] - two[k]).abs().max()) for k in one if k.startswith("gradient.")) / scale
     seconds = {}
-    for ranks in (1, 2):
+    for ranks in given.ranks:
         began = time.perf_counter()
-        if start(given.work, ranks, [*TRAIN, f"out=time{ranks}"]).wait():
+        if start(given.work, ranks, [*TRAIN, f"steps={given.steps}", "save_every=20", f"out=time{ranks}"]).wait():
             raise SystemExit((given.work / "log.txt").read_text())
         seconds[str(ranks)] = round(time.perf_counter() - began, 1)
     result = {
         "max_gradient_difference": max(differences.values()),
         "by_loss": differences,
         "seconds": seconds,
-        "machine": describe(),
         "torch_threads": torch.get_num_threads(),
     }
-    (HERE / "results" / "train_ddp.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("train_ddp", result, given.tiny)
 
 
 if __name__ == "__main__":

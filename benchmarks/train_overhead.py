@@ -15,19 +15,17 @@ Prints, as its last line, one JSON object; keeps it in benchmarks/results/train_
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import record
 import soundfile
 import torch
-from machine import describe
 
 from spkd import config
 from spkd.cache import Cache
@@ -48,7 +46,7 @@ from spkd.train.trainer import Run, checked
 from spkd.train.trainer import build as build_run
 
 HERE = Path(__file__).parent
-SECONDS, SPEAKERS, EACH, VIEWS = 2.0, 64, 4, 4
+SECONDS, EACH, VIEWS = 2.0, 4, 4
 # Of the teacher: its frames are as wide as the student's then; a wider one costs a projection in the loss.
 WIDTH = 256
 VARIANTS = {
@@ -57,13 +55,13 @@ VARIANTS = {
     "logits": ["loss=kld"],
     "frames": ["loss=[aam,multilevel]", "loss.multilevel.levels={frames: frames}"],
 }
-STUDENT = ["student=xvector", "student.channels=256", "batch_size=64", f"crop={SECONDS}", "steps=100000", "device=cpu"]
+STUDENT = ["student=xvector", f"crop={SECONDS}", "steps=100000", "device=cpu"]
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, speakers: int) -> None:
     """Audio, the teacher, and the cache."""
     rows = []
-    for s in range(SPEAKERS):
+    for s in range(speakers):
         for u in range(EACH):
             path = work / f"{s}-{u}.wav"
             soundfile.write(path, utterance(speaker(s), EACH * s + u, 3.0), 16_000)
@@ -71,16 +69,23 @@ def prepare(work: Path) -> None:
     Manifest(tuple(rows)).save(work / "manifest.csv")
     torch.manual_seed(0)
     network = build("xvector", channels=WIDTH, embedding=192).eval()
-    head = torch.nn.functional.normalize(torch.randn(SPEAKERS, 192), dim=1)
-    save_student(work / "teacher", Checkpoint(network, head, [f"s{s}" for s in range(SPEAKERS)], 30.0))
+    head = torch.nn.functional.normalize(torch.randn(speakers, 192), dim=1)
+    save_student(work / "teacher", Checkpoint(network, head, [f"s{s}" for s in range(speakers)], 30.0))
     given = ["teacher=checkpoint", f"teacher.weights={work / 'teacher'}", "fbank=true", f"cache={work / 'cache'}"]
     given += ["teacher.targets=[embedding,logits,frames]", f"view=crops:{VIEWS},{SECONDS}", "device=cpu"]
     settings = config.load(ExtractConfig, [*given, f"manifest={work / 'manifest.csv'}"], environ={})
     extract(settings, load_teacher(settings.teacher, torch.device("cpu")), Manifest.load(settings.manifest))
 
 
-def run_of(work: Path, given: list[str]) -> Run:
-    keys = [*STUDENT, *given, f"cache={work / 'cache'}", f"out={work / 'out'}"]
+def run_of(work: Path, batch: int, channels: int, given: list[str]) -> Run:
+    keys = [
+        *STUDENT,
+        *given,
+        f"batch_size={batch}",
+        f"student.channels={channels}",
+        f"cache={work / 'cache'}",
+        f"out={work / 'out'}",
+    ]
     settings = config.load(TrainConfig, keys, environ={})
     with contextlib.redirect_stdout(io.StringIO()):
         return build_run(checked(settings), work / "out")
@@ -132,21 +137,25 @@ def loader_speed(work: Path, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "train_overhead")
     options.add_argument("--rounds", type=int, default=30)
-    options.add_argument("--work", type=Path, default=HERE / "work" / "train_overhead")
-    given = options.parse_args()
+    options.add_argument("--speakers", type=int, default=64)
+    options.add_argument("--batch", type=int, default=64, help="views of a step")
+    options.add_argument("--width", type=int, default=WIDTH, help="channels of the student")
+    options.add_argument("--channels", type=int, default=512, help="of the teacher that runs in every step")
+    options.add_argument("--seconds", type=float, default=3.0, help="that the loader alone is timed for")
+    given = record.parse(options, rounds=1, speakers=4, batch=8, width=16, channels=32, seconds=0.1)
     keep_large_buffers()  # as the command line does
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
-    prepare(given.work)
-    loader = loader_speed(given.work, 3.0)
+    prepare(given.work, given.speakers)
+    loader = loader_speed(given.work, given.seconds)
     print(loader, flush=True)
-    runs = {name: run_of(given.work, keys) for name, keys in VARIANTS.items()}
-    runs["online"] = run_of(given.work, VARIANTS["embedding"])
-    save_student(given.work / "large", Checkpoint(build("ecapa", channels=512, embedding=192).eval()))
+    runs = {name: run_of(given.work, given.batch, given.width, keys) for name, keys in VARIANTS.items()}
+    runs["online"] = run_of(given.work, given.batch, given.width, VARIANTS["embedding"])
+    save_student(given.work / "large", Checkpoint(build("ecapa", channels=given.channels, embedding=192).eval()))
     teacher = load_teacher(ModelConfig("checkpoint", str(given.work / "large")), torch.device("cpu"))
-    waves = 0.1 * torch.randn(64, round(SECONDS * 16_000))
+    waves = 0.1 * torch.randn(given.batch, round(SECONDS * 16_000))
 
     def teach(_: int) -> None:
         teacher.extract(waves, ["embedding"])
@@ -154,11 +163,12 @@ def main() -> None:
 
     steps = {name: steps_of(run, teach if name == "online" else None) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(given.rounds + 3):
+    warm_up = min(3, given.rounds)
+    for number in range(given.rounds + warm_up):
         for name, step in steps.items():
             start = time.perf_counter()
             next(step)
-            if number >= 3:
+            if number >= warm_up:
                 times[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     base = np.array(times["no_teacher"])
@@ -169,10 +179,8 @@ def main() -> None:
         "step_ms": {name: round(1000 * value, 1) for name, value in medians.items()},
         **loader,
         "rounds": given.rounds,
-        "machine": describe(),
     }
-    (HERE / "results" / "train_overhead.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("train_overhead", result, given.tiny)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ Prints, as its last line, one JSON object; keeps it in benchmarks/results/train_
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
@@ -20,19 +18,18 @@ import sys
 import time
 from pathlib import Path
 
+import record
 import soundfile
 import torch
-from machine import describe
 
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.demo.synthesis import speaker, utterance
 
 HERE = Path(__file__).parent
 RUN = "import sys; from spkd.cli import main; sys.argv = ['spkd', *sys.argv[1:]]; main()"
-STEPS = 600
 TRAIN = ["train", "--loss", "aam", "--loss", "contrastive", "--loss", "ntxent", "cache=cache", "student=xvector"]
 TRAIN += ["student.channels=48", "student.embedding=32", "batch_size=16", "crop=1.0", "mining.negatives=4"]
-TRAIN += ["optim.swa_fraction=0.2", "save_every=20", f"steps={STEPS}", "device=cpu"]
+TRAIN += ["optim.swa_fraction=0.2", "device=cpu"]
 
 
 def command(ranks: int, arguments: list[str]) -> list[str]:
@@ -90,15 +87,16 @@ def prepare(work: Path) -> None:
             raise SystemExit((work / "log.txt").read_text())
 
 
-def compared(work: Path, ranks: int, kills: int, chance: random.Random) -> dict[str, object]:
+def compared(work: Path, ranks: int, steps: int, kills: int, chance: random.Random) -> dict[str, object]:
+    train = [*TRAIN, f"steps={steps}", f"save_every={max(steps // 30, 1)}"]
     whole, killed = f"whole{ranks}", f"killed{ranks}"
     began = time.perf_counter()
-    if start(work, ranks, [*TRAIN, f"out={whole}"]).wait():
+    if start(work, ranks, [*train, f"out={whole}"]).wait():
         raise SystemExit((work / "log.txt").read_text())
     seconds, done, starts = time.perf_counter() - began, 0, 0
     while done < kills:
         starts += 1
-        running = start(work, ranks, [*TRAIN, f"out={killed}"])
+        running = start(work, ranks, [*train, f"out={killed}"])
         try:
             running.wait(timeout=chance.uniform(0.27, 0.35) * seconds)
             break  # finished before its time came
@@ -107,7 +105,7 @@ def compared(work: Path, ranks: int, kills: int, chance: random.Random) -> dict[
                 os.kill(process, signal.SIGKILL)
             running.wait()
             done += 1
-    if start(work, ranks, [*TRAIN, f"out={killed}"]).wait():
+    if start(work, ranks, [*train, f"out={killed}"]).wait():
         raise SystemExit((work / "log.txt").read_text())
     logs = [(work / name / "log.jsonl").read_text() for name in (whole, killed)]
     weights = [(work / name / "model.safetensors").read_bytes() for name in (whole, killed)]
@@ -115,21 +113,20 @@ def compared(work: Path, ranks: int, kills: int, chance: random.Random) -> dict[
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__, "train_resume")
     options.add_argument("--kills", type=int, default=5)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--work", type=Path, default=HERE / "work" / "train_resume")
-    given = options.parse_args()
+    options.add_argument("--steps", type=int, default=600)
+    given = record.parse(options, kills=1, ranks=[1], steps=30)
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
     torch.set_num_threads(1)
     prepare(given.work)
     chance = random.Random(given.seed)
-    found = {str(ranks): compared(given.work, ranks, given.kills, chance) for ranks in given.ranks}
-    result = {"losses_equal": all(one["losses_equal"] for one in found.values()), "ranks": found, "machine": describe()}
-    (HERE / "results" / "train_resume.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    found = {str(ranks): compared(given.work, ranks, given.steps, given.kills, chance) for ranks in given.ranks}
+    result = {"losses_equal": all(one["losses_equal"] for one in found.values()), "ranks": found}
+    record.keep("train_resume", result, given.tiny)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Metadata real parts shared by the tests: audio files on disk, a tiny WavLM, the command line itself."""
+"""Small real parts shared by the tests: audio files on disk, a tiny WavLM, the command line itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from spkd import cli
 from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 try:  # a release of it imports beside some releases of torch alone; speechbrain needs it too
     import torchaudio
 except (ImportError, OSError, RuntimeError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,11 +38,11 @@ ORDER = (
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
 
-def imports(path: Path, inside_functions: bool = True) -> set[str]:
+def imports(path: Path, inside_functions: bool = True, root: Path = ROOT) -> set[str]:
     """Modules of spkd that a file imports, not for types alone.
 
     Args:
-        inside_functions: also those that are imported when a function runs.
+        inside_functions: also those that are imported when a function runs. root: of the checkout.
     """
     found: set[str] = set()
 
@@ -51,8 +53,8 @@ def imports(path: Path, inside_functions: bool = True) -> set[str]:
             return
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "spkd":
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            modules = [n for n in names if (ROOT / f"{n.replace('.', '/')}.py").is_file()]
-            packages = [n for n in names if (ROOT / n.replace(".", "/") / "__init__.py").is_file()]
+            modules = [n for n in names if (root / f"{n.replace('.', '/')}.py").is_file()]
+            packages = [n for n in names if (root / n.replace(".", "/") / "__init__.py").is_file()]
             found.update([*modules, *packages] or [node.module])
         for child in ast.iter_child_nodes(node):
             visit(child)
@@ -78,6 +80,23 @@ def test_imports_run_one_way(path: Path) -> None:
             continue
         assert theirs in LEVEL, f"{theirs} is not in the order"
         assert theirs == own or LEVEL[theirs] > LEVEL[own], f"{path} imports {module}"
+
+
+def rooms_and_pairs(root: Path) -> tuple[set[str], set[tuple[str, str]]]:
+    """Rooms of the package below a checkout, and the pairs of which the first imports from the second."""
+    rooms, pairs = set(), set()
+    for path in sorted((root / "spkd").rglob("*.py")):
+        own = path.relative_to(root / "spkd").with_suffix("").parts[0]
+        rooms.add(own)
+        pairs |= {(own, room(module)) for module in imports(path, root=root)} - {(own, own)}
+    return rooms, pairs
+
+
+def test_every_room_and_pair_is_counted() -> None:
+    """`python -m tests.test_architecture [CHECKOUT]` prints the numbers."""
+    rooms, pairs = rooms_and_pairs(ROOT)
+    assert rooms - {"__init__"} <= LEVEL.keys()
+    assert {room for pair in pairs for room in pair} <= rooms
 
 
 def test_no_import_runs_in_a_circle() -> None:
@@ -220,6 +239,8 @@ def test_every_module_has_its_tests() -> None:
         | losses
         | {"train/losses/memo": "train/test_memo", "train/losses/onestep": "train/test_onestep"}
     )
+    modules = {str(path.relative_to(PACKAGE).with_suffix("")) for path in FILES}
+    assert tested_together.keys() <= modules, "a module of this table is gone"
     missing = []
     for path in FILES:
         name = str(path.relative_to(PACKAGE).with_suffix(""))
@@ -230,3 +251,9 @@ def test_every_module_has_its_tests() -> None:
         if not any((ROOT / "tests" / f"{t}.py").is_file() for t in (own, (tested_together | known).get(name, own))):
             missing.append(name)
     assert not missing, ", ".join(missing)
+
+
+if __name__ == "__main__":
+    checkout = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
+    counted, found = rooms_and_pairs(checkout)
+    print(json.dumps({"rooms": len(counted), "import_pairs": len(found)}))

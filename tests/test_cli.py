@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from spkd import config
+from spkd import cli, config
 from spkd.corpus.manifest import Manifest
 from spkd.eval.settings import EvalConfig
 from spkd.extract.settings import ExtractConfig
 from spkd.train.settings import TrainConfig
 from spkd.version import __version__
+from tests import processes
 
 
 @pytest.mark.parametrize(
@@ -95,16 +101,26 @@ def test_manifest_lists_what_it_leaves_out(spkd: Callable, corpus: Path, tmp_pat
     assert spkd("manifest", "audio", "--out", "m.txt").code == 2
 
 
+def interrupted(*arguments: str) -> None:
+    """The command line, and Ctrl-C as the first batch arrives."""
+    import spkd.extract.run as run
+
+    real = run.extract_targets
+
+    def interrupt(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    run.extract_targets = interrupt
+    processes.command(*arguments)
+
+
 def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> None:
-    code = (
-        "import os, signal\nfrom spkd.cli import main\nimport spkd.extract.run as run\nreal = run.extract_targets\n"
-        "def interrupted(*a):\n    os.kill(os.getpid(), signal.SIGINT)\n    return real(*a)\n"
-        "run.extract_targets = interrupted\nmain()\n"
-    )
     arguments = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = processes.Running(interrupted, *arguments)
+    _, error = done.communicate()
     assert done.returncode == 130
-    assert done.stderr == "error: interrupted; everything committed stays valid, and the same command continues\n"
+    assert error == "error: interrupted; everything committed stays valid, and the same command continues\n"
     assert not list(Path("cache").glob("**/*.part"))
     assert "18 views extracted" in spkd(*arguments).out
 
@@ -137,24 +153,82 @@ def test_a_full_disk_is_reported_as_such_and_the_run_continues(
         subprocess.run(["umount", "small"], check=True)
 
 
-COMMANDS = [
-    *(["manifest"], ["extract"], ["train"], ["eval"], ["demo"]),
-    *(["cache", name] for name in ("info", "verify", "estimate", "ls", "merge", "push", "pull")),
-    *(["cache", name] for name in ("export", "import")),
-]
+def commands(group: Any, *above: str) -> dict[tuple[str, ...], Any]:
+    """All commands below a group, by their words."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, command in group.commands.items():
+        words = (*above, name)
+        found |= commands(command, *words) if hasattr(command, "commands") else {words: command}
+    return found
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: "-".join(c))
-def test_every_help_shows_an_example_of_its_command(spkd: Callable, command: list[str]) -> None:
-    out = " ".join(spkd(*command, "--help").out.split())
-    assert f"Example: spkd {' '.join(command)}" in out
+COMMANDS = commands(typer.main.get_command(cli.app))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids="-".join)
+def test_every_help_shows_an_example_of_its_command(spkd: Callable, words: tuple[str, ...]) -> None:
+    out = " ".join(spkd(*words, "--help").out.split())
+    assert f"Example: spkd {' '.join(words)}" in out
+
+
+def test_every_example_of_a_help_runs(spkd: Callable, corpus: Path, tiny_wavlm: Path, s3: str) -> None:
+    """As it stands there, but for folders that are the machine's own; sizes come from spkd.yaml."""
+    Path("spkd.yaml").write_text(
+        f"device: cpu\nteacher: {{weights: {tiny_wavlm}}}\nbootstrap: 5\n"
+        "train: {steps: 2, batch_size: 4, crop: 0.6, student: {channels: 8, embedding: 6}}\n"
+    )
+    places = {
+        "/data/voxceleb2": f"{corpus / 'audio'}",
+        "/lab/caches": "lab",
+        "/scratch/wavlm": "scratch",
+        "s3://lab/caches/wavlm": f"{s3}/examples/wavlm",
+        "s3://lab/caches": f"{s3}/examples",
+    }
+    for name in ("manifest.csv", "test.csv", "dev.csv", "voxceleb2.csv"):
+        Manifest(Manifest.load(corpus / "manifest.csv").utterances[:6]).save(Path(name))
+    for name in ("trials.txt", "dev-trials.txt"):
+        pairs = ((a, b) for a in range(6) for b in range(a))
+        ids = [f"spk{i // 3}/u{i % 3}" for i in range(6)]
+        Path(name).write_text("".join(f"{int(a // 3 == b // 3)} {ids[a]} {ids[b]}\n" for a, b in pairs))
+    made = ["manifest", "extract", "train", "calibrate", "eval", "report", "embed", "export", "cache push", "cache ls"]
+    order = sorted(COMMANDS, key=lambda words: made.index(" ".join(words)) if " ".join(words) in made else len(made))
+    for words in order:
+        if words == ("demo",):  # minutes: tests/demo runs it on less
+            continue
+        example = (COMMANDS[words].epilog or "").removeprefix("Example: spkd ").split()
+        ready(words, spkd)
+        done = spkd(*(places.get(word, word) for word in example))
+        assert done.code == 0, (example, done.err)
+
+
+def ready(words: tuple[str, ...], spkd: Callable) -> None:
+    """Put there what an example names and no other example has made."""
+    match words:
+        case ("report",):
+            shutil.copytree("eval", "evaluation")
+            Path("eval").rename("eval.old")
+            Path("eval").mkdir()
+            for name in ("ours", "teacher"):
+                shutil.copytree("evaluation", f"eval/{name}")
+        case ("cache", "catalogue"):
+            shutil.copytree("cache", "lab/wavlm")
+        case ("cache", "merge"):
+            half = Manifest.load(Path("manifest.csv")).utterances
+            shutil.move("cache", "whole")
+            for number in range(2):
+                Manifest(half[3 * number : 3 * number + 3]).save(Path(f"half{number}.csv"))
+                given = ("teacher=wavlm", f"manifest=half{number}.csv", f"cache=share{number}", "fbank=true")
+                assert spkd("extract", *given).code == 0
+        case ("cache", "import"):
+            assert spkd("cache", "export", "cache", "out.h5").code == 0
+            shutil.move("cache", "exported")
 
 
 def test_settings_are_used_or_refused_never_dropped(spkd: Callable, tmp_path: Path) -> None:
-    Path("new.yaml").write_text("train: {loss: [huber]}\n")
-    assert "--loss huber" in spkd("train", "--config", "new.yaml").err
+    Path("new.yaml").write_text("train: {loss: [hubbub]}\n")
+    assert "--loss hubbub" in spkd("train", "--config", "new.yaml").err
     assert "not by both" in spkd("train", "--loss", "aam", "loss=[mse]").err
-    assert "--loss huber" in spkd("train", "loss=[contrastive,huber]").err
+    assert "--loss hubbub" in spkd("train", "loss=[contrastive,hubbub]").err
     assert "did you mean 'optim.lr'" in spkd("train", "lr=0.1").err
 
 

@@ -43,7 +43,8 @@ def var_mean(x: Tensor, lengths: Tensor | None, correction: int = 0) -> tuple[Te
 
     In two passes, which on a CPU are faster than torch.var_mean; sums of half precision are in fp32.
     """
-    if lengths is None and torch.is_grad_enabled() and x.requires_grad:
+    # A trace would keep the number of parts that the example was computed in.
+    if lengths is None and torch.is_grad_enabled() and x.requires_grad and not torch.jit.is_tracing():
         return _VarMean.apply(x, correction)
     wide = _in_single(x)
     average = mean(wide, lengths)

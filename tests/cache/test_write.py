@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +15,11 @@ import pytest
 
 from spkd.cache import Background, Cache, claim_units, finalize, initialise, verify
 from spkd.cache.claims import _namespace, _started
-from spkd.cache.folder import commit_path
+from spkd.cache.folder import commit_path, load_card
 from spkd.cache.layout import HEADER
 from spkd.errors import SpkdError
 from spkd.outputs.target import Target
+from tests import processes
 
 from .test_layout import FRAMES, make_card, make_plan, start, write, writer_of
 
@@ -78,6 +78,7 @@ KILLED_WHILE_CLAIMING = """
 import os, signal, sys
 from pathlib import Path
 from spkd.cache.claims import claim_units, release
+from tests import processes
 root, calls = Path(sys.argv[1]), 0
 def kill_at(last):
     def count(frame, event, argument):
@@ -147,42 +148,35 @@ def test_another_cache_or_other_files_are_not_overwritten(tmp_path: Path) -> Non
         initialise(tmp_path / "d", made, [plan])
 
 
-WORKER = """
-import sys, time, numpy as np
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from tests.cache.test_layout import make_plan, writer_of
-from spkd.cache import claim_units, finalize
-from spkd.cache.folder import load_card
-root = Path(sys.argv[1])
-_, plan = make_plan([4000] * 40, 2)
-for unit in claim_units(root, plan.units):
-    writer = writer_of(root, plan, unit)
-    for row in plan.unit(unit):
-        writer.put("embedding", [row], np.full((1, 4), row + 1))
-        time.sleep(0.004)
-    writer.commit()
-    print(unit, flush=True)
-finalize(root, load_card(root), plan)
-"""
+def work(root: Path) -> None:
+    """Fill a cache of forty views, slowly; prints the units that it has committed."""
+    _, plan = make_plan([4000] * 40, 2)
+    for unit in claim_units(root, plan.units):
+        writer = writer_of(root, plan, unit)
+        for row in plan.unit(unit):
+            writer.put("embedding", [row], np.full((1, 4), row + 1))
+            time.sleep(0.004)
+        writer.commit()
+        print(unit, flush=True)
+    finalize(root, load_card(root), plan)
 
 
 def test_killed_workers_lose_nothing_committed(tmp_path: Path) -> None:
     root = tmp_path / "c"
     _, _plan, _ = begin(root, [4000] * 40, unit_views=2)
-    command = [sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parents[2])), str(root)]
     committed: set[int] = set()
     for _ in range(2):
-        workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        workers = [processes.Running(work, root) for _ in range(2)]
         for worker in workers:  # let each commit at least one unit, then kill it in the middle of the next
-            assert worker.stdout is not None
-            line = worker.stdout.readline()
-            worker.send_signal(signal.SIGKILL)
-            rest, _ = worker.communicate()
-            committed |= {int(n) for n in (line + rest).split()}
+            while not worker.printed():
+                time.sleep(0.001)
+            worker.kill()
+            committed |= {int(number) for number in worker.printed().split()}
     assert committed
     assert all(commit_path(root, unit).is_file() for unit in committed)
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    last = processes.Running(work, root)
+    last.communicate()
+    assert last.returncode == 0
     cache = Cache.open(root)
     outputs = cache.batch(cache.usable_views, ["embedding"])["embedding"].numpy()
     assert np.array_equal(outputs, np.repeat(np.arange(1, 41)[:, None], 4, 1))

@@ -75,6 +75,7 @@ def test_a_killed_rank_costs_its_uncommitted_unit_alone(spkd: Callable, keys: li
     assert equal("alone", "both")
 
 
+@pytest.mark.slow
 def test_actors_of_ray_make_the_same_cache(spkd: Callable, keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -6,8 +6,6 @@ import csv
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers import load_teacher
 from spkd.teachers.settings import TeacherConfig
+from tests import processes
 
 from ..teachers.test_wespeaker import save_wespeaker
 
@@ -234,9 +233,7 @@ def test_several_workers_fill_one_cache(spkd: Callable, corpus: Path, checkpoint
         "view.speeds=[0.9,1.0,1.1]",
         "storage.unit_views=3",
     ]
-    command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen([*command, "cache=shared"], cwd=tmp_path, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    workers = [processes.spkd(*arguments, "cache=shared", cwd=tmp_path) for _ in range(3)]
     outputs = [worker.communicate(timeout=120) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0], outputs
     assert sum(int(out.split(" views extracted")[0].split()[-1]) for out, _ in outputs) == 54
@@ -314,8 +311,7 @@ def test_workers_share_one_codebook(spkd: Callable, corpus: Path, checkpoint: Pa
         "storage.codec=pq4x4",
         "storage.unit_views=2",
     ]
-    command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments]
-    workers = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    workers = [processes.spkd(*arguments, cwd=tmp_path) for _ in range(2)]
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     assert "all checksums match" in spkd("cache", "verify", "cache").out

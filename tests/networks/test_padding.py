@@ -37,3 +37,18 @@ def test_moments_are_differentiable() -> None:
     assert torch.autograd.gradcheck(lambda x: padding.var_mean(x, None, 1), x)
     single = x[..., :1].detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: padding.var_mean(x, None, 1), single)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_is_right_for_other_batches() -> None:
+    """A model that others export by tracing keeps nothing of the example's size."""
+
+    class Moments(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat(padding.var_mean(x, None), -1)
+
+    torch.manual_seed(0)
+    traced = torch.jit.trace(Moments(), torch.randn(2, 256, 2000, requires_grad=True))
+    x = torch.randn(5, 256, 300)
+    expected = torch.stack(torch.var_mean(x, -1, correction=0), -1)
+    torch.testing.assert_close(traced(x), expected, rtol=1e-5, atol=1e-5)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +21,7 @@ from spkd.teachers import load_teacher
 from spkd.train import trainer
 from spkd.train.log import RunLog
 from spkd.train.settings import TrainConfig
+from tests import processes
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6"]
 
@@ -88,11 +86,7 @@ def test_a_run_of_constant_rate_can_be_continued_and_others_say_why_not(spkd: Ca
 def test_a_signal_saves_first_and_the_run_continues_exactly(spkd: Callable) -> None:
     """SIGUSR1, as Slurm sends it; the others have the same handler."""
     arguments = ["train", "--loss", "contrastive", *SMALL, "steps=200", "save_every=100000"]
-    code = "from spkd.cli import main; main()"
-    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    running = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "out=cut"], stderr=subprocess.PIPE, env=threads, text=True
-    )
+    running = processes.spkd(*arguments, "out=cut")
     while not Path("cut/log.jsonl").is_file() or len(Path("cut/log.jsonl").read_text().splitlines()) < 2:
         time.sleep(0.01)
     running.send_signal(signal.SIGUSR1)

@@ -7,8 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +29,7 @@ from spkd.train.losses.chosen import WeightedSum, chosen_losses
 from spkd.train.module import TrainingModule
 from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
 from spkd.train.settings import OptimConfig, SGDSettings, TrainConfig
+from tests import processes
 from tests.train.killing import kill_after_saving
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "steps=12"]
@@ -465,13 +464,11 @@ def test_a_state_with_odd_values_is_a_line(spkd: Callable, tmp_path: Path) -> No
 @pytest.mark.usefixtures("cached")
 def test_two_trainings_into_one_folder(spkd: Callable, tmp_path: Path) -> None:
     """The second says so and touches nothing; also where its seed is another."""
-    command = [sys.executable, "-c", "from spkd.cli import main; main()", "train", "--loss", "mse", *SMALL[:4]]
-    first = subprocess.Popen([*command, "steps=3000", "out=run"], stderr=subprocess.DEVNULL)
+    first = processes.spkd("train", "--loss", "mse", *SMALL[:4], "steps=3000", "out=run")
     while not (tmp_path / "run" / "log.jsonl").is_file():
         time.sleep(0.05)
     done = spkd("train", "--loss", "mse", *SMALL[:4], "steps=3000", "out=run", "seed=5")
     first.kill()
-    first.wait()
     assert (done.code, "another training is at work there" in done.err) == (1, True), done.err
     assert (tmp_path / "run").is_dir()
 

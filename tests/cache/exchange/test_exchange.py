@@ -6,8 +6,6 @@ import io
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +26,7 @@ from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError
 from spkd.outputs.features import fbank
 from spkd.students import Checkpoint, build, save_student
+from tests import processes
 
 
 def make_cache(spkd: Callable, corpus: Path, cache: str, *more: str) -> Cache:
@@ -427,8 +426,7 @@ def test_two_imports_into_one_place(spkd: Callable, corpus: Path) -> None:
     """One works; the other waits for it, or says so: never a message about a temporary file."""
     make_cache(spkd, corpus, "c")
     assert spkd("cache", "export", "c", "tars").code == 0
-    command = [sys.executable, "-c", "from spkd.cli import main; main()", "cache", "import", "tars", "new"]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [processes.spkd("cache", "import", "tars", "new") for _ in range(2)]
     errors = [process.communicate()[1] for process in both]
     assert 0 in [process.returncode for process in both], errors
     for error in errors:

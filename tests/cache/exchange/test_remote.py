@@ -6,22 +6,22 @@ import contextlib
 import json
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from spkd.cache import Cache
 from spkd.cache.exchange.remote import pull, push
 from spkd.cache.folder import self_digest
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
+from tests import processes
 
 from ...conftest import Quiet, served
 from .test_exchange import make_cache
@@ -79,6 +79,21 @@ def test_damage_on_the_way_is_found_and_mended(spkd: Callable, s3: str, corpus: 
     assert "c/embedding/c/0/0: " in spkd("cache", "push", "c", f"{s3}/new").err
 
 
+def slow_copy(*arguments: str) -> None:
+    """The command line on a slow disk."""
+
+    def slow(call: Callable) -> Callable:
+        def wait(*given: Any, **more: Any) -> Any:
+            time.sleep(0.1)
+            return call(*given, **more)
+
+        return wait
+
+    for name in ("put_file", "open"):
+        setattr(LocalFileSystem, name, slow(getattr(LocalFileSystem, name)))
+    processes.command(*arguments)
+
+
 @pytest.mark.parametrize("direction", ["push", "pull"])
 def test_a_copy_cut_in_the_middle_continues(spkd: Callable, corpus: Path, tmp_path: Path, direction: str) -> None:
     """Killed when half of the shards have arrived, the same command brings the other half, and the first no more."""
@@ -86,19 +101,12 @@ def test_a_copy_cut_in_the_middle_continues(spkd: Callable, corpus: Path, tmp_pa
     assert push(Path("c"), "file://" + str(tmp_path / "there")) > 0
     target = "again" if direction == "push" else "copy"
     arguments = ["c", str(tmp_path / "again")] if direction == "push" else [str(tmp_path / "there"), "copy"]
-    slow = (
-        "import time, fsspec\nfrom fsspec.implementations.local import LocalFileSystem as F\n"
-        "for n in ('put_file', 'open'):\n"
-        "    def wait(self, *a, _f=getattr(F, n), **k):\n        time.sleep(0.1)\n        return _f(self, *a, **k)\n"
-        "    setattr(F, n, wait)\nfrom spkd.cli import main\nmain()\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", slow, "cache", direction, *arguments], cwd=tmp_path)
+    process = processes.Running(slow_copy, "cache", direction, *arguments, cwd=tmp_path)
     wanted = len(list(Path("c").glob("*/c/*/0"))) // 2
     deadline = time.monotonic() + 60
     while len(list(Path(target).glob("*/c/*/0"))) < wanted and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
-    process.wait()
     arrived = {p: p.stat().st_mtime_ns for p in Path(target).glob("*/c/*/0")}
     assert wanted <= len(arrived)
     assert not (Path(target) / "COMPLETE.json").exists()
@@ -254,8 +262,7 @@ def test_a_record_of_absurd_size_is_refused_at_once(
 def test_two_copies_into_one_place(spkd: Callable, corpus: Path, tmp_path: Path, command: list[str]) -> None:
     make_cache(spkd, corpus, "c")
     arguments = [part.format(c=tmp_path / "c") for part in command]
-    whole = [sys.executable, "-c", "from spkd.cli import main; main()", "cache", *arguments]
-    both = [subprocess.Popen(whole, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    both = [processes.spkd("cache", *arguments) for _ in range(3)]
     errors = [process.communicate()[1] for process in both]
     assert 0 in [process.returncode for process in both], errors
     assert not [error for error in errors if ".part" in error or "Traceback" in error]

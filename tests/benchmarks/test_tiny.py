@@ -1,0 +1,45 @@
+"""Every benchmark runs to its end with small numbers."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import HAS_SPEECHBRAIN
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if 'if __name__ == "__main__"' in path.read_text())
+# Each of these starts processes, which import torch: `pytest -m slow` runs them.
+SLOW = {
+    *(
+        "buffers",
+        "cache_crash",
+        "cache_scale",
+        "cache_write",
+        "eval_scale",
+        "export_agree",
+        "extract_scale",
+        "fuzz",
+        "gpu",
+    ),
+    *("train_ddp", "train_resume"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SCRIPTS])
+def test_it_ends_with_one_line_of_json(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "metrics_agree" and not HAS_SPEECHBRAIN:
+        pytest.skip("needs speechbrain")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--list" if name == "tables" else "--tiny"])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    kept = {path: path.read_bytes() for path in (BENCHMARKS / "results").iterdir()}
+    runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    assert isinstance(json.loads(capsys.readouterr().out.splitlines()[-1]), dict)
+    assert kept == {path: path.read_bytes() for path in (BENCHMARKS / "results").iterdir()}
