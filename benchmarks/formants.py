@@ -18,15 +18,13 @@ greatest departure of a group's median ratio from the factor, over groups of voi
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import parselmouth
-from machine import describe
+import record
 from parselmouth.praat import call
 
 from spkd.corpus.audio import SAMPLE_RATE, decode
@@ -34,7 +32,6 @@ from spkd.corpus.formants import VERSION, shift_formants
 from spkd.corpus.manifest import Manifest
 from spkd.demo.synthesis import speaker, utterance
 
-HERE = Path(__file__).parent
 FACTORS = (0.85, 0.92, 1.1, 1.2)
 STEP = 0.01  # s, of the trackers
 GROUPS = {"low": (150.0, 5000.0), "middle": (220.0, 5500.0), "high": (np.inf, 6500.0)}  # Hz: pitches below, ceiling
@@ -77,11 +74,10 @@ def voices(manifests: Sequence[Path], most: int) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__)
     options.add_argument("--manifest", type=Path, nargs="+", default=[], help="of real speech")
     options.add_argument("--speakers", type=int, default=24, help="of each manifest, at most")
-    options.add_argument("--tiny", action="store_true")
-    given = options.parse_args()
+    given = record.parse(options)
     if not given.tiny and not given.manifest:
         options.error("name a manifest of real speech (--manifest FILE), or take --tiny")
     speech = {"synthetic": utterance(speaker(0), 0, 2.0)} if given.tiny else voices(given.manifest, given.speakers)
@@ -124,11 +120,8 @@ def main() -> None:
         "factor_errors": {name: {k: round(v, 4) for k, v in some.items()} for name, some in worst.items()},
         "praat_worst_f0_error": round(max(abs(ratio - 1) for ratio in pitches["praat"]), 4),
         "audio_hours_per_core_hour": round(speed),
-        "machine": describe(),
     }
-    if not given.tiny:
-        (HERE / "results" / "formants.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("formants", result, given.tiny)
 
 
 if __name__ == "__main__":

@@ -17,21 +17,17 @@ benchmarks/results/interval_coverage.json. `--tiny` runs in seconds and keeps no
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from machine import describe
+import record
 
 from spkd.eval.bootstrap import SpeakerTrials, compare, interval, resample, resampled_curves
 from spkd.eval.calibration import fit
 from spkd.eval.metrics import Metric, curve, metrics_of
 
-HERE = Path(__file__).parent
 DIM = 24  # of embeddings
 CORRELATION = 0.7  # of the two systems
 NON_TARGETS = 6000  # of a list, at most
@@ -144,30 +140,23 @@ def coverage(world: World, speakers: int, lists: int, resamplings: int, populati
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = record.options(__doc__)
     options.add_argument("--lists", type=int, default=400, help="simulated lists of each size")
     options.add_argument("--resamplings", type=int, default=200)
     options.add_argument("--speakers", type=int, nargs="+", default=[10, 30, 60, 200])
-    options.add_argument("--tiny", action="store_true")
-    given = options.parse_args()
-    sizes, lists, resamplings = given.speakers, given.lists, given.resamplings
-    if given.tiny:
-        sizes, lists, resamplings = [10], 3, 20
-    result: dict[str, object] = {"lists": lists, "resamplings": resamplings}
+    given = record.parse(options, lists=3, resamplings=20, speakers=[10])
+    result: dict[str, object] = {"lists": given.lists, "resamplings": given.resamplings}
     for world in WORLDS:
-        for speakers in sizes:
+        for speakers in given.speakers:
             start = time.perf_counter()
-            found = coverage(world, speakers, lists, resamplings, 1 if given.tiny else 20)
+            found = coverage(world, speakers, given.lists, given.resamplings, 1 if given.tiny else 20)
             result |= found
             print(
                 f"{speakers} speakers, {'' if world.balanced else 'un'}balanced ({time.perf_counter() - start:.0f} s)"
             )
             for name, share in found.items():
                 print(f"  {name:42} {100 * share:5.1f} %", flush=True)
-    result["machine"] = describe()
-    if not given.tiny:
-        (HERE / "results" / "interval_coverage.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("interval_coverage", result, given.tiny)
 
 
 if __name__ == "__main__":

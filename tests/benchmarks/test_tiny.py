@@ -36,6 +36,8 @@ def test_it_ends_with_one_line_of_json(
 ) -> None:
     if name == "metrics_agree" and not HAS_SPEECHBRAIN:
         pytest.skip("needs speechbrain")
+    if name == "formants":
+        pytest.importorskip("parselmouth")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--list" if name == "tables" else "--tiny"])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
