@@ -6,10 +6,10 @@ from spkd.cache import CacheSource
 from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, UsageError
-from spkd.outputs.features import FEATURES
+from spkd.outputs.features import FBANKS, FEATURES, is_fbank
 from spkd.outputs.target import EMBEDDING, LOGITS
 from spkd.progress import log
-from spkd.registry import LOSSES
+from spkd.registry import LOSSES, STUDENTS
 from spkd.train import mining
 from spkd.train.distributed import ProcessGroup
 from spkd.train.losses.base import ChosenLoss
@@ -90,6 +90,29 @@ def _pseudo(view: ViewConfig) -> int:
 
 def _shown(value: str | list[float]) -> str:
     return value if isinstance(value, str) else f"[{','.join(f'{factor:g}' for factor in value)}]"
+
+
+def without_effect(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> dict[str, str]:
+    """Settings that have no effect on a run over these caches, with the reason; see spkd.config.without_unused."""
+    found: dict[str, str] = {}
+    kind = STUDENTS[config.student.name].input_kind
+    if not is_fbank(kind):
+        found |= dict.fromkeys(("student.features", "mask.bands"), f"student={config.student.name} takes the waveform")
+    elif config.student.features in FBANKS:
+        kind = FBANKS[config.student.features]
+    if kind.name in cache.names and not config.augment.is_used:
+        reason = f"the cache holds {kind.name}, and so no audio is decoded"
+        found |= dict.fromkeys(("manifest", "noise", "rir", "workers"), reason)
+    if not any(loss.settings.finetunes() for loss in losses.values()):
+        found["finetune_cache"] = f"{' and '.join(losses)} does not fine-tune; one-step does"
+    if not any(hasattr(loss.settings, "margin") or hasattr(loss.settings, "aam") for loss in losses.values()):
+        found["large_margin.margin"] = f"{' and '.join(losses)} has no angular margin"
+    teachers = {(member.card.teacher.family, member.card.teacher.weights_sha256) for member in cache.members}
+    if len(teachers) == 1:
+        found["teachers"] = "the caches are of one teacher"
+    if len(cache.usable_views) <= mining.EXACT:
+        found["mining.nprobe"] = f"the search of up to {mining.EXACT:,} instances is exact"
+    return found
 
 
 def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:

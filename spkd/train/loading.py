@@ -163,13 +163,11 @@ def finetune_path(
     """The second path of a student with adapters; None where no loss fine-tunes.
 
     Raises:
-        UsageError: a student without adapters, or settings that belong to the second path without it.
+        UsageError: a student without adapters, or losses that need labels in addition.
         SpkdError: too few labelled views.
     """
     loss = next((name for name, chosen in losses.items() if chosen.settings.finetunes()), None)
     if loss is None:
-        if finetune_cache is not None:
-            raise UsageError("finetune_cache= is used by a loss that fine-tunes only; add --loss one-step")
         return None
     if not network.adapters:
         raise UsageError(f"--loss {loss} needs a student with adapters: student=ssl student.ssl.adapters=64")

@@ -49,7 +49,12 @@ class OptimConfig(Chooser):
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        return {"final_lr": "optim.schedule=constant keeps the learning rate"} if self.schedule == "constant" else {}
+        found: dict[str, str] = {}
+        if self.schedule == "constant":
+            found["final_lr"] = "optim.schedule=constant keeps the learning rate"
+        if not self.clip:
+            found["clip_by"] = "optim.clip=0 clips nothing"
+        return found
 
 
 @dataclass

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spkd.cache import CacheSource
-from spkd.config import chosen
+from spkd.config import chosen, without_unused
 from spkd.corpus.settings import ViewConfig
 from spkd.device import resolve
 from spkd.errors import Interrupted, SpkdError, UsageError
@@ -31,7 +31,15 @@ from spkd.train import mining, record, resume
 from spkd.train.batches import BatchContent, CropPlan, StepBatches, ViewOrder
 from spkd.train.caches import open_caches
 from spkd.train.ceiling import mining_ceiling, with_ceilings
-from spkd.train.checks import check_labels, check_ranks, check_settings, check_targets, note_views, stored_targets
+from spkd.train.checks import (
+    check_labels,
+    check_ranks,
+    check_settings,
+    check_targets,
+    note_views,
+    stored_targets,
+    without_effect,
+)
 from spkd.train.distributed import ALONE, ProcessGroup, first_ranks, is_of_connection, mean_over_ranks, ranks_of
 from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.loading import (
@@ -223,6 +231,7 @@ def checked(config: TrainConfig) -> Task:
         config = chosen(config, default_losses(labelled=bool(labels.names)))
         log(f"no loss is named: {' and '.join(config.loss.names)}")
         losses = chosen_losses(config.loss)
+    config = without_unused(config, without_effect(cache, losses, config))
     check_labels(cache, losses)
     logits = teacher_logits(cache, labels, losses)
     check_targets(cache, losses, logits)

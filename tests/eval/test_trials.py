@@ -83,7 +83,7 @@ def test_the_documented_examples_load(name: str, labelled: bool) -> None:
     "data",
     [
         b"\xef\xbb\xbf1 a b\r\n0 a c\r\n",
-        gzip.compress(b"1 a b\n0 a c\n"),
+        gzip.compress(b"1 a b\n0 a c\n", mtime=0),
         b"# made by us\n1 a b\n\n0 a c",
         b"1,a,b\n0, a, c\n",
         b"label;enrol;test\n1;a;b\n0;a;c\n",
@@ -189,7 +189,7 @@ def test_scores_of_no_trial_are_counted(spkd: Callable[..., Outcome], tmp_path: 
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    for data in (b"1 a b\n0 a c\n", gzip.compress(b"1 a b\n0 a c\n")):
+    for data in (b"1 a b\n0 a c\n", gzip.compress(b"1 a b\n0 a c\n", mtime=0)):
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
         trials = read("-")
         assert trials.source == "standard input"

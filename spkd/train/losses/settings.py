@@ -84,6 +84,10 @@ class MarginSettings(LossSettings):
     def depends_on_progress(self) -> bool:
         return self.margin_warmup[1] > 0
 
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        return {} if self.margin else {"margin_warmup": "the margin is 0"}
+
 
 @dataclass
 class AAMSettings(MarginSettings):
@@ -218,6 +222,21 @@ class OneStepSettings(LossSettings):
     def depends_on_progress(self) -> bool:
         return self.linear_decay or self.aam.depends_on_progress()
 
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        found: dict[str, str] = {}
+        if self.distance != "l1":
+            found |= dict.fromkeys(("cosine", "time_reduction"), f"distance={self.distance} has no cosine part")
+        elif not self.cosine:
+            found["time_reduction"] = "the cosine part has the weight 0"
+        if not self.weight:
+            found["linear_decay"] = "the distillation has the weight 0"
+        if not self.finetune_weight:
+            found |= dict.fromkeys(("classifier", "aam"), "the fine-tuning has the weight 0")
+        elif self.classifier != "aam":
+            found["aam"] = f"classifier={self.classifier}"
+        return found
+
 
 @dataclass
 class MeMoSettings(LossSettings):
@@ -259,6 +278,21 @@ class MeMoSettings(LossSettings):
 
     def contrasts(self) -> bool:
         return self.teacher_weight > 0
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        found: dict[str, str] = {}
+        if self.partner == NO_PARTNER:
+            found |= dict.fromkeys(("partner_channels", "cross_weight"), "one network alone has no partner")
+        if not self.locals:
+            found["local_crop"] = "there are no short crops (locals=0)"
+        if not self.contrastive_weight:
+            found["dynamic_stop"] = "the contrastive term has the weight 0"
+        if not self.teacher_weight:
+            found |= dict.fromkeys(("frozen_temperature", "ceiling"), "the third mode has the weight 0")
+        if len(set(self.teacher_temperature)) == 1:
+            found["teacher_temperature_warmup"] = "the first temperature is the last"
+        return found
 
     def depends_on_progress(self) -> bool:
         return True  # momentum, temperature and the dynamic stop
