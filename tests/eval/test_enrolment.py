@@ -17,7 +17,7 @@ from spkd.eval.enrolment import read_map
         b"m a\nn c\nm b\nm a\n",
         b"modelid\tsegmentid\tside\nm\ta\ta\nm\tb\tb\nn\tc\ta\n",
         b"model,utterance\nm,a\nm,b\nn,c\n",
-        gzip.compress(b"m a b\nn c\n"),
+        gzip.compress(b"m a b\nn c\n", mtime=0),
     ],
 )
 def test_maps_as_kaldi_and_nist_have_them(tmp_path: Path, data: bytes) -> None:
