@@ -487,7 +487,7 @@ def train(study: Study, name: str, seed: int) -> None:
             break
         method, init, folder, left = method.then, folder, f"{folder}-then", left - count
     found = {"method": name, **evaluated(study, f"{folder}-eval", f"model={folder}")}
-    found["memo"] = json.loads((study.work / folder / "model.json").read_text())["training"].get("memo")
+    found["memo"] = json.loads((study.work / folder / "model.json").read_text())["training"]["reports"].get("memo")
     study.runs.keep(study.key(name), seed, found | {"seconds": round(time.time() - started)})
     shown = {part: round(result["eer_percent"], 2) for part, result in found["lists"].items()}
     print(f"{name}-{seed}: {shown}, {time.time() - started:.0f} s", flush=True)

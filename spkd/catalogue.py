@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from spkd.cache.card import Card
-from spkd.cache.describe import format_bytes, views_in_words
+from spkd.cache.describe import views_in_words
 from spkd.cache.exchange.remote import Found, find, folders_with
 from spkd.cache.exchange.remote_folder import RemoteFolder
 from spkd.cache.folder import VERIFIED
 from spkd.errors import SpkdError
-from spkd.eval.run import REPORT
-from spkd.files import digest
+from spkd.eval.report import REPORT, Report
 from spkd.files.atomic import parse_json
+from spkd.files.text import format_bytes
 from spkd.pages import html
 from spkd.progress import log
-from spkd.students.checkpoint import DESCRIPTION, WEIGHTS
+from spkd.students.description import DESCRIPTION, Description
 
-MOST = 1 << 28  # bytes of a description, a report or a student's weights
+MOST = 1 << 28  # bytes of a description or a report
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A cache and its copies: caches of one fingerprint.
+
+    Attributes:
+        card: of all of them.
+        found: each, with its place.
+    """
+
+    card: Card
+    found: list[Found]
+
+    @property
+    def size(self) -> str:
+        """Bytes of the shards of a complete copy."""
+        sizes = [found.bytes for found in self.found if found.bytes is not None]
+        return format_bytes(sizes[0]) if sizes else "not complete"
 
 
 @dataclass
 class Student:
-    """A student that was found.
+    """A student.
 
     Attributes:
         url: of its folder.
-        caches: fingerprints of those it was trained from.
-        network: its architecture. losses, steps: of its training.
-        weights: SHA-256 of its file.
+        description: its model.json.
         errors: EER (%) by trial list.
     """
 
     url: str
-    caches: list[str]
-    network: str
-    losses: list[str]
-    steps: int | None
-    weights: str
+    description: Description
     errors: dict[str, float] = field(default_factory=dict)
 
 
@@ -47,66 +61,79 @@ def catalogue(root: str, more: Sequence[str]) -> tuple[str, int]:
     """The page, and how many caches it lists.
 
     Args:
-        root: folder or bucket of the caches. more: others in which students and evaluations are looked for.
+        root: folder or bucket of the caches.
+        more: others in which students and evaluations are looked for.
     Raises:
         SpkdError: a place that does not answer.
     """
     caches = list(find(root))
-    students = _students([root, *more])
     trained: dict[str, list[Student]] = {}
-    for student in students:
-        for fingerprint in student.caches:
+    for student in _students([root, *more]):
+        for fingerprint in student.description.training.facts.caches:
             trained.setdefault(fingerprint, []).append(student)
-    known = [found for found in caches if found.card is not None]
-    parts = [_summary(known, trained)] if known else [html.note("No caches.")]
-    for found in known:
-        assert found.card is not None
-        parts.append(_section(found, found.card, trained.get(found.card.fingerprint, [])))
+    groups: dict[str, Copies] = {}
+    for found in caches:
+        if found.card is not None:
+            groups.setdefault(found.card.fingerprint, Copies(found.card, [])).found.append(found)
+    names = _names([found.url for copies in groups.values() for found in copies.found])
+    parts = [_summary(groups, names, trained)] if groups else [html.note("No caches.")]
+    for fingerprint, copies in groups.items():
+        parts.append(_section(fingerprint, copies, names, trained.get(fingerprint, [])))
     if broken := [[found.url, found.error or ""] for found in caches if found.card is None]:
         parts += [html.heading("Not readable"), html.table(["cache", "reason"], broken, words=(0, 1))]
-    return html.page(f"Teacher caches in {RemoteFolder.of(root).shown}", *parts), len(known)
+    return html.page(f"Teacher caches in {RemoteFolder.of(root).shown}", *parts), len(caches) - len(broken)
 
 
-def _summary(caches: Sequence[Found], trained: dict[str, list[Student]]) -> str:
+def _names(urls: Sequence[str]) -> dict[str, str]:
+    """A short name of every address: its last part, and as many before it as tell it from the others."""
+    parts = {url: url.rstrip("/").split("/") for url in urls}
+
+    def is_unique(url: str, count: int) -> bool:
+        return sum(other[-count:] == parts[url][-count:] for other in parts.values()) == 1
+
+    return {
+        url: "/".join(words[-next((n for n in range(1, len(words)) if is_unique(url, n)), len(words)) :])
+        for url, words in parts.items()
+    }
+
+
+def _summary(groups: dict[str, Copies], names: dict[str, str], trained: dict[str, list[Student]]) -> str:
     rows = []
-    for found in caches:
-        card = found.card
-        assert card is not None
+    for fingerprint, copies in groups.items():
+        card = copies.card
         rows.append(
             [
-                _link(found.url),
+                html.link(f"#{_anchor(fingerprint)}", ", ".join(names[found.url] for found in copies.found)),
                 card.teacher.family,
                 card.teacher.licence,
                 f"{card.num_views:,}",
                 f"{sum(part.hours for part in card.parts):,.1f}",
-                "not complete" if found.bytes is None else format_bytes(found.bytes),
-                str(len(trained.get(card.fingerprint, []))),
+                copies.size,
+                str(len(trained.get(fingerprint, []))),
             ]
         )
     header = ["cache", "teacher", "licence", "views", "hours", "size", "students"]
     return html.table(header, rows, words=(0, 1, 2))
 
 
-def _link(url: str) -> str:
-    """The last part of an address, linked to its section."""
-    name = url.rstrip("/").rsplit("/", 1)[-1]
-    return html.link(f"#{digest.of_bytes(url.encode())[:12]}", name)
+def _anchor(fingerprint: str) -> str:
+    return f"cache-{fingerprint[:12]}"
 
 
-def _section(found: Found, card: Card, students: Sequence[Student]) -> str:
-    teacher = card.teacher
+def _section(fingerprint: str, copies: Copies, names: dict[str, str], students: Sequence[Student]) -> str:
+    card, teacher = copies.card, copies.card.teacher
+    places = {f"place {number}" if number > 1 else "place": found for number, found in enumerate(copies.found, 1)}
     facts: dict[str, object] = {
-        "place": found.url,
+        **{name: f"{found.url} (checked: {_verified(found, card)})" for name, found in places.items()},
         "teacher": f"{teacher.family} ({teacher.source}), weights {teacher.weights_sha256[:12]}",
         "licence": teacher.licence,
         "input": teacher.preprocessing,
         "views": f"{card.num_views:,}: {views_in_words(card.views)}",
         "data": f"{sum(p.utterances for p in card.parts):,} utterances, {sum(p.hours for p in card.parts):,.1f} h",
-        "size": "not complete" if found.bytes is None else format_bytes(found.bytes),
-        "verified": _verified(found, card),
+        "size": copies.size,
         "made": f"{card.made.at} by {card.made.by} on {card.made.host}",
         "cite": teacher.cite or "nothing named by the teacher",
-        "fingerprint": card.fingerprint,
+        "fingerprint": fingerprint,
     }
     targets = [
         [
@@ -114,34 +141,42 @@ def _section(found: Found, card: Card, students: Sequence[Student]) -> str:
             f"{target.dim:,}",
             "one per view" if target.rate is None else f"{target.rate:g} Hz",
             target.codec,
-            f"{1 - card.errors[target.name]['cosine_mean']:.1e}" if target.name in card.errors else "",
+            _lost(card.errors.get(target.name, {})),
         ]
         for target in card.targets
     ]
-    name = found.url.rstrip("/").rsplit("/", 1)[-1]
-    anchor = digest.of_bytes(found.url.encode())[:12]
-    parts = [html.heading(name, anchor), html.facts(facts)]
+    heading = ", ".join(names[found.url] for found in copies.found)
+    parts = [html.heading(heading, _anchor(fingerprint)), html.facts(facts)]
     parts.append(html.table(["target", "dimension", "rate", "codec", "1 - cosine"], targets, words=(0, 2, 3)))
-    if found.bytes is not None:
-        parts.append(html.command(f"spkd cache pull {found.url} {name}"))
+    for found in copies.found:
+        if found.bytes is not None:
+            name = found.url.rstrip("/").rsplit("/", 1)[-1]
+            parts.append(html.command(f"spkd cache pull {shlex.quote(found.url)} {shlex.quote(name)}"))
     parts.append(_trained(students))
     return "".join(parts)
+
+
+def _lost(errors: dict[str, float]) -> str:
+    """Mean of 1 - cosine between what was stored and what the teacher gave; "" where it was not measured."""
+    return f"{1 - errors['cosine_mean']:.1e}" if "cosine_mean" in errors else ""
 
 
 def _trained(students: Sequence[Student]) -> str:
     if not students:
         return html.note("No student that was trained from it was found.")
     lists = sorted({name for student in students for name in student.errors})
-    rows = [
-        [
-            student.url,
-            student.network,
-            ", ".join(student.losses),
-            "" if student.steps is None else f"{student.steps:,}",
-            *(f"{student.errors[name]:.2f}" if name in student.errors else "" for name in lists),
-        ]
-        for student in students
-    ]
+    rows = []
+    for student in students:
+        training = student.description.training
+        rows.append(
+            [
+                student.url,
+                student.description.network,
+                ", ".join(training.facts.losses),
+                "" if training.steps is None else f"{training.steps:,}",
+                *(f"{student.errors[name]:.2f}" if name in student.errors else "" for name in lists),
+            ]
+        )
     header = ["student", "network", "losses", "steps", *(f"EER (%), {name}" for name in lists)]
     return html.table(header, rows, "Students", words=(0, 1, 2))
 
@@ -161,40 +196,22 @@ def _students(roots: Sequence[str]) -> list[Student]:
     for root in roots:
         for place, names in folders_with(root, (DESCRIPTION, REPORT)):
             try:
-                if DESCRIPTION in names and (student := _student(place)) is not None:
-                    students[place.url] = student
-                if REPORT in names:
-                    _add_errors(place, errors)
+                if DESCRIPTION in names and (data := place.read(DESCRIPTION, MOST)) is not None:
+                    students[place.url] = Student(place.url, Description.parse(data, f"{place.url}/{DESCRIPTION}"))
+                if REPORT in names and (data := place.read(REPORT, MOST)) is not None:
+                    _add_errors(Report.parse(data, f"{place.url}/{REPORT}"), errors)
             except SpkdError as error:
                 log(f"note: {error}")
     for student in students.values():
-        student.errors = errors.get(student.weights, {})
+        student.errors = errors.get(student.description.weights_sha256, {})
     return list(students.values())
 
 
-def _student(place: RemoteFolder) -> Student | None:
-    tree, weights = _tree(place.read(DESCRIPTION, MOST), place.url), place.read(WEIGHTS, MOST)
-    if tree is None or weights is None or "spkd_model" not in tree:
-        return None
-    training = tree.get("training") or {}
-    settings = training.get("settings") or {}
-    return Student(
-        place.url,
-        list(settings.get("caches", [])),
-        str(tree.get("network")),
-        list(settings.get("losses", {})),
-        training.get("steps"),
-        digest.of_bytes(weights),
-    )
-
-
-def _add_errors(place: RemoteFolder, errors: dict[str, dict[str, float]]) -> None:
-    """The EER of an evaluation, under the weights of the model of its test side."""
-    tree = _tree(place.read(REPORT, MOST), place.url)
-    if tree is None or not tree.get("models") or "eer_percent" not in tree.get("results", {}):
-        return
-    name = str(tree["trials"]["file"]).rsplit("/", 1)[-1]
-    errors.setdefault(str(tree["models"][-1].get("weights_sha256")), {})[name] = float(tree["results"]["eer_percent"])
+def _add_errors(report: Report, errors: dict[str, dict[str, float]]) -> None:
+    """Add the EER of an evaluation under the weights of the model of its test side."""
+    if report.models and "eer_percent" in report.results:
+        rates = errors.setdefault(report.models[-1].card.weights_sha256, {})
+        rates[report.trials.name] = report.results["eer_percent"]
 
 
 def _tree(data: bytes | None, where: str) -> dict[str, Any] | None:

@@ -9,23 +9,20 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand
 
 from spkd import config
 from spkd.errors import Interrupted, SpkdError, UsageError, first_line, reported
-from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig, ScoringConfig
+from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig
 from spkd.export.settings import ExportConfig
 from spkd.extract.settings import CacheExportConfig, ExtractConfig, VerifyConfig
 from spkd.memory import keep_large_buffers
 from spkd.registry import EXPORTS, LOSSES, plug_ins, section_of
 from spkd.train.settings import TrainConfig
 from spkd.version import __version__
-
-if TYPE_CHECKING:
-    from spkd.eval.score import Scored
 
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
@@ -95,9 +92,11 @@ def manifest(
 ) -> None:
     """Build a manifest of a folder of audio, with durations."""
     from spkd.corpus.manifest import build
+    from spkd.files.atomic import check_writable
 
     if out.suffix not in (".csv", ".jsonl"):
         raise UsageError(f"--out {out}: manifests are written as .csv or .jsonl")
+    check_writable(out)
     made, layout, left_out = build(path, layout, workers, suffix)
     made.save(out)
     print(
@@ -270,17 +269,16 @@ def evaluate(
     """Score a trial list: scores, error rates with confidence intervals, DET curve, report."""
     trials, given = _trials_and_keys(trials, overrides)
     settings, started = config.load(EvalConfig, given, config_file), time.time()
-    from spkd.eval.run import PAGE, REPORT, SCORES, check
+    from spkd.eval.report import PAGE, REPORT, SCORES
+    from spkd.eval.run import check, run_trials
     from spkd.eval.run import evaluate as run
 
     check(settings, len(scores or []))
-    report = run(settings, _scored(settings, trials, scores), started)
-    if report["results"]:
-        shown = (m for m in report["metrics"] if m["headline"])
-        numbers = (f"{m['label']} {report['results'][m['key']]:.{m['decimals']}f}{m['unit']}" for m in shown)
-        print(f"{'   '.join(numbers)}   ({report['trials']['scored']} trials)")
+    report = run(settings, run_trials(settings, trials, scores or []), started)
+    if line := report.line():
+        print(line)
     print(f"{settings.out}/: {SCORES}, {REPORT}, {PAGE}")
-    _list_rejected(report["rejected"], strict)
+    _list_rejected(report.rejected, strict)
 
 
 @app.command(
@@ -296,14 +294,14 @@ def calibrate(
     """Learn to turn scores into log-likelihood ratios, and their thresholds, on trials of other speakers."""
     trials, given = _trials_and_keys(trials, overrides)
     settings = config.load(CalibrateConfig, given, config_file)
+    from spkd.eval.run import run_trials
     from spkd.eval.train_calibration import calibrate as run
     from spkd.eval.train_calibration import place
 
     out = place(settings, bool(scores))
-    found = run(settings, _scored(settings, trials, scores))
+    found = run(settings, run_trials(settings, trials, scores or []))
     found.save(out)
-    weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(found.features, found.weights, strict=True))
-    print(f"{out}: {weights}, offset {found.offset:.4g}; Cllr {found.results['cllr']:.4f} bits on this list")
+    print(f"{out}: {found.line()}")
 
 
 def _trials_and_keys(trials: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
@@ -311,40 +309,6 @@ def _trials_and_keys(trials: str | None, overrides: list[str] | None) -> tuple[s
     if trials is not None and "=" in trials and not Path(trials).exists():
         return None, [trials, *(overrides or [])]
     return trials, list(overrides or [])
-
-
-def _scored(settings: ScoringConfig, trials: str | None, scores: list[Path] | None) -> Scored:
-    """Trials scored by the model, or by the files of other systems."""
-    from spkd.corpus.manifest import Manifest
-    from spkd.device import resolve
-    from spkd.eval import score as scoring
-    from spkd.eval import trials as trial_lists
-    from spkd.eval.run import note_one_kind
-    from spkd.teachers import load_model
-
-    if trials is None and not scores:
-        raise UsageError("name a trial list, or score files with --scores")
-    scoring.check_cohort(settings)
-    if scores:
-        files = [trial_lists.read_scores(path) for path in scores]
-        listed = None if trials is None else trial_lists.read(trials, settings.format, files[0][0].names)
-        if listed is not None:
-            note_one_kind(listed.source, listed.label)
-        return _noted(scoring.score_from_files(settings, files, listed))
-    assert trials is not None
-    audio, device = Manifest.load(settings.manifest, scoring.config_columns(settings)), resolve(settings.device)
-    listed = trial_lists.read(trials, settings.format, audio.index_of)
-    note_one_kind(listed.source, listed.label)
-    model, other = load_model(settings.model, device), settings.enrol.model
-    enrol_model = None if other.name is None else load_model(other, device)
-    return _noted(scoring.score(settings, model, audio, listed, enrol_model))
-
-
-def _noted(scored: Scored) -> Scored:
-    """Print what a user has to know of the trials before the numbers are believed."""
-    for note in scored.notes:
-        _print(f"note: {note}")
-    return scored
 
 
 @app.command(epilog=_example("spkd report eval/ours eval/teacher --out comparison"))
@@ -357,13 +321,11 @@ def report(
     seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
 ) -> None:
     """Put several evaluations on one page: DET curves, paired differences, training curves, the table of a paper."""
-    from spkd.eval.compare import compare_systems, load_systems
+    from spkd.eval.compare import compare_systems, in_words, load_systems
 
-    tree = compare_systems(load_systems(evaluations), out, bootstrap, seed)
-    for name, found in tree["differences"].items():
-        for label, d in found.items():
-            limits = f"{d['low']:+.3f} to {d['high']:+.3f}"
-            _print(f"{name}: EER of {label} less that of the first {d['value']:+.3f} % ({limits}), p = {d['p']:.3f}")
+    for name, differences in compare_systems(load_systems(evaluations), out, bootstrap, seed).items():
+        for label, difference in differences.items():
+            _print(f"{name}: EER of {label} less that of the first {in_words(difference)}")
     print(f"{out}/: comparison.html, .md, .csv, .tex, .json")
 
 
@@ -380,8 +342,8 @@ def export_student(
     """Write a student for another runtime: ONNX, ONNX in 8-bit integers, PyTorch's .pt2, LiteRT, WeSpeaker."""
     given = [*(overrides or []), *([f"to={to}"] if to else [])]
     settings = config.load(ExportConfig, given, config_file)
-    from spkd.cache.describe import format_bytes
     from spkd.export.run import export
+    from spkd.files.text import format_bytes
 
     out, rows = export(student, settings)
     for row in rows:
@@ -401,21 +363,11 @@ def embed(
 ) -> None:
     """Embed every utterance with a student or a teacher: Kaldi's ark and scp, or an array with its names."""
     settings = config.load(EmbedConfig, overrides or [], config_file)
-    from spkd.corpus.manifest import Manifest
-    from spkd.device import resolve
-    from spkd.eval.embed import embed as run
-    from spkd.files.vectors import SUFFIXES, check_names, write_vectors
-    from spkd.teachers import load_model
+    from spkd.eval.embed import embed_to_file
 
-    out = Path(settings.out)
-    if out.suffix not in SUFFIXES:
-        raise UsageError(f"out={settings.out}: vectors are written as {', '.join(SUFFIXES)}")
-    audio = Manifest.load(manifest)
-    check_names(out, audio.index_of)
-    found = run(load_model(settings.model, resolve(settings.device)), audio, settings)
-    count = write_vectors(out, zip((u.id for u in found.utterances), found.vectors, strict=True))
-    print(f"{out}: {count} embeddings, {len(found.rejected)} rejected")
-    _list_rejected(found.rejected, strict)
+    count, rejected = embed_to_file(settings, manifest)
+    print(f"{settings.out}: {count} embeddings, {len(rejected)} rejected")
+    _list_rejected(rejected, strict)
 
 
 @app.command(epilog=_example("spkd demo --out spkd-demo"))
@@ -496,10 +448,10 @@ def cache_estimate(
 ) -> None:
     """Bytes, hours and money of an extraction, from the manifest and a short run of the teacher."""
     settings = config.load(ExtractConfig, overrides or [], config_file)
-    from spkd.cache.describe import format_bytes
     from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
     from spkd.extract.estimate import estimate
+    from spkd.files.text import format_bytes
     from spkd.teachers import load_teacher
 
     where = resolve(settings.device)
@@ -538,8 +490,9 @@ def cache_catalogue(
 ) -> None:
     """Write one page of all caches below a folder or bucket, with the students that were trained from them."""
     from spkd.catalogue import catalogue
-    from spkd.files.atomic import write_bytes
+    from spkd.files.atomic import check_writable, write_bytes
 
+    check_writable(out)
     page, count = catalogue(root, students or [])
     write_bytes(out, page.encode())
     print(f"{out}: {count} cache{'' if count == 1 else 's'}")
@@ -565,8 +518,8 @@ def cache_push(
     url: Annotated[str, typer.Argument(help="Where to: a folder or s3://bucket/name.")],
 ) -> None:
     """Copy a complete cache, or an export, elsewhere and read back what arrived; the same command continues."""
-    from spkd.cache.describe import format_bytes
     from spkd.cache.exchange import remote, tars
+    from spkd.files.text import format_bytes
 
     push = tars.push_tars if (path / tars.INDEX).is_file() else remote.push
     print(f"{url}: {format_bytes(push(path, url))}, all read back")
@@ -582,8 +535,8 @@ def cache_pull(
     ] = None,
 ) -> None:
     """Copy a cache here, checking every file; the same command continues."""
-    from spkd.cache.describe import format_bytes
     from spkd.cache.exchange.remote import pull
+    from spkd.files.text import format_bytes
 
     size = pull(url, path, None if limit is None else int(limit * 1e9))
     print(f"{path}: {format_bytes(size)}, all checksums match")

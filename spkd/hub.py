@@ -11,8 +11,7 @@ import yaml
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.eval.calibration import FILE
 from spkd.eval.compare import SIZE, load_systems, markdown, paper_table
-from spkd.files.atomic import read_json
-from spkd.students.checkpoint import DESCRIPTION, WEIGHTS
+from spkd.students.description import DESCRIPTION, WEIGHTS, Description
 from spkd.version import __version__
 
 PARTS = (DESCRIPTION, WEIGHTS, FILE)  # of a student's folder: what is uploaded and loaded
@@ -59,9 +58,8 @@ def upload(
 
 def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licence: str) -> str:
     """README.md of a student: use, error rates, how it was trained, on which caches."""
-    tree = read_json(folder / DESCRIPTION)
-    training = tree.get("training") or {}
-    settings = training.get("settings") or {}
+    student = Description.read(folder / DESCRIPTION)
+    run = student.training.facts
     systems = load_systems([str(item) for item in evaluations])
     head: dict[str, Any] = {"license": licence} if licence else {}
     head |= {
@@ -69,13 +67,13 @@ def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licen
         "tags": ["speaker-verification", "speaker-embeddings", "knowledge-distillation", "audio"],
     }
     facts = {
-        "Network": f"{tree['network']}, {tree['settings']}",
-        "Features": tree["features"],
+        "Network": f"{student.network}, {student.settings}",
+        "Features": student.features,
         "Licence": licence or "not stated",
-        "Teachers": ", ".join(settings.get("teacher_families", [])) or "none",
-        "Caches (fingerprints)": ", ".join(settings.get("caches", [])) or "unknown",
-        "Losses": ", ".join(settings.get("losses", {})) or "unknown",
-        "Steps": training.get("steps", "unknown"),
+        "Teachers": ", ".join(run.teacher_families) or "none",
+        "Caches (fingerprints)": ", ".join(run.caches) or "unknown",
+        "Losses": ", ".join(run.losses) or "unknown",
+        "Steps": "unknown" if student.training.steps is None else student.training.steps,
     }
     parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n", f"# {name}\n"]
     parts.append("A speaker-verification student distilled by spkd.\n")
@@ -85,7 +83,7 @@ def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licen
         kept = [0, *range(len(SIZE), len(header))]
         table = markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
         parts.append(f"## Error rates\n\n{table}\nIntervals hold 95 % of resamplings of the speakers.\n")
-        parts += [f"{system.label}: {' '.join(system.summary['how'])}\n" for system in systems]
+        parts += [f"{system.label}: {' '.join((*system.report.notes, *system.report.how))}\n" for system in systems]
     parts.append("## Training\n")
     parts.append("".join(f"- {key}: {value}\n" for key, value in facts.items()))
     return "\n".join(parts)

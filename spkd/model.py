@@ -8,24 +8,21 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spkd.corpus.audio import FULL_SCALE, SAMPLE_RATE, AudioError, decode, doubt_of, resample
-from spkd.corpus.loader import batched
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE, Calibration
 from spkd.files.atomic import parse_json
 from spkd.hub import download, upload
 from spkd.outputs.target import EMBEDDING
-from spkd.students.checkpoint import DESCRIPTION
+from spkd.students.description import DESCRIPTION
 from spkd.teachers import load_teacher
-from spkd.teachers.base import Teacher
+from spkd.teachers.base import EmbeddingModel
 from spkd.teachers.settings import INPUTS, ModelConfig, ONNXSettings
 
 Audio = str | Path | np.ndarray | Tensor | Sequence[float]
-BATCH, WASTE = 32, 0.2  # waveforms in one batch, and the most padding where the model takes views of different length
 
 
 FRAME = 320  # samples (20 ms) of which the level is taken
@@ -101,11 +98,11 @@ class SpeakerModel:
         True
     """
 
-    def __init__(self, teacher: Teacher, name: str, calibration: Calibration | None = None) -> None:
-        if EMBEDDING not in teacher.targets:
+    def __init__(self, model: EmbeddingModel, name: str, calibration: Calibration | None = None) -> None:
+        if EMBEDDING not in model.targets:
             raise UsageError(f"{name}: gives no embeddings")
-        self.name, self.calibration, self._teacher = name, calibration, teacher
-        self.dim = teacher.targets[EMBEDDING].dim
+        self.name, self.calibration, self._model = name, calibration, model
+        self.dim = model.targets[EMBEDDING].dim
 
     def __repr__(self) -> str:
         calibrated = "calibrated" if self.calibration is not None else "no calibration"
@@ -141,7 +138,7 @@ class SpeakerModel:
                 raise UsageError(f"{source}: no student there ({DESCRIPTION}), no .onnx file, and no hub id USER/NAME")
             path = download(str(source), revision, token)
         teacher = load_teacher(ModelConfig("checkpoint", str(path)), where)
-        found, weights = path / FILE, teacher.card().weights_sha256
+        found, weights = path / FILE, teacher.weights_sha256
         return cls(teacher, str(source), Calibration.of_student(found, weights) if found.is_file() else None)
 
     def embed(self, audio: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -154,26 +151,15 @@ class SpeakerModel:
             UsageError: no recording. SpkdError: a recording that cannot be used, with the reason.
         """
         if _is_one(audio):
-            return self._embed([self._recording(audio, sample_rate).wave])[0]
+            return self._model.embed([self._recording(audio, sample_rate).wave])[0]
         several = isinstance(audio, Sequence) and not isinstance(audio, str | bytes)
         if not several and not (isinstance(audio, np.ndarray | Tensor) and audio.ndim == 2):
             raise UsageError(f"expected recordings (paths or waveforms) or a list of them, got {_what(audio)}")
-        return self._embed([self._recording(one, sample_rate).wave for one in audio])  # type: ignore[union-attr]
-
-    def _embed(self, waves: Sequence[np.ndarray]) -> np.ndarray:
-        """(N, D) of waveforms (samples,) at 16 kHz."""
-        embeddings = np.empty((len(waves), self.dim), np.float32)
-        lengths = np.array([len(wave) for wave in waves], np.int64)
-        for group in batched(np.arange(len(waves)), lengths, BATCH, WASTE if self._teacher.takes_lengths else 0.0):
-            counts = torch.from_numpy(lengths[group])
-            batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[index]) for index in group], True)
-            given = counts if len(counts.unique()) > 1 else None
-            embeddings[group] = self._teacher.extract(batch, [EMBEDDING], lengths=given)[EMBEDDING]
-        return embeddings
+        return self._model.embed([self._recording(one, sample_rate).wave for one in audio])  # type: ignore[union-attr]
 
     def score(self, one: Audio, other: Audio, sample_rate: int = SAMPLE_RATE) -> float:
         """Cosine of the embeddings of two recordings."""
-        return self._cosine(*self._embed([self._recording(side, sample_rate).wave for side in (one, other)]))
+        return self._cosine(*self._model.embed([self._recording(side, sample_rate).wave for side in (one, other)]))
 
     def verify(
         self, one: Audio, other: Audio, threshold: str | float = "eer", sample_rate: int = SAMPLE_RATE
@@ -201,7 +187,7 @@ class SpeakerModel:
             raise UsageError(f"threshold={threshold!r}: give a number, or one of {', '.join(known)}")
         limit = known[threshold] if isinstance(threshold, str) else float(threshold)
         sides = {"first": self._recording(one, sample_rate), "second": self._recording(other, sample_rate)}
-        score = self._cosine(*self._embed([side.wave for side in sides.values()]))
+        score = self._cosine(*self._model.embed([side.wave for side in sides.values()]))
         ratio = float(self.calibration({"score": np.array([score])})[0])
         found = {name: side.doubts() for name, side in sides.items()}
         doubts = tuple(f"the {name} recording: {doubt}" for name, some in found.items() for doubt in some)
@@ -251,7 +237,7 @@ class SpeakerModel:
                 raise SpkdError(f"a waveform of numbers up to {peak:.6g}: at integer scale; divide them by 32768")
             doubt = doubt_of(wave, samples)
             wave = resample(np.ascontiguousarray(wave), int(sample_rate), SAMPLE_RATE)
-        least, most = self._teacher.min_samples, self._teacher.max_samples
+        least, most = self._model.min_samples, self._model.max_samples
         if len(wave) < least or (most is not None and len(wave) > most):
             limit = f"at least {least / SAMPLE_RATE:g} s" + (f", at most {most / SAMPLE_RATE:.0f} s" if most else "")
             raise SpkdError(f"{len(wave) / SAMPLE_RATE:.2f} s of audio; {self.name} takes {limit}")

@@ -179,6 +179,7 @@ def test_every_module_has_its_tests() -> None:
         "eval/efficiency": "eval/test_run",
         "eval/page": "eval/test_run",
         "eval/plots": "eval/test_run",
+        "eval/backend": "eval/test_score",
         "eval/training": "eval/test_compare",
         "eval/validate": "train/test_phases",
         "export/base": "export/test_run",

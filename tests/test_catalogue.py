@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,11 @@ def test_the_page_lists_caches_with_their_students(spkd: Callable, lab: Path) ->
     for word in ("licence", "fbank", "float16", "cosine", "1 - cosine"):
         assert word in page
     assert "<script" not in page
+    # On a phone rows of wide tables become lists: every cell carries the head of its column.
+    table = page[page.index("<table class=many>") :].split("</table>")[0]
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", table)
+    assert len(heads) == 7
+    assert all(re.findall(r'data-head="([^"]*)"', row) == heads for row in table.split("<tr>")[2:])
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
@@ -62,3 +69,25 @@ def test_damage_is_listed_and_an_empty_place_is_said_to_be(spkd: Callable, lab: 
     Path("empty").mkdir()
     assert spkd("cache", "catalogue", "empty", "--out", "p.html").out == "p.html: 0 caches\n"
     assert "No caches." in Path("p.html").read_text()
+
+
+def test_copies_are_one_entry_and_caches_of_one_name_are_told_apart(
+    spkd: Callable, lab: Path, corpus: Path, tiny_wavlm: Path
+) -> None:
+    shutil.copytree(lab / "wavlm", lab / "mirror" / "wavlm")
+    given = [
+        "teacher=wavlm",
+        f"teacher.weights={tiny_wavlm}",
+        "teacher.wavlm.layer=1",
+        f"manifest={corpus / 'manifest.csv'}",
+    ]
+    assert spkd("extract", *given, "cache=lab/old/wavlm").code == 0
+    (lab / "students" / "small" / "model.safetensors").unlink()  # model.json has their digest
+    done = spkd("cache", "catalogue", "lab", "--out", "p.html")
+    assert (done.code, done.out) == (0, "p.html: 4 caches\n"), done.err
+    page = Path("p.html").read_text()
+    headings = re.findall(r"<h2 id=(cache-\w+)>([^<]*)</h2>", page)
+    assert [heading for _, heading in headings] == ["features", "mirror/wavlm, lab/wavlm", "old/wavlm"]
+    assert len({anchor for anchor, _ in headings}) == 3
+    assert page.count("lab/students/small") == 1
+    assert page.count("spkd cache pull") == 4

@@ -120,7 +120,7 @@ def test_a_student_goes_to_the_hub_and_comes_back(
     small = ["student.channels=16", "student.embedding=8", "steps=2", "batch_size=4", "crop=0.5"]
     assert run("train", "--loss", "aam", "cache=c", *small).code == 0
     assert run("eval", corpus / "trials.txt", audio, "bootstrap=20").code == 0
-    assert run("calibrate", corpus / "trials.txt", audio).code == 0
+    assert run("calibrate", corpus / "trials.txt", audio, "force=true").code == 0
     done = python(
         'print(spkd.load("student").push_to_hub("lab/small", ["eval"], licence="apache-2.0", private=True))',
         address,

@@ -78,7 +78,7 @@ def test_the_threshold_travels_with_the_model(
     with pytest.raises(UsageError, match="has no calibration; make one with `spkd calibrate`"):
         model.verify(paths[0], paths[1])
     run = request.getfixturevalue("spkd")
-    assert run("calibrate", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}").code == 0
+    assert run("calibrate", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "force=true").code == 0
     model = spkd.load(Path(student))
     assert model.calibration is not None
     found = model.verify(paths[0], paths[4])

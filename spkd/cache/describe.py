@@ -10,9 +10,12 @@ from spkd.cache.codec import compressed
 from spkd.cache.folder import CommitRecord, commit_path, load_card
 from spkd.cache.plan import Plan
 from spkd.corpus.view import ViewCard
+from spkd.files.text import format_bytes
 from spkd.outputs.head import STORED
 from spkd.outputs.target import Target
 from spkd.outputs.teacher_card import TeacherCard
+
+LOST = {"cosine_mean": "", "cosine_min": "worst "}  # cosines of a card's errors, and how they are shown
 
 
 def describe(root: str | Path) -> str:
@@ -72,15 +75,6 @@ def summary(where: str, card: Card, size: int | None) -> str:
     return f"{where}  {card.fingerprint[:12]}  {card.teacher.family}  {views}  {targets}  {state}"
 
 
-def format_bytes(count: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.2f} TB"
-
-
 def views_in_words(views: ViewCard) -> str:
     """The view plan, its speeds, formant factors and augmentation."""
     augmentation, parts = views.augmentation, [views.plan]
@@ -102,7 +96,8 @@ def _target(target: Target, size: int, error: dict[str, float] | None) -> str:
     rate = "per view" if target.rate is None else f"at {target.rate:g} Hz"
     text = f"{target.name}: {target.dim} x {target.codec} {rate}, {format_bytes(size)}"
     if error is not None:
-        text += f"; 1 - cosine {1 - error['cosine_mean']:.1e} (worst {1 - error['cosine_min']:.1e}){_divergence(error)}"
+        lost = [f"{word}{1 - error[name]:.1e}" for name, word in LOST.items() if name in error]
+        text += f"; 1 - cosine {' '.join(lost)}{_divergence(error)}" if lost else _divergence(error)
     if compressed(target.codec):
         text += "; compressed, so read slower than a memory map"
     return text

@@ -6,6 +6,7 @@ Every step is an ordinary spkd command, printed as one would type it.
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -14,29 +15,26 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import soundfile
-import torch
 
 from spkd import config
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
-from spkd.eval import plots, trials
-from spkd.eval.embed import real_time_factor
-from spkd.eval.metrics import Curve, compute, curve, metrics_of
-from spkd.eval.score import score
+from spkd.eval.compare import compare_systems, load_systems
+from spkd.eval.report import Report
+from spkd.eval.run import evaluate, run_trials
 from spkd.eval.settings import EvalConfig
-from spkd.extract.run import extract
+from spkd.extract.run import load_and_extract
 from spkd.extract.settings import ExtractConfig
-from spkd.files.atomic import writable_folder, write_bytes, write_json
-from spkd.pages import html
+from spkd.files.atomic import writable_folder, write_bytes
 from spkd.progress import log, track
-from spkd.teachers import load_model, load_teacher
+from spkd.students.description import WEIGHTS
 from spkd.train.settings import TrainConfig
 from spkd.train.trainer import train
 
 LABEL = "synthetic speech: shows the machinery, not accuracy"
-MARKER = "spkd-demo"
+MARKER, TRIALS = "spkd-demo", "synthetic-trials.txt"
 
 
 @dataclass(frozen=True)
@@ -55,29 +53,26 @@ TEACHER = ["student.channels=128", "student.embedding=128", "steps=500", "optim.
 STUDENT = ["student.channels=40", "student.embedding=64", "steps=600", "optim.lr=0.004"]
 
 
+MODELS = {"teacher": "teacher", "student, no teacher": "student-no-teacher", "student, distilled": "student"}
+
+
 @dataclass(frozen=True)
 class Row:
     """One model of the closing table.
 
     Attributes:
         name: for people.
-        metrics: by key.
-        parameters: of the model.
-        bytes: of model.safetensors.
-        real_time: real-time factor on one CPU thread.
-        curve: of the errors.
+        report: of its evaluation.
+        bytes: of its file of weights.
     """
 
     name: str
-    metrics: dict[str, float]
-    parameters: int
+    report: Report
     bytes: int
-    real_time: float
-    curve: Curve
 
 
 def run_demo(out: Path, seed: int) -> list[Row]:
-    """Run the demonstration in `out`, print its table, write report.html and report.json.
+    """Run the demonstration in `out`, and print its table.
 
     Raises:
         SpkdError: `out` holds something else, or cannot be written.
@@ -102,17 +97,10 @@ def run_demo(out: Path, seed: int) -> list[Row]:
     )
     _train(out, "aam", ["cache=cache", "out=student-no-teacher", *STUDENT, f"seed={seed}"])
     _train(out, "contrastive", ["cache=cache", "out=student", *STUDENT, f"seed={seed}"])
-    rows = [
-        _row(out, name, folder)
-        for name, folder in (
-            ("teacher", "teacher"),
-            ("student, no teacher", "student-no-teacher"),
-            ("student, distilled", "student"),
-        )
-    ]
+    rows = [Row(name, _eval(out, folder), (out / folder / WEIGHTS).stat().st_size) for name, folder in MODELS.items()]
+    _compare(out)
     _print(rows)
-    _report(out, rows, seed)
-    log(f"{LABEL}. {time.monotonic() - started:.0f} s in all; {out}/report.html has the curves.")
+    log(f"{LABEL}. {time.monotonic() - started:.0f} s in all; {out}/comparison/comparison.html has the curves.")
     return rows
 
 
@@ -142,11 +130,11 @@ def _synthesise_speaker(job: tuple[Path, int, int, int, float]) -> None:
 
 
 def _write_trials(out: Path) -> None:
-    """Every pair of test utterances."""
+    """Write the list of every pair of test utterances; its name is on every page."""
     manifest = Manifest.load(out / "test.csv")
     pairs = itertools.combinations(manifest, 2)
     lines = (f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs)
-    write_bytes(out / "trials.txt", "".join(lines).encode())
+    write_bytes(out / TRIALS, "".join(lines).encode())
 
 
 def _in(out: Path, overrides: list[str]) -> list[str]:
@@ -157,43 +145,46 @@ def _in(out: Path, overrides: list[str]) -> list[str]:
 
 
 def _extract(out: Path, overrides: list[str]) -> None:
-    placed = _in(out, overrides)
+    placed = _in(out, [*overrides, "device=cpu"])
     log(f"\n$ spkd extract {' '.join(placed)}")
     settings = config.load(ExtractConfig, placed, environ={})
-    extract(settings, load_teacher(settings.teacher, torch.device("cpu")), Manifest.load(settings.manifest))
+    load_and_extract([settings], Manifest.load(settings.manifest))
 
 
 def _train(out: Path, loss: str, overrides: list[str]) -> None:
-    placed = _in(out, overrides)
+    placed = _in(out, [*overrides, "device=cpu"])
     log(f"\n$ spkd train --loss {loss} {' '.join(placed)}")
-    train(config.load(TrainConfig, [f"loss={loss}", *placed, "device=cpu"], environ={}))
+    train(config.load(TrainConfig, [f"loss={loss}", *placed], environ={}))
 
 
-def _row(out: Path, name: str, folder: str) -> Row:
-    placed = _in(out, [f"model={folder}", "manifest=test.csv"])
-    log(f"\n$ spkd eval {out / 'trials.txt'} {' '.join(placed)}")
-    settings = config.load(EvalConfig, [*placed, "device=cpu"], environ={})
-    model = load_model(settings.model, torch.device("cpu"))
-    listed = trials.read(out / "trials.txt")
-    scored = score(settings, model, Manifest.load(settings.manifest), listed)
-    assert scored.trials.label is not None
-    at = curve(scored.scores[0], scored.trials.label)
-    size = (out / folder / "model.safetensors").stat().st_size
-    return Row(name, compute(at, metrics_of()), model.num_parameters or 0, size, real_time_factor(model), at)
+def _eval(out: Path, folder: str) -> Report:
+    trials, started = str(out / TRIALS), time.time()
+    placed = _in(out, [f"model={folder}", "manifest=test.csv", f"out=eval/{folder}", "bootstrap=200", "device=cpu"])
+    log(f"\n$ spkd eval {trials} {' '.join(placed)}")
+    settings = config.load(EvalConfig, placed, environ={})
+    report = evaluate(settings, run_trials(settings, trials), started)
+    log(report.line())
+    return report
 
 
-SHOWN = {"eer_percent": 2, "min_dcf_0.01": 3}  # metrics of the table, and their decimals
-LABELS = {metric.key: f"{metric.label} (%)" if metric.unit == " %" else metric.label for metric in metrics_of()}
-HEADER = ["model", *(LABELS[key] for key in SHOWN), "parameters", "on disk (MB)", "real-time factor (1 CPU thread)"]
+def _compare(out: Path) -> None:
+    systems = [f"{name}={out / 'eval' / folder}" for name, folder in MODELS.items()]
+    log(f"\n$ spkd report {shlex.join(systems)} --out {out / 'comparison'} --bootstrap 200")
+    compare_systems(load_systems(systems), out / "comparison", 200, 0)
+
+
+METRICS = {"eer_percent": 2, "min_dcf_0.01": 3}  # of the table, and their decimals
+SIZES = ("parameters", "on disk (MB)", "real-time factor (1 CPU thread)")
 
 
 def _cells(row: Row) -> list[str]:
+    size = row.report.models[-1].efficiency
     return [
         row.name,
-        *(f"{row.metrics[key]:.{decimals}f}" for key, decimals in SHOWN.items()),
-        f"{row.parameters:,}",
+        *(f"{row.report.results[key]:.{decimals}f}" for key, decimals in METRICS.items()),
+        f"{size.parameters or 0:,}",
         f"{row.bytes / 1e6:.2f}",
-        f"{row.real_time:.4f}",
+        f"{size.real_time_factor or 0:.4f}",
     ]
 
 
@@ -202,33 +193,10 @@ def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
     table = Table(title=f"Unseen speakers, {LABEL}", title_justify="left")
-    for i, name in enumerate(HEADER):
+    titles = {metric.key: metric.title for metric in rows[0].report.metrics}
+    for i, name in enumerate(["model", *(titles[key] for key in METRICS), *SIZES]):
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
         table.add_row(*_cells(row))
     log("")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-
-
-def _report(out: Path, rows: list[Row], seed: int) -> None:
-    test = next(p for p in PARTS if p.name == "test")
-    about = (
-        f"{test.speakers} unseen synthetic speakers, {test.utterances} utterances of {test.seconds:g} s each, every "
-        f"pair a trial; seed {seed}. The student is trained on {PARTS[1].speakers} speakers with "
-        f"{PARTS[1].utterances} recording of {PARTS[1].seconds:g} s each, at three speeds: without the teacher on "
-        "their labels (AAM-softmax, speeds as extra classes), with it on the teacher's embeddings alone (contrastive, "
-        "labels unused); same student, steps, views and masks."
-    )
-    page = html.page(
-        f"spkd demo ({LABEL})",
-        html.table(HEADER, [_cells(row) for row in rows]),
-        html.figures(plots.det({row.name: row.curve for row in rows})),
-        html.heading("What was done"),
-        html.note(about),
-    )
-    write_bytes(out / "report.html", page.encode())
-    shown = [
-        {"name": r.name, **r.metrics, "parameters": r.parameters, "bytes": r.bytes, "real_time": r.real_time}
-        for r in rows
-    ]
-    write_json(out / "report.json", {"label": LABEL, "seed": seed, "rows": shown})

@@ -16,11 +16,13 @@ import numpy as np
 from spkd.errors import SpkdError, UsageError
 from spkd.files.atomic import read_json, write_json
 from spkd.files.schema import record
+from spkd.files.sealed import Format
 
-FORMAT = 1
+FORMAT = Format("spkd_calibration", 1, "a calibration", "make one with `spkd calibrate`")
 FILE = "calibration.json"
 RIDGE = 1e-6  # of standardised weights: bounds them where the list can be separated
-ITERATIONS, TOLERANCE = 100, 1e-12
+TOLERANCE = 1e-13  # of the gradient
+LARGEST = 1e100  # value whose square is a number
 SCORE = "score"
 # How a system describes the cosines of embeddings as they are: what two recordings alone give.
 PLAIN = (
@@ -50,15 +52,17 @@ class TrainedOn:
     """The list on which a calibration was trained.
 
     Attributes:
-        trials: the file. sha256: of it.
-        targets, non_targets: how many trials.
-        speakers: their names.
+        trials: the file.
+        sha256: digest of it.
+        targets: target trials.
+        non_targets: non-target trials.
+        speakers: names.
     """
 
     trials: str
     sha256: str
-    targets: int
-    non_targets: int
+    targets: int = field(metadata={"low": 0})
+    non_targets: int = field(metadata={"low": 0})
     speakers: tuple[str, ...]
 
 
@@ -68,7 +72,8 @@ class Calibration:
 
     Attributes:
         features: what is weighted: `score`, or `score.1` and so on of several systems, and quality measures.
-        weights: of them. offset: added.
+        weights: one per feature.
+        offset: added to the sum.
         p_target: the prior for which it was trained.
         system: that gives the scores.
         trained_on: the list.
@@ -79,7 +84,7 @@ class Calibration:
     features: tuple[str, ...]
     weights: tuple[float, ...]
     offset: float
-    p_target: float
+    p_target: float = field(metadata={"low": 1e-6, "high": 0.999999})
     system: System
     trained_on: TrainedOn
     thresholds: dict[str, float]
@@ -96,6 +101,11 @@ class Calibration:
     def quality(self) -> tuple[str, ...]:
         """Its quality measures."""
         return tuple(dict.fromkeys(n.partition(".")[0] for n in self.features if not n.startswith(SCORE)))
+
+    def line(self) -> str:
+        """Weights, and the cost on the list of the training, as people read them."""
+        weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(self.features, self.weights, strict=True))
+        return f"{weights}, offset {self.offset:.4g}; Cllr {self.results['cllr']:.4f} bits on this list"
 
     def check(self, system: System, speakers: Iterable[str], trials_sha256: str, source: str) -> None:
         """Raises SpkdError where it was trained on another system's scores, or on the list or the speakers that are
@@ -146,56 +156,62 @@ class Calibration:
     @classmethod
     def from_json(cls, tree: Any, where: str) -> Calibration:
         """Raises SpkdError where it is none."""
-        if not isinstance(tree, dict) or tree.get("spkd_calibration") != FORMAT:
-            raise SpkdError(f"{where}: not a calibration of format {FORMAT}")
-        found = record(cls, {name: value for name, value in tree.items() if name != "spkd_calibration"}, where)
-        if len(found.features) != len(found.weights):
-            raise SpkdError(f"{where}: damaged ({len(found.features)} features, {len(found.weights)} weights)")
-        return found
+        return FORMAT.open(tree, where, _checked)
 
     def to_json(self) -> dict[str, Any]:
-        return {"spkd_calibration": FORMAT, **asdict(self)}
+        return FORMAT.seal(asdict(self))
+
+
+def _checked(content: dict[str, Any], where: str) -> Calibration:
+    calibration = record(Calibration, content, where)
+    features, weights = calibration.features, calibration.weights
+    if len(features) != len(weights) or not features:
+        raise SpkdError(f"{where}: damaged ({len(features)} features, {len(weights)} weights)")
+    return calibration
 
 
 def fit(columns: Sequence[np.ndarray], labels: np.ndarray, p_target: float) -> tuple[np.ndarray, float]:
-    """Weights (F,) and offset of log-likelihood ratios, by Newton's method.
+    """Weights (F,) and offset of log-likelihood ratios.
 
     They minimise p/T sum log(1 + exp(-l - logit p)) over T targets plus (1 - p)/N sum log(1 + exp(l + logit p)) over N
     non-targets, l being the log-likelihood ratio of a trial and p = p_target.
 
     Args:
-        columns: F arrays (N,). labels: (N,) 1 target, 0 non-target.
+        columns: F arrays (N,).
+        labels: (N,) 1 target, 0 non-target.
+        p_target: prior of a target trial.
     Raises:
-        ValueError: no target or no non-target trials.
+        ValueError: no target or no non-target trials, or values too large to compute with.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit, logit
+
     values = np.stack(columns, 1).astype(np.float64)
     targets = labels.astype(bool)
     if not 0 < targets.sum() < len(targets):
         raise ValueError("a calibration needs both target and non-target trials")
+    if not np.abs(values).max() < LARGEST:
+        raise ValueError(f"a calibration takes scores and quality measures below {LARGEST:g}")
     centre, scale = values.mean(0), np.maximum(values.std(0), 1e-12)
     design = np.hstack([(values - centre) / scale, np.ones((len(values), 1))])
     share = np.where(targets, p_target / targets.sum(), (1 - p_target) / (~targets).sum())
-    prior = np.log(p_target) - np.log1p(-p_target)
+    sign, prior = np.where(targets, -1.0, 1.0), logit(p_target)
     ridge = np.append(np.full(values.shape[1], RIDGE), 0.0)
-    theta = np.zeros(design.shape[1])
 
-    def objective(at: np.ndarray) -> float:
-        signed = np.where(targets, -1.0, 1.0) * (design @ at + prior)
-        return float(share @ np.logaddexp(0, signed) + 0.5 * ridge @ at**2)
+    def cost(at: np.ndarray) -> tuple[float, np.ndarray]:
+        """The sum that is minimised, and its gradient."""
+        ratios = design @ at + prior
+        gradient = design.T @ (share * (expit(ratios) - targets)) + ridge * at
+        return float(share @ np.logaddexp(0, sign * ratios) + 0.5 * ridge @ at**2), gradient
 
-    value = objective(theta)
-    for _ in range(ITERATIONS):
-        posterior = 1 / (1 + np.exp(-np.clip(design @ theta + prior, -700, 700)))
-        gradient = design.T @ (share * (posterior - targets)) + ridge * theta
-        curvature = (design * (share * posterior * (1 - posterior))[:, None]).T @ design + np.diag(ridge + 1e-15)
-        step, length = np.linalg.solve(curvature, gradient), 1.0
-        while (reached := objective(theta - length * step)) > value and length > 1e-10:
-            length /= 2
-        gain, theta, value = value - reached, theta - length * step, reached
-        if gain <= TOLERANCE * abs(value):
-            break
-    weights = theta[:-1] / scale
-    return weights, float(theta[-1] - weights @ centre)
+    def curvature(at: np.ndarray) -> np.ndarray:
+        posterior = expit(design @ at + prior)
+        return (design * (share * posterior * (1 - posterior))[:, None]).T @ design + np.diag(ridge)
+
+    start = np.zeros(design.shape[1])
+    best = minimize(cost, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": TOLERANCE}).x
+    weights = best[:-1] / scale
+    return weights, float(best[-1] - weights @ centre)
 
 
 def score_names(count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 
 from spkd.cache import Cache
 from spkd.cache.folder import CARD
-from spkd.corpus.manifest import Manifest
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.errors import SpkdError
 from spkd.eval.embed import embed
 from spkd.eval.settings import ScoringConfig
 from spkd.outputs.target import EMBEDDING
-from spkd.teachers.base import Teacher
+from spkd.teachers.base import EmbeddingModel, Teacher
 
 UNKNOWN = -1
 AT_ONCE = 4096  # views read together
@@ -39,33 +40,81 @@ class Cohort:
         return bool((self.speaker != UNKNOWN).all())
 
 
-def load_cohort(config: ScoringConfig, model: Teacher) -> Cohort:
-    """The cohort that the settings name, embedded by the model.
+@dataclass(frozen=True)
+class CohortSource:
+    """A manifest or a cache from which a cohort is taken.
 
-    Raises:
-        UsageError: no such manifest. SpkdError: a cache of another model or without its embeddings, or no utterance
-            that can be used.
+    Attributes:
+        name: the file or folder.
+        manifest: of its utterances; None for a cache.
+        cache: None for a manifest.
     """
-    source = config.cohort.source or ""
-    if (Path(source) / CARD).is_file():
-        return _of_cache(Path(source), model)
-    found = embed(model, Manifest.load(source), config)
-    if not len(found.vectors):
-        raise SpkdError(f"cohort={source}: no utterance can be used ({next(iter(found.rejected.values()))})")
-    return Cohort(found.vectors, indices([u.speaker for u in found.utterances]), source)
+
+    name: str
+    manifest: Manifest | None
+    cache: Cache | None
+
+    @classmethod
+    def open(cls, name: str) -> CohortSource:
+        """Raises UsageError: neither of them. SpkdError: damaged."""
+        if (Path(name) / CARD).is_file():
+            return cls(name, None, Cache.open(name))
+        return cls(name, Manifest.load(name), None)
+
+    def check_disjoint(self, tested: Sequence[Utterance]) -> None:
+        """Raises SpkdError where the cohort holds speakers, utterances or audio of the trials: then a score is
+        normalised, or a back-end is trained, by what it is to tell."""
+        if self.cache is not None:
+            plan = self.cache.plan
+            ids, speakers, audio = set(plan.utterances), set(plan.speakers), set()
+        else:
+            assert self.manifest is not None
+            ids, speakers = {u.id for u in self.manifest}, {u.speaker for u in self.manifest if u.speaker is not None}
+            audio = {_audio(u) for u in self.manifest}
+        for kind, shared in (
+            ("speakers", sorted({u.speaker for u in tested if u.speaker in speakers})),
+            ("utterances", sorted({u.id for u in tested if u.id in ids})),
+            ("recordings", sorted({u.path for u in tested if _audio(u) in audio})),
+        ):
+            if shared:
+                raise SpkdError(
+                    f"cohort={self.name}: holds {len(shared)} of the {kind} that are tested "
+                    f"({', '.join(map(str, shared[:3]))}{', ...' if len(shared) > 3 else ''}); take a cohort of others"
+                )
+
+    def embedded(self, config: ScoringConfig, model: EmbeddingModel) -> Cohort:
+        """The cohort as embedded by a model.
+
+        Raises:
+            SpkdError: a cache of another model or without its embeddings, or no utterance that can be used.
+        """
+        if self.cache is not None:
+            return _of_cache(self.name, self.cache, model)
+        assert self.manifest is not None
+        found = embed(model, self.manifest, config)
+        if not len(found.vectors):
+            raise SpkdError(f"cohort={self.name}: no utterance can be used ({next(iter(found.rejected.values()))})")
+        return Cohort(found.vectors, indices([u.speaker for u in found.utterances]), self.name)
 
 
-def _of_cache(path: Path, model: Teacher) -> Cohort:
-    cache, card = Cache.open(path), model.described()
+def _audio(utterance: Utterance) -> tuple[str, float, int | None]:
+    return utterance.path, utterance.start, utterance.channel
+
+
+def _of_cache(name: str, cache: Cache, model: EmbeddingModel) -> Cohort:
+    card = model.described() if isinstance(model, Teacher) else None
     theirs = cache.card.teacher
-    if (theirs.weights_sha256, theirs.details) != (card.weights_sha256, card.details):
+    if card is None or (theirs.weights_sha256, theirs.details) != (card.weights_sha256, card.details):
         raise SpkdError(
-            f"cohort={path}: a cache of {theirs.family} with other weights or settings than the model that "
+            f"cohort={name}: a cache of {theirs.family} with other weights or settings than the model that "
             "is scored; name a manifest, or a cache of this model"
         )
-    views = cache.usable_views[cache.plan.views.speed[cache.usable_views] == 1.0]
+    stored = cache.plan.views
+    # At another speed, or with formants moved, a speaker is another pseudo-speaker.
+    unchanged = (stored.speed == 1.0) & (stored.formants == 1.0)
+    views = cache.usable_views[unchanged[cache.usable_views]]
     if not len(views):
-        raise SpkdError(f"cohort={path}: no view at its own speed")
+        raise SpkdError(f"cohort={name}: no view at its own speed and with its own formants")
     vectors = np.concatenate(
         [
             cache.batch(views[first : first + AT_ONCE], [EMBEDDING])[EMBEDDING].float().numpy()
@@ -73,7 +122,7 @@ def _of_cache(path: Path, model: Teacher) -> Cohort:
         ]
     )
     names = [*cache.plan.speakers, None]  # unlabelled views have the number -1
-    return Cohort(vectors, indices([names[number] for number in cache.speaker(views)]), str(path))
+    return Cohort(vectors, indices([names[number] for number in cache.speaker(views)]), name)
 
 
 def indices(names: list[str | None]) -> np.ndarray:

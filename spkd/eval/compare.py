@@ -8,21 +8,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from spkd.cache.describe import format_bytes
 from spkd.errors import SpkdError, UsageError
-from spkd.eval import page, plots
+from spkd.eval import plots
 from spkd.eval.bootstrap import Difference, SpeakerTrials, compare
 from spkd.eval.metrics import METRICS, Curve, curve
-from spkd.eval.run import SCORES, SPEAKERS, read_report
+from spkd.eval.report import SCORES, SPEAKERS, Report
 from spkd.eval.score import subset
 from spkd.eval.speakers import numbered
 from spkd.eval.trials import Trials, in_order_of, read_scores
+from spkd.files import digest
 from spkd.files.atomic import writable_folder, write_bytes, write_json
-from spkd.files.text import numbered_lines
+from spkd.files.text import format_bytes, numbered_lines
 from spkd.pages import figures, html
 from spkd.version import __version__
 
@@ -36,22 +35,31 @@ class System:
     Attributes:
         label: in tables and figures.
         folder: of the evaluation.
-        summary: its report.json.
+        report: its report.json.
     """
 
     label: str
     folder: Path
-    summary: dict[str, Any]
+    report: Report
 
     @property
     def trials(self) -> tuple[str, str]:
         """The list: its digest and its file's name."""
-        return self.summary["trials"]["sha256"], Path(self.summary["trials"]["file"]).name
+        return self.report.trials.sha256, self.report.trials.name
+
+    def file(self, name: str) -> Path:
+        """A file of the evaluation. Raises SpkdError where it is not the one that was written with the report."""
+        path = self.folder / name
+        if not path.is_file():
+            raise SpkdError(f"{path}: missing; evaluate again")
+        if digest.of_file(path) != self.report.files.get(name):
+            raise SpkdError(f"{path}: damaged (it is not the file that the report was written with); evaluate again")
+        return path
 
     @cached_property
     def scores(self) -> tuple[Trials, np.ndarray]:
         """The labelled trials and their scores."""
-        trials, scores = read_scores(self.folder / SCORES)
+        trials, scores = read_scores(self.file(SCORES))
         if not trials.has_both_kinds:
             raise SpkdError(f"{self.folder}: its scores have no labels of both kinds")
         return trials, scores
@@ -72,15 +80,22 @@ def load_systems(folders: Sequence[str]) -> list[System]:
     found = []
     for item in folders:
         label, _, folder = item.rpartition("=")
-        summary = read_report(folder)
-        if not summary["results"]:
+        report = Report.read(folder)
+        if not report.results:
             raise UsageError(f"{folder}: has no error rates (a list without labels, or of one kind)")
-        found.append(System(label or Path(folder).name or folder, Path(folder), summary))
+        found.append(System(label or Path(folder).name or folder, Path(folder), report))
     return found
 
 
-def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int, seed: int) -> dict[str, Any]:
-    """Write comparison.html, .md, .csv, .tex and .json into `out`. Returns what the JSON holds."""
+Differences = dict[str, dict[str, Difference]]
+
+
+def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int, seed: int) -> Differences:
+    """Write comparison.html, .md, .csv, .tex and .json into `out`.
+
+    Returns:
+        The difference of each system from the first one, by label, for the name of each list.
+    """
     folder = writable_folder(out)
     lists = list(dict.fromkeys(system.trials for system in systems))
     differences = {
@@ -93,8 +108,8 @@ def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int
             {
                 "label": s.label,
                 "trials": s.trials[1],
-                "results": s.summary["results"],
-                "intervals": s.summary["intervals"],
+                "results": s.report.results,
+                "intervals": s.report.intervals,
             }
             for s in systems
         ],
@@ -106,7 +121,7 @@ def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int
     write_bytes(folder / f"{NAME}.csv", separated(header, rows).encode())
     write_bytes(folder / f"{NAME}.tex", latex(header, rows).encode())
     write_bytes(folder / f"{NAME}.html", _html(systems, lists, differences, header, rows).encode())
-    return tree
+    return differences
 
 
 def _differences(systems: Sequence[System], resamplings: int, seed: int) -> dict[str, Difference]:
@@ -117,7 +132,7 @@ def _differences(systems: Sequence[System], resamplings: int, seed: int) -> dict
     shared = first
     for system in systems[1:]:
         shared = _common(shared, system.scores[0])
-    speaker = _speakers(systems[0].folder / SPEAKERS)
+    speaker = _speakers(systems[0].file(SPEAKERS))
     if missing := [n for n in shared.names if n not in speaker]:
         raise SpkdError(f"{systems[0].folder / SPEAKERS}: no speaker of {missing[0]!r}")
     assert shared.label is not None
@@ -130,6 +145,12 @@ def _differences(systems: Sequence[System], resamplings: int, seed: int) -> dict
         }
     except ValueError as error:
         raise SpkdError(f"{systems[0].trials[1]}: {error}") from error
+
+
+def in_words(difference: Difference) -> str:
+    """A difference of EERs (%) with its interval, for a printed line."""
+    limits = f"{difference.low:+.3f} to {difference.high:+.3f}"
+    return f"{difference.value:+.3f} % ({limits}), p = {difference.p:.3f}"
 
 
 def _common(trials: Trials, other: Trials) -> Trials:
@@ -163,35 +184,32 @@ SIZE = ("system", "parameters", "weights", "MACs/s", "real-time factor")
 def paper_table(systems: Sequence[System]) -> tuple[Row, list[Row]]:
     """One row for each system with its size, its speed, and of each list the headline metrics with their intervals."""
     lists = list(dict.fromkeys(system.trials for system in systems))
-    metrics = [m for m in systems[0].summary["metrics"] if m["headline"]]
+    metrics = systems[0].report.headline
     header = list(SIZE)
     for _, name in lists:
-        header += [f"{_title(metric)}, {name}" for metric in metrics]
+        header += [f"{metric.title}, {name}" for metric in metrics]
     rows: dict[str, Row] = {}
     for system in systems:
-        row = rows.setdefault(system.label, [system.label, *_size(system.summary), *[""] * (len(metrics) * len(lists))])
+        row = rows.setdefault(system.label, [system.label, *_size(system.report), *[""] * (len(metrics) * len(lists))])
         place = len(header) - len(metrics) * (len(lists) - lists.index(system.trials))
         for number, metric in enumerate(metrics):
-            if metric["key"] not in system.summary["results"]:  # another evaluation had other points
+            if metric.key not in system.report.results:  # another evaluation had other points
                 continue
-            value = f"{system.summary['results'][metric['key']]:.{metric['decimals']}f}"
-            limits = page.interval(system.summary, metric)
+            value = metric.format(system.report.results[metric.key], with_unit=False)
+            limits = system.report.interval(metric)
             row[place + number] = f"{value} ({limits})" if limits else value
     return header, list(rows.values())
 
 
-def _title(metric: dict[str, Any]) -> str:
-    """`EER (%)`."""
-    return f"{metric['label']} ({metric['unit'].strip()})" if metric["unit"] else metric["label"]
-
-
-def _size(summary: dict[str, Any]) -> Row:
-    model = summary["models"][-1] if summary["models"] else {}
+def _size(report: Report) -> Row:
+    if not report.models:
+        return [""] * (len(SIZE) - 1)
+    size = report.models[-1].efficiency
     return [
-        f"{model['parameters'] / 1e6:.2f} M" if "parameters" in model else "",
-        format_bytes(model["bytes"]) if "bytes" in model else "",
-        f"{model['macs_per_second'] / 1e6:,.0f} M" if "macs_per_second" in model else "",
-        f"{model['real_time_factor']:g}" if "real_time_factor" in model else "",
+        "" if size.parameters is None else f"{size.parameters / 1e6:.2f} M",
+        "" if size.bytes is None else format_bytes(size.bytes),
+        "" if size.macs_per_second is None else f"{size.macs_per_second / 1e6:,.0f} M",
+        "" if size.real_time_factor is None else f"{size.real_time_factor:g}",
     ]
 
 
@@ -233,7 +251,7 @@ def latex(header: Row, rows: Sequence[Row]) -> str:
 def _html(
     systems: Sequence[System],
     lists: Sequence[tuple[str, str]],
-    differences: dict[str, dict[str, Difference]],
+    differences: Differences,
     header: Row,
     rows: Sequence[Row],
 ) -> str:
@@ -255,7 +273,7 @@ def _html(
     parts += _training(systems)
     parts += [html.heading("How the scores came about")]
     for system in systems:
-        how = " ".join(system.summary["how"])
+        how = " ".join((*system.report.notes, *system.report.how))
         parts += [html.note(f"{system.label}, {system.trials[1]}: {how}")]
     for name, text in (("Markdown", markdown(header, rows)), ("LaTeX", latex(header, rows))):
         parts += [html.heading(f"The table in {name}"), html.code(text)]
@@ -264,26 +282,23 @@ def _html(
 
 def _results(systems: Sequence[System]) -> str:
     """The headline metrics of one list, with their intervals."""
-    metrics = [metric for metric in systems[0].summary["metrics"] if metric["headline"]]
+    metrics = systems[0].report.headline
     rows = []
     for system in systems:
         row: list[object] = [system.label]
         for metric in metrics:
-            value = system.summary["results"].get(metric["key"])
-            row += [
-                page.format_value(value, metric | {"unit": ""}) if value is not None else "",
-                page.interval(system.summary, metric),
-            ]
+            value = system.report.results.get(metric.key)
+            row += ["" if value is None else metric.format(value, with_unit=False), system.report.interval(metric)]
         rows.append(row)
-    header = ["system", *(cell for metric in metrics for cell in (_title(metric), "95 % interval"))]
+    header = ["system", *(cell for metric in metrics for cell in (metric.title, "95 % interval"))]
     return html.table(header, rows)
 
 
 def _training(systems: Sequence[System]) -> list[str]:
     """Training curves by what they show, one line for each student."""
-    curves: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[str, tuple[tuple[int, float], ...]]] = {}
     for system in systems:
-        for name, points in (system.summary["training"] or {"curves": {}})["curves"].items():
+        for name, points in ({} if system.report.training is None else system.report.training.curves).items():
             same = curves.setdefault(name, {})
             if points not in same.values():  # one student may be there with several evaluations
                 same[system.label] = points

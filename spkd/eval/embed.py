@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +15,15 @@ from spkd.corpus.loader import iterate_batches
 from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan
+from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.settings import EmbedConfig
+from spkd.files.atomic import check_writable
+from spkd.files.vectors import SUFFIXES, check_names, write_vectors
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import track
-from spkd.teachers.base import Teacher
+from spkd.teachers import load_model
+from spkd.teachers.base import EmbeddingModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Embeddings:
     rejected: dict[str, str]
 
 
-def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> Embeddings:
+def embed(model: EmbeddingModel, manifest: Manifest, config: EmbedConfig) -> Embeddings:
     """One embedding of each whole utterance.
 
     Raises:
@@ -74,7 +79,25 @@ def embed(model: Teacher, manifest: Manifest, config: EmbedConfig) -> Embeddings
     return Embeddings([manifest[int(view)] for view in kept], vectors, rejected)
 
 
-def real_time_factor(model: Teacher, seconds: float = 4.0, repeats: int = 5) -> float:
+def embed_to_file(config: EmbedConfig, manifest: str | Path) -> tuple[int, dict[str, str]]:
+    """Write the embeddings of a manifest's utterances into `config.out`.
+
+    Returns:
+        How many were written, and the utterances that could not be used, with the reasons.
+    Raises:
+        UsageError: no format of vectors, or no such model. SpkdError: as `embed`, or `out` cannot be written.
+    """
+    out = Path(config.out)
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"out={config.out}: vectors are written as {', '.join(SUFFIXES)}")
+    check_writable(out)
+    audio = Manifest.load(manifest)
+    check_names(out, audio.index_of)
+    found = embed(load_model(config.model, resolve(config.device)), audio, config)
+    return write_vectors(out, zip((u.id for u in found.utterances), found.vectors, strict=True)), found.rejected
+
+
+def real_time_factor(model: EmbeddingModel, seconds: float = 4.0, repeats: int = 5) -> float:
     """Median processing time over audio time for one utterance on one CPU thread, features included."""
     wave = 0.1 * torch.randn(1, round(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
     return median_time(lambda: model.extract(wave, [EMBEDDING]), repeats) / seconds

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -201,6 +203,40 @@ def min_cllr(at: Curve) -> float:
 
 
 @dataclass(frozen=True)
+class MetricDescription:
+    """A metric as reports hold it, and the only formatter of its values.
+
+    Attributes:
+        key: of its value in report.json.
+        label: for people.
+        decimals: shown.
+        unit: shown after the number.
+        meaning: its definition in a sentence; "" where the label says it.
+        headline: whether it is in the line that `spkd eval` prints, and in tables.
+    """
+
+    key: str
+    label: str
+    decimals: int = field(metadata={"low": 0, "high": 12})
+    unit: str
+    meaning: str
+    headline: bool
+
+    @property
+    def title(self) -> str:
+        """The label with its unit, for the head of a column: `EER (%)`."""
+        return f"{self.label} ({self.unit.strip()})" if self.unit else self.label
+
+    def format(self, value: float, with_unit: bool = True) -> str:
+        """The value as people read it."""
+        return f"{value:.{self.decimals}f}{self.unit if with_unit else ''}"
+
+    def format_interval(self, limits: tuple[float, float]) -> str:
+        """A confidence interval as people read it."""
+        return " to ".join(self.format(limit, with_unit=False) for limit in limits)
+
+
+@dataclass(frozen=True)
 class Metric:
     """One number of an evaluation; JSON, report, printed line and demo show what `metrics_of` lists.
 
@@ -226,9 +262,9 @@ class Metric:
     most: float = 1.0
     meaning: str = ""
 
-    def format(self, value: float) -> str:
-        """The value as people read it."""
-        return f"{value:.{self.decimals}f}{self.unit}"
+    @property
+    def description(self) -> MetricDescription:
+        return MetricDescription(self.key, self.label, self.decimals, self.unit, self.meaning, self.headline)
 
 
 METRICS = (
@@ -319,14 +355,13 @@ def _percent_missed(rate: float, at: Curve) -> float:
     return 100 * miss_at(at, rate)[0]
 
 
+def next_above(score: float) -> float:
+    """The finite number next above a score."""
+    return min(math.nextafter(score, math.inf), sys.float_info.max)
+
+
 def compute(at: Curve, metrics: Sequence[Metric]) -> dict[str, float]:
     """Every metric by key. A threshold that accepts nothing is the number next above the highest score."""
-    above = float(np.nextafter(at.threshold[1], np.inf))
+    above = next_above(float(at.threshold[1]))
     values = ((metric.key, metric.compute(at)) for metric in metrics)
     return {key: above if value == np.inf else value for key, value in values}
-
-
-def headline(values: dict[str, float], metrics: Sequence[Metric]) -> str:
-    """The metrics of one evaluation in a line."""
-    shown = (metric for metric in metrics if metric.headline)
-    return "   ".join(f"{metric.label} {metric.format(values[metric.key])}" for metric in shown)

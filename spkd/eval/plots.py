@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 from spkd.eval.metrics import Curve, eer
-from spkd.pages.figures import drawn, plain
+from spkd.pages.figures import FARTHEST, drawn, plain
 
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RANGE = (0.0005, 0.5)
@@ -54,6 +54,7 @@ def _thinned(at: Curve, deviate: Callable) -> tuple[np.ndarray, np.ndarray]:
 
 def histogram(scores: np.ndarray, labels: np.ndarray, threshold: float) -> str:
     """Score densities of target and non-target trials, with the EER threshold."""
+    scores, threshold = np.clip(scores, -FARTHEST, FARTHEST), float(np.clip(threshold, -FARTHEST, FARTHEST))
     edges = np.linspace(scores.min(), scores.max(), BINS + 1)
     counted = [(np.histogram(scores[labels == k], edges)[0], name) for k, name in ((1, "target"), (0, "non-target"))]
 

@@ -1,34 +1,51 @@
-"""`spkd eval`: score a trial list, or take scores as they are, and report what they are worth."""
+"""`spkd eval`: score a trial list, or read scores from files, compute metrics, and write the report."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from spkd.corpus.manifest import Manifest
+from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import page
+from spkd.eval import trials as trial_lists
 from spkd.eval.bootstrap import SpeakerTrials, intervals
 from spkd.eval.breakdown import Group, groups
 from spkd.eval.calibration import Calibration
 from spkd.eval.efficiency import efficiency
 from spkd.eval.metrics import Curve, Metric, Point, compute, curve, metrics_of
-from spkd.eval.score import Scored
-from spkd.eval.settings import EvalConfig
+from spkd.eval.report import (
+    PAGE,
+    REPORT,
+    SCORES,
+    SPEAKERS,
+    CalibrationSummary,
+    ModelSummary,
+    Report,
+    TrialSummary,
+    Worst,
+    WorstTrial,
+)
+from spkd.eval.score import Scored, check_cohort, config_columns, score, score_from_files
+from spkd.eval.settings import EvalConfig, ScoringConfig
 from spkd.eval.speakers import numbered
-from spkd.eval.training import training_of
-from spkd.eval.trials import as_written
-from spkd.files.atomic import part_path, read_json, sync_folder, writable_folder, write_bytes, write_json
+from spkd.eval.training import TrainingSummary
+from spkd.eval.trials import Trials, as_written
+from spkd.files import digest
+from spkd.files.atomic import check_writable, part_path, sync_folder, writable_folder, write_bytes, write_json
 from spkd.progress import log
+from spkd.teachers import load_model
+from spkd.teachers.base import Teacher
+from spkd.teachers.checkpoint import CheckpointTeacher
 from spkd.version import __version__
 
-SCORES, SPEAKERS, REPORT, PAGE = "scores.txt", "utt2spk", "report.json", "report.html"
-FORMAT = 2
 AT_ONCE = 1 << 16  # lines written together
 LABELS = ("nontarget", "target")
 
@@ -46,6 +63,7 @@ class Evaluation:
         breakdown: groups of trials, by column of the manifest.
         worst: positions of the target trials of the lowest scores, and of the non-target trials of the highest.
         calibration: that was applied.
+        notes: what a reader has to know before the numbers are believed, in sentences.
     """
 
     scored: Scored
@@ -58,13 +76,16 @@ class Evaluation:
     breakdown: dict[str, list[Group]] = field(default_factory=dict)
     worst: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))
     calibration: Calibration | None = None
+    notes: tuple[str, ...] = ()
 
 
-def check(config: EvalConfig, systems: int) -> tuple[Point, ...]:
-    """The points of the costs.
+def check(config: EvalConfig, systems: int) -> None:
+    """Refuse before anything is scored what would fail afterwards.
 
+    Args:
+        systems: score files that are given.
     Raises:
-        UsageError: settings that exclude one another; before anything is scored.
+        UsageError: settings that exclude one another. SpkdError: `out` cannot be written.
     """
     if config.calibration is not None:
         Calibration.load(config.calibration)
@@ -72,7 +93,47 @@ def check(config: EvalConfig, systems: int) -> tuple[Point, ...]:
         raise UsageError("several --scores are fused by a calibration: train one with `spkd calibrate`, and name it")
     if config.llr and (not systems or config.calibration):
         raise UsageError("llr=true: only for --scores that are log-likelihood ratios already")
-    return tuple(Point.parse(text) for text in config.points)
+    for text in config.points:
+        Point.parse(text)
+    check_writable(Path(config.out) / REPORT)
+
+
+def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path] = ()) -> Scored:
+    """Trials scored by the model that the settings name, or by the files of other systems.
+
+    Args:
+        trials: file of the list, `-` for standard input; None: as the first file of scores has them.
+        scores: files of other systems' scores.
+    Raises:
+        UsageError: neither trials nor scores, or settings that exclude one another. SpkdError: as `score`.
+    """
+    if trials is None and not scores:
+        raise UsageError("name a trial list, or score files with --scores")
+    check_cohort(config)
+    if scores:
+        files = [trial_lists.read_scores(path) for path in scores]
+        listed = None if trials is None else _read_trials(config, trials, files[0][0].names)
+        scored = score_from_files(config, files, listed)
+    else:
+        assert trials is not None
+        audio, device = Manifest.load(config.manifest, config_columns(config)), resolve(config.device)
+        listed = _read_trials(config, trials, audio.index_of)
+        model, other = load_model(config.model, device), config.enrol.model
+        scored = score(config, model, audio, listed, None if other.name is None else load_model(other, device))
+    for note in scored.notes:
+        log(f"note: {note}")
+    return scored
+
+
+def _read_trials(config: ScoringConfig, trials: str, known: Collection[str]) -> Trials:
+    """A trial list; that it has no error rates is said before the work.
+
+    Args:
+        known: names of utterances, which tell a first trial from a header.
+    """
+    listed = trial_lists.read(trials, config.format, known)
+    _note_one_kind(listed.source, listed.label)
+    return listed
 
 
 def assess(config: EvalConfig, scored: Scored) -> Evaluation:
@@ -90,6 +151,8 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         speakers = {*enrolment.values(), *test.values()}
         calibration.check(scored.system, speakers, trials.sha256, str(config.calibration))
         scores = calibration(scored.columns(calibration.quality))
+        if not np.isfinite(scores).all():
+            raise SpkdError(f"{config.calibration}: gives log-likelihood ratios of {trials.source} that are not finite")
     points = tuple(Point.parse(text) for text in config.points)
     metrics = metrics_of(points, config.false_accept, calibration is not None or config.llr or scored.llr)
     left, right = numbered(trials, enrolment, test)
@@ -99,12 +162,13 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
     at = curve(scores, trials.label)
     results = compute(at, metrics)
     known = SpeakerTrials(left, right, trials.label)
-    found = {}
+    found, notes = {}, list[str]()
     if config.bootstrap:
         try:
             found = intervals(scores, known, metrics, config.bootstrap, config.seed)
         except ValueError:
-            log("note: too few speakers for confidence intervals")
+            notes.append("There are too few speakers for confidence intervals.")
+            log(f"note: {notes[-1]}")
     return Evaluation(
         scored,
         scores,
@@ -116,6 +180,7 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         _breakdown(config, scored, scores, results["eer_threshold"]),
         _worst(scores, trials.label, config.worst),
         calibration,
+        tuple(notes),
     )
 
 
@@ -148,43 +213,52 @@ def _worst(scores: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarr
     return found[0], found[1]
 
 
-def evaluate(config: EvalConfig, scored: Scored, started: float) -> dict[str, Any]:
+def evaluate(config: EvalConfig, scored: Scored, started: float) -> Report:
     """Assess scored trials; write scores.txt, utt2spk, report.json and report.html into `config.out`.
 
     Args:
         started: time at which the command began.
-    Returns:
-        The report.
     Raises:
         SpkdError: as `assess`, or `out` cannot be written.
     """
     out = writable_folder(config.out)
     found = assess(config, scored)
-    _write_scores(out / SCORES, found)
     enrolment, test, _ = scored.speakers()
-    speakers = sorted((enrolment | test).items())
-    _, gap = as_written(itertools.chain.from_iterable(speakers))
-    write_bytes(out / SPEAKERS, "".join(f"{name}{gap}{speaker}\n" for name, speaker in speakers).encode())
-    summary = summarise(config, found, time.time() - started)
-    write_json(out / REPORT, summary)
-    write_bytes(out / PAGE, page.evaluation(summary, found.curve, found.scores, scored, config.audio).encode())
-    return summary
+    listed = sorted((enrolment | test).items())
+    _, gap = as_written(itertools.chain.from_iterable(listed))
+    speakers = "".join(f"{name}{gap}{speaker}\n" for name, speaker in listed).encode()
+    write_bytes(out / SPEAKERS, speakers)
+    files = {SCORES: _write_scores(out / SCORES, found), SPEAKERS: digest.of_bytes(speakers)}
+    report = summarise(config, found, time.time() - started, files)
+    write_json(out / REPORT, report.to_json())
+    write_bytes(out / PAGE, page.evaluation(report, found.curve, found.scores, scored, config.audio).encode())
+    return report
 
 
-def _write_scores(path: Path, found: Evaluation) -> None:
-    """`enrolment test score`, and `target` or `nontarget` where that is known; a piece at a time.
+def _write_scores(path: Path, found: Evaluation) -> str:
+    """Write `enrolment test score`, and `target` or `nontarget` where that is known, a piece at a time.
 
     Tabs separate them where a name has a space.
+
+    Returns:
+        SHA-256 of the file.
+    Raises:
+        OSError: naming the file; the disk is full, for example.
     """
-    part = part_path(path)
+    part, state = part_path(path), hashlib.sha256()
     try:
-        with open(part, "w") as file:
+        with open(part, "wb") as file:
             for lines in _score_lines(found):
-                file.writelines(lines)
+                data = "".join(lines).encode()
+                state.update(data)
+                file.write(data)
         part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
     sync_folder(path.parent)
+    return state.hexdigest()
 
 
 def _score_lines(found: Evaluation) -> Iterator[list[str]]:
@@ -201,67 +275,62 @@ def _score_lines(found: Evaluation) -> Iterator[list[str]]:
             yield [f"{names[a]}{gap}{names[b]}{gap}{s:.6f}{gap}{word}\n" for a, b, s, word in rows]
 
 
-def summarise(config: EvalConfig, found: Evaluation, seconds: float) -> dict[str, Any]:
-    """The report as one tree: results first, then everything that decides them."""
+def summarise(config: EvalConfig, found: Evaluation, seconds: float, files: dict[str, str]) -> Report:
+    """The report of an evaluation.
+
+    Args:
+        seconds: that the command took.
+        files: digests of the other files of the evaluation, by name.
+    """
     scored, trials = found.scored, found.scored.trials
     names = [config.model.name] if len(scored.models) == 1 else [str(config.enrol.model.name), config.model.name]
-    labels = trials.label
-    return {
-        "spkd_report": FORMAT,
-        "results": found.results,
-        "intervals": {key: list(limits) for key, limits in found.intervals.items()},
-        "metrics": [
-            {
-                "key": m.key,
-                "label": m.label,
-                "decimals": m.decimals,
-                "unit": m.unit,
-                "meaning": m.meaning,
-                "headline": m.headline,
-            }
-            for m in found.metrics
-        ],
-        "trials": {
-            "file": trials.source,
-            "sha256": trials.sha256,
-            "scored": len(trials),
-            "left_out": scored.left_out,
-            "targets": None if labels is None else int(labels.sum()),
-            "non_targets": None if labels is None else int((1 - labels).sum()),
-            "speakers": found.speakers[0],
-            "speakers_known": found.speakers[1],
-        },
-        "models": [
-            {"name": name, **efficiency(model), **model.described().to_json()}
-            for name, model in zip(names, scored.models, strict=False)
-        ],
-        "training": training_of(config.model.name) if scored.models else None,
-        "calibration": None
-        if found.calibration is None
-        else {"file": config.calibration, **asdict(found.calibration.trained_on), "quality": found.calibration.quality},
-        "breakdown": {column: [asdict(group) for group in some] for column, some in found.breakdown.items()},
-        "worst": {
-            kind: [_trial(found, place) for place in places.tolist()]
-            for kind, places in zip(("targets", "non_targets"), found.worst, strict=True)
-        },
-        "manifest": config.manifest if scored.people is not None else None,
-        "rejected": scored.rejected,
-        "notes": [*(scored.people.notes if scored.people is not None else ()), *scored.notes],
-        "how": [*scored.system.how, *_how(config, found)],
-        "bootstrap": config.bootstrap if found.intervals else 0,
-        "seconds": round(seconds, 2),
-        "version": __version__,
-    }
+    labels, student = trials.label, scored.models[-1] if scored.models else None
+    models = [(name, model) for name, model in zip(names, scored.models, strict=False) if isinstance(model, Teacher)]
+    targets, others = found.worst
+    return Report(
+        results=found.results,
+        intervals=found.intervals,
+        metrics=tuple(metric.description for metric in found.metrics),
+        trials=TrialSummary(
+            trials.source,
+            trials.sha256,
+            len(trials),
+            scored.left_out,
+            None if labels is None else int(labels.sum()),
+            None if labels is None else int((1 - labels).sum()),
+            *found.speakers,
+        ),
+        models=tuple(ModelSummary(name, efficiency(model), model.described()) for name, model in models),
+        training=TrainingSummary.of(student) if isinstance(student, CheckpointTeacher) else None,
+        calibration=None if found.calibration is None else _calibration(str(config.calibration), found.calibration),
+        breakdown={column: tuple(some) for column, some in found.breakdown.items()},
+        worst=Worst(_worst_trials(found, targets), _worst_trials(found, others)),
+        manifest=config.manifest if scored.people is not None else None,
+        rejected=scored.rejected,
+        how=(*scored.system.how, *_how(config, found)),
+        notes=(*(scored.people.notes if scored.people is not None else ()), *scored.notes, *found.notes),
+        bootstrap=config.bootstrap if found.intervals else 0,
+        seconds=round(seconds, 2),
+        files=files,
+        version=__version__,
+    )
 
 
-def _trial(found: Evaluation, place: int) -> dict[str, Any]:
+def _calibration(file: str, used: Calibration) -> CalibrationSummary:
+    return CalibrationSummary(file, **asdict(used.trained_on), quality=used.quality)
+
+
+def _worst_trials(found: Evaluation, places: np.ndarray) -> tuple[WorstTrial, ...]:
     trials = found.scored.trials
-    return {
-        "enrolment": trials.names[trials.enrolment[place]],
-        "test": trials.names[trials.test[place]],
-        "score": round(float(found.scores[place]), 6),
-        "line": int(trials.line[place]),
-    }
+    return tuple(
+        WorstTrial(
+            trials.names[trials.enrolment[place]],
+            trials.names[trials.test[place]],
+            round(float(found.scores[place]), 6),
+            int(trials.line[place]),
+        )
+        for place in places.tolist()
+    )
 
 
 def _how(config: EvalConfig, found: Evaluation) -> list[str]:
@@ -285,23 +354,8 @@ def _how(config: EvalConfig, found: Evaluation) -> list[str]:
     return how
 
 
-def note_one_kind(source: str, labels: np.ndarray | None) -> None:
+def _note_one_kind(source: str, labels: np.ndarray | None) -> None:
     """Log early that a list of one kind of trial has no error rates."""
     if labels is not None and len(np.unique(labels)) < 2:
         kind = "target" if labels[0] else "non-target"
         log(f"note: {source} holds only {kind} trials: scores are written, but no error rates")
-
-
-def read_report(folder: str | Path) -> dict[str, Any]:
-    """The report of an evaluation's folder.
-
-    Raises:
-        UsageError: none there. SpkdError: damaged, or of another format.
-    """
-    path = Path(folder) / REPORT
-    if not path.is_file():
-        raise UsageError(f"{folder}: no evaluation ({REPORT}); make one with `spkd eval`")
-    tree = read_json(path)
-    if not isinstance(tree, dict) or tree.get("spkd_report") != FORMAT:
-        raise SpkdError(f"{path}: not a report of format {FORMAT}; evaluate again with this version")
-    return tree

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,18 @@ from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.corpus.settings import MANIFEST
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval import speakers
-from spkd.eval.calibration import PLAIN, System, score_names
-from spkd.eval.cohort import Cohort, load_cohort, normalised, speaker_means
-from spkd.eval.embed import embed
+from spkd.eval.backend import Backend
+from spkd.eval.calibration import System, score_names
+from spkd.eval.cohort import CohortSource, normalised
+from spkd.eval.embed import Embeddings, embed
 from spkd.eval.enrolment import read_map
+from spkd.eval.metrics import curve, eer
 from spkd.eval.names import match
-from spkd.eval.pairs import Side, Statistics, as_norm, cohort_statistics, score_pairs
-from spkd.eval.plda import PLDA
+from spkd.eval.pairs import Statistics
 from spkd.eval.settings import ScoringConfig
 from spkd.eval.trials import Trials, in_order_of, notes_on, trials_of_enrolled, without_trial
 from spkd.progress import log
-from spkd.teachers.base import Teacher
+from spkd.teachers.base import EmbeddingModel
 
 Pair = tuple[np.ndarray, np.ndarray]  # values of a trial's enrolment and test side
 
@@ -71,7 +73,7 @@ class Scored:
     system: System
     people: People | None
     rejected: dict[str, str] = field(default_factory=dict)
-    models: list[Teacher] = field(default_factory=list)
+    models: list[EmbeddingModel] = field(default_factory=list)
     measures: dict[str, Callable[[], Pair]] = field(default_factory=dict)
     llr: bool = False
     notes: tuple[str, ...] = ()
@@ -83,6 +85,13 @@ class Scored:
             return enrolment, {name: str(u.speaker) for name, u in self.people.test.items()}, "from the manifest"
         joined = dict(zip(self.trials.names, speakers.from_labels(self.trials), strict=True))
         return joined, joined, "utterances that target trials join are of one speaker"
+
+    @property
+    def eer_percent(self) -> float:
+        """Equal error rate (%) of the first system. Raises ValueError without trials of both kinds."""
+        if self.trials.label is None:
+            raise ValueError("error rates need labelled trials")
+        return 100 * eer(curve(self.scores[0], self.trials.label))[0]
 
     def columns(self, quality: Iterable[str]) -> dict[str, np.ndarray]:
         """The features of a calibration: scores, and the lower and the higher value of quality measures.
@@ -105,85 +114,205 @@ class Scored:
         return found
 
 
+@dataclass(frozen=True)
+class _Sides:
+    """The utterances and embeddings of both sides of the trials.
+
+    Attributes:
+        members: utterances of every name on the enrolment side, as trials or the enrolment map name them.
+        tested: names on the test side.
+        found: id in the manifest of each of these utterances.
+        enrolment: embeddings of the enrolment utterances.
+        test: embeddings of the test utterances; both are one object where one model embeds both sides.
+        notes: of the manifest.
+    """
+
+    members: dict[str, list[str]]
+    tested: list[str]
+    found: dict[str, str]
+    enrolment: Embeddings
+    test: Embeddings
+    notes: tuple[str, ...]
+
+    @cached_property
+    def rejected(self) -> dict[str, str]:
+        """Utterances of either side that could not be used, with the reasons."""
+        return self.enrolment.rejected | self.test.rejected
+
+    @cached_property
+    def enrolment_rows(self) -> dict[str, list[int]]:
+        """Rows of the enrolment embeddings for every name of that side that can be used."""
+        row_of = {utterance.id: row for row, utterance in enumerate(self.enrolment.utterances)}
+        rows = {
+            name: [row_of[self.found[u]] for u in used if self.found[u] in row_of]
+            for name, used in self.members.items()
+        }
+        return {name: some for name, some in rows.items() if some}
+
+    @cached_property
+    def test_rows(self) -> dict[str, int]:
+        """Row of the test embeddings for every name of that side that can be used."""
+        row_of = {utterance.id: row for row, utterance in enumerate(self.test.utterances)}
+        return {name: row_of[self.found[name]] for name in self.tested if self.found[name] in row_of}
+
+    @cached_property
+    def people(self) -> People:
+        return People(
+            {name: [self.enrolment.utterances[row] for row in rows] for name, rows in self.enrolment_rows.items()},
+            {name: self.test.utterances[row] for name, row in self.test_rows.items()},
+            self.notes,
+        )
+
+    def pairs(self, trials: Trials) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The K trials whose two sides can be used: places (K,) in the list, among enrolment rows, and test rows."""
+        index_of = {name: index for index, name in enumerate(trials.names)}
+        enrolment, test = (np.full(len(trials.names), -1, np.int32) for _ in range(2))
+        for place, name in enumerate(self.enrolment_rows):
+            enrolment[index_of[name]] = place
+        for name, row in self.test_rows.items():
+            test[index_of[name]] = row
+        i, j = enrolment[trials.enrolment], test[trials.test]
+        kept = np.flatnonzero((i >= 0) & (j >= 0))
+        return kept, i[kept], j[kept]
+
+    def magnitudes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Length of the embeddings of every name on the enrolment side (mean) and of every test row."""
+        enrolment, test = (np.linalg.norm(side.vectors, axis=1) for side in (self.enrolment, self.test))
+        return np.array([enrolment[rows].mean() for rows in self.enrolment_rows.values()]), test
+
+
 def score(
-    config: ScoringConfig, model: Teacher, manifest: Manifest, trials: Trials, enrol_model: Teacher | None = None
+    config: ScoringConfig,
+    model: EmbeddingModel,
+    manifest: Manifest,
+    trials: Trials,
+    enrol_model: EmbeddingModel | None = None,
 ) -> Scored:
     """Scores of every trial whose two sides can be used.
 
     Args:
         model: of the test side, and of the enrolment side unless there is an enrol_model.
     Raises:
-        UsageError: settings that lack a cohort, or models of different spaces. SpkdError: a trial names an utterance
-            that the manifest lacks, none can be scored, or a score is not finite.
+        UsageError: settings that lack a cohort, or models of different spaces.
+        SpkdError: a trial names an utterance that the manifest lacks, none can be scored, the cohort holds what is
+            tested, or a score is not finite.
     """
     check_cohort(config)
+    # What the trials name, and that the cohort holds nothing of it.
     members, notes = _members(config, trials)
     tested = [trials.names[index] for index in np.unique(trials.test)]
     found = _found([*itertools.chain.from_iterable(members.values()), *tested], manifest, trials, members)
+    cohort = None if config.cohort.source is None else CohortSource.open(config.cohort.source)
+    if cohort is not None:
+        cohort.check_disjoint([manifest[manifest.index_of[name]] for name in dict.fromkeys(found.values())])
+    # Every utterance is embedded once by each model.
     enrolled = [found[name] for name in dict.fromkeys(itertools.chain.from_iterable(members.values()))]
-    wanted = [found[name] for name in tested]
-    test = embed(model, _part(manifest, wanted if enrol_model else [*enrolled, *wanted]), config)
-    enrol = embed(enrol_model, _part(manifest, enrolled), config) if enrol_model else test
-    rejected = enrol.rejected | test.rejected
-    if not len(test.vectors) or not len(enrol.vectors):
-        raise SpkdError(
-            f"{trials.source}: none of its {len(found)} utterances can be used ({next(iter(rejected.values()))})"
-        )
-    if enrol_model is not None and enrol.vectors.shape[1] != test.vectors.shape[1]:
-        raise UsageError(
-            f"enrol.model={config.enrol.model.name}: embeddings of {enrol.vectors.shape[1]} dimensions, those of "
-            f"model={config.model.name} have {test.vectors.shape[1]}; the two must be of one space, as a teacher's and "
-            "a student's that was trained with a loss on embeddings"
-        )
-    cohorts = _cohorts(config, model, enrol_model)
-    backend = Backend.of(config, cohorts)
-
-    enrol_row, test_row = ({u.id: row for row, u in enumerate(part.utterances)} for part in (enrol, test))
-    rows_of = {name: [enrol_row[found[u]] for u in used if found[u] in enrol_row] for name, used in members.items()}
-    usable = [name for name, rows in rows_of.items() if rows]
-    enrol_place, test_place = (np.full(len(trials.names), -1, np.int32) for _ in range(2))
-    index_of = {name: index for index, name in enumerate(trials.names)}
-    for row, name in enumerate(usable):
-        enrol_place[index_of[name]] = row
-    for name in tested:
-        test_place[index_of[name]] = test_row.get(found[name], -1)
-    i, j = enrol_place[trials.enrolment], test_place[trials.test]
-    kept = np.flatnonzero((i >= 0) & (j >= 0))
+    test_ids = [found[name] for name in tested]
+    test = embed(model, _part(manifest, test_ids if enrol_model else [*enrolled, *test_ids]), config)
+    enrolment = embed(enrol_model, _part(manifest, enrolled), config) if enrol_model else test
+    sides = _Sides(members, tested, found, enrolment, test, manifest.notes)
+    _check_usable(config, trials, sides)
+    kept, i, j = sides.pairs(trials)
     if not len(kept):
-        raise SpkdError(f"{trials.source}: no trial has two sides that can be used ({next(iter(rejected.values()))})")
-    i, j = i[kept], j[kept]
-    left = _averages(backend.prepared(enrol.vectors, 0), [rows_of[name] for name in usable])
+        raise SpkdError(f"{trials.source}: no trial has two sides that can be used ({_first(sides.rejected)})")
+    # The back-end scores pairs of prepared vectors.
+    cohorts = None
+    if cohort is not None:
+        of_test = cohort.embedded(config, model)
+        cohorts = (of_test if enrol_model is None else cohort.embedded(config, enrol_model)), of_test
+    backend = Backend.of(config, cohorts)
+    left = _averages(backend.prepared(enrolment.vectors, 0), list(sides.enrolment_rows.values()))
     right = backend.prepared(test.vectors, 1)
     scores, statistics = backend.score(left, right, i, j)
     if wrong := int((~np.isfinite(scores)).sum()):
         raise SpkdError(f"{trials.source}: {wrong:,} of {len(scores):,} scores are not finite")
-
-    people = People(
-        {name: [enrol.utterances[row] for row in rows_of[name]] for name in usable},
-        {name: test.utterances[test_row[found[name]]] for name in tested if found[name] in test_row},
-        manifest.notes,
+    # What is known of the trials that were scored.
+    part, models = subset(trials, kept), [model] if enrol_model is None else [enrol_model, model]
+    system = System(tuple(m.weights_sha256 for m in models), 1, (*_how_embedded(config), *backend.how))
+    return Scored(
+        part,
+        len(trials) - len(kept),
+        [scores],
+        system,
+        sides.people,
+        sides.rejected,
+        models,
+        _measures(part, sides, (i, j), statistics),
+        llr=backend.plda is not None and backend.cohorts is None,
+        notes=(*notes_on(trials), *notes, *backend.notes, *notes_on_training(models, part, sides.people)),
     )
-    models = [model] if enrol_model is None else [enrol_model, model]
-    first = ["Embeddings of the enrolment utterances of one model are averaged."] if config.enrol.map else []
-    if enrol_model is not None:
-        first.append(
-            f"Enrolment utterances are embedded by {config.enrol.model.name}, test utterances by {config.model.name}."
+
+
+def _check_usable(config: ScoringConfig, trials: Trials, sides: _Sides) -> None:
+    """Raises SpkdError where a side has no embeddings, UsageError where those of two models are of different spaces."""
+    widths = sides.enrolment.vectors.shape[1], sides.test.vectors.shape[1]
+    if not len(sides.test.vectors) or not len(sides.enrolment.vectors):
+        raise SpkdError(
+            f"{trials.source}: none of its {len(sides.found)} utterances can be used ({_first(sides.rejected)})"
         )
-    how = (*first, *backend.how)
-    system = System(tuple(m.card().weights_sha256 for m in models), 1, how)
-    part = subset(trials, kept)
-    lengths = [np.linalg.norm(side.vectors, axis=1) for side in (enrol, test)]
-    measures = {
-        "duration": lambda: _durations(part, people),
-        "enrolments": lambda: (np.log([len(rows_of[name]) for name in usable])[i], np.zeros(len(j))),
-        "magnitude": lambda: (np.array([lengths[0][rows_of[name]].mean() for name in usable])[i], lengths[1][j]),
-    }
+    if widths[0] != widths[1]:
+        raise UsageError(
+            f"enrol.model={config.enrol.model.name}: embeddings of {widths[0]} dimensions, those of "
+            f"model={config.model.name} have {widths[1]}; the two must be of one space, as a teacher's and a "
+            "student's that was trained with a loss on embeddings"
+        )
+
+
+def _first(rejected: Mapping[str, str]) -> str:
+    return next(iter(rejected.values()))
+
+
+def _how_embedded(config: ScoringConfig) -> list[str]:
+    """Sentences on what the enrolment side has and the test side has not."""
+    how = ["Embeddings of the enrolment utterances of one model are averaged."] if config.enrol.map else []
+    enrolment, test = config.enrol.model.name, config.model.name
+    if enrolment is not None:
+        how.append(f"Enrolment utterances are embedded by {enrolment}, test utterances by {test}.")
+    return how
+
+
+def _measures(
+    trials: Trials, sides: _Sides, pairs: Pair, statistics: tuple[Statistics, Statistics] | None
+) -> dict[str, Callable[[], Pair]]:
+    """Quality measures of both sides of every trial, by name.
+
+    Args:
+        trials: those that were scored.
+        pairs: place among the enrolment rows, and test row, of each.
+        statistics: of both sides with the cohort, where there is one.
+    """
+    i, j = pairs
+
+    def magnitude() -> Pair:
+        enrolment, test = sides.magnitudes()
+        return enrolment[i], test[j]
+
+    def enrolments() -> Pair:
+        return np.log([len(rows) for rows in sides.enrolment_rows.values()])[i], np.zeros(len(j))
+
+    found = {"duration": lambda: _durations(trials, sides.people), "enrolments": enrolments, "magnitude": magnitude}
     if statistics is not None:
-        measures["cohort"] = lambda: (statistics[0][0][i], statistics[1][0][j])
-    llr = backend.plda is not None and backend.cohorts is None
-    left_out = len(trials) - len(kept)
-    notes = (*notes_on(trials), *notes)
-    return Scored(part, left_out, [scores], system, people, rejected, models, measures, llr, notes)
+        found["cohort"] = lambda: (statistics[0][0][i], statistics[1][0][j])
+    return found
+
+
+def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: People) -> list[str]:
+    """Notes on models that were trained on what is tested, in sentences."""
+    notes = []
+    for training in (model.training for model in models if model.training is not None):
+        utterances = [*itertools.chain.from_iterable(people.enrolment.values()), *people.test.values()]
+        speakers = {u.speaker for u in utterances if u.speaker is not None}
+        for known, names, word in (
+            (training.people.speakers, speakers, "speakers"),
+            (training.people.utterances, {u.id for u in utterances}, "utterances"),
+        ):
+            if shared := known.shared(names):
+                count = f"{'at least ' if known.is_sample else ''}{len(shared):,} of the {len(names):,} {word}"
+                some = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
+                notes.append(
+                    f"The student was trained on {count} of {trials.source} ({some}): its error rates are too low."
+                )
+    return list(dict.fromkeys(notes))
 
 
 def score_from_files(
@@ -235,15 +364,13 @@ def config_columns(config: ScoringConfig) -> list[str]:
 
 
 def check_cohort(config: ScoringConfig) -> None:
-    """Raises UsageError where a setting needs a cohort that is not there, or a cohort is named that nothing uses."""
+    """Raises UsageError where a setting needs a cohort that is not there."""
     uses = [f"backend={config.backend}"] * (config.backend == "plda") + [f"norm={config.norm}"] * (
         config.norm != "none"
     )
     uses += ["subtract_mean=true"] * config.subtract_mean
     if uses and config.cohort.source is None:
         raise UsageError(f"{uses[0]} needs cohort=FILE, a manifest or a cache of other speakers")
-    if config.cohort.source is not None and not uses:
-        raise UsageError("cohort= is used by norm=as-norm, subtract_mean=true and backend=plda; choose one of them")
 
 
 def subset(trials: Trials, kept: np.ndarray) -> Trials:
@@ -319,92 +446,3 @@ def _durations(trials: Trials, people: People) -> Pair:
         test[index_of[name]] = utterance.duration or 0.0
     left, right = (np.log(np.maximum(side, 0.01)) for side in (enrolment, test))
     return left[trials.enrolment], right[trials.test]
-
-
-def _cohorts(config: ScoringConfig, model: Teacher, enrol_model: Teacher | None) -> tuple[Cohort, Cohort] | None:
-    """The cohort as embedded by the models of the enrolment and of the test side."""
-    if config.cohort.source is None:
-        return None
-    test = load_cohort(config, model)
-    return (test if enrol_model is None else load_cohort(config, enrol_model)), test
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What makes scores of vectors.
-
-    Attributes:
-        means: subtracted from the vectors of the enrolment and of the test side; None: nothing is.
-        plda: None for cosines.
-        cohorts: prepared vectors of the cohort as either side, for AS-norm; None without.
-        top: highest cohort scores that AS-norm takes.
-        how: each step in a sentence.
-    """
-
-    means: tuple[np.ndarray, np.ndarray] | None
-    plda: PLDA | None
-    cohorts: tuple[np.ndarray, np.ndarray] | None
-    top: int
-    how: tuple[str, ...]
-
-    @classmethod
-    def of(cls, config: ScoringConfig, cohorts: tuple[Cohort, Cohort] | None) -> Backend:
-        """What the settings describe.
-
-        Raises:
-            UsageError, SpkdError: PLDA, and a cohort without labels or too small for it.
-        """
-        name, moved = config.cohort.source, config.subtract_mean or config.backend == "plda"
-        means = None if cohorts is None or not moved else (cohorts[0].vectors.mean(0), cohorts[1].vectors.mean(0))
-        how = [
-            f"The mean of the {len(cohorts[1].vectors):,} embeddings of {name} is subtracted from every embedding."
-            if means is not None and cohorts is not None
-            else PLAIN[0],
-            PLAIN[1],
-        ]
-        self = cls(means, None, None, config.cohort.top, ())
-        if config.backend == "plda" and cohorts is not None:
-            if not cohorts[1].labelled:
-                raise UsageError(f"cohort={name}: PLDA is trained on speaker labels, and some utterances have none")
-            speaker = cohorts[1].speaker
-            plda = PLDA.train(self.prepared(cohorts[1].vectors, 1), speaker, f"cohort={name}")
-            self = replace(self, plda=plda)
-            how.append(
-                "A score is the log-likelihood ratio of a two-covariance PLDA (EM, 20 iterations) trained on "
-                f"{len(speaker):,} utterances of {int(speaker.max()) + 1:,} speakers of {name}."
-            )
-        else:
-            how.append(PLAIN[2])
-        if config.norm == "as-norm" and cohorts is not None:
-            averaged = config.cohort.average and cohorts[1].labelled
-            if config.cohort.average and not averaged:
-                log(f"note: {name} has utterances without speaker: cohort embeddings are not averaged")
-            prepared = [self.prepared(cohort.vectors, side) for side, cohort in enumerate(cohorts)]
-            if averaged:
-                prepared = [speaker_means(v, c.speaker) for v, c in zip(prepared, cohorts, strict=True)]
-            self = replace(self, cohorts=(prepared[0], prepared[1]))
-            size, kind = len(prepared[0]), "speaker means" if averaged else "utterances"
-            how.append(
-                f"AS-norm: each side normalises by mean and deviation of its {min(self.top, size):,} highest scores "
-                f"with {size:,} {kind} of {name}, and the two are averaged."
-            )
-        return replace(self, how=tuple(how))
-
-    def prepared(self, vectors: np.ndarray, side: int) -> np.ndarray:
-        """Vectors (N, D) of the enrolment (0) or test (1) side, centred where that is asked for, of length 1."""
-        return normalised(vectors if self.means is None else vectors - self.means[side])
-
-    def score(
-        self, enrolment: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray
-    ) -> tuple[np.ndarray, tuple[Statistics, Statistics] | None]:
-        """Scores (T,) of pairs of rows i and j of prepared vectors, and the cohort statistics of both sides."""
-        left, right = self._sides(enrolment, test)
-        scores = score_pairs(left, right, i, j)
-        if self.cohorts is None:
-            return scores, None
-        one = cohort_statistics(left, self._sides(enrolment, self.cohorts[1])[1], self.top)
-        other = cohort_statistics(right, self._sides(self.cohorts[0], test)[0], self.top)
-        return as_norm(scores, one, other, i, j), (one, other)
-
-    def _sides(self, enrolment: np.ndarray, test: np.ndarray) -> tuple[Side, Side]:
-        return (Side(enrolment), Side(test)) if self.plda is None else self.plda.sides(enrolment, test)

@@ -50,7 +50,7 @@ class CohortConfig:
         "utterances of other speakers, a manifest or a cache of this very model: for norm, subtract_mean, backend=plda",
     )
     average: bool = key(True, "norm=as-norm: one mean embedding for each speaker, where the cohort has labels")
-    top: int = key(300, "norm=as-norm: highest cohort scores of each side", low=2, high=10**7)
+    top: int = key(300, "norm=as-norm: highest cohort scores of each side", low=10, high=10**7)
 
 
 @dataclass
@@ -116,3 +116,4 @@ class CalibrateConfig(ScoringConfig):
         ("duration", "magnitude", "enrolments", "cohort"),
     )
     p_target: float = key(0.05, "prior of a target trial for which the calibration is best", low=1e-6, high=0.999999)
+    force: bool = key(False, "calibrate on fewer than 30 target or non-target trials")

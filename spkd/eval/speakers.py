@@ -12,19 +12,15 @@ from spkd.eval.trials import Trials
 def from_labels(trials: Trials) -> list[str]:
     """A speaker for each of the trials' names: those that target trials join are one speaker, whose name is that of the
     first of them."""
-    parent = list(range(len(trials.names)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(name: int) -> int:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
+    size = len(trials.names)
     same = np.flatnonzero(trials.label) if trials.label is not None else np.empty(0, np.int64)
-    for a, b in zip(trials.enrolment[same].tolist(), trials.test[same].tolist(), strict=True):
-        one, other = root(a), root(b)
-        parent[max(one, other)] = min(one, other)
-    return [trials.names[root(name)] for name in range(len(parent))]
+    joined = coo_array((np.ones(len(same), bool), (trials.enrolment[same], trials.test[same])), (size, size))
+    _, speaker = connected_components(joined, directed=False)
+    _, first = np.unique(speaker, return_index=True)
+    return [trials.names[name] for name in first[speaker].tolist()]
 
 
 def numbered(trials: Trials, enrolment: Mapping[str, str], test: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:

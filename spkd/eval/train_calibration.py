@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.calibration import FILE, Calibration, TrainedOn, fit
-from spkd.eval.metrics import DEFAULT_POINTS, Point, compute, curve, eer, metrics_of, min_dcf, threshold_at
+from spkd.eval.metrics import DEFAULT_POINTS, Point, compute, curve, eer, metrics_of, min_dcf, next_above, threshold_at
 from spkd.eval.score import Scored
 from spkd.eval.settings import CalibrateConfig
+from spkd.files.atomic import check_writable
 from spkd.registry import TEACHERS
-from spkd.students.checkpoint import DESCRIPTION
+from spkd.students.description import DESCRIPTION
 
+LEAST_TRIALS = 30  # of either kind: the mean of so many scores is known to a fifth of their deviation
 FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # whose thresholds a calibration carries, where its list is long enough
 LEAST_ERRORS = 10  # expected on the list at such a rate: with fewer its threshold is hardly known
 
@@ -25,8 +25,10 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
         of_files: whether the scores are from files, so that no model is used.
     Raises:
         UsageError: none is named, and the model's folder is no place for it; or there is no such model.
+        SpkdError: it cannot be written.
     """
     if config.out:
+        check_writable(config.out)
         return Path(config.out)
     if not of_files and config.model.name not in TEACHERS and not Path(config.model.name).exists():
         raise UsageError(
@@ -37,6 +39,7 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
         raise UsageError(
             "name the file to write (out=FILE): only the calibration of a student's plain cosines is kept in its folder"
         )
+    check_writable(Path(config.model.name) / FILE)
     return Path(config.model.name) / FILE
 
 
@@ -44,19 +47,28 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
     """The calibration of scored trials.
 
     Raises:
-        SpkdError: trials without labels of both kinds.
+        SpkdError: trials without labels of both kinds, too few of them, or scores too large to compute with.
     """
     trials = scored.trials
     if trials.label is None or not trials.has_both_kinds:
         raise SpkdError(f"{trials.source}: a calibration needs labelled trials of both kinds")
+    targets, others = int(trials.label.sum()), int((1 - trials.label).sum())
+    if min(targets, others) < LEAST_TRIALS and not config.force:
+        raise SpkdError(
+            f"{trials.source}: {targets:,} target and {others:,} non-target trials; a calibration takes at least "
+            f"{LEAST_TRIALS} of each kind (force=true: with what there is)"
+        )
     columns = scored.columns(config.quality)
-    weights, offset = fit(list(columns.values()), trials.label, config.p_target)
+    try:
+        weights, offset = fit(list(columns.values()), trials.label, config.p_target)
+    except ValueError as error:
+        raise SpkdError(f"{trials.source}: {error}") from error
     enrolment, test, _ = scored.speakers()
     trained_on = TrainedOn(
         trials.source,
         trials.sha256,
-        int(trials.label.sum()),
-        int((1 - trials.label).sum()),
+        targets,
+        others,
         tuple(sorted({*enrolment.values(), *test.values()})),
     )
     raw = Calibration(
@@ -70,7 +82,7 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
     for rate in FALSE_ALARMS:
         if rate * trained_on.non_targets >= LEAST_ERRORS:
             thresholds[f"false_alarm_{rate:g}"] = threshold_at(at, rate)
-    highest = float(np.nextafter(at.threshold[1], np.inf))
+    highest = next_above(float(at.threshold[1]))
     return Calibration(
         raw.features,
         raw.weights,

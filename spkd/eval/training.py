@@ -1,28 +1,45 @@
-"""How a student was trained, for reports: from model.json and log.jsonl of its folder."""
+"""Training of a student, as reports hold it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from spkd.files.atomic import read_json
-from spkd.pages import figures
+from spkd.students.curves import read_curves
+from spkd.teachers.checkpoint import CheckpointTeacher
 
 
-def training_of(folder: str) -> dict[str, Any] | None:
-    """Losses, steps, caches and curves of a student; None for other models.
+@dataclass(frozen=True)
+class TrainingSummary:
+    """Training of a student.
 
-    Returns:
-        `settings`, `steps` and `last_terms` as in model.json, and `curves`: name -> [[step, value], ...].
+    Attributes:
+        losses: names.
+        teachers: families of the caches' teachers.
+        batch_size: views in one step; None where it is not known.
+        steps: how many were done; None where it is not known.
+        last_terms: mean of each loss term over the last steps.
+        settings: what makes two runs the same.
+        curves: values by training step.
     """
-    path = Path(folder) / "model.json"
-    if not path.is_file():
-        return None
-    tree = read_json(path)
-    training = tree.get("training") if isinstance(tree, dict) else None
-    kept = (
-        {k: training[k] for k in ("settings", "steps", "last_terms") if k in training}
-        if isinstance(training, dict)
-        else {}
-    )
-    return kept | {"curves": figures.curves(Path(folder) / "log.jsonl")}
+
+    losses: tuple[str, ...]
+    teachers: tuple[str, ...]
+    batch_size: int | None = field(metadata={"low": 1})
+    steps: int | None = field(metadata={"low": 0})
+    last_terms: dict[str, float]
+    settings: dict[str, Any]
+    curves: dict[str, tuple[tuple[int, float], ...]]
+
+    @classmethod
+    def of(cls, student: CheckpointTeacher) -> TrainingSummary:
+        training, facts = student.training, student.training.facts
+        return cls(
+            tuple(facts.losses),
+            facts.teacher_families,
+            facts.batch_size,
+            training.steps,
+            training.last_terms,
+            training.settings,
+            read_curves(student.folder),
+        )

@@ -6,28 +6,13 @@ import torch
 
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.metrics import curve, eer
 from spkd.eval.score import score
 from spkd.eval.settings import EvalConfig
 from spkd.eval.trials import notes_on, read
-from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
 from spkd.students import Network
-from spkd.teachers.settings import ModelConfig, ScoredModelConfig
-from spkd.teachers.toolkit import FrontEnd, NetworkTeacher
-
-
-class Student(NetworkTeacher):
-    """A network as it is now, under the interface of what is scored."""
-
-    family = "checkpoint"
-
-    @classmethod
-    def load(cls, config: ModelConfig, device: torch.device) -> Student:
-        raise NotImplementedError("it is in training")
-
-    def card(self) -> TeacherCard:
-        return TeacherCard(self.family, "", "", "", self.front_end.words)
+from spkd.teachers.settings import ScoredModelConfig
+from spkd.teachers.toolkit import FrontEnd, NetworkModel
 
 
 class Validation:
@@ -63,9 +48,8 @@ class Validation:
         training = network.training
         try:
             front_end = FrontEnd(network.input_kind, network.features, "as in training")
-            scored = score(self._config, Student(network, front_end, None, self._device), self._manifest, self._trials)
-            assert scored.trials.label is not None
-            return 100 * eer(curve(scored.scores[0], scored.trials.label))[0]
+            model = NetworkModel(network, front_end, self._device)
+            return score(self._config, model, self._manifest, self._trials).eer_percent
         finally:
             network.train(training)
 

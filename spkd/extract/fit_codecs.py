@@ -41,7 +41,7 @@ def calibrate(
     fitted = {target.name: codecs.make_codec(target.codec, target.dim) for target in targets}
     wanted = {n: codec.training_rows + HELD_OUT if codec.training_rows else PLAIN for n, codec in fitted.items()}
     rows = sample(teacher, loader, targets, wanted, config)
-    errors = {}
+    errors, stored_as = {}, {target.name: target.codec for target in targets}
     for name, codec in fitted.items():
         held_out = rows[name]
         if codec.training_rows:
@@ -54,6 +54,10 @@ def calibrate(
             if name == EMBEDDING and head is not None and not logits_stored:
                 live, read = (head.logits(torch.from_numpy(e)) for e in (held_out, codecs.decoded(codec, held_out)))
                 errors[LOGITS] = codecs.divergence(live.numpy(), read.numpy())
+            if not np.isfinite(list(errors[name].values())).all():
+                raise SpkdError(
+                    f"target {name}: values that are not finite as {stored_as[name]}; try storage.codec=float32"
+                )
     return Codebook(fitted, errors)
 
 

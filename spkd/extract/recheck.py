@@ -68,7 +68,7 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyCo
 
 def _agreement(cache: Cache, target: Target, cosine: np.ndarray) -> Agreement:
     asked, lossless = LEAST, cache.codebook.codecs[target.name].lossless
-    recorded = cache.card.errors.get(target.name)
+    recorded = cache.card.errors.get(target.name, {}).get("cosine_min")
     if not lossless and recorded is not None:
-        asked = min(LEAST, 1 - 2 * (1 - recorded["cosine_min"]))
+        asked = min(LEAST, 1 - 2 * (1 - recorded))
     return Agreement(target.name, target.codec, float(cosine.min()), float(cosine.mean()), asked)

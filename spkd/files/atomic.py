@@ -217,3 +217,21 @@ def writable_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise SpkdError(f"{folder}: cannot be written ({error.strerror})") from error
     return path
+
+
+def check_writable(path: str | Path) -> None:
+    """Check that a file can be written where nothing is made yet, before hours are spent.
+
+    Raises:
+        SpkdError: it is a folder, or the folder that is to hold it cannot be made or written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise SpkdError(f"{path}: cannot be written (it is a folder)")
+    folder = next(parent for parent in target.absolute().parents if parent.exists() or parent.is_symlink())
+    try:
+        probe = part_path(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SpkdError(f"{path}: cannot be written ({error.strerror})") from error

@@ -70,17 +70,27 @@ def convert(
             raise ValueError(f"must be a list, not {_shown(value)}")
         items = [convert(arguments[0], item, limits, f"{where}[{i}]", text) for i, item in enumerate(value)]
         return items if origin is list else tuple(items)
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            raise ValueError(f"must be a list of {len(arguments)}, not {_shown(value)}")
+        pairs = zip(arguments, value, strict=True)
+        return tuple(convert(kind, item, limits, f"{where}[{i}]", text) for i, (kind, item) in enumerate(pairs))
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"must be a mapping, not {_shown(value)}")
         key, item = arguments
-        return {convert(key, k, text=True): convert(item, v, limits, f"{where}.{k}", text) for k, v in value.items()}
+        return {
+            convert(key, k, text=text or key is not str): convert(item, v, limits, f"{where}.{k}", text)
+            for k, v in value.items()
+        }
     return _within(_scalar(kind, value, text), limits)
 
 
 def _scalar(kind: type, value: Any, text: bool) -> Any:
     written = value.lower() if text and isinstance(value, str) else None
     if kind is str and isinstance(value, str):
+        if not text and any("\ud800" <= character <= "\udfff" for character in value):  # cannot be written as UTF-8
+            raise ValueError("must be text, not half of a surrogate pair")
         return value
     if kind is bool:
         if isinstance(value, bool):
@@ -107,6 +117,8 @@ def _scalar(kind: type, value: Any, text: bool) -> Any:
 def _within(value: Any, limits: Mapping[str, Any]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"must be a finite number, not {value}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"must be a number of 64 bits, not {_shown(value)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = limits.get("low"), limits.get("high")
         if low is not None and value < low:

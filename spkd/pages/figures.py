@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 
-MOST_POINTS = 400  # of a curve
-
-
-def curves(path: Path) -> dict[str, list[list[float]]]:
-    """name -> [[step, value], ...] of a log.jsonl, at most `MOST_POINTS` points each; lines that a kill left torn are
-    skipped."""
-    found: dict[str, list[list[float]]] = {}
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            for name, value in entry.items():
-                if name != "step" and isinstance(value, int | float):
-                    found.setdefault(name, []).append([entry["step"], value])
-    return {name: points[:: max(len(points) // MOST_POINTS, 1)] for name, points in found.items()}
+FARTHEST = 1e30  # value that is drawn: figures compute with differences and squares of values, also of float32
 
 
 def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
@@ -33,7 +15,8 @@ def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
 
     def draw(axes: matplotlib.axes.Axes) -> None:
         for label, points in curves.items():
-            axes.plot([p[0] for p in points], [p[1] for p in points], label=plain(label), linewidth=1.2)
+            values = [min(max(value, -FARTHEST), FARTHEST) for _, value in points]
+            axes.plot([step for step, _ in points], values, label=plain(label), linewidth=1.2)
         axes.set(xlabel="step", ylabel=plain(name))
         axes.grid(color="0.92")
         if len(curves) > 1:

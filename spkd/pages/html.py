@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
-import soundfile
-
-from spkd.corpus.audio import SAMPLE_RATE, AudioError, decode
-from spkd.corpus.manifest import Utterance
-
-CLIP_SECONDS = 20.0  # of an utterance that a page plays
+MOST_COLUMNS = 4  # that fit on a phone
 STYLE = """
 :root { color-scheme: light }
 * { box-sizing: border-box }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
 background: #fff }
-h1 { font-size: 1.55rem; line-height: 1.25; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
+h1 { font-size: 1.55rem; line-height: 1.25; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem;
+overflow-wrap: anywhere }
 .wide { overflow-x: auto; margin: .6rem 0 }
 table { border-collapse: collapse; min-width: 40% } caption { text-align: left; font-weight: 600; padding: .3rem 0 }
 th, td { padding: .3rem 1rem .3rem 0; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: top }
@@ -29,9 +23,13 @@ table.facts th { white-space: nowrap; font-weight: 400; color: #555 } table.fact
 align-items: start } .figures div { max-width: 34rem } .figures svg { width: 100%; height: auto }
 .note { color: #555 } audio { height: 2rem; width: 11rem; max-width: 100% }
 pre { overflow-x: auto; background: #f5f5f5; padding: .7rem .9rem; border-radius: 4px; font-size: .85rem }
-.command { display: flex; gap: .5rem; align-items: center } .command pre { flex: 1; margin: .3rem 0 }
+.command { display: flex; gap: .5rem; align-items: center } .command pre { flex: 1; min-width: 0; margin: .3rem 0 }
 code { font-size: .9em; overflow-wrap: anywhere }
-@media (max-width: 40rem) { body { font-size: 15px; margin: 1rem auto } th, td { padding-right: .7rem } }
+@media (max-width: 40rem) { body { font-size: 15px; margin: 1rem auto } th, td { padding-right: .7rem }
+table.many tr:has(> th) { display: none } table.many tr { display: block; padding: .4rem 0 }
+table.many td { display: flex; gap: 1rem; border: 0; padding: .1rem 0; text-align: left; white-space: normal }
+table.many td::before { content: attr(data-head); flex: 0 0 8rem; color: #555 }
+table.many tr { border-bottom: 1px solid #e4e4e4 } table.many td { overflow-wrap: anywhere } }
 @media print { body { max-width: none; margin: 0; font-size: 10pt } h2 { break-after: avoid }
 table, svg, figure { break-inside: avoid } audio, button { display: none } .wide { overflow: visible } }
 """
@@ -48,14 +46,22 @@ def _cell(value: object) -> str:
 def table(
     header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "", words: Sequence[int] = (0,)
 ) -> str:
-    """Columns are set as numbers but for those whose positions are in `words`."""
+    """Columns are set as numbers but for those whose positions are in `words`. On a phone each row of a table of many
+    columns becomes a list."""
+
+    many = len(header) > MOST_COLUMNS
 
     def cells(row: Sequence[object], tag: str) -> str:
-        return "".join(f"<{tag}{'' if i in words else ' class=n'}>{_cell(c)}</{tag}>" for i, c in enumerate(row))
+        heads = [f' data-head="{escape(name)}"' if many and tag == "td" else "" for name in header]
+        return "".join(
+            f"<{tag}{'' if i in words else ' class=n'}{head}>{_cell(c)}</{tag}>"
+            for i, (c, head) in enumerate(zip(row, heads, strict=True))
+        )
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{title}<tr>{cells(header, "th")}</tr>{body}</table></div>'
+    kind = " class=many" if many else ""
+    return f'<div class="wide"><table{kind}>{title}<tr>{cells(header, "th")}</tr>{body}</table></div>'
 
 
 def facts(pairs: Mapping[str, object]) -> str:
@@ -92,19 +98,6 @@ def link(address: str, text: str) -> Html:
 
 def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
-
-
-def clip(utterance: Utterance) -> Html:
-    """A player of the utterance's first 20 s, its sound within the page; the reason where it cannot be loaded."""
-    try:
-        seconds = min(utterance.duration or CLIP_SECONDS, CLIP_SECONDS)
-        wave = decode(utterance.path, utterance.start, seconds, utterance.channel).wave
-    except AudioError as error:
-        return Html(escape(error.reason))
-    sound = io.BytesIO()
-    soundfile.write(sound, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    data = base64.b64encode(sound.getvalue()).decode()
-    return Html(f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>')
 
 
 def page(title: str, *parts: str) -> str:

@@ -13,6 +13,7 @@ from spkd.outputs.features import FBANKS, is_fbank
 from spkd.progress import log
 from spkd.registry import STUDENTS
 from spkd.students.checkpoint import Checkpoint, load_student, read_weights, save_student
+from spkd.students.description import DESCRIPTION, Description, Training
 
 
 def build(name: str, **settings: Any) -> Network:
@@ -27,7 +28,7 @@ def make_student(config: StudentConfig) -> Network:
     Raises:
         UsageError: widths the architecture cannot have, or weights of another one.
     """
-    name, trained = config.name, config.init is not None and (Path(config.init) / "model.json").is_file()
+    name, trained = config.name, config.init is not None and (Path(config.init) / DESCRIPTION).is_file()
     kind: type[Network] = STUDENTS[name]
     if config.init is not None and not trained and (network := kind.from_pretrained(config.init, config)) is not None:
         return network
@@ -74,7 +75,9 @@ def _second_line(error: Exception) -> str:
 
 __all__ = [
     "Checkpoint",
+    "Description",
     "Network",
+    "Training",
     "build",
     "load_student",
     "make_student",

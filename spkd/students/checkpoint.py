@@ -1,10 +1,10 @@
-"""A trained student on disk: model.safetensors (weights) beside model.json (everything needed to rebuild it)."""
+"""A trained student on disk: model.safetensors (weights) and model.json (everything needed to rebuild it)."""
 
 from __future__ import annotations
 
 import re
 import zipfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,18 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.files.atomic import read_bytes, read_json, write_bytes, write_json
-from spkd.files.schema import convert, record
+from spkd.files import digest
+from spkd.files.atomic import read_bytes, write_bytes, write_json
+from spkd.files.schema import convert
 from spkd.networks.network import Network
 from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANKS, HOP, MELS, WINDOW, is_fbank
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.registry import STUDENTS
+from spkd.students.description import DESCRIPTION, WEIGHTS, Description, Training
 from spkd.version import __version__
 
-FORMAT = 1
-CLASSIFIER = "head.weight"  # beside the network's own weights: the classifier, where training had one
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+CLASSIFIER = "head.weight"  # among the weights: the classifier, where training had one
 
 
 @dataclass
@@ -37,14 +37,16 @@ class Checkpoint:
         head: (classes, D) rows of a cosine classifier.
         classes: names of the speakers.
         scale: of the classifier's logits.
-        training: what the run was (losses, steps, data), for people.
+        training: how it was trained.
+        weights_sha256: digest of the file that it was read from.
     """
 
     network: Network
     head: Tensor | None = None
     classes: list[str] = field(default_factory=list)
     scale: float = 1.0
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+    weights_sha256: str = ""
 
 
 def read_weights(file: str) -> dict[str, Tensor]:
@@ -104,60 +106,45 @@ def _no_weights(name: object, values: Tensor) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Description:
-    """What model.json holds."""
-
-    spkd_model: int
-    network: str
-    settings: dict[str, Any]
-    features: dict[str, Any]
-    classes: list[str] = field(default_factory=list)
-    scale: float = field(default=1.0, metadata={"positive": True})
-    training: dict[str, Any] = field(default_factory=dict)
-    version: str = ""
-
-
 def save_student(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Write both files, each atomically; weights first, so that model.json never describes absent weights."""
     folder, network = Path(folder), checkpoint.network
     tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     if checkpoint.head is not None:
         tensors[CLASSIFIER] = checkpoint.head.detach().cpu().contiguous()
-    write_bytes(folder / WEIGHTS, save_tensors(tensors))
+    data = save_tensors(tensors)
+    write_bytes(folder / WEIGHTS, data)
     name = next(name for name, kind in STUDENTS.items() if type(network) is kind)
-    described = _Description(
-        FORMAT,
+    described = Description(
         name,
         network.settings,
         _features(network.input_kind),
+        digest.of_bytes(data),
         checkpoint.classes,
         checkpoint.scale,
         checkpoint.training,
         __version__,
     )
-    write_json(folder / DESCRIPTION, asdict(described))
+    write_json(folder / DESCRIPTION, described.to_json())
 
 
 def load_student(folder: str | Path) -> Checkpoint:
     """Read a checkpoint; the network is in evaluation mode, on the CPU.
 
     Raises:
-        UsageError: the folder holds no checkpoint. SpkdError: it is damaged, of a newer format, or its weights are not
-            finite.
+        UsageError: the folder holds no checkpoint.
+        SpkdError: it is damaged, of another format, or its weights are not finite.
     """
     folder = Path(folder)
     path, weights = folder / DESCRIPTION, folder / WEIGHTS
     if not path.is_file():
         raise UsageError(f"{folder}: no spkd checkpoint ({DESCRIPTION}, {WEIGHTS}); train one with `spkd train`")
-    tree = read_json(path)
-    if not isinstance(tree, dict) or tree.get("spkd_model") != FORMAT:
-        raise SpkdError(f"{path}: not a checkpoint of format {FORMAT}; update spkd to read it")
-    described = record(_Description, tree, str(path))
-    if described.network not in STUDENTS:
-        raise SpkdError(f"{path}: unknown network {described.network!r}")
+    described = Description.read(path)
+    data = read_bytes(weights)
+    if digest.of_bytes(data) != described.weights_sha256:
+        raise SpkdError(f"{weights}: damaged (it is not the file that {DESCRIPTION} describes)")
     try:
-        tensors = load_tensors(read_bytes(weights))
+        tensors = load_tensors(data)
     except (OSError, SafetensorError) as error:
         raise SpkdError(f"{weights}: damaged ({first_line(error)})") from error
     head = tensors.pop(CLASSIFIER, None)
@@ -171,10 +158,12 @@ def load_student(folder: str | Path) -> Checkpoint:
         raise SpkdError(
             f"{weights}: damaged (a classifier of shape {tuple(head.shape)}, {len(described.classes)} classes)"
         )
-    return Checkpoint(network.eval(), head, described.classes, described.scale, described.training)
+    return Checkpoint(
+        network.eval(), head, described.classes, described.scale, described.training, described.weights_sha256
+    )
 
 
-def _network(described: _Description, tensors: dict[str, Tensor], path: Path, weights: Path) -> Network:
+def _network(described: Description, tensors: dict[str, Tensor], path: Path, weights: Path) -> Network:
     own = STUDENTS.settings(described.network)
     limits = {f.name: f.metadata for kind in (StudentConfig, own) for f in fields(kind)}
     kind: type[Network] = STUDENTS[described.network]

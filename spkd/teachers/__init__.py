@@ -60,7 +60,9 @@ def load_model(config: ModelConfig, device: torch.device) -> Teacher:
     Raises:
         UsageError, SpkdError: as load_teacher.
     """
-    if config.name in TEACHERS and not (Path(config.name) / "model.json").is_file():
+    from spkd.students.description import DESCRIPTION
+
+    if config.name in TEACHERS and not (Path(config.name) / DESCRIPTION).is_file():
         return load_teacher(config, device)
     return load_teacher(ModelConfig("checkpoint", config.name), device)
 

@@ -6,27 +6,34 @@ from pathlib import Path
 
 import torch
 
-from spkd.files import digest
 from spkd.outputs.features import FBANKS
 from spkd.outputs.head import Head
 from spkd.outputs.teacher_card import TeacherCard
-from spkd.students import load_student
+from spkd.students import Training, load_student
 from spkd.teachers.settings import ModelConfig
 from spkd.teachers.toolkit import FrontEnd, NetworkTeacher, kaldi_front_end
 
 
 class CheckpointTeacher(NetworkTeacher):
-    """Targets: every level of the network (frames at 100 Hz, stats, ..., embedding), and logits where it has a head."""
+    """Targets: every level of the network (frames at 100 Hz, stats, ..., embedding), and logits where it has a head.
+
+    Attributes:
+        folder: of the student.
+        training: how it was trained.
+    """
 
     family = "checkpoint"
+    training: Training
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self._folder, checkpoint = folder, load_student(folder)
+        checkpoint = load_student(folder)
+        self.folder, self._weights_sha256 = folder, checkpoint.weights_sha256
         network = checkpoint.network
         head = None if checkpoint.head is None else Head(checkpoint.head, checkpoint.classes, checkpoint.scale)
         toolkit = next((name for name, kind in FBANKS.items() if kind == network.input_kind), None)
         words = "waveform, normalised per view" if toolkit is None else kaldi_front_end(toolkit).words
         super().__init__(network, FrontEnd(network.input_kind, network.features, words), head, device)
+        self.training = checkpoint.training
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> CheckpointTeacher:
@@ -35,9 +42,9 @@ class CheckpointTeacher(NetworkTeacher):
     def card(self) -> TeacherCard:
         return TeacherCard(
             family=self.family,
-            weights_sha256=digest.of_file(self._folder / "model.safetensors"),
+            weights_sha256=self._weights_sha256,
             licence="the owner's",
-            source=self._folder.name,
+            source=self.folder.name,
             preprocessing=self.front_end.words,
             details={"network": type(self.network).__name__, "settings": self.network.settings},
         )

@@ -20,7 +20,7 @@ from spkd.outputs.features import FBANKS, HOP, MELS, WINDOW, fbank_of
 from spkd.outputs.head import Head
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.outputs.teacher_card import TeacherCard
-from spkd.teachers.base import Teacher
+from spkd.teachers.base import EmbeddingModel, Teacher
 
 LAYER_BYTES = 1 << 30  # of the widest layer of one view; a forward holds several of that size
 MAX_CONFIG = 1 << 20  # bytes
@@ -61,23 +61,35 @@ def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
     )
 
 
-class NetworkTeacher(Teacher):
-    """Targets: every level of the network (frames, stats, ..., embedding), and logits where it has a head."""
+class NetworkModel(EmbeddingModel):
+    """Model of one network; its targets are every level of it (frames, stats, ..., embedding)."""
 
-    def __init__(self, network: Network, front_end: FrontEnd, head: Head | None, device: torch.device) -> None:
-        self.network, self.front_end, self.head, self.device = network.to(device).eval(), front_end, head, device
+    def __init__(self, network: Network, front_end: FrontEnd, device: torch.device) -> None:
+        self.network, self.front_end, self.device = network.to(device).eval(), front_end, device
         self.num_parameters = count_parameters(network)
         self.takes_lengths = network.takes_lengths and front_end.takes_lengths
         given = front_end.frames
         self.targets = {name: level.after(network.input_kind, given) for name, level in network.levels.items()}
-        if head is not None:
-            self.targets[LOGITS] = Target(LOGITS, len(head.classes))
         self.min_samples = max(WINDOW, *(target.window for target in self.targets.values()))
         self.max_samples = HOP * (LAYER_BYTES // (4 * network.widest))
 
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
         counts = None if lengths is None else self.front_end.frames.num_frames(lengths)
-        outputs = self.network(self.front_end.compute(waves, lengths), lengths=counts)
+        outputs: dict[str, Tensor] = self.network(self.front_end.compute(waves, lengths), lengths=counts)
+        return outputs
+
+
+class NetworkTeacher(NetworkModel, Teacher):
+    """Targets: every level of the network, and logits where it has a head."""
+
+    def __init__(self, network: Network, front_end: FrontEnd, head: Head | None, device: torch.device) -> None:
+        super().__init__(network, front_end, device)
+        self.head = head
+        if head is not None:
+            self.targets[LOGITS] = Target(LOGITS, len(head.classes))
+
+    def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
+        outputs = super().forward(waves, names, lengths)
         if self.head is not None and LOGITS in names:
             outputs[LOGITS] = self.head.logits(outputs[EMBEDDING])
         return outputs

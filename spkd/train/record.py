@@ -1,68 +1,121 @@
-"""What stays of a run beside the student: its settings, where and with what it ran, its curves on a page."""
+"""Records of a run in its folder: its settings, where and with what it ran, its curves on a page."""
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from spkd import config
 from spkd.cache import CacheSource
-from spkd.files.atomic import write_bytes, write_json
+from spkd.files.atomic import read_json, write_bytes, write_json
+from spkd.files.schema import record
+from spkd.files.sealed import Format
 from spkd.pages import figures, html
+from spkd.students.curves import read_curves
 from spkd.train.settings import TrainConfig
 from spkd.train.speed import describe
 from spkd.version import __version__
 
-RUN, SETTINGS, PAGE, LOG = "run.json", "run.yaml", "train.html", "log.jsonl"
-PLAIN = ("started", "host", "device", "git_commit")  # of run.json: shown as they are
+RUN, SETTINGS, PAGE = "run.json", "run.yaml", "train.html"
+FORMAT = Format("spkd_run", 1, "the record of a training", "train in another folder (out=FOLDER)")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Speed of a run, as its meter gives it.
+
+    Attributes:
+        views_per_second: that were trained on.
+        waited: share of the time in which data was waited for.
+        memory_gb: most memory of the GPU, or of the process (GB).
+    """
+
+    views_per_second: float = field(metadata={"low": 0})
+    waited: float = field(metadata={"low": 0, "high": 1})
+    memory_gb: float = field(metadata={"low": 0})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Content of run.json.
+
+    Attributes:
+        command: arguments of the command line.
+        started: time (UTC).
+        host: name of the machine.
+        device: name of the GPU, or the kind of device.
+        versions: of spkd, Python and libraries.
+        git_commit: of the working directory, with a + where files were changed; None outside of a repository.
+        caches: fingerprint of each cache.
+        speed: None before the end, and of a run too short to be measured.
+    """
+
+    command: tuple[str, ...]
+    started: str
+    host: str
+    device: str
+    versions: dict[str, str]
+    git_commit: str | None
+    caches: dict[str, str]
+    speed: Speed | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Raises SpkdError: missing, damaged, or of another format."""
+        return FORMAT.open(read_json(path), str(path), lambda content, where: record(cls, content, where))
+
+    def write(self, path: Path) -> None:
+        write_json(path, FORMAT.seal(asdict(self)))
+
+    def facts(self) -> dict[str, Any]:
+        """Its fields by name, as people read them."""
+        shown = {"started": self.started, "host": self.host, "device": self.device, "git commit": self.git_commit}
+        facts: dict[str, Any] = {name: value for name, value in shown.items() if value}
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        if self.speed is not None:
+            facts["speed"] = describe(asdict(self.speed))
+        return facts | {f"cache {name}": fingerprint for name, fingerprint in self.caches.items()}
 
 
 def start(out: Path, settings: TrainConfig, cache: CacheSource, device: torch.device) -> None:
-    """Write run.yaml, from which `spkd train --from` repeats the run, and run.json: command, versions, machine, git
-    commit of the working directory, fingerprints of the caches."""
+    """Write run.yaml, from which `spkd train --from` repeats the run, and run.json."""
     write_bytes(out / SETTINGS, config.dump(settings).encode())
-    tree = {
-        "command": sys.argv[1:],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "host": platform.node(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": {
-            "spkd": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
-        "git_commit": _git_commit(),
-        "caches": {member.name: member.fingerprint for member in cache.members},
+    versions = {
+        "spkd": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
     }
-    write_json(out / RUN, tree)
+    RunRecord(
+        tuple(sys.argv[1:]),
+        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        platform.node(),
+        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        versions,
+        _git_commit(),
+        {member.name: member.fingerprint for member in cache.members},
+    ).write(out / RUN)
 
 
 def finish(out: Path, summary: dict[str, float]) -> None:
     """Add the run's speed to run.json, and write its page."""
     if summary:
-        tree = json.loads((out / RUN).read_bytes())
-        write_json(out / RUN, tree | {"speed": summary})
+        replace(RunRecord.read(out / RUN), speed=Speed(**summary)).write(out / RUN)
     write_page(out)
 
 
 def write_page(out: Path) -> None:
-    """train.html: every curve of log.jsonl, the settings, and where the run was."""
-    drawn = [figures.lines({name: points}, name) for name, points in figures.curves(out / LOG).items()]
-    tree = json.loads((out / RUN).read_bytes())
-    shown: dict[str, object] = {key.replace("_", " "): tree[key] for key in PLAIN if tree.get(key)}
-    shown |= {"versions": ", ".join(f"{name} {version}" for name, version in tree["versions"].items())}
-    if (speed := tree.get("speed")) is not None:
-        shown |= {"speed": describe(speed)}
-    shown |= {f"cache {name}": fingerprint for name, fingerprint in tree["caches"].items()}
-    parts = [html.figures(*drawn), html.heading("The run"), html.facts(shown)]
+    """Write train.html: every curve of the log, the settings, and where the run was."""
+    drawn = [figures.lines({name: points}, name) for name, points in read_curves(out).items()]
+    parts = [html.figures(*drawn), html.heading("The run"), html.facts(RunRecord.read(out / RUN).facts())]
     parts += [html.heading("Settings"), html.code((out / SETTINGS).read_text())]
     write_bytes(out / PAGE, html.page(f"Training of {out.name}", *parts).encode())
 

@@ -23,6 +23,7 @@ from spkd.files.atomic import PART, read_bytes, read_json, write_bytes, write_js
 from spkd.files.schema import record
 from spkd.progress import log
 from spkd.registry import section_of
+from spkd.students.description import DESCRIPTION, Description
 from spkd.train.distributed import world
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.mining import Miner
@@ -95,15 +96,17 @@ def is_finished(out: Path, settings: dict[str, Any]) -> bool:
         SpkdError: it holds another one.
     """
     ours, finished = json.loads(json.dumps(settings)), False
-    for name in (STATE, "model.json"):
+    for name in (STATE, DESCRIPTION):
         if not (out / name).is_file():
             continue
-        tree = read_json(out / name)
-        held = tree if name == STATE else tree.get("training") if isinstance(tree, dict) else None
-        theirs = held.get("settings") if isinstance(held, dict) else None
-        theirs = theirs if isinstance(theirs, dict) else {}
+        if name == STATE:
+            state = read_json(out / STATE)
+            theirs = state.get("settings") if isinstance(state, dict) else None
+            theirs = theirs if isinstance(theirs, dict) else {}
+        else:
+            theirs = Description.read(out / name).training.settings
         if theirs == ours:
-            finished = finished or name == "model.json"
+            finished = finished or name == DESCRIPTION
         elif not _is_beginning(theirs, ours):
             what = "an unfinished run" if name == STATE else "a student"
             raise SpkdError(

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from spkd.networks.network import FRAME_LEVEL, count_macs, count_parameters
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.students import Checkpoint, Network, load_student, make_student, save_student
+from spkd.students.description import DESCRIPTION, Best, Description, Names, People, Training
 from spkd.train import mining, record, resume
 from spkd.train.batches import BatchContent, CropPlan, StepBatches, ViewOrder
 from spkd.train.caches import open_caches
@@ -158,6 +160,20 @@ class Run:
     def device(self) -> torch.device:
         return self.task.device
 
+    @cached_property
+    def people(self) -> People:
+        """Speakers and utterances of the caches, and of the student that this one began as."""
+        people = People()
+        for cache in (self.task.cache, self.task.finetune_cache):
+            if cache is not None:
+                unlabelled = np.flatnonzero(cache.plan.speaker < 0).tolist()
+                without = Names.of(cache.plan.utterances[index] for index in unlabelled)
+                people = people.with_those_of(People(Names.of(cache.plan.speakers), without))
+        init = self.config.student.init
+        if init is not None and (Path(init) / DESCRIPTION).is_file():
+            people = people.with_those_of(Description.read(Path(init) / DESCRIPTION).training.people)
+        return people
+
     def save(self, step: int) -> None:
         """Keep everything that the run needs to go on from a step. Raises SpkdError where it has diverged."""
         check_finite(self)
@@ -209,8 +225,7 @@ def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result
     if resume.is_finished(out, settings):
         log(f"{out}: this run is finished already")
         checkpoint = load_student(out)
-        terms = checkpoint.training.get("last_terms", {})
-        return Result(out, count_parameters(checkpoint.network), terms if isinstance(terms, dict) else {})
+        return Result(out, count_parameters(checkpoint.network), checkpoint.training.last_terms)
     with resume.locked(out) if ranks.is_first else contextlib.nullcontext():
         run = build(task, out, ranks)
         run.settings, run.validate = settings, validate
@@ -435,7 +450,7 @@ def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
         run_log.add(done - 1, {"valid_eer_percent": rate})
     log(f"validation after {done} steps: EER {rate:.3f} %")
     if run.best.add(done, rate) and run.ranks.is_first:
-        training = {"settings": run.settings, "steps": done, "valid_eer_percent": rate}
+        training = Training(run.settings, done, valid_eer_percent=rate, people=run.people)
         save_student(run.out / BEST, Checkpoint(network, training=training))
     if run.best.is_over(config.valid):
         log(f"no lower EER in {config.valid.patience} validations: training ends after {done} steps")
@@ -465,13 +480,12 @@ def _check_inputs(batch: TrainBatch) -> None:
 def _finish(run: Run, steps: int) -> Result:
     """Write the student; drop the training state, unless more steps may follow."""
     terms, logits = mean_over_ranks(_means(run.recent), run.device), run.task.logits
-    training = {"settings": run.settings, "steps": steps, "last_terms": terms}
-    if run.best.step >= 0:
-        training["best"] = {"valid_eer_percent": run.best.rate, "step": run.best.step}
+    best = None if run.best.step < 0 else Best(run.best.rate, run.best.step)
+    named = run.module.objective.by_name()
+    reports = {name: report for name, loss in named.items() if (report := loss.report())}
+    training = Training(run.settings, steps, terms, best, reports=reports, people=run.people)
     checkpoint = Checkpoint(run.module.trained_network(), training=training)
-    for name, loss in run.module.objective.by_name().items():
-        if report := loss.report():
-            training[name] = report
+    for loss in named.values():
         classifier = loss.classifier()
         if classifier is not None and checkpoint.head is None:
             checkpoint.head, checkpoint.scale = classifier.weight, classifier.scale
@@ -484,8 +498,8 @@ def _finish(run: Run, steps: int) -> Result:
             resume.drop(run.out)
         save_student(run.out, checkpoint)
     run.ranks.barrier()
-    best = (run.best.rate, run.best.step) if run.best.step >= 0 else None
-    return Result(run.out, count_parameters(checkpoint.network), terms, best)
+    lowest = None if best is None else (best.valid_eer_percent, best.step)
+    return Result(run.out, count_parameters(checkpoint.network), terms, lowest)
 
 
 def _means(recent: Sequence[dict[str, Tensor]]) -> dict[str, float]:

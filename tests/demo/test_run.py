@@ -21,10 +21,12 @@ def test_the_whole_pipeline(spkd: Callable, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.code == 0, done.err
     assert "$ spkd train --loss contrastive" in done.out
     assert done.out.count("shows the machinery, not accuracy") >= 2
-    rows = json.loads(Path("d/report.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["teacher", "student, no teacher", "student, distilled"]
-    assert all(0 <= row["eer_percent"] <= 100 and row["bytes"] > row["parameters"] for row in rows)
-    assert "not accuracy" in Path("d/report.html").read_text()
+    systems = json.loads(Path("d/comparison/comparison.json").read_text())["systems"]
+    assert [system["label"] for system in systems] == ["teacher", "student, no teacher", "student, distilled"]
+    for system in systems:
+        assert f"{system['results']['eer_percent']:.2f}" in done.out
+        assert 0 <= system["results"]["eer_percent"] <= 100
+    assert "synthetic-trials.txt" in Path("d/comparison/comparison.html").read_text()
     assert spkd("demo", "--out", "d").code == 0  # continues, nothing left to do
     assert "another seed" in spkd("demo", "--out", "d", "--seed", "1").err
     Path("mine").mkdir()

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from spkd.corpus.manifest import Manifest
 from spkd.eval.compare import latex, markdown, separated
 from spkd.eval.metrics import curve, eer
 from spkd.eval.trials import read_scores
-from spkd.students import Checkpoint, build, save_student
+from spkd.students import Checkpoint, Training, build, save_student
 
-SCORES = ("one/scores.txt", "two/scores.txt")
+SCORES, FEWER = ("one/scores.txt", "two/scores.txt"), ("fewer/scores.txt", "two/scores.txt")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the first test leaves its evaluations for the others."""
+    return tmp_path_factory.mktemp("evaluations")
 
 
 @pytest.fixture
-def evaluations(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+def evaluations(spkd: Callable, corpus: Path, tmp_path: Path, made: Path) -> None:
     """Folders one and two: two students on one list; other: one of them on a part of it."""
+    if any(made.iterdir()):
+        shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+        return
     for seed, name in ((0, "one"), (1, "two")):
         torch.manual_seed(seed)
         network = build("xvector", channels=16, embedding=8).eval()
-        training = {"settings": {"losses": {"cosine": {}}, "caches": ["f"]}, "steps": 3}
+        training = Training({"losses": {"cosine": {}}, "caches": ["f"]}, 3)
         save_student(tmp_path / f"s{name}", Checkpoint(network, training=training))
         lines = [{"step": step, "loss": 1.0 / (step + 1) + seed} for step in range(3)]
         (tmp_path / f"s{name}" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -34,6 +46,7 @@ def evaluations(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
     lines = (corpus / "trials.txt").read_text().splitlines(True)
     Path("part.txt").write_text("".join(lines[:100]))
     assert spkd("eval", "part.txt", *common, "out=other").code == 0
+    shutil.copytree(tmp_path, made, dirs_exist_ok=True)
 
 
 @pytest.mark.usefixtures("evaluations")
@@ -62,12 +75,18 @@ def test_systems_are_compared_on_one_page(spkd: Callable) -> None:
 @pytest.mark.usefixtures("evaluations")
 def test_lists_that_differ_are_compared_on_what_they_share(spkd: Callable, corpus: Path) -> None:
     """A system that could not use an utterance scored fewer trials of the same list."""
-    lines = Path("two/scores.txt").read_text().splitlines(True)
-    Path("two/scores.txt").write_text("".join(lines[5:]))
-    done = spkd("report", "one", "two", "--bootstrap", 20)
+    every = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest((replace(every[0], path="gone.flac"), *every[1:])).save("m.csv")
+    assert spkd("eval", corpus / "trials.txt", "manifest=m.csv", "model=sone", "bootstrap=20", "out=fewer").code == 0
+    done = spkd("report", "two", "fewer", "--out", "cmp", "--bootstrap", 20)
     assert done.code == 0, done.err
-    first = np.loadtxt("one/scores.txt", usecols=2)
-    assert len(first) == 153
+    scores = [{tuple(line.split()[:2]): line.split()[2:] for line in Path(f).read_text().splitlines()} for f in FEWER]
+    shared = [pair for pair in scores[0] if pair in scores[1]]
+    assert (len(shared), len(scores[1])) == (136, 153)
+    labels = np.array([scores[0][pair][1] == "target" for pair in shared], int)
+    fewer, two = (100 * eer(curve(np.array([float(s[pair][0]) for pair in shared]), labels))[0] for s in scores)
+    found = json.loads(Path("cmp/comparison.json").read_text())["differences"]["trials.txt"]["fewer"]
+    assert found["value"] == pytest.approx(fewer - two)
 
 
 @pytest.mark.usefixtures("evaluations")
@@ -75,9 +94,20 @@ def test_folders_that_are_no_evaluation_are_a_line(spkd: Callable) -> None:
     assert "sone: no evaluation (report.json)" in spkd("report", "sone").err
     Path("one/report.json").write_text('{"spkd_report": 1}')
     assert "not a report of format 2" in spkd("report", "one").err
-    Path("two/utt2spk").write_text("")
-    done = spkd("report", "two", "again=two", "--bootstrap", 20)
-    assert "two/utt2spk: no speaker of" in done.err
+
+
+@pytest.mark.usefixtures("evaluations")
+def test_a_flipped_bit_of_an_evaluation_is_an_error_that_names_the_file(spkd: Callable) -> None:
+    command = ["report", "two", "again=two", "--bootstrap", 5]
+    for name in ("scores.txt", "utt2spk"):
+        whole = Path("two", name).read_bytes()
+        Path("two", name).write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        done = spkd(*command)
+        assert (done.code, f"two/{name}: damaged" in done.err) == (1, True)
+        Path("two", name).unlink()
+        assert f"two/{name}: missing" in spkd(*command).err
+        Path("two", name).write_bytes(whole)
+    assert spkd(*command).code == 0
 
 
 def test_tables_are_escaped() -> None:

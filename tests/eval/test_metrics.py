@@ -16,7 +16,6 @@ from spkd.eval.metrics import (
     compute,
     curve,
     eer,
-    headline,
     metrics_of,
     min_cllr,
     min_dcf,
@@ -172,7 +171,10 @@ def test_one_list_of_metrics_serves_all() -> None:
     assert values["eer_percent"] == pytest.approx(100 * eer(at)[0])
     assert values["min_dcf_0.05"] == min_dcf(at, Point(0.05))[0]
     assert values["threshold_at_fa_0.1"] == threshold_at(at, 0.1)
-    assert headline(values, metrics).startswith(f"EER {values['eer_percent']:.3f} %   minDCF(0.01) ")
+    shown = [m.description.format(values[m.key]) for m in metrics if m.headline]
+    assert shown[:2] == [f"{values['eer_percent']:.3f} %", f"{values['min_dcf_0.01']:.4f}"]
+    assert metrics[0].description.title == "EER (%)"
+    assert metrics[0].description.format_interval((1.0, 2.0)) == "1.000 to 2.000"
 
 
 def test_a_threshold_that_accepts_nothing_is_a_number_above_all_scores() -> None:

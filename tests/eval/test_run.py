@@ -8,13 +8,13 @@ import itertools
 import json
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file, save_file
 
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.outputs.features import fbank
@@ -143,20 +143,6 @@ def test_a_list_of_one_class_gives_scores_and_says_so_before_the_work(spkd: Call
     assert json.loads(Path("eval/report.json").read_text())["results"] == {}
 
 
-@pytest.mark.parametrize("share", [1, 10])
-def test_weights_that_are_not_finite_are_an_error_with_their_count(
-    spkd: Callable, corpus: Path, student: Path, share: int
-) -> None:
-    weights = load_file(student / "model.safetensors")
-    weights["network.segment_b.2.bias"][:share] = float("nan")
-    save_file(weights, student / "model.safetensors")
-    done = spkd("eval", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}")
-    assert done.code == 1
-    assert f"{min(share, 8)} of its weights are not finite" in done.err
-    assert "EER" not in done.out
-    assert not Path("eval").exists()
-
-
 @pytest.mark.usefixtures("student")
 def test_trials_with_a_folder_in_front_are_matched(spkd: Callable, corpus: Path) -> None:
     lines = [line.split() for line in (corpus / "trials.txt").read_text().splitlines()]
@@ -222,3 +208,70 @@ def test_trials_come_from_standard_input(spkd: Callable, corpus: Path, monkeypat
 def test_neither_trials_nor_scores_is_a_line(spkd: Callable) -> None:
     done = spkd("eval", "model=x")
     assert (done.code, "name a trial list, or score files with --scores" in done.err) == (2, True)
+
+
+@pytest.mark.usefixtures("student")
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_student_that_was_trained_on_what_is_tested_is_noted(spkd: Callable, corpus: Path, labelled: bool) -> None:
+    """By speakers, or by utterances where training had no labels; in print, JSON and HTML; students of it as well."""
+    every = Manifest.load(corpus / "manifest.csv").utterances
+    trained = every[:9] if labelled else tuple(replace(u, speaker=None) for u in every[:9])
+    for name, some in (("train", trained), ("test", every), ("others", every[9:])):
+        Manifest(some).save(f"{name}.csv")
+    small = ["student=tiny", "student.channels=8", "student.embedding=8", "steps=2", "batch_size=4", "crop=0.5"]
+    assert spkd("extract", "teacher=checkpoint", "teacher.weights=student", "manifest=train.csv", "cache=c").code == 0
+    loss = "aam" if labelled else "contrastive"
+    assert spkd("train", "--loss", loss, "cache=c", "out=a", "manifest=train.csv", *small).code == 0
+    models = ["a"]
+    if labelled:  # and one that began as the first, trained on others
+        assert spkd("extract", "teacher=none", "manifest=others.csv", "cache=d").code == 0
+        assert spkd("train", "--loss", "aam", "cache=d", "out=b", "student.init=a", *small).code == 0
+        models.append("b")
+    pairs = list(itertools.combinations([u.id for u in every[:9]], 2))
+    Path("t.txt").write_text("".join(f"{int(a[:4] == b[:4])} {a} {b}\n" for a, b in pairs))
+    word = "3 of the 3 speakers of t.txt (spk0, spk1, spk2)" if labelled else "9 of the 9 utterances of t.txt"
+    for model in models:
+        done = spkd("eval", "t.txt", "manifest=test.csv", f"model={model}", "bootstrap=0")
+        assert done.code == 0, done.err
+        assert f"note: The student was trained on {word}" in done.out
+        assert word in json.loads(Path("eval/report.json").read_text())["notes"][0]
+        assert word in Path("eval/report.html").read_text()
+    description = Path("a/model.json").read_text()
+    assert "spk0/u0" not in description
+    if not labelled:
+        return
+    names = [u.id for u in every[9:]]
+    Path("t.txt").write_text("".join(f"{int(a[:4] == b[:4])} {a} {b}\n" for a, b in itertools.combinations(names, 2)))
+    assert "trained on" not in spkd("eval", "t.txt", "manifest=test.csv", "model=a", "bootstrap=0").out
+    done = spkd("calibrate", "t.txt", "manifest=test.csv", "model=b", "force=true")
+    assert "note: The student was trained on 3 of the 3 speakers of t.txt" in done.out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval", "t.txt", "manifest=none.csv"],
+        ["calibrate", "t.txt", "manifest=none.csv"],
+        ["embed", "none.csv"],
+    ],
+)
+@pytest.mark.parametrize("place", ["t.txt/x", "/proc/nope/x"])
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    spkd: Callable, command: list[str], place: str
+) -> None:
+    """Even before the manifest, which is not there, is looked at."""
+    Path("t.txt").write_text("1 a b\n")
+    out = f"{place}.npy" if command[0] == "embed" else place
+    done = spkd(*command, f"out={out}")
+    assert (done.code, f"{out}" in done.err, "cannot be written" in done.err) == (1, True, True)
+
+
+def test_scores_near_the_largest_double_are_drawn(spkd: Callable) -> None:
+    largest = float(np.finfo(np.float64).max)
+    for high, low in ((1e308, -1e308), (largest, -largest), (largest, largest), (5e-324, 0.0)):
+        lines = [f"a{i} b{i} {high if i % 2 else low!r} {i % 2}\n" for i in range(6)]
+        Path("s.txt").write_text("".join(lines))
+        done = spkd("eval", "--scores", "s.txt", "bootstrap=5")
+        assert done.code == 0, done.err
+        assert np.isfinite(list(json.loads(Path("eval/report.json").read_text())["results"].values())).all()
+        assert Path("eval/report.html").read_text().count("<svg") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from spkd.eval.cohort import normalised
 from spkd.eval.pairs import score_pairs
 from spkd.eval.plda import PLDA
 from spkd.files.vectors import read_vectors
+from tests.eval.conftest import COHORT_SPEAKERS, COHORT_UTTERANCES
 from tests.eval.students import save_untrained
 
 DIM = 4
@@ -26,23 +28,25 @@ def student(tmp_path: Path, corpus: Path) -> Path:
 
 
 @pytest.fixture
-def halves(corpus: Path, tmp_path: Path) -> tuple[Manifest, Manifest]:
-    """Three speakers to test, and three others as cohort; trials.txt, test.csv and cohort.csv."""
-    every = Manifest.load(corpus / "manifest.csv").utterances
-    test, cohort = Manifest(every[:9]), Manifest(every[9:])
+def halves(corpus: Path, cohort: Path, tmp_path: Path) -> tuple[Manifest, Manifest]:
+    """Three speakers to test, and twelve others as cohort; trials.txt, test.csv and cohort.csv."""
+    test, others = Manifest(Manifest.load(corpus / "manifest.csv").utterances[:9]), Manifest.load(cohort)
     test.save(tmp_path / "test.csv")
-    cohort.save(tmp_path / "cohort.csv")
+    others.save(tmp_path / "cohort.csv")
     lines = [f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in itertools.combinations(test, 2)]
     (tmp_path / "trials.txt").write_text("".join(lines))
-    return test, cohort
+    return test, others
 
 
 @pytest.fixture
-def embedded(spkd: Callable, student: Path, corpus: Path) -> dict[str, np.ndarray]:
+def embedded(spkd: Callable, student: Path, corpus: Path, cohort: Path) -> dict[str, np.ndarray]:
     """The student's embedding of every utterance, in float64."""
-    done = spkd("embed", corpus / "manifest.csv", "model=student", "out=every.npy")
-    assert done.code == 0, done.err
-    return {name: vector.astype(np.float64) for name, vector in read_vectors(Path("every.npy"))}
+    found = {}
+    for manifest in (corpus / "manifest.csv", cohort):
+        done = spkd("embed", manifest, "model=student", "out=every.npy")
+        assert done.code == 0, done.err
+        found |= {name: vector.astype(np.float64) for name, vector in read_vectors(Path("every.npy"))}
+    return found
 
 
 def scores_of(folder: str) -> dict[tuple[str, str], float]:
@@ -64,17 +68,17 @@ def test_the_cohorts_mean_is_subtracted(spkd: Callable, halves: tuple, embedded:
     mean = np.mean([embedded[u.id] for u in halves[1]], 0)
     for (a, b), score in scores_of("eval").items():
         assert abs(score - cosine(embedded[a] - mean, embedded[b] - mean)) < 1e-4
-    assert "mean of the 9 embeddings of cohort.csv is subtracted" in report_of("eval")["how"][0]
+    assert "mean of the 24 embeddings of cohort.csv is subtracted" in report_of("eval")["how"][0]
 
 
-@pytest.mark.parametrize(("average", "top"), [("true", 2), ("false", 5), ("false", 300)])
+@pytest.mark.parametrize(("average", "top"), [("true", 10), ("false", 15), ("false", 300)])
 def test_as_norm_is_the_formula(spkd: Callable, halves: tuple, embedded: dict, average: str, top: int) -> None:
     given = ["norm=as-norm", "cohort=cohort.csv", f"cohort.average={average}", f"cohort.top={top}"]
     done = spkd("eval", "trials.txt", "manifest=test.csv", *given)
     assert done.code == 0, done.err
     vectors = normalised(np.stack([embedded[u.id] for u in halves[1]]))
     if average == "true":
-        vectors = normalised(vectors.reshape(3, 3, DIM).sum(1))
+        vectors = normalised(vectors.reshape(COHORT_SPEAKERS, COHORT_UTTERANCES, DIM).sum(1))
 
     def statistics(name: str) -> tuple[float, float]:
         highest = np.sort(vectors @ normalised(embedded[name][None])[0])[-top:]
@@ -91,7 +95,7 @@ def test_a_cache_of_this_model_is_a_cohort_and_another_is_not(
 ) -> None:
     extract = ["teacher=checkpoint", "teacher.weights=student", "manifest=cohort.csv", "storage.codec=float32"]
     assert spkd("extract", *extract, "cache=c").code == 0
-    both = ["norm=as-norm", "cohort.top=4"]
+    both = ["norm=as-norm", "cohort.top=11"]
     assert spkd("eval", "trials.txt", "manifest=test.csv", "cohort=c", "out=a", *both).code == 0
     assert spkd("eval", "trials.txt", "manifest=test.csv", "cohort=cohort.csv", "out=b", *both).code == 0
     one, other = scores_of("a"), scores_of("b")
@@ -102,13 +106,12 @@ def test_a_cache_of_this_model_is_a_cohort_and_another_is_not(
     assert "with other weights or settings than the model" in done.err
 
 
-def test_plda_is_trained_on_the_cohort(spkd: Callable, corpus: Path, halves: tuple, embedded: dict) -> None:
-    done = spkd("eval", "trials.txt", "manifest=test.csv", "backend=plda", f"cohort={corpus / 'manifest.csv'}")
+def test_plda_is_trained_on_the_cohort(spkd: Callable, halves: tuple, embedded: dict) -> None:
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "backend=plda", "cohort=cohort.csv")
     assert done.code == 0, done.err
-    every = Manifest.load(corpus / "manifest.csv")
-    matrix = np.stack([embedded[u.id] for u in every])
+    matrix = np.stack([embedded[u.id] for u in halves[1]])
     mean = matrix.mean(0)
-    plda = PLDA.train(normalised(matrix - mean), np.repeat(np.arange(6), 3))
+    plda = PLDA.train(normalised(matrix - mean), np.repeat(np.arange(COHORT_SPEAKERS), COHORT_UTTERANCES))
     for (a, b), score in scores_of("eval").items():
         sides = (normalised(embedded[name][None] - mean) for name in (a, b))
         expected = score_pairs(*plda.sides(*sides), np.array([0]), np.array([0]))[0]
@@ -116,7 +119,6 @@ def test_plda_is_trained_on_the_cohort(spkd: Callable, corpus: Path, halves: tup
     report = report_of("eval")
     assert "two-covariance PLDA" in " ".join(report["how"])
     assert {"cllr", "act_dcf_0.01"} <= set(report["results"])  # its scores are log-likelihood ratios
-    assert spkd("eval", "trials.txt", "manifest=test.csv", "backend=plda", "cohort=cohort.csv").code in (0, 1)
 
 
 def test_several_utterances_enrol_a_model(spkd: Callable, halves: tuple, embedded: dict) -> None:
@@ -188,3 +190,53 @@ def test_a_cohort_without_labels_cannot_train_plda(spkd: Callable, halves: tuple
     assert "PLDA is trained on speaker labels" in done.err
     done = spkd("eval", "trials.txt", "manifest=test.csv", "norm=as-norm", "cohort=paths.txt")
     assert "cohort embeddings are not averaged" in done.out
+
+
+@pytest.mark.usefixtures("student")
+@pytest.mark.parametrize("given", [["norm=as-norm"], ["backend=plda"], ["subtract_mean=true"]])
+def test_a_cohort_of_what_is_tested_is_refused_before_the_work(
+    spkd: Callable, halves: tuple, corpus: Path, given: list[str]
+) -> None:
+    """By speakers, by ids, and by the recordings where neither agrees; from a manifest and from a cache."""
+    test, others = halves
+    common = ["eval", "trials.txt", "manifest=test.csv", *given]
+    done = spkd(*common, f"cohort={corpus / 'manifest.csv'}")
+    assert (done.code, "holds 3 of the speakers that are tested (spk0, spk1, spk2)" in done.err) == (1, True)
+    Manifest((*others, replace(test[0], speaker=None))).save("ids.csv")
+    assert "holds 1 of the utterances that are tested (spk0/u0.flac)" in spkd(*common, "cohort=ids.csv").err
+    Manifest((*others, replace(test[0], id="new", speaker=None))).save("audio.csv")
+    done = spkd(*common, "cohort=audio.csv")
+    assert "holds 1 of the recordings that are tested" in done.err
+    assert not Path("eval").exists()
+    extract = ["teacher=checkpoint", "teacher.weights=student", "cache=c"]
+    assert spkd("extract", *extract, f"manifest={corpus / 'manifest.csv'}").code == 0
+    assert "cohort=c: holds 3 of the speakers" in spkd(*common, "cohort=c").err
+
+
+@pytest.mark.usefixtures("student")
+def test_as_norm_by_few_speakers_is_refused_and_by_some_noted(spkd: Callable, halves: tuple) -> None:
+    others, common = halves[1], ["eval", "trials.txt", "manifest=test.csv", "norm=as-norm"]
+    for kept, average in ((2, "true"), (9, "true"), (4, "false")):
+        Manifest(others.utterances[: COHORT_UTTERANCES * kept]).save("few.csv")
+        done = spkd(*common, "cohort=few.csv", f"cohort.average={average}")
+        assert (done.code, "it takes at least 10" in done.err) == (2, True)
+    done = spkd(*common, "cohort=cohort.csv")
+    assert done.code == 0, done.err
+    note = report_of("eval")["notes"][0]
+    assert note.startswith("AS-norm takes mean and deviation of 12 cohort scores only")
+    assert "standard error of 21 %" in note  # 1 / sqrt(2 (12 - 1))
+    assert f"note: {note}" in done.out
+    assert "of 12 cohort scores only" in Path("eval/report.html").read_text()
+    copies = [replace(others[0], id=f"copy{i}", speaker=f"x{i}") for i in range(12)]
+    Manifest(tuple(copies)).save("copies.csv")
+    done = spkd(*common, "cohort=copies.csv")
+    assert (done.code, "copies of one another" in done.err) == (1, True)
+
+
+def test_views_of_moved_formants_are_no_cohort(spkd: Callable, halves: tuple, student: Path) -> None:
+    """Nor those at another speed: the cohort has as many embeddings as utterances."""
+    extract = ["teacher=checkpoint", "teacher.weights=student", "manifest=cohort.csv"]
+    assert spkd("extract", *extract, "cache=c", "view.formants=[0.85,1.0]", "view.speeds=[0.9,1.0]").code == 0
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "subtract_mean=true", "cohort=c")
+    assert done.code == 0, done.err
+    assert "mean of the 24 embeddings of c is subtracted" in report_of("eval")["how"][0]

@@ -34,7 +34,7 @@ def scores_of(folder: str) -> np.ndarray:
 
 @pytest.mark.usefixtures("lists")
 def test_a_students_calibration_stays_with_it_and_is_applied(spkd: Callable) -> None:
-    done = spkd("calibrate", "dev.txt", "manifest=dev.csv")
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "force=true")
     assert done.code == 0, done.err
     assert done.out.startswith("student/calibration.json: score ")
     found = Calibration.load("student/calibration.json")
@@ -59,7 +59,7 @@ def test_a_missing_student_is_named(spkd: Callable) -> None:
 
 @pytest.mark.usefixtures("lists")
 def test_the_speakers_that_are_tested_must_not_calibrate(spkd: Callable, corpus: Path) -> None:
-    assert spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json").code == 0
+    assert spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").code == 0
     done = spkd("eval", "dev.txt", "manifest=dev.csv", "calibration=c.json")
     assert (done.code, "3 of whose speakers are tested here (spk0, spk1, spk2)" in done.err) == (1, True)
     save_untrained(Path("student"), corpus, seed=1)
@@ -68,13 +68,13 @@ def test_the_speakers_that_are_tested_must_not_calibrate(spkd: Callable, corpus:
 
 
 @pytest.mark.usefixtures("lists")
-def test_quality_measures_are_features(spkd: Callable) -> None:
-    given = ["quality=[duration,magnitude,cohort,enrolments]", "norm=as-norm", "cohort=dev.csv", "cohort.top=3"]
+def test_quality_measures_are_features(spkd: Callable, cohort: Path) -> None:
+    more = ["norm=as-norm", f"cohort={cohort}", "cohort.top=11"]
+    given = ["quality=[duration,magnitude,cohort,enrolments]", "force=true", *more]
     done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=q.json", *given)
     assert done.code == 0, done.err
     pairs = [f"{name}.{side}" for name in ("duration", "magnitude", "cohort") for side in ("low", "high")]
     assert Calibration.load("q.json").features == ("score", *pairs, "enrolments")
-    more = ["norm=as-norm", "cohort=dev.csv", "cohort.top=3"]
     done = spkd("eval", "test.txt", "manifest=test.csv", "calibration=q.json", *more)
     assert done.code == 0, done.err
     assert "quality measures (duration, magnitude, cohort, enrolments)" in Path("eval/report.html").read_text()
@@ -92,7 +92,7 @@ def test_systems_are_fused_from_their_scores(spkd: Callable) -> None:
             lines = [f"{a} {b} {int(label) + noise * random.normal()}\n" for label, a, b in labels]
             random.shuffle(lines)
             Path(f"{name}.{system}").write_text("".join(lines))
-    given = ["--scores", "dev.good", "--scores", "dev.poor", "quality=[duration]", "out=fusion.json"]
+    given = ["--scores", "dev.good", "--scores", "dev.poor", "quality=[duration]", "out=fusion.json", "force=true"]
     done = spkd("calibrate", "dev.txt", "manifest=dev.csv", *given)
     assert done.code == 0, done.err
     fusion = Calibration.load("fusion.json")
@@ -112,3 +112,28 @@ def test_a_calibration_needs_labels_of_both_kinds(spkd: Callable) -> None:
     done = spkd("calibrate", "t.txt", "manifest=dev.csv")
     assert (done.code, "needs labelled trials of both kinds" in done.err) == (1, True)
     assert not Path("student/calibration.json").exists()
+
+
+@pytest.mark.usefixtures("lists")
+def test_few_trials_are_refused_unless_forced(spkd: Callable) -> None:
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json")
+    assert done.code == 1
+    assert "dev.txt: 9 target and 27 non-target trials; a calibration takes at least 30 of each kind" in done.err
+    assert not Path("c.json").exists()
+    assert spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").code == 0
+    for counts, code in (((30, 29), 1), ((29, 30), 1), ((30, 30), 0)):
+        random = np.random.RandomState(0)
+        lines = [
+            f"{word}{i} b{i} {random.normal() + (word == 'target'):.4f} {word}\n"
+            for word, count in zip(("target", "nontarget"), counts, strict=True)
+            for i in range(count)
+        ]
+        Path("s.txt").write_text("".join(lines))
+        assert spkd("calibrate", "--scores", "s.txt", "out=s.json").code == code
+
+
+def test_scores_too_large_to_compute_with_are_a_line(spkd: Callable) -> None:
+    lines = [f"a{i} b{i} {(-1) ** i * 1e308 + i} {('target', 'nontarget')[i % 2]}\n" for i in range(80)]
+    Path("s.txt").write_text("".join(lines))
+    done = spkd("calibrate", "--scores", "s.txt", "out=c.json")
+    assert (done.code, "s.txt: a calibration takes scores and quality measures below 1e+100" in done.err) == (1, True)

@@ -61,7 +61,7 @@ def student(tmp_path: Path, corpus: Path, spkd: Callable) -> Path:
     network = load_student(folder).network
     network.take(FBANKS["sherpa"])
     save_student(folder, Checkpoint(network))
-    done = spkd("calibrate", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}")
+    done = spkd("calibrate", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "force=true")
     assert done.code == 0, done.err
     return folder
 

@@ -458,3 +458,21 @@ def test_every_student_is_a_teacher_too(spkd: Callable, corpus: Path, tmp_path: 
             assert torch.allclose(found.reshape(values[0].shape), values[0], atol=1e-4 * float(values.abs().max())), (
                 level
             )
+
+
+def test_outputs_beyond_float16_name_the_codec_that_holds_them(spkd: Callable, corpus: Path) -> None:
+    network = build("xvector", channels=16, embedding=8).eval()
+    with torch.no_grad():
+        network.segment_b[2].bias += 1e6  # float16 ends at 65,504
+    save_student(Path("large"), Checkpoint(network))
+    common = [
+        "extract",
+        "teacher=checkpoint",
+        "teacher.weights=large",
+        f"manifest={corpus / 'manifest.csv'}",
+        "cache=c",
+    ]
+    done = spkd(*common, "teacher.targets=[embedding]")
+    assert done.code == 1
+    assert "target embedding: values that are not finite as float16; try storage.codec=float32" in done.err
+    assert spkd(*common, "storage.codec=float32").code == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,32 @@ from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
-from spkd.students import Checkpoint, build, load_student, read_weights, save_student
+from spkd.students import Checkpoint, Training, build, load_student, read_weights, save_student
+
+
+def sealed(tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A tree with other values and the digest of these."""
+    content = {k: v for k, v in (tree | changes).items() if k not in ("spkd_model", "digest")}
+    return {"spkd_model": tree["spkd_model"], **content, "digest": digest_of(content)}
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Other weights, and a description that says so."""
+    save_file(tensors, folder / "model.safetensors")
+    card, data = json.loads((folder / "model.json").read_text()), (folder / "model.safetensors").read_bytes()
+    changed = sealed(card, weights_sha256=hashlib.sha256(data).hexdigest())
+    (folder / "model.json").write_text(json.dumps(changed))
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     network = build(name, channels=16, embedding=8).eval()
-    save_student(tmp_path, Checkpoint(network, torch.randn(3, 8), ["a", "b", "c"], 30.0, {"steps": 5}))
+    save_student(tmp_path, Checkpoint(network, torch.randn(3, 8), ["a", "b", "c"], 30.0, Training(steps=5)))
     loaded = load_student(tmp_path)
     features = torch.randn(2, 30, network.input_kind.dim)
     assert torch.equal(loaded.network(features)["embedding"], network(features)["embedding"])
@@ -32,7 +51,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
         (3, 8),
         ["a", "b", "c"],
         30.0,
-        {"steps": 5},
+        Training(steps=5),
     )
 
 
@@ -45,7 +64,8 @@ def test_bad_checkpoints_say_what_is_wrong(tmp_path: Path) -> None:
     for change, expected in (
         ({"spkd_model": 2}, "update spkd"),
         ({"network": "vgg"}, "unknown network 'vgg'"),
-        ({"settings": {"channels": 8, "embedding": 8}}, "of another network"),
+        ({"settings": {"channels": 8, "embedding": 8}}, "not those of its digest"),
+        (sealed(good, settings={"channels": 8, "embedding": 8}), "of another network"),
     ):
         card.write_text(json.dumps(good | change))
         with pytest.raises(SpkdError, match=expected):
@@ -73,7 +93,7 @@ def test_a_card_with_odd_values_is_a_line(spkd: Callable, corpus: Path, change: 
     torch.manual_seed(0)
     save_student(Path("s"), Checkpoint(build("xvector", channels=16, embedding=8), torch.randn(2, 8), ["a", "b"], 30.0))
     card = json.loads(Path("s/model.json").read_text())
-    Path("s/model.json").write_text(json.dumps(card | change))
+    Path("s/model.json").write_text(json.dumps(sealed(card, **change)))
     more = [f"manifest={corpus / 'manifest.csv'}", "model=s"]
     done = spkd("eval", corpus / "trials.txt", *more)
     assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
@@ -88,7 +108,7 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
     tensors = load_file(path)
     name = next(n for n, v in tensors.items() if v.shape == (2, 8))
     for shape in ((2, 9), (1, 8), (2,), (2, 8, 1)):
-        save_file(tensors | {name: torch.zeros(shape)}, path)
+        rewrite(tmp_path, tensors | {name: torch.zeros(shape)})
         with pytest.raises(SpkdError, match="damaged|another"):
             load_student(tmp_path)
 
@@ -178,3 +198,27 @@ def test_a_safetensors_file_of_integers_is_refused(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2, dtype=torch.uint8)}, tmp_path / "w.safetensors")
     with pytest.raises(SpkdError, match="'w' holds uint8"):
         read_weights(str(tmp_path / "w.safetensors"))
+
+
+def test_a_flipped_bit_of_the_weights_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_student(tmp_path, Checkpoint(build("tiny", channels=16, embedding=8)))
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    for place in (0, len(data) // 2, len(data) - 1):
+        flipped = bytearray(data)
+        flipped[place] ^= 0x40
+        path.write_bytes(flipped)
+        with pytest.raises(SpkdError, match="model.safetensors: damaged"):
+            load_student(tmp_path)
+    path.write_bytes(data)
+    load_student(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_an_error_with_their_count(tmp_path: Path) -> None:
+    network = build("xvector", channels=16, embedding=8)
+    with torch.no_grad():
+        network.segment_b[2].bias[:3] = float("nan")
+    save_student(tmp_path, Checkpoint(network))
+    with pytest.raises(SpkdError, match="3 of its weights are not finite"):
+        load_student(tmp_path)

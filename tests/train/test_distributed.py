@@ -159,7 +159,7 @@ def test_two_ranks_of_torchrun_train_one_student_and_continue_exactly(tmp_path: 
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
     assert [json.loads(line)["step"] for line in logs[0].splitlines()] == [0, 20]
-    assert load_student(tmp_path / "whole").training["steps"] == 40
+    assert load_student(tmp_path / "whole").training.steps == 40
 
 
 @pytest.mark.usefixtures("cached")
@@ -178,7 +178,7 @@ def test_divided_classes_are_one_classifier_on_disk(spkd: Callable, tmp_path: Pa
         run(then, name, "steps=12")
     a, b = (load_student(tmp_path / name) for name in "ab")
     assert a.classes == b.classes
-    assert a.training["steps"] == b.training["steps"] == 12
+    assert a.training.steps == b.training.steps == 12
     assert a.head is not None
     assert b.head is not None
     assert a.head.shape == (len(a.classes), 8)

@@ -300,7 +300,7 @@ def cached(spkd: Callable, corpus: Path) -> None:
 def test_two_architectures_and_one(spkd: Callable, corpus: Path) -> None:
     done = spkd("train", "--loss", "memo", *SMALL)
     assert done.code == 0, done.err
-    record = load_student("student").training["memo"]
+    record = load_student("student").training.reports["memo"]
     assert set(record) == {"contrastive_stopped", "reason", "collapsed", "information_nats"}
     assert spkd("eval", str(corpus / "trials.txt"), f"manifest={corpus / 'manifest.csv'}").code == 0
     dino = [argument for argument in SMALL if "partner" not in argument]

@@ -54,15 +54,15 @@ def test_a_second_phase_has_its_own_crops_margin_and_rate(spkd: Callable) -> Non
     rates = logged("student", "lr")
     assert list(rates) == [0, 20, 40]
     assert rates[40] == pytest.approx(1e-4 * 0.25 ** (10 / 19))
-    assert load_student("student").training["steps"] == 50
+    assert load_student("student").training.steps == 50
 
 
 @pytest.mark.usefixtures("cached")
 def test_epochs_stand_for_steps(spkd: Callable) -> None:
     assert spkd("train", "--loss", "cosine", *SMALL, "epochs=2.5").code == 0
-    assert load_student("student").training["steps"] == 10  # 24 views, 4 batches an epoch
+    assert load_student("student").training.steps == 10  # 24 views, 4 batches an epoch
     assert spkd("train", "--loss", "cosine", *SMALL, "epochs=2", "accumulate=2", "out=b").code == 0
-    assert load_student("b").training["steps"] == 4
+    assert load_student("b").training.steps == 4
 
 
 @pytest.mark.usefixtures("cached")
@@ -112,9 +112,9 @@ def test_validation_keeps_the_best_and_changes_nothing_else(spkd: Callable) -> N
     rates = logged("watched", "valid_eer_percent")
     assert list(rates) == [9, 19, 29, 34]
     best = load_student("watched/best")
-    step = best.training["steps"] - 1
-    assert rates[step] == min(rates.values()) == best.training["valid_eer_percent"]
-    assert load_student("watched").training["best"]["step"] == step + 1
+    step = best.training.steps - 1
+    assert rates[step] == min(rates.values()) == best.training.valid_eer_percent
+    assert load_student("watched").training.best.step == step + 1
     assert "lowest EER" in done.out
     assert spkd("eval", "valid.txt", "manifest=valid.csv", "model=watched/best", "bootstrap=0").code == 0
     assert json.loads(Path("eval/report.json").read_text())["results"]["eer_percent"] == pytest.approx(rates[step])
@@ -135,7 +135,7 @@ def test_training_ends_early_where_it_gets_no_better(spkd: Callable) -> None:
     )
     assert done.code == 0, done.err
     assert "no lower EER in 2 validations: training ends after" in done.out
-    assert load_student("student").training["steps"] < 400
+    assert load_student("student").training.steps < 400
 
 
 @pytest.mark.usefixtures("cached")

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from spkd import config
-from spkd.errors import UsageError
+from spkd.errors import SpkdError, UsageError
+from spkd.students.curves import read_curves
 from spkd.train.log import RunLog
+from spkd.train.record import RunRecord, Speed
 from spkd.train.settings import TrainConfig
+from tests.foreign import changed
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6"]
 
@@ -46,6 +49,8 @@ def test_a_run_leaves_what_repeats_it(spkd: Callable) -> None:
     page = Path("run/train.html").read_text()
     assert page.count("<svg") == 3  # aam, ntxent, lr
     assert "margin: 0.1" in page
+    lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert read_curves("run")["aam"] == tuple((line["step"], line["aam"]) for line in lines)
     assert "no training was there" in spkd("train", "--from", "nothing").err
 
 
@@ -78,3 +83,16 @@ def test_a_sweep_goes_on_after_a_failure_and_says_so(spkd: Callable) -> None:
     assert Path("s/student=tiny,optim.lr=0.01/model.safetensors").is_file()
     done = spkd("train", "--loss", "aam", *SMALL, "steps=3", "out=one", "--json")
     assert json.loads(done.out.splitlines()[-1])["parameters"] > 0
+
+
+def test_every_changed_value_of_the_record_is_a_line_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    first = RunRecord(("--loss", "aam"), "2026", "h", "cpu", {"spkd": "1"}, None, {"c": "f"}, Speed(9.0, 0.1, 1.5))
+    first.write(path)
+    assert RunRecord.read(path) == first
+    for field, damaged in changed(json.loads(path.read_text())):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(SpkdError) as caught:
+            RunRecord.read(path)
+        assert str(caught.value).startswith(f"{path}: "), field
+        assert len(str(caught.value).splitlines()) == 1, field

@@ -155,16 +155,16 @@ def test_the_ceiling_rises_where_even_different_speakers_are_alike(
     def trained(*more: str) -> tuple[float, str]:
         done = spkd("train", *more, "cache=c", *SMALL)
         assert done.code == 0, done.err
-        return load_student(more[-1].removeprefix("out=")).training["settings"]["losses"]["contrastive"][
+        return load_student(more[-1].removeprefix("out=")).training.settings["losses"]["contrastive"][
             "ceiling"
         ], done.out
 
     found, printed = trained("--loss", "contrastive", "out=a")
     assert found == pytest.approx(np.quantile(cosines, 0.99), abs=1e-6)
     assert f"the ceiling of negatives is {found:.4f}" in printed
-    assert load_student("a").training["last_terms"]["contrastive"] > 0.1
+    assert load_student("a").training.last_terms["contrastive"] > 0.1
     assert trained("--loss", "contrastive", "loss.contrastive.ceiling=0.9", "out=b")[0] == 0.9
-    assert load_student("b").training["last_terms"]["contrastive"] == 0
+    assert load_student("b").training.last_terms["contrastive"] == 0
 
 
 def test_separate_teachers_give_no_logits(spkd: Callable, extract: Callable, corpus: Path) -> None:

@@ -66,8 +66,8 @@ def test_every_loss_trains_every_student(spkd: Callable, student: str, losses: l
     done = spkd("train", *chosen, f"student={student}", *SMALL)
     assert done.code == 0, done.err
     checkpoint = load_student("student")
-    assert checkpoint.training["settings"]["losses"].keys() == set(losses)
-    assert set(checkpoint.training["last_terms"]) == set(losses)
+    assert checkpoint.training.settings["losses"].keys() == set(losses)
+    assert set(checkpoint.training.last_terms) == set(losses)
     assert (checkpoint.head is not None) == ("aam" in losses)
     if checkpoint.head is not None:
         assert len(checkpoint.classes) == len(checkpoint.head) == 12
@@ -155,7 +155,7 @@ def test_training_lowers_the_loss(spkd: Callable) -> None:
     done = spkd("train", "--loss", "cosine", *SMALL[:-1], "steps=150", "optim.warmup=10", "optim.lr=0.01")
     assert done.code == 0, done.err
     first = json.loads(Path("student/log.jsonl").read_text().splitlines()[0])["cosine"]
-    assert load_student("student").training["last_terms"]["cosine"] < 0.5 * first
+    assert load_student("student").training.last_terms["cosine"] < 0.5 * first
 
 
 @pytest.mark.usefixtures("cached")
@@ -244,7 +244,7 @@ def test_labels_are_asked_for_only_where_needed(spkd: Callable, corpus: Path, te
     done = spkd("train", "--loss", "aam", *SMALL)
     assert (done.code, "needs speaker labels" in done.err) == (1, True)
     assert spkd("train", *SMALL).code == 0
-    assert list(load_student("student").training["settings"]["losses"]) == ["contrastive"]
+    assert list(load_student("student").training.settings["losses"]) == ["contrastive"]
 
 
 def test_a_classifier_learns_from_the_labelled_part(spkd: Callable, corpus: Path, teacher: Path) -> None:
@@ -376,7 +376,7 @@ def test_without_any_choice_labels_are_learnt_besides(spkd: Callable, typed: tup
     done = spkd("train", *SMALL[:-1], "steps=2", *typed)
     assert done.code == 0, done.err
     assert "no loss is named: contrastive and aam" in done.out + done.err
-    assert list(load_student("student").training["settings"]["losses"]) == ["contrastive", "aam"]
+    assert list(load_student("student").training.settings["losses"]) == ["contrastive", "aam"]
     resolved = config.load(TrainConfig, base=Path("student/run.yaml"))
     assert (resolved.loss.names, resolved.loss.weights) == (["contrastive", "aam"], {"aam": weight})
 
@@ -389,7 +389,7 @@ def test_recipes_train(spkd: Callable, corpus: Path, name: str) -> None:
     assert done.code == 0, done.err
     done = spkd("train", "--recipe", name, "steps=2", "batch_size=6")
     assert done.code == 0, done.err
-    found = load_student("student").training["settings"]
+    found = load_student("student").training.settings
     assert list(found["losses"]) == config.load(TrainConfig, base=name).loss.names
     assert "did you mean" in spkd("train", "--recipe", "memmo").err
 

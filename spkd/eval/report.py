@@ -1,0 +1,231 @@
+"""report.json: the record of one evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from spkd.errors import SpkdError, UsageError
+from spkd.eval.breakdown import Group
+from spkd.eval.metrics import MetricDescription
+from spkd.eval.training import TrainingSummary
+from spkd.files.atomic import parse_json, read_bytes
+from spkd.files.schema import record
+from spkd.files.sealed import Format
+from spkd.outputs.teacher_card import TeacherCard
+
+SCORES, SPEAKERS, REPORT, PAGE = "scores.txt", "utt2spk", "report.json", "report.html"
+FORMAT = Format("spkd_report", 2, "a report", "evaluate again with this version")
+
+
+@dataclass(frozen=True)
+class TrialSummary:
+    """A list of trials.
+
+    Attributes:
+        file: name of the list.
+        sha256: digest of the list.
+        scored: trials that have a score.
+        left_out: trials that have none.
+        targets: target trials that have a score; None without labels.
+        non_targets: non-target trials that have a score; None without labels.
+        speakers: of the scored trials.
+        speakers_known: how the speakers are known.
+    """
+
+    file: str
+    sha256: str
+    scored: int = field(metadata={"low": 0})
+    left_out: int = field(metadata={"low": 0})
+    targets: int | None = field(metadata={"low": 0})
+    non_targets: int | None = field(metadata={"low": 0})
+    speakers: int = field(metadata={"low": 0})
+    speakers_known: str
+
+    @property
+    def name(self) -> str:
+        """The list's name without its folder."""
+        return Path(self.file).name
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Size and speed of a model; None for what is not known.
+
+    Attributes:
+        parameters: of the model.
+        bytes: of the weights as they are in memory.
+        macs_per_second: multiply-accumulates per second of speech, features not counted.
+        real_time_factor: processing time over audio time on one CPU thread, features included.
+    """
+
+    parameters: int | None = field(default=None, metadata={"low": 0})
+    bytes: int | None = field(default=None, metadata={"low": 0})
+    macs_per_second: int | None = field(default=None, metadata={"low": 0})
+    real_time_factor: float | None = field(default=None, metadata={"positive": True})
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model that embedded one side of the trials, or both.
+
+    Attributes:
+        name: as the settings have it.
+        efficiency: its size and speed.
+        card: what it is.
+    """
+
+    name: str
+    efficiency: Efficiency
+    card: TeacherCard
+
+    def to_json(self) -> dict[str, Any]:
+        known = {name: value for name, value in asdict(self.efficiency).items() if value is not None}
+        return {"name": self.name, **known, **self.card.to_json()}
+
+    @classmethod
+    def from_json(cls, tree: Any, where: str) -> ModelSummary:
+        """Raises SpkdError where it is none."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
+            raise SpkdError(f"{where}: damaged (name is missing, or no text)")
+        sizes = {f.name for f in fields(Efficiency)}
+        size = record(Efficiency, {name: value for name, value in tree.items() if name in sizes}, where)
+        card = {name: value for name, value in tree.items() if name not in {"name", *sizes}}
+        return cls(tree["name"], size, TeacherCard.from_json(card, where))
+
+
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """The calibration that was applied.
+
+    Attributes:
+        file: its file.
+        trials: the list on which it was trained.
+        sha256: digest of that list.
+        targets: target trials of that list.
+        non_targets: non-target trials of that list.
+        speakers: of that list.
+        quality: quality measures that it takes.
+    """
+
+    file: str
+    trials: str
+    sha256: str
+    targets: int = field(metadata={"low": 0})
+    non_targets: int = field(metadata={"low": 0})
+    speakers: tuple[str, ...]
+    quality: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WorstTrial:
+    """A trial with the score of the other kind.
+
+    Attributes:
+        enrolment: name of that side.
+        test: name of that side.
+        score: of the trial.
+        line: of the list.
+    """
+
+    enrolment: str
+    test: str
+    score: float
+    line: int = field(metadata={"low": 0})
+
+
+@dataclass(frozen=True)
+class Worst:
+    """Target trials of the lowest scores and non-target trials of the highest, the worst first."""
+
+    targets: tuple[WorstTrial, ...] = ()
+    non_targets: tuple[WorstTrial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results of an evaluation, and everything that decides them.
+
+    Attributes:
+        results: value of each metric; {} without labels of both kinds.
+        intervals: 95 % confidence interval of the metrics that have one.
+        metrics: what the values are.
+        trials: the list.
+        models: of the enrolment and of the test side; one where they are the same, none for scores from files.
+        training: of the model of the test side; None where it is no student.
+        calibration: that was applied; None without.
+        breakdown: groups of trials, by column of the manifest.
+        worst: trials.
+        manifest: of the trials' audio; None where none is known.
+        rejected: utterances that could not be used, with the reasons.
+        how: each step from audio to numbers, in sentences.
+        notes: what a reader has to know before the numbers are believed.
+        bootstrap: resamplings behind the intervals; 0 without intervals.
+        seconds: that the command took (s).
+        files: SHA-256 of the other files of the evaluation, by name.
+        version: of spkd.
+    """
+
+    results: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    metrics: tuple[MetricDescription, ...]
+    trials: TrialSummary
+    models: tuple[ModelSummary, ...]
+    training: TrainingSummary | None
+    calibration: CalibrationSummary | None
+    breakdown: dict[str, tuple[Group, ...]]
+    worst: Worst
+    manifest: str | None
+    rejected: dict[str, str]
+    how: tuple[str, ...]
+    notes: tuple[str, ...]
+    bootstrap: int = field(metadata={"low": 0})
+    seconds: float = field(metadata={"low": 0})
+    files: dict[str, str]
+    version: str
+
+    @property
+    def headline(self) -> tuple[MetricDescription, ...]:
+        """The metrics of printed lines and tables."""
+        return tuple(metric for metric in self.metrics if metric.headline)
+
+    def interval(self, metric: MetricDescription) -> str:
+        """The confidence interval of a metric as people read it; "" where it has none."""
+        limits = self.intervals.get(metric.key)
+        return "" if limits is None else metric.format_interval(limits)
+
+    def line(self) -> str:
+        """The headline metrics in a line; "" without error rates."""
+        shown = (f"{metric.label} {metric.format(self.results[metric.key])}" for metric in self.headline)
+        return f"{'   '.join(shown)}   ({self.trials.scored} trials)" if self.results else ""
+
+    def to_json(self) -> dict[str, Any]:
+        return FORMAT.seal(asdict(self) | {"models": [model.to_json() for model in self.models]})
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Report:
+        """A report from the bytes of its file. Raises SpkdError: damaged, or of another format."""
+        return FORMAT.open(parse_json(data, where), where, _checked)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Report:
+        """The report of an evaluation's folder. Raises UsageError: none there. SpkdError: as `parse`."""
+        path = Path(folder) / REPORT
+        if not path.is_file():
+            raise UsageError(f"{folder}: no evaluation ({REPORT}); make one with `spkd eval`")
+        return cls.parse(read_bytes(path), str(path))
+
+
+def _checked(content: dict[str, Any], where: str) -> Report:
+    models = content.get("models")
+    if not isinstance(models, list):
+        raise SpkdError(f"{where}: damaged (models must be a list)")
+    read = tuple(ModelSummary.from_json(model, f"{where}: models[{i}]") for i, model in enumerate(models))
+    report = record(Report, content | {"models": []}, where)
+    known = {metric.key for metric in report.metrics}
+    if report.results and (missing := known ^ set(report.results)):
+        raise SpkdError(f"{where}: damaged (results and metrics differ in {min(missing)[:40]!r})")
+    if unknown := set(report.intervals) - set(report.results):
+        raise SpkdError(f"{where}: damaged (intervals without a result: {min(unknown)[:40]!r})")
+    return Report(**{f.name: getattr(report, f.name) for f in fields(Report)} | {"models": read})
