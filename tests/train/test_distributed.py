@@ -25,7 +25,7 @@ from spkd.train.distributed import ProcessGroup
 from spkd.train.settings import TrainConfig
 from tests.train.ranks import NORMALISED, steps, values_of
 
-SMALL = ["student.channels=16", "student.embedding=8", "batch_size=8", "crop=0.6", "device=cpu", "workers=0"]
+SMALL = ["student.channels=16", "student.embedding=8", "batch_size=8", "crop=0.6", "device=cpu"]
 MEMO = [
     "loss=memo",
     "loss.memo.partner=tiny",
