@@ -117,7 +117,7 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_file_that_is_none_is_a_line(spkd: Callable, corpus: Path, content: bytes) -> None:
     Path("w.pt").write_bytes(content)
     spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "cache=c")
-    more = ["cache=c", "student.init=w.pt", "steps=1", "student.channels=16", "student.embedding=8"]
+    more = ["cache=c", "student.init=w.pt", "steps=1", "batch_size=4", "student.channels=16", "student.embedding=8"]
     done = spkd("train", "--loss", "aam", *more)
     assert done.code in (1, 2)
     assert "w.pt" in done.err.splitlines()[-1]
