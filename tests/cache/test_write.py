@@ -169,6 +169,7 @@ def test_killed_workers_lose_nothing_committed(tmp_path: Path) -> None:
         workers = [processes.Running(work, root) for _ in range(2)]
         for worker in workers:  # let each commit at least one unit, then kill it in the middle of the next
             while not worker.printed():
+                assert worker.returncode is None, worker.communicate()
                 time.sleep(0.001)
             worker.kill()
             committed |= {int(number) for number in worker.printed().split()}

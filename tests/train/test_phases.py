@@ -88,6 +88,7 @@ def test_a_signal_saves_first_and_the_run_continues_exactly(spkd: Callable) -> N
     arguments = ["train", "--loss", "contrastive", *SMALL, "steps=200", "save_every=100000"]
     running = processes.spkd(*arguments, "out=cut")
     while not Path("cut/log.jsonl").is_file() or len(Path("cut/log.jsonl").read_text().splitlines()) < 2:
+        assert running.returncode is None, running.communicate()
         time.sleep(0.01)
     running.send_signal(signal.SIGUSR1)
     _, error = running.communicate(timeout=60)
