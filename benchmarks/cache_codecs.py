@@ -119,12 +119,13 @@ def main() -> None:
     options = record.options(__doc__, "cache_codecs", data=True)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--steps", type=int, default=400)
+    options.add_argument("--batch-size", type=int, default=64)
     options.add_argument("--channels", type=int, default=96, help="width of the x-vector student")
     options.add_argument("--jobs", type=int, default=2, help="students trained side by side")
     options.add_argument("--codecs", nargs="+", default=list(EMBEDDING), help="of the embeddings; a student of each")
     options.add_argument("--frames", nargs="+", default=list(FRAMES), help="codecs of the frames")
     given = record.parse(
-        options, seeds=1, steps=2, channels=8, jobs=1, codecs=["float16"], frames=["float16+zstd", "sq4"]
+        options, seeds=1, steps=2, batch_size=8, channels=8, jobs=1, codecs=["float16"], frames=["float16+zstd", "sq4"]
     )
     data, weights, work = given.data / "librispeech-mini", given.teacher, given.work
     work.mkdir(parents=True, exist_ok=True)
@@ -146,7 +147,7 @@ def main() -> None:
     errors["frames.layer3"]["int8, standardised"] = spread_cost(frames, "frames.layer3", 1.0)
     errors["frames.layer3"]["int8, plain"] = spread_cost(frames, "frames.layer3", 0.0)
 
-    settings = [f"steps={given.steps}", f"student.channels={given.channels}"]
+    settings = [f"steps={given.steps}", f"student.channels={given.channels}", f"batch_size={given.batch_size}"]
     threads = min(cores, max(cores // given.jobs, 1))
     with ThreadPoolExecutor(given.jobs) as pool:
         runs = {

@@ -65,7 +65,7 @@ def extracted(manifest: Path, cache: Path, given: list[str]) -> None:
 
 
 def settings_of(cache: Path, out: Path, student: list[str], given: list[str]) -> TrainConfig:
-    keys = [f"cache={cache}", f"out={out}", *student, *given, "device=cpu", "workers=0"]
+    keys = [f"cache={cache}", f"out={out}", *student, *given, "device=cpu"]
     keys += ["mask.frames=0", "mask.bands=0", "batch_size=8"]
     return config.load(TrainConfig, keys, environ={})
 

@@ -221,8 +221,9 @@ class Study:
 
 
 def shorter(method: Method) -> Method:
-    """The same student after two steps."""
-    return replace(method, steps=2, then=method.then and shorter(method.then))
+    """The same student after two steps of small batches."""
+    settings = (*method.settings, "batch_size=8")
+    return replace(method, steps=2, settings=settings, then=method.then and shorter(method.then))
 
 
 def levels(pairs: str, *more: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from train_resume import TRAIN, prepare, start  # noqa: E402
 from tests.train.ranks import steps  # noqa: E402
 
 KEYS = ["student=xvector", "student.channels=128", "student.embedding=64", "batch_size=32", "crop=1.0", "device=cpu"]
-KEYS += ["workers=0", "optim.clip=0"]
+KEYS += ["optim.clip=0"]
 MEMO = ["loss.memo.partner=tiny", "loss.memo.partner_channels=32", "loss.memo.locals=2", "loss.memo.local_crop=0.6"]
 LOSSES = {
     "contrastive, mined negatives": ["loss=contrastive", "mining.negatives=4"],

@@ -188,7 +188,7 @@ def test_every_example_of_a_help_runs(spkd: Callable, corpus: Path, tiny_wavlm: 
         Manifest(Manifest.load(corpus / "manifest.csv").utterances[:6]).save(Path(name))
     for name in ("trials.txt", "dev-trials.txt"):
         pairs = ((a, b) for a in range(6) for b in range(a))
-        ids = [f"spk{i // 3}/u{i % 3}" for i in range(6)]
+        ids = [u.id for u in Manifest.load(corpus / "manifest.csv").utterances[:6]]
         Path(name).write_text("".join(f"{int(a // 3 == b // 3)} {ids[a]} {ids[b]}\n" for a, b in pairs))
     made = ["manifest", "extract", "train", "calibrate", "eval", "report", "embed", "export", "cache push", "cache ls"]
     order = sorted(COMMANDS, key=lambda words: made.index(" ".join(words)) if " ".join(words) in made else len(made))

@@ -148,7 +148,7 @@ def test_every_number_has_bounds(command: str, name: str) -> None:
         (ExtractConfig, ["view.snr=[0,5]"], "no noise is set"),
         (ExportConfig, ["to=pt2", "litert.seconds=9"], "to=litert is not in use"),
         (ExportConfig, ["to=pt2", "onnx_int8.speech=100"], "to=onnx-int8 is not in use"),
-        (EvalConfig, ["cohort.top=5"], "no norm=as-norm"),
+        (EvalConfig, ["cohort.top=50"], "no norm=as-norm"),
         (EvalConfig, ["model=student", "model.wavlm.layer=3"], "model=wavlm is not in use"),
         (EvalConfig, ["model=student", "model.weights=x"], "student is the folder of a student"),
     ],

@@ -26,12 +26,9 @@ from spkd.train.settings import TrainConfig
 from tests.train.ranks import NORMALISED, steps, values_of
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=8", "crop=0.6", "device=cpu"]
-MEMO = [
-    "loss=memo",
-    "loss.memo.partner=tiny",
-    *("loss.memo.partner_channels=8", "loss.memo.locals=1", "loss.memo.local_crop=0.4", "loss.memo.prototypes=32"),
-    *("loss.memo.hidden=16", "loss.memo.bottleneck=8"),
-]
+DINO = ["loss.memo.locals=1", "loss.memo.local_crop=0.4", "loss.memo.prototypes=32"]
+DINO += ["loss.memo.hidden=16", "loss.memo.bottleneck=8"]
+MEMO = [*DINO, "loss=memo", "loss.memo.partner=tiny", "loss.memo.partner_channels=8"]
 SSL = ["loss=one-step", "loss.one_step.targets=[frames]"]
 SSL += ["student=ssl", "student.ssl.layers=1", "student.ssl.adapters=4"]
 PARTLY = "cache=partly"  # of its utterances 4 in 18 have a speaker
@@ -57,7 +54,7 @@ RUNS = {
     "one-step, divided": [*SSL, "loss.one_step.aam.sharded=true"],
     "memo": MEMO,
     "memo with a teacher": [*MEMO, "loss.memo.teacher_weight=1", "mining.negatives=2"],
-    "dino and contrastive": [*MEMO, "loss=[memo,contrastive]", "loss.memo.partner=none", "mining.positives=2"],
+    "dino and contrastive": [*DINO, "loss=[memo,contrastive]", "loss.memo.partner=none", "mining.positives=2"],
     "2-d": ["loss=cosine", "student=resnet34", "student.channels=8"],
 }
 MAIN = "from spkd.cli import main; main()"
