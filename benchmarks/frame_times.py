@@ -15,17 +15,15 @@ Prints, as its last line, one JSON object; keeps it in benchmarks/results/frame_
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
-import json
 import shutil
 from pathlib import Path
 
+import record
 import soundfile
 import torch
-from machine import describe
 
 from spkd import config
 from spkd.corpus.manifest import Manifest, Utterance
@@ -95,10 +93,7 @@ def compared(cache: Path, out: Path, student: list[str], init: Path, steps: int)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--tiny", action="store_true", help="one architecture, few speakers")
-    options.add_argument("--work", type=Path, default=HERE / "work" / "frame_times")
-    given = options.parse_args()
+    given = record.parse(record.options(__doc__, "frame_times"))
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
     speakers, steps = (4, 4) if given.tiny else (12, 20)
@@ -123,10 +118,7 @@ def main() -> None:
                 flush=True,
             )
         result[name] = rows
-    result["machine"] = describe()
-    if not given.tiny:
-        (HERE / "results" / "frame_times.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record.keep("frame_times", result, given.tiny)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ LOGS = HERE / "work" / "logs"
 END = "<!-- end -->"
 GROUPS = ("quick", "long", "hours")
 SPEECH = ("--data", "{data}", "--teacher", "{teacher}")
+FORMANTS = (
+    "--manifest",
+    *("{data}/librispeech-mini/test-short.csv", "{data}/speechocean-mini/test.csv"),
+)
 CLONES = ("--wespeaker", "{wespeaker}", "--3d-speaker", "{three_d_speaker}")
 IN_README = ("cache_read", "cache_crash", "train_overhead")  # whose first row stands there, too
 Row = tuple[str, str]  # what was measured, and what was found
@@ -206,6 +210,28 @@ def extract_scale_rows(result: dict) -> Iterator[Row]:
     yield ", ".join(whats), found
 
 
+def interval_coverage_rows(result: dict) -> Iterator[Row]:
+    for suffix, kind in (("", "balanced"), ("_unbalanced", "unbalanced")):
+        cells = []
+        for name, key in (("EER", "eer"), ("minDCF", "min_dcf"), ("Cllr", "cllr"), ("min Cllr", "min_cllr")):
+            shares = [f"{100 * result[f'{key}_coverage_{count}{suffix}']:.0f}" for count in (10, 30, 60, 200)]
+            cells.append(f"{name} {' '.join(shares)}")
+        what = f"{result['lists']} simulated {kind} lists of 10, 30, 60 and 200 speakers"
+        yield f"{what}: lists whose 95 % interval covers the true value", f"{', '.join(cells)} %"
+
+
+def formants_rows(result: dict) -> Iterator[Row]:
+    found = f"formants F1 to F3 at most {100 * result['worst_factor_error']:.1f} % from the factor, F0 "
+    found += f"{100 * result['worst_f0_error']:.1f} %"
+    yield f"voices of {sum(result['speakers'].values())} speakers with moved formants, by Praat's tracker", found
+
+
+def frame_times_rows(result: dict) -> Iterator[Row]:
+    for name in ("tiny", "xvector", "resnet34"):
+        rows = ", ".join(f"{view} {row['use']:.3f}" for view, row in result[name].items())
+        yield f"{name} against its own cached frames: 1 - cosine, context included", rows
+
+
 def fuzz_rows(result: dict) -> Iterator[Row]:
     found = ", ".join(f"{result[key]} {key}" for key in ("tracebacks", "hangs", "crashes"))
     yield f"{result['tried']:,} damaged inputs of every kind through the commands", found
@@ -226,6 +252,9 @@ BENCHMARKS = {
     "train_ddp": Benchmark("long", (), train_ddp_rows),
     "eval_scale": Benchmark("quick", (), eval_scale_rows),
     "score_trials": Benchmark("quick", (), score_trials_rows),
+    "interval_coverage": Benchmark("long", (), interval_coverage_rows),
+    "formants": Benchmark("quick", FORMANTS, formants_rows),
+    "frame_times": Benchmark("quick", (), frame_times_rows),
     "metrics_agree": Benchmark("quick", SPEECH, metrics_agree_rows),
     "inference": Benchmark("quick", SPEECH, inference_rows),
     "buffers": Benchmark("quick", SPEECH, buffers_rows),
