@@ -8,7 +8,7 @@ What `multilevel` measures without learning is printed in two ways: as in traini
 statistics of the batch, and as in use, where it has its own as the teacher had. In use, what remains in crops of whole
 utterances is context: the mean that a view is normalised by, and what lies beyond the ends of the crop.
 
-    python benchmarks/frame_times.py [--tiny]
+    python benchmarks/frame_times.py
 
 Prints, as its last line, one JSON object; keeps it in benchmarks/results/frame_times.json.
 """

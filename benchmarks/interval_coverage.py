@@ -139,6 +139,20 @@ def coverage(world: World, speakers: int, lists: int, resamplings: int, populati
     return {name: round(float(np.mean(some)), 3) for name, some in held.items()}
 
 
+def table(result: dict) -> str:
+    """The table of docs/evaluation.md."""
+    lines = ["| speakers | EER | minDCF(0.01) | Cllr | min Cllr | equal systems that differ by p < 0.05 |"]
+    lines.append("|---|---|---|---|---|---|")
+    counts = [key.rpartition("_")[2] for key in result if key.startswith("paired_rejects_")]
+    for count in filter(str.isdigit, counts):
+        cells = []
+        for name in ("eer", "min_dcf", "cllr", "min_cllr"):
+            ours, percentile = (result[f"{name}_{kind}_{count}"] for kind in ("coverage", "percentile_coverage"))
+            cells.append(f"{100 * ours:.0f} % ({100 * percentile:.0f})")
+        lines.append(f"| {count} | {' | '.join(cells)} | {100 * result[f'paired_rejects_{count}']:.0f} % |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = record.options(__doc__)
     options.add_argument("--lists", type=int, default=400, help="simulated lists of each size")

@@ -222,8 +222,9 @@ class Study:
 
 def shorter(method: Method) -> Method:
     """The same student after two steps of small batches."""
-    settings = (*method.settings, "batch_size=8")
-    return replace(method, steps=2, settings=settings, then=method.then and shorter(method.then))
+    given = any(setting.startswith("batch_size=") for setting in (*method.settings, *method.student))
+    settings = method.settings if given else (*method.settings, "batch_size=8")
+    return replace(method, settings=settings, steps=2, then=method.then and shorter(method.then))
 
 
 def levels(pairs: str, *more: str) -> tuple[str, ...]:

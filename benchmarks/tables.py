@@ -25,6 +25,7 @@ from pathlib import Path
 
 import cache_codecs
 import export_agree
+import interval_coverage
 import papers
 import recipe
 import record
@@ -306,6 +307,7 @@ def texts() -> dict[Path, dict[str, str]]:
             "cache_codecs.py, embeddings": cache_codecs.embeddings_table(codecs),
             "cache_codecs.py, frames": cache_codecs.frames_table(codecs),
         },
+        DOCS / "evaluation.md": {"interval_coverage.py": interval_coverage.table(record.kept("interval_coverage"))},
         DOCS / "export.md": {"export_agree.py": export_agree.table(record.kept("export_agree"))},
         DOCS / "students.md": {"students.py": students.table(record.kept("students"))},
         DOCS / "results.md": {"papers.py": papers.tables(ours), "recipe.py": recipe.choice(record.kept("recipe"))},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -174,7 +175,7 @@ def test_every_help_shows_an_example_of_its_command(spkd: Callable, words: tuple
 def test_every_example_of_a_help_runs(spkd: Callable, corpus: Path, tiny_wavlm: Path, s3: str) -> None:
     """As it stands there, but for folders that are the machine's own; sizes come from spkd.yaml."""
     Path("spkd.yaml").write_text(
-        f"device: cpu\nteacher: {{weights: {tiny_wavlm}}}\nbootstrap: 5\n"
+        f"device: cpu\nteacher: {{weights: {tiny_wavlm}}}\nbootstrap: 5\ncalibrate: {{force: true}}\n"
         "train: {steps: 2, batch_size: 4, crop: 0.6, student: {channels: 8, embedding: 6}}\n"
         "calibrate: {force: true}\n"
     )
@@ -185,12 +186,12 @@ def test_every_example_of_a_help_runs(spkd: Callable, corpus: Path, tiny_wavlm: 
         "s3://lab/caches/wavlm": f"{s3}/examples/wavlm",
         "s3://lab/caches": f"{s3}/examples",
     }
+    some = Manifest(Manifest.load(corpus / "manifest.csv").utterances[:6])
     for name in ("manifest.csv", "test.csv", "dev.csv", "voxceleb2.csv"):
-        Manifest(Manifest.load(corpus / "manifest.csv").utterances[:6]).save(Path(name))
+        some.save(Path(name))
     for name in ("trials.txt", "dev-trials.txt"):
-        pairs = ((a, b) for a in range(6) for b in range(a))
-        ids = [u.id for u in Manifest.load(corpus / "manifest.csv").utterances[:6]]
-        Path(name).write_text("".join(f"{int(a // 3 == b // 3)} {ids[a]} {ids[b]}\n" for a, b in pairs))
+        pairs = itertools.combinations(some, 2)
+        Path(name).write_text("".join(f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs))
     made = ["manifest", "extract", "train", "calibrate", "eval", "report", "embed", "export", "cache push", "cache ls"]
     order = sorted(COMMANDS, key=lambda words: made.index(" ".join(words)) if " ".join(words) in made else len(made))
     for words in order:
