@@ -148,6 +148,7 @@ class Key:
 
     @property
     def choices(self) -> tuple[str, ...]:
+        """All valid values; () where any value is valid."""
         return tuple(self.limits.get("choices", ()))
 
     def read(self, given: Given) -> Any:

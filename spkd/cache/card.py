@@ -82,6 +82,7 @@ class Made:
 
     @classmethod
     def now(cls) -> Made:
+        """Origin of a cache that this user begins now on this machine."""
         versions = {"spkd": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
         return cls(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), _user(), platform.node(), versions)
 
@@ -190,6 +191,7 @@ class Card:
         return picked
 
     def to_json(self) -> dict[str, Any]:
+        """The card as JSON."""
         return {
             "spkd_cache": FORMAT,
             "fingerprint": self.fingerprint,

@@ -44,6 +44,7 @@ class Codebook:
         return {f"{t}/{name}": v for t, codec in self.codecs.items() for name, v in codec.parameters.items()}
 
     def to_bytes(self, series: str) -> bytes:
+        """Content of its file, a safetensors file."""
         metadata = {"series": series, "errors": json.dumps(self.errors, sort_keys=True)}
         return save(self._tensors(), metadata)
 

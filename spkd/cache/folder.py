@@ -36,22 +36,27 @@ UINT32 = {"low": 0, "high": 2**32 - 1}
 
 
 def plan_path(part: int) -> Path:
+    """Path of the plan of a part within a cache's folder."""
     return Path("plan") / f"{part}.npz"
 
 
 def commit_path(root: Path, unit: int) -> Path:
+    """Path of the commit record of a unit."""
     return root / "commits" / f"{unit}.json"
 
 
 def claim_path(root: Path, unit: int) -> Path:
+    """Path of the claim on a unit."""
     return root / "claims" / str(unit)
 
 
 def shard_path(root: Path, target: Target, unit: int) -> Path:
+    """Path of the shard of a target and a unit."""
     return root / target.name / "c" / str(unit) / "0"
 
 
 def array_path(target: Target) -> Path:
+    """Path of the description of a target's array within a cache's folder."""
     return Path(target.name) / "zarr.json"
 
 
@@ -93,6 +98,7 @@ class CommitRecord:
     writer: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
+        """The record as JSON."""
         return asdict(self) | {"rejected": {str(view): reason for view, reason in sorted(self.rejected.items())}}
 
     @classmethod
@@ -135,6 +141,7 @@ class CompletionRecord:
     sha256: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
+        """The record as JSON, with its digest."""
         tree = {
             "card": self.card.to_json(),
             "rejected": {str(view): reason for view, reason in self.rejected.items()},

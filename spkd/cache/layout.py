@@ -41,6 +41,7 @@ ZARR_TYPES = {"<f2": "float16", "<f4": "float32", "|i1": "int8", "|u1": "uint8"}
 
 
 def chunk_rows(target: Target) -> int:
+    """Number of rows of an inner chunk."""
     return UTTERANCE_CHUNK if target.hop is None else FRAME_CHUNK
 
 
@@ -67,6 +68,7 @@ def row_format(target: Target) -> tuple[int, np.dtype]:
 
 
 def row_bytes(target: Target) -> int:
+    """Bytes of a stored row."""
     columns, dtype = row_format(target)
     return columns * dtype.itemsize
 
@@ -149,6 +151,7 @@ def index_length(target: Target, rows: int) -> int:
 
 
 def compress(chunk: bytes) -> bytes:
+    """Compress a chunk, with a checksum of its content."""
     from numcodecs.zstd import Zstd
 
     return bytes(Zstd(ZSTD_LEVEL, checksum=True).encode(chunk))

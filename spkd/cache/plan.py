@@ -68,6 +68,7 @@ class Plan:
 
     @property
     def units(self) -> int:
+        """Number of units."""
         return len(self.first) - 1
 
     def unit(self, number: int) -> range:
@@ -80,6 +81,7 @@ class Plan:
         return np.repeat(np.arange(self.units, dtype=np.int32), np.diff(self.first))
 
     def shard_rows(self, target: Target) -> int:
+        """Number of rows of every shard of a target."""
         return shard_rows(target, self.unit_views, self.unit_seconds)
 
     def places(self, target: Target) -> tuple[np.ndarray, np.ndarray]:

@@ -228,6 +228,7 @@ class _Shard:
         self._open, self._header = True, header
 
     def put(self, views: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
+        """Write the rows of some views, as `UnitWriter.put`."""
         target, height = self._target, 1 if values.ndim == 2 else values.shape[1]
         numbers = (np.asarray(views) - self._first_view).tolist()
         counts = [self._count[view] for view in numbers]
@@ -295,6 +296,7 @@ class _Shard:
         _write_all(self._descriptor, blank(self._target, count), HEADER + row * self._row_bytes)
 
     def abandon(self) -> None:
+        """Remove the file, if it was not published."""
         if self._open:
             self._close()
         self._part.unlink(missing_ok=True)

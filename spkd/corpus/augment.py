@@ -197,6 +197,7 @@ class Bank:
         return digest.of_bytes("".join(lines).encode())
 
     def pick(self, random: np.random.RandomState) -> np.ndarray:
+        """(samples,): a random file, float32, 16 kHz."""
         return _load(self.files[random.randint(len(self.files))])
 
     def stretch(self, random: np.random.RandomState, samples: int) -> np.ndarray:

@@ -31,6 +31,7 @@ class AugmentationConfig:
 
     @property
     def is_used(self) -> bool:
+        """Whether any augmentation is set."""
         return self.noise is not None or self.rir is not None or bool(self.coders)
 
     def unused(self) -> dict[str, str]:

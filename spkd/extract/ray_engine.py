@@ -110,4 +110,5 @@ class Actor:
         os.chdir(folder)
 
     def run(self, configs: list[ExtractConfig], manifest: Manifest, rank: Rank) -> list[Report]:
+        """Extract, as a rank of the actors."""
         return load_and_extract(configs, manifest, rank)

@@ -40,6 +40,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
+        """Whether the lowest cosine reaches the one that is asked."""
         return self.least >= self.asked
 
 

@@ -25,6 +25,7 @@ class _Identity:
         self.renew()
 
     def renew(self) -> None:
+        """Draw a new name, for a forked process."""
         self.name = secrets.token_hex(8)
 
 
@@ -67,6 +68,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, tree: Any) -> None:
+    """Write a JSON file atomically and durably. Its folder is made if it does not exist."""
     write_bytes(path, _json(tree))
 
 

@@ -90,4 +90,5 @@ class Target:
         return replace(self, window=window, centre=None if centre == window / 2 else round(centre))
 
     def to_json(self) -> dict[str, Any]:
+        """The target as JSON, with its rate."""
         return {k: v for k, v in asdict(self).items() if v is not None or k == "hop"} | {"rate_hz": self.rate}

@@ -34,6 +34,7 @@ class TeacherCard:
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """The description as JSON, with the details at its top level."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "details"}
         return {name: value for name, value in values.items() if value is not None} | self.details
 

@@ -60,14 +60,17 @@ class RemoteFolder:
 
     @property
     def is_http(self) -> bool:
+        """Whether it is read by http, which cannot write."""
         return "http" in self._protocols()
 
     @property
     def is_local(self) -> bool:
+        """Whether it is on this machine."""
         return "file" in self._protocols()
 
     @property
     def is_object_store(self) -> bool:
+        """Whether it is in an object store, which has no real folders."""
         return bool({"s3", "gs", "az"} & set(self._protocols()))
 
     def _protocols(self) -> tuple[str, ...]:
@@ -75,6 +78,7 @@ class RemoteFolder:
         return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def at(self, name: str) -> str:
+        """Path of a file within the file system."""
         return f"{self.path}/{name}"
 
     def read(self, name: str, limit: int) -> bytes | None:

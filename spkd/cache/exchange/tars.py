@@ -47,6 +47,7 @@ Sample = dict[str, np.ndarray]
 
 
 def tar_name(unit: int) -> str:
+    """Name of the tar of a unit."""
     return f"{unit:06d}.tar"
 
 
