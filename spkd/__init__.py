@@ -1,4 +1,4 @@
-"""spkd: distil heavy speaker-verification teachers into students small enough for a phone.
+"""Distillation of heavy speaker-verification teachers into students small enough for a phone.
 
 model = spkd.load("student")            # a folder, an exported .onnx file, or USER/NAME on the Hugging Face hub
 model.embed(["a.wav", "b.wav"])         # (2, D)
@@ -18,7 +18,7 @@ __all__ = ["SpeakerModel", "Verification", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """What Python users need, imported when it is first used: the command line has no need to wait for it."""
+    """A name of the Python interface, imported on first use, so that the command line does not wait for the import."""
     if name in ("SpeakerModel", "Verification", "load"):
         from spkd import model
 

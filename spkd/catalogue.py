@@ -1,4 +1,4 @@
-"""`spkd cache catalogue`: one page of a laboratory's caches, and of the students that were trained from them."""
+"""`spkd cache catalogue`: a page of the caches of a laboratory, and of the students trained from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from spkd.cache.card import Card
 from spkd.cache.describe import views_in_words
-from spkd.cache.exchange.remote import Found, find, folders_with
+from spkd.cache.exchange.remote import ListedCache, find, folders_with
 from spkd.cache.exchange.remote_folder import RemoteFolder
 from spkd.cache.folder import VERIFIED
 from spkd.errors import SpkdError
@@ -20,36 +20,36 @@ from spkd.pages import html
 from spkd.progress import log
 from spkd.students.description import DESCRIPTION, Description
 
-MOST = 1 << 28  # bytes of a description or a report
+MOST = 1 << 28  # most bytes of a description or a report
 
 
 @dataclass(frozen=True)
 class Copies:
-    """A cache and its copies: caches of one fingerprint.
+    """All copies of a cache, which have the same fingerprint.
 
     Attributes:
-        card: of all of them.
-        found: each, with its place.
+        card: the card of the cache.
+        caches: the copies.
     """
 
     card: Card
-    found: list[Found]
+    caches: list[ListedCache]
 
     @property
     def size(self) -> str:
-        """Bytes of the shards of a complete copy."""
-        sizes = [found.bytes for found in self.found if found.bytes is not None]
+        """Size of the shards of a complete copy, in words."""
+        sizes = [cache.bytes for cache in self.caches if cache.bytes is not None]
         return format_bytes(sizes[0]) if sizes else "not complete"
 
 
 @dataclass
 class Student:
-    """A student.
+    """A student in the catalogue.
 
     Attributes:
-        url: of its folder.
-        description: its model.json.
-        errors: EER (%) by trial list.
+        url: URL of its folder.
+        description: content of its model.json.
+        errors: name of each trial list -> EER (%).
     """
 
     url: str
@@ -58,38 +58,43 @@ class Student:
 
 
 def catalogue(root: str, more: Sequence[str]) -> tuple[str, int]:
-    """The page, and how many caches it lists.
+    """Make the page of the caches below a folder or bucket.
 
     Args:
         root: folder or bucket of the caches.
-        more: others in which students and evaluations are looked for.
+        more: further folders or buckets with students and evaluations.
+    Returns:
+        The page, and the number of caches that it lists.
     Raises:
-        SpkdError: a place that does not answer.
+        SpkdError: a place does not answer.
     """
+    # Find caches, and the students trained from each.
     caches = list(find(root))
     trained: dict[str, list[Student]] = {}
     for student in _students([root, *more]):
         for fingerprint in student.description.training.facts.caches:
             trained.setdefault(fingerprint, []).append(student)
+    # Group copies of the same cache.
     groups: dict[str, Copies] = {}
-    for found in caches:
-        if found.card is not None:
-            groups.setdefault(found.card.fingerprint, Copies(found.card, [])).found.append(found)
-    names = _names([found.url for copies in groups.values() for found in copies.found])
+    for cache in caches:
+        if cache.card is not None:
+            groups.setdefault(cache.card.fingerprint, Copies(cache.card, [])).caches.append(cache)
+    names = _names([cache.url for copies in groups.values() for cache in copies.caches])
+    # Write the page.
     parts = [_summary(groups, names, trained)] if groups else [html.note("No caches.")]
     for fingerprint, copies in groups.items():
         parts.append(_section(fingerprint, copies, names, trained.get(fingerprint, [])))
-    if broken := [[found.url, found.error or ""] for found in caches if found.card is None]:
+    if broken := [[cache.url, cache.error or ""] for cache in caches if cache.card is None]:
         parts += [html.heading("Not readable"), html.table(["cache", "reason"], broken, words=(0, 1))]
     return html.page(f"Teacher caches in {RemoteFolder.of(root).shown}", *parts), len(caches) - len(broken)
 
 
 def _names(urls: Sequence[str]) -> dict[str, str]:
-    """A short name of every address: its last part, and as many before it as tell it from the others."""
+    """URL -> short name: the last part of the URL, and as many parts before it as make the name unique."""
     parts = {url: url.rstrip("/").split("/") for url in urls}
 
     def is_unique(url: str, count: int) -> bool:
-        return sum(other[-count:] == parts[url][-count:] for other in parts.values()) == 1
+        return sum(words[-count:] == parts[url][-count:] for words in parts.values()) == 1
 
     return {
         url: "/".join(words[-next((n for n in range(1, len(words)) if is_unique(url, n)), len(words)) :])
@@ -103,7 +108,7 @@ def _summary(groups: dict[str, Copies], names: dict[str, str], trained: dict[str
         card = copies.card
         rows.append(
             [
-                html.link(f"#{_anchor(fingerprint)}", ", ".join(names[found.url] for found in copies.found)),
+                html.link(f"#{_anchor(fingerprint)}", ", ".join(names[cache.url] for cache in copies.caches)),
                 card.teacher.family,
                 card.teacher.licence,
                 f"{card.num_views:,}",
@@ -122,9 +127,9 @@ def _anchor(fingerprint: str) -> str:
 
 def _section(fingerprint: str, copies: Copies, names: dict[str, str], students: Sequence[Student]) -> str:
     card, teacher = copies.card, copies.card.teacher
-    places = {f"place {number}" if number > 1 else "place": found for number, found in enumerate(copies.found, 1)}
+    places = {f"place {number}" if number > 1 else "place": cache for number, cache in enumerate(copies.caches, 1)}
     facts: dict[str, object] = {
-        **{name: f"{found.url} (checked: {_verified(found, card)})" for name, found in places.items()},
+        **{name: f"{cache.url} (checked: {_verified(cache, card)})" for name, cache in places.items()},
         "teacher": f"{teacher.family} ({teacher.source}), weights {teacher.weights_sha256[:12]}",
         "licence": teacher.licence,
         "input": teacher.preprocessing,
@@ -145,19 +150,19 @@ def _section(fingerprint: str, copies: Copies, names: dict[str, str], students: 
         ]
         for target in card.targets
     ]
-    heading = ", ".join(names[found.url] for found in copies.found)
+    heading = ", ".join(names[cache.url] for cache in copies.caches)
     parts = [html.heading(heading, _anchor(fingerprint)), html.facts(facts)]
     parts.append(html.table(["target", "dimension", "rate", "codec", "1 - cosine"], targets, words=(0, 2, 3)))
-    for found in copies.found:
-        if found.bytes is not None:
-            name = found.url.rstrip("/").rsplit("/", 1)[-1]
-            parts.append(html.command(f"spkd cache pull {shlex.quote(found.url)} {shlex.quote(name)}"))
+    for cache in copies.caches:
+        if cache.bytes is not None:
+            name = cache.url.rstrip("/").rsplit("/", 1)[-1]
+            parts.append(html.command(f"spkd cache pull {shlex.quote(cache.url)} {shlex.quote(name)}"))
     parts.append(_trained(students))
     return "".join(parts)
 
 
 def _lost(errors: dict[str, float]) -> str:
-    """Mean of 1 - cosine between what was stored and what the teacher gave; "" where it was not measured."""
+    """Mean of 1 - cosine between stored and original vectors, as text; "" where it was not measured."""
     return f"{1 - errors['cosine_mean']:.1e}" if "cosine_mean" in errors else ""
 
 
@@ -181,16 +186,17 @@ def _trained(students: Sequence[Student]) -> str:
     return html.table(header, rows, "Students", words=(0, 1, 2))
 
 
-def _verified(found: Found, card: Card) -> str:
-    data = RemoteFolder.of(found.url).read(VERIFIED, MOST)
-    tree = None if data is None else _tree(data, found.url)
+def _verified(cache: ListedCache, card: Card) -> str:
+    """Time of the last verification, in words."""
+    data = RemoteFolder.of(cache.url).read(VERIFIED, MOST)
+    tree = None if data is None else _tree(data, cache.url)
     if tree is None or tree.get("fingerprint") != card.fingerprint:
         return "never, as far as is known here"
     return str(tree.get("at", ""))
 
 
 def _students(roots: Sequence[str]) -> list[Student]:
-    """Every student in these places, with the error rates of the evaluations there."""
+    """Every student below some folders or buckets, with the error rates of the evaluations there."""
     students: dict[str, Student] = {}
     errors: dict[str, dict[str, float]] = {}
     for root in roots:
@@ -208,7 +214,7 @@ def _students(roots: Sequence[str]) -> list[Student]:
 
 
 def _add_errors(report: Report, errors: dict[str, dict[str, float]]) -> None:
-    """Add the EER of an evaluation under the weights of the model of its test side."""
+    """Add the EER of an evaluation, under the digest of the weights of the model that embedded its test side."""
     if report.models and "eer_percent" in report.results:
         rates = errors.setdefault(report.models[-1].card.weights_sha256, {})
         rates[report.trials.name] = report.results["eer_percent"]

@@ -47,7 +47,7 @@ def with_keys(schema: type) -> type[TyperCommand]:
 
 
 def _print_keys(title: str, keys: Iterable[config.Key]) -> None:
-    """Every key with its type and default in a line, and its meaning below, which so has the whole width."""
+    """Print each key with its type and default in one line, and its meaning below over the whole width."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
@@ -142,7 +142,7 @@ def extract(
     from spkd.extract.run import REJECTED
 
     every = [settings, *more]
-    reports = dict(zip([one.cache for one in every], extract_all(every), strict=False))
+    reports = dict(zip([each.cache for each in every], extract_all(every), strict=False))
     for cache, report in reports.items():
         state = "complete" if report.complete else "other workers are still busy with the rest"
         print(f"{cache}: {report.views} views extracted, {len(report.rejected)} rejected; {state}")
@@ -151,19 +151,22 @@ def extract(
 
 
 def _of_another(overrides: list[str], keys: str) -> list[str]:
-    """The settings of `--also`: its own, and those of the run but for teacher and cache.
+    """The settings of `--also`, and those of the run for everything but teacher and cache.
 
+    Args:
+        overrides: settings of the run.
+        keys: text of `--also`.
     Raises:
-        UsageError: keys that are those of the whole pass.
+        UsageError: a key that only the whole pass can have.
     """
     try:
-        own = shlex.split(keys)
+        given = shlex.split(keys)
     except ValueError as error:
         raise UsageError(f"--also {keys!r}: {error}") from error
-    for item in own:
+    for item in given:
         if not item.startswith(("teacher=", "teacher.", "cache=", "storage.codec")):
             raise UsageError(f"--also: {item!r} is none of teacher, teacher.*, cache, storage.codec, storage.codecs")
-    return [item for item in overrides if not item.startswith(("teacher=", "teacher.", "cache="))] + own
+    return [item for item in overrides if not item.startswith(("teacher=", "teacher.", "cache="))] + given
 
 
 @app.command(
@@ -230,7 +233,11 @@ def train(
 
 
 def _settings_of(run: Path) -> Path:
-    """The file of settings that a training left. Raises UsageError where there is none."""
+    """File of the settings of a training.
+
+    Raises:
+        UsageError: there is none.
+    """
     from spkd.train.record import SETTINGS
 
     path = run / SETTINGS
@@ -299,13 +306,13 @@ def calibrate(
     from spkd.eval.train_calibration import place
 
     out = place(settings, bool(scores))
-    found = run(settings, run_trials(settings, trials, scores or []))
-    found.save(out)
-    print(f"{out}: {found.line()}")
+    calibration = run(settings, run_trials(settings, trials, scores or []))
+    calibration.save(out)
+    print(f"{out}: {calibration.line()}")
 
 
 def _trials_and_keys(trials: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
-    """A first argument that is key=value, and no file, is no trial list."""
+    """The trial list and the settings. A first argument `key=value` that is not a file is a setting."""
     if trials is not None and "=" in trials and not Path(trials).exists():
         return None, [trials, *(overrides or [])]
     return trials, list(overrides or [])
@@ -425,13 +432,13 @@ def cache_verify(
         from spkd.teachers import load_teacher
 
         teacher = load_teacher(settings.teacher, resolve(settings.device))
-        found = compare(Cache.open(path), teacher, Manifest.load(settings.manifest), settings, live)
-        for one in found:
-            print(f"live: {one.target} ({one.codec}): cosine at least {one.least:.6f}, mean {one.mean:.6f}")
-        for one in found:
-            if not one.holds:
+        agreements = compare(Cache.open(path), teacher, Manifest.load(settings.manifest), settings, live)
+        for target in agreements:
+            print(f"live: {target.target} ({target.codec}): cosine at least {target.least:.6f}, mean {target.mean:.6f}")
+        for target in agreements:
+            if not target.holds:
                 raise SpkdError(
-                    f"{path}: {one.target} differs from the teacher's output (cosine below {one.asked:.6f})"
+                    f"{path}: {target.target} differs from the teacher's output (cosine below {target.asked:.6f})"
                 )
 
 
@@ -455,14 +462,14 @@ def cache_estimate(
     from spkd.teachers import load_teacher
 
     where = resolve(settings.device)
-    found = estimate(settings, load_teacher(settings.teacher, where), Manifest.load(settings.manifest), where)
-    print(f"{found.views:,} views, {found.hours:,.1f} hours of audio, {found.units:,} units")
-    for target in found.targets:
-        sizes = "   ".join(f"{codec} {format_bytes(size)}" for codec, size in found.bytes[target.name].items())
+    cost = estimate(settings, load_teacher(settings.teacher, where), Manifest.load(settings.manifest), where)
+    print(f"{cost.views:,} views, {cost.hours:,.1f} hours of audio, {cost.units:,} units")
+    for target in cost.targets:
+        sizes = "   ".join(f"{codec} {format_bytes(size)}" for codec, size in cost.bytes[target.name].items())
         print(f"{target.name:20} {sizes}")
-    month, hours = found.total / 1e12 * terabyte, found.seconds / 3600
-    print(f"cache as set         {format_bytes(found.total)}: {month:,.2f} a month at {terabyte:g} per TB")
-    print(f"teacher on {found.device:9} {hours:,.2f} h: {hours * hour:,.2f} at {hour:g} an hour (decoding not counted)")
+    month, hours = cost.total / 1e12 * terabyte, cost.seconds / 3600
+    print(f"cache as set         {format_bytes(cost.total)}: {month:,.2f} a month at {terabyte:g} per TB")
+    print(f"teacher on {cost.device:9} {hours:,.2f} h: {hours * hour:,.2f} at {hour:g} an hour (decoding not counted)")
 
 
 @cache_app.command("ls", epilog=_example("spkd cache ls s3://lab/caches"))
@@ -472,9 +479,9 @@ def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, htt
     from spkd.cache.exchange.remote import find
 
     count = 0
-    for found in find(root):
+    for cache in find(root):
         count += 1
-        _print(f"{found.url}: {found.error}" if found.card is None else summary(found.url, found.card, found.bytes))
+        _print(f"{cache.url}: {cache.error}" if cache.card is None else summary(cache.url, cache.card, cache.bytes))
     if not count:
         print(f"{root}: no caches")
 
@@ -531,7 +538,7 @@ def cache_pull(
     path: Annotated[Path, typer.Argument(help="New cache folder.")],
     limit: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Most GB of pulled copies beside it; those used longest ago make room.", min=0),
+        typer.Option(help="Most GB of pulled copies next to it; those used longest ago make room.", min=0),
     ] = None,
 ) -> None:
     """Copy a cache here, checking every file; the same command continues."""
@@ -585,7 +592,7 @@ def cache_import(
 
 
 def _print(text: str) -> None:
-    """Print text that came from a file: without what a terminal would obey."""
+    """Print text that came from a file, without characters that a terminal would obey."""
     from spkd.errors import printable
 
     print("\n".join(printable(line) for line in text.split("\n")))
@@ -636,10 +643,12 @@ def _interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    """Run the command; whatever fails is one line on stderr and exit code 1 (failed), 2 (usage) or 130
-    (interrupted)."""
+    """Run the command.
+
+    An error is printed as one line on stderr. The exit code is then 1 (failed), 2 (usage) or 130 (interrupted).
+    """
     keep_large_buffers()
-    # Typer would turn KeyboardInterrupt into a silent abort.
+    # Handled here, because Typer would turn KeyboardInterrupt into a silent abort.
     before = {which: signal.signal(which, _interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()

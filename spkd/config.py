@@ -1,15 +1,15 @@
-"""Settings: dataclasses filled from recipes, files, environment and `key=value`. Components declare them.
+"""Settings: dataclasses filled from recipes, files, environment and `key=value`.
 
 Precedence, lowest first: the defaults of the dataclass, a recipe, `spkd.yaml` (or `--config FILE`), environment
 variables `SPKD_<KEY>` (dots as double underscores: `SPKD_TEACHER__WEIGHTS`), `key=value` on the command line.
-A section given a plain value sets its first key: `teacher=wavlm` is `teacher.name=wavlm`.
+A plain value for a section sets its first key: `teacher=wavlm` is `teacher.name=wavlm`.
 
-A component that is chosen by name has settings of its own: `student.ssl.layers` belongs to `student=ssl`. A setting
-that is not in use is an error where it was typed, and left out with a note where it comes from a file, a recipe or the
-environment, which several runs share.
+Each component that is chosen by name declares its settings: `student.ssl.layers` belongs to `student=ssl`. A setting
+that is not in use is an error if it was typed. If it comes from a file, a recipe or the environment, which several runs
+share, it is left out with a note.
 
-The type of a key decides how its text is read: `cache=010` and `cache=no` are the folders `010` and `no`. Nothing in a
-value is looked up elsewhere: `${...}` stays as it is written.
+The type of a key decides how its text is read: `cache=010` and `cache=no` are the folders `010` and `no`. Values are
+not interpolated: `${...}` stays as it is written.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Given(NamedTuple):
     """A value as a user wrote it.
 
     Attributes:
-        where: file, variable or argument, for error texts.
-        value: text, or the lists and mappings of a YAML file.
-        typed: whether it stands on the command line; files, recipes and the environment are shared by several runs.
+        where: file, variable or argument, for errors.
+        value: text, or a list or mapping of a YAML file.
+        typed: whether it was typed on the command line, rather than taken from a file, a recipe or the environment.
     """
 
     where: str
@@ -55,14 +55,14 @@ def key(
     high: float | None = None,
     positive: bool = False,
 ) -> Any:
-    """A dataclass field with its meaning (shown by --help) and, where closed, its choices or its range.
+    """A dataclass field with its meaning, and optionally its choices or its range.
 
     Args:
-        default: of the setting.
-        meaning: for --help.
-        choices: all valid values; a registry's names.
-        low: the least number allowed (of each item, in lists and dicts).
-        high: the greatest number allowed.
+        default: default value.
+        meaning: text for --help.
+        choices: all valid values, such as the names of a registry; () where any value is valid.
+        low: least number allowed, also for each item of lists and dicts.
+        high: greatest number allowed.
         positive: whether numbers must be above 0.
     """
     limits = {"low": low, "high": high, "positive": positive, "choices": choices}
@@ -78,28 +78,30 @@ def section(kind: type) -> Any:
 
 
 def component(registry: Registry, otherwise: str = "") -> Any:
-    """A dataclass field for the own settings of the component that the dataclass's first key chooses.
+    """A dataclass field for the settings of the component that the dataclass's first key chooses.
 
-    Where that key is a list, the field is a mapping from each chosen name to its settings.
+    Where that key is a list, the field is a mapping from each chosen name to the settings of that component.
 
     Args:
-        registry: of the components.
-        otherwise: the component that is chosen by a name which is not in the registry.
+        registry: registry of the components.
+        otherwise: name of the component that is chosen by a name which is not in the registry.
     """
     return field(default=None, metadata={"registry": registry, "otherwise": otherwise})
 
 
 class Chooser:
-    """Base class of a dataclass with a field `component(...)`: the chosen component's settings are its defaults where
-    none are given."""
+    """Base class of dataclasses with a field `component(...)`.
+
+    Where no settings are given, the field gets the default settings of the chosen component.
+    """
 
     def __post_init__(self) -> None:
         slot = next(slot for slot in slots(type(self)) if not slot.prefix)
         choice, given = getattr(self, slot.chooser), getattr(self, slot.field)
         names = [] if choice is None else [name for name in slot.chosen(choice) if name in slot.registry]
         if isinstance(choice, list):
-            own = {name: (given or {}).get(name) or slot.registry.settings(name)() for name in names}
-            setattr(self, slot.field, own)
+            by_name = {name: (given or {}).get(name) or slot.registry.settings(name)() for name in names}
+            setattr(self, slot.field, by_name)
         elif names and given is None:
             setattr(self, slot.field, slot.registry.settings(names[0])())
 
@@ -109,7 +111,7 @@ class Settings:
     """Base class of a command's settings.
 
     Attributes:
-        given: the values that a user gave, by full name.
+        given: full name of each key that the user gave -> the value.
     """
 
     COMMAND: ClassVar[str]  # section of a settings file
@@ -124,12 +126,12 @@ class Key:
     """One settable key.
 
     Attributes:
-        name: dotted.
-        type: of its value.
-        default: its value where none is given.
-        meaning: for --help.
-        limits: of its values.
-        owner: the component to which it belongs, as `student=ssl`; "" where it belongs to the command.
+        name: full name, with dots.
+        type: type of its value.
+        default: default value.
+        meaning: text for --help.
+        limits: choices and range of its values.
+        owner: component to which it belongs, such as `student=ssl`; "" where it belongs to the command.
     """
 
     name: str
@@ -141,15 +143,20 @@ class Key:
 
     @property
     def kind(self) -> str:
-        """The type as --help prints it."""
+        """Type, as --help prints it."""
         return self.type.__name__ if isinstance(self.type, type) and "[" not in str(self.type) else str(self.type)
 
     @property
     def choices(self) -> tuple[str, ...]:
+        """All valid values; () where any value is valid."""
         return tuple(self.limits.get("choices", ()))
 
     def read(self, given: Given) -> Any:
-        """The value that a user gave. Raises UsageError where it is not one that the key takes."""
+        """Convert a value that the user gave.
+
+        Raises:
+            UsageError: the key does not accept the value.
+        """
         value, is_list = given.value, self.kind.startswith("list")
         is_literal = isinstance(value, str) and value.startswith("[" if is_list else "{")
         if is_literal and isinstance(self.default, list | dict):
@@ -164,13 +171,13 @@ class Key:
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """The place of a component's own settings within a command's.
+    """Place of the settings of a component within those of a command.
 
     Attributes:
-        prefix: of its keys: `student.`; "" at the top.
+        prefix: prefix of its keys, such as `student.`; "" at the top.
         field: name of the dataclass field.
         chooser: full name of the key that chooses the component.
-        registry: of the components.
+        registry: registry of the components.
         otherwise: see `component`.
     """
 
@@ -181,7 +188,7 @@ class Slot:
     otherwise: str
 
     def keys(self, name: str) -> dict[str, Key]:
-        """The settings of one component by their full names."""
+        """Full name of each setting of a component -> its key."""
         prefix = f"{self.prefix}{section_of(name)}."
         chooser = self.chooser.removesuffix(".name").removesuffix(".names")
         owned = keys(self.registry.settings(name), prefix)
@@ -194,7 +201,7 @@ class Slot:
 
 
 def keys(schema: type, prefix: str = "") -> Iterator[Key]:
-    """Every key of a settings dataclass, depth first, but for those of components."""
+    """Every key of a settings dataclass, depth first, without the keys of components."""
     hints = get_type_hints(schema)
     for f in dataclasses.fields(schema):
         kind = hints[f.name]
@@ -206,13 +213,13 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
 
 
 def slots(schema: type, prefix: str = "") -> Iterator[Slot]:
-    """Every place of a component's own settings, depth first."""
+    """Every place of the settings of a component, depth first."""
     hints, fields = get_type_hints(schema), dataclasses.fields(schema)
     for f in fields:
         if dataclasses.is_dataclass(hints[f.name]):
             yield from slots(cast(type, hints[f.name]), f"{prefix}{f.name}.")
         elif "registry" in f.metadata:
-            first = next(other for other in fields if "meaning" in other.metadata)
+            first = next(candidate for candidate in fields if "meaning" in candidate.metadata)
             yield Slot(prefix, f.name, prefix + first.name, f.metadata["registry"], f.metadata["otherwise"])
 
 
@@ -229,10 +236,10 @@ def recipes() -> list[str]:
 
 
 def recipe(name: str) -> Path:
-    """The file of a recipe.
+    """File of a recipe.
 
     Raises:
-        UsageError: no such recipe.
+        UsageError: there is no such recipe.
     """
     if name not in recipes():
         raise UsageError(f"--recipe {name}{did_you_mean(name, recipes())} (there are {', '.join(recipes())})")
@@ -251,13 +258,13 @@ def load(
     Args:
         schema: dataclass of the command's settings.
         overrides: items `key=value` of the command line.
-        file: a YAML file; None takes ./spkd.yaml where there is one. Shared keys are at its top level,
-            a command's own keys under `extract:`, `train:` or `eval:`.
+        file: a YAML file; None takes ./spkd.yaml if it exists. Keys that commands share are at its top level; keys of
+            one command are under `extract:`, `train:` or `eval:`.
         environ: environment variables.
-        base: name of a recipe, or a file of settings that all others precede.
+        base: name of a recipe, or file of settings, with lower precedence than all others.
     Raises:
         UsageError: an unknown key, a key given in two spellings, a value of the wrong type or out of range, or a typed
-            setting that is not in use; it names the nearest valid one.
+            setting that is not in use.
     """
     ready = [] if base is None else _from_file(schema, base if isinstance(base, Path) else recipe(base))
     sources = [*ready, *_from_file(schema, file), _from_environment(schema, environ), _from_command_line(overrides)]
@@ -268,11 +275,11 @@ def load(
 
 
 def chosen(settings: Schema, defaults: Mapping[str, Any]) -> Schema:
-    """Settings completed by what a command chose, where the user left the choice to it.
+    """Settings completed by values that a command chose.
 
     Args:
-        settings: of a command.
-        defaults: full name of a key -> its value. What a user gave stays.
+        settings: settings of the command.
+        defaults: full name of a key -> its value, which is used unless the user gave one.
     """
     made = {name: Given(f"{name}={value}", value, False) for name, value in defaults.items()}
     return _filled(type(settings), made | cast(Settings, settings).given)
@@ -282,11 +289,11 @@ def without_unused(settings: Schema, unused: Mapping[str, str]) -> Schema:
     """Settings without those that turn out to have no effect.
 
     Args:
-        settings: of a command.
+        settings: settings of a command.
         unused: full name of each setting, or of a section of settings, that has no effect -> the reason.
     Returns:
-        The settings, in which each of these that a file, a recipe or the environment gave has its default again; a
-        note says so.
+        The settings. Those without effect that a file, a recipe or the environment gave have their defaults again, and
+        a note is printed.
     Raises:
         UsageError: one of them was typed.
     """
@@ -301,7 +308,7 @@ def without_unused(settings: Schema, unused: Mapping[str, str]) -> Schema:
 
 
 def dump(settings: Any) -> str:
-    """Settings of a command as the text of a settings file: those that are not the defaults."""
+    """Text of a settings file with those settings of a command that differ from the defaults."""
     import yaml
 
     tree: dict[str, Any] = {}
@@ -316,11 +323,11 @@ def values(settings: Any) -> Iterator[tuple[Key, Any]]:
     for k in keys(type(settings)):
         yield k, _value(settings, k.name)
     for slot in slots(type(settings)):
-        own_settings, choice = _value(settings, slot.prefix + slot.field), _value(settings, slot.chooser)
-        by_name = own_settings if isinstance(choice, list) else dict.fromkeys(slot.chosen(choice), own_settings)
-        for name, own in by_name.items():
+        owned, choice = _value(settings, slot.prefix + slot.field), _value(settings, slot.chooser)
+        by_name = owned if isinstance(choice, list) else dict.fromkeys(slot.chosen(choice), owned)
+        for name, of_component in by_name.items():
             for full, k in slot.keys(name).items():
-                yield k, _value(own, full.removeprefix(f"{slot.prefix}{section_of(name)}."))
+                yield k, _value(of_component, full.removeprefix(f"{slot.prefix}{section_of(name)}."))
 
 
 def _value(settings: Any, name: str) -> Any:
@@ -336,24 +343,29 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _overridden(given: dict[str, Given], later: Mapping[str, Given]) -> dict[str, Given]:
-    """Values of earlier sources and of a later one, which comes before them. A whole mapping replaces all items."""
+    """Merge the values of earlier sources with those of a later one, which has precedence.
+
+    A whole mapping replaces all items of earlier sources.
+    """
     kept = {name: value for name, value in given.items() if "{" not in name or name.partition("{")[0] not in later}
     return kept | dict(later)
 
 
 def _resolved(schema: type, source: Iterable[tuple[str, Given]]) -> dict[str, Given]:
-    """The values of one source by the full names of their keys; the items of a mapping are `KEY{ITEM}`, and the key
-    itself, with an empty mapping, says that they replace those of earlier sources.
+    """Values of one source by the full names of their keys.
+
+    The items of a mapping have the names `KEY{ITEM}`. `KEY` itself, with an empty mapping, stands for a whole mapping,
+    which replaces the items of earlier sources.
 
     Raises:
-        UsageError: an unknown key, or one that is given in two spellings.
+        UsageError: an unknown key, or a key that is given in two spellings.
     """
     known, places = {k.name: k for k in keys(schema)}, list(slots(schema))
     resolved: dict[str, Given] = {}
     spelling: dict[str, str] = {}
     for name, value in source:
         for full, part in _names(schema, known, places, name, value):
-            # Of arguments with one spelling the last counts, as scripts append them to those of a variable.
+            # Of arguments with the same spelling the last counts, since scripts append theirs to those of a variable.
             if spelling.setdefault(full, name) != name:
                 raise UsageError(f"{value.where}: {full} is given twice, also as {spelling[full]}")
             resolved[full] = part
@@ -363,37 +375,49 @@ def _resolved(schema: type, source: Iterable[tuple[str, Given]]) -> dict[str, Gi
 def _names(
     schema: type, known: Mapping[str, Key], places: Sequence[Slot], name: str, given: Given
 ) -> Iterator[tuple[str, Given]]:
-    """The keys that a name and its value stand for.
+    """Full names of the keys that a name stands for, with their values.
 
+    Args:
+        schema: dataclass of the command's settings.
+        known: full name of each key of the command -> the key.
+        places: places of the settings of components.
+        name: name as the user wrote it.
+        given: its value.
     Raises:
-        UsageError: unknown key.
+        UsageError: the key is unknown.
     """
+    # A key of the command.
     name = _full_name(schema, name)
-    if (found := _key_or_item(known, name)) is not None:
-        yield from _items(known, found, given)
+    if (full := _key_or_item(known, name)) is not None:
+        yield from _items(known, full, given)
         return
+    # A key of a component, or a whole section of such keys.
     for slot in places:
         head, _, rest = name.removeprefix(slot.prefix).partition(".")
         if not name.startswith(slot.prefix) or (owner := slot.registry.named(head)) is None:
             continue
-        own = slot.keys(owner)
-        if not own:
+        owned = slot.keys(owner)
+        if not owned:
             raise UsageError(f"{given.where}: unknown key {name!r}; {owner} has no settings of its own")
         prefix = f"{slot.prefix}{section_of(owner)}"
         if not rest and not isinstance(given.value, dict):
-            raise UsageError(f"{given.where}: {name} has keys of its own: {', '.join(own)}")
+            raise UsageError(f"{given.where}: {name} has keys of its own: {', '.join(owned)}")
         tree = {rest: given.value} if rest else given.value
         for part, value in _flatten(slot.registry.settings(owner), tree):
-            if (found := _key_or_item(own, f"{prefix}.{part}")) is None:
-                raise UsageError(f"{given.where}: unknown key '{prefix}.{part}'{_hint(f'{prefix}.{part}', own)}")
-            yield from _items(own, found, given._replace(value=value))
+            if (full := _key_or_item(owned, f"{prefix}.{part}")) is None:
+                raise UsageError(f"{given.where}: unknown key '{prefix}.{part}'{_hint(f'{prefix}.{part}', owned)}")
+            yield from _items(owned, full, given._replace(value=value))
         return
     everything = [*known, *(k.name for k in component_keys(schema))]
     raise UsageError(f"{given.where}: unknown key {name!r}{_hint(name, everything, schema)}")
 
 
 def _key_or_item(known: Mapping[str, Key], name: str) -> str | None:
-    """The full name of a key, or of one item of a mapping: `storage.codecs.frames` is `storage.codecs{frames}`."""
+    """Full name of a key, or of an item of a mapping: `storage.codecs{frames}` for `storage.codecs.frames`.
+
+    Returns:
+        None where there is no such key.
+    """
     if name in known:
         return name
     owner = next((k for k in known if name.startswith(f"{k}.") and isinstance(known[k].default, dict)), None)
@@ -401,7 +425,7 @@ def _key_or_item(known: Mapping[str, Key], name: str) -> str | None:
 
 
 def _items(known: Mapping[str, Key], name: str, given: Given) -> Iterator[tuple[str, Given]]:
-    """A value; that of a whole mapping divided into its items."""
+    """Full names and values of a key; the value of a whole mapping is divided into its items."""
     value = given.value
     if name not in known or not isinstance(known[name].default, dict):
         yield name, given
@@ -417,36 +441,40 @@ def _items(known: Mapping[str, Key], name: str, given: Given) -> Iterator[tuple[
 
 
 def _filled(schema: type[Schema], given: Mapping[str, Given]) -> Schema:
-    """The settings that the given values make, without those that are not in use.
+    """Settings of the values that the user gave, without those that are not in use.
 
     Raises:
-        UsageError: a value that its key does not take, or a typed setting that is not in use.
+        UsageError: a value that its key does not accept, or a typed setting that is not in use.
     """
+    # Convert the values.
     known, places = {k.name: k for k in keys(schema)}, list(slots(schema))
-    own = {name: k for slot in places for name, k in _used_and_given(slot, known, given).items()}
-    values_: dict[str, Any] = {name: k.default for name, k in (known | own).items()}
+    owned = {name: k for slot in places for name, k in _used_and_given(slot, known, given).items()}
+    values_: dict[str, Any] = {name: k.default for name, k in (known | owned).items()}
     # A whole mapping comes before its items.
     for name, value in sorted(given.items(), key=lambda item: "{" in item[0]):
         owner, _, item = name.partition("{")
-        k = (known | own)[owner]
+        k = (known | owned)[owner]
         if item:
             values_[owner] = values_[owner] | k.read(value._replace(value={item[:-1]: value.value}))
         else:
             values_[owner] = k.read(value)
+    # Find the settings of components that are not chosen.
     chosen = {slot: slot.chosen(values_[slot.chooser]) for slot in places}
     left_out = {}
     for slot, names in chosen.items():
         for name in given if names else ():  # where none is chosen, the command chooses later
-            owned = own.get(name.partition("{")[0])
-            if owned is not None and owned.name.startswith(slot.prefix) and owned.owner.partition("=")[2] not in names:
-                left_out[name] = f"{owned.owner} is not in use"
+            setting = owned.get(name.partition("{")[0])
+            if setting is None or not setting.name.startswith(slot.prefix):
+                continue
+            if setting.owner.partition("=")[2] not in names:
+                left_out[name] = f"{setting.owner} is not in use"
     settings = _assembled(schema, values_, places, chosen)
     cast(Any, settings).given = _left_out(given, left_out)
     return without_unused(settings, dict(_unused(settings)))
 
 
 def _used_and_given(slot: Slot, known: Mapping[str, Key], given: Mapping[str, Given]) -> dict[str, Key]:
-    """Keys of the components that a slot may have to read: those that are chosen, and those that have values."""
+    """Full name -> key, of the components of a slot that are chosen or whose settings the user gave."""
     default = known[slot.chooser].default
     choice = known[slot.chooser].read(given[slot.chooser]) if slot.chooser in given else default
     names = {name for name in slot.chosen(choice) if name in slot.registry}
@@ -459,10 +487,15 @@ def _used_and_given(slot: Slot, known: Mapping[str, Key], given: Mapping[str, Gi
 
 
 def _left_out(given: Mapping[str, Given], reasons: Mapping[str, str]) -> dict[str, Given]:
-    """The given values without those that have no effect, and a note of these.
+    """Leave out values that have no effect, and print a note of each.
 
+    Args:
+        given: full name of each value that the user gave -> the value.
+        reasons: full name of each value without effect -> the reason.
+    Returns:
+        The other values.
     Raises:
-        UsageError: one of them was typed.
+        UsageError: a value without effect was typed.
     """
     notes: dict[tuple[str, str], list[str]] = {}
     for name, reason in reasons.items():
@@ -475,7 +508,7 @@ def _left_out(given: Mapping[str, Given], reasons: Mapping[str, str]) -> dict[st
 
 
 def _unused(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings that have no effect beside the others, with the reason, as the dataclasses' `unused` give them."""
+    """Full name of each setting that has no effect with the others, and the reason, from the dataclasses' `unused`."""
     if hasattr(settings, "unused"):
         for name, reason in settings.unused().items():
             yield prefix + name, reason
@@ -485,24 +518,29 @@ def _unused(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             name = section_of(_choice(settings)) if "registry" in f.metadata else f.name
             yield from _unused(value, f"{prefix}{name}.")
         elif "registry" in f.metadata and isinstance(value, dict):
-            for name, own in value.items():
-                yield from _unused(own, f"{prefix}{section_of(name)}.")
+            for name, of_component in value.items():
+                yield from _unused(of_component, f"{prefix}{section_of(name)}.")
 
 
 def _choice(settings: Any) -> str:
-    """The component that a section chooses."""
+    """Name of the component that a section chooses."""
     slot = next(slots(type(settings)))
     return slot.chosen(getattr(settings, slot.chooser))[0]
 
 
 def _hint(name: str, known: Iterable[str], schema: type | None = None) -> str:
-    """The key that was probably meant: one with the same last part (`lr`: optim.lr), or the nearest spelling."""
+    """Hint for an unknown key: keys with the same last part (optim.lr for `lr`), or the key with the nearest spelling.
+
+    Args:
+        name: the unknown key.
+        known: full names of the known keys.
+        schema: dataclass of the command's settings; None for keys of a component.
+    """
     known, first, last = list(known), name.partition(".")[0], name.rpartition(".")[2]
     hints: dict[str, str] = getattr(schema, "HINTS", {})
-    if first in hints and (moved := f"{hints[first]}{name.removeprefix(first)}"):
-        found = [k for k in known if k == moved or k == f"{moved}.name"]
-        if found:
-            return f"; did you mean {moved!r}?"
+    moved = f"{hints[first]}{name.removeprefix(first)}" if first in hints else None
+    if moved is not None and any(k in (moved, f"{moved}.name") for k in known):
+        return f"; did you mean {moved!r}?"
     ending = [k for k in known if k.rpartition(".")[2] == last]
     ending = [k for k in ending if k.startswith(f"{first}.")] or ending
     if not ending:
@@ -518,19 +556,27 @@ def _assembled(
     chosen: Mapping[Slot, Sequence[str]],
     prefix: str = "",
 ) -> Schema:
-    """The dataclass that dotted names and values describe."""
+    """Make the dataclass of the settings.
+
+    Args:
+        schema: the dataclass.
+        values_: full name of each key -> its value.
+        places: places of the settings of components.
+        chosen: names of the chosen components of each place.
+        prefix: prefix of the names of its keys.
+    """
     hints, arguments = get_type_hints(schema), {}
     for f in dataclasses.fields(cast(Any, schema)):
         kind = hints[f.name]
         slot = next((s for s in places if s.prefix == prefix and s.field == f.name), None)
         if slot is not None:
-            own: dict[str, Any] = {
+            of_components: dict[str, Any] = {
                 name: _assembled(slot.registry.settings(name), values_, (), {}, f"{prefix}{section_of(name)}.")
                 for name in chosen[slot]
                 if name in slot.registry
             }
             is_list = isinstance(values_[slot.chooser], list)
-            arguments[f.name] = own if is_list else next(iter(own.values()), None)
+            arguments[f.name] = of_components if is_list else next(iter(of_components.values()), None)
         elif dataclasses.is_dataclass(kind):
             arguments[f.name] = _assembled(cast(type, kind), values_, places, chosen, f"{prefix}{f.name}.")
         elif f.init and "meaning" in f.metadata:
@@ -539,7 +585,7 @@ def _assembled(
 
 
 def _full_name(schema: type, name: str) -> str:
-    """`teacher` -> `teacher.name`: a section given a plain value sets its first key."""
+    """Full name of a key: `teacher.name` for `teacher`, since a plain value for a section sets its first key."""
     node = schema
     for part in name.split("."):
         hints = get_type_hints(node)
@@ -559,7 +605,7 @@ def _from_command_line(overrides: Sequence[str]) -> Iterator[tuple[str, Given]]:
 
 
 def _from_environment(schema: type, environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
-    """Variables of this command's keys; those of other commands' are theirs."""
+    """Values of the variables that stand for keys of this command. Variables for other commands are skipped."""
     variables = {v: v.removeprefix("SPKD_").replace("__", ".").lower() for v in environ if v.startswith("SPKD_")}
     known = {k.name for k in keys(schema)} if variables else set()
     for variable, name in variables.items():
@@ -571,13 +617,13 @@ def _from_environment(schema: type, environ: Mapping[str, str]) -> Iterator[tupl
 
 
 def _is_of(slot: Slot, name: str) -> bool:
-    """Whether a key is one of a component's own."""
+    """Whether a key belongs to a component of a slot."""
     head = name.removeprefix(slot.prefix).partition(".")[0]
     return name.startswith(slot.prefix) and slot.registry.named(head) is not None
 
 
 def _is_item(schema: type, name: str) -> bool:
-    """Whether a name is that of an item of a mapping."""
+    """Whether a name is the name of a key, or of an item of a mapping."""
     return _key_or_item({k.name: k for k in keys(schema)}, name) is not None
 
 
@@ -587,8 +633,15 @@ def _is_key(schema: type, name: str) -> bool:
 
 
 def _yaml(text: str, where: str) -> Any:
-    """YAML whose scalars all stay text: a key's type says what they are. No tag is honoured; an alias, which could make
-    a short file endless, and a name that stands twice in a mapping are errors."""
+    """Parse YAML whose scalars all stay text, since the type of a key decides how they are read. Tags are ignored.
+
+    Args:
+        text: the YAML.
+        where: file or argument, for errors.
+    Raises:
+        UsageError: not valid YAML, an alias (with which a short file could become endless), or a name that is twice in
+            a mapping.
+    """
     import yaml
 
     class Loader(yaml.BaseLoader):
@@ -612,12 +665,18 @@ def _yaml(text: str, where: str) -> Any:
 
 
 def _from_file(schema: type, file: str | Path | None) -> list[list[tuple[str, Given]]]:
-    """The values of a settings file: those that commands share, then the command's own."""
+    """Values of a settings file: those that commands share, then those of the command.
+
+    Raises:
+        UsageError: the file cannot be read, or has an unknown key.
+    """
+    # Read the file.
     if file is None:
         if not Path(SETTINGS_FILE).is_file():
             return []
         file = SETTINGS_FILE
     tree = _read_yaml(Path(file))
+    # Check the names of shared keys.
     shared = {k: v for k, v in tree.items() if k not in COMMANDS}
     everywhere = {f.name for name in COMMANDS for f in dataclasses.fields(COMMANDS[name])} - {"given"}
     here = {f.name for f in dataclasses.fields(cast(Any, schema))}
@@ -625,10 +684,11 @@ def _from_file(schema: type, file: str | Path | None) -> list[list[tuple[str, Gi
         if name not in everywhere and not any(_is_key(COMMANDS[command], name) for command in COMMANDS):
             raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), everywhere)}")
     command, borrows = cast(Any, schema).COMMAND, cast(Any, schema).BORROWS
-    own = tree.get(command) or {}
-    if not isinstance(own, dict):
+    # Take the values that concern this command.
+    section_ = tree.get(command) or {}
+    if not isinstance(section_, dict):
         raise UsageError(f"{file}: {command}: expected `key: value` lines")
-    sources = ({k: v for k, v in shared.items() if k in here or _is_key(schema, k)}, own)
+    sources = ({k: v for k, v in shared.items() if k in here or _is_key(schema, k)}, section_)
     return [
         [
             (name, Given(str(file), value, False))
@@ -657,7 +717,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _flatten(schema: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted (name, value) pairs; only sections are descended into, so that dict values stay whole."""
+    """Pairs of a dotted name and a value. Sections are flattened; values that are mappings stay whole."""
     hints = get_type_hints(schema)
     for name, value in tree.items():
         kind = hints.get(str(name))

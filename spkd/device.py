@@ -1,4 +1,4 @@
-"""Choosing the device: the same code path runs on all of them."""
+"""Choice of the device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def resolve(name: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then CPU; a device named but absent is an error. Where a launcher gives this process
-    a rank on its machine (LOCAL_RANK), `auto` and `cuda` are the GPU of that rank.
+    """The device of a name.
 
+    `auto` takes CUDA, then MPS, then CPU. Where a launcher gives this process a rank on its machine (LOCAL_RANK),
+    `auto` and `cuda` take the GPU of that rank.
+
+    Args:
+        name: auto, cpu, mps, cuda or cuda:N.
     Raises:
         UsageError: no such name, or the named device is not on this machine.
     """

@@ -1,4 +1,4 @@
-"""What a user reads when something fails: one line, without a traceback."""
+"""Errors, and their report to the user in one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-MOST_SHOWN = 2000  # characters of an error
+MOST_SHOWN = 2000  # most characters of an error that are shown
 
 
 class SpkdError(Exception):
-    """Something failed that the user can mend. Exit code 1."""
+    """Failure that the user can mend. Exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(SpkdError):
-    """The command itself was wrong (unknown key, bad value). Exit code 2."""
+    """Error in the command itself, such as an unknown key or a bad value. Exit code 2."""
 
     exit_code = 2
 
 
 class Interrupted(SpkdError):
-    """The user asked to stop. Exit code 130, as shells have it."""
+    """Interruption by the user. Exit code 130, as in shells."""
 
     exit_code = 130
 
 
 def printable(text: str) -> str:
-    """Text in one line, with escapes in the place of what a terminal would obey, or could not show."""
+    """Text in one line, with escapes instead of characters that a terminal would obey, or could not show."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     shown = shown.encode(encoding, "backslashreplace").decode(encoding)
@@ -42,13 +42,23 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none; without torch's advice to load unsafely."""
+    """First line of an error's message, or its class where it has none.
+
+    Lines in which torch advises to load a file unsafely (weights_only) are left out.
+    """
     lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
     return (lines[0].strip() if lines else type(error).__name__)[:300]
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` naming the valid word nearest to `word`, or a few choices when none is near."""
+    """Hint for an unknown word: the valid word with the nearest spelling, or the valid words where none is near.
+
+    Args:
+        word: the unknown word.
+        valid: the valid words.
+    Returns:
+        `; did you mean 'x'?`, `; valid: x, y`, or "" where there are many valid words.
+    """
     choices = sorted(map(str, valid))
     near = difflib.get_close_matches(word[:200], choices, n=1, cutoff=0.5)
     if near:
@@ -57,15 +67,19 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 
 
 def reported(error: Exception, command: Sequence[str], plug_ins: Sequence[str] = ()) -> int:
-    """Print an error as a line. Returns the exit code.
+    """Print an error in one line.
 
     Args:
-        plug_ins: modules of other packages, whose errors are not this project's.
+        error: the error.
+        command: the command and its arguments.
+        plug_ins: modules of other packages, to which their errors are to be reported.
+    Returns:
+        The exit code.
     """
     if isinstance(error, SpkdError):
-        # Some errors list what is damaged, a line for each.
+        # Some errors have further lines, one for each damaged file.
         lines, code = str(error).split("\n"), error.exit_code
-    elif isinstance(error, BrokenPipeError):  # the reader of our output is gone, as `| head` is
+    elif isinstance(error, BrokenPipeError):  # the reader of the output has ended, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
@@ -91,7 +105,10 @@ def reported(error: Exception, command: Sequence[str], plug_ins: Sequence[str] =
 
 
 def _owner(error: Exception, plug_ins: Sequence[str]) -> str:
-    """Whose an unexpected error is: of the plug-in that the innermost call of ours or of a plug-in is in."""
+    """Phrase for those to whom an unexpected error is to be reported.
+
+    They are the owners of the innermost call that is in spkd or in a plug-in.
+    """
     packages = [
         frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
@@ -100,6 +117,7 @@ def _owner(error: Exception, plug_ins: Sequence[str]) -> str:
 
 
 def _of_system(error: OSError) -> str:
+    """Line for an error of the operating system."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
         return (
@@ -114,7 +132,11 @@ def _of_system(error: OSError) -> str:
 
 
 def _kept(error: Exception, command: Sequence[str]) -> str:
-    """Write the traceback to a file. Returns its path."""
+    """Write the traceback to a file.
+
+    Returns:
+        Path of the file.
+    """
     text = f"{shlex.join(command)}\n{''.join(traceback.format_exception(error))}"
     try:
         descriptor, path = tempfile.mkstemp(prefix="spkd-error-", suffix=".log")

@@ -1,4 +1,4 @@
-"""Students on the Hugging Face hub, with a model card."""
+"""Download and upload of students on the Hugging Face hub, with a model card."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ from spkd.eval.compare import SIZE, load_systems, markdown, paper_table
 from spkd.students.description import DESCRIPTION, WEIGHTS, Description
 from spkd.version import __version__
 
-PARTS = (DESCRIPTION, WEIGHTS, FILE)  # of a student's folder: what is uploaded and loaded
+STUDENT_FILES = (DESCRIPTION, WEIGHTS, FILE)  # files of a student's folder that are uploaded and downloaded
 CARD = "README.md"
 
 
 def download(name: str, revision: str | None, token: str | None) -> Path:
-    """The folder of a student on the hub, in its own cache on this machine.
+    """Download a student to the hub's cache on this machine.
 
+    Args:
+        name: USER/NAME.
+        revision: a branch, a tag or a commit; None takes the main branch.
+        token: access token of a private model; None uses that of the machine.
+    Returns:
+        The folder.
     Raises:
-        UsageError: huggingface_hub is missing, or there is no such model. SpkdError: the hub does not answer.
+        UsageError: huggingface_hub is missing, or there is no such student.
+        SpkdError: the hub does not answer.
     """
     hub = _hub()
     try:
-        folder = Path(hub.snapshot_download(name, revision=revision, token=token, allow_patterns=list(PARTS)))
-    except Exception as error:  # its own kinds, and those of its network library
+        folder = Path(hub.snapshot_download(name, revision=revision, token=token, allow_patterns=list(STUDENT_FILES)))
+    except Exception as error:  # classes of the hub's package and of its network library
         raise SpkdError(f"{name}: cannot be loaded from the hub ({first_line(error)})") from error
     if not (folder / DESCRIPTION).is_file():
         raise UsageError(f"{name}: no student of spkd there ({DESCRIPTION})")
@@ -37,27 +44,48 @@ def download(name: str, revision: str | None, token: str | None) -> Path:
 def upload(
     folder: Path, name: str, evaluations: Sequence[str | Path], licence: str, private: bool, token: str | None
 ) -> str:
-    """Upload a student's folder and its card. Returns the address.
+    """Upload the folder of a student, with a model card.
 
+    Args:
+        folder: folder of the student.
+        name: USER/NAME.
+        evaluations: folders that `spkd eval` wrote.
+        licence: an identifier of the hub, such as apache-2.0; "" where it is not stated.
+        private: whether a new model is private.
+        token: access token; None uses that of the machine.
+    Returns:
+        Address of the model.
     Raises:
-        UsageError: huggingface_hub is missing, or an evaluation is none. SpkdError: the hub refuses.
+        UsageError: huggingface_hub is missing, or a folder holds no evaluation.
+        SpkdError: the hub refuses it.
     """
     card = model_card(folder, name, evaluations, licence)
     hub = _hub()
     api = hub.HfApi(token=token)
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
-        files = [part for part in PARTS if (folder / part).is_file()]
-        parts = [hub.CommitOperationAdd(part, str(folder / part)) for part in files]
-        parts.append(hub.CommitOperationAdd(CARD, card.encode()))
-        api.create_commit(name, parts, commit_message=f"Student trained by spkd {__version__}")
-    except Exception as error:  # its own kinds, and those of its network library
+        files = [file for file in STUDENT_FILES if (folder / file).is_file()]
+        operations = [hub.CommitOperationAdd(file, str(folder / file)) for file in files]
+        operations.append(hub.CommitOperationAdd(CARD, card.encode()))
+        api.create_commit(name, operations, commit_message=f"Student trained by spkd {__version__}")
+    except Exception as error:  # classes of the hub's package and of its network library
         raise SpkdError(f"{name}: the hub refuses it ({first_line(error)})") from error
     return address
 
 
 def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licence: str) -> str:
-    """README.md of a student: use, error rates, how it was trained, on which caches."""
+    """Content of README.md of a student: use, error rates, training and caches.
+
+    Args:
+        folder: folder of the student.
+        name: USER/NAME.
+        evaluations: folders that `spkd eval` wrote.
+        licence: an identifier of the hub; "" where it is not stated.
+    Raises:
+        UsageError: a folder holds no evaluation.
+        SpkdError: a damaged file.
+    """
+    # Facts of the student.
     student = Description.read(folder / DESCRIPTION)
     run = student.training.facts
     systems = load_systems([str(item) for item in evaluations])
@@ -75,6 +103,7 @@ def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licen
         "Losses": ", ".join(run.losses) or "unknown",
         "Steps": "unknown" if student.training.steps is None else student.training.steps,
     }
+    # The page.
     parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n", f"# {name}\n"]
     parts.append("A speaker-verification student distilled by spkd.\n")
     parts.append(f'```python\nimport spkd\n\nmodel = spkd.load("{name}")\nmodel.verify("a.wav", "b.wav")\n```\n')

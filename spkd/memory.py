@@ -1,21 +1,23 @@
-"""The memory of this process: large buffers are used again instead of being mapped anew."""
+"""Memory of this process, in which large buffers are used again instead of being mapped anew."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-KEPT = 2**31 - 1  # bytes; the largest that mallopt takes
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # constants of glibc's malloc.h
+KEPT = 2**31 - 1  # bytes; the largest value that mallopt takes
 
 
 def keep_large_buffers() -> None:
-    """Have glibc keep freed buffers for the next batch.
+    """Make glibc keep freed buffers for the next batch.
 
-    By itself glibc returns large ones to the operating system at once and maps new ones for the next batch, whose
-    pages the system has to zero and to map one by one: 12 to 15 % of a whole command on 2 cores
-    (benchmarks/buffers.py). Settings that the user gave glibc by environment variables (MALLOC_..., GLIBC_TUNABLES) are
-    left alone. Other C libraries have no such call, and nothing happens.
+    By default, glibc returns large buffers to the operating system at once, and maps new ones for the next batch. The
+    system has to zero and map their pages one by one, which takes 12 to 15 % of a whole command on 2 cores
+    (benchmarks/buffers.py).
+
+    Nothing is changed where the user set glibc by environment variables (MALLOC_..., GLIBC_TUNABLES), or where the C
+    library has no such call.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return

@@ -1,4 +1,4 @@
-"""Meter of a run: what was done, and what the time was spent on."""
+"""Meter of a run: the amount of work, and the time spent on each activity."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
-SHORT = 2.0  # s of a run that is too short to say anything
+SHORT = 2.0  # s below which a run is too short for a rate
 
 
 class Meter:
-    """What was done in a run, and the seconds that were spent on each of its parts.
+    """Meter of the work done in a run, and of the time spent on each activity.
 
     Args:
-        warm_up: first counts that are not measured: caches, compilers and workers start in them.
+        warm_up: number of first counts that are not measured, since caches, compilers and workers start in them.
     Attributes:
-        done: what was counted: views, or seconds of audio.
+        done: amount that was counted, in views or in seconds of audio.
     """
 
     def __init__(self, warm_up: int = 0) -> None:
@@ -29,16 +29,16 @@ class Meter:
         self._spent: dict[str, float] = {}
 
     @contextmanager
-    def spending(self, part: str) -> Iterator[None]:
-        """Count the time of the block for a part."""
+    def spending(self, activity: str) -> Iterator[None]:
+        """Add the time of the block to an activity."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._spent[part] = self._spent.get(part, 0.0) + time.perf_counter() - start
+            self._spent[activity] = self._spent.get(activity, 0.0) + time.perf_counter() - start
 
     def loading(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Count the time until each item is there for the part `loading`."""
+        """Yield the items, and add the time of waiting for each to the activity `loading`."""
         iterator = iter(items)
         while True:
             with self.spending("loading"):
@@ -49,7 +49,7 @@ class Meter:
             yield item
 
     def count(self, amount: float) -> None:
-        """Something was done."""
+        """Add an amount of work, in views or in seconds of audio."""
         self._counts += 1
         if self._counts == self._warm_up:
             self._begin()
@@ -58,19 +58,19 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Time since the warm-up."""
+        """Time since the warm-up (s)."""
         return time.perf_counter() - self._start
 
     @property
     def rate(self) -> float:
-        """What was done a second."""
+        """Amount of work per second."""
         return self.done / max(self.seconds, 1e-9)
 
     @property
     def is_short(self) -> bool:
-        """Whether there is too little to say anything."""
+        """Whether the run is too short for a rate."""
         return self._counts <= self._warm_up or self.seconds < SHORT
 
-    def share(self, part: str) -> float:
-        """Share of the time that was spent on a part."""
-        return self._spent.get(part, 0.0) / max(self.seconds, 1e-9)
+    def share(self, activity: str) -> float:
+        """Share of the time that was spent on an activity."""
+        return self._spent.get(activity, 0.0) / max(self.seconds, 1e-9)

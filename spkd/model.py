@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from spkd.corpus.audio import FULL_SCALE, SAMPLE_RATE, AudioError, decode, doubt_of, resample
+from spkd.corpus.audio import FULL_SCALE, SAMPLE_RATE, AudioError, decode, remark_on, resample
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE, Calibration
@@ -25,70 +25,74 @@ from spkd.teachers.settings import INPUTS, ModelConfig, ONNXSettings
 Audio = str | Path | np.ndarray | Tensor | Sequence[float]
 
 
-FRAME = 320  # samples (20 ms) of which the level is taken
-LEAST_LEVEL = -55.0  # dB of full scale: a frame with less holds no speech
-LEAST_SECONDS = 0.5  # of such frames, from which a decision is made
-MOST_CHANNELS = 64  # of a waveform (samples, channels), as soundfile gives it
-CLIPPED = "are clipped"  # how the only doubt begins that leaves a decision possible
+FRAME = 320  # samples (20 ms) of a frame whose level is measured
+LEAST_LEVEL = -55.0  # dB of full scale: a quieter frame holds no speech
+LEAST_SECONDS = 0.5  # s of louder frames that a decision needs
+MOST_CHANNELS = 64  # most channels of a waveform (samples, channels), as soundfile gives it
+CLIPPED = "are clipped"  # start of the only remark with which a decision is still made
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether two recordings are of one speaker.
+    """Result of the verification of two recordings.
 
     Attributes:
-        same: the decision, `ratio >= threshold`; None (which is no acceptance) where a recording holds too little sound
-            to decide, for which see `doubts`.
+        same: the decision whether one speaker spoke both, `ratio >= threshold`. None, which is no acceptance, where a
+            recording holds too little sound for a decision; `remarks` says which.
         score: cosine of the embeddings.
         ratio: log-likelihood ratio (natural logarithm).
-        threshold: that was used.
-        doubts: what speaks against the quality of either recording, in sentences; () as a rule.
+        threshold: the threshold of the decision.
+        remarks: problems of the quality of either recording, as phrases; usually ().
     """
 
     same: bool | None
     score: float
     ratio: float
     threshold: float
-    doubts: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Recording:
-    """A recording as the model takes it.
+    """A recording, ready for the model.
 
     Attributes:
         wave: (samples,), float32, 16 kHz.
-        doubt: what makes speech unlikely in it, as `spkd.corpus.audio.Decoded` says it; "" as a rule.
+        remark: what makes speech unlikely in it, as in `spkd.corpus.audio.Decoded`; usually "".
     """
 
     wave: np.ndarray
-    doubt: str
+    remark: str
 
-    def doubts(self) -> list[str]:
-        """What speaks against its quality, as the ends of sentences."""
+    def remarks(self) -> list[str]:
+        """Problems of its quality, as phrases."""
         frames = self.wave[: len(self.wave) // FRAME * FRAME].reshape(-1, FRAME)
-        # Below 1e-10 of full scale there is nothing that a recorder could have written.
+        # Limited to 1e-10 of full scale, which is less than any recorder can write.
         level = 20 * np.log10(np.maximum((frames - self.wave.mean()).std(1), 1e-10))
         seconds = float((level >= LEAST_LEVEL).sum()) * FRAME / SAMPLE_RATE
-        found = [f"its samples {self.doubt}"] if self.doubt else []
+        remarks = [f"its samples {self.remark}"] if self.remark else []
         if seconds < LEAST_SECONDS:
-            found.append(
+            remarks.append(
                 f"only {seconds:.2f} s are louder than {LEAST_LEVEL:g} dB of full scale; a decision takes "
                 f"{LEAST_SECONDS:g} s"
             )
-        return found
+        return remarks
 
 
 class SpeakerModel:
-    """A model that gives speaker embeddings, with the calibration that travels with it.
+    """Model that gives speaker embeddings, with its calibration.
 
+    Recordings are paths, or waveforms (samples,) as arrays, tensors or lists: numbers in [-1, 1], or integers at the
+    full scale of their type. A waveform (samples, channels), as soundfile reads it, is averaged over its channels.
+
+    Args:
+        model: the model.
+        name: the folder, the file or the hub id.
+        calibration: calibration of the cosine of two embeddings; None where the model has none.
     Attributes:
         name: the folder, the file or the hub id.
-        calibration: of the cosine of two embeddings; None where the model has none.
+        calibration: calibration of the cosine of two embeddings; None where the model has none.
         dim: numbers in an embedding.
-
-    Recordings are paths, or waveforms (samples,) as arrays, tensors or lists: numbers in [-1, 1], or integers at their
-    own full scale. A waveform (samples, channels), as soundfile reads it, is averaged over its channels.
 
     Example:
         >>> model = spkd.load("student")  # doctest: +SKIP
@@ -121,11 +125,13 @@ class SpeakerModel:
 
         Args:
             source: a path, or USER/NAME on the hub.
-            device: as the setting of that name: auto, cpu, cuda:N ...
-            revision, token: for the hub: a branch, a tag or a commit, and the access token of a private model.
-            input: of an ONNX file that does not say whose features it takes: kaldi, wespeaker, nemo, ...
+            device: auto, cpu, mps, cuda or cuda:N.
+            revision: a branch, a tag or a commit on the hub.
+            token: access token of a private model on the hub.
+            input: features of an ONNX file that does not name them itself: kaldi, wespeaker, nemo, ...
         Raises:
-            UsageError: none there. SpkdError: damaged, or the hub does not answer.
+            UsageError: there is no model, or a wrong argument.
+            SpkdError: the model is damaged, or the hub does not answer.
         """
         path, where = Path(source), resolve(device)
         if input not in INPUTS:
@@ -138,44 +144,62 @@ class SpeakerModel:
                 raise UsageError(f"{source}: no student there ({DESCRIPTION}), no .onnx file, and no hub id USER/NAME")
             path = download(str(source), revision, token)
         teacher = load_teacher(ModelConfig("checkpoint", str(path)), where)
-        found, weights = path / FILE, teacher.weights_sha256
-        return cls(teacher, str(source), Calibration.of_student(found, weights) if found.is_file() else None)
+        calibration, weights = path / FILE, teacher.weights_sha256
+        has_one = calibration.is_file()
+        return cls(teacher, str(source), Calibration.of_student(calibration, weights) if has_one else None)
 
     def embed(self, audio: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-        """Embeddings as the model gives them: (D,) of one recording, (N, D) of a list.
+        """Embeddings as the model gives them, without normalisation.
 
         Args:
-            audio: one recording, or a list of them; rows of an array (N, samples) are recordings.
-            sample_rate: of waveforms (Hz).
+            audio: one recording, a list of recordings, or an array (N, samples) of recordings.
+            sample_rate: sampling rate of waveforms (Hz).
+        Returns:
+            (D,) of one recording; (N, D) of several.
         Raises:
-            UsageError: no recording. SpkdError: a recording that cannot be used, with the reason.
+            UsageError: the argument is not a recording.
+            SpkdError: a recording cannot be used.
         """
         if _is_one(audio):
             return self._model.embed([self._recording(audio, sample_rate).wave])[0]
         several = isinstance(audio, Sequence) and not isinstance(audio, str | bytes)
         if not several and not (isinstance(audio, np.ndarray | Tensor) and audio.ndim == 2):
             raise UsageError(f"expected recordings (paths or waveforms) or a list of them, got {_what(audio)}")
-        return self._model.embed([self._recording(one, sample_rate).wave for one in audio])  # type: ignore[union-attr]
+        recordings = [self._recording(item, sample_rate) for item in audio]  # type: ignore[union-attr]
+        return self._model.embed([recording.wave for recording in recordings])
 
-    def score(self, one: Audio, other: Audio, sample_rate: int = SAMPLE_RATE) -> float:
-        """Cosine of the embeddings of two recordings."""
-        return self._cosine(*self._model.embed([self._recording(side, sample_rate).wave for side in (one, other)]))
-
-    def verify(
-        self, one: Audio, other: Audio, threshold: str | float = "eer", sample_rate: int = SAMPLE_RATE
-    ) -> Verification:
-        """Whether two recordings are of one speaker.
-
-        No decision is made (`same` is None) where a recording holds less than half a second above -55 dB of full scale,
-        or where its channels cancel each other or it is mostly a constant offset; `doubts` says which.
+    def score(self, first: Audio, second: Audio, sample_rate: int = SAMPLE_RATE) -> float:
+        """Cosine of the embeddings of two recordings.
 
         Args:
+            first: a recording.
+            second: another recording.
+            sample_rate: sampling rate of waveforms (Hz).
+        Raises:
+            UsageError: as of `embed`.
+            SpkdError: as of `embed`.
+        """
+        return self._cosine(*self._model.embed([self._recording(side, sample_rate).wave for side in (first, second)]))
+
+    def verify(
+        self, first: Audio, second: Audio, threshold: str | float = "eer", sample_rate: int = SAMPLE_RATE
+    ) -> Verification:
+        """Decide whether one speaker spoke two recordings.
+
+        No decision is made (`same` is None) where a recording holds less than half a second above -55 dB of full scale,
+        where its channels cancel each other, or where it is mostly a constant offset; `remarks` says which.
+
+        Args:
+            first: a recording.
+            second: another recording.
             threshold: a name in `calibration.thresholds` (`eer`, `min_dcf_0.01`, `false_alarm_0.01`, ...), or a
                 log-likelihood ratio.
-            sample_rate: of waveforms (Hz).
+            sample_rate: sampling rate of waveforms (Hz).
         Raises:
-            UsageError: the model has no calibration, or none of this name. UsageError, SpkdError: as `embed`.
+            UsageError: the model has no calibration, or no threshold of this name; or as of `embed`.
+            SpkdError: as of `embed`.
         """
+        # The threshold.
         if self.calibration is None:
             raise UsageError(
                 f"{self.name}: has no calibration; make one with `spkd calibrate`, then load the model again"
@@ -186,13 +210,15 @@ class SpeakerModel:
         if not isinstance(threshold, str | Real) or threshold != threshold:
             raise UsageError(f"threshold={threshold!r}: give a number, or one of {', '.join(known)}")
         limit = known[threshold] if isinstance(threshold, str) else float(threshold)
-        sides = {"first": self._recording(one, sample_rate), "second": self._recording(other, sample_rate)}
+        # The ratio.
+        sides = {"first": self._recording(first, sample_rate), "second": self._recording(second, sample_rate)}
         score = self._cosine(*self._model.embed([side.wave for side in sides.values()]))
         ratio = float(self.calibration({"score": np.array([score])})[0])
-        found = {name: side.doubts() for name, side in sides.items()}
-        doubts = tuple(f"the {name} recording: {doubt}" for name, some in found.items() for doubt in some)
-        decided = all(doubt.startswith(f"its samples {CLIPPED}") for some in found.values() for doubt in some)
-        return Verification(ratio >= limit if decided else None, score, ratio, limit, doubts)
+        # The decision, unless a recording is too poor.
+        remarks = [(name, remark) for name, side in sides.items() for remark in side.remarks()]
+        decided = all(remark.startswith(f"its samples {CLIPPED}") for _, remark in remarks)
+        named = tuple(f"the {name} recording: {remark}" for name, remark in remarks)
+        return Verification(ratio >= limit if decided else None, score, ratio, limit, named)
 
     def push_to_hub(
         self,
@@ -205,19 +231,28 @@ class SpeakerModel:
         """Upload a student with a model card: error rates, licence, teachers, fingerprints of the caches.
 
         Args:
-            name: USER/NAME. evaluations: folders that `spkd eval` wrote, whose error rates the card shows.
-            licence: an identifier of the hub, such as apache-2.0.
+            name: USER/NAME.
+            evaluations: folders that `spkd eval` wrote, whose error rates the card shows.
+            licence: an identifier of the hub, such as apache-2.0; "" where it is not stated.
+            private: whether a new model is private.
+            token: access token; None uses that of the machine.
         Returns:
-            The address of the model.
+            Address of the model.
         Raises:
-            UsageError: not a student's folder, or huggingface_hub is missing. SpkdError: the hub refuses.
+            UsageError: the model is not the folder of a student, or huggingface_hub is missing.
+            SpkdError: the hub refuses it.
         """
         if not (Path(self.name) / DESCRIPTION).is_file():
             raise UsageError(f"{self.name}: only the folder of a student can be pushed")
         return upload(Path(self.name), name, evaluations, licence, private, token)
 
     def _recording(self, audio: object, sample_rate: int) -> _Recording:
-        """A recording that is long enough for the model."""
+        """Read a recording, and check that its length suits the model.
+
+        Raises:
+            UsageError: the argument is not a recording.
+            SpkdError: the recording cannot be used.
+        """
         if not _is_one(audio):
             raise UsageError(f"expected a path or a waveform (samples,), got {_what(audio)}")
         if isinstance(audio, str | Path):
@@ -225,7 +260,7 @@ class SpeakerModel:
                 decoded = decode(str(audio))
             except AudioError as error:
                 raise SpkdError(str(error)) from error
-            wave, doubt = decoded.wave, decoded.doubt
+            wave, remark = decoded.wave, decoded.remark
         else:
             samples = _samples(audio)
             wave = samples.mean(1)
@@ -235,22 +270,22 @@ class SpeakerModel:
                 raise SpkdError(f"expected a waveform (samples,) of finite numbers, got {_what(audio)}")
             if (peak := float(np.abs(wave).max())) > FULL_SCALE:
                 raise SpkdError(f"a waveform of numbers up to {peak:.6g}: at integer scale; divide them by 32768")
-            doubt = doubt_of(wave, samples)
+            remark = remark_on(wave, samples)
             wave = resample(np.ascontiguousarray(wave), int(sample_rate), SAMPLE_RATE)
         least, most = self._model.min_samples, self._model.max_samples
         if len(wave) < least or (most is not None and len(wave) > most):
             limit = f"at least {least / SAMPLE_RATE:g} s" + (f", at most {most / SAMPLE_RATE:.0f} s" if most else "")
             raise SpkdError(f"{len(wave) / SAMPLE_RATE:.2f} s of audio; {self.name} takes {limit}")
-        return _Recording(wave, doubt)
+        return _Recording(wave, remark)
 
     @staticmethod
-    def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-        a, b = one.astype(np.float64), other.astype(np.float64)
+    def _cosine(first: np.ndarray, second: np.ndarray) -> float:
+        a, b = first.astype(np.float64), second.astype(np.float64)
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
 
 
 def _is_one(audio: object) -> bool:
-    """Whether something is one recording, rather than several, or none."""
+    """Whether an argument is one recording, rather than several, or something else."""
     if isinstance(audio, np.ndarray | Tensor):
         return audio.ndim == 1 or (audio.ndim == 2 and audio.shape[1] <= MOST_CHANNELS < audio.shape[0])
     if isinstance(audio, Sequence) and not isinstance(audio, str | bytes):
@@ -259,14 +294,14 @@ def _is_one(audio: object) -> bool:
 
 
 def _samples(audio: object) -> np.ndarray:
-    """A waveform (samples, channels), float32, full scale at 1."""
+    """An array, tensor or list as a waveform (samples, channels), float32, full scale at 1."""
     if isinstance(audio, Tensor):
         audio = audio.detach().cpu()
         audio = audio.float().numpy() if audio.is_floating_point() else audio.numpy()
     given = np.asarray(audio)
     if isinstance(audio, np.ndarray) and given.dtype.kind in "iu":
         limits = np.iinfo(given.dtype)
-        middle = (limits.max + 1) // 2 if given.dtype.kind == "u" else 0  # unsigned audio is centred there
+        middle = (limits.max + 1) // 2 if given.dtype.kind == "u" else 0  # zero level of unsigned audio
         given = (given.astype(np.float64) - middle) / (middle or limits.max + 1)
     elif given.dtype.kind not in "iuf":
         raise UsageError(f"expected a waveform of real numbers, got {_what(audio)}")
@@ -275,7 +310,7 @@ def _samples(audio: object) -> np.ndarray:
 
 
 def _what(audio: object) -> str:
-    """Something that was given, in words."""
+    """Phrase that describes an argument, for errors."""
     if isinstance(audio, np.ndarray | Tensor):
         return f"an array of the shape {tuple(audio.shape)} and type {audio.dtype}"
     if isinstance(audio, Sequence) and not isinstance(audio, str | bytes):
@@ -284,7 +319,7 @@ def _what(audio: object) -> str:
 
 
 def _of_onnx(path: Path) -> Calibration | None:
-    """The calibration within an ONNX file that spkd wrote."""
+    """The calibration in an ONNX file that spkd wrote; None where there is none."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -303,13 +338,15 @@ def load(
 
     Args:
         source: a path, or USER/NAME on the hub.
-        device: auto, cpu, cuda or cuda:N.
-        revision, token: for the hub: a branch, a tag or a commit, and the access token of a private model.
-        input: of an ONNX file that does not say whose features it takes: kaldi, wespeaker, nemo, ...
+        device: auto, cpu, mps, cuda or cuda:N.
+        revision: a branch, a tag or a commit on the hub.
+        token: access token of a private model on the hub.
+        input: features of an ONNX file that does not name them itself: kaldi, wespeaker, nemo, ...
     Returns:
         The model, with `embed`, `score`, `verify` and `push_to_hub`.
     Raises:
-        UsageError: none there. SpkdError: damaged, or the hub does not answer.
+        UsageError: there is no model, or a wrong argument.
+        SpkdError: the model is damaged, or the hub does not answer.
 
     Example:
         >>> model = spkd.load("student")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Progress for everything that takes more than two seconds: bars on a terminal, plain lines elsewhere."""
+"""Progress of operations that take more than two seconds: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LINE_EVERY = 10.0  # s between plain lines when there is no terminal
+LINE_EVERY = 10.0  # s between two plain lines
 
 
 def log(text: str) -> None:
-    """One line of a command's own report, on stdout."""
+    """Print a line of a command's report on stdout."""
     print(text, flush=True)
 
 
 class Ticker:
-    """Counts items done; `note` follows the rate (loss terms, rejections)."""
+    """Base class of displays of progress.
+
+    Args:
+        total: number of items.
+        unit: name of the items.
+        done: number of items that were done before.
+    Attributes:
+        total: number of items.
+        unit: name of the items.
+        done: number of items done.
+        note: text that follows the rate, such as values of losses.
+    """
 
     def __init__(self, total: int, unit: str, done: int) -> None:
         self.total, self.unit, self.done = total, unit, done
@@ -24,6 +35,12 @@ class Ticker:
         self.note = ""
 
     def advance(self, count: int, note: str | None = None) -> None:
+        """Add items done.
+
+        Args:
+            count: number of items.
+            note: new note; None keeps the old one.
+        """
         self.done += count
         if note is not None:
             self.note = note
@@ -34,12 +51,13 @@ class Ticker:
         return (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
 
     def pace(self) -> str:
-        """Rate and remaining time."""
+        """Rate and remaining time, as text."""
         rate = self.rate()
         left = (self.total - self.done) / rate if rate > 0 else 0.0
         return f"{rate:.1f} {self.unit}/s, {left:.0f} s left"
 
     def text(self) -> str:
+        """Rate, remaining time and note, as text."""
         return self.pace() + (f"  {self.note}" if self.note else "")
 
     def _show(self) -> None:
@@ -61,7 +79,16 @@ class _Lines(Ticker):
 
 @contextmanager
 def track(label: str, total: int, unit: str = "views", done: int = 0) -> Iterator[Ticker]:
-    """Show `label` advancing from `done` to `total` while the block runs."""
+    """Show progress while the block runs.
+
+    Args:
+        label: name of the operation.
+        total: number of items.
+        unit: name of the items.
+        done: number of items that were done before.
+    Yields:
+        The display, to be advanced.
+    """
     if not sys.stdout.isatty():
         yield _Lines(label, total, unit, done)
         return

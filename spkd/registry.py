@@ -1,7 +1,7 @@
-"""Components that can be chosen by name: losses, students, teachers, codecs, formats, commands' settings and more.
+"""Registries of components that are chosen by name: losses, students, teachers, codecs, formats, settings and others.
 
-Adding one is a file and one line here. The command line's help, choices, "did you mean" and error texts come from these
-lists. Nothing is imported until it is used. Installed packages add their own losses, students and teachers by entry
+A new component needs a file and one line here. Help, choices, hints and errors of the command line come from these
+lists. A component is imported when it is first used. Installed packages add losses, students and teachers by entry
 points of the groups `spkd.losses`, `spkd.students` and `spkd.teachers`:
 
     [project.entry-points."spkd.losses"]
@@ -22,18 +22,18 @@ from spkd.errors import SpkdError, UsageError, did_you_mean
 
 @dataclass
 class NoSettings:
-    """Settings of a component that has none."""
+    """Settings of a component without settings."""
 
 
 class Registry(Mapping[str, Any]):
-    """Classes by name, imported on first use.
+    """Registry of classes by name, which are imported on first use.
 
     Args:
-        key: the setting that chooses one, for error texts.
-        group: entry points that add to it; "" where nothing may be added.
-        ours: name -> "module:Class", whose attribute `Settings` is the dataclass of its own settings, or
-            ("module:Class", "module:Settings") where that lies in a module that is quick to import, for `--help`;
-            ("module:Class", "") has no settings.
+        key: the setting that chooses one, for errors.
+        group: group of the entry points that add to it; "" where none may.
+        ours: name -> "module:Class", or name -> ("module:Class", "module:Settings"). The second form gives the settings
+            in a module that is quick to import, for `--help`; there, "" stands for no settings. In the first form, the
+            settings are the attribute `Settings` of the class.
     """
 
     def __init__(self, key: str, group: str, ours: Mapping[str, str | tuple[str, str]]) -> None:
@@ -58,8 +58,8 @@ class Registry(Mapping[str, Any]):
         """The class of a name.
 
         Raises:
-            UsageError: there is none of this name.
-            SpkdError: an installed package's class cannot be imported.
+            UsageError: there is no class of this name.
+            SpkdError: the class of an installed package cannot be imported.
         """
         if name in self.ours:
             line = self.ours[name]
@@ -74,19 +74,28 @@ class Registry(Mapping[str, Any]):
             ) from error
 
     def settings(self, name: str) -> type:
-        """The dataclass of a component's own settings. Raises as `registry[name]`."""
+        """Dataclass of the settings of a component.
+
+        Raises:
+            UsageError: there is no component of this name.
+            SpkdError: the class of an installed package cannot be imported.
+        """
         line = self.ours.get(name)
         if isinstance(line, tuple):
             return _imported(line[1]) if line[1] else NoSettings
         return getattr(self[name], "Settings", NoSettings)
 
     def named(self, section: str) -> str | None:
-        """The component whose settings a section holds: `one_step` is that of one-step. None where there is none."""
+        """Name of the component to which a section of settings belongs, such as one-step for `one_step`.
+
+        Returns:
+            None where there is no such component.
+        """
         return next((name for name in self if section_of(name) == section_of(section)), None)
 
 
 def section_of(name: str) -> str:
-    """The name of a component's section in settings: `one_step` for one-step."""
+    """Name of the section of a component's settings, such as `one_step` for one-step."""
     return name.replace("-", "_").lower()
 
 
@@ -96,7 +105,7 @@ def _imported(place: str) -> Any:
 
 
 def plug_ins() -> tuple[str, ...]:
-    """Names of the modules of installed packages that add to what can be chosen."""
+    """Names of the modules of installed packages that add components."""
     groups = ("spkd.losses", "spkd.students", "spkd.teachers")
     return tuple(
         {point.value.partition(":")[0].partition(".")[0] for name in groups for point in entry_points(group=name)}
@@ -221,7 +230,7 @@ CODECS = Registry(
     },
 )
 
-# Readers of manifests, asked in this order whether a file is theirs.
+# Readers of manifests. The first that recognises a file reads it.
 MANIFEST_READERS = Registry(
     "manifest",
     "",

@@ -1,7 +1,7 @@
-"""Random numbers as a pure function of (seed, index, purpose): a run repeats exactly, and resumes at any index.
+"""Random numbers as a pure function of (seed, index, purpose), so that a run can be repeated and resumed exactly.
 
-A purpose keeps streams apart that would otherwise share their numbers. The multipliers are large primes, so that the
-indices of one seed do not meet those of the next; they are frozen, because changing one changes every result.
+Different purposes have different streams of numbers. The multipliers are large primes, so that the streams of one seed
+do not coincide with those of the next. They must not be changed, because a change would change every result.
 """
 
 from __future__ import annotations
@@ -14,23 +14,30 @@ WORD = 2**32  # numpy's RandomState takes seeds below this
 
 
 class Purpose(Enum):
-    """What a stream is for: (multiplier of the seed, offset of each further crop)."""
+    """Purpose of a stream of random numbers: (multiplier of the seed, offset of each further crop)."""
 
     ORDER = (7_919, 0)  # index: epoch
     STEP = (1_000_003, 0)  # index: step; masks, dropout and noise of adapters
     CROP = (1_000_003, 7_368_787)  # index: step
-    CROP_VIEW = (1_000_003, 15_485_863)  # index: step; which view of an instance a further crop is cut from
+    CROP_VIEW = (1_000_003, 15_485_863)  # index: step; view of an instance from which a further crop is cut
     NEGATIVES = (1, 0)  # index: step
     AUGMENT = (15_486_047, 32_452_843)  # index: batch; fresh augmentation of the student's input
     BOOTSTRAP = (2_750_159, 0)  # index: resampling
 
 
 def seed_of(purpose: Purpose, seed: int, index: int, crop: int = 0) -> int:
-    """The seed of one stream."""
+    """Seed of a stream.
+
+    Args:
+        purpose: purpose of the stream.
+        seed: seed of the run.
+        index: index of the stream, which the purpose defines.
+        crop: number of the further crop; 0 for the first crop.
+    """
     multiplier, offset = purpose.value
     return seed * multiplier + index + crop * offset
 
 
 def random_state(purpose: Purpose, seed: int, index: int, crop: int = 0) -> np.random.RandomState:
-    """A generator whose numbers no later numpy changes (NEP 19)."""
+    """Generator of a stream, with the arguments of `seed_of`. No later numpy changes its numbers (NEP 19)."""
     return np.random.RandomState(seed_of(purpose, seed, index, crop) % WORD)

@@ -96,13 +96,13 @@ def test_the_threshold_travels_with_the_model(
             found = model.verify(*pair)
             assert found.same is None
             assert not found.same
-            assert found.doubts
-    assert model.verify(paths[0], gap).doubts == (
+            assert found.remarks
+    assert model.verify(paths[0], gap).remarks == (
         "the second recording: only 0.38 s are louder than -55 dB of full scale; a decision takes 0.5 s",
     )
     clipped = model.verify(np.clip(50 * loud, -1, 1), loud)
     assert clipped.same is not None
-    assert clipped.doubts == ("the first recording: its samples are clipped in more than 2 % of their samples",)
+    assert clipped.remarks == ("the first recording: its samples are clipped in more than 2 % of their samples",)
     with pytest.raises(UsageError, match="threshold=nan: give a number, or one of eer"):
         model.verify(paths[0], paths[1], threshold=float("nan"))
     with pytest.raises(UsageError, match="threshold='err': .* has eer"):

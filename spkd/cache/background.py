@@ -8,17 +8,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-AHEAD = 8  # calls that may wait for the writing thread: as many teacher batches are in memory
+AHEAD = 8  # calls that may wait for the writing thread; each keeps one teacher batch in memory
 
 
 class Background:
-    """Runs calls in order on a thread of its own; commits, which wait for the disk, on a second one, so that the rows
-    of the next unit do not wait for them either.
+    """Runner of calls, in order, on a thread of its own.
 
-    What fails there is raised by the next call here, or on leaving the block.
+    Commits wait for the disk. They run on a second thread, so that the rows of the next unit do not wait for them.
+
+    An exception of a call is raised by the next call made here, or at the end of the block.
 
     Args:
-        ahead: most calls that wait; it bounds the memory that they hold.
+        ahead: largest number of calls that wait; it bounds the memory that they hold.
     """
 
     def __init__(self, ahead: int = AHEAD) -> None:
@@ -35,7 +36,7 @@ class Background:
             self._committing.popleft().result()
 
     def commit(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Run a call after all before it, and let those after it overtake it."""
+        """Run a call after all calls before it; calls made later may finish before it."""
         self(lambda: self._committing.append(self._commits.submit(function, *arguments)))
 
     def __enter__(self) -> Background:

@@ -1,4 +1,7 @@
-"""The card: what a cache holds, for people and for checks. Two caches with one fingerprint are interchangeable."""
+"""The card: description of a cache's content, for people and for checks.
+
+Two caches with the same fingerprint are interchangeable.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,10 @@ from spkd.outputs.teacher_card import TeacherCard
 from spkd.version import __version__
 
 FORMAT = 2
-SERIES = ("teacher", "targets", "views", "layout", "head", "codecs")  # what all parts of a cache have in common
-CONTENT = (*SERIES, "parts")  # what the fingerprint covers ...
-# ... but for these of the teacher: weights are the same wherever they are, and a library computes the same numbers in
-# most of its versions (`spkd cache verify --live` measures where it does not), as torch does.
+SERIES = ("teacher", "targets", "views", "layout", "head", "codecs")  # content that all parts of a cache share
+CONTENT = (*SERIES, "parts")  # content that the fingerprint covers
+# Fields of the teacher that the fingerprint leaves out. Weights are the same wherever they are kept. A library, like
+# torch, computes the same numbers in most of its versions; `spkd cache verify --live` measures where it does not.
 NOT_COVERED = ("source", "licence", "cite", "library")
 NAMED = {
     "teacher": "teacher",
@@ -44,12 +47,14 @@ Errors = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a cache: what came from one manifest.
+    """Part of a cache that was extracted from one manifest.
 
     Attributes:
         manifest: digest of the manifest.
-        utterances, views, units: how many.
-        hours: of the utterances.
+        utterances: number of utterances.
+        hours: total duration of the utterances.
+        views: number of views.
+        units: number of units.
     """
 
     manifest: str
@@ -61,7 +66,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Made:
-    """When, by whom, where and with which versions a cache was begun."""
+    """Origin of a cache.
+
+    Attributes:
+        at: time at which it was begun (UTC).
+        by: name of the user.
+        host: name of the machine.
+        versions: versions of spkd, torch and numpy.
+    """
 
     at: str
     by: str
@@ -70,24 +82,26 @@ class Made:
 
     @classmethod
     def now(cls) -> Made:
+        """Origin of a cache that this user begins now on this machine."""
         versions = {"spkd": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
         return cls(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), _user(), platform.node(), versions)
 
 
 @dataclass(frozen=True)
 class Card:
-    """The content of a cache.
+    """Content of a cache.
 
     Attributes:
-        teacher: whose outputs it holds.
-        targets: what is stored, and how.
+        teacher: the teacher whose outputs it holds.
+        targets: the stored targets, with their codecs.
         views: the view plan.
-        unit_views, unit_seconds: most views and most audio (s) of one unit.
-        head: the teacher's classifier, kept beside the card; None where there is none.
-        codecs: digest of what the codecs learnt; None where nothing was.
-        parts: of one manifest each.
-        errors: what each target lost in its codec, as measured (see codec.error and codec.divergence).
-        made: when, by whom, where.
+        unit_views: largest number of views in one unit.
+        unit_seconds: most audio in one unit (s).
+        head: the teacher's classifier, kept in a file next to the card; None where there is none.
+        codecs: digest of the parameters that the codecs learnt; None where they learnt none.
+        parts: the parts, each of one manifest.
+        errors: measured error of each target's codec (see codec.error and codec.divergence).
+        made: time, user and machine of the extraction.
     """
 
     teacher: TeacherCard
@@ -136,16 +150,16 @@ class Card:
 
     @cached_property
     def series(self) -> str:
-        """SHA-256 over what does not change when a cache grows, without the learnt parameters of codecs."""
+        """SHA-256 over the content that does not change when a cache grows, without the learnt parameters of codecs."""
         return digest.of_tree({name: self.covered(name) for name in SERIES if name != "codecs"})
 
     def part_key(self, number: int) -> str:
-        """SHA-256 over what one part was extracted from and how: its shards carry it."""
+        """SHA-256 over the manifest and the settings of one part; the headers of its shards hold it."""
         extracted_from = {"manifest": self.parts[number].manifest}
         return digest.of_tree({name: self.covered(name) for name in SERIES} | extracted_from)
 
     def with_parts(self, parts: Sequence[Part]) -> Card:
-        """The same series over other parts."""
+        """This card with other parts."""
         return replace(self, parts=tuple(parts))
 
     def grows_to(self, other: Card) -> bool:
@@ -155,27 +169,29 @@ class Card:
         return same and len(other.parts) > count and other.parts[:count] == self.parts
 
     def difference(self, other: Card, names: Sequence[str] = CONTENT) -> str:
-        """What differs from another card, as a phrase for an error."""
+        """Phrase for an error that names the differences from another card."""
         return " and ".join(f"another {NAMED[name]}" for name in names if self.covered(name) != other.covered(name))
 
     def pick_parts(self, utterances: Sequence[str], manifest: Manifest) -> list[Manifest] | None:
-        """The manifest of each part, picked from one that may hold more and in another order.
+        """The manifest of each part, picked from a manifest that may hold more utterances, in another order.
 
         Args:
-            utterances: those of the cache, in its order.
+            utterances: ids of the cache's utterances, in its order.
+            manifest: the manifest to pick from.
         Returns:
-            None where an utterance is missing or is another than at extraction.
+            One manifest for each part; None where an utterance is missing, or differs from that of the extraction.
         """
         picked, first = [], 0
         for part in self.parts:
-            mine = manifest.pick(utterances[first : first + part.utterances])
-            if mine is None or mine.digest != part.manifest:
+            chosen = manifest.pick(utterances[first : first + part.utterances])
+            if chosen is None or chosen.digest != part.manifest:
                 return None
-            picked.append(mine)
+            picked.append(chosen)
             first += part.utterances
         return picked
 
     def to_json(self) -> dict[str, Any]:
+        """The card as JSON."""
         return {
             "spkd_cache": FORMAT,
             "fingerprint": self.fingerprint,
@@ -188,9 +204,11 @@ class Card:
     def from_json(cls, tree: Any, where: str) -> Card:
         """A card from its JSON, checked.
 
+        Args:
+            tree: the parsed JSON.
+            where: name of the file, for errors.
         Raises:
-            SpkdError: not a card, of another format, with a value that no cache has, or one that does not match its own
-                fingerprint.
+            SpkdError: not a card, another format, a value that no cache has, or a fingerprint that does not match.
         """
         if not isinstance(tree, dict) or "spkd_cache" not in tree:
             raise SpkdError(f"{where}: not a card of a teacher cache")
@@ -244,7 +262,11 @@ def _target(tree: Any, where: str) -> Target:
 
 
 def check_format(version: Any, where: str) -> None:
-    """Raises SpkdError for a cache that another spkd wrote in another format."""
+    """Check the number of a cache's format.
+
+    Raises:
+        SpkdError: another version of spkd wrote the cache, in another format.
+    """
     if version != FORMAT:
         raise SpkdError(f"{where}: format {str(version)[:20]}, this spkd reads format {FORMAT}; update spkd")
 

@@ -1,7 +1,7 @@
-"""Claims: which worker fills which unit, so that any number of workers, anywhere, share one cache.
+"""Claims of workers on units, by which any number of workers on any machines fill one cache.
 
 A claim is a file that names its owner: host, process, and a random identity, because host names and process numbers
-repeat among containers. Its owner touches it while it works.
+repeat among containers. The owner updates the file's time while it works.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ AHEAD = 60.0  # s by which another machine's clock may run ahead
 
 
 def claim_units(root: Path, units: int) -> Iterator[int]:
-    """Units that are not committed, each claimed for this process before it is yielded, until `release`."""
+    """Units that are not committed. Each is claimed for this process before it is yielded, until `release`."""
     for unit in range(units):
         if claim(root, unit):
             yield unit
 
 
 def claim(root: Path, unit: int) -> bool:
-    """Claim a unit for this process, until `release`. Returns whether it is now this one's to fill."""
+    """Claim a unit for this process, until `release`.
+
+    Returns:
+        Whether this process is to fill the unit.
+    """
     if commit_path(root, unit).is_file() or not _claim(claim_path(root, unit)):
         return False
     if commit_path(root, unit).is_file():
@@ -42,19 +46,19 @@ def claim(root: Path, unit: int) -> bool:
 
 
 def owns(root: Path, unit: int) -> bool:
-    """Whether this process holds the claim: one that was stopped for long may have lost it."""
+    """Whether this process holds the claim; a process that was stopped for long may have lost it."""
     owner = _owner(claim_path(root, unit))
     return owner is not None and owner.get("worker") == worker_id()
 
 
 def release(root: Path, unit: int) -> None:
-    """Give a claim back, where it is this process's own."""
+    """Remove a claim, if this process holds it."""
     if owns(root, unit):
         claim_path(root, unit).unlink(missing_ok=True)
 
 
 def heartbeat(root: Path, unit: int) -> None:
-    """Show that the claim's owner is alive."""
+    """Update the time of a claim, to show that its owner is alive."""
     try:
         os.utime(claim_path(root, unit))
     except FileNotFoundError:  # taken over meanwhile: `commit` will find out
@@ -73,14 +77,18 @@ def _claim(path: Path) -> bool:
 
 
 def _remove_dead(path: Path) -> bool:
-    """Take a claim away whose owner is gone. Returns whether the way is free now."""
+    """Remove a claim whose owner is gone.
+
+    Returns:
+        Whether the unit can be claimed now.
+    """
     if not _dead(path):
         return False
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             if not _locked(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
-                return False  # its owner commits just now, or another worker takes it away
-            # Looked at again under the lock: it may be a new claim by now.
+                return False  # its owner is committing, or another worker is removing the claim
+            # Checked again under the lock: another worker may have made a new claim meanwhile.
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return False
             if not _dead(path):
@@ -96,7 +104,8 @@ def committing(root: Path, unit: int) -> Iterator[bool]:
     """Hold the claim while its unit is committed, so that nobody takes it over in between.
 
     Yields:
-        Whether this process still holds it: one that was stopped for long may have lost it, and must touch nothing.
+        Whether this process still holds it. A process that was stopped for long may have lost it, and must write
+        nothing.
     """
     try:
         with open(claim_path(root, unit), "rb") as file:
@@ -107,12 +116,16 @@ def committing(root: Path, unit: int) -> Iterator[bool]:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """A pipe in the place of a file would be waited for."""
+    """Opener of a file that does not wait, even where the path names a pipe instead of a file."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _locked(descriptor: int, operation: int) -> bool:
-    """Lock a file. On file systems without locks the claim's own rules have to do."""
+    """Lock a file.
+
+    Returns:
+        Whether it is locked now. True also on file systems without locks, where the rules of claims have to suffice.
+    """
     try:
         fcntl.flock(descriptor, operation)
     except BlockingIOError:
@@ -152,8 +165,10 @@ def _owner(path: Path) -> dict[str, Any] | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started, as the system counts; None where there is no such process. It tells a
-    process from a later one of the same number."""
+    """Start time of a process of this machine, in the system's clock ticks; None where there is no such process.
+
+    It distinguishes a process from a later one with the same number.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
     except (OSError, IndexError):
@@ -161,8 +176,10 @@ def _started(pid: int) -> str | None:
 
 
 def _namespace() -> str:
-    """What tells process numbers apart: the boot of the machine and the namespace of its processes. Two containers of
-    one host name have another one each; where the system does not say, heartbeats alone decide."""
+    """Identity of the space in which process numbers are unique: boot of the machine and namespace of its processes.
+
+    Two containers with the same host name have different ones. Where the system gives none, heartbeats alone decide.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:

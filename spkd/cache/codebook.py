@@ -1,4 +1,4 @@
-"""What the codecs of one cache learnt, and what they were measured to lose: one file, written once, by one worker."""
+"""Learnt parameters and measured errors of a cache's codecs: one file, written once, by one worker."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ from spkd.outputs.target import Target
 
 @dataclass(frozen=True)
 class Codebook:
-    """Codecs by target, fitted, and their errors (see codec.error and codec.divergence)."""
+    """Fitted codecs of a cache.
+
+    Attributes:
+        codecs: target -> its codec.
+        errors: target -> its errors (see codec.error and codec.divergence).
+    """
 
     codecs: dict[str, Codec]
     errors: Errors
 
     @property
     def digest(self) -> str | None:
-        """SHA-256 over everything learnt; None where nothing was."""
+        """SHA-256 over all learnt parameters; None where there are none."""
         learnt = self._tensors()
         if not learnt:
             return None
@@ -39,18 +44,33 @@ class Codebook:
         return {f"{t}/{name}": v for t, codec in self.codecs.items() for name, v in codec.parameters.items()}
 
     def to_bytes(self, series: str) -> bytes:
+        """Content of its file, a safetensors file."""
         metadata = {"series": series, "errors": json.dumps(self.errors, sort_keys=True)}
         return save(self._tensors(), metadata)
 
     def create(self, root: Path, series: str, targets: Sequence[Target]) -> Codebook:
-        """Write it beside the card, unless another worker was first. Returns the one that is there."""
+        """Write it next to the card, unless another worker was first.
+
+        Args:
+            root: folder of the cache.
+            series: `Card.series` of the cache.
+            targets: the stored targets.
+        Returns:
+            The codebook that the folder holds now.
+        """
         create_bytes(root / CODEC, self.to_bytes(series))
         return self.load(root, targets, series) or self
 
     @classmethod
     def load(cls, root: Path, targets: Sequence[Target], series: str | None = None) -> Codebook | None:
-        """The codebook of a cache; None where there is none, or where it is of another series.
+        """The codebook of a cache.
 
+        Args:
+            root: folder of the cache.
+            targets: the stored targets.
+            series: `Card.series` that it must have; None accepts any.
+        Returns:
+            None where there is no codebook, or where it is of another series.
         Raises:
             SpkdError: it is damaged.
         """

@@ -1,6 +1,6 @@
-"""Codecs: how a target's numbers become columns on disk, and numbers again in batches on the training device.
+"""Codecs: conversion of a target's numbers to the columns stored on disk, and back to numbers on the training device.
 
-Their names are in spkd.registry.CODECS. Any of them followed by `+zstd` is compressed besides, chunk by chunk: smaller
+Their names are in spkd.registry.CODECS. With `+zstd` after the name, every chunk is also compressed: this is smaller
 where many values are zero, and read an order of magnitude slower. FAISS learns the codebooks and writes the codes;
 decoding needs torch alone.
 """
@@ -25,14 +25,19 @@ Parameters = dict[str, np.ndarray]
 
 
 class Codec(ABC):
-    """One target's codec. Stored rows are (n, columns) of `dtype`; the numbers they stand for are (n, dim).
+    """Base class of codecs. Stored rows are (n, columns) of `dtype`; the numbers that they stand for are (n, dim).
 
+    Args:
+        dim: numbers in a row.
     Attributes:
-        training_rows: rows that `fit` uses, 0 where nothing is learnt.
-        least_rows: fewer than these are refused.
-        lossless: whether what is read back is what was written, up to the rounding of floats.
-        only: the only target that it is for; None where it is for all.
-        parameters: what was learnt, by name; kept in the cache.
+        dim: numbers in a row.
+        columns: columns of a stored row.
+        dtype: type of the stored columns.
+        training_rows: number of rows that `fit` uses; 0 where nothing is learnt.
+        least_rows: smallest number of rows that `fit` accepts.
+        lossless: whether the values read are the values written, up to the rounding of floats.
+        only: the only target that it may be used for; None where all may use it.
+        parameters: the learnt arrays, by name; the cache keeps them.
     """
 
     dtype: np.dtype = np.dtype("u1")
@@ -87,7 +92,7 @@ class Float32(Float16):
 
 
 class AsStored(Codec):
-    """Rows that are encoded already, of a cache that is copied."""
+    """Codec of rows that are already encoded, to copy a cache."""
 
     def __init__(self, columns: int, dtype: np.dtype) -> None:
         super().__init__(columns)
@@ -101,13 +106,15 @@ class AsStored(Codec):
 
 
 class Int8(Codec):
-    """round(z / s), z = (x - mean) / sqrt(sd) by channel, s = max|z| / 127 of the row; s follows as two bytes: D + 2
-    bytes.
+    """8-bit integers with a scale per row: D + 2 bytes.
 
-    A plain scale per row would spend its 8 bits on the few channels that are 15 times larger than the rest in most
-    teachers. Standardising outright, by sd, lets channels after a ReLU that are rarely active take the scale of the
-    whole row. The root of sd, between the two, is nearly as good as the better of them on real embeddings, where that
-    is the plain scale, and better than both on real frames (benchmarks/cache_codecs.py).
+    A row is stored as round(z / s), with z = (x - mean) / sqrt(sd) by channel and s = max|z| / 127 over the row. s
+    follows as two bytes.
+
+    A scale of x itself would spend its 8 bits on the few channels that are 15 times larger than the rest in most
+    teachers. Division by sd would let channels after a ReLU that are rarely active set the scale of the whole row.
+    Division by sqrt(sd) lies between the two. On real embeddings it is nearly as good as the scale of x itself, which
+    is the best there; on real frames it is better than both (benchmarks/cache_codecs.py).
     """
 
     dtype = np.dtype("i1")
@@ -139,7 +146,10 @@ class Int8(Codec):
 
 
 class Scalar(Codec):
-    """FAISS ScalarQuantizer: low + span * (code + 1/2) / (2^bits - 1) per channel, codes packed from the lowest bit."""
+    """Base class of codecs by FAISS's ScalarQuantizer: x = low + span * (code + 1/2) / (2^bits - 1) per channel.
+
+    Codes are packed from the lowest bit.
+    """
 
     training_rows = 4096
     least_rows = 2
@@ -172,26 +182,33 @@ class Scalar(Codec):
 
 
 class Scalar8(Scalar):
-    """D bytes."""
+    """Scalar quantisation with 8 bits: D bytes."""
 
     bits = 8
 
 
 class Scalar6(Scalar):
-    """0.75 D bytes."""
+    """Scalar quantisation with 6 bits: 0.75 D bytes."""
 
     bits = 6
 
 
 class Scalar4(Scalar):
-    """D / 2 bytes."""
+    """Scalar quantisation with 4 bits: D / 2 bytes."""
 
     bits = 4
 
 
 class Product(Codec):
-    """FAISS ProductQuantizer: each of `parts` stretches of the vector is the nearest of 2^bits centroids, after an
-    orthogonal rotation where that was learnt too (OPQ: Ge et al., CVPR 2013)."""
+    """Base class of codecs by FAISS's ProductQuantizer.
+
+    The vector is divided into `parts` sub-vectors, and each is replaced by the nearest of 2^bits centroids. Optimised
+    product quantisation (OPQ: Ge et al., CVPR 2013) learns an orthogonal rotation that is applied first.
+
+    Args:
+        dim: numbers in a row.
+        parts: number of sub-vectors (M).
+    """
 
     bits: int
     rotated = False
@@ -234,34 +251,39 @@ class Product(Codec):
 
 
 class Product8(Product):
-    """M bytes."""
+    """Product quantisation with 8 bits per sub-vector: M bytes."""
 
     bits = 8
 
 
 class Product4(Product):
-    """M / 2 bytes."""
+    """Product quantisation with 4 bits per sub-vector: M / 2 bytes."""
 
     bits = 4
 
 
 class RotatedProduct8(Product8):
-    """M bytes, after a learnt rotation."""
+    """Product quantisation with 8 bits per sub-vector, after a learnt rotation: M bytes."""
 
     rotated = True
 
 
 class RotatedProduct4(Product4):
-    """M / 2 bytes, after a learnt rotation."""
+    """Product quantisation with 4 bits per sub-vector, after a learnt rotation: M / 2 bytes."""
 
     rotated = True
 
 
 class TopK(Codec):
-    """Logits: the `k` largest (float16) with their classes, and the log-sum-exp of all others (float32).
+    """Codec of logits: the `k` largest (float16) with their classes, and the log-sum-exp of all others (float32).
 
-    Decoding spreads the others' mass evenly: each gets lse - log(C - k). At temperature 1 that keeps the probabilities
-    of the k and the mass of the rest; above 1 the rest, and with it everything, is wrong by the KL in the card.
+    Decoding gives each of the others the same logit, lse - log(C - k), with C the number of classes. At temperature 1
+    this keeps the probabilities of the k classes and the total of the others. At higher temperatures all probabilities
+    change; the card holds the resulting KL divergence.
+
+    Args:
+        dim: number of classes (C).
+        k: number of logits kept.
     """
 
     only = "logits"
@@ -306,21 +328,24 @@ def unpack(stored: Tensor, bits: int, count: int) -> Tensor:
 
 
 def compressed(name: str) -> bool:
-    """Whether chunks are compressed besides."""
+    """Whether a codec of this name also compresses its chunks."""
     return name.endswith(ZSTD)
 
 
 def make_codec(name: str, dim: int) -> Codec:
-    """The codec of a name for vectors of `dim` numbers, not fitted yet.
+    """The codec of a name, not fitted yet.
 
+    Args:
+        name: a name of spkd.registry.CODECS with its numbers, such as `topk64`, with or without `+zstd`.
+        dim: numbers in a vector.
     Raises:
         UsageError: no such codec, or one that does not fit the dimension.
     """
     base = name.removesuffix(ZSTD)
     for known in CODECS:
         # A capital letter in a registered name is a number that the user chooses.
-        if found := re.fullmatch(re.sub("[A-Z]", r"([1-9]\\d{0,5})", known), base):
-            return CODECS[known](dim, *map(int, found.groups()))
+        if match := re.fullmatch(re.sub("[A-Z]", r"([1-9]\\d{0,5})", known), base):
+            return CODECS[known](dim, *map(int, match.groups()))
     raise UsageError(f"codec {name!r}{did_you_mean(name, CODECS)} (each also with {ZSTD})")
 
 
@@ -333,8 +358,12 @@ def _faiss(name: str) -> Any:
 
 
 def fit(name: str, codec: Codec, values: np.ndarray) -> None:
-    """Fit a codec of target `name` to rows (n, dim).
+    """Fit the codec of a target.
 
+    Args:
+        name: name of the target, for errors.
+        codec: the codec to fit.
+        values: (n, dim) rows of the target.
     Raises:
         SpkdError: too few rows.
     """
@@ -347,11 +376,11 @@ def fit(name: str, codec: Codec, values: np.ndarray) -> None:
 
 
 def error(codec: Codec, values: np.ndarray) -> dict[str, float]:
-    """What storing rows (n, dim) under a codec costs.
+    """Error of a codec on rows (n, dim).
 
     Returns:
-        Mean and least cosine between a row and what is read back, and the mean squared error relative to the rows'
-        variance.
+        Mean and lowest cosine between a row and the same row read back, and the mean squared error relative to the
+        rows' variance.
     """
     back = decoded(codec, values).astype(np.float64)
     values = values.astype(np.float64)
@@ -366,7 +395,12 @@ def error(codec: Codec, values: np.ndarray) -> dict[str, float]:
 
 
 def divergence(logits: np.ndarray, read: np.ndarray) -> dict[str, float]:
-    """Mean KL(softmax(logits / T) || softmax(read / T)) in nats at the temperatures 1, 2 and 4; both (n, classes)."""
+    """Mean KL(softmax(logits / T) || softmax(read / T)) in nats, at the temperatures 1, 2 and 4.
+
+    Args:
+        logits: (n, classes) the teacher's logits.
+        read: (n, classes) the logits that the cache gives.
+    """
     p, q = torch.from_numpy(logits).double(), torch.from_numpy(read).double()
     result = {}
     for t in TEMPERATURES:
@@ -376,5 +410,5 @@ def divergence(logits: np.ndarray, read: np.ndarray) -> dict[str, float]:
 
 
 def decoded(codec: Codec, values: np.ndarray) -> np.ndarray:
-    """Rows (n, dim) as they come back from the cache, float32."""
+    """Rows (n, dim) encoded and decoded again, float32."""
     return codec.decode(torch.from_numpy(codec.encode(values))).float().numpy()

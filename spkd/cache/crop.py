@@ -1,4 +1,4 @@
-"""Crops of views, and the rows of a target that belong to them: by time, never by row number."""
+"""Crops of views, and the rows of a target that belong to them by their time in the view."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from spkd.outputs.target import Target
 
 
 class Crop(NamedTuple):
-    """A stretch of each view of a batch, in samples at 16 kHz. A crop that runs over a view's end goes on at its
-    beginning.
+    """A stretch of each view of a batch, in samples at 16 kHz.
+
+    A crop that reaches beyond a view's end continues at its beginning.
 
     Attributes:
         start: (B,) first sample, a multiple of `grid`.
-        samples: length, one for all.
-        grid: samples of which starts and repetitions are multiples: of the hop of all input features, or of the hop of
-            a student's frames, so that it has the same frames wherever a crop starts.
+        samples: length of every crop.
+        grid: number of samples of which starts and repetitions are multiples: the hop of all input features, or the
+            hop of a student's frames, so that the student has the same frames wherever a crop starts.
     """
 
     start: np.ndarray
@@ -27,23 +28,30 @@ class Crop(NamedTuple):
     grid: int = HOP
 
     def period(self, samples: np.ndarray) -> np.ndarray:
-        """After how many samples views of so many samples begin again (B,): one length for every target. Every kind of
-        input features has rows up to there."""
+        """Number of samples after which a view begins again, the same for every target.
+
+        Every kind of input features has rows up to there.
+
+        Args:
+            samples: (B,) lengths of the views.
+        Returns:
+            (B,) periods.
+        """
         whole = FBANK.num_frames(samples) * HOP
         return np.where(whole < self.grid, whole, whole // self.grid * self.grid)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a target belong to a crop, for each view of a batch.
+    """Rows of a target that belong to a crop, for each view of a batch.
 
-    Rows 0 to `used` follow one another again and again, as far as the view is repeated; `height` of them are taken,
-    from number `skip` of this sequence on.
+    The first `used` rows of a view are repeated as often as the view is. Of this sequence, `height` rows are taken,
+    from row `skip` on.
 
     Attributes:
-        skip: (B,).
-        used: (B,).
-        height: one for all views.
+        skip: (B,) rows of the sequence to leave out.
+        used: (B,) rows of one repetition.
+        height: number of rows taken, the same for all views.
     """
 
     skip: np.ndarray
@@ -52,18 +60,24 @@ class Rows:
 
     @classmethod
     def of(cls, target: Target, samples: np.ndarray, crop: Crop) -> Rows:
-        """The rows of a target at frame level of views of so many samples (B,).
+        """The rows of a frame-level target that belong to a crop.
 
-        As many as a view of the crop's length has; where the view is not repeated, those of which the middle is nearest
-        to the middle of the crop. Of input features, these are exactly the rows of the crop itself.
+        There are as many rows as a view of the crop's length has. Where the view is not repeated, they are the rows
+        whose middle is nearest to the middle of the crop; for input features, these are exactly the crop's own rows.
+
+        Args:
+            target: the target, at frame level.
+            samples: (B,) lengths of the views.
+            crop: the crop of each view.
         """
         hop, height, count = target.hop or 1, target.num_frames(crop.samples), target.num_frames(samples)
-        # Twice the time of everything, since the middle of a crop may be half a sample.
+        # Crops within their view. Times are doubled, because the middle of a crop may lie between two samples.
         middle = 2 * crop.start + crop.samples - round(2 * target.middle) - (height - 1) * hop
         first = ((middle + hop) // (2 * hop)).clip(0, np.maximum(count - height, 0))
         is_whole = crop.start + crop.samples <= samples
         if is_whole.all():
             return cls(first, count, height)
+        # Crops that reach beyond their view: `lap` whole repetitions come before the crop's start.
         period = crop.period(samples)
         used = np.minimum(count, -(-period // hop))
         lap, rest = np.divmod(crop.start, period)
@@ -72,17 +86,17 @@ class Rows:
 
     @property
     def follow(self) -> bool:
-        """Whether the rows of every view are one piece."""
+        """Whether the rows of every view are consecutive."""
         return bool((self.skip + self.height <= self.used).all())
 
     @property
     def numbers(self) -> np.ndarray:
-        """(B, height): the rows, counted within each view."""
+        """(B, height): numbers of the rows within each view."""
         return self._places % self.used[:, None]
 
     @property
     def laps(self) -> np.ndarray:
-        """(B, height): how often the view began again before each row."""
+        """(B, height): number of repetitions of the view before each row."""
         return self._places // self.used[:, None]
 
     @property

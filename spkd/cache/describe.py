@@ -1,4 +1,4 @@
-"""A cache's card as a person reads it."""
+"""Descriptions of a cache for people, from its card."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from spkd.outputs.head import STORED
 from spkd.outputs.target import Target
 from spkd.outputs.teacher_card import TeacherCard
 
-LOST = {"cosine_mean": "", "cosine_min": "worst "}  # cosines of a card's errors, and how they are shown
+LOST = {"cosine_mean": "", "cosine_min": "worst "}  # cosines of a card's errors, and the word before each
 
 
 def describe(root: str | Path) -> str:
-    """Teacher, licence, data, views, targets with their measured errors, bytes, authors and state of a cache,
-    complete or not.
+    """Text that describes a cache, complete or not.
 
+    It has the teacher, licence, data, views, targets with their measured errors, bytes, authors and state.
+
+    Args:
+        root: folder of the cache.
     Raises:
         SpkdError: no cache there, or a damaged card, plan or commit record.
     """
@@ -64,9 +67,11 @@ def describe(root: str | Path) -> str:
 
 
 def summary(where: str, card: Card, size: int | None) -> str:
-    """A cache in a line.
+    """One line that describes a cache.
 
     Args:
+        where: path or URL of the cache.
+        card: its card.
         size: bytes of its shards; None where it is not complete.
     """
     targets = " ".join(f"{target.name}:{target.codec}" for target in card.targets)
@@ -109,5 +114,5 @@ def _divergence(error: dict[str, float]) -> str:
 
 
 def _library(teacher: TeacherCard) -> str:
-    """What ran the teacher, where that is another library than torch."""
+    """Phrase that names the library that ran the teacher; "" for torch."""
     return "" if teacher.library is None else f", run by {teacher.library}"

@@ -1,15 +1,15 @@
-"""The folder of a cache: the name of every file, and the records that commit units and complete the whole.
+"""The folder of a cache: names of its files, and the records that commit its units and complete it.
 
 card.json                card
 plan/N.npz               plan of part N
 head.safetensors         the teacher's classifier, where logits follow from it
-codec.safetensors        what the codecs learnt
+codec.safetensors        learnt parameters of the codecs
 zarr.json                the Zarr group; TARGET/zarr.json each array
 TARGET/c/K/0             shard K of a target
-claims/K                 who fills unit K now
+claims/K                 the worker that is filling unit K
 commits/K.json           commit record of unit K
-COMPLETE.json            completion record; readers go by it alone
-verified.json            when `spkd cache verify` last found everything intact
+COMPLETE.json            completion record, the only one that readers need
+verified.json            time of the last `spkd cache verify` that found everything intact
 """
 
 from __future__ import annotations
@@ -31,32 +31,37 @@ HEAD = "head.safetensors"
 CODEC = "codec.safetensors"
 GROUP = "zarr.json"
 VERIFIED = "verified.json"
-PULLED = "pulled.json"  # where a copy came from; its time says when the copy was last used
+PULLED = "pulled.json"  # origin of a copy; the time of the file is that of the copy's last use
 UINT32 = {"low": 0, "high": 2**32 - 1}
 
 
 def plan_path(part: int) -> Path:
+    """Path of the plan of a part within a cache's folder."""
     return Path("plan") / f"{part}.npz"
 
 
 def commit_path(root: Path, unit: int) -> Path:
+    """Path of the commit record of a unit."""
     return root / "commits" / f"{unit}.json"
 
 
 def claim_path(root: Path, unit: int) -> Path:
+    """Path of the claim on a unit."""
     return root / "claims" / str(unit)
 
 
 def shard_path(root: Path, target: Target, unit: int) -> Path:
+    """Path of the shard of a target and a unit."""
     return root / target.name / "c" / str(unit) / "0"
 
 
 def array_path(target: Target) -> Path:
+    """Path of the description of a target's array within a cache's folder."""
     return Path(target.name) / "zarr.json"
 
 
 def metadata_files(card: Card) -> list[str]:
-    """Every file of a cache but the shards and the completion record; head and codecs are optional."""
+    """Names of all files of a cache except the shards and the completion record; head and codecs are optional."""
     names = [CARD, HEAD, CODEC, GROUP, *(str(array_path(target)) for target in card.targets)]
     names += [str(plan_path(part)) for part in range(len(card.parts))]
     return names + [str(commit_path(Path(), unit)) for unit in range(card.units)]
@@ -64,7 +69,7 @@ def metadata_files(card: Card) -> list[str]:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a shard was when it was committed.
+    """Size and checksums of a shard at its commit.
 
     Attributes:
         bytes: size of the file.
@@ -79,12 +84,12 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """One unit, committed.
+    """Record of a committed unit.
 
     Attributes:
-        rejected: views left out, with the reason; counted within the unit, so that the record stays true where a merge
-            gives its unit another number.
-        targets: of each target its shard.
+        rejected: number of each view left out -> the reason. Views are counted within the unit, so that the record
+            stays true where a merge gives the unit another number.
+        targets: target -> record of its shard.
         writer: host and identity of the worker.
     """
 
@@ -93,32 +98,41 @@ class CommitRecord:
     writer: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
+        """The record as JSON."""
         return asdict(self) | {"rejected": {str(view): reason for view, reason in sorted(self.rejected.items())}}
 
     @classmethod
     def from_json(cls, tree: Any, card: Card, where: str) -> CommitRecord:
-        """Raises SpkdError where it is not the record of a unit of this card's cache."""
-        found = record(cls, tree, where)
-        if set(found.targets) != {target.name for target in card.targets}:
+        """A record from its JSON, checked.
+
+        Raises:
+            SpkdError: it is not the record of a unit of this card's cache.
+        """
+        commit = record(cls, tree, where)
+        if set(commit.targets) != {target.name for target in card.targets}:
             raise SpkdError(f"{where}: damaged (its targets are not those of the card)")
-        return found
+        return commit
 
     @classmethod
     def load(cls, root: Path, card: Card, unit: int) -> CommitRecord:
-        """Raises SpkdError where it is missing or damaged."""
+        """Read the record of a unit.
+
+        Raises:
+            SpkdError: it is missing or damaged.
+        """
         path = commit_path(root, unit)
         return cls.from_json(read_json(path), card, str(path))
 
 
 @dataclass(frozen=True)
 class CompletionRecord:
-    """A whole cache.
+    """Record of a complete cache.
 
     Attributes:
         card: the card.
-        rejected: views left out of the cache, with the reason.
-        bytes: of all shards.
-        sha256: digest of every metadata file, by name.
+        rejected: number of each view left out of the cache -> the reason.
+        bytes: size of all shards together.
+        sha256: name of every metadata file -> its digest.
     """
 
     card: Card
@@ -127,6 +141,7 @@ class CompletionRecord:
     sha256: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
+        """The record as JSON, with its digest."""
         tree = {
             "card": self.card.to_json(),
             "rejected": {str(view): reason for view, reason in self.rejected.items()},
@@ -137,7 +152,11 @@ class CompletionRecord:
 
     @classmethod
     def load(cls, root: Path) -> CompletionRecord:
-        """Raises SpkdError: no cache there, not complete, damaged or of another format."""
+        """Read the record of a cache.
+
+        Raises:
+            SpkdError: no cache there, not complete, damaged or of another format.
+        """
         path = root / COMPLETE
         if not path.is_file():
             card = load_card(root)
@@ -158,6 +177,9 @@ class _Rest:
 def parse_completion(data: bytes, where: str) -> CompletionRecord:
     """A completion record from its bytes.
 
+    Args:
+        data: content of the file.
+        where: name of the file, for errors.
     Raises:
         SpkdError: damaged, of another format, or with names or views that its card does not have.
     """
@@ -168,7 +190,7 @@ def parse_completion(data: bytes, where: str) -> CompletionRecord:
         raise SpkdError(f"{where}: damaged (it does not match its own digest)")
     card = Card.from_json(tree["card"], where)
     rest = record(_Rest, {name: tree[name] for name in ("rejected", "bytes", "sha256") if name in tree}, where)
-    if card.units > len(rest.sha256):  # before as many names are made up
+    if card.units > len(rest.sha256):  # before so many names are built
         raise SpkdError(f"{where}: damaged (its files are not those of its card)")
     names = set(metadata_files(card))
     if not names - {HEAD, CODEC} <= set(rest.sha256) <= names:
@@ -179,7 +201,11 @@ def parse_completion(data: bytes, where: str) -> CompletionRecord:
 
 
 def load_card(root: Path) -> Card:
-    """Raises SpkdError: no cache here, another format, or a damaged card."""
+    """Read the card of a cache.
+
+    Raises:
+        SpkdError: no cache here, another format, or a damaged card.
+    """
     path = root / CARD
     if not path.is_file():
         raise SpkdError(f"{root}: no teacher cache; make one with `spkd extract cache={root}`")
@@ -187,10 +213,14 @@ def load_card(root: Path) -> Card:
 
 
 def parse_card(data: bytes | str, where: str) -> Card:
-    """A card from its file's content. Raises SpkdError where it is damaged or of another format."""
+    """A card from the content of its file.
+
+    Raises:
+        SpkdError: it is damaged or of another format.
+    """
     return Card.from_json(parse_json(data, where), where)
 
 
 def self_digest(tree: dict[str, Any]) -> str:
-    """Digest of a record without its `check`: the completion record, or the index of an export."""
+    """Digest of a record without its field `check`; of the completion record, or of the index of an export."""
     return digest.of_tree({name: value for name, value in tree.items() if name != "check"})

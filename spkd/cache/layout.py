@@ -1,10 +1,15 @@
-"""How a target is stored: a Zarr v3 array of shards, written and read by us without zarr.
+"""Layout of a stored target: a Zarr v3 array of shards, written and read here without the package zarr.
 
-Every shard is a header of 128 bytes that says which cache and unit it belongs to (Zarr readers, which go by the index,
-never see it), a run of inner chunks in order, the index (offset and length of each, little-endian uint64, both all ones
-where the chunk is empty), and the index's crc32c: `sharding_indexed` with `bytes` (and `zstd`, where the codec says
-so) inside, as the Zarr v3 specification has it. Uncompressed, the used part of a shard is one C-ordered matrix that can
-be mapped; compressed, the chunks a window touches are decoded.
+A shard consists of:
+
+- a header of 128 bytes that names the cache and the unit; Zarr readers find chunks by the index, and never read it;
+- its inner chunks, in order;
+- the index: offset and length of each chunk, little-endian uint64, both all ones where the chunk is empty;
+- the crc32c of the index.
+
+This is `sharding_indexed` of the Zarr v3 specification, with `bytes` inside, and `zstd` where the codec compresses.
+The used part of an uncompressed shard is one C-ordered matrix that can be mapped. Of a compressed shard, the chunks
+with the rows that are asked for are decoded.
 """
 
 from __future__ import annotations
@@ -36,13 +41,19 @@ ZARR_TYPES = {"<f2": "float16", "<f4": "float32", "|i1": "int8", "|u1": "uint8"}
 
 
 def chunk_rows(target: Target) -> int:
+    """Number of rows of an inner chunk."""
     return UTTERANCE_CHUNK if target.hop is None else FRAME_CHUNK
 
 
 def shard_rows(target: Target, unit_views: int, unit_seconds: float) -> int:
-    """Rows of one shard: enough for every unit the plan can make, a multiple of the inner chunk.
+    """Number of rows of one shard: enough for the largest unit, and a multiple of the inner chunk.
 
     A view of n samples has at most n / hop + 1 rows.
+
+    Args:
+        target: the target.
+        unit_views: largest number of views in one unit.
+        unit_seconds: most audio in one unit (s).
     """
     most = float(unit_views) if target.rate is None else unit_seconds * target.rate + unit_views
     chunk = chunk_rows(target)
@@ -51,12 +62,13 @@ def shard_rows(target: Target, unit_views: int, unit_seconds: float) -> int:
 
 @lru_cache
 def row_format(target: Target) -> tuple[int, np.dtype]:
-    """Columns of a stored row, and their type."""
+    """Number of columns of a stored row, and their type."""
     codec = make_codec(target.codec, target.dim)
     return codec.columns, codec.dtype
 
 
 def row_bytes(target: Target) -> int:
+    """Bytes of a stored row."""
     columns, dtype = row_format(target)
     return columns * dtype.itemsize
 
@@ -67,7 +79,7 @@ def chunk_bytes(target: Target) -> int:
 
 
 def blank(target: Target, count: int) -> bytes:
-    """Rows that hold nothing: NaN where the stored type has it, all bits set elsewhere."""
+    """Bytes of `count` empty rows: NaN where the stored type has it, all bits set elsewhere."""
     columns, dtype = row_format(target)
     if dtype.kind == "f":
         return np.full((count, columns), np.nan, dtype).tobytes()
@@ -75,7 +87,10 @@ def blank(target: Target, count: int) -> bytes:
 
 
 def array_metadata(target: Target, rows: int, units: int) -> dict[str, Any]:
-    """zarr.json of a target with `units` shards of `rows` rows. Missing floats read as NaN, never as zeros."""
+    """Content of zarr.json for a target with `units` shards of `rows` rows.
+
+    Missing numbers are read as NaN where the stored type has it, never as zeros.
+    """
     columns, dtype = row_format(target)
     inner: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
     sharding = {
@@ -106,12 +121,23 @@ GROUP_METADATA = {"zarr_format": 3, "node_type": "group", "attributes": {"spkd_c
 
 
 def header_bytes(part: str, unit: int) -> bytes:
-    """The first bytes of every shard of one unit, counted within its part of one cache."""
+    """Header of every shard of one unit.
+
+    Args:
+        part: `Card.part_key` of the unit's part.
+        unit: number of the unit within its part.
+    """
     return f"spkd shard 1 {part} {unit}\n".encode().ljust(HEADER)
 
 
 def index_bytes(target: Target, rows: int, lengths: Sequence[int]) -> bytes:
-    """The index of a shard whose first inner chunks have these lengths (bytes), with its crc32c."""
+    """Index of a shard, with its crc32c.
+
+    Args:
+        target: the target.
+        rows: rows of the shard.
+        lengths: bytes of each inner chunk in use, which are the first ones.
+    """
     index = np.full((rows // chunk_rows(target), 2), EMPTY, "<u8")
     index[: len(lengths), 1] = lengths
     index[: len(lengths), 0] = HEADER + np.cumsum([0, *lengths])[:-1]
@@ -125,16 +151,24 @@ def index_length(target: Target, rows: int) -> int:
 
 
 def compress(chunk: bytes) -> bytes:
+    """Compress a chunk, with a checksum of its content."""
     from numcodecs.zstd import Zstd
 
     return bytes(Zstd(ZSTD_LEVEL, checksum=True).encode(chunk))
 
 
 def decompress(chunk: bytes, size: int) -> bytes:
-    """A chunk of `size` bytes. Raises ValueError where it is not one; no more memory than that is taken."""
+    """Decompress a chunk, without allocating more than `size` bytes.
+
+    Args:
+        chunk: the compressed bytes.
+        size: bytes that it must have after decompression.
+    Raises:
+        ValueError: damaged, or of another size.
+    """
     from numcodecs.zstd import Zstd
 
-    if _claimed_size(chunk) != size:  # looked at before anything is allocated
+    if _claimed_size(chunk) != size:  # checked before anything is allocated
         raise ValueError("is of another size")
     try:
         return bytes(Zstd().decode(chunk, bytearray(size)))
@@ -149,25 +183,32 @@ def _claimed_size(frame: bytes) -> int | None:
     descriptor = frame[4]
     single, flag = bool(descriptor & 0x20), descriptor >> 6
     width = (1 if single else 0) if flag == 0 else 2**flag
-    at = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
-    value = int.from_bytes(frame[at : at + width], "little")
+    position = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
+    value = int.from_bytes(frame[position : position + width], "little")
     return None if width == 0 else value + (256 if width == 2 else 0)
 
 
 def expect_shards(paths: Sequence[Path], target: Target, rows: int) -> None:
-    """Ask the system to fetch the headers and indices of shards about to be mapped, all at once."""
+    """Ask the operating system to read the headers and indices of shards that will be mapped next, all at once."""
     for path in paths:
         try:
             with open(path, "rb") as file:
                 length = index_length(target, rows)
-                for at, count in ((0, HEADER), (max(file.seek(0, 2) - length, 0), length)):
-                    os.posix_fadvise(file.fileno(), at, count, os.POSIX_FADV_WILLNEED)
+                for offset, count in ((0, HEADER), (max(file.seek(0, 2) - length, 0), length)):
+                    os.posix_fadvise(file.fileno(), offset, count, os.POSIX_FADV_WILLNEED)
         except (FileNotFoundError, AttributeError):  # map_shard reports the former; macOS lacks the call
             return
 
 
 class CompressedRows:
-    """Rows of a compressed shard, decoded where they are asked for."""
+    """Rows of a compressed shard, decoded when they are read by a slice or by an array of row numbers.
+
+    Args:
+        mapped: all bytes of the shard, (size,).
+        lengths: bytes of each compressed chunk.
+        target: the target.
+        path: file of the shard, for errors.
+    """
 
     def __init__(self, mapped: np.ndarray, lengths: np.ndarray, target: Target, path: Path) -> None:
         self._map, self._ends, self._path = mapped, HEADER + np.concatenate([[0], np.cumsum(lengths)]), path
@@ -194,7 +235,7 @@ class CompressedRows:
         return np.frombuffer(b"".join(chunks), self._dtype).reshape(-1, self._columns)
 
     def place(self, start: int, stop: int) -> tuple[int, int]:
-        """Where the bytes of rows start to stop are in the file."""
+        """First byte, and the byte after the last, of the chunks with rows `start` to `stop` in the file."""
         return int(self._ends[start // self._chunk]), int(self._ends[-(-stop // self._chunk)])
 
 
@@ -203,8 +244,8 @@ class Shard:
     """A mapped shard.
 
     Attributes:
-        rows: the filled rows, (n, columns).
-        map: all bytes of the file, (size,).
+        rows: (n, columns) the filled rows.
+        map: (size,) all bytes of the file.
         path: the file.
     """
 
@@ -213,8 +254,13 @@ class Shard:
     path: Path
 
     def check_size(self) -> None:
-        """Raises SpkdError where the file is gone or has another size: reading beyond its end would kill the
-        process."""
+        """Check that the file still has the size with which it was mapped.
+
+        A read beyond the end of a mapped file kills the process.
+
+        Raises:
+            SpkdError: the file is gone, or has another size.
+        """
         try:
             if os.stat(self.path).st_size == len(self.map):
                 return
@@ -223,7 +269,7 @@ class Shard:
         raise SpkdError(f"{self.path}: changed its size while it was being read")
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Ask the system to fetch rows start to stop, without waiting for them."""
+        """Ask the operating system to read rows `start` to `stop`, without waiting for them."""
         if isinstance(self.rows, CompressedRows):
             first, last = self.rows.place(start, stop)
         else:
@@ -241,11 +287,17 @@ def _libc() -> ctypes.CDLL:
 
 
 def map_shard(path: Path, target: Target, rows: int, header: bytes) -> Shard:
-    """Map a shard of at most `rows` rows. No file stays open: a cache may have more shards than a process has files.
+    """Map a shard. No file stays open, since a cache may have more shards than a process may open files.
 
+    Args:
+        path: file of the shard.
+        target: the target.
+        rows: largest number of rows of a shard of this target.
+        header: the header that it must have.
     Raises:
         SpkdError: the shard is missing, truncated, of another cache or unit, or its index is damaged.
     """
+    # Map the file.
     length = index_length(target, rows)
     try:
         size = os.stat(path).st_size
@@ -259,12 +311,14 @@ def map_shard(path: Path, target: Target, rows: int, header: bytes) -> Shard:
     except RuntimeError as error:
         raise SpkdError(f"{path}: cannot be mapped ({str(error)[:200]})") from error
     mapped.flags.writeable = False
+    # Check header and index: the index must be the one that chunks of these lengths give, and they must fill the file.
     if mapped[:HEADER].tobytes() != header:
         raise SpkdError(f"{path}: a shard of another cache or unit, or damaged in its header")
     index = mapped[size - length :].tobytes()
     lengths = chunk_lengths(index)
     if index != index_bytes(target, rows, lengths) or HEADER + sum(lengths) != size - length:
         raise SpkdError(f"{path}: damaged shard (its index does not match its size)")
+    # Present the chunks as rows.
     if compressed(target.codec):
         return Shard(CompressedRows(mapped, np.array(lengths, np.int64), target, path), mapped, path)
     if any(n != chunk_bytes(target) for n in lengths):

@@ -1,4 +1,4 @@
-"""Locks on copies that were pulled, so that no other pull evicts one that is being read."""
+"""Locks on pulled copies of caches, so that no pull evicts a copy that is being read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from spkd.cache.folder import PULLED
 
 
 def hold(root: Path, alone: bool = False) -> IO[bytes] | None:
-    """Lock a pulled copy while it is read, and note the time.
+    """Lock a pulled copy while it is read, and record the time of its use.
 
     Args:
+        root: folder of the copy.
         alone: lock it against readers too, to remove it.
     Returns:
-        The lock, held until it is closed; None for caches that were not pulled (those nobody evicts), and where `alone`
-        is asked for and others read it.
+        The lock, held until it is closed. None for caches that were not pulled, which are never evicted; and where
+        `alone` is asked for and another process reads the copy.
     """
     try:
         file = open(root / PULLED, "rb")

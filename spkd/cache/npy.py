@@ -1,4 +1,4 @@
-"""Arrays in NumPy's .npy format, read without pickle and without believing what their headers claim."""
+"""Arrays in NumPy's .npy format, read without pickle, and with every claim of their headers checked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 
 def parse(data: bytes) -> np.ndarray:
-    """The array in the bytes of an .npy file; read-only, on those bytes.
+    """The array in the bytes of an .npy file; a read-only view of these bytes.
 
     Raises:
-        ValueError: no such file, objects, or another number of bytes than the header claims.
+        ValueError: not an .npy file, an array of objects, or another number of bytes than the header claims.
     """
     file = io.BytesIO(data)
     try:

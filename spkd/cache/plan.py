@@ -1,10 +1,10 @@
-"""The plan of a cache: its views, cut into units, known before extraction.
+"""The plan of a cache: its views, divided into units, known before extraction.
 
-Unit K is shard K of every array. One worker fills it and commits it; nobody else ever writes there. Where each
-row goes follows from the plan alone, so a unit can be filled in any order and readers need no other index.
+Unit K is shard K of every array. One worker fills and commits it; no other worker writes there. The plan alone gives
+the place of each row, so that a unit can be filled in any order, and readers need no other index.
 
-A cache that grew, or was merged, has several parts, each the plan of the utterances that came with it: the units of
-a part follow those of the parts before, and nothing that was there changes.
+A cache that grew, or was merged, has several parts. Each part is the plan of the utterances that came with it. Its
+units follow those of the earlier parts, which do not change.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Plan:
-    """Which views are in which unit.
+    """Views of a cache, and their division into units and parts.
 
     Attributes:
-        views: in order.
-        utterances: ids of the utterances that they are of.
-        speakers: sorted names.
+        views: the views, in order.
+        utterances: ids of the utterances from which the views are cut.
+        speakers: sorted names of the speakers.
         speaker: (utterances,) index in `speakers`, or UNLABELLED.
-        first: (units + 1,) first view of every unit.
-        parts: (parts + 1,) first unit of every part.
-        unit_views, unit_seconds: most views and most audio (s) of one unit.
+        first: (units + 1,) first view of every unit, and the number of views.
+        parts: (parts + 1,) first unit of every part, and the number of units.
+        unit_views: largest number of views in one unit.
+        unit_seconds: most audio in one unit (s).
     """
 
     views: Views
@@ -67,6 +68,7 @@ class Plan:
 
     @property
     def units(self) -> int:
+        """Number of units."""
         return len(self.first) - 1
 
     def unit(self, number: int) -> range:
@@ -75,27 +77,33 @@ class Plan:
 
     @cached_property
     def unit_of(self) -> np.ndarray:
-        """(views,): the unit of every view."""
+        """(views,): number of the unit of every view."""
         return np.repeat(np.arange(self.units, dtype=np.int32), np.diff(self.first))
 
     def shard_rows(self, target: Target) -> int:
+        """Number of rows of every shard of a target."""
         return shard_rows(target, self.unit_views, self.unit_seconds)
 
     def places(self, target: Target) -> tuple[np.ndarray, np.ndarray]:
-        """First row of every view inside its shard, and its number of rows: both (views,)."""
+        """(views,) first row of every view within its shard, and (views,) its number of rows."""
         counts = target.num_frames(self.views.samples)
         ends = np.concatenate([[0], np.cumsum(counts)])
         return ends[:-1] - ends[self.first[:-1]][self.unit_of], counts
 
     def unit_places(self, target: Target, unit: int) -> tuple[np.ndarray, np.ndarray]:
-        """`places` of one unit's views."""
+        """`places` of the views of one unit."""
         counts = target.num_frames(self.views.samples[self.unit(unit).start : self.unit(unit).stop])
         return np.cumsum(counts) - counts, counts
 
     @classmethod
     def make(cls, manifest: Manifest, views: Views, unit_views: int, unit_seconds: float) -> Plan:
-        """Fill units in order until one more view would exceed `unit_views` or `unit_seconds` of audio.
+        """Plan of one part: units are filled in order, as far as `unit_views` and `unit_seconds` allow.
 
+        Args:
+            manifest: the utterances, all measured.
+            views: their views, in the order of the manifest.
+            unit_views: largest number of views in one unit.
+            unit_seconds: most audio in one unit (s).
         Raises:
             UsageError: a view longer than a whole unit.
         """
@@ -105,13 +113,15 @@ class Plan:
                 f"{manifest[int(views.utterance[longest])].id}: {views.samples[longest] / SAMPLE_RATE:.0f} s in one "
                 f"view; raise storage.unit_seconds ({unit_seconds:g})"
             )
+        # Divide the views into units: `by_length` is the first view that would exceed `unit_seconds`.
         ends = np.cumsum(views.samples, dtype=np.int64)
         first = [0]
         while first[-1] < len(views):
             before = ends[first[-1] - 1] if first[-1] else 0
-            # An integer: searching integers for a float converts them all, every time.
+            # An integer, because a search for a float would convert the whole array each time.
             by_length = int(np.searchsorted(ends, int(before + unit_seconds * SAMPLE_RATE), side="right"))
             first.append(min(by_length, first[-1] + unit_views, len(views)))
+        # Number the speakers.
         speakers = manifest.speakers
         index_of = {name: i for i, name in enumerate(speakers)}
         speaker = np.array([UNLABELLED if u.speaker is None else index_of[u.speaker] for u in manifest], np.int32)
@@ -120,13 +130,14 @@ class Plan:
 
     @classmethod
     def join(cls, plans: Sequence[Plan]) -> Plan:
-        """Plans of disjoint utterances, one after the other. Speakers of one name are one speaker."""
+        """One plan of several with disjoint utterances, in order. Speakers with the same name are one speaker."""
         if len(plans) == 1:
             return plans[0]
         speakers = sorted({name for plan in plans for name in plan.speakers})
         index_of = {name: i for i, name in enumerate(speakers)}
         views, speaker, first, parts = [], [], [np.zeros(1, np.int64)], [0]
         utterances: list[str] = []
+        # Shift utterances, speakers, units and parts of each plan by those of the plans before it.
         for plan in plans:
             views.append(dataclasses.replace(plan.views, utterance=plan.views.utterance + np.int32(len(utterances))))
             known = np.array([*(index_of[name] for name in plan.speakers), UNLABELLED], np.int32)
@@ -147,11 +158,16 @@ class Plan:
         )
 
     def save(self, root: Path, part: int) -> None:
-        """Write a plan of one part."""
+        """Write the file of a plan of one part.
+
+        Args:
+            root: folder of the cache.
+            part: number of the part.
+        """
         write_bytes(root / plan_path(part), self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The file of a plan of one part; the same plan always gives the same bytes."""
+        """Content of the file of a plan of one part; the same plan always gives the same bytes."""
         out = io.BytesIO()
         arrays: dict[str, Any] = {
             **self.views.columns(),
@@ -175,7 +191,11 @@ class Plan:
 
     @classmethod
     def load_parts(cls, root: Path, card: Card) -> list[Plan]:
-        """The plan of each part. Raises SpkdError as `load` does."""
+        """The plan of each part.
+
+        Raises:
+            SpkdError: as `load`.
+        """
         plans = []
         for number in range(len(card.parts)):
             path = root / plan_path(number)
@@ -184,8 +204,13 @@ class Plan:
 
     @classmethod
     def read(cls, data: bytes, card: Card, number: int, where: str) -> Plan:
-        """The plan of part `number` of a card from the bytes of its file.
+        """The plan of one part of a card, from the bytes of its file.
 
+        Args:
+            data: content of the file.
+            card: the card of the cache.
+            number: number of the part.
+            where: name of the file, for errors.
         Raises:
             SpkdError: damaged, with a value that no plan has, or of another card.
         """
@@ -195,7 +220,7 @@ class Plan:
         return plan
 
     def _wrong(self, card: Card, part: Part) -> str | None:
-        """What no plan of this part has; None where nothing is wrong."""
+        """Phrase that says what is wrong with the plan of a part; None where nothing is."""
         views, first, count = self.views, self.first, len(self.views.utterance)
         counted = (len(self.utterances), count, self.units)
         if counted != (part.utterances, part.views, part.units):
@@ -262,7 +287,10 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
 
 
 def _unzip(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file. Plans are stored uncompressed: no member can hold more than the file."""
+    """The arrays of an .npz file, by name.
+
+    Plans are stored uncompressed, so that no member can be larger than the file.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if any(m.compress_type != zipfile.ZIP_STORED or m.file_size > len(data) for m in members):
@@ -278,7 +306,7 @@ def _column(arrays: Mapping[str, np.ndarray], name: str, kind: str) -> np.ndarra
 
 
 def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Strings as one blob and the end of each: readable without pickle, quick for millions."""
+    """Strings as one array of bytes, and an array with the end of each: readable without pickle, fast for millions."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
     return {name: np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
@@ -292,6 +320,11 @@ def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
 
 
 def part_of(manifest: Manifest, plan: Plan) -> Part:
-    """The card's entry of one part: its manifest, and the plan made of it."""
+    """The card's entry for a part.
+
+    Args:
+        manifest: the manifest of the part.
+        plan: the plan made of it.
+    """
     hours = round(manifest.seconds / 3600, 3)
     return Part(manifest.digest, len(manifest), hours, len(plan.views), plan.units)

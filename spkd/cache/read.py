@@ -1,4 +1,4 @@
-"""Reading a cache at the speed of a memory map."""
+"""Reading a cache by memory maps."""
 
 from __future__ import annotations
 
@@ -28,13 +28,18 @@ from spkd.files.atomic import read_bytes
 from spkd.outputs.target import Target
 
 WARM_RATE = 3e9  # bytes/s: memory gives 10e9 and more, disks less than this
-JUDGED_BYTES = 1 << 20  # batches smaller than this tell too little of the rate, and gain nothing from a second thread
+JUDGED_BYTES = 1 << 20  # smaller batches say too little of the rate, and gain nothing from a second thread
 MOST_MAPPED = 16_384  # shards mapped at once: the kernel allows a process 65,530 maps
 TORCH_TYPES = {"<f2": torch.float16, "<f4": torch.float32, "|i1": torch.int8, "|u1": torch.uint8}
 
 
 class Ragged(NamedTuple):
-    """Frames of views of different lengths, one after the other: values (sum of lengths, D), lengths (B,)."""
+    """Frames of views of different lengths, one view after the other.
+
+    Attributes:
+        values: (sum of lengths, D) the frames.
+        lengths: (B,) number of frames of each view.
+    """
 
     values: Tensor
     lengths: np.ndarray
@@ -45,9 +50,9 @@ class Ragged(NamedTuple):
 
 
 class Cache(SingleCache):
-    """A cache as `spkd extract` writes it.
+    """Reader of a cache as `spkd extract` writes it.
 
-    Safe in forked and spawned workers: maps are opened read-only on first use in each process.
+    It is safe in forked and spawned workers: each process opens its maps on first use, read-only.
     """
 
     def __init__(self, root: Path, card: Card, plan: Plan, rejected: dict[int, str]) -> None:
@@ -55,16 +60,18 @@ class Cache(SingleCache):
         self._keys = [card.part_key(part) for part in range(len(card.parts))]
         self._shards: dict[str, dict[int, Shard]] = {}
         self._places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._cold = True  # until a batch comes at the speed of memory
+        self._cold = True  # whether the last large batch came from the disk
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._held: IO[bytes] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Cache:
-        """Open a complete cache; of one that grows, what was complete before.
+        """Open a complete cache. Of a cache that is growing, the parts that were complete before are opened.
 
+        Args:
+            path: folder of the cache.
         Raises:
-            SpkdError: none there, not complete, of a newer format, or its card, plan or record is damaged.
+            SpkdError: no cache there, not complete, of a newer format, or its card, plan or record is damaged.
         """
         root = Path(path)
         record = CompletionRecord.load(root)
@@ -90,12 +97,17 @@ class Cache(SingleCache):
         crop: Crop | None = None,
         out: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The targets of a batch of views: `stored`, decoded.
+        """The targets of a batch of views, decoded.
 
+        Args:
+            views: as of `stored`.
+            names: as of `stored`.
+            crop: as of `stored`.
+            out: as of `stored`.
         Returns:
             (B, D) at utterance level, (B, T, D) at frame level; float16 or float32 where stored so, else float32.
         Raises:
-            As `stored`.
+            SpkdError: as of `stored`.
         """
         return self.decode(self.stored(views, names, crop, out), names)
 
@@ -106,29 +118,32 @@ class Cache(SingleCache):
         crop: Crop | None = None,
         out: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The targets of a batch of views as they are on disk. `decode` makes them numbers again, on any device.
+        """The targets of a batch of views as they are on disk. `decode` makes numbers of them, on any device.
 
         Args:
-            views: (B,) their numbers.
-            names: targets (for logits that follow from the head, the embedding is read).
-            crop: the same stretch of every frame-level target; needed where the views differ in length. A crop that
-                runs over a view's end goes on at its beginning.
-            out: tensors to fill, by name, of the shapes and types returned; the rest is allocated, in pinned memory
+            views: (B,) numbers of the views.
+            names: names of the targets. For logits that follow from the head, the embedding is read.
+            crop: the stretch of every frame-level target to read; needed where the views differ in length. A crop that
+                reaches beyond a view's end continues at its beginning.
+            out: tensors to fill, by name, of the shapes and types returned. The others are allocated, in pinned memory
                 where there is CUDA.
         Returns:
             (B, columns) at utterance level, (B, T, columns) at frame level.
         Raises:
-            SpkdError: a target the cache lacks, a rejected view, or a missing or damaged shard.
+            SpkdError: a target that the cache lacks, a rejected view, or a missing or damaged shard.
         """
         self.check(views)
         out = out or {}
         return {name: self._gather(name, views, crop, out.get(name)) for name in self.sources(names)}
 
     def ragged(self, views: np.ndarray, name: str) -> Ragged:
-        """A target of whole views, whatever their lengths, as stored: gathered into one preallocated tensor.
+        """A target of whole views of any lengths, as stored, in one tensor.
 
+        Args:
+            views: (B,) numbers of the views.
+            name: name of the target.
         Raises:
-            SpkdError: as `stored`.
+            SpkdError: as of `stored`.
         """
         self.check(views)
         (source,) = self.sources([name])
@@ -141,8 +156,9 @@ class Cache(SingleCache):
         shards = self._mapped(target, self.plan.unit_of[views].tolist())
 
         def copy(a: int, b: int) -> None:
-            for end, shard, at, height in zip(ends[a:b].tolist(), shards[a:b], begins[a:b], heights[a:b], strict=True):
-                array[end - height : end] = shard.rows[at : at + height]
+            windows = zip(ends[a:b].tolist(), shards[a:b], begins[a:b], heights[a:b], strict=True)
+            for end, shard, begin, height in windows:
+                array[end - height : end] = shard.rows[begin : begin + height]
 
         self._copy(array, shards, begins, heights, copy)
         return Ragged(values, counts)
@@ -160,8 +176,8 @@ class Cache(SingleCache):
 
             def copy(a: int, b: int) -> None:
                 for i in range(a, b):
-                    at = begins[i]
-                    array[i] = shards[i].rows[at : at + height]
+                    begin = begins[i]
+                    array[i] = shards[i].rows[begin : begin + height]
 
         else:
             wrapped = first[:, None] + rows.numbers
@@ -181,21 +197,31 @@ class Cache(SingleCache):
         heights: list[int],
         copy: Callable[[int, int], None],
     ) -> None:
-        """Run copy(a, b) over all windows, with read-ahead where the last batch came from the disk, and on two
-        threads where torch may use so many and there is enough to copy."""
+        """Copy the rows of all views of a batch.
+
+        Rows are read ahead where the last batch came from the disk. A large batch is copied by two threads where torch
+        may use two.
+
+        Args:
+            array: the array that `copy` fills.
+            shards: the shard of each view.
+            begins: first row of each view in its shard.
+            heights: number of rows of each view.
+            copy: function that copies the views from number a to number b.
+        """
         started = time.perf_counter()
         if self._cold:
-            for shard, at, height in zip(shards, begins, heights, strict=True):
-                shard.read_ahead(at, min(at + height, len(shard.rows)))
+            for shard, begin, height in zip(shards, begins, heights, strict=True):
+                shard.read_ahead(begin, min(begin + height, len(shard.rows)))
         count, big = len(shards), array.nbytes >= JUDGED_BYTES
         if big and count > 1 and torch.get_num_threads() > 1:
-            other = self._helper().submit(copy, count // 2, count)
+            second_half = self._helper().submit(copy, count // 2, count)
             copy(0, count // 2)
-            other.result()
+            second_half.result()
         else:
             copy(0, count)
         if big:
-            # Read-ahead costs a fifth of the speed of warm pages and gains an order of magnitude on cold ones.
+            # Read-ahead costs a fifth of the speed of pages in memory, and gains an order of magnitude for other pages.
             self._cold = array.nbytes < WARM_RATE * (time.perf_counter() - started)
 
     def _helper(self) -> ThreadPoolExecutor:
@@ -208,8 +234,8 @@ class Cache(SingleCache):
         shape = (*shape, columns)
         if get_worker_info() is None:
             return torch.empty(shape, dtype=TORCH_TYPES[dtype.str], pin_memory=torch.cuda.is_available())
-        # A loader's worker sends its batches through shared memory: filled there, they need no second copy (torch's own
-        # collate does the same). The loader pins them.
+        # A loader's worker sends its batches through shared memory. A batch that is filled there needs no second copy
+        # (torch's own collate does the same). The loader pins it.
         storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
         return torch.empty(0, dtype=TORCH_TYPES[dtype.str]).set_(storage).reshape(shape)
 
@@ -238,10 +264,10 @@ class Cache(SingleCache):
         return [known[unit] for unit in units]
 
     def shard_path(self, unit: int, target: Target) -> Path:
-        """Where a shard is."""
+        """Path of a shard."""
         return shard_path(self.root, target, unit)
 
     def header(self, unit: int) -> bytes:
-        """The header that every shard of a unit has."""
+        """Header of every shard of a unit."""
         part, number = self.plan.part(unit)
         return header_bytes(self._keys[part], number)

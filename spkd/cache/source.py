@@ -1,4 +1,4 @@
-"""What every kind of cache offers to training: a folder of shards, a stream of tars, several of them together."""
+"""Interface of caches for training: a folder of shards, a stream of tars, or several caches together."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from spkd.seeding import Purpose, random_state
 
 
 class CacheSource(ABC):
-    """Targets of one or several teachers over one or several manifests.
+    """Base class of sources of targets, of one or several teachers over one or several manifests.
 
     Attributes:
-        name: where it is, for messages.
+        name: path or URL, for messages.
         plan: views, utterances and speakers.
-        rejected: views left out, with the reason.
-        random_access: whether any views may be asked for at any time; else only in the order of `order`.
+        rejected: number of each view left out -> the reason.
+        random_access: whether any view may be read at any time. If not, views are read in the order of `order`.
     """
 
     name: str
@@ -45,18 +45,24 @@ class CacheSource(ABC):
 
     @cached_property
     def is_usable(self) -> np.ndarray:
-        """(views,): whether a view can be served, as all but the rejected can."""
+        """(views,): whether a view can be read, which is true of all that were not rejected."""
         usable = np.ones(len(self), bool)
         usable[list(self.rejected)] = False
         return usable
 
     @cached_property
     def usable_views(self) -> np.ndarray:
-        """The views that can be served."""
+        """Numbers of the views that can be read, ascending."""
         return np.flatnonzero(self.is_usable)
 
     def speaker(self, views: np.ndarray) -> np.ndarray:
-        """(B,): speaker of each view, as an index in plan.speakers; -1 where it has no label."""
+        """Speakers of views.
+
+        Args:
+            views: (B,) numbers of the views.
+        Returns:
+            (B,) index in plan.speakers; -1 where a view has no label.
+        """
         return self.plan.speaker[self.plan.views.utterance[views]]
 
     @property
@@ -65,31 +71,34 @@ class CacheSource(ABC):
         return bool((self.plan.speaker != UNLABELLED).all())
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """`usable_views` in the order of one epoch: every view once, shuffled; a function of the arguments."""
+        """`usable_views` in the order of one epoch: every view once, shuffled; a pure function of the arguments."""
         return self.usable_views[_permutation(len(self.usable_views), seed, epoch)]
 
     @property
     def corpora_views(self) -> list[np.ndarray]:
-        """The views of each corpus."""
+        """Numbers of the views of each corpus."""
         return [np.arange(len(self))]
 
     @property
     @abstractmethod
     def members(self) -> list[SingleCache]:
-        """The caches this is made of."""
+        """The caches that the source consists of."""
 
     @abstractmethod
     def manifest(self, manifest: Manifest) -> Manifest:
-        """The utterances of the plan, in its order, picked from a manifest: to load the views' audio again.
+        """The utterances of the plan, in its order, picked from a manifest, to load the audio of the views again.
 
         Raises:
-            SpkdError: one is missing there, or is another than at extraction.
+            SpkdError: an utterance is missing there, or differs from that of the extraction.
         """
 
     def view_loader(self, manifest: Manifest, noise: str | None, rir: str | None) -> ViewLoader:
-        """A loader of the views' waveforms from the audio of a manifest and this machine's folders of noise and
-        responses.
+        """A loader of the waveforms of the views.
 
+        Args:
+            manifest: manifest of the audio.
+            noise: folder of noise on this machine; None where there is none.
+            rir: folder of room impulse responses on this machine; None where there is none.
         Raises:
             SpkdError: another manifest or another augmentation than at extraction, or caches of different view plans.
         """
@@ -104,16 +113,16 @@ class CacheSource(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Digest of what is served."""
+        """Digest of the content."""
 
     @property
     @abstractmethod
     def names(self) -> list[str]:
-        """Targets that are served."""
+        """Names of the targets that can be read."""
 
     @abstractmethod
     def target(self, name: str) -> Target:
-        """A target as it is served: its width and rate."""
+        """A target as it is read, with its width and rate."""
 
     def dim(self, name: str) -> int:
         """Width of a target."""
@@ -121,11 +130,26 @@ class CacheSource(ABC):
 
     @abstractmethod
     def stored(self, views: np.ndarray, names: Sequence[str], crop: Crop | None = None) -> dict[str, Tensor]:
-        """A batch of views as it is stored, for `decode`: (B, columns) or (B, T, columns)."""
+        """A batch of views as it is stored, for `decode`.
+
+        Args:
+            views: (B,) numbers of the views.
+            names: names of the targets.
+            crop: the stretch of every frame-level target to read.
+        Returns:
+            (B, columns) at utterance level, (B, T, columns) at frame level.
+        """
 
     @abstractmethod
     def decode(self, stored: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        """`names` of a batch that `stored` gave, on the device where it is now: (B, D) or (B, T, D)."""
+        """The targets of a batch that `stored` gave, on the device where the batch is.
+
+        Args:
+            stored: the batch.
+            names: names of the targets.
+        Returns:
+            (B, D) at utterance level, (B, T, D) at frame level.
+        """
 
 
 @lru_cache(maxsize=2)
@@ -134,12 +158,12 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class SingleCache(CacheSource):
-    """A source that one card describes, with head and codebook in a folder.
+    """Base class of sources that one card describes.
 
     Attributes:
-        card: the description.
-        targets: stored targets by name.
-        root: the folder of head and codebook.
+        card: the card.
+        targets: name -> stored target.
+        root: folder of the head and the codebook.
     """
 
     def __init__(self, root: Path, name: str, card: Card, plan: Plan, rejected: dict[int, str]) -> None:
@@ -152,7 +176,7 @@ class SingleCache(CacheSource):
 
     @property
     def names(self) -> list[str]:
-        """Stored targets, and logits where they follow from embedding and head."""
+        """Names of the stored targets, and of logits where they follow from embedding and head."""
         return [*self.targets, *([LOGITS] if self.card.head and LOGITS not in self.targets else [])]
 
     def target(self, name: str) -> Target:
@@ -172,17 +196,17 @@ class SingleCache(CacheSource):
 
     @cached_property
     def codebook(self) -> Codebook:
-        """The codecs of the targets, with what they learnt.
+        """The codecs of the targets, with their learnt parameters.
 
         Raises:
             SpkdError: its file is missing, damaged or of another cache.
         """
-        found = Codebook.load(self.root, self.card.targets)
-        if found is None and self.card.codecs is None:
-            found = Codebook({t.name: make_codec(t.codec, t.dim) for t in self.targets.values()}, {})
-        if found is None or found.digest != self.card.codecs:
+        codebook = Codebook.load(self.root, self.card.targets)
+        if codebook is None and self.card.codecs is None:
+            codebook = Codebook({t.name: make_codec(t.codec, t.dim) for t in self.targets.values()}, {})
+        if codebook is None or codebook.digest != self.card.codecs:
             raise SpkdError(f"{self.root / CODEC}: missing, or of another cache")
-        return found
+        return codebook
 
     @property
     def members(self) -> list[SingleCache]:
@@ -202,16 +226,20 @@ class SingleCache(CacheSource):
         return {name: decoded[name] for name in names}
 
     def check(self, views: np.ndarray) -> None:
-        """Raises SpkdError where a view was rejected."""
+        """Check that no view was rejected.
+
+        Raises:
+            SpkdError: a view was rejected.
+        """
         if self.rejected and not self.is_usable[views].all():
             view = int(views[~self.is_usable[views]][0])
             raise SpkdError(f"{self.name}: view {view} was rejected ({self.rejected[view]})")
 
     def sources(self, names: Sequence[str]) -> list[str]:
-        """The stored targets from which `names` follow.
+        """Names of the stored targets from which the targets `names` are computed.
 
         Raises:
-            SpkdError: one is not in this cache.
+            SpkdError: one of them is not in this cache.
         """
         for name in names:
             if name not in self.names:
@@ -219,8 +247,12 @@ class SingleCache(CacheSource):
         return list(dict.fromkeys(name if name in self.targets else EMBEDDING for name in names))
 
     def rows(self, target: Target, views: np.ndarray, crop: Crop | None) -> Rows:
-        """Which rows of a target are served of each view.
+        """The rows of a target to read of each view.
 
+        Args:
+            target: the target.
+            views: (B,) numbers of the views.
+            crop: the crop of each view; None takes whole views.
         Raises:
             SpkdError: views of different lengths without a crop.
         """

@@ -1,4 +1,4 @@
-"""Checking a cache against its own checksums: every flipped bit is found."""
+"""Verification of a cache by its checksums, which find every flipped bit."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from spkd.version import __version__
 
 
 class ExpectedShard(NamedTuple):
-    """A shard of a cache, and what it must be.
+    """A shard of a cache, with the content that it must have.
 
     Attributes:
-        path: where it is.
-        unit: of which it holds the views.
-        target: of which it holds the rows.
+        path: the file.
+        unit: number of the unit whose views it holds.
+        target: the target whose rows it holds.
         rows: rows of the array that one shard takes.
-        header: its first bytes.
-        record: sizes and checksums at commit.
+        header: the header that it must have.
+        record: size and checksums at its commit.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class ExpectedShard(NamedTuple):
     record: ShardRecord
 
     def problem(self, path: Path | None = None) -> str | None:
-        """What is wrong with it (or with a copy at `path`); None where nothing is."""
+        """Phrase that says what is wrong with the shard, or with a copy at `path`; None where nothing is."""
         path = path or self.path
         if not path.is_file():
             return "missing"
@@ -79,8 +79,12 @@ class ExpectedShard(NamedTuple):
 
 
 def expected_shards(root: Path, card: Card, plan: Plan) -> Iterator[ExpectedShard]:
-    """Every shard of a cache whose metadata files are at `root`.
+    """Every shard of a cache.
 
+    Args:
+        root: folder of its metadata files.
+        card: its card.
+        plan: its plan.
     Raises:
         SpkdError: a damaged commit record.
     """
@@ -94,7 +98,7 @@ def expected_shards(root: Path, card: Card, plan: Plan) -> Iterator[ExpectedShar
 
 
 def metadata_problems(root: Path, record: CompletionRecord) -> list[str]:
-    """One line per metadata file that is missing or changed."""
+    """One line for each metadata file that is missing or changed."""
     grown = _card_that_grows(root, record.card)
     return [
         f"{root / name}: missing or changed"
@@ -105,16 +109,19 @@ def metadata_problems(root: Path, record: CompletionRecord) -> list[str]:
 
 
 def _card_that_grows(root: Path, card: Card) -> Card | None:
-    """The card in a folder, where it is that of a growth that was interrupted before the record took it up."""
+    """The card in a folder, where `card` is that of its completion record and the folder's card has further parts.
+
+    A growth that was interrupted before it wrote the completion record leaves such a card.
+    """
     try:
-        found = load_card(root)
+        present = load_card(root)
     except SpkdError:
         return None
-    return found if card.grows_to(found) else None
+    return present if card.grows_to(present) else None
 
 
 def _describes(root: Path, name: str, *cards: Card) -> bool:
-    """Whether a file that a growth replaces is the card, or an array's description before or after it."""
+    """Whether a file that a growth replaces is the card, or the description of an array before or after the growth."""
     arrays = {str(array_path(target)): target for target in cards[0].targets}
     if name == CARD:
         return True  # checked when it was loaded
@@ -126,10 +133,14 @@ def _describes(root: Path, name: str, *cards: Card) -> bool:
 
 
 def verify(root: str | Path) -> list[str]:
-    """Read everything and compare it with the recorded checksums. Returns one line per damaged file.
+    """Read all files of a cache and compare them with the recorded checksums.
 
+    Args:
+        root: folder of the cache.
+    Returns:
+        One line for each damaged file.
     Raises:
-        SpkdError: no complete cache there, or a completion record that is damaged itself.
+        SpkdError: no complete cache there, or a damaged completion record.
     """
     root = Path(root)
     record = CompletionRecord.load(root)
@@ -143,22 +154,27 @@ def verify(root: str | Path) -> list[str]:
 
 
 def note_verified(root: str | Path) -> None:
-    """Keep with the cache that everything was intact now; a folder that cannot be written stays as it is."""
+    """Record in the cache's folder, if it can be written, that everything was intact at this time."""
     fingerprint = load_card(Path(root)).fingerprint
     with contextlib.suppress(OSError):
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_json(Path(root) / VERIFIED, {"at": at, "fingerprint": fingerprint, "version": __version__})
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_json(Path(root) / VERIFIED, {"at": now, "fingerprint": fingerprint, "version": __version__})
 
 
 def _line(cache: Cache, shard: ExpectedShard) -> str | None:
-    """What is wrong with a shard. Its values are looked at just after its checksums, while they are in memory."""
+    """Line that says what is wrong with a shard; None where nothing is.
+
+    Values are checked right after the checksums, while they are in memory.
+    """
     problem = shard.problem() or _odd_values(cache, shard)
     return f"{shard.path}: {problem}" if problem else None
 
 
 def _odd_values(cache: Cache, shard: ExpectedShard) -> str | None:
-    """Which values of its usable views no teacher gives: not finite, or a vector of zeros. What was signed by somebody
-    else may match its checksums and be such."""
+    """Phrase that names values of usable views that no teacher gives: not finite, or an embedding of zeros.
+
+    A cache that another program wrote may hold such values and still match its checksums.
+    """
     views = np.array(cache.plan.unit(shard.unit))
     stored = cache.ragged(views[cache.is_usable[views]], shard.target.name).values
     values = cache.codebook.codecs[shard.target.name].decode(stored)

@@ -1,8 +1,9 @@
-"""Writing a cache: initialise, fill a claimed unit in any order, commit it. Safe against kill -9 at any moment.
+"""Writing a cache: initialise it, fill a claimed unit in any order, commit the unit. Safe against kill -9 at any time.
 
-Rows are written where the plan puts them (pwrite into a file of this worker alone), so memory stays bounded whatever
-the unit. A commit is: index appended, fsync, rename, fsync of the folder for every shard, then commits/K.json by the
-same steps. A shard without its commit record is garbage and is written again.
+Rows are written at the place that the plan gives them, by pwrite into a file of this worker alone, so that memory stays
+bounded for units of any size. A commit does this for every shard: it appends the index, then fsync, rename, and fsync
+of the folder. Then it writes commits/K.json by the same steps. A shard without its commit record is not used, and is
+written again.
 """
 
 from __future__ import annotations
@@ -64,13 +65,17 @@ from spkd.outputs.target import Target
 
 
 def initialise(root: Path, card: Card, parts: Sequence[Plan], head: bytes | None = None) -> None:
-    """Lay out a new cache (the card is written last), or check that the one there is the same, or let it grow.
+    """Make the metadata files of a new cache, with the card last.
+
+    If a cache is there, check that it is the same one, or let it grow by the further parts of the card.
 
     Args:
-        parts: the plan of each part the card names.
-        head: the matrices of the teacher's classifier, where they are kept.
+        root: folder of the cache.
+        card: its card.
+        parts: the plan of each part that the card names.
+        head: the file of the teacher's classifier, where the cache keeps it.
     Raises:
-        SpkdError: the folder holds a cache of something else, or other files.
+        SpkdError: the folder holds a different cache, or other files.
     """
     if (root / CARD).is_file():
         _same_or_grown(root, card, parts)
@@ -84,7 +89,11 @@ def initialise(root: Path, card: Card, parts: Sequence[Plan], head: bytes | None
 
 
 def check_folder(root: Path, targets: Sequence[Target]) -> None:
-    """Refuse a folder that is somebody else's: without a card, and with files that no start of ours leaves."""
+    """Check that a folder without a card holds no files other than those that an interrupted start leaves.
+
+    Raises:
+        SpkdError: it holds other files.
+    """
     ours = {"plan", GROUP, HEAD, CODEC, *(t.name for t in targets)}
     if (
         not (root / CARD).is_file()
@@ -95,7 +104,7 @@ def check_folder(root: Path, targets: Sequence[Target]) -> None:
 
 
 def _write_layout(root: Path, card: Card, parts: Sequence[Plan], known: int) -> None:
-    """Plans from part `known` on, and the arrays' descriptions."""
+    """Write the plans from part `known` on, and the descriptions of the arrays."""
     for number in range(known, len(parts)):
         parts[number].save(root, number)
     write_json(root / GROUP, GROUP_METADATA)
@@ -104,21 +113,24 @@ def _write_layout(root: Path, card: Card, parts: Sequence[Plan], known: int) -> 
 
 
 def _same_or_grown(root: Path, card: Card, parts: Sequence[Plan]) -> None:
-    theirs = load_card(root)
-    if theirs.fingerprint == card.fingerprint:
+    present = load_card(root)
+    if present.fingerprint == card.fingerprint:
         if (root / COMPLETE).is_file():
-            _cover_growth(root)  # a kill between card and record of a growth left them apart
+            _cover_growth(root)  # a growth may have been killed after it wrote the card, before it wrote the record
         return
-    if not theirs.grows_to(card):
-        raise SpkdError(f"{root}: holds a cache of {card.difference(theirs)}; choose another folder with cache=FOLDER")
-    _write_layout(root, card, parts, len(theirs.parts))
+    if not present.grows_to(card):
+        raise SpkdError(f"{root}: holds a cache of {card.difference(present)}; choose another folder with cache=FOLDER")
+    _write_layout(root, card, parts, len(present.parts))
     write_json(root / CARD, card.to_json())
     if (root / COMPLETE).is_file():
         _cover_growth(root)
 
 
 def _cover_growth(root: Path) -> None:
-    """What was complete stays so, and readable, while the rest is extracted: its record takes up the changed files."""
+    """Update the completion record for the files that a growth changed.
+
+    The parts that were complete can then be read while the others are extracted.
+    """
     before = CompletionRecord.load(root)
     after = _record(root, before.card, before.rejected)
     if after != before:
@@ -126,10 +138,17 @@ def _cover_growth(root: Path) -> None:
 
 
 class UnitWriter:
-    """Fills one claimed unit."""
+    """Writer of one claimed unit.
+
+    Args:
+        root: folder of the cache.
+        card: its card.
+        plan: its plan.
+        unit: number of the unit.
+        fitted: target -> its fitted codec.
+    """
 
     def __init__(self, root: Path, card: Card, plan: Plan, unit: int, fitted: Mapping[str, Codec]) -> None:
-        """fitted: codecs of the targets."""
         self._root, self._plan, self._unit = root, plan, unit
         self._first = plan.unit(unit).start
         self._rejected: dict[int, str] = {}
@@ -144,28 +163,32 @@ class UnitWriter:
             raise
 
     def put(self, name: str, views: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
-        """Store a target of `views`: (B, T, dim), or (B, dim) at utterance level. T are the frames of the longest view;
-        what is beyond a shorter one's is left out.
+        """Store a target of some views of the unit.
 
+        Args:
+            name: name of the target.
+            views: (B,) numbers of the views.
+            values: (B, dim) at utterance level; (B, T, dim) at frame level, where T is the number of frames of the
+                longest view. Further frames of shorter views are not stored.
         Raises:
             SpkdError: another number of frames than the target declares, or values that are not finite.
         """
         self._shards[name].put(views, values)
 
     def reject(self, view: int, reason: str) -> None:
-        """Leave a view out; readers never serve it."""
+        """Leave a view out; it cannot be read from the cache."""
         self._rejected[view] = reason
 
     def commit(self) -> dict[int, str] | None:
         """Make the unit durable and release its claim.
 
         Returns:
-            The rejected views with their reasons; None where another worker took the unit over meanwhile (this one was
-            stopped for longer than a claim lives): then nothing is touched.
+            Number of each rejected view -> the reason. None, with nothing written, where another worker took the unit
+            over, because this one was stopped for longer than a claim lasts.
         """
         sealed = {name: shard.seal(self._rejected) for name, shard in self._shards.items()}
-        with claims.committing(self._root, self._unit) as mine:
-            if mine and not commit_path(self._root, self._unit).is_file():
+        with claims.committing(self._root, self._unit) as is_held:
+            if is_held and not commit_path(self._root, self._unit).is_file():
                 for shard in self._shards.values():
                     shard.publish()
                 record = CommitRecord(
@@ -174,69 +197,74 @@ class UnitWriter:
                     {"host": socket.gethostname(), "worker": worker_id()},
                 )
                 write_json(commit_path(self._root, self._unit), record.to_json())
-        if not mine:
+        if not is_held:
             self.abandon()
             return None
         claims.release(self._root, self._unit)
         return self._rejected
 
     def abandon(self) -> None:
-        """Remove what was not committed, and release the claim."""
+        """Remove the rows that were not committed, and release the claim."""
         for shard in self._shards.values():
             shard.abandon()
         claims.release(self._root, self._unit)
 
 
 class _Shard:
-    """One shard being filled: rows are put at their planned place in a file of this worker."""
+    """A shard that is being filled, in a file of this worker alone."""
 
     def __init__(self, root: Path, plan: Plan, target: Target, unit: int, header: bytes, codec: Codec) -> None:
         self._path = shard_path(root, target, unit)
         self._target, self._codec, self._first_view = target, codec, plan.unit(unit).start
         start, count = plan.unit_places(target, unit)
         self._start, self._count = start.tolist(), count.tolist()
-        self._checks: list[int | None] = [None] * len(start)  # of each view's rows as they were put
+        self._checks: list[int | None] = [None] * len(start)  # checksum of each view's rows as they were written
         self._rows, self._used = plan.shard_rows(target), int(count.sum())
         self._row_bytes = row_bytes(target)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._part = part_path(self._path)
-        self._part.unlink(missing_ok=True)  # of this very worker, whose last try failed
+        self._part.unlink(missing_ok=True)  # left by an earlier attempt of this worker that failed
         self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         self._open, self._header = True, header
 
     def put(self, views: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
+        """Write the rows of some views, as `UnitWriter.put`."""
         target, height = self._target, 1 if values.ndim == 2 else values.shape[1]
         numbers = (np.asarray(views) - self._first_view).tolist()
         counts = [self._count[view] for view in numbers]
         if max(counts) != height:
             raise SpkdError(f"target {target.name}: the teacher gave {height} frames where it declares {max(counts)}")
         if min(counts) < height:
-            values = np.concatenate([own[:count] for own, count in zip(values, counts, strict=True)])
+            values = np.concatenate([frames[:count] for frames, count in zip(values, counts, strict=True)])
         stored = self._codec.encode(values.reshape(-1, self._codec.dim))
         if not _finite(stored if stored.dtype.kind == "f" else values):
             raise SpkdError(
                 f"target {target.name}: values that are not finite as {target.codec}; try storage.codec=float32"
             )
-        for view, part in zip(numbers, np.split(stored, np.cumsum(counts)[:-1]), strict=True):
-            data = part.tobytes()
+        for view, rows in zip(numbers, np.split(stored, np.cumsum(counts)[:-1]), strict=True):
+            data = rows.tobytes()
             _write_all(self._descriptor, data, HEADER + self._start[view] * self._row_bytes)
             self._checks[view] = google_crc32c.value(data)
 
     def seal(self, rejected: Mapping[int, str]) -> ShardRecord:
         """Finish the file, durably, under its temporary name.
 
+        Args:
+            rejected: the rejected views, whose rows become empty.
         Raises:
-            SpkdError: a view was never put, or its rows in the file are not those that were.
+            SpkdError: a view was never written, or its rows in the file are not those written.
         """
+        # Read every view's rows back and compare their checksum.
         for view, check in enumerate(self._checks):
             if view + self._first_view in rejected:
                 self._blank(self._start[view], self._count[view])
                 continue
             if check is None:
                 raise SpkdError(f"target {self._target.name}: view {view + self._first_view} was never written")
-            size, at = self._count[view] * self._row_bytes, HEADER + self._start[view] * self._row_bytes
-            if google_crc32c.value(os.pread(self._descriptor, size, at)) != check:
+            size, offset = self._count[view] * self._row_bytes, HEADER + self._start[view] * self._row_bytes
+            if google_crc32c.value(os.pread(self._descriptor, size, offset)) != check:
                 raise SpkdError(f"{self._part}: the rows of view {view + self._first_view} are not those written")
+        # Fill the last chunk with empty rows, then write header, chunks and index.
         chunks = math.ceil(self._used / chunk_rows(self._target))
         self._blank(self._used, chunks * chunk_rows(self._target) - self._used)
         _write_all(self._descriptor, self._header, 0)
@@ -250,12 +278,12 @@ class _Shard:
         return ShardRecord(size + len(index), tuple(checks), google_crc32c.value(index))
 
     def publish(self) -> None:
-        """Give the sealed file its own name."""
+        """Give the finished file its final name."""
         os.replace(self._part, self._path)
         sync_folder(self._path.parent)
 
     def _chunks(self, chunks: int) -> tuple[list[int], list[int]]:
-        """Length and checksum of every inner chunk as it stays in the file; compressed here where it is to be."""
+        """Length and checksum of every inner chunk. Chunks are compressed in the file here, if the codec does so."""
         step = chunk_bytes(self._target)
         plain = (os.pread(self._descriptor, step, HEADER + i * step) for i in range(chunks))
         if not compressed(self._target.codec):
@@ -268,6 +296,7 @@ class _Shard:
         _write_all(self._descriptor, blank(self._target, count), HEADER + row * self._row_bytes)
 
     def abandon(self) -> None:
+        """Remove the file, if it was not published."""
         if self._open:
             self._close()
         self._part.unlink(missing_ok=True)
@@ -291,11 +320,18 @@ def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def finalize(root: Path, card: Card, plan: Plan) -> bool:
-    """Write the completion record once every unit is committed. Returns whether the cache is complete.
+    """Write the completion record once every unit is committed.
 
-    The record holds the card, the digest of every metadata file (plans, array descriptions, commit records), and the
-    commit records hold checksums of the shards: from it, any flipped bit can be found. Readers go by it alone, so a
-    cache that grows changes for them in one rename.
+    The record holds the card and the digest of every metadata file: plans, descriptions of arrays, commit records. The
+    commit records hold the checksums of the shards. So any flipped bit can be found from it. Readers use this record
+    alone, so that a cache that grows changes for them by a single rename.
+
+    Args:
+        root: folder of the cache.
+        card: its card.
+        plan: its plan.
+    Returns:
+        Whether the cache is complete.
     """
     if (root / COMPLETE).is_file() and len(CompletionRecord.load(root).card.parts) >= len(card.parts):
         return True
@@ -306,7 +342,8 @@ def finalize(root: Path, card: Card, plan: Plan) -> bool:
         first = plan.unit(unit).start
         rejected |= {first + view: reason for view, reason in CommitRecord.load(root, card, unit).rejected.items()}
     write_json(root / COMPLETE, _record(root, card, rejected).to_json())
-    for left in root.glob(f"*/**/*{PART}"):  # of workers that were killed; what one is still writing is not needed
+    # Files left by workers that were killed; a file that is still being written is not needed.
+    for left in root.glob(f"*/**/*{PART}"):
         left.unlink(missing_ok=True)
     return True
 

@@ -1,5 +1,7 @@
-"""Audio in: decode with soundfile or PyAV, average the channels, resample to 16 kHz. All waveforms are float32 in
-[-1, 1]."""
+"""Decoding of audio with soundfile or PyAV, averaging of channels, and resampling to 16 kHz.
+
+All waveforms are float32 in [-1, 1].
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,21 @@ from spkd.corpus.ffmpeg import FORMATS, MISSING, FFmpegFile, takes
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", *FORMATS}
 SAMPLE_RATE = 16_000  # Hz
 SLACK = 0.1  # s by which a file may be shorter than its manifest says (rounding, resampling)
-MAX_SECONDS = 100_000.0  # of one utterance: 28 h; more is a duration in another unit
-BLOCK = 1 << 20  # frames decoded at once: a header may promise more than there is memory for
+MAX_SECONDS = 100_000.0  # s of one utterance (28 h); a larger number is a duration in another unit
+BLOCK = 1 << 20  # frames decoded at once, since a header may claim more than fits into memory
 FULL_SCALE = 16.0  # peak above which float samples are at the scale of integers
-PLAUSIBLE = 200  # frames that one byte of a compressed file may stand for; a header with more is counted again
-LARGEST_KERNEL = 1 << 24  # numbers in the table of filters; rates without a common factor would need 10^9
+PLAUSIBLE = 200  # most frames per byte of a compressed file; if a header claims more, the frames are counted
+LARGEST_KERNEL = 1 << 24  # most numbers in the table of filters; rates without a common factor would need 10^9
 ZEROS, ROLLOFF = 6, 0.99  # zero crossings of the sinc on each side, cut-off of the low rate
 
 
 class AudioError(Exception):
-    """One file that cannot be used; listed as a rejection, never the end of a run."""
+    """A file that cannot be used. It is listed as a rejection, and does not end a run.
+
+    Args:
+        path: the file.
+        reason: the reason, to follow the name of the file.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -37,26 +44,26 @@ class AudioError(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A mono 16 kHz waveform.
+    """A decoded stretch of a file.
 
     Attributes:
-        wave: (samples,).
-        rate: of the file (Hz).
-        channels: of the file.
-        doubt: why it may be unusable although it can be decoded, in a few words; "" where nothing is odd.
+        wave: (samples,) mono waveform at 16 kHz.
+        rate: sampling rate of the file (Hz).
+        channels: number of channels of the file.
+        remark: what makes speech unlikely in the waveform, in a few words that follow `samples`; "" where nothing does.
     """
 
     wave: np.ndarray
     rate: int
     channels: int
-    doubt: str = ""
+    remark: str = ""
 
 
 def probe(path: str) -> float:
-    """Duration of a file (s): from its header, or by decoding where the header cannot be true.
+    """Duration of a file (s), from its header; or by decoding, where the header cannot be true.
 
     Raises:
-        AudioError: missing, no regular file, unreadable or empty.
+        AudioError: missing, not a regular file, unreadable or empty.
     """
     with _opened(path) as file:
         frames, rate = file.frames, file.samplerate
@@ -76,21 +83,25 @@ def sample_rate(path: str) -> int:
     """Sampling rate of a file (Hz), from its header.
 
     Raises:
-        AudioError: missing, no regular file, unreadable or empty.
+        AudioError: missing, not a regular file, unreadable or empty.
     """
     with _opened(path) as file:
         return int(file.samplerate)
 
 
 def decode(path: str, start: float = 0.0, duration: float | None = None, channel: int | None = None) -> Decoded:
-    """`duration` seconds (None: all) from `start` seconds of a file, mono at 16 kHz.
+    """Decode a stretch of a file to a mono waveform at 16 kHz.
 
     Args:
-        channel: the only one to take, counted from 0; None averages all.
+        path: the file.
+        start: start of the stretch (s).
+        duration: length of the stretch (s); None takes everything up to the end.
+        channel: the channel to take, counted from 0; None averages all channels.
     Raises:
-        AudioError: missing, no regular file, unreadable, empty, without that channel, or with samples that are not
+        AudioError: missing, not a regular file, unreadable, empty, without that channel, or with samples that are not
             finite or far beyond full scale.
     """
+    # Read the stretch: (frames, channels).
     with _opened(path) as file:
         rate, channels = file.samplerate, file.channels
         if channel is not None and channel >= channels:
@@ -103,6 +114,7 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
             raise _unreadable(path, error) from error
         except MemoryError as error:
             raise AudioError(path, "does not fit into memory; cut it into shorter utterances") from error
+    # Take a channel or the mean of all, and check the samples.
     if len(samples) == 0:
         raise AudioError(path, "holds no samples")
     wave = samples[:, channel or 0] if channels == 1 or channel is not None else samples.mean(axis=1)
@@ -111,11 +123,16 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
     if (peak := float(np.abs(wave).max())) > FULL_SCALE:
         raise AudioError(path, f"holds float samples up to {peak:.6g}: at integer scale; divide them by 32768")
     wave = np.ascontiguousarray(wave)
-    return Decoded(resample(wave, rate, SAMPLE_RATE), rate, channels, doubt_of(wave, samples))
+    return Decoded(resample(wave, rate, SAMPLE_RATE), rate, channels, remark_on(wave, samples))
 
 
-def doubt_of(wave: np.ndarray, samples: np.ndarray) -> str:
-    """What makes speech unlikely in a waveform (samples,), the mean of (samples, channels)."""
+def remark_on(wave: np.ndarray, samples: np.ndarray) -> str:
+    """Remark on a waveform in which speech is unlikely, in a few words that follow `samples`; "" where there is none.
+
+    Args:
+        wave: (samples,) one channel, or the mean of all.
+        samples: (samples, channels) the channels.
+    """
     peak, deviation = float(np.abs(wave).max()), float(wave.std())
     if samples.shape[1] > 1 and samples.std() > 1e-4 and deviation < 0.05 * float(samples.std()):
         return "hold channels that cancel each other"
@@ -129,19 +146,26 @@ def doubt_of(wave: np.ndarray, samples: np.ndarray) -> str:
 
 
 class _Sequential(soundfile.SoundFile):
-    """A sound file that is read block by block to its real end. Where soundfile may seek it trusts the header's length,
-    and fails at the end of a FLAC file whose header is wrong."""
+    """A sound file that is read block by block to its real end.
+
+    Where soundfile may seek, it trusts the length in the header, and fails at the end of a FLAC file whose header is
+    wrong.
+    """
 
     def seekable(self) -> bool:
         return False
 
     def seek(self, frames: int, whence: int = soundfile.SEEK_SET) -> int:
-        """Beyond the end is at the end."""
+        """Go to a frame; to the end of the file, where the frame lies beyond it."""
         return super().seek(min(frames, self.frames), whence)
 
 
 def _opened(path: str) -> soundfile.SoundFile | FFmpegFile:
-    """An open sound file. A fifo or a device is refused: reading one may never end."""
+    """Open a sound file.
+
+    Raises:
+        AudioError: missing, unreadable, or not a regular file, since reading a fifo or a device may never end.
+    """
     if not Path(path).exists():
         raise AudioError(path, "no such file")
     if not Path(path).is_file():
@@ -153,7 +177,14 @@ def _opened(path: str) -> soundfile.SoundFile | FFmpegFile:
 
 
 def _read(file: soundfile.SoundFile | FFmpegFile, frames: int | None) -> np.ndarray:
-    """(frames, channels), float32: as many as there are, whatever the header says."""
+    """Read frames, as many as the file really has.
+
+    Args:
+        file: the open file.
+        frames: most frames to read; None reads all.
+    Returns:
+        (frames, channels), float32.
+    """
     blocks, left = [], math.inf if frames is None else frames
     while left > 0:
         block = file.read(int(min(left, BLOCK)), dtype="float32", always_2d=True)
@@ -165,7 +196,7 @@ def _read(file: soundfile.SoundFile | FFmpegFile, frames: int | None) -> np.ndar
 
 
 def _count(file: soundfile.SoundFile | FFmpegFile) -> int:
-    """Frames that can be decoded."""
+    """Number of frames that can be decoded."""
     total = 0
     while count := len(file.read(BLOCK, dtype="float32", always_2d=True)):
         total += count
@@ -173,10 +204,17 @@ def _count(file: soundfile.SoundFile | FFmpegFile) -> int:
 
 
 def resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
-    """Band-limited (windowed-sinc) resampling of a waveform (samples,) from one rate (Hz) to another.
+    """Resample a waveform by a windowed sinc, which is band-limited.
 
-    One filter is tabulated for each phase, which rates without a large common factor make impossible; there the same
-    filters are computed as they are needed.
+    A table holds one filter for each phase. Rates without a large common factor would need too large a table; for
+    these, the same filters are computed when they are needed.
+
+    Args:
+        wave: (samples,), float32.
+        source: sampling rate of the waveform (Hz).
+        target: sampling rate of the result (Hz).
+    Returns:
+        (ceil(samples * target / source),), float32.
     """
     if source == target:
         return wave
@@ -192,9 +230,16 @@ def resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _filters(source: int, target: int) -> tuple[torch.Tensor, int]:
-    """A filter for each of `target` phases, (target, 1, taps), and how many samples each reaches back.
+    """Filters of a resampling, one for each phase.
 
-    torchaudio.functional.resample's own (sinc_interp_hann), in its precision: views stay the same to the bit.
+    They are those of torchaudio.functional.resample (sinc_interp_hann), in the same precision, so that the result is
+    equal to the bit.
+
+    Args:
+        source: sampling rate of the waveform, divided by the common factor of both rates.
+        target: sampling rate of the result, divided by the common factor of both rates.
+    Returns:
+        (target, 1, taps) the filters, and the number of samples that each reaches back.
     """
     cutoff = min(source, target) * ROLLOFF
     reach = math.ceil(ZEROS * source / cutoff)
@@ -207,8 +252,11 @@ def _filters(source: int, target: int) -> tuple[torch.Tensor, int]:
 
 
 def _resample_directly(wave: np.ndarray, source: int, target: int) -> np.ndarray:
-    """The same, each output sample from its own filter: sum_k x_k h(k / source - n / target), h the sinc at `cutoff`
-    under a Hann window of 2 * ZEROS zero crossings (torchaudio.functional.resample, sinc_interp_hann)."""
+    """`resample` without a table of filters.
+
+    Output sample n is sum_k x_k h(k / source - n / target), with h the sinc at the cut-off frequency under a Hann
+    window of 2 * ZEROS zero crossings (torchaudio.functional.resample, sinc_interp_hann).
+    """
     cutoff = min(source, target) * ROLLOFF
     reach = math.ceil(ZEROS * source / cutoff)
     count, taps = math.ceil(target * len(wave) / source), np.arange(-reach, reach + 2)
@@ -217,17 +265,24 @@ def _resample_directly(wave: np.ndarray, source: int, target: int) -> np.ndarray
     for first in range(0, count, BLOCK // 16):
         n = np.arange(first, min(first + BLOCK // 16, count))
         centre = n * source // target
-        # In units of the zero crossings; the exact remainder keeps the phase of long files.
+        # Time of each tap in zero crossings; the exact remainder keeps the phase of long files.
         t = (taps[None, :] - (n * source % target / target)[:, None]) * (cutoff / source)
         t = t.clip(-ZEROS, ZEROS)
         filters = np.sinc(t) * np.cos(np.pi * t / ZEROS / 2) ** 2 * (cutoff / source)
-        at = (centre[:, None] + taps[None, :] + reach).clip(0, len(padded) - 1)
-        out[n] = (padded[at] * filters).sum(1)
+        index = (centre[:, None] + taps[None, :] + reach).clip(0, len(padded) - 1)
+        out[n] = (padded[index] * filters).sum(1)
     return out
 
 
 def change_speed(wave: np.ndarray, speed: float) -> np.ndarray:
-    """Make a waveform `speed` times faster: pitch and tempo change together, as sox's `speed` does. Factors of 0.01."""
+    """Make a waveform faster, so that pitch and tempo change together, as sox's `speed` does.
+
+    Args:
+        wave: (samples,), float32.
+        speed: factor, rounded to 0.01.
+    Returns:
+        (samples / speed,), float32.
+    """
     if speed == 1.0:
         return wave
     ratio = Fraction(round(speed * 100), 100)

@@ -1,7 +1,7 @@
-"""Noise, reverberation and transmission as functions of (waveform, seed) alone, so that a view can be repeated exactly.
+"""Augmentation by noise, reverberation and transmission, as pure functions of (waveform, seed): views can be repeated.
 
-Random numbers come from numpy's RandomState, whose stream is frozen for good (NEP 19): a cache written today
-is reproduced with the same augmentation under any later numpy.
+Random numbers come from numpy's RandomState, whose stream never changes (NEP 19). So the augmentation of a cache can be
+repeated under any later numpy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,17 @@ SYNTHETIC = "synthetic"
 
 @dataclass(frozen=True)
 class AugmentationCard:
-    """An augmentation as a cache's card describes it; `noise` and `rir` are digests of their folders' content."""
+    """Description of an augmentation on the card of a cache.
+
+    Attributes:
+        noise: digest of the folder of noise; None where no noise is added.
+        noise_prob: probability of noise.
+        snr: lowest and highest signal-to-noise ratio (dB).
+        rir: digest of the folder of room impulse responses; None where no view is reverberated.
+        rir_prob: probability of reverberation.
+        coders: names of the coders.
+        coder_prob: probability of transmission.
+    """
 
     noise: str | None
     noise_prob: float = field(metadata={"low": 0, "high": 1})
@@ -39,7 +49,7 @@ class AugmentationCard:
     coder_prob: float = field(default=0.0, metadata={"low": 0, "high": 1})
 
     def to_json(self) -> dict[str, Any]:
-        """Without what is not used and came later: cards that are older keep their fingerprint."""
+        """The fields as JSON; coders only where some are used."""
         tree = asdict(self)
         if not self.coders:
             del tree["coders"], tree["coder_prob"]
@@ -48,7 +58,17 @@ class AugmentationCard:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a view. `noise` and `rir` are folders; noise may also be "synthetic"."""
+    """Random augmentation of a view.
+
+    Attributes:
+        noise: folder of noise, or "synthetic"; None adds no noise.
+        noise_prob: probability of noise.
+        snr: lowest and highest signal-to-noise ratio (dB).
+        rir: folder of room impulse responses; None reverberates no view.
+        rir_prob: probability of reverberation.
+        coders: names of coders, of which one is drawn; none transmits no view.
+        coder_prob: probability of transmission.
+    """
 
     noise: str | None = None
     noise_prob: float = 0.6
@@ -67,7 +87,7 @@ class Augmentation:
             raise UsageError(f"view.snr={list(self.snr)}: give the lowest and the highest ratio in dB, e.g. [5,20]")
 
     def card(self) -> AugmentationCard:
-        """What a colleague needs to reproduce it: settings, and digests of the folders instead of their paths."""
+        """Description for a card: the settings, with digests of the folders instead of their paths."""
         return AugmentationCard(
             noise=bank(self.noise).digest if self.noise else None,
             noise_prob=self.noise_prob if self.noise else 0.0,
@@ -79,10 +99,11 @@ class Augmentation:
         )
 
     def __call__(self, wave: np.ndarray, seed: int) -> np.ndarray:
-        """Reverberate, then add noise, then send through a coder, each with its probability, as `seed` decides.
+        """Reverberate, then add noise, then encode and decode a waveform, each with its probability.
 
         Args:
             wave: (samples,), float32, 16 kHz.
+            seed: seed of all random decisions.
         Returns:
             (samples,), float32.
         """
@@ -102,7 +123,15 @@ class Augmentation:
 
 
 def mix(wave: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """wave + noise scaled to a signal-to-noise ratio of `snr` dB (of mean powers); both (samples,)."""
+    """Add noise to a waveform.
+
+    Args:
+        wave: (samples,), float32.
+        noise: (samples,), scaled to the signal-to-noise ratio.
+        snr: signal-to-noise ratio (dB), of mean powers.
+    Returns:
+        (samples,), float32.
+    """
     signal_power, noise_power = float(np.mean(wave**2)), float(np.mean(noise**2))
     if noise_power == 0.0 or signal_power == 0.0:
         return wave
@@ -111,7 +140,14 @@ def mix(wave: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
 
 
 def convolve(wave: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Reverberate (samples,) by a room impulse response (taps,), direct path in place, power kept."""
+    """Reverberate a waveform. The direct path keeps its time, and the waveform its power.
+
+    Args:
+        wave: (samples,), float32.
+        response: (taps,) room impulse response.
+    Returns:
+        (samples,), float32.
+    """
     size = len(wave) + len(response) - 1
     wet = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(response, size), size)
     direct = int(np.argmax(np.abs(response)))
@@ -122,7 +158,7 @@ def convolve(wave: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def coloured_noise(random: np.random.RandomState, samples: int) -> np.ndarray:
-    """Gaussian noise with spectrum 1/f^a, a uniform in [0, 2] (white to brown): (samples,), unit power."""
+    """(samples,): Gaussian noise of unit power with spectrum 1/f^a, where a is uniform in [0, 2] (white to brown)."""
     slope = random.uniform(0.0, 2.0)
     spectrum = np.fft.rfft(random.standard_normal(samples))
     spectrum /= np.maximum(np.arange(len(spectrum)), 1.0) ** (slope / 2.0)
@@ -133,33 +169,39 @@ def coloured_noise(random: np.random.RandomState, samples: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bank:
-    """The audio files of one folder, in a fixed order, or the generator of synthetic noise."""
+    """Audio files of a folder, in a fixed order; or the generator of synthetic noise.
+
+    Attributes:
+        folder: the folder, or "synthetic".
+        files: paths of the files; none for synthetic noise.
+    """
 
     folder: str
     files: tuple[str, ...]
 
     @cached_property
     def digest(self) -> str:
-        """Over the names and the content of all files; every file is read once in a process (MUSAN: 11 GB).
+        """Digest of names and content of all files. Every file is read once in a process (MUSAN: 11 GB).
 
         Raises:
-            SpkdError: a file that cannot be read.
+            SpkdError: a file cannot be read.
         """
         if not self.files:
             return SYNTHETIC
-        found = []
+        lines = []
         with track(f"reading {self.folder} for its digest", len(self.files), "files") as bar:
             with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
                 for path, content in zip(self.files, pool.map(_content, self.files), strict=True):
-                    found.append(f"{Path(path).relative_to(self.folder)} {content}\n")
+                    lines.append(f"{Path(path).relative_to(self.folder)} {content}\n")
                     bar.advance(1)
-        return digest.of_bytes("".join(found).encode())
+        return digest.of_bytes("".join(lines).encode())
 
     def pick(self, random: np.random.RandomState) -> np.ndarray:
+        """(samples,): a random file, float32, 16 kHz."""
         return _load(self.files[random.randint(len(self.files))])
 
     def stretch(self, random: np.random.RandomState, samples: int) -> np.ndarray:
-        """`samples` samples from a random place of a random file, repeated where the file is shorter."""
+        """(samples,): a stretch from a random place of a random file, repeated where the file is shorter."""
         if not self.files:
             return coloured_noise(random, samples)
         noise = self.pick(random)
@@ -169,7 +211,7 @@ class Bank:
 
 @lru_cache
 def bank(folder: str) -> Bank:
-    """The audio of a folder (or "synthetic").
+    """The bank of a folder, or of "synthetic".
 
     Raises:
         SpkdError: the folder holds no audio.
@@ -183,7 +225,11 @@ def bank(folder: str) -> Bank:
 
 
 def _content(path: str) -> str:
-    """The digest of a file's content."""
+    """Digest of a file's content.
+
+    Raises:
+        SpkdError: it cannot be read.
+    """
     try:
         return digest.of_file(Path(path))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What transmission does to speech: a telephone's band and coders of speech and music, through libsndfile."""
+"""Simulated transmission of speech: the telephone band, and coders of speech and music, through libsndfile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spkd.corpus.audio import SAMPLE_RATE, resample
 from spkd.errors import SpkdError
 
 TELEPHONE_RATE = 8_000  # Hz
-TELEPHONE_BAND = (300.0, 3400.0)  # Hz, of ITU-T G.712
+TELEPHONE_BAND = (300.0, 3400.0)  # Hz (ITU-T G.712)
 # Container, coding and, where it has one, libsndfile's compression level: about 30 to 40 kbit/s.
 CODERS: dict[str, tuple[str, str, float | None]] = {
     "g711": ("WAV", "ULAW", None),
@@ -24,15 +24,20 @@ NARROW = ("g711", "gsm")
 
 
 def transmit(wave: np.ndarray, coder: str) -> np.ndarray:
-    """Encode and decode a waveform: (samples,) -> (samples,), float32, 16 kHz.
+    """Encode and decode a waveform.
 
-    g711 (mu-law, ITU-T G.711) and gsm (GSM 06.10) go through a telephone's band at 8 kHz first; opus, mp3 and vorbis
-    keep 16 kHz.
+    g711 (mu-law, ITU-T G.711) and gsm (GSM 06.10) are limited to the telephone band, at 8 kHz. opus, mp3 and vorbis
+    work at 16 kHz.
 
+    Args:
+        wave: (samples,), float32, 16 kHz.
+        coder: a name in CODERS.
+    Returns:
+        (samples,), float32, 16 kHz.
     Raises:
         SpkdError: this libsndfile lacks the coder.
     """
-    from scipy.signal import butter, sosfilt  # takes a second, which commands without coders need not wait for
+    from scipy.signal import butter, sosfilt  # here, because the import takes a second
 
     container, coding, level = CODERS[coder]
     rate, sent = SAMPLE_RATE, wave
@@ -42,7 +47,7 @@ def transmit(wave: np.ndarray, coder: str) -> np.ndarray:
         sent = sosfilt(band, resample(wave, SAMPLE_RATE, rate)).astype(np.float32)
     file = io.BytesIO()
     options = {} if level is None else {"compression_level": level}
-    # Encoders clip at full scale.
+    # Scaled down where needed, because encoders clip at full scale.
     peak = max(float(np.abs(sent).max(initial=0.0)), 1.0)
     try:
         soundfile.write(file, sent / peak, rate, format=container, subtype=coding, **options)

@@ -1,4 +1,4 @@
-"""Audio that libsndfile cannot decode (m4a, mp4, AAC, WMA, AMR, WebM), through PyAV, with soundfile's own methods."""
+"""Decoding of formats that libsndfile lacks (m4a, mp4, AAC, WMA, AMR, WebM), by PyAV, with soundfile's interface."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
-# The container of each kind of file, so that no file is taken for a playlist of others.
+# The container of each kind of file. It is given to FFmpeg, so that no file is read as a playlist of other files.
 FORMATS = {
     ".m4a": "mp4",
     ".mp4": "mp4",
@@ -19,19 +19,24 @@ FORMATS = {
     ".mkv": "matroska",
 }
 MISSING = "needs PyAV to be decoded: pip install 'spkd[codecs]'"
-FAR = 60.0  # s from which a start is sought; before, everything is decoded and dropped
-WARM_UP = 2.0  # s decoded before a start that was sought: codecs need what came before
+FAR = 60.0  # s: a later start is sought in the file; up to an earlier one, everything is decoded and dropped
+WARM_UP = 2.0  # s decoded before a start that was sought, since codecs need the audio before it
 
 
 class FFmpegFile:
-    """An open file, read from its start on.
+    """An open file, which is read forwards.
 
+    Args:
+        path: the file.
     Attributes:
-        samplerate: Hz. channels: of its first audio stream. frames: as its header has it; 0 where it does not say.
+        samplerate: sampling rate of its first audio stream (Hz).
+        channels: number of channels of that stream.
+        frames: number of frames in its header; 0 where the header has none.
+    Raises:
+        RuntimeError: PyAV is missing, or the file cannot be read.
     """
 
     def __init__(self, path: str) -> None:
-        """Raises RuntimeError where PyAV is missing or the file cannot be read."""
         try:
             import av
         except ImportError as error:
@@ -63,7 +68,13 @@ class FFmpegFile:
         self._file.close()
 
     def seek(self, frame: int) -> None:
-        """Go on at a frame, counted from the start of the file."""
+        """Go forwards to a frame.
+
+        Args:
+            frame: number of the frame, counted from the start of the file.
+        Raises:
+            RuntimeError: the file cannot be read there.
+        """
         if frame < FAR * self.samplerate:
             self._drop(frame)
             return
@@ -78,25 +89,31 @@ class FFmpegFile:
         self._drop(max(frame - self._at, 0))
 
     def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
-        """(frames, channels), float32: fewer at the end of the file.
+        """Read the next frames.
 
+        Args:
+            frames: most frames to read.
+            dtype: as of soundfile; always float32.
+            always_2d: as of soundfile; always true.
+        Returns:
+            (frames, channels), float32; fewer frames at the end of the file.
         Raises:
-            RuntimeError: damaged.
+            RuntimeError: the file is damaged.
         """
-        parts, have = [self._left], len(self._left)
-        while have < frames and (block := next(self._blocks, None)) is not None:
-            parts.append(block)
-            have += len(block)
-        whole = np.concatenate(parts)
+        blocks, count = [self._left], len(self._left)
+        while count < frames and (block := next(self._blocks, None)) is not None:
+            blocks.append(block)
+            count += len(block)
+        whole = np.concatenate(blocks)
         self._left = whole[frames:]
         return whole[:frames]
 
     def _drop(self, frames: int) -> None:
-        while frames > 0 and len(gone := self.read(min(frames, 1 << 20))):
-            frames -= len(gone)
+        while frames > 0 and len(dropped := self.read(min(frames, 1 << 20))):
+            frames -= len(dropped)
 
     def _decoded(self) -> Iterator[np.ndarray]:
-        """Blocks of samples; `_at` is the first frame of the first of them."""
+        """Blocks of samples (frames, channels), float32; `_at` becomes the number of their first frame."""
         planar = self._av.AudioResampler(format="fltp")
         begun = False
         try:
@@ -110,5 +127,5 @@ class FFmpegFile:
 
 
 def takes(path: str) -> bool:
-    """Whether a file is for this module, by its suffix."""
+    """Whether this module decodes a file, by its suffix."""
     return Path(path).suffix.lower() in FORMATS

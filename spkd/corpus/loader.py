@@ -1,4 +1,4 @@
-"""Loading views: decode, cut, move speed and formants, augment; in threads, ahead of need, in batches of one length."""
+"""Loading of views: decode, cut, change speed and formants, augment; in threads, with prefetching, in batches."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from spkd.corpus.manifest import Manifest
 from spkd.corpus.view import Views, source_samples
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
-WASTE = 0.2  # share of the longest view that may be padding in the shortest of the same batch
+WASTE = 0.2  # share of the longest view's length that may be padding in the shortest view of the same batch
 
 
 class ViewLoader:
-    """The waveform of any view of a manifest.
+    """Loader of the waveforms of views.
 
     Args:
-        min_seconds: shorter utterances are refused.
-        notify: called once when audio is resampled, and once when channels are averaged.
-        max_seconds: longer views are refused; None: none is.
+        manifest: the utterances, all measured.
+        views: their views.
+        augmentation: augmentation of the views.
+        min_seconds: duration below which an utterance is refused (s).
+        notify: function of a text, called once when audio is resampled, and once when channels are averaged.
+        max_seconds: duration above which a view is refused (s); None refuses none.
     """
 
     def __init__(
@@ -44,13 +47,17 @@ class ViewLoader:
         self.manifest, self.views = manifest, views
         self._augment, self._min_seconds, self._max_seconds = augmentation, min_seconds, max_seconds
         self._notify, self._notified = notify, set[str]()
-        self._doubts: dict[str, set[int]] = {}
+        self._remarks: dict[str, set[int]] = {}  # remark on the audio -> numbers of the utterances
 
     def __call__(self, view: int) -> np.ndarray:
-        """The waveform (samples,) of one view, float32.
+        """The waveform of a view.
 
         Where a view is longer than its utterance, the utterance is repeated, as is usual in the field.
 
+        Args:
+            view: number of the view.
+        Returns:
+            (samples,), float32.
         Raises:
             AudioError: the file is unusable, shorter than its manifest says, or shorter than the minimum.
         """
@@ -65,15 +72,21 @@ class ViewLoader:
         decoded = decode(utterance.path, first, seconds, utterance.channel)
         if len(decoded.wave) < span - SLACK * SAMPLE_RATE:
             raise AudioError(utterance.path, _too_short(span, len(decoded.wave), utterance.duration or 0.0))
-        if decoded.doubt:
-            self._doubts.setdefault(decoded.doubt, set()).add(int(views.utterance[view]))
+        if decoded.remark:
+            self._remarks.setdefault(decoded.remark, set()).add(int(views.utterance[view]))
         wave = change_speed(decoded.wave, round(speed, 2))
         wave = np.resize(shift_formants(wave, round(float(views.formants[view]), 2)), samples)
         self._note(decoded, utterance.channel)
         return self._augment(wave, int(views.seed[view]))
 
     def refusal(self, view: int, min_seconds: float, max_seconds: float | None) -> str | None:
-        """Why a view is too short or too long for a model; None where it is not."""
+        """Reason why a view is too short or too long for a model; None where it is not.
+
+        Args:
+            view: number of the view.
+            min_seconds: duration below which an utterance is refused (s).
+            max_seconds: duration above which a view is refused (s); None refuses none.
+        """
         seconds = self.manifest[int(self.views.utterance[view])].duration or 0.0
         samples = int(self.views.samples[view])
         if round(seconds * SAMPLE_RATE) < min_seconds * SAMPLE_RATE:
@@ -85,13 +98,13 @@ class ViewLoader:
             )
         return None
 
-    def report_doubts(self) -> None:
-        """Log, once per kind, how many of the utterances that were loaded are probably not speech."""
-        for doubt, found in sorted(self._doubts.items()):
+    def report_remarks(self) -> None:
+        """Log, for each remark, the number of loaded utterances that are probably not speech."""
+        for remark, utterances in sorted(self._remarks.items()):
             if self._notify is not None:
-                example = self.manifest[min(found)].id
+                example = self.manifest[min(utterances)].id
                 self._notify(
-                    f"note: {len(found)} utterances {doubt} (for example {example}); they are used as they are"
+                    f"note: {len(utterances)} utterances {remark} (for example {example}); they are used as they are"
                 )
 
     def _note(self, decoded: Decoded, channel: int | None) -> None:
@@ -106,10 +119,16 @@ class ViewLoader:
                 self._notify(f"note: {note} (this note is not repeated)")
 
 
-def _too_short(wanted: int, found: int, duration: float) -> str:
-    """Why a file that ended early was refused: its manifest may count in another unit."""
-    reason = f"ends {(wanted - found) / SAMPLE_RATE:.2f} s before its manifest says"
-    ratio = wanted / max(found, 1)
+def _too_short(wanted: int, decoded: int, duration: float) -> str:
+    """Reason for refusing a file that ended early; its manifest may give durations in another unit.
+
+    Args:
+        wanted: samples that the manifest claims.
+        decoded: samples that were decoded.
+        duration: duration of the utterance in the manifest.
+    """
+    reason = f"ends {(wanted - decoded) / SAMPLE_RATE:.2f} s before its manifest says"
+    ratio = wanted / max(decoded, 1)
     for unit, factor in (("milliseconds", 1000.0), ("samples", float(SAMPLE_RATE))):
         if 0.5 * factor < ratio < 2 * factor:
             return f"{reason}: its duration of {duration:g} looks like {unit}; durations are in seconds"
@@ -118,12 +137,12 @@ def _too_short(wanted: int, found: int, duration: float) -> str:
 
 @dataclass(frozen=True)
 class WaveBatch:
-    """Views that a model is given together.
+    """Batch of views for a model.
 
     Attributes:
-        views: (B,) their numbers.
-        waves: (B, samples) their waveforms, zeros behind those that are shorter.
-        lengths: (B,) samples of each; None where all are equally long.
+        views: (B,) numbers of the views.
+        waves: (B, samples) their waveforms, with zeros after the end of shorter ones.
+        lengths: (B,) samples of each waveform; None where all are equally long.
     """
 
     views: np.ndarray
@@ -132,11 +151,16 @@ class WaveBatch:
 
 
 def batched(views: np.ndarray, samples: np.ndarray, batch_size: int, waste: float) -> list[np.ndarray]:
-    """Views in batches, shortest first.
+    """Divide views into batches of similar length, shortest first.
 
     Args:
-        samples: length of each view.
-        waste: share of the longest that the shortest view of a batch may lack; 0: equal lengths only.
+        views: (N,) numbers of the views.
+        samples: (N,) their lengths.
+        batch_size: most views in a batch.
+        waste: share of the longest view's length that may be padding in the shortest view of a batch; 0 allows equal
+            lengths only.
+    Returns:
+        Numbers of the views of each batch.
     """
     order = np.argsort(samples, kind="stable")
     views, samples = views[order], samples[order]
@@ -144,7 +168,7 @@ def batched(views: np.ndarray, samples: np.ndarray, batch_size: int, waste: floa
     while first < len(views):
         last = int(np.searchsorted(samples, samples[first] / (1 - waste), "right"))
         last = min(last, first + batch_size)
-        # Long views make smaller batches, so that memory stays bounded.
+        # Batches of long views are smaller, so that memory stays bounded.
         while last > first + 1 and (last - first) * int(samples[last - 1]) > MOST_SAMPLES:
             last -= 1
         batches.append(views[first:last])
@@ -178,19 +202,24 @@ def stream_batches(
     mixed: bool = False,
     pinned: bool = False,
 ) -> Iterator[tuple[Group, WaveBatch | None]]:
-    """Waveforms of groups of views, decoded ahead by `workers` threads, across the groups' borders too, in batches of
-    similar length.
+    """Load the waveforms of groups of views in batches of similar length.
+
+    Threads decode ahead, also across the boundary of two groups.
 
     Args:
-        groups: what each is, and its views; the next is asked for when too little is left to load.
-        rejected: called with (view, reason) for every view that cannot be loaded.
-        mixed: whether views of different length may share a batch: padding changes the outputs of some models.
-        pinned: whether the waveforms are to lie in memory from which a GPU copies by itself.
+        loader: loader of the views.
+        groups: each group, and the numbers of its views. The next group is taken when too few views are left to load.
+        batch_size: most views in a batch.
+        workers: number of threads.
+        rejected: function of (view, reason), called for every view that cannot be loaded.
+        mixed: whether views of different lengths may share a batch, since padding changes the outputs of some models.
+        pinned: whether to put the waveforms in pinned memory.
     Yields:
-        A group's batches, and None at its end.
+        The batches of each group, and None at the end of each group.
     """
 
     def load(view: int) -> np.ndarray | str:
+        """The waveform of a view, or the reason why it cannot be loaded."""
         try:
             return loader(view)
         except AudioError as error:
@@ -199,6 +228,7 @@ def stream_batches(
             return "does not fit into memory; take shorter views (view=windows:SECONDS/HOP or crops:COUNT,SECONDS)"
 
     def collect(batch: np.ndarray, loaded: Sequence[Future]) -> WaveBatch | None:
+        """The batch of the views that could be loaded; None where there are none."""
         kept, waves = [], []
         for view, future in zip(batch, loaded, strict=True):
             result = future.result()
@@ -216,11 +246,13 @@ def stream_batches(
         return WaveBatch(np.array(kept), padded, lengths if len(lengths.unique()) > 1 else None)
 
     def planned() -> Iterator[tuple[Group, np.ndarray | None]]:
+        """The views of each batch, and None at the end of each group."""
         for group, views in groups:
             for batch in batched(views, loader.views.samples[views], batch_size, WASTE if mixed else 0.0):
                 yield group, batch
             yield group, None
 
+    # At most about two batches of views are decoded ahead.
     pool = ThreadPoolExecutor(max(workers, 1))
     pending: deque[tuple[Group, np.ndarray | None, list[Future]]] = deque()
     try:

@@ -1,8 +1,8 @@
-"""Manifests: which utterances there are, where their audio is, who speaks, how long they are.
+"""Manifests: lists of utterances with their audio, speakers and durations.
 
-Written: CSV (`utt,path,speaker,duration[,start][,channel]`) and JSON lines (NeMo's keys). Read: these, and what other
-tools write, by the readers of spkd/corpus/manifests. Built: from folders of audio. `manifests/README.md` shows a small
-example of each.
+Manifests are written as CSV (`utt,path,speaker,duration[,start][,channel]`) and JSON lines (NeMo's keys). They are
+read in these formats and in those of other tools, by the readers of spkd/corpus/manifests, and built from folders of
+audio. `manifests/README.md` shows a small example of each format.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Manifest:
     """An ordered set of utterances with unique ids.
 
     Attributes:
-        utterances: N of them, in order.
-        source: the file.
-        notes: what was left out or assumed when it was read.
+        utterances: the utterances, in order.
+        source: path of the file or folder, for messages.
+        notes: remarks on what was left out or assumed when it was read.
     """
 
     utterances: tuple[Utterance, ...]
@@ -63,15 +63,15 @@ class Manifest:
 
     @cached_property
     def index_of(self) -> dict[str, int]:
-        """Utterance id -> its index."""
+        """Id of each utterance -> its index."""
         return {utterance.id: index for index, utterance in enumerate(self.utterances)}
 
     def pick(self, ids: Iterable[str]) -> Manifest | None:
-        """The named utterances in that order; None where one is missing."""
-        found = [self.index_of.get(name) for name in ids]
-        return (
-            None if None in found else Manifest(tuple(self.utterances[index] for index in found if index is not None))
-        )
+        """The utterances with these ids, in this order; None where one is missing."""
+        indices = [self.index_of.get(name) for name in ids]
+        if None in indices:
+            return None
+        return Manifest(tuple(self.utterances[index] for index in indices if index is not None))
 
     @property
     def speakers(self) -> list[str]:
@@ -85,21 +85,21 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over ids, speakers, starts, durations (ms) and channels, so that moving the audio changes nothing."""
+        """SHA-256 over ids, speakers, starts, durations (ms) and channels, but not over paths of the audio."""
         return digest.of_blocks(_identity(u) for u in self.utterances)
 
     @classmethod
     def load(cls, path: str | Path, columns: Sequence[str] = ()) -> Manifest:
-        """Read a manifest of any format in MANIFEST_READERS; what a user should know of it is printed.
+        """Read a manifest of any format in MANIFEST_READERS, and print its notes.
 
-        Paths inside are relative to the manifest's own folder.
+        Paths in a manifest are relative to its folder.
 
         Args:
             path: a file, gzipped or not, or a folder.
-            columns: further ones to keep as attributes; of a Kaldi folder, its files utt2COLUMN or spk2COLUMN.
+            columns: further columns to keep as attributes; of a Kaldi folder, its files utt2COLUMN or spk2COLUMN.
         Raises:
-            UsageError: the file is missing or of no known format, or has no such column.
-            SpkdError: a malformed line (file and line named) or a duplicate id.
+            UsageError: the file is missing, of no known format, or without such a column.
+            SpkdError: a malformed line (file and line named), or a duplicate id.
         """
         path = Path(path)
         reader = _reader_of(path)(Source(path), columns)
@@ -115,7 +115,13 @@ class Manifest:
         return manifest
 
     def save(self, path: str | Path) -> None:
-        """Write as CSV or JSON lines, by suffix; paths relative to the file's folder where they are under it."""
+        """Write the manifest as CSV or JSON lines, by the suffix.
+
+        Paths are relative to the folder of the manifest where they lie below it.
+
+        Raises:
+            UsageError: another suffix.
+        """
         path = Path(path)
         folder = path.parent.resolve()
         rows = [dataclasses.asdict(u) | {"path": _relative(u.path, folder)} for u in self.utterances]
@@ -148,7 +154,7 @@ def _reader_of(path: Path) -> type[Reader]:
     """The first reader that recognises a file.
 
     Raises:
-        UsageError: no such file, or none does.
+        UsageError: there is no such file, or no reader recognises it.
     """
     if not path.exists():
         raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {path}`")
@@ -163,10 +169,16 @@ def _reader_of(path: Path) -> type[Reader]:
 
 
 def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utterance, ...], list[str]]:
-    """Utterances with ids, and a note on ids that were made.
+    """Give an id to the utterances that have none.
 
-    One without an id is called by its file's stem; where these repeat, by its path as the manifest has it, and where
-    these repeat too, by `path@start` (seconds).
+    The id is the stem of the file's name. Where stems repeat, it is the path as the manifest has it; where paths repeat
+    too, it is `path@start` (seconds).
+
+    Args:
+        utterances: the utterances; an id of "" is missing.
+        folder: folder of the manifest.
+    Returns:
+        The utterances, and a note where stems repeat.
     """
     nameless = [u for u in utterances if not u.id]
     if not nameless:
@@ -183,7 +195,7 @@ def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utteran
         made = {name(u) for u in nameless}
         return len(made) == len(nameless) and not made & given
 
-    # Where not even starts tell utterances apart, the manifest says which id is there twice.
+    # Where starts repeat too, the last way is taken, and `Manifest` names the duplicate id.
     way, name = next((item for item in ways.items() if tells_apart(item[1])), list(ways.items())[-1])
     named = tuple(u if u.id else dataclasses.replace(u, id=name(u)) for u in utterances)
     return named, [
@@ -192,7 +204,7 @@ def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utteran
 
 
 def _counted(reader: Reader, utterances: Sequence[Utterance]) -> list[str]:
-    """Notes on columns that are not used, and on speakers that may be none."""
+    """Notes on columns that are not used, and on names of speakers that may stand for an unknown speaker."""
     notes = []
     unused = [name for name in reader.unused if name not in reader.columns]
     if unused:
@@ -204,17 +216,20 @@ def _counted(reader: Reader, utterances: Sequence[Utterance]) -> list[str]:
 
 
 def _identity(u: Utterance) -> bytes:
-    """What makes an utterance the same one elsewhere."""
+    """Bytes that identify an utterance, independent of the path of its audio."""
     duration = -1 if u.duration is None else round(u.duration * 1000)
     channel = [] if u.channel is None else [u.channel]
     return json.dumps([u.id, u.speaker, round(u.start * 1000), duration, *channel]).encode()
 
 
 def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, str]]:
-    """Fill in missing durations from the audio headers, in parallel.
+    """Measure missing durations, from the headers of the audio files, in parallel.
 
+    Args:
+        manifest: the manifest.
+        workers: number of threads.
     Returns:
-        The manifest without the utterances that cannot be used, and the reason for each of those by id.
+        The manifest without the utterances that cannot be used, and the id of each of these -> the reason.
     """
     missing = [u for u in manifest if u.duration is None]
     measured: dict[str, float] = {}
@@ -222,7 +237,7 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
     if not missing and not rejected:
         return manifest, {}
 
-    def one(utterance: Utterance) -> tuple[str, float | str]:
+    def duration_or_reason(utterance: Utterance) -> tuple[str, float | str]:
         try:
             seconds = probe(utterance.path) - utterance.start
             return utterance.id, seconds if seconds > 0 else "its start is beyond the end of the file"
@@ -230,7 +245,7 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
             return utterance.id, error.reason
 
     with track("measuring audio", len(missing), "files") as bar, ThreadPoolExecutor(workers) as pool:
-        for name, result in pool.map(one, missing):
+        for name, result in pool.map(duration_or_reason, missing):
             if isinstance(result, str):
                 rejected[name] = result
             else:
@@ -253,7 +268,8 @@ def _relative(path: str, folder: Path) -> str:
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
 
 
-# Layouts: how a corpus on disk names its utterances and speakers. Ids are those of the public trial lists.
+# Layouts of corpora on disk: functions from the path of a file to the id and the speaker of its utterance; None where
+# the path does not fit. Ids are those of the public trial lists.
 
 
 def _voxceleb(path: Path) -> tuple[str, str] | None:
@@ -300,17 +316,20 @@ LAYOUTS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
 def build(
     root: str | Path, layout: str | None = None, workers: int = 8, suffix: str | None = None
 ) -> tuple[Manifest, str, dict[str, str]]:
-    """A manifest of every audio file under `root`, measured in parallel.
+    """Build a manifest of every audio file below a folder, measured in parallel.
 
     Args:
-        layout: a name in LAYOUTS; None takes the first that fits nine of ten files.
-        suffix: take only files of this one.
+        root: the folder.
+        layout: a name in LAYOUTS; None takes the first layout that fits nine of ten files.
+        workers: number of threads.
+        suffix: suffix of the files to take; None takes all audio files.
     Returns:
-        The manifest, the layout's name, and the reason for each file left out (by path relative to root).
+        The manifest, the name of the layout, and the path (relative to `root`) of each file left out -> the reason.
     Raises:
-        UsageError: no such folder or layout. SpkdError: no audio there, or a layout that fits no file, or two files of
-            one id.
+        UsageError: no such folder or layout.
+        SpkdError: no audio there, a layout that fits no file, or two files with the same id.
     """
+    # Find the files.
     root = Path(root)
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder")
@@ -321,7 +340,8 @@ def build(
     files = [path.relative_to(root) for path in paths]
     if not files:
         raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))})")
-    anchored = [Path(root.resolve().name) / p for p in files]  # so that PATH may be the corpus or a part of it
+    # Choose the layout.
+    anchored = [Path(root.resolve().name) / p for p in files]  # so that `root` may be the corpus or a folder within it
     if layout is None:
         layout = next(
             (
@@ -331,8 +351,9 @@ def build(
             ),
             "folder",
         )
+    # Read id and speaker of each file from its path.
     read = LAYOUTS[layout]
-    found = dict[str, Utterance]()
+    utterances = dict[str, Utterance]()
     left_out = {str(path.relative_to(root)): "a link to what is listed under another name" for path in repeated}
     for relative, anchor in zip(files, anchored, strict=True):
         parsed = read(relative if layout == "folder" else anchor)
@@ -342,17 +363,17 @@ def build(
             left_out[str(relative)] = "its name holds control characters"
         elif parsed is None:
             left_out[str(relative)] = f"does not fit the layout {layout}"
-        elif parsed[0] in found:
-            other = Path(found[parsed[0]].path).relative_to(root)
+        elif parsed[0] in utterances:
+            earlier = Path(utterances[parsed[0]].path).relative_to(root)
             raise SpkdError(
-                f"{root}: {other} and {relative} would both be the utterance {parsed[0]!r}; choose with --suffix "
+                f"{root}: {earlier} and {relative} would both be the utterance {parsed[0]!r}; choose with --suffix "
                 f"{relative.suffix.lstrip('.')}, or another --layout"
             )
         else:
-            found[parsed[0]] = Utterance(parsed[0], str(root / relative), parsed[1])
-    if not found:
+            utterances[parsed[0]] = Utterance(parsed[0], str(root / relative), parsed[1])
+    if not utterances:
         raise SpkdError(f"{root}: none of {len(files)} audio files fits the layout {layout}")
-    manifest, unreadable = measure(Manifest(tuple(found.values()), str(root)), workers)
+    manifest, unreadable = measure(Manifest(tuple(utterances.values()), str(root)), workers)
     return manifest, layout, left_out | unreadable
 
 

@@ -13,7 +13,7 @@ MAX_SEED = 2**40
 
 @dataclass
 class AugmentationConfig:
-    """Noise, reverberation and transmission."""
+    """Settings of augmentation by noise, reverberation and transmission."""
 
     noise: str | None = key(
         None, "additive noise: a folder of audio files, or 'synthetic' (coloured noise, no data needed)"
@@ -31,22 +31,25 @@ class AugmentationConfig:
 
     @property
     def is_used(self) -> bool:
+        """Whether any augmentation is set."""
         return self.noise is not None or self.rir is not None or bool(self.coders)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
-        found: dict[str, str] = {}
+        """Name of each setting that has no effect -> the reason."""
+        reasons: dict[str, str] = {}
         if self.noise is None:
-            found |= dict.fromkeys(("noise_prob", "snr"), "no noise is set")
+            reasons |= dict.fromkeys(("noise_prob", "snr"), "no noise is set")
         if self.rir is None:
-            found["rir_prob"] = "no rir is set"
+            reasons["rir_prob"] = "no rir is set"
         if not self.coders:
-            found["coder_prob"] = "no coders are set"
-        return found
+            reasons["coder_prob"] = "no coders are set"
+        return reasons
 
 
 @dataclass
 class PlanConfig:
+    """Settings of the views of each utterance."""
+
     plan: str = key(
         "full",
         "views of each utterance: full | full:COUNT (whole: as it is, and COUNT - 1 times with a speed and a formant "
@@ -66,22 +69,22 @@ class PlanConfig:
 
 @dataclass
 class ViewConfig(AugmentationConfig, PlanConfig):
-    """The view plan of a cache."""
+    """Settings of the view plan of a cache."""
 
     seed: int = key(0, "seed of crop positions, speeds and augmentation", low=0, high=MAX_SEED)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
-        found = super().unused()
+        """Name of each setting that has no effect -> the reason."""
+        reasons = super().unused()
         is_random = self.is_used or not (self.plan in ("full", "full:1") or self.plan.startswith("windows"))
         if not is_random:
-            found["seed"] = f"view={self.plan} without augmentation draws nothing at random"
-        return found
+            reasons["seed"] = f"view={self.plan} without augmentation draws nothing at random"
+        return reasons
 
 
 @dataclass
 class AugmentationFolders:
-    """Where the audio that augmented a cache's views lies now."""
+    """Folders of the audio that augmented a cache's views."""
 
     noise: str | None = key(None, "folder of the noise with which the cache's views were augmented")
     rir: str | None = key(None, "folder of the impulse responses of the cache's views")

@@ -1,4 +1,4 @@
-"""One stretch of speech: what manifests list."""
+"""Utterances, the entries of manifests."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One stretch of speech in an audio file.
+    """A stretch of speech in an audio file.
 
     Attributes:
-        id: unique in its manifest; trial lists name it.
-        path: of the audio file.
-        speaker: None where it is unknown.
-        duration: seconds; None where it was not measured yet.
-        start: seconds into the file.
-        channel: the only one to take, counted from 0; None averages all.
-        attributes: values of the further columns that were asked for, by name.
+        id: unique name in its manifest, which trial lists use.
+        path: path of the audio file.
+        speaker: name of the speaker; None where it is unknown.
+        duration: duration (s); None where it was not measured yet.
+        start: start within the file (s).
+        channel: the channel to take, counted from 0; None averages all channels.
+        attributes: pairs of name and value of the further columns that were asked for.
 
     Example:
         >>> Utterance("id10270/5r0dWxy17C8/00001.wav", "/data/vox1/id10270/5r0dWxy17C8/00001.wav", "id10270", 8.12)
@@ -31,7 +31,7 @@ class Utterance:
     attributes: tuple[tuple[str, str], ...] = ()
 
     def attribute(self, name: str) -> str:
-        """Its value in a column of the manifest; "" where there is none."""
+        """Value in a column of the manifest; "" where there is none."""
         if name in ("duration", "speaker"):
             value = getattr(self, name)
             return "" if value is None else str(value)

@@ -1,8 +1,8 @@
-"""Views: the stretches of audio that a teacher takes as input and that students see again.
+"""Views: the stretches of audio that a teacher and its students take as input.
 
-A view is a stretch of an utterance at a speed, with its formants moved by a factor, under an augmentation seed. All of
-it is decided before extraction, from the manifest and the plan alone, by a counter-based hash of (utterance id, view
-number, seed): adding utterances to a manifest never changes the views of the others.
+A view is a stretch of an utterance at a speed, with its formants moved by a factor, and with an augmentation seed.
+These are decided before extraction, from the manifest and the plan alone, by a counter-based hash of (utterance id,
+view number, seed). So further utterances in a manifest never change the views of the others.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Views:
     """A table of N views; all arrays (N,).
 
     Attributes:
-        utterance: index in the manifest.
-        start: first sample of the source at 16 kHz.
-        samples: length after the speed change.
-        speed: factor.
-        seed: of the augmentation.
-        formants: factor.
+        utterance: index of the utterance in the manifest.
+        start: first sample within the utterance, at 16 kHz.
+        samples: length after the change of speed.
+        speed: factor of the speed.
+        seed: seed of the augmentation.
+        formants: factor of the formants.
     """
 
     utterance: np.ndarray
@@ -51,16 +51,21 @@ class Views:
         return Views(*(column[views] for column in self.columns().values()))
 
     def columns(self) -> dict[str, np.ndarray]:
+        """Name of each column -> its values (N,)."""
         return {name: getattr(self, name) for name in VIEW_COLUMNS}
 
 
 @dataclass(frozen=True)
 class ViewCard:
-    """A view plan as a cache's card describes it.
+    """Description of a view plan on the card of a cache.
 
     Attributes:
-        plan, speeds, seed, augmentation, formants: as the settings of these names.
-        formants_version: of the formula that moved formants; cards without it are of version 1.
+        plan: the setting view.plan.
+        speeds: factors of the speed.
+        seed: the setting view.seed.
+        augmentation: description of the augmentation.
+        formants: factors of the formants.
+        formants_version: version of the formula that moves formants; 1 where formants are not moved.
     """
 
     plan: str
@@ -71,7 +76,7 @@ class ViewCard:
     formants_version: int = field(default=1, metadata={"low": 1, "high": 1000})
 
     def to_json(self) -> dict[str, Any]:
-        """Without what is not used and came later: cards that are older keep their fingerprint."""
+        """The fields as JSON; formants only where they are moved."""
         tree = asdict(self)
         tree["augmentation"] = self.augmentation.to_json()
         if self.formants == (1.0,):
@@ -81,9 +86,20 @@ class ViewCard:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Which views each utterance gives, and what may be done to them."""
+    """Plan of the views of each utterance, and of their augmentation.
 
-    kind: str  # full | drawn | windows | crops
+    Attributes:
+        kind: full, drawn (`full:COUNT`), windows or crops.
+        seconds: length of a window or crop (s); 0 for whole utterances.
+        hop: hop of the windows (s); 0 for other kinds.
+        count: number of views of each utterance, for drawn and crops; 1 for other kinds.
+        speeds: factors of the speed.
+        formants: factors of the formants.
+        augmentation: augmentation of the views.
+        seed: seed of everything that is drawn.
+    """
+
+    kind: str
     seconds: float
     hop: float
     count: int
@@ -94,17 +110,19 @@ class ViewPlan:
 
     @classmethod
     def parse(cls, config: ViewConfig) -> ViewPlan:
-        """From settings: `full`, `full:COUNT`, `windows:SECONDS/HOP` or `crops:COUNT,SECONDS`.
+        """The plan of settings: `full`, `full:COUNT`, `windows:SECONDS/HOP` or `crops:COUNT,SECONDS`.
 
         Raises:
             UsageError: another form, lengths that are not positive, or a factor outside 0.5-2 or finer than 0.01.
         """
+        # Check the factors.
         for name, factors in (("speeds", config.speeds), ("formants", config.formants)):
             for factor in factors:
                 if not 0.5 <= factor <= 2.0 or abs(factor * 100 - round(factor * 100)) > 1e-6:
                     raise UsageError(f"view.{name}: {factor} is not between 0.5 and 2 in steps of 0.01")
             if not factors or len(set(factors)) < len(factors):
                 raise UsageError(f"view.{name}: give each factor once, at least one")
+        # Read the form of the plan.
         number = r"(\d+(?:\.\d+)?)"
         windows = re.fullmatch(rf"windows:{number}/{number}", config.plan)
         crops = re.fullmatch(rf"crops:(\d+),{number}", config.plan)
@@ -136,6 +154,7 @@ class ViewPlan:
 
     @property
     def text(self) -> str:
+        """The plan as the setting view.plan."""
         return {
             "full": "full",
             "drawn": f"full:{self.count}",
@@ -144,6 +163,7 @@ class ViewPlan:
         }[self.kind]
 
     def card(self) -> ViewCard:
+        """Description of the plan for a card."""
         return ViewCard(
             self.text,
             tuple(float(s) for s in self.speeds),
@@ -155,11 +175,15 @@ class ViewPlan:
 
     @classmethod
     def from_card(cls, card: ViewCard, noise: str | None, rir: str | None) -> ViewPlan:
-        """The plan of a cache, with this machine's folders for its noise and impulse responses.
+        """The plan of a cache, with the folders of this machine.
 
+        Args:
+            card: description on the card of the cache.
+            noise: folder of noise; None where there is none.
+            rir: folder of room impulse responses; None where there is none.
         Raises:
-            SpkdError: the cache's views were augmented from a folder that is not the one given, or their formants
-                were moved by another version of the formula.
+            SpkdError: the views were augmented with the audio of other folders, or their formants were moved by another
+                version of the formula.
         """
         if card.formants != (1.0,) and card.formants_version != FORMANTS_VERSION:
             raise SpkdError(
@@ -190,18 +214,22 @@ class ViewPlan:
         return plan
 
     def views(self, manifest: Manifest) -> Views:
-        """The views of every utterance, in the manifest's order (durations must be known)."""
+        """The views of every utterance, in the order of the manifest.
+
+        Args:
+            manifest: the utterances, all measured.
+        """
         total = np.array([round((u.duration or 0.0) * SAMPLE_RATE) for u in manifest], np.int64)
         ids = np.array([zlib.crc32(u.id.encode()) for u in manifest], np.uint64)
         if self.kind in ("drawn", "crops"):
             utterance = np.repeat(np.arange(len(manifest), dtype=np.int32), self.count)
             number = np.tile(np.arange(self.count, dtype=np.uint64), len(manifest))
-            of = ids[utterance]
+            keys = ids[utterance]
             if self.kind == "drawn":
-                # The utterances of a speaker give the same pseudo-speakers: each is known from all of them.
-                of = np.array([zlib.crc32((u.speaker or u.id).encode()) for u in manifest], np.uint64)[utterance]
-            speed = self._drawn(self.speeds, of, number, 0)
-            formants = self._drawn(self.formants, of, number, 3)
+                # Factors are drawn for each speaker: all utterances of a speaker have the same pseudo-speakers.
+                keys = np.array([zlib.crc32((u.speaker or u.id).encode()) for u in manifest], np.uint64)[utterance]
+            speed = self._drawn(self.speeds, keys, number, 0)
+            formants = self._drawn(self.formants, keys, number, 3)
             if self.kind == "drawn":
                 samples = (total[utterance] / _exact(speed)).astype(np.int32)
                 start = np.zeros(len(utterance), np.int64)
@@ -210,15 +238,18 @@ class ViewPlan:
                 room = np.maximum(total[utterance] - source_samples(samples, speed), 0) + 1
                 start = (_hash(ids[utterance], number, self.seed, 1) % room.astype(np.uint64)).astype(np.int64)
         else:
-            # One view per speed and formant factor, lengths and hops counted after the speed change.
+            # Views for each pair of a speed and a formant factor; lengths and hops count after the change of speed.
+            # length_at: (utterances, pairs) length of each utterance at each pair; count: number of its windows.
             pairs = [(s, f) for s in self.speeds for f in self.formants]
             speeds, factors = (np.array(column, np.float32) for column in zip(*pairs, strict=True))
             length, hop = round(self.seconds * SAMPLE_RATE), round(self.hop * SAMPLE_RATE)
             length_at = (total[:, None] / _exact(speeds)).astype(np.int64)
             count = np.ones_like(length_at) if self.kind == "full" else np.maximum((length_at - length) // hop + 1, 1)
+            # utterance, which: (N,) row and column in these tables of each view, repeated for each window.
             utterance, which = (i.astype(np.int32) for i in np.nonzero(np.ones_like(length_at)))
             repeats = count[utterance, which]
             utterance, which = np.repeat(utterance, repeats), np.repeat(which, repeats)
+            # number: (N,) of each window within its utterance and pair.
             first = np.repeat(np.cumsum(repeats) - repeats, repeats)
             number = (np.arange(len(utterance)) - first).astype(np.uint64)
             speed, formants = speeds[which], factors[which]
@@ -230,27 +261,46 @@ class ViewPlan:
         return Views(utterance, start, samples, speed, seed, formants)
 
     def _drawn(self, factors: tuple[float, ...], ids: np.ndarray, number: np.ndarray, purpose: int) -> np.ndarray:
-        """(N,): a factor for each view; `full:COUNT` begins with the utterance as it is."""
+        """(N,): a random factor for each view; the first view of `full:COUNT` has 1.
+
+        Args:
+            factors: the factors to draw from.
+            ids: (N,) key of each view: of its utterance, or of its speaker.
+            number: (N,) number of each view within its utterance.
+            purpose: number that separates independent draws.
+        """
         choice = np.array(factors, np.float32)[_hash(ids, number, self.seed, purpose) % np.uint64(len(factors))]
         return np.where((number == 0) & (self.kind == "drawn"), np.float32(1.0), choice)
 
 
 def source_samples(samples: np.ndarray | int, speed: np.ndarray | float) -> np.ndarray:
-    """How many 16 kHz samples of the source give `samples` samples at a speed."""
+    """Number of samples of an utterance at 16 kHz that give a view of some length.
+
+    Args:
+        samples: length of the view, or (N,) lengths.
+        speed: factor of the speed, or (N,) factors.
+    """
     return np.rint(samples * _exact(speed)).astype(np.int64)
 
 
 def _exact(speed: np.ndarray | float) -> np.ndarray:
-    """Speeds are hundredths; float32 holds them only nearly."""
+    """Speeds as exact hundredths, which float32 holds only approximately."""
     return np.rint(np.asarray(speed, np.float64) * 100) / 100
 
 
 def _hash(ids: np.ndarray, number: np.ndarray, seed: int, purpose: int) -> np.ndarray:
-    """64 random bits per row: three rounds of splitmix64 (Steele, Lea and Flood 2014) over the key's parts."""
+    """(N,): 64 random bits per row, by three rounds of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
+
+    Args:
+        ids: (N,) key of each view: of its utterance, or of its speaker.
+        number: (N,) number of each view within its utterance.
+        seed: the setting view.seed.
+        purpose: number that separates independent draws.
+    """
     with np.errstate(over="ignore"):
         state = np.full(len(ids), (seed * 8 + purpose) % 2**64, np.uint64)
-        for part in (ids, number, np.zeros_like(number)):
-            state = state + part + np.uint64(0x9E3779B97F4A7C15)
+        for key in (ids, number, np.zeros_like(number)):
+            state = state + key + np.uint64(0x9E3779B97F4A7C15)
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))

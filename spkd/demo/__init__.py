@@ -1,1 +1,1 @@
-"""The demonstration: the whole pipeline on speech that it synthesises itself."""
+"""The demonstration: the whole pipeline on synthetic speech."""

@@ -1,6 +1,6 @@
 """`spkd demo`: synthesise a corpus, train a teacher, extract it, train a student with and without it, score all three.
 
-Every step is an ordinary spkd command, printed as one would type it.
+Every step is an ordinary command of spkd, and is printed as a user would type it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,15 @@ MARKER, TRIALS = "spkd-demo", "synthetic-trials.txt"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of the corpus: its speakers are in no other part."""
+class Subset:
+    """A subset of the corpus. No two subsets have a speaker in common.
+
+    Attributes:
+        name: name of its folder and its manifest.
+        speakers: number of speakers.
+        utterances: number of utterances of each speaker.
+        seconds: duration of each utterance (s).
+    """
 
     name: str
     speakers: int
@@ -47,7 +54,7 @@ class Part:
     seconds: float
 
 
-PARTS = (Part("teacher", 300, 4, 2.5), Part("train", 120, 1, 5.0), Part("test", 40, 5, 3.0))
+SUBSETS = (Subset("teacher", 300, 4, 2.5), Subset("train", 120, 1, 5.0), Subset("test", 40, 5, 3.0))
 SPEEDS = "view.speeds=[0.9,1.0,1.1]"
 TEACHER = ["student.channels=128", "student.embedding=128", "steps=500", "optim.lr=0.004"]
 STUDENT = ["student.channels=40", "student.embedding=64", "steps=600", "optim.lr=0.004"]
@@ -58,12 +65,12 @@ MODELS = {"teacher": "teacher", "student, no teacher": "student-no-teacher", "st
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the closing table.
+    """Row of the final table, for one model.
 
     Attributes:
-        name: for people.
-        report: of its evaluation.
-        bytes: of its file of weights.
+        name: name of the model.
+        report: report of its evaluation.
+        bytes: size of its file of weights.
     """
 
     name: str
@@ -72,11 +79,17 @@ class Row:
 
 
 def run_demo(out: Path, seed: int) -> list[Row]:
-    """Run the demonstration in `out`, and print its table.
+    """Run the demonstration, and print its table.
 
+    Args:
+        out: folder of the corpus, the models and the reports.
+        seed: seed of the corpus and of training.
+    Returns:
+        The rows of the table.
     Raises:
-        SpkdError: `out` holds something else, or cannot be written.
+        SpkdError: `out` holds other files, or cannot be written.
     """
+    # The folder.
     started = time.monotonic()
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise SpkdError(f"{out}: is not empty and not a demo's folder; choose another with --out")
@@ -85,10 +98,11 @@ def run_demo(out: Path, seed: int) -> list[Row]:
         raise SpkdError(f"{out}: holds the demo of another seed; choose another folder with --out")
     write_bytes(out / MARKER, f"{seed}\n".encode())
     log(f"spkd demo ({LABEL}), in {out}/")
-    for part in PARTS:
-        _synthesise(out, part, seed)
+    # The corpus.
+    for subset in SUBSETS:
+        _synthesise(out, subset, seed)
     _write_trials(out)
-
+    # The teacher, its cache, and the students.
     _extract(out, ["teacher=none", "cache=teacher-features", "manifest=teacher.csv", SPEEDS])
     _train(out, "aam", ["cache=teacher-features", "out=teacher", *TEACHER, f"seed={seed}"])
     _extract(
@@ -97,6 +111,7 @@ def run_demo(out: Path, seed: int) -> list[Row]:
     )
     _train(out, "aam", ["cache=cache", "out=student-no-teacher", *STUDENT, f"seed={seed}"])
     _train(out, "contrastive", ["cache=cache", "out=student", *STUDENT, f"seed={seed}"])
+    # The evaluations.
     rows = [Row(name, _eval(out, folder), (out / folder / WEIGHTS).stat().st_size) for name, folder in MODELS.items()]
     _compare(out)
     _print(rows)
@@ -104,18 +119,18 @@ def run_demo(out: Path, seed: int) -> list[Row]:
     return rows
 
 
-def _synthesise(out: Path, part: Part, seed: int) -> None:
-    """Write the part's FLAC files, one folder per speaker, and its manifest."""
-    if (out / f"{part.name}.csv").is_file():
+def _synthesise(out: Path, subset: Subset, seed: int) -> None:
+    """Write the FLAC files of a subset, one folder per speaker, and its manifest."""
+    if (out / f"{subset.name}.csv").is_file():
         return
-    first = 10_000 * [p.name for p in PARTS].index(part.name)
-    jobs = [(out / part.name, seed, first + i, part.utterances, part.seconds) for i in range(part.speakers)]
+    first = 10_000 * SUBSETS.index(subset)
+    jobs = [(out / subset.name, seed, first + i, subset.utterances, subset.seconds) for i in range(subset.speakers)]
     with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
-        with track(f"synthesising {part.name}", len(jobs), "speakers") as bar:
+        with track(f"synthesising {subset.name}", len(jobs), "speakers") as bar:
             for _ in pool.map(_synthesise_speaker, jobs, chunksize=8):
                 bar.advance(1)
-    manifest, _, _ = build(out / part.name, "folder")
-    manifest.save(out / f"{part.name}.csv")
+    manifest, _, _ = build(out / subset.name, "folder")
+    manifest.save(out / f"{subset.name}.csv")
 
 
 def _synthesise_speaker(job: tuple[Path, int, int, int, float]) -> None:
@@ -130,7 +145,7 @@ def _synthesise_speaker(job: tuple[Path, int, int, int, float]) -> None:
 
 
 def _write_trials(out: Path) -> None:
-    """Write the list of every pair of test utterances; its name is on every page."""
+    """Write the trial list, of every pair of test utterances. The name of the list is shown on every page."""
     manifest = Manifest.load(out / "test.csv")
     pairs = itertools.combinations(manifest, 2)
     lines = (f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs)
@@ -138,7 +153,7 @@ def _write_trials(out: Path) -> None:
 
 
 def _in(out: Path, overrides: list[str]) -> list[str]:
-    """Names of files and folders, placed in the demo's folder."""
+    """Settings with the names of files and folders placed in the folder of the demonstration."""
     places = ("cache", "manifest", "out", "teacher.weights", "model")
     pairs = (item.split("=", 1) for item in overrides)
     return [f"{name}={out / value}" if name in places else f"{name}={value}" for name, value in pairs]
@@ -173,7 +188,7 @@ def _compare(out: Path) -> None:
     compare_systems(load_systems(systems), out / "comparison", 200, 0)
 
 
-METRICS = {"eer_percent": 2, "min_dcf_0.01": 3}  # of the table, and their decimals
+METRICS = {"eer_percent": 2, "min_dcf_0.01": 3}  # metrics in the table, and their decimals
 SIZES = ("parameters", "on disk (MB)", "real-time factor (1 CPU thread)")
 
 

@@ -1,9 +1,11 @@
-"""A small source-filter speech synthesiser (after Fant, "Acoustic theory of speech production", 1960).
+"""A small source-filter synthesiser of speech (after Fant, "Acoustic theory of speech production", 1960).
 
-Source: a pulse train with the speaker's pitch, jitter, spectral tilt and breath. Filter: formants of a phone, scaled
-by the speaker's vocal-tract length, times a fixed colour of the speaker's voice, applied frame by frame in the
-short-time spectrum. Speakers differ in all of these; utterances differ in phones, tempo, melody and noise.
-The result is speech-like enough to have speakers, and nothing more: it says nothing about accuracy on people.
+The source is a pulse train with the speaker's pitch, jitter, spectral tilt and breath. The filter has the formants of a
+phone, scaled by the speaker's vocal-tract length, and a fixed spectral colour of the speaker. It is applied frame by
+frame in the short-time spectrum. Speakers differ in all of these; utterances differ in phones, tempo, melody and noise.
+
+The result is similar enough to speech that speakers can be told apart. Error rates on it say nothing about accuracy on
+human speech.
 """
 
 from __future__ import annotations
@@ -34,17 +36,23 @@ VOICED = np.array(
     ],
     float,
 )
-# Centre and width (Hz) of fricative noise.
+# Centre and width (Hz) of the noise of fricatives.
 UNVOICED = np.array([[5500, 2200], [3300, 1500], [4300, 4000], [1800, 1200]], float)
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """What stays the same in a voice.
+    """Constant properties of a speaker.
 
-    pitch: median (Hz). melody: standard deviation of the pitch (semitones). tract: length relative to average
-    (formants are divided by it). tilt: fall of the source spectrum (dB per octave beyond the first). breath: level of
-    the noise in voiced sounds. jitter: relative. width: factor on formant bandwidths. colour: (bins,) gain (dB).
+    Attributes:
+        pitch: median pitch (Hz).
+        melody: standard deviation of the pitch (semitones).
+        tract: length of the vocal tract relative to the average, by which formants are divided.
+        tilt: fall of the source's spectrum above 100 Hz (dB per octave).
+        breath: level of the noise in voiced sounds.
+        jitter: relative jitter of the pitch.
+        width: factor of the bandwidths of formants.
+        colour: (bins,) gain of the spectrum (dB).
     """
 
     pitch: float
@@ -58,7 +66,7 @@ class Speaker:
 
 
 def speaker(seed: int) -> Speaker:
-    """A random voice."""
+    """A random speaker."""
     random = np.random.RandomState(seed)
     colour = np.zeros(len(BINS_HZ))
     for _ in range(4):
@@ -77,7 +85,15 @@ def speaker(seed: int) -> Speaker:
 
 
 def utterance(voice: Speaker, seed: int, seconds: float) -> np.ndarray:
-    """Random phones spoken by a voice, with its own tempo, melody, channel noise and level: (samples,), float32."""
+    """A random sequence of phones, with random tempo, melody, noise and level.
+
+    Args:
+        voice: the speaker.
+        seed: seed of everything that is drawn.
+        seconds: duration (s).
+    Returns:
+        (samples,), float32, 16 kHz.
+    """
     random = np.random.RandomState(seed)
     samples = round(seconds * SAMPLE_RATE)
     frames = samples // HOP + FFT // HOP
@@ -97,25 +113,35 @@ def utterance(voice: Speaker, seed: int, seconds: float) -> np.ndarray:
 
 
 def _phones(voice: Speaker, random: np.random.RandomState, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Filter magnitude (frames, bins), voicing 0-1 (frames,) and loudness (frames,) of a random phone sequence."""
+    """Filter of a random sequence of phones.
+
+    Args:
+        voice: the speaker.
+        random: generator of random numbers.
+        frames: number of frames.
+    Returns:
+        (frames, bins) magnitude of the filter, (frames,) voicing from 0 to 1, and (frames,) loudness.
+    """
+    # Draw phone after phone: a voiced one, a fricative or silence.
     tempo = random.uniform(0.75, 1.35)
     formants, noise_band = np.empty((frames, 4)), np.empty((frames, 2))
     voicing, loudness = np.empty(frames), np.empty(frames)
-    at = 0
+    first = 0
     current = VOICED[0]
-    while at < frames:
+    while first < frames:
         kind = random.random_sample()
         length = max(2, int(random.uniform(0.05, 0.16) / tempo * SAMPLE_RATE / HOP))
-        part = slice(at, min(at + length, frames))
+        phone = slice(first, min(first + length, frames))
         if kind < 0.68:
             current = VOICED[random.randint(len(VOICED))] * random.normal(1.0, 0.03, 4)
-            voicing[part], loudness[part] = 1.0, random.uniform(0.6, 1.0)
+            voicing[phone], loudness[phone] = 1.0, random.uniform(0.6, 1.0)
         elif kind < 0.9:
-            voicing[part], loudness[part] = 0.0, random.uniform(0.15, 0.35)
+            voicing[phone], loudness[phone] = 0.0, random.uniform(0.15, 0.35)
         else:
-            voicing[part], loudness[part] = 0.5, 0.01
-        formants[part], noise_band[part] = current, UNVOICED[random.randint(len(UNVOICED))]
-        at += length
+            voicing[phone], loudness[phone] = 0.5, 0.01
+        formants[phone], noise_band[phone] = current, UNVOICED[random.randint(len(UNVOICED))]
+        first += length
+    # Smooth the transitions, and compute the spectrum of voiced and unvoiced sound.
     formants = _smooth(formants, 5) / voice.tract
     voicing, loudness = _smooth(voicing[:, None], 3)[:, 0], _smooth(loudness[:, None], 3)[:, 0]
     widths = voice.width * (50.0 + 0.04 * formants)
@@ -130,7 +156,16 @@ def _phones(voice: Speaker, random: np.random.RandomState, frames: int) -> tuple
 
 
 def _source(voice: Speaker, random: np.random.RandomState, samples: int, voicing: np.ndarray) -> np.ndarray:
-    """Glottal pulses where voiced, breath everywhere: (samples,)."""
+    """Source of the synthesis: glottal pulses in voiced frames, and breath in all.
+
+    Args:
+        voice: the speaker.
+        random: generator of random numbers.
+        samples: number of samples.
+        voicing: (frames,) voicing from 0 to 1.
+    Returns:
+        (samples,).
+    """
     knots = max(samples // 3200, 2)  # a new melody target every 0.2 s
     melody = np.interp(np.arange(samples), np.linspace(0, samples, knots), random.normal(0, voice.melody, knots))
     wobble = np.repeat(random.normal(0, voice.jitter, samples // 80 + 1), 80)[:samples]
@@ -143,7 +178,14 @@ def _source(voice: Speaker, random: np.random.RandomState, samples: int, voicing
 
 
 def _smooth(track: np.ndarray, width: int) -> np.ndarray:
-    """Moving average over frames: (frames, n)."""
+    """Moving average over frames.
+
+    Args:
+        track: (frames, n) the values.
+        width: number of frames of the average, odd.
+    Returns:
+        (frames, n).
+    """
     kernel = np.ones(width) / width
     padded = np.pad(track, ((width // 2, width // 2), (0, 0)), mode="edge")
     return np.stack([np.convolve(column, kernel, "valid") for column in padded.T], 1)

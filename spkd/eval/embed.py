@@ -72,7 +72,7 @@ def embed(model: EmbeddingModel, manifest: Manifest, config: EmbedConfig) -> Emb
                 )
             vectors[batch.views], done[batch.views] = found, True
             bar.advance(len(batch.views))
-    loader.report_doubts()
+    loader.report_remarks()
     kept = np.flatnonzero(done)
     if len(kept) < len(vectors):
         vectors = vectors[kept]

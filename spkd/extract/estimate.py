@@ -1,4 +1,4 @@
-"""What an extraction will cost, before anyone burns a GPU-day: bytes, hours, money."""
+"""Estimate of the cost of an extraction: bytes, hours and money."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from spkd.outputs.features import FEATURES
 from spkd.outputs.target import Target
 from spkd.teachers.base import Teacher
 
-CODECS = ("float32", "float16", "int8", "sq4", "pq64x8")  # shown beside the chosen one
-CALIBRATION = 10.0  # s of the teacher's time
-LENGTHS = 5  # lengths of views at which the teacher is timed
+CODECS = ("float32", "float16", "int8", "sq4", "pq64x8")  # shown in addition to the chosen one
+CALIBRATION = 10.0  # s for which the teacher is timed
+LENGTHS = 5  # number of lengths of views at which the teacher is timed
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of an extraction.
+    """Cost of an extraction.
 
     Attributes:
-        views: how many.
-        hours: of audio in all views together.
-        units: how many.
-        targets: to be stored.
-        bytes: for each target by codec, the chosen one first; only those that fit its width.
-        seconds: of the teacher alone.
-        device: on which it was timed.
+        views: number of views.
+        hours: duration of all views together (h).
+        units: number of units.
+        targets: the targets to store.
+        bytes: name of each target -> name of each codec that fits its width, the chosen one first -> bytes.
+        seconds: time of the teacher alone (s).
+        device: device on which the teacher was timed.
     """
 
     views: int
@@ -57,8 +57,19 @@ class Estimate:
 
 
 def estimate(config: ExtractConfig, teacher: Teacher, manifest: Manifest, device: torch.device) -> Estimate:
-    """Plan an extraction and time the teacher on noise of the views' lengths; no audio is read where the manifest says
-    how long everything is."""
+    """Plan an extraction, and time the teacher on noise of the views' lengths.
+
+    No audio is read where the manifest has all durations.
+
+    Args:
+        config: settings of the extraction.
+        teacher: the teacher.
+        manifest: the utterances.
+        device: device of the teacher.
+    Raises:
+        UsageError: an unknown target or codec, or a view longer than a unit.
+        SpkdError: no utterance can be read.
+    """
     targets, view_plan = chosen_targets(config, teacher), ViewPlan.parse(config.view)
     manifest, _ = fitting(measure(manifest)[0], config)
     if not len(manifest):
@@ -86,7 +97,7 @@ def _fits(name: str, target: Target) -> bool:
 
 
 def _bytes(plan: Plan, target: Target) -> int:
-    """Size of all shards: whole chunks, header and index of each. Compression is not foreseen."""
+    """Size of all shards: whole chunks, header and index of each. Compression is not taken into account."""
     _, counts = plan.places(target)
     per_unit = np.add.reduceat(counts, plan.first[:-1])
     chunks = -(-per_unit // chunk_rows(target))
@@ -95,7 +106,14 @@ def _bytes(plan: Plan, target: Target) -> int:
 
 
 def _teacher_seconds(teacher: Teacher, targets: list[Target], samples: np.ndarray, batch_size: int) -> float:
-    """Time for all views: measured per view at a few of their lengths, interpolated between."""
+    """Time of the teacher for all views (s), measured at a few lengths of views, and interpolated between them.
+
+    Args:
+        teacher: the teacher.
+        targets: the targets to store.
+        samples: (views,) lengths of the views.
+        batch_size: views in a batch.
+    """
     lengths = np.unique(np.quantile(samples, np.linspace(0.02, 0.98, LENGTHS)).astype(np.int64))
     lengths = np.maximum(lengths, teacher.min_samples)
     asked = [target for target in targets if target.name not in FEATURES or not teacher.targets]

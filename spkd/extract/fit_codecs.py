@@ -1,4 +1,4 @@
-"""Before extraction: run the teacher on a few views, to fit the codecs and to measure what they lose."""
+"""Fitting of codecs, and measurement of their errors, on outputs of the teacher for a few views."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.progress import track
 from spkd.teachers.base import Teacher
 
-HELD_OUT = 512  # rows on which the error of a codec that learns is measured ...
-PLAIN = 32  # ... and of one that does not: at utterance level every row costs a view
-ROWS_PER_VIEW = 256  # frames of one view resemble each other
+HELD_OUT = 512  # rows on which the error of a codec that learns is measured
+PLAIN = 32  # rows for a codec that does not learn; few, since at utterance level each row takes a view
+ROWS_PER_VIEW = 256  # most frames of one view, since frames of a view are similar
 SEED = 0
 
 
@@ -30,11 +30,17 @@ def calibrate(
     logits_stored: bool,
     config: ExtractConfig,
 ) -> Codebook:
-    """Fit every target's codec on a random sample of the views, and measure its error on rows it was not fitted on.
+    """Fit the codec of every target on a random sample of views, and measure its error on held-out rows.
 
     Args:
-        head: the classifier from which logits are to follow. logits_stored: they are a target of their own instead.
-
+        teacher: the teacher.
+        loader: loader of the views.
+        targets: the targets to store.
+        head: the teacher's classifier, from which logits follow; None where there is none.
+        logits_stored: whether logits are stored as a target instead.
+        config: settings of the extraction.
+    Returns:
+        The fitted codecs, with their errors.
     Raises:
         SpkdError: fewer usable rows than a codec needs, or outputs that are not finite.
     """
@@ -64,14 +70,27 @@ def calibrate(
 def sample(
     teacher: Teacher, loader: ViewLoader, targets: list[Target], wanted: dict[str, int], config: ExtractConfig
 ) -> dict[str, np.ndarray]:
-    """Up to `wanted` rows of each target, (n, dim), from views in random order until there are enough."""
+    """Outputs of the teacher for views in random order, until there are enough rows.
+
+    Args:
+        teacher: the teacher.
+        loader: loader of the views.
+        targets: the targets.
+        wanted: name of each target -> number of rows.
+        config: settings of the extraction.
+    Returns:
+        Name of each target -> (n, dim) rows, as many as wanted, or fewer where the views give fewer.
+    Raises:
+        SpkdError: no view can be loaded, or outputs that are not finite.
+    """
     limits = teacher.limits(config.min_seconds)
     order = np.random.RandomState(SEED).permutation(len(loader.views))
-    found: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
-    count, rejected = dict.fromkeys(found, 0), dict[int, str]()
+    rows: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
+    count, rejected = dict.fromkeys(rows, 0), dict[int, str]()
     total = sum(wanted.values())
     with track("calibrating codecs", total, "rows") as bar:
         for start in range(0, len(order), config.batch_size):
+            # Load the next views that the teacher accepts.
             views = order[start : start + config.batch_size]
             views = views[[loader.refusal(int(view), *limits) is None for view in views]]
             batches = iterate_batches(
@@ -80,6 +99,7 @@ def sample(
             for batch in batches:
                 samples = loader.views.samples[batch.views]
                 outputs = extract_targets(teacher, batch, targets)
+                # Keep as many of their rows as are still wanted.
                 for target in targets:
                     name, values = target.name, outputs[target.name]
                     flat = values if values.ndim == 2 else _spread(values, target.num_frames(samples))
@@ -88,17 +108,25 @@ def sample(
                             f"target {name}: the teacher's outputs are not finite; are its weights damaged?"
                         )
                     flat = flat[: wanted[name] - count[name]]
-                    found[name].append(flat)
+                    rows[name].append(flat)
                     count[name] += len(flat)
                     bar.advance(len(flat))
             if all(count[name] >= wanted[name] for name in wanted):
                 break
-    if not all(found.values()):
+    if not all(rows.values()):
         reason = loader.refusal(0, *limits) or next(iter(rejected.values()), "")
         raise SpkdError(f"{loader.manifest.source}: no view can be loaded ({reason})")
-    return {name: np.concatenate(values) for name, values in found.items()}
+    return {name: np.concatenate(values) for name, values in rows.items()}
 
 
 def _spread(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(B, T, D) -> (rows, D): at most ROWS_PER_VIEW of the first `counts` frames of each view, evenly over it."""
-    return np.concatenate([own[: int(n) : -(-int(n) // ROWS_PER_VIEW)] for own, n in zip(values, counts, strict=True)])
+    """Frames of a batch of views, at equal distances in each view, and at most ROWS_PER_VIEW of each.
+
+    Args:
+        values: (B, T, D) frames.
+        counts: (B,) number of frames of each view; further frames are padding.
+    Returns:
+        (rows, D).
+    """
+    views = zip(values, counts, strict=True)
+    return np.concatenate([frames[: int(n) : -(-int(n) // ROWS_PER_VIEW)] for frames, n in views])

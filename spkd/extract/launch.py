@@ -1,4 +1,4 @@
-"""Extraction where it is to run: in this process, as a rank of torchrun or srun, or by actors of a Ray cluster."""
+"""Start of an extraction: in this process, as a rank of torchrun or srun, or by actors of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def extract_all(configs: Sequence[ExtractConfig]) -> list[Report]:
     """Extract with one or several teachers in one pass over the audio.
 
     Args:
-        configs: settings of each teacher; they differ in cache, teacher and storage alone.
+        configs: settings of each teacher, which differ in cache, teacher and storage alone.
     Returns:
-        A report of each cache; none where another rank reports.
+        A report of each cache; an empty list where another rank reports.
     Raises:
-        UsageError: two teachers have one cache, or as load_and_extract.
-        SpkdError: as load_and_extract.
+        UsageError: two teachers have the same cache, or as of load_and_extract.
+        SpkdError: as of load_and_extract.
     """
     manifest = Manifest.load(configs[0].manifest)
     for config in configs:

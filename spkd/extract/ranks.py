@@ -1,4 +1,4 @@
-"""Several processes that extract one cache together: who this one is, and what all of them did."""
+"""Ranks of processes that extract one cache together, and reports of their work."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from spkd.files.atomic import read_json, worker_id, write_json
 from spkd.files.schema import record
 from spkd.progress import log
 
-FOLDER = "workers"  # of a cache while several processes fill it
-# Number and count as launchers put them into the environment.
+FOLDER = "workers"  # folder in a cache while several processes fill it
+# Variables of the environment with number, count and name of the run, as launchers set them.
 LAUNCHERS = (("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID"))
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One of `world` processes. run: what all of them share."""
+    """Rank of a process.
+
+    Attributes:
+        number: number of the process, counted from 0.
+        world: number of processes.
+        run: name of the run, the same for all its processes.
+    """
 
     number: int
     world: int
@@ -28,7 +34,7 @@ class Rank:
 
     @classmethod
     def launched(cls, environ: Mapping[str, str] = os.environ) -> Rank | None:
-        """This process's rank under torchrun or srun; None where it is alone."""
+        """Rank of this process under torchrun or srun; None where it is the only process."""
         for number, world, run in LAUNCHERS:
             if environ.get(number, "").isdecimal() and environ.get(world, "").isdecimal() and int(environ[world]) > 1:
                 return cls(int(environ[number]), int(environ[world]), environ.get(run, ""))
@@ -37,10 +43,15 @@ class Rank:
 
 @dataclass(frozen=True)
 class Work:
-    """What one process has done so far.
+    """Work that one process has done so far.
 
     Attributes:
-        views: extracted. hours: of audio. seconds: it took. busy: share of that in which the teacher ran.
+        run: name of the run.
+        rank: number of the process.
+        views: number of views extracted.
+        hours: duration of their audio (h).
+        seconds: time since the start (s).
+        busy: share of the time in which the teacher ran.
     """
 
     run: str
@@ -51,25 +62,36 @@ class Work:
     busy: float
 
     def save(self, root: Path) -> None:
+        """Write it to the folder of a cache."""
         write_json(root / FOLDER / f"{worker_id()}.json", asdict(self))
 
 
 def merged(root: Path, run: str) -> list[Work]:
-    """What the processes of a run did, by rank. Their notes are removed."""
-    found = []
+    """Read the work of all processes of a run, sorted by rank, and remove the files.
+
+    Args:
+        root: folder of the cache.
+        run: name of the run.
+    """
+    works = []
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
             work = record(Work, read_json(path), str(path))
         except (SpkdError, OSError):
             continue
         if work.run == run:
-            found.append(work)
+            works.append(work)
     shutil.rmtree(root / FOLDER, ignore_errors=True)
-    return sorted(found, key=lambda work: work.rank)
+    return sorted(works, key=lambda work: work.rank)
 
 
 def report(root: Path, run: str) -> None:
-    """Log what the processes of a run did together."""
+    """Log the work of all processes of a run together.
+
+    Args:
+        root: folder of the cache.
+        run: name of the run.
+    """
     done = [work for work in merged(root, run) if work.views]
     if not done:
         return

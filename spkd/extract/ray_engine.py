@@ -1,4 +1,4 @@
-"""`engine=ray`: actors of a Ray cluster fill the units of a cache, each a process like any other that shares it."""
+"""`engine=ray`: extraction by actors of a Ray cluster, each of which is a process that shares the cache with others."""
 
 from __future__ import annotations
 
@@ -17,33 +17,42 @@ from spkd.extract.run import Report, load_and_extract
 from spkd.extract.settings import ExtractConfig
 from spkd.progress import log, track
 
-POLL = 0.5  # s between two looks at the actors
-RESTARTS = 3  # of an actor that dies
+POLL = 0.5  # s between two checks of the actors
+RESTARTS = 3  # most restarts of an actor that dies
 
 
 def extract_with_ray(configs: Sequence[ExtractConfig], manifest: Manifest) -> list[Report]:
-    """Extract every job with `processes` actors (0: one for each GPU of the cluster, or for every two CPUs). An actor
-    that dies is started again; what it had not committed is extracted by another.
+    """Extract with actors of a Ray cluster.
 
+    There are `processes` actors; with processes=0, one for each GPU of the cluster, or one for every two CPUs. An actor
+    that dies is started again. Units that it had not committed are extracted by other actors.
+
+    Args:
+        configs: settings of each teacher, which differ in cache, teacher and storage alone.
+        manifest: the utterances.
+    Returns:
+        A report of each cache.
     Raises:
-        UsageError: ray is missing. SpkdError: no actor could finish.
+        UsageError: ray is missing.
+        SpkdError: no actor finished.
     """
     try:
         import ray
     except ImportError as error:
         raise UsageError("engine=ray needs ray: pip install 'spkd[ray]'") from error
-    config, mine = configs[0], not ray.is_initialized()
-    if mine:
+    config, starts_ray = configs[0], not ray.is_initialized()
+    if starts_ray:
         address = "auto" if os.environ.get("RAY_ADDRESS") else None
         ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         return _run(ray, configs, config, manifest)
     finally:
-        if mine:
+        if starts_ray:
             ray.shutdown()
 
 
 def _run(ray: Any, configs: Sequence[ExtractConfig], config: ExtractConfig, manifest: Manifest) -> list[Report]:
+    # Start the actors.
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
     count = config.processes or gpus or max(int(resources.get("CPU", 1)) // 2, 1)
@@ -53,6 +62,7 @@ def _run(ray: Any, configs: Sequence[ExtractConfig], config: ExtractConfig, mani
     actors = [kind.remote(folder) for _ in range(count)]
     waiting = {a.run.remote(list(configs), manifest, Rank(i, count, run)): i for i, a in enumerate(actors)}
     log(f"{count} actors, each with {'a GPU' if gpus else 'one CPU or more'}")
+    # Wait for them; the bar shows the units that are committed.
     reports: list[Report] | None = None
     problem = ""
     roots, shown = [Path(c.cache) for c in configs], 0
@@ -79,7 +89,7 @@ def _run(ray: Any, configs: Sequence[ExtractConfig], config: ExtractConfig, mani
 
 
 def _committed(roots: Sequence[Path]) -> tuple[int, int]:
-    """Units committed, and units in all, of the caches that are laid out."""
+    """Number of committed units, and of all units, of the caches that have a card."""
     done = total = 0
     for root in roots:
         if (root / CARD).is_file():
@@ -90,10 +100,15 @@ def _committed(roots: Sequence[Path]) -> tuple[int, int]:
 
 
 class Actor:
-    """One process of the cluster."""
+    """Process of the cluster that extracts.
+
+    Args:
+        folder: folder in which the command was given, to which paths are relative.
+    """
 
     def __init__(self, folder: str) -> None:
-        os.chdir(folder)  # caches and manifests are named from where the command was given
+        os.chdir(folder)
 
     def run(self, configs: list[ExtractConfig], manifest: Manifest, rank: Rank) -> list[Report]:
+        """Extract, as a rank of the actors."""
         return load_and_extract(configs, manifest, rank)

@@ -1,4 +1,4 @@
-"""Does the teacher still give what the cache holds? It is run again on some views, and its outputs are compared."""
+"""Comparison of a cache with the outputs of its teacher, which is run again on some views."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ from spkd.extract.targets import extract_targets
 from spkd.outputs.target import Target
 from spkd.teachers.base import Teacher
 
-LEAST = 0.9999  # cosine between cached and live, where a codec loses no more than float16 does
+LEAST = 0.9999  # least cosine between a cached row and the teacher's, for codecs that lose no more than float16
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of one target: the least and the mean cosine between a cached row and the live one, and the least that is
-    asked."""
+    """Agreement of a target in the cache with the outputs of the teacher.
+
+    Attributes:
+        target: name of the target.
+        codec: its codec.
+        least: lowest cosine between a cached row and the teacher's.
+        mean: mean cosine.
+        asked: cosine that the lowest must reach.
+    """
 
     target: str
     codec: str
@@ -33,24 +40,33 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
+        """Whether the lowest cosine reaches the one that is asked."""
         return self.least >= self.asked
 
 
 def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyConfig, count: int) -> list[Agreement]:
-    """Recompute `count` random views and compare every target with what is cached.
+    """Run the teacher again on random views, and compare every target with the cache.
 
-    float16 and float32 must agree to a cosine of 0.9999 in every row; under a lossy codec the worst row must not be
-    worse than what the card recorded by more than as much again.
+    With float16 and float32, the cosine must be at least 0.9999 in every row. With a lossy codec, 1 - cosine may be at
+    most twice the largest that the card has recorded.
 
+    Args:
+        cache: the cache.
+        teacher: the teacher.
+        manifest: the utterances.
+        config: settings of the command.
+        count: number of views.
+    Returns:
+        The agreement of each target.
     Raises:
-        SpkdError: another teacher, manifest or augmentation than the cache's.
+        SpkdError: another teacher, manifest or augmentation than those of the cache.
     """
-    mine, theirs = teacher.described(), cache.card.teacher
+    given, recorded = teacher.described(), cache.card.teacher
     for name in ("family", "weights_sha256"):
-        if getattr(mine, name) != getattr(theirs, name):
+        if getattr(given, name) != getattr(recorded, name):
             raise SpkdError(
-                f"{cache.root}: made by another teacher ({name} is {getattr(theirs, name)!r}, not "
-                f"{getattr(mine, name)!r})"
+                f"{cache.root}: made by another teacher ({name} is {getattr(recorded, name)!r}, not "
+                f"{getattr(given, name)!r})"
             )
     loader = cache.view_loader(manifest, config.view.noise, config.view.rir)
     chosen = np.random.RandomState(SEED).permutation(cache.usable_views)[:count]

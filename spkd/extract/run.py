@@ -1,4 +1,4 @@
-"""`spkd extract`: run the teacher once over every view of a manifest and store its outputs."""
+"""`spkd extract`: one run of the teacher over every view of a manifest, which stores its outputs in a cache."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from spkd.teachers.base import Teacher
 
 REJECTED = "rejected.csv"
 HALF = np.dtype("<f2")
-WAIT = 0.5  # s between two looks at what other processes do
+WAIT = 0.5  # s between two checks of the units of other processes
 
 
 @dataclass
 class Report:
-    """What one run did.
+    """Report of an extraction.
 
     Attributes:
-        views: extracted.
-        rejected: what the cache lacks, with the reasons.
+        views: number of views extracted by this process.
+        rejected: name of each utterance or view that the cache lacks -> the reason.
         complete: whether the cache is complete now.
     """
 
@@ -59,10 +59,11 @@ class Report:
 
 @dataclass
 class Job:
-    """A teacher and the cache that its outputs go to.
+    """Extraction of one teacher to one cache.
 
     Attributes:
-        config: its settings; jobs of one pass differ in cache, teacher and storage alone.
+        config: the settings; those of the jobs of one pass differ in cache, teacher and storage alone.
+        teacher: the teacher.
     """
 
     config: ExtractConfig
@@ -70,31 +71,43 @@ class Job:
 
 
 def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Report:
-    """`extract_jobs` with one teacher."""
+    """Extract with one teacher, as `extract_jobs` does."""
     return extract_jobs([Job(config, teacher)], manifest)[0]
 
 
 def load_and_extract(configs: Sequence[ExtractConfig], manifest: Manifest, rank: Rank | None = None) -> list[Report]:
-    """`extract_jobs` with the teachers that the settings name.
+    """Load the teachers that the settings name, and extract with them, as `extract_jobs` does.
 
+    Args:
+        configs: settings of each teacher, which differ in cache, teacher and storage alone.
+        manifest: the utterances.
+        rank: as of `extract_jobs`.
     Raises:
-        UsageError, SpkdError: as load_teacher and extract_jobs.
+        UsageError: as of load_teacher and extract_jobs.
+        SpkdError: as of load_teacher and extract_jobs.
     """
     device = resolve(configs[0].device)
     return extract_jobs([Job(config, load_teacher(config.teacher, device)) for config in configs], manifest, rank)
 
 
 def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = None) -> list[Report]:
-    """Extract the chosen targets of every job into its cache, in one pass over the audio; continue where an earlier run
-    of the same command stopped, and add what a longer manifest brings to caches that are there.
+    """Extract the chosen targets of every job to its cache, in one pass over the audio.
+
+    An extraction continues where an earlier run of the same command stopped. Where the manifest has further utterances,
+    they are added to the caches.
 
     Args:
-        rank: which of several processes this is; each stays until the caches are complete, and takes over what others
-            leave.
+        jobs: the teachers and their caches.
+        manifest: the utterances.
+        rank: rank of this process among several; None where it works alone. Each rank works until the caches are
+            complete, and takes over units of ranks that stopped.
+    Returns:
+        A report of each job.
     Raises:
-        UsageError: an unknown target, codec or view plan, or jobs over other views. SpkdError: a folder holds another
-            cache, or cannot be written.
+        UsageError: an unknown target, codec or view plan, or jobs with different views.
+        SpkdError: a folder holds another cache, or cannot be written.
     """
+    # Choose the targets, and measure the utterances.
     config = jobs[0].config
     view_plan = ViewPlan.parse(config.view)
     chosen = [chosen_targets(job.config, job.teacher) for job in jobs]
@@ -106,11 +119,13 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
         raise SpkdError(
             f"{manifest.source}: none of {len(unreadable)} utterances can be read; {_first(listed, unreadable)}"
         )
+    # Extract.
     loader, stores = _prepared(jobs, chosen, manifest, view_plan)
     views, meter = _extract(config, loader, stores, rank)
-    loader.report_doubts()
+    loader.report_remarks()
     if rank is None:
         speed.report(meter, config.workers)
+    # Complete the caches, and list what they lack.
     reports = []
     for store, count in zip(stores, views, strict=True):
         report = Report(count, store.rejected | unreadable, finalize(store.root, store.card, store.plan))
@@ -122,13 +137,18 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
 
 @dataclass
 class _Store:
-    """One cache that is being filled.
+    """A cache that is being filled.
 
     Attributes:
-        limits: seconds of the shortest utterance and the longest view that the teacher takes.
-        halves: targets that are rounded on the teacher's device.
-        writers: of the units that are claimed, by their number.
-        rejected: views that this run left out of committed units, with reasons.
+        root: its folder.
+        teacher: the teacher whose outputs it stores.
+        card: its card.
+        plan: its plan.
+        codebook: fitted codecs of its targets.
+        limits: shortest utterance and longest view that the teacher accepts (s); None for no longest.
+        halves: names of the targets that are rounded to float16 on the device of the teacher.
+        writers: number of each claimed unit -> its writer.
+        rejected: name of each view that this run left out of committed units -> the reason.
     """
 
     root: Path
@@ -143,15 +163,28 @@ class _Store:
 
 
 def _first(manifest: Manifest, unreadable: dict[str, str]) -> str:
-    """The first utterance that cannot be used, with its reason."""
-    one = next((utterance for utterance in manifest if utterance.id in unreadable), None)
-    return "it lists none" if one is None else f"the first, {one.path}: {unreadable[one.id]}"
+    """Phrase that names the first utterance that cannot be used, with the reason."""
+    first = next((utterance for utterance in manifest if utterance.id in unreadable), None)
+    return "it lists none" if first is None else f"the first, {first.path}: {unreadable[first.id]}"
 
 
 def _prepared(
     jobs: Sequence[Job], chosen: list[list[Target]], manifest: Manifest, view_plan: ViewPlan
 ) -> tuple[ViewLoader, list[_Store]]:
-    """The loader of the views, and every cache laid out. chosen: the targets of each job."""
+    """Prepare an extraction.
+
+    Args:
+        jobs: the teachers and their caches.
+        chosen: the targets of each job.
+        manifest: the utterances, all measured.
+        view_plan: plan of the views.
+    Returns:
+        The loader of the views, and the caches, with their metadata files written.
+    Raises:
+        UsageError: caches with different parts or units of different size.
+        SpkdError: a folder holds another cache, or other files.
+    """
+    # Limits of the teachers, and the parts of the caches, which must be the same in all.
     limits = [job.teacher.limits(job.config.min_seconds) for job in jobs]
     longest = None if any(most is None for _, most in limits) else max(most for _, most in limits if most is not None)
     roots, storage = [Path(job.config.cache) for job in jobs], jobs[0].config.storage
@@ -161,22 +194,35 @@ def _prepared(
     for root in roots[1:]:
         if [m.utterances for m in split_by_parts(root, manifest)] != [m.utterances for m in manifests]:
             raise UsageError(f"{root}: has other parts than {roots[0]}; extract it by itself")
+    # The plan and the loader of all parts together.
     plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
     plan, joined = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
     loader = ViewLoader(joined, plan.views, view_plan.augmentation, min(least for least, _ in limits), log, longest)
+    # The caches.
     parts = tuple(part_of(m, p) for m, p in zip(manifests, plans, strict=True))
     stores = []
-    for job, root, targets, own in zip(jobs, roots, chosen, limits, strict=True):
+    for job, root, targets, accepted in zip(jobs, roots, chosen, limits, strict=True):
         card, codebook = _laid_out(job, targets, parts, plans, view_plan, loader)
         halves = [target.name for target in card.targets if codebook.codecs[target.name].dtype == HALF]
-        stores.append(_Store(root, job.teacher, card, plan, codebook, own, halves))
+        stores.append(_Store(root, job.teacher, card, plan, codebook, accepted, halves))
     return loader, stores
 
 
 def _laid_out(
     job: Job, targets: list[Target], parts: tuple[Part, ...], plans: list[Plan], view_plan: ViewPlan, loader: ViewLoader
 ) -> tuple[Card, Codebook]:
-    """A new cache, or the one that is there."""
+    """Write the metadata files of a new cache, or check those of the cache that is there.
+
+    Args:
+        job: the teacher and its cache.
+        targets: the targets to store.
+        parts: the parts of the cache.
+        plans: the plan of each part.
+        view_plan: plan of the views.
+        loader: loader of the views, to fit codecs.
+    Returns:
+        The card, and the fitted codecs.
+    """
     root, teacher, config = Path(job.config.cache), job.teacher, job.config
     head = teacher.head if LOGITS in config.teacher.targets else None
     logits_stored = head is not None and LOGITS in [t.name for t in targets]
@@ -202,10 +248,15 @@ def _laid_out(
 def _extract(
     config: ExtractConfig, loader: ViewLoader, stores: list[_Store], rank: Rank | None
 ) -> tuple[list[int], Meter]:
-    """Fill every unit that is nobody else's; the rows are written in the background.
+    """Fill every unit that no other process fills. Rows are written in the background.
 
+    Args:
+        config: settings of the extraction.
+        loader: loader of the views.
+        stores: the caches.
+        rank: rank of this process among several; None where it works alone.
     Returns:
-        Views extracted into each cache, and where the time went.
+        Number of views extracted to each cache, and the meter of the time.
     """
     plan, counts, meter = stores[0].plan, [0] * len(stores), Meter()
     done = min(sum(len(s.plan.unit(u)) for u in range(plan.units) if commit_path(s.root, u).is_file()) for s in stores)
@@ -213,28 +264,32 @@ def _extract(
     pinned = stores[0].teacher.device.type == "cuda"
 
     def reject(view: int, reason: str) -> None:
+        """Leave a view out of every cache that is filling its unit."""
         for store in stores:
             if (writer := store.writers.get(int(plan.unit_of[view]))) is not None:
                 writer.reject(view, reason)
         bar.advance(1)
 
     def commit(store: _Store, unit: int, count: int) -> None:
+        """Commit a unit, after a record of the work of this rank."""
         if rank is not None:
             work = Work(rank.run, rank.number, count, meter.done / 3600, meter.seconds, meter.share(speed.TEACHER))
             work.save(store.root)
         _commit(store, unit, loader.manifest)
 
     def fill() -> None:
-        """Every unit that can be claimed now."""
+        """Fill every unit that can be claimed now."""
         with Background() as background:
             units = _claimed(stores)
             stream = stream_batches(loader, units, config.batch_size, config.workers, reject, mixed, pinned)
             for unit, batch in meter.loading(stream):
+                # The end of a unit: commit it.
                 takers = [i for i, store in enumerate(stores) if unit in store.writers]
                 if batch is None:
                     for i in takers:
                         background.commit(commit, stores[i], unit, counts[i])
                     continue
+                # A batch: run every teacher whose cache takes the unit.
                 for i in takers:
                     store = stores[i]
                     if (taken := _taken(store, loader, batch)) is None:
@@ -245,6 +300,7 @@ def _extract(
                         for name, values in outputs.items():
                             background(store.writers[unit].put, name, taken.views, values)
                     counts[i] += len(taken.views)
+                # Keep the claims of all units alive.
                 for store in stores:
                     for claimed in list(store.writers):
                         heartbeat(store.root, claimed)
@@ -259,7 +315,7 @@ def _extract(
                 fill()
     finally:
         for store in stores:
-            for writer in list(store.writers.values()):  # empty unless something failed
+            for writer in list(store.writers.values()):  # none, unless something failed
                 writer.abandon()
     return counts, meter
 
@@ -269,7 +325,7 @@ def _all_committed(store: _Store) -> bool:
 
 
 def _claimed(stores: list[_Store]) -> Iterator[tuple[int, np.ndarray]]:
-    """Units that at least one cache lacks, claimed for those caches, with their views."""
+    """Units that at least one cache lacks, with their views. Each is claimed for these caches before it is yielded."""
     plan = stores[0].plan
     for unit in range(plan.units):
         takers = [store for store in stores if claim(store.root, unit)]
@@ -280,16 +336,17 @@ def _claimed(stores: list[_Store]) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _commit(store: _Store, unit: int, manifest: Manifest) -> None:
+    """Commit a unit, and note its rejected views."""
     lost = store.writers[unit].commit()
     del store.writers[unit]
     if lost is None:
-        log(f"unit {unit} was taken over by another worker while this one was stopped; it is left to that one")
+        log(f"unit {unit} was taken over by another worker while this one was stopped; the other worker will finish it")
         return
     store.rejected |= {_view_name(manifest, store.plan, view): reason for view, reason in lost.items()}
 
 
 def _taken(store: _Store, loader: ViewLoader, batch: WaveBatch) -> WaveBatch | None:
-    """What a teacher takes of a batch; the rest is rejected in its cache."""
+    """The views of a batch that a teacher accepts; None where it accepts none. The others are rejected in its cache."""
     unit = int(store.plan.unit_of[batch.views[0]])
     kept = []
     for i, view in enumerate(batch.views.tolist()):
@@ -307,7 +364,14 @@ def _taken(store: _Store, loader: ViewLoader, batch: WaveBatch) -> WaveBatch | N
 
 
 def fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[str, str]]:
-    """The utterances whose views fit into a unit, and the reason for each of the others."""
+    """Leave out utterances whose views do not fit into a unit.
+
+    Args:
+        manifest: the utterances, all measured.
+        config: settings of the extraction.
+    Returns:
+        The other utterances, and the id of each that was left out -> the reason.
+    """
     most = config.storage.unit_seconds * min([1.0, *config.view.speeds])
     if not config.view.plan.startswith("full"):
         return manifest, {}
@@ -317,8 +381,14 @@ def fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[s
 
 
 def split_by_parts(root: Path, manifest: Manifest) -> list[Manifest]:
-    """A manifest as the parts of the cache at `root`, then what that cache lacks; whole where there is none, or one of
-    something else (which `initialise` refuses)."""
+    """Divide a manifest into the parts of a cache, and a further part with the utterances that the cache lacks.
+
+    Where there is no cache, or a different one (which `initialise` refuses), the manifest is the only part.
+
+    Args:
+        root: folder of the cache.
+        manifest: the utterances, all measured.
+    """
     if not (root / CARD).is_file():
         return [manifest]
     card = load_card(root)
@@ -326,13 +396,13 @@ def split_by_parts(root: Path, manifest: Manifest) -> list[Manifest]:
     parts = card.pick_parts(known, manifest)
     if parts is None:
         return [manifest]
-    there = set(known)
-    new = tuple(u for u in manifest if u.id not in there)
+    present = set(known)
+    new = tuple(u for u in manifest if u.id not in present)
     return [*parts, *([Manifest(new, manifest.source)] if new else [])]
 
 
 def _view_name(manifest: Manifest, plan: Plan, view: int) -> str:
-    """The utterance's id, and which of its views where there are several."""
+    """Id of a view's utterance, followed by the number of the view where utterances have several."""
     utterance = int(plan.views.utterance[view])
     first = int(np.searchsorted(plan.views.utterance, utterance))
     return (
@@ -341,7 +411,15 @@ def _view_name(manifest: Manifest, plan: Plan, view: int) -> str:
 
 
 def _list_rejections(store: _Store, manifest: Manifest, unreadable: dict[str, str]) -> dict[str, str]:
-    """Every utterance or view left out of a complete cache, with the reason; kept as rejected.csv if there is one."""
+    """List the utterances and views that a complete cache lacks, and write them to rejected.csv if there are any.
+
+    Args:
+        store: the cache.
+        manifest: its utterances.
+        unreadable: id of each utterance that cannot be used -> the reason.
+    Returns:
+        Name of each utterance or view -> the reason.
+    """
     rejected = dict(unreadable)
     for view, reason in Cache.open(store.root).rejected.items():
         rejected[_view_name(manifest, store.plan, view)] = reason

@@ -45,17 +45,17 @@ class ExtractConfig(Settings):
 
     @property
     def stores_fbank(self) -> bool:
-        """Whether fbank is a target: where it is asked for, or where there would be no other."""
+        """Whether fbank is a target, because it is asked for, or because there would be no other."""
         return self.fbank or (self.teacher.name == "none" and not self.wave)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
+        """Name of each setting that has no effect -> the reason."""
         return {} if self.stores_fbank else {"features": "no fbank is stored (fbank=true)"}
 
 
 @dataclass
 class VerifyConfig(Settings):
-    """What `spkd cache verify --live` needs to run the teacher again; the `extract:` section of a file fills it."""
+    """Settings of `spkd cache verify --live`; the `extract:` section of a file fills them."""
 
     COMMAND: ClassVar[str] = "extract"
     BORROWS: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class VerifyConfig(Settings):
 
 @dataclass
 class CacheExportConfig(Settings):
-    """What `spkd cache export --audio` needs to load the audio; the `extract:` section of a file fills it."""
+    """Settings of `spkd cache export --audio`; the `extract:` section of a file fills them."""
 
     COMMAND: ClassVar[str] = "extract"
     BORROWS: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""A job array for Slurm whose tasks share one cache."""
+"""Script of a Slurm job array whose tasks share one cache."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Sequence
 
 from spkd.extract.settings import ExtractConfig
 
-TASKS = 8  # unless the settings say how many
+TASKS = 8  # tasks where the settings give no number
 
 
 def script(config: ExtractConfig, arguments: Sequence[str]) -> str:
-    """What `sbatch` runs.
+    """Script for `sbatch`.
 
     Args:
-        arguments: of the command `spkd`, `--slurm-script` among them.
+        config: settings of the extraction.
+        arguments: arguments of the command `spkd`, including `--slurm-script`.
     """
     command = shlex.join(["spkd", *(item for item in arguments if item != "--slurm-script")])
     gpu = "" if config.device == "cpu" else "#SBATCH --gres=gpu:1\n"

@@ -1,4 +1,4 @@
-"""Speed of an extraction: hours of audio per hour, how busy the teacher is, and what it waits for."""
+"""Speed of an extraction: hours of audio per hour, and the shares of time in which the teacher runs and waits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from spkd.meter import Meter
 from spkd.progress import log
 
-TEACHER, WRITING, LOADING = "teacher", "writing", "loading"  # parts of the time; a Meter counts seconds of audio
-HELD_UP = 0.15  # share of the time from which waiting is named
+TEACHER, WRITING, LOADING = "teacher", "writing", "loading"  # activities of the meter, which counts seconds of audio
+HELD_UP = 0.15  # share of the time above which waiting is reported as a bottleneck
 
 
 def note(meter: Meter) -> str:
@@ -17,10 +17,11 @@ def note(meter: Meter) -> str:
 
 
 def report(meter: Meter, workers: int) -> None:
-    """Log the speed, and what the teacher waited for.
+    """Log the speed, and the bottleneck if there is one.
 
     Args:
-        workers: threads that load, for the advice.
+        meter: meter of the extraction.
+        workers: number of threads that load audio.
     """
     if meter.is_short or not meter.done:
         return

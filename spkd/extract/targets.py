@@ -1,4 +1,4 @@
-"""Which targets an extraction stores, and how they are computed of a batch of views."""
+"""Choice of the targets of an extraction, and their computation for a batch of views."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ Outputs = dict[str, np.ndarray]
 
 
 def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
-    """The targets to store: those asked for, under the asked codecs, and features on request (or without teacher).
+    """The targets to store, with their codecs, as the settings ask; features on request, or where there is no teacher.
 
-    Logits of a teacher with a head are not stored unless a codec is named for them: the embedding and the head are,
-    from which they follow exactly.
+    Logits of a teacher with a head are stored only if a codec is named for them. Otherwise the embedding and the head
+    are stored, from which they follow exactly.
 
+    Args:
+        config: settings of the extraction.
+        teacher: the teacher.
     Raises:
-        UsageError: an unknown target or codec, or a codec that is not for this target.
+        UsageError: an unknown target or codec, or a codec that is for other targets.
     """
+    # The teacher's targets.
     names, chosen = config.teacher.targets if teacher.targets else [], config.storage.codecs
     for name in names:
         if name not in teacher.targets:
@@ -37,11 +41,13 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
     stored = [name for name in dict.fromkeys(names) if name != LOGITS or not follows]
     if follows and EMBEDDING not in stored:
         stored.append(EMBEDDING)
+    # Features in addition.
     targets = [teacher.targets[name] for name in stored]
     targets += [FBANKS[config.features]] if config.fbank or not (teacher.targets or config.wave) else []
     targets += [WAVE] if config.wave else []
     if not targets:
         raise UsageError("teacher.targets: name at least one target")
+    # The codecs.
     for name in chosen:
         if name not in [t.name for t in targets]:
             raise UsageError(f"storage.codecs: no target {name!r} is stored{did_you_mean(name, [*names, *FEATURES])}")
@@ -56,8 +62,17 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
 def extract_targets(
     teacher: Teacher, batch: WaveBatch, targets: Collection[Target], halves: Collection[str] = ()
 ) -> Outputs:
-    """All `targets` of a batch of views, (B, D) or (B, T, D): the teacher's outputs, and features where they are among
-    them. float32, or float16 those in `halves`. Frames that come from padding are undefined."""
+    """Targets of a batch of views: outputs of the teacher, and features.
+
+    Args:
+        teacher: the teacher.
+        batch: the views.
+        targets: the targets.
+        halves: names of the targets to return as float16.
+    Returns:
+        Name of each target -> (B, D) at utterance level or (B, T, D) at frame level, float32 or float16. Frames of the
+        padding are undefined.
+    """
     names = [t.name for t in targets if t.name not in FEATURES]
     outputs = teacher.extract(batch.waves, names, halves, batch.lengths)
     kinds = [target for target in targets if target.name in FEATURES]

@@ -1,4 +1,4 @@
-"""Writing so that a reader never sees half a file: temporary name, fsync, rename, fsync of the folder."""
+"""Atomic writing of files, by a temporary name, fsync, rename and fsync of the folder; and reading with limits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Any
 
 from spkd.errors import SpkdError
 
-PART = ".part"  # ends the names of files that are being written
-MAX_DEPTH = 64  # levels of nesting in JSON that spkd writes or reads; its own has 6
+PART = ".part"  # suffix of files that are being written
+MAX_DEPTH = 64  # most levels of nesting in JSON that is read; the files of spkd have 6
 _UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EACCES)
 
 
 class _Identity:
-    """A random name of this process: host names and process numbers repeat among containers."""
+    """Random name of this process, since host names and process numbers repeat among containers."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
+        """Draw a new name, for a forked process."""
         self.name = secrets.token_hex(8)
 
 
@@ -39,12 +40,12 @@ def worker_id() -> str:
 
 
 def part_path(path: Path) -> Path:
-    """A name beside `path` for a file that is being written, of this process alone."""
+    """Path next to `path` for a file that is being written, used by this process alone."""
     return path.with_name(f"{path.name}.{worker_id()}{PART}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut, where the file system can."""
+    """Make renames within a folder durable, where the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,7 +57,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` atomically and durably; its folder is made if need be."""
+    """Write a file atomically and durably. Its folder is made if it does not exist."""
     temporary = _written(path, data)
     try:
         os.replace(temporary, path)
@@ -67,16 +68,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, tree: Any) -> None:
+    """Write a JSON file atomically and durably. Its folder is made if it does not exist."""
     write_bytes(path, _json(tree))
 
 
 def create_json(path: Path, tree: Any) -> bool:
-    """`create_bytes` of a tree."""
+    """`create_bytes` of a JSON tree."""
     return create_bytes(path, _json(tree))
 
 
 def create_bytes(path: Path, data: bytes) -> bool:
-    """Write `path` unless it is there: of several processes exactly one succeeds. Returns whether this one did."""
+    """Write a file unless it exists; of several processes exactly one succeeds.
+
+    Returns:
+        Whether this process wrote it.
+    """
     temporary = _written(path, data)
     try:
         os.link(temporary, path)
@@ -93,7 +99,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
 
 
 def _create_without_links(path: Path, data: bytes) -> bool:
-    """The same on file systems without hard links: exclusive creation decides, though a kill may leave it torn."""
+    """`create_bytes` on file systems without hard links. A kill may leave the file incomplete."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -111,7 +117,11 @@ def _json(tree: Any) -> bytes:
 
 
 def _written(path: Path, data: bytes) -> Path:
-    """A temporary file beside `path` that holds `data` durably; nothing is left where writing fails."""
+    """Write a temporary file next to `path`, durably; it is removed if writing fails.
+
+    Returns:
+        Path of the temporary file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = part_path(path)
     try:
@@ -126,19 +136,34 @@ def _written(path: Path, data: bytes) -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file, whole. Raises SpkdError where it is missing, or something that would be waited for or never ends."""
+    """Read a whole file.
+
+    Raises:
+        SpkdError: it is missing, or not a regular file.
+    """
     if not path.is_file():
         raise SpkdError(f"{path}: {'not a regular file' if path.exists() else 'missing'}")
     return path.read_bytes()
 
 
 def read_json(path: Path) -> Any:
-    """Raises SpkdError, naming the file, where it is missing or is not JSON."""
+    """Read a JSON file.
+
+    Raises:
+        SpkdError: it is missing, or not JSON.
+    """
     return parse_json(read_bytes(path), str(path))
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """JSON of bounded depth. Raises SpkdError, naming `where`, for anything else."""
+    """Parse JSON of limited depth.
+
+    Args:
+        data: the text.
+        where: name of the file, for errors.
+    Raises:
+        SpkdError: not JSON, or nested too deep.
+    """
     try:
         tree = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
@@ -150,7 +175,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
 
 
 def _depth(tree: Any) -> int:
-    """Levels of nesting, found without recursion."""
+    """Number of levels of nesting, computed without recursion."""
     level, depth = [tree], 0
     while level:
         depth += 1
@@ -169,13 +194,16 @@ def _depth(tree: Any) -> int:
 def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path]]:
     """Every regular file below a folder with one of the suffixes, sorted.
 
-    Linked folders and files are followed, each real one once, so that links in a circle end. Hard links are files like
-    others: each name is listed.
+    Symbolic links are followed, but each real folder and file is listed only once, so that circular links end. Of hard
+    links, every name is listed.
 
+    Args:
+        root: the folder.
+        suffixes: suffixes in lower case, each with its dot.
     Returns:
         The files, and the symbolic links to files and folders that are listed under another name.
     """
-    # Real folders come before linked ones, so that a file keeps the name that it has without links.
+    # Real folders are searched before linked ones, so that a file is listed under its name without links.
     real, linked = deque([root]), deque[Path]()
     files, repeated, seen = dict[str, Path](), list[Path](), set[str]()
     while real or linked:
@@ -197,14 +225,16 @@ def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], list[
                 elif entry.is_file() and path.suffix.lower() in suffixes:
                     where = os.path.realpath(path) if entry.is_symlink() else os.path.join(place, entry.name)
                     repeated += [path] * (files.setdefault(where, path) != path)
-            except OSError:  # a link to nothing, or a folder that may not be looked into
+            except OSError:  # a broken link, or a folder without permission
                 continue
     return sorted(files.values()), sorted(repeated)
 
 
 def writable_folder(folder: str | Path) -> Path:
-    """Make a folder, and check that it can be written before hours are spent.
+    """Make a folder, and check that it can be written, before a long computation.
 
+    Returns:
+        Path of the folder.
     Raises:
         SpkdError: it cannot be made or written.
     """
@@ -220,10 +250,10 @@ def writable_folder(folder: str | Path) -> Path:
 
 
 def check_writable(path: str | Path) -> None:
-    """Check that a file can be written where nothing is made yet, before hours are spent.
+    """Check that a file can be written, before a long computation. Neither the file nor its folder is made.
 
     Raises:
-        SpkdError: it is a folder, or the folder that is to hold it cannot be made or written.
+        SpkdError: it is a folder, or the folder of the file cannot be made or written.
     """
     target = Path(path)
     if target.is_dir():

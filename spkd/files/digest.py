@@ -1,4 +1,4 @@
-"""SHA-256 of what spkd has to recognise again: bytes, files, JSON trees, named tensors. Always as 64 hex digits."""
+"""SHA-256 of bytes, files, JSON trees and named tensors, as 64 hexadecimal digits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def of_bytes(*blocks: bytes) -> str:
-    """The digest of byte strings, one after the other."""
+    """Digest of the concatenation of byte strings."""
     return of_blocks(blocks)
 
 
 def of_blocks(blocks: Iterable[bytes]) -> str:
-    """The digest of blocks that come one by one, so that a large file is never held whole."""
+    """Digest of the concatenation of blocks, which are read one by one."""
     state = hashlib.sha256()
     for block in blocks:
         state.update(block)
@@ -27,7 +27,11 @@ def of_blocks(blocks: Iterable[bytes]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """The digest of a file's content. Raises OSError where it cannot be read, or would be waited for or never end."""
+    """Digest of a file's content.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+    """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
@@ -35,12 +39,12 @@ def of_file(path: Path) -> str:
 
 
 def of_tree(tree: Any) -> str:
-    """The digest of a JSON tree, whatever the order of its keys and its layout in a file."""
+    """Digest of a JSON tree, independent of the order of its keys and of its layout in a file."""
     return of_bytes(json.dumps(tree, sort_keys=True).encode())
 
 
 def of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of named tensors, whatever file they came in."""
+    """Digest of named tensors, independent of the file that holds them."""
     return of_blocks(
         block
         for name in sorted(tensors)

@@ -1,8 +1,8 @@
-"""Plain values, as JSON, YAML and command lines give them, made into typed dataclasses.
+"""Conversion of plain values from JSON, YAML and command lines to typed dataclasses.
 
-What comes from a file or a user is checked here before anything uses it: types, finite numbers, ranges, unknown and
-missing names. A range is declared with the field: `metadata={"low": 1, "high": 8}`, bounds included; for lists and
-dicts it holds for every item.
+Values from a file or a user are checked here before they are used: types, finite numbers, ranges, unknown and missing
+names. A range is declared with the field, as `metadata={"low": 1, "high": 8}`, and includes its bounds; of a list or
+dict, it holds for every item.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def record(kind: type[Record], tree: Any, where: str) -> Record:
     """A dataclass from a JSON object.
 
     Args:
-        kind: the dataclass. tree: the parsed JSON. where: what to name in errors.
+        kind: the dataclass.
+        tree: the parsed JSON.
+        where: name of the file, for errors.
     Raises:
         SpkdError: not an object, an unknown or missing name, or a value of the wrong type or outside its range.
     """
@@ -48,14 +50,18 @@ def record(kind: type[Record], tree: Any, where: str) -> Record:
 def convert(
     kind: Any, value: Any, limits: Mapping[str, Any] = types.MappingProxyType({}), where: str = "", text: bool = False
 ) -> Any:
-    """A value as a type: bool, int, float, str, None, lists, tuples, dicts, dataclasses and unions with None.
+    """Convert a value to a type: bool, int, float, str, None, lists, tuples, dicts, dataclasses and unions with None.
 
     Args:
-        limits: `low` and `high`, the least and the greatest number allowed.
-        text: strings stand for numbers, truth values and null, as on a command line.
+        kind: the type.
+        value: the plain value.
+        limits: metadata of the field: `low` and `high`, the bounds of numbers; `positive`; `choices`.
+        where: name of the value, for errors.
+        text: whether strings stand for numbers, truth values and null, as on a command line.
     Raises:
-        ValueError: with what was expected, to follow the value's name.
+        ValueError: the value does not have the type, or is outside its limits; the message follows the value's name.
     """
+    # Any, unions and dataclasses.
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -65,6 +71,7 @@ def convert(
         return convert(next(a for a in arguments if a is not type(None)), value, limits, where, text)
     if dataclasses.is_dataclass(kind):
         return record(cast(Any, kind), value, where)
+    # Lists, tuples and dicts, item by item.
     if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
         if not isinstance(value, list | tuple):
             raise ValueError(f"must be a list, not {_shown(value)}")

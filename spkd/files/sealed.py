@@ -1,4 +1,4 @@
-"""JSON files of one record: the number of their format, typed fields, and a digest over all of them."""
+"""JSON files of one record, with a format number, typed fields, and a digest over the fields."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DIGEST = "digest"
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """Format of a kind of file.
 
     Attributes:
-        key: name under which a file holds the number of its format, which tells one kind from another.
-        number: of the format.
-        kind: what such a file is, for errors.
-        remedy: what to do about a file of another format.
+        key: field that holds the number of the format; its name identifies the kind of file.
+        number: number of the format.
+        kind: noun for such a file, for errors.
+        remedy: advice for a file of another format, for errors.
     """
 
     key: str
@@ -30,18 +30,18 @@ class Format:
     remedy: str
 
     def seal(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The tree to write: the fields between the number of the format and their digest."""
+        """The JSON tree to write: the number of the format, the fields, and their digest."""
         return {self.key: self.number, **content, DIGEST: digest.of_tree(content)}
 
     def open(self, tree: Any, where: str, build: Callable[[dict[str, Any], str], Record]) -> Record:
-        """The record of a tree that was read.
+        """The record of a JSON tree that was read.
 
         Args:
             tree: the parsed JSON.
             where: name of the file, for errors.
-            build: makes the record of the fields, and checks them.
+            build: function of the fields and the name of the file, which checks the fields and returns the record.
         Raises:
-            SpkdError: another kind of file or another format, a field that `build` refuses, or a changed value.
+            SpkdError: another kind of file, another format, a field that `build` refuses, or a changed value.
         """
         if not isinstance(tree, dict) or type(tree.get(self.key)) is not int or tree[self.key] != self.number:
             raise SpkdError(f"{where}: not {self.kind} of format {self.number}; {self.remedy}")

@@ -1,4 +1,4 @@
-"""Text files as people's tools write them: gzipped or not, with or without a byte-order mark, with any line ends."""
+"""Reading of text files: gzipped or not, with or without a byte-order mark, with any line ends."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import BinaryIO, cast
 
 from spkd.errors import SpkdError
 
-MOST = 1 << 31  # characters of a file, decompressed: manifests of ten million utterances have half of that
-MOST_OF_LINE = 1 << 22  # characters
+MOST = 1 << 31  # most characters of a decompressed file; a manifest of ten million utterances has half as many
+MOST_OF_LINE = 1 << 22  # most characters of a line
 GZIP = b"\x1f\x8b"
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_lines(path: Path, name: str = "", most: float = math.inf) -> Iterator[str]:
-    """Every line of a file without its end, read piece by piece; UTF-8, or UTF-16 where a byte-order mark says so.
+    """Lines of a file without their ends, read one by one. The text is UTF-8, or UTF-16 with a byte-order mark.
 
-    Only line feeds and carriage returns end lines: str.splitlines would also split at U+2028, which may be in a name.
+    Only line feeds and carriage returns end a line. (str.splitlines would also split at U+2028, which a name may have.)
 
     Args:
-        path: of the file.
-        name: of the file in errors, where it is not its path.
-        most: characters that the whole file may have.
+        path: path of the file.
+        name: name of the file in errors, if it is not the path.
+        most: most characters that the whole file may have.
     Raises:
-        SpkdError: no regular file, damaged gzip, too long, or not such text (the line named).
+        SpkdError: not a regular file, damaged gzip, too long, or not such text.
     """
     name, number, taken = name or str(path), 0, 0
     if not path.is_file():
@@ -58,10 +58,12 @@ def numbered_lines(
     """The lines of a file that are not empty, with their numbers.
 
     Args:
-        path, name, most: as `read_lines` takes them.
-        comments: leave out lines that begin with `#`.
+        path: as of `read_lines`.
+        name: as of `read_lines`.
+        comments: whether lines that begin with `#` are comments, and left out.
+        most: as of `read_lines`.
     Raises:
-        SpkdError: as `read_lines`.
+        SpkdError: as of `read_lines`.
     """
     for number, line in enumerate(read_lines(path, name, most), 1):
         if line and not line.isspace() and not (comments and line.lstrip().startswith("#")):
@@ -80,7 +82,7 @@ def _encoding(path: Path) -> str:
 
 
 def _undecodable_line(path: Path) -> int:
-    """The number of the first line that is not UTF-8: text is decoded in blocks, and the first reading cannot say."""
+    """Number of the first line that is not UTF-8, by a second reading; text is decoded in blocks of many lines."""
     with _opened(path) as source:
         for number, line in enumerate(iter(partial(source.readline, MOST_OF_LINE), b""), 1):
             try:
@@ -91,7 +93,7 @@ def _undecodable_line(path: Path) -> int:
 
 
 def finite_number(word: str) -> float | None:
-    """The number that a word is; None where it is none, or not finite."""
+    """A word as a number; None where it is not a finite number."""
     try:
         value = float(word)
     except ValueError:
@@ -100,7 +102,7 @@ def finite_number(word: str) -> float | None:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes as people read them."""
+    """Number of bytes in words, such as `1.5 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"

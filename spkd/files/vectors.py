@@ -1,5 +1,4 @@
-"""Tables of vectors by name, as other tools have them: Kaldi's ark and scp (through kaldiio), and NumPy's .npy beside a
-list of names."""
+"""Files of named vectors: Kaldi's ark and scp (through kaldiio), and NumPy's .npy next to a list of names."""
 
 from __future__ import annotations
 
@@ -21,9 +20,10 @@ def write_vectors(out: Path, rows: Iterable[tuple[str, np.ndarray]]) -> int:
     """Write named vectors (D,) or matrices (T, D), each file atomically.
 
     Args:
-        out: X.ark or X.scp makes both of them; X.npy holds an array (N, D), and X.txt the names, one in a line.
+        out: the file. X.ark or X.scp writes both of them; X.npy writes an array (N, D), and X.txt with a name per line.
+        rows: names, each with its vector or matrix.
     Returns:
-        How many.
+        Number of vectors or matrices.
     Raises:
         UsageError: another suffix, matrices for .npy, or kaldiio is missing.
     """
@@ -41,9 +41,9 @@ def write_vectors(out: Path, rows: Iterable[tuple[str, np.ndarray]]) -> int:
                 check_names(out, [name])
                 file.write(f"{name} ".encode())
                 lines.append(f"{name} {ark.resolve()}:{file.tell()}\n")
-                one = io.BytesIO()
-                kaldiio.save_ark(one, {"x": np.ascontiguousarray(values, np.float32)})
-                file.write(one.getvalue().removeprefix(b"x "))
+                entry = io.BytesIO()
+                kaldiio.save_ark(entry, {"x": np.ascontiguousarray(values, np.float32)})
+                file.write(entry.getvalue().removeprefix(b"x "))
                 count += 1
         part.replace(ark)
     finally:
@@ -68,10 +68,11 @@ def _write_npy(out: Path, rows: Iterable[tuple[str, np.ndarray]]) -> int:
 
 
 def read_vectors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Named vectors (D,) of a file that `write_vectors` or another tool wrote. Commands in an scp are refused.
+    """Named vectors (D,) of a file that `write_vectors` or another tool wrote. Commands in an scp file are refused.
 
     Raises:
-        UsageError: no such file, another suffix, or kaldiio is missing. SpkdError: damaged.
+        UsageError: no such file, another suffix, or kaldiio is missing.
+        SpkdError: the file is damaged.
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: vectors are read from {', '.join(SUFFIXES)}")
@@ -108,7 +109,11 @@ def _read_kaldi(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _vector(name: str, values: Any) -> np.ndarray:
-    """A vector, or a matrix of one row."""
+    """A vector (D,), or the row of a matrix (1, D), as a vector.
+
+    Raises:
+        SpkdError: another shape, or numbers that are not finite.
+    """
     array = np.asarray(values, np.float32)
     if array.ndim == 2 and len(array) == 1:
         array = array[0]
@@ -118,8 +123,11 @@ def _vector(name: str, values: Any) -> np.ndarray:
 
 
 def check_names(out: Path, names: Iterable[str]) -> None:
-    """Whether these names can be written into a file, before what they name is computed.
+    """Check that names can be written to a file, before the vectors are computed.
 
+    Args:
+        out: the file.
+        names: the names.
     Raises:
         UsageError: a name with a space for .ark or .scp, or one that is empty or of several lines.
     """
@@ -139,10 +147,15 @@ def _kaldiio() -> Any:
 
 
 def joined(rows: Sequence[tuple[str, np.ndarray]], source: str) -> tuple[list[str], np.ndarray]:
-    """Names, and the vectors as one array (N, D).
+    """Join named vectors into one array.
 
+    Args:
+        rows: names, each with its vector.
+        source: name of the file, for errors.
+    Returns:
+        The names, and the vectors as an array (N, D).
     Raises:
-        SpkdError: none, different widths, or a name twice.
+        SpkdError: there are no vectors, they have different widths, or a name is there twice.
     """
     names = [name for name, _ in rows]
     if not rows or len({values.shape for _, values in rows}) != 1:

@@ -1,6 +1,6 @@
-"""What students take as input: log-mel filter banks, equal to Kaldi's (`compute-fbank-feats --dither=0`), or samples.
+"""Input features of students: log-mel filter banks equal to Kaldi's (`compute-fbank-feats --dither=0`), or samples.
 
-Batched, and on any device.
+They are computed in batches, on any device.
 """
 
 from __future__ import annotations
@@ -19,31 +19,37 @@ WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 FFT = 512
 LOW_HZ, HIGH_HZ = 20.0, SAMPLE_RATE / 2
-SHERPA_HIGH_HZ = SAMPLE_RATE / 2 - 400  # of sherpa-onnx
+SHERPA_HIGH_HZ = SAMPLE_RATE / 2 - 400  # end of the last filter in sherpa-onnx
 PREEMPHASIS = 0.97
-AT_ONCE = 12_000  # frames: 2 minutes
+AT_ONCE = 12_000  # frames computed at once: 2 minutes
 INT16 = 32768.0  # Kaldi computes on 16-bit integers
 
 FBANK = Target("fbank", MELS, HOP, WINDOW)
-# Toolkits differ in window, edges, filters and the scale of the samples; weights trained on one kind expect it.
+# Toolkits differ in window, edges, filters and the scale of the samples. Weights need the kind they were trained on.
 FBANKS = {
     "kaldi": FBANK,
     "wespeaker": Target("fbank.wespeaker", MELS, HOP, WINDOW),  # Hamming window, 16-bit scale
     "3d-speaker": Target("fbank.3d-speaker", MELS, HOP, WINDOW),  # Povey window, samples in [-1, 1]
-    # Windows of 25 ms around the middle of each 10 ms, mirrored at the edges: 10 ms that are half full give a frame.
+    # Windows of 25 ms around the middle of each 10 ms, mirrored at the edges. A last piece of 5 ms or more has a frame.
     "sherpa": Target("fbank.sherpa", MELS, HOP, HOP // 2, centre=HOP // 2),
 }
-WAVE = Target("wave", HOP, HOP, HOP)  # the samples themselves, HOP in a row: a crop at whole hops takes exactly its own
+WAVE = Target("wave", HOP, HOP, HOP)  # the samples, HOP in a row: a crop at whole hops has exactly its own samples
 FEATURES = {target.name: target for target in (*FBANKS.values(), WAVE)}
 
 
 def input_features(kind: Target, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """One of FEATURES of waveforms (B, samples): (B, frames, dim). Samples that do not fill the last frame are
-    dropped; a waveform shorter than one window is one frame, with zeros behind it.
+    """Input features of waveforms.
+
+    Samples that do not fill the last frame are dropped. A waveform shorter than one window gives one frame, with zeros
+    after its end.
 
     Args:
-        lengths: (B,) samples of each, where shorter ones are padded (default: all are valid). The frames of each are
-            then those that it has alone; the ones that come from padding are undefined.
+        kind: one of FEATURES.
+        waves: (B, samples), float, in [-1, 1], at 16 kHz.
+        lengths: (B,) samples of each waveform, where shorter ones are padded; None where all have the full length. The
+            frames of a padded waveform are those that it has alone; frames of the padding are undefined.
+    Returns:
+        (B, frames, dim), float32.
     """
     if is_fbank(kind):
         toolkit = next(name for name, target in FBANKS.items() if target.name == kind.name)
@@ -54,9 +60,18 @@ def input_features(kind: Target, waves: Tensor, lengths: Tensor | None = None) -
 
 
 def fbank_of(toolkit: str, waves: Tensor, mels: int = MELS, lengths: Tensor | None = None) -> Tensor:
-    """The fbank of one of FBANKS, (B, frames, mels); lengths as for `input_features`."""
+    """Log-mel energies as a toolkit computes them.
+
+    Args:
+        toolkit: a name in FBANKS.
+        waves: as of `input_features`.
+        mels: number of filters.
+        lengths: as of `input_features`.
+    Returns:
+        (B, frames, mels), float32.
+    """
     if toolkit == "sherpa":
-        # What sherpa-onnx computes on the phone: kaldi-native-fbank without snip-edges, filters from 20 to 7600 Hz.
+        # As sherpa-onnx computes them on the phone: kaldi-native-fbank without snip-edges, filters from 20 to 7600 Hz.
         return fbank(mirrored(waves, lengths), povey(waves.device), INT16, mels, SHERPA_HIGH_HZ)
     window = hamming if toolkit == "wespeaker" else povey
     waves = without_padding(waves, lengths)
@@ -65,19 +80,27 @@ def fbank_of(toolkit: str, waves: Tensor, mels: int = MELS, lengths: Tensor | No
 
 
 def without_padding(waves: Tensor, lengths: Tensor | None) -> Tensor:
-    """Waves (B, samples) with zeros for what is behind each: the window of one that is shorter reaches there."""
+    """Waveforms (B, samples) with zeros after the end of each, since the last window of a shorter one reaches there."""
     if lengths is None:
         return waves
     return torch.where(torch.arange(waves.shape[1], device=waves.device) < lengths[:, None], waves, 0.0)
 
 
 def mirrored(waves: Tensor, lengths: Tensor | None) -> Tensor:
-    """Waves (B, samples) between mirror images of their ends, as long as (samples + 80) // 160 windows around the
-    middle of every 10 ms, and at least one, take. Short ones are mirrored again and again, as in Kaldi
-    (feature-window.cc, ExtractWindow)."""
+    """Waveforms extended at both ends by their mirror images, as in Kaldi (feature-window.cc, ExtractWindow).
+
+    The result has room for (samples + 80) // 160 windows around the middle of every 10 ms, and for at least one. A
+    waveform that is too short for that is mirrored several times.
+
+    Args:
+        waves: (B, samples).
+        lengths: (B,) samples of each waveform; None where all have the full length.
+    Returns:
+        (B, samples of all windows).
+    """
     count = waves.shape[1]
     before = WINDOW // 2 - HOP // 2
-    # A graph that is exported does not know the length: no comparison with it.
+    # An exported graph does not know the length, so that nothing is compared with it.
     after = (count + HOP // 2) // HOP * HOP + WINDOW - HOP if count >= HOP // 2 else WINDOW
     steps = torch.arange(-before, after - before, device=waves.device)[None]
     last = torch.full((1, 1), count, device=waves.device) if lengths is None else lengths[:, None]
@@ -87,7 +110,7 @@ def mirrored(waves: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def is_fbank(kind: Target) -> bool:
-    """Whether features are mel bands, of whatever toolkit."""
+    """Whether features are log-mel energies, of any toolkit."""
     return kind.name in [target.name for target in FBANKS.values()]
 
 
@@ -100,20 +123,21 @@ def fbank(
 ) -> Tensor:
     """Log-mel energies per 10 ms, not mean-normalised.
 
-    Kaldi's order: frames that fit whole (snip-edges), minus their mean, pre-emphasis 0.97, Povey window,
-    power spectrum of 512 points, triangular filters even on the mel scale, natural log.
+    The steps are Kaldi's: frames that fit whole (snip-edges), minus their mean, pre-emphasis 0.97, Povey window, power
+    spectrum of 512 points, triangular filters equally spaced on the mel scale, natural logarithm.
 
     Args:
         waves: (B, samples), float, in [-1, 1], at 16 kHz, at least 400 samples.
-        window: (400,); None: Povey's.
-        scale: of the samples; Kaldi computes on 16-bit integers.
-        high: where the last filter ends (Hz).
+        window: (400,); None takes Povey's.
+        scale: factor of the samples; Kaldi computes on 16-bit integers.
+        mels: number of filters.
+        high: end of the last filter (Hz).
     Returns:
         (B, 1 + (samples - 400) // 160, mels), float32.
     """
     count = 1 + (waves.shape[-1] - WINDOW) // HOP
     if count > AT_ONCE:
-        # An hour in one piece would take gigabytes; frames do not depend on one another.
+        # In pieces, since an hour at once would take gigabytes; frames do not depend on one another.
         starts = range(0, count, AT_ONCE)
         return torch.cat(
             [fbank(waves[..., s * HOP : (s + AT_ONCE - 1) * HOP + WINDOW], window, scale, mels, high) for s in starts],
@@ -127,13 +151,20 @@ def fbank(
 
 
 def mel_filters(toolkit: str, mels: int = MELS) -> Tensor:
-    """The triangular filters of one of FBANKS, (257, mels)."""
+    """(257, mels): triangular filters of a toolkit, a name in FBANKS."""
     return _filters(torch.device("cpu"), mels, SHERPA_HIGH_HZ if toolkit == "sherpa" else HIGH_HZ)
 
 
 def frame_spectra(toolkit: str) -> Tensor:
-    """Minus the mean, pre-emphasis, window and Fourier transform of one frame of 400 samples in [-1, 1], for one of
-    FBANKS: a linear map (257, 400), complex, in double precision."""
+    """Linear map from one frame of samples in [-1, 1] to its spectrum.
+
+    It consists of subtraction of the mean, pre-emphasis, window and Fourier transform.
+
+    Args:
+        toolkit: a name in FBANKS.
+    Returns:
+        (257, 400), complex, double precision.
+    """
     device = torch.device("cpu")
     window = (hamming if toolkit == "wespeaker" else povey)(device).double()
     frames = torch.eye(WINDOW, dtype=torch.float64) * (1.0 if toolkit == "3d-speaker" else INT16)
@@ -150,18 +181,19 @@ def _windowed(frames: Tensor, window: Tensor) -> Tensor:
 
 @lru_cache
 def hamming(device: torch.device) -> Tensor:
-    """(400,): as torchaudio's kaldi.fbank(window_type="hamming"), which WeSpeaker calls."""
+    """(400,): Hamming window of torchaudio's kaldi.fbank(window_type="hamming"), which WeSpeaker calls."""
     return torch.hamming_window(WINDOW, periodic=False, alpha=0.54, beta=0.46, dtype=torch.float64).float().to(device)
 
 
 @lru_cache
 def povey(device: torch.device) -> Tensor:
+    """(400,): Povey's window, which Kaldi uses."""
     return torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(0.85).float().to(device)
 
 
 @lru_cache
 def _filters(device: torch.device, mels: int, high_hz: float) -> Tensor:
-    """(257, mels) triangular filters, even on mel = 1127 ln(1 + f / 700) (Kaldi's mel-computations.cc)."""
+    """(257, mels): triangular filters, equally spaced on mel = 1127 ln(1 + f / 700) (Kaldi's mel-computations.cc)."""
 
     def mel(hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hz / 700.0)
@@ -178,10 +210,12 @@ def _filters(device: torch.device, mels: int, high_hz: float) -> Tensor:
 
 @lru_cache
 def slaney_filters(mels: int, fft: int, high: float = HIGH_HZ) -> Tensor:
-    """Triangles even on Slaney's mel scale (linear to 1 kHz, then logarithmic), of area 1.
+    """Triangular filters of area 1, equally spaced on Slaney's mel scale (linear to 1 kHz, then logarithmic).
 
     Args:
-        high: where the last one ends (Hz).
+        mels: number of filters.
+        fft: points of the Fourier transform.
+        high: end of the last filter (Hz).
     Returns:
         (mels, fft // 2 + 1).
     """

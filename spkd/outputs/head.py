@@ -1,5 +1,4 @@
-"""The teacher's own speaker classifier: with it logits follow exactly from the embedding, at a thirtieth of their
-bytes."""
+"""The teacher's speaker classifier. With it, logits follow exactly from the embedding, in a thirtieth of the bytes."""
 
 from __future__ import annotations
 
@@ -12,17 +11,17 @@ from torch.nn.functional import linear, normalize
 from spkd.errors import SpkdError
 from spkd.files.atomic import read_bytes
 
-STORED = "stored"  # kind of a head whose logits are a target of the cache; the card keeps the classes alone
+STORED = "stored"  # kind of a head whose logits are a target of the cache; only the card's list of classes is kept
 
 
 @dataclass(frozen=True)
 class HeadCard:
-    """The teacher's classification head as a card describes it.
+    """Description of a teacher's classification head on the card of a cache.
 
     Attributes:
         kind: cosine, linear, or stored where the logits themselves are a target.
         classes: names of the speakers.
-        scale: of the logits.
+        scale: factor of the logits.
     """
 
     kind: str = field(metadata={"choices": ("cosine", "linear", STORED)})
@@ -32,14 +31,19 @@ class HeadCard:
 
 @dataclass(frozen=True)
 class Head:
-    """A classification head: kind cosine: logits = scale * cosine(x, weight); linear: scale * (x @ weight^T + bias). x
-    is the embedding, or a linear layer over it.
+    """A classification head.
+
+    Of kind cosine, logits = scale * cosine(x, weight); of kind linear, logits = scale * (x @ weight^T + bias). x is the
+    embedding, or the output of a linear layer over it.
 
     Attributes:
-        weight: (classes, D), or (classes * K, D) with K sub-centres of each class in a row: the nearest counts.
+        weight: (classes, D); or (classes * K, D) with K sub-centres for each class, of which the nearest counts.
         classes: names of the speakers.
-        bias: (classes,) or None.
-        layer: weight (D, E) and bias (D,) of the linear layer between the embedding (E) and the classes, if any.
+        scale: factor of the logits.
+        kind: cosine or linear.
+        bias: (classes,), or None.
+        layer: weight (D, E) and bias (D,) of the linear layer between the embedding (E) and the classes; None where
+            there is none.
     """
 
     weight: Tensor
@@ -50,7 +54,13 @@ class Head:
     layer: tuple[Tensor, Tensor] | None = None
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """(B, D) -> (B, classes), float32, on the embedding's device. No margin."""
+        """Logits of embeddings, without a margin.
+
+        Args:
+            embedding: (B, E), or (B, D) where there is no layer.
+        Returns:
+            (B, classes), float32, on the device of the embedding.
+        """
         x, weight = embedding.float(), self.weight.to(embedding.device).float()
         if self.layer is not None:
             x = linear(x, *(values.to(x.device).float() for values in self.layer))
@@ -64,11 +74,15 @@ class Head:
         return self.scale * linear(x, weight, bias)
 
     def card(self, stored: bool = False) -> HeadCard:
-        """How a card describes it. stored: the logits themselves are a target, and the matrices are not kept."""
+        """Description of the head for a card.
+
+        Args:
+            stored: whether the logits themselves are a target, so that the matrices are not kept.
+        """
         return HeadCard(STORED if stored else self.kind, tuple(self.classes), self.scale)
 
     def to_bytes(self) -> bytes:
-        """The matrices, as safetensors; what `load` reads beside the card."""
+        """Content of the safetensors file with the matrices, which `load` reads."""
         from safetensors.torch import save
 
         tensors = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
@@ -82,19 +96,22 @@ class Head:
 
         Args:
             path: file of its matrices.
-            dim: width of the embedding that it takes, where that is known.
+            card: its description on the card of the cache.
+            dim: width of the embedding that it takes; None where that is not known.
         Raises:
-            SpkdError: its file is missing or damaged, or its matrices do not fit the classes or the embedding.
+            SpkdError: the file is missing or damaged, or its matrices do not fit the classes or the embedding.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        # Read the matrices.
         try:
             tensors = load(read_bytes(path))
             weight, bias = tensors["weight"], tensors.get("bias")
             layer = (tensors["layer.weight"], tensors["layer.bias"]) if "layer.weight" in tensors else None
         except (OSError, SafetensorError, KeyError) as error:
             raise SpkdError(f"{path}: missing or damaged ({error})") from error
+        # Check their shapes against the classes and the embedding.
         classes = len(card.classes)
         takes = weight.shape[-1] if layer is None else layer[0].shape[-1]
         per_class = 1 if card.kind == "linear" else max(len(weight) // classes, 1)

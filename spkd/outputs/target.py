@@ -1,4 +1,4 @@
-"""Targets: a teacher's outputs at one level, their width and their rate."""
+"""Targets: outputs of a teacher at one level, with their width and rate."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ LOGITS = "logits"
 
 @dataclass(frozen=True)
 class Target:
-    """One vector of `dim` numbers per view, or, where `hop` is set, one per `hop` samples.
+    """One vector of `dim` numbers per view; or, at frame level, one per `hop` samples.
 
-    Frame i of a frame-level target stands for the time i * hop + centre of the view. There are as many frames as
-    windows of so many samples fit, `hop` apart: 1 + (samples - window) // hop, and at least one.
+    Frame i of a frame-level target is centred on sample i * hop + centre of the view. A view has as many frames as
+    windows fit, `hop` samples apart: 1 + (samples - window) // hop, and at least one.
 
     Attributes:
-        name: unique within a teacher; it is also the name of a folder.
+        name: unique name within a teacher; also the name of a folder.
         dim: numbers in a vector.
         hop: samples between frames; None at utterance level.
         window: samples of the first frame's window; 0 where windows are centred on their first sample.
-        codec: how the numbers are stored; spkd.registry.CODECS lists the choices.
-        centre: sample on which the first frame is centred; None: the middle of its window.
+        codec: name of the codec; spkd.registry.CODECS lists the choices.
+        centre: sample on which the first frame is centred; None takes the middle of its window.
     """
 
     name: str
@@ -55,12 +55,18 @@ class Target:
     @overload
     def num_frames(self, samples: Tensor) -> Tensor: ...
     def num_frames(self, samples: int | np.ndarray | Tensor) -> int | np.ndarray | Tensor:
-        """Vectors of a view of so many samples: 1 at utterance level."""
+        """Number of vectors of a view.
+
+        Args:
+            samples: length of the view, or (N,) lengths of several.
+        Returns:
+            The number, or (N,) numbers; 1 at utterance level.
+        """
         if isinstance(samples, int):
             return 1 if self.hop is None else max((samples - self.window) // self.hop + 1, 1)
         if isinstance(samples, Tensor):
-            one = torch.ones_like(samples)
-            return one if self.hop is None else ((samples - self.window) // self.hop + 1).maximum(one)
+            ones = torch.ones_like(samples)
+            return ones if self.hop is None else ((samples - self.window) // self.hop + 1).maximum(ones)
         samples = np.asarray(samples, np.int64)
         if self.hop is None:
             return np.ones_like(samples)
@@ -71,10 +77,11 @@ class Target:
         return replace(self, codec=codec)
 
     def after(self, taken: Target, given: Target) -> Target:
-        """The same frames of a network that is given other input features than the ones it was described with.
+        """The target of the same network with other input features.
 
         Args:
-            taken, given: the input features before and now.
+            taken: the input features for which this target describes the output.
+            given: the input features that the network is given instead.
         """
         if self.hop is None:
             return self
@@ -83,4 +90,5 @@ class Target:
         return replace(self, window=window, centre=None if centre == window / 2 else round(centre))
 
     def to_json(self) -> dict[str, Any]:
+        """The target as JSON, with its rate."""
         return {k: v for k, v in asdict(self).items() if v is not None or k == "hop"} | {"rate_hz": self.rate}

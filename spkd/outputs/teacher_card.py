@@ -11,17 +11,17 @@ from spkd.files.schema import record
 
 @dataclass(frozen=True)
 class TeacherCard:
-    """A teacher as a card describes it.
+    """Description of a teacher on a card.
 
     Attributes:
         family: its name among the teachers.
         weights_sha256: digest of its weights.
-        licence: of the weights.
-        source: the package, the hub id or the folder's name.
-        preprocessing: of the waveform, in words.
-        cite: the paper, where there is one.
-        library: name and version of the library that ran it, where it is another than torch.
-        details: what else the family says of itself: the pooled layer, the network and its settings.
+        licence: licence of the weights.
+        source: the package, the hub id or the name of the folder.
+        preprocessing: preprocessing of the waveform, in words.
+        cite: the paper; None where there is none.
+        library: name and version of the library that ran it; None for torch.
+        details: further facts of the family, such as the pooled layer, the network and its settings.
     """
 
     family: str
@@ -34,14 +34,22 @@ class TeacherCard:
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "details"}
-        return {name: value for name, value in own.items() if value is not None} | self.details
+        """The description as JSON, with the details at its top level."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "details"}
+        return {name: value for name, value in values.items() if value is not None} | self.details
 
     @classmethod
     def from_json(cls, tree: Any, where: str) -> TeacherCard:
-        """Raises SpkdError where it is not one."""
+        """A description from its JSON, checked.
+
+        Args:
+            tree: the parsed JSON.
+            where: name of the file, for errors.
+        Raises:
+            SpkdError: it is not a description of a teacher.
+        """
         if not isinstance(tree, dict):
             raise SpkdError(f"{where}: damaged (expected an object)")
-        own = {f.name for f in fields(cls)} - {"details"}
-        details = {name: value for name, value in tree.items() if name not in own}
-        return record(cls, {name: value for name, value in tree.items() if name in own} | {"details": details}, where)
+        names = {f.name for f in fields(cls)} - {"details"}
+        details = {name: value for name, value in tree.items() if name not in names}
+        return record(cls, {name: value for name, value in tree.items() if name in names} | {"details": details}, where)

@@ -1,4 +1,4 @@
-"""Figures as SVG text, for self-contained pages."""
+"""Figures as SVG, for self-contained HTML pages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 
-FARTHEST = 1e30  # value that is drawn: figures compute with differences and squares of values, also of float32
+FARTHEST = 1e30  # largest value that is drawn; figures compute differences and squares of values, also in float32
 
 
 def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
-    """Values by training step: label -> [[step, value], ...]."""
+    """Figure of curves over training steps, as an <svg> element.
+
+    Args:
+        curves: label of each curve -> its points [[step, value], ...].
+        name: name of the values, at the vertical axis.
+    """
 
     def draw(axes: matplotlib.axes.Axes) -> None:
         for label, points in curves.items():
@@ -26,12 +31,17 @@ def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
 
 
 def plain(label: str) -> str:
-    """A label in which matplotlib finds no formula."""
+    """A label that matplotlib does not read as a formula."""
     return label.replace("$", r"\$")
 
 
 def drawn(size: tuple[float, float], draw: Callable[[matplotlib.axes.Axes], None]) -> str:
-    """A figure of one set of axes, of a size in inches."""
+    """Figure with one set of axes, as an <svg> element.
+
+    Args:
+        size: width and height (inches).
+        draw: function that draws on the axes.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -40,7 +50,7 @@ def drawn(size: tuple[float, float], draw: Callable[[matplotlib.axes.Axes], None
 
 
 def svg(figure: matplotlib.figure.Figure) -> str:
-    """A figure as an <svg> element that can stand in a page."""
+    """A figure as an <svg> element for an HTML page."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "spkd"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

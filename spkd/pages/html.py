@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-MOST_COLUMNS = 4  # that fit on a phone
+MOST_COLUMNS = 4  # most columns that fit on a phone
 STYLE = """
 :root { color-scheme: light }
 * { box-sizing: border-box }
@@ -36,7 +36,7 @@ table, svg, figure { break-inside: avoid } audio, button { display: none } .wide
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """HTML, which is not escaped again."""
 
 
 def _cell(value: object) -> str:
@@ -46,9 +46,14 @@ def _cell(value: object) -> str:
 def table(
     header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "", words: Sequence[int] = (0,)
 ) -> str:
-    """Columns are set as numbers but for those whose positions are in `words`. On a phone each row of a table of many
-    columns becomes a list."""
+    """A table. On a phone, each row of a table with many columns is shown as a list.
 
+    Args:
+        header: titles of the columns.
+        rows: cells of each row.
+        caption: caption of the table; "" for none.
+        words: positions of the columns with words; the others are set as numbers.
+    """
     many = len(header) > MOST_COLUMNS
 
     def cells(row: Sequence[object], tag: str) -> str:
@@ -65,42 +70,59 @@ def table(
 
 
 def facts(pairs: Mapping[str, object]) -> str:
+    """A table with a name and a value in each row."""
     body = "".join(f"<tr><th>{escape(k)}</th><td>{_cell(v)}</td></tr>" for k, v in pairs.items())
     return f'<div class="wide"><table class="facts">{body}</table></div>'
 
 
 def figures(*drawings: str) -> str:
+    """<svg> elements next to one another, as far as the width allows."""
     return f'<div class="figures">{"".join(f"<div>{drawing}</div>" for drawing in drawings)}</div>'
 
 
 def note(text: str) -> str:
+    """A paragraph in grey."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def sentences(texts: Sequence[str]) -> str:
+    """A list with bullets."""
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
 
 
 def command(text: str) -> str:
-    """A command with a button that copies it."""
+    """A command, with a button to copy it."""
     copy = "navigator.clipboard.writeText(this.previousElementSibling.textContent)"
     return f'<div class="command"><pre>{escape(text)}</pre><button onclick="{copy}">copy</button></div>'
 
 
 def heading(text: str, anchor: str = "") -> str:
-    """anchor: what a `link` within the page names."""
+    """A heading.
+
+    Args:
+        text: its text.
+        anchor: name for a `link` within the page; "" for none.
+    """
     return f"<h2{f' id={anchor}' if anchor else ''}>{escape(text)}</h2>"
 
 
 def link(address: str, text: str) -> Html:
+    """A link, for a cell of a table."""
     return Html(f'<a href="{escape(address)}">{escape(text)}</a>')
 
 
 def code(text: str) -> str:
+    """A block of text in a fixed-width font."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def page(title: str, *parts: str) -> str:
+    """A whole HTML page.
+
+    Args:
+        title: title and heading of the page.
+        parts: its elements, as HTML.
+    """
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from spkd.demo import run as demo
-from spkd.demo.run import Part
+from spkd.demo.run import Subset
 
 
 def test_the_whole_pipeline(spkd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "PARTS", (Part("teacher", 8, 2, 1.2), Part("train", 6, 2, 1.2), Part("test", 4, 2, 1.2)))
+    monkeypatch.setattr(
+        demo, "SUBSETS", (Subset("teacher", 8, 2, 1.2), Subset("train", 6, 2, 1.2), Subset("test", 4, 2, 1.2))
+    )
     tiny = ["student.channels=16", "student.embedding=8", "steps=5", "batch_size=4", "crop=1.0"]
     monkeypatch.setattr(demo, "TEACHER", tiny)
     monkeypatch.setattr(demo, "STUDENT", tiny)

@@ -1,1 +1,1 @@
-"""Caches that travel: HDF5 files, WebDataset tars, copies elsewhere, and caches merged into one."""
+"""Exchange of caches: HDF5 files, WebDataset tars, remote copies, and merging."""

@@ -1,4 +1,4 @@
-"""Exports and imports of a cache by the file name: HDF5, WebDataset tars, or vectors for other tools."""
+"""Export and import of a cache in the format that the file name gives: HDF5, WebDataset tars, or vectors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ HDF5 = (".h5", ".hdf5")
 
 
 class Audio(Protocol):
-    """Where the audio of a cache's views lies.
+    """Location of the audio of a cache's views.
 
     Attributes:
-        manifest: of the utterances.
+        manifest: path of the manifest of the utterances.
         view: folders of noise and impulse responses.
     """
 
@@ -34,11 +34,11 @@ def export_cache(path: Path, out: Path, target: str, audio: Audio | None) -> str
 
     Args:
         path: folder of the cache.
-        out: the file or folder.
-        target: the one that files of vectors get.
-        audio: puts every view's audio into the tars.
+        out: the file or folder to write.
+        target: name of the target to write, for files of vectors.
+        audio: location of the audio, to put every view's audio into the tars; None writes none.
     Returns:
-        What was written, in words.
+        Phrase that says what was written.
     Raises:
         UsageError: audio for a format that holds none.
         SpkdError: no complete cache there.
@@ -58,14 +58,14 @@ def export_cache(path: Path, out: Path, target: str, audio: Audio | None) -> str
 
 
 def import_cache(source: str, path: Path, manifest: Path | None) -> str:
-    """Make a cache of an export, or of vectors of another toolkit.
+    """Make a cache from an export, or from vectors of another toolkit.
 
     Args:
         source: FILE.h5, a folder or URL of WebDataset tars, or FILE.ark, .scp or .npy.
-        path: the new folder.
-        manifest: of the utterances to which vectors belong.
+        path: folder of the new cache.
+        manifest: manifest of the utterances to which vectors belong; None for other formats.
     Returns:
-        What was read, in words.
+        Phrase that says what was read.
     Raises:
         UsageError: vectors without a manifest, or a manifest for another format.
         SpkdError: a damaged file.

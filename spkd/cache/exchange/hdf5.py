@@ -1,4 +1,4 @@
-"""A cache as one HDF5 file, and back.
+"""Export of a cache to one HDF5 file, and import.
 
     /                    attributes spkd_cache = 1, card (JSON), rejected (JSON)
     /targets/NAME        (rows, columns) as stored, all views one after the other; attributes of the target
@@ -7,7 +7,7 @@
     /utterance, /speaker ids; the speaker of each utterance ("" where unknown)
     /files/NAME          plans, head and codebook of the cache as bytes
 
-Data carry HDF5's own checksum (fletcher32), so that any tool notices damage.
+Data have HDF5's own checksum (fletcher32), so that any tool detects damage.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ from spkd.progress import track
 
 EXPORT_FORMAT = 1
 CHUNK_BYTES = 1 << 20
-LARGEST_CHUNK = 1 << 28  # bytes that a chunk of a file from elsewhere may have once it is decompressed
+LARGEST_CHUNK = 1 << 28  # bytes that a chunk of an imported file may have after decompression
 LARGEST_FILE = 1 << 32  # bytes of a plan, a head or a codebook
 
 
 def export_hdf5(cache: Cache, path: Path) -> None:
-    """Write a cache as one HDF5 file; it appears whole or not at all.
+    """Write a cache as one HDF5 file, atomically.
 
+    Args:
+        cache: the cache.
+        path: the file to write.
     Raises:
         SpkdError: the cache is damaged.
     """
@@ -100,10 +103,13 @@ def _nothing(target: Target, count: int) -> np.ndarray:
 
 
 def import_hdf5(path: Path, root: Path) -> None:
-    """Make a cache from such a file; it appears whole or not at all.
+    """Make a cache from an HDF5 file that `export_hdf5` wrote, atomically.
 
-    The file is read in a process of its own: libhdf5 may crash on a damaged one.
+    The file is read in a separate process, because libhdf5 may crash on a damaged file.
 
+    Args:
+        path: the file.
+        root: folder of the new cache.
     Raises:
         SpkdError: not such a file, of a newer format, damaged, or with arrays of other shapes than in its card.
     """
@@ -126,7 +132,7 @@ def import_hdf5(path: Path, root: Path) -> None:
 
 
 def main() -> None:
-    """The process that `import_hdf5` starts: the file and the new cache are its arguments."""
+    """Main function of the process that `import_hdf5` starts; its arguments are the file and the new cache."""
     path, root = map(Path, sys.argv[1:])
     try:
         _import(path, root)
@@ -155,7 +161,7 @@ def _import(path: Path, root: Path) -> None:
 
 
 def _attribute(file: h5py.File, name: str) -> str:
-    """A text attribute of bounded size."""
+    """A text attribute of a file, of limited size."""
     if file.attrs.get_id(name).get_storage_size() > LARGEST_FILE:
         raise SpkdError(f"its attribute {name} is too large")
     value = file.attrs[name]
@@ -165,7 +171,7 @@ def _attribute(file: h5py.File, name: str) -> str:
 
 
 def _bytes(file: h5py.File, name: str) -> bytes:
-    """A file of the cache that is kept as bytes."""
+    """Content of a file of the cache that the HDF5 file keeps as bytes."""
     data = _dataset(file, name)
     if data.dtype != np.uint8 or data.ndim != 1 or data.size > LARGEST_FILE:
         raise SpkdError(f"/{name}: {data.dtype} {data.shape} is no file of a cache")
@@ -177,17 +183,17 @@ def _views(
     data: dict[str, tuple[h5py.Dataset, np.ndarray]], views: list[int]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     for view in views:
-        yield view, {name: values[int(at[view]) : int(at[view + 1])] for name, (values, at) in data.items()}
+        yield view, {name: rows[int(first[view]) : int(first[view + 1])] for name, (rows, first) in data.items()}
 
 
 def _file_names(file: h5py.File) -> list[str]:
-    found: list[str] = []
-    file["files"].visititems(lambda name, node: found.append(name) if isinstance(node, h5py.Dataset) else None)
-    return found
+    names: list[str] = []
+    file["files"].visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+    return names
 
 
 def _target(file: h5py.File, target: Target, samples: np.ndarray) -> tuple[h5py.Dataset, np.ndarray]:
-    """The dataset of a target and the first row of every view."""
+    """The dataset of a target, and (views + 1,) the first row of every view."""
     data, offsets = (
         _dataset(file, f"targets/{target.name}"),
         np.concatenate([[0], np.cumsum(target.num_frames(samples))]),
@@ -199,7 +205,7 @@ def _target(file: h5py.File, target: Target, samples: np.ndarray) -> tuple[h5py.
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset of this very file: one that links elsewhere would read other files of the machine."""
+    """A dataset that lies in this file; a link or an external dataset could read other files of the machine."""
     node: Any = file
     for part in name.split("/"):
         if not isinstance(node, h5py.Group) or not isinstance(node.get(part, getlink=True), h5py.HardLink):

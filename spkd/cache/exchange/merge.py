@@ -1,4 +1,4 @@
-"""Merging: units that different machines extracted become one cache."""
+"""Merging of caches, for example of shares of one extraction on different machines."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from spkd.progress import track
 
 
 def merge(sources: Sequence[Path], root: Path) -> bool:
-    """Put caches of one teacher, view plan and set of targets into a new one at `root`.
+    """Merge caches of one teacher, view plan and set of targets into a new cache.
 
-    Sources with the same fingerprint are shares of one extraction and complete each other; others must have been
-    extracted from manifests without a common utterance, and follow one another in the order given. Shards
-    are linked where the file system allows, copied elsewhere. The same call continues an interrupted merge.
+    Sources with the same fingerprint are shares of one extraction, and complete each other. Other sources must have
+    been extracted from manifests without a common utterance; they follow one another in the order given. Shards are
+    linked where the file system allows it, and copied otherwise. The same call continues an interrupted merge.
 
+    Args:
+        sources: folders of the caches.
+        root: folder of the merged cache.
     Returns:
         Whether the merged cache is complete.
     Raises:
         SpkdError: sources that do not go together, or a `root` that holds something else.
     """
+    # Group shares of one extraction, and check that all caches belong together.
     loaded = {source: load_card(source) for source in sources}
     groups: dict[str, list[Path]] = {}
     for source, card in loaded.items():
@@ -36,6 +40,7 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
     for source, card in loaded.items():
         if difference := first.difference(card, SERIES):
             raise SpkdError(f"{source}: {difference} than {sources[0]}")
+    # Join the plans; no utterance may be in two of them.
     parts, plans, owner = [], [], dict[str, Path]()
     for members in groups.values():
         card = loaded[members[0]]
@@ -45,6 +50,7 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
                     raise SpkdError(f"{members[0]}: holds the utterance {utterance!r}, as {owner[utterance]} does")
             parts.append(part)
             plans.append(plan)
+    # Make the new cache, or continue it.
     card = first.with_parts(parts)
     check_folder(root, card.targets)
     if (sources[0] / CODEC).is_file():
@@ -52,6 +58,7 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
         create_bytes(root / CODEC, read_bytes(sources[0] / CODEC))
     head = sources[0] / HEAD
     initialise(root, card, plans, read_bytes(head) if head.is_file() else None)
+    # Bring in the units; those of each group follow the `shift` units of the groups before.
     shift = 0
     with track("merging", card.units, "units") as bar:
         for members in groups.values():
@@ -64,21 +71,29 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
 
 
 def _bring(sources: Sequence[Path], unit: int, root: Path, number: int, card: Card) -> None:
-    """Unit `unit` of whichever source has it becomes unit `number`."""
+    """Copy a unit into the merged cache, unless it is there.
+
+    Args:
+        sources: shares of one extraction; the first that has the unit gives it.
+        unit: number of the unit in the sources.
+        root: folder of the merged cache.
+        number: number of the unit in the merged cache.
+        card: card of the merged cache.
+    """
     source = next((s for s in sources if commit_path(s, unit).is_file()), None)
     if source is None or commit_path(root, number).is_file():
         return
     commit = CommitRecord.load(source, card, unit)
     for target in card.targets:
-        theirs, ours = shard_path(source, target, unit), shard_path(root, target, number)
-        ours.parent.mkdir(parents=True, exist_ok=True)
-        temporary = part_path(ours)
+        shard, copy = shard_path(source, target, unit), shard_path(root, target, number)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        temporary = part_path(copy)
         temporary.unlink(missing_ok=True)
         try:
-            os.link(theirs, temporary)
+            os.link(shard, temporary)
         except FileNotFoundError as error:
-            raise SpkdError(f"{theirs}: missing shard") from error
+            raise SpkdError(f"{shard}: missing shard") from error
         except OSError:  # another file system, or one without links
-            shutil.copyfile(theirs, temporary)
-        os.replace(temporary, ours)
+            shutil.copyfile(shard, temporary)
+        os.replace(temporary, copy)
     write_json(commit_path(root, number), commit.to_json())

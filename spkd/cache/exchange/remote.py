@@ -1,7 +1,7 @@
-"""Copies of caches in other places: push, pull, find.
+"""Remote copies of caches: push, pull, find.
 
-Shards never change once committed, so they are whole objects: what is there is right, what is missing is copied. The
-completion record is copied last: until then nobody takes the copy for a cache.
+A shard never changes once it is committed: a shard with the right checksums is kept, a missing one is copied. The
+completion record is copied last, so that an incomplete copy is never taken for a cache.
 """
 
 from __future__ import annotations
@@ -45,12 +45,16 @@ DEPTH = 3  # folders below a root in which `find` looks for caches
 
 
 def push(root: Path, url: str) -> int:
-    """Copy a complete cache to a place, and read back what arrived. The same call continues after an interruption.
+    """Copy a complete cache to a place, and read the copy back. The same call continues after an interruption.
 
+    Args:
+        root: folder of the cache.
+        url: folder or URL of the copy.
     Returns:
         Bytes of the shards.
     Raises:
-        UsageError: a place that cannot be written. SpkdError: a damaged cache, or a place that holds another one.
+        UsageError: the place cannot be written.
+        SpkdError: the cache is damaged, or the place holds another cache.
     """
     record = CompletionRecord.load(root)
     there = RemoteFolder.of(url).read(CARD, LARGEST_RECORD)
@@ -76,16 +80,20 @@ def push(root: Path, url: str) -> int:
 
 
 def pull(url: str, root: Path, limit: int | None = None) -> int:
-    """Copy a cache from a place, checking every file on arrival. The same call continues after an interruption.
+    """Copy a cache from a place, and check every file on arrival. The same call continues after an interruption.
 
     Args:
-        limit: most bytes that pulled copies may take in the folder of `root`; those used longest ago make room.
-            Copies that are being read, and caches that were not pulled, are never touched.
+        url: folder or URL of the cache.
+        root: folder of the copy.
+        limit: most bytes that pulled copies may take in the parent folder of `root`. Copies that were not used for the
+            longest time are removed to make room. Copies that are being read, and caches that were not pulled, are
+            never removed. None sets no limit.
     Returns:
         Bytes of the shards.
     Raises:
-        SpkdError: no complete cache there, a damaged file, a `root` that holds something else, or no room.
+        SpkdError: no complete cache there, a damaged file, another content of `root`, or no room.
     """
+    # Read the completion record, and make the folder.
     place = RemoteFolder.of(url)
     data = place.read(COMPLETE, LARGEST_RECORD)
     if data is None:
@@ -95,23 +103,24 @@ def pull(url: str, root: Path, limit: int | None = None) -> int:
     _check_destination(root, card)
     root.mkdir(parents=True, exist_ok=True)
     write_json(root / PULLED, {"from": url, "fingerprint": card.fingerprint})
-    most = (64 << 20) + 128 * card.num_views  # of a metadata file: the plan is the largest
-    with contextlib.ExitStack() as held, track(f"pulling from {url}", record.bytes >> 20, "MiB") as bar:
-        if (lock := hold(root)) is not None:  # no other pull evicts a copy that is coming
-            held.enter_context(lock)
+    most = (64 << 20) + 128 * card.num_views  # bytes of a metadata file, of which the plan is the largest
+    with contextlib.ExitStack() as locks, track(f"pulling from {url}", record.bytes >> 20, "MiB") as bar:
+        if (lock := hold(root)) is not None:  # so that no other pull evicts this copy
+            locks.enter_context(lock)
 
         def metadata(name: str) -> Callable[[], int]:
             def run() -> int:
                 path, expected = root / name, record.sha256[name]
                 if not (path.is_file() and digest.of_file(path) == expected):
-                    found = place.read(name, most)
-                    if found is None or digest.of_bytes(found) != expected:
-                        raise SpkdError(f"{url}/{name}: {'missing' if found is None else 'damaged'}")
-                    write_bytes(path, found)
+                    content = place.read(name, most)
+                    if content is None or digest.of_bytes(content) != expected:
+                        raise SpkdError(f"{url}/{name}: {'missing' if content is None else 'damaged'}")
+                    write_bytes(path, content)
                 return 0
 
             return run
 
+        # Copy the metadata files, then the shards, then the completion record.
         in_parallel([metadata(name) for name in metadata_files(card) if name in record.sha256], bar)
         shards = list(expected_shards(root, card, Plan.load(root, card)))
         if limit is not None:
@@ -149,7 +158,11 @@ def _pull_shard(place: RemoteFolder, root: Path, shard: ExpectedShard) -> Callab
 
 
 def _check_destination(root: Path, card: Card) -> None:
-    """A folder that is empty, or holds a part of the same cache, or the cache before it grew, pulled before."""
+    """Check that a folder is empty, or holds an earlier copy of the cache: an incomplete one, or one before it grew.
+
+    Raises:
+        SpkdError: it holds something else.
+    """
     if not root.is_dir() or not any(root.iterdir()):
         return
     if not (root / PULLED).is_file():
@@ -161,15 +174,19 @@ def _check_destination(root: Path, card: Card) -> None:
 
 
 def _same_or_less(old: Card, new: Card) -> bool:
-    """Whether one card describes the same cache as another, or what that one grew from."""
+    """Whether the old card describes the same cache as the new one, or that cache before it grew."""
     return old.fingerprint == new.fingerprint or old.grows_to(new)
 
 
 def make_room(root: Path, needed: int, limit: int) -> None:
-    """Remove pulled copies beside `root`, those used longest ago first, until `needed` bytes more stay under `limit`.
+    """Remove pulled copies next to `root`, those used longest ago first, until there is room.
 
+    Args:
+        root: folder of the copy that needs the room; it is not removed.
+        needed: further bytes that it will take.
+        limit: most bytes that all pulled copies may take.
     Raises:
-        SpkdError: not enough can go.
+        SpkdError: not enough can be removed.
     """
     copies = {p.parent: _bytes_under(p.parent) for p in root.parent.glob(f"*/{PULLED}")}
     used = sum(copies.values())
@@ -178,7 +195,7 @@ def make_room(root: Path, needed: int, limit: int) -> None:
             return
         if copy.resolve() == root.resolve() or (lock := hold(copy, alone=True)) is None:
             continue
-        (copy / COMPLETE).unlink(missing_ok=True)  # first, so that nobody opens a copy that is being removed
+        (copy / COMPLETE).unlink(missing_ok=True)  # first, so that no process opens a copy that is being removed
         shutil.rmtree(copy)
         lock.close()
         used -= copies[copy]
@@ -195,14 +212,14 @@ def _bytes_under(folder: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A cache that `find` came upon.
+class ListedCache:
+    """A cache that `find` lists.
 
     Attributes:
-        url: where it is.
+        url: folder or URL of the cache.
         card: its card; None where it is damaged.
-        bytes: of its shards; None where it is not complete.
-        error: what is wrong with it, else None.
+        bytes: size of its shards; None where it is not complete.
+        error: the reason why it cannot be read; None where it can.
     """
 
     url: str
@@ -211,23 +228,23 @@ class Found:
     error: str | None
 
 
-def find(url: str) -> Iterator[Found]:
+def find(url: str) -> Iterator[ListedCache]:
     """Every cache below a folder or bucket, complete or not."""
     place = RemoteFolder.of(url)
 
-    def look(here: RemoteFolder, depth: int) -> Iterator[Found]:
+    def look(here: RemoteFolder, depth: int) -> Iterator[ListedCache]:
         shown = here.url
         try:
             card, complete = here.read(CARD, LARGEST_RECORD), here.read(COMPLETE, LARGEST_RECORD)
             if complete is not None:
                 record = parse_completion(complete, f"{shown}/{COMPLETE}")
-                yield Found(shown, record.card, record.bytes, None)
+                yield ListedCache(shown, record.card, record.bytes, None)
                 return
             if card is not None:
-                yield Found(shown, parse_card(card, f"{shown}/{CARD}"), None, None)
+                yield ListedCache(shown, parse_card(card, f"{shown}/{CARD}"), None, None)
                 return
         except SpkdError as error:
-            yield Found(shown, None, None, str(error))
+            yield ListedCache(shown, None, None, str(error))
             return
         if depth == 0:
             return
@@ -238,7 +255,14 @@ def find(url: str) -> Iterator[Found]:
 
 
 def folders_with(url: str, names: Collection[str]) -> Iterator[tuple[RemoteFolder, set[str]]]:
-    """Every folder below a folder or bucket that has one of these files, with those it has; caches are not searched."""
+    """Every folder below a folder or bucket that holds some of the named files. Caches are not searched.
+
+    Args:
+        url: the folder or bucket.
+        names: names of the files.
+    Yields:
+        The folder, and the names of those files that it holds.
+    """
 
     def look(here: RemoteFolder, depth: int) -> Iterator[tuple[RemoteFolder, set[str]]]:
         folders, files = here.entries()

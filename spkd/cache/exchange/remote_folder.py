@@ -1,4 +1,4 @@
-"""Folders in other places: fsspec URLs (s3://, file://, memory:// ..., http:// to read)."""
+"""Remote folders, as URLs of fsspec: s3://, file://, memory:// and others; http:// for reading."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Result = TypeVar("Result")
 PARALLEL = 8
 TRIES = 3
 BLOCK = 1 << 22  # bytes
-SILENCE = 60.0  # s without a byte after which a server is given up; one that is slow but steady never is
+SILENCE = 60.0  # s without a byte after which a transfer fails; a slow transfer may take any time
 LARGEST_RECORD = 1 << 28  # bytes of a completion record or an index
 
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder somewhere.
+    """A folder on this machine or elsewhere.
 
     Attributes:
-        url: as the user wrote it.
+        url: its URL as the user wrote it.
         files: the file system.
-        path: within it.
+        path: its path within the file system.
     """
 
     url: str
@@ -42,7 +42,11 @@ class RemoteFolder:
 
     @classmethod
     def of(cls, url: str) -> RemoteFolder:
-        """Raises UsageError where the package for this kind of place is not installed."""
+        """The folder of a URL.
+
+        Raises:
+            UsageError: the package for this kind of URL is not installed.
+        """
         try:
             files, path = fsspec.core.url_to_fs(url, **_options(url))
         except (ImportError, ValueError) as error:
@@ -51,19 +55,22 @@ class RemoteFolder:
 
     @property
     def shown(self) -> str:
-        """The whole address, for people."""
+        """The whole URL, or the path of a local folder, for people."""
         return self.path if self.is_local else self.files.unstrip_protocol(self.path)
 
     @property
     def is_http(self) -> bool:
+        """Whether it is read by http, which cannot write."""
         return "http" in self._protocols()
 
     @property
     def is_local(self) -> bool:
+        """Whether it is on this machine."""
         return "file" in self._protocols()
 
     @property
     def is_object_store(self) -> bool:
+        """Whether it is in an object store, which has no real folders."""
         return bool({"s3", "gs", "az"} & set(self._protocols()))
 
     def _protocols(self) -> tuple[str, ...]:
@@ -71,11 +78,17 @@ class RemoteFolder:
         return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def at(self, name: str) -> str:
+        """Path of a file within the file system."""
         return f"{self.path}/{name}"
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """A file of at most `limit` bytes; None where there is none.
+        """Read a file.
 
+        Args:
+            name: path within the folder.
+            limit: most bytes that the file may have.
+        Returns:
+            Its content; None where there is no such file.
         Raises:
             SpkdError: the place does not answer, or the file is larger.
         """
@@ -89,7 +102,14 @@ class RemoteFolder:
         return patiently(once, f"{self.url}/{name}")
 
     def blocks(self, name: str, limit: int) -> Iterator[bytes]:
-        """A file in blocks. Raises SpkdError once it turns out larger than `limit` bytes."""
+        """Read a file in blocks.
+
+        Args:
+            name: path within the folder.
+            limit: most bytes that the file may have.
+        Raises:
+            SpkdError: the file is larger, or not a regular file.
+        """
         total = 0
         if self.is_local and Path(self.at(name)).exists() and not Path(self.at(name)).is_file():
             raise SpkdError(f"{self.url}/{name}: not a regular file")
@@ -102,25 +122,25 @@ class RemoteFolder:
                 yield block
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Size of a file in bytes; None where there is no such file."""
         try:
             return int(self.files.info(self.at(name))["size"])
         except FileNotFoundError:
             return None
 
     def entries(self) -> tuple[list[RemoteFolder], set[str]]:
-        """The folders in it, in order, and the names of its files.
+        """Folders within the folder, sorted, and the names of its files.
 
         Raises:
             SpkdError: the place does not answer.
         """
-        folders, files, own = [], set(), self.path.rstrip("/")
-        found = patiently(lambda: self.files.ls(self.path, detail=True), self.url)
-        for entry in sorted(found, key=lambda entry: entry["name"]):
+        folders, files, folder = [], set(), self.path.rstrip("/")
+        listed = patiently(lambda: self.files.ls(self.path, detail=True), self.url)
+        for entry in sorted(listed, key=lambda entry: entry["name"]):
             path = entry["name"].rstrip("/")
             if entry["type"] != "directory":
                 files.add(path.rsplit("/", 1)[-1])
-            elif path != own and len(path) > len(own):
+            elif path != folder and len(path) > len(folder):
                 shown = path if self.is_local else self.files.unstrip_protocol(path)
                 folders.append(RemoteFolder(shown, self.files, path))
         return folders, files
@@ -137,13 +157,20 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def patiently(call: Callable[[], Result], what: str) -> Result:
-    """Call, and again after a pause where the network failed. Raises SpkdError, naming `what`, in the end."""
+    """Call a function, and call it again after a pause where the network failed.
+
+    Args:
+        call: the function.
+        what: URL of the file that it reads or writes, for errors.
+    Raises:
+        SpkdError: the last attempt failed too.
+    """
     for attempt in range(TRIES):
         try:
             return call()
         except SpkdError:
             raise
-        except Exception as error:  # every file system has errors of its own
+        except Exception as error:  # each file system raises its own kinds of errors
             if isinstance(error, FileNotFoundError | PermissionError) or attempt == TRIES - 1:
                 text = " ".join(str(error).split()) or type(error).__name__
                 raise SpkdError(f"{what}: {text[:200]}") from error
@@ -152,13 +179,17 @@ def patiently(call: Callable[[], Result], what: str) -> Result:
 
 
 def send(root: Path, url: str, names: Sequence[str], expected: Callable[[str], str], last: str) -> None:
-    """Copy files of a folder to a place, those that are not there already, and read back every one.
+    """Copy files of a folder to a place, unless they are there already, and read every one back.
 
     Args:
-        expected: the SHA-256 of a file here, once it was found to be what it ought to be.
-        last: the file that makes the copy whole, sent after the others.
+        root: the local folder.
+        url: folder or URL of the copy.
+        names: paths of the files within the folder.
+        expected: function that checks a local file and returns its SHA-256.
+        last: path of the file that completes the copy, sent after the others.
     Raises:
-        UsageError: a place that cannot be written. SpkdError: a file here that is not what it ought to be.
+        UsageError: the place cannot be written.
+        SpkdError: a local file is damaged, or the place does not answer.
     """
     place = RemoteFolder.of(url)
     if place.is_http:
@@ -170,11 +201,11 @@ def send(root: Path, url: str, names: Sequence[str], expected: Callable[[str], s
         except SpkdError:
             return False
 
-    def one(name: str, check: str) -> None:
+    def send_file(name: str, check: str) -> None:
         size = (root / name).stat().st_size
         if arrived(name, size, check):
             return
-        if not place.is_object_store:  # there, making a folder would make a bucket that does not exist
+        if not place.is_object_store:  # in an object store, this could make a new bucket
             place.files.makedirs(place.at(name).rsplit("/", 1)[0], exist_ok=True)
         part = f"{name}.{worker_id()}{PART}" if place.is_local else name  # objects appear whole
         place.files.put_file(str(root / name), place.at(part))
@@ -186,7 +217,7 @@ def send(root: Path, url: str, names: Sequence[str], expected: Callable[[str], s
     def job(name: str) -> Callable[[], int]:
         def run() -> int:
             check = expected(name)
-            patiently(lambda: one(name, check), f"{url}/{name}")
+            patiently(lambda: send_file(name, check), f"{url}/{name}")
             return (root / name).stat().st_size
 
         return run
@@ -194,18 +225,29 @@ def send(root: Path, url: str, names: Sequence[str], expected: Callable[[str], s
     total = sum((root / name).stat().st_size for name in names if (root / name).is_file())
     with track(f"pushing to {url}", total >> 20, "MiB") as bar:
         in_parallel([job(name) for name in names], bar)
-    patiently(lambda: one(last, digest.of_file(root / last)), f"{url}/{last}")
+    patiently(lambda: send_file(last, digest.of_file(root / last)), f"{url}/{last}")
 
 
 def checked_digest(path: Path, expected: str) -> str:
-    """`expected`, if it is the file's SHA-256. Raises SpkdError otherwise."""
+    """Check the SHA-256 of a file.
+
+    Returns:
+        The digest.
+    Raises:
+        SpkdError: the file has another digest than `expected`.
+    """
     if digest.of_file(path) != expected:
         raise SpkdError(f"{path}: damaged (its digest is another)")
     return expected
 
 
 def in_parallel(jobs: Iterable[Callable[[], int]], bar: Ticker) -> None:
-    """Run jobs side by side, the bar advancing by the bytes they return; the first failure ends all."""
+    """Run jobs on several threads. The first failure ends all.
+
+    Args:
+        jobs: functions that return the number of bytes done.
+        bar: progress bar, which advances by these bytes (MiB).
+    """
     pool, total, shown = ThreadPoolExecutor(PARALLEL), 0, 0
     try:
         for job in as_completed([pool.submit(job) for job in jobs]):

@@ -1,4 +1,7 @@
-"""An export to train from, wherever it is: tars are read whole, a block of them at a time, ahead of need."""
+"""Training from WebDataset tars, local or remote, with prefetching.
+
+Each tar is read whole. The tars of the current block and of the next one are in memory.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,17 @@ from spkd.outputs.features import FEATURES, input_features
 from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state
 
-BLOCK = 4  # tars in memory, among whose views a stream shuffles
+BLOCK = 4  # tars whose views are shuffled together
 
 
 class Stream(SingleCache):
-    """A stream of the views of an export.
+    """Stream of the views of an export.
 
-    Views are shuffled among the tars of a block, and the tars among the blocks, so `order` is known before anything
-    is read and a run resumes at any step.
+    The tars are shuffled and divided into blocks; the views are shuffled within each block. So `order` is known before
+    anything is read, and a run can resume at any step.
+
+    Args:
+        url: folder or URL of the export.
     """
 
     random_access = False
@@ -49,7 +55,7 @@ class Stream(SingleCache):
 
     @property
     def names(self) -> list[str]:
-        """As of any cache; features also where they have to be computed from the audio."""
+        """Names of the targets that can be read, including features that are computed from the audio."""
         return [*super().names, *(name for name in FEATURES if self._has_audio and name not in self.targets)]
 
     def target(self, name: str) -> Target:
@@ -88,11 +94,16 @@ class Stream(SingleCache):
         return super().decode(rest, [name for name in names if name not in computed]) | computed
 
     def _computed(self, names: Iterable[str]) -> list[str]:
-        """Which of `names` are not in the tars but follow from the audio."""
+        """Those of `names` that are not in the tars, and are computed from the audio."""
         return [name for name in names if name in FEATURES and name not in self.targets]
 
     def _expect(self, units: list[int], names: tuple[str, ...]) -> None:
-        """Begin to read these targets of the blocks of these units and of the next one; forget everything else."""
+        """Start to read the block of some units and the block after it, and drop everything else that was read.
+
+        Args:
+            units: numbers of the units that are needed now.
+            names: names of the targets to read.
+        """
         wanted: list[int] = []
         for i, block in enumerate(self._blocks):
             if set(block) & set(units):
@@ -107,7 +118,7 @@ class Stream(SingleCache):
     def _read(self, unit: int, names: tuple[str, ...]) -> dict[int, Sample]:
         computed = self._computed(names)
         asked = [name for name in names if name in self.targets] + ([AUDIO] if computed else [])
-        found = {}
+        samples: dict[int, Sample] = {}
         for view, sample in patiently(lambda: list(self._export.unit(unit, self.plan, asked)), self.name):
             where = f"{self.name}/{tar_name(unit)}"
             if view not in self.plan.unit(unit):
@@ -120,11 +131,21 @@ class Stream(SingleCache):
                 expected = (target.num_frames(int(self.plan.views.samples[view])), columns)
                 if name not in sample or sample[name].shape != expected or sample[name].dtype != dtype:
                     raise SpkdError(f"{where}: {name} of view {view} is missing or misshapen")
-            found[view] = sample
-        return found
+            samples[view] = sample
+        return samples
 
     def _audio(self, view: int, flac: np.ndarray | None, where: str) -> Tensor:
-        """(1, samples) of one view."""
+        """Waveform of one view.
+
+        Args:
+            view: number of the view.
+            flac: (bytes,) its FLAC file; None where the tar has none.
+            where: name of the tar, for errors.
+        Returns:
+            (1, samples), float32.
+        Raises:
+            SpkdError: the audio is missing or damaged.
+        """
         samples = int(self.plan.views.samples[view])
         try:
             if flac is None:

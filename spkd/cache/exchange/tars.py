@@ -1,4 +1,4 @@
-"""A cache as WebDataset tar shards, audio and targets side by side, and back.
+"""Export of a cache to WebDataset tars, with audio and targets of every view, and import.
 
     index.json              card, rejected views, digests of everything, its own digest
     plan/0.npz, ...         metadata files of the cache
@@ -7,7 +7,8 @@
         VIEW.flac           the view's waveform, 16 kHz, 16 bit (where a manifest is given)
         VIEW.TARGET.npy     (rows, columns) as stored
 
-Any WebDataset reader takes the tars. Nothing read from one is executed or written under a name that it chose.
+Any WebDataset reader can read the tars. On import, nothing from a tar is executed, and no file name of a tar is used
+to write a file.
 """
 
 from __future__ import annotations
@@ -40,19 +41,23 @@ from spkd.progress import track
 
 INDEX = "index.json"
 EXPORT_FORMAT = 1
-MEMBER = 4096  # bytes around a tar's member: header, padding, .npy header, description
+MEMBER = 4096  # bytes for header, padding, .npy header and description of a tar's member
 AUDIO = "audio"
 Sample = dict[str, np.ndarray]
 
 
 def tar_name(unit: int) -> str:
+    """Name of the tar of a unit."""
     return f"{unit:06d}.tar"
 
 
 def export_tars(cache: Cache, folder: Path, loader: ViewLoader | None) -> None:
-    """Write a cache as tars, one for each unit; with a loader, the audio of every view beside its targets. The same
-    call continues an interrupted export.
+    """Write a cache as tars, one for each unit. The same call continues an interrupted export.
 
+    Args:
+        cache: the cache.
+        folder: folder of the export.
+        loader: loader of the audio, to write every view's audio next to its targets; None writes none.
     Raises:
         SpkdError: the cache is damaged.
     """
@@ -81,7 +86,7 @@ def export_tars(cache: Cache, folder: Path, loader: ViewLoader | None) -> None:
 
 
 def _tar(cache: Cache, unit: int, loader: ViewLoader | None) -> bytes:
-    """The same unit always gives the same bytes."""
+    """Content of the tar of a unit; the same unit always gives the same bytes."""
     from webdataset import TarWriter
 
     out, plan = io.BytesIO(), cache.plan
@@ -110,12 +115,16 @@ def _tar(cache: Cache, unit: int, loader: ViewLoader | None) -> bytes:
 
 
 def push_tars(folder: Path, url: str) -> int:
-    """Copy an export to a place, and read back what arrived. The same call continues after an interruption.
+    """Copy an export to a place, and read the copy back. The same call continues after an interruption.
 
+    Args:
+        folder: folder of the export.
+        url: folder or URL of the copy.
     Returns:
         Bytes of the tars.
     Raises:
-        SpkdError: as remote_folder.send, or a damaged export.
+        UsageError: as of `remote_folder.send`.
+        SpkdError: as of `remote_folder.send`, or a damaged export.
     """
     index = Export(str(folder)).index
     digests = {**index["small"], **index["tars"]}
@@ -124,10 +133,21 @@ def push_tars(folder: Path, url: str) -> int:
 
 
 class Export:
-    """An export somewhere: its index, and its tars, checked as they are read."""
+    """Reader of an export. Every file is checked as it is read.
+
+    Args:
+        url: folder or URL of the export.
+    Attributes:
+        place: its folder.
+        url: its URL as the user wrote it.
+        index: content of its index.json.
+        card: card of the cache.
+        rejected: number of each rejected view -> the reason.
+    Raises:
+        SpkdError: no export there, of a newer format, or damaged.
+    """
 
     def __init__(self, url: str) -> None:
-        """Raises SpkdError: none there, of a newer format, or damaged."""
         self.place, where = RemoteFolder.of(url), f"{url}/{INDEX}"
         data = self.place.read(INDEX, LARGEST_RECORD)
         if data is None:
@@ -160,10 +180,16 @@ class Export:
         return Metadata(self.card, files)
 
     def unit(self, unit: int, plan: Plan, names: Sequence[str]) -> Iterator[tuple[int, Sample]]:
-        """Numbers and stored arrays of the views of one tar, once its digest was found right.
+        """The views of one tar, after a check of its digest.
 
+        Args:
+            unit: number of the unit.
+            plan: plan of the cache.
+            names: names of the targets to read.
+        Yields:
+            Number of each view, and its stored arrays.
         Raises:
-            SpkdError: it is missing or damaged, or a member is not what an export holds.
+            SpkdError: the tar is missing or damaged, or a member is not what an export holds.
         """
         name = tar_name(unit)
         where = f"{self.url}/{name}"
@@ -176,7 +202,7 @@ class Export:
 
 
 def _largest_tar(card: Card, plan: Plan, unit: int) -> int:
-    """Bytes that the tar of a unit may have."""
+    """Most bytes that the tar of a unit may have."""
     views = plan.unit(unit)
     samples = plan.views.samples[views.start : views.stop].astype(np.int64)
     size = len(views) * (len(card.targets) + 3) * MEMBER + 4 * int(samples.sum()) + (1 << 20)
@@ -184,30 +210,40 @@ def _largest_tar(card: Card, plan: Plan, unit: int) -> int:
 
 
 def read_tar(file: IO[bytes], where: str, known: set[str], names: Sequence[str]) -> Iterator[tuple[int, Sample]]:
-    """Samples of a tar: (view, arrays by target); the FLAC file, where asked for, as AUDIO, its bytes (uint8).
+    """Read the samples of a tar.
 
+    Args:
+        file: the open tar.
+        where: name of the tar, for errors.
+        known: names of all targets that the tar may hold.
+        names: names of the targets to read; AUDIO reads the FLAC file as its bytes (uint8).
+    Yields:
+        Number of each view, and its arrays by target.
     Raises:
-        SpkdError: a member with another name than an export gives (absolute, with `..`, a pickle), one that is no
-            regular file, a view twice, or an array that cannot be read without pickle; or the tar is cut short.
+        SpkdError: a member with another name than an export gives (absolute, with `..`, a pickle), a member that is
+            not a regular file, a view twice, an array that cannot be read without pickle, or a truncated tar.
     """
     allowed = re.compile(rf"(\d{{9}})\.(?:json|flac|({'|'.join(re.escape(name) for name in sorted(known))})\.npy)")
     current, sample, done = -1, Sample(), set[int]()
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                found = allowed.fullmatch(member.name)
+                # Refuse a member whose name or kind no export has.
+                match = allowed.fullmatch(member.name)
                 regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-                if found is None or not regular:
+                if match is None or not regular:
                     kind = "" if regular else " (not a regular file)"
                     raise SpkdError(
                         f"{where}: member {member.name[:80]!r}{kind} has no place in an export; nothing is read"
                     )
-                if int(found[1]) != current:
+                # The first member of a view ends the sample of the view before.
+                if int(match[1]) != current:
                     if current >= 0:
                         yield current, sample
                     done.add(current)
-                    current, sample = int(found[1]), Sample()
-                name = found[2] or (AUDIO if member.name.endswith(".flac") else "")
+                    current, sample = int(match[1]), Sample()
+                # Read the member, if it is asked for.
+                name = match[2] or (AUDIO if member.name.endswith(".flac") else "")
                 if current in done or name in sample:
                     raise SpkdError(f"{where}: damaged (view {current} is there twice)")
                 body = tar.extractfile(member)
@@ -222,10 +258,13 @@ def read_tar(file: IO[bytes], where: str, known: set[str], names: Sequence[str])
 
 
 def import_tars(url: str, root: Path) -> None:
-    """Make a cache from an export; it appears whole or not at all.
+    """Make a cache from an export, atomically.
 
+    Args:
+        url: folder or URL of the export.
+        root: folder of the new cache.
     Raises:
-        SpkdError: a missing or damaged file, or one that holds what no export holds.
+        SpkdError: a missing or damaged file, or a file with content that no export has.
     """
     export = Export(url)
     names = [target.name for target in export.card.targets]

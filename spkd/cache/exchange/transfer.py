@@ -1,5 +1,4 @@
-"""What export and import have in common: metadata files, checks of what is exported, and building a cache from stored
-rows."""
+"""Common parts of export and import: metadata files, checks before an export, and building a cache from stored rows."""
 
 from __future__ import annotations
 
@@ -27,24 +26,37 @@ from spkd.outputs.target import Target
 
 @dataclass(frozen=True)
 class Metadata:
-    """The metadata files of a cache that an export carries: card, plans, head and codebook, by name."""
+    """Metadata of a cache that an export includes.
+
+    Attributes:
+        card: the card.
+        files: content of plans, head and codebook, by name.
+    """
 
     card: Card
     files: Mapping[str, bytes]
 
     @classmethod
     def of(cls, cache: Cache) -> Metadata:
-        """Raises SpkdError where one is missing or changed since the cache was completed."""
+        """The metadata of a complete cache.
+
+        Raises:
+            SpkdError: a file is missing, or changed since the cache was completed.
+        """
         if problems := metadata_problems(cache.root, CompletionRecord.load(cache.root)):
             raise SpkdError(problems[0])
         names = [name for name in _names(cache.card) if (cache.root / name).is_file()]
         return cls(cache.card, {name: read_bytes(cache.root / name) for name in names})
 
     def plans(self, folder: Path) -> list[Plan]:
-        """The plans of the parts, checked against the card, with all files written to `folder`.
+        """Check the plans of all parts, and write all files to a folder.
 
+        Args:
+            folder: the folder.
+        Returns:
+            The plan of each part.
         Raises:
-            SpkdError: a plan is missing or damaged, or a file that no cache has.
+            SpkdError: a plan is missing or damaged, or there is a file that no cache has.
         """
         if extra := set(self.files) - set(_names(self.card)):
             raise SpkdError(f"{min(extra)}: no file of a cache")
@@ -62,7 +74,12 @@ def _names(card: Card) -> list[str]:
 
 
 def checked(cache: Cache) -> Callable[[int, Target], None]:
-    """What raises SpkdError for a shard that is not as it was committed: an export must not sign damaged data anew."""
+    """Function that checks a shard before its export, so that damaged data get no new checksum.
+
+    Returns:
+        Function of the number of a unit and a target, which raises SpkdError where the shard has changed since its
+        commit.
+    """
     shards = {shard.path: shard for shard in expected_shards(cache.root, cache.card, cache.plan)}
 
     def check(unit: int, target: Target) -> None:
@@ -75,28 +92,38 @@ def checked(cache: Cache) -> Callable[[int, Target], None]:
 
 @dataclass(frozen=True)
 class CacheBuilder:
-    """A cache being built from stored rows."""
+    """Builder of a cache from stored rows.
+
+    Attributes:
+        root: folder of the new cache.
+        card: its card.
+        plan: its plan.
+    """
 
     root: Path
     card: Card
     plan: Plan
 
     def units(self) -> Iterator[int]:
-        """Every unit, claimed."""
+        """Numbers of all units, each claimed before it is yielded."""
         return claim_units(self.root, self.plan.units)
 
     def write(self, unit: int, rejected: Mapping[int, str], views: Iterator[tuple[int, dict[str, np.ndarray]]]) -> None:
-        """Write a unit from its usable views: number and (rows, columns) of every target, as stored.
+        """Write a unit from its usable views.
 
+        Args:
+            unit: number of the unit.
+            rejected: number of each rejected view of the cache -> the reason.
+            views: number of each usable view, and its stored rows (rows, columns) by target.
         Raises:
             SpkdError: a view of another unit, or arrays of another shape or type than in the card.
         """
         fitted = {t.name: AsStored(*row_format(t)) for t in self.card.targets}
         writer = UnitWriter(self.root, self.card, self.plan, unit, fitted)
-        mine = self.plan.unit(unit)
+        numbers = self.plan.unit(unit)
         try:
             for view, arrays in views:
-                if view not in mine or view in rejected:
+                if view not in numbers or view in rejected:
                     raise SpkdError(f"view {view} does not belong here")
                 for target in self.card.targets:
                     values, (columns, dtype) = arrays[target.name], row_format(target)
@@ -108,7 +135,7 @@ class CacheBuilder:
                         )
                     writer.put(target.name, [view], values[None])
             for view, reason in rejected.items():
-                if view in mine:
+                if view in numbers:
                     writer.reject(view, reason)
             writer.commit()
         except BaseException:
@@ -118,10 +145,15 @@ class CacheBuilder:
 
 @contextmanager
 def building(root: Path, metadata: Metadata) -> Iterator[CacheBuilder]:
-    """Build a cache beside `root` and move it there when the block ends well; else leave nothing.
+    """Build a cache next to `root`. It is moved there when the block ends without an error, and removed otherwise.
 
+    Args:
+        root: folder of the new cache.
+        metadata: its metadata files.
+    Yields:
+        The builder.
     Raises:
-        SpkdError: `root` is there already, or what was built is not complete.
+        SpkdError: `root` exists already, or the new cache is not complete.
     """
     if root.exists():
         raise SpkdError(f"{root}: is there already; choose another folder")
@@ -144,7 +176,13 @@ def building(root: Path, metadata: Metadata) -> Iterator[CacheBuilder]:
 
 
 def rejections(listed: object) -> dict[int, str]:
-    """The rejected views of an export, with their reasons. Raises SpkdError where they are not such."""
+    """The rejected views of an export: number of each view -> the reason.
+
+    Args:
+        listed: the parsed JSON.
+    Raises:
+        SpkdError: it is not an object of numbers and reasons.
+    """
     try:
         return {int(view): str(reason) for view, reason in dict(listed).items()}  # type: ignore[call-overload]
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A target of a cache as Kaldi's ark and scp or as .npy, and a cache made of vectors of another toolkit."""
+"""Export of one target to Kaldi's ark and scp or to .npy, and import of another toolkit's vectors as a cache."""
 
 from __future__ import annotations
 
@@ -22,16 +22,24 @@ from spkd.outputs.settings import StorageConfig
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 
-FAMILY = "vectors"  # of the teacher on the card of a cache made of vectors
+FAMILY = "vectors"  # family of the teacher on the card of a cache made of vectors
 AT_ONCE = 256  # views read together
 
 
 def export_vectors(cache: Cache, out: Path, name: str) -> int:
-    """Write one target of every view, decoded: vectors, or matrices of frames. Where utterances have several views,
-    their names end in -0, -1, ...
+    """Write one target of every view, decoded: vectors, or matrices of frames.
 
+    Where utterances have several views, their names end in -0, -1, ...
+
+    Args:
+        cache: the cache.
+        out: the file to write.
+        name: name of the target.
+    Returns:
+        Number of views written.
     Raises:
-        UsageError, SpkdError: as `write_vectors`; a target that the cache lacks.
+        UsageError: as of `write_vectors`.
+        SpkdError: the cache lacks the target.
     """
     return write_vectors(out, _rows(cache, name))
 
@@ -45,22 +53,29 @@ def _rows(cache: Cache, name: str) -> Iterator[tuple[str, np.ndarray]]:
     for start in range(0, len(cache.usable_views), AT_ONCE):
         batch = cache.usable_views[start : start + AT_ONCE]
         if vectors:
-            found = list(cache.batch(batch, [name])[name].float().numpy())
+            rows = list(cache.batch(batch, [name])[name].float().numpy())
         else:
-            found = [cache.batch(np.array([view]), [name])[name][0].float().numpy() for view in batch]
-        for view, values in zip(batch, found, strict=True):
-            of = int(views.utterance[view])
-            yield (f"{utterances[of]}-{view - first[of]}" if several else utterances[of]), values
+            rows = [cache.batch(np.array([view]), [name])[name][0].float().numpy() for view in batch]
+        for view, values in zip(batch, rows, strict=True):
+            utterance = int(views.utterance[view])
+            identity = utterances[utterance]
+            yield (f"{identity}-{view - first[utterance]}" if several else identity), values
 
 
 def import_vectors(source: Path, manifest: Manifest, root: Path) -> int:
-    """A cache of one view of every utterance, whose embedding is the vector of its name; utterances without one are
-    rejected in it. It appears whole or not at all.
+    """Make a cache with one view of every utterance, whose embedding is the vector of the same name, atomically.
 
+    Utterances without a vector are rejected views of the cache.
+
+    Args:
+        source: file of the vectors.
+        manifest: the utterances.
+        root: folder of the new cache.
     Returns:
-        How many utterances have a vector.
+        Number of utterances that have a vector.
     Raises:
-        UsageError, SpkdError: as `read_vectors`; no utterance has a vector, or `root` is there already.
+        UsageError: as of `read_vectors`.
+        SpkdError: as of `read_vectors`; no utterance has a vector; or `root` exists already.
     """
     names, vectors = joined(list(read_vectors(source)), str(source))
     by_name = {name: i for i, name in enumerate(names)}

@@ -1,1 +1,1 @@
-"""Readers of manifests: one file for each format, one line for each in `MANIFEST_READERS` of spkd/registry.py."""
+"""Readers of manifests: a file for each format, and a line for each in `MANIFEST_READERS` of spkd/registry.py."""

@@ -1,4 +1,4 @@
-"""Mozilla Common Voice: tables separated by tabs, without quoting; the speaker is client_id, the audio is in clips/."""
+"""Tables of Mozilla Common Voice, separated by tabs, unquoted; speakers are client_id, the audio is in clips/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIPS = "clips"
 
 
 class CommonVoice(Table):
-    """`client_id path sentence ...`."""
+    """Reader of tables with the columns `client_id path sentence ...`."""
 
     describes = "Common Voice's .tsv"
 

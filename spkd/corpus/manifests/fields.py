@@ -1,6 +1,7 @@
-"""Fields of an utterance: the names that tools give them, and their values.
+"""Fields of an utterance: their names in various tools, and their values.
 
-A text is what is written: `NA` and `none` are names that people have. Only an empty cell and a JSON null are unknown.
+Text is taken as it is written, since `NA` and `none` are names that people have. Only an empty cell and a JSON null
+stand for an unknown text.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ROLES = {
     "channel": CHANNEL,
 }
 
-# Numbers that are not there, as pandas and others write them.
+# Missing numbers, as pandas and other tools write them.
 NO_NUMBER = ("", "nan", "none", "null", "na", "n/a", "<na>")
 # Names of columns that bound an utterance within its file, whatever their unit.
 BOUND = re.compile(
@@ -46,9 +47,16 @@ ROUNDING = 0.011  # s by which end - start may differ from a duration that was r
 
 @dataclass(frozen=True)
 class Names:
-    """The column of each field of an utterance; None where there is none.
+    """Columns of the fields of an utterance.
 
     Attributes:
+        id: column of the id; None where there is none, as for all other fields.
+        path: column of the path of the audio.
+        speaker: column of the speaker.
+        start: column of the start (s).
+        end: column of the end (s).
+        duration: column of the duration (s).
+        channel: column of the channel.
         unused: further columns.
     """
 
@@ -63,8 +71,11 @@ class Names:
 
 
 def names_of(columns: Sequence[str], where: str) -> Names:
-    """Which column is which field, by the first of its names.
+    """Find the column of each field, by the first of its names that is there.
 
+    Args:
+        columns: names of the columns.
+        where: file and line, for errors.
     Raises:
         SpkdError: no path, a column twice, or a column of times that is not understood.
     """
@@ -88,13 +99,20 @@ def names_of(columns: Sequence[str], where: str) -> Names:
 def utterance(
     row: Mapping[str, object], names: Names, where: str, folder: Path, columns: Sequence[str] = ()
 ) -> tuple[Utterance, bool]:
-    """The utterance of one line, with the further columns as attributes.
+    """The utterance of one line.
 
+    Args:
+        row: cells of the line by column.
+        names: columns of the fields.
+        where: file and line, for errors.
+        folder: folder to which paths are relative.
+        columns: further columns to keep as attributes.
     Returns:
-        The utterance, its id "" where the line has none; and whether its duration is another one than end - start.
+        The utterance, with the id "" where the line has none; and whether its duration differs from end - start.
     Raises:
-        SpkdError: values that an utterance cannot have; `where` is named.
+        SpkdError: values that an utterance cannot have.
     """
+    # The path, and lines that stand for several utterances.
     path = text(row, names.path, where)
     if path is None:
         raise SpkdError(f"{where}: no audio path")
@@ -105,9 +123,10 @@ def utterance(
             raise SpkdError(
                 f"{where}: {name!r} lists stretches of the file; write one line for each, with start and end"
             )
+    # The times. Where an end is given, it decides.
     start = number(row, names.start, where) or 0.0
     end, duration = number(row, names.end, where), number(row, names.duration, where)
-    duration = None if duration in (-1.0, 0.0) else duration  # how tools write that they do not know it
+    duration = None if duration in (-1.0, 0.0) else duration  # tools write these for an unknown duration
     if start < 0 or (duration is not None and duration < 0):
         raise SpkdError(f"{where}: duration and start must not be negative")
     differs = False
@@ -129,7 +148,7 @@ def utterance(
 
 
 def attributes(row: Mapping[str, object], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The values of a line in these columns, as text that can be shown."""
+    """Values of a line in some columns, as printable text: pairs (column, value)."""
     values = ((name, row.get(name, row.get(name.lower()))) for name in columns)
     texts = ((name, "" if is_missing(value) else str(value)) for name, value in values)
     shown = ((name, "".join(c for c in value if c.isprintable())[:200].strip()) for name, value in texts)
@@ -142,7 +161,15 @@ def is_missing(value: object) -> bool:
 
 
 def text(row: Mapping[str, object], name: str | None, where: str) -> str | None:
-    """A text of a line; None where it is unknown. Raises SpkdError for what is no name."""
+    """A text of a line; None where it is unknown.
+
+    Args:
+        row: cells of the line by column.
+        name: the column; None where there is none.
+        where: file and line, for errors.
+    Raises:
+        SpkdError: the value is no text, too long, or has control characters.
+    """
     value = None if name is None else row.get(name)
     if is_missing(value):
         return None
@@ -155,23 +182,39 @@ def text(row: Mapping[str, object], name: str | None, where: str) -> str | None:
 
 
 def number(row: Mapping[str, object], name: str | None, where: str) -> float | None:
-    """A number of a line; None where it is unknown. Raises SpkdError for what is no finite number."""
+    """A number of a line; None where it is unknown.
+
+    Args:
+        row: cells of the line by column.
+        name: the column; None where there is none.
+        where: file and line, for errors.
+    Raises:
+        SpkdError: the value is not a finite number.
+    """
     value = None if name is None else row.get(name)
     if is_missing(value) or isinstance(value, bool):
         return None
     if isinstance(value, str) and value.strip().lower() in NO_NUMBER:
         return None
     try:
-        found = float(value)  # type: ignore[arg-type]
+        parsed = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError) as error:
         raise SpkdError(f"{where}: {name} is not a number ({str(value)[:60]!r})") from error
-    if not math.isfinite(found):
+    if not math.isfinite(parsed):
         raise SpkdError(f"{where}: {name} is not finite ({value})")
-    return found
+    return parsed
 
 
 def channel(row: Mapping[str, object], name: str | None, where: str) -> int | None:
-    """The one channel that a line names, counted from 0; None for all of them. Raises SpkdError for anything else."""
+    """The channel that a line names, counted from 0; None for all channels.
+
+    Args:
+        row: cells of the line by column.
+        name: the column; None where there is none.
+        where: file and line, for errors.
+    Raises:
+        SpkdError: the value is not one channel.
+    """
     value = None if name is None else row.get(name)
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else "several"

@@ -1,4 +1,4 @@
-"""JSON lines with NeMo's keys, which spkd writes too."""
+"""JSON lines with NeMo's keys, a format that spkd also writes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
 from spkd.files.atomic import parse_json
 
-PLACEHOLDER = "infer"  # what NeMo writes as the label of recordings whose speakers are not known
+PLACEHOLDER = "infer"  # label that NeMo writes for recordings with unknown speakers
 
 
 class JSONLines(Reader):
-    """`{"audio_filepath": .., "duration": .., "offset": .., "speaker" or "label": ..}`, one object a line."""
+    """Reader of `{"audio_filepath": .., "duration": .., "offset": .., "speaker" or "label": ..}`, one object a line."""
 
     describes = ".jsonl (NeMo's keys)"
 
@@ -49,7 +49,11 @@ class JSONLines(Reader):
             )
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """File and line of each object, and the object. Raises SpkdError for a line that is none."""
+        """File and line of each object, and the object.
+
+        Raises:
+            SpkdError: a line is not a JSON object.
+        """
         for number, line in self.source.lines():
             where = f"{self.source.path}:{number}"
             if line.lstrip().startswith("["):

@@ -1,4 +1,4 @@
-"""Kaldi's and ESPnet's data folders: wav.scp, and where present utt2spk or spk2utt, segments, utt2dur."""
+"""Data folders of Kaldi and ESPnet: wav.scp, and optional utt2spk or spk2utt, segments, utt2dur."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Table = dict[str, tuple[str, str]]  # first column -> (file and line, the rest)
 
 
 class KaldiFolder(Reader):
-    """A folder with wav.scp."""
+    """Reader of a folder with wav.scp."""
 
     describes = "a Kaldi or ESPnet folder (wav.scp)"
 
@@ -54,7 +54,7 @@ class KaldiFolder(Reader):
         self._count(len(wavs.keys() - used), "recordings of wav.scp without a segment", wavs.keys() - used)
 
     def _rows(self, wavs: Table, durations: Table) -> Iterator[tuple[dict[str, str | None], str, str]]:
-        """Fields of each utterance, its file and line, and its recording."""
+        """Fields of each utterance, the file and line that names it, and its recording."""
         if not (self.folder / "segments").is_file():
             for name, (where, _) in wavs.items():
                 yield {"id": name, "duration": durations.get(name, ("", None))[1]}, where, name
@@ -77,17 +77,21 @@ class KaldiFolder(Reader):
         return _table(self.folder / name) if (self.folder / name).is_file() else {}
 
     def _inverted(self, name: str) -> Table:
-        """Utterance -> speaker, of a file with the utterances of each speaker."""
-        found: Table = {}
+        """Utterance -> speaker, from a file with the utterances of each speaker."""
+        speakers: Table = {}
         for speaker, (where, members) in self._optional(name).items():
             for member in members.split():
-                if member in found:
-                    raise SpkdError(f"{where}: {member!r} has another speaker in {found[member][0]}")
-                found[member] = (where, speaker)
-        return found
+                if member in speakers:
+                    raise SpkdError(f"{where}: {member!r} has another speaker in {speakers[member][0]}")
+                speakers[member] = (where, speaker)
+        return speakers
 
     def _column(self, column: str) -> dict[str, str]:
-        """utt2COLUMN or spk2COLUMN. Raises UsageError where there is neither."""
+        """Utterance or speaker -> value, from utt2COLUMN or spk2COLUMN.
+
+        Raises:
+            UsageError: there is neither.
+        """
         for file in (self.folder / f"utt2{column}", self.folder / f"spk2{column}"):
             if file.is_file():
                 return {name: value for name, (_, value) in _table(file).items()}
@@ -99,7 +103,11 @@ class KaldiFolder(Reader):
 
 
 def _table(file: Path) -> Table:
-    """A file of Kaldi's. Raises SpkdError for an id that is there twice."""
+    """Read a file of two columns.
+
+    Raises:
+        SpkdError: a line with one column, or an id that is there twice.
+    """
     table: Table = {}
     for line_number, line in numbered_lines(file, comments=False, most=MOST):
         where, parts = f"{file}:{line_number}", line.split(maxsplit=1)

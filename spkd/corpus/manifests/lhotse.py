@@ -1,4 +1,4 @@
-"""Lhotse's cuts as JSON lines: an utterance for each supervision, as `CutSet.trim_to_supervisions` has it."""
+"""Lhotse's cuts as JSON lines, with an utterance for each supervision, as of `CutSet.trim_to_supervisions`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUPERVISION_KEYS = ("id", "recording_id", "start", "duration", "channel", "speak
 
 
 class LhotseCuts(JSONLines):
-    """MonoCut, MultiCut and DataCut with a recording in files."""
+    """Reader of MonoCut, MultiCut and DataCut with a recording in files."""
 
     describes = "lhotse's cuts (.jsonl)"
 
@@ -29,22 +29,23 @@ class LhotseCuts(JSONLines):
     def recognises(cls, source: Source) -> bool:
         first = source.first_object
         cut = "recording" in first or "tracks" in first or str(first.get("type")).endswith("Cut")
-        # Supervisions and recordings alone, which are refused with lhotse's command that makes cuts of them.
+        # Supervisions or recordings alone are refused later, with the command of lhotse that makes cuts of them.
         supervision = "recording_id" in first and not any(name in first for name in PATH)
         return cut or supervision or ("sources" in first and "sampling_rate" in first)
 
     def utterances(self) -> Iterator[Utterance]:
-        made = [one for where, row in self.rows() for one in self._of_cut(row, where)]
-        # A supervision that windows of one recording share is named once for each window.
-        times = Counter(utterance.id for _, utterance in made)
-        cut_into = sum(1 for cut, one in made if one.id != cut)
+        pairs = [pair for where, row in self.rows() for pair in self._of_cut(row, where)]
+        # A supervision that several windows of a recording share has several utterances, named by cut and supervision.
+        times = Counter(made.id for _, made in pairs)
+        cut_into = sum(1 for cut, made in pairs if made.id != cut)
         if cut_into:
             self.notes.append(f"utterances that are one of several supervisions of a cut: {cut_into:,}")
-        for cut, one in made:
-            yield one if times[one.id] == 1 or one.id == cut else replace(one, id=f"{cut}-{one.id}")
+        for cut, made in pairs:
+            is_unique = times[made.id] == 1 or made.id == cut
+            yield made if is_unique else replace(made, id=f"{cut}-{made.id}")
 
     def _of_cut(self, cut: Mapping[str, Any], where: str) -> list[tuple[str, Utterance]]:
-        """The id of a cut with each of its utterances."""
+        """Pairs of the id of a cut and one of its utterances."""
         if cut.get("type") in NO_AUDIO or "tracks" in cut:
             raise SpkdError(f"{where}: a mixed or padded cut; write its audio first (lhotse: cuts.save_audios(FOLDER))")
         if "recording" not in cut:
@@ -54,16 +55,16 @@ class LhotseCuts(JSONLines):
             )
         try:
             supervisions = cut.get("supervisions") or [{}]
-            made = [self._of_supervision(cut, one, len(supervisions), where) for one in supervisions]
+            made = [self._of_supervision(cut, item, len(supervisions), where) for item in supervisions]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise SpkdError(f"{where}: not a Lhotse cut ({str(error)[:80]!r} is missing or of another type)") from error
         self.unused.update(key for key, value in cut.items() if key not in CUT_KEYS and value not in (None, {}, []))
-        return [(str(cut["id"]), one) for one in made]
+        return [(str(cut["id"]), each) for each in made]
 
     def _of_supervision(
         self, cut: Mapping[str, Any], supervision: Mapping[str, Any], count: int, where: str
     ) -> Utterance:
-        # The stretch of the supervision, counted from the cut's start, as far as it lies within the cut.
+        # The part of the supervision that lies within the cut, counted from the start of the cut.
         start, duration = _finite(cut["start"]), _finite(cut["duration"])
         first = max(0.0, _finite(supervision.get("start", 0.0)))
         last = min(duration, _finite(supervision.get("start", 0.0)) + _finite(supervision.get("duration", duration)))
@@ -89,7 +90,14 @@ class LhotseCuts(JSONLines):
 
 
 def _channels(supervised: Any, of_cut: Any) -> Any:
-    """The channels of a supervision within those of its cut."""
+    """The channels of a supervision.
+
+    Args:
+        supervised: the supervision's field `channel`.
+        of_cut: the cut's field `channel`.
+    Raises:
+        ValueError: a channel that the cut lacks.
+    """
     if supervised is None or not isinstance(of_cut, list):
         return of_cut
     wanted = supervised if isinstance(supervised, list) else [supervised]
@@ -99,7 +107,15 @@ def _channels(supervised: Any, of_cut: Any) -> Any:
 
 
 def _file(recording: Mapping[str, Any], channel: Any, where: str) -> tuple[str, int | None]:
-    """The file of a channel, and the channel's place in it; None for all of the file's channels together."""
+    """File of a channel, and the position of the channel in it; None for all channels of the file.
+
+    Args:
+        recording: the cut's recording.
+        channel: a channel, or a list of channels.
+        where: file and line of the cut, for errors.
+    Raises:
+        SpkdError: the audio is not in a file, or the channels are not one or all of a file.
+    """
     if recording.get("transforms"):
         raise SpkdError(
             f"{where}: a recording with transforms ({str(recording['transforms'])[:60]}); write its audio first "
@@ -119,7 +135,11 @@ def _file(recording: Mapping[str, Any], channel: Any, where: str) -> tuple[str, 
 
 
 def _finite(value: Any) -> float:
-    """A number of a cut, which always has it. Raises ValueError for anything else."""
+    """A field of a cut as a finite number.
+
+    Raises:
+        ValueError: it is not a finite number.
+    """
     if not math.isfinite(float(value)):
         raise ValueError(f"{value} is not finite")
     return float(value)

@@ -1,4 +1,4 @@
-"""Lists of audio paths, one a line, and clovaai's train_list.txt with the speaker before each path."""
+"""Lists of audio paths, one a line; and clovaai's train_list.txt, with the speaker before each path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIXES = ("txt", "lst", "list")
 
 
 class PathList(Reader):
-    """A path a line; each is its own id."""
+    """Reader of a list with one path a line, which is also the id."""
 
     describes = ".txt, .lst and .list (paths)"
 
@@ -38,7 +38,7 @@ class PathList(Reader):
 
 
 class SpeakerPathList(PathList):
-    """`speaker path` a line; the path is the id, as the trial lists of VoxCeleb have it."""
+    """Reader of a list with `speaker path` a line. The path is the id, as in the trial lists of VoxCeleb."""
 
     describes = "clovaai's train_list.txt (speaker path)"
 
@@ -49,7 +49,7 @@ class SpeakerPathList(PathList):
             return False
         is_path = Path(words[1]).suffix.lower() in AUDIO_SUFFIXES
         speaker = "/" not in words[0] and Path(words[0]).suffix.lower() not in AUDIO_SUFFIXES
-        # A path may have a space: the file decides.
+        # A path may contain a space: then the whole line names a file.
         return is_path and speaker and not (source.folder / source.first_line.strip()).is_file()
 
     def row(self, line: str, where: str) -> dict[str, str]:

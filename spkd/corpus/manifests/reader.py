@@ -17,17 +17,17 @@ from spkd.files.atomic import parse_json
 from spkd.files.text import MOST, numbered_lines, read_lines
 
 DELIMITERS = (",", "\t", ";", "|")
-UNQUOTED = ("\t", "|")  # tables so separated have quotation marks as any other letter, as Common Voice's sentences do
-LONGEST_HEADER = 100_000  # characters; csv takes no longer cell
+UNQUOTED = ("\t", "|")  # delimiters of tables in which a quotation mark is a letter, as in Common Voice's sentences
+LONGEST_HEADER = 100_000  # characters; the module csv accepts no longer cell
 
 
 class Source:
-    """A file or folder that may be a manifest. What a reader looks at to recognise it is read once.
+    """A file or folder that may be a manifest. The properties by which readers recognise it are read once.
 
     Attributes:
-        path: of the file or folder.
-        folder: to which paths inside are relative.
-        suffix: of the file, in lower case, without `.gz`.
+        path: path of the file or folder.
+        folder: folder to which paths in the manifest are relative.
+        suffix: suffix of the file, in lower case, without `.gz`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class Source:
 
     @cached_property
     def first_line(self) -> str:
-        """The first line of text that is not empty; "" for a folder, and for what is no text."""
+        """The first line that is neither empty nor a comment; "" for a folder, and for a file that is not text."""
         if not self.path.is_file():
             return ""
         try:
@@ -46,7 +46,7 @@ class Source:
 
     @cached_property
     def first_object(self) -> Mapping[str, Any]:
-        """The JSON object of the first line; {} where there is none."""
+        """The JSON object in the first line; {} where there is none."""
         if not self.first_line.lstrip().startswith("{"):
             return {}
         try:
@@ -69,7 +69,11 @@ class Source:
         return "", []
 
     def lines(self, comments: bool = False) -> Iterator[tuple[int, str]]:
-        """Numbered lines that are not empty; those that begin with `#` are left out where these are comments."""
+        """Lines that are not empty, with their numbers.
+
+        Args:
+            comments: whether lines that begin with `#` are comments, and left out.
+        """
         return numbered_lines(self.path, comments=comments, most=MOST)
 
     def text(self) -> Iterator[str]:
@@ -81,11 +85,11 @@ class Reader(ABC):
     """Base class of readers of manifests.
 
     Attributes:
-        describes: the files that it reads, in a few words, for errors.
+        describes: name of the format, for errors.
         source: the file.
         columns: further columns to keep as attributes.
-        notes: what a user should know of the file, filled while it is read.
-        unused: how many values there are of each column that nothing uses.
+        notes: remarks on the file for the user, filled while it is read.
+        unused: column that is not used -> number of its values.
     """
 
     describes: ClassVar[str]
@@ -98,11 +102,11 @@ class Reader(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, source: Source) -> bool:
-        """Whether a file is of this format. Readers are asked in the order of their registry."""
+        """Whether a file is of this format. The first reader in the registry that recognises a file reads it."""
 
     @abstractmethod
     def utterances(self) -> Iterator[Utterance]:
-        """The utterances in order; an id of "" stands for the file's name, or for its path where names repeat.
+        """The utterances, in order. An utterance with the id "" gets one from the name or path of its file.
 
         Raises:
             SpkdError: a malformed line (file and line named).

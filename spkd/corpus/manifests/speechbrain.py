@@ -1,9 +1,10 @@
-"""SpeechBrain's tables: start and stop count samples of the file, and duration (s) is that of the whole file."""
+"""SpeechBrain's tables, where start and stop count samples of the file, and duration (s) is that of the whole file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ THREADS = 8
 
 
 class SpeechBrainTable(Table):
-    """`ID,duration,wav,start,stop,spk_id`."""
+    """Reader of tables with the columns `ID,duration,wav,start,stop,spk_id`."""
 
     describes = "SpeechBrain's .csv"
 
@@ -33,23 +34,33 @@ class SpeechBrainTable(Table):
         return self.in_samples(self.source.table[1], list(self.rows()))
 
     def in_samples(self, columns: Iterable[str], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Utterance]:
-        """The utterances of rows whose start and stop count samples of their files."""
-        length = ("duration", "length")  # of the whole file
+        """The utterances of rows whose start and stop count samples of their files.
+
+        Args:
+            columns: names of the columns.
+            rows: file and line of each row, and its cells by column.
+        Raises:
+            SpkdError: values that an utterance cannot have.
+        """
+        length = ("duration", "length")  # columns with the duration of the whole file
         names = names_of([c for c in columns if c not in ("start", "stop", *length)], str(self.source.path))
         made = [(where, row, utterance(row, names, where, self.source.folder, self.columns)[0]) for where, row in rows]
         rates = self._rates({u.path for _, row, u in made if row.get("start") or row.get("stop")})
-        for where, row, one in made:
+        for where, row, whole in made:
             self.unused.update(name for name in names.unused if row.get(name) not in (None, ""))
-            rate = rates.get(one.path, SAMPLE_RATE)
+            rate = rates.get(whole.path, SAMPLE_RATE)
             start, stop = number(row, "start", where) or 0.0, number(row, "stop", where)
             if start < 0 or (stop is not None and stop <= start):
                 raise SpkdError(f"{where}: stop is not after start")
             duration = None if stop is None else (stop - start) / rate
-            yield _with_times(one, start / rate, duration)
+            yield replace(whole, start=start / rate, duration=duration)
 
     def _rates(self, paths: Iterable[str]) -> dict[str, int]:
-        """The sampling rate of each file (Hz). One that cannot be read is rejected when it is measured or decoded."""
-        found, files = dict[str, int](), sorted(paths)
+        """Path of each file -> its sampling rate (Hz).
+
+        A file that cannot be read is rejected later, when it is measured or decoded.
+        """
+        rates, files = dict[str, int](), sorted(paths)
 
         def rate(path: str) -> int:
             try:
@@ -59,24 +70,24 @@ class SpeechBrainTable(Table):
 
         with track("reading sampling rates", len(files), "files") as bar, ThreadPoolExecutor(THREADS) as pool:
             for path, value in zip(files, pool.map(rate, files), strict=True):
-                found[path] = value
+                rates[path] = value
                 bar.advance(1)
-        if other := sum(value != SAMPLE_RATE for value in found.values()):
+        if count := sum(value != SAMPLE_RATE for value in rates.values()):
             self.notes.append(
-                f"start and stop count samples of the file; files that are not of {SAMPLE_RATE:,} Hz: {other:,}"
+                f"start and stop count samples of the file; files that are not of {SAMPLE_RATE:,} Hz: {count:,}"
             )
-        return found
+        return rates
 
 
 class SpeechBrainJSON(SpeechBrainTable):
-    """One JSON object of `"ID": {"wav": .., "length": seconds, "spk_id": ..}`, start and stop in samples."""
+    """Reader of one JSON object of `"ID": {"wav": .., "length": seconds, "spk_id": ..}`, start and stop in samples."""
 
     describes = "SpeechBrain's .json"
 
     @classmethod
     def recognises(cls, source: Source) -> bool:
         first = source.first_object
-        # Either indented, so that line 1 is no object yet, or one object of objects in a line.
+        # Either indented, so that the first line is not an object, or an object of objects in a single line.
         indented = source.suffix == "json" and source.first_line.lstrip().startswith("{") and not first
         return indented or (bool(first) and all(isinstance(value, dict) for value in first.values()))
 
@@ -91,7 +102,3 @@ class SpeechBrainJSON(SpeechBrainTable):
         rows = [(f"{self.source.path}: {name!r}", {**row, "id": name}) for name, row in self._tree.items()]
         columns = dict.fromkeys(name for _, row in rows for name in row)
         return self.in_samples(columns, rows)
-
-
-def _with_times(one: Utterance, start: float, duration: float | None) -> Utterance:
-    return Utterance(one.id, one.path, one.speaker, duration, start, one.channel, one.attributes)

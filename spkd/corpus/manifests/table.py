@@ -14,7 +14,10 @@ SUFFIXES = ("csv", "tsv")
 
 
 class Table(Reader):
-    """`utt,path,speaker,duration[,start][,end][,channel]`, in any order; all but the path may be missing."""
+    """Reader of tables with the columns `utt,path,speaker,duration[,start][,end][,channel]`.
+
+    The columns may have any order; all but the path may be missing.
+    """
 
     describes = ".csv and .tsv"
 
@@ -43,7 +46,7 @@ class Table(Reader):
         """File and line of each row, and its cells by column.
 
         Raises:
-            SpkdError: a row of another length, or text that is no table.
+            SpkdError: a row with another number of cells, or text that is not a table.
         """
         path, (delimiter, header) = self.source.path, self.source.table
         quoted = delimiter not in UNQUOTED
@@ -79,5 +82,5 @@ class Table(Reader):
 
 
 def _unwrapped(cell: str) -> str:
-    """A cell without quotation marks around the whole of it, as pandas writes some in tab-separated tables."""
+    """A cell without the quotation marks around it that pandas writes in some tables separated by tabs."""
     return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell

@@ -1,4 +1,4 @@
-"""3D-Speaker's table (`prepare_data_csv.py`): start and stop in seconds, dur (s) of the whole file."""
+"""3D-Speaker's table (`prepare_data_csv.py`), where start and stop are in seconds, and dur (s) is of the whole file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spkd.errors import SpkdError
 
 
 class ThreeDSpeaker(Table):
-    """`ID,dur,path,start,stop,spk`."""
+    """Reader of tables with the columns `ID,dur,path,start,stop,spk`."""
 
     describes = "3D-Speaker's .csv"
 

@@ -1,4 +1,4 @@
-"""WeSpeaker's raw.list: JSON lines of key, wav, spk, and maybe vad, the stretches of speech in seconds."""
+"""WeSpeaker's raw.list: JSON lines with key, wav, spk, and optionally vad, the segments of speech in seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spkd.errors import SpkdError
 
 
 class WeSpeaker(JSONLines):
-    """`{"key": .., "wav": .., "spk": ..}`. Of several stretches in vad each is an utterance, `key@start`."""
+    """Reader of `{"key": .., "wav": .., "spk": ..}`. Each of several segments in vad is an utterance, `key@start`."""
 
     describes = "WeSpeaker's raw.list"
 
