@@ -58,7 +58,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
 
 
 def _calibration(folder: str, config: ExportConfig, weights_sha256: str) -> dict[str, Any] | None:
-    """Calibration for the exported model, without the names of its speakers and the path of its list: both are private."""
+    """Calibration for the exported model, without the names of its speakers and the path of its list (private)."""
     path = Path(config.calibration) if config.calibration else Path(folder) / FILE
     if not config.calibration and not path.is_file():
         return None
