@@ -15,21 +15,21 @@ from spkd.eval.settings import ScoringConfig
 from spkd.progress import log
 
 # The deviation of n normal scores has a relative standard error of 1 / sqrt(2 (n - 1)): 24 % for 10, 7 % for 100.
-LEAST_SCORES, FEW_SCORES = 10, 100  # few: also of embeddings whose mean is subtracted
-ALIKE = 1e-6  # deviation of cohort scores, relative to their mean, that rounding alone gives
+LEAST_SCORES, FEW_SCORES = 10, 100  # FEW_SCORES also applies to the embeddings whose mean is subtracted
+ALIKE = 1e-6  # deviation of cohort scores, relative to their mean, that rounding alone causes
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Scores of pairs of vectors: cosines or PLDA, normalised by a cohort or not.
+    """Scores of pairs of vectors: cosines or PLDA, with or without normalisation by a cohort.
 
     Attributes:
-        means: subtracted from the vectors of the enrolment and of the test side; None: nothing is.
-        plda: None for cosines.
-        cohorts: prepared vectors of the cohort as either side, for AS-norm; None without.
-        top: highest cohort scores that AS-norm takes.
-        how: each step in a sentence.
-        notes: what a reader has to know before the scores are believed, in sentences.
+        means: means subtracted from the vectors of the enrolment and of the test side; None: no means are subtracted.
+        plda: PLDA model; None for cosines.
+        cohorts: prepared vectors of the cohort as enrolment and as test side, for AS-norm; None without.
+        top: number of the highest cohort scores that AS-norm uses.
+        how: description of each step, in sentences.
+        notes: limits of the scores that a reader has to know, in sentences.
     """
 
     means: tuple[np.ndarray, np.ndarray] | None
@@ -41,10 +41,14 @@ class Backend:
 
     @classmethod
     def of(cls, config: ScoringConfig, cohorts: tuple[Cohort, Cohort] | None) -> Backend:
-        """The back-end that the settings describe.
+        """Back-end that the settings describe.
 
+        Args:
+            config: settings.
+            cohorts: cohort as embedded for the enrolment and for the test side; None without.
         Raises:
-            UsageError, SpkdError: a cohort without labels for PLDA, or too small for what is asked of it.
+            UsageError: a cohort without labels for PLDA, or too small for AS-norm.
+            SpkdError: a cohort too small for PLDA.
         """
         name, moved = config.cohort.source, config.subtract_mean or config.backend == "plda"
         means = None if cohorts is None or not moved else (cohorts[0].vectors.mean(0), cohorts[1].vectors.mean(0))
@@ -85,26 +89,36 @@ class Backend:
         return replace(self, how=tuple(how), notes=tuple(notes))
 
     def prepared(self, vectors: np.ndarray, side: int) -> np.ndarray:
-        """Vectors (N, D) of the enrolment (0) or test (1) side, centred where that is asked for, of length 1."""
+        """Unit vectors (N, D) of the enrolment (0) or test (1) side, centred where the settings ask for it."""
         return normalised(vectors if self.means is None else vectors - self.means[side])
 
     def score(
         self, enrolment: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray
     ) -> tuple[np.ndarray, tuple[Statistics, Statistics] | None]:
-        """Scores (T,) of pairs of rows i and j of prepared vectors, and the cohort statistics of both sides."""
+        """Scores of pairs of prepared vectors.
+
+        Args:
+            enrolment: (N, D) vectors.
+            test: (M, D) vectors.
+            i: (T,) row in `enrolment` of each pair.
+            j: (T,) row in `test` of each pair.
+        Returns:
+            (T,) scores.
+            Cohort statistics of both sides; None without AS-norm.
+        """
         left, right = self._sides(enrolment, test)
         scores = score_pairs(left, right, i, j)
         if self.cohorts is None:
             return scores, None
-        one = cohort_statistics(left, self._sides(enrolment, self.cohorts[1])[1], self.top)
-        other = cohort_statistics(right, self._sides(self.cohorts[0], test)[0], self.top)
-        for mean, deviation in (one, other):
+        of_enrolment = cohort_statistics(left, self._sides(enrolment, self.cohorts[1])[1], self.top)
+        of_test = cohort_statistics(right, self._sides(self.cohorts[0], test)[0], self.top)
+        for mean, deviation in (of_enrolment, of_test):
             if (alike := deviation <= ALIKE * np.maximum(np.abs(mean), 1.0)).any():
                 raise SpkdError(
                     f"norm=as-norm: the scores of {int(alike.sum()):,} of {len(alike):,} embeddings with the cohort do "
                     "not differ; its utterances are copies of one another; take a cohort of many speakers"
                 )
-        return as_norm(scores, one, other, i, j), (one, other)
+        return as_norm(scores, of_enrolment, of_test, i, j), (of_enrolment, of_test)
 
     def _sides(self, enrolment: np.ndarray, test: np.ndarray) -> tuple[Side, Side]:
         return (Side(enrolment), Side(test)) if self.plda is None else self.plda.sides(enrolment, test)
@@ -114,10 +128,11 @@ def _check_size(scores: int, kind: str, source: str) -> list[str]:
     """Notes on a small cohort.
 
     Args:
-        scores: whose mean and deviation AS-norm takes for each side.
-        kind: of what these are.
+        scores: number of the scores from which AS-norm takes mean and deviation for each side.
+        kind: kind of vectors scored with, for messages.
+        source: source of the cohort, for messages.
     Raises:
-        UsageError: so few that their deviation says nothing.
+        UsageError: too few scores for a deviation.
     """
     if scores < LEAST_SCORES:
         raise UsageError(

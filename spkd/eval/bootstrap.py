@@ -1,13 +1,13 @@
-"""Confidence intervals and the comparison of two systems, by resampling speakers.
+"""Confidence intervals, and the comparison of two systems, by resampling speakers.
 
 Trials of one speaker are not independent, so speakers are drawn, not trials (the vertex bootstrap of Snijders and
 Borgatti, Connections 1999): a trial of one speaker counts as often as the speaker was drawn, a trial of two speakers as
 often as the product of both.
 
-An interval is a normal one on the scale of the metric's logit (of its logarithm where it may exceed 1), on which errors
-of few speakers are nearly symmetric: the value less the bias that resampling shows, and to both sides the standard
-deviation of the resampled values times a quantile of Student's t. Percentiles of the resampled values, which are more
-usual, miss the true value two to six times as often (benchmarks/interval_coverage.py).
+An interval is normal on the scale of the metric's logit (of its logarithm where the metric may exceed 1), on which
+errors of few speakers are nearly symmetric. Its centre is the value minus the bias estimated by resampling; its half
+width is the standard deviation of the resampled values times a quantile of Student's t. The more usual percentiles of
+the resampled values miss the true value two to six times as often (benchmarks/interval_coverage.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spkd.progress import track
 from spkd.seeding import Purpose, random_state
 
 LEVEL = 0.95  # of confidence
-MOST_POINTS = 65_536  # operating points of one resampled curve: longer lists take every so manyth
+MOST_POINTS = 65_536  # operating points of one resampled curve: of longer lists, evenly spaced ones
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class SpeakerTrials:
     """Trials whose speakers are known.
 
     Attributes:
-        enrolment, test: (N,) the speakers of both sides, counted from 0.
+        enrolment: (N,) number of the speaker of the enrolment side, from 0.
+        test: (N,) number of the speaker of the test side.
         labels: (N,) 1 target, 0 non-target.
     """
 
@@ -47,16 +48,16 @@ class SpeakerTrials:
 
     @property
     def effective_speakers(self) -> float:
-        """How many speakers with equally many target trials would vary as these do, at least 2.
+        """Effective number of speakers, at least 2.
 
-        The effective sample size of Kish (Survey Sampling, 1965), (sum n)^2 / sum n^2, n the target trials of each
-        speaker.
+        It is the number of speakers with equally many target trials whose results would vary as much: Kish's effective
+        sample size (Survey Sampling, 1965), (sum n)^2 / sum n^2, where n is the number of target trials of a speaker.
         """
         counts = np.bincount(self.enrolment[self.labels == 1]).astype(np.float64)
         return max(2.0, float(counts.sum() ** 2 / np.sum(counts**2))) if counts.any() else 2.0
 
     def weights(self, draw: np.ndarray) -> np.ndarray:
-        """How often each trial counts, (N,), where speaker s was drawn draw[s] times."""
+        """Weight (N,) of each trial, where speaker s was drawn draw[s] times."""
         draw = np.append(draw, 1.0)
         second = np.where(self.enrolment == self.test, len(draw) - 1, self.test)
         return draw[self.enrolment] * draw[second]
@@ -70,13 +71,18 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % confidence interval of each metric that has one.
 
-    A metric whose resampled values are all equal has none: where no trial is an error, resampling shows none either,
-    and cannot say how many there would be among other speakers.
+    A metric whose resampled values are all equal has no interval: where no trial is an error, resampling gives no
+    errors either, and the number of errors among other speakers cannot be estimated.
 
     Args:
-        count: of resamplings.
+        scores: (N,) scores of the trials.
+        trials: trials with their speakers.
+        metrics: metrics.
+        count: number of resamplings.
+        seed: seed of the resampling.
     Raises:
-        ValueError: too few speakers. UsageError: too few resamplings.
+        ValueError: too few speakers.
+        UsageError: too few resamplings.
     """
     chosen = [metric for metric in metrics if metric.interval]
     curve_of = resampled_curves(scores, trials)
@@ -85,58 +91,61 @@ def intervals(
         return np.array([metric.compute(curve_of(draw)) for metric in chosen])
 
     observed, resampled = values_of(np.ones(trials.speakers)), resample(values_of, trials, count, seed)
-    found = {}
+    limits_of = {}
     for metric, value, values in zip(chosen, observed.tolist(), resampled.T, strict=True):
         if (limits := interval(metric, value, values, trials)) is not None:
-            found[metric.key] = limits
-    return found
+            limits_of[metric.key] = limits
+    return limits_of
 
 
 def interval(metric: Metric, value: float, resampled: np.ndarray, trials: SpeakerTrials) -> tuple[float, float] | None:
-    """95 % confidence interval of a metric; None where resampling shows no spread.
+    """95 % confidence interval of a metric; None where the resampled values are all equal.
 
     Args:
-        value: on the trials as they are.
-        resampled: (count,) values.
+        metric: the metric.
+        value: value on the original trials.
+        resampled: (count,) values on resampled trials.
+        trials: trials with their speakers.
     """
     # A rate of 0 counts as half an error, so that its logit is finite.
     link = Link(metric.most, 0.5 / max(int(trials.labels.sum()), 1))
-    at, drawn = float(link.to_line(value)), link.to_line(resampled)
+    on_line, drawn = float(link.to_line(value)), link.to_line(resampled)
     if np.ptp(drawn) == 0:
         return None
     spread = float(np.std(drawn, ddof=1))
     speakers = trials.effective_speakers
     reach = _student(speakers) * np.sqrt(speakers / (speakers - 1)) * spread
-    centre = 2 * at - float(np.mean(drawn))
+    centre = 2 * on_line - float(np.mean(drawn))
     return min(link.from_line(centre - reach), value), max(link.from_line(centre + reach), value)
 
 
 @dataclass(frozen=True)
 class Link:
-    """The scale on which a metric's errors are taken for normal: its logit, or its logarithm where it has no most.
+    """Scale on which a metric's errors are taken as normal: its logit, or its logarithm where it has no upper limit.
 
     Attributes:
-        most: the largest possible value.
-        least: the share of it (of 1 where there is none) below which values count as so much; likewise above 1 - least.
+        most: largest possible value; infinite without an upper limit.
+        least: smallest fraction of `most` (of 1 where infinite): lower values are raised to it, and values above
+            1 - least are lowered to that.
     """
 
     most: float
     least: float
 
     def to_line(self, value: float | np.ndarray) -> np.ndarray:
-        """Values to the whole real line."""
+        """Values of the metric, mapped to the real line."""
         if self.most == np.inf:
             return np.log(np.maximum(value, self.least))
         share = np.clip(np.asarray(value) / self.most, self.least, 1 - self.least)
         return np.log(share) - np.log1p(-share)
 
     def from_line(self, value: float) -> float:
-        """The inverse."""
+        """Value of the metric: the inverse of `to_line`."""
         return float(np.exp(value) if self.most == np.inf else self.most / (1 + np.exp(-value)))
 
 
 def _student(speakers: float) -> float:
-    """Quantile of Student's t for an interval of the confidence level, with speakers - 1 degrees of freedom."""
+    """Quantile of Student's t for an interval at the confidence level, with speakers - 1 degrees of freedom."""
     from scipy.stats import t
 
     return float(t.ppf((1 + LEVEL) / 2, speakers - 1))
@@ -144,12 +153,13 @@ def _student(speakers: float) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a metric of two systems on the same trials: first minus second.
+    """Difference of a metric of two systems on the same trials: first minus second.
 
     Attributes:
-        value: on the trials as they are.
-        low, high: 95 % confidence interval.
-        p: two-sided, of Student's t; below 0.05 where the interval does not hold 0.
+        value: difference on the original trials.
+        low: lower limit of the 95 % confidence interval.
+        high: upper limit of the interval.
+        p: two-sided p-value of Student's t, below 0.05 where the interval does not contain 0.
     """
 
     value: float
@@ -161,12 +171,21 @@ class Difference:
 def compare(
     first: np.ndarray, second: np.ndarray, trials: SpeakerTrials, metric: Metric, count: int, seed: int
 ) -> Difference:
-    """Two systems' scores (N,) of the same trials, resampled together.
+    """Difference of two systems on the same trials, whose speakers are resampled for both together.
 
-    The difference is taken for normal as it is: its bias is small, since both systems share the speakers.
+    The difference is taken as normal without a transformation: its bias is small, since both systems share the
+    speakers.
 
+    Args:
+        first: (N,) scores of the first system.
+        second: (N,) scores of the second system.
+        trials: trials with their speakers.
+        metric: the metric.
+        count: number of resamplings.
+        seed: seed of the resampling.
     Raises:
-        ValueError: too few speakers. UsageError: too few resamplings.
+        ValueError: too few speakers.
+        UsageError: too few resamplings.
     """
     from scipy.stats import t
 
@@ -184,20 +203,20 @@ def compare(
 
 
 def resampled_curves(scores: np.ndarray, trials: SpeakerTrials) -> Callable[[np.ndarray], Curve]:
-    """The curve of resampled trials, from draws of the speakers."""
+    """Function from draws of the speakers (S,) to the curve of the resampled trials."""
     ranking = Ranking.of(scores, trials.labels).coarser(MOST_POINTS)
-    ordered = SpeakerTrials(*(part[ranking.order] for part in (trials.enrolment, trials.test, trials.labels)))
+    ordered = SpeakerTrials(*(values[ranking.order] for values in (trials.enrolment, trials.test, trials.labels)))
     ranking = ranking.in_order()
     return lambda draw: ranking.curve(ordered.weights(draw))
 
 
 def resample(values_of: Resampled, trials: SpeakerTrials, count: int, seed: int) -> np.ndarray:
-    """Values (count, V) of resampled speakers; draws without target or non-target trials are drawn again."""
+    """Values (count, V) on resampled speakers; draws without target or non-target trials are drawn again."""
     if count < 2:
         raise UsageError(f"bootstrap={count}: at least 2 resamplings, or 0 for no intervals")
     speakers = trials.speakers
 
-    def one(number: int) -> np.ndarray:
+    def resampled(number: int) -> np.ndarray:
         random = random_state(Purpose.BOOTSTRAP, seed, number)
         for _ in range(100):
             draw = np.bincount(random.randint(0, speakers, speakers), minlength=speakers).astype(np.float64)
@@ -209,8 +228,8 @@ def resample(values_of: Resampled, trials: SpeakerTrials, count: int, seed: int)
 
     workers = min(os.cpu_count() or 1, 8)
     with track("resampling speakers", count, "times") as bar, ThreadPoolExecutor(workers) as pool:
-        found = []
-        for values in pool.map(one, range(count)):
-            found.append(values)
+        rows = []
+        for values in pool.map(resampled, range(count)):
+            rows.append(values)
             bar.advance(1)
-    return np.stack(found)
+    return np.stack(rows)

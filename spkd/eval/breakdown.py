@@ -12,19 +12,21 @@ from spkd.eval.metrics import Curve, curve, eer
 from spkd.files.text import finite_number
 
 UNKNOWN = "unknown"
-MOST_VALUES = 8  # of a column of words; with more, trials are those of equal and of different values
-RANGES = 4  # into which numbers are divided, with as many utterances in each
+MOST_VALUES = 8  # values of a column of words; with more, the groups are trials of equal and of different values
+RANGES = 4  # ranges into which numbers are divided, with equally many utterances in each
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials of one kind.
+    """Group of trials whose sides have certain values.
 
     Attributes:
-        name: the values of both sides.
-        targets, non_targets: how many trials.
-        eer_percent: of these trials alone; None where they are of one kind.
-        miss_percent, false_alarm_percent: at the threshold of the EER of all trials; None without such trials.
+        name: values of both sides.
+        targets: number of target trials.
+        non_targets: number of non-target trials.
+        eer_percent: EER (%) of these trials alone; None where they are all targets or all non-targets.
+        miss_percent: miss rate (%) at the threshold of the EER of all trials; None without target trials.
+        false_alarm_percent: false-alarm rate (%) at this threshold; None without non-target trials.
     """
 
     name: str
@@ -43,41 +45,46 @@ def groups(
     sides: tuple[np.ndarray, np.ndarray],
     threshold: float,
 ) -> list[Group]:
-    """One group for each pair of values that trials have.
+    """Groups of trials, one for each pair of values that trials have.
 
     Args:
-        enrolment, test: values of the rows of both sides, as words or numbers; "" where there is none.
-        sides: (N,) the rows of every trial's enrolment and test side.
-        threshold: at which miss and false alarms are counted.
+        scores: (N,) scores of the trials.
+        labels: (N,) 1 target, 0 non-target.
+        enrolment: value of each row of the enrolment side, a word or a number; "" where there is none.
+        test: value of each row of the test side.
+        sides: (N,) row of every trial's enrolment side, and row of its test side.
+        threshold: threshold at which misses and false alarms are counted.
     """
     left, right, names = _classes(enrolment, test)
-    one, other = left[sides[0]], right[sides[1]]
+    left_class, right_class = left[sides[0]], right[sides[1]]
     if len(names) > MOST_VALUES:
         unknown = names.index(UNKNOWN) if UNKNOWN in names else -1
-        kind = np.where((one == unknown) | (other == unknown), 2, np.where(one == other, 0, 1))
+        kind = np.where(
+            (left_class == unknown) | (right_class == unknown), 2, np.where(left_class == right_class, 0, 1)
+        )
         titles = ["equal", "different", UNKNOWN]
     else:
-        kind = np.minimum(one, other).astype(np.int64) * len(names) + np.maximum(one, other)
+        kind = np.minimum(left_class, right_class).astype(np.int64) * len(names) + np.maximum(left_class, right_class)
         titles = [a if a == b else f"{a} / {b}" for a, b in itertools.product(names, names)]
     return [_group(titles[number], scores, labels, kind == number, threshold) for number in np.unique(kind).tolist()]
 
 
 def _group(name: str, scores: np.ndarray, labels: np.ndarray, chosen: np.ndarray, threshold: float) -> Group:
     scores, labels = scores[chosen], labels[chosen]
-    targets, others = scores[labels == 1], scores[labels == 0]
-    at: Curve | None = curve(scores, labels) if len(targets) and len(others) else None
+    targets, non_targets = scores[labels == 1], scores[labels == 0]
+    of_group: Curve | None = curve(scores, labels) if len(targets) and len(non_targets) else None
     return Group(
         name,
         len(targets),
-        len(others),
-        None if at is None else 100 * eer(at)[0],
+        len(non_targets),
+        None if of_group is None else 100 * eer(of_group)[0],
         100 * float((targets < threshold).mean()) if len(targets) else None,
-        100 * float((others >= threshold).mean()) if len(others) else None,
+        100 * float((non_targets >= threshold).mean()) if len(non_targets) else None,
     )
 
 
 def _classes(enrolment: Sequence[str], test: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Class of every row of both sides, and the classes' names in order: words, or ranges of numbers."""
+    """Class of every row of the enrolment and of the test side, and names of the classes: words or ranges."""
     values = [*enrolment, *test]
     numbers = [finite_number(value) for value in values]
     given = [number for number, value in zip(numbers, values, strict=True) if value]

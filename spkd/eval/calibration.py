@@ -20,11 +20,11 @@ from spkd.files.sealed import Format
 
 FORMAT = Format("spkd_calibration", 1, "a calibration", "make one with `spkd calibrate`")
 FILE = "calibration.json"
-RIDGE = 1e-6  # of standardised weights: bounds them where the list can be separated
-TOLERANCE = 1e-13  # of the gradient
-LARGEST = 1e100  # value whose square is a number
+RIDGE = 1e-6  # penalty of standardised weights: it bounds them where a threshold separates the list without errors
+TOLERANCE = 1e-13  # tolerance of the gradient
+LARGEST = 1e100  # largest value: its square is finite
 SCORE = "score"
-# How a system describes the cosines of embeddings as they are: what two recordings alone give.
+# Description of plain cosines of embeddings, which need nothing but the two recordings.
 PLAIN = (
     "Nothing is subtracted from the embeddings.",
     "Embeddings are of whole utterances, each computed once, and divided by their length.",
@@ -34,12 +34,12 @@ PLAIN = (
 
 @dataclass(frozen=True)
 class System:
-    """What gives the scores that a calibration takes.
+    """System whose scores a calibration takes.
 
     Attributes:
         models: SHA-256 of the weights of the models of both sides; () for scores from files.
-        scores: how many scores each trial has.
-        how: of the scores, in sentences.
+        scores: number of scores of each trial.
+        how: description of the scores, in sentences.
     """
 
     models: tuple[str, ...]
@@ -49,14 +49,14 @@ class System:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The list on which a calibration was trained.
+    """List on which a calibration was trained.
 
     Attributes:
-        trials: the file.
-        sha256: digest of it.
-        targets: target trials.
-        non_targets: non-target trials.
-        speakers: names.
+        trials: path of the file.
+        sha256: digest of the file.
+        targets: number of target trials.
+        non_targets: number of non-target trials.
+        speakers: names of the speakers.
     """
 
     trials: str
@@ -68,17 +68,19 @@ class TrainedOn:
 
 @dataclass(frozen=True)
 class Calibration:
-    """An affine map of scores and quality measures to log-likelihood ratios (natural logarithm).
+    """Affine map of scores and quality measures to log-likelihood ratios (natural logarithm).
 
     Attributes:
-        features: what is weighted: `score`, or `score.1` and so on of several systems, and quality measures.
+        features: names of the weighted values: `score`, or `score.1` and so on of several systems, and quality
+            measures.
         weights: one per feature.
         offset: added to the sum.
-        p_target: the prior for which it was trained.
-        system: that gives the scores.
-        trained_on: the list.
-        thresholds: by name, log-likelihood ratios: of the EER, of minDCF, of false-alarm rates on that list.
-        results: metrics on that list, calibrated.
+        p_target: prior of a target trial for which it was trained.
+        system: system whose scores it takes.
+        trained_on: list on which it was trained.
+        thresholds: thresholds by name, as log-likelihood ratios: of the EER, of minDCF, of false-alarm rates on that
+            list.
+        results: metrics of the calibrated scores on that list.
     """
 
     features: tuple[str, ...]
@@ -99,22 +101,30 @@ class Calibration:
 
     @property
     def quality(self) -> tuple[str, ...]:
-        """Its quality measures."""
+        """Names of its quality measures."""
         return tuple(dict.fromkeys(n.partition(".")[0] for n in self.features if not n.startswith(SCORE)))
 
     def line(self) -> str:
-        """Weights, and the cost on the list of the training, as people read them."""
+        """Weights and the cost on the training list, formatted for people."""
         weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(self.features, self.weights, strict=True))
         return f"{weights}, offset {self.offset:.4g}; Cllr {self.results['cllr']:.4f} bits on this list"
 
     def check(self, system: System, speakers: Iterable[str], trials_sha256: str, source: str) -> None:
-        """Raises SpkdError where it was trained on another system's scores, or on the list or the speakers that are
-        tested."""
+        """Check that the calibration fits a system and a test.
+
+        Args:
+            system: system whose scores are calibrated.
+            speakers: tested speakers.
+            trials_sha256: digest of the tested list.
+            source: file of the calibration, for errors.
+        Raises:
+            SpkdError: it was trained on another system's scores, or on the list or the speakers that are tested.
+        """
         for name in ("models", "scores", "how"):
-            ours, theirs = getattr(system, name), getattr(self.system, name)
-            if ours != theirs:
+            ours, trained = getattr(system, name), getattr(self.system, name)
+            if ours != trained:
                 raise SpkdError(
-                    f"{source}: trained on the scores of another system ({name}: {str(theirs)[:200]}; here "
+                    f"{source}: trained on the scores of another system ({name}: {str(trained)[:200]}; here "
                     f"{str(ours)[:200]})"
                 )
         if shared := sorted(set(self.trained_on.speakers) & set(speakers)):
@@ -122,7 +132,7 @@ class Calibration:
                 f"{source}: trained on {self.trained_on.trials}, {len(shared)} of whose speakers are tested here "
                 f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}); calibrate on other speakers"
             )
-        # Without a manifest the speakers of score files may be unknown.
+        # Without a manifest, the speakers of score files may be unknown.
         if trials_sha256 == self.trained_on.sha256:
             raise SpkdError(f"{source}: trained on this very list; calibrate on other speakers")
 
@@ -131,7 +141,12 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Raises UsageError: no such file. SpkdError: damaged, or of a newer format."""
+        """Read a calibration.
+
+        Raises:
+            UsageError: no such file.
+            SpkdError: the file is damaged, or of a newer format.
+        """
         path = Path(path)
         if not path.is_file():
             raise UsageError(f"no calibration {path}; make one with `spkd calibrate`")
@@ -139,23 +154,25 @@ class Calibration:
 
     @classmethod
     def of_student(cls, path: Path, weights_sha256: str) -> Calibration:
-        """The calibration of the cosines of a student's embeddings.
+        """Calibration of the cosines of a student's embeddings.
 
         Args:
-            weights_sha256: of the student's file of weights.
+            path: file of the calibration.
+            weights_sha256: digest of the student's file of weights.
         Raises:
-            UsageError: no such file, or it takes more than cosines. SpkdError: damaged, or of other weights.
+            UsageError: no such file, or the calibration takes more than cosines.
+            SpkdError: the file is damaged, or belongs to other weights.
         """
-        found = cls.load(path)
-        if found.features != (SCORE,) or found.system.how != PLAIN:
+        calibration = cls.load(path)
+        if calibration.features != (SCORE,) or calibration.system.how != PLAIN:
             raise UsageError(f"{path}: takes more than the cosine of two embeddings, so it cannot go with a model")
-        if found.system.models != (weights_sha256,):
+        if calibration.system.models != (weights_sha256,):
             raise SpkdError(f"{path}: of other weights than the student's; run `spkd calibrate` again")
-        return found
+        return calibration
 
     @classmethod
     def from_json(cls, tree: Any, where: str) -> Calibration:
-        """Raises SpkdError where it is none."""
+        """Read a calibration from parsed JSON. Raises SpkdError where it is not a calibration."""
         return FORMAT.open(tree, where, _checked)
 
     def to_json(self) -> dict[str, Any]:
@@ -174,14 +191,14 @@ def fit(columns: Sequence[np.ndarray], labels: np.ndarray, p_target: float) -> t
     """Weights (F,) and offset of log-likelihood ratios.
 
     They minimise p/T sum log(1 + exp(-l - logit p)) over T targets plus (1 - p)/N sum log(1 + exp(l + logit p)) over N
-    non-targets, l being the log-likelihood ratio of a trial and p = p_target.
+    non-targets, where l is the log-likelihood ratio of a trial and p = p_target.
 
     Args:
-        columns: F arrays (N,).
+        columns: F arrays (N,), one for each feature.
         labels: (N,) 1 target, 0 non-target.
         p_target: prior of a target trial.
     Raises:
-        ValueError: no target or no non-target trials, or values too large to compute with.
+        ValueError: no target or no non-target trials, or values too large for the computation.
     """
     from scipy.optimize import minimize
     from scipy.special import expit, logit
@@ -198,14 +215,14 @@ def fit(columns: Sequence[np.ndarray], labels: np.ndarray, p_target: float) -> t
     sign, prior = np.where(targets, -1.0, 1.0), logit(p_target)
     ridge = np.append(np.full(values.shape[1], RIDGE), 0.0)
 
-    def cost(at: np.ndarray) -> tuple[float, np.ndarray]:
-        """The sum that is minimised, and its gradient."""
-        ratios = design @ at + prior
-        gradient = design.T @ (share * (expit(ratios) - targets)) + ridge * at
-        return float(share @ np.logaddexp(0, sign * ratios) + 0.5 * ridge @ at**2), gradient
+    def cost(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minimised sum, and its gradient."""
+        ratios = design @ parameters + prior
+        gradient = design.T @ (share * (expit(ratios) - targets)) + ridge * parameters
+        return float(share @ np.logaddexp(0, sign * ratios) + 0.5 * ridge @ parameters**2), gradient
 
-    def curvature(at: np.ndarray) -> np.ndarray:
-        posterior = expit(design @ at + prior)
+    def curvature(parameters: np.ndarray) -> np.ndarray:
+        posterior = expit(design @ parameters + prior)
         return (design * (share * posterior * (1 - posterior))[:, None]).T @ design + np.diag(ridge)
 
     start = np.zeros(design.shape[1])
@@ -215,5 +232,5 @@ def fit(columns: Sequence[np.ndarray], labels: np.ndarray, p_target: float) -> t
 
 
 def score_names(count: int) -> list[str]:
-    """Names of the scores of so many systems."""
+    """Names of the scores of `count` systems."""
     return [SCORE] if count == 1 else [f"{SCORE}.{number}" for number in range(1, count + 1)]

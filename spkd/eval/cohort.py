@@ -1,4 +1,4 @@
-"""Cohorts: embeddings of other speakers, from a manifest or from a cache of the very same model."""
+"""Cohorts: embeddings of other speakers, from a manifest or from a cache of the same model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ AT_ONCE = 4096  # views read together
 
 @dataclass(frozen=True)
 class Cohort:
-    """Utterances that are no trial's.
+    """Embeddings of utterances that are in no trial.
 
     Attributes:
-        vectors: (N, D) as the model gives them.
-        speaker: (N,) counted from 0; UNKNOWN where there is no label.
-        source: where they are from.
+        vectors: (N, D) embeddings as the model gives them.
+        speaker: (N,) number of the speaker, from 0; UNKNOWN where there is no label.
+        source: manifest or cache that they come from.
     """
 
     vectors: np.ndarray
@@ -42,12 +42,12 @@ class Cohort:
 
 @dataclass(frozen=True)
 class CohortSource:
-    """A manifest or a cache from which a cohort is taken.
+    """Manifest or cache from which a cohort is taken.
 
     Attributes:
-        name: the file or folder.
-        manifest: of its utterances; None for a cache.
-        cache: None for a manifest.
+        name: file or folder.
+        manifest: manifest of the utterances; None for a cache.
+        cache: the cache; None for a manifest.
     """
 
     name: str
@@ -56,14 +56,26 @@ class CohortSource:
 
     @classmethod
     def open(cls, name: str) -> CohortSource:
-        """Raises UsageError: neither of them. SpkdError: damaged."""
+        """Open a manifest or a cache.
+
+        Raises:
+            UsageError: it is neither of them.
+            SpkdError: it is damaged.
+        """
         if (Path(name) / CARD).is_file():
             return cls(name, None, Cache.open(name))
         return cls(name, Manifest.load(name), None)
 
     def check_disjoint(self, tested: Sequence[Utterance]) -> None:
-        """Raises SpkdError where the cohort holds speakers, utterances or audio of the trials: then a score is
-        normalised, or a back-end is trained, by what it is to tell."""
+        """Check that the cohort shares no speakers, utterances or audio with the trials.
+
+        Otherwise the normalisation or the back-end would be trained on the tested data.
+
+        Args:
+            tested: utterances of the trials.
+        Raises:
+            SpkdError: the cohort shares some.
+        """
         if self.cache is not None:
             plan = self.cache.plan
             ids, speakers, audio = set(plan.utterances), set(plan.speakers), set()
@@ -83,18 +95,20 @@ class CohortSource:
                 )
 
     def embedded(self, config: ScoringConfig, model: EmbeddingModel) -> Cohort:
-        """The cohort as embedded by a model.
+        """Cohort embedded by a model.
 
         Raises:
-            SpkdError: a cache of another model or without its embeddings, or no utterance that can be used.
+            SpkdError: the cache is of another model or lacks its embeddings, or no utterance can be used.
         """
         if self.cache is not None:
             return _of_cache(self.name, self.cache, model)
         assert self.manifest is not None
-        found = embed(model, self.manifest, config)
-        if not len(found.vectors):
-            raise SpkdError(f"cohort={self.name}: no utterance can be used ({next(iter(found.rejected.values()))})")
-        return Cohort(found.vectors, indices([u.speaker for u in found.utterances]), self.name)
+        embeddings = embed(model, self.manifest, config)
+        if not len(embeddings.vectors):
+            raise SpkdError(
+                f"cohort={self.name}: no utterance can be used ({next(iter(embeddings.rejected.values()))})"
+            )
+        return Cohort(embeddings.vectors, indices([u.speaker for u in embeddings.utterances]), self.name)
 
 
 def _audio(utterance: Utterance) -> tuple[str, float, int | None]:
@@ -103,14 +117,14 @@ def _audio(utterance: Utterance) -> tuple[str, float, int | None]:
 
 def _of_cache(name: str, cache: Cache, model: EmbeddingModel) -> Cohort:
     card = model.described() if isinstance(model, Teacher) else None
-    theirs = cache.card.teacher
-    if card is None or (theirs.weights_sha256, theirs.details) != (card.weights_sha256, card.details):
+    teacher = cache.card.teacher
+    if card is None or (teacher.weights_sha256, teacher.details) != (card.weights_sha256, card.details):
         raise SpkdError(
-            f"cohort={name}: a cache of {theirs.family} with other weights or settings than the model that "
+            f"cohort={name}: a cache of {teacher.family} with other weights or settings than the model that "
             "is scored; name a manifest, or a cache of this model"
         )
     stored = cache.plan.views
-    # At another speed, or with formants moved, a speaker is another pseudo-speaker.
+    # Views at another speed or with moved formants are of pseudo-speakers.
     unchanged = (stored.speed == 1.0) & (stored.formants == 1.0)
     views = cache.usable_views[unchanged[cache.usable_views]]
     if not len(views):
@@ -126,18 +140,18 @@ def _of_cache(name: str, cache: Cache, model: EmbeddingModel) -> Cohort:
 
 
 def indices(names: list[str | None]) -> np.ndarray:
-    """Speakers as numbers counted from 0, in order of appearance; UNKNOWN for None."""
+    """Numbers (N,) of speakers, from 0 in order of appearance; UNKNOWN for None."""
     number: dict[str, int] = {}
     return np.array([UNKNOWN if name is None else number.setdefault(name, len(number)) for name in names], np.int32)
 
 
 def speaker_means(vectors: np.ndarray, speaker: np.ndarray) -> np.ndarray:
-    """The mean of each speaker's vectors, of length 1: (N, D) -> (S, D)."""
+    """Mean of the vectors (N, D) of each speaker, scaled to length 1: (S, D)."""
     sums = np.zeros((int(speaker.max()) + 1, vectors.shape[1]), vectors.dtype)
     np.add.at(sums, speaker, vectors)
     return normalised(sums)
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1."""
+    """Rows scaled to length 1: (N, D) -> (N, D)."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""`spkd report`: several evaluations on one page, and the table a paper needs."""
+"""`spkd report`: several evaluations on one page, and a table for papers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class System:
     """One evaluation: a system on a list of trials.
 
     Attributes:
-        label: in tables and figures.
-        folder: of the evaluation.
-        report: its report.json.
+        label: name of the system in tables and figures.
+        folder: folder of the evaluation.
+        report: content of its report.json.
     """
 
     label: str
@@ -44,11 +44,11 @@ class System:
 
     @property
     def trials(self) -> tuple[str, str]:
-        """The list: its digest and its file's name."""
+        """Identity of the list: its digest and the name of its file."""
         return self.report.trials.sha256, self.report.trials.name
 
     def file(self, name: str) -> Path:
-        """A file of the evaluation. Raises SpkdError where it is not the one that was written with the report."""
+        """Path of a file of the evaluation. Raises SpkdError where it is missing, or is not that of the report."""
         path = self.folder / name
         if not path.is_file():
             raise SpkdError(f"{path}: missing; evaluate again")
@@ -58,7 +58,7 @@ class System:
 
     @cached_property
     def scores(self) -> tuple[Trials, np.ndarray]:
-        """The labelled trials and their scores."""
+        """Labelled trials, and their scores (N,). Raises SpkdError where labels of both kinds are lacking."""
         trials, scores = read_scores(self.file(SCORES))
         if not trials.has_both_kinds:
             raise SpkdError(f"{self.folder}: its scores have no labels of both kinds")
@@ -72,19 +72,22 @@ class System:
 
 
 def load_systems(folders: Sequence[str]) -> list[System]:
-    """Evaluations by their folders; `LABEL=FOLDER` names one.
+    """Evaluations in folders.
 
+    Args:
+        folders: folders; `LABEL=FOLDER` gives one a name.
     Raises:
-        UsageError: none there, or without error rates. SpkdError: damaged.
+        UsageError: a folder without an evaluation, or without error rates.
+        SpkdError: a damaged report.
     """
-    found = []
+    systems = []
     for item in folders:
         label, _, folder = item.rpartition("=")
         report = Report.read(folder)
         if not report.results:
             raise UsageError(f"{folder}: has no error rates (a list without labels, or of one kind)")
-        found.append(System(label or Path(folder).name or folder, Path(folder), report))
-    return found
+        systems.append(System(label or Path(folder).name or folder, Path(folder), report))
+    return systems
 
 
 Differences = dict[str, dict[str, Difference]]
@@ -93,8 +96,13 @@ Differences = dict[str, dict[str, Difference]]
 def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int, seed: int) -> Differences:
     """Write comparison.html, .md, .csv, .tex and .json into `out`.
 
+    Args:
+        systems: evaluations.
+        out: folder of the files.
+        resamplings: number of resamplings of each interval.
+        seed: seed of the resampling.
     Returns:
-        The difference of each system from the first one, by label, for the name of each list.
+        Difference of each system from the first one, by label, by the name of each list.
     """
     folder = writable_folder(out)
     lists = list(dict.fromkeys(system.trials for system in systems))
@@ -113,7 +121,7 @@ def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int
             }
             for s in systems
         ],
-        "differences": {name: {k: asdict(v) for k, v in found.items()} for name, found in differences.items()},
+        "differences": {name: {k: asdict(v) for k, v in by_label.items()} for name, by_label in differences.items()},
         "version": __version__,
     }
     write_json(folder / f"{NAME}.json", tree)
@@ -125,7 +133,7 @@ def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int
 
 
 def _differences(systems: Sequence[System], resamplings: int, seed: int) -> dict[str, Difference]:
-    """EER of each system less that of the first on the same list, over the trials that all of them scored."""
+    """EER of each system minus that of the first on the same list, over the trials that all of them scored."""
     if len(systems) < 2 or not resamplings:
         return {}
     eer, (first, _) = METRICS[0], systems[0].scores
@@ -148,33 +156,33 @@ def _differences(systems: Sequence[System], resamplings: int, seed: int) -> dict
 
 
 def in_words(difference: Difference) -> str:
-    """A difference of EERs (%) with its interval, for a printed line."""
+    """Difference of EERs (%) with its interval, for a printed line."""
     limits = f"{difference.low:+.3f} to {difference.high:+.3f}"
     return f"{difference.value:+.3f} % ({limits}), p = {difference.p:.3f}"
 
 
 def _common(trials: Trials, other: Trials) -> Trials:
-    """The trials that another list has too."""
+    """Trials that two lists share."""
     if trials.names == other.names and len(trials) == len(other):
         return trials
-    theirs = {
+    pairs_of_other = {
         (other.names[a], other.names[b]) for a, b in zip(other.enrolment.tolist(), other.test.tolist(), strict=True)
     }
     pairs = zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True)
-    kept = [i for i, (a, b) in enumerate(pairs) if (trials.names[a], trials.names[b]) in theirs]
+    kept = [i for i, (a, b) in enumerate(pairs) if (trials.names[a], trials.names[b]) in pairs_of_other]
     if not kept:
         raise SpkdError(f"{trials.source} and {other.source} have no trial in common")
     return subset(trials, np.array(kept))
 
 
 def _speakers(path: Path) -> dict[str, str]:
-    found = {}
+    speakers = {}
     for number, line in numbered_lines(path, comments=False):
         name, _, speaker = line.rpartition("\t" if "\t" in line else " ")
         if not name:
             raise SpkdError(f"{path}:{number}: {line[:100]!r} is not `name speaker`")
-        found[name] = speaker
-    return found
+        speakers[name] = speaker
+    return speakers
 
 
 Row = list[str]
@@ -182,7 +190,7 @@ SIZE = ("system", "parameters", "weights", "MACs/s", "real-time factor")
 
 
 def paper_table(systems: Sequence[System]) -> tuple[Row, list[Row]]:
-    """One row for each system with its size, its speed, and of each list the headline metrics with their intervals."""
+    """Table with one row for each system: its size, its speed, and the headline metrics of each list with intervals."""
     lists = list(dict.fromkeys(system.trials for system in systems))
     metrics = systems[0].report.headline
     header = list(SIZE)
@@ -221,7 +229,7 @@ def markdown(header: Row, rows: Sequence[Row]) -> str:
 
 
 def separated(header: Row, rows: Sequence[Row]) -> str:
-    """CSV. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    """CSV table. A cell that a spreadsheet would take as a formula gets an apostrophe in front."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerows(
@@ -236,7 +244,7 @@ TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciici
 
 
 def latex(header: Row, rows: Sequence[Row]) -> str:
-    """A table of booktabs."""
+    """LaTeX table in the style of booktabs."""
 
     def line(cells: Row) -> str:
         return " & ".join("".join(TEX.get(c, c) for c in cell) for cell in cells) + r" \\" + "\n"
@@ -262,9 +270,10 @@ def _html(
         some = [system for system in systems if system.trials == identity]
         parts += [html.heading(identity[1]), _results(some)]
         parts += [html.figures(plots.det({s.label: s.curve for s in some}))]
-        if found := differences[identity[1]]:
+        if compared := differences[identity[1]]:
             listed = [
-                [label, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p:.3f}"] for label, d in found.items()
+                [label, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p:.3f}"]
+                for label, d in compared.items()
             ]
             parts += [
                 html.table(["", f"EER less that of {some[0].label} (%)", "95 % interval", "p"], listed),
@@ -281,7 +290,7 @@ def _html(
 
 
 def _results(systems: Sequence[System]) -> str:
-    """The headline metrics of one list, with their intervals."""
+    """Headline metrics of one list, with their intervals."""
     metrics = systems[0].report.headline
     rows = []
     for system in systems:
@@ -295,7 +304,7 @@ def _results(systems: Sequence[System]) -> str:
 
 
 def _training(systems: Sequence[System]) -> list[str]:
-    """Training curves by what they show, one line for each student."""
+    """Training curves, one figure for each value and one line for each student."""
     curves: dict[str, dict[str, tuple[tuple[int, float], ...]]] = {}
     for system in systems:
         for name, points in ({} if system.report.training is None else system.report.training.curves).items():

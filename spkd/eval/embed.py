@@ -1,4 +1,4 @@
-"""Embeddings of a manifest's utterances, each computed once."""
+"""Embeddings of the utterances of a manifest, each computed once."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from spkd.teachers.base import EmbeddingModel
 
 @dataclass(frozen=True)
 class Embeddings:
-    """N embedded utterances, in the manifest's order.
+    """N embedded utterances, in the order of the manifest.
 
     Attributes:
-        utterances: N of them, with their durations.
-        vectors: (N, D) float32, as the model gives them.
+        utterances: the N utterances, with their durations.
+        vectors: (N, D) float32 embeddings as the model gives them.
         rejected: utterances that could not be used, with the reasons.
     """
 
@@ -42,10 +42,15 @@ class Embeddings:
 
 
 def embed(model: EmbeddingModel, manifest: Manifest, config: EmbedConfig) -> Embeddings:
-    """One embedding of each whole utterance.
+    """Embeddings of whole utterances.
 
+    Args:
+        model: model on its device.
+        manifest: utterances.
+        config: settings.
     Raises:
-        UsageError: the model gives no embeddings. SpkdError: it gives some that are not finite.
+        UsageError: the model gives no embeddings.
+        SpkdError: some embeddings are not finite.
     """
     if EMBEDDING not in model.targets:
         raise UsageError(f"model={config.model.name} gives no embeddings to score")
@@ -64,13 +69,13 @@ def embed(model: EmbeddingModel, manifest: Manifest, config: EmbedConfig) -> Emb
             loader, np.arange(len(views)), config.batch_size, config.workers, reject, model.takes_lengths
         )
         for batch in batches:
-            found = model.extract(batch.waves, [EMBEDDING], lengths=batch.lengths)[EMBEDDING]
-            if wrong := int((~np.isfinite(found).all(1)).sum()):
+            embeddings = model.extract(batch.waves, [EMBEDDING], lengths=batch.lengths)[EMBEDDING]
+            if wrong := int((~np.isfinite(embeddings).all(1)).sum()):
                 raise SpkdError(
-                    f"model={config.model.name}: {wrong} of {len(found)} embeddings in one batch are not finite "
-                    f"(first of {manifest[int(batch.views[~np.isfinite(found).all(1)][0])].id})"
+                    f"model={config.model.name}: {wrong} of {len(embeddings)} embeddings in one batch are not finite "
+                    f"(first of {manifest[int(batch.views[~np.isfinite(embeddings).all(1)][0])].id})"
                 )
-            vectors[batch.views], done[batch.views] = found, True
+            vectors[batch.views], done[batch.views] = embeddings, True
             bar.advance(len(batch.views))
     loader.report_remarks()
     kept = np.flatnonzero(done)
@@ -83,9 +88,10 @@ def embed_to_file(config: EmbedConfig, manifest: str | Path) -> tuple[int, dict[
     """Write the embeddings of a manifest's utterances into `config.out`.
 
     Returns:
-        How many were written, and the utterances that could not be used, with the reasons.
+        The number of embeddings written, and the utterances that could not be used, with the reasons.
     Raises:
-        UsageError: no format of vectors, or no such model. SpkdError: as `embed`, or `out` cannot be written.
+        UsageError: an unknown format of vectors, or no such model.
+        SpkdError: as `embed`, or `out` cannot be written.
     """
     out = Path(config.out)
     if out.suffix not in SUFFIXES:
@@ -93,18 +99,20 @@ def embed_to_file(config: EmbedConfig, manifest: str | Path) -> tuple[int, dict[
     check_writable(out)
     audio = Manifest.load(manifest)
     check_names(out, audio.index_of)
-    found = embed(load_model(config.model, resolve(config.device)), audio, config)
-    return write_vectors(out, zip((u.id for u in found.utterances), found.vectors, strict=True)), found.rejected
+    embeddings = embed(load_model(config.model, resolve(config.device)), audio, config)
+    return write_vectors(
+        out, zip((u.id for u in embeddings.utterances), embeddings.vectors, strict=True)
+    ), embeddings.rejected
 
 
 def real_time_factor(model: EmbeddingModel, seconds: float = 4.0, repeats: int = 5) -> float:
-    """Median processing time over audio time for one utterance on one CPU thread, features included."""
+    """Real-time factor of one utterance on one CPU thread: median processing time over audio time, with features."""
     wave = 0.1 * torch.randn(1, round(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
     return median_time(lambda: model.extract(wave, [EMBEDDING]), repeats) / seconds
 
 
 def median_time(run: Callable[[], object], repeats: int) -> float:
-    """Median time of a call on one CPU thread (s), after one that is not counted."""
+    """Median time (s) of a call on one CPU thread, after a call that is not counted."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
-"""Enrolment maps: which utterances define each model that trials name.
+"""Enrolment maps: the utterances that define each model that trials name.
 
-Kaldi's `model utterance utterance ...` (spk2utt; CN-Celeb's enroll.map), a line or several for each model; tables whose
-line 1 names the columns, NIST SRE's `modelid segmentid side` and SdSV's `model-id [phrase-id] enroll-file-ids ...`; and
-the lists of NIST SRE08 and SRE10, `model m segment:a,segment:b`.
+Three formats are read: Kaldi's `model utterance utterance ...` (spk2utt; CN-Celeb's enroll.map), with one line or
+several for each model; tables whose line 1 names the columns, such as NIST SRE's `modelid segmentid side` and SdSV's
+`model-id [phrase-id] enroll-file-ids ...`; and the lists of NIST SRE08 and SRE10, `model m segment:a,segment:b`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NIST_LIST = re.compile(r"(\S+)\s+[mf]\s+(\S+:[abx](?:\s*,\s*\S+:[abx])*)", re.IG
 
 @dataclass(frozen=True)
 class EnrolmentMap:
-    """The utterances of each model.
+    """Utterances of each model.
 
     Attributes:
-        members: of each model, in order, each once.
-        notes: what was left out when the file was read.
+        members: utterances of each model, in order, each once.
+        notes: remarks on content that was left out.
     """
 
     members: Mapping[str, Sequence[str]]
@@ -40,7 +40,8 @@ def read_map(path: str | Path) -> EnrolmentMap:
     """Read an enrolment map.
 
     Raises:
-        UsageError: no such file. SpkdError: a line without an utterance, or with times, or no line.
+        UsageError: no such file.
+        SpkdError: a line without an utterance, or with times, or an empty file.
     """
     path = Path(path)
     if not path.exists():
@@ -49,12 +50,12 @@ def read_map(path: str | Path) -> EnrolmentMap:
     header: list[str] | None = None
     repeated = 0
     for number, line in numbered_lines(path):
-        parts = _split(line)
+        fields = _split(line)
         if header is None:
-            header = [part.lower() for part in parts] if _is_header(parts) else []
+            header = [part.lower() for part in fields] if _is_header(fields) else []
             if header:
                 continue
-        model, members = _row(parts, line, header, f"{path}:{number}")
+        model, members = _row(fields, line, header, f"{path}:{number}")
         known = models.setdefault(model, {})
         before = len(known)
         known.update(dict.fromkeys(members))
@@ -73,30 +74,35 @@ def read_map(path: str | Path) -> EnrolmentMap:
 
 def _split(line: str) -> list[str]:
     separator = next((s for s in ("\t", ",", ";") if s in line), None)
-    return [part.strip().strip('"') for part in line.split(separator)]
+    return [field.strip().strip('"') for field in line.split(separator)]
 
 
-def _is_header(parts: Sequence[str]) -> bool:
-    first, *others = [part.lower() for part in parts if part]
-    known = all(name in SIDE or NOT_USED.fullmatch(name) or MEMBER.fullmatch(name) for name in others)
-    return bool(others) and MODEL.fullmatch(first) is not None and known
+def _is_header(fields: Sequence[str]) -> bool:
+    first, *names = [field.lower() for field in fields if field]
+    known = all(name in SIDE or NOT_USED.fullmatch(name) or MEMBER.fullmatch(name) for name in names)
+    return bool(names) and MODEL.fullmatch(first) is not None and known
 
 
-def _row(parts: Sequence[str], line: str, header: Sequence[str], where: str) -> tuple[str, list[str]]:
-    """The model of a line and its utterances.
+def _row(fields: Sequence[str], line: str, header: Sequence[str], where: str) -> tuple[str, list[str]]:
+    """Model of a line, and its utterances.
 
+    Args:
+        fields: fields of the line.
+        line: the line, for other formats and for errors.
+        header: names of the columns; [] without a header.
+        where: file and line number, for errors.
     Raises:
-        SpkdError: none, or times.
+        SpkdError: no utterances, or times.
     """
     if match := NIST_LIST.fullmatch(line.strip()):
         pairs = (item.strip().rpartition(":") for item in match[2].split(","))
         return match[1], [f"{segment}:{side.lower()}" for segment, _, side in pairs]
     # Columns beyond the header are utterances: SdSV's header has one name and dots for all of them.
-    names = [*header, *[""] * (len(parts) - len(header))][: len(parts)]
+    names = [*header, *[""] * (len(fields) - len(header))][: len(fields)]
     kept = [
-        part
-        for part, name in zip(parts, names, strict=True)
-        if part and name not in SIDE and not NOT_USED.fullmatch(name)
+        field
+        for field, name in zip(fields, names, strict=True)
+        if field and name not in SIDE and not NOT_USED.fullmatch(name)
     ]
     if len(kept) < 2:
         raise SpkdError(f"{where}: {line[:200]!r} is not `model utterance ...`")
@@ -105,5 +111,5 @@ def _row(parts: Sequence[str], line: str, header: Sequence[str], where: str) -> 
             f"{where}: {line[:200]!r} seems to be `model file start end` (SITW's assist): list each stretch in the "
             "manifest, with start and duration, and give its id here"
         )
-    side = next((part.lower() for part, name in zip(parts, names, strict=True) if name in SIDE), None)
+    side = next((field.lower() for field, name in zip(fields, names, strict=True) if name in SIDE), None)
     return kept[0], kept[1:] if side is None else [f"{name}{BETWEEN}{side}" for name in kept[1:]]

@@ -1,4 +1,4 @@
-"""Base classes of the formats of trial lists and score files, and the words that such files share."""
+"""Base classes of the formats of trial lists and score files, and the words that they share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ LABELS = {**dict.fromkeys(TARGET, 1), **dict.fromkeys(NON_TARGET, 0)}
 
 
 class Row(NamedTuple):
-    """One line.
+    """Content of one line.
 
     Attributes:
-        enrolment, test: names of the two sides.
+        enrolment: name of the enrolment side.
+        test: name of the test side.
         label: 1 target, 0 non-target; None in a list without labels.
-        score: None in a trial list.
+        score: the score; None in a trial list.
     """
 
     enrolment: str
@@ -32,7 +33,7 @@ class Format:
     """Base class of the formats of trial lists and score files. An instance reads one file.
 
     Attributes:
-        shape: of a line, for errors and docs.
+        shape: form of a line, for errors and docs.
         header: whether line 1 names the columns.
     """
 
@@ -55,26 +56,31 @@ class Format:
         return False
 
     def parse(self, fields: Sequence[str]) -> Row | None:
-        """The row of a line; None where it is not of this shape."""
+        """Row of a line; None where the line is not of this format."""
         raise NotImplementedError
 
     def finish(self, names: list[str]) -> tuple[list[str], list[str]]:
-        """The names of all sides as trials name them, and notes on the file, after the last line."""
+        """Final names of all sides, and notes on the file. Called after the last line.
+
+        Args:
+            names: names as `parse` gave them.
+        """
         return names, []
 
 
 def label_of(word: str) -> int | None:
-    """1, 0, or None for a word that is no label."""
+    """Label of a word: 1, 0, or None where it is not a label."""
     return LABELS.get(word.lower())
 
 
 class Columns(Format):
-    """Lines of a fixed width, with the sides, the label and the score at fixed places.
+    """Base class of formats with a fixed number of fields, in which sides, label and score have fixed places.
 
     Attributes:
         width: number of fields.
         sides: place of the enrolment side; the test side follows.
-        label, score: their places; None without.
+        label: place of the label; None without labels.
+        score: place of the score; None without scores.
         numbers: places of further numbers, which are not used.
     """
 
@@ -99,15 +105,19 @@ class Columns(Format):
         return names, [f"further columns of numbers, not used: {len(self.numbers)}"] * bool(self.numbers)
 
 
-BETWEEN = "\0"  # a segment and its side, until it is known whether the side is needed
+BETWEEN = "\0"  # separates a segment and its side, until it is known whether the side is needed
 
 
 class NamedColumns(Format):
-    """Tables whose line 1 names the columns, in any order.
+    """Base class of tables whose line 1 names the columns, in any order. Names are in lower case.
 
     Attributes:
-        enrolment_names, test_names, side_names, label_names, score_names: of the columns, in lower case.
-        labels: words of the label.
+        enrolment_names: possible names of the column of the enrolment side.
+        test_names: possible names of the column of the test side.
+        side_names: possible names of the column of the channel.
+        label_names: possible names of the column of the label.
+        score_names: possible names of the column of the score.
+        labels: label of each word.
     """
 
     header = True
@@ -146,7 +156,7 @@ class NamedColumns(Format):
         if len(fields) != len(self._names):
             return None
         if self._label is None and self.label_names and not self._seen:
-            # A label under another name must not be lost.
+            # A column with labels under another name must not be ignored.
             self._label = next((place for place, field in enumerate(fields) if field.lower() in CERTAIN), None)
         self._seen = True
         label = None if self._label is None else self.labels.get(fields[self._label].lower())
@@ -169,7 +179,7 @@ def with_sides(names: list[str]) -> tuple[list[str], list[str]]:
     """Names of segments, with their sides where a segment has two, and notes on that.
 
     Args:
-        names: of both sides of trials; those of test segments may have BETWEEN and the channel at their end.
+        names: names of both sides of trials; those of test segments may end in BETWEEN and the channel.
     """
     segments = [name.partition(BETWEEN) for name in names]
     sided = [(segment, side) for segment, between, side in segments if between]
@@ -179,6 +189,6 @@ def with_sides(names: list[str]) -> tuple[list[str], list[str]]:
         return [f"{segment}:{side}" if between else segment for segment, between, side in segments], [
             "segments are tested on both sides: their names are `segment:side`"
         ]
-    other = sum(side != "a" for _, side in sided)
-    notes = [f"the side is not used, as each segment has one; segments whose side is not `a`: {other:,}"] * bool(other)
+    not_a = sum(side != "a" for _, side in sided)
+    notes = [f"the side is not used, as each segment has one; segments whose side is not `a`: {not_a:,}"] * bool(not_a)
     return [segment for segment, _, _ in segments], notes

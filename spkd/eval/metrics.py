@@ -1,4 +1,4 @@
-"""Error rates and costs of scored trials. All are functions of a `Curve`, which trials of different weight give too."""
+"""Error rates and costs of scored trials. All are functions of a `Curve`, whose trials may have different weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from spkd.errors import UsageError
 
 @dataclass(frozen=True)
 class Curve:
-    """Miss and false-alarm rates at every distinct threshold (accepting scores >= it), from +inf downwards.
+    """Miss and false-alarm rates at every distinct threshold, from +inf downwards; scores >= threshold are accepted.
 
     Attributes:
-        threshold: (K,) falling.
-        miss: (K,) falling from 1 to 0.
-        false_alarm: (K,) rising from 0 to 1.
+        threshold: (K,) thresholds, falling.
+        miss: (K,) miss rates, falling from 1 to 0.
+        false_alarm: (K,) false-alarm rates, rising from 0 to 1.
     """
 
     threshold: np.ndarray
@@ -30,13 +30,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Trials in the order of falling scores, from which curves follow.
+    """Trials in the order of falling scores, from which curves are computed.
 
     Attributes:
-        order: (N,) of trials.
-        hit: (N,) whether the trial at each place is a target.
-        last: (K,) places of the last of each run of equal scores: tied scores are accepted together.
-        threshold: (K + 1,) of the curve.
+        order: (N,) indices of the trials in this order.
+        hit: (N,) whether the trial at each place of this order is a target.
+        last: (K,) place of the last trial of each run of equal scores: tied scores are accepted together.
+        threshold: (K + 1,) thresholds of the curve.
     """
 
     order: np.ndarray
@@ -46,8 +46,11 @@ class Ranking:
 
     @classmethod
     def of(cls, scores: np.ndarray, labels: np.ndarray) -> Ranking:
-        """Of scores (N,) under labels (N,), 1 target and 0 non-target.
+        """Ranking of trials.
 
+        Args:
+            scores: (N,) scores.
+            labels: (N,) 1 target, 0 non-target.
         Raises:
             ValueError: no target or no non-target trials, or scores that are not finite.
         """
@@ -61,8 +64,10 @@ class Ranking:
         return cls(order, labels[order].astype(bool), last, np.concatenate([[np.inf], falling[last]]))
 
     def curve(self, weight: np.ndarray | None = None) -> Curve:
-        """The curve of the trials, each counted once, or with a weight (N,).
+        """Curve of the trials.
 
+        Args:
+            weight: (N,) weight of each trial; None: all are 1.
         Raises:
             ValueError: the weights leave no target or no non-target trials.
         """
@@ -70,45 +75,45 @@ class Ranking:
         starts = np.concatenate([[0], self.last[:-1] + 1])
         masses = np.add.reduceat(ordered, starts)
         hits = np.add.reduceat(np.where(self.hit, ordered, 0.0), starts)
-        hits, others = np.cumsum(hits), np.cumsum(masses - hits)
-        if not hits[-1] or not others[-1]:
+        hits, false_alarms = np.cumsum(hits), np.cumsum(masses - hits)
+        if not hits[-1] or not false_alarms[-1]:
             raise ValueError("error rates need both target and non-target trials")
-        miss, false_alarm = 1.0 - hits / hits[-1], others / others[-1]
+        miss, false_alarm = 1.0 - hits / hits[-1], false_alarms / false_alarms[-1]
         return Curve(self.threshold, np.concatenate([[1.0], miss]), np.concatenate([[0.0], false_alarm]))
 
     def coarser(self, most: int) -> Ranking:
-        """The same trials with at most so many operating points, evenly spread over them."""
+        """Ranking of the same trials with at most `most` operating points, evenly spread."""
         if len(self.last) <= most:
             return self
         kept = np.unique(np.linspace(0, len(self.last) - 1, most).astype(np.int64))
         return replace(self, last=self.last[kept], threshold=self.threshold[np.concatenate([[0], kept + 1])])
 
     def in_order(self) -> Ranking:
-        """The ranking of the trials once they are in its own order."""
+        """Ranking of the same trials after they are sorted in this order."""
         return replace(self, order=np.arange(len(self.order)))
 
 
 def curve(scores: np.ndarray, labels: np.ndarray) -> Curve:
-    """The detection-error trade-off of scores (N,) under labels (N,); raises as `Ranking.of`."""
+    """Detection-error trade-off of scores (N,) with labels (N,). Raises as `Ranking.of`."""
     return Ranking.of(scores, labels).curve()
 
 
-def eer(at: Curve) -> tuple[float, float]:
+def eer(errors: Curve) -> tuple[float, float]:
     """Equal error rate and its threshold.
 
     Where miss and false alarm cross between two operating points, both are interpolated linearly between them.
     """
-    after = int(np.argmax(at.false_alarm >= at.miss))
-    gap_before = at.miss[after - 1] - at.false_alarm[after - 1]
-    gap_after = at.miss[after] - at.false_alarm[after]
+    after = int(np.argmax(errors.false_alarm >= errors.miss))
+    gap_before = errors.miss[after - 1] - errors.false_alarm[after - 1]
+    gap_after = errors.miss[after] - errors.false_alarm[after]
     weight = gap_before / (gap_before - gap_after)
-    rate = at.miss[after - 1] + weight * (at.miss[after] - at.miss[after - 1])
-    return float(rate), float(at.threshold[after])
+    rate = errors.miss[after - 1] + weight * (errors.miss[after] - errors.miss[after - 1])
+    return float(rate), float(errors.threshold[after])
 
 
 @dataclass(frozen=True)
 class Point:
-    """An operating point: the prior of a target trial, and what both errors cost."""
+    """Operating point: the prior of a target trial, and the costs of both errors."""
 
     p_target: float
     c_miss: float = 1.0
@@ -116,7 +121,7 @@ class Point:
 
     @classmethod
     def parse(cls, text: str) -> Point:
-        """`0.01`, or `0.01:10:1` with both costs. Raises UsageError for anything else."""
+        """Read a point: `0.01`, or `0.01:10:1` with both costs. Raises UsageError for anything else."""
         try:
             values = [float(part) for part in text.split(":")]
         except ValueError:
@@ -134,84 +139,84 @@ class Point:
 
     @property
     def threshold(self) -> float:
-        """Log-likelihood ratio from which accepting costs less."""
+        """Bayes threshold: log-likelihood ratio above which accepting has the lower expected cost."""
         return float(np.log(self.c_false_alarm * (1 - self.p_target)) - np.log(self.c_miss * self.p_target))
 
-    def cost(self, at: Curve) -> np.ndarray:
-        """Detection cost (K,) at every threshold, divided by that of the better blind decision (NIST SRE 2010 on)."""
+    def cost(self, errors: Curve) -> np.ndarray:
+        """Detection cost (K,) at every threshold, over that of the better decision without scores (as NIST SRE)."""
         miss, false_alarm = self.c_miss * self.p_target, self.c_false_alarm * (1.0 - self.p_target)
-        return (miss * at.miss + false_alarm * at.false_alarm) / min(miss, false_alarm)
+        return (miss * errors.miss + false_alarm * errors.false_alarm) / min(miss, false_alarm)
 
 
-def min_dcf(at: Curve, point: Point) -> tuple[float, float]:
-    """Least detection cost over thresholds, and its threshold."""
-    cost = point.cost(at)
+def min_dcf(errors: Curve, point: Point) -> tuple[float, float]:
+    """Minimum detection cost over all thresholds, and its threshold."""
+    cost = point.cost(errors)
     best = int(np.argmin(cost))
-    return float(cost[best]), float(at.threshold[best])
+    return float(cost[best]), float(errors.threshold[best])
 
 
-def act_dcf(at: Curve, point: Point) -> float:
-    """Detection cost of the Bayes decisions of scores that are log-likelihood ratios."""
-    return float(point.cost(at)[_accepted_from(at, point.threshold)])
+def act_dcf(errors: Curve, point: Point) -> float:
+    """Detection cost at the Bayes threshold, for scores that are log-likelihood ratios."""
+    return float(point.cost(errors)[_accepted_from(errors, point.threshold)])
 
 
-def miss_at(at: Curve, false_alarm: float) -> tuple[float, float]:
-    """Miss rate and threshold at the lowest threshold whose false-alarm rate is at most this."""
-    place = int(np.searchsorted(at.false_alarm, false_alarm, "right")) - 1
-    return float(at.miss[place]), float(at.threshold[place])
+def miss_at(errors: Curve, false_alarm: float) -> tuple[float, float]:
+    """Miss rate and threshold, at the lowest threshold with at most this false-alarm rate."""
+    place = int(np.searchsorted(errors.false_alarm, false_alarm, "right")) - 1
+    return float(errors.miss[place]), float(errors.threshold[place])
 
 
-def threshold_at(at: Curve, false_alarm: float) -> float:
-    """Threshold whose false-alarm rate on other trials is expected to be this.
+def threshold_at(errors: Curve, false_alarm: float) -> float:
+    """Threshold whose expected false-alarm rate on other trials is `false_alarm`.
 
-    The k-th highest of N non-target scores is exceeded by a share k / (N + 1) of others on average; in between, scores
-    are interpolated. The lowest threshold that lets k of these very trials pass lies just above the next score, and
-    lets a share (k + 1) / (N + 1) of others pass. Below a rate of 1 / N there is no more than that of `miss_at`.
+    On average, a fraction k / (N + 1) of other non-target scores exceeds the k-th highest of N; between the scores, the
+    threshold is interpolated. (The lowest threshold that accepts k of these trials lies just above the next score, and
+    accepts a fraction (k + 1) / (N + 1) of others.) For rates below 1 / N the threshold is that of `miss_at`.
     """
-    steps = np.flatnonzero(np.diff(at.false_alarm) > 0) + 1
-    if false_alarm < at.false_alarm[steps[0]]:
-        return miss_at(at, false_alarm)[1]
-    return float(np.interp(false_alarm, at.false_alarm[steps], at.threshold[steps]))
+    steps = np.flatnonzero(np.diff(errors.false_alarm) > 0) + 1
+    if false_alarm < errors.false_alarm[steps[0]]:
+        return miss_at(errors, false_alarm)[1]
+    return float(np.interp(false_alarm, errors.false_alarm[steps], errors.threshold[steps]))
 
 
-def _accepted_from(at: Curve, threshold: float) -> int:
-    """Place of the lowest threshold of the curve that is not below this one."""
-    return int(np.searchsorted(-at.threshold, -threshold, "right")) - 1
+def _accepted_from(errors: Curve, threshold: float) -> int:
+    """Place of the curve's lowest threshold that is not below `threshold`."""
+    return int(np.searchsorted(-errors.threshold, -threshold, "right")) - 1
 
 
-def cllr(at: Curve) -> float:
+def cllr(errors: Curve) -> float:
     """Cost of scores as log-likelihood ratios, in bits (Brümmer and du Preez, Computer Speech and Language 2006)."""
-    target, other, ratio = -np.diff(at.miss), np.diff(at.false_alarm), at.threshold[1:]
-    bits = target @ np.logaddexp(0, -ratio) + other @ np.logaddexp(0, ratio)
+    target_mass, non_target_mass, ratio = -np.diff(errors.miss), np.diff(errors.false_alarm), errors.threshold[1:]
+    bits = target_mass @ np.logaddexp(0, -ratio) + non_target_mass @ np.logaddexp(0, ratio)
     return float(bits / (2 * np.log(2)))
 
 
-def min_cllr(at: Curve) -> float:
+def min_cllr(errors: Curve) -> float:
     """Cllr (bits) of the best monotone map of the scores to log-likelihood ratios: pool adjacent violators."""
     from scipy.optimize import isotonic_regression
 
-    target, other = -np.diff(at.miss)[::-1], np.diff(at.false_alarm)[::-1]  # by rising score
-    mass = target + other
+    target_mass, non_target_mass = -np.diff(errors.miss)[::-1], np.diff(errors.false_alarm)[::-1]  # by rising score
+    mass = target_mass + non_target_mass
     kept = mass > 0
-    target, other, mass = target[kept], other[kept], mass[kept]
-    posterior = isotonic_regression(target / mass, weights=mass).x
+    target_mass, non_target_mass, mass = target_mass[kept], non_target_mass[kept], mass[kept]
+    posterior = isotonic_regression(target_mass / mass, weights=mass).x
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 = 0
-        bits = np.where(target > 0, -target * np.log2(posterior), 0) + np.where(
-            other > 0, -other * np.log2(1 - posterior), 0
+        bits = np.where(target_mass > 0, -target_mass * np.log2(posterior), 0) + np.where(
+            non_target_mass > 0, -non_target_mass * np.log2(1 - posterior), 0
         )
     return float(bits.sum() / 2)
 
 
 @dataclass(frozen=True)
 class MetricDescription:
-    """A metric as reports hold it, and the only formatter of its values.
+    """Description of a metric in reports; all formatting of values is done here.
 
     Attributes:
-        key: of its value in report.json.
-        label: for people.
-        decimals: shown.
-        unit: shown after the number.
-        meaning: its definition in a sentence; "" where the label says it.
+        key: key of the value in report.json.
+        label: name for people.
+        decimals: number of decimals shown.
+        unit: unit shown after the number.
+        meaning: definition in a sentence; "" where the label suffices.
         headline: whether it is in the line that `spkd eval` prints, and in tables.
     """
 
@@ -224,32 +229,32 @@ class MetricDescription:
 
     @property
     def title(self) -> str:
-        """The label with its unit, for the head of a column: `EER (%)`."""
+        """Label with its unit, for the head of a column: `EER (%)`."""
         return f"{self.label} ({self.unit.strip()})" if self.unit else self.label
 
     def format(self, value: float, with_unit: bool = True) -> str:
-        """The value as people read it."""
+        """Value formatted for people."""
         return f"{value:.{self.decimals}f}{self.unit if with_unit else ''}"
 
     def format_interval(self, limits: tuple[float, float]) -> str:
-        """A confidence interval as people read it."""
+        """Confidence interval formatted for people."""
         return " to ".join(self.format(limit, with_unit=False) for limit in limits)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation; JSON, report, printed line and demo show what `metrics_of` lists.
+    """Metric of an evaluation. JSON, report, printed line and demo show the metrics that `metrics_of` gives.
 
     Attributes:
-        key: in report.json.
-        label: for people.
-        compute: from the curve.
-        decimals: shown.
-        unit: shown after the number.
+        key: key in report.json.
+        label: name for people.
+        compute: function from the curve to the value.
+        decimals: number of decimals shown.
+        unit: unit shown after the number.
         headline: whether it is in the line that `spkd eval` prints.
         interval: whether a confidence interval is computed.
-        most: its largest possible value.
-        meaning: its definition in a sentence.
+        most: largest possible value.
+        meaning: definition in a sentence.
     """
 
     key: str
@@ -271,14 +276,14 @@ METRICS = (
     Metric(
         "eer_percent",
         "EER",
-        lambda at: 100 * eer(at)[0],
+        lambda errors: 100 * eer(errors)[0],
         3,
         " %",
         headline=True,
         most=100.0,
         meaning="where miss and false-alarm rate are equal, interpolated linearly between the points around it",
     ),
-    Metric("eer_threshold", "threshold at the EER", lambda at: eer(at)[1], 4, interval=False),
+    Metric("eer_threshold", "threshold at the EER", lambda errors: eer(errors)[1], 4, interval=False),
     Metric(
         "min_cllr",
         "min Cllr",
@@ -305,63 +310,64 @@ DEFAULT_POINTS = (Point(0.01), Point(0.05))
 def metrics_of(
     points: Sequence[Point] = DEFAULT_POINTS, false_alarms: Sequence[float] = (), llr: bool = False
 ) -> tuple[Metric, ...]:
-    """The metrics of an evaluation.
+    """Metrics of an evaluation.
 
     Args:
-        points: of minDCF. false_alarms: rates at which the miss rate and the threshold are given.
-        llr: whether the scores are log-likelihood ratios, so that actDCF and Cllr mean something.
+        points: operating points of minDCF.
+        false_alarms: false-alarm rates at which the miss rate and the threshold are given.
+        llr: whether the scores are log-likelihood ratios, for which actDCF and Cllr are defined.
     """
-    found = [*METRICS, *(LLR_METRICS if llr else ())]
+    metrics = [*METRICS, *(LLR_METRICS if llr else ())]
     for number, point in enumerate(points):
-        found += _of_point(point, llr, headline=number < 2)
+        metrics += _of_point(point, llr, headline=number < 2)
     for rate in false_alarms:
         text, missed = f"a false-alarm rate of {100 * rate:g} %", partial(_percent_missed, rate)
-        at, meaning = partial(_threshold_at, rate), "at which that rate is expected on other trials"
-        found += [
+        threshold, meaning = partial(_threshold_at, rate), "at which that rate is expected on other trials"
+        metrics += [
             Metric(f"miss_percent_at_fa_{rate:g}", f"miss at {text}", missed, 3, " %", most=100.0),
-            Metric(f"threshold_at_fa_{rate:g}", f"threshold at {text}", at, 4, interval=False, meaning=meaning),
+            Metric(f"threshold_at_fa_{rate:g}", f"threshold at {text}", threshold, 4, interval=False, meaning=meaning),
         ]
-    return tuple(found)
+    return tuple(metrics)
 
 
 def _of_point(point: Point, llr: bool, headline: bool) -> list[Metric]:
-    name, least, at = point.name, partial(_first, min_dcf, point), partial(_second, min_dcf, point)
+    name, least, threshold_of = point.name, partial(_first, min_dcf, point), partial(_second, min_dcf, point)
     costs = f"p_target = {point.p_target:g}, C_miss = {point.c_miss:g}, C_fa = {point.c_false_alarm:g}"
     meaning = f"least detection cost at {costs}, over the cost of the better blind decision"
-    found = [
+    metrics = [
         Metric(f"min_dcf_{name}", f"minDCF({name})", least, 4, headline=headline, meaning=meaning),
-        Metric(f"min_dcf_threshold_{name}", f"threshold at minDCF({name})", at, 4, interval=False),
+        Metric(f"min_dcf_threshold_{name}", f"threshold at minDCF({name})", threshold_of, 4, interval=False),
     ]
     if llr:
         meaning = f"the same cost at the Bayes threshold {point.threshold:.3f}, which no trial was used to choose"
         act = partial(act_dcf, point=point)
-        found.append(Metric(f"act_dcf_{name}", f"actDCF({name})", act, 4, most=np.inf, meaning=meaning))
-    return found
+        metrics.append(Metric(f"act_dcf_{name}", f"actDCF({name})", act, 4, most=np.inf, meaning=meaning))
+    return metrics
 
 
-def _first(function: Callable[..., tuple[float, float]], argument: object, at: Curve) -> float:
-    return function(at, argument)[0]
+def _first(function: Callable[..., tuple[float, float]], argument: object, errors: Curve) -> float:
+    return function(errors, argument)[0]
 
 
-def _second(function: Callable[..., tuple[float, float]], argument: object, at: Curve) -> float:
-    return function(at, argument)[1]
+def _second(function: Callable[..., tuple[float, float]], argument: object, errors: Curve) -> float:
+    return function(errors, argument)[1]
 
 
-def _threshold_at(rate: float, at: Curve) -> float:
-    return threshold_at(at, rate)
+def _threshold_at(rate: float, errors: Curve) -> float:
+    return threshold_at(errors, rate)
 
 
-def _percent_missed(rate: float, at: Curve) -> float:
-    return 100 * miss_at(at, rate)[0]
+def _percent_missed(rate: float, errors: Curve) -> float:
+    return 100 * miss_at(errors, rate)[0]
 
 
 def next_above(score: float) -> float:
-    """The finite number next above a score."""
+    """Smallest finite number above a score."""
     return min(math.nextafter(score, math.inf), sys.float_info.max)
 
 
-def compute(at: Curve, metrics: Sequence[Metric]) -> dict[str, float]:
-    """Every metric by key. A threshold that accepts nothing is the number next above the highest score."""
-    above = next_above(float(at.threshold[1]))
-    values = ((metric.key, metric.compute(at)) for metric in metrics)
+def compute(errors: Curve, metrics: Sequence[Metric]) -> dict[str, float]:
+    """Values of metrics by key. A threshold that accepts nothing is the number next above the highest score."""
+    above = next_above(float(errors.threshold[1]))
+    values = ((metric.key, metric.compute(errors)) for metric in metrics)
     return {key: above if value == np.inf else value for key, value in values}

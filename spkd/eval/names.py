@@ -1,4 +1,4 @@
-"""Finding the utterances of a trial list in a manifest whose ids are written a little differently."""
+"""Matching of the utterances of a trial list with a manifest whose ids are written slightly differently."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ SIDE = re.compile(r"(?P<segment>.+?)(?:\.sph)?[:_-](?P<side>[ab])", re.IGNORECAS
 
 
 def match(names: Sequence[str], known: Mapping[str, int]) -> dict[str, str]:
-    """Trial name -> id in the manifest, for all names that can be found.
+    """Ids in the manifest by trial names, for all names that match.
 
-    Ids match as they are. Where some do not, one rule is tried that makes every name match: the other Unicode normal
+    Equal ids match. Where some names have no equal id, rules are tried one after the other: the other Unicode normal
     form, a suffix or a common folder that only one side has, another audio suffix, or the side of a recording as NIST
-    writes it. A rule that leaves any name out, or gives two names one id, is not used. The rule that was used is
-    printed.
+    writes it. A rule is used only where every name matches and no two names get the same id; it is printed.
     """
     exact = {name: name for name in names if name in known}
     if len(exact) == len(names):
@@ -28,18 +27,18 @@ def match(names: Sequence[str], known: Mapping[str, int]) -> dict[str, str]:
         by_key: dict[str, str] = {}
         for identity in known:
             by_key.setdefault(of_manifest(identity), identity)
-        found = {name: by_key[of_trials(name)] for name in names if of_trials(name) in by_key}
-        if len(found) == len(names) == len(set(found.values())) and len(by_key) == len(known):
+        ids = {name: by_key[of_trials(name)] for name in names if of_trials(name) in by_key}
+        if len(ids) == len(names) == len(set(ids.values())) and len(by_key) == len(known):
             log(f"note: the trials' utterances are matched with the manifest's {rule}")
-            return found
+            return ids
     return exact
 
 
-Key = Callable[[str], str]  # what must be equal on both sides
+Key = Callable[[str], str]  # name -> the text that must be equal on both sides
 
 
 def _rules(names: Sequence[str], known: Mapping[str, int]) -> list[tuple[str, Key, Key]]:
-    """Rules with their keys of a trial's name and of the manifest's id."""
+    """Rules, each with its key of a trial's name and its key of an id in the manifest."""
 
     def as_it_is(name: str) -> str:
         return name
@@ -53,7 +52,7 @@ def _rules(names: Sequence[str], known: Mapping[str, int]) -> list[tuple[str, Ke
         rules.append((f"without the suffix {trials} of the trials'", _without(trials), as_it_is))
     if manifest and not _have_suffix(names):
         rules.append((f"without the suffix {manifest}", as_it_is, _without(manifest)))
-    # Another suffix on each side may be another recording (.ch1, .ch2), but for formats of audio.
+    # Different suffixes may stand for different recordings (.ch1, .ch2), unless they are those of audio formats.
     if {trials.lower(), manifest.lower()} <= AUDIO_SUFFIXES:
         rules.append((f"as {manifest} instead of {trials}", _without(trials), _without(manifest)))
     if folder := _common_folder(names):
@@ -67,18 +66,18 @@ def _rules(names: Sequence[str], known: Mapping[str, int]) -> list[tuple[str, Ke
 
 
 def _common_suffix(names: Iterable[str]) -> str:
-    """`.wav` where every name ends so; "" where there is no such suffix."""
+    """Suffix common to all names, such as `.wav`; "" where there is none."""
     suffixes = {PurePosixPath(name).suffix for name in names}
     return suffixes.pop() if len(suffixes) == 1 else ""
 
 
 def _have_suffix(names: Iterable[str]) -> bool:
-    """Whether a name ends with an audio suffix, or all with the same."""
+    """Whether a name has an audio suffix, or all names have the same suffix."""
     return bool(_common_suffix(names)) or any(PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES for name in names)
 
 
 def _common_folder(names: Iterable[str]) -> str:
-    """`wav/` where every name begins so; "" where there is no such folder."""
+    """Folder common to all names, such as `wav/`; "" where there is none."""
     folders = {name.partition("/")[0] if "/" in name else "" for name in names}
     return f"{folder}/" if len(folders) == 1 and (folder := folders.pop()) else ""
 
@@ -92,7 +91,7 @@ def _without_folder(folder: str) -> Key:
 
 
 def _with_side(name: str) -> str:
-    """`taaaa:a` for `taaaa.sph:a`, `taaaa_A` and `taaaa-a`; other names as they are."""
+    """Name with its side as `taaaa:a`, for `taaaa.sph:a`, `taaaa_A` and `taaaa-a`; other names are unchanged."""
     match = SIDE.fullmatch(name)
     return f"{match['segment']}:{match['side'].lower()}" if match else name
 

@@ -1,4 +1,4 @@
-"""The HTML report of one evaluation."""
+"""HTML report of one evaluation."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from spkd.eval.training import TrainingSummary
 from spkd.files.text import format_bytes
 from spkd.pages import figures, html
 
-CLIP_SECONDS = 20.0  # of an utterance that a page plays
+CLIP_SECONDS = 20.0  # length of the clip of an utterance in a page (s)
 
 
-def evaluation(report: Report, at: Curve | None, scores: np.ndarray, scored: Scored, audio: bool) -> str:
-    """The page of a report.
+def evaluation(report: Report, errors: Curve | None, scores: np.ndarray, scored: Scored, audio: bool) -> str:
+    """Page of a report.
 
     Args:
-        at: the curve; None without error rates.
-        scores: (N,) of the trials.
+        report: the report.
+        errors: error rates at all thresholds; None without error rates.
+        scores: (N,) scores of the trials.
         scored: the trials.
-        audio: whether the worst trials can be played.
+        audio: whether the page can play the worst trials.
     """
     labels, name = scored.trials.label, " / ".join(model.name for model in report.models) or "scores"
     parts = [html.sentences(report.notes)] if report.notes else []
-    if at is not None and labels is not None:
+    if errors is not None and labels is not None:
         drawn = plots.histogram(scores, labels, report.results["eer_threshold"])
-        parts += [results(report), html.figures(plots.det({name: at}), drawn)]
+        parts += [results(report), html.figures(plots.det({name: errors}), drawn)]
         parts += [_breakdown(column, groups) for column, groups in report.breakdown.items()]
         parts += [_worst(report, scored, audio)]
     else:
         parts += [html.note("No trials of both kinds with labels: scores only.")]
     parts += [html.heading("How these numbers came about"), html.sentences(report.how)]
-    if defined := [f"{m.label}: {m.meaning}." for m in report.metrics if m.meaning and at is not None]:
+    if defined := [f"{m.label}: {m.meaning}." for m in report.metrics if m.meaning and errors is not None]:
         parts += [html.sentences(defined)]
     listed = _shown(asdict(report.trials) | {"manifest": report.manifest or "none"})
     parts += [html.heading("Trials"), html.facts(listed)]
@@ -63,13 +64,13 @@ def evaluation(report: Report, at: Curve | None, scores: np.ndarray, scored: Sco
 
 
 def results(report: Report) -> str:
-    """Every metric with its interval."""
+    """Table of every metric with its interval."""
     rows = [[m.label, m.format(report.results[m.key]), report.interval(m)] for m in report.metrics]
     return html.table(["", "value", "95 % interval" if report.intervals else ""], rows)
 
 
 def model_facts(model: ModelSummary) -> dict[str, object]:
-    """Size, speed and card of a model, for people."""
+    """Size, speed and card of a model, formatted for people."""
     size, shown = model.efficiency, dict[str, object]()
     if size.parameters is not None:
         shown["parameters"] = f"{size.parameters:,}"
@@ -85,7 +86,7 @@ def model_facts(model: ModelSummary) -> dict[str, object]:
 
 
 def training(summary: TrainingSummary | None) -> list[str]:
-    """How a student was trained, with its curves."""
+    """Training of a student, with its curves."""
     if summary is None or not (summary.settings or summary.curves):
         return []
     facts = {
@@ -146,7 +147,7 @@ def _worst(report: Report, scored: Scored, audio: bool) -> str:
 
 
 def clip(utterance: Utterance) -> html.Html:
-    """A player of the utterance's first 20 s, its sound within the page; the reason where it cannot be loaded."""
+    """Player of the utterance's first 20 s, with the sound in the page; the reason where it cannot be loaded."""
     try:
         seconds = min(utterance.duration or CLIP_SECONDS, CLIP_SECONDS)
         wave = decode(utterance.path, utterance.start, seconds, utterance.channel).wave
@@ -159,7 +160,7 @@ def clip(utterance: Utterance) -> html.Html:
 
 
 def _shown(tree: Mapping[str, object]) -> dict[str, object]:
-    """Facts without what is not known, numbers with separators."""
+    """Facts formatted for people: unknown ones are left out, numbers have separators."""
     return {
         name.replace("_", " "): f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
         for name, value in tree.items()

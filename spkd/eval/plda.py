@@ -10,17 +10,18 @@ import numpy as np
 from spkd.errors import SpkdError
 from spkd.eval.pairs import Side
 
-ITERATIONS = 20  # of EM
-FLAT = 1e-9  # of the largest variance within speakers: directions with less (units that are always 0) are left out
+ITERATIONS = 20  # iterations of EM
+FLAT = 1e-9  # fraction of the largest within-speaker variance: directions with less (such as dead units) are left out
 
 
 @dataclass(frozen=True)
 class PLDA:
-    """x = y + e: a speaker's vector y ~ N(mean, between), and e ~ N(0, within) of each utterance.
+    """PLDA model x = y + e: y ~ N(mean, between) of each speaker, e ~ N(0, within) of each utterance.
 
     Attributes:
-        mean: (D,).
-        between, within: (D, D).
+        mean: (D,) mean of the speakers.
+        between: (D, D) covariance between speakers.
+        within: (D, D) covariance within speakers.
     """
 
     mean: np.ndarray
@@ -29,15 +30,23 @@ class PLDA:
 
     @cached_property
     def _diagonal(self) -> tuple[np.ndarray, np.ndarray]:
-        """A projection (D, R) after which `within` is the identity and `between` diagonal, and that diagonal (R,); R is
-        the rank of `within`."""
+        """Projection that diagonalises both covariances.
+
+        Returns:
+            (D, R) projection after which `within` is the identity and `between` is diagonal; R is the rank of `within`.
+            (R,) diagonal of `between`.
+        """
         whitening = _directions(self.within, scaled=True)
         values, vectors = np.linalg.eigh(whitening.T @ self.between @ whitening)
         return whitening @ vectors, np.maximum(values, 0.0)
 
     def sides(self, enrolment: np.ndarray, test: np.ndarray) -> tuple[Side, Side]:
-        """Vectors (N, D) and (M, D) so that the score of a pair is the logarithm of the ratio of p(both | one speaker)
-        and p(both | two speakers)."""
+        """Sides whose scores are log p(both | one speaker) - log p(both | two speakers).
+
+        Args:
+            enrolment: (N, D) vectors.
+            test: (M, D) vectors.
+        """
         projection, ratio = self._diagonal
         slope = ratio / (1 + 2 * ratio)
         curvature = -0.5 * ratio**2 / ((1 + ratio) * (1 + 2 * ratio))
@@ -52,10 +61,12 @@ class PLDA:
 
     @classmethod
     def train(cls, vectors: np.ndarray, speaker: np.ndarray, source: str = "plda") -> PLDA:
-        """Maximum likelihood by EM, from the moments.
+        """Model of maximum likelihood, by EM that starts from the moments.
 
         Args:
-            vectors: (N, D). speaker: (N,) of each, counted from 0.
+            vectors: (N, D) vectors.
+            speaker: (N,) number of the speaker of each, from 0.
+            source: name of the data, for errors.
         Raises:
             SpkdError: too few utterances for a covariance within speakers.
         """
@@ -83,27 +94,28 @@ class PLDA:
         """One step of EM.
 
         Args:
-            means: (S, D) of speakers. counts: (S,) of their utterances. scatter: (D, D) of utterances around the means
-                of their speakers.
+            means: (S, D) mean of the vectors of each speaker.
+            counts: (S,) number of utterances of each speaker.
+            scatter: (D, D) scatter of the utterances around the means of their speakers.
         """
         expected = np.empty_like(means)
         between, within = np.zeros_like(scatter), scatter.copy()
         for count in np.unique(counts):
-            one = counts == count
+            has_count = counts == count
             # The posterior of y given `count` utterances; this form lets `between` be of low rank.
             gain = np.linalg.solve(self.between + self.within / count, self.between).T
             covariance = self.between - gain @ self.between
-            expected[one] = self.mean + (means[one] - self.mean) @ gain.T
-            left = means[one] - expected[one]
-            between += one.sum() * covariance
-            within += count * (left.T @ left + one.sum() * covariance)
+            expected[has_count] = self.mean + (means[has_count] - self.mean) @ gain.T
+            left = means[has_count] - expected[has_count]
+            between += has_count.sum() * covariance
+            within += count * (left.T @ left + has_count.sum() * covariance)
         centre = expected.mean(0)
         around = expected - centre
         return PLDA(centre, (between + around.T @ around) / len(means), within / counts.sum())
 
 
 def _directions(covariance: np.ndarray, scaled: bool = False) -> np.ndarray:
-    """Orthogonal directions (D, R) in which a covariance (D, D) is not flat; scaled: of unit variance."""
+    """Orthogonal directions (D, R) in which a covariance (D, D) is not nearly 0; scaled: to unit variance."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > FLAT * values[-1]
     return vectors[:, kept] / np.sqrt(values[kept]) if scaled else vectors[:, kept]

@@ -13,7 +13,7 @@ from spkd.pages.figures import FARTHEST, drawn, plain
 
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RANGE = (0.0005, 0.5)
-FINEST = 0.002  # deviates between drawn points of a DET curve: less than the width of its line
+FINEST = 0.002  # distance (normal deviates) of the drawn points of a DET curve: less than the width of its line
 BINS = 60
 
 
@@ -22,10 +22,10 @@ def det(curves: Mapping[str, Curve]) -> str:
     deviate = np.vectorize(NormalDist().inv_cdf)
 
     def draw(axes: matplotlib.axes.Axes) -> None:
-        for label, at in curves.items():
-            x, y = _thinned(at, deviate)
+        for label, errors in curves.items():
+            x, y = _thinned(errors, deviate)
             (line,) = axes.plot(x, y, drawstyle="steps-post", label=plain(label))
-            rate = float(np.clip(eer(at)[0], *RANGE))
+            rate = float(np.clip(eer(errors)[0], *RANGE))
             axes.plot(deviate(rate), deviate(rate), "o", color=line.get_color(), markersize=5)
         edge = deviate(np.array(RANGE))
         axes.plot(edge, edge, color="0.8", linewidth=0.8, zorder=0)
@@ -39,17 +39,17 @@ def det(curves: Mapping[str, Curve]) -> str:
     return drawn((5.2, 5.0), draw)
 
 
-def _thinned(at: Curve, deviate: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a curve that differ on the figure."""
+def _thinned(errors: Curve, deviate: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a curve that differ visibly in the figure."""
     within = np.array([1e-6, 1 - 1e-6])
     low, high = deviate(within)
     grid = np.linspace(low, high, int((high - low) / FINEST))
     rates = np.array([NormalDist().cdf(value) for value in grid])
-    # Either rate moves by one step of the grid from each kept point to the next.
-    steps = np.searchsorted(rates, at.false_alarm) * (len(grid) + 1) - np.searchsorted(rates, at.miss)
+    # From each kept point to the next, at least one of the rates moves by a step of the grid.
+    steps = np.searchsorted(rates, errors.false_alarm) * (len(grid) + 1) - np.searchsorted(rates, errors.miss)
     kept = np.flatnonzero(np.diff(steps, prepend=steps[0] - 1, append=steps[-1] + 1)[:-1])
     kept = np.unique(np.concatenate([[0], np.maximum(kept - 1, 0), kept, [len(steps) - 1]]))
-    return deviate(np.clip(at.false_alarm[kept], *within)), deviate(np.clip(at.miss[kept], *within))
+    return deviate(np.clip(errors.false_alarm[kept], *within)), deviate(np.clip(errors.miss[kept], *within))
 
 
 def histogram(scores: np.ndarray, labels: np.ndarray, threshold: float) -> str:

@@ -21,17 +21,17 @@ FORMAT = Format("spkd_report", 2, "a report", "evaluate again with this version"
 
 @dataclass(frozen=True)
 class TrialSummary:
-    """A list of trials.
+    """Summary of a list of trials.
 
     Attributes:
-        file: name of the list.
+        file: path of the list.
         sha256: digest of the list.
-        scored: trials that have a score.
-        left_out: trials that have none.
-        targets: target trials that have a score; None without labels.
-        non_targets: non-target trials that have a score; None without labels.
-        speakers: of the scored trials.
-        speakers_known: how the speakers are known.
+        scored: number of trials that have a score.
+        left_out: number of trials without a score.
+        targets: number of target trials that have a score; None without labels.
+        non_targets: number of non-target trials that have a score; None without labels.
+        speakers: number of speakers of the scored trials.
+        speakers_known: source of the speakers' identity.
     """
 
     file: str
@@ -45,17 +45,17 @@ class TrialSummary:
 
     @property
     def name(self) -> str:
-        """The list's name without its folder."""
+        """Name of the list without its folder."""
         return Path(self.file).name
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Size and speed of a model; None for what is not known.
+    """Size and speed of a model; None for unknown values.
 
     Attributes:
-        parameters: of the model.
-        bytes: of the weights as they are in memory.
+        parameters: number of parameters.
+        bytes: size of the weights in memory.
         macs_per_second: multiply-accumulates per second of speech, features not counted.
         real_time_factor: processing time over audio time on one CPU thread, features included.
     """
@@ -68,12 +68,12 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A model that embedded one side of the trials, or both.
+    """Summary of a model that embedded one side of the trials, or both.
 
     Attributes:
-        name: as the settings have it.
-        efficiency: its size and speed.
-        card: what it is.
+        name: name in the settings.
+        efficiency: size and speed.
+        card: description of the model.
     """
 
     name: str
@@ -86,7 +86,7 @@ class ModelSummary:
 
     @classmethod
     def from_json(cls, tree: Any, where: str) -> ModelSummary:
-        """Raises SpkdError where it is none."""
+        """Read a summary from parsed JSON. Raises SpkdError where it is not a summary."""
         if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
             raise SpkdError(f"{where}: damaged (name is missing, or no text)")
         sizes = {f.name for f in fields(Efficiency)}
@@ -97,16 +97,16 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """The calibration that was applied.
+    """Summary of the calibration that was applied.
 
     Attributes:
-        file: its file.
-        trials: the list on which it was trained.
+        file: path of its file.
+        trials: list on which it was trained.
         sha256: digest of that list.
-        targets: target trials of that list.
-        non_targets: non-target trials of that list.
-        speakers: of that list.
-        quality: quality measures that it takes.
+        targets: number of target trials of that list.
+        non_targets: number of non-target trials of that list.
+        speakers: number of speakers of that list.
+        quality: names of the quality measures that it takes.
     """
 
     file: str
@@ -120,13 +120,13 @@ class CalibrationSummary:
 
 @dataclass(frozen=True)
 class WorstTrial:
-    """A trial with the score of the other kind.
+    """Trial whose score would suit the other kind.
 
     Attributes:
-        enrolment: name of that side.
-        test: name of that side.
-        score: of the trial.
-        line: of the list.
+        enrolment: name of the enrolment side.
+        test: name of the test side.
+        score: score of the trial.
+        line: line of the list.
     """
 
     enrolment: str
@@ -137,7 +137,7 @@ class WorstTrial:
 
 @dataclass(frozen=True)
 class Worst:
-    """Target trials of the lowest scores and non-target trials of the highest, the worst first."""
+    """Target trials with the lowest scores, and non-target trials with the highest, the worst first."""
 
     targets: tuple[WorstTrial, ...] = ()
     non_targets: tuple[WorstTrial, ...] = ()
@@ -145,26 +145,26 @@ class Worst:
 
 @dataclass(frozen=True)
 class Report:
-    """Results of an evaluation, and everything that decides them.
+    """Results of an evaluation, and all inputs that determine them.
 
     Attributes:
         results: value of each metric; {} without labels of both kinds.
         intervals: 95 % confidence interval of the metrics that have one.
-        metrics: what the values are.
-        trials: the list.
-        models: of the enrolment and of the test side; one where they are the same, none for scores from files.
-        training: of the model of the test side; None where it is no student.
-        calibration: that was applied; None without.
+        metrics: descriptions of the metrics.
+        trials: summary of the list.
+        models: models of the enrolment and of the test side; one where they are the same, none for scores from files.
+        training: training of the model of the test side; None where it is not a student.
+        calibration: calibration that was applied; None without.
         breakdown: groups of trials, by column of the manifest.
-        worst: trials.
-        manifest: of the trials' audio; None where none is known.
+        worst: worst trials.
+        manifest: manifest of the trials' audio; None where it is not known.
         rejected: utterances that could not be used, with the reasons.
         how: each step from audio to numbers, in sentences.
-        notes: what a reader has to know before the numbers are believed.
-        bootstrap: resamplings behind the intervals; 0 without intervals.
-        seconds: that the command took (s).
+        notes: limits of the numbers that a reader has to know, in sentences.
+        bootstrap: number of resamplings for the intervals; 0 without intervals.
+        seconds: duration of the command (s).
         files: SHA-256 of the other files of the evaluation, by name.
-        version: of spkd.
+        version: version of spkd.
     """
 
     results: dict[str, float]
@@ -187,16 +187,16 @@ class Report:
 
     @property
     def headline(self) -> tuple[MetricDescription, ...]:
-        """The metrics of printed lines and tables."""
+        """Metrics of printed lines and tables."""
         return tuple(metric for metric in self.metrics if metric.headline)
 
     def interval(self, metric: MetricDescription) -> str:
-        """The confidence interval of a metric as people read it; "" where it has none."""
+        """Confidence interval of a metric, formatted for people; "" where it has none."""
         limits = self.intervals.get(metric.key)
         return "" if limits is None else metric.format_interval(limits)
 
     def line(self) -> str:
-        """The headline metrics in a line; "" without error rates."""
+        """Headline metrics in a line; "" without error rates."""
         shown = (f"{metric.label} {metric.format(self.results[metric.key])}" for metric in self.headline)
         return f"{'   '.join(shown)}   ({self.trials.scored} trials)" if self.results else ""
 
@@ -205,12 +205,17 @@ class Report:
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Report:
-        """A report from the bytes of its file. Raises SpkdError: damaged, or of another format."""
+        """Read a report from the bytes of its file. Raises SpkdError: damaged, or of another format."""
         return FORMAT.open(parse_json(data, where), where, _checked)
 
     @classmethod
     def read(cls, folder: str | Path) -> Report:
-        """The report of an evaluation's folder. Raises UsageError: none there. SpkdError: as `parse`."""
+        """Read the report in the folder of an evaluation.
+
+        Raises:
+            UsageError: the folder holds no evaluation.
+            SpkdError: as `parse`.
+        """
         path = Path(folder) / REPORT
         if not path.is_file():
             raise UsageError(f"{folder}: no evaluation ({REPORT}); make one with `spkd eval`")

@@ -46,24 +46,26 @@ from spkd.teachers.base import Teacher
 from spkd.teachers.checkpoint import CheckpointTeacher
 from spkd.version import __version__
 
-AT_ONCE = 1 << 16  # lines written together
+AT_ONCE = 1 << 16  # lines that are written together
 LABELS = ("nontarget", "target")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scored trials and what they are worth.
+    """Scored trials and their results.
 
     Attributes:
-        scored: the trials. scores: (N,) calibrated where there is a calibration.
-        metrics: that are computed.
-        curve: of the errors; None where the trials are of one kind, or have no labels.
-        results: of each metric. intervals: 95 % confidence interval of those that have one.
-        speakers: how many there are, and how they are known.
+        scored: the trials.
+        scores: (N,) scores, calibrated where there is a calibration.
+        metrics: metrics that are computed.
+        curve: error rates at all thresholds; None where the trials are of one kind, or have no labels.
+        results: value of each metric.
+        intervals: 95 % confidence interval of the metrics that have one.
+        speakers: number of speakers, and the source of their identity.
         breakdown: groups of trials, by column of the manifest.
-        worst: positions of the target trials of the lowest scores, and of the non-target trials of the highest.
-        calibration: that was applied.
-        notes: what a reader has to know before the numbers are believed, in sentences.
+        worst: places of the target trials with the lowest scores, and of the non-target trials with the highest.
+        calibration: calibration that was applied, if any.
+        notes: limits of the numbers that a reader has to know, in sentences.
     """
 
     scored: Scored
@@ -80,12 +82,14 @@ class Evaluation:
 
 
 def check(config: EvalConfig, systems: int) -> None:
-    """Refuse before anything is scored what would fail afterwards.
+    """Check the settings before anything is scored.
 
     Args:
-        systems: score files that are given.
+        config: settings.
+        systems: number of score files.
     Raises:
-        UsageError: settings that exclude one another. SpkdError: `out` cannot be written.
+        UsageError: settings that exclude one another.
+        SpkdError: `out` cannot be written.
     """
     if config.calibration is not None:
         Calibration.load(config.calibration)
@@ -102,10 +106,12 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
     """Trials scored by the model that the settings name, or by the files of other systems.
 
     Args:
-        trials: file of the list, `-` for standard input; None: as the first file of scores has them.
-        scores: files of other systems' scores.
-    Raises:
-        UsageError: neither trials nor scores, or settings that exclude one another. SpkdError: as `score`.
+        config: settings.
+        trials: file of the list, `-` for standard input; None: the trials of the first score file.
+        scores: score files of other systems.
+        es:
+        UsageError: neither trials nor scores, or settings that exclude one another.
+        SpkdError: as `score`.
     """
     if trials is None and not scores:
         raise UsageError("name a trial list, or score files with --scores")
@@ -118,18 +124,22 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
         assert trials is not None
         audio, device = Manifest.load(config.manifest, config_columns(config)), resolve(config.device)
         listed = _read_trials(config, trials, audio.index_of)
-        model, other = load_model(config.model, device), config.enrol.model
-        scored = score(config, model, audio, listed, None if other.name is None else load_model(other, device))
+        model, enrol_config = load_model(config.model, device), config.enrol.model
+        scored = score(
+            config, model, audio, listed, None if enrol_config.name is None else load_model(enrol_config, device)
+        )
     for note in scored.notes:
         log(f"note: {note}")
     return scored
 
 
 def _read_trials(config: ScoringConfig, trials: str, known: Collection[str]) -> Trials:
-    """A trial list; that it has no error rates is said before the work.
+    """Read a trial list. Where it allows no error rates, this is logged before the work.
 
     Args:
-        known: names of utterances, which tell a first trial from a header.
+        config: settings.
+        trials: file of the list.
+        known: names of utterances, which distinguish a first trial from a header.
     """
     listed = trial_lists.read(trials, config.format, known)
     _note_one_kind(listed.source, listed.label)
@@ -137,10 +147,10 @@ def _read_trials(config: ScoringConfig, trials: str, known: Collection[str]) -> 
 
 
 def assess(config: EvalConfig, scored: Scored) -> Evaluation:
-    """Calibrate, measure, resample, break down.
+    """Assess scored trials: calibration, metrics, confidence intervals and breakdown.
 
     Raises:
-        SpkdError: a calibration that is not of this system, or was trained on these speakers.
+        SpkdError: the calibration is for another system, or was trained on these speakers.
     """
     trials = scored.trials
     enrolment, test, how = scored.speakers()
@@ -159,13 +169,13 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
     count = len({*enrolment.values(), *test.values()})
     if not trials.has_both_kinds or trials.label is None:
         return Evaluation(scored, scores, metrics, speakers=(count, how), calibration=calibration)
-    at = curve(scores, trials.label)
-    results = compute(at, metrics)
+    errors = curve(scores, trials.label)
+    results = compute(errors, metrics)
     known = SpeakerTrials(left, right, trials.label)
-    found, notes = {}, list[str]()
+    limits, notes = {}, list[str]()
     if config.bootstrap:
         try:
-            found = intervals(scores, known, metrics, config.bootstrap, config.seed)
+            limits = intervals(scores, known, metrics, config.bootstrap, config.seed)
         except ValueError:
             notes.append("There are too few speakers for confidence intervals.")
             log(f"note: {notes[-1]}")
@@ -173,9 +183,9 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         scored,
         scores,
         metrics,
-        at,
+        errors,
         results,
-        found,
+        limits,
         (count, how),
         _breakdown(config, scored, scores, results["eer_threshold"]),
         _worst(scores, trials.label, config.worst),
@@ -190,7 +200,7 @@ def _breakdown(config: EvalConfig, scored: Scored, scores: np.ndarray, threshold
         return {}
     if people is None:
         raise UsageError(f"by={config.by}: needs the manifest of the trials' audio (manifest=FILE)")
-    found = {}
+    by_column = {}
     for column in config.by:
         left, right = ([""] * len(trials.names) for _ in range(2))
         for index, name in enumerate(trials.names):
@@ -198,71 +208,73 @@ def _breakdown(config: EvalConfig, scored: Scored, scores: np.ndarray, threshold
                 left[index] = people.enrolment[name][0].attribute(column)
             if name in people.test:
                 right[index] = people.test[name].attribute(column)
-        found[column] = groups(scores, trials.label, left, right, (trials.enrolment, trials.test), threshold)
-    return found
+        by_column[column] = groups(scores, trials.label, left, right, (trials.enrolment, trials.test), threshold)
+    return by_column
 
 
 def _worst(scores: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the lowest target scores and of the highest non-target scores, the worst first."""
-    found = []
+    """Places of the lowest target scores and of the highest non-target scores, the worst first."""
+    worst = []
     for label, sign in ((1, 1.0), (0, -1.0)):
         places = np.flatnonzero(labels == label)
         values = sign * scores[places]
         few = np.argpartition(values, count - 1)[:count] if count < len(values) else np.arange(len(values))
-        found.append(places[few[np.argsort(values[few], kind="stable")]][:count])
-    return found[0], found[1]
+        worst.append(places[few[np.argsort(values[few], kind="stable")]][:count])
+    return worst[0], worst[1]
 
 
 def evaluate(config: EvalConfig, scored: Scored, started: float) -> Report:
     """Assess scored trials; write scores.txt, utt2spk, report.json and report.html into `config.out`.
 
     Args:
-        started: time at which the command began.
+        config: settings.
+        scored: scored trials.
+        started: start of the command (s since the epoch).
     Raises:
         SpkdError: as `assess`, or `out` cannot be written.
     """
     out = writable_folder(config.out)
-    found = assess(config, scored)
+    evaluation = assess(config, scored)
     enrolment, test, _ = scored.speakers()
     listed = sorted((enrolment | test).items())
     _, gap = as_written(itertools.chain.from_iterable(listed))
     speakers = "".join(f"{name}{gap}{speaker}\n" for name, speaker in listed).encode()
     write_bytes(out / SPEAKERS, speakers)
-    files = {SCORES: _write_scores(out / SCORES, found), SPEAKERS: digest.of_bytes(speakers)}
-    report = summarise(config, found, time.time() - started, files)
+    files = {SCORES: _write_scores(out / SCORES, evaluation), SPEAKERS: digest.of_bytes(speakers)}
+    report = summarise(config, evaluation, time.time() - started, files)
     write_json(out / REPORT, report.to_json())
-    write_bytes(out / PAGE, page.evaluation(report, found.curve, found.scores, scored, config.audio).encode())
+    write_bytes(out / PAGE, page.evaluation(report, evaluation.curve, evaluation.scores, scored, config.audio).encode())
     return report
 
 
-def _write_scores(path: Path, found: Evaluation) -> str:
-    """Write `enrolment test score`, and `target` or `nontarget` where that is known, a piece at a time.
+def _write_scores(path: Path, evaluation: Evaluation) -> str:
+    """Write lines of `enrolment test score`, and `target` or `nontarget` where that is known.
 
-    Tabs separate them where a name has a space.
+    The fields are separated by tabs where a name has a space. The file is written in pieces.
 
     Returns:
         SHA-256 of the file.
     Raises:
-        OSError: naming the file; the disk is full, for example.
+        OSError: the file cannot be written, for example since the disk is full; the error names the file.
     """
-    part, state = part_path(path), hashlib.sha256()
+    temporary, state = part_path(path), hashlib.sha256()
     try:
-        with open(part, "wb") as file:
-            for lines in _score_lines(found):
+        with open(temporary, "wb") as file:
+            for lines in _score_lines(evaluation):
                 data = "".join(lines).encode()
                 state.update(data)
                 file.write(data)
-        part.replace(path)
+        temporary.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return state.hexdigest()
 
 
-def _score_lines(found: Evaluation) -> Iterator[list[str]]:
-    trials, scores = found.scored.trials, found.scores
+def _score_lines(evaluation: Evaluation) -> Iterator[list[str]]:
+    trials, scores = evaluation.scored.trials, evaluation.scores
     names, gap = as_written(trials.names)
     for first in range(0, len(trials), AT_ONCE):
         piece = slice(first, first + AT_ONCE)
@@ -275,22 +287,24 @@ def _score_lines(found: Evaluation) -> Iterator[list[str]]:
             yield [f"{names[a]}{gap}{names[b]}{gap}{s:.6f}{gap}{word}\n" for a, b, s, word in rows]
 
 
-def summarise(config: EvalConfig, found: Evaluation, seconds: float, files: dict[str, str]) -> Report:
-    """The report of an evaluation.
+def summarise(config: EvalConfig, evaluation: Evaluation, seconds: float, files: dict[str, str]) -> Report:
+    """Report of an evaluation.
 
     Args:
-        seconds: that the command took.
+        config: settings.
+        evaluation: scored trials and their results.
+        seconds: duration of the command (s).
         files: digests of the other files of the evaluation, by name.
     """
-    scored, trials = found.scored, found.scored.trials
+    scored, trials = evaluation.scored, evaluation.scored.trials
     names = [config.model.name] if len(scored.models) == 1 else [str(config.enrol.model.name), config.model.name]
     labels, student = trials.label, scored.models[-1] if scored.models else None
     models = [(name, model) for name, model in zip(names, scored.models, strict=False) if isinstance(model, Teacher)]
-    targets, others = found.worst
+    targets, non_targets = evaluation.worst
     return Report(
-        results=found.results,
-        intervals=found.intervals,
-        metrics=tuple(metric.description for metric in found.metrics),
+        results=evaluation.results,
+        intervals=evaluation.intervals,
+        metrics=tuple(metric.description for metric in evaluation.metrics),
         trials=TrialSummary(
             trials.source,
             trials.sha256,
@@ -298,18 +312,20 @@ def summarise(config: EvalConfig, found: Evaluation, seconds: float, files: dict
             scored.left_out,
             None if labels is None else int(labels.sum()),
             None if labels is None else int((1 - labels).sum()),
-            *found.speakers,
+            *evaluation.speakers,
         ),
         models=tuple(ModelSummary(name, efficiency(model), model.described()) for name, model in models),
         training=TrainingSummary.of(student) if isinstance(student, CheckpointTeacher) else None,
-        calibration=None if found.calibration is None else _calibration(str(config.calibration), found.calibration),
-        breakdown={column: tuple(some) for column, some in found.breakdown.items()},
-        worst=Worst(_worst_trials(found, targets), _worst_trials(found, others)),
+        calibration=None
+        if evaluation.calibration is None
+        else _calibration(str(config.calibration), evaluation.calibration),
+        breakdown={column: tuple(some) for column, some in evaluation.breakdown.items()},
+        worst=Worst(_worst_trials(evaluation, targets), _worst_trials(evaluation, non_targets)),
         manifest=config.manifest if scored.people is not None else None,
         rejected=scored.rejected,
-        how=(*scored.system.how, *_how(config, found)),
-        notes=(*(scored.people.notes if scored.people is not None else ()), *scored.notes, *found.notes),
-        bootstrap=config.bootstrap if found.intervals else 0,
+        how=(*scored.system.how, *_how(config, evaluation)),
+        notes=(*(scored.people.notes if scored.people is not None else ()), *scored.notes, *evaluation.notes),
+        bootstrap=config.bootstrap if evaluation.intervals else 0,
         seconds=round(seconds, 2),
         files=files,
         version=__version__,
@@ -320,42 +336,46 @@ def _calibration(file: str, used: Calibration) -> CalibrationSummary:
     return CalibrationSummary(file, **asdict(used.trained_on), quality=used.quality)
 
 
-def _worst_trials(found: Evaluation, places: np.ndarray) -> tuple[WorstTrial, ...]:
-    trials = found.scored.trials
+def _worst_trials(evaluation: Evaluation, places: np.ndarray) -> tuple[WorstTrial, ...]:
+    trials = evaluation.scored.trials
     return tuple(
         WorstTrial(
             trials.names[trials.enrolment[place]],
             trials.names[trials.test[place]],
-            round(float(found.scores[place]), 6),
+            round(float(evaluation.scores[place]), 6),
             int(trials.line[place]),
         )
         for place in places.tolist()
     )
 
 
-def _how(config: EvalConfig, found: Evaluation) -> list[str]:
-    """What was done to the scores, and what the numbers are, in sentences."""
+def _how(config: EvalConfig, evaluation: Evaluation) -> list[str]:
+    """Processing of the scores and meaning of the numbers, in sentences."""
     how = []
-    if (one := found.calibration) is not None:
-        quality = f" and quality measures ({', '.join(one.quality)})" if one.quality else ""
-        count, speakers = one.trained_on.targets + one.trained_on.non_targets, len(one.trained_on.speakers)
+    if (calibration := evaluation.calibration) is not None:
+        quality = f" and quality measures ({', '.join(calibration.quality)})" if calibration.quality else ""
+        count, speakers = (
+            calibration.trained_on.targets + calibration.trained_on.non_targets,
+            len(calibration.trained_on.speakers),
+        )
         how.append(
             f"Scores{quality} became log-likelihood ratios by logistic regression, trained for p_target = "
-            f"{one.p_target:g} on {count:,} trials of {speakers:,} other speakers ({one.trained_on.trials})."
+            f"{calibration.p_target:g} on {count:,} trials of {speakers:,} other speakers "
+            f"({calibration.trained_on.trials})."
         )
-    if found.intervals:
+    if evaluation.intervals:
         how.append(
-            f"Intervals of 95 % follow from {config.bootstrap:,} resamplings of the {found.speakers[0]} speakers "
-            f"({found.speakers[1]}): a trial counts as often as its speakers were drawn. Those of Cllr and min Cllr "
-            "hold the true value less often than that."
+            f"Intervals of 95 % follow from {config.bootstrap:,} resamplings of the {evaluation.speakers[0]} speakers "
+            f"({evaluation.speakers[1]}): a trial counts as often as its speakers were drawn. Those of Cllr and min "
+            "Cllr hold the true value less often than that."
         )
-    if found.scored.left_out:
+    if evaluation.scored.left_out:
         how.append("Trials with an utterance that could not be used are left out; the utterances are listed.")
     return how
 
 
 def _note_one_kind(source: str, labels: np.ndarray | None) -> None:
-    """Log early that a list of one kind of trial has no error rates."""
+    """Log a note where a list with trials of one kind allows no error rates."""
     if labels is not None and len(np.unique(labels)) < 2:
         kind = "target" if labels[0] else "non-target"
         log(f"note: {source} holds only {kind} trials: scores are written, but no error rates")

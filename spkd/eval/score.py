@@ -1,4 +1,4 @@
-"""Scores of a trial list: by one model or two, or from the score files of other systems."""
+"""Scores of a trial list: from one or two models, or from the score files of other systems."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from spkd.eval.trials import Trials, in_order_of, notes_on, trials_of_enrolled, 
 from spkd.progress import log
 from spkd.teachers.base import EmbeddingModel
 
-Pair = tuple[np.ndarray, np.ndarray]  # values of a trial's enrolment and test side
+Pair = tuple[np.ndarray, np.ndarray]  # (N,) values of the trials' enrolment sides, and of their test sides
 
 
 @dataclass(frozen=True)
 class People:
-    """The utterances behind the trials' names.
+    """Utterances of the names in trials.
 
     Attributes:
-        enrolment: of each name on the enrolment side (several where a map defines it).
-        test: of each name on the test side.
-        notes: what was left out or assumed when their manifest was read.
+        enrolment: utterances of each name on the enrolment side (several where a map defines it).
+        test: utterance of each name on the test side.
+        notes: remarks on what was left out or assumed when the manifest was read.
     """
 
     enrolment: dict[str, list[Utterance]]
@@ -53,18 +53,19 @@ class People:
 
 @dataclass(frozen=True)
 class Scored:
-    """Trials that could be scored.
+    """Scored trials.
 
     Attributes:
-        trials: these, N of them. left_out: how many others the list has.
-        scores: (N,) of each system.
-        system: that gave the scores.
-        people: None where no manifest is known.
+        trials: the N trials that could be scored.
+        left_out: number of trials of the list that could not.
+        scores: (N,) scores of each system.
+        system: system that gave the scores.
+        people: utterances of the trials' names; None where no manifest is known.
         rejected: utterances that could not be used, with the reasons.
-        models: that embedded both sides; [] for scores from files.
-        measures: quality measures of both sides of every trial, by name, where they are known.
-        llr: whether the scores are log-likelihood ratios as they come.
-        notes: what a reader has to know before the numbers are believed, in sentences.
+        models: models that embedded the two sides; [] for scores from files.
+        measures: functions that give a quality measure of both sides of every trial, by name.
+        llr: whether the scores are log-likelihood ratios already.
+        notes: limits of the numbers that a reader has to know, in sentences.
     """
 
     trials: Trials
@@ -79,9 +80,9 @@ class Scored:
     notes: tuple[str, ...] = ()
 
     def speakers(self) -> tuple[dict[str, str], dict[str, str], str]:
-        """Speaker of each name on the enrolment and on the test side, and how they are known."""
+        """Speaker of each name on the enrolment side and on the test side, and the source of their identity."""
         if self.people is not None and self.people.labelled:
-            enrolment = {name: str(found[0].speaker) for name, found in self.people.enrolment.items()}
+            enrolment = {name: str(utterances[0].speaker) for name, utterances in self.people.enrolment.items()}
             return enrolment, {name: str(u.speaker) for name, u in self.people.test.items()}, "from the manifest"
         joined = dict(zip(self.trials.names, speakers.from_labels(self.trials), strict=True))
         return joined, joined, "utterances that target trials join are of one speaker"
@@ -94,37 +95,42 @@ class Scored:
         return 100 * eer(curve(self.scores[0], self.trials.label))[0]
 
     def columns(self, quality: Iterable[str]) -> dict[str, np.ndarray]:
-        """The features of a calibration: scores, and the lower and the higher value of quality measures.
+        """Features of a calibration, (N,) each: scores, and the lower and the higher value of quality measures.
 
+        Args:
+            quality: names of the quality measures.
         Raises:
-            UsageError: a measure that is not known of these trials.
+            UsageError: a measure that is not known for these trials.
         """
-        found = dict(zip(score_names(len(self.scores)), self.scores, strict=True))
+        features = dict(zip(score_names(len(self.scores)), self.scores, strict=True))
         for name in quality:
             if name not in self.measures:
                 raise UsageError(
                     f"quality={name}: not known here; duration needs the manifest, magnitude and enrolments a model, "
                     "cohort norm=as-norm"
                 )
-            one, other = self.measures[name]()
+            of_enrolment, of_test = self.measures[name]()
             if name == "enrolments":
-                found[name] = one
+                features[name] = of_enrolment
             else:
-                found |= {f"{name}.low": np.minimum(one, other), f"{name}.high": np.maximum(one, other)}
-        return found
+                features |= {
+                    f"{name}.low": np.minimum(of_enrolment, of_test),
+                    f"{name}.high": np.maximum(of_enrolment, of_test),
+                }
+        return features
 
 
 @dataclass(frozen=True)
 class _Sides:
-    """The utterances and embeddings of both sides of the trials.
+    """Utterances and embeddings of both sides of the trials.
 
     Attributes:
         members: utterances of every name on the enrolment side, as trials or the enrolment map name them.
         tested: names on the test side.
         found: id in the manifest of each of these utterances.
         enrolment: embeddings of the enrolment utterances.
-        test: embeddings of the test utterances; both are one object where one model embeds both sides.
-        notes: of the manifest.
+        test: embeddings of the test utterances; the same object where one model embeds both sides.
+        notes: remarks on the manifest.
     """
 
     members: dict[str, list[str]]
@@ -164,7 +170,13 @@ class _Sides:
         )
 
     def pairs(self, trials: Trials) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The K trials whose two sides can be used: places (K,) in the list, among enrolment rows, and test rows."""
+        """The K trials whose two sides can be used.
+
+        Returns:
+            (K,) place of each trial in the list.
+            (K,) place of its enrolment side in `enrolment_rows`.
+            (K,) row of its test side among the test embeddings.
+        """
         index_of = {name: index for index, name in enumerate(trials.names)}
         enrolment, test = (np.full(len(trials.names), -1, np.int32) for _ in range(2))
         for place, name in enumerate(self.enrolment_rows):
@@ -176,7 +188,7 @@ class _Sides:
         return kept, i[kept], j[kept]
 
     def magnitudes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Length of the embeddings of every name on the enrolment side (mean) and of every test row."""
+        """Mean length of the embeddings of every name on the enrolment side, and length of every test embedding."""
         enrolment, test = (np.linalg.norm(side.vectors, axis=1) for side in (self.enrolment, self.test))
         return np.array([enrolment[rows].mean() for rows in self.enrolment_rows.values()]), test
 
@@ -191,26 +203,30 @@ def score(
     """Scores of every trial whose two sides can be used.
 
     Args:
-        model: of the test side, and of the enrolment side unless there is an enrol_model.
-    Raises:
-        UsageError: settings that lack a cohort, or models of different spaces.
-        SpkdError: a trial names an utterance that the manifest lacks, none can be scored, the cohort holds what is
-            tested, or a score is not finite.
+        config: settings.
+        model: model of the test side, and of the enrolment side unless there is an enrol_model.
+        manifest: utterances of the trials.
+        trials: trial list.
+        enrol_model: model of the enrolment side; None: the same.
+        es:
+        UsageError: settings without the cohort they need, or models whose embeddings are not comparable.
+        SpkdError: a trial names an utterance that the manifest lacks, no trial can be scored, the cohort holds tested
+            data, or a score is not finite.
     """
     check_cohort(config)
-    # What the trials name, and that the cohort holds nothing of it.
+    # Utterances that the trials name; the cohort must share none of them.
     members, notes = _members(config, trials)
     tested = [trials.names[index] for index in np.unique(trials.test)]
-    found = _found([*itertools.chain.from_iterable(members.values()), *tested], manifest, trials, members)
+    ids = _found([*itertools.chain.from_iterable(members.values()), *tested], manifest, trials, members)
     cohort = None if config.cohort.source is None else CohortSource.open(config.cohort.source)
     if cohort is not None:
-        cohort.check_disjoint([manifest[manifest.index_of[name]] for name in dict.fromkeys(found.values())])
+        cohort.check_disjoint([manifest[manifest.index_of[name]] for name in dict.fromkeys(ids.values())])
     # Every utterance is embedded once by each model.
-    enrolled = [found[name] for name in dict.fromkeys(itertools.chain.from_iterable(members.values()))]
-    test_ids = [found[name] for name in tested]
+    enrolled = [ids[name] for name in dict.fromkeys(itertools.chain.from_iterable(members.values()))]
+    test_ids = [ids[name] for name in tested]
     test = embed(model, _part(manifest, test_ids if enrol_model else [*enrolled, *test_ids]), config)
     enrolment = embed(enrol_model, _part(manifest, enrolled), config) if enrol_model else test
-    sides = _Sides(members, tested, found, enrolment, test, manifest.notes)
+    sides = _Sides(members, tested, ids, enrolment, test, manifest.notes)
     _check_usable(config, trials, sides)
     kept, i, j = sides.pairs(trials)
     if not len(kept):
@@ -226,25 +242,30 @@ def score(
     scores, statistics = backend.score(left, right, i, j)
     if wrong := int((~np.isfinite(scores)).sum()):
         raise SpkdError(f"{trials.source}: {wrong:,} of {len(scores):,} scores are not finite")
-    # What is known of the trials that were scored.
-    part, models = subset(trials, kept), [model] if enrol_model is None else [enrol_model, model]
+    # The trials that were scored, with their quality measures and notes.
+    scored_trials, models = subset(trials, kept), [model] if enrol_model is None else [enrol_model, model]
     system = System(tuple(m.weights_sha256 for m in models), 1, (*_how_embedded(config), *backend.how))
     return Scored(
-        part,
+        scored_trials,
         len(trials) - len(kept),
         [scores],
         system,
         sides.people,
         sides.rejected,
         models,
-        _measures(part, sides, (i, j), statistics),
+        _measures(scored_trials, sides, (i, j), statistics),
         llr=backend.plda is not None and backend.cohorts is None,
-        notes=(*notes_on(trials), *notes, *backend.notes, *notes_on_training(models, part, sides.people)),
+        notes=(*notes_on(trials), *notes, *backend.notes, *notes_on_training(models, scored_trials, sides.people)),
     )
 
 
 def _check_usable(config: ScoringConfig, trials: Trials, sides: _Sides) -> None:
-    """Raises SpkdError where a side has no embeddings, UsageError where those of two models are of different spaces."""
+    """Check the embeddings of both sides.
+
+    Raises:
+        SpkdError: a side has no embeddings.
+        UsageError: embeddings of two models with different dimensions.
+    """
     widths = sides.enrolment.vectors.shape[1], sides.test.vectors.shape[1]
     if not len(sides.test.vectors) or not len(sides.enrolment.vectors):
         raise SpkdError(
@@ -263,7 +284,7 @@ def _first(rejected: Mapping[str, str]) -> str:
 
 
 def _how_embedded(config: ScoringConfig) -> list[str]:
-    """Sentences on what the enrolment side has and the test side has not."""
+    """Differences of the enrolment side from the test side, in sentences."""
     how = ["Embeddings of the enrolment utterances of one model are averaged."] if config.enrol.map else []
     enrolment, test = config.enrol.model.name, config.model.name
     if enrolment is not None:
@@ -277,9 +298,10 @@ def _measures(
     """Quality measures of both sides of every trial, by name.
 
     Args:
-        trials: those that were scored.
-        pairs: place among the enrolment rows, and test row, of each.
-        statistics: of both sides with the cohort, where there is one.
+        trials: trials that were scored.
+        sides: utterances and embeddings of both sides.
+        pairs: place of each trial's enrolment side in `enrolment_rows`, and row of its test side.
+        statistics: cohort statistics of both sides; None without a cohort.
     """
     i, j = pairs
 
@@ -290,14 +312,14 @@ def _measures(
     def enrolments() -> Pair:
         return np.log([len(rows) for rows in sides.enrolment_rows.values()])[i], np.zeros(len(j))
 
-    found = {"duration": lambda: _durations(trials, sides.people), "enrolments": enrolments, "magnitude": magnitude}
+    measures = {"duration": lambda: _durations(trials, sides.people), "enrolments": enrolments, "magnitude": magnitude}
     if statistics is not None:
-        found["cohort"] = lambda: (statistics[0][0][i], statistics[1][0][j])
-    return found
+        measures["cohort"] = lambda: (statistics[0][0][i], statistics[1][0][j])
+    return measures
 
 
 def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: People) -> list[str]:
-    """Notes on models that were trained on what is tested, in sentences."""
+    """Notes on models that were trained on tested speakers or utterances, in sentences."""
     notes = []
     for training in (model.training for model in models if model.training is not None):
         utterances = [*itertools.chain.from_iterable(people.enrolment.values()), *people.test.values()]
@@ -318,11 +340,12 @@ def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: 
 def score_from_files(
     config: ScoringConfig, files: Sequence[tuple[Trials, np.ndarray]], trials: Trials | None
 ) -> Scored:
-    """The scores of other systems, for the same trials.
+    """Scores of other systems for the same trials.
 
     Args:
-        files: trials and scores of each, as `read_scores` gives them.
-        trials: their order and their labels; None: as the first file has them.
+        config: settings.
+        files: trials and scores of each system, as `read_scores` gives them.
+        trials: trial list that gives order and labels; None: the trials of the first file.
     Raises:
         SpkdError: a trial without a score.
     """
@@ -338,8 +361,10 @@ def score_from_files(
 
 
 def _people(config: ScoringConfig, trials: Trials) -> tuple[People | None, tuple[str, ...]]:
-    """The utterances of trials that are scored already, and notes on their enrolment map; None where no manifest is
-    named, and the one that happens to be here is of other utterances."""
+    """Utterances of trials with scores from files, and notes on their enrolment map.
+
+    The utterances are None where no manifest is named, and the one in the current folder lacks some of them.
+    """
     if config.manifest == MANIFEST and not Path(MANIFEST).exists():
         return None, ()
     manifest = measure(Manifest.load(config.manifest, config_columns(config)))[0]
@@ -349,22 +374,22 @@ def _people(config: ScoringConfig, trials: Trials) -> tuple[People | None, tuple
     if config.manifest == MANIFEST and len(match(list(dict.fromkeys(names)), manifest.index_of)) < len(set(names)):
         log(f"note: {MANIFEST} lacks utterances of {trials.source}: it is not used")
         return None, ()
-    found = _found(names, manifest, trials, members)
+    ids = _found(names, manifest, trials, members)
 
     def utterance(name: str) -> Utterance:
-        return manifest[manifest.index_of[found[name]]]
+        return manifest[manifest.index_of[ids[name]]]
 
-    enrolment = {name: [utterance(one) for one in used] for name, used in members.items()}
+    enrolment = {name: [utterance(member) for member in used] for name, used in members.items()}
     return People(enrolment, {name: utterance(name) for name in tested}, manifest.notes), notes
 
 
 def config_columns(config: ScoringConfig) -> list[str]:
-    """Columns of the manifest that the settings name, beside those that every manifest has."""
+    """Columns of the manifest that the settings name, in addition to those that every manifest has."""
     return [name for name in getattr(config, "by", []) if name not in ("duration", "speaker")]
 
 
 def check_cohort(config: ScoringConfig) -> None:
-    """Raises UsageError where a setting needs a cohort that is not there."""
+    """Check that there is a cohort where a setting needs one. Raises UsageError where there is none."""
     uses = [f"backend={config.backend}"] * (config.backend == "plda") + [f"norm={config.norm}"] * (
         config.norm != "none"
     )
@@ -374,7 +399,7 @@ def check_cohort(config: ScoringConfig) -> None:
 
 
 def subset(trials: Trials, kept: np.ndarray) -> Trials:
-    """Some of the trials."""
+    """Trials at the given places."""
     label = None if trials.label is None else trials.label[kept]
     return replace(
         trials, enrolment=trials.enrolment[kept], test=trials.test[kept], label=label, line=trials.line[kept]
@@ -382,17 +407,17 @@ def subset(trials: Trials, kept: np.ndarray) -> Trials:
 
 
 def _members(config: ScoringConfig, trials: Trials) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """The utterances of every name on the enrolment side, and notes on the map that says so."""
+    """Utterances of every name on the enrolment side, and notes on the enrolment map."""
     names = [trials.names[index] for index in np.unique(trials.enrolment)]
     if config.enrol.map is None:
         return {name: [name] for name in names}, ()
-    found = read_map(config.enrol.map)
-    models = found.members
+    enrolment_map = read_map(config.enrol.map)
+    models = enrolment_map.members
     for name in names:
         if name not in models:
             near = did_you_mean(name, list(models)[:10_000])
             raise SpkdError(f"{trials.source}:{_line_of(trials, name)}: {name!r} is not in {config.enrol.map}{near}")
-    notes = [f"{config.enrol.map}: {note}" for note in found.notes]
+    notes = [f"{config.enrol.map}: {note}" for note in enrolment_map.notes]
     enrolled = trials_of_enrolled(trials, models)
     if len(enrolled):
         place = f"first: line {int(trials.line[enrolled].min())}"
@@ -401,21 +426,26 @@ def _members(config: ScoringConfig, trials: Trials) -> tuple[dict[str, list[str]
 
 
 def _found(names: list[str], manifest: Manifest, trials: Trials, members: Mapping[str, list[str]]) -> dict[str, str]:
-    """Utterance of a trial or of an enrolment map -> id in the manifest.
+    """Ids in the manifest by utterance, as a trial or an enrolment map names it.
 
+    Args:
+        names: names of the utterances.
+        manifest: the manifest.
+        trials: trial list, for errors.
+        members: utterances of every name on the enrolment side, for errors.
     Raises:
-        SpkdError: one is not there.
+        SpkdError: the manifest lacks an utterance.
     """
     wanted = list(dict.fromkeys(names))
-    found = match(wanted, manifest.index_of)
-    if missing := [name for name in wanted if name not in found]:
+    ids = match(wanted, manifest.index_of)
+    if missing := [name for name in wanted if name not in ids]:
         name = missing[0]
         owner = next((model for model, used in members.items() if name in used), name)
         raise SpkdError(
             f"{trials.source}:{_line_of(trials, owner)}: utterance {name!r} is not in {manifest.source} "
             f"({len(missing)} such of {len(wanted)}){did_you_mean(name, list(manifest.index_of)[:10_000])}"
         )
-    return found
+    return ids
 
 
 def _line_of(trials: Trials, name: str) -> int:
@@ -428,7 +458,7 @@ def _part(manifest: Manifest, ids: Iterable[str]) -> Manifest:
 
 
 def _averages(vectors: np.ndarray, rows: list[list[int]]) -> np.ndarray:
-    """The mean of some rows, of length 1, for each list of rows."""
+    """Mean of the rows (of vectors (N, D)) in each list, scaled to length 1: (lists, D)."""
     if all(len(some) == 1 for some in rows):
         return vectors[[some[0] for some in rows]]
     flat = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
@@ -437,7 +467,7 @@ def _averages(vectors: np.ndarray, rows: list[list[int]]) -> np.ndarray:
 
 
 def _durations(trials: Trials, people: People) -> Pair:
-    """Logarithm of the seconds of speech on both sides."""
+    """Logarithm of the duration (s) of both sides of every trial."""
     enrolment, test = (np.zeros(len(trials.names)) for _ in range(2))
     index_of = {name: index for index, name in enumerate(trials.names)}
     for name, used in people.enrolment.items():

@@ -33,7 +33,7 @@ class EmbedConfig(Settings):
 
 @dataclass
 class EnrolConfig:
-    """The enrolment side of trials."""
+    """Settings of the enrolment side of trials."""
 
     map: str | None = key(
         None, "enrolment map: lines `model utterance ...`, for trials whose enrolment side names a model"
@@ -43,7 +43,7 @@ class EnrolConfig:
 
 @dataclass
 class CohortConfig:
-    """Utterances of other speakers."""
+    """Settings of the cohort: utterances of other speakers."""
 
     source: str | None = key(
         None,
@@ -55,7 +55,7 @@ class CohortConfig:
 
 @dataclass
 class ScoringConfig(EmbedConfig):
-    """Settings of scoring trials."""
+    """Settings of the scoring of trials."""
 
     manifest: str = key(MANIFEST, "manifest of the trials' audio")
     format: str = key("auto", "format of the trial list", ("auto", *TRIAL_FORMATS))
@@ -67,12 +67,12 @@ class ScoringConfig(EmbedConfig):
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         if self.norm == "none":
-            found |= dict.fromkeys(("cohort.average", "cohort.top"), "no norm=as-norm")
+            reasons |= dict.fromkeys(("cohort.average", "cohort.top"), "no norm=as-norm")
         if self.norm == "none" and self.backend == "cosine" and not self.subtract_mean:
-            found["cohort.source"] = "nothing uses a cohort (norm=as-norm, backend=plda, subtract_mean=true)"
-        return found
+            reasons["cohort.source"] = "nothing uses a cohort (norm=as-norm, backend=plda, subtract_mean=true)"
+        return reasons
 
 
 @dataclass
@@ -94,12 +94,12 @@ class EvalConfig(ScoringConfig):
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        found = super().unused()
+        reasons = super().unused()
         if not self.bootstrap:
-            found["seed"] = "bootstrap=0 draws nothing"
+            reasons["seed"] = "bootstrap=0 draws nothing"
         if not self.worst:
-            found["audio"] = "no trials are listed (worst=0)"
-        return found
+            reasons["audio"] = "no trials are listed (worst=0)"
+        return reasons
 
 
 @dataclass
@@ -111,7 +111,7 @@ class CalibrateConfig(ScoringConfig):
     out: str = key("", "file to write (default: calibration.json in the student's folder)")
     quality: list[str] = key(
         [],
-        "quality measures beside the scores: duration, magnitude of the embedding, number of enrolment utterances, "
+        "quality measures next to the scores: duration, magnitude of the embedding, number of enrolment utterances, "
         "mean cohort score",
         ("duration", "magnitude", "enrolments", "cohort"),
     )

@@ -1,4 +1,4 @@
-"""Who speaks in the trials: from the manifest, or from the trials themselves."""
+"""Speakers of trials, from the manifest or from the trials themselves."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from spkd.eval.trials import Trials
 
 
 def from_labels(trials: Trials) -> list[str]:
-    """A speaker for each of the trials' names: those that target trials join are one speaker, whose name is that of the
-    first of them."""
+    """Speaker of each of the trials' names.
+
+    Names that target trials join are of one speaker, who gets the first of these names.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -24,10 +26,12 @@ def from_labels(trials: Trials) -> list[str]:
 
 
 def numbered(trials: Trials, enrolment: Mapping[str, str], test: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """The speakers of both sides of every trial as numbers from 0: (N,) each.
+    """Numbers of the speakers of both sides of every trial, from 0: (N,) each.
 
     Args:
-        enrolment, test: speaker of each name on that side.
+        trials: the N trials.
+        enrolment: speaker of each name on the enrolment side.
+        test: speaker of each name on the test side.
     """
     number: dict[str, int] = {}
     tables = []

@@ -13,19 +13,20 @@ from spkd.files.atomic import check_writable
 from spkd.registry import TEACHERS
 from spkd.students.description import DESCRIPTION
 
-LEAST_TRIALS = 30  # of either kind: the mean of so many scores is known to a fifth of their deviation
-FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # whose thresholds a calibration carries, where its list is long enough
-LEAST_ERRORS = 10  # expected on the list at such a rate: with fewer its threshold is hardly known
+LEAST_TRIALS = 30  # trials of each kind: the mean of 30 scores has a standard error of a fifth of their deviation
+FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # rates whose thresholds a calibration has, where its list is long enough
+LEAST_ERRORS = 10  # false alarms expected on the list at a rate: with fewer, its threshold is too uncertain
 
 
 def place(config: CalibrateConfig, of_files: bool) -> Path:
-    """The file to write.
+    """Path of the calibration to write.
 
     Args:
+        config: settings.
         of_files: whether the scores are from files, so that no model is used.
     Raises:
-        UsageError: none is named, and the model's folder is no place for it; or there is no such model.
-        SpkdError: it cannot be written.
+        UsageError: no file is named and it cannot go into the folder of a student; or there is no such model.
+        SpkdError: the file cannot be written.
     """
     if config.out:
         check_writable(config.out)
@@ -44,18 +45,18 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
 
 
 def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
-    """The calibration of scored trials.
+    """Calibration trained on scored trials.
 
     Raises:
-        SpkdError: trials without labels of both kinds, too few of them, or scores too large to compute with.
+        SpkdError: trials without labels of both kinds, too few trials, or scores too large for the computation.
     """
     trials = scored.trials
     if trials.label is None or not trials.has_both_kinds:
         raise SpkdError(f"{trials.source}: a calibration needs labelled trials of both kinds")
-    targets, others = int(trials.label.sum()), int((1 - trials.label).sum())
-    if min(targets, others) < LEAST_TRIALS and not config.force:
+    targets, non_targets = int(trials.label.sum()), int((1 - trials.label).sum())
+    if min(targets, non_targets) < LEAST_TRIALS and not config.force:
         raise SpkdError(
-            f"{trials.source}: {targets:,} target and {others:,} non-target trials; a calibration takes at least "
+            f"{trials.source}: {targets:,} target and {non_targets:,} non-target trials; a calibration takes at least "
             f"{LEAST_TRIALS} of each kind (force=true: with what there is)"
         )
     columns = scored.columns(config.quality)
@@ -68,21 +69,21 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
         trials.source,
         trials.sha256,
         targets,
-        others,
+        non_targets,
         tuple(sorted({*enrolment.values(), *test.values()})),
     )
     raw = Calibration(
         tuple(columns), tuple(map(float, weights)), offset, config.p_target, scored.system, trained_on, {}, {}
     )
-    at = curve(raw(columns), trials.label)
+    errors = curve(raw(columns), trials.label)
     points = (
         (*DEFAULT_POINTS, Point(config.p_target)) if Point(config.p_target) not in DEFAULT_POINTS else DEFAULT_POINTS
     )
-    thresholds = {"eer": eer(at)[1]} | {f"min_dcf_{point.name}": min_dcf(at, point)[1] for point in points}
+    thresholds = {"eer": eer(errors)[1]} | {f"min_dcf_{point.name}": min_dcf(errors, point)[1] for point in points}
     for rate in FALSE_ALARMS:
         if rate * trained_on.non_targets >= LEAST_ERRORS:
-            thresholds[f"false_alarm_{rate:g}"] = threshold_at(at, rate)
-    highest = next_above(float(at.threshold[1]))
+            thresholds[f"false_alarm_{rate:g}"] = threshold_at(errors, rate)
+    highest = next_above(float(errors.threshold[1]))
     return Calibration(
         raw.features,
         raw.weights,
@@ -91,5 +92,5 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
         scored.system,
         trained_on,
         {name: min(value, highest) for name, value in thresholds.items()},
-        compute(at, metrics_of(tuple(points), llr=True)),
+        compute(errors, metrics_of(tuple(points), llr=True)),
     )

@@ -1,4 +1,4 @@
-"""Training of a student, as reports hold it."""
+"""Summary of the training of a student, for reports."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from spkd.teachers.checkpoint import CheckpointTeacher
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """Training of a student.
+    """Summary of the training of a student.
 
     Attributes:
-        losses: names.
+        losses: names of the losses.
         teachers: families of the caches' teachers.
-        batch_size: views in one step; None where it is not known.
-        steps: how many were done; None where it is not known.
+        batch_size: number of views in one step; None where it is not known.
+        steps: number of steps done; None where it is not known.
         last_terms: mean of each loss term over the last steps.
-        settings: what makes two runs the same.
+        settings: settings that identify the run.
         curves: values by training step.
     """
 

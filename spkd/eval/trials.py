@@ -1,8 +1,8 @@
-"""Trial lists and score files in the formats of spkd/eval/trial_formats and score_formats, read line by line: memory
-does not grow with the text.
+"""Trial lists and score files in the formats of spkd/eval/trial_formats and score_formats.
 
-All are read however tools write them: gzipped, with a byte-order mark, any line ends, separated by spaces, tabs, commas
-or semicolons, with comments and a header line, labels in any case. `-` is standard input.
+Files are read line by line, so that their text is never in memory as a whole. They may be gzipped, have a byte-order
+mark, any line ends, comments and a header line, and labels in any case; fields are separated by spaces, tabs, commas or
+semicolons. `-` is standard input.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ class Trials:
     """N trials in order.
 
     Attributes:
-        names: of every side (an utterance, or a model that an enrolment map defines), once, in order of appearance.
-        enrolment, test: (N,) their indices.
+        names: names of all sides (an utterance, or a model that an enrolment map defines), in order of appearance.
+        enrolment: (N,) index of the enrolment side in `names`.
+        test: (N,) index of the test side in `names`.
         label: (N,) 1 target, 0 non-target; None for an unlabelled list.
-        line: (N,) of the file.
-        source: the file.
-        sha256: of the file.
-        notes: what was left out or assumed when it was read.
+        line: (N,) line of the file.
+        source: path of the file.
+        sha256: digest of the file.
+        notes: remarks on what was left out or assumed when the file was read.
     """
 
     names: list[str]
@@ -70,20 +71,24 @@ def read(path: str | Path, form: str = "auto", known: Collection[str] = ()) -> T
 
     Args:
         path: a file, or `-` for standard input.
-        form: a name in TRIAL_FORMATS, or "auto": the one format that every line fits (the first where several do).
-        known: ids of utterances that there are; they tell a first trial whose ids look like words of a header from one.
-    Raises:
-        UsageError: no such file or format. SpkdError: a malformed line (file and line named), or no trials.
+        form: a name in TRIAL_FORMATS, or "auto": the first format that every line fits.
+        known: ids of existing utterances, which distinguish a first trial from a header with the same words.
+        es:
+        UsageError: no such file or format.
+        SpkdError: a malformed line (the message names file and line), or no trials.
     """
     formats = TRIAL_FORMATS if form == "auto" else {form: TRIAL_FORMATS[form]}
     return _read(path, formats, "trial list", known)[0]
 
 
 def read_scores(path: str | Path) -> tuple[Trials, np.ndarray]:
-    """The trials of a score file, labelled where it has labels, and their scores (N,) in float64.
+    """Read the trials of a score file, labelled where it has labels, and their scores (N,) in float64.
 
+    Args:
+        path: a file, or `-` for standard input.
     Raises:
-        UsageError: no such file. SpkdError: a malformed line (file and line named), or no scores.
+        UsageError: no such file.
+        SpkdError: a malformed line (the message names file and line), or no scores.
     """
     return _read(path, SCORE_FORMATS, "score file", ())
 
@@ -110,13 +115,13 @@ def _first_that_fits(
         raise SpkdError(f"{source}: holds no {'trials' if kind == 'trial list' else 'scores'}")
     furthest, shape, line = -1, "", ""
     for separator, form in _ways(first, formats):
-        found = _parsed(path, source, separator, form, known)
-        if not isinstance(found, _Malformed):
-            return found
+        parsed = _parsed(path, source, separator, form, known)
+        if not isinstance(parsed, _Malformed):
+            return parsed
         # The format that got furthest is the one the file was meant to be in.
-        if found.number > furthest:
-            furthest, shape, line = found.number, form.shape, found.line
-    if furthest <= first_number:  # not even the first line: none is meant more than another
+        if parsed.number > furthest:
+            furthest, shape, line = parsed.number, form.shape, parsed.line
+    if furthest <= first_number:  # no format fits even the first line
         furthest, line = first_number, first
         shapes = [f"`{form.shape}`" for form in formats.values()]
         expected = f"{', '.join(shapes[:-1])} or {shapes[-1]}" if len(shapes) > 1 else shapes[0]
@@ -126,10 +131,10 @@ def _first_that_fits(
 
 
 def _ways(first: str, formats: Formats) -> list[tuple[str | None, type[Format]]]:
-    """Separators and formats that a file with this first line may have, in the order in which they are tried.
+    """Separators and formats to try for a file with this first line, in order.
 
-    Where tabs separate fewer fields than white space does, names may have spaces: tabs come first then, but for lists
-    without labels, since a tab may also stand among spaces.
+    Where tabs separate fewer fields than white space does, names may have spaces. Then tabs are tried first, except for
+    lists without labels, since a single tab may also stand among spaces.
     """
     ways = [(separator, name) for separator in SEPARATORS for name in formats]
     if "\t" in first and len(_split(first, "\t")) < len(first.split()):
@@ -141,7 +146,7 @@ def _ways(first: str, formats: Formats) -> list[tuple[str | None, type[Format]]]
 
 @dataclass(frozen=True)
 class _Malformed:
-    """The first line that is not of a format; 0 where a file has only a header."""
+    """First line that does not fit a format; number 0 where a file has only a header."""
 
     number: int
     line: str
@@ -155,12 +160,17 @@ def _parsed(
     known: Collection[str],
     first_is_trial: bool = False,
 ) -> tuple[Trials, np.ndarray] | _Malformed:
-    """The trials and scores of a file, or the first line that is not of this format.
+    """Trials and scores of a file, or the first line that does not fit this format.
 
     Args:
-        first_is_trial: take the first line for a trial even though its words could name columns.
+        path: file to read.
+        source: name of the file, for errors.
+        separator: separator of the fields; None: white space.
+        kind: the format.
+        known: ids of existing utterances.
+        first_is_trial: whether the first line is taken as a trial even if its words could name columns.
     """
-    # Rows are gathered in arrays of numbers, so that no line stays in memory as text.
+    # Rows are collected in arrays of numbers, so that no line stays in memory as text.
     form, header = None, None  # header: the trial that the first line would be, its number and its text
     index_of: dict[str, int] = {}
     enrolment, test, label, lines, scores = array("i"), array("i"), array("b"), array("i"), array("d")
@@ -183,7 +193,7 @@ def _parsed(
             label.append(row.label)
         if row.score is not None:
             scores.append(row.score)
-    # A first line whose words could be names of columns is a trial where its utterances are known from elsewhere.
+    # A first line whose words could name columns is a trial where its utterances are known.
     notes = []
     if header is not None and header[0] is not None:
         names = (header[0].enrolment, header[0].test)
@@ -201,24 +211,26 @@ def _parsed(
 
 
 def _split(line: str, separator: str | None) -> list[str]:
-    return line.split() if separator is None else [part.strip().strip('"') for part in line.split(separator)]
+    return line.split() if separator is None else [field.strip().strip('"') for field in line.split(separator)]
 
 
 def _names_columns(fields: Sequence[str]) -> bool:
-    """Whether every word of a first line is the usual name of a column."""
+    """Whether every word of a first line is a usual name of a column."""
     return 2 <= len(fields) <= 4 and all(field.lower().strip('"') in HEADER for field in fields)
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:
-    """Whether an utterance has this id, or this file name with or without its suffix."""
-    return name in known or any(name in (PurePosixPath(one).name, PurePosixPath(one).stem) for one in known)
+    """Whether an utterance has this name as its id, or as its file name with or without the suffix."""
+    return name in known or any(
+        name in (PurePosixPath(known_id).name, PurePosixPath(known_id).stem) for known_id in known
+    )
 
 
 def notes_on(trials: Trials) -> tuple[str, ...]:
-    """What a user should know of a list: what was assumed when it was read, and trials that it should not have.
+    """Notes on a list: assumptions when it was read, and trials that it should not have.
 
-    These are trials of an utterance with itself, repeated ones, and pairs that are target and non-target trials. A pair
-    counts as the same either way round.
+    These are trials of an utterance with itself, repeated trials, and pairs that are both target and non-target trials.
+    The order of the two utterances of a pair does not matter.
     """
     notes = list(trials.notes)
 
@@ -231,7 +243,9 @@ def notes_on(trials: Trials) -> tuple[str, ...]:
     low, high = (take(trials.enrolment, trials.test) for take in (np.minimum, np.maximum))
     keys = low.astype(np.int64) * len(trials.names) + high
     order = np.argsort(keys, kind="stable")
-    again = np.flatnonzero(np.diff(keys[order]) == 0) + 1  # places in this order of trials that repeat the one before
+    again = (
+        np.flatnonzero(np.diff(keys[order]) == 0) + 1
+    )  # places, in this order, of trials that repeat the previous one
     note(len(again), "trials that repeat a pair", order[again])
     if trials.label is not None and len(again):
         pairs_there = np.unique(keys[order[again]])
@@ -247,7 +261,8 @@ def trials_of_enrolled(trials: Trials, members: Mapping[str, Sequence[str]]) -> 
     """Places of the trials whose test side is one of the utterances that define their model.
 
     Args:
-        members: the utterances of each model.
+        trials: trial list.
+        members: utterances of each model.
     """
     index_of = {name: index for index, name in enumerate(trials.names)}
     pairs_of = (
@@ -261,9 +276,9 @@ def trials_of_enrolled(trials: Trials, members: Mapping[str, Sequence[str]]) -> 
 
 
 def as_written(names: Iterable[str]) -> tuple[list[str], str]:
-    """Names as they stand in a file that `read_scores` reads, and what separates them there.
+    """Names as written in a file that `read_scores` reads, and the separator of its fields.
 
-    A space; or a tab, where a name has a space, or would begin a comment and stands in quotation marks.
+    The separator is a space, or a tab where a name has a space or is quoted since it would begin a comment.
     """
     names = list(names)
     if all(len(name.split()) == 1 and not name.startswith("#") for name in names):
@@ -272,13 +287,13 @@ def as_written(names: Iterable[str]) -> tuple[list[str], str]:
 
 
 def pairs(trials: Trials) -> Iterator[tuple[str, str]]:
-    """Names of enrolment and test of every trial."""
+    """Names of the enrolment and the test side of every trial."""
     names = trials.names
     return ((names[a], names[b]) for a, b in zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True))
 
 
 def without_trial(trials: Trials, scored: Trials) -> int:
-    """How many rows of a score file are of no trial of a list."""
+    """Number of rows of a score file that belong to no trial of a list."""
     if trials is scored:
         return 0
     index_of = {name: index for index, name in enumerate(trials.names)}
@@ -289,10 +304,14 @@ def without_trial(trials: Trials, scored: Trials) -> int:
 
 
 def in_order_of(trials: Trials, scored: Trials, scores: np.ndarray) -> np.ndarray:
-    """The scores of a score file in the order of a trial list: (N,).
+    """Scores (N,) of a score file in the order of a trial list.
 
+    Args:
+        trials: trial list.
+        scored: trials of the score file.
+        scores: scores of the score file.
     Raises:
-        SpkdError: a trial has no score (it is named), or several.
+        SpkdError: a trial has no score, or several; the message names it.
     """
     same = trials.names == scored.names and len(trials) == len(scored)
     if same and np.array_equal(trials.enrolment, scored.enrolment) and np.array_equal(trials.test, scored.test):
@@ -304,8 +323,8 @@ def in_order_of(trials: Trials, scored: Trials, scores: np.ndarray) -> np.ndarra
     order = np.argsort(keys, kind="stable")
     keys, ordered = keys[order], scores[known][order]
     wanted = trials.enrolment.astype(np.int64) * len(trials.names) + trials.test
-    found = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-    missing = np.ones(len(trials), bool) if not len(keys) else keys[found] != wanted
+    places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+    missing = np.ones(len(trials), bool) if not len(keys) else keys[places] != wanted
     if missing.any():
         first = int(np.argmax(missing))
         pair = f"{trials.names[trials.enrolment[first]]} {trials.names[trials.test[first]]}"
@@ -317,4 +336,4 @@ def in_order_of(trials: Trials, scored: Trials, scores: np.ndarray) -> np.ndarra
     if (twice & (ordered[1:] != ordered[:-1])).any():
         line = scored.line[known][order][1:][twice & (ordered[1:] != ordered[:-1])][0]
         raise SpkdError(f"{scored.source}:{line}: a trial that has another score before")
-    return ordered[found]
+    return ordered[places]

@@ -1,4 +1,4 @@
-"""Scoring a student while it is trained."""
+"""Validation of a student during training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Validation:
     """EER (%) of a student on the trials that the settings name.
 
     Attributes:
-        speakers: of the trials, where the manifest knows them.
+        speakers: names of the speakers of the trials, where the manifest has them.
     """
 
     def __init__(self, trials: str, manifest: str | None, model: str, device: torch.device) -> None:
@@ -30,7 +30,8 @@ class Validation:
             model: name of the student, for errors.
             device: where it runs.
         Raises:
-            UsageError: no such list or manifest. SpkdError: a list without both kinds of trials.
+            UsageError: no such list or manifest.
+            SpkdError: a list without both kinds of trials.
         """
         if manifest is None:
             raise UsageError("valid.trials: name the manifest of its audio by valid.manifest")
@@ -55,5 +56,5 @@ class Validation:
 
 
 def validation(trials: str | None, manifest: str | None, model: str, device: torch.device) -> Validation | None:
-    """What scores a student during training; None where no trials are named. Arguments and errors as Validation."""
+    """Validation of a student during training; None where no trials are named. Arguments and errors as Validation."""
     return None if trials is None else Validation(trials, manifest, model, device)

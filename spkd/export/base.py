@@ -1,4 +1,4 @@
-"""Base class of formats, and the comparison of what is written with the student."""
+"""Base class of export formats, and the comparison of an exported model with the student."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from spkd.eval.embed import median_time
 from spkd.export.graph import Embedder
 from spkd.networks.network import Network
 
-CHECKED = (1.0, 2.5, 4.0, 8.0)  # s
-LEAST = 0.9999  # cosine of what is written in floating point with the student
-SECONDS, REPEATS = 4.0, 9  # of the latency
+CHECKED = (1.0, 2.5, 4.0, 8.0)  # lengths of the inputs of the comparison (s)
+LEAST = 0.9999  # least cosine of embeddings of an export in floating point with the student's
+SECONDS, REPEATS = 4.0, 9  # length of the view (s) and number of repetitions for the latency
 Run = Callable[[Tensor], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model before or after the export.
+    """Measures of a model before or after the export.
 
     Attributes:
-        name: for people.
+        name: name for people.
         bytes: size of its file.
         cosine: least cosine of its embeddings with the student's; None for the student itself.
-        real_time_factor: processing time over audio time on one thread, without features that it does not compute.
-        eer_percent: on the trials, if there are any.
+        real_time_factor: processing time over audio time on one thread; features count only where the model computes
+            them.
+        eer_percent: EER (%) on the trials; None without trials.
     """
 
     name: str
@@ -43,14 +44,14 @@ class Exported:
 
 
 class Export(ABC):
-    """A format of exported students.
+    """Base class of formats of exported students.
 
     A new format is a subclass in a file of its own and its name in spkd.registry.EXPORTS.
 
     Args:
-        settings: its own; see `Settings`.
+        settings: settings of the format; see `Settings`.
     Attributes:
-        Settings: dataclass of its own settings, where it has any.
+        Settings: dataclass of the settings of the format, where it has any.
         file: name of the file, or folder, in the student's folder; see `name`.
     """
 
@@ -60,10 +61,10 @@ class Export(ABC):
         self.settings = settings
 
     def check(self, network: Network) -> None:  # noqa: B027  most formats take every network
-        """Raises UsageError for settings that are missing, or a network that the format does not have."""
+        """Check settings and network. Raises UsageError for missing settings, or a network that the format lacks."""
 
     def name(self, waveform: bool) -> str:
-        """Name of the file in the student's folder, another one for another input.
+        """Name of the file in the student's folder, which depends on the input.
 
         Args:
             waveform: whether the graph takes the waveform where it could take features.
@@ -75,9 +76,11 @@ class Export(ABC):
         """Write the file, run it, and compare it with the student.
 
         Args:
-            embedder: input -> embedding.
-            out: the file.
-            metadata: what a runtime and a person need to know of it.
+            embedder: module from input to embedding.
+            out: file to write.
+            metadata: description of the file, for runtimes and people.
+            rns:
+            Measures of the written models.
         Raises:
             UsageError: a package is missing.
             SpkdError: the network cannot be exported, or its embeddings differ from the student's.
@@ -85,20 +88,20 @@ class Export(ABC):
 
 
 def tagged(file: str, tag: str) -> str:
-    """The name of a file with a tag before its suffixes: model.onnx -> model.wave.onnx."""
+    """Name of a file with a tag before its suffixes: model.onnx -> model.wave.onnx."""
     stem, dot, suffixes = file.partition(".")
     return f"{stem}.{tag}{dot}{suffixes}"
 
 
 def checked(name: str, out: Path, embedder: Embedder, run: Run, seconds: Sequence[float] = CHECKED) -> Exported:
-    """The measures of a file in floating point. Raises SpkdError where its embeddings differ from the student's.
+    """Measures of an export in floating point. Raises SpkdError where its embeddings differ from the student's.
 
     Args:
-        name: for people.
+        name: name for people.
         out: the file.
-        embedder: of the student.
-        run: of the file.
-        seconds: lengths of the inputs on which they are compared.
+        embedder: module of the student.
+        run: function that runs the file.
+        seconds: lengths of the inputs of the comparison (s).
     """
     cosine = least_cosine(in_torch(embedder), run, [embedder.example(s, seed=i) for i, s in enumerate(seconds)])
     if not cosine >= LEAST:
@@ -108,7 +111,7 @@ def checked(name: str, out: Path, embedder: Embedder, run: Run, seconds: Sequenc
 
 
 def in_torch(module: Callable[[Tensor], Tensor]) -> Run:
-    """A module as a function from input to embeddings (B, D)."""
+    """Function from input to embeddings (B, D) that runs a module."""
 
     def run(x: Tensor) -> np.ndarray:
         with torch.inference_mode():
@@ -118,7 +121,7 @@ def in_torch(module: Callable[[Tensor], Tensor]) -> Run:
 
 
 def least_cosine(first: Run, second: Run, inputs: Sequence[Tensor]) -> float:
-    """The least cosine between two models' embeddings of the same inputs, in float64."""
+    """Least cosine between two models' embeddings of the same inputs, in float64."""
     cosines = []
     for x in inputs:
         a, b = (run(x).astype(np.float64) for run in (first, second))
@@ -127,6 +130,12 @@ def least_cosine(first: Run, second: Run, inputs: Sequence[Tensor]) -> float:
 
 
 def real_time_factor(run: Run, embedder: Embedder, seconds: float = SECONDS) -> float:
-    """Median processing time of a view over its length, on one thread."""
+    """Median processing time of a view over its length, on one thread.
+
+    Args:
+        run: function that runs the model.
+        embedder: module of the student, which makes the input.
+        seconds: length of the view (s).
+    """
     example = embedder.example(seconds)
     return median_time(lambda: run(example), REPEATS) / seconds

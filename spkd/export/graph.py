@@ -1,4 +1,4 @@
-"""Graph that is exported: a network, with its features before it or without, as operations that every runtime has."""
+"""Exported graph: a network, with or without its features, made of operations that every runtime has."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from spkd.outputs.features import (
 from spkd.outputs.target import EMBEDDING, Target
 
 BATCH = torch.export.Dim("batch", min=1, max=65_536)
-# Shortest inputs (frames, or samples) for which the exporter shows that one graph serves; networks that pool stretches
-# of frames need the second, which is more than one stretch of CAM++ (100 of its frames, 200 of fbank).
+# Shortest inputs (frames or samples) for which the exporter verifies that one graph serves. Networks that pool segments
+# of frames need the second, which is longer than a segment of CAM++ (100 of its frames, 200 of fbank).
 SHORTEST = {False: (16, 256), True: (3200, 256 * HOP + WINDOW)}
 FLOOR = torch.finfo(torch.float32).eps
 
 
 class Fbank(nn.Module):
-    """Fbank of one of FBANKS as one convolution: minus the mean, pre-emphasis, window and Fourier transform of a frame
-    are linear together."""
+    """Fbank of one of FBANKS, with its linear steps as one convolution.
+
+    Removal of the mean, pre-emphasis, window and Fourier transform of a frame are linear together.
+    """
 
     kernels: Tensor
     filters: Tensor
@@ -50,7 +52,7 @@ class Fbank(nn.Module):
         self._centred = self._kind.window < WINDOW
 
     def forward(self, waves: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, samples) -> (B, T, 80)."""
+        """Fbank (B, T, 80) of waveforms (B, samples)."""
         waves = mirrored(waves, lengths) if self._centred else without_padding(waves, lengths)
         spectra = nn.functional.conv1d(waves[:, None], self.kernels, stride=HOP)
         real, imaginary = spectra.chunk(2, 1)
@@ -61,7 +63,7 @@ class Fbank(nn.Module):
 
 
 class Samples(nn.Module):
-    """The samples themselves, 160 in a row."""
+    """Samples in rows of 160: (B, samples) -> (B, T, 160)."""
 
     def forward(self, waves: Tensor, lengths: Tensor | None) -> Tensor:
         frames = waves.shape[1] // HOP
@@ -72,10 +74,11 @@ class Samples(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Input -> embedding (B, D).
+    """Module from input to embedding (B, D).
 
     Args:
-        waveform: whether the input is the waveform (B, samples) rather than the network's features (B, T, F).
+        network: the student.
+        waveform: whether the input is the waveform (B, samples) instead of the network's features (B, T, F).
     """
 
     def __init__(self, network: Network, waveform: bool) -> None:
@@ -86,7 +89,13 @@ class Embedder(nn.Module):
             self.front_end = Fbank(toolkit_of(network.input_kind)) if is_fbank(network.input_kind) else Samples()
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """lengths: (B,) valid samples or frames of each view; longer than the batch: all are."""
+        """Embeddings (B, D).
+
+        Args:
+            x: (B, samples) or (B, T, F).
+            lengths: (B,) number of valid samples or frames of each view. All are valid where it exceeds the length of
+                the batch, or is None.
+        """
         if lengths is not None:
             lengths = lengths.clamp_max(x.shape[1])
         if self.front_end is not None:
@@ -96,26 +105,26 @@ class Embedder(nn.Module):
         return self.network(x, lengths=lengths)[EMBEDDING]
 
     def example(self, seconds: float, batch: int = 1, seed: int = 0) -> Tensor:
-        """An input of noise."""
+        """Input of noise."""
         generator = torch.Generator().manual_seed(seed)
         waves = 0.1 * torch.randn(batch, round(seconds * SAMPLE_RATE), generator=generator)
         return waves if self.front_end is not None else self.network.features(waves)
 
 
 def toolkit_of(kind: Target) -> str:
-    """The name of a kind of fbank among FBANKS."""
+    """Name of a kind of fbank among FBANKS."""
     return next(name for name, target in FBANKS.items() if target == kind)
 
 
 def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedProgram:
-    """The graph of an embedder, of any batch and length.
+    """Graph of an embedder, for any batch size and length.
 
     Args:
-        embedder: the student.
-        lengths: whether it has a second input, the lengths (B,) of the views of a padded batch.
+        embedder: module of the student.
+        lengths: whether the graph has a second input, the lengths (B,) of the views of a padded batch.
     Raises:
-        SpkdError: a network with recurrent layers.
-        Exception: of many kinds, where torch cannot export the network.
+        SpkdError: the network has recurrent layers.
+        Exception: errors of many kinds, where torch cannot export the network.
     """
     if recurrent := next((m for m in embedder.network.modules() if isinstance(m, nn.RNNBase)), None):
         raise SpkdError(
@@ -144,7 +153,7 @@ def _traced(embedder: Embedder, inputs: tuple[Tensor, ...], shortest: int) -> to
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's remarks on what is no fault here."""
+    """Suppress the exporter's warnings and output while the block runs."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -19,8 +19,8 @@ from spkd.export.onnx import NAMES, Session, write_onnx
 from spkd.export.settings import Int8Settings
 from spkd.networks.network import Network
 
-CROP = 3.0  # s of each utterance: ranges of whole utterances would take memory without telling more
-MEASURED = 60.0  # s of other speech, on which the cosine with the student is measured
+CROP = 3.0  # length (s) taken of each utterance: whole utterances would take more memory for the same ranges
+MEASURED = 60.0  # duration (s) of other speech, on which the cosine with the student is measured
 QUANTISED = ("Conv", "MatMul", "Gemm")  # pooling and normalisation stay in floating point
 
 
@@ -35,25 +35,29 @@ class ONNXInt8(Export):
             raise UsageError("to=onnx-int8: name speech on which ranges are measured by onnx_int8.manifest=FILE")
 
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
-        whole = out.with_name(f"{out.stem}.fp32{out.suffix}")
+        unquantised = out.with_name(f"{out.stem}.fp32{out.suffix}")
         try:
-            write_onnx(embedder, whole, False, metadata)
-            rows = [checked("onnx", whole, embedder, Session(whole))]
+            write_onnx(embedder, unquantised, False, metadata)
+            rows = [checked("onnx", unquantised, embedder, Session(unquantised))]
             manifest = measure(Manifest.load(self.settings.manifest))[0]
-            others, speech = divided(manifest.utterances)
-            quantise(embedder, whole, out, speech_inputs(embedder, speech, manifest.source, self.settings.speech))
+            held_out, speech = divided(manifest.utterances)
+            quantise(embedder, unquantised, out, speech_inputs(embedder, speech, manifest.source, self.settings.speech))
         finally:
-            whole.unlink(missing_ok=True)
-        measured = speech_inputs(embedder, others, manifest.source, MEASURED)
+            unquantised.unlink(missing_ok=True)
+        measured = speech_inputs(embedder, held_out, manifest.source, MEASURED)
         session = Session(out)
         cosine = least_cosine(in_torch(embedder), session, [torch.from_numpy(x) for x in measured])
         return [*rows, Exported("onnx-int8", out.stat().st_size, cosine, real_time_factor(session, embedder))]
 
 
 def divided(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
-    """The utterances of a second or more of a fifth of the speakers, on which the cosine is measured, and those of the
-    others, which fix the ranges; shuffled. Utterances without a speaker, or all of one speaker, count as speakers of
-    their own.
+    """Utterances of a second or more, divided by speakers and shuffled.
+
+    Where utterances have no speaker, or all have the same, each counts as a speaker.
+
+    Returns:
+        Utterances of a fifth of the speakers, on which the cosine is measured.
+        Utterances of the other speakers, which determine the ranges.
     """
     random = np.random.RandomState(0)
     long = [utterance for utterance in utterances if (utterance.duration or 0) >= 1.0]
@@ -67,17 +71,17 @@ def divided(utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utte
 
 
 def speech_inputs(embedder: Embedder, utterances: Sequence[Utterance], source: str, seconds: float) -> list[np.ndarray]:
-    """Inputs of the graph from utterances, until there are so many seconds.
+    """Inputs of the graph from the first utterances that have `seconds` seconds together.
 
     Args:
-        embedder: of the student.
-        utterances: of a second or more.
-        source: the manifest, for messages.
-        seconds: how much speech.
+        embedder: module of the student.
+        utterances: utterances of a second or more.
+        source: manifest, for messages.
+        seconds: duration of the speech (s).
     Raises:
-        SpkdError: none can be loaded.
+        SpkdError: no utterance can be loaded.
     """
-    total, found = 0.0, []
+    total, inputs = 0.0, []
     for utterance in utterances:
         if total >= seconds:
             break
@@ -88,21 +92,24 @@ def speech_inputs(embedder: Embedder, utterances: Sequence[Utterance], source: s
         except AudioError:
             continue
         waves = torch.from_numpy(wave)[None]
-        found.append((waves if embedder.front_end is not None else embedder.network.features(waves)).numpy())
+        inputs.append((waves if embedder.front_end is not None else embedder.network.features(waves)).numpy())
         total += len(wave) / 16_000
-    if not found:
+    if not inputs:
         raise SpkdError(
             f"{source}: needs two utterances of a second or more that can be loaded, better of two speakers"
         )
-    return found
+    return inputs
 
 
 def quantise(embedder: Embedder, source: Path, out: Path, inputs: list[np.ndarray]) -> None:
-    """Quantise the graph in `source`.
+    """Quantise a graph.
 
     Args:
-        inputs: on which ranges are measured: the mean of each utterance's extremes would cut speech off, so the
-            extremes of all of them count.
+        embedder: module of the student.
+        source: file of the graph.
+        out: file to write.
+        inputs: inputs on which ranges are measured. The extremes of all of them count; the mean of each utterance's
+            extremes would clip speech.
     Raises:
         UsageError: onnxruntime is missing.
     """
@@ -143,5 +150,5 @@ def quantise(embedder: Embedder, source: Path, out: Path, inputs: list[np.ndarra
 
 
 def _of_features(model: Any) -> list[str]:
-    """Nodes that compute fbank: their numbers span ten orders of magnitude."""
+    """Names of the nodes that compute fbank: their values span ten orders of magnitude."""
     return [node.name for node in model.graph.node if any("front_end" in given for given in node.input)]

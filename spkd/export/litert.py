@@ -16,7 +16,7 @@ from spkd.export.settings import LiteRTSettings
 
 
 class LiteRT(Export):
-    """TensorFlow Lite, for one view of one length."""
+    """TensorFlow Lite, for a single view of a fixed length."""
 
     Settings = LiteRTSettings
     file = "model.tflite"
@@ -27,10 +27,15 @@ class LiteRT(Export):
 
 
 def write_litert(embedder: Embedder, out: Path, seconds: float) -> None:
-    """Write the graph for one view of one length.
+    """Write the graph for a single view of a fixed length.
 
+    Args:
+        embedder: module of the student.
+        out: file to write.
+        seconds: length of the view (s).
     Raises:
-        UsageError: litert-torch is missing. SpkdError: the network cannot be converted.
+        UsageError: litert-torch is missing.
+        SpkdError: the network cannot be converted.
     """
     try:
         import litert_torch
@@ -44,7 +49,7 @@ def write_litert(embedder: Embedder, out: Path, seconds: float) -> None:
 
 
 def load_litert(path: Path) -> Callable[[Tensor], np.ndarray]:
-    """The graph of a file, on one thread: one view -> embedding (1, D)."""
+    """Function that runs the graph of a file on one thread: a single view -> embedding (1, D)."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=1)

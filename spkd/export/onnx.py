@@ -1,4 +1,4 @@
-"""ONNX: the graph, what goes with it, and how onnxruntime runs it."""
+"""ONNX: the graph, its metadata, and its use in onnxruntime."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 
 OPSET = 20
-NAMES = {False: "feats", True: "wave"}  # of the input, by whether it is the waveform; WeSpeaker's convention
+NAMES = {False: "feats", True: "wave"}  # name of the input, by whether it is the waveform; WeSpeaker's convention
 OUTPUT = "embs"
 
 
 class ONNX(Export):
-    """ONNX, of any batch and length."""
+    """ONNX, for any batch size and length."""
 
     Settings = ONNXSettings
     file = "model.onnx"
@@ -45,12 +45,16 @@ class ONNX(Export):
 
 
 def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str, str]) -> None:
-    """Write the graph, of any batch and length, with its metadata.
+    """Write the graph, for any batch size and length, with its metadata.
 
     Args:
-        lengths: whether it has a second input `lengths` (B,).
+        embedder: module of the student.
+        out: file to write.
+        lengths: whether the graph has a second input `lengths` (B,).
+        metadata: description of the file, for runtimes and people.
     Raises:
-        UsageError: onnx or onnxscript is missing. SpkdError: the network cannot be exported.
+        UsageError: onnx or onnxscript is missing.
+        SpkdError: the network cannot be exported.
     """
     try:
         import onnx
@@ -78,27 +82,28 @@ def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str,
 
 
 def _name_dimensions(model: Any, names: list[str]) -> None:
-    """Give the exporter's symbols of the input's dimensions names that people know, wherever they are."""
+    """Replace the exporter's symbols for the dimensions of the input by readable names, in the whole graph."""
     dimensions = model.graph.input[0].type.tensor_type.shape.dim
     renamed = {dim.dim_param: name for dim, name in zip(dimensions, names, strict=False) if dim.dim_param}
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in renamed:
                 dim.dim_param = renamed[dim.dim_param]
-    # Shapes within the graph are in the exporter's symbols, and nobody needs them.
+    # Shapes within the graph have the exporter's symbols and are not needed.
     del model.graph.value_info[:]
 
 
 def metadata_of(embedder: Embedder, model: dict[str, Any], calibration: dict[str, Any] | None) -> dict[str, str]:
-    """What a runtime and a person need to know of the file.
+    """Description of the file, for runtimes and people.
 
     Args:
-        model: url, licence, and whatever describes the student.
-        calibration: of calibration.json, with its thresholds.
+        embedder: module of the student.
+        model: url, licence, and further descriptions of the student.
+        calibration: content of calibration.json, with its thresholds; None without.
     """
     kind = embedder.network.input_kind
     toolkit = toolkit_of(kind) if is_fbank(kind) else "waveform"
-    found = {
+    metadata = {
         "url": str(model.get("url") or "not stated"),
         "comment": "trained by spkd",
         "sample_rate": str(SAMPLE_RATE),
@@ -107,12 +112,12 @@ def metadata_of(embedder: Embedder, model: dict[str, Any], calibration: dict[str
         "spkd_card": json.dumps(model, ensure_ascii=False),
     }
     if calibration is not None:
-        found["spkd_calibration"] = json.dumps(calibration, ensure_ascii=False)
-    return found
+        metadata["spkd_calibration"] = json.dumps(calibration, ensure_ascii=False)
+    return metadata
 
 
 def sherpa_metadata(embedder: Embedder, lengths: bool) -> dict[str, str]:
-    """What makes sherpa-onnx load a graph; nothing for graphs to which it would give other features or inputs."""
+    """Metadata with which sherpa-onnx loads a graph; {} for graphs whose features or inputs sherpa-onnx lacks."""
     if embedder.network.input_kind != FBANKS["sherpa"] or embedder.front_end is not None or lengths:
         return {}
     return {
@@ -124,10 +129,15 @@ def sherpa_metadata(embedder: Embedder, lengths: bool) -> dict[str, str]:
 
 
 class Session:
-    """A graph in onnxruntime, on one thread."""
+    """Graph in onnxruntime, on one thread."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UsageError: onnxruntime is missing. SpkdError: it does not load the graph."""
+        """Load a graph.
+
+        Raises:
+            UsageError: onnxruntime is missing.
+            SpkdError: onnxruntime does not load the graph.
+        """
         try:
             import onnxruntime
         except ImportError as error:
@@ -138,12 +148,12 @@ class Session:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own kinds
             raise SpkdError(f"{path}: onnxruntime does not load it ({first_line(error)})") from error
-        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._inputs = [node.name for node in self._session.get_inputs()]
 
     def __call__(self, x: Tensor, lengths: Tensor | None = None) -> np.ndarray:
-        """Embeddings (B, D); without lengths, all of the batch is valid."""
+        """Embeddings (B, D) of inputs (B, ...) with `lengths` (B,) valid samples or frames; None: all are valid."""
         feed = {self._inputs[0]: x.numpy()}
         if len(self._inputs) > 1:
-            every = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
-            feed[self._inputs[1]] = every.numpy()
+            valid = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
+            feed[self._inputs[1]] = valid.numpy()
         return self._session.run(None, feed)[0]

@@ -17,7 +17,7 @@ METADATA = "metadata.json"
 
 
 class PT2(Export):
-    """An exported program, of any batch and length; `metadata.json` in the file describes it."""
+    """Exported program, for any batch size and length; `metadata.json` in the file describes it."""
 
     file = "model.pt2"
 

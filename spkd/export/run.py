@@ -1,4 +1,4 @@
-"""`spkd export`: write a student for another runtime, run what was written, and measure it there."""
+"""`spkd export`: write a student for another runtime, run the file there, and measure it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     """Write the student of a folder.
 
     Args:
-        folder: of the student.
-        config: format and place.
-    Returns:
-        The file, and the measures of the student and of what was written.
-    Raises:
-        UsageError: settings that the format does not have, or a missing package.
-        SpkdError: no student there, or what was written does not give the student's embeddings.
+        folder: folder of the student.
+        config: settings: format and file.
+        rns:
+        The file, and the measures of the student and of the written models.
+        es:
+        UsageError: invalid settings, or a missing package.
+        SpkdError: the folder has no student, or the written model does not give the student's embeddings.
     """
     checkpoint, weights = load_student(folder), Path(folder) / WEIGHTS
     network, written = checkpoint.network, EXPORTS[config.to](config.settings)
@@ -58,22 +58,21 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
 
 
 def _calibration(folder: str, config: ExportConfig, weights_sha256: str) -> dict[str, Any] | None:
-    """The calibration that goes with the model: without the names of its speakers and the place of its list, which are
-    nobody's business there."""
+    """Calibration for the exported model, without the names of its speakers and the path of its list (private)."""
     path = Path(config.calibration) if config.calibration else Path(folder) / FILE
     if not config.calibration and not path.is_file():
         return None
-    found = Calibration.of_student(path, weights_sha256)
-    return replace(found, trained_on=replace(found.trained_on, speakers=(), trials="its list")).to_json()
+    calibration = Calibration.of_student(path, weights_sha256)
+    return replace(calibration, trained_on=replace(calibration.trained_on, speakers=(), trials="its list")).to_json()
 
 
 def _public(training: Training) -> dict[str, Any]:
-    """The training as an exported model tells of it: without the people."""
+    """Description of the training for an exported model, without the speakers, which are private."""
     return {name: value for name, value in asdict(training).items() if value and name != "people"}
 
 
 def _with_error_rates(config: ExportConfig, folder: str, out: Path, rows: list[Exported]) -> list[Exported]:
-    """The rows of the student and of the file, with their EERs."""
+    """Measures of the student and of the written model, with their EERs."""
     models = ScoredModelConfig(folder), ScoredModelConfig("onnx", str(out))
     student, exported = (
         run_trials(EvalConfig(model=model, manifest=config.trials_manifest, device="cpu"), config.trials)

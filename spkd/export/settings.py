@@ -35,7 +35,7 @@ class LiteRTSettings:
 
 @dataclass
 class ExportConfig(Chooser, Settings):
-    """What `spkd export` writes of a student."""
+    """Settings of `spkd export`."""
 
     COMMAND: ClassVar[str] = "export"
 
@@ -53,12 +53,12 @@ class ExportConfig(Chooser, Settings):
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        found = {}
+        reasons = {}
         if self.to not in SCORED:
-            found["trials"] = f"to={self.to} is not scored"
+            reasons["trials"] = f"to={self.to} is not scored"
         if not self.trials or self.to not in SCORED:
-            found["trials_manifest"] = "no trials are scored"
+            reasons["trials_manifest"] = "no trials are scored"
         if self.to == "wespeaker":
             reason = "WeSpeaker's files hold the network alone, which takes fbank"
-            found |= dict.fromkeys(("waveform", "calibration", "url", "licence"), reason)
-        return found
+            reasons |= dict.fromkeys(("waveform", "calibration", "url", "licence"), reason)
+        return reasons

@@ -1,4 +1,4 @@
-"""avg_model.pt and config.yaml, as WeSpeaker loads them, of networks that it has too."""
+"""WeSpeaker's avg_model.pt and config.yaml, for networks that WeSpeaker has too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ THEIRS = ((ResNet34, "ResNet34", 32), (CAMPPlus, "CAMPPlus", 128))  # network, W
 
 
 class WeSpeaker(Export):
-    """WeSpeaker's folder: the network alone, whose features the toolkit computes."""
+    """WeSpeaker's folder: the network alone; the toolkit computes its features."""
 
     file = "wespeaker"
 
@@ -38,7 +38,7 @@ class WeSpeaker(Export):
 
 
 def _name(network: Network) -> str | None:
-    """WeSpeaker's name of a network; None where it does not have it, or not of this width."""
+    """WeSpeaker's name of a network; None where WeSpeaker lacks the network or its width."""
     channels = network.settings.get("channels")
     return next((name for kind, name, width in THEIRS if type(network) is kind and width == channels), None)
 

@@ -15,7 +15,7 @@ from spkd.networks.resnet import FLOOR, BasicBlock, sample_statistics
 from spkd.outputs.features import MELS
 
 DENSE = ((12, 1), (24, 2), (16, 2))  # layers and dilation of each dense block
-SEGMENT = 100  # frames over which the context is averaged, beside the whole
+SEGMENT = 100  # frames over which the context is averaged, in addition to the mean over the whole view
 
 
 def normalised(channels: int, active: bool = True, affine: bool = True) -> nn.Sequential:
@@ -26,7 +26,7 @@ def normalised(channels: int, active: bool = True, affine: bool = True) -> nn.Se
 
 
 class FrontEnd(nn.Module):
-    """Residual 2-d convolutions that leave an eighth of the bands and keep time: (B, 80, T) -> (B, 10C, T)."""
+    """Residual 2-d convolutions that reduce the bands to an eighth and keep time: (B, 80, T) -> (B, 10C, T)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class FrontEnd(nn.Module):
 
 
 class Dense(nn.Module):
-    """Convolution with its non-linearity after (first and last layers) or before it (between blocks)."""
+    """Convolution with its non-linearity after it (first and last layers) or before it (between blocks)."""
 
     def __init__(self, linear: nn.Conv1d, nonlinear: nn.Sequential, before: bool = False) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Dense(nn.Module):
 
 
 class Masked(nn.Module):
-    """Context-aware masking: a convolution whose channels are gated by the mean of the whole and of each segment."""
+    """Context-aware masking: a convolution whose channels are gated by means of the whole view and of each segment."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
         super().__init__()
@@ -79,15 +79,18 @@ class Masked(nn.Module):
 
 
 def _segments(x: Tensor) -> Tensor:
-    """1 where a step of x (..., T) belongs to a segment: (T, segments). Products with it take a mean and spread it
-    again, for lengths that an exported graph does not know."""
+    """Membership matrix (T, segments): 1 where a step of x (..., T) belongs to a segment.
+
+    A product with it sums over each segment, and one with its transpose spreads the result over the steps. Both work
+    for lengths that are unknown when a graph is exported.
+    """
     number = torch.arange(x.shape[-1], device=x.device) // SEGMENT
     segments = torch.arange((x.shape[-1] + SEGMENT - 1) // SEGMENT, device=x.device)
     return (number[:, None] == segments).to(x.dtype)
 
 
 class DenseLayer(nn.Module):
-    """One layer of a densely connected block: its outputs are joined to its inputs."""
+    """Layer of a densely connected block: its outputs are concatenated to its inputs."""
 
     def __init__(self, inputs: int, bottleneck: int, growth: int, dilation: int) -> None:
         super().__init__()
@@ -110,14 +113,18 @@ class DenseBlock(nn.Sequential):
 
 
 class CAMPPlus(Network):
-    """2-d front end, convolution to 50 frames a second, three densely connected blocks of 12, 24 and 16 masked layers,
-    statistics pooling, linear with batch-norm.
+    """CAM++: 2-d front end, convolution to 50 frames a second, three densely connected blocks of 12, 24 and 16 masked
+    layers, statistics pooling, linear with batch-norm.
 
-    Tensors are named and shaped as in 3D-Speaker and WeSpeaker, so their state dictionaries load. C = 128 is the
-    paper's width (7.2 M parameters at embedding 512); the front end has C / 4 channels, every dense layer adds C / 4.
+    Tensors are named and shaped as in 3D-Speaker and WeSpeaker, so their state dictionaries can be loaded. C = 128 is
+    the paper's width (7.2 M parameters at embedding 512). The front end has C / 4 channels; every dense layer adds
+    C / 4.
 
     Args:
-        floor: added to a variance before its root (3D-Speaker has none). mels: bands of the input.
+        channels: width C.
+        embedding: width E of the embedding.
+        floor: number added to a variance before its root (3D-Speaker has none).
+        mels: bands of the input.
 
     Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
     """
@@ -135,21 +142,22 @@ class CAMPPlus(Network):
         growth, width = channels // 4, channels
         self.head = FrontEnd(growth)
         stem = nn.Conv1d(growth * (mels // 8), width, 5, stride=2, padding=2, bias=False)
-        parts: OrderedDict[str, nn.Module] = OrderedDict(tdnn=Dense(stem, normalised(width)))
+        # Dense blocks: every layer widens its input by `growth`, and a transition halves the width after the block.
+        layers: OrderedDict[str, nn.Module] = OrderedDict(tdnn=Dense(stem, normalised(width)))
         for i, (depth, dilation) in enumerate(DENSE, 1):
             block: OrderedDict[str, nn.Module] = OrderedDict()
             for j in range(depth):
                 block[f"tdnnd{j + 1}"] = DenseLayer(width, channels, growth, dilation)
                 width += growth
-            parts[f"block{i}"] = DenseBlock(block)
+            layers[f"block{i}"] = DenseBlock(block)
             narrow = nn.Conv1d(width, width // 2, 1, bias=False)
-            parts[f"transit{i}"] = Dense(narrow, normalised(width), before=True)
+            layers[f"transit{i}"] = Dense(narrow, normalised(width), before=True)
             width //= 2
-        parts["out_nonlinear"] = normalised(width)
-        parts["dense"] = Dense(
+        layers["out_nonlinear"] = normalised(width)
+        layers["dense"] = Dense(
             nn.Conv1d(2 * width, embedding, 1, bias=False), normalised(embedding, active=False, affine=False)
         )
-        self.xvector, self._floor = nn.Sequential(parts), floor
+        self.xvector, self._floor = nn.Sequential(layers), floor
         self.levels = describe(width, {"stats": 2 * width, "embedding": embedding}, stride=2)
         self.widest = growth * mels
 

@@ -9,13 +9,13 @@ from spkd.networks import padding
 from spkd.networks.network import ConvBlock, Network, describe
 from spkd.outputs.features import MELS
 
-SCALE = 8  # Res2 groups (the paper's)
-FLOOR = 1e-6  # of variances: keeps the gradient of the root finite where a channel is constant
-BOTTLENECK = 128  # of squeeze-excitation and of the attention (the paper's)
+SCALE = 8  # number of Res2 groups (the paper's)
+FLOOR = 1e-6  # least variance: keeps the gradient of the root finite where a channel is constant
+BOTTLENECK = 128  # width of the bottleneck of squeeze-excitation and of the attention (the paper's)
 
 
 class Res2(nn.Module):
-    """Res2 convolution: groups of channels in a cascade, each convolving its input plus the group before."""
+    """Res2 convolution: groups of channels in a cascade; each convolves its input plus the previous group's output."""
 
     def __init__(
         self, channels: int, dilation: int, reflect: bool = False, scale: int = SCALE, kernel: int = 3
@@ -35,7 +35,7 @@ class Res2(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Rescale channels by a function of all their means."""
+    """Squeeze-excitation: scales the channels of (B, C, T) by a function of their means over time."""
 
     def __init__(self, channels: int, bottleneck: int = BOTTLENECK) -> None:
         super().__init__()
@@ -67,11 +67,13 @@ class SERes2Block(nn.Module):
 
 
 class AttentiveStatistics(nn.Module):
-    """Channel-dependent attention, weighted mean and deviation: (B, D, T) -> (B, 2D).
+    """Mean and standard deviation with channel-dependent attention: (B, D, T) -> (B, 2D).
 
     Args:
-        floor: of variances.
-        context: whether the attention sees mean and deviation of the whole view in addition to the frames.
+        channels: width D of the frames.
+        floor: least variance.
+        bottleneck: width of the bottleneck of the attention.
+        context: whether the attention takes mean and deviation of the whole view in addition to the frames.
     """
 
     def __init__(self, channels: int, floor: float = FLOOR, bottleneck: int = BOTTLENECK, context: bool = True) -> None:
@@ -93,11 +95,14 @@ class AttentiveStatistics(nn.Module):
 
 
 class ECAPA(Network):
-    """Convolution, three SE-Res2 blocks (dilations 2, 3, 4), all joined into 3C frames, attentive pooling.
+    """ECAPA-TDNN: convolution, three SE-Res2 blocks (dilations 2, 3, 4), joined into frames of width 3C, attentive
+    pooling.
 
-    The paper's widths: C = 512 (with embedding 192: 6.2 M parameters) or 1024; C = 128 has 0.8 M.
+    The paper's widths are C = 512 (with embedding 192: 6.2 M parameters) and 1024; C = 128 has 0.8 M.
 
     Args:
+        channels: width C.
+        embedding: width E of the embedding.
         mels: bands of the input.
 
     Levels: frames (B, T, 3C), stats (B, 6C), embedding (B, E).

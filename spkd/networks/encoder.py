@@ -1,8 +1,7 @@
-"""The encoder of wav2vec 2.0 (Baevski et al., NeurIPS 2020), HuBERT and WavLM (Chen et al., IEEE JSTSP 2022): strided
+"""Encoder of wav2vec 2.0 (Baevski et al., NeurIPS 2020), HuBERT and WavLM (Chen et al., IEEE JSTSP 2022): strided
 convolutions over the samples, a convolution over positions, transformer layers.
 
-Tensors are named as torchaudio has them, whose networks earlier versions of this project used: students that were
-trained then load.
+Tensors are named as in torchaudio.
 """
 
 from __future__ import annotations
@@ -18,9 +17,14 @@ from spkd.networks import padding
 
 
 class ConvolutionLayer(nn.Module):
-    """Convolution without padding, normalisation, GELU.
+    """Convolution without padding, normalisation and GELU.
 
     Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        kernel: width of the kernel.
+        stride: stride.
+        bias: whether the convolution has a bias.
         norm: "group_norm" (every channel over the time of a view), "layer_norm" (every step over its channels) or "".
     """
 
@@ -32,7 +36,7 @@ class ConvolutionLayer(nn.Module):
         self.conv = nn.Conv1d(inputs, outputs, kernel, stride, bias=bias)
 
     def steps(self, lengths: Tensor | None) -> Tensor | None:
-        """Valid steps of its output."""
+        """Number (B,) of valid steps of its output; None: all are valid."""
         return None if lengths is None else (lengths - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -49,7 +53,7 @@ class ConvolutionLayer(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """Waveforms (B, samples) -> (B, T, C)."""
+    """Strided convolutions: waveforms (B, samples) -> (B, T, C)."""
 
     def __init__(self, layers: list[list[int]], norm: str, bias: bool) -> None:
         super().__init__()
@@ -61,7 +65,7 @@ class Convolutions(nn.Module):
         self.conv_layers: Any = nn.ModuleList(built)
 
     def steps(self, lengths: Tensor | None) -> Tensor | None:
-        """Valid steps of views of so many samples."""
+        """Number (B,) of valid steps of views with `lengths` samples (B,); None: all are valid."""
         for layer in self.conv_layers:
             lengths = layer.steps(lengths)
         return lengths
@@ -83,7 +87,7 @@ class Projection(nn.Module):
 
 
 class PositionalConvolution(nn.Module):
-    """A grouped convolution over time, as long as it was."""
+    """Grouped convolution over time, whose output has the length of its input."""
 
     def __init__(self, width: int, kernel: int, groups: int) -> None:
         super().__init__()
@@ -95,7 +99,7 @@ class PositionalConvolution(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads."""
+    """Self-attention with several heads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -106,16 +110,27 @@ class Attention(nn.Module):
         self.q_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """mask: (B, 1, 1, T), which steps are attended to. bias: passed on."""
+        """Output (B, T, D), and the bias unchanged.
+
+        Args:
+            x: (B, T, D).
+            mask: (B, 1, 1, T) whether a step is attended to; None: all are.
+            bias: bias of the positions, not used here.
+        """
         q, k, v = (split(proj(x), self._heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(joined(scaled_dot_product_attention(q, k, v, mask))), bias
 
 
 class RelativeAttention(nn.Module):
-    """WavLM's: a learnt bias of every distance and head, made once and gated in each layer by its queries.
+    """WavLM's self-attention: a learnt bias for every distance and head is gated in each layer by the layer's input.
+
+    The first layer computes the bias for all.
 
     Args:
-        buckets, distance: classes of distances, logarithmic up to the greatest; None in all layers but the first.
+        width: width D of the input.
+        heads: number of heads.
+        buckets: number of classes of distances; None in all layers but the first.
+        distance: distance from which all are in the last class.
     """
 
     def __init__(self, width: int, heads: int, buckets: int | None, distance: int) -> None:
@@ -129,7 +144,13 @@ class RelativeAttention(nn.Module):
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, heads, 1, 1))
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """bias: (1, heads, T, T), from the first layer on."""
+        """Output (B, T, D), and the bias for the next layer.
+
+        Args:
+            x: (B, T, D).
+            mask: (B, 1, 1, T) whether a step is attended to; None: all are.
+            bias: (1, heads, T, T) bias of the positions; None in the first layer, which computes it.
+        """
         if self.rel_attn_embed is not None and bias is None:
             bias = self.rel_attn_embed(self._classes(x.shape[1]).to(x.device)).permute(2, 0, 1)[None]
         assert bias is not None
@@ -138,12 +159,17 @@ class RelativeAttention(nn.Module):
         gated = (first * (second * self.gru_rel_pos_const - 1.0) + 2.0) * bias
         if mask is not None:
             gated = gated.masked_fill(~mask, -torch.inf)
-        own = self.attention
-        q, k, v = (split(part, self._heads) for part in linear(x, own.in_proj_weight, own.in_proj_bias).chunk(3, -1))
-        return own.out_proj(joined(scaled_dot_product_attention(q, k, v, gated.to(q.dtype)))), bias
+        layer = self.attention
+        projected = linear(x, layer.in_proj_weight, layer.in_proj_bias)
+        q, k, v = (split(values, self._heads) for values in projected.chunk(3, -1))
+        return layer.out_proj(joined(scaled_dot_product_attention(q, k, v, gated.to(q.dtype)))), bias
 
     def _classes(self, steps: int) -> Tensor:
-        """(T, T): the class of each distance: its sign, exact up to a quarter of the classes, then logarithmic."""
+        """Class (T, T) of the distance of each pair of steps.
+
+        Half of the classes are for each sign. In each half, every short distance has its own class, and the longer
+        distances share logarithmic classes.
+        """
         assert self._buckets is not None
         offset = torch.arange(steps)[None, :] - torch.arange(steps)[:, None]
         half, far = self._buckets // 2, offset.abs()
@@ -164,7 +190,13 @@ def joined(x: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """approximate: of GELU ("none" or "tanh")."""
+    """Feed-forward layer with GELU.
+
+    Args:
+        width: width of the input and of the output.
+        inner: width between the two linear layers.
+        approximate: approximation of GELU, "none" or "tanh".
+    """
 
     def __init__(self, width: int, inner: int, approximate: str = "none") -> None:
         super().__init__()
@@ -176,10 +208,13 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each beside a shortcut.
+    """Transformer layer: attention and feed-forward, each with a shortcut around it.
 
     Args:
-        first: whether layers normalise before these two; else after.
+        attention: layer of attention.
+        width: width of the input and of the output.
+        inner: inner width of the feed-forward layer.
+        first: whether normalisation comes before attention and feed-forward; else after them.
     """
 
     def __init__(self, attention: nn.Module, width: int, inner: int, first: bool) -> None:
@@ -198,7 +233,15 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions and layers; its own norm comes at the end where layers normalise first, else at the beginning."""
+    """Positional convolution and transformer layers.
+
+    A further layer-norm comes at the end where the layers normalise first, else at the beginning.
+
+    Args:
+        shape: widths and depths (torchaudio's names).
+        layers: number of layers.
+        relative: whether attention is WavLM's.
+    """
 
     def __init__(self, shape: dict[str, Any], layers: int, relative: bool) -> None:
         super().__init__()
@@ -219,7 +262,7 @@ class Transformer(nn.Module):
         self.layers: Any = nn.ModuleList(built)
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> list[Tensor]:
-        """The input of the first layer and the output of each, (B, T, D)."""
+        """Input of the first layer, and output of each layer: (B, T, D) each."""
         mask = None
         if lengths is not None:
             x = padding.mask(x.transpose(1, 2), lengths).transpose(1, 2)
@@ -236,16 +279,16 @@ class Transformer(nn.Module):
 
 
 def of_transformers(model: Any, layers: int) -> dict[str, dict[str, Tensor]]:
-    """The weights of a transformers model under the names here: of convolutions, projection and transformer."""
+    """Weights of a transformers model under the names of this module, for convolutions, projection and transformer."""
     state = dict(model.encoder.state_dict())
     kept = {n: v for n, v in state.items() if not n.startswith("layers.") or int(n.split(".")[1]) < layers}
     if model.config.model_type == "wavlm":
         for i in range(layers):
-            own, held = f"layers.{i}.attention", f"layers.{i}.attention.attention"
+            theirs, ours = f"layers.{i}.attention", f"layers.{i}.attention.attention"
             for kind in ("weight", "bias"):
-                parts = [kept.pop(f"{own}.{name}_proj.{kind}") for name in ("q", "k", "v")]
-                kept[f"{held}.in_proj_{kind}"] = torch.cat(parts)
-                kept[f"{held}.out_proj.{kind}"] = kept.pop(f"{own}.out_proj.{kind}")
+                parts = [kept.pop(f"{theirs}.{name}_proj.{kind}") for name in ("q", "k", "v")]
+                kept[f"{ours}.in_proj_{kind}"] = torch.cat(parts)
+                kept[f"{ours}.out_proj.{kind}"] = kept.pop(f"{theirs}.out_proj.{kind}")
     return {
         "convolutions": dict(model.feature_extractor.state_dict()),
         "project": dict(model.feature_projection.state_dict()),

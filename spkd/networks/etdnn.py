@@ -1,4 +1,4 @@
-"""The extended TDNN (Snyder et al., "Speaker recognition for multi-speaker conversations using x-vectors", ICASSP
+"""Extended TDNN (Snyder et al., "Speaker recognition for multi-speaker conversations using x-vectors", ICASSP
 2019, table 1)."""
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from spkd.outputs.features import MELS
 
 
 class ETDNN(XVector):
-    """Four convolutions (contexts 5, 3, 3, 3 at dilations 1, 2, 3, 4), a dense layer after each, two more dense layers,
-    statistics pooling, two segment layers.
+    """Extended TDNN: four convolutions (contexts 5, 3, 3, 3 at dilations 1, 2, 3, 4), a dense layer after each, two
+    more dense layers, statistics pooling, two segment layers.
 
-    The paper's widths are 512 and 1500 before pooling; here `channels` C and 2C, with the segment layers at the
-    embedding's width.
+    The paper's widths are 512, and 1500 before pooling; here they are `channels` C and 2C. The segment layers have the
+    width of the embedding.
 
     Levels: frames (B, T, 2C), stats (B, 4C), segment.a and embedding (B, E).
     """

@@ -1,4 +1,4 @@
-"""What every student network is."""
+"""Base class of student networks, and layers that several of them share."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FRAME_LEVEL = "frames"
 
 
 class Network(nn.Module):
-    """Features (B, T, F) -> levels by name: `frames` (B, U, D), every other level (B, D).
+    """Base class of networks: features (B, T, F) -> levels by name: `frames` (B, U, D), every other level (B, D).
 
     A new architecture is a subclass in a file of its own and its name in spkd.registry.STUDENTS.
 
     Attributes:
-        input_kind: its input features: 80 mel bands every 10 ms, or the samples themselves, 160 in a row.
-        levels: its outputs, described as a teacher's: the width D of every level, the times of the frames.
-        settings: what `build` needs to make the same network again.
-        widest: numbers in its widest layer for each 10 ms; what it needs memory for.
-        default_channels: its width unless another is asked for.
+        input_kind: kind of its input features: 80 mel bands every 10 ms, or samples in rows of 160.
+        levels: description of its outputs, as for a teacher: the width D of every level, and the times of the frames.
+        settings: arguments with which `build` makes the same network.
+        widest: numbers in its widest layer for each 10 ms, which determine its memory.
+        default_channels: width unless another is asked for.
         adapters: whether it has a second path, through adapters (see `forward`).
-        takes_lengths: whether views of different lengths can share a batch, each with the outputs it has alone.
+        takes_lengths: whether views of different lengths can share a batch without changing their outputs.
     """
 
     input_kind: Target = FBANK
@@ -43,35 +43,37 @@ class Network(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str, config: StudentConfig) -> Network | None:
-        """A student initialised from a model of another library; None for architectures that have no such way.
+        """Student initialised from a model of another library; None for architectures without this.
 
         Args:
-            source: a folder or a hub id.
+            source: folder or hub id of the model.
+            config: settings of the student.
         """
         return None
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the same architecture under the names that they have here."""
+        """Weights of the same architecture under the names of this network."""
         return weights
 
     def take(self, kind: Target) -> None:
-        """Take the fbank of another toolkit, whose windows shift those of the frames."""
+        """Use the fbank of another toolkit. Its windows determine those of the frames."""
         self.levels = {name: level.after(self.input_kind, kind) for name, level in self.levels.items()}
         self.input_kind = kind
 
     def features(self, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Its input features of waveforms (B, samples) at 16 kHz; lengths as for `input_features`."""
+        """Input features (B, T, F) of waveforms (B, samples) at 16 kHz; lengths as for `input_features`."""
         return input_features(self.input_kind, waves, lengths)
 
     def forward(
         self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Mean-normalise per crop (the field's usual front end), then run the network.
+        """Levels by name, of features that are first mean-normalised per crop (the field's usual front end).
 
         Args:
-            adapted: (B,) which views take the path through the adapters, where there are any (default: all).
-            lengths: (B,) valid feature frames of each view, where shorter ones are padded (default: all are valid).
-                Frames of the result that come from padding are undefined.
+            features: (B, T, F).
+            adapted: (B,) whether a view takes the path through the adapters, where there are any; None: all do.
+            lengths: (B,) number of valid feature frames of each view, where shorter views are padded; None: all frames
+                are valid. Output frames that come from padding are undefined.
         """
         features = features.transpose(1, 2)
         features = features - padding.mean(features, lengths)
@@ -83,13 +85,19 @@ class Network(nn.Module):
 
 
 def describe(frames: int, vectors: dict[str, int], stride: int = 1) -> dict[str, Target]:
-    """Levels by name: frames of a width, one for every `stride` fbank frames, and vectors of others."""
+    """Description of levels by name.
+
+    Args:
+        frames: width of the frames.
+        vectors: widths of the vectors, by name.
+        stride: number of fbank frames for each frame.
+    """
     levels = {FRAME_LEVEL: Target(FRAME_LEVEL, frames, stride * HOP, WINDOW)}
     return levels | {name: Target(name, dim) for name, dim in vectors.items()}
 
 
 def forward_crops(network: nn.Module, crops: list[Tensor]) -> list[dict[str, Tensor]]:
-    """The network's levels of several crops (B, T_i, F); equally long neighbours go through it together."""
+    """Levels of each of several crops (B, T_i, F). Neighbours of equal length go through the network together."""
     outputs: list[dict[str, Tensor]] = []
     while len(outputs) < len(crops):
         first = len(outputs)
@@ -100,18 +108,20 @@ def forward_crops(network: nn.Module, crops: list[Tensor]) -> list[dict[str, Ten
         frames = levels[FRAME_LEVEL]
         if frames.requires_grad and frames.mT.is_contiguous():
             frames.register_hook(_time_last)
-        if last - first == 1:  # the gradient of a chunk is a copy, of the only one, too
+        if last - first == 1:  # the gradient of a chunk is a copy, even where there is only one
             outputs.append(levels)
             continue
-        parts = {name: values.chunk(last - first) for name, values in levels.items()}
-        outputs.extend({name: values[i] for name, values in parts.items()} for i in range(last - first))
+        chunks = {name: values.chunk(last - first) for name, values in levels.items()}
+        outputs.extend({name: values[i] for name, values in chunks.items()} for i in range(last - first))
     return outputs
 
 
 def _time_last(gradient: Tensor | None) -> Tensor | None:
-    """Of frames, as convolutions have them in memory: with another order every layer below takes longer on a CPU.
+    """Gradient of frames with time last in memory, as convolutions have it.
 
-    A compiled network calls it with None where no loss takes the frames."""
+    With another layout every layer below takes longer on a CPU. A compiled network passes None where no loss takes the
+    frames.
+    """
     return None if gradient is None else gradient.mT.contiguous().mT
 
 
@@ -122,10 +132,12 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(
     network: Network, seconds: float = 1.0, features: Callable[[Tensor, Tensor | None], Tensor] | None = None
 ) -> int:
-    """Multiply-accumulates of one view of so many seconds (convolutions, matrix products), features not counted.
+    """Multiply-accumulates (convolutions and matrix products) for one view, without its features.
 
     Args:
-        features: of waveforms (B, samples) and their lengths; None: the network's own.
+        network: the network.
+        seconds: length of the view (s).
+        features: function from waveforms (B, samples) and their lengths to features; None: the network's.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -147,12 +159,17 @@ def statistics(frames: Tensor, lengths: Tensor | None = None) -> Tensor:
 
 
 class ConvBlock(nn.Sequential):
-    """1-d convolution (same length), ReLU, batch-norm: the layer of the TDNN family.
+    """Layer of the TDNN family: 1-d convolution (same length), ReLU, batch-norm.
 
     Args:
-        reflect: whether the edges are mirrored (SpeechBrain); else they are zeros.
-        activation: instead of ReLU.
-        groups: of channels, each convolved alone.
+        inputs: channels of the input.
+        outputs: channels of the output.
+        kernel: width of the kernel.
+        dilation: dilation.
+        stride: stride.
+        reflect: whether the edges are padded by reflection (SpeechBrain); else with zeros.
+        activation: non-linearity.
+        groups: number of groups of channels that are convolved separately.
     """
 
     def __init__(

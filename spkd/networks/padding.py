@@ -1,7 +1,7 @@
-"""Batches of views of different lengths: what the padding behind the shorter ones must not change.
+"""Operations on batches of views of different lengths, whose results do not depend on the padding.
 
-`lengths` (B,) counts the valid steps of each view on the last axis; None: all are. With it, every layer gives on the
-valid steps what it gives for the view alone, to rounding.
+`lengths` (B,) are the numbers of valid steps of each view on the last axis; None: all are valid. On the valid steps,
+the results equal those of the view alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -13,37 +13,43 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-CACHED = 2**19  # values that stay in the cache of a core with what is computed from them
+CACHED = 2**19  # values that stay in the cache of a core, together with the values computed from them
 
 
 def valid(x: Tensor, lengths: Tensor) -> Tensor:
-    """Which steps of x (B, ..., T) are no padding: bool, (B, 1..., T)."""
+    """Mask of the valid steps of x (B, ..., T): bool, (B, 1..., T)."""
     return torch.arange(x.shape[-1], device=x.device) < lengths.view(-1, *[1] * (x.dim() - 1))
 
 
 def mask(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x (B, ..., T) with zeros for padding: what convolutions pad a single view with."""
+    """x (B, ..., T) with zeros in the padding, as convolutions pad a single view."""
     return x if lengths is None else torch.where(valid(x, lengths), x, 0.0)
 
 
 def strided(lengths: Tensor | None, stride: int) -> Tensor | None:
-    """Lengths after a convolution of odd kernel k, padding (k - 1) / 2 and this stride."""
+    """Lengths (B,) after a convolution with odd kernel k, padding (k - 1) / 2 and this stride."""
     return lengths if lengths is None or stride == 1 else (lengths - 1) // stride + 1
 
 
 def mean(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Over the valid steps: (B, ..., T) -> (B, ..., 1)."""
+    """Mean over the valid steps: (B, ..., T) -> (B, ..., 1)."""
     if lengths is None:
         return x.mean(-1, keepdim=True)
     return mask(x, lengths).sum(-1, keepdim=True) / _counts(x, lengths)
 
 
 def var_mean(x: Tensor, lengths: Tensor | None, correction: int = 0) -> tuple[Tensor, Tensor]:
-    """Variance and mean over the valid steps, (B, ..., 1) each. A single step has no variance of the sample: 0.
+    """Variance and mean over the valid steps of x (B, ..., T): (B, ..., 1) each.
 
-    In two passes, which on a CPU are faster than torch.var_mean; sums of half precision are in fp32.
+    The variance of a single step is 0. The computation takes two passes, which on a CPU are faster than torch.var_mean;
+    sums of half precision are in fp32.
+
+    Args:
+        x: (B, ..., T).
+        lengths: (B,) number of valid steps; None: all are valid.
+        correction: number subtracted from the number of steps (1: variance of the sample).
     """
-    # A trace would keep the number of parts that the example was computed in.
+    # While a graph is traced, the composed form is used: the trace would fix the number of chunks of the example.
     if lengths is None and torch.is_grad_enabled() and x.requires_grad and not torch.jit.is_tracing():
         return _VarMean.apply(x, correction)
     wide = _in_single(x)
@@ -58,14 +64,16 @@ def var_mean(x: Tensor, lengths: Tensor | None, correction: int = 0) -> tuple[Te
 
 
 class _VarMean(torch.autograd.Function):
-    """The gradient in one pass over x, where the composed one takes eight. Both directions take some views at a time,
-    so that what is computed on the way stays in the cache of a CPU."""
+    """Variance and mean, with a gradient in one pass over x (the composed one takes eight).
+
+    Both directions compute some views at a time, so that intermediate values stay in the cache of a CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-        # Composed: no gradient is recorded here.
-        parts = [var_mean(part, None, correction) for part in x.split(_views_at_once(x))]
-        variance, average = map(torch.cat, zip(*parts, strict=True))
+        # The composed form: no gradient is recorded here.
+        chunks = [var_mean(chunk, None, correction) for chunk in x.split(_views_at_once(x))]
+        variance, average = map(torch.cat, zip(*chunks, strict=True))
         ctx.save_for_backward(x)
         ctx.count = max(x.shape[-1] - correction, 1)
         return variance, average
@@ -75,12 +83,12 @@ class _VarMean(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         size = _views_at_once(x)
-        found = torch.empty_like(x)
-        for part, out, *given in zip(*(y.split(size) for y in (x, found, *gradients)), strict=True):
-            wide, of_variance, of_average = map(_in_single, (part, *given))
+        gradient = torch.empty_like(x)
+        for chunk, out, *given in zip(*(y.split(size) for y in (x, gradient, *gradients)), strict=True):
+            wide, of_variance, of_average = map(_in_single, (chunk, *given))
             scale = of_variance * (2.0 / ctx.count)
             out.copy_(torch.addcmul(of_average / x.shape[-1] - scale * wide.mean(-1, keepdim=True), wide, scale))
-        return found, None
+        return gradient, None
 
 
 def _in_single(x: Tensor) -> Tensor:
@@ -92,12 +100,12 @@ def _views_at_once(x: Tensor) -> int:
 
 
 def softmax(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Over the valid steps; padding has weight 0."""
+    """Softmax over the valid steps: (B, ..., T) -> (B, ..., T); padding has weight 0."""
     return (x if lengths is None else x.masked_fill(~valid(x, lengths), -torch.inf)).softmax(-1)
 
 
 def reflect(x: Tensor, width: int, lengths: Tensor | None) -> Tensor:
-    """x (B, C, T) with `width` more steps on both sides, mirrored at each view's own first and last step."""
+    """x (B, C, T) padded by reflection with `width` steps on both sides, at each view's first and last valid step."""
     if lengths is None:
         return pad(x, (width, width), mode="reflect")
     steps = torch.arange(-width, x.shape[-1] + width, device=x.device).abs()

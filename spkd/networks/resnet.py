@@ -1,6 +1,6 @@
-"""ResNets for speakers (He et al., CVPR 2016, with the pooling and widths of WeSpeaker and VoxCeleb's r-vectors).
+"""ResNets for speakers (He et al., CVPR 2016), with the pooling and widths of WeSpeaker and VoxCeleb's r-vectors.
 
-Tensors are named and shaped as in WeSpeaker, so its state dictionaries load.
+Tensors are named and shaped as in WeSpeaker, so its state dictionaries can be loaded.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from spkd.networks import padding
 from spkd.networks.network import Network, describe
 from spkd.outputs.features import MELS
 
-FLOOR = 1e-7  # added to the variance before its root, as in WeSpeaker
-Block = Callable[[int, int, tuple[int, int]], nn.Module]  # of inputs, width, stride over (bands, time)
+FLOOR = 1e-7  # number added to the variance before its root, as in WeSpeaker
+Block = Callable[[int, int, tuple[int, int]], nn.Module]  # (inputs, width, stride over (bands, time)) -> block
 
 
 def sample_statistics(frames: Tensor, lengths: Tensor | None = None, floor: float = FLOOR) -> Tensor:
-    """Mean and deviation of the sample over the valid steps, as WeSpeaker pools: (B, D, T) -> (B, 2D). A single frame
-    has none."""
+    """Mean and standard deviation of the sample over the valid steps, as in WeSpeaker: (B, D, T) -> (B, 2D).
+
+    The variance of a single frame is 0.
+    """
     variance, mean = padding.var_mean(frames, lengths, correction=1)
     return torch.cat([mean, (variance + floor).sqrt()], 1)[..., 0]
 
 
 class SampleStatistics(nn.Module):
-    """`sample_statistics` as a layer."""
+    """Layer of `sample_statistics`."""
 
     def __init__(self, floor: float = FLOOR) -> None:
         super().__init__()
@@ -38,7 +40,13 @@ class SampleStatistics(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; `stride` over (bands, time)."""
+    """Two 3 x 3 convolutions with a shortcut around them.
+
+    Args:
+        inputs: channels of the input.
+        width: channels of the output.
+        stride: stride over (bands, time).
+    """
 
     def __init__(self, inputs: int, width: int, stride: tuple[int, int]) -> None:
         super().__init__()
@@ -56,14 +64,16 @@ class BasicBlock(nn.Module):
         return relu(out + self.shortcut(x))
 
     def weighted(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """What is added to the shortcut; kinds of blocks weight it in their own way."""
+        """Values to add to the shortcut; subclasses weight them."""
         return x
 
 
 class PointwiseConv(nn.Conv2d):
-    """1 x 1 convolution with `stride` over (bands, time), which leaves inputs out before it convolves: in channels-last
-    memory, oneDNN writes past the end of its buffer in the weight gradient of a strided one with fewer than 16 channels
-    (https://github.com/uxlfoundation/oneDNN/issues/6035)."""
+    """1 x 1 convolution with `stride` over (bands, time), which selects its inputs before it convolves.
+
+    In channels-last memory, oneDNN writes past the end of its buffer in the weight gradient of a strided 1 x 1
+    convolution with fewer than 16 channels (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: tuple[int, int]) -> None:
         super().__init__(inputs, outputs, 1, bias=False)
@@ -75,22 +85,25 @@ class PointwiseConv(nn.Conv2d):
 
 
 def shortcut(inputs: int, outputs: int, stride: tuple[int, int]) -> nn.Sequential:
-    """The identity where the shapes allow it, else a 1 x 1 convolution."""
+    """Shortcut: the identity where input and output have the same shape, else a 1 x 1 convolution with batch-norm."""
     if stride == (1, 1) and inputs == outputs:
         return nn.Sequential()
     return nn.Sequential(PointwiseConv(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
 class Pooled(Network):
-    """What comes after the frames of WeSpeaker's networks: pooling over time, and one linear layer or two."""
+    """Base class of WeSpeaker's networks: pooling of frames over time, and one or two linear layers."""
 
     def add_pooling(
         self, wide: int, embedding: int, pool: nn.Module | None = None, pooled: int = 2, segment: bool = False
     ) -> dict[str, int]:
-        """Make the layers. Returns the vectors that they give, with their widths.
+        """Make the layers. Returns the widths of the vectors that they give, by name.
 
         Args:
-            wide: D of the frames. pool: of frames (B, D, T) and their lengths. pooled: its outputs over D.
+            wide: width D of the frames.
+            embedding: width of the embedding.
+            pool: pooling layer that takes frames (B, D, T) and their lengths; None: mean and standard deviation.
+            pooled: width of its output over D.
             segment: whether the embedding comes from a second linear layer.
         """
         self.pool = SampleStatistics() if pool is None else pool
@@ -102,7 +115,7 @@ class Pooled(Network):
         return vectors
 
     def levels_of(self, frames: Tensor, lengths: Tensor | None) -> dict[str, Tensor]:
-        """All levels from frames (B, D, T)."""
+        """Levels by name, from frames (B, D, T) and the number (B,) of valid ones."""
         stats = self.pool(frames, lengths)
         segment = self.seg_1(stats)
         levels = {"frames": frames.transpose(1, 2), "stats": stats, "embedding": segment}
@@ -112,12 +125,20 @@ class Pooled(Network):
 
 
 class Network2d(Pooled):
-    """What the 2-d networks have in common: a 3 x 3 convolution and four stages of blocks, of widths C, 2C, 4C, 8C, all
-    but the first halving bands and time; pooling over time; linear.
+    """Base class of 2-d networks: a 3 x 3 convolution, four stages of blocks, pooling over time, linear.
+
+    The stages have the widths C, 2C, 4C, 8C; all but the first halve bands and time.
 
     Args:
-        blocks: of each stage. depths: blocks in each stage. expansion: outputs of a block over its width.
-        pool, pooled, segment: see `Pooled.add_pooling`. mels: bands of the input.
+        blocks: function that makes the blocks, for each stage.
+        depths: number of blocks in each stage.
+        channels: width C.
+        embedding: width of the embedding.
+        expansion: channels of the output of a block over its width.
+        pool: see `Pooled.add_pooling`.
+        pooled: see `Pooled.add_pooling`.
+        mels: bands of the input.
+        segment: see `Pooled.add_pooling`.
 
     Levels: frames (B, T / 8, D), stats, segment.a (where there is one), embedding.
     """
@@ -155,7 +176,7 @@ class Network2d(Pooled):
         return self.levels_of(x.flatten(1, 2), lengths)
 
     def encode(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, 1, F, T) -> (B, C, F / 8, T / 8) and the lengths of that."""
+        """Output (B, C, F / 8, T / 8) of the stages for (B, 1, F, T), and the lengths after them."""
         x = self.stem(x, lengths)
         for number in range(1, 5):
             x, lengths = self.stage(number, x, lengths)
@@ -173,10 +194,10 @@ class Network2d(Pooled):
 
 
 class ResNet34(Network2d):
-    """3 x 3 convolution, stages of 3, 4, 6, 3 blocks (widths C, 2C, 4C, 8C, all but the first halving bands and time),
-    mean and standard deviation over time, linear.
+    """ResNet34: 3 x 3 convolution, stages of 3, 4, 6, 3 blocks (widths C, 2C, 4C, 8C, all but the first halving bands
+    and time), mean and standard deviation over time, linear.
 
-    C = 32 is WeSpeaker's width (6.6 M parameters at embedding 256), MeMo's is 16 (2.0 M).
+    C = 32 is WeSpeaker's width (6.6 M parameters at embedding 256), C = 16 MeMo's (2.0 M).
 
     Levels: frames (B, T / 8, 80C), stats (B, 160C), embedding (B, E).
     """

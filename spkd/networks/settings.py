@@ -1,4 +1,4 @@
-"""Settings of student networks: those that all architectures have, and the architectures' own."""
+"""Settings of student networks: those of all architectures, and those of single ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SSLSettings:
 
 @dataclass
 class StudentConfig(Chooser):
-    """A student."""
+    """Settings of a student."""
 
     name: str = key("xvector", "architecture", STUDENTS)
     channels: int | None = key(None, "width (default: the architecture's own)", low=1, high=65_536)

@@ -1,4 +1,4 @@
-"""A student in the shape of a self-supervised teacher."""
+"""Student with the architecture of a self-supervised teacher."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import WAVE
 from spkd.outputs.target import Target
 
-CONVOLUTIONS = ((10, 5), *((3, 2),) * 4, *((2, 2),) * 2)  # kernel and stride: 25 ms windows every 20 ms
+CONVOLUTIONS = ((10, 5), *((3, 2),) * 4, *((2, 2),) * 2)  # kernels and strides: 25 ms windows every 20 ms
 HOP, WINDOW = 320, 400  # samples
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
-HEAD_WIDTH = 64  # of attention
-NOISE = (0.1, 0.5)  # standard deviation of the adapters' noise, in mean magnitudes: drawn between these
+HEAD_WIDTH = 64  # width of a head of attention
+NOISE = (0.1, 0.5)  # range of the standard deviation of the adapters' noise, in mean magnitudes
 
 
 class Noise(nn.Module):
-    """Gaussian noise added while training, of a deviation between 0.1 and 0.5 of the mean magnitude of the batch
-    (OS-KDFT's code): (B, T, C) -> (B, T, C)."""
+    """Gaussian noise added during training: (B, T, C) -> (B, T, C).
+
+    Its standard deviation is drawn between 0.1 and 0.5 times the mean magnitude of the batch (OS-KDFT's code).
+    """
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training:
@@ -37,18 +39,18 @@ class Noise(nn.Module):
         return hidden + share * self.deviation(hidden) * self.normal(hidden)
 
     def deviation(self, hidden: Tensor) -> Tensor:
-        """The mean magnitude of a batch, without gradient: ()."""
+        """Mean magnitude () of a batch, without gradient."""
         return hidden.detach().abs().mean()
 
     def normal(self, hidden: Tensor) -> Tensor:
-        """Standard normal numbers for every place of a batch."""
+        """Standard normal numbers in the shape of a batch."""
         return torch.randn_like(hidden)
 
 
 class Adapted(nn.Module):
-    """A feed-forward layer with an adapter parallel to it: linear, ELU, noise while training, linear.
+    """Feed-forward layer with an adapter parallel to it: linear, ELU, noise during training, linear.
 
-    The last weights begin at zero, so that the adapter changes nothing at first (OS-KDFT's variant for XLSR).
+    The last weights are initially zero, so that the adapter changes nothing at first (OS-KDFT's variant for XLSR).
     """
 
     def __init__(self, feed_forward: nn.Module, width: int, bottleneck: int) -> None:
@@ -58,7 +60,7 @@ class Adapted(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
         self.noise = Noise()
-        self.taken: Tensor | None = None  # (B,) which views go through the adapter; None: all
+        self.taken: Tensor | None = None  # (B,) whether a view goes through the adapter; None: all do
 
     def forward(self, x: Tensor) -> Tensor:
         change = self.up(self.noise(elu(self.down(x))))
@@ -69,16 +71,20 @@ class Adapted(nn.Module):
 
 class SSLStudent(Network):
     """Strided convolutions on the waveform, transformer layers, learnt weights over all their outputs, mean and
-    standard deviation over time, linear with batch-norm: DistilHuBERT's shape (Chang et al., ICASSP 2022) with the
-    pooling of OS-KDFT (Heo et al., Interspeech 2023, arXiv 2305.17394).
+    standard deviation over time, linear with batch-norm.
 
-    C is the width of the transformer (a multiple of 64, or less); the convolutions have 2/3 of it unless `shape` comes
-    from a teacher. C = 192 with 2 layers has 1.5 M parameters.
+    This is DistilHuBERT's architecture (Chang et al., ICASSP 2022) with the pooling of OS-KDFT (Heo et al., Interspeech
+    2023, arXiv 2305.17394). C is the width of the transformer (a multiple of 64, or 16, 32 or 48). The convolutions
+    have 2/3 of it, unless `shape` comes from a teacher. C = 192 with 2 layers has 1.5 M parameters.
 
     Args:
-        adapters: their width, 0 for none. With adapters the network has two paths: `forward(features, adapted)` takes
-            the one through them for the views where `adapted`, and for all without it.
-        relative: WavLM's gated relative positions. shape: widths and depths of the encoder (torchaudio's names).
+        channels: width C.
+        embedding: width E of the embedding.
+        layers: number of transformer layers.
+        adapters: width of the adapters; 0: none. With adapters the network has two paths: `forward(features, adapted)`
+            sends the views where `adapted` is true through the adapters, and all views where it is None.
+        relative: whether attention has WavLM's gated relative positions.
+        shape: widths and depths of the encoder (torchaudio's names); None: those of a base model, scaled to C.
 
     Levels: frames (B, T, C) every 20 ms, stats (B, 2C), embedding (B, E).
     """
@@ -126,9 +132,9 @@ class SSLStudent(Network):
         return from_teacher(source, config.embedding, config.settings.layers, config.settings.adapters)
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Adapters come new to layers that were trained without.
-        own = self.state_dict()
-        return {beside_adapter(k) if k not in own and beside_adapter(k) in own else k: v for k, v in weights.items()}
+        # Layers trained without an adapter have other names once they have one.
+        ours = self.state_dict()
+        return {with_adapter(k) if k not in ours and with_adapter(k) in ours else k: v for k, v in weights.items()}
 
     def forward(
         self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None
@@ -142,7 +148,7 @@ class SSLStudent(Network):
                 self._take(None)
         if adapted is None:
             return levels | {"embedding": self.norm(self.embed(levels["stats"]))}
-        # The two paths have statistics of their own; those kept for evaluation are the adapters'.
+        # Each path is normalised by its own statistics; those kept for evaluation are those of the path with adapters.
         vectors = self.embed(levels["stats"])
         embedding = vectors.new_empty(vectors.shape)
         embedding[adapted] = self.norm(vectors[adapted])
@@ -159,7 +165,7 @@ class SSLStudent(Network):
         return {"frames": hidden[-1], "stats": statistics(mixed.transpose(1, 2), lengths)}
 
     def hidden(self, waves: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-        """Waveforms (B, samples) -> the input of the transformer and the output of each layer, (B, T, C)."""
+        """Input of the transformer and output of each of its layers, (B, T, C) each, for waveforms (B, samples)."""
         if lengths is None:
             waves = layer_norm(waves, waves.shape[-1:])
         else:
@@ -167,11 +173,11 @@ class SSLStudent(Network):
             waves = padding.mask((waves - mean) / (variance + 1e-5).sqrt(), lengths)
         if waves.shape[1] < WINDOW:
             waves = pad(waves, (0, WINDOW - waves.shape[1]))
-        whole = None if lengths is None else lengths.clamp_min(WINDOW)
-        return self.transformer(self.project(self.convolutions(waves, whole)), self._steps(lengths))
+        at_least_window = None if lengths is None else lengths.clamp_min(WINDOW)
+        return self.transformer(self.project(self.convolutions(waves, at_least_window)), self._steps(lengths))
 
     def _steps(self, samples: Tensor | None) -> Tensor | None:
-        """Frames of views of so many samples; a view shorter than one window is one, with zeros behind it."""
+        """Number (B,) of frames of views with `samples` (B,) samples; a view shorter than a window has one frame."""
         return None if samples is None else self.convolutions.steps(samples.clamp_min(WINDOW))
 
     def _take(self, adapted: Tensor | None) -> None:
@@ -182,7 +188,7 @@ class SSLStudent(Network):
 
 @contextmanager
 def _kept_statistics(norm: nn.BatchNorm1d) -> Iterator[None]:
-    """Inside, a batch-norm normalises by the batch while training, and does not remember it."""
+    """Keep the running statistics of a batch-norm unchanged while the block runs."""
     momentum, norm.momentum = norm.momentum, 0.0
     try:
         yield
@@ -191,7 +197,7 @@ def _kept_statistics(norm: nn.BatchNorm1d) -> Iterator[None]:
 
 
 def _shape(channels: int) -> dict[str, Any]:
-    """A base model's shape at another width."""
+    """Widths and depths of a base model, scaled to another width."""
     narrow = max(2 * channels // 3, 32)
     return {
         "extractor_mode": "group_norm",
@@ -212,13 +218,17 @@ def _shape(channels: int) -> dict[str, Any]:
 
 
 def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSLStudent:
-    """A student initialised from the convolutions and the first `layers` layers of a transformers model (wav2vec 2.0,
-    HuBERT, WavLM).
+    """Student initialised from the convolutions and the first `layers` layers of a transformers model.
+
+    The model is a wav2vec 2.0, a HuBERT or a WavLM.
 
     Args:
-        source: a folder or a hub id.
+        source: folder or hub id of the model.
+        embedding: width of the embedding.
+        layers: number of layers.
+        adapters: width of the adapters; 0: none.
     Raises:
-        UsageError: transformers is missing, no such model, or one with fewer layers.
+        UsageError: transformers is missing, no such model, or a model with fewer layers.
     """
     try:
         from transformers import AutoModel
@@ -261,7 +271,7 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
         student = SSLStudent(config.hidden_size, embedding, layers, 0, relative, shape)
         for name, tensors in of_transformers(teacher, layers).items():
             getattr(student, name).load_state_dict(tensors)
-        with torch.no_grad():  # some values are looked at only when it runs
+        with torch.no_grad():  # transformers checks some values only when the model runs
             student.eval()(torch.zeros(1, 100, WAVE.dim))
         student.train()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, AssertionError) as error:
@@ -270,20 +280,20 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
         return student
     adapted = SSLStudent(config.hidden_size, embedding, layers, adapters, relative, shape)
     weights = student.state_dict().items()
-    adapted.load_state_dict({beside_adapter(k): v for k, v in weights}, strict=False)
+    adapted.load_state_dict({with_adapter(k): v for k, v in weights}, strict=False)
     return adapted
 
 
-def beside_adapter(name: str) -> str:
-    """The name of a layer's weight once the layer has an adapter."""
+def with_adapter(name: str) -> str:
+    """Name of a layer's weight once the layer has an adapter."""
     return name.replace(".feed_forward.", ".feed_forward.feed_forward.")
 
 
 def broken_torchaudio(error: Exception) -> str | None:
-    """What to do where transformers fails because it imports a torchaudio that is not for this torch; else None."""
+    """Advice where transformers fails since it imports a torchaudio for another torch; None for other errors."""
     if not isinstance(error, OSError) or "torchaudio" not in str(error):
         return None
     return (
-        f"transformers cannot be used: the torchaudio that is installed does not import beside torch "
+        f"transformers cannot be used: the torchaudio that is installed does not import with torch "
         f"{torch.__version__}; pip uninstall torchaudio (spkd does not need it)"
     )

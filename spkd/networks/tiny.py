@@ -1,4 +1,4 @@
-"""A student for microcontrollers."""
+"""Student for microcontrollers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ DILATIONS = (1, 2, 3, 1, 2, 3)
 
 
 class Separable(nn.Module):
-    """Depthwise convolution over time and a dense layer (Howard et al., MobileNets, arXiv 1704.04861), beside a
-    shortcut: 5 C + C^2 multiplications a frame where a convolution takes 5 C^2."""
+    """Depthwise convolution over time and a dense layer (Howard et al., MobileNets, arXiv 1704.04861), with a shortcut.
+
+    It takes 5 C + C^2 multiplications a frame, where a full convolution takes 5 C^2.
+    """
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -28,10 +30,10 @@ class Separable(nn.Module):
 
 
 class Tiny(Network):
-    """A strided convolution to 50 frames a second, six depthwise-separable blocks, statistics pooling, one linear.
+    """Strided convolution to 50 frames a second, six depthwise-separable blocks, statistics pooling, one linear layer.
 
-    Convolutions, ReLU, batch-norm and two moments: what integer runtimes have. This project's own;
-    C = 96 has 0.19 M parameters.
+    It has only operations that integer runtimes have: convolutions, ReLU, batch-norm and two moments. The architecture
+    is this project's; C = 96 has 0.19 M parameters.
 
     Levels: frames (B, T / 2, 2C), stats (B, 4C), embedding (B, E).
     """

@@ -1,4 +1,4 @@
-"""The x-vector TDNN (Snyder et al., "X-vectors: robust DNN embeddings for speaker recognition", ICASSP 2018)."""
+"""X-vector TDNN (Snyder et al., "X-vectors: robust DNN embeddings for speaker recognition", ICASSP 2018)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from spkd.outputs.features import MELS
 class XVector(Network):
     """Five frame layers (contexts 5, 3, 3, 1, 1 at dilations 1, 2, 3), statistics pooling, two segment layers.
 
-    The paper's widths are 512 and 1500 before pooling; here `channels` C and 2C, with the segment layers at the
-    embedding's width. C = 256, embedding 192: 0.93 M parameters.
+    The paper's widths are 512, and 1500 before pooling; here they are `channels` C and 2C. The segment layers have the
+    width of the embedding. C = 256 with embedding 192 has 0.93 M parameters.
 
     Levels: frames (B, T, 2C), stats (B, 4C), segment.a and embedding (B, E).
     """

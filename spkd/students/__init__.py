@@ -1,4 +1,4 @@
-"""Student networks. All take features (B, T, F) and return their named levels, so that any loss meets any student."""
+"""Student networks. All take features (B, T, F) and return levels by name, so that any loss works with any student."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from spkd.students.description import DESCRIPTION, Description, Training
 
 
 def build(name: str, **settings: Any) -> Network:
-    """A network of the registry with fresh weights. Raises ValueError for widths the architecture cannot have."""
+    """Network of the registry with new random weights. Raises ValueError for widths the architecture cannot have."""
     network: Network = STUDENTS[name](**settings)
     return network
 
 
 def make_student(config: StudentConfig) -> Network:
-    """The network that the settings describe, with fresh weights or those of `init`.
+    """Network that the settings describe, with new random weights or those of `init`.
 
     Raises:
-        UsageError: widths the architecture cannot have, or weights of another one.
+        UsageError: widths the architecture cannot have, or weights of another architecture.
     """
     name, trained = config.name, config.init is not None and (Path(config.init) / DESCRIPTION).is_file()
     kind: type[Network] = STUDENTS[name]
@@ -46,9 +46,13 @@ def make_student(config: StudentConfig) -> Network:
 
 
 def initialise_from(network: Network, source: str, trained: bool) -> Network:
-    """The network with the weights of a student trained by spkd (a folder), or of a state dictionary with the same
-    names: WeSpeaker's or 3D-Speaker's (a file; a classifier in it is left out).
+    """Network with the weights of a trained model.
 
+    Args:
+        network: network that takes the weights.
+        source: folder of a student trained by spkd; or file of a state dictionary of WeSpeaker or 3D-Speaker with the
+            same names, of which a classifier is left out.
+        trained: whether the source is a student trained by spkd.
     Raises:
         UsageError: another architecture or width.
     """
@@ -59,17 +63,17 @@ def initialise_from(network: Network, source: str, trained: bool) -> Network:
             log(f"note: {source}: for weights of WeSpeaker or 3D-Speaker set student.features to their toolkit")
         weights = {k: v for k, v in read_weights(source).items() if not k.startswith("projection.")}
     try:
-        found = network.load_state_dict(network.renamed(weights), strict=False)
+        mismatch = network.load_state_dict(network.renamed(weights), strict=False)
     except RuntimeError as error:
         raise UsageError(f"student.init={source}: other widths ({_second_line(error)})") from error
-    lacking = [n for n in found.missing_keys if not n.endswith("num_batches_tracked") and ".feed_forward." not in n]
-    if lacking or found.unexpected_keys:
-        raise UsageError(f"student.init={source}: another architecture ({[*lacking, *found.unexpected_keys][0]})")
+    lacking = [n for n in mismatch.missing_keys if not n.endswith("num_batches_tracked") and ".feed_forward." not in n]
+    if lacking or mismatch.unexpected_keys:
+        raise UsageError(f"student.init={source}: another architecture ({[*lacking, *mismatch.unexpected_keys][0]})")
     return network
 
 
 def _second_line(error: Exception) -> str:
-    """torch names the tensor that does not fit in the second line."""
+    """Second line of an error: there torch names the tensor that does not fit."""
     return [*str(error).splitlines(), "", ""][1].strip()[:200]
 
 

@@ -1,4 +1,4 @@
-"""A trained student on disk: model.safetensors (weights) and model.json (everything needed to rebuild it)."""
+"""Trained student on disk: model.safetensors (weights) and model.json (all that is needed to rebuild it)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from spkd.registry import STUDENTS
 from spkd.students.description import DESCRIPTION, WEIGHTS, Description, Training
 from spkd.version import __version__
 
-CLASSIFIER = "head.weight"  # among the weights: the classifier, where training had one
+CLASSIFIER = "head.weight"  # name of the classifier's weights, where training had a classifier
 
 
 @dataclass
 class Checkpoint:
-    """A network, and the classifier it was trained with, if any.
+    """Network, and the classifier it was trained with, if any.
 
     Attributes:
         head: (classes, D) rows of a cosine classifier.
-        classes: names of the speakers.
-        scale: of the classifier's logits.
-        training: how it was trained.
-        weights_sha256: digest of the file that it was read from.
+        classes: names of the classifier's speakers.
+        scale: scale of the classifier's logits.
+        training: description of the training.
+        weights_sha256: digest of the file of weights that it was read from.
     """
 
     network: Network
@@ -50,10 +50,11 @@ class Checkpoint:
 
 
 def read_weights(file: str) -> dict[str, Tensor]:
-    """Tensors by name of a file that others wrote: safetensors, or torch's own format, of which nothing is executed.
+    """Read tensors by name from a file of another program: safetensors, or torch's format, without executing any code.
 
     Raises:
-        UsageError: no such file. SpkdError: it cannot be read as weights, or some of its tensors are none.
+        UsageError: no such file.
+        SpkdError: the file cannot be read as weights, or some of its tensors are not weights.
     """
     path = Path(file)
     if not path.is_file():
@@ -77,22 +78,22 @@ def read_weights(file: str) -> dict[str, Tensor]:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why a file cannot be read, in the words of its user."""
+    """Reason, in a user's words, for which a file cannot be read."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 return "it is a TorchScript program; save the model's state dictionary, or export it to ONNX"
-    # torch names the first object that it did not make.
-    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+    # torch names the first object that it refused to make.
+    if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return (
-            f"it holds Python objects ({found[1]}), which are never made; in the program that it comes from, save its "
+            f"it holds Python objects ({match[1]}), which are never made; in the program that it comes from, save its "
             "tensors alone: torch.save(model.state_dict(), FILE)"
         )
     return first_line(error)
 
 
 def _no_weights(name: object, values: Tensor) -> str | None:
-    """Why a tensor cannot be weights; None where it can."""
+    """Reason for which a tensor cannot be weights; None where it can."""
     if not isinstance(name, str):
         return "is no name"
     if values.layout != torch.strided or values.is_nested:
@@ -129,11 +130,11 @@ def save_student(folder: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_student(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint; the network is in evaluation mode, on the CPU.
+    """Read a checkpoint, with the network in evaluation mode on the CPU.
 
     Raises:
         UsageError: the folder holds no checkpoint.
-        SpkdError: it is damaged, of another format, or its weights are not finite.
+        SpkdError: the checkpoint is damaged, of another format, or its weights are not finite.
     """
     folder = Path(folder)
     path, weights = folder / DESCRIPTION, folder / WEIGHTS
@@ -164,14 +165,14 @@ def load_student(folder: str | Path) -> Checkpoint:
 
 
 def _network(described: Description, tensors: dict[str, Tensor], path: Path, weights: Path) -> Network:
-    own = STUDENTS.settings(described.network)
-    limits = {f.name: f.metadata for kind in (StudentConfig, own) for f in fields(kind)}
+    network_settings = STUDENTS.settings(described.network)
+    limits = {f.name: f.metadata for kind in (StudentConfig, network_settings) for f in fields(kind)}
     kind: type[Network] = STUDENTS[described.network]
     try:
         for name, value in described.settings.items():
             if name in limits:
                 convert(int, value, limits[name], name)
-        # Built without memory first: a damaged width could ask for more than there is.
+        # Built without memory first: a damaged width could ask for more memory than there is.
         with torch.device("meta"):
             expected = {name: values.shape for name, values in kind(**described.settings).state_dict().items()}
         if expected != {name: values.shape for name, values in tensors.items()}:

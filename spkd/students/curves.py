@@ -8,15 +8,15 @@ from pathlib import Path
 from types import UnionType
 
 LOG = "log.jsonl"
-MOST_POINTS = 400  # of a curve
+MOST_POINTS = 400  # points of a curve
 
 Points = tuple[tuple[int, float], ...]  # step and value
 
 
 def read_curves(folder: str | Path) -> dict[str, Points]:
-    """Values by training step, at most `MOST_POINTS` of each name.
+    """Values by training step, at most `MOST_POINTS` for each name.
 
-    Lines that a kill left torn are skipped, and so are values that are not finite.
+    Lines that a kill left incomplete are skipped, and so are values that are not finite.
     """
     path = Path(folder) / LOG
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -34,7 +34,7 @@ def read_curves(folder: str | Path) -> dict[str, Points]:
 
 
 def _is_number(value: object, kind: type | UnionType) -> bool:
-    """Whether a value is a finite number of a kind, of at most 64 bits where it is whole."""
+    """Whether a value is a finite number of a type; an integer must have at most 64 bits."""
     if not isinstance(value, kind) or isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)

@@ -1,4 +1,4 @@
-"""model.json: description of a student, of its training and of the people it was trained on, without its weights."""
+"""model.json: description of a student, of its training and of the speakers it was trained on, without its weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from spkd.registry import STUDENTS
 
 FORMAT = Format("spkd_model", 1, "a checkpoint", "update spkd to read it")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-DIGEST_BYTES = 6  # of a name: two of a million names share theirs once in 600 such sets
-MOST_NAMES = 10_000  # of a set: 80 kB of text
+DIGEST_BYTES = 6  # bytes of the digest of a name: in one of 600 sets of a million names, two share a digest
+MOST_NAMES = 10_000  # digests of a set: 80 kB of text
 
 
 @dataclass(frozen=True)
 class Names:
-    """A set of names by their digests: tells whether a name belongs to it, and lists none.
+    """Set of names, stored as digests: membership of a name can be tested, but names cannot be listed.
 
-    Of a large set the lowest digests are kept, which are a random sample of it.
+    Of a large set only the lowest digests are kept, which are a random sample of it.
 
     Attributes:
-        count: of the names.
-        digests: the lowest ones in rising order, base64.
+        count: number of names.
+        digests: lowest digests in rising order, base64.
     """
 
     count: int = field(metadata={"low": 0})
@@ -39,12 +39,12 @@ class Names:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
-        every = sorted({_digest(name) for name in names})
-        return cls(len(every), _encoded(every))
+        digests = sorted({_digest(name) for name in names})
+        return cls(len(digests), _encoded(digests))
 
     @cached_property
     def kept(self) -> list[bytes]:
-        """Raises SpkdError where they are no digests."""
+        """Digests as bytes. Raises SpkdError where they are damaged."""
         try:
             data = base64.b64decode(self.digests, validate=True)
         except (binascii.Error, ValueError) as error:
@@ -56,7 +56,7 @@ class Names:
 
     @property
     def is_sample(self) -> bool:
-        """Whether names that belong to the set may not be recognised."""
+        """Whether only a sample of the names is kept, so that some are not recognised."""
         return self.count > MOST_NAMES
 
     def shared(self, names: Iterable[str]) -> list[str]:
@@ -67,10 +67,10 @@ class Names:
         return sorted(name for name in set(names) if _digest(name) in known)
 
     def with_those_of(self, other: Names) -> Names:
-        """Both sets as one; the count of two samples is that of disjoint sets."""
-        every = sorted({*self.kept, *other.kept})
-        count = self.count + other.count if self.is_sample or other.is_sample else len(every)
-        return Names(count, _encoded(every))
+        """Union of two sets. Where one is a sample, its count is the sum of both, as if the sets were disjoint."""
+        digests = sorted({*self.kept, *other.kept})
+        count = self.count + other.count if self.is_sample or other.is_sample else len(digests)
+        return Names(count, _encoded(digests))
 
 
 def _digest(name: str) -> bytes:
@@ -86,8 +86,8 @@ class People:
     """Speakers and utterances that a student was trained on.
 
     Attributes:
-        speakers: names.
-        utterances: ids of those that have no speaker label.
+        speakers: names of the speakers.
+        utterances: ids of the utterances without a speaker label.
     """
 
     speakers: Names = Names(0)
@@ -99,7 +99,7 @@ class People:
 
 @dataclass(frozen=True)
 class Best:
-    """The lowest EER (%) of the validations, and the steps after which it was measured."""
+    """Lowest EER (%) of the validations, and the number of steps after which it was measured."""
 
     valid_eer_percent: float
     step: int = field(metadata={"low": 0})
@@ -111,9 +111,9 @@ class RunFacts:
 
     Attributes:
         losses: settings of each loss, by name.
-        caches: fingerprints.
-        teacher_families: of the caches.
-        batch_size: views in one step; None where it is not known.
+        caches: fingerprints of the caches.
+        teacher_families: families of the caches' teachers.
+        batch_size: number of views in one step; None where it is not known.
     """
 
     losses: dict[str, Any] = field(default_factory=dict)
@@ -127,13 +127,13 @@ class Training:
     """Training of a student.
 
     Attributes:
-        settings: what makes two runs the same.
-        steps: how many were done; None for a student that spkd did not train.
+        settings: settings that identify the run.
+        steps: number of steps done; None for a student that spkd did not train.
         last_terms: mean of each loss term over the last steps.
-        best: validation.
-        valid_eer_percent: EER (%) of this very student, where it was saved for it.
-        reports: what losses report of the run, by name.
-        people: it was trained on.
+        best: best validation.
+        valid_eer_percent: validation EER (%) of this student, where it was saved as the best.
+        reports: reports of the losses on the run, by name.
+        people: speakers and utterances of the training data.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class Training:
 
     @cached_property
     def facts(self) -> RunFacts:
-        """Raises SpkdError where the settings are those of no run."""
+        """Settings for pages and cards. Raises SpkdError where the settings are not those of a run."""
         known = {name: self.settings[name] for name in RunFacts.__dataclass_fields__ if name in self.settings}
         return record(RunFacts, known, "settings")
 
@@ -156,14 +156,14 @@ class Description:
     """Content of model.json.
 
     Attributes:
-        network: its name among the students.
-        settings: of the network.
-        features: it takes.
+        network: name of the network in the registry of students.
+        settings: settings of the network.
+        features: description of its input features.
         weights_sha256: digest of the file of weights.
         classes: names of the speakers of its classifier.
-        scale: of the classifier's logits.
-        training: how it was trained.
-        version: of spkd that wrote it.
+        scale: scale of the classifier's logits.
+        training: description of the training.
+        version: version of spkd that wrote it.
     """
 
     network: str
@@ -180,12 +180,12 @@ class Description:
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Description:
-        """A description from the bytes of its file. Raises SpkdError: damaged, or of another format."""
+        """Read a description from the bytes of its file. Raises SpkdError: damaged, or of another format."""
         return FORMAT.open(parse_json(data, where), where, _checked)
 
     @classmethod
     def read(cls, path: Path) -> Description:
-        """Raises as `parse`."""
+        """Read a description from its file. Raises as `parse`."""
         return cls.parse(read_bytes(path), str(path))
 
 

@@ -19,10 +19,11 @@ TYPES = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
 def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
-    """The teacher of a family, with its weights, on a device.
+    """Teacher of a family, with its weights, on a device.
 
     Raises:
-        UsageError: unknown family, missing weights or packages. SpkdError: damaged weights.
+        UsageError: unknown family, missing weights or packages.
+        SpkdError: damaged weights.
     """
     import torch
 
@@ -35,7 +36,7 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
 
 
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that is compiled when it is first called; where that fails, an error that says so."""
+    """Forward function that is compiled when it is first called. Raises SpkdError where that fails."""
     import torch
 
     fast = torch.compile(forward)
@@ -52,11 +53,11 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_model(config: ModelConfig, device: torch.device) -> Teacher:
-    """What `spkd eval` scores: a student's folder, whatever it is called, or else a teacher family.
+    """Model that `spkd eval` scores: the student in a folder, or else a teacher.
 
     Args:
-        config: `name` is either of them.
-
+        config: settings, whose `name` is the folder or the teacher family.
+        device: device of the model.
     Raises:
         UsageError, SpkdError: as load_teacher.
     """

@@ -1,4 +1,4 @@
-"""Base classes of models that give vectors, and of teachers: frozen models that declare their targets beforehand."""
+"""Base classes of models that give vectors, and of teachers: frozen models that declare their targets."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from spkd.teachers.settings import ModelConfig
 
 
 class EmbeddingModel(ABC):
-    """Base class of models that turn waveforms into vectors, on one device: frozen ones, and students in training.
+    """Base class of models that turn waveforms into vectors on one device: frozen models, and students in training.
 
     Attributes:
-        targets: all its outputs, by name: dimension, frame rate and window are declared, not guessed.
-        min_samples: shortest waveform it accepts (16 kHz).
-        max_samples: longest waveform whose memory stays bounded; None where any does.
-        takes_lengths: whether views of different lengths can share a batch, each with the outputs it has alone.
-        device: where it runs.
-        precision: of its matrix products and convolutions; None: of its weights.
-        num_parameters: of the model; None where that is not known.
-        training: on whom it was trained; None where that is not known.
-        weights_sha256: digest of its weights; "" where they lie nowhere.
+        targets: all outputs by name, with their declared dimension, frame rate and window.
+        min_samples: length of the shortest accepted waveform (samples at 16 kHz).
+        max_samples: length of the longest waveform for which memory is bounded (samples); None: no limit.
+        takes_lengths: whether views of different lengths can share a batch without changing their outputs.
+        device: device of the model.
+        precision: precision of its matrix products and convolutions; None: that of its weights.
+        num_parameters: number of parameters; None where it is not known.
+        training: description of its training; None where it is not known.
+        weights_sha256: digest of its weights; "" where they are in no file.
     """
 
     targets: dict[str, Target]
@@ -51,39 +51,50 @@ class EmbeddingModel(ABC):
 
     @abstractmethod
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
-        """The named outputs of a batch.
+        """Outputs of a batch, by name.
 
         Args:
             waves: (B, samples), on the model's device.
-            names: of targets; others may be in the result.
-            lengths: (B,) samples of each view, where shorter ones are padded with zeros; only given to models that
-                take lengths.
+            names: names of the targets; the result may hold others too.
+            lengths: (B,) number of samples of each view, where shorter views are padded with zeros; only passed to
+                models that take lengths.
         Returns:
-            (B, D) or (B, T, D) per target. Frames that come from padding are undefined.
+            (B, D) or (B, T, D) for each target. Frames that come from padding are undefined.
         """
 
     def view_loader(
         self, manifest: Manifest, views: Views, augmentation: Augmentation, min_seconds: float
     ) -> ViewLoader:
-        """A loader of the views, which refuses those that are too short or too long for this model, and utterances
-        below `min_seconds`. What it notices about the audio is logged."""
+        """Loader of the views of a manifest.
+
+        It refuses views that are too short or too long for this model, and utterances shorter than `min_seconds`. Its
+        remarks on the audio are logged.
+
+        Args:
+            manifest: utterances.
+            views: views to load.
+            augmentation: augmentation of the views.
+            min_seconds: shortest utterance (s).
+        """
         shortest, longest = self.limits(min_seconds)
         return ViewLoader(manifest, views, augmentation, shortest, log, longest)
 
     def limits(self, min_seconds: float) -> tuple[float, float | None]:
-        """Seconds of the shortest utterance and of the longest view that are taken."""
+        """Length (s) of the shortest accepted utterance, and of the longest accepted view; None: no limit."""
         longest = None if self.max_samples is None else self.max_samples / SAMPLE_RATE
         return max(min_seconds, self.min_samples / SAMPLE_RATE), longest
 
     def extract(
         self, waves: Tensor, names: list[str], halves: Collection[str] = (), lengths: Tensor | None = None
     ) -> dict[str, np.ndarray]:
-        """The named targets of a batch of waveforms (B, samples), on any device.
+        """Targets of a batch as arrays, by name.
 
         Args:
+            waves: (B, samples), on any device.
+            names: names of the targets.
+            halves: names of the targets to round to float16 on the model's device, which halves the transfer and saves
+                work of the writer; the others are float32.
             lengths: as for `forward`.
-            halves: targets to round to float16 on the model's device (half the bytes to carry, and no work for the
-                writer); the others are float32.
         """
         lower = contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
         with torch.inference_mode(), lower:
@@ -96,7 +107,9 @@ class EmbeddingModel(ABC):
         """Embeddings (N, D) of N waveforms (samples,) of any lengths.
 
         Args:
-            batch_size: waveforms in one batch; of different length only where padding does not change the outputs.
+            waves: waveforms at 16 kHz.
+            batch_size: number of waveforms in one batch. A batch has different lengths only where padding does not
+                change the outputs.
         """
         embeddings = np.empty((len(waves), self.targets[EMBEDDING].dim), np.float32)
         samples = np.array([len(wave) for wave in waves], np.int64)
@@ -113,13 +126,13 @@ class EmbeddingModel(ABC):
 
 
 class Teacher(EmbeddingModel):
-    """Base class of teachers: a frozen model with its weights, which describes itself on the card of a cache.
+    """Base class of teachers: frozen models with their weights, described on the card of a cache.
 
     A new family is a subclass in a file of its own and its name in spkd.registry.TEACHERS.
 
     Attributes:
-        family: its name in the registry.
-        head: its own speaker classifier, where it has one.
+        family: name in the registry.
+        head: speaker classifier of the model, where it has one.
     """
 
     family: str
@@ -128,22 +141,23 @@ class Teacher(EmbeddingModel):
     @classmethod
     @abstractmethod
     def load(cls, config: ModelConfig, device: torch.device) -> Teacher:
-        """The teacher with its weights, on a device.
+        """Load the teacher with its weights, on a device.
 
         Raises:
-            UsageError: missing weights or packages, or settings it cannot have. SpkdError: damaged weights.
+            UsageError: missing weights or packages, or invalid settings.
+            SpkdError: damaged weights.
         """
 
     @abstractmethod
     def card(self) -> TeacherCard:
-        """Family, digest of the weights, licence, preprocessing: what a colleague needs to know."""
+        """Card: family, digest of the weights, licence, preprocessing."""
 
     @property
     def weights_sha256(self) -> str:
         return self.card().weights_sha256
 
     def described(self) -> TeacherCard:
-        """The card of the teacher as it runs here: with its precision, where that is not full."""
+        """Card of the teacher as it runs here: with its precision, where that is reduced."""
         card = self.card()
         if self.precision is None:
             return card

@@ -1,4 +1,4 @@
-"""A model trained by spkd as a teacher, or as what `spkd eval` scores."""
+"""Student trained by spkd as a teacher, or as a model that `spkd eval` scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from spkd.teachers.toolkit import FrontEnd, NetworkTeacher, kaldi_front_end
 
 
 class CheckpointTeacher(NetworkTeacher):
-    """Targets: every level of the network (frames at 100 Hz, stats, ..., embedding), and logits where it has a head.
+    """Student trained by spkd as a teacher.
+
+    Targets: every level of the network (frames at 100 Hz, stats, ..., embedding), and logits where it has a classifier.
 
     Attributes:
-        folder: of the student.
-        training: how it was trained.
+        folder: folder of the student.
+        training: description of its training.
     """
 
     family = "checkpoint"

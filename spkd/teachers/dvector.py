@@ -1,4 +1,4 @@
-"""The GE2E d-vector (Wan et al., ICASSP 2018, arXiv 1710.10467) as pretrained in the package Resemblyzer (Apache-2.0).
+"""GE2E d-vector (Wan et al., ICASSP 2018, arXiv 1710.10467), pretrained in the package Resemblyzer (Apache-2.0).
 
 LSTM 40 -> 3 x 256, linear 256 -> 256, ReLU, L2 norm, on 1.6 s windows every 0.8 s.
 """
@@ -28,15 +28,17 @@ FFT, HOP = 400, 160  # samples: 25 ms, 10 ms
 WINDOW_FRAMES, WINDOW_HOP = 160, 80  # frames of 10 ms: 1.6 s every 0.8 s
 HIDDEN, LAYERS = 256, 3
 STATS = "stats"
-LOUDNESS = -30.0  # dBFS to which quieter views are raised
+LOUDNESS = -30.0  # level (dBFS) to which quieter views are raised
 
 
 class DVector(Teacher):
-    """Targets: `embedding` (256), `windows` (256, each window's embedding), `frames.layer1..3` (256, 100 Hz), `stats`
+    """GE2E d-vector.
+
+    Targets: `embedding` (256), `windows` (256, the embedding of each window), `frames.layer1..3` (256, 100 Hz), `stats`
     (512, mean and standard deviation of the last layer's frames over time).
 
-    The LSTM runs anew on every window for `embedding` and `windows`, as in the original; for the frames and their
-    statistics it runs once over the whole view.
+    For `embedding` and `windows` the LSTM runs on every window from its initial state, as in the original; for the
+    frames and their statistics it runs once over the whole view.
     """
 
     family = "dvector"
@@ -55,7 +57,7 @@ class DVector(Teacher):
         except (RuntimeError, KeyError) as error:
             raise SpkdError(f"{source}: not the weights of the GE2E d-vector ({first_line(error)})") from error
         self._digest = digest.of_tensors({k: v for k, v in tensors.items() if k.startswith(("lstm.", "linear."))})
-        # A window of frames starts at a frame's centre and ends at the last one's.
+        # A window of frames extends from the centre of its first frame to that of its last.
         windows = Target("windows", HIDDEN, WINDOW_HOP * HOP, (WINDOW_FRAMES - 1) * HOP)
         frames = [Target(f"frames.layer{i}", HIDDEN, HOP, 0) for i in range(1, LAYERS + 1)]
         vectors = (Target(EMBEDDING, HIDDEN), Target(STATS, 2 * HIDDEN))
@@ -97,10 +99,11 @@ class DVector(Teacher):
         return outputs
 
     def _windows(self, mel: Tensor, counts: Tensor | None) -> Tensor:
-        """(B, T, 40) -> (B, windows, 256): full windows only; a view shorter than one is one window.
+        """Embeddings (B, windows, 256) of the full windows; a view shorter than a window is one window.
 
         Args:
-            counts: (B,) valid frames of each view.
+            mel: (B, T, 40).
+            counts: (B,) number of valid frames of each view; None: all are valid.
         """
         if mel.shape[1] < WINDOW_FRAMES:
             windows = mel[:, None]
@@ -118,7 +121,7 @@ class DVector(Teacher):
         return out
 
     def _layer(self, layer: int, inputs: Tensor) -> Tensor:
-        """Output (B, T, 256) of one LSTM layer alone."""
+        """Output (B, T, 256) of one LSTM layer."""
         parameters = [
             getattr(self._lstm, f"{kind}_l{layer - 1}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         ]
@@ -127,22 +130,22 @@ class DVector(Teacher):
 
 
 def _window_count(frames: Tensor) -> Tensor:
-    """Windows of views of so many frames."""
+    """Number (B,) of windows of views with `frames` (B,) frames."""
     return ((frames - WINDOW_FRAMES) // WINDOW_HOP + 1).clamp_min(1)
 
 
 def raise_loudness(waves: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Scale each of (B, samples) up to -30 dBFS of mean power; louder ones stay as they are."""
+    """Waveforms (B, samples) scaled up to a mean power of -30 dBFS; louder ones are unchanged."""
     power = padding.mean(waves.square(), lengths)
     gain = 10.0 ** (LOUDNESS / 20.0) / power.clamp_min(1e-20).sqrt()
     return waves * gain.clamp_min(1.0)
 
 
 def linear_mel(waves: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """(B, samples) -> (B, 1 + samples // 160, 40): mel bands of power, no log.
+    """Mel bands of power, without a logarithm: (B, samples) -> (B, 1 + samples // 160, 40).
 
-    librosa's defaults of the package's time: Slaney's scale and area normalisation, edges padded by reflection
-    (librosa pads with zeros since 0.10, which is not what the network was trained on).
+    They are those of librosa's defaults when the network was trained: Slaney's scale and area normalisation, edges
+    padded by reflection (librosa pads with zeros since 0.10).
     """
     window = torch.hann_window(FFT, device=waves.device)
     waves = padding.reflect(waves[:, None], FFT // 2, lengths)[:, 0]
@@ -151,7 +154,7 @@ def linear_mel(waves: Tensor, lengths: Tensor | None = None) -> Tensor:
 
 
 def _weights(weights: str | None) -> tuple[dict[str, Tensor], str]:
-    """Tensors from a file, or from the installed resemblyzer package (found, never imported)."""
+    """Tensors and their source: a file, or the file in the installed resemblyzer package, which is not imported."""
     if weights is None:
         package = importlib.util.find_spec("resemblyzer")
         if package is None or not package.submodule_search_locations:

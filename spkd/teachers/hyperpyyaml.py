@@ -1,4 +1,4 @@
-"""SpeechBrain's settings files (HyperPyYAML) as data: nothing that they name is made or run."""
+"""SpeechBrain's settings files (HyperPyYAML), read as data: no object that they name is made or run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from spkd.errors import UsageError
 from spkd.teachers.toolkit import check_keys, read_settings
 
 REFERENCE = re.compile(r"<([\w.]+)>")
-MOST_REFERENCES = 20  # one after the other
+MOST_REFERENCES = 20  # references followed one after the other
 Check = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """A value with a tag.
+    """Value with a tag.
 
     Attributes:
-        tag: `new:CLASS`, `name:CLASS`, `ref`, ...; without the mark.
+        tag: tag without its exclamation mark: `new:CLASS`, `name:CLASS`, `ref`, ...
         value: text, a list or a mapping.
     """
 
@@ -32,7 +32,7 @@ class Tagged:
 
 
 class _TaggedLoader(yaml.SafeLoader):
-    """YAML whose tags of other programs are kept, and whose keys are there once."""
+    """YAML loader that keeps the tags of other programs, and refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -49,7 +49,7 @@ def _tagged(loader: _TaggedLoader, suffix: str, node: yaml.Node) -> Tagged:
     return Tagged(suffix, node.value)
 
 
-# As YAML 1.2, which HyperPyYAML reads, has them: 1e-10 is a number there.
+# Numbers as in YAML 1.2, which HyperPyYAML reads: 1e-10 is a number there.
 _TaggedLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -59,11 +59,11 @@ _TaggedLoader.add_multi_constructor("tag:", _tagged)
 
 @dataclass(frozen=True)
 class Hyperparams:
-    """A settings file.
+    """Content of a settings file.
 
     Attributes:
-        path: of the file, for errors.
-        tree: its content, tags kept.
+        path: path of the file, for errors.
+        tree: content, with its tags.
     """
 
     path: Path
@@ -71,37 +71,40 @@ class Hyperparams:
 
     @classmethod
     def read(cls, path: Path) -> Hyperparams:
-        """Raises UsageError where it is missing or no such file."""
+        """Read a file. Raises UsageError where it is missing or is not a settings file."""
         return cls(path, read_settings(path, _TaggedLoader))
 
     def resolved(self, value: Any, where: str) -> Any:
-        """A value, with references followed.
+        """Value after following its references.
 
+        Args:
+            value: value in the file.
+            where: name of the setting, for errors.
         Raises:
-            UsageError: a reference to nothing, in a circle, or within an expression.
+            UsageError: a reference to a missing setting, a circle of references, or an expression.
         """
         for _ in range(MOST_REFERENCES):
             if not isinstance(value, Tagged) or value.tag not in ("ref", "copy"):
                 return value
-            found = REFERENCE.fullmatch(str(value.value).strip())
-            if found is None:
+            match = REFERENCE.fullmatch(str(value.value).strip())
+            if match is None:
                 raise UsageError(
                     f"{self.path}: {where}: {str(value.value)[:60]!r} is an expression; write its value there"
                 )
             node: Any = self.tree
-            for name in found[1].split("."):
+            for name in match[1].split("."):
                 node = node.value if isinstance(node, Tagged) else node
                 if not isinstance(node, dict) or name not in node:
-                    raise UsageError(f"{self.path}: {where}: refers to {found[1][:60]}, which is not there")
+                    raise UsageError(f"{self.path}: {where}: refers to {match[1][:60]}, which is not there")
                 node = node[name]
             value = node
         raise UsageError(f"{self.path}: {where}: references without end")
 
     def section(self, name: str) -> Section:
-        """An object that the file describes, by its name among the modules, or at the top.
+        """Object that the file describes, by its name among the modules or at the top level.
 
         Raises:
-            UsageError: it is not there, or not described by a class.
+            UsageError: the file lacks it, or does not describe it by a class.
         """
         modules = self.resolved(self.tree.get("modules", {}), "modules")
         holder = modules if isinstance(modules, dict) and name in modules else self.tree
@@ -118,10 +121,13 @@ class Hyperparams:
 
 @dataclass(frozen=True)
 class Section:
-    """An object that the file describes.
+    """Object that the file describes.
 
     Attributes:
-        kind: its class. arguments: its settings.
+        file: the file.
+        name: name of the object.
+        kind: name of its class.
+        arguments: settings of the object.
     """
 
     file: Hyperparams
@@ -130,7 +136,7 @@ class Section:
     arguments: dict[str, Any]
 
     def check(self, kinds: Collection[str], known: Collection[str]) -> None:
-        """Raises UsageError for another class, or a setting that is not known here."""
+        """Check class and settings. Raises UsageError for another class, or an unknown setting."""
         if self.kind not in kinds:
             raise UsageError(
                 f"{self.file.path}: {self.name} is {self.kind[:100]}, which spkd does not have; taken: "
@@ -139,10 +145,15 @@ class Section:
         check_keys(self.arguments, known, f"{self.file.path}: {self.name}")
 
     def get(self, key: str, default: Any, fits: Check, expected: str) -> Any:
-        """A setting, checked.
+        """Value of a setting.
 
+        Args:
+            key: name of the setting.
+            default: value where it is not set.
+            fits: function that tells whether a value is allowed.
+            expected: description of the allowed values, for errors.
         Raises:
-            UsageError: a value that is not taken here.
+            UsageError: a value that spkd does not support.
         """
         if key not in self.arguments:
             return default
@@ -154,29 +165,29 @@ class Section:
         return value
 
     def whole(self, key: str, default: int | None, low: int, high: int) -> Any:
-        """A whole number; or None where that is the default."""
+        """Value of an integer setting; may be None where that is the default."""
         return self.get(
             key, default, lambda v: (v is None and default is None) or (_is_whole(v) and low <= v <= high),
             f"{low} to {high}",
         )  # fmt: skip
 
     def number(self, key: str, default: float | None, low: float, high: float) -> Any:
-        """A number; or None where that is the default."""
+        """Value of a numeric setting; may be None where that is the default."""
         return self.get(
             key, default, lambda v: (v is None and default is None) or (_is_number(v) and low <= v <= high),
             f"{low:g} to {high:g}",
         )  # fmt: skip
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or False."""
+        """Value of a boolean setting."""
         return self.get(key, default, lambda v: isinstance(v, bool), "True or False")
 
     def choice(self, key: str, default: str, choices: Collection[str]) -> str:
-        """One of some words."""
+        """Value of a setting with a choice of words."""
         return self.get(key, default, lambda v: isinstance(v, str) and v in choices, ", ".join(choices))
 
     def only(self, key: str, default: Any, *values: Any) -> None:
-        """A setting of which spkd has some values alone. Raises UsageError for another."""
+        """Check a setting of which spkd supports only some values. Raises UsageError for others."""
         self.get(key, default, lambda v: v in values, " or ".join(map(_shown, values)))
         if key not in self.arguments and default not in values:
             raise UsageError(
@@ -185,7 +196,7 @@ class Section:
             )
 
     def wholes(self, key: str, default: list[int], count: int) -> list[int]:
-        """So many whole numbers from 1; more than that are left out, as SpeechBrain does."""
+        """The first `count` integers of a setting, each at least 1; further ones are ignored, as in SpeechBrain."""
 
         def fits(value: Any) -> bool:
             return isinstance(value, list) and len(value) >= count and all(_is_whole(n) and 0 < n < 1000 for n in value)
@@ -202,7 +213,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value as it is written in a file. Nested ones are not written out: aliases may make them endless."""
+    """Value as it is written in a file. Nested values are not written out, since aliases may make them endless."""
     if isinstance(value, Tagged):
         return f"!{value.tag[:60]}"
     if isinstance(value, list):

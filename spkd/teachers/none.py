@@ -1,4 +1,4 @@
-"""No teacher: a cache of views and fbank alone, for students that learn from labels only."""
+"""Family without a teacher: the cache holds views and fbank alone, for students that learn only from labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spkd.teachers.settings import ModelConfig
 
 
 class NoTeacher(Teacher):
-    """Has no outputs; extract then stores the fbank of every view."""
+    """Teacher without outputs; extract then stores the fbank of every view."""
 
     family = "none"
     takes_lengths = True

@@ -1,4 +1,4 @@
-"""Any speaker model in ONNX, run by onnxruntime."""
+"""Speaker models in ONNX, run by onnxruntime."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from spkd.teachers.toolkit import FrontEnd, kaldi_front_end
 FRAMES = "frames"
 WAVEFORM = "waveform"
 PAD = 16  # frames: NeMo pads its batches to a multiple
-PROBES = (16_000, 16_480, 17_760, 24_000, 31_999)  # samples at which the rate of frame outputs is found out
-LONGEST = 300 * SAMPLE_RATE  # what a graph needs memory for cannot be read from it
-BANDS = (8, 256)  # fewest and most
+PROBES = (16_000, 16_480, 17_760, 24_000, 31_999)  # lengths (samples) with which the rate of frame outputs is measured
+LONGEST = 300 * SAMPLE_RATE  # longest view: the memory that a graph needs cannot be read from it
+BANDS = (8, 256)  # smallest and largest number of bands
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 INTEGERS = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
 MASKS = FLOATS | INTEGERS | {"tensor(bool)": np.bool_}
@@ -41,19 +41,21 @@ TAKEN = (
 
 
 class ONNX(Teacher):
-    """Targets: embedding, and frames where the graph has such an output.
+    """Speaker model in ONNX.
+
+    Targets: embedding, and frames where the graph has such an output.
 
     The input is the waveform (B, samples) or (B, 1, samples), or fbank (B, T, mels) or (B, mels, T), in half, single or
-    double precision; further inputs are lengths (B,) or masks (B, T). Which features: those that sherpa-onnx computes
-    where the file has its metadata, else those of the toolkit that `framework` or onnx.input names.
+    double precision; further inputs are lengths (B,) or masks (B, T). The features are those that sherpa-onnx computes,
+    where the file has its metadata; else those of the toolkit that the metadata `framework` or onnx.input names.
     """
 
     family = "onnx"
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> ONNX:
-        """weights: the file. input: see `Teacher`. outputs: names in the graph of embedding and frames, where they
-        are not clear."""
+        """Load a model: `weights` is the file, `onnx.input` the kind of features, `onnx.outputs` the names of embedding
+        and frames in the graph, where they are ambiguous."""
         return cls(config.weights, config.settings.input, config.settings.outputs, device)
 
     def __init__(self, weights: str | None, kind: str, outputs: dict[str, str], device: torch.device) -> None:
@@ -62,7 +64,7 @@ class ONNX(Teacher):
         self._path, self.device = Path(weights), device
         files = files_of(self._path)
         self._digest = digest_of(files)
-        # Everything that is asked of the graph is asked in a process of its own first.
+        # The graph is first examined in a separate process.
         with probed(self._path, sum(file.stat().st_size for file in files)) as probe:
             _check_rate(weights, probe.metadata)
             self._input, self._names, runs = _understood(weights, probe, kind, outputs)
@@ -76,7 +78,7 @@ class ONNX(Teacher):
         self._session = _session(self._path, device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the session, which cannot be pickled and is made again from the file."""
+        """State without the session, which cannot be pickled and is made again from the file."""
         return {name: value for name, value in self.__dict__.items() if name != "_session"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -96,10 +98,10 @@ class ONNX(Teacher):
 
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
         wanted = [name for name in self._names if name in names or not names]
-        parts = waves.split(len(waves) if self._batches else 1)
+        batches = waves.split(len(waves) if self._batches else 1)
         try:
             results = [
-                self._session.run([self._names[name] for name in wanted], self._input.feed(part)) for part in parts
+                self._session.run([self._names[name] for name in wanted], self._input.feed(batch)) for batch in batches
             ]
         except Exception as error:  # onnxruntime's own kinds
             raise SpkdError(
@@ -112,21 +114,22 @@ class ONNX(Teacher):
         return outputs
 
     def _runs_batches(self, probe: Probe) -> bool:
-        """Whether two views can go through the graph together: some were traced with one."""
-        found = probe.run(self._input.probe(self._input.samples or PROBES[0], 2), [self._names[EMBEDDING]])
-        return not isinstance(found, str) and found[self._names[EMBEDDING]].shape[0] == 2
+        """Whether the graph takes batches of two views: some graphs were traced with a single one."""
+        outputs = probe.run(self._input.probe(self._input.samples or PROBES[0], 2), [self._names[EMBEDDING]])
+        return not isinstance(outputs, str) and outputs[self._names[EMBEDDING]].shape[0] == 2
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """What a graph is given for a waveform.
+    """Inputs of a graph for a waveform.
 
     Attributes:
-        main: the input of the waveform or the features. others: lengths and masks.
-        front_end: the features; None: the waveform itself.
-        bands_first: whether the bands come before time.
-        multiple: of frames, to which features are padded.
-        samples: of the waveform, where only one length is taken.
+        main: input of the waveform or the features.
+        others: inputs of lengths and masks.
+        front_end: computation of the features; None: the waveform itself.
+        bands_first: whether the axis of the bands comes before that of time.
+        multiple: number to a multiple of which the frames are padded.
+        samples: length of the waveform, where the graph takes only one length (samples).
     """
 
     main: Node
@@ -142,7 +145,7 @@ class GraphInput:
 
     @property
     def least(self) -> int:
-        """Samples of the shortest waveform."""
+        """Length of the shortest waveform (samples)."""
         return WINDOW if self.front_end is None else max(WINDOW, self.front_end.frames.window)
 
     @property
@@ -150,7 +153,7 @@ class GraphInput:
         return "waveform as it is" if self.front_end is None else self.front_end.words
 
     def feed(self, waves: Tensor) -> dict[str, np.ndarray]:
-        """Values of all inputs for waveforms (B, samples)."""
+        """Values of all inputs by name, for waveforms (B, samples)."""
         values = waves if self.front_end is None else self.front_end.compute(waves, None)
         count = values.shape[1]
         if self.front_end is not None:
@@ -161,22 +164,22 @@ class GraphInput:
         if self.front_end is None:
             values = values.reshape(self._shape(len(waves), steps))
         feed = {self.main.name: values.cpu().contiguous().numpy().astype(FLOATS[self.main.type], copy=False)}
-        for other in self.others:
-            shape, value = self._other(other, len(waves), count, steps)
-            feed[other.name] = np.full(shape, value, MASKS[other.type])
+        for node in self.others:
+            shape, value = self._other(node, len(waves), count, steps)
+            feed[node.name] = np.full(shape, value, MASKS[node.type])
         return feed
 
     def probe(self, samples: int, batch: int = 1) -> dict[str, Feed]:
-        """The same of noise, as a probe is given it."""
+        """Descriptions of all inputs by name, for a probe that fills them with noise."""
         count = samples if self.front_end is None else self.front_end.frames.num_frames(samples)
         steps = count + -count % self.multiple
         feeds: dict[str, Feed] = {self.main.name: (self.main.type, self._shape(batch, steps), None)}
-        for other in self.others:
-            feeds[other.name] = (other.type, *self._other(other, batch, count, steps))
+        for node in self.others:
+            feeds[node.name] = (node.type, *self._other(node, batch, count, steps))
         return feeds
 
     def _shape(self, batch: int, steps: int) -> list[int]:
-        """Of the main input."""
+        """Shape of the main input."""
         if self.front_end is not None:
             mels = self.front_end.frames.dim
             return [batch, mels, steps] if self.bands_first else [batch, steps, mels]
@@ -186,33 +189,39 @@ class GraphInput:
 
     @staticmethod
     def _other(node: Node, batch: int, count: int, steps: int) -> tuple[list[int], int]:
-        """Shape and value of a further input: lengths, or a mask in which everything is valid."""
+        """Shape and value of a further input: lengths, or a mask that marks all steps as valid."""
         return ([batch], count) if len(node.shape) == 1 else ([batch, steps], 1)
 
 
 def _understood(
     source: str, probe: Probe, kind: str, named: dict[str, str]
 ) -> tuple[GraphInput, dict[str, str], list[dict[str, Output]]]:
-    """The input of a graph, the names of embedding and frames, and the shapes of its outputs at each of PROBES.
+    """Input of a graph, names of embedding and frames, and shapes of its outputs at each of PROBES.
 
+    Args:
+        source: file of the graph, for errors.
+        probe: graph in a separate process.
+        kind: kind of features, or "auto".
+        named: names of embedding and frames in the graph, where the settings give them.
     Raises:
-        UsageError: it is not clear what is taken, or nothing that it gives is an embedding.
+        UsageError: the input is ambiguous, or no output is an embedding.
     """
     for target, name in named.items():
         if target not in (EMBEDDING, FRAMES) or name not in probe.outputs:
             raise UsageError(f"onnx.outputs: {target}: {name}; {source} has {', '.join(probe.outputs)}")
     wanted = sorted(set(named.values())) if EMBEDDING in named else probe.outputs
     problems = []
-    # Where no dimension tells, the order in which the graph runs and gives one width is its own.
+    # Where the dimensions are ambiguous, the right order of the axes is the one for which the graph runs and gives
+    # outputs of one width.
     for given in _inputs(source, probe, kind):
         lengths = PROBES if given.samples is None else (given.samples,)
         runs: list[dict[str, Output]] = []
         for samples in lengths:
-            found = probe.run(given.probe(samples), wanted)
-            if isinstance(found, str):
-                problems.append(f"{source}: fails on {samples / SAMPLE_RATE:g} s of noise ({found})")
+            outputs = probe.run(given.probe(samples), wanted)
+            if isinstance(outputs, str):
+                problems.append(f"{source}: fails on {samples / SAMPLE_RATE:g} s of noise ({outputs})")
                 break
-            runs.append(found)
+            runs.append(outputs)
         else:
             try:
                 return given, _outputs(source, runs, named, probe.metadata), runs
@@ -227,10 +236,14 @@ def _check_rate(source: str, described: dict[str, str]) -> None:
 
 
 def _inputs(source: str, probe: Probe, kind: str) -> list[GraphInput]:
-    """Ways in which a graph may take a waveform, the likeliest first.
+    """Possible inputs of a graph for a waveform, the likeliest first.
 
+    Args:
+        source: file of the graph, for errors.
+        probe: graph in a separate process.
+        kind: kind of features, or "auto".
     Raises:
-        UsageError: it is not clear, or none that is known here.
+        UsageError: the input is ambiguous, or not supported.
     """
     shapes = ", ".join(f"{node.name} {node.shape} {node.type}" for node in probe.inputs)[:400]
     mains = [node for node in probe.inputs if node.type in FLOATS and len(node.shape) in (2, 3)]
@@ -254,10 +267,16 @@ def _inputs(source: str, probe: Probe, kind: str) -> list[GraphInput]:
 
 
 def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], kind: str) -> list[GraphInput]:
-    """Ways in which a graph may take its bands.
+    """Possible inputs of a graph that takes features.
 
+    Args:
+        source: file of the graph, for errors.
+        probe: graph in a separate process.
+        main: input of the features.
+        others: inputs of lengths and masks.
+        kind: kind of features, or "auto".
     Raises:
-        UsageError: it is not clear whose features, of which number of bands, or the number of frames is fixed.
+        UsageError: the kind of features or the number of bands is ambiguous, or the number of frames is fixed.
     """
     described, sherpa = probe.metadata, None
     if kind == "auto" and "spkd_features" in described:  # exported by spkd
@@ -271,7 +290,7 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
         )
     of_nemo = NEMO in (kind, described.get("framework") if sherpa is not None else None)
     steps, last = main.shape[1:]
-    # Bands are the fixed dimension; where none is fixed both orders are tried.
+    # The bands are the fixed dimension; where none is fixed, both orders of the axes are tried.
     orders = [isinstance(steps, int)] if isinstance(steps, int) != isinstance(last, int) else [of_nemo, not of_nemo]
     if isinstance(steps, int) and isinstance(last, int):
         raise UsageError(f"{source}: takes exactly {steps} frames of {last} bands; spkd loads graphs of any length")
@@ -297,7 +316,7 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
 
 
 def _bands(source: str, described: dict[str, str]) -> int:
-    """Bands that the metadata name; 80 where they name none. Raises UsageError where that is no number."""
+    """Number of bands in the metadata; 80 where they name none. Raises UsageError where it is not a number."""
     text = described.get("feat_dim", str(MELS))
     if not text.strip().isdecimal() or len(text) > 9:
         raise UsageError(f"{source}: feat_dim={text[:40]!r} in its metadata; expected a number of bands")
@@ -305,7 +324,7 @@ def _bands(source: str, described: dict[str, str]) -> int:
 
 
 def _centred(front_end: FrontEnd) -> FrontEnd:
-    """Features minus their mean over a view."""
+    """Front end that subtracts the mean of the features over a view."""
 
     def compute(waves: Tensor, lengths: Tensor | None) -> Tensor:
         bank = front_end.compute(waves, lengths)
@@ -318,38 +337,41 @@ def _centred(front_end: FrontEnd) -> FrontEnd:
 def _outputs(
     source: str, runs: list[dict[str, Output]], named: dict[str, str], described: dict[str, str]
 ) -> dict[str, str]:
-    """Names in the graph of embedding, and of frames where there are any.
+    """Names in the graph of the embedding and, where there are any, of the frames.
 
     Args:
+        source: file of the graph, for errors.
         runs: shapes of the outputs for views of several lengths.
+        named: names that the settings give.
+        described: metadata of the file.
     Raises:
-        UsageError: several outputs that may be the embedding, or none.
+        UsageError: several outputs may be the embedding, or none.
     """
     floats = [name for name, output in runs[0].items() if output.type in ("float16", "float32", "float64")]
     shapes = {name: [run[name].shape for run in runs] for name in floats}
     vectors = [name for name in floats if _is_vector(shapes[name])]
-    found = dict(named)
+    names_of = dict(named)
     if (EMBEDDING in named and named[EMBEDDING] not in vectors) or not vectors:
         given = "; ".join(f"{name} {' then '.join(map(str, shapes[name][:2]))}" for name in floats)[:300]
         raise UsageError(
             f"{source}: no output there of one vector a view, as wide for every length ({given or 'no numbers'} for "
             f"{PROBES[0] / SAMPLE_RATE:g} and {PROBES[1] / SAMPLE_RATE:g} s)"
         )
-    if EMBEDDING not in found:
+    if EMBEDDING not in names_of:
         likely = _likely(vectors, list(runs[0]), shapes, described)
         if len(likely) != 1:
             raise UsageError(
                 f"{source}: which of {', '.join(runs[0])} is the embedding? Set onnx.outputs={{embedding: NAME}}"
             )
-        found[EMBEDDING] = likely[0]
+        names_of[EMBEDDING] = likely[0]
     steps = [name for name in floats if len(shapes[name][0]) == 3 and name not in vectors]
-    if FRAMES not in found and len(steps) == 1:
-        found[FRAMES] = steps[0]
-    return found
+    if FRAMES not in names_of and len(steps) == 1:
+        names_of[FRAMES] = steps[0]
+    return names_of
 
 
 def _is_vector(shapes: list[list[int]]) -> bool:
-    """Whether outputs of views of several lengths are (1, D), (1, 1, D) or (1, D, 1), of one D."""
+    """Whether the outputs for views of several lengths are (1, D), (1, 1, D) or (1, D, 1), with the same D."""
     alike = all(shape == shapes[0] for shape in shapes)
     return alike and (len(shapes[0]) == 2 or (len(shapes[0]) == 3 and 1 in shapes[0][1:]))
 
@@ -357,7 +379,7 @@ def _is_vector(shapes: list[list[int]]) -> bool:
 def _likely(
     vectors: list[str], names: list[str], shapes: dict[str, list[list[int]]], described: dict[str, str]
 ) -> list[str]:
-    """Those of some vectors that may be the embedding."""
+    """Names of the outputs that may be the embedding, among those that are vectors."""
     place = {NEMO: 1, "wespeaker": 0, "3d-speaker": 0}.get(described.get("framework", ""))
     size = described.get("output_dim")
     sized = [name for name in vectors if str(int(np.prod(shapes[name][0]))) == size]
@@ -367,7 +389,7 @@ def _likely(
 
 
 def _targets(source: str, given: GraphInput, names: dict[str, str], runs: list[dict[str, Output]]) -> dict[str, Target]:
-    """Widths and rates. Removes frames from the names where they are no target."""
+    """Targets of a graph, with widths and rates. Frames without a constant rate are removed from `names`."""
     targets = {EMBEDDING: Target(EMBEDDING, int(np.prod(runs[0][names[EMBEDDING]].shape)))}
     if FRAMES in names:
         shapes = [run[names[FRAMES]].shape for run in runs]
@@ -382,7 +404,7 @@ def _targets(source: str, given: GraphInput, names: dict[str, str], runs: list[d
 
 
 def _timing(samples: tuple[int, ...], counts: list[int]) -> tuple[int, int] | None:
-    """Hop and window (samples) that give these numbers of frames; None where there are none."""
+    """Hop and window (samples) that give these numbers of frames; None where no pair does."""
     spread = counts[-1] - counts[0]
     for hop in range(HOP, 33 * HOP, HOP) if spread > 0 else ():
         for window in range(0, 40 * HOP + WINDOW, HOP // 2):
@@ -413,7 +435,7 @@ def _library() -> str:
 
 
 def nemo_front_end(mels: int) -> FrontEnd:
-    """NeMo's own features."""
+    """Front end with NeMo's features."""
     words = f"{mels}-mel fbank of NeMo, normalised per band and view"
 
     def compute(waves: Tensor, lengths: Tensor | None) -> Tensor:
@@ -430,7 +452,7 @@ def nemo_fbank(waves: Tensor, mels: int, lengths: Tensor | None = None) -> Tenso
     Args:
         waves: (B, samples).
         mels: bands.
-        lengths: (B,) samples of each, where shorter ones are padded (default: all are valid).
+        lengths: (B,) number of samples of each view, where shorter views are padded; None: all are valid.
     Returns:
         (B, 1 + samples // 160, mels).
     """

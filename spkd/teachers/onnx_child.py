@@ -1,6 +1,6 @@
-"""A process that loads an ONNX model and runs it on noise, under limits of time and memory (see onnx_probe.py).
+"""Process that loads an ONNX model and runs it on noise, under limits of time and memory (see onnx_probe.py).
 
-Run as a file: nothing of spkd is imported, so that it starts at once. Every answer is one line of JSON.
+It is run as a file and imports nothing of spkd, so that it starts quickly. Every answer is one line of JSON.
 
     python -P onnx_child.py MODEL SECONDS BYTES
 """

@@ -1,4 +1,4 @@
-"""All files of an ONNX model: the graph, and those of weights that it names."""
+"""Files of an ONNX model: the graph, and the files of weights that it names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from spkd.files import digest
 
 
 def files_of(path: Path) -> list[Path]:
-    """The graph and every file of external data that it names, in the order of their names.
+    """Paths of the graph and of every file of external data that it names, in the order of their names.
 
     Raises:
-        UsageError: no such file, no onnx, or a named file that is not there or not inside the graph's folder.
-        SpkdError: not an ONNX model.
+        UsageError: no such file, no package onnx, or a named file that is missing or outside the graph's folder.
+        SpkdError: the file is not an ONNX model.
     """
     try:
         import onnx
@@ -34,13 +34,13 @@ def files_of(path: Path) -> list[Path]:
 
 
 def digest_of(files: list[Path]) -> str:
-    """One digest of all files: that of the graph alone where it names no other."""
+    """Digest of all files together; with a single file, the digest of that file."""
     digests = [digest.of_file(file) for file in files]
     return digests[0] if len(digests) == 1 else digest.of_tree(digests)
 
 
 def _inside(path: Path, name: str) -> Path:
-    """A named file, which is a regular one inside the graph's folder. Raises UsageError where it is not."""
+    """Path of a file that the graph names. Raises UsageError unless it is a regular file inside the graph's folder."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or ":" in parts[0] or "\\" in name:
         raise UsageError(f"{path}: names {name[:100]!r} for its weights, which is outside its own folder")
@@ -51,12 +51,12 @@ def _inside(path: Path, name: str) -> Path:
             f"{path}: its weights {name[:100]!r} are a link, which may lead out of its folder; copy the file there"
         )
     if not file.is_file():
-        raise UsageError(f"{path}: its weights {name[:100]!r} are not there; copy that file beside it")
+        raise UsageError(f"{path}: its weights {name[:100]!r} are not there; copy that file next to it")
     return file
 
 
 def _location(tensor: Any) -> str | None:
-    """The file that a tensor's values are in; None where they are in the graph."""
+    """Name of the file with a tensor's values; None where they are in the graph."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
         return location or ""
@@ -64,7 +64,7 @@ def _location(tensor: Any) -> str | None:
 
 
 def _tensors(model: Any) -> Iterator[Any]:
-    """Every tensor of a model, wherever it is."""
+    """All tensors of a model, including those in nested graphs and attributes."""
     for info in model.training_info:
         yield from _of_graph(info.initialization)
         yield from _of_graph(info.algorithm)

@@ -1,7 +1,7 @@
-"""What an ONNX model takes and gives, found out in a process of its own.
+"""Inputs and outputs of an ONNX model, examined in a separate process.
 
-A graph may loop without end or ask for more memory than there is: limits of processor time and memory end that process,
-not this one.
+A graph may loop without end or ask for more memory than there is. Limits of processor time and memory then end that
+process and not this one.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from typing import Any
 from spkd.errors import SpkdError, first_line
 
 CHILD = Path(__file__).with_name("onnx_child.py")
-SECONDS = 60  # of processor time for loading and some seconds of noise, for a small model
-BYTES_A_SECOND = 20_000_000  # of weights: larger models are given longer
+SECONDS = 60  # processor time (s) for loading a small model and running it on some seconds of noise
+BYTES_A_SECOND = 20_000_000  # bytes of weights for each further second of processor time
 MEMORY = 2 << 30  # bytes in addition to several copies of the weights
 COPIES = 4
-MOST_LINE = 1 << 22  # characters of an answer
-OUT_OF_MEMORY = ("alloc", "memory")  # in what is said by a runtime that was given none
+MOST_LINE = 1 << 22  # largest number of characters of an answer
+OUT_OF_MEMORY = ("alloc", "memory")  # words in the messages of a runtime that could not allocate memory
 
 Feed = tuple[str, list[int], int | None]  # type, shape, value (None: noise)
 
 
 @dataclass(frozen=True)
 class Node:
-    """An input of a graph.
+    """Input of a graph.
 
     Attributes:
-        type: onnxruntime's name of it. shape: numbers, names of free dimensions, or None.
+        name: name of the input.
+        type: onnxruntime's name of the type.
+        shape: dimensions: numbers, names of free dimensions, or None.
     """
 
     name: str
@@ -46,19 +48,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Output:
-    """An output of one run."""
+    """Output of one run."""
 
     shape: list[int]
     type: str
 
 
 class Probe:
-    """A model that was loaded in a process of its own.
+    """Model that is loaded in a separate process.
 
     Attributes:
-        inputs: of the graph.
-        outputs: names of its outputs.
-        metadata: of the file.
+        inputs: inputs of the graph.
+        outputs: names of the outputs.
+        metadata: metadata of the file.
     """
 
     def __init__(self, path: Path, process: subprocess.Popen[str], errors: Path, seconds: int) -> None:
@@ -72,12 +74,15 @@ class Probe:
         self.metadata: dict[str, str] = tree["metadata"]
 
     def run(self, feeds: dict[str, Feed], outputs: Sequence[str]) -> dict[str, Output] | str:
-        """The outputs of a run, or why it failed.
+        """Outputs of a run by name, or the reason for which it failed.
 
+        Args:
+            feeds: inputs by name.
+            outputs: names of the outputs.
         Raises:
-            SpkdError: it takes too long or asks for too much memory.
+            SpkdError: the run takes too long or asks for too much memory.
         """
-        with suppress(OSError):  # where it has ended, the answer says why
+        with suppress(OSError):  # where the process has ended, its answer tells why
             print(json.dumps({"feeds": feeds, "outputs": list(outputs)}), file=self._process.stdin, flush=True)
         tree = self._answer()
         if "error" in tree:
@@ -94,7 +99,7 @@ class Probe:
             tree = None
         if isinstance(tree, dict):
             return tree
-        # It has ended, or is about to: by the limit of time, or by itself where it was given no memory.
+        # The process has ended or is about to: by the limit of time, or by itself where memory could not be allocated.
         code = self._process.wait()
         if code in (-signal.SIGXCPU, -signal.SIGKILL):
             raise SpkdError(
@@ -116,17 +121,18 @@ class Probe:
 
 @contextmanager
 def probed(path: Path, size: int, seconds: int = SECONDS) -> Iterator[Probe]:
-    """A model in a process of its own.
+    """Model in a separate process, which ends with the block.
 
     Args:
-        size: of all its files (bytes).
-        seconds: of processor time that a model of few weights has.
+        path: file of the graph.
+        size: size of all files of the model (bytes).
+        seconds: processor time for a model with few weights (s).
     Raises:
-        SpkdError: it cannot be loaded, takes too long, or asks for too much memory.
+        SpkdError: the model cannot be loaded, takes too long, or asks for too much memory.
     """
     seconds += size // BYTES_A_SECOND
     memory = MEMORY + COPIES * size
-    # -P and the empty folder: no module of the folder the user is in is ever imported.
+    # -P and the empty folder ensure that no module in the user's current folder is imported.
     command = [sys.executable, "-P", str(CHILD), str(path.absolute()), str(seconds), str(memory)]
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryDirectory(prefix="spkd-probe-") as folder, open(Path(folder) / "errors", "wb") as errors:

@@ -1,4 +1,4 @@
-"""Settings of frozen models: those that all families have, and the families' own."""
+"""Settings of frozen models: those of all families, and those of single families."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spkd.registry import TEACHERS
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cuda", "mps", "cpu", *(f"cuda:{i}" for i in range(16)))
 INPUTS = ("auto", "kaldi", "sherpa", "wespeaker", "3d-speaker", "nemo", "waveform")
-CHECKPOINT = "checkpoint"  # family of the students that spkd trained
+CHECKPOINT = "checkpoint"  # family of students trained by spkd
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TransformersSettings:
 
 @dataclass
 class FrontEndSettings:
-    """Settings of the models of a toolkit whose files need not say what they take."""
+    """Settings of the models of a toolkit whose files may lack a description of their input."""
 
     input: str = key("auto", "features that the model takes, where its file does not say it", INPUTS)
 
@@ -39,7 +39,7 @@ class ONNXSettings(FrontEndSettings):
 
 @dataclass
 class ModelConfig(Chooser):
-    """A frozen model."""
+    """Settings of a frozen model."""
 
     name: str = key("dvector", "teacher family; none stores only features, for training without a teacher", TEACHERS)
     weights: str | None = key(
@@ -61,21 +61,21 @@ class ModelConfig(Chooser):
 
 @dataclass
 class TeacherConfig(ModelConfig):
-    """The teacher of an extraction."""
+    """Settings of the teacher of an extraction."""
 
     targets: list[str] = key(["embedding"], "targets to store, e.g. [embedding,frames.layer8]; see --targets")
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        found = super().unused()
+        reasons = super().unused()
         if self.name == "none":
-            found["targets"] = "teacher=none has none; fbank=true and wave=true store features"
-        return found
+            reasons["targets"] = "teacher=none has none; fbank=true and wave=true store features"
+        return reasons
 
 
 @dataclass
 class ScoredModelConfig(ModelConfig):
-    """The model that embeds the utterances of trials: a student, or a teacher."""
+    """Settings of the model that embeds the utterances of trials: a student or a teacher."""
 
     name: str = key("student", "folder of a student, or a teacher family (then see model.weights)")
     settings: Any = component(TEACHERS, otherwise=CHECKPOINT)
@@ -87,7 +87,7 @@ class ScoredModelConfig(ModelConfig):
 
 @dataclass
 class EnrolModelConfig(ScoredModelConfig):
-    """The model of the enrolment side."""
+    """Settings of the model of the enrolment side."""
 
     name: str | None = key(  # type: ignore[assignment]
         None, "another model for the enrolment side, with embeddings of the same space: a student's own teacher"

@@ -29,22 +29,23 @@ from spkd.outputs.target import Target
 from spkd.teachers.toolkit import FrontEnd
 
 NEMO = "nemo"
-KALDI = ("wespeaker", "3d-speaker")  # toolkits whose models sherpa-onnx gives Kaldi's fbank
-LEAST_VARIANCE = 1e-5  # of a band, and what is added to its deviation (per_feature)
-MOST_MILLISECONDS = 1000  # of a window
+KALDI = ("wespeaker", "3d-speaker")  # toolkits for whose models sherpa-onnx computes Kaldi's fbank
+LEAST_VARIANCE = 1e-5  # least variance of a band, and the number added to its deviation (per_feature)
+MOST_MILLISECONDS = 1000  # longest window (ms)
 WINDOWS = ("povey", "hann", "hanning", "hamming", "sine", "rectangular", "blackman")
 
 
 def sherpa_front_end(source: str, described: dict[str, str]) -> FrontEnd | None:
-    """The features that sherpa-onnx computes for a file.
+    """Front end with the features that sherpa-onnx computes for a file.
 
     Args:
-        source: of the file, for errors.
-        described: the file's metadata.
+        source: name of the file, for errors.
+        described: metadata of the file.
     Returns:
-        None where the metadata are not those of sherpa-onnx (a framework alone says nothing of the features).
+        The front end; None where the metadata are not those of sherpa-onnx (the framework alone does not determine the
+        features).
     Raises:
-        UsageError: a value that sherpa-onnx does not take, or a key that it needs is not there.
+        UsageError: a value that sherpa-onnx does not accept, or a missing key that it needs.
     """
     keys = _Metadata(source, described)
     framework = described.get("framework")
@@ -59,17 +60,17 @@ def sherpa_front_end(source: str, described: dict[str, str]) -> FrontEnd | None:
 
 @dataclass(frozen=True)
 class _Metadata:
-    """Metadata of a file, read with checks.
+    """Metadata of a file, with checked access.
 
     Attributes:
-        source: of the file, for errors.
+        source: name of the file, for errors.
     """
 
     source: str
     values: dict[str, str]
 
     def number(self, key: str, low: int, high: int) -> int:
-        """A whole number of a range. Raises UsageError where it is none, or not there."""
+        """Integer value within a range. Raises UsageError where it is missing or not such a number."""
         text = self.values.get(key)
         if text is None:
             raise UsageError(f"{self.source}: no {key} in its metadata, which sherpa-onnx needs")
@@ -78,7 +79,7 @@ class _Metadata:
         return int(text)
 
     def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
-        """One of some words. Raises UsageError for another."""
+        """Value with a choice of words. Raises UsageError for others."""
         text = self.values.get(key, default)
         if text not in choices:
             names = ", ".join(repr(choice) for choice in choices)
@@ -87,7 +88,7 @@ class _Metadata:
 
 
 def _of_kaldi(keys: _Metadata) -> FrontEnd:
-    """Kaldi's fbank, as for WeSpeaker and 3D-Speaker."""
+    """Front end with Kaldi's fbank, for models of WeSpeaker and 3D-Speaker."""
     small = keys.number("normalize_samples", 0, 1) == 1
     centred = keys.choice("feature_normalize_type", "", ("", "global-mean")) == "global-mean"
 
@@ -104,7 +105,7 @@ def _of_kaldi(keys: _Metadata) -> FrontEnd:
 
 
 def _of_nemo(keys: _Metadata) -> FrontEnd:
-    """Fbank with librosa's filters, as for NeMo."""
+    """Front end with fbank of librosa's filters, for models of NeMo."""
     mels = keys.number("feat_dim", 3, 256)
     size, stride = (keys.number(key, 1, MOST_MILLISECONDS) for key in ("window_size_ms", "window_stride_ms"))
     window_type = keys.choice("window_type", "povey", WINDOWS)
@@ -129,8 +130,11 @@ def nemo_bank(waves: Tensor, window: int, hop: int, window_type: str, mels: int)
     """Log-mel energies of kaldi-native-fbank with is_librosa and snip_edges, without removal of the mean.
 
     Args:
-        waves: (B, samples), in [-1, 1], at least one window.
-        window, hop: in samples.
+        waves: (B, samples) in [-1, 1], at least one window.
+        window: length of the window (samples).
+        hop: hop (samples).
+        window_type: name of the window.
+        mels: number of bands.
     Returns:
         (B, 1 + (samples - window) // hop, mels).
     """
@@ -145,7 +149,7 @@ def nemo_bank(waves: Tensor, window: int, hop: int, window_type: str, mels: int)
 
 
 def per_feature(bank: Tensor) -> Tensor:
-    """Every band of (B, T, F) to zero mean and unit deviation over time."""
+    """Features (B, T, F) with every band normalised to zero mean and unit deviation over time."""
     variance, mean = padding.var_mean(bank.transpose(1, 2), None)
     variance, mean = variance.transpose(1, 2), mean.transpose(1, 2)
     return (bank - mean) / (variance.clamp_min(LEAST_VARIANCE).sqrt() + LEAST_VARIANCE)
@@ -153,8 +157,8 @@ def per_feature(bank: Tensor) -> Tensor:
 
 @lru_cache
 def _window(window_type: str, size: int) -> Tensor:
-    """(size,): kaldi-native-fbank's windows (feature-window.cc)."""
-    # "hann" alone is periodic.
+    """Window (size,) of kaldi-native-fbank (feature-window.cc)."""
+    # Only "hann" is periodic.
     phase = 2 * pi * torch.arange(size, dtype=torch.float64) / (size if window_type == "hann" else max(size - 1, 1))
     raised = 0.5 - 0.5 * phase.cos()
     values = {

@@ -1,5 +1,7 @@
-"""Models trained by SpeechBrain (Ravanelli et al., 2021, arXiv 2106.04624): a folder of hyperparams.yaml and
-embedding_model.ckpt, with the labels of the classifier beside them."""
+"""Models trained by SpeechBrain (Ravanelli et al., 2021, arXiv 2106.04624).
+
+A model is a folder with hyperparams.yaml and embedding_model.ckpt, and optionally with the classifier and its labels.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,12 @@ SETTINGS, WEIGHTS, CLASSIFIER, LABELS = (
     "classifier.ckpt",
     "label_encoder.txt",
 )
-SCALE = 30.0  # of the additive angular margin of its recipes
+SCALE = 30.0  # scale of the additive angular margin in its recipes
 CITE = "Ravanelli et al., SpeechBrain: a general-purpose speech toolkit, 2021, arXiv 2106.04624"
 
 MODELS = "speechbrain.lobes.models."
 ECAPA, XVECTOR, RESNET = (f"{MODELS}{name}" for name in ("ECAPA_TDNN.ECAPA_TDNN", "Xvector.Xvector", "ResNet.ResNet"))
-# Settings of each network: those that act, then those that the shapes of the weights tell, then those without effect.
+# Settings of each network: those that have an effect, those that the shapes of the weights tell, those without effect.
 KNOWN = {
     ECAPA: (
         *("activation", "dilations", "groups"),
@@ -57,7 +59,7 @@ KNOWN = {
     ),
     RESNET: ("activation", "strides", "input_size", "channels", "block_sizes", "lin_neurons", "device"),
 }
-# Modules that are not run for an embedding: classifiers, statistics of embeddings, and what augments in training.
+# Modules that are not run for an embedding: classifiers, statistics of embeddings, augmentation.
 NOT_RUN = (
     *("classifier", "mean_var_norm_emb", "augmentation", "wav_augment", "env_corrupt", "augment_speed"),
     *("augment_wavedrop", "augment_pipeline", "speed_perturb", "add_noise", "add_reverb", "drop_freq", "drop_chunk"),
@@ -72,12 +74,12 @@ Activation = Callable[[], nn.Module]
 
 
 class SpeechBrain(ToolkitTeacher):
-    """ECAPA-TDNN, x-vector, ResNet.
+    """SpeechBrain's ECAPA-TDNN, x-vector and ResNet.
 
-    Targets: frames, stats, embedding, and logits over the training speakers where the classifier is there and is one of
+    Targets: frames, stats, embedding, and logits over the training speakers where the folder has a classifier of
     cosines (ECAPA-TDNN, ResNet).
 
-    Every setting of hyperparams.yaml that changes an embedding is honoured, or refused by its name.
+    Every setting of hyperparams.yaml that changes an embedding is applied, or refused with its name.
     """
 
     cite = CITE
@@ -85,7 +87,7 @@ class SpeechBrain(ToolkitTeacher):
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> SpeechBrain:
-        """weights: the folder."""
+        """Load a model: `weights` is the folder."""
         return cls(config.weights, device)
 
     def __init__(self, weights: str | None, device: torch.device) -> None:
@@ -99,7 +101,7 @@ class SpeechBrain(ToolkitTeacher):
         self.source = folder.name
         front_end = front_end_of(file)
         network, rules, self.settings = _network(file, tensors, front_end.frames.dim)
-        if isinstance(network, SpeechBrainResNet):  # it convolves over (time, bands)
+        if isinstance(network, SpeechBrainResNet):  # SpeechBrain's convolves over (time, bands)
             tensors = {n: v.transpose(2, 3) if v.dim() == 4 else v for n, v in tensors.items()}
         self.architecture = type(network).__name__
         fill(network, tensors, str(folder / WEIGHTS), rules)
@@ -107,7 +109,7 @@ class SpeechBrain(ToolkitTeacher):
 
 
 def _check_modules(file: Hyperparams) -> None:
-    """Raises UsageError for a module, a file of weights or an audio format that is not known here."""
+    """Check the parts of a model. Raises UsageError for an unknown module, file of weights or audio format."""
     modules = file.resolved(file.tree.get("modules", {}), "modules")
     for name in modules if isinstance(modules, dict) else ():
         if name not in (*RUN, *NOT_RUN):
@@ -129,14 +131,16 @@ def _check_modules(file: Hyperparams) -> None:
 
 
 def _network(file: Hyperparams, tensors: dict[str, Tensor], mels: int) -> tuple[Network, Rules, dict[str, Any]]:
-    """The network that the weights and the settings describe.
+    """Network that the weights and the settings describe.
 
     Args:
-        mels: numbers of a frame of features.
+        file: the settings.
+        tensors: weights by name.
+        mels: number of features in a frame.
     Returns:
-        It, the rules of its names, and the settings that only the file tells.
+        The network, the rules of its names, and the settings that only the file tells.
     Raises:
-        UsageError: settings or an architecture that are not known here.
+        UsageError: unknown settings or an unknown architecture.
     """
     path = file.path.with_name(WEIGHTS)
     build = {ECAPA: _ecapa, XVECTOR: _xvector, RESNET: _resnet}
@@ -156,7 +160,7 @@ def _network(file: Hyperparams, tensors: dict[str, Tensor], mels: int) -> tuple[
     return network, rules, settings
 
 
-# The weight by which each network is known.
+# Name of a weight that identifies each network.
 _MARKS = {ECAPA: "mfa.conv.conv.weight", XVECTOR: "blocks.0.conv.weight", RESNET: "fc_embed.weight"}
 
 
@@ -215,7 +219,7 @@ def _resnet(section: Section, tensors: dict[str, Tensor], mels: int) -> tuple[Ne
 
 
 def _check_input(section: Section, key: str, expected: int, mels: int) -> None:
-    """Raises UsageError where the weights take other numbers of features than there are."""
+    """Check the number of features. Raises UsageError where the weights take another number."""
     if expected != mels:
         raise UsageError(
             f"{section.file.path}: its weights take {expected} features a frame, and compute_features gives {mels}; "
@@ -224,7 +228,7 @@ def _check_input(section: Section, key: str, expected: int, mels: int) -> None:
 
 
 def _check_kernels(section: Section, key: str, kernels: list[int], dilations: list[int]) -> None:
-    """Raises UsageError for convolutions that give other numbers of frames than they take."""
+    """Check that convolutions keep the number of frames. Raises UsageError where they do not."""
     for kernel, dilation in zip(kernels, dilations, strict=True):
         if (kernel - 1) * dilation % 2:
             raise UsageError(
@@ -234,10 +238,13 @@ def _check_kernels(section: Section, key: str, kernels: list[int], dilations: li
 
 
 def _activation(section: Section, default: str) -> tuple[Activation, str]:
-    """The activation of a network, and its name.
+    """Activation of a network, and its name.
 
+    Args:
+        section: settings of the network.
+        default: name of the activation where none is set.
     Raises:
-        UsageError: one that is not known here.
+        UsageError: an unknown activation.
     """
     expected = f"!name:torch.nn.ACTIVATION of {', '.join(ACTIVATIONS)}"
     given = section.get("activation", Tagged(f"name:torch.nn.{default}", ""), lambda v: isinstance(v, Tagged), expected)
@@ -261,7 +268,7 @@ def _activation(section: Section, default: str) -> tuple[Activation, str]:
 
 
 def _head(folder: Path, file: Hyperparams) -> Head | None:
-    """The classifier, where it is one of cosines."""
+    """Classifier over the training speakers; None where there is none of cosines."""
     if not (folder / CLASSIFIER).is_file():
         return None
     tensors = bare(read_weights(str(folder / CLASSIFIER)))
@@ -272,7 +279,7 @@ def _head(folder: Path, file: Hyperparams) -> Head | None:
 
 
 def _scale(file: Hyperparams) -> float:
-    """Of the loss that the model was trained with, where the file has one; else that of the recipes."""
+    """Scale of the loss that the model was trained with; where the file has none, that of the recipes."""
     cost = file.tree.get("compute_cost")
     loss = cost.value.get("loss_fn") if isinstance(cost, Tagged) and isinstance(cost.value, dict) else None
     if not isinstance(loss, Tagged) or not isinstance(loss.value, dict):
@@ -282,8 +289,12 @@ def _scale(file: Hyperparams) -> float:
 
 
 def _labels(path: Path, count: int) -> list[str]:
-    """Names of the speakers in the order of their numbers, from lines `'name' => number`; numbers where there are
-    none."""
+    """Names of the speakers in the order of their numbers, from lines `'name' => number`; else the numbers.
+
+    Args:
+        path: file of the labels.
+        count: number of speakers.
+    """
     names = {}
     if path.is_file():
         for match in re.finditer(r"^'(.*)' => (\d+)$", path.read_text("utf-8", "replace").split("=====")[0], re.M):

@@ -18,12 +18,12 @@ from spkd.outputs.target import Target
 from spkd.teachers.hyperpyyaml import Hyperparams, Section
 from spkd.teachers.toolkit import FrontEnd
 
-TOP_DB = 80.0  # below the loudest number of a view everything is equal
-LEAST = 1e-10  # of a band's power
+TOP_DB = 80.0  # dynamic range of a view (dB): values further below the loudest are raised to this limit
+LEAST = 1e-10  # least power of a band
 SHAPES = ("triangular", "rectangular", "gaussian")
 FBANK = "speechbrain.lobes.features.Fbank"
 NORMALISATION = "speechbrain.processing.features.InputNormalization"
-# Without effect on an embedding: they act in training, on padding, or on statistics of many views.
+# Settings without effect on an embedding: they concern training, padding, or statistics of many views.
 INERT_FBANK = ("param_change_factor", "param_rand_factor")
 INERT_NORMALISATION = ("update_until_epoch", "avoid_padding_norm", "device", "requires_grad")
 
@@ -33,13 +33,15 @@ class Fbank:
     """Settings of SpeechBrain's Fbank, with its defaults.
 
     Attributes:
-        mels: bands.
-        low, high: where the first filter begins and the last ends (Hz).
-        points: of the Fourier transform.
-        window: samples.
-        shape: of the filters.
-        deltas: whether first and second derivatives follow the bands.
-        left, right: frames before and after each frame that are joined to it.
+        mels: number of bands.
+        low: lower end of the first filter (Hz).
+        high: upper end of the last filter (Hz).
+        points: number of points of the Fourier transform.
+        window: length of the window (samples).
+        shape: shape of the filters.
+        deltas: whether first and second derivatives are added to the bands.
+        left: number of preceding frames that are joined to each frame.
+        right: number of following frames that are joined to each frame.
     """
 
     mels: int = 40
@@ -54,12 +56,12 @@ class Fbank:
 
     @property
     def dim(self) -> int:
-        """Numbers of a frame."""
+        """Number of features in a frame."""
         return self.mels * (3 if self.deltas else 1) * (self.left + self.right + 1)
 
     @property
     def words(self) -> str:
-        """What differs from the recipes for speakers, for the card."""
+        """Differences from the recipes for speakers, in words, for the card."""
         changed = [
             *([f"{self.low:g} to {self.high:g} Hz"] if (self.low, self.high) != (0, SAMPLE_RATE / 2) else []),
             *([f"{self.points} points"] if self.points != Fbank.points else []),
@@ -71,10 +73,10 @@ class Fbank:
 
 
 def front_end_of(file: Hyperparams) -> FrontEnd:
-    """The features of a model.
+    """Front end with the features of a model.
 
     Raises:
-        UsageError: settings that spkd does not have.
+        UsageError: settings that spkd does not support.
     """
     bank, section = _fbank_of(file.section("compute_features")), file.section("mean_var_norm")
     section.check(
@@ -109,7 +111,7 @@ def _fbank_of(section: Section) -> Fbank:
             *("left_frames", "right_frames", "win_length", "hop_length", *INERT_FBANK),
         ],
     )
-    section.only("requires_grad", False, False)  # else the filters were trained, and lie in a file of their own
+    section.only("requires_grad", False, False)  # trained filters would be in a further file
     section.only("sample_rate", SAMPLE_RATE, SAMPLE_RATE)
     section.only("hop_length", 10, 10)
     joined = section.flag("context", False)
@@ -135,14 +137,16 @@ def _fbank_of(section: Section) -> Fbank:
 
 
 def fbank(waves: Tensor, bank: Fbank, lengths: Tensor | None = None) -> Tensor:
-    """Centred windows (Hamming) every 10 ms, edges of zeros, power, filters, 10 log10, not lower than 80 dB below the
-    loudest number of the view; then derivatives and context.
+    """SpeechBrain's fbank (dB), with derivatives and context.
+
+    Hamming windows every 10 ms are centred, with zeros at the edges. The power in each filter is converted by 10 log10,
+    and raised to at least 80 dB below the loudest value of the view. Then derivatives and context are added.
 
     Args:
         waves: (B, samples).
         bank: settings.
-        lengths: (B,) samples of each, where shorter ones are padded with zeros: frames behind a view are not its
-            loudest, and its bands are those that it has alone.
+        lengths: (B,) number of samples of each view, where shorter views are padded with zeros; None: all are valid.
+            Frames of padding do not change the features of a view.
     Returns:
         (B, 1 + samples // 160, dim).
     """
@@ -161,20 +165,23 @@ def fbank(waves: Tensor, bank: Fbank, lengths: Tensor | None = None) -> Tensor:
 
 
 def unit_deviation(features: Tensor, least: float) -> Tensor:
-    """(B, T, F) with every number to zero mean and unit deviation over time; not divided by less than `least`."""
+    """Features (B, T, F), each with zero mean and unit deviation over time; the divisor is at least `least`."""
     variance, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
     return (features - mean) / variance.sqrt().clamp_min(least)
 
 
 def _derivative(features: Tensor) -> Tensor:
-    """Regression over five frames, the edges repeated (speechbrain.processing.features.Deltas)."""
+    """Derivative of features (B, T, F) by regression over five frames, with repeated edges (SpeechBrain's Deltas)."""
     kernel = torch.arange(-2.0, 3.0, device=features.device).repeat(features.shape[2], 1, 1)
     frames = pad(features.transpose(1, 2), (2, 2), mode="replicate")
     return (conv1d(frames, kernel, groups=features.shape[2]) / 10).transpose(1, 2)
 
 
 def _joined(features: Tensor, left: int, right: int) -> Tensor:
-    """Every number of a frame with the same of the frames around it, zeros beyond the edges (ContextWindow)."""
+    """Features (B, T, F) joined with those of neighbouring frames, with zeros beyond the edges (ContextWindow).
+
+    The values of one feature in all these frames are next to each other.
+    """
     if left + right == 0:
         return features
     frames = pad(features, (0, 0, left, right)).unfold(1, left + right + 1, 1)
@@ -183,7 +190,11 @@ def _joined(features: Tensor, left: int, right: int) -> Tensor:
 
 @lru_cache
 def _filters(bank: Fbank) -> Tensor:
-    """(points // 2 + 1, mels): even on mel = 2595 log10(1 + f / 700), as wide on both sides as to the lower one."""
+    """Filters (points // 2 + 1, mels).
+
+    Their centres are equally spaced on the scale mel = 2595 log10(1 + f / 700). The half width of a filter, on both
+    sides, is the distance (Hz) to the next lower centre.
+    """
     low, high = (2595 * math.log10(1 + hz / 700) for hz in (bank.low, bank.high))
     hz = 700 * (10 ** (torch.linspace(low, high, bank.mels + 2) / 2595) - 1)
     centre, width = hz[1:-1], hz[1:-1] - hz[:-2]

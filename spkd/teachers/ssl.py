@@ -28,9 +28,9 @@ from spkd.outputs.teacher_card import TeacherCard
 from spkd.teachers.base import Teacher
 from spkd.teachers.settings import ModelConfig
 
-ATTENTION_BYTES = 1 << 31  # of one layer of one view
+ATTENTION_BYTES = 1 << 31  # largest memory of the attention of one layer for one view
 UNKNOWN_LICENCE = "see the model's own card"
-# Settings of transformers that act in training alone, or say where a model comes from.
+# Settings of transformers that have an effect only in training, or name the origin of a model.
 WITHOUT_EFFECT = re.compile(
     r"dropout|layerdrop|^mask_|ctc_|initializer_range|codevector|negatives|contrastive|diversity|spec_augment|replace_prob|"
     r"token_id|2label|^num_labels$|^architectures$|dtype|_name_or_path|transformers_version|gradient_checkpointing|"
@@ -40,15 +40,17 @@ RUN_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, Attribu
 
 
 class SSLTeacher(Teacher):
-    """Targets: `frames.layer0..N` (layer 0: the input of the first transformer layer) and `embedding`, mean and
-    standard deviation over time of one layer.
+    """Base class of self-supervised encoders.
 
-    A model with a speaker head (transformers' `...ForXVector`) has the head's levels besides: `frames.tdnn1..K`,
+    Targets: `frames.layer0..N` (layer 0: the input of the first transformer layer) and `embedding`, mean and standard
+    deviation over time of one layer.
+
+    A model with a speaker head (transformers' `...ForXVector`) also has the levels of the head: `frames.tdnn1..K`,
     `stats`, `embedding` (transformers' `embeddings`), `segment.b` (transformers' `logits`), and `logits` over its
     training speakers, where their weights are in the file.
 
     Attributes:
-        hub: the hub id taken where no weights are named.
+        hub: hub id used where no weights are named.
         cite: the paper.
         model_type: transformers' name of the family.
     """
@@ -58,7 +60,13 @@ class SSLTeacher(Teacher):
     model_type: ClassVar[str]
 
     def __init__(self, weights: str | None, layer: int | None, device: torch.device) -> None:
-        """weights: a hub id or a local folder. layer: the pooled one, None the last, or the head's own pooling."""
+        """Load a model.
+
+        Args:
+            weights: a hub id or a local folder; None: `hub`.
+            layer: number of the pooled layer; None: the last, or the pooling of the head.
+            device: device of the model.
+        """
         self._source, self.device = weights or self.hub, device
         config, model = self._load()
         self._config, self._xvector = config, model if hasattr(model, "tdnn") and layer is None else None
@@ -68,7 +76,7 @@ class SSLTeacher(Teacher):
         if not 0 <= self._pooled <= self._layers:
             raise UsageError(f"layer={layer}: {self._source} has layers 0 to {self._layers}")
         self._whole = model.to(device).eval()
-        try:  # some values are looked at only when it runs
+        try:  # transformers checks some values only when the model runs
             window, hop = self.frame_shape()
             if not 0 < hop <= window <= SAMPLE_RATE:
                 raise ValueError(f"frames of {window} samples every {hop}")
@@ -79,7 +87,7 @@ class SSLTeacher(Teacher):
         except RUN_ERRORS as error:
             raise UsageError(f"teacher.weights={self._source}: cannot be run ({first_line(error)})") from error
         self.min_samples = shortest
-        # Attention holds a number for every pair of frames and every head.
+        # Attention has a number for every pair of frames and every head.
         self.max_samples = hop * int((ATTENTION_BYTES / (4 * config.num_attention_heads)) ** 0.5)
         self.num_parameters = count_parameters(self._whole)
 
@@ -88,7 +96,7 @@ class SSLTeacher(Teacher):
         return cls(config.weights, config.settings.layer, device)
 
     def _load(self) -> tuple[Any, Any]:
-        """transformers' configuration and model."""
+        """Configuration and model of transformers."""
         try:
             from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioXVector
             from transformers import logging as transformers_logging
@@ -97,13 +105,13 @@ class SSLTeacher(Teacher):
         transformers_logging.disable_progress_bar()
         logging.getLogger("transformers").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
-        # Never the code of the folder itself, and never a question whether it may run.
+        # Code in the folder is never run, and transformers does not ask whether it may be.
         plain: dict[str, Any] = {"trust_remote_code": False}
         try:
             config = AutoConfig.from_pretrained(self._source, **plain)
             has_head = any(str(name).endswith("ForXVector") for name in config.architectures or ())
             kind = AutoModelForAudioXVector if has_head else AutoModel
-            model, found = kind.from_pretrained(self._source, output_loading_info=True, **plain)
+            model, loading = kind.from_pretrained(self._source, output_loading_info=True, **plain)
         except Exception as error:  # transformers raises many kinds for a damaged or unknown model
             if (problem := broken_torchaudio(error)) is not None:
                 raise UsageError(problem) from error
@@ -117,19 +125,19 @@ class SSLTeacher(Teacher):
             )
         if getattr(config, "add_adapter", False):
             raise UsageError(f"teacher.weights={self._source}: models with a convolutional adapter are not supported")
-        missing = {str(name) for name in found["missing_keys"]}
+        missing = {str(name) for name in loading["missing_keys"]}
         self._classes = has_head and "objective.weight" not in missing
         if lacking := sorted(n for n in missing if not n.endswith("masked_spec_embed") and n != "objective.weight"):
             raise UsageError(f"teacher.weights={self._source}: lacks {len(lacking)} weights ({lacking[0]}, ...)")
         try:
             self._normalise = bool(AutoFeatureExtractor.from_pretrained(self._source, **plain).do_normalize)
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            # Folders without a preprocessor: the layer-norm variants were trained on normalised audio.
+            # For folders without a preprocessor: the layer-norm variants were trained on normalised audio.
             self._normalise = getattr(config, "feat_extract_norm", "layer") == "layer"
         return config, model
 
     def frame_shape(self) -> tuple[int, int]:
-        """Window and hop of its frames (samples)."""
+        """Window and hop of the frames (samples)."""
         return receptive_field(self._config.conv_kernel, self._config.conv_stride)
 
     def _targets(self, window: int, hop: int) -> dict[str, Target]:
@@ -152,7 +160,7 @@ class SSLTeacher(Teacher):
         return {t.name: t for t in (*vectors, *targets)}
 
     def _contexts(self) -> list[int]:
-        """Frames that each TDNN layer takes beyond one."""
+        """Number of frames that each TDNN layer takes in addition to one."""
         return [(k - 1) * d for k, d in zip(self._config.tdnn_kernel, self._config.tdnn_dilation, strict=True)]
 
     def card(self) -> TeacherCard:
@@ -172,7 +180,7 @@ class SSLTeacher(Teacher):
         )
 
     def preprocessing(self) -> str:
-        """Of the waveform, in words."""
+        """Preprocessing of the waveform, in words."""
         return "zero mean, unit variance per view" if self._normalise else "waveform as it is"
 
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
@@ -188,7 +196,7 @@ class SSLTeacher(Teacher):
         return outputs
 
     def _head_levels(self, hidden: tuple[Tensor, ...], counts: Tensor | None) -> dict[str, Tensor]:
-        """What transformers' ...ForXVector does with the hidden states, level by level."""
+        """Levels of the head of transformers' ...ForXVector, from hidden states (B, T, D) of all layers."""
         outputs: dict[str, Tensor] = {}
         model: Any = self._xvector
         x = hidden[-1]
@@ -207,16 +215,16 @@ class SSLTeacher(Teacher):
         return outputs
 
     def hidden_states(self, waves: Tensor, lengths: Tensor | None) -> tuple[Tensor, ...]:
-        """The input of the transformer and the output of each layer, (B, T, D)."""
+        """Input of the transformer and output of each layer: (B, T, D) each."""
         raise NotImplementedError
 
 
 class WaveformEncoder(SSLTeacher):
-    """A model of samples: strided convolutions, then the transformer."""
+    """Model that takes samples: strided convolutions, then the transformer."""
 
     def _load(self) -> tuple[Any, Any]:
         config, model = super()._load()
-        # Batch-norm turns the zeros of padding into other numbers, before the positional convolution.
+        # Before the positional convolution, batch-norm would turn the zeros of padding into other numbers.
         self.takes_lengths = not getattr(config, "conv_pos_batch_norm", False)
         for block in model.modules():
             if isinstance(getattr(block, "layer_norm", None), nn.GroupNorm):
@@ -227,7 +235,7 @@ class WaveformEncoder(SSLTeacher):
     def hidden_states(self, waves: Tensor, lengths: Tensor | None) -> tuple[Tensor, ...]:
         if self._normalise:
             variance, mean = padding.var_mean(waves, lengths)
-            # Wav2Vec2FeatureExtractor's own formula; it pads after this.
+            # Formula of Wav2Vec2FeatureExtractor, which pads afterwards.
             waves = padding.mask((waves - mean) / (variance + 1e-7).sqrt(), lengths)
         for norm in self._view_norms:
             norm.lengths = lengths
@@ -236,10 +244,10 @@ class WaveformEncoder(SSLTeacher):
 
 
 class ViewNorm(nn.Module):
-    """The first convolution's group-norm, which normalises every channel over the time of a view.
+    """Group-norm of the first convolution, which normalises every channel over the time of a view.
 
     Attributes:
-        lengths: (B,) samples of the waveforms of the batch, where some are padding.
+        lengths: (B,) number of valid samples of each waveform; None: all are valid.
     """
 
     def __init__(self, norm: nn.GroupNorm, kernel: int, stride: int) -> None:
@@ -293,12 +301,12 @@ class Data2Vec(WaveformEncoder):
 
     def _load(self) -> tuple[Any, Any]:
         loaded = super()._load()
-        self.takes_lengths = False  # its stacked positional convolutions carry padding into the view
+        self.takes_lengths = False  # the stacked positional convolutions spread padding into the view
         return loaded
 
 
 class W2VBert(SSLTeacher):
-    """A model of Kaldi's fbank, two frames of which are one of its own."""
+    """Model that takes Kaldi's fbank; each of its frames is made of two of fbank."""
 
     family = "w2v-bert"
     model_type = "wav2vec2-bert"
@@ -317,7 +325,7 @@ class W2VBert(SSLTeacher):
         return "80-mel Kaldi fbank, 25/10 ms, zero mean and unit variance of each band per view"
 
     def hidden_states(self, waves: Tensor, lengths: Tensor | None) -> tuple[Tensor, ...]:
-        # SeamlessM4TFeatureExtractor: every band to zero mean and unit variance of the sample, then pairs of frames.
+        # As SeamlessM4TFeatureExtractor: every band to zero mean and unit variance of the sample, then pairs of frames.
         bands = fbank(waves).transpose(1, 2)
         counts = None if lengths is None else FBANK.num_frames(lengths)
         variance, mean = padding.var_mean(bands, counts, correction=1)
@@ -328,7 +336,7 @@ class W2VBert(SSLTeacher):
 
 
 def _acting(config: Any) -> dict[str, Any]:
-    """Settings of a transformers model that differ from its library's and may change an output."""
+    """Settings of a transformers model that differ from the defaults of the library and may change an output."""
     settings = json.loads(config.to_json_string(use_diff=True))
     return {key: value for key, value in settings.items() if not WITHOUT_EFFECT.search(key)}
 
@@ -343,7 +351,7 @@ def receptive_field(kernels: list[int], strides: list[int]) -> tuple[int, int]:
 
 
 def _licence(source: str) -> str:
-    """The licence that the model's own card (README.md beside the weights) names."""
+    """Licence that the model's card names (README.md next to the weights)."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

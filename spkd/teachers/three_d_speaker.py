@@ -1,4 +1,4 @@
-"""Models trained by 3D-Speaker (Chen et al., 2024, arXiv 2403.19971): checkpoints of its page and of its recipes."""
+"""Models trained by 3D-Speaker (Chen et al., 2024, arXiv 2403.19971): published checkpoints, and those of recipes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from spkd.teachers.toolkit import (
 CONFIG, POOLING = "config.yaml", "TSTP"
 NETWORKS = "CAM++, ERes2Net, ERes2NetV2, ECAPA-TDNN and ResNet34 of 3D-Speaker"
 FEATURE_KEYS = ("n_mels", "sample_rate", "mean_nor")
-# Settings of networks: pooling, then those that the shapes of the weights tell, then two without effect.
+# Settings of networks: pooling, those that the shapes of the weights tell, and two without effect.
 NETWORK_KEYS = (
     "pooling_func",
     *("feat_dim", "embedding_size", "embed_dim", "input_size", "lin_neurons", "channels", "m_channels", "baseWidth"),
@@ -41,8 +41,8 @@ NETWORK_KEYS = (
 )
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 EMBEDDING_MODEL, CLASSIFIER = "embedding_model.ckpt", "classifier.ckpt"
-SCALE = 32.0  # of the margin losses of its recipes
-FLOOR = 1e-8  # added to a variance before its root
+SCALE = 32.0  # scale of the margin losses in its recipes
+FLOOR = 1e-8  # number added to a variance before its root
 CITE = (
     "Chen et al., 3D-Speaker-Toolkit: an open source toolkit for multi-modal speaker verification and diarization, "
     "2024, arXiv 2403.19971"
@@ -50,10 +50,10 @@ CITE = (
 
 
 class ThreeDSpeaker(ToolkitTeacher):
-    """CAM++, ERes2Net, ERes2NetV2, ECAPA-TDNN, ResNet34.
+    """3D-Speaker's CAM++, ERes2Net, ERes2NetV2, ECAPA-TDNN and ResNet34.
 
     Targets: frames, stats, embedding, segment.a where there are two embedding layers, and logits over the training
-    speakers where classifier.ckpt lies beside the weights, as its recipes leave it.
+    speakers where classifier.ckpt is next to the weights, as its recipes leave it.
     """
 
     cite = CITE
@@ -61,7 +61,10 @@ class ThreeDSpeaker(ToolkitTeacher):
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> ThreeDSpeaker:
-        """weights: the checkpoint, or a folder with one. input: the fbank, where it is not 3D-Speaker's own."""
+        """Load a model.
+
+        `weights` is the checkpoint or a folder with one; `input` is the fbank, where it is not 3D-Speaker's.
+        """
         return cls(config.weights, config.settings.input, device)
 
     def __init__(self, weights: str | None, kind: str, device: torch.device) -> None:
@@ -78,8 +81,8 @@ class ThreeDSpeaker(ToolkitTeacher):
         self.architecture = type(network).__name__
         fill(network, tensors, str(file), rules)
         head = None
-        if (beside := file.with_name(CLASSIFIER)).is_file() and file.name == EMBEDDING_MODEL:
-            classifier = bare(read_weights(str(beside)))
+        if (classifier_file := file.with_name(CLASSIFIER)).is_file() and file.name == EMBEDDING_MODEL:
+            classifier = bare(read_weights(str(classifier_file)))
             if set(classifier) == {"weight"}:
                 head = Head(classifier["weight"], [str(i) for i in range(len(classifier["weight"]))], SCALE)
         kind = self.family if kind == "auto" else kind
@@ -87,10 +90,10 @@ class ThreeDSpeaker(ToolkitTeacher):
 
 
 def _find(path: Path) -> Path:
-    """The one checkpoint that a path names: of a folder that its recipes leave, the last one that was trained.
+    """File of the checkpoint at a path: in the folder of a recipe, the last checkpoint that was trained.
 
     Raises:
-        UsageError: none there, or several of which none is the last.
+        UsageError: the folder has no checkpoint, or several whose order is not known.
     """
     if not path.is_dir():
         return path
@@ -103,17 +106,17 @@ def _find(path: Path) -> Path:
             chosen = max(trained, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
             log(f"note: {path}: {chosen.name} of {len(trained)} checkpoints there")
             return chosen / EMBEDDING_MODEL
-    found = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.name != CLASSIFIER)
-    if len(found) != 1:
-        raise UsageError(f"{path}: {len(found)} checkpoints there; name one of them by teacher.weights")
-    return found[0]
+    files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.name != CLASSIFIER)
+    if len(files) != 1:
+        raise UsageError(f"{path}: {len(files)} checkpoints there; name one of them by teacher.weights")
+    return files[0]
 
 
 def _check_settings(file: Path) -> int:
-    """Bands of the features that the recipe's config.yaml names, where it lies in a folder above the weights; else 80.
+    """Number of bands in the recipe's config.yaml, where that is in a folder above the weights; else 80.
 
     Raises:
-        UsageError: settings that change an embedding and that spkd does not have.
+        UsageError: settings that change an embedding and that spkd does not support.
     """
     config = next((f / CONFIG for f in list(file.parents)[:3] if (f / CONFIG).is_file()), None)
     settings = {} if config is None else read_settings(config)
@@ -125,7 +128,7 @@ def _check_settings(file: Path) -> int:
         raise UsageError(f"{config}: embedding_model.pooling_func: spkd has {POOLING} alone")
 
     def value(key: str, default: Any) -> Any:
-        """A setting; `<NAME>` refers to one at the top."""
+        """Value of a setting; `<NAME>` refers to a setting at the top level."""
         given = arguments.get(key, default)
         named = re.fullmatch(r"<(\w+)>", given) if isinstance(given, str) else None
         return settings.get(named[1]) if named else given

@@ -1,4 +1,4 @@
-"""Teachers that are one network over mel bands: what those of every toolkit have in common."""
+"""Base classes of teachers that are one network over mel bands, and functions that those of all toolkits share."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.teachers.base import EmbeddingModel, Teacher
 
-LAYER_BYTES = 1 << 30  # of the widest layer of one view; a forward holds several of that size
-MAX_CONFIG = 1 << 20  # bytes
+LAYER_BYTES = 1 << 30  # largest widest layer for one view (bytes); a forward pass holds several of that size
+MAX_CONFIG = 1 << 20  # largest settings file (bytes)
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """What a network is given.
+    """Front end: computation of the input of a network.
 
     Attributes:
-        frames: their window and hop.
-        compute: waveforms (B, samples), and the lengths (B,) of padded ones or None -> (B, T, F).
-        words: what it is, for the card.
-        takes_lengths: whether the features of a padded view are those that it has alone.
+        frames: description of the features: width, window and hop.
+        compute: function from waveforms (B, samples) and the lengths (B,) of padded ones, or None, to (B, T, F).
+        words: description in words, for the card.
+        takes_lengths: whether padding does not change the features of a view.
     """
 
     frames: Target
@@ -45,7 +45,7 @@ class FrontEnd:
 
 
 def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
-    """Fbank of one of FBANKS at any number of bands. Raises UsageError for another."""
+    """Front end with the fbank of a toolkit in FBANKS and any number of bands. Raises UsageError for others."""
     if kind not in FBANKS:
         raise UsageError(f"input={kind}: expected {', '.join(FBANKS)}")
     words = {
@@ -62,7 +62,7 @@ def kaldi_front_end(kind: str, mels: int = MELS) -> FrontEnd:
 
 
 class NetworkModel(EmbeddingModel):
-    """Model of one network; its targets are every level of it (frames, stats, ..., embedding)."""
+    """Model of one network; its targets are all levels of the network (frames, stats, ..., embedding)."""
 
     def __init__(self, network: Network, front_end: FrontEnd, device: torch.device) -> None:
         self.network, self.front_end, self.device = network.to(device).eval(), front_end, device
@@ -80,7 +80,7 @@ class NetworkModel(EmbeddingModel):
 
 
 class NetworkTeacher(NetworkModel, Teacher):
-    """Targets: every level of the network, and logits where it has a head."""
+    """Teacher of one network. Targets: all levels of the network, and logits where it has a classifier."""
 
     def __init__(self, network: Network, front_end: FrontEnd, head: Head | None, device: torch.device) -> None:
         super().__init__(network, front_end, device)
@@ -96,12 +96,13 @@ class NetworkTeacher(NetworkModel, Teacher):
 
 
 class ToolkitTeacher(NetworkTeacher):
-    """A network that another toolkit trained.
+    """Base class of teachers trained by another toolkit.
 
     Attributes:
         cite: the toolkit's paper.
-        source: name of the folder or file of its weights. architecture: its name.
-        settings: of the network, where neither the architecture nor the weights' shapes tell them.
+        source: name of the folder or file of the weights.
+        architecture: name of the architecture.
+        settings: settings of the network that neither the architecture nor the shapes of the weights tell.
     """
 
     cite: ClassVar[str]
@@ -122,46 +123,51 @@ class ToolkitTeacher(NetworkTeacher):
 
 
 def _tensors(head: Head | None) -> dict[str, Tensor]:
-    """Weights of a classifier, which may come from a file of its own."""
+    """Weights of a classifier by name, for the digest: they may come from a further file."""
     given = {} if head is None else {"head.weight": head.weight, "head.bias": head.bias}
     return {name: values for name, values in given.items() if values is not None}
 
 
 def bare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the prefix that training on several GPUs leaves in their names."""
+    """Weights by name without the prefix that training on several GPUs adds."""
     return {name.removeprefix("module."): values for name, values in tensors.items()}
 
 
 def fill(network: Network, tensors: dict[str, Tensor], source: str, rules: Rules = ()) -> None:
-    """Load the weights that a toolkit saved.
+    """Load the weights that a toolkit saved into a network.
 
     Args:
-        rules: pattern and replacement, one after the other, that turn a name of ours into the toolkit's.
+        network: the network.
+        tensors: weights by the toolkit's names.
+        source: file of the weights, for errors.
+        rules: pairs of pattern and replacement, applied in order, that turn a name of ours into the toolkit's.
     Raises:
-        UsageError: a weight is lacking, of another shape, or not used.
+        UsageError: a weight is lacking, has another shape, or is not used.
     """
-    own, left = network.state_dict(), dict(tensors)
-    found = {}
-    for name, values in own.items():
+    ours, left = network.state_dict(), dict(tensors)
+    loaded = {}
+    for name, values in ours.items():
         if name.endswith("num_batches_tracked"):
             continue
-        theirs = name
+        toolkit_name = name
         for pattern, replacement in rules:
-            theirs = re.sub(pattern, replacement, theirs)
-        if theirs not in left:
-            raise UsageError(f"{source}: no weights {theirs!r}; is it of another architecture?")
-        given = left.pop(theirs)
+            toolkit_name = re.sub(pattern, replacement, toolkit_name)
+        if toolkit_name not in left:
+            raise UsageError(f"{source}: no weights {toolkit_name!r}; is it of another architecture?")
+        given = left.pop(toolkit_name)
         if [n for n in given.shape if n > 1] != [n for n in values.shape if n > 1]:  # linear layers may be convolutions
-            raise UsageError(f"{source}: {theirs} has the shape {tuple(given.shape)}, expected {tuple(values.shape)}")
+            raise UsageError(
+                f"{source}: {toolkit_name} has the shape {tuple(given.shape)}, expected {tuple(values.shape)}"
+            )
         if not given.isfinite().all():
-            raise UsageError(f"{source}: weights {theirs!r} are not finite")
-        found[name] = given.reshape(values.shape)
+            raise UsageError(f"{source}: weights {toolkit_name!r} are not finite")
+        loaded[name] = given.reshape(values.shape)
     if unused := [name for name in left if not name.endswith("num_batches_tracked")]:
         raise UsageError(f"{source}: weights {unused[0]!r} are not known here; is it of another architecture?")
-    network.load_state_dict(found, strict=False)
+    network.load_state_dict(loaded, strict=False)
 
 
-# Names by which weights of others are known.
+# Names of weights that identify models of other kinds.
 _OTHERS = (
     ("torch_spec.", "a speaker encoder of Coqui TTS"),
     ("resnet.conv1.", "a model of pyannote.audio"),
@@ -180,7 +186,7 @@ _OTHERS = (
 
 
 def foreign(tensors: dict[str, Tensor]) -> str:
-    """What weights are that a family does not take, in words."""
+    """Description, in words, of weights that a family does not support."""
     for start, words in _OTHERS:
         if any(name.startswith(start) for name in tensors):
             return f"{words} (its weights have names as {start}*)"
@@ -188,19 +194,19 @@ def foreign(tensors: dict[str, Tensor]) -> str:
 
 
 def lacking(error: Exception) -> str:
-    """Why weights are not of an architecture: a KeyError's text is the name alone."""
+    """Reason for which weights do not fit an architecture; the text of a KeyError is only the name of a weight."""
     return f"no weights {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
 
 
 def check_keys(settings: dict[str, Any], known: Collection[str], where: str) -> None:
-    """Raises UsageError for a setting that may change a number and is not known here."""
+    """Check the names of settings. Raises UsageError for an unknown one, which may change the outputs."""
     for key in settings:
         if key not in known:
             raise UsageError(f"{where}.{str(key)[:60]} is not known here{did_you_mean(str(key), known)}")
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML whose tags of other programs (`!new:`, `!ref`) are left out: their values are data like any other."""
+    """YAML loader that ignores the tags of other programs (`!new:`, `!ref`) and reads their values as plain data."""
 
 
 def _untagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
@@ -216,12 +222,13 @@ _PlainLoader.add_multi_constructor("tag:", _untagged)
 
 
 def read_settings(path: Path, loader: type[yaml.SafeLoader] = _PlainLoader) -> dict[str, Any]:
-    """A toolkit's YAML file as data; nothing that it names is made or run.
+    """Read a toolkit's YAML file as data; no object that it names is made or run.
 
     Args:
-        loader: what becomes of tags of other programs.
+        path: the file.
+        loader: YAML loader, which determines the treatment of tags of other programs.
     Raises:
-        UsageError: missing or no such file.
+        UsageError: the file is missing or is not a settings file.
     """
     try:
         if path.stat().st_size > MAX_CONFIG:
@@ -235,12 +242,12 @@ def read_settings(path: Path, loader: type[yaml.SafeLoader] = _PlainLoader) -> d
 
 
 def section(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section of settings; empty where there is none."""
-    found = settings.get(name)
-    return found if isinstance(found, dict) else {}
+    """Section of settings; empty where there is none."""
+    content = settings.get(name)
+    return content if isinstance(content, dict) else {}
 
 
 def check_rate(settings: dict[str, Any], key: str, source: str) -> None:
-    """Raises UsageError for models of another sampling rate."""
+    """Check the sampling rate. Raises UsageError for models of another rate."""
     if (rate := settings.get(key, SAMPLE_RATE)) != SAMPLE_RATE:
         raise UsageError(f"{source}: trained on audio of {rate} Hz; this project has {SAMPLE_RATE} Hz")

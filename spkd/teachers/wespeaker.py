@@ -44,7 +44,7 @@ NETWORKS = (
     *SHAPES,
 )
 POOLINGS = ("TSTP", "ASTP", "TAP", "TSDP")
-# Settings of networks: pooling, then those that the shapes of the weights tell, then one that acts in training alone.
+# Settings of networks: pooling, those that the shapes of the weights tell, and one with an effect only in training.
 MODEL_KEYS = (
     "pooling_func",
     *("feat_dim", "acoustic_dim", "embed_dim", "two_emb_layer", "emb_bn", "in_planes", "hid_dim", "stats_dim"),
@@ -53,9 +53,9 @@ MODEL_KEYS = (
 )
 FBANK_KEYS = (
     *("num_mel_bins", "frame_length", "frame_shift", "resample_rate"),
-    *("dither", "raw_wav"),  # in training alone
+    *("dither", "raw_wav"),  # only in training
 )
-# Settings of data: those that are read here, then those that act in training alone.
+# Settings of data: those that are read here, and those with an effect only in training.
 DATA_KEYS = (
     *("resample_rate", "frontend", "fbank_args", "cmvn", "cmvn_args"),
     *("aug_prob", "chunk_info_args", "filter", "filter_args", "musan_scp", "num_frms", "rirs_scp", "shuffle"),
@@ -65,7 +65,7 @@ DATA_KEYS = (
 
 
 class WeSpeaker(ToolkitTeacher):
-    """ResNet18 to 293, ECAPA-TDNN (c512, c1024, GLOB), CAM++, x-vector, ERes2Net, SimAM-ResNet,
+    """WeSpeaker's ResNet18 to 293, ECAPA-TDNN (c512, c1024, GLOB), CAM++, x-vector, ERes2Net, SimAM-ResNet and
     ReDimNet B0 to B6.
 
     Targets: frames, stats, embedding, segment.a where there are two embedding layers, and logits over the training
@@ -77,8 +77,11 @@ class WeSpeaker(ToolkitTeacher):
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> WeSpeaker:
-        """weights: the folder, or the file of weights in it. input: the fbank it was trained on, where that is not
-        WeSpeaker's own (its hub's `campplus` and `eres2net` come from 3D-Speaker)."""
+        """Load a model.
+
+        `weights` is the folder, or the file of weights in it. `input` is the fbank that the model was trained on, where
+        it is not WeSpeaker's (`campplus` and `eres2net` of its hub come from 3D-Speaker).
+        """
         return cls(config.weights, config.settings.input, device)
 
     def __init__(self, weights: str | None, kind: str, device: torch.device) -> None:
@@ -106,27 +109,31 @@ class WeSpeaker(ToolkitTeacher):
 
 
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The file of weights, and the settings next to it or above it."""
+    """File of weights, and the settings next to it or in a folder above."""
     folder = path if path.is_dir() else path.parent
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None) if path.is_dir() else path
     if file is None:
         raise UsageError(f"{path}: no {WEIGHTS[0]} there")
     config = next((f / CONFIG for f in (file.parent, file.parent.parent) if (f / CONFIG).is_file()), None)
     if config is None:
-        raise UsageError(f"{path}: no {CONFIG} beside the weights; WeSpeaker writes both")
+        raise UsageError(f"{path}: no {CONFIG} next to the weights; WeSpeaker writes both")
     return file, read_settings(config)
 
 
 def _text(value: Any) -> str:
-    """A name in a settings file."""
+    """Name in a settings file, as shown in errors."""
     return value[:100] if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _pooling(settings: dict[str, Any], architecture: str, source: str) -> str | None:
-    """Pooling of a network; None: its own.
+    """WeSpeaker's name of the pooling of a network; None: the pooling of the architecture.
 
+    Args:
+        settings: content of config.yaml.
+        architecture: name of the network.
+        source: name of the model, for errors.
     Raises:
-        UsageError: a network, a pooling or another setting that is not known here.
+        UsageError: an unknown network, pooling or other setting.
     """
     if "model" not in settings:
         raise UsageError(f"{source}: no model in its {CONFIG}, which names the network")
@@ -147,17 +154,17 @@ _FIXED_POOLING = {"ECAPA": "ASTP", "CAMPPlus": "TSTP"}
 
 
 def _mels(settings: dict[str, Any], source: str) -> int:
-    """Bands of its fbank.
+    """Number of bands of the fbank.
 
     Raises:
-        UsageError: another front end, or frames or normalisation that spkd does not have.
+        UsageError: another front end, or frames or a normalisation that spkd does not support.
     """
     data = section(settings, "dataset_args")
     check_keys(data, DATA_KEYS, f"{source}: dataset_args")
     check_rate(data, "resample_rate", source)
     if (front_end := data.get("frontend", "fbank")) != "fbank":
         raise UsageError(f"{source}: its front end is {_text(front_end)}; spkd loads WeSpeaker's models of fbank")
-    # WeSpeaker's earlier releases had the features at the top.
+    # Earlier releases of WeSpeaker have the settings of features at the top level.
     bank, norm = section(data, "fbank_args") or section(settings, "feature_args"), section(data, "cmvn_args")
     check_rate(bank, "resample_rate", source)
     check_keys(bank, FBANK_KEYS, f"{source}: dataset_args.fbank_args")
@@ -177,18 +184,27 @@ def _mels(settings: dict[str, Any], source: str) -> int:
 
 
 def _head(source: str, projection: dict[str, Tensor], arguments: dict[str, Any]) -> Head | None:
-    """The classifier over the training speakers; None where the file has none that gives logits.
+    """Classifier over the training speakers; None where the file has none that gives cosine logits.
 
+    Args:
+        source: name of the model, for errors.
+        projection: weights of the projection by name.
+        arguments: settings of the projection.
     Raises:
-        UsageError: a scale or a number of sub-centres that is none.
+        UsageError: an invalid scale or number of sub-centres.
     """
     kind = _text(arguments.get("project_type", "softmax"))
-    scale, parts = arguments.get("scale", 32.0), arguments.get("K", 3) if "subcenter" in kind else 1
-    if not isinstance(scale, int | float) or not 0 < scale < 1e4 or not isinstance(parts, int) or not 0 < parts < 1000:
+    scale, subcentres = arguments.get("scale", 32.0), arguments.get("K", 3) if "subcenter" in kind else 1
+    if (
+        not isinstance(scale, int | float)
+        or not 0 < scale < 1e4
+        or not isinstance(subcentres, int)
+        or not 0 < subcentres < 1000
+    ):
         raise UsageError(f"{source}: projection_args: scale or K is no number of a classifier")
     if COSINE.match(kind) and "projection.weight" in projection:
         weight = projection["projection.weight"]
-        return Head(weight, _names(len(weight) // parts), float(scale))
+        return Head(weight, _names(len(weight) // subcentres), float(scale))
     if "projection.trans.weight" in projection:
         weight = projection["projection.trans.weight"]
         return Head(weight, _names(len(weight)), kind="linear", bias=projection.get("projection.trans.bias"))
@@ -196,5 +212,5 @@ def _head(source: str, projection: dict[str, Tensor], arguments: dict[str, Any])
 
 
 def _names(count: int) -> list[str]:
-    """WeSpeaker keeps the speakers' names elsewhere: their numbers."""
+    """Numbers of the speakers instead of their names, which WeSpeaker does not keep with the model."""
     return [str(i) for i in range(count)]

@@ -18,21 +18,22 @@ NEAR = 0.5  # student's frames by which a time may be outside the student's firs
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where the student's frames (B, T, D) have the times of a teacher's frames (B, U, E) of the same crops.
+    """Times of a teacher's frames (B, U, E), expressed in the student's frames (B, T, D) of the same crops.
 
-    The student's frames are interpolated linearly between the ones whose windows are centred before and after each of
-    the teacher's. Where a view is repeated, nothing is interpolated from its end to its beginning. Frames of the
-    teacher that are more than half a frame outside the student's are left out; the nearest one of a view is kept.
+    For each frame of the teacher, the student's frames are interpolated linearly: between the frame whose window is
+    centred before it and the one after it. Where a view is repeated, nothing is interpolated from its end to its
+    beginning. Frames of the teacher that are more than half a frame outside the student's are left out, but the
+    nearest one of a view is kept.
 
-    It is made on the host, from the lengths alone: asking the device would make every step wait.
+    It is computed on the host, from the lengths alone: asking the device would make every step wait.
 
     Attributes:
-        frames: T.
-        shift: the student's frame at the time of the teacher's first one, where both come in step at the same times in
-            every view: then nothing is copied. None: they do not, and what follows counts.
-        before: (B, U) the student's frame at that time, or before it.
-        share: (B, U) how far the time is on the way to the next frame; None: not at all.
-        kept: (B, U) which of the teacher's frames count; None: all of them.
+        frames: number T of the student's frames.
+        shift: number of the student's frame at the time of the teacher's first frame, where both have the same hop and
+            the same times in every view; then nothing is copied. None: the times differ, the tensors below are used.
+        before: (B, U) number of the student's last frame at or before the time of each frame of the teacher.
+        share: (B, U) position of that time between this frame (0) and the next one (1); None: all are 0.
+        kept: (B, U) whether each of the teacher's frames counts; None: all of them.
     """
 
     frames: int
@@ -43,26 +44,36 @@ class Alignment:
 
     @classmethod
     def of(cls, level: Target, target: Target, samples: np.ndarray, crop: Crop) -> Alignment:
-        """The alignment of crops of views of so many samples (B,)."""
+        """Alignment of the crops of a batch.
+
+        Args:
+            level: the student's frames.
+            target: the teacher's frames.
+            samples: (B,) length of each view.
+            crop: position of each crop in its view.
+        """
         assert level.hop is not None
         assert target.hop is not None
         frames, hop = level.num_frames(crop.samples), level.hop
         rows = Rows.of(target, samples, crop)
-        # The times of the teacher's rows after the beginning of the crop, in hops of the student.
+        # Time of each of the teacher's rows after the beginning of the crop, in hops of the student.
         numbers, laps, period = rows.numbers, rows.laps, crop.period(samples)
         begins = laps * period[:, None] - crop.start[:, None]
         place = (numbers * target.hop + begins + (target.middle - level.middle)) / hop
         is_whole = (crop.start + crop.samples <= samples)[:, None]
+        # The same hop, no crop that wraps around, and whole frames between: a shift describes it all.
         shift = float(place[0, 0])
         in_step = target.hop == hop and is_whole.all() and (place[:, 0] == shift).all() and shift.is_integer()
         if in_step and -rows.height < shift < frames:
             return cls(frames, int(shift))
-        # The student's first and last frame between two beginnings of the view.
+        # Otherwise: the student's first and last frame between two beginnings of the (repeated) view.
         first = np.where(is_whole, 0, np.ceil(begins / hop).clip(0, frames - 1))
         last = np.where(is_whole, frames - 1, np.ceil((begins + period[:, None]) / hop) - 1).clip(first, frames - 1)
         inside = place.clip(first, last)
         outside = np.where(np.ceil(begins / hop) < frames, np.abs(place - inside), np.inf)
+        # Frames of the teacher outside of these, but for the nearest of a view, do not count.
         kept = outside <= np.maximum(outside.min(1, keepdims=True), NEAR)
+        # Whole and fractional part of the time: the frame before, and the weight of the next one.
         before = np.floor(inside)
         share = inside - before
         return cls(
@@ -84,46 +95,63 @@ class Alignment:
         return Alignment(self.frames, self.shift, before, share, kept)
 
 
-def align(mine: Tensor, theirs: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The student's frames (B, T, D) at the times of the teacher's (B, U, E), and the teacher's: (B, V, ...) both; and
-    which of them count, (B, V); None: all.
+def align(student: Tensor, teacher: Tensor, alignment: Alignment) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Frames of student and teacher at the same times.
 
+    Args:
+        student: (B, T, D) frames.
+        teacher: (B, U, E) frames of the same crops.
+        alignment: times of these frames.
+    Returns:
+        (B, V, D) the student's frames at the teacher's times.
+        (B, V, E) the teacher's frames.
+        (B, V) whether each of them counts; None: all.
     Raises:
         SpkdError: the student gives another number of frames than its description says.
     """
-    if mine.shape[1] != alignment.frames:
+    if student.shape[1] != alignment.frames:
         raise SpkdError(
-            f"the student gives {mine.shape[1]} frames of a crop, its levels say {alignment.frames}: its hop or window "
-            "is described wrongly"
+            f"the student gives {student.shape[1]} frames of a crop, its levels say {alignment.frames}: its hop or "
+            "window is described wrongly"
         )
     if (shift := alignment.shift) is not None:
-        first, last = max(shift, 0), min(mine.shape[1], theirs.shape[1] + shift)
-        return _slice(mine, first, last - first), theirs[:, first - shift : last - shift], None
+        first, last = max(shift, 0), min(student.shape[1], teacher.shape[1] + shift)
+        return _slice(student, first, last - first), teacher[:, first - shift : last - shift], None
     assert alignment.before is not None
-    found = _at(mine, alignment.before)
+    aligned = _at(student, alignment.before)
     if alignment.share is not None:
-        later = _at(mine, (alignment.before + 1).clamp_max(mine.shape[1] - 1))
-        found = torch.lerp(found, later, alignment.share[..., None].to(found.dtype))
-    return found, theirs, alignment.kept
+        later = _at(student, (alignment.before + 1).clamp_max(student.shape[1] - 1))
+        aligned = torch.lerp(aligned, later, alignment.share[..., None].to(aligned.dtype))
+    return aligned, teacher, alignment.kept
 
 
 def mean_over_frames(values: Tensor, kept: Tensor | None) -> Tensor:
-    """Mean of (B, V) over the frames that count of each view, and over the views; values may be (B,) without frames."""
+    """Mean over the frames that count of each view, then over the views: ().
+
+    Args:
+        values: (B, V) of frames, or (B,) of vectors.
+        kept: (B, V) whether a frame counts; None: all.
+    """
     if kept is None:
         return values.mean()
     return ((values * kept).sum(1) / kept.sum(1)).mean()
 
 
 def _at(frames: Tensor, numbers: Tensor) -> Tensor:
-    """frames (B, T, D) number (B, U) -> (B, U, D), in memory as the frames are: convolutions have time last."""
+    """Frames (B, U, D) of the given numbers (B, U) among frames (B, T, D).
+
+    The result has the memory layout of the frames: convolutions have time last.
+    """
     if frames.mT.is_contiguous():
         return frames.mT.gather(2, numbers[:, None].expand(-1, frames.shape[2], -1)).mT
     return frames.gather(1, numbers[..., None].expand(-1, -1, frames.shape[2]))
 
 
 def _slice(frames: Tensor, first: int, count: int) -> Tensor:
-    """frames[:, first : first + count], whose gradient is as the frames are in memory: convolutions give them with time
-    last, and the gradient of a plain slice has it in the middle."""
+    """frames[:, first : first + count], with a gradient in the memory layout of the frames.
+
+    Convolutions give frames with time last; the gradient of a plain slice would have it in the middle.
+    """
     if count == frames.shape[1]:
         return frames
     if frames.mT.is_contiguous():

@@ -27,13 +27,13 @@ Positives = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
 
 @dataclass(frozen=True)
 class InputSource:
-    """Where the student's input features come from.
+    """Source of the student's input features.
 
     Attributes:
-        kind: which of FEATURES.
-        loader: of the audio of a view, where the cache does not hold the features; None where it does.
-        augment: fresh augmentation of the audio; None: none.
-        speeds: speed factors of which one is drawn afresh.
+        kind: kind of features, one of FEATURES.
+        loader: loader of the audio of a view, where the cache does not hold the features; None where it does.
+        augment: augmentation of the audio, drawn anew in each step; None: none.
+        speeds: speed factors, of which one is drawn anew for each crop.
     """
 
     kind: Target
@@ -44,14 +44,14 @@ class InputSource:
 
 @dataclass(frozen=True)
 class BatchContent:
-    """What a batch holds of its views.
+    """Content of batches: what is read of each view.
 
     Attributes:
-        cache: of the teacher's targets.
-        labels: of the cache's views.
-        source: of the student's input features.
-        targets: names of those to gather, for the first crop.
-        teacher_label: (views,) the class of each view among those of the teacher's logits; empty: no logits.
+        cache: cache of the teacher's targets.
+        labels: labels of the cache's views.
+        source: source of the student's input features.
+        targets: names of the targets to read, for the first crop.
+        teacher_label: (views,) class of each view among those of the teacher's logits; empty: no logits.
     """
 
     cache: CacheSource
@@ -62,7 +62,7 @@ class BatchContent:
 
 
 class ViewOrder:
-    """The views of every step. An epoch passes over all views of an order; its last short batch is dropped."""
+    """Views of every step. An epoch passes over all views of an order; its last, incomplete batch is dropped."""
 
     def __init__(self, order: Order, batch_size: int) -> None:
         self._order, self.batch_size = order, batch_size
@@ -70,7 +70,7 @@ class ViewOrder:
         self.per_epoch = max(len(self._views) // batch_size, 1)
 
     def views(self, step: int) -> np.ndarray:
-        """(B,): the views of a step."""
+        """Views (B,) of a step."""
         epoch, place = divmod(step, self.per_epoch)
         if self._epoch != epoch:
             self._epoch, self._views = epoch, self._order(epoch)
@@ -79,16 +79,17 @@ class ViewOrder:
 
 @dataclass(frozen=True)
 class CropPlan:
-    """How the views of a batch are cropped.
+    """Crops of the views of a batch.
 
     Attributes:
-        seconds: length of each crop of a view, one or several. Those after the first may be of another view of the
-            same instance, or of a mined positive.
-        later: the batch from which the first crop, and all that are as long, have another length, and that length (s);
-            None: they never have.
-        to_shortest: whether the crops of a batch are no longer than its shortest view.
-        positives: another view for each of some, from which further crops are cut; None: one of the same instance.
-        level: the student's frames, where they meet frames of the teacher; None: none do.
+        seconds: length of each crop of a view, one or several (s). Crops after the first may be cut from another view
+            of the same instance, or from a mined positive.
+        later: number of the batch from which the first crop, and all of the same length, have another length, and that
+            length (s); None: the length never changes.
+        to_shortest: whether crops are shortened to the shortest view of the batch.
+        positives: function that gives for each view the one from which further crops are cut; None: another view of the
+            same instance.
+        level: the student's frames, where they are compared with frames of the teacher; None: they are not.
     """
 
     seconds: tuple[float, ...]
@@ -98,7 +99,7 @@ class CropPlan:
     level: Target | None = None
 
     def samples(self, which: int, step: int) -> int:
-        """Length of a crop number `which` at a step."""
+        """Length (samples) of crop number `which` at a step."""
         seconds = self.seconds[which]
         if self.later is not None and step >= self.later[0] and seconds == self.seconds[0]:
             seconds = self.later[1]
@@ -111,14 +112,14 @@ class HostBatch:
 
     With two crops, the targets `embedding` (192) and `frames` (512, every 20 ms), and fp16 in the cache:
 
-        views           (B,) int64, their numbers in the cache
+        views           (B,) int64, numbers of the views in the cache
         label           (B,) int64, -1 where the speaker is unknown
         instance        (B,) int64
         teacher_label   (B,) int64, -1 where the teacher has no such class; (0,) without logits
         crops           [{"fbank": (B, 200, 80) fp16, "embedding": (B, 192) fp16, "frames": (B, 100, 512) fp16},
                          {"fbank": (B, 200, 80) fp16}]
         other_instance  [(B,) int64], of each crop after the first
-        alignments      {"frames": Alignment}, how the student's frames meet the teacher's
+        alignments      {"frames": Alignment}, times of the teacher's frames in frames of the student
     """
 
     views: Tensor
@@ -130,21 +131,21 @@ class HostBatch:
     alignments: dict[str, Alignment] = field(default_factory=dict)
 
     def pin_memory(self) -> HostBatch:
-        """The loader calls this where there is CUDA."""
+        """The batch in pinned memory; torch's loader calls this where there is CUDA."""
         self.crops = [{name: values.pin_memory() for name, values in crop.items()} for crop in self.crops]
         self.alignments = {name: alignment.pin_memory() for name, alignment in self.alignments.items()}
         return self
 
 
 class StepBatches(Dataset):
-    """Item `step` is the whole batch of that step, or the part of one rank.
+    """Batches by step: item `step` is the whole batch of that step, or the rows of one rank.
 
     Args:
-        content: what it holds.
-        order: which views share it.
-        crops: how they are cropped.
-        seed: of crop positions, further views and augmentation.
-        part: the rows of this rank; None: all.
+        content: what is read of each view.
+        order: views of every step.
+        crops: crops of the views.
+        seed: seed of crop positions, further views and augmentation.
+        part: rows of this rank in a batch; None: all.
     """
 
     def __init__(
@@ -163,8 +164,11 @@ class StepBatches(Dataset):
             self._positives = Groups.of(content.labels.instance, content.cache.usable_views).same
 
     def crop(self, step: int, views: np.ndarray, which: int = 0) -> Crop:
-        """Where each view is cropped: at whole hops of the input features, so that cached ones are exactly the crop's,
-        and where frames meet, of the student's frames."""
+        """Position of the crop of each view (B,).
+
+        Crops begin at whole hops of the input features, so that cached features are exactly those of the crop. Where
+        frames are compared, they begin at whole hops of the student's frames.
+        """
         random, lengths = random_state(Purpose.CROP, self._seed, step, which), self._content.cache.plan.views.samples
         # Length: that of the plan, or of the shortest view, in whole hops.
         samples = self._crops.samples(which, step)
@@ -190,7 +194,7 @@ class StepBatches(Dataset):
         )
 
     def _alignments(self, step: int, every: np.ndarray) -> dict[str, Alignment]:
-        """How the student's frames of the first crops of this rank's views meet those of each target."""
+        """Alignment of the student's frames with those of each target, for the first crops of this rank's views."""
         level = self._crops.level
         if level is None or not self._frames:
             return {}
@@ -200,12 +204,12 @@ class StepBatches(Dataset):
         return {name: Alignment.of(level, target, samples, part) for name, target in self._frames.items()}
 
     def _further(self, step: int, every: np.ndarray, which: int) -> np.ndarray:
-        """(B,): the view from which crop number `which` of each view is cut."""
+        """View (B,) from which crop number `which` of each view is cut."""
         assert self._positives is not None
         return self._positives(every, random_state(Purpose.CROP_VIEW, self._seed, step, which))
 
     def _stored(self, step: int, every: np.ndarray, which: int) -> dict[str, Tensor]:
-        """This rank's part of crop number `which` of the views; with the first come the targets."""
+        """Features of crop number `which` of this rank's views, as stored; for the first crop, the targets too."""
         content, crop = self._content, self.crop(step, every, which)
         seed = seed_of(Purpose.AUGMENT, self._seed, step, which) + self.part.start
         part = Crop(crop.start[self.part], crop.samples, crop.grid)
@@ -213,7 +217,7 @@ class StepBatches(Dataset):
 
 
 def whole_hops(seconds: float) -> int:
-    """Samples of a crop, at least one hop."""
+    """Length of a crop in samples: whole hops, at least one."""
     return HOP * max(round(seconds * SAMPLE_RATE / HOP), 1)
 
 
@@ -225,10 +229,15 @@ def load_crops(
     needs: Sequence[str] = (),
     seed: int | None = None,
 ) -> dict[str, Tensor]:
-    """Input features of the crops and the teacher's targets of them, as stored.
+    """Input features and teacher targets of crops, as stored.
 
     Args:
-        seed: of fresh augmentation, where the source has any; None: without.
+        cache: cache of the targets.
+        source: source of the input features.
+        views: (B,) numbers of the views.
+        crop: position of each crop.
+        needs: names of the targets.
+        seed: seed of the augmentation, where the source has one; None: without augmentation.
     """
     kind, loader = source.kind, source.loader
     if loader is None:
@@ -240,8 +249,10 @@ def load_crops(
 def decode_crops(
     cache: CacheSource, source: InputSource, stored: dict[str, Tensor], needs: Sequence[str] = ()
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What `load_crops` gave, on any device: the input features (B, T, F) and the targets, float32; frames are as the
-    cache's codec gives them, which may be half precision."""
+    """Input features (B, T, F) and targets, decoded from the result of `load_crops` on any device.
+
+    All are float32, but frames have the type that the cache's codec gives, which may be half precision.
+    """
     name = source.kind.name
     if source.loader is None:
         decoded = cache.decode(stored, [*needs, name])
@@ -253,8 +264,10 @@ def decode_crops(
 
 
 def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop: Crop, seed: int | None) -> Tensor:
-    """Input features of the crops from the audio itself, each view as it was at extraction, and augmented afresh where
-    that is asked for."""
+    """Input features (B, T, F) of crops, computed from the audio.
+
+    Each view is loaded as it was at extraction, and augmented anew where the source asks for it.
+    """
     crops, kind = [], source.kind
     for number, (view, start) in enumerate(zip(views, crop.start, strict=True)):
         try:
@@ -266,7 +279,7 @@ def _from_audio(source: InputSource, loader: ViewLoader, views: np.ndarray, crop
             speed = float(source.speeds[crop_seed % len(source.speeds)])
             wave = source.augment(change_speed(wave, speed), crop_seed)
         features = input_features(kind, torch.from_numpy(np.ascontiguousarray(wave))[None])[0]
-        # Cut, and repeated past its end, as the cache does.
-        here = Crop(np.array([int(start / speed) // HOP * HOP]), crop.samples, crop.grid)
-        crops.append(features[torch.from_numpy(Rows.of(kind, np.array([len(wave)]), here).numbers[0])])
+        # Cut, and repeated beyond the end of the view, as the cache does.
+        place = Crop(np.array([int(start / speed) // HOP * HOP]), crop.samples, crop.grid)
+        crops.append(features[torch.from_numpy(Rows.of(kind, np.array([len(wave)]), place).numbers[0])])
     return torch.stack(crops)

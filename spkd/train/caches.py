@@ -1,4 +1,4 @@
-"""Several caches as one: other corpora one after the other, other teachers over the same views side by side."""
+"""Several caches as one: corpora are joined one after the other, teachers of the same views next to each other."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ CONCATENATE, AVERAGE, SEPARATE = "concatenate", "average", "separate"
 
 
 def open_caches(paths: Sequence[str], teachers: str = CONCATENATE) -> CacheSource:
-    """One cache, one export to stream from (a folder or URL of tars), or several caches together.
+    """The cache at a path, an export to stream from (a folder or URL of tars), or several caches combined.
 
     Args:
-        teachers: how the outputs of several teachers are combined: see CombinedCache.
-    Raises:
-        SpkdError: caches that do not go together, or one that cannot be opened.
+        paths: folders of caches; or one folder or URL of an export.
+        teachers: combination of the outputs of several teachers; see CombinedCache.
+        es:
+        UsageError: no path, or a stream among several caches.
+        SpkdError: caches that cannot be combined, or one that cannot be opened.
     """
     if not paths:
         raise UsageError("cache: name at least one")
@@ -60,18 +62,18 @@ def _open(path: str) -> SingleCache:
 
 
 def _corpora(caches: Sequence[SingleCache]) -> list[list[SingleCache]]:
-    """Caches by corpus; the teachers of every corpus in the order of the first.
+    """Caches grouped by corpus, with the teachers of every corpus in the order of the first.
 
     Raises:
-        SpkdError: caches with some utterances in common and others not, other views of the same utterances, one teacher
-            twice, or a corpus that lacks a teacher.
+        SpkdError: caches that share only some of their utterances, different views of the same utterances, the same
+            teacher twice, or a corpus that lacks a teacher.
     """
     corpora: list[tuple[set[str], list[SingleCache]]] = []
     for cache in caches:
-        mine = set(cache.plan.utterances)
+        cache_utterances = set(cache.plan.utterances)
         for utterances, members in corpora:
-            common = len(mine & utterances)
-            if common > 0 and mine != utterances:
+            common = len(cache_utterances & utterances)
+            if common > 0 and cache_utterances != utterances:
                 raise SpkdError(
                     f"{cache.name} and {members[0].name} have {common} utterances in common; several corpora must have "
                     "none, several teachers all"
@@ -82,16 +84,16 @@ def _corpora(caches: Sequence[SingleCache]) -> list[list[SingleCache]]:
                 members.append(cache)
                 break
         else:
-            corpora.append((mine, [cache]))
+            corpora.append((cache_utterances, [cache]))
     first = corpora[0][1]
     teachers = [cache.card.covered("teacher") for cache in first]
     for _, members in corpora:
-        theirs = [cache.card.covered("teacher") for cache in members]
-        if any(theirs.count(teacher) != 1 for teacher in teachers) or len(theirs) != len(teachers):
-            found, expected = (", ".join(t["family"] for t in listed) for listed in (theirs, teachers))
+        corpus_teachers = [cache.card.covered("teacher") for cache in members]
+        if any(corpus_teachers.count(teacher) != 1 for teacher in teachers) or len(corpus_teachers) != len(teachers):
+            given, expected = (", ".join(t["family"] for t in listed) for listed in (corpus_teachers, teachers))
             raise SpkdError(
                 f"{members[0].name}: every corpus needs the same teachers, each once "
-                f"({found}; {first[0].name}: {expected})"
+                f"({given}; {first[0].name}: {expected})"
             )
         members.sort(key=lambda cache: teachers.index(cache.card.covered("teacher")))
     return [members for _, members in corpora]
@@ -100,12 +102,13 @@ def _corpora(caches: Sequence[SingleCache]) -> list[list[SingleCache]]:
 class CombinedCache(CacheSource):
     """Corpora of one or several teachers.
 
-    The outputs of several teachers at utterance level are L2-normalised, and concatenated (and divided by the root of
-    their number, so that cosines are the teachers' mean), or averaged, or given separately as NAME@0, NAME@1, ...;
-    frames are concatenated or averaged as they are. Speakers of one name are one speaker, in whatever corpus.
+    Outputs of several teachers at utterance level are L2-normalised. Then they are concatenated (and divided by the
+    square root of the number of teachers, so that a cosine is the mean of the teachers' cosines), or averaged, or given
+    separately as NAME@0, NAME@1, ... Frames are concatenated or averaged without normalisation. Speakers of the same
+    name are one speaker, in whatever corpus.
 
     Attributes:
-        corpora: of each corpus its caches, one for each teacher, in one order.
+        corpora: caches of each corpus, one for each teacher, in the same order everywhere.
     """
 
     def __init__(self, corpora: Sequence[Sequence[SingleCache]], teachers: str) -> None:
@@ -147,7 +150,7 @@ class CombinedCache(CacheSource):
         return Manifest(tuple(u for part in parts for u in part), manifest.source)
 
     def _agree(self) -> dict[str, Target]:
-        """What is served: what every corpus has of every teacher, and features where any teacher's cache has them."""
+        """Targets served: those that every corpus has of every teacher, and features that any teacher's cache has."""
         first = self.corpora[0]
         shared = [name for name in first[0].names if all(name in cache.names for cache in self.members)]
         served: dict[str, Target] = {}
@@ -188,12 +191,12 @@ class CombinedCache(CacheSource):
         corpus = np.searchsorted(self._first, views, side="right") - 1
         batch = {"order": torch.from_numpy(np.argsort(np.argsort(corpus, kind="stable"), kind="stable"))}
         for c in np.unique(corpus):
-            here = np.flatnonzero(corpus == c)
-            mine = None if crop is None else Crop(crop.start[here], crop.samples, crop.grid)
-            local = views[here] - self._first[c]
+            rows = np.flatnonzero(corpus == c)
+            corpus_crop = None if crop is None else Crop(crop.start[rows], crop.samples, crop.grid)
+            local = views[rows] - self._first[c]
             for k, cache in enumerate(self.corpora[c]):
                 wanted = self._asked(int(c), k, names)
-                stored = cache.stored(self._map[c][k][local], wanted, mine) if wanted else {}
+                stored = cache.stored(self._map[c][k][local], wanted, corpus_crop) if wanted else {}
                 batch |= {f"{c}/{k}/{name}": values for name, values in stored.items()}
         return batch
 
@@ -203,15 +206,15 @@ class CombinedCache(CacheSource):
             outputs = []
             for k, cache in enumerate(self.corpora[c]):
                 prefix = f"{c}/{k}/"
-                mine = {key.removeprefix(prefix): v for key, v in stored.items() if key.startswith(prefix)}
-                outputs.append(cache.decode(mine, self._asked(c, k, names)))
+                of_cache = {key.removeprefix(prefix): v for key, v in stored.items() if key.startswith(prefix)}
+                outputs.append(cache.decode(of_cache, self._asked(c, k, names)))
             for name in names:
                 pieces[name].append(self._combine(name, outputs))
         order = stored["order"]
         return {name: torch.cat(parts)[order] for name, parts in pieces.items()}
 
     def _asked(self, corpus: int, teacher: int, names: Sequence[str]) -> list[str]:
-        """Which targets of one cache `names` need."""
+        """Names of the targets to read from one cache for the targets `names` of all."""
         asked = []
         for name in names:
             if name in FEATURES:
@@ -239,27 +242,27 @@ class CombinedCache(CacheSource):
 
 
 def _times(target: Target) -> tuple[int | None, int, float]:
-    """What decides for which times its rows stand, and how many there are."""
+    """Hop, window and position of the first row of a target: they determine the times and the number of its rows."""
     return target.hop, target.window, target.middle
 
 
 def _same_views(first: SingleCache, other: SingleCache) -> np.ndarray:
-    """(views,): where `other` holds each view of `first`.
+    """Place (views,) in `other` of each view of `first`.
 
     Raises:
-        SpkdError: the views are not the same.
+        SpkdError: the two caches have different views.
     """
-    mine, theirs = first.plan.views, other.plan.views
+    first_views, other_views = first.plan.views, other.plan.views
     if other is first:
-        return np.arange(len(mine))
+        return np.arange(len(first_views))
     index_of = {name: i for i, name in enumerate(other.plan.utterances)}
-    to_theirs = np.array([index_of[name] for name in first.plan.utterances])
-    start = np.searchsorted(theirs.utterance, np.arange(len(other.plan.utterances)))
-    own_start = np.searchsorted(mine.utterance, mine.utterance)
-    found = start[to_theirs[mine.utterance]] + np.arange(len(mine)) - own_start
-    same = len(mine) == len(theirs) and bool((found < len(theirs)).all())
+    to_other = np.array([index_of[name] for name in first.plan.utterances])
+    start = np.searchsorted(other_views.utterance, np.arange(len(other.plan.utterances)))
+    first_start = np.searchsorted(first_views.utterance, first_views.utterance)
+    places = start[to_other[first_views.utterance]] + np.arange(len(first_views)) - first_start
+    same = len(first_views) == len(other_views) and bool((places < len(other_views)).all())
     for name in ("start", "samples", "speed", "seed", "formants"):
-        same = same and np.array_equal(getattr(mine, name), getattr(theirs, name)[found])
+        same = same and np.array_equal(getattr(first_views, name), getattr(other_views, name)[places])
     if not same:
         raise SpkdError(f"{other.name} and {first.name}: other views of the same utterances")
-    return found
+    return places

@@ -1,4 +1,4 @@
-"""Refusing, before the first batch, a run that its cache or its settings do not allow."""
+"""Checks of a run against its cache and its settings, before the first batch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from spkd.train.teacher_logits import TeacherLogits
 
 
 def stored_targets(loss: ChosenLoss, logits: TeacherLogits | None) -> list[str]:
-    """The targets of the cache from which what a loss needs follows."""
+    """Names of the cached targets that a loss needs; for logits, the target from which they are computed."""
     return [logits.source if name == LOGITS and logits is not None else name for name in loss.needed_targets]
 
 
 def check_labels(cache: CacheSource, losses: dict[str, ChosenLoss]) -> None:
-    """Raises SpkdError where a loss needs a speaker of every view and the cache does not know them all, or of some
-    and it knows none."""
+    """Check that the cache has the speaker labels that the losses need.
+
+    Raises:
+        SpkdError: a loss needs the speaker of every view and some are unknown, or it needs some and all are unknown.
+    """
     if cache.labelled:
         return
     views = cache.usable_views
@@ -44,7 +47,8 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
     """Refuse a loss whose targets the cache lacks.
 
     Raises:
-        SpkdError: with the `spkd extract` command that would make what is missing. UsageError: it needs one teacher.
+        SpkdError: a target is missing; the message has the `spkd extract` command that would make it.
+        UsageError: the loss needs one teacher, and there are several.
     """
     card, stored = cache.members[0].card, list(cache.names)
     for loss, suffix in for_teachers(losses, stored).values():
@@ -62,14 +66,14 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
 
 
 def check_ranks(ranks: ProcessGroup, config: TrainConfig) -> None:
-    """Raises UsageError where a batch cannot be divided over the ranks of a run."""
+    """Check that a batch can be divided over the ranks of a run. Raises UsageError where it cannot."""
     if ranks.world > 1 and (config.batch_size % ranks.world or config.batch_size // ranks.world < 2):
         raise UsageError(f"batch_size={config.batch_size}: of all ranks together, so a multiple of {ranks.world}")
 
 
 def note_views(cache: CacheSource, recipe: ViewConfig) -> None:
-    """Log a note where the cache has other views than those that the recipe extracts: whole utterances only, say, and
-    none of the pseudo-speakers."""
+    """Log a note where the cache has other views than the recipe extracts, such as whole utterances without
+    pseudo-speakers."""
     for member in cache.members:
         card = member.card.views
         stored = ViewConfig(plan=card.plan, speeds=list(card.speeds), formants=list(card.formants))
@@ -84,7 +88,7 @@ def note_views(cache: CacheSource, recipe: ViewConfig) -> None:
 
 
 def _pseudo(view: ViewConfig) -> int:
-    """How many speeds and formant factors other than that of the recording a plan may give a speaker."""
+    """Number of pseudo-speakers per speaker: pairs of speed and formant factor other than those of the recording."""
     return len({(s, f) for s in view.speeds for f in view.formants} - {(1.0, 1.0)})
 
 
@@ -93,33 +97,36 @@ def _shown(value: str | list[float]) -> str:
 
 
 def without_effect(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> dict[str, str]:
-    """Settings that have no effect on a run over these caches, with the reason; see spkd.config.without_unused."""
-    found: dict[str, str] = {}
+    """Settings that have no effect on a run over these caches, with the reasons; see spkd.config.without_unused."""
+    reasons: dict[str, str] = {}
     kind = STUDENTS[config.student.name].input_kind
     if not is_fbank(kind):
-        found |= dict.fromkeys(("student.features", "mask.bands"), f"student={config.student.name} takes the waveform")
+        reasons |= dict.fromkeys(
+            ("student.features", "mask.bands"), f"student={config.student.name} takes the waveform"
+        )
     elif config.student.features in FBANKS:
         kind = FBANKS[config.student.features]
     if kind.name in cache.names and not config.augment.is_used:
         reason = f"the cache holds {kind.name}, and so no audio is decoded"
-        found |= dict.fromkeys(("manifest", "noise", "rir", "workers"), reason)
+        reasons |= dict.fromkeys(("manifest", "noise", "rir", "workers"), reason)
     if not any(loss.settings.finetunes() for loss in losses.values()):
-        found["finetune_cache"] = f"{' and '.join(losses)} does not fine-tune; one-step does"
+        reasons["finetune_cache"] = f"{' and '.join(losses)} does not fine-tune; one-step does"
     if not any(hasattr(loss.settings, "margin") or hasattr(loss.settings, "aam") for loss in losses.values()):
-        found["large_margin.margin"] = f"{' and '.join(losses)} has no angular margin"
+        reasons["large_margin.margin"] = f"{' and '.join(losses)} has no angular margin"
     teachers = {(member.card.teacher.family, member.card.teacher.weights_sha256) for member in cache.members}
     if len(teachers) == 1:
-        found["teachers"] = "the caches are of one teacher"
+        reasons["teachers"] = "the caches are of one teacher"
     if len(cache.usable_views) <= mining.EXACT:
-        found["mining.nprobe"] = f"the search of up to {mining.EXACT:,} instances is exact"
-    return found
+        reasons["mining.nprobe"] = f"the search of up to {mining.EXACT:,} instances is exact"
+    return reasons
 
 
 def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:
-    """Refuse settings that do not go together.
+    """Check that the settings are compatible with one another, with the losses and with the cache.
 
     Raises:
-        UsageError: they do not. SpkdError: too few usable views.
+        UsageError: they are not.
+        SpkdError: the cache has too few usable views.
     """
     if not cache.random_access and any(loss.settings.further_crops() for loss in losses.values()):
         raise UsageError("these losses need several crops of each view, which a stream lacks; pull or import the cache")
@@ -145,8 +152,8 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
         )
     if config.mining.negatives or config.mining.positives:
         mining.check(cache, config.mining)
-    if config.optim.swa_fraction and (own := [n for n, loss in losses.items() if loss.kind.averages_weights]):
-        raise UsageError(f"optim.swa_fraction: {own[0]} keeps a moving average of its own")
+    if config.optim.swa_fraction and (averaging := [n for n, loss in losses.items() if loss.kind.averages_weights]):
+        raise UsageError(f"optim.swa_fraction: {averaging[0]} keeps a moving average of its own")
     if len(cache.usable_views) < config.batch_size:
         raise SpkdError(
             f"{cache.name}: {len(cache.usable_views)} usable views, fewer than batch_size={config.batch_size}; lower "

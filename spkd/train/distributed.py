@@ -1,7 +1,8 @@
-"""Training on several ranks: each has its part of every batch, and the result is that of one process with the whole.
+"""Training on several ranks: each takes some rows of every batch; the result equals that of one process.
 
-Started by torchrun. Losses that compare views gather them from all ranks, batch-norm counts them all, gradients are
-averaged; random numbers of a batch (crops, masks) are drawn for the whole of it, and each rank takes its own.
+torchrun starts the ranks. Losses that compare views gather them from all ranks, batch-norm takes its statistics over
+all ranks, and gradients are averaged. Random numbers (crops, masks) are drawn for the whole batch, and each rank takes
+those of its rows.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from spkd.networks.ssl import Noise
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of a run.
+    """One of the processes (ranks) of a run.
 
     Attributes:
-        number: its own. world: how many there are.
+        number: number of this process, from 0.
+        world: number of processes.
     """
 
     number: int = 0
@@ -33,29 +35,29 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that writes and logs."""
+        """Whether this is the process that writes files and logs."""
         return self.number == 0
 
     def part(self, batch_size: int) -> slice:
-        """Its views of a batch."""
+        """Rows of a batch that this process takes."""
         size = batch_size // self.world
         return slice(self.number * size, (self.number + 1) * size)
 
     def barrier(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks have called this."""
         if self.world > 1:
             dist.barrier()
 
     def most(self, value: int, device: torch.device) -> int:
-        """The greatest value of any rank."""
+        """Largest of the ranks' values."""
         if self.world == 1:
             return value
-        found = torch.tensor(value, device=device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found)
+        greatest = torch.tensor(value, device=device)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        return int(greatest)
 
     def any(self, asked: bool, device: torch.device) -> bool:
-        """Whether any rank asks for it."""
+        """Whether `asked` is true on any rank."""
         return bool(self.most(int(asked), device))
 
 
@@ -83,13 +85,13 @@ def ranks_of(device: torch.device) -> Iterator[ProcessGroup]:
 
 
 def is_of_connection(error: RuntimeError) -> bool:
-    """Whether an error of torch means that another rank is gone."""
+    """Whether an error of torch means that the connection to another rank is lost."""
     text = str(error).lower()
     return any(word in text for word in ("connection", "gloo", "nccl", "socket", "timed out"))
 
 
 def world() -> ProcessGroup:
-    """The ranks, as losses see them."""
+    """This process among the ranks, as torch.distributed has them."""
     return (
         ProcessGroup(dist.get_rank(), dist.get_world_size())
         if dist.is_available() and dist.is_initialized()
@@ -98,7 +100,10 @@ def world() -> ProcessGroup:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The rows of all ranks, in order: (B, ...) -> (world * B, ...). Gradients go back to the rank of each row."""
+    """Rows of all ranks, in the order of the ranks: (B, ...) -> (world * B, ...).
+
+    The gradient of each row goes back to its rank.
+    """
     if world().world == 1:
         return x
     rows: Tensor = _Gathered.apply(x)
@@ -106,19 +111,19 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sum over the ranks, (...) -> (...), as are its gradients."""
+    """Sum over the ranks, (...) -> (...); gradients are summed over the ranks too."""
     total: Tensor = _Summed.apply(x)
     return total
 
 
 def own_rows(x: Tensor) -> Tensor:
-    """Where the rows of this rank are among those that `gathered` gives: (B,)."""
+    """Places (B,) of this rank's rows among those that `gathered` returns."""
     return world().number * len(x) + torch.arange(len(x), device=x.device)
 
 
 @torch.no_grad()
 def averaged(x: Tensor) -> Tensor:
-    """The mean over the ranks, without gradient: (...) -> (...)."""
+    """Mean over the ranks, without gradient: (...) -> (...)."""
     ranks = world()
     if ranks.world == 1:
         return x.detach()
@@ -126,7 +131,11 @@ def averaged(x: Tensor) -> Tensor:
 
 
 class _Gathered(torch.autograd.Function):
-    """torch.distributed.nn has both of these, but deprecated from torch 2.14 on and without a public successor."""
+    """Concatenation over the ranks, with a gradient.
+
+    torch.distributed.nn has this and the sum below, but they are deprecated from torch 2.14 on and have no public
+    successor.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -158,14 +167,14 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def first_ranks(value: Tensor) -> Tensor:
-    """A tensor as the first rank has it; the others' tells its shape and type."""
+    """The first rank's tensor; that of the other ranks gives its shape and type."""
     if world().world > 1:
         dist.broadcast(value, 0)
     return value
 
 
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Numbers of which every rank has its own, for the log."""
+    """Means over the ranks of values by name, for the log."""
     if world().world == 1 or not values:
         return values
     stacked = torch.tensor(list(values.values()), device=device)
@@ -174,12 +183,13 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 
 
 def _normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Batch-norm in training, with the statistics of all ranks' batches, on any device (torch's own needs a GPU).
+    """Batch-norm in training, with the statistics of the batches of all ranks, on any device (torch's needs a GPU).
 
     Counts, sums and the division are in float32 whatever the type of `x`, as in torch.nn.SyncBatchNorm: float16 cannot
     count beyond 65,504, and bfloat16 rounds a count by up to 0.4 %.
 
     Args:
+        module: layer whose running statistics are updated.
         x: (B, C, ...).
     Returns:
         (B, C, ...), of the type of `x`.
@@ -218,10 +228,10 @@ class _BatchNorm2d(nn.BatchNorm2d):
 
 
 class _Noise(Noise):
-    """Noise drawn for the batches of all ranks, of which each rank takes its part.
+    """Noise drawn for the batches of all ranks, of which each rank takes its rows.
 
     Attributes:
-        views: of a rank in a batch.
+        views: number of views of a rank in a batch.
     """
 
     views: int
@@ -230,22 +240,23 @@ class _Noise(Noise):
         return averaged(super().deviation(hidden))
 
     def normal(self, hidden: Tensor) -> Tensor:
-        # Several crops, or the two paths of a student with adapters, may share one batch: (parts * views, T, C) here,
-        # and (parts * world * views, T, C) in one process.
-        ranks, parts = world(), len(hidden) // self.views
-        drawn = hidden.new_empty(parts * ranks.world * self.views, *hidden.shape[1:]).normal_()
-        return drawn.unflatten(0, (parts, ranks.world, self.views))[:, ranks.number].flatten(0, 1)
+        # Several crops, or the two paths of a student with adapters, may share one batch: (crops * views, T, C) here,
+        # and (crops * world * views, T, C) in one process.
+        ranks, crops = world(), len(hidden) // self.views
+        drawn = hidden.new_empty(crops * ranks.world * self.views, *hidden.shape[1:]).normal_()
+        return drawn.unflatten(0, (crops, ranks.world, self.views))[:, ranks.number].flatten(0, 1)
 
 
 def share_over_ranks(module: nn.Module, views: int) -> None:
-    """Let every batch-norm of a module count the batches of all ranks, and draw its noise for all of them.
+    """Make every batch-norm of a module use the batches of all ranks, and draw its noise for all of them.
 
     Args:
-        views: of a rank in a batch.
+        module: the network.
+        views: number of views of a rank in a batch.
     """
-    for part in module.modules():
+    for layer in module.modules():
         for kind, shared in ((nn.BatchNorm1d, _BatchNorm1d), (nn.BatchNorm2d, _BatchNorm2d), (Noise, _Noise)):
-            if type(part) is kind:
-                part.__class__ = shared
-        if isinstance(part, _Noise):
-            part.views = views
+            if type(layer) is kind:
+                layer.__class__ = shared
+        if isinstance(layer, _Noise):
+            layer.views = views

@@ -25,9 +25,9 @@ class Labels:
     """Speaker classes and instances.
 
     Attributes:
-        names: of each class, `speaker`, `speaker@speed` or `speaker@speed,formants`.
-        label: (views,), -1 where the speaker is unknown.
-        instance: (views,), one number per instance, as in instance discrimination.
+        names: name of each class: `speaker`, `speaker@speed` or `speaker@speed,formants`.
+        label: (views,) class of each view, -1 where the speaker is unknown.
+        instance: (views,) number of the instance of each view.
     """
 
     names: list[str]
@@ -39,18 +39,18 @@ class Labels:
         views = cache.plan.views
         # Factors are hundredths below 1,000; one integer holds both, which sorts faster than rows do.
         hundredths = [np.rint(factor * 100).astype(np.int64) for factor in (views.speed, views.formants)]
-        factors, which = np.unique(1000 * hundredths[0] + hundredths[1], return_inverse=True)
+        factors, pair = np.unique(1000 * hundredths[0] + hundredths[1], return_inverse=True)
         speaker = cache.speaker(np.arange(len(cache))).astype(np.int64)
-        key = speaker * len(factors) + which
+        key = speaker * len(factors) + pair
         used, index = np.unique(key[speaker >= 0], return_inverse=True)
         label = np.full(len(cache), -1, np.int64)
         label[speaker >= 0] = index
         names = [cache.plan.speakers[k // len(factors)] + _suffix(int(factors[k % len(factors)])) for k in used]
-        return cls(names, label, views.utterance.astype(np.int64) * len(factors) + which)
+        return cls(names, label, views.utterance.astype(np.int64) * len(factors) + pair)
 
 
 def _suffix(factors: int) -> str:
-    """What the name of a class gives of its factors."""
+    """Suffix of the name of a class: its speed and formant factor, where they differ from 1."""
     speed, formants = divmod(factors, 1000)
     if formants != 100:
         return f"@{speed / 100:.2f},{formants / 100:.2f}"
@@ -59,12 +59,12 @@ def _suffix(factors: int) -> str:
 
 @dataclass(frozen=True)
 class Groups:
-    """Views by instance.
+    """Groups of views, such as those of one instance.
 
     Attributes:
-        views: those of group g are views[first[g] : first[g + 1]].
-        first: (groups + 1,).
-        group: (all views,) the group of each, -1 where it is in none.
+        views: numbers of the views, group after group; those of group g are views[first[g] : first[g + 1]].
+        first: (groups + 1,) place of the first view of each group in `views`, and the end.
+        group: (all views,) group of each view, -1 where it is in none.
     """
 
     views: np.ndarray
@@ -83,16 +83,16 @@ class Groups:
         return len(self.first) - 1
 
     @property
-    def lead(self) -> np.ndarray:
-        """(groups,): one view of each."""
+    def first_views(self) -> np.ndarray:
+        """Number (groups,) of the first view of each group."""
         return self.views[self.first[:-1]]
 
     def same(self, views: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-        """Of each view a random one of its group: (B,)."""
+        """Random view (B,) of the group of each view."""
         return self.pick(self.group[views], random)
 
     def pick(self, group: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-        """A random view of each group."""
+        """Random view of each of the given groups."""
         size = self.first[group + 1] - self.first[group]
         return self.views[self.first[group] + (random.random_sample(group.shape) * size).astype(np.int64)]
 
@@ -101,7 +101,9 @@ def mean_embeddings(cache: CacheSource, group: np.ndarray, groups: int) -> Tenso
     """Mean of the teacher's normalised embeddings of each group of views, normalised: (groups, D).
 
     Args:
-        group: (views,) the group of every view, -1 where it is in none.
+        cache: cache with embeddings of one teacher.
+        group: (views,) group of every view, -1 where it is in none.
+        groups: number of groups.
     """
     total = torch.zeros(groups, cache.dim(EMBEDDING))
     for start in range(0, len(cache.usable_views), READ_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Trainings of one command: one run, or those of a sweep."""
+"""Training runs of one command: a single run, or those of a sweep."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from spkd.train.distributed import launched
 from spkd.train.settings import TrainConfig
 from spkd.train.trainer import Result, Validate, train
 
-# Trials, manifest, name of the student and device -> what scores a student; None where no trials are named.
+# Trials, manifest, name of the student and device -> a function that scores a student; None without trials.
 MakeValidation = Callable[[str | None, str | None, str, torch.device], Validate | None]
 
 
 def train_each(
     runs: Sequence[TrainConfig], make_validation: MakeValidation, is_sweep: bool, views: ViewConfig | None = None
 ) -> Iterator[tuple[TrainConfig, Result | SpkdError]]:
-    """Train every run of a sweep, or the only one. The first of several ranks reports for all.
+    """Train every run of a sweep, or a single one. Of several ranks, the first reports for all.
 
     Args:
-        runs: their settings.
-        make_validation: makes what scores a student.
-        is_sweep: whether a run that fails leaves the others alone.
-        views: those that the recipe of the settings extracts, if there is one.
+        runs: settings of each run.
+        make_validation: function that makes the validation of a run.
+        is_sweep: whether the next run starts where one fails.
+        views: views that the recipe of the settings extracts, if there is a recipe.
     Yields:
-        The settings of a run, and what came of it.
+        The settings of a run, and its result or error.
     Raises:
         UsageError: a sweep on several ranks.
-        SpkdError: a run that is alone failed.
+        SpkdError: a single run failed.
     """
     if is_sweep and launched():
         raise UsageError("-m: runs of a sweep cannot share ranks; start torchrun once for each")

@@ -1,4 +1,4 @@
-"""The batches of a run on the training device, and those of the second path that fine-tunes."""
+"""Batches of a run on the training device, and those of the second, fine-tuning path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from spkd.train.teacher_logits import TeacherLogits
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A batch on the device, as `spkd.train.module.TrainingModule` takes it.
+    """Batch on the device, as `spkd.train.module.TrainingModule` takes it.
 
     For the batch that HostBatch shows:
 
@@ -46,16 +46,17 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class BatchLoader:
-    """The batches of a run.
+    """Batches of a run.
 
     Attributes:
-        content: of the batches: cache, labels, input features and targets.
-        batches: as stored.
-        logits: the teacher's, where a loss learns from them.
-        miner: of hard negatives and positives, where they are asked for.
+        content: what is read of each view: cache, labels, input features and targets.
+        batches: batches as stored.
+        logits: the teacher's logits, where a loss learns from them.
+        miner: miner of hard negatives and positives, where they are asked for.
         finetune: the second path, where a loss has one.
         mines_negatives: whether a loss takes hard negatives.
-        class_means: (classes, D) the teacher's embeddings that stand for those of labelled views; None: their own.
+        class_means: (classes, D) mean teacher embedding of each class, which replaces those of labelled views; None:
+            each view has its own.
     """
 
     content: BatchContent
@@ -73,7 +74,7 @@ class BatchLoader:
         return any(source.loader is not None for source in sources)
 
     def batches_from(self, first: int, last: int, config: TrainConfig, device: torch.device) -> Iterator[TrainBatch]:
-        """Batches number `first` to `last`, without the last, on the device."""
+        """Batches `first` to `last` - 1 on the device."""
         loader = DataLoader(
             _Both(self.batches, None if self.finetune is None else self.finetune.batches),
             batch_size=None,
@@ -90,7 +91,7 @@ class BatchLoader:
             yield on_device if self.finetune is None else self.finetune.add_to(on_device, labelled, device)
 
     def on_device(self, batch: HostBatch, seed: int, step: int, device: torch.device) -> TrainBatch:
-        """A batch, decoded on the device, so that the loader and the bus carry the codes alone."""
+        """Batch decoded on the device, so that the loader and the bus carry only the codes."""
         cache, source = self.content.cache, self.content.source
         # Input features of every crop, targets of the first.
         first, targets = decode_crops(cache, source, _moved(batch.crops[0], device), self.content.targets)
@@ -120,8 +121,7 @@ class BatchLoader:
 
 
 def loader_killed(error: RuntimeError, config: TrainConfig) -> str | None:
-    """What to do where an error of torch, which comes at any moment, means that a loader process was killed; None for
-    other errors."""
+    """Advice where an error of torch, raised at any moment, means that a loader process was killed; None for others."""
     text = str(error).lower()
     if not text.startswith("dataloader worker"):
         return None
@@ -136,11 +136,11 @@ def loader_killed(error: RuntimeError, config: TrainConfig) -> str | None:
 
 @dataclass(frozen=True)
 class FinetunePath:
-    """The labelled views of the path through the adapters.
+    """Labelled views of the path through the adapters.
 
     Attributes:
-        content: of their batches.
-        batches: one for each of the other path's.
+        content: what is read of each view.
+        batches: one batch for each batch of the other path.
     """
 
     content: BatchContent
@@ -160,10 +160,10 @@ def finetune_path(
     network: Network,
     ranks: ProcessGroup = ALONE,
 ) -> FinetunePath | None:
-    """The second path of a student with adapters; None where no loss fine-tunes.
+    """Second path of a student with adapters; None where no loss fine-tunes.
 
     Raises:
-        UsageError: a student without adapters, or losses that need labels in addition.
+        UsageError: a student without adapters, or another loss that needs labels.
         SpkdError: too few labelled views.
     """
     loss = next((name for name, chosen in losses.items() if chosen.settings.finetunes()), None)
@@ -173,30 +173,30 @@ def finetune_path(
         raise UsageError(f"--loss {loss} needs a student with adapters: student=ssl student.ssl.adapters=64")
     if finetune_cache is not None and (needy := [n for n, other in losses.items() if other.kind.needs_labels]):
         raise UsageError(f"finetune_cache= cannot be combined with losses that need labels ({', '.join(needy)})")
-    theirs = cache if finetune_cache is None else finetune_cache
-    labels = Labels.of(theirs)
-    if int((labels.label[theirs.usable_views] >= 0).sum()) < config.batch_size:
-        raise SpkdError(f"{theirs.name}: --loss {loss} needs at least batch_size={config.batch_size} labelled views")
-    content = BatchContent(theirs, labels, input_source(config, theirs, network.input_kind))
-    # Another order than that of the other path, where both use the same cache.
+    labelled = cache if finetune_cache is None else finetune_cache
+    labels = Labels.of(labelled)
+    if int((labels.label[labelled.usable_views] >= 0).sum()) < config.batch_size:
+        raise SpkdError(f"{labelled.name}: --loss {loss} needs at least batch_size={config.batch_size} labelled views")
+    content = BatchContent(labelled, labels, input_source(config, labelled, network.input_kind))
+    # The order differs from that of the other path even where both use the same cache.
     seed = config.seed + 1
-    order = ViewOrder(shuffled_views(theirs, seed, labels.label >= 0), config.batch_size)
+    order = ViewOrder(shuffled_views(labelled, seed, labels.label >= 0), config.batch_size)
     crops = CropPlan((config.crop,), second_crop(config))
     return FinetunePath(content, StepBatches(content, order, crops, seed, ranks.part(config.batch_size)))
 
 
 def second_crop(config: TrainConfig) -> tuple[int, float] | None:
-    """The batch from which large-margin fine-tuning crops otherwise, and its length (s); None where there is none."""
+    """Number of the first batch of large-margin fine-tuning and the length of its crops (s); None without it."""
     later = config.large_margin
     return (config.steps * config.accumulate, later.crop) if later.steps else None
 
 
 def input_source(config: TrainConfig, cache: CacheSource, kind: Target) -> InputSource:
-    """The source of the student's input features: the cache, or the audio of `manifest`.
+    """Source of the student's input features: the cache, or the audio of `manifest`.
 
     Raises:
         UsageError: fresh augmentation without a manifest.
-        SpkdError: there are no features and no manifest.
+        SpkdError: the cache holds no features and there is no manifest.
     """
     fresh = config.augment
     if kind.name in cache.names and not fresh.is_used:
@@ -218,13 +218,13 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target) -> Input
 
 
 def _extracted_by(kind: Target) -> str:
-    """The settings of `spkd extract` that store these features."""
+    """Settings of `spkd extract` that store features of a kind."""
     name, _, toolkit = kind.name.partition(".")
     return f"{name}=true" + (f" features={toolkit}" if toolkit else "")
 
 
 def _other_fbank(cache: CacheSource, kind: Target) -> str:
-    """What the cache holds instead of the fbank that is asked for, with the setting that takes it."""
+    """Hint at another toolkit's fbank in the cache, with the setting that uses it; "" where there is none."""
     held = [toolkit for toolkit, other in FBANKS.items() if other.name in cache.names]
     if not held or not is_fbank(kind):
         return ""
@@ -232,13 +232,13 @@ def _other_fbank(cache: CacheSource, kind: Target) -> str:
 
 
 class _Both(Dataset):
-    """Two batches of each step, so that one loader prepares both."""
+    """Batches of both paths at each step, so that one loader prepares both."""
 
     def __init__(self, batches: StepBatches, finetune: StepBatches | None) -> None:
         self._batches, self._finetune = batches, finetune
 
     def __getitem__(self, step: int) -> tuple[HostBatch, HostBatch | None] | SpkdError:
-        """An error is handed over: what a loader process raises reaches the user with a traceback."""
+        """Both batches, or the error: it is returned, since errors raised in a loader process come with a traceback."""
         try:
             return self._batches[step], None if self._finetune is None else self._finetune[step]
         except SpkdError as error:

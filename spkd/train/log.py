@@ -1,4 +1,4 @@
-"""The log of a run: log.jsonl, and in addition TensorBoard, Weights & Biases or trackio."""
+"""Log of a run: log.jsonl, and in addition TensorBoard, Weights & Biases or trackio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOG_EVERY = 20  # steps between lines
 
 
 class Logger(ABC):
-    """Something that keeps values by step."""
+    """Base class of loggers: they keep values by step."""
 
     @abstractmethod
     def add(self, step: int, values: dict[str, float]) -> None: ...
@@ -30,14 +30,14 @@ class RunLog:
 
     Args:
         out: folder of the run.
-        first: the step it begins with; what was logged of this step and later ones, before a kill, is dropped.
-        names: of the loggers in addition to log.jsonl.
+        first: first step; values of this and later steps that were logged before a kill are dropped.
+        names: names of the loggers in addition to log.jsonl.
     """
 
     def __init__(self, out: Path, first: int, names: Sequence[str] = ()) -> None:
-        """Raises UsageError: a logger whose package is missing."""
+        """Open the log. Raises UsageError where the package of a logger is missing."""
         path = out / "log.jsonl"
-        # Replaced whole, so that a kill at any moment leaves the old log or the new one.
+        # The file is replaced as a whole, so that a kill at any moment leaves the old log or the new one.
         kept = _lines_before(path, first)
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = open(path, "a")
@@ -74,7 +74,7 @@ class _TensorBoard(Logger):
 
 
 def _tensorboard(out: Path, first: int) -> Logger | None:
-    """None where TensorBoard is not installed."""
+    """TensorBoard logger; None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -85,7 +85,7 @@ def _tensorboard(out: Path, first: int) -> Logger | None:
 
 
 class _Tracker(Logger):
-    """Weights & Biases, or trackio, which has the same interface. A run that continues goes on in its own record."""
+    """Weights & Biases, or trackio, which has the same interface. A continued run adds to its earlier record."""
 
     def __init__(self, package: Any, out: Path, first: int) -> None:
         self._package = package
@@ -121,7 +121,7 @@ LOGGERS: dict[str, Any] = {
 
 
 def _lines_before(path: Path, first: int) -> list[str]:
-    """Lines of earlier steps; one that a kill left torn is dropped."""
+    """Lines of the log before a step, without one that a kill left incomplete."""
     kept = []
     for line in path.read_text(errors="replace").splitlines() if first and path.is_file() else []:
         try:

@@ -1,5 +1,7 @@
-"""What the whole cache offers a view: its hard negatives, and its positives from other recordings, by the nearest
-embeddings of the teacher or of the student."""
+"""Mining in the whole cache: hard negatives of each view, and positives from other recordings.
+
+Both are nearest neighbours of its embedding, of the teacher or of the student.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from spkd.train.labels import Groups, Labels, mean_embeddings
 from spkd.train.settings import MiningConfig
 
 EXACT = 100_000  # instances up to which every pair is compared
-CANDIDATES = 1 << 16  # candidates looked at together: (queries, neighbours asked for)
+CANDIDATES = 1 << 16  # candidates examined together: queries times neighbours asked for
 EMBEDDED_AT_ONCE = 256  # views
 PROBES = 1000  # instances on which the recall of an approximate index is measured
 GPU_WIDEST = 2048  # most neighbours that FAISS selects on a GPU
@@ -37,50 +39,52 @@ CPU = torch.device("cpu")
 
 
 class Drawn(NamedTuple):
-    """Neighbours of a batch.
+    """Neighbours drawn for a batch.
 
     Attributes:
-        views: (B, N); where there is none, a view of the same instance.
-        found: (B, N) whether there is one.
+        views: (B, N) numbers of views; where a neighbour is lacking, a view of the same instance.
+        found: (B, N) whether there is a neighbour.
     """
 
     views: np.ndarray
     found: np.ndarray
 
     def part(self, rows: slice) -> Drawn:
-        """Those of some rows."""
+        """Neighbours of some rows of the batch."""
         return Drawn(self.views[rows], self.found[rows])
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Table of the nearest instances of each.
+    """Table of the nearest instances of each instance.
 
     Attributes:
-        neighbours: (instances, K) instances, nearest first, NONE where there are no more.
-        instances: the views of each.
+        neighbours: (instances, K) numbers of instances, nearest first, NONE where there are no more.
+        instances: views of each instance.
     """
 
     neighbours: np.ndarray
     instances: Groups
 
     def draw(self, views: np.ndarray, count: int, random: np.random.RandomState) -> Drawn:
-        """Of `count` random neighbours of each view's instance a random view each. An instance with fewer neighbours
-        gives some of them again."""
-        own = self.instances.group[views]
-        table = self.neighbours[own]
+        """A random view of each of `count` random neighbours of the instance of each view (B,).
+
+        Where an instance has fewer neighbours, some are drawn repeatedly.
+        """
+        anchor = self.instances.group[views]
+        table = self.neighbours[anchor]
         known = (table != NONE).sum(1)
         pick = (random.random_sample((len(views), count)) * np.maximum(known, 1)[:, None]).astype(np.int64)
         instance = np.take_along_axis(table, pick, 1)
         found = instance != NONE
-        return Drawn(self.instances.pick(np.where(found, instance, own[:, None]), random), found)
+        return Drawn(self.instances.pick(np.where(found, instance, anchor[:, None]), random), found)
 
 
 Tables = dict[str, Neighbours]
 
 
 def check(cache: CacheSource, config: MiningConfig) -> None:
-    """Raises UsageError for a cache that cannot be searched."""
+    """Check that a cache can be searched. Raises UsageError where it cannot."""
     if EMBEDDING not in cache.names and (config.negatives or config.embeddings == "teacher"):
         raise UsageError("mining: needs one teacher's embeddings (teachers=concatenate or average)")
     if not cache.random_access:
@@ -96,26 +100,34 @@ def mine(
     config: MiningConfig,
     ceiling: float,
 ) -> Neighbours:
-    """Nearest instances of every instance, but for those of the same utterance, of the same class where labels are
-    known, and those whose teacher cosine exceeds `ceiling` (probably the same speaker).
+    """Hard negatives: the nearest instances of every instance that are probably of other speakers.
+
+    Left out are instances of the same utterance, of the same class where labels are known, and those whose teacher
+    cosine exceeds `ceiling` (probably the same speaker).
 
     Args:
-        vectors: (instances, D), of length one, by which they are near. teacher: (instances, Dt), the teacher's.
+        vectors: (instances, D) unit vectors of the search.
+        teacher: (instances, Dt) the teacher's unit embeddings.
+        instances: views of each instance.
+        cache: cache of the views.
+        labels: labels of the views.
+        config: settings.
+        ceiling: teacher cosine above which an instance is left out.
     Raises:
-        UsageError: FAISS is missing. SpkdError: a cache of one utterance.
+        UsageError: FAISS is missing.
+        SpkdError: a cache of one utterance.
     """
-    lead = instances.lead
-    utterance, label = cache.plan.views.utterance[lead], labels.label[lead]
+    views = instances.first_views
+    utterance, label = cache.plan.views.utterance[views], labels.label[views]
     if len(np.unique(utterance)) < 2:
         raise SpkdError(f"{cache.name}: hard negatives need at least two utterances")
     table = np.full((len(vectors), config.neighbours), NONE, np.int32)
     search = _Search(vectors, config.nprobe, config.neighbours)
-    # Width of the first search: the instances of the same speaker are among the nearest, and there may be more of them
-    # than `neighbours`.
+    # Width of the first search: instances of the same speaker are among the nearest, and may outnumber `neighbours`.
     same = np.bincount(label[label >= 0], minlength=1)[label] * (label >= 0)
     wanted = config.neighbours + max(config.neighbours, int(np.quantile(same, 0.9)))
     todo, width = np.arange(len(vectors)), wanted + wanted // 8
-    # What else is excluded is not known before the search: where too few are left, it is repeated wider.
+    # Further exclusions are not known before the search: queries with too few neighbours are searched again, wider.
     while len(todo):
         width, short = min(width, search.widest), []
         for queries in _chunks(todo, width):
@@ -137,19 +149,24 @@ def mine(
 
 
 def find_positives(vectors: np.ndarray, instances: Groups, cache: CacheSource, config: MiningConfig) -> Neighbours:
-    """For every instance its nearest ones in other utterances, as far as their cosine is at least `config.floor`: other
-    recordings of the same speaker, as likely as the embeddings are good (SSPS; Lepage and Dehak, arXiv 2505.14561, who
-    sample near the anchor's cluster in a queue; the search of the whole cache and the floor are this project's).
+    """Positives: the nearest instances of every instance in other utterances, with a cosine of at least `config.floor`.
+
+    They are other recordings of the same speaker, as far as the embeddings are good (SSPS; Lepage and Dehak, arXiv
+    2505.14561, who sample near the anchor's cluster in a queue; the search of the whole cache and the floor are this
+    project's choice).
 
     Args:
-        vectors: (instances, D), of length one.
+        vectors: (instances, D) unit vectors of the search.
+        instances: views of each instance.
+        cache: cache of the views.
+        config: settings.
     Raises:
         UsageError: FAISS is missing.
     """
-    utterance = cache.plan.views.utterance[instances.lead]
+    utterance = cache.plan.views.utterance[instances.first_views]
     table = np.full((len(vectors), config.positives), NONE, np.int32)
     search = _Search(vectors, config.nprobe, config.positives)
-    # What is excluded is of the same utterance.
+    # Only instances of the same utterance are excluded, so one search of this width suffices.
     width = min(config.positives + int(np.bincount(utterance).max()), search.widest)
     for queries in _chunks(np.arange(len(vectors)), width):
         candidates, _ = search(queries, width)
@@ -163,14 +180,21 @@ def find_positives(vectors: np.ndarray, instances: Groups, cache: CacheSource, c
 
 
 def _chunks(queries: np.ndarray, width: int) -> Iterator[np.ndarray]:
-    """Queries whose candidates, `width` of each, are looked at together."""
+    """Queries in chunks whose candidates, `width` for each query, are examined together."""
     together = max(CANDIDATES // width, 1)
     return (queries[start : start + together] for start in range(0, len(queries), together))
 
 
 def _first_allowed(candidates: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` allowed candidates of each query, NONE where there are fewer: (B, width) twice -> (B, <=
-    count)."""
+    """The first `count` allowed candidates of each query, NONE where there are fewer.
+
+    Args:
+        candidates: (B, width) numbers of instances.
+        allowed: (B, width) whether each may be taken.
+        count: number of candidates to take.
+    Returns:
+        (B, at most count).
+    """
     # A stable sort by "not allowed" keeps the allowed ones in front, nearest first.
     order = np.argsort(~allowed, axis=1, kind="stable")[:, :count]
     return np.where(np.take_along_axis(allowed, order, 1), np.take_along_axis(candidates, order, 1), NONE)
@@ -180,41 +204,44 @@ class _Search:
     """Nearest neighbours among vectors, exactly or through inverted lists.
 
     Args:
-        vectors: (n, D), of length one.
-        nprobe: inverted lists that a search looks into.
-        k: neighbours by which the recall is measured.
+        vectors: (n, D) unit vectors.
+        nprobe: number of inverted lists that a search visits.
+        k: number of neighbours over which the recall is measured.
     """
 
     def __init__(self, vectors: np.ndarray, nprobe: int, k: int) -> None:
         self.index, self._vectors, self._nprobe = build(vectors, nprobe), vectors, nprobe
         self._exact = len(vectors) <= EXACT
         self.widest = min(len(vectors), GPU_WIDEST if gpus() else len(vectors))
-        # Of some vectors it is kept what the last search of them gave.
+        # Sample of vectors, and the result of their last search, for the recall.
         self._sample = np.sort(np.random.RandomState(1).permutation(len(vectors))[:PROBES])
         self._found = np.full((len(self._sample), k), NONE, np.int64)
 
     def __call__(self, queries: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Neighbours of some of the vectors.
 
+        Args:
+            queries: (B,) numbers of the vectors.
+            width: number of neighbours.
         Returns:
-            (B, width), nearest first, -1 where there are no more.
-            (B,) whether wider searches cannot bring more.
+            (B, width) numbers of vectors, nearest first, -1 where there are no more.
+            (B,) whether a wider search cannot give more.
         """
-        found = self.index.search(self._vectors[queries], width)[1]
+        neighbours = self.index.search(self._vectors[queries], width)[1]
         place = np.searchsorted(self._sample, queries).clip(max=len(self._sample) - 1)
         is_sampled = self._sample[place] == queries
         k = min(width, self._found.shape[1])
-        self._found[place[is_sampled], :k] = found[is_sampled, :k]
-        return found, (found[:, -1] < 0) & (self._exact or self._nprobe >= lists_of(len(self._vectors)))
+        self._found[place[is_sampled], :k] = neighbours[is_sampled, :k]
+        return neighbours, (neighbours[:, -1] < 0) & (self._exact or self._nprobe >= lists_of(len(self._vectors)))
 
     def widen(self) -> None:
-        """Look into more lists: those probed so far may hold too few."""
+        """Visit more lists in later searches: those visited so far may hold too few vectors."""
         if not self._exact:
             self._nprobe = min(4 * self._nprobe, lists_of(len(self._vectors)))
             set_nprobe(self.index, self._nprobe)
 
     def log_recall(self) -> None:
-        """Log which part of the true nearest neighbours the searches gave, where they were approximate."""
+        """Log the fraction of the true nearest neighbours that the searches gave, where they were approximate."""
         if not self._exact:
             k = self._found.shape[1]
             log(
@@ -222,29 +249,34 @@ class _Search:
             )
 
 
-def _cosines(vectors: np.ndarray, queries: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """(B, width) inner products of each query with its candidates."""
+def _cosines(vectors: np.ndarray, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Inner products (B, width) of each query (B,) with its candidates (B, width)."""
     table = torch.from_numpy(vectors)
-    return torch.einsum("bd,bwd->bw", table[queries], table[np.maximum(found, 0)]).numpy()
+    return torch.einsum("bd,bwd->bw", table[queries], table[np.maximum(candidates, 0)]).numpy()
 
 
 class Miner:
     """Hard negatives and positives of a run.
 
-    Over the teacher's embeddings one table of each serves the whole run. Over the student's these are only the first
-    (without a teacher the first is empty): every `refresh` steps the student of that moment embeds one view of every
-    instance and new tables are made in the background; they take over `refresh` steps later, however soon they are
-    ready, so that a run repeats exactly. Of several ranks the first one searches, and the others receive its tables.
+    With the teacher's embeddings, the tables are computed once for the whole run. With the student's, these are only
+    the first tables (empty without a teacher): every `refresh` steps the current student embeds one view of every
+    instance, and new tables are computed in the background. They are used from `refresh` steps later on, even if they
+    are ready earlier, so that a run is repeated exactly. Of several ranks, the first searches and the others receive
+    its tables.
 
     Args:
-        content: of the batches.
-        ceiling: teacher cosine above which an instance is no negative.
-        crop: length of what the student embeds (s).
-        tables: which of `negatives` and `positives` are asked for.
+        content: content of the batches.
+        config: settings.
+        ceiling: teacher cosine above which an instance is not used as a negative.
+        crop: length of the crops that the student embeds (s).
+        tables: names of the tables: `negatives`, `positives` or both.
+        ranks: ranks of the run.
+        device: device of the tables' transfer.
     Attributes:
-        tables: by name.
+        tables: current tables by name.
     Raises:
-        UsageError: FAISS is missing. SpkdError: a cache of one utterance.
+        UsageError: FAISS is missing.
+        SpkdError: a cache of one utterance.
     """
 
     def __init__(
@@ -276,11 +308,11 @@ class Miner:
         return self.tables[NEGATIVES].draw(views, self._config.negatives, random)
 
     def positives(self, views: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-        """Of each view a random one of a positive, or of the same instance where it has none: (B,)."""
+        """Random view (B,) of a positive of each view, or of the same instance where it has none."""
         return self.tables[POSITIVES].draw(views, 1, random).views[:, 0]
 
     def after_step(self, step: int, network: Network) -> None:
-        """Called after every step, with the student that it left."""
+        """Called after every step, with the student as it is then; starts and applies the refresh of the tables."""
         if self._config.embeddings != "student" or (step + 1) % self._config.refresh:
             return
         if step + 1 >= 2 * self._config.refresh:
@@ -290,16 +322,16 @@ class Miner:
             self._next = self._background.submit(lambda: self._search(self._embed(student)))
 
     def state(self) -> dict[str, Tensor]:
-        """What a run continues from: the tables in force and those that are to come."""
+        """State from which a run is continued: the current tables and the next ones."""
         tables = {"now": self.tables} | ({} if self._next is None else {"next": self._next.result()})
         return {
             f"{when}.{name}": torch.from_numpy(table.neighbours)
-            for when, found in tables.items()
-            for name, table in found.items()
+            for when, by_name in tables.items()
+            for name, table in by_name.items()
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Raises KeyError, ValueError: it is not the state of such a run."""
+        """Load the state of a run. Raises KeyError or ValueError where it is not of such a run."""
         tables: dict[str, Tables] = {}
         for key, table in state.items():
             when, _, name = key.partition(".")
@@ -317,21 +349,21 @@ class Miner:
     def close(self) -> None:
         self._background.shutdown(cancel_futures=True)
 
-    def _from_first(self, found: Tables | None) -> Tables:
-        """The tables as the first rank has them."""
+    def _from_first(self, searched: Tables | None) -> Tables:
+        """Tables of the first rank, sent to all; `searched` is None on the others."""
         if self._ranks.world == 1:
-            assert found is not None
-            return found
+            assert searched is not None
+            return searched
         tables = {}
         for name, width in self._widths.items():
             shape = (len(self._instances), width)
-            rows = np.empty(shape, np.int32) if found is None else found[name].neighbours
+            rows = np.empty(shape, np.int32) if searched is None else searched[name].neighbours
             sent = first_ranks(torch.from_numpy(rows).to(self._device))
             tables[name] = Neighbours(sent.cpu().numpy(), self._instances)
         return tables
 
     def _search(self, vectors: np.ndarray | None) -> Tables:
-        """Tables over embeddings of the instances; without any embeddings, empty ones."""
+        """Tables from embeddings (instances, D); empty tables without embeddings."""
         cache, labels, tables = self._content.cache, self._content.labels, {}
         for name, width in self._widths.items():
             if vectors is None:
@@ -345,27 +377,31 @@ class Miner:
 
     @torch.inference_mode()
     def _embed(self, network: Network) -> np.ndarray:
-        """The student's embedding of the middle of one view of each instance: (instances, D), normalised."""
-        cache, source, lead = self._content.cache, self._content.source, self._instances.lead
+        """The student's unit embeddings (instances, D) of the middle of one view of each instance."""
+        cache, source, views = self._content.cache, self._content.source, self._instances.first_views
         device, samples, embeddings = next(network.parameters()).device, whole_hops(self._crop), []
-        for start in range(0, len(lead), EMBEDDED_AT_ONCE):
-            views = lead[start : start + EMBEDDED_AT_ONCE]
-            room = np.maximum(cache.plan.views.samples[views] - samples, 0)
-            stored = load_crops(cache, source, views, Crop(room // 2 // HOP * HOP, samples))
+        for start in range(0, len(views), EMBEDDED_AT_ONCE):
+            batch = views[start : start + EMBEDDED_AT_ONCE]
+            room = np.maximum(cache.plan.views.samples[batch] - samples, 0)
+            stored = load_crops(cache, source, batch, Crop(room // 2 // HOP * HOP, samples))
             features, _ = decode_crops(cache, source, {k: v.to(device) for k, v in stored.items()})
             embeddings.append(normalize(network(features)[EMBEDDING].float(), dim=-1).cpu())
         return torch.cat(embeddings).numpy()
 
 
 def lists_of(count: int) -> int:
-    """Inverted lists of an index over so many vectors."""
+    """Number of inverted lists of an index of `count` vectors."""
     return int(2 ** int(np.log2(4 * np.sqrt(count))))
 
 
 def build(vectors: np.ndarray, nprobe: int) -> Any:
-    """A FAISS index of unit vectors (n, D) by inner product: exact up to 100,000, lists of 8-bit codes above; on the
-    GPU where FAISS sees one.
+    """FAISS index of unit vectors by inner product, on the GPU where FAISS sees one.
 
+    It is exact up to 100,000 vectors; above, it has inverted lists of 8-bit codes.
+
+    Args:
+        vectors: (n, D) unit vectors.
+        nprobe: number of inverted lists that a search visits.
     Raises:
         UsageError: FAISS is missing.
     """
@@ -390,7 +426,7 @@ def build(vectors: np.ndarray, nprobe: int) -> Any:
 
 
 def set_nprobe(index: Any, nprobe: int) -> None:
-    """How many lists a search looks into, wherever the index is."""
+    """Set the number of inverted lists that a search visits, for an index on the CPU or on GPUs."""
     import faiss
 
     space = faiss.GpuParameterSpace() if gpus() else faiss.ParameterSpace()
@@ -398,18 +434,19 @@ def set_nprobe(index: Any, nprobe: int) -> None:
 
 
 def gpus() -> int:
-    """GPUs on which FAISS searches: none where it is faiss-cpu."""
+    """Number of GPUs on which FAISS searches: 0 with faiss-cpu."""
     import faiss
 
     return int(faiss.get_num_gpus()) if hasattr(faiss, "index_cpu_to_all_gpus") else 0
 
 
 def recall(vectors: np.ndarray, queries: np.ndarray, found: np.ndarray) -> float:
-    """Mean fraction of the true k nearest vectors of each query (itself counted) that a search gave.
+    """Recall: mean fraction of the k nearest vectors of each query (including itself) that a search gave.
 
     Args:
+        vectors: (n, D) unit vectors.
         queries: (Q,) numbers of vectors.
-        found: (Q, k) what was given of each, in any order.
+        found: (Q, k) numbers of the neighbours that the search gave, in any order.
     """
     k = found.shape[1]
     similarity = torch.from_numpy(vectors[queries]) @ torch.from_numpy(vectors).mT

@@ -1,4 +1,4 @@
-"""What is trained: a student and its losses."""
+"""Trained module: a student and its losses."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from spkd.train.losses.chosen import WeightedSum
 
 
 class TrainingModule(nn.Module):
-    """A student network and the sum of its losses.
+    """Student network and the sum of its losses.
 
     Args:
-        swa_fraction: the last fraction of the run whose weights are averaged into what is kept, as toolkits average
-            their last checkpoints; here every step counts.
+        network: the student.
+        objective: the sum of the losses.
+        swa_fraction: last fraction of the run whose weights are averaged (stochastic weight averaging). Toolkits
+            average their last checkpoints; here every step counts.
     """
 
     def __init__(self, network: Network, objective: WeightedSum, swa_fraction: float = 0.0) -> None:
@@ -34,13 +36,13 @@ class TrainingModule(nn.Module):
     def forward(
         self, crops: list[Tensor], inputs: LossInputs, finetune_batch: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total loss and its terms by name.
+        """Total loss () and its terms by name.
 
         Args:
             crops: input features (B, T_i, F) of each crop.
-            inputs: what else the losses may use.
-            finetune_batch: (N, T_0, F) of the views that take the path through the adapters; they share one batch with
-                the first crops, which then take the path without.
+            inputs: further inputs of the losses.
+            finetune_batch: (N, T_0, F) input features of the views that take the path through the adapters; they share
+                a batch with the first crops, which then take the path without adapters.
         """
         if finetune_batch is None:
             first, *others = forward_crops(self.network, crops)
@@ -59,22 +61,21 @@ class TrainingModule(nn.Module):
             return self.objective(first, replace(inputs, crops=crops, other_levels=others, precision=precision))
 
     def after_step(self, progress: float) -> None:
-        """After every step of the optimiser, when a fraction `progress` of the run is over."""
+        """Called after every step of the optimiser, when a fraction `progress` of the run is over."""
         for loss in self.objective.by_name().values():
             loss.after_step(self.network, progress)
         if self.averaged is not None and progress > 1.0 - self._swa_fraction:
             self.averaged.update_parameters(self.network)
 
     def trained_network(self) -> Network:
-        """The network the run was for."""
+        """Network to keep at the end of the run: averaged over its last fraction, or as the losses give it."""
         network = self.network if self.averaged is None else cast(Network, self.averaged.module)
         for loss in self.objective.by_name().values():
             network = loss.trained_network(network)
         return network
 
     def by_network(self) -> list[list[nn.Parameter]]:
-        """Trained parameters by network: each network's gradient is clipped by its own norm, as if each had an
-        optimiser."""
+        """Trained parameters of each network: their gradients are clipped separately, as if each had an optimiser."""
         losses = self.objective.by_name().values()
         partners = [list(loss.partner.parameters()) for loss in losses if loss.partner is not None]
         taken = {id(p) for group in partners for p in group}
@@ -83,9 +84,10 @@ class TrainingModule(nn.Module):
 
 
 def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-    """Take the next values into running means of `count` others, all of one type.
+    """Add values to running means of `count` earlier values, all of one type, in place.
 
-    torch's own for a GPU fails at integers, such as the batches that batch-norm counts."""
+    torch's function for GPUs fails at integers, such as the number of batches that batch-norm counts.
+    """
     if averaged[0].is_floating_point():
         get_swa_multi_avg_fn()(averaged, current, count)
         return

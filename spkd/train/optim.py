@@ -1,4 +1,4 @@
-"""The optimiser, the learning-rate schedule, and the clipping of gradients."""
+"""Optimiser, learning-rate schedule and clipping of gradients."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from spkd.train.module import TrainingModule
 from spkd.train.settings import LargeMarginConfig, OptimConfig, SGDSettings
 from spkd.train.sharding import gradient_norm
 
-Groups = list[dict[str, Any]]  # of parameters, with their weight decay
+Groups = list[dict[str, Any]]  # groups of parameters, with their weight decay
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, large_margin: LargeMarginConfig | None = None) -> float:
-    """Linear warm-up from zero; then half a cosine from `lr` down to `final_lr` at the last step, or an exponential
-    that begins with the run (WeSpeaker's) and is multiplied by the warm-up, or `lr` throughout. Steps after `steps` are
-    those of large-margin fine-tuning, an exponential of its own."""
+    """Learning rate of a step.
+
+    After a linear warm-up from zero, it is half a cosine from `lr` down to `final_lr` at the last step, or `lr`
+    throughout. The exponential schedule (WeSpeaker's) begins with the run and is multiplied by the warm-up. Steps after
+    `steps` are those of large-margin fine-tuning, which has its own exponential schedule.
+
+    Args:
+        config: settings of the optimiser.
+        step: number of the step, from 0.
+        steps: number of steps before large-margin fine-tuning.
+        large_margin: settings of large-margin fine-tuning; None without it.
+    """
     if step >= steps and large_margin is not None:
         done = (step - steps) / max(large_margin.steps - 1, 1)
         return large_margin.lr * (large_margin.final_lr / large_margin.lr) ** done
@@ -35,9 +44,9 @@ def learning_rate(config: OptimConfig, step: int, steps: int, large_margin: Larg
 
 
 def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The chosen optimiser; biases and normalisation are not decayed.
+    """Chosen optimiser. Biases and parameters of normalisation layers have no weight decay.
 
-    All parameters in one pass, where torch has such an optimiser for the device.
+    All parameters are updated in one pass, where torch has such an optimiser for the device.
     """
     trained = [p for name, p in module.named_parameters() if p.requires_grad and not name.startswith("averaged.")]
     groups = [
@@ -58,7 +67,7 @@ def make_sgd(groups: Groups, lr: float, fused: bool, settings: SGDSettings) -> t
     """Stochastic gradient descent with momentum 0.9."""
     sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=settings.nesterov, fused=fused)
     # torch's fused SGD fails where the first gradient of a parameter comes after those of others (the prototypes of
-    # MeMo thaw later). A momentum of zero has the same first step as none.
+    # MeMo are trained from a later step on). A momentum of zero has the same first step as none.
     for group in groups:
         for parameter in group["params"]:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -66,7 +75,7 @@ def make_sgd(groups: Groups, lr: float, fused: bool, settings: SGDSettings) -> t
 
 
 def clip_gradients(config: OptimConfig, module: TrainingModule) -> None:
-    """Scale down gradients whose norm exceeds `optim.clip`: of each network, or of each tensor."""
+    """Scale down gradients whose norm exceeds `optim.clip`, separately for each network or for each tensor."""
     if config.clip <= 0:
         return
     for parameters in module.by_network():

@@ -1,4 +1,4 @@
-"""Records of a run in its folder: its settings, where and with what it ran, its curves on a page."""
+"""Records of a run in its folder: its settings, its machine and versions, and a page with its curves."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ FORMAT = Format("spkd_run", 1, "the record of a training", "train in another fol
 
 @dataclass(frozen=True)
 class Speed:
-    """Speed of a run, as its meter gives it.
+    """Speed of a run, as measured by its meter.
 
     Attributes:
-        views_per_second: that were trained on.
-        waited: share of the time in which data was waited for.
-        memory_gb: most memory of the GPU, or of the process (GB).
+        views_per_second: trained views per second.
+        waited: fraction of the time spent waiting for data.
+        memory_gb: peak memory of the GPU, or of the process (GB).
     """
 
     views_per_second: float = field(metadata={"low": 0})
@@ -49,13 +49,13 @@ class RunRecord:
 
     Attributes:
         command: arguments of the command line.
-        started: time (UTC).
+        started: time of the start (UTC).
         host: name of the machine.
         device: name of the GPU, or the kind of device.
-        versions: of spkd, Python and libraries.
-        git_commit: of the working directory, with a + where files were changed; None outside of a repository.
+        versions: versions of spkd, Python and libraries.
+        git_commit: commit of the working directory, with a + where files were changed; None outside of a repository.
         caches: fingerprint of each cache.
-        speed: None before the end, and of a run too short to be measured.
+        speed: speed of the run; None before its end, and for a run too short to be measured.
     """
 
     command: tuple[str, ...]
@@ -69,14 +69,14 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
-        """Raises SpkdError: missing, damaged, or of another format."""
+        """Read run.json. Raises SpkdError: missing, damaged, or of another format."""
         return FORMAT.open(read_json(path), str(path), lambda content, where: record(cls, content, where))
 
     def write(self, path: Path) -> None:
         write_json(path, FORMAT.seal(asdict(self)))
 
     def facts(self) -> dict[str, Any]:
-        """Its fields by name, as people read them."""
+        """Fields by name, formatted for people."""
         shown = {"started": self.started, "host": self.host, "device": self.device, "git commit": self.git_commit}
         facts: dict[str, Any] = {name: value for name, value in shown.items() if value}
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in self.versions.items())
@@ -113,7 +113,7 @@ def finish(out: Path, summary: dict[str, float]) -> None:
 
 
 def write_page(out: Path) -> None:
-    """Write train.html: every curve of the log, the settings, and where the run was."""
+    """Write train.html: every curve of the log, the settings, and the content of run.json."""
     drawn = [figures.lines({name: points}, name) for name, points in read_curves(out).items()]
     parts = [html.figures(*drawn), html.heading("The run"), html.facts(RunRecord.read(out / RUN).facts())]
     parts += [html.heading("Settings"), html.code((out / SETTINGS).read_text())]
@@ -121,7 +121,7 @@ def write_page(out: Path) -> None:
 
 
 def _git_commit() -> str | None:
-    """Of the working directory, with a + where files were changed; None outside of a repository."""
+    """Commit of the working directory, with a + where files were changed; None outside of a repository."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)

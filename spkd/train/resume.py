@@ -1,4 +1,4 @@
-"""A run on disk: what makes two runs the same, and what an interrupted one continues from."""
+"""A run on disk: the settings that identify it, and the state from which an interrupted run is continued."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from spkd.train.module import TrainingModule
 from spkd.train.settings import TrainConfig
 from spkd.train.sharding import Division, division_of, divisions, own_state, whole_state
 
-# Where a run happens and how often it saves; all other settings say which run it is.
+# Settings of the place of a run and of its saving; all others identify the run.
 PLACES = (
     *("cache", "finetune_cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every"),
     *("valid", "loggers"),
@@ -44,7 +44,7 @@ LONGEST_VALUE = 60  # characters
 def run_settings(
     config: TrainConfig, losses: dict[str, ChosenLoss], cache: CacheSource, finetune_cache: CacheSource | None
 ) -> dict[str, Any]:
-    """What makes two runs the same: everything but where they run and how often they save."""
+    """Settings that identify a run: all but those of its place (device, workers, ...) and of its saving."""
     chosen = {
         name: value for name, value in dataclasses.asdict(config).items() if name not in (*PLACES, "loss", "given")
     }
@@ -63,10 +63,10 @@ def run_settings(
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder.
+    """Lock a folder against other training runs while the block runs.
 
     Raises:
-        SpkdError: another one is at work there.
+        SpkdError: another training run uses the folder.
     """
     with open(out / LOCK, "w") as file:
         try:
@@ -82,18 +82,17 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def can_be_extended(config: TrainConfig, losses: Mapping[str, ChosenLoss]) -> bool:
-    """Whether a run that is finished is the beginning of one with more steps: nothing in it depends on how many there
-    are."""
+    """Whether a finished run is the beginning of a run with more steps: nothing in it depends on their number."""
     optim = config.optim
     fixed = optim.schedule == "constant" and not optim.swa_fraction and not config.large_margin.steps
     return fixed and not any(loss.depends_on_progress for loss in losses.values())
 
 
 def is_finished(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` holds this very run, finished.
+    """Whether `out` holds this run, finished.
 
     Raises:
-        SpkdError: it holds another one.
+        SpkdError: it holds another run.
     """
     ours, finished = json.loads(json.dumps(settings)), False
     for name in (STATE, DESCRIPTION):
@@ -101,33 +100,35 @@ def is_finished(out: Path, settings: dict[str, Any]) -> bool:
             continue
         if name == STATE:
             state = read_json(out / STATE)
-            theirs = state.get("settings") if isinstance(state, dict) else None
-            theirs = theirs if isinstance(theirs, dict) else {}
+            stored = state.get("settings") if isinstance(state, dict) else None
+            stored = stored if isinstance(stored, dict) else {}
         else:
-            theirs = Description.read(out / name).training.settings
-        if theirs == ours:
+            stored = Description.read(out / name).training.settings
+        if stored == ours:
             finished = finished or name == DESCRIPTION
-        elif not _is_beginning(theirs, ours):
+        elif not _is_beginning(stored, ours):
             what = "an unfinished run" if name == STATE else "a student"
             raise SpkdError(
-                f"{out}: holds {what} with other settings{_differences(theirs, ours)}; choose another folder with "
+                f"{out}: holds {what} with other settings{_differences(stored, ours)}; choose another folder with "
                 "out=FOLDER"
             )
         elif not (out / STATE).is_file():
             raise SpkdError(
-                f"{out}: finished with steps={theirs['steps']}, and its learning rate, weights or margins depend on "
+                f"{out}: finished with steps={stored['steps']}, and its learning rate, weights or margins depend on "
                 "that number; only runs with optim.schedule=constant, and without such settings, can be continued"
             )
     return finished
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The settings that differ, in brackets, with the value of the run that is there and that of this one; "" where
-    nothing is known of the one that is there."""
-    if not theirs:
+def _differences(stored: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Settings that differ, in brackets, with the values of the run in the folder and of this run.
+
+    It is "" where the settings of the run in the folder are not known.
+    """
+    if not stored:
         return ""
-    both = theirs.get("losses", {}).keys() & ours["losses"].keys()
-    old, new = _flat(theirs, both), _flat(ours, both)
+    both = stored.get("losses", {}).keys() & ours["losses"].keys()
+    old, new = _flat(stored, both), _flat(ours, both)
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     shown = [f"{name}: {_shown(old.get(name))} there, {_shown(new.get(name))} now" for name in names[:MOST_NAMED]]
     more = f"; and {len(names) - MOST_NAMED} others" if len(names) > MOST_NAMED else ""
@@ -135,7 +136,7 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def _flat(settings: Mapping[str, Any], losses: Iterable[str]) -> dict[str, Any]:
-    """Settings by the names that a user writes; of the losses those of some."""
+    """Settings by the names that a user writes, with those of the given losses alone."""
     flat: dict[str, Any] = {"loss": list(settings.get("losses", {}))}
     for loss in losses:
         of_loss = dict(settings["losses"][loss])
@@ -157,22 +158,22 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value as a user writes it; a list of fingerprints, say, not at full length."""
+    """A value as a user writes it, shortened where it is long, such as a list of fingerprints."""
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value).replace('"', "")
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
-def _is_beginning(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Whether two runs differ in nothing but that ours has more steps."""
+def _is_beginning(stored: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Whether two runs differ only in that ours has more steps."""
     but_steps = [
-        {name: value for name, value in tree.items() if name not in ("steps", "epochs")} for tree in (theirs, ours)
+        {name: value for name, value in tree.items() if name not in ("steps", "epochs")} for tree in (stored, ours)
     ]
-    return but_steps[0] == but_steps[1] and isinstance(theirs.get("steps"), int) and theirs["steps"] < ours["steps"]
+    return but_steps[0] == but_steps[1] and isinstance(stored.get("steps"), int) and stored["steps"] < ours["steps"]
 
 
 @dataclass(frozen=True)
 class _State:
-    """state.json."""
+    """Content of state.json."""
 
     step: int = field(metadata={"low": 1})
     tensors: str
@@ -188,11 +189,19 @@ def save(
     settings: dict[str, Any],
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Everything a run continues from, written by the first rank; all of them call it, for each has its part of what is
-    divided. state.json names the tensors' file, so both change together.
+    """Save the state from which a run is continued.
+
+    The first rank writes it; all ranks call this, since each holds some rows of parameters that are divided. state.json
+    names the file of the tensors, so that both change together.
 
     Args:
-        extra: what else the run needs, under names of its own.
+        out: folder of the run.
+        module: student and losses.
+        optimiser: the optimiser.
+        miner: miner of negatives and positives, if any.
+        step: number of steps done.
+        settings: settings that identify the run.
+        extra: further tensors by name.
     """
     model = whole_state(module.state_dict(), divisions(module))
     parameters, values_of = _parameters(optimiser), optimiser.state_dict()["state"]
@@ -217,8 +226,14 @@ def resume(
 ) -> tuple[int, dict[str, Tensor]]:
     """Load a saved state.
 
+    Args:
+        out: folder of the run.
+        module: student and losses.
+        optimiser: the optimiser.
+        miner: miner of negatives and positives, if any.
+        steps: number of steps of the whole run.
     Returns:
-        The step to go on from, 0 where nothing was saved; and what else was saved.
+        The step to continue from, 0 where nothing was saved; and the further tensors that were saved.
     Raises:
         SpkdError: the state is damaged.
     """
@@ -229,7 +244,7 @@ def resume(
         if state.step >= steps or not re.fullmatch(r"state\.\d+\.safetensors", state.tensors):
             raise ValueError(f"step {state.step} of {steps}, tensors in {state.tensors[:40]}")
         tensors = load_tensors(read_bytes(out / state.tensors))
-        # Infinite ones there may be: the least loss so far begins with infinity.
+        # Infinite values are valid: the lowest loss so far is initially infinite.
         odd = [name for name, value in tensors.items() if value.is_floating_point() and value.isnan().any()]
         if odd:
             raise ValueError(f"values of {odd[0]} are NaN")
@@ -249,13 +264,13 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _divided_values(parameter: nn.Parameter, values: Mapping[str, Tensor]) -> dict[str, Division]:
-    """Those of the optimiser's values of a parameter that are divided as it is."""
+    """Division of those of the optimiser's values of a parameter that are divided over the ranks as it is."""
     division = division_of(parameter)
     return {name: division for name, value in values.items() if division is not None and value.ndim > 1}
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where the state of a parameter is missing or has another shape."""
+    """Load the optimiser's state. Raises ValueError where that of a parameter is missing or has another shape."""
     saved: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimiser."):
@@ -273,7 +288,7 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tens
 
 
 def drop(out: Path) -> None:
-    """Remove the state of a run that is finished, and what a kill left half written."""
+    """Remove the state of a finished run, and files that a kill left incomplete."""
     (out / STATE).unlink(missing_ok=True)
     _remove_states(out)
     for left in out.glob(f"*{PART}"):

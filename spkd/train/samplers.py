@@ -1,4 +1,7 @@
-"""Which views share a batch. Every sampler is a function of (seed, epoch), so that a run resumes exactly."""
+"""Samplers: the views that share a batch.
+
+Every sampler is a function of (seed, epoch), so that a run is resumed exactly.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ WINDOW = 50  # batches of neighbouring lengths among which views are shuffled
 
 @dataclass(frozen=True)
 class SamplerContext:
-    """What a sampler orders.
+    """Views that a sampler orders, and its further inputs.
 
     Attributes:
-        cache: whose views.
-        batch_size: views in a batch.
-        seed: of the order.
-        table: of each instance its nearest others, where they are mined.
+        cache: cache of the views.
+        batch_size: number of views in a batch.
+        seed: seed of the order.
+        table: nearest instances of each instance, where they are mined.
     """
 
     cache: CacheSource
@@ -34,14 +37,14 @@ class SamplerContext:
     table: Neighbours | None = None
 
     def divided(self, count: int, key: str) -> int:
-        """The views of a group. Raises UsageError where a batch is no multiple of it."""
+        """Number of views in a group. Raises UsageError where the batch size is not a multiple of it."""
         if self.batch_size % count or count >= self.batch_size:
             raise UsageError(f"sampler.{key}={count}: batch_size={self.batch_size} is no multiple of it")
         return count
 
 
 def make_order(config: SamplerConfig, context: SamplerContext) -> Order:
-    """The order of a run's views.
+    """Order of a run's views.
 
     Raises:
         UsageError: settings that the batch or the caches do not allow.
@@ -54,12 +57,12 @@ def make_order(config: SamplerConfig, context: SamplerContext) -> Order:
 
 
 def shuffled(settings: NoSettings, context: SamplerContext) -> Order:
-    """Any views share a batch."""
+    """Batches of random views."""
     return shuffled_views(context.cache, context.seed)
 
 
 def by_speaker(settings: SpeakersSettings, context: SamplerContext) -> Order:
-    """Batches with several views of each of their speakers. Raises SpkdError where a view has no speaker."""
+    """Batches with several views of each of their speakers. Raises SpkdError where a view has no speaker label."""
     cache, views = context.cache, context.cache.usable_views
     if not cache.labelled:
         raise SpkdError(f"sampler=speakers: {cache.name} has utterances without speaker")
@@ -86,10 +89,12 @@ def by_neighbours(settings: HardSettings, context: SamplerContext) -> Order:
 
 
 def shuffled_views(cache: CacheSource, seed: int, chosen: np.ndarray | None = None) -> Order:
-    """The cache's own order, another in every epoch.
+    """The cache's random order, which differs in every epoch.
 
     Args:
-        chosen: (views,) whether a view takes part; None: all.
+        cache: cache of the views.
+        seed: seed of the order.
+        chosen: (views,) whether a view is used; None: all.
     """
 
     def order(epoch: int) -> np.ndarray:
@@ -100,8 +105,10 @@ def shuffled_views(cache: CacheSource, seed: int, chosen: np.ndarray | None = No
 
 
 def _by_speaker(views: np.ndarray, speaker: np.ndarray, count: int, seed: int) -> Order:
-    """Batches of `count` views of each of their speakers. Every view comes once in an epoch; the last of a speaker are
-    filled up with others of the speaker."""
+    """Batches of `count` views of each of their speakers.
+
+    Every view comes once in an epoch; the last group of a speaker is filled up with further views of the speaker.
+    """
     _, number = np.unique(speaker, return_inverse=True)
     by_speaker = [views[number == speaker_number] for speaker_number in range(int(number.max()) + 1)]
 
@@ -109,12 +116,12 @@ def _by_speaker(views: np.ndarray, speaker: np.ndarray, count: int, seed: int) -
         random = random_state(Purpose.ORDER, seed, epoch)
         groups, times = [], []
         for its_views in by_speaker:
-            parts = -(-len(its_views) // count)
+            groups_of_speaker = -(-len(its_views) // count)
             permuted = random.permutation(its_views)
-            filled = np.concatenate([permuted, random.choice(its_views, parts * count - len(its_views))])
-            groups += np.split(filled, parts)
-            # Spread evenly over the epoch, so that a batch has as many speakers as it has places.
-            times += ((np.arange(parts) + random.random_sample()) / parts).tolist()
+            filled = np.concatenate([permuted, random.choice(its_views, groups_of_speaker * count - len(its_views))])
+            groups += np.split(filled, groups_of_speaker)
+            # The groups of a speaker are spread over the epoch, so that those of a batch are of different speakers.
+            times += ((np.arange(groups_of_speaker) + random.random_sample()) / groups_of_speaker).tolist()
         return np.concatenate([groups[index] for index in np.argsort(times, kind="stable")])
 
     return order
@@ -138,8 +145,10 @@ def _by_length(views: np.ndarray, samples: np.ndarray, batch_size: int, seed: in
 
 
 def _by_shares(cache: CacheSource, shares: list[float], batch_size: int, seed: int) -> Order:
-    """Batches with a fixed share of each corpus; an epoch passes once over the corpus that lasts longest, and the
-    others begin again."""
+    """Batches with a fixed share of each corpus.
+
+    An epoch passes once over the corpus that lasts longest; the others begin again when they end.
+    """
     corpora = cache.corpora_views
     if len(corpora) < 2 or len(shares) != len(corpora) or not 0.999 < sum(shares) < 1.001:
         raise UsageError(
@@ -173,7 +182,7 @@ def _hard(views: np.ndarray, table: Neighbours, count: int, seed: int) -> Order:
         random = random_state(Purpose.ORDER, seed, epoch)
         leads = random.permutation(views)[: max(len(views) // count, 1)]
         drawn = table.draw(leads, count - 1, random)
-        others = np.where(drawn.found, drawn.views, random.choice(views, drawn.views.shape))
-        return np.concatenate([leads[:, None], others], axis=1).ravel()
+        neighbours = np.where(drawn.found, drawn.views, random.choice(views, drawn.views.shape))
+        return np.concatenate([leads[:, None], neighbours], axis=1).ravel()
 
     return order

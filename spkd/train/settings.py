@@ -49,12 +49,12 @@ class OptimConfig(Chooser):
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         if self.schedule == "constant":
-            found["final_lr"] = "optim.schedule=constant keeps the learning rate"
+            reasons["final_lr"] = "optim.schedule=constant keeps the learning rate"
         if not self.clip:
-            found["clip_by"] = "optim.clip=0 clips nothing"
-        return found
+            reasons["clip_by"] = "optim.clip=0 clips nothing"
+        return reasons
 
 
 @dataclass
@@ -228,7 +228,7 @@ class TrainConfig(Settings):
     )
     batch_size: int = key(64, "views in one step", low=2, high=10**6)
     steps: int = key(2000, "training steps", low=1, high=10**9)
-    epochs: float | None = key(None, "passes over the views, in the place of steps", positive=True, high=1e6)
+    epochs: float | None = key(None, "passes over the views, instead of steps", positive=True, high=1e6)
     accumulate: int = key(1, "batches whose gradients make one step", low=1, high=10**6)
     large_margin: LargeMarginConfig = section(LargeMarginConfig)
     valid: ValidConfig = section(ValidConfig)
@@ -256,25 +256,25 @@ class TrainConfig(Settings):
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        found = {}
+        reasons = {}
         if len(self.cache) < 2:
-            found["teachers"] = "one cache is given"
+            reasons["teachers"] = "one cache is given"
         if self.manifest is None:
-            found |= dict.fromkeys(("noise", "rir"), "no manifest is given, so no audio is decoded")
+            reasons |= dict.fromkeys(("noise", "rir"), "no manifest is given, so no audio is decoded")
         if self.epochs is not None:
-            found["steps"] = f"epochs={self.epochs:g} sets their number"
-        return found | self._unused_mining()
+            reasons["steps"] = f"epochs={self.epochs:g} sets their number"
+        return reasons | self._unused_mining()
 
     def _unused_mining(self) -> dict[str, str]:
         mining, hard = self.mining, self.sampler.name == "hard"
-        found = {}
+        reasons = {}
         if not (mining.negatives or mining.positives or hard):
             reason = "nothing is mined (mining.negatives, mining.positives, sampler=hard)"
-            found = dict.fromkeys(("neighbours", "embeddings", "refresh", "nprobe", "floor"), reason)
+            reasons = dict.fromkeys(("neighbours", "embeddings", "refresh", "nprobe", "floor"), reason)
         elif not (mining.negatives or hard):
-            found["neighbours"] = "no negatives are mined (mining.negatives, sampler=hard)"
+            reasons["neighbours"] = "no negatives are mined (mining.negatives, sampler=hard)"
         if not mining.positives:
-            found.setdefault("floor", "no positives are mined (mining.positives)")
+            reasons.setdefault("floor", "no positives are mined (mining.positives)")
         if mining.embeddings != "student":
-            found.setdefault("refresh", "the teacher's embeddings do not change (mining.embeddings=student)")
-        return {f"mining.{name}": reason for name, reason in found.items()}
+            reasons.setdefault("refresh", "the teacher's embeddings do not change (mining.embeddings=student)")
+        return {f"mining.{name}": reason for name, reason in reasons.items()}

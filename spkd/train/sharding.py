@@ -1,5 +1,8 @@
-"""A speaker classifier whose classes are divided over the ranks: each holds some rows of the weight and computes its
-columns of the logits, so that no rank needs memory for all speakers."""
+"""Sharding of a speaker classifier: its classes are divided over the ranks.
+
+Each rank holds some rows of the weight and computes the logits of these classes, so that no rank needs memory for all
+speakers.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,37 @@ from torch import Tensor, nn
 
 from spkd.train.distributed import summed, world
 
-DIVISION = "division"  # attribute of a parameter that is divided
+DIVISION = "division"  # attribute of a parameter whose rows are divided
 
 
 @dataclass(frozen=True)
 class Division:
-    """How the rows of a parameter are divided over the ranks.
+    """Division of the rows of a parameter over the ranks.
 
     Attributes:
-        rows: on all ranks. group: rows that stay together.
+        rows: number of rows on all ranks.
+        group: number of neighbouring rows that stay on one rank.
     """
 
     rows: int
     group: int = 1
 
     def part(self, number: int) -> slice:
-        """The rows of one rank."""
+        """Rows of one rank."""
         groups, ranks = self.rows // self.group, world().world
         return slice(groups * number // ranks * self.group, groups * (number + 1) // ranks * self.group)
 
     @property
     def own(self) -> slice:
-        """The rows of this rank."""
+        """Rows of this rank."""
         return self.part(world().number)
 
 
 def divided(weight: Tensor, division: Division) -> nn.Parameter:
-    """This rank's rows of a weight (rows, D) that every rank has made alike.
+    """This rank's rows of a weight (rows, D) that every rank initialised equally.
 
-    Every rank computes the loss of the whole batch, so that gradients come `world` times through what they exchange.
-    Those of other parameters are averaged over the ranks, these are not, so they are divided here.
+    Every rank computes the loss of the whole batch, so the exchange between the ranks sums the gradient `world` times.
+    Gradients of other parameters are averaged over the ranks; these are not, so they are divided here.
     """
     ranks = world().world
     parameter = nn.Parameter(weight[division.own].clone())
@@ -51,45 +55,46 @@ def divided(weight: Tensor, division: Division) -> nn.Parameter:
 
 
 def division_of(parameter: Tensor) -> Division | None:
-    """None where a parameter is whole."""
+    """Division of a parameter; None where it is not divided."""
     return getattr(parameter, DIVISION, None)
 
 
 def divisions(module: nn.Module) -> dict[str, Division]:
-    """The parameters of a module that are divided."""
-    found = {name: division_of(parameter) for name, parameter in module.named_parameters()}
-    return {name: division for name, division in found.items() if division is not None}
+    """Divisions of the divided parameters of a module, by name."""
+    by_name = {name: division_of(parameter) for name, parameter in module.named_parameters()}
+    return {name: division for name, division in by_name.items() if division is not None}
 
 
-def whole(own: Tensor, division: Division) -> Tensor:
-    """All rows of what is divided: (own rows, ...) -> (rows, ...). Every rank calls it."""
+def whole(local: Tensor, division: Division) -> Tensor:
+    """Rows of all ranks from those of this rank: (rows of this rank, ...) -> (rows, ...). Every rank calls this."""
     parts = [division.part(number) for number in range(world().world)]
     counts = [part.stop - part.start for part in parts]
-    padded = own.new_zeros(max(counts), *own.shape[1:])
-    padded[: len(own)] = own.detach()
+    padded = local.new_zeros(max(counts), *local.shape[1:])
+    padded[: len(local)] = local.detach()
     gathered = [torch.empty_like(padded) for _ in parts]
     dist.all_gather(gathered, padded)
     return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
 
 def whole_state(state: Mapping[str, Tensor], divided_ones: Mapping[str, Division]) -> dict[str, Tensor]:
-    """A state with all rows of what is divided. Every rank calls it."""
+    """State with the rows of all ranks. Every rank calls this."""
     return {name: whole(v, divided_ones[name]) if name in divided_ones else v for name, v in state.items()}
 
 
 def own_state(state: Mapping[str, Tensor], divided_ones: Mapping[str, Division]) -> dict[str, Tensor]:
-    """What this rank holds of a whole state."""
+    """State with the rows of this rank alone, from a whole state."""
     return {name: v[divided_ones[name].own] if name in divided_ones else v for name, v in state.items()}
 
 
 def cross_entropy_of_parts(logits: Tensor, label: Tensor, first: int) -> Tensor:
-    """Cross-entropy over classes that are divided over the ranks: (), the mean over the labelled views of the batch,
-    the same on every rank.
+    """Cross-entropy () over classes that are divided over the ranks.
+
+    It is the mean over the labelled views of the whole batch, equal on every rank.
 
     Args:
-        logits: (N, own classes) of the views of all ranks.
-        label: (N,) among all classes; -1 where there is none.
-        first: the first of this rank's classes.
+        logits: (N, classes of this rank) of the views of all ranks.
+        label: (N,) class of each view among all classes, -1 where it has none.
+        first: number of this rank's first class.
     """
     highest = logits.detach().amax(1)
     dist.all_reduce(highest, dist.ReduceOp.MAX)
@@ -102,7 +107,7 @@ def cross_entropy_of_parts(logits: Tensor, label: Tensor, first: int) -> Tensor:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Of parameters some of which may be divided: the norm over all ranks."""
+    """Norm () of the gradients of parameters, over all ranks where they are divided."""
     gradients: dict[bool, list[Tensor]] = {False: [], True: []}
     for parameter in parameters:
         if parameter.grad is not None:

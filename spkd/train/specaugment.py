@@ -9,12 +9,15 @@ from torch import Tensor
 def mask(
     features: Tensor, frames: int, bands: int, generator: torch.Generator, part: slice | None = None, whole: int = 0
 ) -> Tensor:
-    """Per crop one stretch of up to `frames` frames and one of up to `bands` mel bands take the crop's mean.
+    """Replace one stretch of frames and one of mel bands of each crop by the crop's mean.
 
     Args:
         features: (B, T, F).
-        generator: on the CPU.
-        part, whole: which views of a larger batch these are, and its size; None: all of it.
+        frames: largest number of masked frames.
+        bands: largest number of masked bands.
+        generator: random generator on the CPU.
+        part: rows of these crops in a larger batch, for which the random numbers are drawn; None: the whole batch.
+        whole: size of that larger batch.
     Returns:
         (B, T, F).
     """

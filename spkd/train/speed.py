@@ -1,4 +1,4 @@
-"""Speed of a training, and what holds it up."""
+"""Speed of a training run, and its bottleneck."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 
 from spkd.meter import Meter
 
-HELD_UP = 0.1  # share of the time from which waiting for data is worth a remedy
-LONG_ENOUGH = 60.0  # s of a run after which the start of its workers no longer shows
+HELD_UP = 0.1  # fraction of the time spent waiting for data from which a remedy is printed
+LONG_ENOUGH = 60.0  # s of a run after which the start of its workers no longer matters
 WARM_UP = 5  # steps that are not measured
 
 
 def summary(meter: Meter, device: torch.device) -> dict[str, float]:
-    """views_per_second, waited (share of the time), memory_gb; {} where the run was too short.
+    """Speed by name: views_per_second, waited (fraction of the time), memory_gb; {} where the run was too short.
 
     Args:
-        meter: counts views.
+        meter: meter that counts views.
+        device: device of the run.
     """
     if meter.is_short:
         return {}
@@ -30,7 +31,7 @@ def summary(meter: Meter, device: torch.device) -> dict[str, float]:
 
 
 def peak_gb(device: torch.device) -> float:
-    """Most memory of the GPU, or of this process where there is none."""
+    """Peak memory (GB) of the GPU, or of this process where there is none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -38,17 +39,19 @@ def peak_gb(device: torch.device) -> float:
 
 
 def describe(summary: dict[str, float]) -> str:
-    """The speed of a run in a line."""
+    """Speed of a run in a line."""
     waited = f"waited {100 * summary['waited']:.0f} % of the time for data"
     return f"{summary['views_per_second']:,.0f} utterances/s; {waited}; {summary['memory_gb']:.1f} GB"
 
 
 def in_words(summary: dict[str, float], seconds: float, from_audio: bool, workers: int) -> list[str]:
-    """The lines that end a run: its speed, and a remedy where data was waited for.
+    """Last lines of a run: its speed, and a remedy where it waited for data.
 
     Args:
-        seconds: that the summary was measured over.
-        from_audio: whether audio is decoded during training, by so many workers.
+        summary: result of `summary`.
+        seconds: duration over which it was measured (s).
+        from_audio: whether audio is decoded during training.
+        workers: number of worker processes.
     """
     if not summary:
         return []

@@ -1,4 +1,4 @@
-"""Ending a run before its last step: when asked to, after saving, and when validation gets no better."""
+"""End of a run before its last step: on a signal, after saving, and where validation no longer improves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from spkd.errors import Interrupted
 from spkd.train.settings import ValidConfig
 
-# Ctrl-C; what schedulers send before they kill; what Slurm sends on request (--signal=USR1@120).
+# Ctrl-C; the signal of schedulers before they kill; the signal that Slurm sends on request (--signal=USR1@120).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether a signal asked the run to end. The second one does not wait for the step."""
+    """Handler of signals that ask a run to end. A second signal ends it without waiting for the step."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -33,25 +33,25 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Signals ask for an end while the block runs; only the main thread can be asked."""
+    """Handle signals that ask for an end while the block runs; only the main thread receives them."""
     request, before = StopRequest(), dict[signal.Signals, Any]()
     if threading.current_thread() is threading.main_thread():
-        before = {which: signal.signal(which, request) for which in SIGNALS}
+        before = {number: signal.signal(number, request) for number in SIGNALS}
     try:
         yield request
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass
 class BestValidation:
-    """The best validation of a run so far.
+    """Best validation of a run so far.
 
     Attributes:
         rate: lowest EER (%).
-        step: at which.
-        worse: validations since.
+        step: step of the lowest EER.
+        worse: number of validations since then.
     """
 
     rate: float = float("inf")
@@ -59,7 +59,7 @@ class BestValidation:
     worse: int = 0
 
     def add(self, step: int, eer_percent: float) -> bool:
-        """A new result. Returns whether it is the best."""
+        """Add a new result. Returns whether it is the best."""
         if eer_percent < self.rate:
             self.rate, self.step, self.worse = eer_percent, step, 0
             return True
@@ -67,7 +67,7 @@ class BestValidation:
         return False
 
     def is_over(self, config: ValidConfig) -> bool:
-        """Whether waiting longer is no use."""
+        """Whether the run ends, since validation has not improved for `patience` validations."""
         return 0 < config.patience <= self.worse
 
     def state(self) -> dict[str, Tensor]:

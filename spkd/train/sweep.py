@@ -11,11 +11,15 @@ MOST = 10_000  # runs
 
 
 def combinations(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The settings of each run: `key=a,b` stands for `key=a` and for `key=b`, each run into a folder of its own within
-    `out`, named after what varies. Lists and mappings ([a,b], {a: b}) are single values.
+    """Settings of each run of a sweep.
 
+    `key=a,b` stands for a run with `key=a` and one with `key=b`. Each run has its own folder within `out`, named after
+    the settings that vary. Lists and mappings ([a,b], {a: b}) are single values.
+
+    Args:
+        overrides: settings as `key=value`.
     Raises:
-        UsageError: nothing varies, or far too much does.
+        UsageError: no setting varies, or there are too many runs.
     """
     choices = [_values(item) for item in overrides]
     varied = [index for index, values in enumerate(choices) if len(values) > 1]

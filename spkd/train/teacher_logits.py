@@ -1,4 +1,4 @@
-"""The teacher's logits: of its own head where it knows the training speakers, or else cosines to prototypes."""
+"""Teacher logits: those of its head where it knows the training speakers, or else cosines to prototypes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from spkd.progress import log
 from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.losses.base import ChosenLoss
 
-WRONG = 0.05  # nats of divergence from which the card's logits are called wrong
+WRONG = 0.05  # divergence (nats) of stored logits, as the card records it, from which a warning is printed
 
 
 @dataclass(frozen=True)
 class TeacherLogits:
-    """The classes of the teacher's logits.
+    """Teacher logits and their classes.
 
     Attributes:
-        classes: their names.
-        label: (views,) the class of each view among them, -1 where it has none.
-        scale: of cosine logits, None of others.
+        classes: names of the classes.
+        label: (views,) class of each view among them, -1 where it has none.
+        scale: scale of cosine logits; None for others.
         prototypes: (classes, D) unit vectors; None where the logits come from the cache.
     """
 
@@ -36,22 +36,22 @@ class TeacherLogits:
 
     @property
     def source(self) -> str:
-        """The target from which they follow."""
+        """Name of the target from which they are computed."""
         return LOGITS if self.prototypes is None else EMBEDDING
 
     def of(self, embedding: Tensor) -> Tensor:
-        """(B, D) -> (B, classes): scale * cos(embedding, prototype)."""
+        """Logits (B, classes) of embeddings (B, D): scale * cos(embedding, prototype)."""
         assert self.prototypes is not None
         assert self.scale is not None
         return self.scale * normalize(embedding.float(), dim=-1) @ self.prototypes.to(embedding.device).mT
 
 
 def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenLoss]) -> TeacherLogits | None:
-    """The logits that label-level losses learn from; None where no loss asks for them.
+    """Logits that label-level losses learn from; None where no loss asks for them.
 
     Raises:
-        UsageError: they cannot be had in the way that the settings name, or two losses ask for different ones.
-        SpkdError: a loss needs a class of every view, and the teacher's head lacks some (those of changed speed, say).
+        UsageError: the logits that the settings name are not available, or two losses ask for different logits.
+        SpkdError: a loss needs a class of every view, and the teacher's head lacks some (pseudo-speakers, say).
     """
     requested = {name: loss.settings.logits_request() for name, loss in losses.items()}
     asking = {name: request for name, request in requested.items() if request is not None}
@@ -91,7 +91,7 @@ def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenL
 
 
 def _warn(cache: CacheSource, loss: str, temperature: float) -> None:
-    """Print a warning where the card records that the stored logits are wrong at this temperature."""
+    """Log a warning where, according to the card, the stored logits diverge too much at this temperature."""
     for member in cache.members:
         errors = member.card.errors.get(LOGITS, {})
         recorded = {float(name.removeprefix("kl_t")): kl for name, kl in errors.items() if name.startswith("kl_t")}

@@ -65,15 +65,15 @@ from spkd.train.step import Optimisation
 from spkd.train.stopping import BestValidation, stop_request
 from spkd.train.teacher_logits import TeacherLogits, teacher_logits
 
-PAGE_EVERY = 60.0  # s: drawing curves takes a second, which frequent saves would feel
-BEST = "best"  # folder, within a run's, of the student with the lowest validation error
+PAGE_EVERY = 60.0  # s: drawing curves takes a second, too long for every one of frequent saves
+BEST = "best"  # folder within that of the run, for the student with the lowest validation error
 
 
 class Validate(Protocol):
-    """Scores a student: -> EER (%).
+    """Function that scores a student: network -> EER (%).
 
     Attributes:
-        speakers: of its trials.
+        speakers: speakers of its trials.
     """
 
     speakers: frozenset[str]
@@ -83,13 +83,13 @@ class Validate(Protocol):
 
 @dataclass
 class Result:
-    """A finished run.
+    """Result of a finished run.
 
     Attributes:
         out: folder of the student.
-        parameters: of the student.
-        terms: mean of each loss term over the last tenth.
-        best: lowest validation EER (%) and its step, where there was validation.
+        parameters: number of the student's parameters.
+        terms: mean of each loss term over the last tenth of the run.
+        best: lowest validation EER (%) and its step; None without validation.
     """
 
     out: Path
@@ -98,19 +98,23 @@ class Result:
     best: tuple[float, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For sweepers."""
+        """Result as JSON, for sweepers."""
         best = {} if self.best is None else {"valid_eer_percent": self.best[0], "best_step": self.best[1]}
         return {"out": str(self.out), "parameters": self.parameters, "terms": self.terms, **best}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run before anything of it is built: what it learns from, checked.
+    """Checked inputs of a run, before its modules are built.
 
     Attributes:
-        config: its settings. device: where it runs.
-        losses: by name. logits: of the teacher, where a loss learns from them.
-        cache: of the targets. finetune_cache: of the second path, if any. labels: of the views.
+        config: settings of the run.
+        device: device of the run.
+        losses: losses by name.
+        logits: teacher logits, where a loss learns from them.
+        cache: cache of the targets.
+        finetune_cache: cache of the second path, if any.
+        labels: labels of the views.
     """
 
     config: TrainConfig
@@ -124,19 +128,21 @@ class Task:
 
 @dataclass
 class Run:
-    """What the steps of a run share.
+    """State that the steps of a run share.
 
     Attributes:
-        task: what it learns from. out: its folder.
-        module: student and losses. optimisation: of them.
-        loader: of batches.
+        task: inputs of the run.
+        out: folder of the run.
+        module: student and losses.
+        optimisation: optimiser and its steps.
+        loader: loader of the batches.
         speakers: names of the student's classes.
-        ranks: of which this process is one.
-        settings: that make two runs the same.
-        validate: scores a student, where the settings ask for it.
-        best: validation so far.
+        ranks: this process among the ranks of the run.
+        settings: settings that identify the run.
+        validate: function that scores a student, where the settings ask for validation.
+        best: best validation so far.
         recent: loss terms of the last tenth of the steps, on the device.
-        drawn: when its page was (s of the monotonic clock).
+        drawn: time at which the page was last written (s of the monotonic clock).
     """
 
     task: Task
@@ -162,7 +168,7 @@ class Run:
 
     @cached_property
     def people(self) -> People:
-        """Speakers and utterances of the caches, and of the student that this one began as."""
+        """Speakers and utterances of the caches, and of the student that initialised this one."""
         people = People()
         for cache in (self.task.cache, self.task.finetune_cache):
             if cache is not None:
@@ -175,14 +181,14 @@ class Run:
         return people
 
     def save(self, step: int) -> None:
-        """Keep everything that the run needs to go on from a step. Raises SpkdError where it has diverged."""
+        """Save the state from which the run continues at a step. Raises SpkdError where training has diverged."""
         check_finite(self)
         extra = {f"step.{name}": value for name, value in self.optimisation.state().items()}
         extra |= {f"valid.{name}": value for name, value in self.best.state().items()}
         resume.save(self.out, self.module, self.optimisation.optimiser, self.loader.miner, step, self.settings, extra)
 
     def restore(self) -> int:
-        """Load what was saved. Returns the step to go on from."""
+        """Load the saved state. Returns the step to continue from."""
         optimiser, miner = self.optimisation.optimiser, self.loader.miner
         first, extra = resume.resume(self.out, self.module, optimiser, miner, self.config.total_steps)
         self.optimisation.load_state(_part(extra, "step."))
@@ -191,15 +197,16 @@ class Run:
 
 
 def train(config: TrainConfig, validate: Validate | None = None, views: ViewConfig | None = None) -> Result:
-    """Train a student with the sum of the chosen losses; continue where the same command was interrupted.
+    """Train a student with the sum of the chosen losses, or continue where the same command was interrupted.
 
     Args:
-        validate: scores the student every `valid.every` steps.
-        views: those that the recipe of the settings extracts; a cache of others is noted.
+        config: settings of the run.
+        validate: function that scores the student every `valid.every` steps.
+        views: views that the recipe of the settings extracts; a note is logged where the cache has others.
     Raises:
-        UsageError: unknown losses, or settings no student can have.
-        SpkdError: a target or labels that the cache lacks (with the command that would extract them), or an `out`
-            that holds another run.
+        UsageError: unknown losses, or invalid settings.
+        SpkdError: the cache lacks a target or labels (the message has the command that would extract them), or `out`
+            holds another run.
         Interrupted: a signal asked for an end; the state was saved.
     """
     task = checked(config)
@@ -230,14 +237,14 @@ def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result
         run = build(task, out, ranks)
         run.settings, run.validate = settings, validate
         first = run.restore()
-        ranks.barrier()  # before the first one writes there
+        ranks.barrier()  # before the first rank writes there
         if ranks.is_first:
             record.start(out, config, task.cache, task.device)
         return _finish(run, _run(run, first))
 
 
 def checked(config: TrainConfig) -> Task:
-    """The caches and losses that the settings name, and that they go together. Raises as `train`."""
+    """Caches and losses that the settings name, checked for compatibility. Raises as `train`."""
     losses = chosen_losses(config.loss) if config.loss.names else None  # a wrong name is found before all else
     device = resolve(config.device)
     cache = open_caches(config.cache, config.teachers)
@@ -259,7 +266,7 @@ def checked(config: TrainConfig) -> Task:
 
 
 def build(task: Task, out: Path, ranks: ProcessGroup = ALONE) -> Run:
-    """The student with fresh weights, its losses, the optimiser and the batches. Raises as `train`."""
+    """New run: the student with its initial weights, its losses, the optimiser and the batches. Raises as `train`."""
     config = task.config
     torch.manual_seed(config.seed)
     network = make_student(config.student)
@@ -277,10 +284,12 @@ def build(task: Task, out: Path, ranks: ProcessGroup = ALONE) -> Run:
 
 
 def _module(task: Task, network: Network, speakers: int) -> TrainingModule:
-    """The student and its losses.
+    """Student and its losses.
 
     Args:
-        speakers: count of classes of the labelled views.
+        task: inputs of the run.
+        network: the student.
+        speakers: number of classes of the labelled views.
     """
     targets = {name: task.cache.target(name) for name in task.cache.names}
     if task.logits is not None:
@@ -291,7 +300,7 @@ def _module(task: Task, network: Network, speakers: int) -> TrainingModule:
 
 
 def _loader(task: Task, network: Network, finetune: FinetunePath | None, ranks: ProcessGroup) -> BatchLoader:
-    """The batches: what they hold, which views share one, how these are cropped, what is mined for them."""
+    """Loader of the batches: their content, order, crops and mined views."""
     config, cache, labels, logits = task.config, task.cache, task.labels, task.logits
     content = BatchContent(
         cache,
@@ -326,20 +335,20 @@ def _loader(task: Task, network: Network, finetune: FinetunePath | None, ranks: 
 
 
 def _targets(task: Task) -> list[str]:
-    """Names of the targets that the losses need of the cache, with the suffixes of several teachers."""
+    """Names of the cached targets that the losses need, with the suffixes of several teachers."""
     terms = for_teachers(task.losses, task.cache.names)
     return sorted({name + suffix for loss, suffix in terms.values() for name in stored_targets(loss, task.logits)})
 
 
 def _crop_lengths(task: Task) -> tuple[float, ...]:
-    """Length of every crop of a view (s): the first, and the further ones of the loss that asks for most."""
+    """Length (s) of every crop of a view: the first crop, and the further crops of the loss that asks for most."""
     crop = task.config.crop
     further = max((loss.settings.further_crops() for loss in task.losses.values()), key=len)
     return (crop, *(seconds or crop for seconds in further))
 
 
 def _needed_tables(config: TrainConfig) -> list[str]:
-    """What has to be mined."""
+    """Names of the tables that have to be mined."""
     needed = {
         NEGATIVES: config.mining.negatives > 0 or config.sampler.name == "hard",
         POSITIVES: config.mining.positives > 0,
@@ -348,7 +357,7 @@ def _needed_tables(config: TrainConfig) -> list[str]:
 
 
 def _check_validation(config: TrainConfig, validate: Validate | None, cache: CacheSource) -> None:
-    """Raises UsageError where nothing can validate, or would on speakers that are trained on."""
+    """Check the validation. Raises UsageError where there is none, or where its speakers are trained on."""
     if config.valid.trials is not None and validate is None:
         raise UsageError("valid.trials: give train() something that scores a student")
     if validate is not None and (shared := sorted(validate.speakers & set(cache.plan.speakers))):
@@ -362,7 +371,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _run(run: Run, first: int) -> int:
-    """Every step from `first` on. Returns how many were done in all: fewer where validation ended the run."""
+    """Do every step from `first` on. Returns the number of steps done in all, fewer where validation ended the run."""
     config, meter, done, ranks = run.config, Meter(WARM_UP), run.config.total_steps, run.ranks
     run_log, miner = RunLog(run.out, first, config.loggers) if ranks.is_first else None, run.loader.miner
     per_step = config.batch_size * config.accumulate
@@ -376,7 +385,7 @@ def _run(run: Run, first: int) -> int:
                 run.recent.append(terms)
                 meter.count(per_step)
                 note = None
-                if RunLog.is_due(step):  # the only steps that wait for the device, and for the other ranks
+                if RunLog.is_due(step):  # only these steps wait for the device and for the other ranks
                     check_finite(run)
                     stop.asked = ranks.any(stop.asked, run.device)
                     values = mean_over_ranks({name: term.item() for name, term in terms.items()}, run.device)
@@ -387,7 +396,7 @@ def _run(run: Run, first: int) -> int:
                 bar.advance(per_step, note)
                 if miner is not None:
                     miner.after_step(step, run.module.network)
-                # Ranks end together: after a step at which they looked at one another.
+                # All ranks end after the same step: one at which they exchanged whether to stop.
                 stopping = stop.asked and (ranks.world == 1 or RunLog.is_due(step))
                 if _after_step(run, step + 1, run_log, stopping):
                     done = step + 1
@@ -407,7 +416,7 @@ def _run(run: Run, first: int) -> int:
 
 
 def _steps(run: Run, first: int, meter: Meter) -> Iterator[tuple[int, list[TrainBatch]]]:
-    """The batches of each step, `accumulate` of them."""
+    """Number of each step from `first` on, and its `accumulate` batches."""
     count = run.config.accumulate
     loaded = meter.loading(
         run.loader.batches_from(first * count, run.config.total_steps * count, run.config, run.device)
@@ -417,10 +426,10 @@ def _steps(run: Run, first: int, meter: Meter) -> Iterator[tuple[int, list[Train
 
 
 def _after_step(run: Run, done: int, run_log: RunLog | None, stopping: bool) -> bool:
-    """Validate and save where that is due. Returns whether the run is over.
+    """Validate and save where it is time. Returns whether the run is over.
 
     Raises:
-        Interrupted: an end was asked for; the state is saved.
+        Interrupted: a signal asked for an end; the state is saved.
     """
     config = run.config
     is_last = done >= config.total_steps
@@ -440,12 +449,12 @@ def _after_step(run: Run, done: int, run_log: RunLog | None, stopping: bool) -> 
 
 
 def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
-    """Score the student, and keep it where it is the best. Returns whether the run is over."""
-    config, found = run.config, torch.zeros((), device=run.device)
+    """Score the student, and save it where it is the best so far. Returns whether the run is over."""
+    config, eer = run.config, torch.zeros((), device=run.device)
     network = run.module.trained_network()
     if run.ranks.is_first and run.validate is not None:
-        found.fill_(run.validate(network))
-    rate = float(first_ranks(found))
+        eer.fill_(run.validate(network))
+    rate = float(first_ranks(eer))
     if run_log is not None:
         run_log.add(done - 1, {"valid_eer_percent": rate})
     log(f"validation after {done} steps: EER {rate:.3f} %")
@@ -459,7 +468,7 @@ def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
 
 
 def check_finite(run: Run) -> None:
-    """Raises SpkdError where the loss of a step was not finite: because of the data, or because training diverged."""
+    """Check the losses of the steps so far. Raises SpkdError where one was not finite, with the reason."""
     step = run.ranks.most(int(run.optimisation.first_bad), run.device)
     if step < 0:
         return
@@ -470,7 +479,7 @@ def check_finite(run: Run) -> None:
 
 
 def _check_inputs(batch: TrainBatch) -> None:
-    """Raises SpkdError where a batch holds values that are not finite: then no learning rate would help."""
+    """Check the values of a batch. Raises SpkdError where some are not finite: a lower learning rate does not help."""
     named = {"input features": batch.crops[0], **{f"target {n}": v for n, v in batch.inputs.targets.items()}}
     for name, values in named.items():
         if not bool(values.isfinite().all()):
@@ -478,7 +487,7 @@ def _check_inputs(batch: TrainBatch) -> None:
 
 
 def _finish(run: Run, steps: int) -> Result:
-    """Write the student; drop the training state, unless more steps may follow."""
+    """Write the student, and remove the training state unless the run can be extended by more steps."""
     terms, logits = mean_over_ranks(_means(run.recent), run.device), run.task.logits
     best = None if run.best.step < 0 else Best(run.best.rate, run.best.step)
     named = run.module.objective.by_name()
@@ -503,6 +512,6 @@ def _finish(run: Run, steps: int) -> Result:
 
 
 def _means(recent: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean of each term; {} where nothing was done (a run that continued after its last step)."""
-    found = {name: [terms[name] for terms in recent] for name in (recent[0] if recent else {})}
-    return {name: math.fsum(torch.stack(values).tolist()) / len(values) for name, values in found.items()}
+    """Mean of each loss term; {} where no step was done (a run that was continued after its last step)."""
+    by_name = {name: [terms[name] for terms in recent] for name in (recent[0] if recent else {})}
+    return {name: math.fsum(torch.stack(values).tolist()) / len(values) for name, values in by_name.items()}

@@ -260,7 +260,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no avg_model.pt"):
         load("wespeaker", tmp_path / "empty")
     (folder / "config.yaml").unlink()
-    with pytest.raises(UsageError, match=r"no config.yaml beside"):
+    with pytest.raises(UsageError, match=r"no config.yaml next to"):
         load("wespeaker", folder)
 
 

@@ -204,7 +204,7 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
         assert np.array_equal(miner.tables["negatives"].neighbours, first)
     miner.after_step(7, network)  # what was begun after the fourth step takes over
     instances = Groups.of(labels.instance, cache.usable_views)
-    lead = instances.lead
+    lead = instances.first_views
     room = (cache.plan.views.samples[lead] - 8000) // 2 // 160 * 160
     features = cache.batch(lead, ["fbank"], Crop(np.maximum(room, 0), 8000))["fbank"].float()
     with torch.inference_mode():
@@ -299,7 +299,7 @@ def test_positives_are_the_nearest_of_other_utterances(extract: Callable, floor:
     instances = Groups.of(labels.instance, cache.usable_views)
     vectors = mean_embeddings(cache, instances.group, len(instances)).numpy()
     found = mining.find_positives(vectors, instances, cache, MiningConfig(positives=3, floor=floor))
-    utterance = cache.plan.views.utterance[instances.lead]
+    utterance = cache.plan.views.utterance[instances.first_views]
     cosine = vectors.astype(np.float64) @ vectors.T
     for v, listed in enumerate(found.neighbours):
         kept = listed[listed != mining.NONE]

@@ -1,4 +1,4 @@
-"""Scores behind the lines of a list of VoxCeleb."""
+"""Lines of a VoxCeleb list, with a score at the end."""
 
 from spkd.eval.formats import Columns
 

@@ -1,4 +1,4 @@
-"""Submissions to VoxSRC: the score first."""
+"""Submissions to VoxSRC, with the score first."""
 
 from spkd.eval.formats import Columns
 

@@ -1,4 +1,4 @@
-"""ESPnet's trial_label: both sides joined by an asterisk, and the label."""
+"""ESPnet's trial_label: both sides joined by an asterisk, then the label."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Kaldi's lists, and those of SITW and CN-Celeb: the label last."""
+"""Lists of Kaldi, SITW and CN-Celeb, with the label last."""
 
 from spkd.eval.formats import Columns
 

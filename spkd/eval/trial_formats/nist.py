@@ -1,4 +1,4 @@
-"""Tables of NIST SRE whose line 1 names the columns, with or without a key."""
+"""Tables of NIST SRE whose line 1 names the columns, with or without labels (key)."""
 
 from spkd.eval.formats import NamedColumns
 

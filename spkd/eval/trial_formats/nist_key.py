@@ -1,4 +1,4 @@
-"""Keys of NIST SRE08, SRE10 and SRE12: model, segment, channel and label, then flags of conditions."""
+"""Keys of NIST SRE08, SRE10 and SRE12: model, segment, channel, label, and flags of conditions."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ FLAGS = ("y", "n")
 
 
 class NISTKey(Format):
-    """The test side is `segment:a`, as NIST's indexes name it: recordings have two sides."""
+    """Keys of NIST SRE08, SRE10 and SRE12. The test side is named `segment:a`, as in NIST's indexes."""
 
     shape = "model,segment,a,target[,Y,N,...]"
 

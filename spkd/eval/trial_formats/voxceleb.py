@@ -1,4 +1,4 @@
-"""VoxCeleb's lists, and VoxSRC's: the label first."""
+"""Lists of VoxCeleb and VoxSRC, with the label first."""
 
 from spkd.eval.formats import Columns
 

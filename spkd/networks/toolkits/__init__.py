@@ -1,1 +1,1 @@
-"""Architectures that only teachers have, with the levels of every other network of this project."""
+"""Architectures of teachers trained by other toolkits, with the same levels as the student networks."""

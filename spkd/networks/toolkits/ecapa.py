@@ -1,5 +1,7 @@
-"""ECAPA-TDNN as SpeechBrain (and 3D-Speaker, which took it over) and WeSpeaker have it; they differ from one another
-and from the student of this project in edges, order and attention."""
+"""ECAPA-TDNN of SpeechBrain (which 3D-Speaker took over) and of WeSpeaker.
+
+They differ from each other and from this project's student in padding, order of layers and attention.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from spkd.outputs.features import MELS
 
 
 class SpeechBrainBlock(nn.Module):
-    """SE-Res2 block with the choices that SpeechBrain offers; activation and groups are those of the outer layers."""
+    """SE-Res2 block with SpeechBrain's options; activation and groups apply to the outer layers."""
 
     def __init__(
         self,
@@ -55,17 +57,23 @@ class SpeechBrainBlock(nn.Module):
 
 
 class SpeechBrainECAPA(Network):
-    """ECAPA-TDNN whose convolutions mirror their edges, with every choice that SpeechBrain offers.
+    """ECAPA-TDNN with padding by reflection, and SpeechBrain's options.
 
     Args:
-        channels: of the first layer, each block, and the layer that joins the blocks.
-        kernels, dilations, groups: of the same layers.
-        scale: Res2 groups. squeeze: width of squeeze-excitation. attention: width of the attention.
-        context: whether the attention sees mean and deviation of the view.
-        activation: of all layers but those of Res2 and of the attention.
+        channels: widths of the first layer, of each block, and of the layer that joins the blocks.
+        embedding: width of the embedding.
+        mels: bands of the input.
+        kernels: kernels of the same layers.
+        dilations: dilations of the same layers.
+        groups: groups of the same layers.
+        scale: number of Res2 groups.
+        squeeze: width of the bottleneck of squeeze-excitation.
+        attention: width of the bottleneck of the attention.
+        context: whether the attention takes mean and deviation of the view.
+        activation: non-linearity of all layers but those of Res2 and of the attention.
     """
 
-    FLOOR = 1e-12  # of variances
+    FLOOR = 1e-12  # least variance
 
     takes_lengths = True
 
@@ -117,7 +125,7 @@ class SpeechBrainECAPA(Network):
 
 
 class AllGroups(Res2):
-    """Every group but the last is convolved; the student's Res2 convolves every one but the first."""
+    """Res2 convolution of every group but the last; the student's Res2 convolves every group but the first."""
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         *groups, last = x.chunk(SCALE, 1)
@@ -128,11 +136,14 @@ class AllGroups(Res2):
 
 
 class WeSpeakerECAPA(ECAPA):
-    """Joined without batch-norm into 1536 channels; attention without batch-norm, over the frames alone or (GLOB) with
-    mean and deviation of the view.
+    """WeSpeaker's ECAPA-TDNN: blocks joined without batch-norm into 1536 channels, attention without batch-norm.
 
     Args:
-        context: GLOB. normalised: batch-norm after the embedding (`emb_bn`).
+        channels: width of the blocks.
+        embedding: width of the embedding.
+        mels: bands of the input.
+        context: whether the attention takes mean and deviation of the view in addition to the frames (GLOB).
+        normalised: whether batch-norm follows the embedding (`emb_bn`).
     """
 
     WIDE = 1536

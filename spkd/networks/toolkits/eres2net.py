@@ -22,7 +22,7 @@ def clipped(x: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attentional feature fusion: a weight between 0 and 2 for every number, from both inputs."""
+    """Attentional feature fusion: x and y are summed with a weight between 0 and 2 for every number of each."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -40,11 +40,16 @@ class Fusion(nn.Module):
 
 
 class Res2Block(nn.Module):
-    """1 x 1 convolution, a cascade of 3 x 3 convolutions over groups of channels, 1 x 1 convolution, beside a shortcut.
+    """1 x 1 convolution, a cascade of 3 x 3 convolutions over groups of channels, 1 x 1 convolution, and a shortcut.
 
     Args:
-        base: channels of a group at width 64. scale: number of groups. fused: whether a group and the one before are
-            joined by attention; else they are added.
+        inputs: channels of the input.
+        width: width of the block.
+        stride: stride over (bands, time).
+        base: channels of a group at width 64.
+        scale: number of groups.
+        expansion: channels of the output over the width.
+        fused: whether a group and the previous one are joined by attention; else they are added.
     """
 
     def __init__(
@@ -75,7 +80,19 @@ class Res2Block(nn.Module):
 
 
 class _Res2Network(Network2d):
-    """base, scale: of `Res2Block`. pooling: WeSpeaker's name. floor: added to a variance before its root."""
+    """Base class of ERes2Net and ERes2NetV2.
+
+    Args:
+        channels: width of the first stage.
+        embedding: width of the embedding.
+        base: see `Res2Block`.
+        scale: see `Res2Block`.
+        expansion: see `Res2Block`.
+        mels: bands of the input.
+        pooling: WeSpeaker's name of the pooling.
+        segment: whether the embedding comes from a second linear layer.
+        floor: number added to a variance before its root.
+    """
 
     def __init__(
         self,
@@ -102,11 +119,15 @@ class _Res2Network(Network2d):
 
     @abstractmethod
     def add_fusions(self, wide: int) -> None:
-        """Make what joins the stages. wide: outputs of the first."""
+        """Make the layers that join the stages.
+
+        Args:
+            wide: channels of the output of the first stage.
+        """
 
 
 def halve(channels: int) -> nn.Conv2d:
-    """Half the bands and half the steps, twice the channels."""
+    """Convolution that halves bands and steps, and doubles the channels."""
     return nn.Conv2d(channels, 2 * channels, 3, 2, 1, bias=False)
 
 

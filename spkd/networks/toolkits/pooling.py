@@ -1,4 +1,4 @@
-"""Pooling over time as WeSpeaker and 3D-Speaker have it, under their names: (B, D, T) -> (B, D) or (B, 2D)."""
+"""Pooling over time of WeSpeaker and 3D-Speaker, with their names of tensors: (B, D, T) -> (B, D) or (B, 2D)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ class Mean(nn.Module):
 
 
 class Deviation(SampleStatistics):
-    """The second half of mean and deviation."""
+    """Standard deviation of the sample over time: (B, D, T) -> (B, D)."""
 
     def forward(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
         return super().forward(frames, lengths).chunk(2, 1)[1]
 
 
 class Attentive(nn.Module):
-    """Attentive statistics (Okabe, Koshinaka and Shinoda, Interspeech 2018) with tanh, as ECAPA-TDNN's without
+    """Attentive statistics (Okabe, Koshinaka and Shinoda, Interspeech 2018) with tanh: those of ECAPA-TDNN without
     batch-norm.
 
     Args:
-        context: whether the attention sees mean and deviation of the whole view besides.
+        width: width D of the frames.
+        context: whether the attention also takes mean and deviation of the whole view.
     """
 
     def __init__(self, width: int, context: bool = False) -> None:
@@ -60,7 +61,13 @@ class AttentiveReLU(nn.Module):
 
 
 def weighted_statistics(frames: Tensor, weights: Tensor, floor: float) -> Tensor:
-    """Mean and deviation under weights that sum to 1 over time: (B, D, T) -> (B, 2D)."""
+    """Weighted mean and standard deviation over time: (B, D, T) -> (B, 2D).
+
+    Args:
+        frames: (B, D, T).
+        weights: (B, D, T) or (B, 1, T), summing to 1 over time.
+        floor: least variance.
+    """
     mean = (weights * frames).sum(-1)
     # Centred before squaring: E[x^2] - E[x]^2 cancels.
     variance = (weights * (frames - mean[..., None]).square()).sum(-1)
@@ -68,10 +75,15 @@ def weighted_statistics(frames: Tensor, weights: Tensor, floor: float) -> Tensor
 
 
 def make_pooling(name: str, width: int, context: bool = False, floor: float = FLOOR) -> tuple[nn.Module, int]:
-    """A layer by its name in WeSpeaker's settings, and its outputs over its inputs.
+    """Pooling layer by its name in WeSpeaker's settings, and the width of its output over that of its input.
 
+    Args:
+        name: TSTP, TAP, TSDP or ASTP.
+        width: width of the frames.
+        context: whether the attention also takes mean and deviation of the whole view.
+        floor: number added to a variance before its root.
     Raises:
-        ValueError: a name that is not known here.
+        ValueError: an unknown name.
     """
     if name == "TAP":
         return Mean(), 1

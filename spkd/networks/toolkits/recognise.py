@@ -1,4 +1,7 @@
-"""Which network a file of weights belongs to: WeSpeaker and 3D-Speaker share names, and the shapes say the rest."""
+"""Recognition of the network of a file of weights, from the names and shapes of its tensors.
+
+WeSpeaker and 3D-Speaker share names; the shapes tell the rest.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ WESPEAKER_ECAPA = (
     (r"^project\.1\.", "bn2."),
     (r"^project(\.0)?\.", "linear."),
 )
-# WeSpeaker names the first convolution of a fused block apart from the others.
+# WeSpeaker names the first convolution of a fused block differently from the others.
 WESPEAKER_ERES2NET = (
     (r"^(layer[34]\.\d+)\.(conv|bn)s\.(\d)\.", lambda m: f"{m[1]}.{m[2]}s.{int(m[3]) - 1}."),
     (r"^(layer[34]\.\d+)\.(conv|bn)s\.-1\.", r"\1.\g<2>2_1."),
@@ -69,20 +72,24 @@ SIMAM = (
 def recognise(
     tensors: dict[str, Tensor], mels: int = MELS, pooling: str | None = None, floor: float = FLOOR, name: str = ""
 ) -> tuple[Network, Any]:
-    """A network with the shapes of these weights, and the rules of its names (see `fill`).
+    """Network with the shapes of these weights, and the rules of its names (see `fill`).
 
     Args:
-        mels, pooling, name: what shapes do not tell (None: the architecture's own pooling). floor: added to a variance
-            before its root.
+        tensors: weights by name.
+        mels: bands of the input, where the shapes do not tell.
+        pooling: WeSpeaker's name of the pooling, which shapes do not tell; None: that of the architecture.
+        floor: number added to a variance before its root.
+        name: name of the architecture, where the shapes do not tell.
     Raises:
-        ValueError: of an architecture that is not known here. KeyError: a weight is lacking.
+        ValueError: an unknown architecture.
+        KeyError: a weight is lacking.
     """
 
     def rows(name: str) -> int:
         return tensors[name].shape[0]
 
     def count(pattern: str) -> int:
-        """How many modules with a number in the place of `*` there are."""
+        """Number of modules whose name has a number instead of `*`."""
         before, after = pattern.split("*")
         numbers = {
             n[len(before) :].split(".")[0] for n in tensors if n.startswith(before) and after in n[len(before) :]
@@ -96,7 +103,7 @@ def recognise(
         return ReDimNet(name, len(tensors["seg_1.weight"]), mels, pooling or "ASTP", segment), REDIMNET
     pooling = pooling or "TSTP"
     if "xvector.tdnn.linear.weight" in tensors:
-        # 3D-Speaker adds nothing in this network alone.
+        # 3D-Speaker adds no floor to the variance in this network, unlike in its others.
         floor = FLOOR if floor == FLOOR else 0.0
         return CAMPPlus(rows("xvector.tdnn.linear.weight"), rows("xvector.dense.linear.weight"), floor, mels), ()
     if "fc.conv.weight" in tensors:
@@ -134,10 +141,11 @@ def recognise(
 
 
 def speechbrain_ecapa(tensors: dict[str, Tensor], groups: int = 1, **unseen: Any) -> SpeechBrainECAPA:
-    """SpeechBrain's ECAPA-TDNN of the shapes of these weights.
+    """SpeechBrain's ECAPA-TDNN with the shapes of these weights.
 
     Args:
-        groups: of the first layer, which shapes do not tell.
+        tensors: weights by name.
+        groups: groups of the first layer, which shapes do not tell.
         unseen: dilations and activation, which shapes do not tell either.
     Raises:
         KeyError: a weight is lacking.

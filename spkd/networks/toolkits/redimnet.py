@@ -1,5 +1,8 @@
-"""ReDimNet (Yakovlev et al., Interspeech 2024, arXiv 2407.18223) as WeSpeaker has it: 2-d blocks over bands and time
-and 1-d blocks over time by turns, each stage given a learnt mean of all before it."""
+"""ReDimNet (Yakovlev et al., Interspeech 2024, arXiv 2407.18223) as in WeSpeaker.
+
+2-d blocks over bands and time alternate with 1-d blocks over time; the input of each stage is a learnt mean of the
+outputs of all earlier stages.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from spkd.networks.resnet import Pooled
 from spkd.networks.toolkits.pooling import make_pooling
 
 EPSILON = 1e-6
-KERNELS = (7, 19, 31, 59)  # of the 1-d convolutions
+KERNELS = (7, 19, 31, 59)  # kernels of the 1-d convolutions
 HEADS = 4
 
-# Channels, kind of the 2-d blocks, group divisor; of each stage stride, blocks, expansion, reduction of its 1-d block.
+# Channels, kind of the 2-d blocks, group divisor; of each stage: stride, blocks, expansion, reduction of its 1-d block.
 SHAPES: dict[str, tuple[int, str, int, Sequence[tuple[int, int, int, int | None]]]] = {
     "ReDimNetB0": (10, "residual", 1, [(1, 2, 1, 30), (2, 3, 2, 30), (1, 3, 3, 30), (2, 4, 2, 10), (1, 3, 1, 10)]),
     "ReDimNetB1": (12, "convnext", 8, [(1, 2, 1, None), (2, 3, 1, None), (3, 4, 1, 12), (2, 5, 1, 12), (2, 3, 1, 8)]),
@@ -58,7 +61,7 @@ class ChannelNorm(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Grouped convolution, batch-norm, GELU and a dense layer beside a shortcut, over one or two dimensions."""
+    """Grouped convolution, batch-norm, GELU and a dense layer with a shortcut, over one or two dimensions."""
 
     def __init__(self, channels: int, kernel: int, divisor: int, flat: bool) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class BandGate(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two grouped 3 x 3 convolutions, each with a dense one, beside a shortcut; a gate over the bands on request."""
+    """Two grouped 3 x 3 convolutions, each followed by a dense one, with a shortcut; optionally a gate over bands."""
 
     def __init__(self, channels: int, bands: int, divisor: int, gated: bool) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class Residual(nn.Module):
 
 
 class TimeContext(nn.Module):
-    """Convolutions over time and one transformer layer, at a lower width, beside a shortcut."""
+    """Convolutions over time and one transformer layer, at a lower width, with a shortcut."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -125,7 +128,7 @@ class TimeContext(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Fewer bands and more channels, 2-d blocks, and a 1-d block where there is one; (B, C F, T) in and out."""
+    """Stage: a reduction of bands for channels, 2-d blocks, and optionally a 1-d block; (B, C F, T) -> (B, C F, T)."""
 
     def __init__(
         self, channels: int, bands: int, kind: str, divisor: int, shape: tuple[int, int, int, int | None]
@@ -144,7 +147,7 @@ class Stage(nn.ModuleList):
             conv = nn.Conv2d(wide, narrow, 3, padding="same", groups=narrow // divisor)
             norm = nn.BatchNorm2d(narrow, eps=EPSILON)
             layers.append(nn.Sequential(conv, norm, nn.GELU(), nn.Conv2d(narrow, narrow, 1)))
-        layers.append(nn.Identity())  # keeps the numbers of those behind it
+        layers.append(nn.Identity())  # keeps the numbers of the following layers
         if reduction is not None:
             layers.append(TimeContext(channels * bands, channels * bands // reduction))
         super().__init__(layers)
@@ -162,7 +165,7 @@ class Stage(nn.ModuleList):
 
 
 class Backbone(nn.Module):
-    """(B, F, T) -> (B, C F, T)."""
+    """All stages: (B, F, T) -> (B, C F, T)."""
 
     def __init__(
         self, mels: int, channels: int, kind: str, divisor: int, stages: Sequence[tuple[int, int, int, int | None]]
@@ -192,6 +195,10 @@ class ReDimNet(Pooled):
 
     Args:
         name: a key of SHAPES.
+        embedding: width E of the embedding.
+        mels: bands F of the input.
+        pooling: WeSpeaker's name of the pooling.
+        segment: whether the embedding comes from a second linear layer.
 
     Levels: frames (B, T, C F), stats (B, 2 C F), segment.a where there are two embedding layers, embedding (B, E).
     """

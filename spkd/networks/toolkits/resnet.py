@@ -1,6 +1,6 @@
-"""ResNets that are teachers: WeSpeaker's and 3D-Speaker's by depth, SimAM-ResNets, and SpeechBrain's.
+"""ResNets of teachers: those of WeSpeaker and 3D-Speaker by depth, SimAM-ResNets, and that of SpeechBrain.
 
-Tensors are named as in WeSpeaker unless a class says otherwise.
+Tensors are named as in WeSpeaker, unless a class says otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spkd.networks.resnet import FLOOR, BasicBlock, Network2d, shortcut
 from spkd.networks.toolkits.pooling import AttentiveReLU, make_pooling
 from spkd.outputs.features import MELS
 
-# Blocks of each stage; from 50 layers on they are bottlenecks.
+# Number of blocks of each stage; from 50 layers on, blocks are bottlenecks.
 DEPTHS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -31,7 +31,7 @@ DEPTHS = {
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut; four times its width comes out."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions with a shortcut; the output has four times the width."""
 
     def __init__(self, inputs: int, width: int, stride: tuple[int, int]) -> None:
         super().__init__()
@@ -50,8 +50,10 @@ class Bottleneck(nn.Module):
 
 
 class SimAMBlock(BasicBlock):
-    """A basic block whose sum is weighted by SimAM (Yang et al., ICML 2021): every number by its distance from the
-    channel's mean."""
+    """Basic block whose output is weighted by SimAM (Yang et al., ICML 2021).
+
+    Every number is weighted by its distance from the mean of its channel.
+    """
 
     def weighted(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         mean = padding.mean(x, lengths).mean(2, keepdim=True)
@@ -63,10 +65,16 @@ class SimAMBlock(BasicBlock):
 
 
 class ResNet(Network2d):
-    """A ResNet of 18 to 293 layers.
+    """ResNet of 18 to 293 layers.
 
     Args:
-        layers: a key of DEPTHS. pooling: WeSpeaker's name. floor: added to the variance before its root.
+        layers: a key of DEPTHS.
+        channels: width of the first stage.
+        embedding: width of the embedding.
+        mels: bands of the input.
+        pooling: WeSpeaker's name of the pooling.
+        segment: whether the embedding comes from a second linear layer.
+        floor: number added to the variance before its root.
     """
 
     def __init__(
@@ -85,7 +93,7 @@ class ResNet(Network2d):
 
 
 class SimAMResNet(Network2d):
-    """A ResNet of 34 or 100 layers with SimAM blocks and attentive pooling."""
+    """ResNet of 34 or 100 layers with SimAM blocks and attentive pooling."""
 
     depths = {34: (3, 4, 6, 3), 100: (6, 16, 24, 3)}
 
@@ -95,10 +103,13 @@ class SimAMResNet(Network2d):
 
 
 class PreActivated(nn.Module):
-    """SpeechBrain's block: batch-norm and ReLU before each of three convolutions, squeeze-excitation in the end.
+    """SpeechBrain's block: batch-norm and ReLU before each of three convolutions, then squeeze-excitation.
 
     Args:
-        gated: whether it has squeeze-excitation.
+        inputs: channels of the input.
+        width: width of the block.
+        stride: stride over bands and time.
+        gated: whether the block has squeeze-excitation.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, gated: bool) -> None:
@@ -127,11 +138,17 @@ class PreActivated(nn.Module):
 
 class SpeechBrainResNet(Network):
     """SpeechBrain's pre-activated ResNet: four stages, squeeze-excitation in the first two, attentive pooling, linear
-    between batch-norms. Its convolutions run over (time, bands); here over (bands, time).
+    between batch-norms.
+
+    Its convolutions run over (time, bands); here they run over (bands, time).
 
     Args:
-        channels: of each stage. depths: blocks in each. strides: of each, over bands and time.
-        activation: behind the first convolution.
+        channels: width of each stage.
+        depths: number of blocks in each stage.
+        embedding: width of the embedding.
+        mels: bands of the input.
+        strides: stride of each stage, over bands and time.
+        activation: non-linearity after the first convolution.
     """
 
     takes_lengths = True

@@ -1,4 +1,4 @@
-"""The x-vector TDNN (Snyder et al., ICASSP 2018) as WeSpeaker and SpeechBrain have it."""
+"""X-vector TDNN (Snyder et al., ICASSP 2018) as in WeSpeaker and SpeechBrain."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spkd.networks.toolkits.pooling import make_pooling
 from spkd.outputs.features import HOP, MELS, WINDOW
 from spkd.outputs.target import Target
 
-CONTEXTS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))  # kernel and dilation of the five frame layers
+CONTEXTS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))  # kernels and dilations of the five frame layers
 
 
 class FrameLayer(nn.Module):
-    """Convolution without padding, ReLU, batch-norm without scale and shift, as Kaldi's."""
+    """Convolution without padding, ReLU, and batch-norm without scale and shift, as in Kaldi."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -31,7 +31,10 @@ class FrameLayer(nn.Module):
 
 
 class WeSpeakerXVector(Pooled):
-    """Frames come from 15 frames of fbank each; both segment layers are levels. Names as in WeSpeaker."""
+    """WeSpeaker's x-vector, with its names of tensors.
+
+    Each frame comes from 15 frames of fbank; both segment layers are levels.
+    """
 
     takes_lengths = True
 
@@ -57,12 +60,16 @@ class WeSpeakerXVector(Pooled):
 
 
 class SpeechBrainXVector(Network):
-    """Frame layers that mirror their edges; mean and deviation; linear.
+    """SpeechBrain's x-vector: frame layers padded by reflection, mean and standard deviation, linear.
+
+    SpeechBrain adds noise between 1e-5 and 9e-5 to the mean, even at inference; here the middle value is added.
 
     Args:
+        widths: width of each frame layer.
+        embedding: width of the embedding.
+        mels: bands of the input.
         contexts: kernel and dilation of each frame layer.
-
-    SpeechBrain adds noise between 1e-5 and 9e-5 to the mean, even at inference; here it is its middle value.
+        activation: non-linearity.
     """
 
     NOISE, FLOOR = 5e-5, 1e-5

@@ -1,4 +1,4 @@
-"""Additive angular margin softmax: the classifier alone, no teacher."""
+"""Additive angular margin softmax: a classifier of the labelled views, without a teacher."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class AAM(Loss):
     """Cross-entropy over `scale * cos(theta_k + margin [k = y])` (Deng et al., ArcFace, CVPR 2019, eq. 3).
 
     theta_k is the angle between the embedding (B, D) and row k of `weight` (classes, D). Where theta_y + margin
-    would pass pi, the cosine is lowered by 1 - cos(margin) instead, which keeps the logit monotonic and
+    would exceed pi, the cosine is lowered by 1 - cos(margin) instead, which keeps the logit monotonic and
     continuous (the field's "not easy margin"). With several sub-centres (Deng et al., Sub-center ArcFace, ECCV 2020)
-    theta_k is the angle to the nearest of a class's rows, `weight` (classes * sub-centres, D). With `sharded`, a rank
-    has the rows of some classes, and takes the views of all ranks. The mean is over the views that have a label (0
-    where a batch has none).
+    theta_k is the angle to the nearest of a class's rows, and `weight` is (classes * sub-centres, D). With `sharded`,
+    each rank has the rows of some classes, and computes their logits for the views of all ranks. The mean is over the
+    views that have a label; it is 0 where a batch has none.
     """
 
     Settings = AAMSettings
@@ -32,7 +32,7 @@ class AAM(Loss):
     needs_labels = "some"
 
     def __init__(self, settings: AAMSettings, context: LossContext) -> None:
-        """Raises UsageError: fewer than two classes, or, where they are divided, fewer than ranks."""
+        """Make the classifier. Raises UsageError: fewer than two classes, or, where divided, fewer than ranks."""
         super().__init__(settings, context)
         if context.num_classes < 2:
             raise UsageError(f"a classifier over {context.num_classes} speaker classes learns nothing; it needs two")
@@ -59,7 +59,7 @@ class AAM(Loss):
         return cross_entropy_of_parts(self.scale * cosine, label, first)
 
     def _cosines(self, embedding: Tensor) -> Tensor:
-        """(B, D), normalised, -> (B, classes) to the nearest centre of each of this rank's classes."""
+        """Cosines (B, classes) of unit embeddings (B, D) with the nearest centre of each of this rank's classes."""
         cosine = linear(embedding, normalize(self.weight.float(), dim=-1))
         return cosine.unflatten(1, (-1, self.subcentres)).amax(-1)
 
@@ -72,27 +72,32 @@ class AAM(Loss):
 
 
 def mean_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy of (B, classes), the mean over the views of all ranks that have a label: (), 0 where none has one.
+    """Mean cross-entropy () over the views of all ranks that have a label; 0 where none has one.
 
-    A rank divides the sum over its views by the mean count of the ranks, for gradients are averaged over these.
+    Each rank divides the sum over its views by the ranks' mean count of such views, since gradients are averaged over
+    the ranks.
 
     Args:
-        label: (B,); -1 where there is none.
+        logits: (B, classes).
+        label: (B,) class of each view, -1 where it has none.
     """
     labelled = averaged((label >= 0).sum().float())
     total = cross_entropy(logits, label, ignore_index=-1, reduction="sum")
-    # Fewer than one on average are still some; without any the sum is 0.
+    # A mean count below one is still a count; where there are no labelled views, the sum is 0.
     return total / labelled.clamp_min(1 / world().world)
 
 
 def margin_of(margin: float, between: list[float], inputs: LossInputs) -> float:
-    """The margin of a step: that of large-margin fine-tuning, or the loss's own on its way up."""
+    """Margin of a step: that of large-margin fine-tuning, or the loss's own margin times its ramp."""
     return margin * margin_ramp(inputs.progress, between) if inputs.margin is None else inputs.margin
 
 
 def margin_ramp(progress: float, between: list[float]) -> float:
-    """The fraction of the margin at a fraction `progress` of the run: 0 before `between`, 1 after, and 1 - 0.001^x at
-    the fraction x of the way (WeSpeaker's exponential margin schedule)."""
+    """Fraction of the margin that applies when a fraction `progress` of the run is over.
+
+    It is 0 before `between`, 1 after it, and 1 - 0.001^x at a fraction x of that interval (WeSpeaker's exponential
+    margin schedule).
+    """
     start, end = between
     if progress >= end:
         return 1.0
@@ -100,7 +105,13 @@ def margin_ramp(progress: float, between: list[float]) -> float:
 
 
 def add_margin(cosine: Tensor, label: Tensor, margin: float) -> Tensor:
-    """cos(theta_y + margin) at the labelled entries of (B, classes), the rest unchanged; rows labelled -1 keep all."""
+    """Cosines (B, classes) with cos(theta_y + margin) at the entry of each view's label.
+
+    Args:
+        cosine: (B, classes).
+        label: (B,) class of each view; a row with label -1 is unchanged.
+        margin: angle (rad).
+    """
     at_label = cosine.gather(1, label.clamp_min(0)[:, None])
     # The floor keeps the gradient of the root finite at cosine 1.
     sine = (1.0 - at_label.square()).clamp_min(1e-7).sqrt()

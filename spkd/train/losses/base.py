@@ -17,30 +17,30 @@ from spkd.train.losses.settings import LossSettings
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss may use of a batch of B views, beside the student's levels of their first crops.
+    """Inputs of a loss for a batch of B views, in addition to the student's levels of their first crops.
 
     Attributes:
-        targets: the teacher's, by name, float32; frames may be in half precision, as they are stored: to convert them
-            all costs as much as to compare them.
-        alignments: how the student's frames meet those of each target at frame level, by name.
-        label: (B,) class of each view, -1 unknown.
-        instance: (B,) one number per instance (see spkd.train.labels): views that share it are of one speaker
-            whatever the labels are.
-        teacher_label: (B,) the label among the classes of the teacher's logits, -1 where it has none (empty: no
-            logits).
-        teacher_scale: of the teacher's cosine logits; None where they are of another kind.
+        targets: the teacher's targets by name, float32. Frames may be in half precision, as they are stored:
+            converting them all costs as much as comparing them.
+        alignments: alignment of the student's frames with those of each target at frame level, by name.
+        label: (B,) class of each view, -1 where the speaker is unknown.
+        instance: (B,) number of the instance of each view (see spkd.train.labels): views of the same instance are of
+            one speaker, whatever the labels are.
+        teacher_label: (B,) class of each view among those of the teacher's logits, -1 where it has none; empty without
+            logits.
+        teacher_scale: scale of the teacher's cosine logits; None where they are of another kind.
         progress: fraction of the run that is over (1 in large-margin fine-tuning).
-        margin: that angular margins have in the place of their own; None: their own.
-        negatives: (B, N, D) teacher embeddings that are hard to tell from each view's, where they are mined.
-        is_negative: (B, N) which of these may be used; None: all.
+        margin: angular margin of the step, which replaces that of the loss; None: the loss's own.
+        negatives: (B, N, D) hard negatives of each view, as teacher embeddings, where they are mined.
+        is_negative: (B, N) whether each of these may be used; None: all.
         crops: input features (B, T_i, F) of every crop.
-        other_levels: the student's levels of the crops after the first.
-        other_instance: (B,) the instance of each of these crops, which differs from that of the first where positives
-            are mined; empty: those of the first.
-        finetune_levels: its levels of other, labelled views through the adapters (see OneStep).
-        finetune_label: their classes.
-        precision: of the matrix products of further networks (None: fp32). A loss itself is computed in fp32; levels
-            may come in half precision.
+        other_levels: the student's levels of each crop after the first.
+        other_instance: (B,) instances of each of these crops, which differ from those of the first where positives are
+            mined; empty: the same.
+        finetune_levels: the student's levels of other, labelled views through the adapters (see OneStep).
+        finetune_label: classes of these views.
+        precision: precision of the matrix products of further networks; None: fp32. The loss itself is computed in
+            fp32; levels may come in half precision.
     """
 
     targets: dict[str, Tensor]
@@ -63,12 +63,12 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class LossContext:
-    """What a loss is built for.
+    """Student, teacher and labels for which a loss is built.
 
     Attributes:
-        levels: the student's, by name.
-        targets: the teacher's, by name.
-        num_classes: speaker classes of the labelled views.
+        levels: the student's levels, by name.
+        targets: the teacher's targets, by name.
+        num_classes: number of speaker classes of the labelled views.
     """
 
     levels: dict[str, Target]
@@ -77,11 +77,11 @@ class LossContext:
 
 
 class TrainedClassifier(NamedTuple):
-    """The student's own speaker classifier, kept with it.
+    """Speaker classifier trained with the student, and kept with it.
 
     Attributes:
         weight: (classes, D) rows of a cosine classifier.
-        scale: of its logits.
+        scale: scale of its logits.
         over_teacher: whether its classes are those of the teacher's logits; else they are the speakers of the views.
     """
 
@@ -91,19 +91,19 @@ class TrainedClassifier(NamedTuple):
 
 
 class Loss(nn.Module):
-    """Student levels and teacher targets -> one scalar.
+    """Function of student levels and teacher targets, whose value is a scalar.
 
     A new loss is a subclass in a file of its own and its name in spkd.registry.LOSSES. The trainer knows a loss by what
     is declared here alone.
 
     Attributes:
-        Settings: dataclass of its section `loss.NAME`, with what the trainer asks before the loss is built.
-        learns_from: in a few words, for `spkd train --losses` and the docs.
+        Settings: dataclass of its section `loss.NAME`; it also answers what the trainer asks before the loss is built.
+        learns_from: source of the training signal in a few words, for `spkd train --losses` and the docs.
         needs: names of the targets, where they do not depend on the settings. Where several teachers are kept
-            separate, a loss with `needs` is there once for each.
-        needs_labels: which views must have a speaker label: none (empty), some or all.
-        averages_weights: whether it makes a moving average of the student itself.
-        partner: another network that it trains beside the student, and what belongs to it.
+            separate, there is one such loss for each teacher.
+        needs_labels: views that must have a speaker label: "" for none, some or all.
+        averages_weights: whether the loss keeps a moving average of the student's weights.
+        partner: another network trained together with the student, and its heads.
     """
 
     Settings: ClassVar[type[LossSettings]] = LossSettings
@@ -122,38 +122,38 @@ class Loss(nn.Module):
         self.partner: nn.Module | None = None
 
     def join(self, network: Network) -> None:
-        """Before the first step: take what is needed of the student."""
+        """Called before the first step, with the student."""
 
     def after_step(self, network: Network, progress: float) -> None:
-        """After every step of the optimiser, when a fraction `progress` of the run is over."""
+        """Called after every step of the optimiser, when a fraction `progress` of the run is over."""
 
     def trained_network(self, network: Network) -> Network:
-        """What the run is for: the student itself, unless the loss made a better one of it."""
+        """Network to keep at the end of the run: the student, or the loss's moving average of it."""
         return network
 
     def classifier(self) -> TrainedClassifier | None:
-        """The speaker classifier that it trained; None where it trained none that can be kept. All ranks call it."""
+        """Trained speaker classifier; None where there is none that can be kept. All ranks call this."""
         return None
 
     def report(self) -> dict[str, Any]:
-        """What happened, for the checkpoint's record."""
+        """Report of the loss on the run, for the checkpoint's record."""
         return {}
 
     @abstractmethod
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
-        """(): the mean over the batch."""
+        """Value of the loss: (), the mean over the batch."""
 
 
 @dataclass(frozen=True)
 class ChosenLoss:
-    """A loss of a run.
+    """A loss of a run, with its settings and weight.
 
     Attributes:
-        name: in the registry.
-        kind: its class.
-        settings: its own, a LossSettings.
-        weight: in the sum.
-        final_weight: at the end of the run; None: the same.
+        name: name in the registry.
+        kind: class of the loss.
+        settings: settings of the loss, a LossSettings.
+        weight: weight in the sum.
+        final_weight: weight at the end of the run; None: the same.
     """
 
     name: str
@@ -163,22 +163,22 @@ class ChosenLoss:
     final_weight: float | None = None
 
     def weight_at(self, progress: float) -> float:
-        """In the sum, when a fraction of the run is over."""
+        """Weight in the sum when a fraction `progress` of the run is over."""
         return (
             self.weight + (self.final_weight - self.weight) * progress if self.final_weight is not None else self.weight
         )
 
     @property
     def needed_targets(self) -> tuple[str, ...]:
-        """Names of the targets."""
+        """Names of the targets that the loss needs."""
         return self.settings.needed_targets() or self.kind.needs
 
     @property
     def depends_on_progress(self) -> bool:
-        """Whether its weight or the loss itself changes over the run."""
+        """Whether the weight or the loss itself changes over the run."""
         return self.final_weight is not None or self.settings.depends_on_progress()
 
 
 def projection(source: int, target: int) -> nn.Module:
-    """Student width to teacher width, dropped at export; nothing where they are equal."""
+    """Linear map from the student's width to the teacher's, dropped at export; the identity where they are equal."""
     return nn.Identity() if source == target else nn.Linear(source, target, bias=False)

@@ -1,4 +1,4 @@
-"""Losses of a run: those that are chosen, with their settings, and their weighted sum."""
+"""Losses of a run: the chosen losses with their settings, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spkd.train.settings import DEFAULT_AAM_WEIGHT, LossConfig
 
 
 def default_losses(labelled: bool) -> dict[str, Any]:
-    """The losses of a run for which none is named, as settings: contrastive, and aam where there are labels.
+    """Settings of the losses of a run that names none: contrastive, and aam where there are labels.
 
     Args:
         labelled: whether any view has a speaker label.
@@ -26,10 +26,10 @@ def default_losses(labelled: bool) -> dict[str, Any]:
 
 
 def chosen_losses(config: LossConfig) -> dict[str, ChosenLoss]:
-    """The losses of a run by name, with their settings, checked.
+    """Losses of a run by name, with their settings.
 
     Raises:
-        UsageError: an unknown loss, one named twice, or settings that it cannot have.
+        UsageError: an unknown loss, the same loss twice, or invalid settings.
     """
     for name in config.names:
         if name not in LOSSES:
@@ -46,19 +46,22 @@ def chosen_losses(config: LossConfig) -> dict[str, ChosenLoss]:
 
 
 def for_teachers(losses: dict[str, ChosenLoss], served: list[str]) -> dict[str, tuple[ChosenLoss, str]]:
-    """Which terms a run has: name in the log -> (loss, suffix of its targets). Where several teachers are kept separate
-    (targets `embedding@0`, `embedding@1`, ...), a loss that needs a teacher is there once for each."""
+    """Terms of a run: name in the log -> (loss, suffix of its targets).
+
+    Where several teachers are kept separate (targets `embedding@0`, `embedding@1`, ...), a loss that needs a teacher
+    has one term for each.
+    """
     suffixes = sorted({f"@{name.rsplit('@', 1)[1]}" for name in served if "@" in name})
     of = {name: suffixes if suffixes and loss.kind.needs else [""] for name, loss in losses.items()}
     return {f"{name}{suffix}": (loss, suffix) for name, loss in losses.items() for suffix in of[name]}
 
 
 class WeightedSum(nn.Module):
-    """The weighted sum of several losses, and its terms by name.
+    """Weighted sum of several losses, and its terms by name.
 
     Args:
-        terms: see for_teachers.
-        context: as for each loss.
+        terms: losses by name in the log; see for_teachers.
+        context: context of every loss.
     """
 
     def __init__(self, terms: dict[str, tuple[ChosenLoss, str]], context: LossContext) -> None:
@@ -72,7 +75,7 @@ class WeightedSum(nn.Module):
         )
 
     def by_name(self) -> dict[str, Loss]:
-        """The losses by their names in the log."""
+        """Losses by their names in the log."""
         return cast(dict[str, Loss], dict(self.losses.items()))
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -85,5 +88,5 @@ class WeightedSum(nn.Module):
 
 
 def _of(targets: dict[str, Any], suffix: str) -> dict[str, Any]:
-    """The targets of one teacher, under their plain names."""
+    """Targets of one teacher, by their names without the suffix."""
     return {name.removesuffix(suffix): value for name, value in targets.items() if name.endswith(suffix)}

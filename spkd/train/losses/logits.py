@@ -16,17 +16,17 @@ from spkd.train.losses.settings import LabelSettings, NonTargetSettings, TriageS
 class LabelDistillation(Loss):
     """CE_margin(z_s, y) + w * T^2 * divergence(z_t, z_s), y and z over the teacher's classes.
 
-    z_s = scale * cos(theta_k + margin [k = y]) with `weight` (classes, Ds) of the student's own; z_t (B, classes) is
-    the teacher's, with `teacher_margin` put on the same entry where its head is cosine. w grows linearly to 1 over
-    the first `kd_warmup` of the run. The cross-entropy is the mean over the views with a label among the teacher's
-    classes, the divergence that over all views it is defined for.
+    z_s = scale * cos(theta_k + margin [k = y]) are logits of the student's classifier, with `weight` (classes, Ds). z_t
+    (B, classes) are the teacher's logits, with `teacher_margin` at the same entry where its head is cosine. w grows
+    linearly to 1 over the first fraction `kd_warmup` of the run. The cross-entropy is the mean over the views with a
+    label among the teacher's classes, the divergence the mean over all views for which it is defined.
     """
 
     Settings = LabelSettings
     needs = (LOGITS,)
 
     def __init__(self, settings: LabelSettings, context: LossContext) -> None:
-        """Raises UsageError: fewer than two classes."""
+        """Make the classifier. Raises UsageError: fewer than two classes."""
         super().__init__(settings, context)
         classes = context.targets[LOGITS].dim
         if classes < 2:
@@ -51,12 +51,19 @@ class LabelDistillation(Loss):
         return entropy + weight * t**2 * self.divergence(teacher / t, z_s / t, label, inputs.progress)
 
     def divergence(self, teacher: Tensor, student: Tensor, label: Tensor, progress: float) -> Tensor:
-        """Of logits (B, classes) over the temperature, at a fraction of the run: (), the mean over the batch."""
+        """Divergence (), the mean over the batch.
+
+        Args:
+            teacher: (B, classes) logits over the temperature.
+            student: (B, classes) logits over the temperature.
+            label: (B,) class of each view.
+            progress: fraction of the run that is over.
+        """
         raise NotImplementedError
 
 
 class KLD(LabelDistillation):
-    """The conventional label-level distillation: divergence = KL(softmax z_t || softmax z_s), summed over the classes
+    """Conventional label-level distillation: divergence = KL(softmax z_t || softmax z_s), summed over the classes
     (Hinton et al., arXiv 1503.02531; for speakers Wang et al., ICASSP 2019)."""
 
     learns_from = "`logits`"
@@ -70,10 +77,10 @@ class NonTarget(LabelDistillation):
 
         divergence = KL(b_t || b_s) + gamma * KL(q_t || q_s),   b = [p_y, 1 - p_y],   q = softmax over all k != y
 
-    In the ordinary divergence the second part has the weight 1 - p_y of the teacher, nearly 0 where it knows the
-    speaker; gamma takes its place. Both parts are computed from log-sum-exps: 1 - p_y computed from the probability
-    loses all its digits where the teacher is sure. Values from the authors' code: gamma 2, T 1, scale 32, both margins
-    0.2.
+    In the ordinary divergence the second term has the weight 1 - p_y of the teacher, which is nearly 0 where it knows
+    the speaker; here the weight is gamma. Both terms are computed from log-sum-exps: 1 - p_y computed from the
+    probability loses all its digits where the teacher is certain. Values from the authors' code: gamma 2, T 1, scale
+    32, both margins 0.2.
     """
 
     Settings = NonTargetSettings
@@ -97,9 +104,9 @@ class Triage(LabelDistillation):
         divergence = KL(m_t || m_s) + gamma * KL(c_t || c_s),   m = masses of target, confusion set and background,
                                                                c = softmax over the confusion set
 
-    The student's parts are those of the teacher. How probability is spread in the background is not distilled. The
-    abstract says all this, and that the cut-off shrinks over training. That it shrinks linearly, its values and gamma
-    are this project's.
+    The student's probabilities are split into the same three parts as the teacher's. The distribution within the
+    background is not distilled. The abstract says all this, and that the cut-off shrinks over training. The linear
+    decrease, its values and gamma are this project's choice.
     """
 
     Settings = TriageSettings
@@ -118,21 +125,35 @@ class Triage(LabelDistillation):
 
 
 def confusion_set(logits: Tensor, label: Tensor, cutoff: float) -> Tensor:
-    """(B, classes): whether a class is among the fewest non-target ones whose probabilities, relative to all non-target
-    ones, sum to at least `cutoff`; at least one is."""
+    """Confusion set of each view, (B, classes) bool.
+
+    It has the fewest non-target classes, at least one, whose probabilities sum to at least `cutoff` of that of all
+    non-target classes.
+
+    Args:
+        logits: (B, classes).
+        label: (B,) target class of each view.
+        cutoff: cumulative probability.
+    """
     at_label = label[:, None]
-    others = logits.scatter(1, at_label, -torch.inf).softmax(1)
-    ranked, order = others.sort(1, descending=True)
+    non_targets = logits.scatter(1, at_label, -torch.inf).softmax(1)
+    ranked, order = non_targets.sort(1, descending=True)
     before = ranked.cumsum(1) - ranked
     chosen = before < cutoff
     chosen[:, 0] = True
-    # The label is the last of all: its probability among the others is 0.
+    # The target class comes last: its probability among the non-target classes is 0.
     return torch.zeros_like(chosen).scatter(1, order, chosen).scatter(1, at_label, False)
 
 
 def _triaged(logits: Tensor, label: Tensor, confused: Tensor) -> tuple[Tensor, Tensor]:
-    """Logs of the masses (B, 3), and of the distribution within the confusion set (B, classes); what has no place there
-    is -inf."""
+    """Log masses (B, 3) of target, confusion set and background, and log-probabilities (B, classes) within the
+    confusion set, -inf outside of it.
+
+    Args:
+        logits: (B, classes).
+        label: (B,) target class of each view.
+        confused: (B, classes) confusion set.
+    """
     target = torch.zeros_like(confused).scatter(1, label[:, None], True)
     parts = [logits.masked_fill(~part, -torch.inf).logsumexp(1) for part in (target, confused, ~target & ~confused)]
     within = logits.masked_fill(~confused, -torch.inf)
@@ -140,16 +161,16 @@ def _triaged(logits: Tensor, label: Tensor, confused: Tensor) -> tuple[Tensor, T
 
 
 def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """log b (B, 2) and log q (B, classes - 1)."""
+    """log b (B, 2) and log q (B, classes - 1) of NonTarget, from logits (B, classes)."""
     at_label = logits.gather(1, label[:, None])
-    others = torch.ones_like(logits, dtype=torch.bool).scatter(1, label[:, None], False)
-    rest = logits[others].view(len(logits), -1)
+    non_target = torch.ones_like(logits, dtype=torch.bool).scatter(1, label[:, None], False)
+    rest = logits[non_target].view(len(logits), -1)
     binary = torch.cat([at_label, rest.logsumexp(1, keepdim=True)], 1)
     return binary.log_softmax(1), rest.log_softmax(1)
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(exp p || exp q) of log-probabilities (B, C): (B,). Where p is -inf, so is q, and there is nothing to add."""
+    """KL(exp p || exp q) of log-probabilities (B, C): (B,). Where p is -inf, q is -inf too, and the term is 0."""
     absent = p.isneginf()
     p, q = p.masked_fill(absent, 0.0), q.masked_fill(absent, 0.0)
     return (p.exp() * (p - q)).masked_fill(absent, 0.0).sum(1)

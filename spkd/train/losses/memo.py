@@ -23,18 +23,21 @@ from spkd.train.losses.contrastive import Contrastive
 from spkd.train.losses.settings import GLOBALS, NO_PARTNER, ContrastiveSettings, MeMoSettings
 
 MODES = ("self", "cross")
-PROBE = 10  # steps between two looks at the gradients
-SMOOTH = 0.9  # of what is watched, over PROBEs
-EARLIEST = 0.2  # fraction of the run before which nothing is judged: fresh networks give one output for all views, and
-# while the learning rate rises the contrastive term does too
-PATIENCE = 0.1  # fraction of the run for which it may stand still
+PROBE = 10  # steps between two measurements of the gradients
+SMOOTH = 0.9  # weight of earlier values in the moving averages of the measurements
+EARLIEST = 0.2  # fraction of the run before which nothing is decided: fresh networks give one output for all views, and
+# while the learning rate rises the contrastive term rises too
+PATIENCE = 0.1  # fraction of the run for which the contrastive term may stop falling
 LEAST_INFORMATION = 0.05  # nats of mutual information between view and prototype
-INVERSE_TEMPERATURE = 1 / 0.07  # before the contrastive term, in the authors' code
+INVERSE_TEMPERATURE = 1 / 0.07  # factor of the contrastive term in the authors' code
 
 
 class ProjectionHead(nn.Module):
-    """DINO's head (Caron et al., ICCV 2021): three linear layers with batch-norm and GELU between, an L2-normalised
-    bottleneck, and a last layer of unit vectors: cosines to `prototypes`."""
+    """DINO's head (Caron et al., ICCV 2021).
+
+    Three linear layers with batch-norm and GELU between them, an L2-normalised bottleneck, and a last layer of unit
+    vectors, so that the outputs are cosines to `prototypes`.
+    """
 
     def __init__(self, inputs: int, settings: MeMoSettings) -> None:
         super().__init__()
@@ -51,15 +54,20 @@ class ProjectionHead(nn.Module):
         self.last = nn.Parameter(nn.init.trunc_normal_(torch.empty(settings.prototypes, out), std=0.02))
 
     def forward(self, embedding: Tensor, frozen: bool = False) -> Tensor:
-        """(B, D) -> (B, prototypes). frozen: the last layer is not trained yet."""
+        """Cosines (B, prototypes) of embeddings (B, D).
+
+        Args:
+            embedding: (B, D).
+            frozen: whether the last layer is not trained yet.
+        """
         last = self.last.detach() if frozen else self.last
         return linear(normalize(self.mlp(embedding).float(), dim=-1), normalize(last, dim=-1))
 
 
 class EmaPair(nn.Module):
-    """One architecture: its heads, and its teacher's network and heads, their moving averages.
+    """Heads of one architecture, and its teacher: a network and heads that are moving averages of the student's.
 
-    The centres (one for each mode) belong to the teacher: EMA of the mean of its outputs.
+    The teacher also has a centre for each mode: the moving average of the mean of its outputs.
     """
 
     def __init__(self, inputs: int, settings: MeMoSettings, modes: tuple[str, ...]) -> None:
@@ -75,22 +83,22 @@ class EmaPair(nn.Module):
 
     @torch.no_grad()
     def teach(self, crops: list[Tensor], precision: torch.dtype | None) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        """The teacher's embeddings of the long crops, and the outputs of each of its heads."""
+        """The teacher's embeddings of the long crops, and the outputs of each of its heads, one tensor a crop."""
         embeddings = _embeddings(self.teacher, crops, precision)
         joined = torch.cat(embeddings)
         return embeddings, {mode: list(head(joined).chunk(len(crops))) for mode, head in self.teacher_heads.items()}
 
     @torch.no_grad()
     def follow(self, network: Network, momentum: float) -> None:
-        """The teacher takes 1 - momentum of the student's parameters; its batch-norms keep statistics of their own."""
+        """Move the teacher's parameters by 1 - momentum towards the student's; batch-norm statistics are not moved."""
         pairs = ((self.teacher, network), (self.teacher_heads, self.heads))
         for teacher, student in pairs:
-            for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
-                mine.lerp_(theirs, 1.0 - momentum)
+            for averaged_values, current in zip(teacher.parameters(), student.parameters(), strict=True):
+                averaged_values.lerp_(current, 1.0 - momentum)
 
 
 def _embeddings(network: nn.Module, crops: list[Tensor], precision: torch.dtype | None) -> list[Tensor]:
-    """Of each crop, in fp32, from products of that precision."""
+    """Embeddings of each crop, in fp32, from matrix products of that precision."""
     with torch.autocast(crops[0].device.type, precision, enabled=precision is not None):
         levels = forward_crops(network, crops)
     return [of[EMBEDDING].float() for of in levels]
@@ -103,18 +111,20 @@ class MeMo(Loss):
         L_a = H(h(T_a), h(S_a)) + cross * H(g(T_b), g(S_a)) + contrastive * InfoNCE(S_a, T_a),   L_b alike,
         H(T, S) = mean over long crops i and crops v != i of -softmax((T_i - c) / tau_t) . log softmax(S_v / tau_s)
 
-    c the centre of that teacher head. The teachers take the 2 long crops of an instance, the students these and the
-    short ones. tau_t rises linearly, the momentum of the averages as half a cosine. What is kept is the teacher of the
-    student's architecture. `partner = none` leaves the self mode of one architecture: DINO.
+    c is the centre of that teacher head. The teachers take the 2 long crops of an instance; the students take these and
+    the short ones. tau_t rises linearly, the momentum of the averages as half a cosine. The network that is kept is the
+    teacher of the student's architecture. With `partner = none` only the self mode of one architecture remains: DINO.
 
-    InfoNCE compares the embedding of one long crop with the teacher's of the other among the 2B of the batch, at w *
-    cos with a learnt w > 0 (from 10; the authors' bias b cancels), times 1 / 0.07. The paper stops it when it has
-    done its work, by a rule that is not in its abstract and not in the authors' code; ours: as soon as its gradient
-    on the embeddings points against the distillation's (smoothed cosine below 0), or it has not fallen for a tenth
-    of the run; neither is judged in the first fifth. Step and reason go to the checkpoint's record.
+    InfoNCE compares the embedding of one long crop with the teacher's embedding of the other, among the 2B of the
+    batch. Its logits are w * cos with a learnt w > 0 (initially 10; the authors' bias b cancels), and it is multiplied
+    by 1 / 0.07. The paper stops this term dynamically, by a rule that is neither in its abstract nor in the authors'
+    code. Here it stops as soon as its gradient on the embeddings opposes that of the distillation (smoothed cosine
+    below 0), or where it has not fallen for a tenth of the run; neither is decided in the first fifth. Step and reason
+    are in the checkpoint's record.
 
-    A collapse (all views alike) shows in the mutual information of view and prototype, the entropy of the mean teacher
-    output minus the mean of the entropies: it is reported once it falls below 0.05 nats in the last four fifths.
+    A collapse (equal outputs for all views) is measured by the mutual information of view and prototype: the entropy of
+    the mean teacher output minus the mean of the entropies. It is reported once this falls below 0.05 nats in the last
+    four fifths of the run.
 
     `teacher_weight` adds a third mode: InfoNCE of every student against a frozen teacher's cached embeddings, with
     mined negatives where there are any (see Contrastive).
@@ -131,7 +141,7 @@ class MeMo(Loss):
     opposed: Tensor
 
     Settings = MeMoSettings
-    learns_from = "moving averages of two students; a cached teacher besides, on request"
+    learns_from = "moving averages of two students; on request also a cached teacher"
     averages_weights = True
 
     def __init__(self, settings: MeMoSettings, context: LossContext) -> None:
@@ -150,13 +160,13 @@ class MeMo(Loss):
             contrast = ContrastiveSettings(settings.frozen_temperature, settings.ceiling)
             self.frozen = nn.ModuleList(Contrastive(contrast, context) for _ in range(2 if paired else 1))
         self._centres: list[tuple[Tensor, Tensor]] = []
-        # What is watched. A run that continues needs it, so it is kept in buffers.
+        # Measurements, in buffers, since a run that is continued needs them.
         for name, value in (("step", 0), ("stopped", -1), ("collapsed", -1), ("stood", 0)):
             self.register_buffer(name, torch.tensor(value))
         for name, number in (("agreement", 1.0), ("level", 0.0), ("best", math.inf), ("information", math.nan)):
             self.register_buffer(name, torch.tensor(number))
         self.register_buffer("opposed", torch.tensor(False))
-        # Copies on the host of what every step asks for: it must not wait for the device.
+        # Copies on the host of values that every step reads, so that no step waits for the device.
         self._steps, self._is_stopped = 0, False
         self.register_load_state_dict_post_hook(self._mirror)
 
@@ -179,19 +189,21 @@ class MeMo(Loss):
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         crops = inputs.crops[: GLOBALS + self._settings.locals]
-        mine = [levels[EMBEDDING].float() for levels in [student, *inputs.other_levels][: len(crops)]]
+        student_embeddings = [levels[EMBEDDING].float() for levels in [student, *inputs.other_levels][: len(crops)]]
         own_embeddings, own_outputs = self.own.teach(crops[:GLOBALS], inputs.precision)
-        distilled = self._distance("self", self.own, own_outputs, mine, self.own, inputs)
-        contrast, embeddings = self._contrast(mine, own_embeddings), [mine]
+        distilled = self._distance("self", self.own, own_outputs, student_embeddings, self.own, inputs)
+        contrast, embeddings = self._contrast(student_embeddings, own_embeddings), [student_embeddings]
         if self.partner is not None:
-            theirs = _embeddings(self._partner(), crops, inputs.precision)
+            partner_embeddings = _embeddings(self._partner(), crops, inputs.precision)
             other_embeddings, other_outputs = self.other.teach(crops[:GLOBALS], inputs.precision)
-            distilled = distilled + self._distance("self", self.other, other_outputs, theirs, self.other, inputs)
-            across = self._distance("cross", self.other, other_outputs, mine, self.own, inputs)
-            across = across + self._distance("cross", self.own, own_outputs, theirs, self.other, inputs)
+            distilled = distilled + self._distance(
+                "self", self.other, other_outputs, partner_embeddings, self.other, inputs
+            )
+            across = self._distance("cross", self.other, other_outputs, student_embeddings, self.own, inputs)
+            across = across + self._distance("cross", self.own, own_outputs, partner_embeddings, self.other, inputs)
             distilled = distilled + self._settings.cross_weight * across
-            contrast = contrast + self._contrast(theirs, other_embeddings)
-            embeddings.append(theirs)
+            contrast = contrast + self._contrast(partner_embeddings, other_embeddings)
+            embeddings.append(partner_embeddings)
         if self.training:
             long = [embedding for network in embeddings for embedding in network[:GLOBALS]]
             self._watch(distilled, contrast, long, own_outputs["self"], inputs.progress)
@@ -212,7 +224,7 @@ class MeMo(Loss):
         student: EmaPair,
         inputs: LossInputs,
     ) -> Tensor:
-        """H of one mode: the outputs of a teacher's head for the long crops against a student's head on all crops."""
+        """H of one mode: cross-entropy of a teacher's head for the long crops and a student's head for all crops."""
         settings, warmup = self._settings, self._settings.teacher_temperature_warmup
         ramp = min(inputs.progress / warmup, 1.0) if warmup > 0 else 1.0
         low, high = settings.teacher_temperature
@@ -237,10 +249,11 @@ class MeMo(Loss):
         """InfoNCE over the rows [teacher of one long crop; student of the other], both ways, times 1 / 0.07."""
         terms = []
         for i, v in ((0, 1), (1, 0)):
-            mine, theirs = (normalize(x.float(), dim=-1) for x in (teacher[i], student[v]))
-            own, every = torch.cat([mine, theirs]), torch.cat([gathered(mine), gathered(theirs)])
-            similarity = self.sharpness.clamp_min(1e-6) * own @ every.mT
-            first, batch = own_rows(mine), len(every) // 2
+            teacher_unit, student_unit = (normalize(x.float(), dim=-1) for x in (teacher[i], student[v]))
+            rows = torch.cat([teacher_unit, student_unit])
+            all_rows = torch.cat([gathered(teacher_unit), gathered(student_unit)])
+            similarity = self.sharpness.clamp_min(1e-6) * rows @ all_rows.mT
+            first, batch = own_rows(teacher_unit), len(all_rows) // 2
             itself, partner = torch.cat([first, first + batch]), torch.cat([first + batch, first])
             terms.append(cross_entropy(similarity.scatter(1, itself[:, None], -torch.inf), partner))
         return INVERSE_TEMPERATURE * torch.stack(terms).mean()
@@ -253,9 +266,10 @@ class MeMo(Loss):
         outputs: list[Tensor],
         progress: float,
     ) -> None:
-        """Decide whether the contrastive term has done its work, and whether the networks have collapsed."""
+        """Measure whether the networks have collapsed, and decide whether the contrastive term stops."""
         if self._steps % PROBE:
             return
+        # Collapse: mutual information of view and prototype.
         with torch.no_grad():
             p = (torch.cat(outputs) / self._settings.student_temperature).softmax(-1)
             information = _entropy(averaged(p.mean(0))) - averaged(_entropy(p).mean())
@@ -270,17 +284,18 @@ class MeMo(Loss):
             )
         if self._is_stopped or not self._settings.dynamic_stop or self._settings.contrastive_weight == 0:
             return
-        toward = torch.autograd.grad(distilled, embeddings, retain_graph=True)
-        pulled = torch.autograd.grad(contrast, embeddings, retain_graph=True)
-        a, b = (torch.cat([g.flatten() for g in gradients]) for gradients in (toward, pulled))
-        # Products of the gradients on the embeddings of all ranks.
-        product, own, other = averaged(torch.stack([a @ b, a @ a, b @ b]))
-        cosine, contrast = product / (own * other).sqrt().clamp_min(1e-30), averaged(contrast)
+        # Cosine of the gradients of both terms on the embeddings, from their products on all ranks.
+        of_distilled = torch.autograd.grad(distilled, embeddings, retain_graph=True)
+        of_contrast = torch.autograd.grad(contrast, embeddings, retain_graph=True)
+        a, b = (torch.cat([g.flatten() for g in gradients]) for gradients in (of_distilled, of_contrast))
+        product, square_a, square_b = averaged(torch.stack([a @ b, a @ a, b @ b]))
+        cosine, contrast = product / (square_a * square_b).sqrt().clamp_min(1e-30), averaged(contrast)
         first = self._steps == 0
         self.agreement.copy_(cosine if first else SMOOTH * self.agreement + (1 - SMOOTH) * cosine)
         self.level.copy_(contrast if first else SMOOTH * self.level + (1 - SMOOTH) * contrast)
         if progress < EARLIEST:
             return
+        # Stop where the gradients oppose each other, or where the term has not fallen for long.
         if self.level < self.best:
             self.best.copy_(self.level)
             self.stood.copy_(self.step)
@@ -329,10 +344,10 @@ class MeMo(Loss):
 
 
 def _frozen_copy(module: Any) -> Any:
-    """A copy that no optimiser moves."""
+    """Copy of a module without trained parameters."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """(..., K) -> (...): in nats."""
+    """Entropy (nats) of probabilities: (..., K) -> (...)."""
     return -(p * p.clamp_min(1e-30).log()).sum(-1)

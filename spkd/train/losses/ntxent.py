@@ -1,4 +1,4 @@
-"""Self-supervised contrast between two crops: what label-free distillation has to beat."""
+"""Self-supervised contrastive loss between two crops: the baseline of label-free distillation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class NTXent(Loss):
 
         mean_i -log( exp(u_i.u_p(i) / tau) / sum_k exp(u_i.u_k / tau) ),   k = p(i) and the negatives of i
 
-    The two crops of a view are of one instance, or, where positives are mined (SSPS, arXiv 2505.14561), of two that are
-    taken for the same speaker. Crops of two views are no negatives of one another where any instance of the one is an
-    instance of the other: so a crop is never contrasted with its own instance, nor with that of its positive. (SimCLR
-    and SSPS contrast with all other crops; in their large corpora such meetings are rare.)
+    The two crops of a view are of the same instance or, where positives are mined (SSPS, arXiv 2505.14561), of two
+    instances that are assumed to be of one speaker. Crops of two views are not negatives of each other where the views
+    share an instance: so a crop is never contrasted with its own instance, nor with that of its positive. (SimCLR and
+    SSPS contrast with all other crops; in their large corpora such pairs are rare.)
 
-    Shapes: student (B, D) of either crop.
+    Shapes: student (B, D) for each of the two crops.
     """
 
     Settings = NTXentSettings
@@ -37,14 +37,14 @@ class NTXent(Loss):
 
     def forward(self, student: dict[str, Tensor], inputs: LossInputs) -> Tensor:
         first, second = (normalize(levels[EMBEDDING].float(), dim=-1) for levels in (student, inputs.other_levels[0]))
-        own, unit = torch.cat([first, second]), torch.cat([gathered(first), gathered(second)])
+        local_units, unit = torch.cat([first, second]), torch.cat([gathered(first), gathered(second)])
         batch = len(unit) // 2
         rows = own_rows(first)
         positive = torch.cat([rows + batch, rows])
-        # The instances of both crops of each view, (B, 2), and of each of all ranks' views, (N, 2).
+        # Instances of both crops of each view, (B, 2), and of the views of all ranks, (N, 2).
         second_instance = inputs.other_instance[0] if inputs.other_instance else inputs.instance
         own_pair = torch.stack([inputs.instance, second_instance], 1)
         pair = gathered(own_pair)
         linked = (own_pair[:, None, :, None] == pair[None, :, None, :]).flatten(2).any(2)
         excluded = linked.repeat(2, 2).scatter(1, positive[:, None], False)
-        return cross_entropy((own @ unit.mT / self.temperature).masked_fill(excluded, -torch.inf), positive)
+        return cross_entropy((local_units @ unit.mT / self.temperature).masked_fill(excluded, -torch.inf), positive)

@@ -19,25 +19,26 @@ from spkd.train.losses.settings import OneStepSettings
 class OneStep(Loss):
     """weight * KD + finetune_weight * FT: two paths through one student in one batch.
 
-    KD teaches the path without adapters, on views that need no label: from its last hidden layer h (B, T, D) one
-    prediction head P_l (linear, GELU, linear) for each target l predicts the teacher's frames t_l (B, U, D_l):
+    KD trains the path without adapters, on views that need no label. For each target l, a prediction head P_l (linear,
+    GELU, linear) predicts the teacher's frames t_l (B, U, D_l) from the last hidden layer h (B, T, D) of this path:
 
         KD = mean_b sum_l [ mean_{t,d} |P_l(h) - t_l|  -  lambda * mean_t log sigmoid cos(P_l(h)_t, t_l,t) ]
 
-    (DistilHuBERT's, as in the authors' code for HuBERT and WavLM, which sums the second term over t instead:
-    `time_reduction = sum`, more than a thousand times FT in the end.) `distance = mse` is their variant for XLSR: the
-    squared difference, which they weight by 100 and let decay linearly to 0 over the run (`linear_decay`).
-    FT classifies the speakers of other, labelled views from the path through the adapters: a plain softmax, or AAM.
+    This is the loss of DistilHuBERT, as in the authors' code for HuBERT and WavLM. Their code sums the second term over
+    t instead (`time_reduction = sum`), so that it is more than a thousand times FT at the end. `distance = mse` is
+    their variant for XLSR: the squared difference, which they weight by 100 and decrease linearly to 0 over the run
+    (`linear_decay`). FT classifies the speakers of other, labelled views from the path through the adapters, by a plain
+    softmax or AAM.
 
-    So FT alone reaches the adapters, the pooling and the embedding, KD alone the prediction heads, both the layers
-    they share. At export the heads and the classifier are dropped.
+    The adapters, the pooling and the embedding are trained by FT alone, the prediction heads by KD alone, and the
+    shared layers by both. At export the heads and the classifier are dropped.
     """
 
     Settings = OneStepSettings
     learns_from = "frames through one path, speaker classes through the adapters"
 
     def __init__(self, settings: OneStepSettings, context: LossContext) -> None:
-        """Raises UsageError: a target that is no frames."""
+        """Make the heads and the classifier. Raises UsageError: a target that is not frames."""
         super().__init__(settings, context)
         self._settings, levels = settings, context.levels
         self._targets = [context.targets[name] for name in settings.targets]
@@ -69,16 +70,18 @@ class OneStep(Loss):
         total = torch.zeros((), device=frames.device)
         for predict, target in zip(self.predict, self._targets, strict=True):
             name = target.name
-            mine, theirs, kept = align(predict(frames.float()), inputs.targets[name], inputs.alignments[name])
+            predicted, teacher, kept = align(predict(frames.float()), inputs.targets[name], inputs.alignments[name])
             if self._settings.distance == "mse":
-                total = total + mean_over_frames((mine - theirs).square().mean(-1), kept)
+                total = total + mean_over_frames((predicted - teacher).square().mean(-1), kept)
                 continue
-            likeness = logsigmoid(cosines(mine, theirs))
+            likeness = logsigmoid(cosines(predicted, teacher))
             if self._settings.time_reduction == "sum":
                 summed = (likeness if kept is None else likeness * kept).sum(1).mean()
             else:
                 summed = mean_over_frames(likeness, kept)
-            total = total + mean_over_frames((mine - theirs).abs().mean(-1), kept) - self._settings.cosine * summed
+            total = (
+                total + mean_over_frames((predicted - teacher).abs().mean(-1), kept) - self._settings.cosine * summed
+            )
         return total
 
     def finetuning(self, inputs: LossInputs) -> Tensor:

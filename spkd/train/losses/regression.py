@@ -1,4 +1,4 @@
-"""The conventional embedding-level distillation losses (Wang et al., "Knowledge distillation for small foot-print
+"""Conventional embedding-level distillation losses (Wang et al., "Knowledge distillation for small foot-print
 deep speaker embedding", ICASSP 2019)."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of the losses, without torch, so that --help is quick. The losses' classes say what they do."""
+"""Settings of the losses, without torch, so that --help is quick. The losses are described in their classes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from spkd.errors import UsageError, did_you_mean
 from spkd.registry import STUDENTS
 
 NO_PARTNER = "none"
-GLOBALS = 2  # long crops of MeMo, which its teachers take as well
-CONCAT = "concat"  # the level that learns several targets as one
+GLOBALS = 2  # long crops of MeMo, which its teachers take too
+CONCAT = "concat"  # the level that learns several targets, concatenated
 EMBEDDING = "embedding"  # spkd.outputs.target has the names of targets, but imports torch
 
 
 class LogitsRequest(NamedTuple):
-    """Which teacher logits a loss learns from.
+    """Teacher logits that a loss learns from.
 
     Attributes:
         source: auto, head or prototypes.
-        scale: of prototype logits.
-        temperature: at which they are used.
+        scale: scale of prototype logits.
+        temperature: temperature at which the logits are used.
     """
 
     source: str
@@ -31,22 +31,25 @@ class LogitsRequest(NamedTuple):
 
 @dataclass
 class LossSettings:
-    """Base class of a loss's settings, and what follows from them before the loss is built."""
+    """Base class of the settings of losses. It answers what the trainer asks before a loss is built."""
 
     def check(self) -> None:
-        """Raises UsageError for settings that do not go together; single values are checked by their declaration."""
+        """Check that the settings are compatible; single values are checked by their declaration. Raises UsageError."""
 
     def needed_targets(self) -> tuple[str, ...]:
-        """Names of the targets, where they depend on the settings; (): those of the loss's `needs`."""
+        """Names of the targets, where they depend on the settings; (): the names in the loss's `needs`."""
         return ()
 
     def logits_request(self) -> LogitsRequest | None:
-        """Which teacher logits the loss learns from; None where it learns from none."""
+        """Teacher logits that the loss learns from; None where it learns from none."""
         return None
 
     def contrasts(self) -> bool:
-        """Whether the loss contrasts the student with the teacher's embeddings: then its settings have a `ceiling`, and
-        mined negatives are used."""
+        """Whether the loss contrasts the student with the teacher's embeddings.
+
+        If so, its settings have a `ceiling` (teacher cosine above which two views are not negatives of each other), and
+        it uses mined negatives.
+        """
         return False
 
     def finetunes(self) -> bool:
@@ -54,23 +57,23 @@ class LossSettings:
         return False
 
     def depends_on_progress(self) -> bool:
-        """Whether the loss changes over the run, so that a run with more steps would be another from its first."""
+        """Whether the loss changes over the run, so that a run with more steps differs from its first step on."""
         return False
 
     def further_crops(self) -> tuple[float, ...]:
-        """Lengths of further crops of each instance (s; 0: as long as the first)."""
+        """Lengths (s) of further crops of each instance; 0: the length of the first crop."""
         return ()
 
 
 def check_warmup(between: list[float], name: str) -> None:
-    """Raises UsageError where it is not two fractions in order."""
+    """Check that `between` is two fractions in rising order. Raises UsageError where it is not."""
     if len(between) != 2 or between[0] > between[1]:
         raise UsageError(f"{name}={between}: give two fractions of the run, e.g. [0.13,0.27]")
 
 
 @dataclass
 class MarginSettings(LossSettings):
-    """A cosine classifier with an additive angular margin."""
+    """Settings of a cosine classifier with an additive angular margin."""
 
     margin: float = key(0.2, "additive angular margin (rad)", low=0, high=3.14)
     margin_warmup: list[float] = key(
@@ -175,7 +178,7 @@ class MultiLevelSettings(LossSettings):
         {"embedding": "embedding"},
         "student level -> target, e.g. {frames: frames, stats: stats, embedding: embedding}",
     )
-    concat: list[str] = key([], "targets whose concatenation the student's embedding learns, besides")
+    concat: list[str] = key([], "further targets, whose concatenation the student's embedding learns")
     distance: str = key("cosine", "1 - cosine, or mse (mean over the numbers)", ("cosine", "mse"))
     level_weights: dict[str, float] = key({}, "weight of a student level, or of concat (default 1)", low=0, high=1e9)
 
@@ -200,7 +203,7 @@ class OneStepSettings(LossSettings):
     distance: str = key("l1", "l1: mean |difference| - cosine * log sigmoid(cosine); mse", ("l1", "mse"))
     cosine: float = key(1.0, "weight of the cosine part of l1", low=0, high=1e6)
     time_reduction: str = key("mean", "of the cosine part over the frames; the authors' code sums", ("mean", "sum"))
-    weight: float = key(1.0, "weight of the distillation beside the fine-tuning", low=0, high=1e6)
+    weight: float = key(1.0, "weight of the distillation relative to the fine-tuning", low=0, high=1e6)
     linear_decay: bool = key(False, "let that weight fall linearly to 0 over the run")
     finetune_weight: float = key(
         1.0, "weight of the fine-tuning (0: none, distillation alone, as DistilHuBERT)", low=0, high=1e6
@@ -224,25 +227,25 @@ class OneStepSettings(LossSettings):
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         if self.distance != "l1":
-            found |= dict.fromkeys(("cosine", "time_reduction"), f"distance={self.distance} has no cosine part")
+            reasons |= dict.fromkeys(("cosine", "time_reduction"), f"distance={self.distance} has no cosine part")
         elif not self.cosine:
-            found["time_reduction"] = "the cosine part has the weight 0"
+            reasons["time_reduction"] = "the cosine part has the weight 0"
         if not self.weight:
-            found["linear_decay"] = "the distillation has the weight 0"
+            reasons["linear_decay"] = "the distillation has the weight 0"
         if not self.finetune_weight:
-            found |= dict.fromkeys(("classifier", "aam"), "the fine-tuning has the weight 0")
+            reasons |= dict.fromkeys(("classifier", "aam"), "the fine-tuning has the weight 0")
         elif self.classifier != "aam":
-            found["aam"] = f"classifier={self.classifier}"
-        return found
+            reasons["aam"] = f"classifier={self.classifier}"
+        return reasons
 
 
 @dataclass
 class MeMoSettings(LossSettings):
     partner: str = key("resnet34", "the other architecture; none: one alone, which is DINO", (*STUDENTS, NO_PARTNER))
     partner_channels: int | None = key(None, "width of the other architecture (default: its own)", low=1, high=65_536)
-    locals: int = key(4, "short crops beside the two long ones (which are as long as crop)", low=0, high=100)
+    locals: int = key(4, "short crops in addition to the two long ones (which are as long as crop)", low=0, high=100)
     local_crop: float = key(2.0, "length of the short crops (s)", positive=True, high=1000)
     prototypes: int = key(65536, "outputs of each head", low=2, high=10**8)
     hidden: int = key(2048, "width of the heads", low=1, high=10**6)
@@ -281,18 +284,18 @@ class MeMoSettings(LossSettings):
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         if self.partner == NO_PARTNER:
-            found |= dict.fromkeys(("partner_channels", "cross_weight"), "one network alone has no partner")
+            reasons |= dict.fromkeys(("partner_channels", "cross_weight"), "one network alone has no partner")
         if not self.locals:
-            found["local_crop"] = "there are no short crops (locals=0)"
+            reasons["local_crop"] = "there are no short crops (locals=0)"
         if not self.contrastive_weight:
-            found["dynamic_stop"] = "the contrastive term has the weight 0"
+            reasons["dynamic_stop"] = "the contrastive term has the weight 0"
         if not self.teacher_weight:
-            found |= dict.fromkeys(("frozen_temperature", "ceiling"), "the third mode has the weight 0")
+            reasons |= dict.fromkeys(("frozen_temperature", "ceiling"), "the third mode has the weight 0")
         if len(set(self.teacher_temperature)) == 1:
-            found["teacher_temperature_warmup"] = "the first temperature is the last"
-        return found
+            reasons["teacher_temperature_warmup"] = "the first temperature is the last"
+        return reasons
 
     def depends_on_progress(self) -> bool:
         return True  # momentum, temperature and the dynamic stop
