@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -15,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from spkd import config
+from spkd.corpus.settings import ViewConfig
 from spkd.errors import Interrupted, SpkdError, UsageError, first_line, reported
 from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig
 from spkd.export.settings import ExportConfig
@@ -129,7 +132,7 @@ def extract(
 ) -> None:
     """Run a teacher once over every view of a manifest and store its outputs in a cache."""
     settings = config.load(ExtractConfig, overrides or [], config_file, base=recipe)
-    more = [config.load(ExtractConfig, _of_another(overrides or [], keys), config_file) for keys in also or []]
+    more = [config.load(ExtractConfig, _of_another(overrides or [], k), config_file, base=recipe) for k in also or []]
     if slurm_script:
         from spkd.extract.slurm import script
 
@@ -205,13 +208,13 @@ def train(
         raise UsageError("--recipe and --from: choose one")
     given += [f"loss=[{','.join(loss)}]"] if loss else []
     base = recipe if from_run is None else _settings_of(from_run)
-    views = None if recipe is None else config.load(ExtractConfig, file=config.recipe(recipe), environ={}).view
-    from spkd.train.sweep import combinations
+    from spkd.train.sweep import runs_of
 
-    runs = [
-        config.load(TrainConfig, keys, config_file, base=base)
-        for keys in (combinations(given) if multirun else [given])
-    ]
+    def load(keys: list[str]) -> TrainConfig:
+        return config.load(TrainConfig, keys, config_file, base=base)
+
+    runs = runs_of(given, load) if multirun else [load(given)]
+    views = None if recipe is None else _views_of(recipe)
     from spkd.eval.validate import validation
     from spkd.train.launch import train_each
 
@@ -230,6 +233,12 @@ def train(
         print(json.dumps(results if multirun else results[0]))
     if failed is not None:
         raise typer.Exit(failed.exit_code)
+
+
+def _views_of(recipe: str) -> ViewConfig:
+    """The views that a recipe extracts; its notes belong to `spkd extract`."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return config.load(ExtractConfig, file=config.recipe(recipe), environ={}).view
 
 
 def _settings_of(run: Path) -> Path:

@@ -14,6 +14,7 @@ not interpolated: `${...}` stays as it is written.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -161,7 +162,8 @@ class Key:
         is_literal = isinstance(value, str) and value.startswith("[" if is_list else "{")
         if is_literal and isinstance(self.default, list | dict):
             value = _yaml(value, given.where)
-        value = [value] if is_list and not isinstance(value, list) else value
+        if is_list and not isinstance(value, list):
+            value = [value] if value else []
         limits = {**self.limits, "choices": self.choices}
         try:
             return convert(self.type, value, limits, given.where, text=True)
@@ -227,7 +229,8 @@ def component_keys(schema: type) -> Iterator[Key]:
     """Every key of every component that a command can use."""
     for slot in slots(schema):
         for name in slot.registry:
-            yield from slot.keys(name).values()
+            with contextlib.suppress(SpkdError):  # an installed package that cannot be imported; its use says why
+                yield from slot.keys(name).values()
 
 
 def recipes() -> list[str]:
@@ -270,7 +273,7 @@ def load(
     sources = [*ready, *_from_file(schema, file), _from_environment(schema, environ), _from_command_line(overrides)]
     given: dict[str, Given] = {}
     for source in sources:
-        given = _overridden(given, _resolved(schema, source))
+        given = _overridden(given, _resolved(schema, source), list(slots(schema)))
     return _filled(schema, given)
 
 
@@ -282,7 +285,9 @@ def chosen(settings: Schema, defaults: Mapping[str, Any]) -> Schema:
         defaults: full name of a key -> its value, which is used unless the user gave one.
     """
     made = {name: Given(f"{name}={value}", value, False) for name, value in defaults.items()}
-    return _filled(type(settings), made | cast(Settings, settings).given)
+    given = cast(Settings, settings).given
+    kept = {name: value for name, value in given.items() if name not in made or value.value not in ("", "[]", [])}
+    return _filled(type(settings), made | kept)
 
 
 def without_unused(settings: Schema, unused: Mapping[str, str]) -> Schema:
@@ -342,13 +347,38 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _overridden(given: dict[str, Given], later: Mapping[str, Given]) -> dict[str, Given]:
+def _overridden(given: dict[str, Given], later: Mapping[str, Given], places: Sequence[Slot]) -> dict[str, Given]:
     """Merge the values of earlier sources with those of a later one, which has precedence.
 
     A whole mapping replaces all items of earlier sources.
     """
-    kept = {name: value for name, value in given.items() if "{" not in name or name.partition("{")[0] not in later}
+    fallen = _of_replaced(given, later, places)
+    kept = {
+        name: value
+        for name, value in given.items()
+        if name not in fallen and name not in later and ("{" not in name or name.partition("{")[0] not in later)
+    }
     return kept | dict(later)
+
+
+def _of_replaced(given: Mapping[str, Given], later: Mapping[str, Given], places: Sequence[Slot]) -> set[str]:
+    """Names of values that came with a choice which a later source replaces: a recipe's width of its own student.
+
+    A note says that they fall away.
+    """
+    fallen: set[str] = set()
+    for slot in places:
+        before, after = given.get(slot.chooser), later.get(slot.chooser)
+        if before is None or after is None or not slot.prefix or isinstance(before.value, list):
+            continue
+        if str(before.value) != str(after.value):
+            names = [n for n, value in given.items() if n.startswith(slot.prefix) and value.where == before.where]
+            names = [n for n in names if n not in later and n != slot.chooser]
+            if names:
+                listed = ", ".join(map(shown, names))
+                log(f"note: {before.where}: left out {listed}, which came with {slot.chooser}={before.value}")
+            fallen |= set(names)
+    return fallen
 
 
 def _resolved(schema: type, source: Iterable[tuple[str, Given]]) -> dict[str, Given]:
@@ -366,10 +396,18 @@ def _resolved(schema: type, source: Iterable[tuple[str, Given]]) -> dict[str, Gi
     for name, value in source:
         for full, part in _names(schema, known, places, name, value):
             # Of arguments with the same spelling the last counts, since scripts append theirs to those of a variable.
-            if spelling.setdefault(full, name) != name:
-                raise UsageError(f"{value.where}: {full} is given twice, also as {spelling[full]}")
+            if spelling.setdefault(full, name) != name or (full in resolved and not value.typed):
+                raise UsageError(f"{value.where}: {shown(full)} is given twice, also as {spelling[full]}")
+            if part.value == {}:  # a whole mapping replaces the items before it
+                for item in [n for n in resolved if n.startswith(f"{full}{{")]:
+                    del resolved[item], spelling[item]
             resolved[full] = part
     return resolved
+
+
+def shown(name: str) -> str:
+    """Name of a key, or of an item of a mapping, as a user writes it."""
+    return name.replace("{", ".").removesuffix("}")
 
 
 def _names(
@@ -400,6 +438,8 @@ def _names(
         if not owned:
             raise UsageError(f"{given.where}: unknown key {name!r}; {owner} has no settings of its own")
         prefix = f"{slot.prefix}{section_of(owner)}"
+        if not rest and isinstance(given.value, str) and (given.value.startswith("{") or not given.value):
+            given = given._replace(value=_yaml(given.value or "{}", given.where))
         if not rest and not isinstance(given.value, dict):
             raise UsageError(f"{given.where}: {name} has keys of its own: {', '.join(owned)}")
         tree = {rest: given.value} if rest else given.value
@@ -409,6 +449,10 @@ def _names(
             yield from _items(owned, full, given._replace(value=value))
         return
     everything = [*known, *(k.name for k in component_keys(schema))]
+    others = [command for command in COMMANDS if COMMANDS[command] is not schema and _is_key(COMMANDS[command], name)]
+    is_near = any(k.rpartition(".")[2] == name.rpartition(".")[2] for k in everything)
+    if others and not is_near and name.partition(".")[0] not in getattr(schema, "HINTS", {}):
+        raise UsageError(f"{given.where}: unknown key {name!r}; it is a setting of spkd {' and '.join(others)}")
     raise UsageError(f"{given.where}: unknown key {name!r}{_hint(name, everything, schema)}")
 
 
@@ -462,7 +506,7 @@ def _filled(schema: type[Schema], given: Mapping[str, Given]) -> Schema:
     chosen = {slot: slot.chosen(values_[slot.chooser]) for slot in places}
     left_out = {}
     for slot, names in chosen.items():
-        for name in given if names else ():  # where none is chosen, the command chooses later
+        for name in () if values_[slot.chooser] == [] else given:  # an empty list: the command chooses later
             setting = owned.get(name.partition("{")[0])
             if setting is None or not setting.name.startswith(slot.prefix):
                 continue
@@ -611,7 +655,7 @@ def _from_environment(schema: type, environ: Mapping[str, str]) -> Iterator[tupl
     for variable, name in variables.items():
         full = _full_name(schema, name)
         if full in known or any(_is_of(slot, full) for slot in slots(schema)) or _is_item(schema, full):
-            yield full, Given(variable, environ[variable], False)
+            yield name, Given(variable, environ[variable], False)
         elif not any(_is_key(COMMANDS[command], name) for command in COMMANDS):
             log(f"note: {variable}: no command has a setting {name!r}")
 

@@ -257,6 +257,25 @@ def test_a_student_in_a_folder_named_like_a_family_is_found(spkd: Callable, corp
     save_student("wavlm", Checkpoint(build("tiny", channels=8, embedding=4)))
     done = spkd("eval", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "model=wavlm")
     assert done.code == 0, done.err
+    # Weights are those of the family, not of the folder.
+    done = spkd("embed", corpus / "manifest.csv", "model=wavlm", "model.weights=nowhere")
+    assert (done.code, "nowhere" in done.err) == (2, True)
+
+
+def test_a_students_precision_acts(spkd: Callable, corpus: Path) -> None:
+    import numpy as np
+    import torch
+
+    from spkd.students import Checkpoint, build, save_student
+
+    torch.manual_seed(0)
+    save_student("student", Checkpoint(build("xvector", channels=8, embedding=4)))
+    for name, given in (("full", []), ("half", ["model.precision=bf16"])):
+        done = spkd("embed", corpus / "manifest.csv", f"out={name}.npy", *given)
+        assert done.code == 0, done.err
+    full, half = np.load("full.npy"), np.load("half.npy")
+    assert not np.array_equal(full, half)
+    assert np.abs(full - half).max() < 0.05 * np.abs(full).max()
 
 
 def test_the_losses_are_listed_with_their_settings(spkd: Callable) -> None:

@@ -209,3 +209,47 @@ def test_a_recipes_settings_of_what_was_replaced_fall_away(capsys: pytest.Captur
     assert loaded.loss.settings["ntxent"].temperature == 0.07
     assert "left out loss.weights.aam" in capsys.readouterr().out
     assert config.load(TrainConfig, ["student=tiny"], environ={}, base="os-kdft").student.name == "tiny"
+
+
+def test_the_last_whole_mapping_replaces_the_items_before_it() -> None:
+    given = ["loss=[aam,cosine]", "loss.weights={aam: 3}", "loss.weights={cosine: 2}"]
+    assert config.load(TrainConfig, given, environ={}).loss.weights == {"cosine": 2.0}
+
+
+def test_a_repeated_key_of_a_file_or_of_the_environment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("train: {loss: {names: aam}, loss.names: [cosine]}\n")
+    with pytest.raises(UsageError, match=r"loss\.names is given twice"):
+        config.load(TrainConfig, [], tmp_path / "s.yaml", {})
+    for environ in ({"SPKD_STUDENT": "tiny", "SPKD_STUDENT__NAME": "xvector"},):
+        with pytest.raises(UsageError, match=r"student\.name is given twice"):
+            config.load(TrainConfig, [], environ=environ)
+
+
+def test_settings_that_came_with_a_replaced_choice_fall_away(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "s.yaml").write_text("train: {student: {name: ecapa, channels: 512}, optim: {name: sgd, lr: 1.2}}\n")
+    loaded = config.load(TrainConfig, ["student=tiny", "optim=adamw"], tmp_path / "s.yaml", {})
+    assert (loaded.student.channels, loaded.optim.lr) == (None, TrainConfig().optim.lr)
+    assert "left out student.channels, which came with student.name=ecapa" in capsys.readouterr().out
+    loaded = config.load(TrainConfig, ["student=tiny"], None, {"SPKD_STUDENT__CHANNELS": "8"})
+    assert loaded.student.channels == 8
+
+
+def test_of_steps_and_epochs_the_later_source_counts(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("train: {epochs: 2}\n")
+    loaded = config.load(TrainConfig, ["steps=5"], tmp_path / "s.yaml", {})
+    assert (loaded.steps, loaded.epochs) == (5, None)
+
+
+def test_an_empty_list_leaves_the_choice_to_the_command() -> None:
+    loaded = config.load(TrainConfig, ["loss=[]"], environ={})
+    assert config.chosen(loaded, {"loss.names": ["cosine"]}).loss.names == ["cosine"]
+
+
+def test_a_setting_of_another_command_says_so() -> None:
+    with pytest.raises(UsageError, match="it is a setting of spkd train"):
+        config.load(ExtractConfig, ["optim.lr=3"], environ={})
+
+
+def test_settings_of_a_model_that_is_not_there_are_refused() -> None:
+    with pytest.raises(UsageError, match="not in use"):
+        config.load(EvalConfig, ["enrol.model.onnx.input=kaldi"], environ={})

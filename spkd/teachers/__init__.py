@@ -63,9 +63,12 @@ def load_model(config: ModelConfig, device: torch.device) -> Teacher:
     """
     from spkd.students.description import DESCRIPTION
 
-    if config.name in TEACHERS and not (Path(config.name) / DESCRIPTION).is_file():
-        return load_teacher(config, device)
-    return load_teacher(ModelConfig("checkpoint", config.name), device)
+    if config.name in TEACHERS:
+        # A folder may have the name of a family: whoever names weights or settings of the family means that.
+        is_plain = config.weights is None and config.settings == TEACHERS.settings(config.name)()
+        if not is_plain or not (Path(config.name) / DESCRIPTION).is_file():
+            return load_teacher(config, device)
+    return load_teacher(ModelConfig("checkpoint", config.name, config.precision, config.compile), device)
 
 
 __all__ = ["load_model", "load_teacher"]

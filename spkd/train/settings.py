@@ -262,7 +262,12 @@ class TrainConfig(Settings):
         if self.manifest is None:
             reasons |= dict.fromkeys(("noise", "rir"), "no manifest is given, so no audio is decoded")
         if self.epochs is not None:
-            reasons["steps"] = f"epochs={self.epochs:g} sets their number"
+            # Given later is given with precedence: on the command line, after a file.
+            later = [name for name in self.given if name in ("steps", "epochs")][-1:]
+            if later == ["steps"]:
+                reasons["epochs"] = f"steps={self.steps} sets their number"
+            else:
+                reasons["steps"] = f"epochs={self.epochs:g} sets their number"
         return reasons | self._unused_mining()
 
     def _unused_mining(self) -> dict[str, str]:

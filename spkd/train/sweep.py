@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from spkd.errors import UsageError
+from spkd.train.settings import TrainConfig
 
 MOST = 10_000  # runs
 
 
-def combinations(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Settings of each run of a sweep.
+def runs_of(overrides: Sequence[str], load: Callable[[list[str]], TrainConfig]) -> list[TrainConfig]:
+    """Settings of the runs of a sweep; the folder of each lies within `out` (default: sweep).
 
-    `key=a,b` stands for a run with `key=a` and one with `key=b`. Each run has its own folder within `out`, named after
-    the settings that vary. Lists and mappings ([a,b], {a: b}) are single values.
+    Args:
+        overrides: settings as `key=value`.
+        load: makes settings of such a list.
+    Raises:
+        UsageError: as combinations and load.
+    """
+    runs = [(load(keys), name) for keys, name in combinations(overrides)]
+    return [replace(run, out=f"{run.out if 'out' in run.given else 'sweep'}/{name}") for run, name in runs]
+
+
+def combinations(overrides: Sequence[str]) -> Iterator[tuple[list[str], str]]:
+    """Settings of each run of a sweep, and the name of its folder, after the settings that vary.
+
+    `key=a,b` stands for a run with `key=a` and one with `key=b`. Lists and mappings ([a,b], {a: b}) are single values.
 
     Args:
         overrides: settings as `key=value`.
@@ -30,10 +44,8 @@ def combinations(overrides: Sequence[str]) -> Iterator[list[str]]:
         count *= len(values)
     if count > MOST:
         raise UsageError(f"-m: {count:,} runs; at most {MOST:,}")
-    out = next((item.removeprefix("out=") for item in reversed(overrides) if item.startswith("out=")), "sweep")
     for chosen in itertools.product(*choices):
-        name = ",".join(chosen[index].replace("/", "_") for index in varied)
-        yield [*(item for item in chosen if not item.startswith("out=")), f"out={out}/{name}"]
+        yield list(chosen), ",".join(chosen[index].replace("/", "_") for index in varied)
 
 
 def _values(item: str) -> list[str]:

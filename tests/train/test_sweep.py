@@ -2,19 +2,28 @@ from __future__ import annotations
 
 import pytest
 
+from spkd import config
 from spkd.errors import UsageError
-from spkd.train.sweep import combinations
+from spkd.train.settings import TrainConfig
+from spkd.train.sweep import combinations, runs_of
 
 
 def test_every_combination_has_a_folder_of_its_own() -> None:
-    found = list(combinations(["cache=[a,b]", "student=xvector,tiny", "optim.lr=0.1,0.2", "out=runs"]))
-    assert [keys[-1] for keys in found] == [
-        "out=runs/student=xvector,optim.lr=0.1",
-        "out=runs/student=xvector,optim.lr=0.2",
-        "out=runs/student=tiny,optim.lr=0.1",
-        "out=runs/student=tiny,optim.lr=0.2",
+    given = ["cache=[a,b]", "student=xvector,tiny", "optim.lr=0.1,0.2"]
+    names = [
+        "student=xvector,optim.lr=0.1",
+        "student=xvector,optim.lr=0.2",
+        "student=tiny,optim.lr=0.1",
+        "student=tiny,optim.lr=0.2",
     ]
-    assert found[0][:-1] == ["cache=[a,b]", "student=xvector", "optim.lr=0.1"]
+
+    def load(keys: list[str]) -> TrainConfig:
+        return config.load(TrainConfig, keys, environ={"SPKD_OUT": "runs"} if "seed=1" in keys else {})
+
+    assert [run.out for run in runs_of(given, load)] == [f"sweep/{name}" for name in names]
+    assert [run.out for run in runs_of([*given, "out=here"], load)] == [f"here/{name}" for name in names]
+    assert [run.out for run in runs_of([*given, "seed=1"], load)] == [f"runs/{name}" for name in names]
+    assert [run.optim.lr for run in runs_of(given, load)] == [0.1, 0.2, 0.1, 0.2]
 
 
 def test_nothing_that_varies_and_too_much_are_refused() -> None:
