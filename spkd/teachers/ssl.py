@@ -56,6 +56,7 @@ class SSLTeacher(Teacher):
     hub: ClassVar[str]
     cite: ClassVar[str]
     model_type: ClassVar[str]
+    on_card = ("layer",)
 
     def __init__(self, weights: str | None, layer: int | None, device: torch.device) -> None:
         """weights: a hub id or a local folder. layer: the pooled one, None the last, or the head's own pooling."""

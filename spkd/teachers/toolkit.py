@@ -108,6 +108,7 @@ class ToolkitTeacher(NetworkTeacher):
     source: str
     architecture: str
     settings: Mapping[str, Any] = {}
+    on_card = ("input",)
 
     def card(self) -> TeacherCard:
         return TeacherCard(
