@@ -355,7 +355,7 @@ def export_student(
     ] = None,
     config_file: ConfigFile = None,
 ) -> None:
-    """Write a student for another runtime: ONNX, ONNX in 8-bit integers, PyTorch's .pt2, LiteRT, WeSpeaker."""
+    """Write a student for another runtime, and measure it there."""
     given = [*(overrides or []), *([f"to={to}"] if to else [])]
     settings = config.load(ExportConfig, given, config_file)
     from spkd.export.run import export

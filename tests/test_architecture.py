@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from spkd.eval.metrics import metrics_of
-from spkd.registry import CODECS, LOSSES, MANIFEST_READERS, SCORE_FORMATS, STUDENTS, TEACHERS, TRIAL_FORMATS
+from spkd.registry import (
+    CODECS,
+    EXPORTS,
+    LOSSES,
+    MANIFEST_READERS,
+    OPTIMISERS,
+    SAMPLERS,
+    SCORE_FORMATS,
+    STUDENTS,
+    TEACHERS,
+    TRIAL_FORMATS,
+)
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spkd"
@@ -134,6 +145,8 @@ def test_the_order_is_the_one_that_contributors_read() -> None:
         (list(STUDENTS.ours), "docs/students.md"),
         (list(CODECS.ours), "docs/cache.md"),
         (list(TEACHERS.ours), "docs/teachers.md"),
+        (list(EXPORTS), "docs/export.md"),
+        ([*OPTIMISERS, *SAMPLERS], "docs/training.md"),
         ([*TRIAL_FORMATS, *SCORE_FORMATS, *MANIFEST_READERS], "manifests/README.md"),
         ([form.shape for form in (*TRIAL_FORMATS.values(), *SCORE_FORMATS.values())], "manifests/README.md"),
         (

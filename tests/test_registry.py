@@ -37,37 +37,50 @@ class Huber(Cosine):
         return huber_loss(self.project(student["embedding"]), inputs.targets["embedding"], delta=self.delta)
 ''',
     "mine/models.py": """
+from dataclasses import dataclass
 import torch
+from spkd.config import key
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.outputs.features import MELS
 from spkd.networks.network import Network, describe, statistics
 from spkd.outputs.target import Target
 from spkd.teachers.base import Teacher
 
+@dataclass
+class MeanSettings:
+    kernel: int = key(1, "frames that a convolution sees", low=1, high=9)
+
 class Mean(Network):
+    Settings = MeanSettings
     default_channels = 8
-    def __init__(self, channels=8, embedding=192):
+    def __init__(self, channels=8, embedding=192, kernel=1):
         super().__init__()
-        self.settings = {"channels": channels, "embedding": embedding}
+        self.settings = {"channels": channels, "embedding": embedding, "kernel": kernel}
         self.levels = describe(channels, {"stats": 2 * channels, "embedding": embedding})
-        self.one = torch.nn.Conv1d(MELS, channels, 1)
+        self.one = torch.nn.Conv1d(MELS, channels, kernel, padding=kernel // 2)
         self.two = torch.nn.Linear(2 * channels, embedding)
     def run(self, features):
         frames = self.one(features)
         stats = statistics(frames)
         return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": self.two(stats)}
 
+@dataclass
+class EnergySettings:
+    power: float = key(2.0, "exponent of the waveform", positive=True)
+
 class Energy(Teacher):
     family = "energy"
-    def __init__(self):
+    Settings = EnergySettings
+    def __init__(self, power):
+        self.power = power
         self.targets = {"embedding": Target("embedding", 2)}
     @classmethod
     def load(cls, config, device):
-        return cls()
+        return cls(config.settings.power)
     def card(self):
         return TeacherCard(self.family, "0", "MIT", "mine", "none")
     def forward(self, waves, names):
-        return {"embedding": torch.stack([waves.square().mean(-1) + 1e-3, waves.abs().mean(-1)], 1)}
+        return {"embedding": torch.stack([waves.abs().pow(self.power).mean(-1) + 1e-3, waves.abs().mean(-1)], 1)}
 """,
     "mine-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n",
     "mine-1.0.dist-info/entry_points.txt": (
@@ -125,24 +138,32 @@ def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, 
     manifest = f"manifest={corpus / 'manifest.csv'}"
     small = ["student=mean", "student.embedding=6", "steps=4", "batch_size=4", "crop=0.5"]
     done = run(
-        ["extract", "teacher=energy", manifest, "fbank=true"],
-        ["train", "--loss", "huber", "loss.huber.delta=0.5", *small],
+        ["extract", "teacher=energy", "teacher.energy.power=3", manifest, "fbank=true"],
+        ["train", "--loss", "huber", "loss.huber.delta=0.5", "student.mean.kernel=3", *small],
         ["eval", str(corpus / "trials.txt"), manifest],
         ["train", "--losses"],
     )
     assert done.returncode == 0, done.stderr
     assert "huber: learns from" in done.stdout
     assert "broken: cannot be used: loss=broken: mine.nothing:Loss cannot be imported" in done.stdout
-    assert "huber" in done.stdout
+    assert json.loads((tmp_path / "student" / "model.json").read_text())["settings"]["kernel"] == 3
     done = run(
         ["train", "--loss", "huber", "loss.huber.dalta=1", *small, "out=x"],
         ["train", "--loss", "huber", "loss.huber.delta=0", *small, "out=x"],
         ["train", "--loss", "broken", *small, "out=x"],
+        ["train", "--loss", "huber", "student.mean.kernal=3", *small, "out=x"],
+        ["extract", "teacher=energy", "teacher.energy.power=2", manifest, "fbank=true"],
     )
-    assert done.returncode == 3
+    assert done.returncode == 5
     for line, error in zip(
         done.stderr.splitlines(),
-        ("did you mean 'loss.huber.delta'", "must be positive", "mine.nothing:Loss cannot be imported"),
+        (
+            "did you mean 'loss.huber.delta'",
+            "must be positive",
+            "mine.nothing:Loss cannot be imported",
+            "did you mean 'student.mean.kernel'",
+            "holds a cache of another teacher",
+        ),
         strict=True,
     ):
         assert error in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
     import torch
 
     teacher: Teacher = TEACHERS[config.name].load(config, device)
+    own = asdict(config.settings)
+    teacher.own_settings = {name: own[name] for name in own if name not in teacher.on_card}
     lower = TYPES[config.precision]
     teacher.precision = None if lower is None else getattr(torch, lower)
     if config.compile:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -131,12 +133,17 @@ class Teacher(EmbeddingModel):
     A new family is a subclass in a file of its own and its name in spkd.registry.TEACHERS.
 
     Attributes:
-        family: name in the registry.
-        head: speaker classifier of the model, where it has one.
+        Settings: dataclass of its own settings, where it has any.
+        family: its name in the registry.
+        head: its own speaker classifier, where it has one.
+        on_card: names of the own settings that `card` states itself, as they act (the layer that None stands for).
+        own_settings: the values of the others, which are part of the card as they are.
     """
 
     family: str
     head: Head | None = None
+    on_card: ClassVar[Collection[str]] = ()
+    own_settings: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     @abstractmethod
@@ -157,8 +164,10 @@ class Teacher(EmbeddingModel):
         return self.card().weights_sha256
 
     def described(self) -> TeacherCard:
-        """Card of the teacher as it runs here: with its precision, where that is reduced."""
-        card = self.card()
-        if self.precision is None:
-            return card
-        return replace(card, details=card.details | {"precision": str(self.precision).removeprefix("torch.")})
+        """Card of the teacher as it runs here: with its own settings, and its precision where that is reduced."""
+        card, further = self.card(), dict[str, Any]()
+        if self.own_settings:
+            further["own_settings"] = dict(self.own_settings)
+        if self.precision is not None:
+            further["precision"] = str(self.precision).removeprefix("torch.")
+        return replace(card, details=card.details | further)

@@ -51,6 +51,7 @@ class ONNX(Teacher):
     """
 
     family = "onnx"
+    on_card = ("input", "outputs")
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> ONNX:

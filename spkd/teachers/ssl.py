@@ -58,6 +58,7 @@ class SSLTeacher(Teacher):
     hub: ClassVar[str]
     cite: ClassVar[str]
     model_type: ClassVar[str]
+    on_card = ("layer",)
 
     def __init__(self, weights: str | None, layer: int | None, device: torch.device) -> None:
         """Load a model.

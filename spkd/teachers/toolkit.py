@@ -109,6 +109,7 @@ class ToolkitTeacher(NetworkTeacher):
     source: str
     architecture: str
     settings: Mapping[str, Any] = {}
+    on_card = ("input",)
 
     def card(self) -> TeacherCard:
         return TeacherCard(

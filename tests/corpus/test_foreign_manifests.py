@@ -349,9 +349,9 @@ def test_json_that_is_not_a_line_an_object(folder: Path) -> None:
 
 
 def test_an_unknown_format_lists_what_is_known(folder: Path) -> None:
-    (folder / "m.rttm").write_text("SPEAKER call 1 0.0 2.0 <NA> <NA> A <NA> <NA>\n")
+    (folder / "m.xml").write_text("<recordings/>\n")
     with pytest.raises(UsageError, match="unknown manifest format") as caught:
-        Manifest.load(folder / "m.rttm")
+        Manifest.load(folder / "m.xml")
     assert [name for name, reader in MANIFEST_READERS.items() if reader.describes not in str(caught.value)] == []
 
 
