@@ -8,10 +8,9 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from spkd import cli, config
+from spkd import cli
 from spkd.config import Key, component_keys, keys
 from spkd.corpus.manifest import build as build_manifest
 from spkd.demo.synthesis import speaker, utterance
@@ -949,6 +948,7 @@ class Observed:
 
 ECHOES = ("card.json", "model.json", "run.json", "run.yaml", "report.json", "train.html", "report.html", "index.json")
 OF_STORAGE = ("zarr.json", ".npz", "codec.safetensors", "COMPLETE.json", "verified.json")
+WRITTEN = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z?")
 TIMED = re.compile(r"real-time factor \S+")
 REPORTED = ("results", "intervals", "metrics", "trials", "breakdown", "worst", "rejected", "notes")
 KEPT = ("steps", "last_terms", "best", "reports")  # of the training in model.json
@@ -970,7 +970,7 @@ def observe(command: Command, context: Context, more: str, materials: Path, fold
         if path.is_file() and name != "spkd.yaml":
             results[name] = hashlib.sha256(_content(path)).hexdigest()
             if path.name in ("model.json", "run.yaml", "card.json"):
-                records[name] = path.read_text()
+                records[name] = WRITTEN.sub("", path.read_text())
     if command.name in ("cache verify", "export") or "--slurm-script" in given:
         results["standard output"] = TIMED.sub("", out)
     results["error"] = "" if code == 0 else err
@@ -1091,10 +1091,9 @@ def named(value: object) -> str:
 @pytest.mark.parametrize("command", COMMANDS, ids=named)
 def test_every_key_is_tried(command: Command) -> None:
     tried = {k for context in command.contexts.values() for k in (*context.acts, *context.watched)}
-    of_mappings = {k.name: k.name + "." for k in command.keys().values() if isinstance(k.default, dict)}
-    missing = [
-        k for k in command.keys() if k not in tried and not any(t.startswith(of_mappings.get(k, "\n")) for t in tried)
-    ]
+    every = command.keys()
+    parts = {k: f"{k}." for k in every if isinstance(every[k].default, dict)}  # items of mappings stand for them
+    missing = [k for k in every if k not in tried and not any(t.startswith(parts.get(k, "\n")) for t in tried)]
     assert not missing
 
 
@@ -1116,7 +1115,7 @@ def table() -> Iterator[str]:
         every, contexts = command.keys(), command.contexts.items()
         refused = {k for name in command.contexts for k in inert_keys(command, name)}
         watched = {k for _, context in contexts for k in context.watched}
-        yield f"{command.name}: {len(every)} keys act; {len(refused & set(every))} are refused where they are not in use"
+        yield f"{command.name}: {len(every)} keys act; {len(refused & set(every))} of them are refused where not in use"
         for k in every:
             where = next((n for n, c in contexts if any(t == k or t.startswith(f"{k}.") for t in c.acts)), "")
             where = where or next((n for n, c in contexts if k in c.watched), "")
