@@ -286,9 +286,10 @@ def evaluate(
     trials, given = _trials_and_keys(trials, overrides)
     settings, started = config.load(EvalConfig, given, config_file), time.time()
     from spkd.eval.report import PAGE, REPORT, SCORES
-    from spkd.eval.run import check, run_trials
+    from spkd.eval.run import check, in_use, run_trials
     from spkd.eval.run import evaluate as run
 
+    settings = in_use(settings, trials, scores or [])
     check(settings, len(scores or []))
     report = run(settings, run_trials(settings, trials, scores or []), started)
     if line := report.line():
@@ -310,10 +311,11 @@ def calibrate(
     """Learn to turn scores into log-likelihood ratios, and their thresholds, on trials of other speakers."""
     trials, given = _trials_and_keys(trials, overrides)
     settings = config.load(CalibrateConfig, given, config_file)
-    from spkd.eval.run import run_trials
+    from spkd.eval.run import in_use, run_trials
     from spkd.eval.train_calibration import calibrate as run
     from spkd.eval.train_calibration import place
 
+    settings = in_use(settings, trials, scores or [])
     out = place(settings, bool(scores))
     calibration = run(settings, run_trials(settings, trials, scores or []))
     calibration.save(out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -271,6 +272,22 @@ class ViewPlan:
         """
         choice = np.array(factors, np.float32)[_hash(ids, number, self.seed, purpose) % np.uint64(len(factors))]
         return np.where((number == 0) & (self.kind == "drawn"), np.float32(1.0), choice)
+
+
+def unused_folders(cards: Iterable[ViewCard], prefix: str = "") -> dict[str, str]:
+    """Settings that name a folder of audio with which no view was augmented, with the reason.
+
+    Args:
+        cards: of the caches whose views are loaded again.
+        prefix: of the settings: `view.`.
+    """
+    used = [card.augmentation for card in cards]
+    found = {}
+    if all(augmentation.noise in (None, SYNTHETIC) for augmentation in used):
+        found[f"{prefix}noise"] = "the cache's views have no noise of a folder"
+    if all(augmentation.rir is None for augmentation in used):
+        found[f"{prefix}rir"] = "the cache's views have no reverberation"
+    return found
 
 
 def source_samples(samples: np.ndarray | int, speed: np.ndarray | float) -> np.ndarray:

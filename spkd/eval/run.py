@@ -8,10 +8,13 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.settings import MANIFEST
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import page
@@ -48,6 +51,12 @@ from spkd.version import __version__
 
 AT_ONCE = 1 << 16  # lines that are written together
 LABELS = ("nontarget", "target")
+# Settings of what runs a model.
+OF_MODELS = (
+    *("model", "batch_size", "workers", "min_seconds", "device"),
+    *("enrol.model", "backend", "subtract_mean", "norm", "cohort"),
+)
+Scoring = TypeVar("Scoring", bound=ScoringConfig)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,26 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
 
+def in_use(config: Scoring, trials: str | None, scores: Sequence[Path] = ()) -> Scoring:
+    """Settings without those that have no effect, as `spkd.config.without_unused` gives them.
+
+    Args:
+        trials, scores: as `run_trials` takes them.
+    Raises:
+        UsageError: one of these was typed.
+    """
+    unused = {}
+    if scores:
+        unused = dict.fromkeys(OF_MODELS, "no model is run: the scores are from files (--scores)")
+        if config.manifest == MANIFEST and not Path(MANIFEST).exists():
+            unused |= dict.fromkeys(("audio", "enrol.map"), "no manifest of the trials' audio is named (manifest=FILE)")
+    else:
+        unused["llr"] = "only --scores may be log-likelihood ratios already"
+    if trials is None:
+        unused["format"] = "no trial list is named"
+    return without_unused(config, unused)
+
+
 def check(config: EvalConfig, systems: int) -> None:
     """Check the settings before anything is scored.
 
@@ -95,7 +124,7 @@ def check(config: EvalConfig, systems: int) -> None:
         Calibration.load(config.calibration)
     elif systems > 1:
         raise UsageError("several --scores are fused by a calibration: train one with `spkd calibrate`, and name it")
-    if config.llr and (not systems or config.calibration):
+    if config.llr and config.calibration:
         raise UsageError("llr=true: only for --scores that are log-likelihood ratios already")
     for text in config.points:
         Point.parse(text)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
 from spkd.extract.ranks import Rank, report
@@ -26,6 +27,9 @@ def extract_all(configs: Sequence[ExtractConfig]) -> list[Report]:
         UsageError: two teachers have the same cache, or as of load_and_extract.
         SpkdError: as of load_and_extract.
     """
+    if configs[0].engine != "ray":
+        reason = "no actors are started (engine=ray), and no tasks of a job array (--slurm-script)"
+        configs = [without_unused(config, {"processes": reason}) for config in configs]
     manifest = Manifest.load(configs[0].manifest)
     for config in configs:
         writable_folder(config.cache)

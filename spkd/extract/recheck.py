@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from spkd.cache.read import Cache
+from spkd.config import without_unused
 from spkd.corpus.loader import WaveBatch
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.view import unused_folders
 from spkd.errors import SpkdError
 from spkd.extract.settings import VerifyConfig
 from spkd.extract.targets import extract_targets
@@ -59,8 +61,10 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyCo
     Returns:
         The agreement of each target.
     Raises:
+        UsageError: a folder of audio that the cache's views do not need.
         SpkdError: another teacher, manifest or augmentation than those of the cache.
     """
+    config = without_unused(config, unused_folders([cache.card.views], "view."))
     given, recorded = teacher.described(), cache.card.teacher
     for name in ("family", "weights_sha256"):
         if getattr(given, name) != getattr(recorded, name):

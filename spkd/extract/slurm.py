@@ -18,7 +18,8 @@ def script(config: ExtractConfig, arguments: Sequence[str]) -> str:
         config: settings of the extraction.
         arguments: arguments of the command `spkd`, including `--slurm-script`.
     """
-    command = shlex.join(["spkd", *(item for item in arguments if item != "--slurm-script")])
+    of_script = ("--slurm-script", "processes=")  # which say how many tasks there are
+    command = shlex.join(["spkd", *(item for item in arguments if not item.startswith(of_script))])
     gpu = "" if config.device == "cpu" else "#SBATCH --gres=gpu:1\n"
     return f"""#!/bin/bash
 # Every task claims units of the cache until none is left; the last one completes it. A task that is lost costs its

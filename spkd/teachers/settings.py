@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spkd.config import Chooser, component, key
-from spkd.registry import TEACHERS
+from spkd.registry import TEACHERS, section_of
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cuda", "mps", "cpu", *(f"cuda:{i}" for i in range(16)))
@@ -96,5 +96,6 @@ class EnrolModelConfig(ScoredModelConfig):
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
         if self.name is None:
-            return dict.fromkeys(("weights", "precision", "compile"), "no enrol.model is set")
+            names = ("weights", "precision", "compile", *map(section_of, TEACHERS))
+            return dict.fromkeys(names, "no enrol.model is set")
         return super().unused()

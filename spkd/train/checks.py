@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spkd.cache import CacheSource
 from spkd.corpus.settings import ViewConfig
-from spkd.corpus.view import ViewPlan
+from spkd.corpus.view import ViewPlan, unused_folders
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANKS, FEATURES, is_fbank
 from spkd.outputs.target import EMBEDDING, LOGITS
@@ -106,9 +106,16 @@ def without_effect(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
         )
     elif config.student.features in FBANKS:
         kind = FBANKS[config.student.features]
+    reasons |= unused_folders(member.card.views for member in cache.members)
     if kind.name in cache.names and not config.augment.is_used:
         reason = f"the cache holds {kind.name}, and so no audio is decoded"
         reasons |= dict.fromkeys(("manifest", "noise", "rir", "workers"), reason)
+    if not any(EMBEDDING in loss.needed_targets for loss in losses.values()):
+        reasons["class_means"] = f"{' and '.join(losses)} learns nothing from the teacher's embeddings"
+    if not any(loss.settings.contrasts() for loss in losses.values()):
+        reasons["mining.negatives"] = "only contrastive takes hard negatives; add --loss contrastive"
+    if not any(loss.settings.further_crops() for loss in losses.values()):
+        reasons["mining.positives"] = "only ntxent and memo take further crops; add --loss ntxent"
     if not any(loss.settings.finetunes() for loss in losses.values()):
         reasons["finetune_cache"] = f"{' and '.join(losses)} does not fine-tune; one-step does"
     if not any(hasattr(loss.settings, "margin") or hasattr(loss.settings, "aam") for loss in losses.values()):
@@ -137,19 +144,10 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
         if name in cache.names
     ):
         raise UsageError("augment.speeds: frames of the teacher do not follow another speed; leave it at [1]")
-    if config.mining.negatives and not any(loss.settings.contrasts() for loss in losses.values()):
-        raise UsageError("mining.negatives: only contrastive takes hard negatives; add --loss contrastive")
-    if config.mining.positives:
-        if not any(loss.settings.further_crops() for loss in losses.values()):
-            raise UsageError("mining.positives: only ntxent and memo take further crops; add --loss ntxent")
-        if config.mining.embeddings == "student" and config.manifest is not None:
-            raise UsageError("mining.positives: of the student's embeddings need cached features (fbank=true)")
+    if config.mining.positives and config.mining.embeddings == "student" and config.manifest is not None:
+        raise UsageError("mining.positives: of the student's embeddings need cached features (fbank=true)")
     if config.class_means and (EMBEDDING not in cache.names or (cache.plan.speaker < 0).all()):
         raise UsageError("class_means: needs one teacher's embeddings, and speaker labels")
-    if config.class_means and not any(EMBEDDING in loss.needed_targets for loss in losses.values()):
-        raise UsageError(
-            f"class_means: {' and '.join(losses)} learns nothing from the teacher's embeddings; leave it out"
-        )
     if config.mining.negatives or config.mining.positives:
         mining.check(cache, config.mining)
     if config.optim.swa_fraction and (averaging := [n for n, loss in losses.items() if loss.kind.averages_weights]):

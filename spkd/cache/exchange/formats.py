@@ -9,8 +9,10 @@ from spkd.cache.exchange.hdf5 import export_hdf5, import_hdf5
 from spkd.cache.exchange.tars import export_tars, import_tars
 from spkd.cache.exchange.vectors import export_vectors, import_vectors
 from spkd.cache.read import Cache
+from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import AugmentationFolders
+from spkd.corpus.view import unused_folders
 from spkd.errors import UsageError
 from spkd.files.vectors import SUFFIXES
 
@@ -40,12 +42,14 @@ def export_cache(path: Path, out: Path, target: str, audio: Audio | None) -> str
     Returns:
         Phrase that says what was written.
     Raises:
-        UsageError: audio for a format that holds none.
+        UsageError: audio for a format that holds none, or a folder of audio that the cache's views do not need.
         SpkdError: no complete cache there.
     """
     if audio is not None and out.suffix in (*HDF5, *SUFFIXES):
         raise UsageError(f"--audio: {out.suffix} files hold no audio; export to a folder of tars")
     cache = Cache.open(path)
+    if audio is not None:
+        audio = without_unused(audio, unused_folders([cache.card.views], "view."))
     if out.suffix in SUFFIXES:
         return f"{export_vectors(cache, out, target)} views, target {target}"
     if out.suffix in HDF5:
