@@ -50,6 +50,7 @@ class Backend:
             UsageError: a cohort without labels for PLDA, or too small for AS-norm.
             SpkdError: a cohort too small for PLDA.
         """
+        # Centring.
         name, moved = config.cohort.source, config.subtract_mean or config.backend == "plda"
         means = None if cohorts is None or not moved else (cohorts[0].vectors.mean(0), cohorts[1].vectors.mean(0))
         how = [
@@ -60,6 +61,7 @@ class Backend:
         ]
         notes = [] if means is None or cohorts is None else _notes_on_mean(len(cohorts[1].vectors), str(name))
         self = cls(means, None, None, config.cohort.top, ())
+        # Scores: PLDA or cosines.
         if config.backend == "plda" and cohorts is not None:
             if not cohorts[1].labelled:
                 raise UsageError(f"cohort={name}: PLDA is trained on speaker labels, and some utterances have none")
@@ -72,6 +74,7 @@ class Backend:
             )
         else:
             how.append(PLAIN[2])
+        # Normalisation of scores by the cohort.
         if config.norm == "as-norm" and cohorts is not None:
             averaged = config.cohort.average and cohorts[1].labelled
             if config.cohort.average and not averaged:

@@ -222,6 +222,8 @@ def _size(report: Report) -> Row:
 
 
 def markdown(header: Row, rows: Sequence[Row]) -> str:
+    """Markdown table."""
+
     def line(cells: Row) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 

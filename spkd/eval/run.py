@@ -183,6 +183,7 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
     """
     trials = scored.trials
     enrolment, test, how = scored.speakers()
+    # Calibration.
     calibration = None if config.calibration is None else Calibration.load(config.calibration)
     if calibration is None:
         scores = scored.scores[0]
@@ -192,6 +193,7 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         scores = calibration(scored.columns(calibration.quality))
         if not np.isfinite(scores).all():
             raise SpkdError(f"{config.calibration}: gives log-likelihood ratios of {trials.source} that are not finite")
+    # Metrics.
     points = tuple(Point.parse(text) for text in config.points)
     metrics = metrics_of(points, config.false_accept, calibration is not None or config.llr or scored.llr)
     left, right = numbered(trials, enrolment, test)
@@ -200,6 +202,7 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         return Evaluation(scored, scores, metrics, speakers=(count, how), calibration=calibration)
     errors = curve(scores, trials.label)
     results = compute(errors, metrics)
+    # Confidence intervals.
     known = SpeakerTrials(left, right, trials.label)
     limits, notes = {}, list[str]()
     if config.bootstrap:

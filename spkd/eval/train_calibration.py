@@ -59,6 +59,7 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
             f"{trials.source}: {targets:,} target and {non_targets:,} non-target trials; a calibration takes at least "
             f"{LEAST_TRIALS} of each kind (force=true: with what there is)"
         )
+    # Weights.
     columns = scored.columns(config.quality)
     try:
         weights, offset = fit(list(columns.values()), trials.label, config.p_target)
@@ -75,6 +76,7 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
     raw = Calibration(
         tuple(columns), tuple(map(float, weights)), offset, config.p_target, scored.system, trained_on, {}, {}
     )
+    # Thresholds of the calibrated scores on this list.
     errors = curve(raw(columns), trials.label)
     points = (
         (*DEFAULT_POINTS, Point(config.p_target)) if Point(config.p_target) not in DEFAULT_POINTS else DEFAULT_POINTS

@@ -19,6 +19,7 @@ SEGMENT = 100  # frames over which the context is averaged, in addition to the m
 
 
 def normalised(channels: int, active: bool = True, affine: bool = True) -> nn.Sequential:
+    """Batch-norm, followed by ReLU where `active`."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(batchnorm=nn.BatchNorm1d(channels, affine=affine))
     if active:
         layers["relu"] = nn.ReLU()

@@ -48,6 +48,8 @@ class SqueezeExcitation(nn.Module):
 
 
 class SERes2Block(nn.Module):
+    """SE-Res2 block: convolution, Res2 convolution, convolution and squeeze-excitation, with a shortcut."""
+
     def __init__(self, channels: int, dilation: int, kind: type[Res2] = Res2) -> None:
         super().__init__()
         self.layers = nn.ModuleList(

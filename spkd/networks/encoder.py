@@ -78,6 +78,8 @@ class Convolutions(nn.Module):
 
 
 class Projection(nn.Module):
+    """Layer-norm and linear projection of the convolutions' output to the width of the transformer."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.layer_norm, self.projection = nn.LayerNorm(inputs), nn.Linear(inputs, outputs)

@@ -230,6 +230,7 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
     Raises:
         UsageError: transformers is missing, no such model, or a model with fewer layers.
     """
+    # The model, and checks of its architecture.
     try:
         from transformers import AutoModel
     except ImportError as error:
@@ -252,6 +253,7 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
         raise UsageError(f"student.init={source}: its convolutions are not those of wav2vec 2.0 (25 ms every 20 ms)")
     if layers > config.num_hidden_layers:
         raise UsageError(f"student.ssl.layers={layers}: {source} has {config.num_hidden_layers}")
+    # A student of the same widths, with the first layers' weights.
     relative = config.model_type == "wavlm"
     shape = _shape(config.hidden_size) | {
         "extractor_mode": f"{config.feat_extract_norm}_norm",
@@ -276,6 +278,7 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
         student.train()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, AssertionError) as error:
         raise UsageError(f"student.init={source}: a shape that ssl cannot have ({first_line(error)})") from error
+    # The same student with adapters.
     if not adapters:
         return student
     adapted = SSLStudent(config.hidden_size, embedding, layers, adapters, relative, shape)

@@ -23,6 +23,7 @@ TYPES = {
 
 
 def main(path: str, seconds: int, memory: int) -> None:
+    """Load a model, describe it, and answer requests to run it until standard input ends."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     import numpy as np
@@ -54,6 +55,7 @@ def main(path: str, seconds: int, memory: int) -> None:
 
 
 def say(tree: dict[str, Any]) -> None:
+    """Write an answer to standard output."""
     print(json.dumps(tree), flush=True)
 
 

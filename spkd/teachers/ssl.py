@@ -265,6 +265,8 @@ class ViewNorm(nn.Module):
 
 
 class WavLM(WaveformEncoder):
+    """WavLM."""
+
     family = model_type = "wavlm"
     hub = "microsoft/wavlm-base-plus-sv"
     cite = (
@@ -274,6 +276,8 @@ class WavLM(WaveformEncoder):
 
 
 class HuBERT(WaveformEncoder):
+    """HuBERT."""
+
     family = model_type = "hubert"
     hub = "facebook/hubert-large-ll60k"
     cite = (
@@ -283,6 +287,8 @@ class HuBERT(WaveformEncoder):
 
 
 class Wav2Vec2(WaveformEncoder):
+    """wav2vec 2.0."""
+
     family = model_type = "wav2vec2"
     hub = "facebook/wav2vec2-large-lv60"
     cite = (
@@ -292,6 +298,8 @@ class Wav2Vec2(WaveformEncoder):
 
 
 class Data2Vec(WaveformEncoder):
+    """data2vec audio."""
+
     family = "data2vec"
     model_type = "data2vec-audio"
     hub = "facebook/data2vec-audio-large"

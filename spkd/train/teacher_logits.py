@@ -53,6 +53,7 @@ def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenL
         UsageError: the logits that the settings name are not available, or two losses ask for different logits.
         SpkdError: a loss needs a class of every view, and the teacher's head lacks some (pseudo-speakers, say).
     """
+    # Requests of the losses, which must agree.
     requested = {name: loss.settings.logits_request() for name, loss in losses.items()}
     asking = {name: request for name, request in requested.items() if request is not None}
     requests = list(asking.values())
@@ -64,6 +65,7 @@ def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenL
     head = cache.members[0].card.head
     if any("@" in name for name in cache.names):
         raise UsageError("teachers=separate: losses over logits need one teacher; concatenate or average them")
+    # Prototypes: asked for, or by default where the head does not know every class.
     known = {name: i for i, name in enumerate(head.classes)} if head is not None and LOGITS in cache.names else {}
     unknown = [name for name in labels.names if name not in known]
     by_default = request.source == "auto" and cache.labelled and (bool(unknown) or not known)
@@ -72,6 +74,7 @@ def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenL
             raise UsageError("logits=prototypes: needs the target embedding, and a speaker label of every view")
         prototypes = mean_embeddings(cache, labels.label, len(labels.names))
         return TeacherLogits(labels.names, labels.label, request.scale, prototypes)
+    # Logits of the head.
     if head is None or not known:
         raise SpkdError(
             f"{cache.name}: the teacher gave no logits; extract them (teacher.targets=[embedding,logits]), or label "

@@ -4,5 +4,7 @@ from spkd.eval.formats import Columns
 
 
 class KaldiScores(Columns):
+    """Score file of Kaldi."""
+
     shape = "enrolment test score"
     width, score = 3, 2

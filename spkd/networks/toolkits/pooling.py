@@ -12,6 +12,8 @@ BOTTLENECK = 128
 
 
 class Mean(nn.Module):
+    """Mean over time: (B, D, T) -> (B, D)."""
+
     def forward(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
         return padding.mean(frames, lengths)[..., 0]
 

@@ -96,6 +96,7 @@ def recognise(
         }
         return len(numbers)
 
+    # Architectures with a characteristic name.
     if "backbone.stem.0.weight" in tensors:
         if name not in SHAPES:
             raise ValueError(f"a ReDimNet that is not known here ({name})")
@@ -122,6 +123,7 @@ def recognise(
     if "front.conv1.weight" in tensors:
         layers = {16: 34, 49: 100}[sum(count(f"front.layer{i}.*.conv1") for i in range(1, 5))]
         return SimAMResNet(layers, rows("front.conv1.weight"), rows("bottleneck.weight"), mels), SIMAM
+    # ERes2Nets and ResNets, whose shapes tell widths and depths.
     if "pool.linear1.weight" in tensors:
         pooling = "ASTP"
     channels, embedding, segment = rows("conv1.weight"), rows("seg_1.weight"), "seg_2.weight" in tensors

@@ -94,6 +94,8 @@ class MarginSettings(LossSettings):
 
 @dataclass
 class AAMSettings(MarginSettings):
+    """Settings of aam."""
+
     subcentres: int = key(1, "centres of each class; the nearest counts", low=1, high=1000)
     sharded: bool = key(False, "divide the classes over the ranks of torchrun, for many speakers")
 
@@ -103,6 +105,8 @@ class AAMSettings(MarginSettings):
 
 @dataclass
 class ContrastiveSettings(LossSettings):
+    """Settings of contrastive."""
+
     temperature: float = key(0.05, "temperature", positive=True, high=1e3)
     ceiling: float | None = key(
         None,
@@ -118,6 +122,8 @@ class ContrastiveSettings(LossSettings):
 
 @dataclass
 class NTXentSettings(LossSettings):
+    """Settings of ntxent."""
+
     temperature: float = key(0.05, "temperature", positive=True, high=1e3)
 
     def further_crops(self) -> tuple[float, ...]:
@@ -126,6 +132,8 @@ class NTXentSettings(LossSettings):
 
 @dataclass
 class LabelSettings(MarginSettings):
+    """Settings of the losses over teacher logits."""
+
     temperature: float = key(1.0, "temperature of the divergence", positive=True, high=1e3)
     kd_warmup: float = key(
         0.0, "fraction of the run over which the weight of the divergence grows from 0 to 1", low=0, high=1
@@ -150,11 +158,15 @@ class LabelSettings(MarginSettings):
 
 @dataclass
 class NonTargetSettings(LabelSettings):
+    """Settings of the loss that emphasises non-target speakers."""
+
     gamma: float = key(2.0, "weight of the non-target part", low=0, high=1e6)
 
 
 @dataclass
 class TriageSettings(LabelSettings):
+    """Settings of triage distillation."""
+
     cutoff: list[float] = key(
         [0.99, 0.8],
         "cumulative probability of the confusion set among the non-target speakers, at the beginning and at the end",
@@ -174,6 +186,8 @@ class TriageSettings(LabelSettings):
 
 @dataclass
 class MultiLevelSettings(LossSettings):
+    """Settings of multilevel."""
+
     levels: dict[str, str] = key(
         {"embedding": "embedding"},
         "student level -> target, e.g. {frames: frames, stats: stats, embedding: embedding}",
@@ -197,6 +211,8 @@ class MultiLevelSettings(LossSettings):
 
 @dataclass
 class OneStepSettings(LossSettings):
+    """Settings of one-step."""
+
     targets: list[str] = key(
         ["frames.layer4", "frames.layer8", "frames.layer12"], "teacher's frames that the path without adapters predicts"
     )
@@ -243,6 +259,8 @@ class OneStepSettings(LossSettings):
 
 @dataclass
 class MeMoSettings(LossSettings):
+    """Settings of memo."""
+
     partner: str = key("resnet34", "the other architecture; none: one alone, which is DINO", (*STUDENTS, NO_PARTNER))
     partner_channels: int | None = key(None, "width of the other architecture (default: its own)", low=1, high=65_536)
     locals: int = key(4, "short crops in addition to the two long ones (which are as long as crop)", low=0, high=100)
