@@ -278,4 +278,4 @@ def test_what_one_step_cannot_do(spkd: Callable, arguments: list[str], expected:
     assert done.code in (1, 2)
     assert expected in done.err
     done = spkd("train", "--loss", "cosine", "cache=kd", "finetune_cache=ft", *SMALL)
-    assert "used by a loss that fine-tunes only" in done.err
+    assert "does not fine-tune" in done.err
