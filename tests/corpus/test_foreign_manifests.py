@@ -169,7 +169,7 @@ def test_times_and_paths_that_cannot_be(folder: Path, columns: str, row: str, er
         ("m.csv", "ID,duration,wav,start,stop,spk_id,end\na,10.0,call.wav,0,16000,A,3\n", "'end'"),
         ("m.csv", "ID,duration,wav,start,stop,spk_id,offset\na,10.0,call.wav,0,16000,A,3\n", "'offset'"),
         ("m.csv", "ID,dur,path,start,stop,spk,end\na,10.0,call.wav,0,2,A,3\n", "'end'"),
-        ("raw.list", '{"key": "a", "wav": "call.wav", "spk": "A", "vad": [["0", "2"]], "start": 3, "end": 5}', "'start'"),
+        ("raw.list", '{"key": "a", "wav": "call.wav", "spk": "A", "vad": [["0", "2"]], "start": 3}', "'start'"),
         ("cv.tsv", "client_id\tpath\tspeaker\nc1\ta.wav\tann\n", "'speaker'"),
     ],
 )  # fmt: skip
