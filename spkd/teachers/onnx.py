@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from spkd.teachers.toolkit import FrontEnd, kaldi_front_end
 FRAMES = "frames"
 WAVEFORM = "waveform"
 PAD = 16  # frames: NeMo pads its batches to a multiple
-PROBES = (16_000, 16_480, 17_760, 24_000, 31_999)  # lengths (samples) with which the rate of frame outputs is measured
+PROBES = (16_000, 16_480, 17_760, 24_000, 31_999)  # lengths (samples) for which the shapes of outputs are examined
 LONGEST = 300 * SAMPLE_RATE  # longest view: the memory that a graph needs cannot be read from it
 BANDS = (8, 256)  # smallest and largest number of bands
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -69,8 +71,10 @@ class ONNX(Teacher):
         with probed(self._path, sum(file.stat().st_size for file in files)) as probe:
             _check_rate(weights, probe.metadata)
             self._input, self._names, runs = _understood(weights, probe, kind, outputs)
+            self._input = _with_masks(weights, probe, self._input, self._names[EMBEDDING])
+            _check_embedding(weights, probe, self._input, self._names[EMBEDDING])
             self._batches = self._input.takes_batches and self._runs_batches(probe)
-        self.targets = _targets(self._path.name, self._input, self._names, runs)
+            self.targets = _targets(self._path.name, probe, self._input, self._names, runs)
         if self._input.samples is not None:
             self.min_samples = self.max_samples = self._input.samples
         else:
@@ -131,6 +135,7 @@ class GraphInput:
         bands_first: whether the axis of the bands comes before that of time.
         multiple: number to a multiple of which the frames are padded.
         samples: length of the waveform, where the graph takes only one length (samples).
+        valid: value of a mask at steps that are valid.
     """
 
     main: Node
@@ -139,6 +144,7 @@ class GraphInput:
     bands_first: bool = False
     multiple: int = 1
     samples: int | None = None
+    valid: int = 1
 
     @property
     def takes_batches(self) -> bool:
@@ -170,13 +176,34 @@ class GraphInput:
             feed[node.name] = np.full(shape, value, MASKS[node.type])
         return feed
 
-    def probe(self, samples: int, batch: int = 1) -> dict[str, Feed]:
-        """Descriptions of all inputs by name, for a probe that fills them with noise."""
+    @property
+    def frames(self) -> Target:
+        """Rate of the steps that the graph takes."""
+        return Target(WAVEFORM, 1, 1, 1) if self.front_end is None else self.front_end.frames
+
+    def probe(
+        self,
+        samples: int,
+        batch: int = 1,
+        seeds: tuple[int, int] | None = None,
+        mask: tuple[int, int] | None = None,
+    ) -> dict[str, Feed]:
+        """Descriptions of all inputs by name, for a probe that fills them with noise.
+
+        Args:
+            samples: length of the waveform (samples).
+            batch: number of views.
+            seeds: seeds of the noise in both halves of the view.
+            mask: values of the masks in both halves of the view; None: all steps are valid.
+        """
         count = samples if self.front_end is None else self.front_end.frames.num_frames(samples)
         steps = count + -count % self.multiple
-        feeds: dict[str, Feed] = {self.main.name: (self.main.type, self._shape(batch, steps), None)}
+        shape = self._shape(batch, steps)
+        time = 2 if self.bands_first or shape[1] == 1 else 1
+        feeds = {self.main.name: Feed(self.main.type, shape, None, time, seeds)}
         for node in self.others:
-            feeds[node.name] = (node.type, *self._other(node, batch, count, steps))
+            halves = mask if len(node.shape) == 2 else None
+            feeds[node.name] = Feed(node.type, *self._other(node, batch, count, steps), halves=halves)
         return feeds
 
     def _shape(self, batch: int, steps: int) -> list[int]:
@@ -188,10 +215,9 @@ class GraphInput:
             return [batch, steps]
         return [batch, steps, 1] if self.main.shape[2] == 1 else [batch, 1, steps]
 
-    @staticmethod
-    def _other(node: Node, batch: int, count: int, steps: int) -> tuple[list[int], int]:
+    def _other(self, node: Node, batch: int, count: int, steps: int) -> tuple[list[int], int]:
         """Shape and value of a further input: lengths, or a mask that marks all steps as valid."""
-        return ([batch], count) if len(node.shape) == 1 else ([batch, steps], 1)
+        return ([batch], count) if len(node.shape) == 1 else ([batch, steps], self.valid)
 
 
 def _understood(
@@ -389,30 +415,110 @@ def _likely(
     return sized or [name for name in vectors if "emb" in name.lower()] or vectors
 
 
-def _targets(source: str, given: GraphInput, names: dict[str, str], runs: list[dict[str, Output]]) -> dict[str, Target]:
+def _with_masks(source: str, probe: Probe, given: GraphInput, embedding: str) -> GraphInput:
+    """Input with the value that its masks have at valid steps: 1 (transformers), or 0 (`padding_mask` of PyTorch).
+
+    With a mask of ones and then zeros, noise is changed in either half; the half that changes the embedding is valid.
+
+    Args:
+        source: file of the graph, for errors.
+        probe: graph in a separate process.
+        given: input of the graph.
+        embedding: name of the embedding in the graph.
+    Raises:
+        UsageError: neither half decides.
+    """
+    masks = [node.name for node in given.others if len(node.shape) == 2]
+    if not masks:
+        return given
+    samples = given.samples or PROBES[0]
+
+    def run(seeds: tuple[int, int], mask: tuple[int, int]) -> np.ndarray:
+        return np.array(probe.values(given.probe(samples, seeds=seeds, mask=mask), embedding))
+
+    plain = run((0, 0), (1, 0))
+    of_ones, of_zeros = (np.abs(run(seeds, (1, 0)) - plain).max() for seeds in ((1, 0), (0, 1)))
+    if of_zeros < of_ones / 2 or of_ones == of_zeros == 0:
+        return given
+    if of_ones < of_zeros / 2:
+        return replace(given, valid=0)
+    if of_ones > 0 and all(np.array_equal(run((0, 0), mask), plain) for mask in ((1, 1), (0, 0))):
+        return given  # the graph does not use it
+    raise UsageError(f"{source}: whether {masks[0]} marks steps that are valid or padding cannot be told; {TAKEN}")
+
+
+def _check_embedding(source: str, probe: Probe, given: GraphInput, embedding: str) -> None:
+    """Refuse an embedding that does not depend on the input.
+
+    Raises:
+        UsageError: an embedding that is the same for different noise, or not finite.
+    """
+    samples = given.samples or PROBES[0]
+    first, second = (np.array(probe.values(given.probe(samples, seeds=(i, i)), embedding)) for i in (0, 1))
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise UsageError(f"{source}: its output {embedding} is not finite on noise; is it the embedding?")
+    if np.allclose(first, second, rtol=1e-6, atol=0):
+        raise UsageError(f"{source}: its output {embedding} is the same for different noise; is it the embedding?")
+
+
+def _targets(
+    source: str, probe: Probe, given: GraphInput, names: dict[str, str], runs: list[dict[str, Output]]
+) -> dict[str, Target]:
     """Targets of a graph, with widths and rates. Frames without a constant rate are removed from `names`."""
     targets = {EMBEDDING: Target(EMBEDDING, int(np.prod(runs[0][names[EMBEDDING]].shape)))}
     if FRAMES in names:
         shapes = [run[names[FRAMES]].shape for run in runs]
-        samples = PROBES if given.samples is None else (given.samples,)
-        timing = _timing(samples, [shape[1] for shape in shapes]) if len(shapes[0]) == 3 else None
-        if timing is None or len({shape[2] for shape in shapes}) > 1:
+        timed = None
+        if given.samples is None and len(shapes[0]) == 3 and len({shape[2] for shape in shapes}) == 1:
+            timed = _timing(probe, given, names[FRAMES], shapes[0][2])
+        if timed is None or any(timed.num_frames(n) != s[1] for n, s in zip(PROBES, shapes, strict=True)):
             log(f"note: {source}: its frames do not come at a constant rate, so they are no target")
             del names[FRAMES]
         else:
-            targets[FRAMES] = Target(FRAMES, shapes[0][2], *timing)
+            targets[FRAMES] = timed
     return targets
 
 
-def _timing(samples: tuple[int, ...], counts: list[int]) -> tuple[int, int] | None:
-    """Hop and window (samples) that give these numbers of frames; None where no pair does."""
-    spread = counts[-1] - counts[0]
-    for hop in range(HOP, 33 * HOP, HOP) if spread > 0 else ():
-        for window in range(0, 40 * HOP + WINDOW, HOP // 2):
-            timed = Target(FRAMES, 1, hop, window)
-            if all(timed.num_frames(n) == count for n, count in zip(samples, counts, strict=True)):
-                return hop, window
-    return None
+def _timing(probe: Probe, given: GraphInput, frames: str, dim: int) -> Target | None:
+    """Frames of a graph with their hop, window and centre; None where their number is not that of any hop and window.
+
+    A network of kernel k and stride s makes 1 + (steps - k) // s frames. Two lengths at which the number of frames
+    grows, one after the other, are s apart, and they determine k.
+
+    Args:
+        probe: graph in a separate process.
+        given: input of the graph.
+        frames: name of the frames in the graph.
+        dim: width of the frames.
+    """
+    taken = given.frames
+    assert taken.hop is not None
+
+    @cache
+    def count(steps: int) -> int:
+        """Number of frames for so many steps of the input; 0 where the graph fails."""
+        outputs = probe.run(given.probe(taken.window + (steps - 1) * hop), [frames])
+        return 0 if isinstance(outputs, str) else outputs[frames].shape[1]
+
+    def next_growth(after: int, low: int, high: int) -> int:
+        """The least number of steps, from low to high, with more frames than `after` steps have."""
+        return low + bisect_right(range(low, high), count(after), key=count)
+
+    # The number of frames in one second gives the range of the stride.
+    hop = taken.hop
+    low, high = (taken.num_frames(samples) for samples in (SAMPLE_RATE, 2 * SAMPLE_RATE))
+    grown = count(high) - count(low)
+    if grown < 2:
+        return None
+    least, most = (high - low) // (grown + 1), -(-(high - low) // (grown - 1))
+    first = next_growth(low, low + 1, low + most)
+    second = next_growth(first, first + max(least, 1), first + most)
+    stride = second - first
+    kernel = first - stride * (count(first) - 1)
+    window, centre = taken.window + (kernel - 1) * hop, taken.middle + (kernel - 1) * hop / 2
+    if (stride * hop) % HOP or window < 0 or centre < 0 or count(second) != count(first) + 1:
+        return None
+    return Target(FRAMES, dim, stride * hop, window, centre=None if centre == window / 2 else round(centre))
 
 
 def _session(path: Path, device: torch.device) -> Any:

@@ -40,16 +40,31 @@ def main(path: str, seconds: int, memory: int) -> None:
             "metadata": session.get_modelmeta().custom_metadata_map,
         }
     )
-    noise = np.random.RandomState(0)
+
+    def filled(shape: list[int], value: int | None, axis: int, halves: list[int] | None) -> Any:
+        """Noise (from the seeds `halves`) or values, with another half after the middle of an axis."""
+
+        def whole(item: int) -> Any:
+            return 0.1 * np.random.RandomState(item).standard_normal(shape) if value is None else np.full(shape, item)
+
+        first, second = halves or [value or 0] * 2
+        values = whole(first)
+        if second != first:
+            later = tuple(slice(size // 2 if i == axis % len(shape) else 0, None) for i, size in enumerate(shape))
+            values[later] = whole(second)[later]
+        return values
+
     for line in sys.stdin:
         asked = json.loads(line)
         feeds = {}
-        for name, (kind, shape, value) in asked["feeds"].items():
-            values = 0.1 * noise.standard_normal(shape) if value is None else np.full(shape, value)
-            feeds[name] = values.astype(TYPES[kind])
+        for name, (kind, *described) in asked["feeds"].items():
+            feeds[name] = filled(*described).astype(TYPES[kind])
         try:
             results = session.run(asked["outputs"], feeds)
-            say({"shapes": [list(result.shape) for result in results], "types": [str(r.dtype) for r in results]})
+            if asked["values"]:
+                say({"values": results[0].ravel().astype("float64").tolist()})
+            else:
+                say({"shapes": [list(result.shape) for result in results], "types": [str(r.dtype) for r in results]})
         except Exception as error:  # onnxruntime's own kinds
             say({"error": str(error)})
 

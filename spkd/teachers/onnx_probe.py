@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spkd.errors import SpkdError, first_line
 
@@ -28,7 +28,23 @@ COPIES = 4
 MOST_LINE = 1 << 22  # largest number of characters of an answer
 OUT_OF_MEMORY = ("alloc", "memory")  # words in the messages of a runtime that could not allocate memory
 
-Feed = tuple[str, list[int], int | None]  # type, shape, value (None: noise)
+
+class Feed(NamedTuple):
+    """Content of an input.
+
+    Attributes:
+        type: onnxruntime's name of the type.
+        shape: dimensions.
+        value: value of all elements; None: noise, the same in every run.
+        axis: axis in the middle of which the content changes.
+        halves: values before and after the middle; of noise, their seeds. None: the same content throughout.
+    """
+
+    type: str
+    shape: list[int]
+    value: int | None = None
+    axis: int = -1
+    halves: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +98,33 @@ class Probe:
         Raises:
             SpkdError: the run takes too long or asks for too much memory.
         """
+        tree = self._asked(feeds, outputs, values=False)
+        if "error" in tree:
+            return first_line(ValueError(tree["error"]))
+        return {n: Output(s, t) for n, s, t in zip(outputs, tree["shapes"], tree["types"], strict=True)}
+
+    def values(self, feeds: dict[str, Feed], output: str) -> list[float]:
+        """Numbers of an output.
+
+        Args:
+            feeds: inputs by name.
+            output: name of the output.
+        Raises:
+            SpkdError: the run fails, takes too long or asks for too much memory.
+        """
+        tree = self._asked(feeds, [output], values=True)
+        if "error" in tree:
+            raise SpkdError(f"{self._path}: fails on noise ({first_line(ValueError(tree['error']))})")
+        return [float(value) for value in tree["values"]]
+
+    def _asked(self, feeds: dict[str, Feed], outputs: Sequence[str], values: bool) -> dict[str, Any]:
+        asked = {"feeds": feeds, "outputs": list(outputs), "values": values}
         with suppress(OSError):  # where the process has ended, its answer tells why
-            print(json.dumps({"feeds": feeds, "outputs": list(outputs)}), file=self._process.stdin, flush=True)
+            print(json.dumps(asked), file=self._process.stdin, flush=True)
         tree = self._answer()
         if "error" in tree:
             self._refuse_memory(tree["error"])
-            return first_line(ValueError(tree["error"]))
-        return {n: Output(s, t) for n, s, t in zip(outputs, tree["shapes"], tree["types"], strict=True)}
+        return tree
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -93,6 +93,19 @@ def test_every_way_to_bound_an_utterance(folder: Path, name: str, text: str) -> 
         ("utt,path,onset,offset", "a,call.wav,1,2"),  # offset is the end here
         ("utt,path,start,num_samples", "a,call.wav,0,16000"),
         ("utt,path,start,length", "a,call.wav,0,2"),
+        ("utt,path,xmin,xmax", "a,call.wav,0,2"),  # Praat's TextGrid
+        ("utt,path,tmin,tmax", "a,call.wav,0,2"),
+        ("utt,path,t0,t1", "a,call.wav,0,2"),
+        ("utt,path,t1,t2", "a,call.wav,0,2"),
+        ("utt,path,st,et", "a,call.wav,0,2"),
+        ("utt,path,seg_st,seg_et", "a,call.wav,0,2"),
+        ("utt,path,in,out", "a,call.wav,0,2"),
+        ("utt,path,startoffset,endoffset", "a,call.wav,0,2"),
+        ("utt,path,first_sample,last_sample", "a,call.wav,0,16000"),
+        ("utt,path,lower,upper", "a,call.wav,0,2"),
+        ("utt,path,time_lower,time_upper", "a,call.wav,0,2"),
+        ("utt,path,min_sec,max_sec", "a,call.wav,0,2"),
+        ("utt,path,cut_from,cut_to", "a,call.wav,0,2"),
     ],
 )
 def test_times_that_are_not_understood_are_refused(folder: Path, columns: str, row: str) -> None:
@@ -105,14 +118,31 @@ def test_times_that_are_not_understood_are_refused(folder: Path, columns: str, r
 
 
 def test_words_that_only_look_like_times_are_columns(folder: Path) -> None:
-    text = "utt,path,gender,backend,friend,text_length\na,a.wav,f,x,y,3\n"
+    names = ["gender", "backend", "friend", "text_length", "mins", "test", "int", "first", "last", "segment", "text_1"]
+    text = f"utt,path,{','.join(names)}\na,a.wav{',x' * len(names)}\n"
     assert read(folder / "m.csv", text) == [("a", None, [0.3])]
-    assert "columns not used: 'gender', 'backend', 'friend', 'text_length'" in notes(folder / "m.csv")
+    unused = ", ".join(repr(name) for name in names[:8])
+    assert f"columns not used: {unused}, ..." in notes(folder / "m.csv")
+    words = {"audio_filepath": "a.wav", "words": [{"word": "oh", "start": 0.1}], "f0": [90.0, 120.0, 80.0]}
+    assert read(folder / "m.jsonl", json.dumps(words)) == [("a", None, [0.3])]
 
 
 def test_stretches_in_a_list_are_refused_or_read(folder: Path) -> None:
     with pytest.raises(SpkdError, match=r"m\.jsonl:1: 'segments' lists stretches"):
         read(folder / "m.jsonl", '{"audio_filepath": "call.wav", "segments": [[0, 1], [2, 3]]}')
+    for name, value in {
+        "speech": [[0.5, 2]],
+        "time": [0.5, 2],
+        "segments": [{"start": 0.5, "end": 2, "speaker": "A"}],
+        "annotation": [{"begin": 0.5, "stop": 2}],
+        "crop": {"start": 0.5, "end": 2},
+        "range": "0.5-2.0",
+        "part": [0.5, 2],
+    }.items():
+        with pytest.raises(SpkdError, match=rf"m\.jsonl:1: '{name}' lists stretches"):
+            read(folder / "m.jsonl", json.dumps({"audio_filepath": "call.wav", name: value}))
+    with pytest.raises(SpkdError, match=r"m\.csv:2: 'segment' lists stretches"):
+        read(folder / "m.csv", "path,segment\ncall.wav,0.5-2.0\n")
     text = '{"key": "x/1.wav", "spk": "s", "wav": "call.wav", "vad": [["0", "2.0"], ["4.0", "5.0"]]}\n'
     assert read(folder / "raw.list", text) == [("x/1.wav@0.0", "s", [0.05, 0.1]), ("x/1.wav@4.0", "s", [0.25])]
     assert "key@start`: 1" in notes(folder / "raw.list")
@@ -131,6 +161,21 @@ def test_stretches_in_a_list_are_refused_or_read(folder: Path) -> None:
 def test_times_and_paths_that_cannot_be(folder: Path, columns: str, row: str, error: str) -> None:
     with pytest.raises(SpkdError, match=error):
         read(folder / "m.csv", f"{columns}\n{row}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "further"),
+    [
+        ("m.csv", "ID,duration,wav,start,stop,spk_id,end\na,10.0,call.wav,0,16000,A,3\n", "'end'"),
+        ("m.csv", "ID,duration,wav,start,stop,spk_id,offset\na,10.0,call.wav,0,16000,A,3\n", "'offset'"),
+        ("m.csv", "ID,dur,path,start,stop,spk,end\na,10.0,call.wav,0,2,A,3\n", "'end'"),
+        ("raw.list", '{"key": "a", "wav": "call.wav", "spk": "A", "vad": [["0", "2"]], "start": 3}', "'start'"),
+        ("cv.tsv", "client_id\tpath\tspeaker\nc1\ta.wav\tann\n", "'speaker'"),
+    ],
+)  # fmt: skip
+def test_two_columns_for_one_field_are_refused(folder: Path, name: str, text: str, further: str) -> None:
+    with pytest.raises(SpkdError, match=f"{further} in addition to"):
+        read(folder / name, text)
 
 
 def test_a_duration_of_the_whole_file_beside_start_and_end_is_counted(folder: Path) -> None:
@@ -199,6 +244,11 @@ def test_supervisions_of_channels(folder: Path) -> None:
     assert read(folder / "cuts.jsonl", lines(cut | {"type": "MultiCut"})) == [
         *(("st-a", "A", [0.1, 0.15]), ("st-b", "B", [-0.15]), ("st-c", "C", [0.0]))
     ]
+
+
+def test_a_supervision_of_another_channel_than_its_cut_is_refused(folder: Path) -> None:
+    with pytest.raises(SpkdError, match=r"cuts\.jsonl:1: a supervision of channel 1 in a cut of channel 0"):
+        read(folder / "cuts.jsonl", lines(CUT | {"supervisions": [A | {"channel": 1}]}))
 
 
 @pytest.mark.parametrize(
@@ -272,6 +322,46 @@ def test_speechbrains_json(folder: Path) -> None:
         read(folder / "train.json", json.dumps({"u1": {"wav": "{data_root}/a.wav", "spk_id": "A"}}, indent=2))
 
 
+@pytest.mark.parametrize(
+    ("times", "levels"),
+    [
+        ({"start": 1.0, "end": 3.0}, [0.1, 0.15]),
+        ({"start": 1.0, "end": 3.0, "length": 10.0}, [0.1, 0.15]),
+        ({"offset": 1, "duration": 2}, [0.1, 0.15]),
+        ({"begin": 1, "end": 3}, [0.1, 0.15]),
+        ({"duration": 2.0}, [0.05, 0.1]),
+        ({"start": 8000, "stop": 24000, "duration": 10.0}, [0.1, 0.15]),  # SpeechBrain's own
+        ({"start": 8000.0, "stop": 24000.0}, [0.1, 0.15]),
+    ],
+)
+def test_a_json_object_of_utterances_is_read_as_it_says(folder: Path, times: dict, levels: list[float]) -> None:
+    tree = {"u0": {"wav": "a.wav"}, "u1": {"wav": "call.wav", "spk_id": "A"} | times}
+    assert read(folder / "m.json", json.dumps(tree)) == [("u0", None, [0.3]), ("u1", "A", levels)]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ({"start": 0.5, "stop": 2.0}, "0.5 to 2 looks like seconds"),
+        ({"start": 0, "stop": 2}, "0 to 2 looks like seconds"),
+        ({"start": 1}, "'start' without its end"),
+        ({"start": 1, "length": 2}, "'length' seems to bound"),
+        ({"stop": 24000}, "'stop' seems to bound"),
+        ({"start": 8000, "stop": 24000, "end": 3.0}, "'end' in addition to start and stop"),
+        ({"start": 8000, "stop": 24000, "offset": 3.0}, "'offset' in addition to start and stop"),
+        ({"start_ms": 1000, "end_ms": 3000}, "'start_ms' seems to bound"),
+        ({"xmin": 1.0, "xmax": 3.0}, "'xmin' seems to bound"),
+    ],
+)
+def test_a_json_object_with_unclear_times_is_refused(folder: Path, times: dict, message: str) -> None:
+    with pytest.raises(SpkdError, match=message):
+        read(folder / "m.json", json.dumps({"u1": {"wav": "call.wav"} | times}))
+    if "stop" in times and "start" in times and len(times) == 2:
+        text = f"ID,duration,wav,start,stop,spk_id\na,10.0,call.wav,{times['start']},{times['stop']},A\n"
+        with pytest.raises(SpkdError, match=message):
+            read(folder / "m.csv", text)
+
+
 # NeMo (M8, M11) and lists (M9).
 
 
@@ -293,6 +383,14 @@ def test_nemo_without_ids(folder: Path) -> None:
     rows = [{"audio_filepath": str(folder / f"{s}.wav")} | infer for s in "ab"]
     assert read(folder / "infer.json", lines(*rows)) == [("a", None, [0.3]), ("b", None, [0.4])]
     assert "placeholder 'infer', unknown: 2" in notes(folder / "infer.json")
+
+
+@pytest.mark.parametrize("key", ["speaker", "label"])
+@pytest.mark.parametrize("name", ["infer", "UNK", "-"])
+def test_placeholders_of_nemo_are_no_speakers(folder: Path, key: str, name: str) -> None:
+    rows = [{"audio_filepath": "a.wav", key: name}, {"audio_filepath": "b.wav", key: "B"}]
+    assert [speaker for _, speaker, _ in read(folder / "m.json", lines(*rows))] == [None, "B"]
+    assert f"placeholder {name!r}, unknown: 1" in notes(folder / "m.json")
 
 
 def test_wespeakers_raw_list(folder: Path) -> None:
@@ -317,6 +415,24 @@ def test_clovaais_training_list(folder: Path) -> None:
     # A path with a space is a path where there is such a file.
     speak(folder / "ann lee.wav", [0.2])
     assert read(folder / "paths.txt", "ann lee.wav\na.wav\n") == [("ann lee.wav", None, [0.2]), ("a.wav", None, [0.3])]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.wav id1\nb.wav id2\n", "list.txt:1: 'a.wav id1' has words after its path"),
+        ("a.wav 0\nb.wav 1\n", "list.txt:1: 'a.wav 0' has words after its path"),
+        ("a.wav,id1\n", "has words after its path"),
+        ("a.wav\nb.wav id2\n", "list.txt:2: 'b.wav id2' has words after its path"),
+        ("id1 a.wav\nb.wav id2\n", "list.txt:2: 'b.wav id2' is not `speaker path`"),
+        ("1 a.wav b.wav\n", "has two paths, as a trial"),
+        ("speaker path\nid1 a.wav\n", "list.txt:1: 'speaker path' looks like a header"),
+        ("path\na.wav\n", "list.txt:1: 'path' looks like a header"),
+    ],
+)
+def test_lists_that_are_no_lists_of_paths(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(SpkdError, match=message):
+        read(folder / "list.txt", text)
 
 
 def kaldi(folder: Path, **files: str) -> Path:

@@ -343,6 +343,100 @@ def test_half_precision_and_a_mask(tmp_path: Path) -> None:
     assert np.allclose(given, WAVE.half().float().abs().mean(1, keepdim=True), rtol=1e-5)
 
 
+def with_mask(path: Path, name: str, kind: str, nodes: list[Any]) -> Path:
+    """The mean of magnitudes over steps for which `nodes` make `valid` of a mask."""
+    node = onnx.helper.make_node
+    nodes = [
+        *nodes,
+        node("Mul", ["x", "valid"], ["y"]),
+        node("Abs", ["y"], ["a"]),
+        node("ReduceSum", ["a", "axis"], ["total"], keepdims=1),
+        node("ReduceSum", ["valid", "axis"], ["count"], keepdims=1),
+        node("Max", ["count", "least"], ["divisor"]),
+        node("Div", ["total", "divisor"], ["emb"]),
+    ]
+    constants = {"axis": np.array([1]), "least": np.ones(1, np.float32)}
+    return built(path, nodes, {"x": ("FLOAT", ["B", "S"]), name: (kind, ["B", "S"])}, ["emb"], constants)
+
+
+@pytest.mark.parametrize("name", ["padding_mask", "attention_mask"])
+@pytest.mark.parametrize("of_padding", [True, False])
+def test_the_sense_of_a_mask_is_measured(tmp_path: Path, name: str, of_padding: bool) -> None:
+    """In PyTorch and fairseq True marks padding, in transformers 1 marks what is valid."""
+    node = onnx.helper.make_node
+    if of_padding:
+        nodes, kind = [node("Not", [name], ["kept"]), node("Cast", ["kept"], ["valid"], to=1)], "BOOL"
+    else:
+        nodes, kind = [node("Cast", [name], ["valid"], to=1)], "INT64"
+    given = load(with_mask(tmp_path / "m.onnx", name, kind, nodes)).extract(WAVE, ["embedding"])["embedding"]
+    assert np.allclose(given, WAVE.abs().mean(1, keepdim=True), rtol=1e-5)
+
+
+def test_a_mask_without_a_sense_is_refused(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    nodes = [node("Abs", ["x"], ["a"]), node("Add", ["a", "mask"], ["s"])]
+    nodes.append(node("ReduceMean", ["s"], ["emb"], axes=[1]))
+    inputs = {"x": ("FLOAT", ["B", "S"]), "mask": ("FLOAT", ["B", "S"])}
+    with pytest.raises(UsageError, match="whether mask marks steps that are valid or padding"):
+        load(built(tmp_path / "m.onnx", nodes, inputs, ["emb"]))
+    nodes = [node("Identity", ["mask"], ["unused"]), *nodes[:1], node("ReduceMean", ["a"], ["emb"], axes=[1])]
+    given = load(built(tmp_path / "n.onnx", nodes, inputs, ["emb"])).extract(WAVE, ["embedding"])["embedding"]
+    assert np.allclose(given, WAVE.abs().mean(1, keepdim=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("factor", "message"), [(0.0, "same for different noise"), (np.nan, "not finite")])
+def test_an_embedding_that_does_not_depend_on_the_input_is_refused(tmp_path: Path, factor: float, message: str) -> None:
+    node = onnx.helper.make_node
+    nodes = [node("ReduceMean", ["x"], ["m"], axes=[1]), node("Mul", ["m", "factor"], ["emb"])]
+    constants = {"factor": np.full(4, factor, np.float32)}
+    with pytest.raises(UsageError, match=message):
+        load(built(tmp_path / "m.onnx", nodes, {"x": ("FLOAT", ["B", "S"])}, ["emb"], constants))
+
+
+@pytest.mark.parametrize(
+    ("hop", "window"), [(160, 400), (320, 400), (320, 1000), (1280, 400), (2560, 400), (2560, 1200), (4800, 5000)]
+)
+def test_frames_have_the_hop_and_window_of_the_convolution(tmp_path: Path, hop: int, window: int) -> None:
+    node = onnx.helper.make_node
+    nodes = [
+        node("Unsqueeze", ["x", "channel"], ["f"]),
+        node("Conv", ["f", "w"], ["c"], strides=[hop]),
+        node("Transpose", ["c"], ["frames"], perm=[0, 2, 1]),
+        node("Abs", ["c"], ["a"]),
+        node("ReduceMean", ["a"], ["emb"], axes=[2], keepdims=0),
+    ]
+    kernel = np.random.RandomState(1).standard_normal((5, 1, window)).astype(np.float32)
+    constants = {"channel": np.array([1]), "w": kernel}
+    file = built(tmp_path / "m.onnx", nodes, {"x": ("FLOAT", ["B", "S"])}, ["emb", "frames"], constants)
+    target = load(file).targets["frames"]
+    assert (target.hop, target.window, target.middle) == (hop, window, window / 2)
+
+
+@pytest.mark.parametrize(("pad", "first"), [(0, 2), (1, 1), (2, 0)])
+def test_frames_on_centred_features_are_centred_where_the_features_are(tmp_path: Path, pad: int, first: int) -> None:
+    """The middle of the first kernel is feature frame `first`; those of sherpa-onnx lie on samples 80, 240, ..."""
+    model = OfBands()
+    model.conv.padding = (pad,)
+    described = {"framework": "wespeaker", "output_dim": "7", "normalize_samples": "0"}
+    target = load(save(tmp_path / "m.onnx", model, (torch.randn(2, 60, 80),), FREE, **described)).targets["frames"]
+    assert (target.hop, target.middle) == (320, 80 + 160 * first)
+
+
+def test_frames_without_a_constant_rate_are_no_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Resampled(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            frames = nn.functional.interpolate(x.transpose(1, 2), scale_factor=0.4).transpose(1, 2)
+            return x.abs().mean(1), frames
+
+    path = tmp_path / "m.onnx"
+    torch.onnx.export(
+        Resampled(), (torch.randn(2, 60, 80),), str(path), input_names=["x"], output_names=["embs", "frames"],
+        dynamic_axes=FREE, dynamo=False,
+    )  # fmt: skip
+    assert list(load(path, input="kaldi").targets) == ["embedding"]
+    assert "do not come at a constant rate" in capsys.readouterr().out
+
+
 def test_bands_that_come_first_where_no_dimension_says_so(tmp_path: Path) -> None:
     last = load(pooled(tmp_path / "last.onnx", 1, ["B", "D", "T"]), input="kaldi")
     first = load(pooled(tmp_path / "first.onnx", 2, ["B", "D", "T"]), input="kaldi")
@@ -433,11 +527,11 @@ def looping(path: Path, turns: int) -> Path:
 
 
 def test_a_graph_without_end_or_of_gigabytes_is_stopped(tmp_path: Path) -> None:
-    from spkd.teachers.onnx_probe import probed
+    from spkd.teachers.onnx_probe import Feed, probed
 
     endless = looping(tmp_path / "endless.onnx", 1 << 62)
     with pytest.raises(SpkdError, match="more than 1 s of processor time"), probed(endless, 1000, seconds=1) as probe:
-        probe.run({"x": ("tensor(float)", [1, 16_000], None)}, ["emb"])
+        probe.run({"x": Feed("tensor(float)", [1, 16_000])}, ["emb"])
     few = load(looping(tmp_path / "few.onnx", 3)).extract(WAVE, ["embedding"])["embedding"]
     assert np.allclose(few, WAVE.mean() + 3, atol=1e-5)
     node = onnx.helper.make_node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from spkd.corpus.manifests.fields import names_of, text, utterance
+from spkd.corpus.manifests.fields import names_of, refuse_fields, text, utterance
 from spkd.corpus.manifests.reader import Source
 from spkd.corpus.manifests.table import Table
 from spkd.corpus.utterance import Utterance
@@ -25,6 +25,7 @@ class CommonVoice(Table):
 
     def utterances(self) -> Iterator[Utterance]:
         names = names_of([name for name in self.source.table[1] if name != SPEAKER], f"{self.source.path}:1")
+        refuse_fields(names, ("speaker",), f"{self.source.path}:1", SPEAKER)
         folder = self.source.folder / CLIPS if (self.source.folder / CLIPS).is_dir() else self.source.folder
         for where, row in self.rows():
             made, _ = utterance(row, names, where, folder, self.columns)

@@ -35,13 +35,22 @@ ROLES = {
 # Missing numbers, as pandas and other tools write them.
 NO_NUMBER = ("", "nan", "none", "null", "na", "n/a", "<na>")
 # Names of columns that bound an utterance within its file, whatever their unit.
+_OF_TIME = r"(?:t|x|ts|time|timestamp|seg|segment|utt|utterance|clip|audio|speech|turn|chunk|cut|crop|trim|vad)"
+_UNIT = r"(?:times?|timestamps?|secs?|seconds?|ms|s|frames?|samples?|pos|position|offset|point|index|idx|at|\d)"
 BOUND = re.compile(
-    r"(?:^|[^a-z])(?:t|time|seg|segment|utt|clip|audio|speech)?_?(?:start|begin|beg|end|stop|onset|offset|from|to)s?_?"
-    r"(?:times?|secs?|seconds?|ms|s|frames?|samples?|pos|at|\d)?(?:$|[^a-z])"
+    rf"(?:^|[^a-z]){_OF_TIME}?_?(?:start|begin|beg|bgn|end|stop|onset|offset|from|to)s?[_ -]?{_UNIT}?(?:$|[^a-z])"
+    rf"|^(?:{_OF_TIME}[_ -]?)?(?:st|et|in|out|lower|upper)(?:[_ -]?{_UNIT})?$"
+    rf"|^{_OF_TIME}(?:[_ -]?(?:min|max|first|last|left|right|lo|hi|low|high|\d)|[_ -][se])$"
+    rf"|^(?:min|max|first|last|left|right|lo|hi|low|high)(?:[_ -]{_UNIT}|(?:time|sec|sample|frame)s?)$"
 )
 LENGTH = re.compile(r"(?:^|[^a-z])(?:n|num)?_?(?:dur|duration|length|len|samples|frames|seconds|secs)(?:$|[^a-z])")
-# Lists of stretches inside one JSON object.
-STRETCHES = ("vad", "segments", "timestamps", "intervals", "regions")
+# Names of cells that hold one or several stretches, in words or as a list.
+STRETCH = re.compile(
+    r"(?:^|_)(?:vad|speech|time|timestamp|segment|interval|region|span|range|bound|turn|chunk|crop|window|boundar(?:y|ie))"
+    r"s?(?:_(?:s|sec|secs|seconds|ms|samples|frames))?$"
+)
+ALIGNMENT = re.compile(r"word|align|ctm|token|phone|char")  # names of cells with the times of parts of the text
+TWO_NUMBERS = re.compile(r"[\[(]*\s*\d+(?:\.\d+)?\s*(?:[-,; ]|to)\s*\d+(?:\.\d+)?\s*[\])]*")
 ROUNDING = 0.011  # s by which end - start may differ from a duration that was rounded
 
 
@@ -118,8 +127,8 @@ def utterance(
         raise SpkdError(f"{where}: no audio path")
     if "{data_root}" in path or "$data_root" in path:
         raise SpkdError(f"{where}: {path[:80]!r} has a placeholder of SpeechBrain; put the corpus' folder there")
-    for name in STRETCHES:
-        if isinstance(row.get(name), list) and row[name]:
+    for name in names.unused:
+        if _is_stretch(name, row.get(name)):
             raise SpkdError(
                 f"{where}: {name!r} lists stretches of the file; write one line for each, with start and end"
             )
@@ -145,6 +154,43 @@ def utterance(
         attributes(row, columns),
     )
     return made, differs
+
+
+def _is_stretch(name: str, value: object) -> bool:
+    """Whether a cell that no field takes bounds utterances: a list of pairs of times, or such a cell by its name."""
+    if STRETCH.search(name):
+        return (isinstance(value, list | dict) and bool(value)) or (
+            isinstance(value, str) and bool(TWO_NUMBERS.fullmatch(value.strip()))
+        )
+    objects = value if isinstance(value, list) else [value]
+    if objects and all(isinstance(item, dict) for item in objects) and not ALIGNMENT.search(name):
+        return any(BOUND.search(str(key).lower()) for item in objects for key in item)
+    pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    return all(_is_pair(pair) for pair in pairs)
+
+
+def _is_pair(value: object) -> bool:
+    """Whether a value is a list of two numbers that rise from 0 or more."""
+    if not isinstance(value, list) or len(value) != 2 or any(isinstance(word, bool) for word in value):
+        return False
+    first, last = value
+    return isinstance(first, int | float) and isinstance(last, int | float) and 0 <= first < last
+
+
+def refuse_fields(names: Names, roles: Sequence[str], where: str, besides: str) -> None:
+    """Refuse fields that a format already has in columns of its own.
+
+    Args:
+        names: columns of the fields, without those of the format.
+        roles: fields that must have no column.
+        where: file and line, for errors.
+        besides: columns of the format that give these fields.
+    Raises:
+        SpkdError: such a column.
+    """
+    for role in roles:
+        if (name := getattr(names, role)) is not None:
+            raise SpkdError(f"{where}: {name!r} in addition to {besides}; leave out the ones that do not count")
 
 
 def attributes(row: Mapping[str, object], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:

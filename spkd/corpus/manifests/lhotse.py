@@ -70,7 +70,7 @@ class LhotseCuts(JSONLines):
         last = min(duration, _finite(supervision.get("start", 0.0)) + _finite(supervision.get("duration", duration)))
         if last <= first:
             raise SpkdError(f"{where}: supervision {str(supervision.get('id'))[:80]!r} lies outside of its cut")
-        channel = _channels(supervision.get("channel"), cut.get("channel", 0))
+        channel = _channels(supervision.get("channel"), cut.get("channel", 0), where)
         path, place = _file(cut["recording"], channel, where)
         further = {**(cut.get("custom") or {}), **(supervision.get("custom") or {}), **supervision}
         self.unused.update(
@@ -89,20 +89,21 @@ class LhotseCuts(JSONLines):
         return utterance(row, NAMES, where, self.source.folder, self.columns)[0]
 
 
-def _channels(supervised: Any, of_cut: Any) -> Any:
+def _channels(supervised: Any, of_cut: Any, where: str) -> Any:
     """The channels of a supervision.
 
     Args:
         supervised: the supervision's field `channel`.
         of_cut: the cut's field `channel`.
+        where: file and line of the cut, for errors.
     Raises:
-        ValueError: a channel that the cut lacks.
+        SpkdError: a channel that the cut lacks.
     """
-    if supervised is None or not isinstance(of_cut, list):
+    if supervised is None or of_cut is None:
         return of_cut
     wanted = supervised if isinstance(supervised, list) else [supervised]
-    if not set(wanted) <= set(of_cut):
-        raise ValueError(f"channel {supervised}")
+    if not set(wanted) <= set(of_cut if isinstance(of_cut, list) else [of_cut]):
+        raise SpkdError(f"{where}: a supervision of channel {supervised} in a cut of channel {of_cut}; correct one")
     return wanted[0] if len(wanted) == 1 else wanted
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from spkd.corpus.audio import AUDIO_SUFFIXES
-from spkd.corpus.manifests.fields import names_of, utterance
+from spkd.corpus.manifests.fields import ROLES, names_of, utterance
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
 
 SUFFIXES = ("txt", "lst", "list")
+SEPARATORS = re.compile(r"[\s,;|]+")
+HEADERS = {name for names in ROLES.values() for name in names}  # words that name columns
+
+
+def _is_audio(word: str) -> bool:
+    return Path(word.strip('"')).suffix.lower() in AUDIO_SUFFIXES
 
 
 class PathList(Reader):
@@ -28,9 +35,29 @@ class PathList(Reader):
         for number, line in self.source.lines(comments=True):
             where = f"{self.source.path}:{number}"
             row = self.row(line.strip(), where)
+            self._check_path(row["path"], where)
             if row["path"].endswith(".tar"):
                 raise SpkdError(f"{where}: a list of tars (WeSpeaker's shard.list); give the raw.list they are made of")
             yield utterance(row, names, where, self.source.folder)[0]
+
+    def _check_path(self, path: str, where: str) -> None:
+        """Refuse a line with words in addition to a path, unless there is a file of such a name.
+
+        Raises:
+            SpkdError: `path speaker`, `path 0`, a trial, or the names of columns.
+        """
+        words = SEPARATORS.split(path)
+        audio = [_is_audio(word) for word in words]
+        is_header = all(word.strip('"').lower() in HEADERS for word in words)
+        alone = len(words) == 1 or (audio[-1] and sum(audio) == 1)
+        if (alone and not is_header) or (self.source.folder / path).is_file():
+            return
+        if is_header:
+            raise SpkdError(f"{where}: {path[:80]!r} looks like a header; name the file .csv, or leave the line out")
+        if sum(audio) > 1:
+            raise SpkdError(f"{where}: {path[:80]!r} has two paths, as a trial; a manifest has one a line")
+        if any(audio):
+            raise SpkdError(f"{where}: {path[:80]!r} has words after its path; write `speaker path`, or the path alone")
 
     def row(self, line: str, where: str) -> dict[str, str]:
         """The fields of one line."""
@@ -47,13 +74,12 @@ class SpeakerPathList(PathList):
         words = source.first_line.split()
         if source.suffix not in SUFFIXES or len(words) != 2:
             return False
-        is_path = Path(words[1]).suffix.lower() in AUDIO_SUFFIXES
-        speaker = "/" not in words[0] and Path(words[0]).suffix.lower() not in AUDIO_SUFFIXES
+        speaker = "/" not in words[0] and not _is_audio(words[0])
         # A path may contain a space: then the whole line names a file.
-        return is_path and speaker and not (source.folder / source.first_line.strip()).is_file()
+        return _is_audio(words[1]) and speaker and not (source.folder / source.first_line.strip()).is_file()
 
     def row(self, line: str, where: str) -> dict[str, str]:
         words = line.split(maxsplit=1)
-        if len(words) != 2:
+        if len(words) != 2 or (_is_audio(words[0]) and not _is_audio(words[1])):
             raise SpkdError(f"{where}: {line[:200]!r} is not `speaker path`, as line 1 is")
         return {"id": words[1], "path": words[1], "speaker": words[0]}

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from spkd.corpus.audio import SAMPLE_RATE, AudioError, sample_rate
-from spkd.corpus.manifests.fields import names_of, number, utterance
+from spkd.corpus.manifests.fields import DURATION, END, START, Names, names_of, number, refuse_fields, utterance
+from spkd.corpus.manifests.json_lines import lower_keys
 from spkd.corpus.manifests.reader import Source
 from spkd.corpus.manifests.table import Table
 from spkd.corpus.utterance import Utterance
@@ -18,6 +19,7 @@ from spkd.files.atomic import parse_json
 from spkd.progress import track
 
 COLUMNS = {"wav", "start", "stop"}
+LEAST = 400  # samples: a shorter stretch is rather one in seconds
 THREADS = 8
 
 
@@ -31,27 +33,35 @@ class SpeechBrainTable(Table):
         return {"id", *COLUMNS} <= set(source.table[1])
 
     def utterances(self) -> Iterator[Utterance]:
-        return self.in_samples(self.source.table[1], list(self.rows()))
+        names = names_of(_without_times(self.source.table[1]), f"{self.source.path}:1")
+        refuse_fields(names, ("start", "end", "duration"), f"{self.source.path}:1", "start and stop")
+        return self.in_samples([(where, row, names) for where, row in self.rows()])
 
-    def in_samples(self, columns: Iterable[str], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Utterance]:
+    def in_samples(self, rows: Sequence[tuple[str, Mapping[str, Any], Names]]) -> Iterator[Utterance]:
         """The utterances of rows whose start and stop count samples of their files.
 
         Args:
-            columns: names of the columns.
-            rows: file and line of each row, and its cells by column.
+            rows: file and line of each row, its cells by column, and the columns of its fields without times.
         Raises:
             SpkdError: values that an utterance cannot have.
         """
-        length = ("duration", "length")  # columns with the duration of the whole file
-        names = names_of([c for c in columns if c not in ("start", "stop", *length)], str(self.source.path))
-        made = [(where, row, utterance(row, names, where, self.source.folder, self.columns)[0]) for where, row in rows]
-        rates = self._rates({u.path for _, row, u in made if row.get("start") or row.get("stop")})
-        for where, row, whole in made:
+        folder = self.source.folder
+        made = [utterance(row, names, where, folder, self.columns)[0] for where, row, names in rows]
+        timed = (whole for (_, row, _), whole in zip(rows, made, strict=True) if row.get("start") or row.get("stop"))
+        rates = self._rates({whole.path for whole in timed})
+        for (where, row, names), whole in zip(rows, made, strict=True):
             self.unused.update(name for name in names.unused if row.get(name) not in (None, ""))
             rate = rates.get(whole.path, SAMPLE_RATE)
             start, stop = number(row, "start", where) or 0.0, number(row, "stop", where)
             if start < 0 or (stop is not None and stop <= start):
                 raise SpkdError(f"{where}: stop is not after start")
+            whole_numbers = start.is_integer() and (stop is None or stop.is_integer())
+            if not whole_numbers or (stop is not None and stop - start < LEAST):
+                shown = f"{start:g} to {'the end' if stop is None else f'{stop:g}'}"
+                raise SpkdError(
+                    f"{where}: start and stop count samples of the file, but {shown} looks like seconds; "
+                    "call times in seconds start and end"
+                )
             duration = None if stop is None else (stop - start) / rate
             yield replace(whole, start=start / rate, duration=duration)
 
@@ -79,8 +89,16 @@ class SpeechBrainTable(Table):
         return rates
 
 
+def _without_times(columns: Iterable[str]) -> list[str]:
+    """The columns but start and stop, and those with the duration of the whole file (s)."""
+    return [name for name in columns if name not in ("start", "stop", "duration", "length")]
+
+
 class SpeechBrainJSON(SpeechBrainTable):
-    """Reader of one JSON object of `"ID": {"wav": .., "length": seconds, "spk_id": ..}`, start and stop in samples."""
+    """Reader of one JSON object of `"ID": {"wav": .., "length": seconds, "spk_id": ..}`, start and stop in samples.
+
+    Times under other names are in seconds, as in JSON lines.
+    """
 
     describes = "SpeechBrain's .json"
 
@@ -99,6 +117,37 @@ class SpeechBrainJSON(SpeechBrainTable):
         return tree
 
     def utterances(self) -> Iterator[Utterance]:
-        rows = [(f"{self.source.path}: {name!r}", {**row, "id": name}) for name, row in self._tree.items()]
-        columns = dict.fromkeys(name for _, row in rows for name in row)
-        return self.in_samples(columns, rows)
+        rows = []
+        for name, tree in self._tree.items():
+            where = f"{self.source.path}: {name!r}"
+            rows.append((where, {key: v for key, v in lower_keys(tree, where).items() if v is not None} | {"id": name}))
+        counted = []
+        for where, row in rows:
+            if row.keys() >= COLUMNS - {"wav"}:
+                names = names_of(_without_times(row), where)
+                refuse_fields(names, ("start", "end", "duration"), where, "start and stop")
+                counted.append((where, row, names))
+        in_samples, differing = self.in_samples(counted), list[str]()
+        for where, row in rows:
+            if row.keys() >= COLUMNS - {"wav"}:
+                yield next(in_samples)
+            else:
+                made, differs = self._in_seconds(row, where)
+                differing += [where] * differs
+                yield made
+        if differing:
+            self.notes.append(
+                f"durations that are not end - start, which counts: {len(differing):,} (first: {differing[0]})"
+            )
+
+    def _in_seconds(self, row: dict[str, Any], where: str) -> tuple[Utterance, bool]:
+        """The utterance of a row without a stop, and whether its duration differs from end - start."""
+        if "length" in row and not any(name in row for name in (*START, *END, *DURATION)):
+            row["duration"] = row.pop("length")  # of the whole file
+        names = names_of(tuple(row), where)
+        if names.start is not None and names.end is None and names.duration is None:
+            raise SpkdError(
+                f"{where}: {names.start!r} without its end; give start and stop in samples, or start and end"
+            )
+        self.unused.update(name for name in names.unused if row[name] not in ("", [], {}))
+        return utterance(row, names, where, self.source.folder, self.columns)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from spkd.corpus.manifests.fields import names_of, number, utterance
+from spkd.corpus.manifests.fields import names_of, number, refuse_fields, utterance
 from spkd.corpus.manifests.json_lines import JSONLines
 from spkd.corpus.manifests.reader import Source
 from spkd.corpus.utterance import Utterance
@@ -29,7 +29,10 @@ class WeSpeaker(JSONLines):
                 raise SpkdError(f"{where}: no wav; a list of features (feat) holds no audio, make a raw.list")
             stretches = self._stretches(row.pop("vad", None), where)
             row["id"] = row.pop("key", None)
-            names = names_of(tuple(row), where)
+            names = names_of(tuple(name for name, value in row.items() if value is not None), where)
+            if stretches:
+                refuse_fields(names, ("start", "end"), where, "vad")
+                self.unused.update([names.duration] * (names.duration is not None))
             made, _ = utterance(row, names, where, self.source.folder, self.columns)
             self.unused.update(name for name in names.unused if row[name] not in (None, ""))
             if not stretches:
