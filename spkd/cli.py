@@ -133,7 +133,7 @@ def extract(
     if slurm_script:
         from spkd.extract.slurm import script
 
-        print(script(settings, sys.argv[1:]), end="")
+        print(script([settings, *more], sys.argv[1:]), end="")
         return
     if targets:
         _list_targets(settings)
@@ -570,6 +570,11 @@ def cache_export(
     settings = config.load(CacheExportConfig, overrides or [], config_file)
     if overrides and not audio:
         raise UsageError(f"{overrides[0]}: used with --audio only")
+    if audio:
+        from spkd.cache import Cache
+        from spkd.cache.source import unused_folders
+
+        settings = config.without_unused(settings, unused_folders([Cache.open(path)], settings.view.noise, "view."))
     print(f"{out}: {export_cache(path, out, target, settings if audio else None)}")
 
 

@@ -16,6 +16,7 @@ from spkd.cache.codec import make_codec
 from spkd.cache.crop import Crop, Rows
 from spkd.cache.folder import CODEC, HEAD
 from spkd.cache.plan import UNLABELLED, Plan
+from spkd.corpus.augment import SYNTHETIC
 from spkd.corpus.loader import ViewLoader
 from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.view import ViewPlan
@@ -263,3 +264,23 @@ class SingleCache(CacheSource):
         if (counts != counts[0]).any():
             raise SpkdError(f"target {target.name}: views of different lengths need a crop")
         return Rows(np.zeros_like(counts), counts, int(counts[0]))
+
+
+def unused_folders(sources: Sequence[CacheSource], noise: str | None, prefix: str = "") -> dict[str, str]:
+    """Folders of augmentation that have no effect where the views of caches are made again.
+
+    Args:
+        sources: the caches.
+        noise: the setting noise.
+        prefix: prefix of the settings noise and rir.
+    Returns:
+        Name of each setting without effect -> the reason; see spkd.config.without_unused.
+    """
+    cards = [member.card.views.augmentation for source in sources for member in source.members]
+    kinds = {card.noise if card.noise in (None, SYNTHETIC) else "folder" for card in cards}
+    reasons = {}
+    if not kinds & {"folder", noise if noise == SYNTHETIC else "folder"}:
+        reasons[f"{prefix}noise"] = f"no view of {sources[0].name} has noise of a folder"
+    if all(card.rir is None for card in cards):
+        reasons[f"{prefix}rir"] = f"no view of {sources[0].name} is reverberated"
+    return reasons

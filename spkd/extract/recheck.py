@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from spkd.cache.read import Cache
+from spkd.cache.source import unused_folders
+from spkd.config import without_unused
 from spkd.corpus.loader import WaveBatch
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
@@ -59,6 +61,7 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyCo
     Returns:
         The agreement of each target.
     Raises:
+        UsageError: a typed folder of noise or impulse responses that the cache's views do not have.
         SpkdError: another teacher, manifest or augmentation than those of the cache.
     """
     given, recorded = teacher.described(), cache.card.teacher
@@ -68,6 +71,7 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyCo
                 f"{cache.root}: made by another teacher ({name} is {getattr(recorded, name)!r}, not "
                 f"{getattr(given, name)!r})"
             )
+    config = without_unused(config, unused_folders([cache], config.view.noise, "view."))
     loader = cache.view_loader(manifest, config.view.noise, config.view.rir)
     chosen = np.random.RandomState(SEED).permutation(cache.usable_views)[:count]
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in cache.targets}
