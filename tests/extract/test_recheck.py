@@ -52,6 +52,21 @@ def test_the_live_teacher_agrees(spkd: Callable, tmp_path: Path, arguments: list
     assert min(least) >= 0.9999
 
 
+def test_folders_that_no_view_used(spkd: Callable, arguments: list[str]) -> None:
+    """Refused where they are typed, left out with a note where a file gives them."""
+    assert spkd("extract", *arguments).code == 0
+    verify = ["cache", "verify", "cache", "--live", "1"]
+    export = ["cache", "export", "cache", "tars", "--audio", arguments[3]]
+    for command in ([*verify, *replayed(arguments)], export):
+        for key in ("view.noise=noise", "view.rir=rir"):
+            done = spkd(*command, key)
+            assert (done.code, f"error: {key} has no effect: no view of cache" in done.err) == (2, True), done.err
+    Path("spkd.yaml").write_text("extract: {view: {noise: noise}}")
+    for command in ([*verify, *replayed(arguments)], export):
+        done = spkd(*command)
+        assert (done.code, "left out view.noise: no view of cache has noise of a folder" in done.out) == (0, True)
+
+
 def test_a_lossy_codec_is_held_to_the_error_in_its_card(spkd: Callable, tmp_path: Path, arguments: list[str]) -> None:
     codecs = "storage.codecs={embedding: sq4, frames.layer2: int8}"
     assert spkd("extract", *arguments, *VIEWS["augmented crops"], codecs).code == 0
