@@ -8,9 +8,11 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
@@ -48,6 +50,13 @@ from spkd.version import __version__
 
 AT_ONCE = 1 << 16  # lines that are written together
 LABELS = ("nontarget", "target")
+# Settings, and sections of settings, that only the scores of a model need.
+OF_MODELS = (
+    *("model", "enrol.model", "backend", "subtract_mean", "norm", "cohort"),
+    *("batch_size", "workers", "min_seconds", "device"),
+)
+OF_MANIFESTS = ("by", "audio", "enrol.map")  # settings that only a manifest gives an effect
+Scoring = TypeVar("Scoring", bound=ScoringConfig)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,37 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
 
+def in_use(config: Scoring, trials: str | None, systems: int) -> Scoring:
+    """Settings without those that have no effect on scores from files, or on those of a model.
+
+    Args:
+        config: settings.
+        trials: file of the trial list, if any.
+        systems: number of score files; 0: a model gives the scores.
+    Raises:
+        UsageError: a setting without effect was typed.
+    """
+    unused = dict.fromkeys(OF_MODELS, "--scores come from files, not from a model") if systems else {}
+    if not systems:
+        unused["llr"] = "only for --scores that are log-likelihood ratios already"
+    if trials is None:
+        unused["format"] = "there is no trial list"
+    return without_unused(config, unused)
+
+
+def in_use_with(config: Scoring, scored: Scored) -> Scoring:
+    """Settings without those that need a manifest, where the utterances of the trials are not known.
+
+    Raises:
+        UsageError: one of them was typed.
+    """
+    if scored.people is not None:
+        return config
+    return without_unused(
+        config, dict.fromkeys(OF_MANIFESTS, "it needs the manifest of the trials' audio (manifest=FILE)")
+    )
+
+
 def check(config: EvalConfig, systems: int) -> None:
     """Check the settings before anything is scored.
 
@@ -95,8 +135,6 @@ def check(config: EvalConfig, systems: int) -> None:
         Calibration.load(config.calibration)
     elif systems > 1:
         raise UsageError("several --scores are fused by a calibration: train one with `spkd calibrate`, and name it")
-    if config.llr and (not systems or config.calibration):
-        raise UsageError("llr=true: only for --scores that are log-likelihood ratios already")
     for text in config.points:
         Point.parse(text)
     check_writable(Path(config.out) / REPORT)
@@ -196,10 +234,8 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
 
 def _breakdown(config: EvalConfig, scored: Scored, scores: np.ndarray, threshold: float) -> dict[str, list[Group]]:
     trials, people = scored.trials, scored.people
-    if not config.by or trials.label is None:
+    if not config.by or trials.label is None or people is None:
         return {}
-    if people is None:
-        raise UsageError(f"by={config.by}: needs the manifest of the trials' audio (manifest=FILE)")
     by_column = {}
     for column in config.by:
         left, right = ([""] * len(trials.names) for _ in range(2))
@@ -233,7 +269,7 @@ def evaluate(config: EvalConfig, scored: Scored, started: float) -> Report:
     Raises:
         SpkdError: as `assess`, or `out` cannot be written.
     """
-    out = writable_folder(config.out)
+    config, out = in_use_with(config, scored), writable_folder(config.out)
     evaluation = assess(config, scored)
     enrolment, test, _ = scored.speakers()
     listed = sorted((enrolment | test).items())

@@ -365,13 +365,14 @@ def _people(config: ScoringConfig, trials: Trials) -> tuple[People | None, tuple
 
     The utterances are None where no manifest is named, and the one in the current folder lacks some of them.
     """
-    if config.manifest == MANIFEST and not Path(MANIFEST).exists():
+    by_default = config.manifest == MANIFEST and "manifest" not in config.given
+    if by_default and not Path(MANIFEST).exists():
         return None, ()
     manifest = measure(Manifest.load(config.manifest, config_columns(config)))[0]
     members, notes = _members(config, trials)
     tested = [trials.names[index] for index in np.unique(trials.test)]
     names = [*itertools.chain.from_iterable(members.values()), *tested]
-    if config.manifest == MANIFEST and len(match(list(dict.fromkeys(names)), manifest.index_of)) < len(set(names)):
+    if by_default and len(match(list(dict.fromkeys(names)), manifest.index_of)) < len(set(names)):
         log(f"note: {MANIFEST} lacks utterances of {trials.source}: it is not used")
         return None, ()
     ids = _found(names, manifest, trials, members)

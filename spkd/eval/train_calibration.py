@@ -35,8 +35,9 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
         raise UsageError(
             f"{config.model.name}: no student there; train one with `spkd train`, or name one by model=FOLDER"
         )
+    student = not of_files and (Path(config.model.name) / DESCRIPTION).is_file()
     plain = not config.quality and config.norm == "none" and config.backend == "cosine" and not config.subtract_mean
-    if not plain or config.enrol.model.name is not None or not (Path(config.model.name) / DESCRIPTION).is_file():
+    if not plain or config.enrol.model.name is not None or not student:
         raise UsageError(
             "name the file to write (out=FILE): only the calibration of a student's plain cosines is kept in its folder"
         )

@@ -41,6 +41,9 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         raise UsageError("trials: name the manifest of their audio (trials_manifest=FILE)")
     written.check(network)
     out = Path(config.out or Path(folder) / written.name(config.waveform))
+    # Runtimes know a file by its suffix.
+    if out.suffix != (suffix := Path(written.file).suffix) and suffix:
+        raise UsageError(f"out={out}: to={config.to} writes {suffix} files")
     out.parent.mkdir(parents=True, exist_ok=True)
     embedder = Embedder(network, config.waveform or not is_fbank(network.input_kind))
     card = {
