@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +50,7 @@ from spkd.version import __version__
 
 AT_ONCE = 1 << 16  # lines that are written together
 LABELS = ("nontarget", "target")
+LEAST_ERRORS = 5  # misses, and false alarms, at the EER: with fewer, its interval holds the true value too rarely
 # Settings, and sections of settings, that only the scores of a model need.
 OF_MODELS = (
     *("model", "enrol.model", "backend", "subtract_mean", "norm", "cohort"),
@@ -155,7 +156,7 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
         raise UsageError("name a trial list, or score files with --scores")
     check_cohort(config)
     if scores:
-        files = [trial_lists.read_scores(path) for path in scores]
+        files = [trial_lists.read_scores(path, lambda: _known(config, trials)) for path in scores]
         listed = None if trials is None else _read_trials(config, trials, files[0][0].names)
         scored = score_from_files(config, files, listed)
     else:
@@ -169,6 +170,13 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
     for note in scored.notes:
         log(f"note: {note}")
     return scored
+
+
+def _known(config: ScoringConfig, trials: str | None) -> Collection[str]:
+    """Names of utterances, from the trial list or from the manifest; () where there is neither."""
+    if trials is not None and trials != trial_lists.STDIN:
+        return set(trial_lists.read(trials, config.format).names)
+    return Manifest.load(config.manifest).index_of if Path(config.manifest).exists() else ()
 
 
 def _read_trials(config: ScoringConfig, trials: str, known: Collection[str]) -> Trials:
@@ -197,7 +205,7 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         scores = scored.scores[0]
     else:
         speakers = {*enrolment.values(), *test.values()}
-        calibration.check(scored.system, speakers, trials.sha256, str(config.calibration))
+        calibration.check(scored.system, speakers, scored.utterances(), trials.sha256, str(config.calibration))
         scores = calibration(scored.columns(calibration.quality))
         if not np.isfinite(scores).all():
             raise SpkdError(f"{config.calibration}: gives log-likelihood ratios of {trials.source} that are not finite")
@@ -216,7 +224,10 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
             limits = intervals(scores, known, metrics, config.bootstrap, config.seed)
         except ValueError:
             notes.append("There are too few speakers for confidence intervals.")
-            log(f"note: {notes[-1]}")
+        if limits and (note := _note_on_errors(results, trials.label)):
+            notes.append(note)
+    for note in notes:
+        log(f"note: {note}")
     return Evaluation(
         scored,
         scores,
@@ -229,6 +240,23 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         _worst(scores, trials.label, config.worst),
         calibration,
         tuple(notes),
+    )
+
+
+def _note_on_errors(results: Mapping[str, float], labels: np.ndarray) -> str:
+    """Sentence on intervals that are too narrow, since few trials are errors; "" where there are enough.
+
+    Args:
+        results: value of each metric.
+        labels: (N,) 1 target, 0 non-target.
+    """
+    targets = int(labels.sum())
+    errors = round(results["eer_percent"] / 100 * min(targets, len(labels) - targets), 6)
+    if errors >= LEAST_ERRORS:
+        return ""
+    return (
+        f"The intervals are too narrow: they rest on {errors:.1f} errors of one kind at the equal error rate; take a "
+        f"list with at least {LEAST_ERRORS}."
     )
 
 
@@ -369,7 +397,8 @@ def summarise(config: EvalConfig, evaluation: Evaluation, seconds: float, files:
 
 
 def _calibration(file: str, used: Calibration) -> CalibrationSummary:
-    return CalibrationSummary(file, **asdict(used.trained_on), quality=used.quality)
+    on = used.trained_on
+    return CalibrationSummary(file, on.trials, on.sha256, on.targets, on.non_targets, on.speakers, used.quality)
 
 
 def _worst_trials(evaluation: Evaluation, places: np.ndarray) -> tuple[WorstTrial, ...]:

@@ -11,7 +11,7 @@ from spkd.eval.score import Scored
 from spkd.eval.settings import CalibrateConfig
 from spkd.files.atomic import check_writable
 from spkd.registry import TEACHERS
-from spkd.students.description import DESCRIPTION
+from spkd.students.description import DESCRIPTION, Names
 
 LEAST_TRIALS = 30  # trials of each kind: the mean of 30 scores has a standard error of a fifth of their deviation
 FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # rates whose thresholds a calibration has, where its list is long enough
@@ -72,6 +72,7 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
         targets,
         non_targets,
         tuple(sorted({*enrolment.values(), *test.values()})),
+        Names.of(scored.utterances()),
     )
     raw = Calibration(
         tuple(columns), tuple(map(float, weights)), offset, config.p_target, scored.system, trained_on, {}, {}

@@ -5,4 +5,4 @@ from spkd.eval.formats import Columns
 
 class KaldiScores(Columns):
     shape = "enrolment test score"
-    width, score = 3, 2
+    width, score, rival = 3, 2, "voxsrc"
