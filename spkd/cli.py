@@ -21,7 +21,7 @@ from spkd.corpus.settings import ViewConfig
 from spkd.errors import Interrupted, SpkdError, UsageError, first_line, reported
 from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig
 from spkd.export.settings import ExportConfig
-from spkd.extract.settings import CacheExportConfig, ExtractConfig, VerifyConfig
+from spkd.extract.settings import CacheExportConfig, EstimateConfig, ExtractConfig, VerifyConfig
 from spkd.memory import keep_large_buffers
 from spkd.registry import EXPORTS, LOSSES, plug_ins, section_of
 from spkd.train.settings import TrainConfig
@@ -131,6 +131,8 @@ def extract(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything was rejected.")] = False,
 ) -> None:
     """Run a teacher once over every view of a manifest and store its outputs in a cache."""
+    if targets and (slurm_script or also or strict):
+        raise UsageError("--targets lists the targets of one teacher: leave out --slurm-script, --also and --strict")
     settings = config.load(ExtractConfig, overrides or [], config_file, base=recipe)
     more = [config.load(ExtractConfig, _of_another(overrides or [], k), config_file, base=recipe) for k in also or []]
     if slurm_script:
@@ -198,10 +200,12 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="End the output with one line of JSON.")] = False,
 ) -> None:
     """Train a student from a teacher cache."""
+    given = list(overrides or [])
     if losses:
+        if given or loss or config_file or recipe or from_run or multirun or as_json:
+            raise UsageError("--losses lists every loss: leave out the other options and settings")
         _list_losses()
         return
-    given = list(overrides or [])
     if loss and any(item.startswith(("loss=", "loss.names=")) for item in given):
         raise UsageError("name the losses by --loss or by loss=[...], not by both")
     if recipe is not None and from_run is not None:
@@ -289,7 +293,7 @@ def evaluate(
     from spkd.eval.run import check, in_use, run_trials
     from spkd.eval.run import evaluate as run
 
-    settings = in_use(settings, trials, scores or [])
+    settings = in_use(settings, trials, len(scores or []))
     check(settings, len(scores or []))
     report = run(settings, run_trials(settings, trials, scores or []), started)
     if line := report.line():
@@ -311,13 +315,13 @@ def calibrate(
     """Learn to turn scores into log-likelihood ratios, and their thresholds, on trials of other speakers."""
     trials, given = _trials_and_keys(trials, overrides)
     settings = config.load(CalibrateConfig, given, config_file)
-    from spkd.eval.run import in_use, run_trials
+    from spkd.eval.run import in_use, in_use_with, run_trials
     from spkd.eval.train_calibration import calibrate as run
     from spkd.eval.train_calibration import place
 
-    settings = in_use(settings, trials, scores or [])
-    out = place(settings, bool(scores))
-    calibration = run(settings, run_trials(settings, trials, scores or []))
+    settings = in_use(settings, trials, len(scores or []))
+    out, scored = place(settings, bool(scores)), run_trials(settings, trials, scores or [])
+    calibration = run(in_use_with(settings, scored), scored)
     calibration.save(out)
     print(f"{out}: {calibration.line()}")
 
@@ -336,12 +340,17 @@ def report(
     bootstrap: Annotated[
         int, typer.Option(help="Resamplings of the speakers for the comparison with the first (0: none).", min=0)
     ] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Seed of the resampling (default: 0).", min=0),
+    ] = None,
 ) -> None:
     """Put several evaluations on one page: DET curves, paired differences, training curves, the table of a paper."""
+    if seed is not None and not bootstrap:
+        raise UsageError(f"--seed {seed} has no effect: --bootstrap 0 draws nothing")
     from spkd.eval.compare import compare_systems, in_words, load_systems
 
-    for name, differences in compare_systems(load_systems(evaluations), out, bootstrap, seed).items():
+    for name, differences in compare_systems(load_systems(evaluations), out, bootstrap, seed or 0).items():
         for label, difference in differences.items():
             _print(f"{name}: EER of {label} less that of the first {in_words(difference)}")
     print(f"{out}/: comparison.html, .md, .csv, .tex, .json")
@@ -358,7 +367,10 @@ def export_student(
     config_file: ConfigFile = None,
 ) -> None:
     """Write a student for another runtime, and measure it there."""
-    given = [*(overrides or []), *([f"to={to}"] if to else [])]
+    given = list(overrides or [])
+    if to is not None and any(item.startswith("to=") for item in given):
+        raise UsageError("name the format by --to or by to=FORMAT, not by both")
+    given += [] if to is None else [f"to={to}"]
     settings = config.load(ExportConfig, given, config_file)
     from spkd.export.run import export
     from spkd.files.text import format_bytes
@@ -455,7 +467,7 @@ def cache_verify(
 
 @cache_app.command(
     "estimate",
-    cls=with_keys(ExtractConfig),
+    cls=with_keys(EstimateConfig),
     epilog=_example("spkd cache estimate teacher=wavlm manifest=voxceleb2.csv view=crops:8,2.0"),
 )
 def cache_estimate(
@@ -465,7 +477,7 @@ def cache_estimate(
     config_file: ConfigFile = None,
 ) -> None:
     """Bytes, hours and money of an extraction, from the manifest and a short run of the teacher."""
-    settings = config.load(ExtractConfig, overrides or [], config_file)
+    settings = config.load(EstimateConfig, overrides or [], config_file)
     from spkd.corpus.manifest import Manifest
     from spkd.device import resolve
     from spkd.extract.estimate import estimate
@@ -571,7 +583,10 @@ def cache_export(
         Path, typer.Argument(help="FILE.h5, a folder for WebDataset tars, or FILE.ark, .scp, .npy for one target.")
     ],
     overrides: Overrides = None,
-    target: Annotated[str, typer.Option(help="The target that an ark, scp or npy file gets.")] = "embedding",
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The target that an ark, scp or npy file gets (default: embedding)."),
+    ] = None,
     audio: Annotated[bool, typer.Option("--audio", help="Put every view's audio into the tars (manifest=).")] = False,
     config_file: ConfigFile = None,
 ) -> None:

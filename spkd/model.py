@@ -28,6 +28,7 @@ Audio = str | Path | np.ndarray | Tensor | Sequence[float]
 FRAME = 320  # samples (20 ms) of a frame whose level is measured
 LEAST_LEVEL = -55.0  # dB of full scale: a quieter frame holds no speech
 LEAST_SECONDS = 0.5  # s of louder frames that a decision needs
+LEAST_PEAK = 1e-3  # of full scale: wider integers than 16 bits with a lower peak hold samples of another type
 MOST_CHANNELS = 64  # most channels of a waveform (samples, channels), as soundfile gives it
 CLIPPED = "are clipped"  # start of the only remark with which a decision is still made
 
@@ -303,6 +304,12 @@ def _samples(audio: object) -> np.ndarray:
         limits = np.iinfo(given.dtype)
         middle = (limits.max + 1) // 2 if given.dtype.kind == "u" else 0  # zero level of unsigned audio
         given = (given.astype(np.float64) - middle) / (middle or limits.max + 1)
+        peak = float(np.abs(given).max(initial=0.0))
+        if limits.bits > 16 and 0 < peak < LEAST_PEAK:
+            raise UsageError(
+                f"a waveform of {limits.dtype} numbers up to {peak * (limits.max + 1):.0f}, far below the full scale "
+                "of that type: give it in the type of the recording, such as int16"
+            )
     elif given.dtype.kind not in "iuf":
         raise UsageError(f"expected a waveform of real numbers, got {_what(audio)}")
     given = given.astype(np.float32)

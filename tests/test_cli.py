@@ -230,6 +230,17 @@ def test_settings_are_used_or_refused_never_dropped(spkd: Callable, tmp_path: Pa
     Path("new.yaml").write_text("train: {loss: [hubbub]}\n")
     assert "--loss hubbub" in spkd("train", "--config", "new.yaml").err
     assert "not by both" in spkd("train", "--loss", "aam", "loss=[mse]").err
+    assert "not by both" in spkd("export", "s", "--to", "onnx", "to=pt2").err
+    assert "has no choice ''" in spkd("export", "s", "--to", "").err
+    assert "--losses lists every loss" in spkd("train", "--losses", "bogus=1").err
+    assert "--targets lists the targets of one teacher" in spkd("extract", "--targets", "--slurm-script").err
+    assert "--seed 5 has no effect" in spkd("report", "e", "--bootstrap", "0", "--seed", "5").err
+    assert (
+        "--target frames: folder gets every target" in spkd("cache", "export", "c", "folder", "--target", "frames").err
+    )
+    for key in ("cache=c", "workers=1", "engine=ray", "processes=2", "min_seconds=1"):
+        done = spkd("cache", "estimate", key)
+        assert (done.code, "unknown key" in done.err) == (2, True)
     assert "--loss hubbub" in spkd("train", "loss=[contrastive,hubbub]").err
     assert "did you mean 'optim.lr'" in spkd("train", "lr=0.1").err
 

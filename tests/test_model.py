@@ -64,6 +64,13 @@ def test_every_form_of_a_waveform_gives_its_embedding(student: str) -> None:
     assert model.embed([]).shape == (0, 8)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint32])
+def test_samples_in_a_type_that_is_too_wide_are_refused(student: str, kind: type) -> None:
+    samples = (1000 * np.sin(np.arange(16_000) / 10)).astype(np.int64) + (2**31 if kind is np.uint32 else 0)
+    with pytest.raises(UsageError, match="far below the full scale"):
+        spkd.load(student).embed(samples.astype(kind))
+
+
 def test_other_rates_are_resampled(student: str) -> None:
     model, random = spkd.load(student), np.random.RandomState(0)
     wave = np.convolve(0.1 * random.normal(size=48_000), np.ones(24) / 24, "same").astype(np.float32)  # below 2 kHz

@@ -17,6 +17,7 @@ from spkd.errors import SpkdError, UsageError
 from spkd.files.atomic import read_json, write_json
 from spkd.files.schema import record
 from spkd.files.sealed import Format
+from spkd.students.description import Names
 
 FORMAT = Format("spkd_calibration", 1, "a calibration", "make one with `spkd calibrate`")
 FILE = "calibration.json"
@@ -57,6 +58,7 @@ class TrainedOn:
         targets: number of target trials.
         non_targets: number of non-target trials.
         speakers: names of the speakers.
+        utterances: digests of the names of the utterances.
     """
 
     trials: str
@@ -64,6 +66,7 @@ class TrainedOn:
     targets: int = field(metadata={"low": 0})
     non_targets: int = field(metadata={"low": 0})
     speakers: tuple[str, ...]
+    utterances: Names = Names(0)
 
 
 @dataclass(frozen=True)
@@ -109,16 +112,20 @@ class Calibration:
         weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(self.features, self.weights, strict=True))
         return f"{weights}, offset {self.offset:.4g}; Cllr {self.results['cllr']:.4f} bits on this list"
 
-    def check(self, system: System, speakers: Iterable[str], trials_sha256: str, source: str) -> None:
+    def check(
+        self, system: System, speakers: Iterable[str], utterances: Iterable[str], trials_sha256: str, source: str
+    ) -> None:
         """Check that the calibration fits a system and a test.
 
         Args:
             system: system whose scores are calibrated.
             speakers: tested speakers.
+            utterances: names of the tested utterances.
             trials_sha256: digest of the tested list.
             source: file of the calibration, for errors.
         Raises:
-            SpkdError: it was trained on another system's scores, or on the list or the speakers that are tested.
+            SpkdError: it was trained on another system's scores, or on the list, the speakers or the utterances that
+                are tested.
         """
         for name in ("models", "scores", "how"):
             ours, trained = getattr(system, name), getattr(self.system, name)
@@ -133,6 +140,11 @@ class Calibration:
                 f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}); calibrate on other speakers"
             )
         # Without a manifest, the speakers of score files may be unknown.
+        if found := self.trained_on.utterances.shared(utterances):
+            raise SpkdError(
+                f"{source}: trained on {self.trained_on.trials}, {len(found)} of whose utterances are tested here "
+                f"({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}); calibrate on other speakers"
+            )
         if trials_sha256 == self.trained_on.sha256:
             raise SpkdError(f"{source}: trained on this very list; calibrate on other speakers")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -78,15 +80,15 @@ class CohortSource:
         """
         if self.cache is not None:
             plan = self.cache.plan
-            ids, speakers, audio = set(plan.utterances), set(plan.speakers), set()
+            ids, speakers, audio = set(plan.utterances), set(plan.speakers), list[str]()
         else:
             assert self.manifest is not None
             ids, speakers = {u.id for u in self.manifest}, {u.speaker for u in self.manifest if u.speaker is not None}
-            audio = {_audio(u) for u in self.manifest}
+            audio = in_both(tested, self.manifest)
         for kind, shared in (
             ("speakers", sorted({u.speaker for u in tested if u.speaker in speakers})),
             ("utterances", sorted({u.id for u in tested if u.id in ids})),
-            ("recordings", sorted({u.path for u in tested if _audio(u) in audio})),
+            ("recordings", audio),
         ):
             if shared:
                 raise SpkdError(
@@ -111,8 +113,33 @@ class CohortSource:
         return Cohort(embeddings.vectors, indices([u.speaker for u in embeddings.utterances]), self.name)
 
 
-def _audio(utterance: Utterance) -> tuple[str, float, int | None]:
-    return utterance.path, utterance.start, utterance.channel
+def in_both(tested: Iterable[Utterance], others: Iterable[Utterance]) -> list[str]:
+    """Paths of tested utterances whose audio overlaps that of other utterances, sorted.
+
+    Files are compared, not their paths: links and different spellings of a path lead to one file.
+    """
+    stretches: dict[Hashable, list[Utterance]] = {}
+    for utterance in others:
+        stretches.setdefault(_file(utterance.path), []).append(utterance)
+    return sorted({u.path for u in tested if any(_overlap(u, other) for other in stretches.get(_file(u.path), ()))})
+
+
+@lru_cache(maxsize=1 << 20)
+def _file(path: str) -> Hashable:
+    """Identity of a file: device and number; its path without links where it cannot be reached."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
+def _overlap(first: Utterance, second: Utterance) -> bool:
+    """Whether two utterances of one file share audio. An utterance without a channel is of all channels."""
+    if first.channel != second.channel and None not in (first.channel, second.channel):
+        return False
+    ends = [u.start + (u.duration if u.duration is not None else np.inf) for u in (first, second)]
+    return first.start < ends[1] and second.start < ends[0]
 
 
 def _of_cache(name: str, cache: Cache, model: EmbeddingModel) -> Cohort:

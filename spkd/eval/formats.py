@@ -82,6 +82,7 @@ class Columns(Format):
         label: place of the label; None without labels.
         score: place of the score; None without scores.
         numbers: places of further numbers, which are not used.
+        rival: name of the format that its files fit as well where their names are numbers; "" without one.
     """
 
     width: ClassVar[int]
@@ -89,6 +90,7 @@ class Columns(Format):
     label: ClassVar[int | None] = None
     score: ClassVar[int | None] = None
     numbers: ClassVar[Sequence[int]] = ()
+    rival: ClassVar[str] = ""
 
     def parse(self, fields: Sequence[str]) -> Row | None:
         if len(fields) != self.width:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
-from spkd.corpus.settings import MANIFEST
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import page
@@ -51,11 +50,13 @@ from spkd.version import __version__
 
 AT_ONCE = 1 << 16  # lines that are written together
 LABELS = ("nontarget", "target")
-# Settings of what runs a model.
+LEAST_ERRORS = 5  # misses, and false alarms, at the EER: with fewer, its interval holds the true value too rarely
+# Settings, and sections of settings, that only the scores of a model need.
 OF_MODELS = (
-    *("model", "batch_size", "workers", "min_seconds", "device"),
-    *("enrol.model", "backend", "subtract_mean", "norm", "cohort"),
+    *("model", "enrol.model", "backend", "subtract_mean", "norm", "cohort"),
+    *("batch_size", "workers", "min_seconds", "device"),
 )
+OF_MANIFESTS = ("by", "audio", "enrol.map")  # settings that only a manifest gives an effect
 Scoring = TypeVar("Scoring", bound=ScoringConfig)
 
 
@@ -90,24 +91,35 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
 
-def in_use(config: Scoring, trials: str | None, scores: Sequence[Path] = ()) -> Scoring:
-    """Settings without those that have no effect, as `spkd.config.without_unused` gives them.
+def in_use(config: Scoring, trials: str | None, systems: int) -> Scoring:
+    """Settings without those that have no effect on scores from files, or on those of a model.
 
     Args:
-        trials, scores: as `run_trials` takes them.
+        config: settings.
+        trials: file of the trial list, if any.
+        systems: number of score files; 0: a model gives the scores.
     Raises:
-        UsageError: one of these was typed.
+        UsageError: a setting without effect was typed.
     """
-    unused = {}
-    if scores:
-        unused = dict.fromkeys(OF_MODELS, "no model is run: the scores are from files (--scores)")
-        if config.manifest == MANIFEST and not Path(MANIFEST).exists():
-            unused |= dict.fromkeys(("audio", "enrol.map"), "no manifest of the trials' audio is named (manifest=FILE)")
-    else:
-        unused["llr"] = "only --scores may be log-likelihood ratios already"
+    unused = dict.fromkeys(OF_MODELS, "--scores come from files, not from a model") if systems else {}
+    if not systems:
+        unused["llr"] = "only for --scores that are log-likelihood ratios already"
     if trials is None:
-        unused["format"] = "no trial list is named"
+        unused["format"] = "there is no trial list"
     return without_unused(config, unused)
+
+
+def in_use_with(config: Scoring, scored: Scored) -> Scoring:
+    """Settings without those that need a manifest, where the utterances of the trials are not known.
+
+    Raises:
+        UsageError: one of them was typed.
+    """
+    if scored.people is not None:
+        return config
+    return without_unused(
+        config, dict.fromkeys(OF_MANIFESTS, "it needs the manifest of the trials' audio (manifest=FILE)")
+    )
 
 
 def check(config: EvalConfig, systems: int) -> None:
@@ -146,7 +158,7 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
         raise UsageError("name a trial list, or score files with --scores")
     check_cohort(config)
     if scores:
-        files = [trial_lists.read_scores(path) for path in scores]
+        files = [trial_lists.read_scores(path, lambda: _known(config, trials)) for path in scores]
         listed = None if trials is None else _read_trials(config, trials, files[0][0].names)
         scored = score_from_files(config, files, listed)
     else:
@@ -160,6 +172,13 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
     for note in scored.notes:
         log(f"note: {note}")
     return scored
+
+
+def _known(config: ScoringConfig, trials: str | None) -> Collection[str]:
+    """Names of utterances, from the trial list or from the manifest; () where there is neither."""
+    if trials is not None and trials != trial_lists.STDIN:
+        return set(trial_lists.read(trials, config.format).names)
+    return Manifest.load(config.manifest).index_of if Path(config.manifest).exists() else ()
 
 
 def _read_trials(config: ScoringConfig, trials: str, known: Collection[str]) -> Trials:
@@ -189,7 +208,7 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         scores = scored.scores[0]
     else:
         speakers = {*enrolment.values(), *test.values()}
-        calibration.check(scored.system, speakers, trials.sha256, str(config.calibration))
+        calibration.check(scored.system, speakers, scored.utterances(), trials.sha256, str(config.calibration))
         scores = calibration(scored.columns(calibration.quality))
         if not np.isfinite(scores).all():
             raise SpkdError(f"{config.calibration}: gives log-likelihood ratios of {trials.source} that are not finite")
@@ -210,7 +229,10 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
             limits = intervals(scores, known, metrics, config.bootstrap, config.seed)
         except ValueError:
             notes.append("There are too few speakers for confidence intervals.")
-            log(f"note: {notes[-1]}")
+        if limits and (note := _note_on_errors(results, trials.label)):
+            notes.append(note)
+    for note in notes:
+        log(f"note: {note}")
     return Evaluation(
         scored,
         scores,
@@ -226,12 +248,27 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
     )
 
 
+def _note_on_errors(results: Mapping[str, float], labels: np.ndarray) -> str:
+    """Sentence on intervals that are too narrow, since few trials are errors; "" where there are enough.
+
+    Args:
+        results: value of each metric.
+        labels: (N,) 1 target, 0 non-target.
+    """
+    targets = int(labels.sum())
+    errors = round(results["eer_percent"] / 100 * min(targets, len(labels) - targets), 6)
+    if errors >= LEAST_ERRORS:
+        return ""
+    return (
+        f"The intervals are too narrow: they rest on {errors:.1f} errors of one kind at the equal error rate; take a "
+        f"list with at least {LEAST_ERRORS}."
+    )
+
+
 def _breakdown(config: EvalConfig, scored: Scored, scores: np.ndarray, threshold: float) -> dict[str, list[Group]]:
     trials, people = scored.trials, scored.people
-    if not config.by or trials.label is None:
+    if not config.by or trials.label is None or people is None:
         return {}
-    if people is None:
-        raise UsageError(f"by={config.by}: needs the manifest of the trials' audio (manifest=FILE)")
     by_column = {}
     for column in config.by:
         left, right = ([""] * len(trials.names) for _ in range(2))
@@ -265,7 +302,7 @@ def evaluate(config: EvalConfig, scored: Scored, started: float) -> Report:
     Raises:
         SpkdError: as `assess`, or `out` cannot be written.
     """
-    out = writable_folder(config.out)
+    config, out = in_use_with(config, scored), writable_folder(config.out)
     evaluation = assess(config, scored)
     enrolment, test, _ = scored.speakers()
     listed = sorted((enrolment | test).items())
@@ -365,7 +402,8 @@ def summarise(config: EvalConfig, evaluation: Evaluation, seconds: float, files:
 
 
 def _calibration(file: str, used: Calibration) -> CalibrationSummary:
-    return CalibrationSummary(file, **asdict(used.trained_on), quality=used.quality)
+    on = used.trained_on
+    return CalibrationSummary(file, on.trials, on.sha256, on.targets, on.non_targets, on.speakers, used.quality)
 
 
 def _worst_trials(evaluation: Evaluation, places: np.ndarray) -> tuple[WorstTrial, ...]:

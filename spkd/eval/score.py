@@ -23,7 +23,7 @@ from spkd.eval.metrics import curve, eer
 from spkd.eval.names import match
 from spkd.eval.pairs import Statistics
 from spkd.eval.settings import ScoringConfig
-from spkd.eval.trials import Trials, in_order_of, notes_on, trials_of_enrolled, without_trial
+from spkd.eval.trials import Trials, digest_of_pairs, in_order_of, notes_on, trials_of_enrolled, without_trial
 from spkd.progress import log
 from spkd.teachers.base import EmbeddingModel
 
@@ -86,6 +86,13 @@ class Scored:
             return enrolment, {name: str(u.speaker) for name, u in self.people.test.items()}, "from the manifest"
         joined = dict(zip(self.trials.names, speakers.from_labels(self.trials), strict=True))
         return joined, joined, "utterances that target trials join are of one speaker"
+
+    def utterances(self) -> set[str]:
+        """Utterances of the trials, as the list names them, and as the manifest does where there is one."""
+        if self.people is None:
+            return set(self.trials.names)
+        used = [*itertools.chain.from_iterable(self.people.enrolment.values()), *self.people.test.values()]
+        return {*self.people.test, *(utterance.id for utterance in used)}
 
     @property
     def eer_percent(self) -> float:
@@ -255,7 +262,13 @@ def score(
         models,
         _measures(scored_trials, sides, (i, j), statistics),
         llr=backend.plda is not None and backend.cohorts is None,
-        notes=(*notes_on(trials), *notes, *backend.notes, *notes_on_training(models, scored_trials, sides.people)),
+        notes=(
+            *notes_on(trials),
+            *notes,
+            *notes_on_labels(scored_trials, sides.people),
+            *backend.notes,
+            *notes_on_training(models, scored_trials, sides.people),
+        ),
     )
 
 
@@ -319,8 +332,14 @@ def _measures(
 
 
 def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: People) -> list[str]:
-    """Notes on models that were trained on tested speakers or utterances, in sentences."""
+    """Notes on models that were trained on tested speakers or utterances, or chosen by the list, in sentences."""
     notes = []
+    chosen_by = {model.training.valid_trials for model in models if model.training is not None} - {""}
+    if chosen_by and digest_of_pairs(trials) in chosen_by:
+        notes.append(
+            f"The student was chosen among others of its run by {trials.source} (valid.trials): its error rates are "
+            "too low."
+        )
     for training in (model.training for model in models if model.training is not None):
         utterances = [*itertools.chain.from_iterable(people.enrolment.values()), *people.test.values()]
         speakers = {u.speaker for u in utterances if u.speaker is not None}
@@ -334,7 +353,38 @@ def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: 
                 notes.append(
                     f"The student was trained on {count} of {trials.source} ({some}): its error rates are too low."
                 )
+                break
     return list(dict.fromkeys(notes))
+
+
+def notes_on_labels(trials: Trials, people: People) -> list[str]:
+    """Notes on labels and enrolment models that contradict the manifest's speakers, in sentences."""
+    notes = []
+    mixed = {
+        name for name, used in people.enrolment.items() if len({u.speaker for u in used if u.speaker is not None}) > 1
+    }
+    if mixed:
+        some = f"{', '.join(sorted(mixed)[:3])}{', ...' if len(mixed) > 3 else ''}"
+        notes.append(f"{trials.source}: models enrolled by utterances of several speakers: {len(mixed):,} ({some})")
+    if trials.label is None:
+        return notes
+    enrolment = {name: used[0].speaker for name, used in people.enrolment.items() if name not in mixed}
+    test = {name: utterance.speaker for name, utterance in people.test.items()}
+    number = {name: index for index, name in enumerate({*enrolment.values(), *test.values()} - {None})}
+    left, right = (
+        np.array([number.get(side.get(name), -1) for name in trials.names])[at]
+        for side, at in ((enrolment, trials.enrolment), (test, trials.test))
+    )
+    known = (left >= 0) & (right >= 0)
+    for wrong, what in (
+        ((trials.label == 1) & (left != right), "target trials of two speakers"),
+        ((trials.label == 0) & (left == right), "non-target trials of one speaker"),
+    ):
+        places = np.flatnonzero(known & wrong)
+        if len(places):
+            line = int(trials.line[places].min())
+            notes.append(f"{trials.source}: {what}, by the manifest: {len(places):,} (first: line {line})")
+    return notes
 
 
 def score_from_files(
@@ -356,6 +406,8 @@ def score_from_files(
         if count := without_trial(listed, scored):
             notes = (*notes, f"{scored.source}: scores of pairs that are no trials of {listed.source}: {count:,}")
     measures = {} if people is None else {"duration": lambda: _durations(listed, people)}
+    if people is not None:
+        notes = (*notes, *notes_on_labels(listed, people))
     system = System((), len(scores), ("Scores are as their files have them.",))
     return Scored(listed, 0, scores, system, people, measures=measures, notes=(*notes_on(listed), *notes))
 
@@ -365,13 +417,14 @@ def _people(config: ScoringConfig, trials: Trials) -> tuple[People | None, tuple
 
     The utterances are None where no manifest is named, and the one in the current folder lacks some of them.
     """
-    if config.manifest == MANIFEST and not Path(MANIFEST).exists():
+    by_default = config.manifest == MANIFEST and "manifest" not in config.given
+    if by_default and not Path(MANIFEST).exists():
         return None, ()
     manifest = measure(Manifest.load(config.manifest, config_columns(config)))[0]
     members, notes = _members(config, trials)
     tested = [trials.names[index] for index in np.unique(trials.test)]
     names = [*itertools.chain.from_iterable(members.values()), *tested]
-    if config.manifest == MANIFEST and len(match(list(dict.fromkeys(names)), manifest.index_of)) < len(set(names)):
+    if by_default and len(match(list(dict.fromkeys(names)), manifest.index_of)) < len(set(names)):
         log(f"note: {MANIFEST} lacks utterances of {trials.source}: it is not used")
         return None, ()
     ids = _found(names, manifest, trials, members)

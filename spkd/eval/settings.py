@@ -99,6 +99,8 @@ class EvalConfig(ScoringConfig):
             reasons["seed"] = "bootstrap=0 draws nothing"
         if not self.worst:
             reasons["audio"] = "no trials are listed (worst=0)"
+        if self.calibration is not None:
+            reasons["llr"] = "a calibration gives log-likelihood ratios of any scores"
         return reasons
 
 

@@ -11,7 +11,7 @@ from spkd.eval.score import Scored
 from spkd.eval.settings import CalibrateConfig
 from spkd.files.atomic import check_writable
 from spkd.registry import TEACHERS
-from spkd.students.description import DESCRIPTION
+from spkd.students.description import DESCRIPTION, Names
 
 LEAST_TRIALS = 30  # trials of each kind: the mean of 30 scores has a standard error of a fifth of their deviation
 FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # rates whose thresholds a calibration has, where its list is long enough
@@ -35,8 +35,9 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
         raise UsageError(
             f"{config.model.name}: no student there; train one with `spkd train`, or name one by model=FOLDER"
         )
+    student = not of_files and (Path(config.model.name) / DESCRIPTION).is_file()
     plain = not config.quality and config.norm == "none" and config.backend == "cosine" and not config.subtract_mean
-    if not plain or config.enrol.model.name is not None or not (Path(config.model.name) / DESCRIPTION).is_file():
+    if not plain or config.enrol.model.name is not None or not student:
         raise UsageError(
             "name the file to write (out=FILE): only the calibration of a student's plain cosines is kept in its folder"
         )
@@ -72,6 +73,7 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
         targets,
         non_targets,
         tuple(sorted({*enrolment.values(), *test.values()})),
+        Names.of(scored.utterances()),
     )
     raw = Calibration(
         tuple(columns), tuple(map(float, weights)), offset, config.p_target, scored.system, trained_on, {}, {}

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -81,34 +81,46 @@ def read(path: str | Path, form: str = "auto", known: Collection[str] = ()) -> T
     return _read(path, formats, "trial list", known)[0]
 
 
-def read_scores(path: str | Path) -> tuple[Trials, np.ndarray]:
+def read_scores(path: str | Path, names: Callable[[], Collection[str]] = tuple) -> tuple[Trials, np.ndarray]:
     """Read the trials of a score file, labelled where it has labels, and their scores (N,) in float64.
 
     Args:
         path: a file, or `-` for standard input.
+        names: function that gives the names of utterances, called where two formats fit the file.
     Raises:
-        UsageError: no such file.
+        UsageError: no such file, or names are needed to tell which of two formats it is in.
         SpkdError: a malformed line (the message names file and line), or no scores.
     """
-    return _read(path, SCORE_FORMATS, "score file", ())
+    return _read(path, SCORE_FORMATS, "score file", (), names)
 
 
 Formats = Mapping[str, type[Format]]
 
 
-def _read(path: str | Path, formats: Formats, kind: str, known: Collection[str]) -> tuple[Trials, np.ndarray]:
+def _read(
+    path: str | Path,
+    formats: Formats,
+    kind: str,
+    known: Collection[str],
+    names: Callable[[], Collection[str]] = tuple,
+) -> tuple[Trials, np.ndarray]:
     if str(path) == STDIN:
         with tempfile.NamedTemporaryFile() as spool:  # formats are tried one after the other
             shutil.copyfileobj(sys.stdin.buffer, spool)
             spool.flush()
-            return _first_that_fits(Path(spool.name), "standard input", formats, kind, known)
+            return _first_that_fits(Path(spool.name), "standard input", formats, kind, known, names)
     if not Path(path).exists():
         raise UsageError(f"no {kind} {path}")
-    return _first_that_fits(Path(path), str(path), formats, kind, known)
+    return _first_that_fits(Path(path), str(path), formats, kind, known, names)
 
 
 def _first_that_fits(
-    path: Path, source: str, formats: Formats, kind: str, known: Collection[str]
+    path: Path,
+    source: str,
+    formats: Formats,
+    kind: str,
+    known: Collection[str],
+    names: Callable[[], Collection[str]],
 ) -> tuple[Trials, np.ndarray]:
     first_number, first = next(numbered_lines(path, source), (0, ""))
     if not first_number:
@@ -117,7 +129,11 @@ def _first_that_fits(
     for separator, form in _ways(first, formats):
         parsed = _parsed(path, source, separator, form, known)
         if not isinstance(parsed, _Malformed):
-            return parsed
+            name = getattr(form, "rival", "")
+            other = _parsed(path, source, separator, formats[name], known) if name in formats else None
+            if other is None or isinstance(other, _Malformed):
+                return parsed
+            return _which_fits(parsed, other, names(), (form.shape, formats[name].shape))
         # The format that got furthest is the one the file was meant to be in.
         if parsed.number > furthest:
             furthest, shape, line = parsed.number, form.shape, parsed.line
@@ -128,6 +144,32 @@ def _first_that_fits(
     else:
         expected = f"`{shape}`"
     raise SpkdError(f"{source}:{furthest}: {line[:200]!r} is not {expected}")
+
+
+def _which_fits(
+    first: tuple[Trials, np.ndarray],
+    second: tuple[Trials, np.ndarray],
+    known: Collection[str],
+    shapes: tuple[str, str],
+) -> tuple[Trials, np.ndarray]:
+    """Choose between two ways to read a file of numbers: by known names, or since names have no decimals.
+
+    Args:
+        first: trials and scores, read in one way.
+        second: those read in the other way.
+        known: names of utterances.
+        shapes: forms of a line of both ways, for the error.
+    Raises:
+        UsageError: neither tells the ways apart.
+    """
+    for is_name in (known.__contains__, str.isdecimal):
+        shares = [sum(map(is_name, trials.names)) / len(trials.names) for trials, _ in (first, second)]
+        if shares[0] != shares[1]:
+            return first if shares[0] > shares[1] else second
+    raise UsageError(
+        f"{first[0].source}: may be `{shapes[0]}` or `{shapes[1]}`, since its names are numbers; name a trial list, "
+        "or the manifest of the audio (manifest=FILE)"
+    )
 
 
 def _ways(first: str, formats: Formats) -> list[tuple[str | None, type[Format]]]:
@@ -273,6 +315,13 @@ def trials_of_enrolled(trials: Trials, members: Mapping[str, Sequence[str]]) -> 
     )
     keys = np.fromiter(pairs_of, np.int64)
     return np.flatnonzero(np.isin(trials.enrolment.astype(np.int64) * len(trials.names) + trials.test, keys))
+
+
+def digest_of_pairs(trials: Trials) -> str:
+    """Digest of the pairs of a list and of their labels, in any order of the trials and of their sides."""
+    labels = [""] * len(trials) if trials.label is None else map(str, trials.label.tolist())
+    lines = ("\t".join((*sorted(pair), label)) for pair, label in zip(pairs(trials), labels, strict=True))
+    return digest.of_bytes("\n".join(sorted(lines)).encode(errors="surrogatepass"))
 
 
 def as_written(names: Iterable[str]) -> tuple[list[str], str]:

@@ -8,7 +8,7 @@ from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.score import score
 from spkd.eval.settings import EvalConfig
-from spkd.eval.trials import notes_on, read
+from spkd.eval.trials import digest_of_pairs, notes_on, read
 from spkd.progress import log
 from spkd.students import Network
 from spkd.teachers.settings import ScoredModelConfig
@@ -20,6 +20,7 @@ class Validation:
 
     Attributes:
         speakers: names of the speakers of the trials, where the manifest has them.
+        digest: digest of the trials, in any order.
     """
 
     def __init__(self, trials: str, manifest: str | None, model: str, device: torch.device) -> None:
@@ -42,6 +43,7 @@ class Validation:
         if not self._trials.has_both_kinds:
             raise SpkdError(f"{trials}: validation needs labelled trials of both kinds")
         self._config = EvalConfig(model=ScoredModelConfig(model))
+        self.digest = digest_of_pairs(self._trials)
         names = set(self._trials.names)
         self.speakers = frozenset(u.speaker for u in self._manifest if u.id in names and u.speaker is not None)
 

@@ -18,7 +18,7 @@ from spkd.outputs.features import is_fbank
 from spkd.progress import log
 from spkd.registry import EXPORTS
 from spkd.students import Training, load_student
-from spkd.students.description import WEIGHTS
+from spkd.students.description import WEIGHTS, Names
 from spkd.teachers.settings import ScoredModelConfig
 from spkd.version import __version__
 
@@ -41,6 +41,9 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         raise UsageError("trials: name the manifest of their audio (trials_manifest=FILE)")
     written.check(network)
     out = Path(config.out or Path(folder) / written.name(config.waveform))
+    # Runtimes know a file by its suffix.
+    if out.suffix != (suffix := Path(written.file).suffix) and suffix:
+        raise UsageError(f"out={out}: to={config.to} writes {suffix} files")
     out.parent.mkdir(parents=True, exist_ok=True)
     embedder = Embedder(network, config.waveform or not is_fbank(network.input_kind))
     card = {
@@ -58,12 +61,13 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
 
 
 def _calibration(folder: str, config: ExportConfig, weights_sha256: str) -> dict[str, Any] | None:
-    """Calibration for the exported model, without the names of its speakers and the path of its list (private)."""
+    """Calibration for the exported model, without its speakers, utterances and the path of its list (private)."""
     path = Path(config.calibration) if config.calibration else Path(folder) / FILE
     if not config.calibration and not path.is_file():
         return None
     calibration = Calibration.of_student(path, weights_sha256)
-    return replace(calibration, trained_on=replace(calibration.trained_on, speakers=(), trials="its list")).to_json()
+    trained_on = replace(calibration.trained_on, speakers=(), utterances=Names(0), trials="its list")
+    return replace(calibration, trained_on=trained_on).to_json()
 
 
 def _public(training: Training) -> dict[str, Any]:

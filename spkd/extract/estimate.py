@@ -17,7 +17,7 @@ from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, UsageError
 from spkd.extract.run import fitting
-from spkd.extract.settings import ExtractConfig
+from spkd.extract.settings import EstimateConfig
 from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.outputs.features import FEATURES
 from spkd.outputs.target import Target
@@ -56,7 +56,7 @@ class Estimate:
         return sum(self.bytes[target.name][target.codec] for target in self.targets)
 
 
-def estimate(config: ExtractConfig, teacher: Teacher, manifest: Manifest, device: torch.device) -> Estimate:
+def estimate(config: EstimateConfig, teacher: Teacher, manifest: Manifest, device: torch.device) -> Estimate:
     """Plan an extraction, and time the teacher on noise of the views' lengths.
 
     No audio is read where the manifest has all durations.

@@ -28,7 +28,7 @@ from spkd.errors import SpkdError, UsageError
 from spkd.extract import speed
 from spkd.extract.fit_codecs import calibrate
 from spkd.extract.ranks import Rank, Work
-from spkd.extract.settings import ExtractConfig
+from spkd.extract.settings import ContentConfig, ExtractConfig
 from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.files.atomic import write_bytes
 from spkd.meter import Meter
@@ -363,7 +363,7 @@ def _taken(store: _Store, loader: ViewLoader, batch: WaveBatch) -> WaveBatch | N
     return WaveBatch(batch.views[kept], waves, lengths)
 
 
-def fitting(manifest: Manifest, config: ExtractConfig) -> tuple[Manifest, dict[str, str]]:
+def fitting(manifest: Manifest, config: ContentConfig) -> tuple[Manifest, dict[str, str]]:
     """Leave out utterances whose views do not fit into a unit.
 
     Args:

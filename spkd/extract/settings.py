@@ -13,14 +13,13 @@ from spkd.teachers.settings import DEVICES, ModelConfig, TeacherConfig
 
 
 @dataclass
-class ExtractConfig(Settings):
-    """Settings of `spkd extract`."""
+class ContentConfig(Settings):
+    """Settings of what an extraction stores, and of the teacher that gives it."""
 
     COMMAND: ClassVar[str] = "extract"
     HINTS: ClassVar[dict[str, str]] = {"model": "teacher"}
 
     manifest: str = key(MANIFEST, "manifest of the audio (CSV, JSONL or Kaldi folder)")
-    cache: str = key("cache", "folder of the teacher cache")
     teacher: TeacherConfig = section(TeacherConfig)
     view: ViewConfig = section(ViewConfig)
     fbank: bool = key(False, "also store 80-mel fbank of every view, which most students take: training needs no audio")
@@ -33,15 +32,7 @@ class ExtractConfig(Settings):
         low=1,
         high=100_000,
     )
-    workers: int = key(2, "threads that decode and augment", low=1, high=1024)
-    min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
-    engine: str = key(
-        "auto", "auto: this process, or a rank of torchrun or srun; ray: actors of a Ray cluster", ("auto", "ray")
-    )
-    processes: int = key(
-        0, "actors of engine=ray, or tasks of --slurm-script (0: by the GPUs, or the CPUs)", low=0, high=100_000
-    )
 
     @property
     def stores_fbank(self) -> bool:
@@ -51,6 +42,28 @@ class ExtractConfig(Settings):
     def unused(self) -> dict[str, str]:
         """Name of each setting that has no effect -> the reason."""
         return {} if self.stores_fbank else {"features": "no fbank is stored (fbank=true)"}
+
+
+@dataclass
+class ExtractConfig(ContentConfig):
+    """Settings of `spkd extract`."""
+
+    cache: str = key("cache", "folder of the teacher cache")
+    workers: int = key(2, "threads that decode and augment", low=1, high=1024)
+    min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
+    engine: str = key(
+        "auto", "auto: this process, or a rank of torchrun or srun; ray: actors of a Ray cluster", ("auto", "ray")
+    )
+    processes: int = key(
+        0, "actors of engine=ray, or tasks of --slurm-script (0: by the GPUs, or the CPUs)", low=0, high=100_000
+    )
+
+
+@dataclass
+class EstimateConfig(ContentConfig):
+    """Settings of `spkd cache estimate`; the `extract:` section of a file fills them."""
+
+    BORROWS: ClassVar[bool] = True
 
 
 @dataclass

@@ -10,7 +10,7 @@ from spkd.cache.codec import make_codec
 from spkd.config import without_unused
 from spkd.corpus.loader import WaveBatch
 from spkd.errors import UsageError, did_you_mean
-from spkd.extract.settings import ExtractConfig
+from spkd.extract.settings import ContentConfig
 from spkd.outputs.features import FBANKS, FEATURES, WAVE, input_features
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.teachers.base import Teacher
@@ -18,7 +18,7 @@ from spkd.teachers.base import Teacher
 Outputs = dict[str, np.ndarray]
 
 
-def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
+def chosen_targets(config: ContentConfig, teacher: Teacher) -> list[Target]:
     """The targets to store, with their codecs, as the settings ask; features on request, or where there is no teacher.
 
     Logits of a teacher with a head are stored only if a codec is named for them. Otherwise the embedding and the head

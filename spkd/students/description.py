@@ -87,7 +87,7 @@ class People:
 
     Attributes:
         speakers: names of the speakers.
-        utterances: ids of the utterances without a speaker label.
+        utterances: ids of the utterances.
     """
 
     speakers: Names = Names(0)
@@ -132,6 +132,7 @@ class Training:
         last_terms: mean of each loss term over the last steps.
         best: best validation.
         valid_eer_percent: validation EER (%) of this student, where it was saved as the best.
+        valid_trials: digest of the trials that chose this student as the best; "" where none did.
         reports: reports of the losses on the run, by name.
         people: speakers and utterances of the training data.
     """
@@ -141,6 +142,7 @@ class Training:
     last_terms: dict[str, float] = field(default_factory=dict)
     best: Best | None = None
     valid_eer_percent: float | None = None
+    valid_trials: str = ""
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     people: People = field(default_factory=People)
 

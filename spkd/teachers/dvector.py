@@ -158,8 +158,6 @@ def _weights(weights: str | None) -> tuple[dict[str, Tensor], str]:
     if weights is None:
         package = importlib.util.find_spec("resemblyzer")
         if package is None or not package.submodule_search_locations:
-            raise UsageError(
-                "teacher=dvector needs its weights: `pip install --no-deps resemblyzer`, or set teacher.weights=FILE"
-            )
+            raise UsageError("dvector needs its weights: `pip install --no-deps resemblyzer`, or set weights=FILE")
         weights = str(Path(next(iter(package.submodule_search_locations))) / "pretrained.pt")
     return read_weights(weights), weights

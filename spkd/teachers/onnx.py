@@ -63,7 +63,7 @@ class ONNX(Teacher):
 
     def __init__(self, weights: str | None, kind: str, outputs: dict[str, str], device: torch.device) -> None:
         if weights is None:
-            raise UsageError("teacher=onnx: name the model by teacher.weights=FILE.onnx")
+            raise UsageError("onnx: name the model by weights=FILE.onnx")
         self._path, self.device = Path(weights), device
         files = files_of(self._path)
         self._digest = digest_of(files)
@@ -312,7 +312,7 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
         kind = described.get("framework", kind)
     if sherpa is None and kind not in (*FBANKS, NEMO):
         raise UsageError(
-            f"{source}: takes fbank {main.shape}, but not whose: set teacher.onnx.input (in Python: "
+            f"{source}: takes fbank {main.shape}, but not whose: set onnx.input (in Python: "
             f"spkd.load(FILE, input=...)) to {', '.join(FBANKS)} or {NEMO}"
         )
     of_nemo = NEMO in (kind, described.get("framework") if sherpa is not None else None)
@@ -330,7 +330,7 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
         if sherpa.frames.dim != mels:
             raise UsageError(
                 f"{source}: takes {mels} bands; sherpa-onnx gives {sherpa.frames.dim} to a model of such metadata; "
-                f"set teacher.onnx.input to {', '.join(FBANKS)} or {NEMO}"
+                f"set onnx.input to {', '.join(FBANKS)} or {NEMO}"
             )
         if "not normalised" in sherpa.words and not of_nemo:
             log(

@@ -92,7 +92,7 @@ class SpeechBrain(ToolkitTeacher):
 
     def __init__(self, weights: str | None, device: torch.device) -> None:
         if weights is None:
-            raise UsageError(f"teacher={self.family}: name the folder of {WEIGHTS} by teacher.weights")
+            raise UsageError(f"{self.family}: name the folder of {WEIGHTS} by weights=...")
         folder = Path(weights)
         tensors = bare(read_weights(str(folder / WEIGHTS)))
         file = Hyperparams.read(folder / SETTINGS)

@@ -86,7 +86,7 @@ class SSLTeacher(Teacher):
             with torch.no_grad():
                 self.forward(torch.zeros(1, max(window + 10 * hop, shortest), device=device), list(self.targets))
         except RUN_ERRORS as error:
-            raise UsageError(f"teacher.weights={self._source}: cannot be run ({first_line(error)})") from error
+            raise UsageError(f"weights={self._source}: cannot be run ({first_line(error)})") from error
         self.min_samples = shortest
         # Attention has a number for every pair of frames and every head.
         self.max_samples = hop * int((ATTENTION_BYTES / (4 * config.num_attention_heads)) ** 0.5)
@@ -117,19 +117,16 @@ class SSLTeacher(Teacher):
             if (problem := broken_torchaudio(error)) is not None:
                 raise UsageError(problem) from error
             raise UsageError(
-                f"teacher.weights={self._source}: neither a local model folder nor a reachable hub id "
-                f"({first_line(error)})"
+                f"weights={self._source}: neither a local model folder nor a reachable hub id ({first_line(error)})"
             ) from error
         if config.model_type != self.model_type:
-            raise UsageError(
-                f"teacher.weights={self._source} is a {config.model_type} model, not teacher={self.family}"
-            )
+            raise UsageError(f"weights={self._source} is a {config.model_type} model, not {self.family}")
         if getattr(config, "add_adapter", False):
-            raise UsageError(f"teacher.weights={self._source}: models with a convolutional adapter are not supported")
+            raise UsageError(f"weights={self._source}: models with a convolutional adapter are not supported")
         missing = {str(name) for name in loading["missing_keys"]}
         self._classes = has_head and "objective.weight" not in missing
         if lacking := sorted(n for n in missing if not n.endswith("masked_spec_embed") and n != "objective.weight"):
-            raise UsageError(f"teacher.weights={self._source}: lacks {len(lacking)} weights ({lacking[0]}, ...)")
+            raise UsageError(f"weights={self._source}: lacks {len(lacking)} weights ({lacking[0]}, ...)")
         try:
             self._normalise = bool(AutoFeatureExtractor.from_pretrained(self._source, **plain).do_normalize)
         except (OSError, ValueError, AttributeError, KeyError, TypeError):

@@ -69,7 +69,7 @@ class ThreeDSpeaker(ToolkitTeacher):
 
     def __init__(self, weights: str | None, kind: str, device: torch.device) -> None:
         if weights is None:
-            raise UsageError(f"teacher={self.family}: name the checkpoint by teacher.weights")
+            raise UsageError(f"{self.family}: name the checkpoint by weights=...")
         file = _find(Path(weights))
         tensors = bare(read_weights(str(file)))
         self.source = file.name
@@ -108,7 +108,7 @@ def _find(path: Path) -> Path:
             return chosen / EMBEDDING_MODEL
     files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.name != CLASSIFIER)
     if len(files) != 1:
-        raise UsageError(f"{path}: {len(files)} checkpoints there; name one of them by teacher.weights")
+        raise UsageError(f"{path}: {len(files)} checkpoints there; name one of them by weights=...")
     return files[0]
 
 

@@ -86,9 +86,7 @@ class WeSpeaker(ToolkitTeacher):
 
     def __init__(self, weights: str | None, kind: str, device: torch.device) -> None:
         if weights is None:
-            raise UsageError(
-                f"teacher={self.family}: name the folder of avg_model.pt and config.yaml by teacher.weights"
-            )
+            raise UsageError(f"{self.family}: name the folder of avg_model.pt and config.yaml by weights=...")
         file, settings = _find(Path(weights))
         tensors = bare(read_weights(str(file)))
         projection = {n: tensors.pop(n) for n in list(tensors) if n.startswith("projection.")}

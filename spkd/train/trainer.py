@@ -74,9 +74,11 @@ class Validate(Protocol):
 
     Attributes:
         speakers: speakers of its trials.
+        digest: digest of its trials, in any order.
     """
 
     speakers: frozenset[str]
+    digest: str
 
     def __call__(self, network: Network) -> float: ...
 
@@ -172,9 +174,8 @@ class Run:
         people = People()
         for cache in (self.task.cache, self.task.finetune_cache):
             if cache is not None:
-                unlabelled = np.flatnonzero(cache.plan.speaker < 0).tolist()
-                without = Names.of(cache.plan.utterances[index] for index in unlabelled)
-                people = people.with_those_of(People(Names.of(cache.plan.speakers), without))
+                plan = cache.plan
+                people = people.with_those_of(People(Names.of(plan.speakers), Names.of(plan.utterances)))
         init = self.config.student.init
         if init is not None and (Path(init) / DESCRIPTION).is_file():
             people = people.with_those_of(Description.read(Path(init) / DESCRIPTION).training.people)
@@ -464,8 +465,10 @@ def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
     if run_log is not None:
         run_log.add(done - 1, {"valid_eer_percent": rate})
     log(f"validation after {done} steps: EER {rate:.3f} %")
-    if run.best.add(done, rate) and run.ranks.is_first:
-        training = Training(run.settings, done, valid_eer_percent=rate, people=run.people)
+    if run.best.add(done, rate) and run.ranks.is_first and run.validate is not None:
+        training = Training(
+            run.settings, done, valid_eer_percent=rate, valid_trials=run.validate.digest, people=run.people
+        )
         save_student(run.out / BEST, Checkpoint(network, training=training))
     if run.best.is_over(config.valid):
         log(f"no lower EER in {config.valid.patience} validations: training ends after {done} steps")

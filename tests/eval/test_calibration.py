@@ -81,14 +81,14 @@ def test_it_is_an_affine_map_and_comes_back_from_disk(tmp_path: Path) -> None:
 
 def test_another_system_and_the_same_speakers_are_refused() -> None:
     one = calibration()
-    one.check(System(("a" * 64,), 1, PLAIN), {"carl"}, "other", "c.json")
+    one.check(System(("a" * 64,), 1, PLAIN), {"carl"}, {"u2"}, "other", "c.json")
     with pytest.raises(SpkdError, match=r"c.json: trained on dev.txt, 1 of whose speakers are tested here \(bob\)"):
-        one.check(System(("a" * 64,), 1, PLAIN), {"bob", "carl"}, "other", "c.json")
+        one.check(System(("a" * 64,), 1, PLAIN), {"bob", "carl"}, set(), "other", "c.json")
     with pytest.raises(SpkdError, match=r"c.json: trained on this very list"):
-        one.check(System(("a" * 64,), 1, PLAIN), {"carl"}, one.trained_on.sha256, "c.json")
+        one.check(System(("a" * 64,), 1, PLAIN), {"carl"}, set(), one.trained_on.sha256, "c.json")
     for other in (System(("b" * 64,), 1, PLAIN), System(("a" * 64,), 2, PLAIN), System(("a" * 64,), 1, PLAIN[1:])):
         with pytest.raises(SpkdError, match="scores of another system"):
-            one.check(other, set(), "other", "c.json")
+            one.check(other, set(), set(), "other", "c.json")
 
 
 def test_what_goes_with_a_student_is_checked(tmp_path: Path) -> None:

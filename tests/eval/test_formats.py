@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.eval.enrolment import read_map
 from spkd.eval.trials import Trials, notes_on, pairs, read, read_scores, trials_of_enrolled
 from spkd.registry import SCORE_FORMATS, TRIAL_FORMATS
@@ -237,3 +237,25 @@ def test_a_large_model_is_read_in_linear_time(tmp_path: Path) -> None:
     """A quadratic reader would compare 5e9 names."""
     path = write(tmp_path, "".join(f"m u{i}\n" for i in range(100_000)))
     assert len(read_map(path).members["m"]) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "first"),
+    [
+        ("0.5 1001 1002\n0.25 1001 1003\n", (), ("1001", "1002")),  # names have no decimals
+        ("1001 1002 0.5\n1001 1003 1\n", (), ("1001", "1002")),
+        ("5 1001 1002\n2 1001 1003\n", ("1001", "1002", "1003"), ("1001", "1002")),
+        ("1001 1002 5\n1001 1003 2\n", ("1001", "1002", "1003"), ("1001", "1002")),
+        ("5 1001 1002\n", (), None),
+    ],
+)
+def test_scores_first_or_last_where_names_are_numbers(
+    tmp_path: Path, text: str, names: tuple[str, ...], first: tuple[str, str] | None
+) -> None:
+    path = write(tmp_path, text)
+    if first is None:
+        with pytest.raises(UsageError, match="may be `enrolment test score` or `score enrolment test`"):
+            read_scores(path)
+        return
+    trials, _ = read_scores(path, lambda: names)
+    assert next(pairs(trials)) == first

@@ -205,6 +205,43 @@ def test_trials_come_from_standard_input(spkd: Callable, corpus: Path, monkeypat
     assert (trials["file"], trials["scored"]) == ("standard input", 153)
 
 
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("model=x", "model.precision=fp16", "enrol.model=x", "norm=as-norm", "cohort=c", "cohort.top=20"),
+        *("backend=plda", "subtract_mean=true", "device=cpu", "batch_size=2", "workers=3", "min_seconds=1"),
+        *("format=plain", "enrol.map=map", "by=[gender]", "audio=true"),
+    ],
+)
+def test_settings_without_effect_on_scores_of_files_are_refused(spkd: Callable, command: str, given: str) -> None:
+    """Typed, they are an error; in a settings file, which several runs share, they are left out with a note."""
+    key, _, value = given.partition("=")
+    if command == "calibrate" and key in ("by", "audio"):
+        return
+    Path("s.txt").write_text("a b 0.5 target\na c 0.7 target\nb d 0.1 nontarget\nc d 0.6 nontarget\n")
+    more = [] if command == "eval" else ["force=true", "out=cal.json"]
+    done = spkd(command, "--scores", "s.txt", *more, given)
+    assert (done.code, f"{given} has no effect: " in done.err, len(done.err.splitlines())) == (2, True, 1)
+    Path("spkd.yaml").write_text(f"{command}: {{{key}: {value}}}\n")
+    done = spkd(command, "--scores", "s.txt", *more)
+    assert done.code == 0, done.err
+    assert f"note: spkd.yaml: left out {key}" in done.out + done.err
+
+
+def test_a_manifest_that_is_named_must_exist(spkd: Callable) -> None:
+    Path("s.txt").write_text("a b 0.5 target\na c 0.7 nontarget\n")
+    done = spkd("eval", "--scores", "s.txt", "manifest=manifest.csv")
+    assert (done.code, "no manifest manifest.csv" in done.err) == (2, True)
+
+
+@pytest.mark.usefixtures("student")
+def test_a_calibration_of_score_files_does_not_go_into_a_students_folder(spkd: Callable) -> None:
+    Path("s.txt").write_text("a b 0.5 target\na c 0.7 nontarget\n")
+    done = spkd("calibrate", "--scores", "s.txt", "force=true")
+    assert (done.code, "name the file to write (out=FILE)" in done.err) == (2, True)
+
+
 def test_neither_trials_nor_scores_is_a_line(spkd: Callable) -> None:
     done = spkd("eval", "model=x")
     assert (done.code, "name a trial list, or score files with --scores" in done.err) == (2, True)
@@ -236,6 +273,9 @@ def test_a_student_that_was_trained_on_what_is_tested_is_noted(spkd: Callable, c
         assert f"note: The student was trained on {word}" in done.out
         assert word in json.loads(Path("eval/report.json").read_text())["notes"][0]
         assert word in Path("eval/report.html").read_text()
+    Manifest(tuple(replace(u, speaker=None) for u in every)).save("nameless.csv")
+    done = spkd("eval", "t.txt", "manifest=nameless.csv", "model=a", "bootstrap=0")
+    assert "note: The student was trained on 9 of the 9 utterances of t.txt" in done.out
     description = Path("a/model.json").read_text()
     assert "spk0/u0" not in description
     if not labelled:
@@ -275,3 +315,18 @@ def test_scores_near_the_largest_double_are_drawn(spkd: Callable) -> None:
         assert done.code == 0, done.err
         assert np.isfinite(list(json.loads(Path("eval/report.json").read_text())["results"].values())).all()
         assert Path("eval/report.html").read_text().count("<svg") == 2
+
+
+@pytest.mark.parametrize(("target", "is_noted"), [(2.5, True), (0.5, False)])
+def test_intervals_that_rest_on_few_errors_are_noted(spkd: Callable, target: float, is_noted: bool) -> None:
+    """30 speakers of two utterances, as of whose intervals too few hold the true value."""
+    random = np.random.RandomState(0)
+    lines = [f"s{i}a s{i}b {target + random.randn():.4f} target\n" for i in range(30)]
+    lines += [f"s{i}a s{j}b {random.randn() - 1:.4f} nontarget\n" for i in range(30) for j in range(30) if i != j]
+    Path("s.txt").write_text("".join(lines))
+    done = spkd("eval", "--scores", "s.txt", "bootstrap=50")
+    assert done.code == 0, done.err
+    note = "The intervals are too narrow: they rest on "
+    assert (f"note: {note}" in done.out) == is_noted
+    assert (note in Path("eval/report.html").read_text()) == is_noted
+    assert any(note in kept for kept in json.loads(Path("eval/report.json").read_text())["notes"]) == is_noted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.corpus.manifest import Manifest
-from spkd.eval.cohort import normalised
+from spkd.corpus.manifest import Manifest, Utterance
+from spkd.eval.cohort import in_both, normalised
 from spkd.eval.pairs import score_pairs
 from spkd.eval.plda import PLDA
 from spkd.files.vectors import read_vectors
@@ -174,7 +175,7 @@ def test_the_enrolment_side_can_have_a_model_of_its_own(
         (["by=[colour]"], "no column 'colour'"),
         (["points=[2]"], "points: '2' is not"),
         (["calibration=none.json"], "no calibration none.json"),
-        (["llr=true"], "llr=true: only for --scores"),
+        (["llr=true"], "llr=true has no effect: only for --scores"),
     ],
 )
 def test_settings_that_cannot_be_are_a_line(spkd: Callable, given: list[str], error: str) -> None:
@@ -207,10 +208,50 @@ def test_a_cohort_of_what_is_tested_is_refused_before_the_work(
     Manifest((*others, replace(test[0], id="new", speaker=None))).save("audio.csv")
     done = spkd(*common, "cohort=audio.csv")
     assert "holds 1 of the recordings that are tested" in done.err
+    # Another spelling of the path, a link of either kind, and another stretch of the file.
+    recording = Path(test[0].path)
+    Path("soft.flac").symlink_to(recording)
+    Path("hard.flac").hardlink_to(recording)
+    spellings = [os.path.relpath(recording), f"{recording.parent}/../{recording.parent.name}/{recording.name}"]
+    for path in (*spellings, "soft.flac", "hard.flac"):
+        for start in (0.0, 0.4):
+            Manifest((*others, replace(test[0], id="new", speaker=None, path=path, start=start, duration=0.5))).save(
+                "a.csv"
+            )
+            assert "holds 1 of the recordings that are tested" in spkd(*common, "cohort=a.csv").err, (path, start)
     assert not Path("eval").exists()
     extract = ["teacher=checkpoint", "teacher.weights=student", "cache=c"]
     assert spkd("extract", *extract, f"manifest={corpus / 'manifest.csv'}").code == 0
     assert "cohort=c: holds 3 of the speakers" in spkd(*common, "cohort=c").err
+
+
+def test_stretches_and_channels_that_do_not_overlap_are_other_audio(tmp_path: Path) -> None:
+    whole = Utterance("a", str(tmp_path / "a.wav"), start=1.0, duration=1.0)
+    later, other = replace(whole, start=2.0), replace(whole, start=1.5)
+    assert not in_both([whole], [later])
+    assert in_both([whole], [other]) == [whole.path]
+    left, right = replace(whole, channel=0), replace(whole, channel=1)
+    assert not in_both([left], [right])
+    assert in_both([left], [whole])
+
+
+@pytest.mark.usefixtures("student")
+def test_labels_and_models_that_contradict_the_manifest_are_counted(spkd: Callable, halves: tuple) -> None:
+    """Target trials of two speakers, non-target trials of one, a model of two; with scores from files too."""
+    a, b, _, c, d = (u.id for u in halves[0].utterances[:5])  # speakers 0, 0, 0, 1, 1
+    Path("t.txt").write_text(f"1 {a} {b}\n1 {a} {c}\n0 {a} {d}\n0 {c} {d}\n0 {b} {d}\n")
+    assert spkd("eval", "t.txt", "manifest=test.csv", "bootstrap=0").code == 0
+    expected = [
+        "t.txt: target trials of two speakers, by the manifest: 1 (first: line 2)",
+        "t.txt: non-target trials of one speaker, by the manifest: 1 (first: line 4)",
+    ]
+    assert [note for note in report_of("eval")["notes"] if "by the manifest" in note] == expected
+    done = spkd("eval", "t.txt", "--scores", "eval/scores.txt", "manifest=test.csv", "bootstrap=0")
+    assert all(f"note: {note}" in done.out for note in expected), done.err
+    Path("map").write_text(f"m {a} {c}\nn {a} {b}\n")
+    Path("m.txt").write_text(f"1 m {b}\n0 n {d}\n")
+    done = spkd("eval", "m.txt", "enrol.map=map", "manifest=test.csv", "bootstrap=0")
+    assert "note: m.txt: models enrolled by utterances of several speakers: 1 (m)" in done.out
 
 
 @pytest.mark.usefixtures("student")

@@ -137,3 +137,21 @@ def test_scores_too_large_to_compute_with_are_a_line(spkd: Callable) -> None:
     Path("s.txt").write_text("".join(lines))
     done = spkd("calibrate", "--scores", "s.txt", "out=c.json")
     assert (done.code, "s.txt: a calibration takes scores and quality measures below 1e+100" in done.err) == (1, True)
+
+
+def test_the_list_of_a_calibration_is_known_in_another_order(spkd: Callable) -> None:
+    """Also with the sides of its trials exchanged, and where no manifest says who the speakers are."""
+    rows = [
+        ("a", "b", 0.9, "target"),
+        ("c", "d", 0.2, "target"),
+        ("a", "d", 0.4, "nontarget"),
+        ("b", "c", 0.1, "nontarget"),
+    ]
+    lines = [f"{a} {b} {score} {label}\n" for a, b, score, label in rows]
+    Path("s.txt").write_text("".join(lines))
+    assert spkd("calibrate", "--scores", "s.txt", "out=c.json", "force=true").code == 0
+    Path("reversed.txt").write_text("".join(lines[::-1]))
+    Path("part.txt").write_text("".join(f"{b} x {score} {label}\n" for _, b, score, label in rows))
+    for name in ("s.txt", "reversed.txt", "part.txt"):
+        done = spkd("eval", "--scores", name, "calibration=c.json")
+        assert (done.code, "tested here" in done.err) == (1, True), done.err

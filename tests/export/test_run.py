@@ -210,6 +210,8 @@ def test_litert_of_one_length(spkd: Callable, student: Path) -> None:
         (["to=wespeaker"], "WeSpeaker does not have this network"),
         (["to=pt2", "onnx.lengths=true"], "onnx.lengths=true has no effect: to=onnx is not in use"),
         (["to=pt2", "trials=x"], "to=pt2 is not scored"),
+        (["to=pt2", "out=m.onnx"], "out=m.onnx: to=pt2 writes .pt2 files"),
+        (["out=m.pt2"], "out=m.pt2: to=onnx writes .onnx files"),
         (["calibration=none.json"], "no calibration none.json"),
         (["trials=none.txt", "trials_manifest=none.csv"], "no manifest none.csv"),
     ],

@@ -99,7 +99,7 @@ def test_a_model_with_the_metadata_of_sherpa(tmp_path: Path, toolkit: str) -> No
 def test_whose_fbank_it_is_can_be_named_and_is_not_guessed(tmp_path: Path) -> None:
     model = OfBands()
     file = save(tmp_path / "m.onnx", model, (torch.randn(1, 60, 80),), {"x": {1: "T"}, "frames": {1: "U"}})
-    with pytest.raises(UsageError, match=r"takes fbank .* not whose: set teacher.onnx.input"):
+    with pytest.raises(UsageError, match=r"takes fbank .* not whose: set onnx.input"):
         load(file)
     waves = torch.cat([WAVE, 0.5 * WAVE.flip(1)])  # the graph takes one view at a time
     outputs = load(file, input="kaldi").extract(waves, ["embedding"])
@@ -484,7 +484,7 @@ def test_the_whole_model_is_that_of_sherpa(tmp_path: Path) -> None:
         (["B", "T", "F"], {"feat_dim": "-3"}, "feat_dim='-3'"),
         (["B", "T", 40], {"normalize_samples": "0", "framework": "wespeaker"}, "takes 40 bands; sherpa-onnx gives 80"),
         (["B", "T", 80], {"sample_rate": "8000"}, "audio of 8000 Hz"),
-        (["B", "T", 80], {"framework": "speechbrain"}, "not whose: set teacher.onnx.input"),
+        (["B", "T", 80], {"framework": "speechbrain"}, "not whose: set onnx.input"),
         (["T", 80], {}, "takes 80 numbers at a time"),
         (["B", 1, "T", 80], {}, "inputs x .*; spkd loads graphs of"),
     ],

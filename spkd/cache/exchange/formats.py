@@ -15,6 +15,7 @@ from spkd.corpus.settings import AugmentationFolders
 from spkd.corpus.view import unused_folders
 from spkd.errors import UsageError
 from spkd.files.vectors import SUFFIXES
+from spkd.outputs.target import EMBEDDING
 
 HDF5 = (".h5", ".hdf5")
 
@@ -31,27 +32,31 @@ class Audio(Protocol):
     view: AugmentationFolders
 
 
-def export_cache(path: Path, out: Path, target: str, audio: Audio | None) -> str:
+def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None) -> str:
     """Write a cache as FILE.h5, as FILE.ark, .scp or .npy of one target, or as a folder of WebDataset tars.
 
     Args:
         path: folder of the cache.
         out: the file or folder to write.
-        target: name of the target to write, for files of vectors.
+        target: name of the target to write, for files of vectors; None: the embedding.
         audio: location of the audio, to put every view's audio into the tars; None writes none.
     Returns:
         Phrase that says what was written.
     Raises:
-        UsageError: audio for a format that holds none, or a folder of audio that the cache's views do not need.
+        UsageError: audio for a format that holds none, a target for a format that holds all, or a folder of audio that
+            the views of the cache do not need.
         SpkdError: no complete cache there.
     """
     if audio is not None and out.suffix in (*HDF5, *SUFFIXES):
         raise UsageError(f"--audio: {out.suffix} files hold no audio; export to a folder of tars")
+    if target is not None and out.suffix not in SUFFIXES:
+        raise UsageError(f"--target {target}: {out} gets every target; files of one are {', '.join(SUFFIXES)}")
     cache = Cache.open(path)
     if audio is not None:
         audio = without_unused(audio, unused_folders([cache.card.views], "view."))
     if out.suffix in SUFFIXES:
-        return f"{export_vectors(cache, out, target)} views, target {target}"
+        name = target or EMBEDDING
+        return f"{export_vectors(cache, out, name)} views, target {name}"
     if out.suffix in HDF5:
         export_hdf5(cache, out)
     else:

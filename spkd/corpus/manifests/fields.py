@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError, did_you_mean
@@ -162,7 +163,7 @@ def _is_stretch(name: str, value: object) -> bool:
         return (isinstance(value, list | dict) and bool(value)) or (
             isinstance(value, str) and bool(TWO_NUMBERS.fullmatch(value.strip()))
         )
-    objects = value if isinstance(value, list) else [value]
+    objects: list[Any] = value if isinstance(value, list) else [value]
     if objects and all(isinstance(item, dict) for item in objects) and not ALIGNMENT.search(name):
         return any(BOUND.search(str(key).lower()) for item in objects for key in item)
     pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]

@@ -32,7 +32,7 @@ class WeSpeaker(JSONLines):
             names = names_of(tuple(name for name, value in row.items() if value is not None), where)
             if stretches:
                 refuse_fields(names, ("start", "end"), where, "vad")
-                self.unused.update([names.duration] * (names.duration is not None))
+                self.unused.update([names.duration] if names.duration is not None else [])
             made, _ = utterance(row, names, where, self.source.folder, self.columns)
             self.unused.update(name for name in names.unused if row[name] not in (None, ""))
             if not stretches:

@@ -7,4 +7,4 @@ class KaldiScores(Columns):
     """Score file of Kaldi."""
 
     shape = "enrolment test score"
-    width, score = 3, 2
+    width, score, rival = 3, 2, "voxsrc"
