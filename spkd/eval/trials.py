@@ -122,7 +122,8 @@ def _first_that_fits(
     known: Collection[str],
     names: Callable[[], Collection[str]],
 ) -> tuple[Trials, np.ndarray]:
-    first_number, first = next(numbered_lines(path, source), (0, ""))
+    lines = numbered_lines(path, source)
+    (first_number, first), (_, second) = next(lines, (0, "")), next(lines, (0, ""))
     if not first_number:
         raise SpkdError(f"{source}: holds no {'trials' if kind == 'trial list' else 'scores'}")
     furthest, shape, line = -1, "", ""
@@ -141,6 +142,9 @@ def _first_that_fits(
         furthest, line = first_number, first
         shapes = [f"`{form.shape}`" for form in formats.values()]
         expected = f"{', '.join(shapes[:-1])} or {shapes[-1]}" if len(shapes) > 1 else shapes[0]
+        rows = ((form, _split(second, separator)) for separator, form in _ways(second, formats))
+        if any(form(fields).parse(fields) for form, fields in rows if not form.header):
+            expected += "; it looks like a header that is not known, leave it out"
     else:
         expected = f"`{shape}`"
     raise SpkdError(f"{source}:{furthest}: {line[:200]!r} is not {expected}")

@@ -163,6 +163,14 @@ def test_a_first_line_that_could_be_a_trial_is_named(tmp_path: Path) -> None:
     assert read(write(tmp_path, "label utt1 utt2\n1 a b\n")).notes == ()  # that is no trial
 
 
+@pytest.mark.parametrize("header", ["enrolment_utterance test_utterance is_target", "a,few,names,of,columns"])
+def test_a_header_that_is_not_known_is_named(tmp_path: Path, header: str) -> None:
+    with pytest.raises(SpkdError, match="list:1: .* looks like a header that is not known, leave it out"):
+        read(write(tmp_path, f"{header}\na b target\na c nontarget\n"))
+    with pytest.raises(SpkdError, match="list:1: .* looks like a header that is not known, leave it out"):
+        read_scores(write(tmp_path, f"{header}\na b 0.5\na c -0.5\n"))
+
+
 # Notes on lists that no one meant (E4).
 
 
