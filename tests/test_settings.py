@@ -891,7 +891,7 @@ class Watch:
         converter.convert = convert  # type: ignore[attr-defined]
         with patch.context() as patched:
             # Times and pages are not compared: they would cost half of the walk.
-            patched.setattr("spkd.eval.efficiency.real_time_factor", lambda *_, **__: 0.0)
+            patched.setattr("spkd.eval.efficiency.real_time_factor", lambda *_, **__: 1.0)
             patched.setattr("spkd.export.base.REPEATS", 1)
             patched.setattr("spkd.train.record.write_page", lambda *_: None)
             patched.setattr(EmbeddingModel, "extract", watched_extract)
@@ -964,6 +964,7 @@ def observe(command: Command, context: Context, more: str, materials: Path, fold
     watch = Watch()
     with contextlib.chdir(folder), watch(context.constants):
         code, out, err = run_command(given)
+    assert "unexpected failure" not in err, err
     results, records = {}, {}
     for path in sorted(folder.rglob("*")):
         name = re.sub(r"events\.out.*", "events", str(path.relative_to(folder)))
