@@ -49,6 +49,8 @@ def main() -> None:
     extract += ("view=full:8", "view.speeds=[0.8,0.9,1.0,1.1,1.2]", "fbank=true")
     train = ("train", "--loss", "contrastive", "cache=kept-0", f"steps={given.steps}", "loggers=[]")
     train += ("student=xvector", "student.channels=256")
+    if given.tiny:
+        train += ("batch_size=4",)
     found: dict[str, dict[str, list[dict[str, float]]]] = {"extract": {}, "train": {}}
     for number in range(given.rounds):
         for name, environment in (("kept", {}), ("returned", AS_IT_IS)):

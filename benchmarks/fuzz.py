@@ -99,7 +99,7 @@ def once(*arguments: str) -> tuple[str, ...]:
 
 
 def extract(*more: str) -> tuple[str, ...]:
-    return once("extract", "teacher=none", "cache=new", "device=cpu", "view=crops:2,0.4", *more)
+    return once("extract", "teacher=none", "cache=new", "view=crops:2,0.4", *more)
 
 
 def train(*more: str) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def main() -> None:
     differences = {}
     for loss in given.losses:
         keys = [*KEYS, f"cache={given.work / 'cache'}", *LOSSES[loss]]
-        one, two = (steps(world, {loss: keys}, given.work / f"ranks{world}")[0][loss] for world in (1, 2))
+        one, two = (steps(world, {loss: keys}, given.work / f"ranks{world}")[0][f"{loss}, fp32"] for world in (1, 2))
         scale = max(float(v.abs().max()) for k, v in one.items() if k.startswith("gradient."))
         differences[loss] = max(float((one[k] - two[k]).abs().max()) for k in one if k.startswith("gradient.")) / scale
     seconds = {}

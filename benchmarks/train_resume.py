@@ -61,7 +61,7 @@ def prepare(work: Path) -> None:
             soundfile.write(path, utterance(speaker(s), 6 * s + u, 1.5), 16_000)
             rows.append(Utterance(path.stem, str(path), f"s{s}", 1.5))
     Manifest(tuple(rows)).save(work / "manifest.csv")
-    common = ["manifest=manifest.csv", "device=cpu", "fbank=true"]
+    common = ["manifest=manifest.csv", "fbank=true"]
     for arguments in (
         ["extract", "teacher=none", *common, "cache=features"],
         [

@@ -136,7 +136,7 @@ def extract(
     if slurm_script:
         from spkd.extract.slurm import script
 
-        print(script(settings, sys.argv[1:]), end="")
+        print(script([settings, *more], sys.argv[1:]), end="")
         return
     if targets:
         _list_targets(settings)

@@ -213,7 +213,6 @@ def test_every_module_has_its_tests() -> None:
         "teachers/toolkit": "teachers/test_wespeaker",
         "teachers/three_d_speaker": "teachers/test_wespeaker",
         "train/ceiling": "train/test_teacher_logits",
-        "train/checks": "train/test_trainer",
         "train/labels": "train/test_batches",
         "train/loading": "train/test_trainer",
         "train/log": "train/test_trainer",

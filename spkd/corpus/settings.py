@@ -39,6 +39,8 @@ class AugmentationConfig:
         reasons: dict[str, str] = {}
         if self.noise is None:
             reasons |= dict.fromkeys(("noise_prob", "snr"), "no noise is set")
+        elif not self.noise_prob:
+            reasons["snr"] = "noise_prob is 0"
         if self.rir is None:
             reasons["rir_prob"] = "no rir is set"
         if not self.coders:

@@ -7,13 +7,31 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from spkd.cache.folder import CARD
 from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
 from spkd.extract.ranks import Rank, report
 from spkd.extract.run import Report, load_and_extract
 from spkd.extract.settings import ExtractConfig
-from spkd.files.atomic import writable_folder
+from spkd.files.atomic import check_writable
+
+
+def without_effect(configs: Sequence[ExtractConfig], is_script: bool = False) -> list[ExtractConfig]:
+    """Settings of the teachers of one pass without those that have no effect; see spkd.config.without_unused.
+
+    Args:
+        configs: settings of each teacher.
+        is_script: whether they are those of --slurm-script.
+    Raises:
+        UsageError: a setting without effect was typed.
+    """
+    reasons = {}
+    if configs[0].engine != "ray" and not is_script:
+        reasons["processes"] = "it is of engine=ray and --slurm-script"
+    if all(config.teacher.name == "none" for config in configs):
+        reasons["device"] = "teacher=none runs no model"
+    return [without_unused(config, reasons) for config in configs]
 
 
 def extract_all(configs: Sequence[ExtractConfig]) -> list[Report]:
@@ -27,12 +45,10 @@ def extract_all(configs: Sequence[ExtractConfig]) -> list[Report]:
         UsageError: two teachers have the same cache, or as of load_and_extract.
         SpkdError: as of load_and_extract.
     """
-    if configs[0].engine != "ray":
-        reason = "no actors are started (engine=ray), and no tasks of a job array (--slurm-script)"
-        configs = [without_unused(config, {"processes": reason}) for config in configs]
+    configs = without_effect(configs)
     manifest = Manifest.load(configs[0].manifest)
     for config in configs:
-        writable_folder(config.cache)
+        check_writable(Path(config.cache) / CARD)
     if len({Path(config.cache).resolve() for config in configs}) < len(configs):
         raise UsageError("--also: every teacher needs a cache of its own (cache=FOLDER)")
     if configs[0].engine == "ray":

@@ -66,6 +66,10 @@ class VerifyConfig(Settings):
     view: AugmentationFolders = section(AugmentationFolders)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
 
+    def unused(self) -> dict[str, str]:
+        """Name of each setting that has no effect -> the reason."""
+        return {"device": "teacher=none runs no model"} if self.teacher.name == "none" else {}
+
 
 @dataclass
 class CacheExportConfig(Settings):

@@ -6,21 +6,26 @@ import os
 import shlex
 from collections.abc import Sequence
 
+from spkd.extract.launch import without_effect
 from spkd.extract.settings import ExtractConfig
 
 TASKS = 8  # tasks where the settings give no number
 
 
-def script(config: ExtractConfig, arguments: Sequence[str]) -> str:
+def script(configs: Sequence[ExtractConfig], arguments: Sequence[str]) -> str:
     """Script for `sbatch`.
 
     Args:
-        config: settings of the extraction.
+        configs: settings of each teacher of the extraction.
         arguments: arguments of the command `spkd`, including `--slurm-script`.
+    Raises:
+        UsageError: a setting without effect was typed.
     """
-    of_script = ("--slurm-script", "processes=")  # which say how many tasks there are
+    config, *others = without_effect(configs, is_script=True)
+    of_script = ("--slurm-script", "processes=")
     command = shlex.join(["spkd", *(item for item in arguments if not item.startswith(of_script))])
-    gpu = "" if config.device == "cpu" else "#SBATCH --gres=gpu:1\n"
+    runs_model = any(each.teacher.name != "none" for each in (config, *others))
+    gpu = "#SBATCH --gres=gpu:1\n" if runs_model and config.device != "cpu" else ""
     return f"""#!/bin/bash
 # Every task claims units of the cache until none is left; the last one completes it. A task that is lost costs its
 # uncommitted units only, which the others take over; submitting this again continues.

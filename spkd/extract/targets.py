@@ -7,6 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from spkd.cache.codec import make_codec
+from spkd.config import without_unused
 from spkd.corpus.loader import WaveBatch
 from spkd.errors import UsageError, did_you_mean
 from spkd.extract.settings import ExtractConfig
@@ -27,7 +28,7 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
         config: settings of the extraction.
         teacher: the teacher.
     Raises:
-        UsageError: an unknown target or codec, or a codec that is for other targets.
+        UsageError: an unknown target or codec, a codec that is for other targets, or a typed codec that has no effect.
     """
     # The teacher's targets.
     names, chosen = config.teacher.targets if teacher.targets else [], config.storage.codecs
@@ -48,10 +49,15 @@ def chosen_targets(config: ExtractConfig, teacher: Teacher) -> list[Target]:
     if not targets:
         raise UsageError("teacher.targets: name at least one target")
     # The codecs.
-    for name in chosen:
-        if name not in [t.name for t in targets]:
-            raise UsageError(f"storage.codecs: no target {name!r} is stored{did_you_mean(name, [*names, *FEATURES])}")
-    targets = [target.stored_as(chosen.get(target.name, config.storage.codec)) for target in targets]
+    unused = {
+        f"storage.codecs{{{name}}}": f"no target {name!r} is stored{did_you_mean(name, [*names, *FEATURES])}"
+        for name in chosen
+        if name not in [target.name for target in targets]
+    }
+    if all(target.name in chosen for target in targets):
+        unused["storage.codec"] = "every target has a codec of its own (storage.codecs)"
+    storage = without_unused(config, unused).storage
+    targets = [target.stored_as(storage.codecs.get(target.name, storage.codec)) for target in targets]
     for target in targets:
         codec = make_codec(target.codec, target.dim)
         if codec.only not in (None, target.name):

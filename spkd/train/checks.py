@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from spkd.cache import CacheSource
 from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan, unused_folders
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANKS, FEATURES, is_fbank
-from spkd.outputs.target import EMBEDDING, LOGITS
+from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.progress import log
 from spkd.registry import LOSSES, STUDENTS
+from spkd.students import make_student
 from spkd.train import mining
-from spkd.train.distributed import ProcessGroup
+from spkd.train.distributed import ProcessGroup, launched
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.losses.chosen import for_teachers
 from spkd.train.settings import TrainConfig
@@ -96,35 +99,61 @@ def _shown(value: str | list[float]) -> str:
     return value if isinstance(value, str) else f"[{','.join(f'{factor:g}' for factor in value)}]"
 
 
-def without_effect(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> dict[str, str]:
+def without_effect(
+    cache: CacheSource, finetune_cache: CacheSource | None, losses: dict[str, ChosenLoss], config: TrainConfig
+) -> dict[str, str]:
     """Settings that have no effect on a run over these caches, with the reasons; see spkd.config.without_unused."""
     reasons: dict[str, str] = {}
-    kind = STUDENTS[config.student.name].input_kind
+    kind = _input_kind(config)
     if not is_fbank(kind):
         reasons |= dict.fromkeys(
             ("student.features", "mask.bands"), f"student={config.student.name} takes the waveform"
         )
-    elif config.student.features in FBANKS:
-        kind = FBANKS[config.student.features]
-    reasons |= unused_folders(member.card.views for member in cache.members)
     if kind.name in cache.names and not config.augment.is_used:
         reason = f"the cache holds {kind.name}, and so no audio is decoded"
         reasons |= dict.fromkeys(("manifest", "noise", "rir", "workers"), reason)
-    if not any(EMBEDDING in loss.needed_targets for loss in losses.values()):
-        reasons["class_means"] = f"{' and '.join(losses)} learns nothing from the teacher's embeddings"
-    if not any(loss.settings.contrasts() for loss in losses.values()):
-        reasons["mining.negatives"] = "only contrastive takes hard negatives; add --loss contrastive"
-    if not any(loss.settings.further_crops() for loss in losses.values()):
-        reasons["mining.positives"] = "only ntxent and memo take further crops; add --loss ntxent"
     if not any(loss.settings.finetunes() for loss in losses.values()):
         reasons["finetune_cache"] = f"{' and '.join(losses)} does not fine-tune; one-step does"
-    if not any(hasattr(loss.settings, "margin") or hasattr(loss.settings, "aam") for loss in losses.values()):
-        reasons["large_margin.margin"] = f"{' and '.join(losses)} has no angular margin"
+    reasons |= _of_losses(cache, losses, config)
+    if config.channels_last and not any(isinstance(m, nn.Conv2d) for m in make_student(config.student).modules()):
+        reasons["channels_last"] = f"student={config.student.name} has no 2-d convolutions"
     teachers = {(member.card.teacher.family, member.card.teacher.weights_sha256) for member in cache.members}
     if len(teachers) == 1:
         reasons["teachers"] = "the caches are of one teacher"
+    sources = [cache] if finetune_cache is None else [cache, finetune_cache]
+    reasons = unused_folders(member.card.views for source in sources for member in source.members) | reasons
     if len(cache.usable_views) <= mining.EXACT:
         reasons["mining.nprobe"] = f"the search of up to {mining.EXACT:,} instances is exact"
+    return reasons
+
+
+def _input_kind(config: TrainConfig) -> Target:
+    """Input features of the student."""
+    kind = STUDENTS[config.student.name].input_kind
+    return FBANKS.get(config.student.features, kind) if is_fbank(kind) else kind
+
+
+def _of_losses(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> dict[str, str]:
+    """Settings that have no effect with the losses of a run, with the reasons."""
+    reasons: dict[str, str] = {}
+    named = " and ".join(losses)
+    if not any(loss.settings.has_margin() for loss in losses.values()):
+        reasons["large_margin.margin"] = f"{named} has no angular margin"
+    if not launched():
+        reasons |= dict.fromkeys(("loss.aam.sharded", "loss.one_step.aam.sharded"), "one rank has all classes")
+    if config.mining.negatives and not any(loss.settings.contrasts() for loss in losses.values()):
+        reasons["mining.negatives"] = "only contrastive takes hard negatives; add --loss contrastive"
+    if config.mining.positives and not any(loss.settings.further_crops() for loss in losses.values()):
+        reasons["mining.positives"] = "only ntxent and memo take further crops; add --loss ntxent"
+    if config.class_means and not any(EMBEDDING in loss.needed_targets for loss in losses.values()):
+        reasons["class_means"] = f"{named} learns nothing from the teacher's embeddings"
+    elif config.class_means and (EMBEDDING not in cache.names or (cache.plan.speaker < 0).all()):
+        reasons["class_means"] = "it needs one teacher's embeddings, and speaker labels"
+    if config.optim.swa_fraction and (averaging := [n for n, loss in losses.items() if loss.kind.averages_weights]):
+        reasons["optim.swa_fraction"] = f"{averaging[0]} keeps a moving average of its own"
+    learned = {name for loss in losses.values() for name in loss.needed_targets}
+    if config.augment.speeds != [1.0] and any(cache.target(n).hop is not None for n in learned & set(cache.names)):
+        reasons["augment.speeds"] = "frames of the teacher do not follow another speed"
     return reasons
 
 
@@ -137,21 +166,14 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
     """
     if not cache.random_access and any(loss.settings.further_crops() for loss in losses.values()):
         raise UsageError("these losses need several crops of each view, which a stream lacks; pull or import the cache")
-    if config.augment.speeds != [1.0] and any(
-        cache.target(name).hop is not None
-        for loss in losses.values()
-        for name in loss.needed_targets
-        if name in cache.names
-    ):
-        raise UsageError("augment.speeds: frames of the teacher do not follow another speed; leave it at [1]")
+    kind = _input_kind(config).name
+    for name, loss in losses.items():
+        if kind in loss.needed_targets:
+            raise UsageError(f"--loss {name}: {kind} is the student's own input; choose targets of the teacher")
     if config.mining.positives and config.mining.embeddings == "student" and config.manifest is not None:
         raise UsageError("mining.positives: of the student's embeddings need cached features (fbank=true)")
-    if config.class_means and (EMBEDDING not in cache.names or (cache.plan.speaker < 0).all()):
-        raise UsageError("class_means: needs one teacher's embeddings, and speaker labels")
     if config.mining.negatives or config.mining.positives:
         mining.check(cache, config.mining)
-    if config.optim.swa_fraction and (averaging := [n for n, loss in losses.items() if loss.kind.averages_weights]):
-        raise UsageError(f"optim.swa_fraction: {averaging[0]} keeps a moving average of its own")
     if len(cache.usable_views) < config.batch_size:
         raise SpkdError(
             f"{cache.name}: {len(cache.usable_views)} usable views, fewer than batch_size={config.batch_size}; lower "

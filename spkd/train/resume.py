@@ -52,13 +52,21 @@ def run_settings(
         chosen["finetune_caches"] = [member.fingerprint for member in finetune_cache.members]
     return {
         "losses": {
-            name: {"weight": loss.weight, "final_weight": loss.final_weight, **dataclasses.asdict(loss.settings)}
+            name: {"weight": loss.weight, "final_weight": loss.final_weight, **_without_places(loss.settings)}
             for name, loss in losses.items()
         },
         "caches": [member.fingerprint for member in cache.members],
         "teacher_families": list(dict.fromkeys(member.card.teacher.family for member in cache.members)),
         **chosen,
     }
+
+
+def _without_places(settings: Any) -> dict[str, Any]:
+    """Settings of a loss, without whether its classes are divided over ranks: a run may continue on others."""
+    tree = dataclasses.asdict(settings)
+    for part in (tree, *(value for value in tree.values() if isinstance(value, dict))):
+        part.pop("sharded", None)
+    return tree
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from spkd.config import chosen, without_unused
 from spkd.corpus.settings import ViewConfig
 from spkd.device import resolve
 from spkd.errors import Interrupted, SpkdError, UsageError
-from spkd.files.atomic import writable_folder
+from spkd.files.atomic import check_writable, writable_folder
 from spkd.meter import Meter
 from spkd.networks.network import FRAME_LEVEL, count_macs, count_parameters
 from spkd.outputs.target import LOGITS, Target
@@ -227,15 +227,17 @@ def train(config: TrainConfig, validate: Validate | None = None, views: ViewConf
 
 def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result:
     config = task.config
-    out = writable_folder(config.out)
+    out = Path(config.out)
+    check_writable(out / DESCRIPTION)
     settings = resume.run_settings(config, task.losses, task.cache, task.finetune_cache)
     if resume.is_finished(out, settings):
         log(f"{out}: this run is finished already")
         checkpoint = load_student(out)
         return Result(out, count_parameters(checkpoint.network), checkpoint.training.last_terms)
+    run = build(task, out, ranks)
+    run.settings, run.validate = settings, validate
+    writable_folder(out)  # not before the run is known to be valid: a refused one leaves no folder
     with resume.locked(out) if ranks.is_first else contextlib.nullcontext():
-        run = build(task, out, ranks)
-        run.settings, run.validate = settings, validate
         first = run.restore()
         ranks.barrier()  # before the first rank writes there
         if ranks.is_first:
@@ -250,15 +252,19 @@ def checked(config: TrainConfig) -> Task:
     cache = open_caches(config.cache, config.teachers)
     labels = Labels.of(cache)
     if losses is None:
-        config = chosen(config, default_losses(labelled=bool(labels.names)))
+        given = {name: value for name, value in config.given.items() if name != "loss.names"}  # loss=[] names none
+        config = chosen(replace(config, given=given), default_losses(labelled=bool(labels.names)))
         log(f"no loss is named: {' and '.join(config.loss.names)}")
         losses = chosen_losses(config.loss)
-    config = without_unused(config, without_effect(cache, losses, config))
+    finetunes = any(loss.settings.finetunes() for loss in losses.values())
+    finetune_cache = open_caches(config.finetune_cache) if finetunes and config.finetune_cache else None
+    # Without a setting, others may have no effect: audio is not decoded where its augmentation is left out.
+    while (used := without_unused(config, without_effect(cache, finetune_cache, losses, config))) is not config:
+        config, losses = used, chosen_losses(used.loss)
     check_labels(cache, losses)
     logits = teacher_logits(cache, labels, losses)
     check_targets(cache, losses, logits)
     check_settings(cache, losses, config)
-    finetune_cache = open_caches(config.finetune_cache) if config.finetune_cache else None
     if config.epochs is not None:
         per_epoch = max(len(cache.usable_views) // (config.batch_size * config.accumulate), 1)
         config = replace(config, steps=max(round(config.epochs * per_epoch), 1))

@@ -98,10 +98,14 @@ def test_a_job_array_for_slurm(spkd: Callable, keys: list[str], tmp_path: Path) 
     assert not any("--gres" in line for line in lines)
     assert lines[-1].startswith("srun spkd extract teacher=checkpoint")
     assert "--slurm-script" not in lines[-1]
+    assert "processes=" not in lines[-1]
     assert "'teacher.targets=[embedding,frames]'" in lines[-1]
     (tmp_path / "job.sh").write_text(done.out)
     assert subprocess.run(["bash", "-n", "job.sh"], check=False).returncode == 0
     assert "--gres=gpu:1" in spkd("extract", "--slurm-script").out
+    assert "--gres" not in spkd("extract", "teacher=none", "--slurm-script").out
+    assert "--gres=gpu:1" in spkd("extract", "teacher=none", "--also", "teacher=dvector cache=d", "--slurm-script").out
+    assert "teacher=none runs no model" in spkd("extract", "teacher=none", "device=cpu", "--slurm-script").err
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_nothing_usable_at_all(spkd: Callable, checkpoint: Path) -> None:
     [
         (["teacher.targets=[embeding]"], 2, "did you mean 'embedding'"),
         (["view=crops:x"], 2, "expected full"),
-        (["cache=file/cache"], 1, "file/cache: cannot be written"),
+        (["cache=file/cache"], 1, "file/cache/card.json: cannot be written"),
         (["manifest=none.csv"], 2, "no manifest none.csv"),
         (["teacher.weights=nowhere"], 2, "no spkd checkpoint"),
         (["device=cuda"], 2, "not available") if not torch.cuda.is_available() else (["device=x"], 2, "valid"),
@@ -476,3 +476,45 @@ def test_outputs_beyond_float16_name_the_codec_that_holds_them(spkd: Callable, c
     assert done.code == 1
     assert "target embedding: values that are not finite as float16; try storage.codec=float32" in done.err
     assert spkd(*common, "storage.codec=float32").code == 0
+
+
+CODEC_OF_FRAMES = "storage.codecs.frames=int8"
+
+
+def test_codecs_without_effect(spkd: Callable, corpus: Path, checkpoint: Path) -> None:
+    """Refused where they are typed, left out with a note where a file gives them."""
+    keys = ["teacher=checkpoint", f"teacher.weights={checkpoint}", f"manifest={corpus / 'manifest.csv'}"]
+    done = spkd("extract", *keys, CODEC_OF_FRAMES)
+    reason = f"error: {CODEC_OF_FRAMES} has no effect: no target 'frames' is stored"
+    assert (done.code, done.err.startswith(reason)) == (2, True), done.err
+    done = spkd("extract", *keys, "storage.codec=float32", "storage.codecs={embedding: int8}")
+    assert (done.code, "every target has a codec of its own" in done.err) == (2, True)
+    assert not Path("cache").exists()
+    Path("spkd.yaml").write_text("extract: {storage: {codec: float32, codecs: {embedding: int8, frames: int8}}}")
+    done = spkd("extract", *keys)
+    assert done.code == 0, done.err
+    assert "left out storage.codecs.frames: no target 'frames' is stored" in done.out
+    assert "left out storage.codec: every target has a codec of its own" in done.out
+    assert [(target.name, target.codec) for target in Cache.open("cache").card.targets] == [("embedding", "int8")]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["teacher=none", "processes=3"], "it is of engine=ray and --slurm-script"),
+        (["teacher=none", "device=cpu"], "teacher=none runs no model"),
+        (["teacher=none", "view.noise=synthetic", "view.noise_prob=0", "view.snr=[0,5]"], "noise_prob is 0"),
+    ],
+)
+def test_settings_without_effect(spkd: Callable, corpus: Path, given: list[str], reason: str) -> None:
+    done = spkd("extract", f"manifest={corpus / 'manifest.csv'}", *given, "cache=new/folder")
+    assert (done.code, done.err) == (2, f"error: {given[-1]} has no effect: {reason}\n")
+    assert not Path("new").exists()
+
+
+def test_processes_of_a_file_are_left_out(spkd: Callable, corpus: Path) -> None:
+    Path("spkd.yaml").write_text("extract: {processes: 3, device: cpu}")
+    done = spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}")
+    assert done.code == 0, done.err
+    assert "left out processes: it is of engine=ray and --slurm-script" in done.out
+    assert "left out device: teacher=none runs no model" in done.out

@@ -37,7 +37,9 @@ def work(number: int, world: int, port: int, runs: dict[str, list[str]], out: st
     results = {}
     with ranks_of(torch.device("cpu")) as ranks:
         for name, keys in runs.items():
-            task = checked(config.load(TrainConfig, keys, environ={}))
+            # One rank alone has all classes: there the setting is refused.
+            kept = [key for key in keys if world > 1 or ".sharded=" not in key]
+            task = checked(config.load(TrainConfig, kept, environ={}))
             run = build(task, Path(out), ranks)
             batches = list(run.loader.batches_from(0, task.config.accumulate, task.config, task.device))
             fresh = copy.deepcopy(run.module.state_dict())

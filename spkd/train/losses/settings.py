@@ -56,6 +56,10 @@ class LossSettings:
         """Whether the loss also fine-tunes, on labelled views that go through the student's adapters."""
         return False
 
+    def has_margin(self) -> bool:
+        """Whether the loss trains a classifier with an angular margin, which large-margin fine-tuning replaces."""
+        return False
+
     def depends_on_progress(self) -> bool:
         """Whether the loss changes over the run, so that a run with more steps differs from its first step on."""
         return False
@@ -83,6 +87,9 @@ class MarginSettings(LossSettings):
         high=1,
     )
     scale: float = key(32.0, "scale of the student's cosine logits", positive=True, high=1e4)
+
+    def has_margin(self) -> bool:
+        return True
 
     def depends_on_progress(self) -> bool:
         return self.margin_warmup[1] > 0
@@ -199,11 +206,15 @@ class MultiLevelSettings(LossSettings):
     def check(self) -> None:
         if not self.levels and not self.concat:
             raise UsageError("loss.multilevel.levels: name at least one pair of a student level and a target")
-        for level in self.level_weights:
-            if level not in (*self.levels, CONCAT):
-                raise UsageError(
-                    f"loss.multilevel.level_weights: {level!r} is not compared{did_you_mean(level, self.levels)}"
-                )
+
+    def unused(self) -> dict[str, str]:
+        """Settings that have no effect, with the reason."""
+        compared = [*self.levels, *([CONCAT] if self.concat else [])]
+        return {
+            f"level_weights{{{level}}}": f"{level!r} is not compared{did_you_mean(level, compared)}"
+            for level in self.level_weights
+            if level not in compared
+        }
 
     def needed_targets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.levels.values(), *self.concat]))
@@ -238,18 +249,22 @@ class OneStepSettings(LossSettings):
     def finetunes(self) -> bool:
         return self.finetune_weight > 0
 
+    def has_margin(self) -> bool:
+        return self.finetunes() and self.classifier == "aam"
+
     def depends_on_progress(self) -> bool:
         return self.linear_decay or self.aam.depends_on_progress()
 
     def unused(self) -> dict[str, str]:
         """Settings that have no effect, with the reason."""
         reasons: dict[str, str] = {}
-        if self.distance != "l1":
+        if not self.weight:
+            keys = ("distance", "cosine", "time_reduction", "linear_decay")
+            reasons |= dict.fromkeys(keys, "the distillation has the weight 0")
+        elif self.distance != "l1":
             reasons |= dict.fromkeys(("cosine", "time_reduction"), f"distance={self.distance} has no cosine part")
         elif not self.cosine:
             reasons["time_reduction"] = "the cosine part has the weight 0"
-        if not self.weight:
-            reasons["linear_decay"] = "the distillation has the weight 0"
         if not self.finetune_weight:
             reasons |= dict.fromkeys(("classifier", "aam"), "the fine-tuning has the weight 0")
         elif self.classifier != "aam":

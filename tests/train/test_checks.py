@@ -1,0 +1,138 @@
+"""Settings that have no effect on a run: refused where they are typed, left out with a note where a file gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from spkd import config
+from spkd.errors import UsageError
+from spkd.students import Checkpoint, build, save_student
+from spkd.train.losses.chosen import chosen_losses
+from spkd.train.settings import TrainConfig
+from spkd.train.trainer import Task, checked
+
+SMALL = ["student=xvector", "student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "steps=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cache of embeddings, frames and fbank, and one of fbank and samples."""
+    from spkd.extract.launch import extract_all
+    from spkd.extract.settings import ExtractConfig
+
+    root = tmp_path_factory.mktemp("checks")
+    torch.manual_seed(0)
+    save_student(root / "teacher", Checkpoint(build("xvector", channels=16, embedding=8).eval()))
+    common = [f"manifest={corpus / 'manifest.csv'}", "fbank=true"]
+    teacher = ["teacher=checkpoint", f"teacher.weights={root / 'teacher'}", "teacher.targets=[embedding,frames]"]
+    for name, keys in {"cache": teacher, "features": ["teacher=none", "wave=true"]}.items():
+        extract_all([config.load(ExtractConfig, [*common, *keys, f"cache={root / name}"], environ={})])
+    return root
+
+
+@pytest.fixture
+def check(folder: Path, tmp_path: Path) -> Callable[..., Task]:
+    """Inputs of a run with typed keys, and with the settings of a file."""
+
+    def task(*typed: str, file: dict[str, Any] | None = None, cache: str = "cache") -> Task:
+        path = tmp_path / "lab.yaml"
+        path.write_text(yaml.safe_dump({"train": file or {}}))
+        return checked(config.load(TrainConfig, [*SMALL, f"cache={folder / cache}", *typed], path, {}))
+
+    return task
+
+
+FRAMES = "loss.multilevel.levels={frames: frames}"
+MEMO = ["loss=memo", "loss.memo.partner=tiny"]
+
+
+@pytest.mark.parametrize(
+    ("run", "key", "value", "reason"),
+    [
+        (["loss=cosine"], "mining.negatives", 4, "only contrastive takes hard negatives"),
+        (["loss=cosine"], "mining.positives", 4, "only ntxent and memo take further crops"),
+        (["loss=aam"], "class_means", True, "aam learns nothing from the teacher's embeddings"),
+        (MEMO, "optim.swa_fraction", 0.5, "memo keeps a moving average of its own"),
+        (["loss=multilevel", FRAMES], "augment.speeds", [0.9, 1.0], "frames of the teacher do not follow"),
+        (["loss=aam"], "loss.aam.sharded", True, "one rank has all classes"),
+        (["loss=cosine"], "channels_last", True, "student=xvector has no 2-d convolutions"),
+        (["loss=cosine", "large_margin.steps=2"], "large_margin.margin", 0.4, "cosine has no angular margin"),
+        (["loss=multilevel"], "loss.multilevel.level_weights.concat", 2.0, "'concat' is not compared"),
+        (["loss=multilevel"], "loss.multilevel.level_weights.frames", 2.0, "'frames' is not compared"),
+    ],
+)
+def test_settings_without_effect(
+    check: Callable, capsys: pytest.CaptureFixture, run: list[str], key: str, value: Any, reason: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        check(*run, f"{key}={str(value).lower()}")
+    assert f"{key}={str(value).lower()} has no effect: " in str(error.value)
+    assert reason in str(error.value)
+    tree: Any = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    assert check(*run, file=tree).config == check(*run).config
+    assert f"left out {key}: " in (note := capsys.readouterr().out)
+    assert reason in note
+
+
+@pytest.mark.parametrize("key", ["distance=mse", "cosine=2.0", "time_reduction=sum", "linear_decay=true"])
+def test_a_distillation_of_weight_0_has_no_settings(key: str) -> None:
+    given = ["loss=one-step", "loss.one_step.weight=0", f"loss.one_step.{key}"]
+    with pytest.raises(UsageError, match="the distillation has the weight 0"):
+        config.load(TrainConfig, given, environ={})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [([], True), (["loss.one_step.classifier=softmax"], False), (["loss.one_step.finetune_weight=0"], False)],
+)
+def test_only_an_angular_classifier_has_a_margin(given: list[str], expected: bool) -> None:
+    losses = chosen_losses(config.load(TrainConfig, ["loss=one-step", *given], environ={}).loss)
+    assert losses["one-step"].settings.has_margin() == expected
+
+
+def test_audio_is_not_decoded_where_its_augmentation_is_left_out(check: Callable, corpus: Path) -> None:
+    given = {"augment": {"speeds": [0.9, 1.0]}, "manifest": str(corpus / "manifest.csv")}
+    assert check("loss=multilevel", FRAMES, file=given).config.manifest is None
+
+
+def test_networks_with_2d_convolutions_take_channels_last(check: Callable) -> None:
+    assert check("loss=cosine", "student=resnet34", "student.channels=8", "channels_last=true").config.channels_last
+
+
+def test_an_empty_list_of_losses_names_none(check: Callable) -> None:
+    assert list(check("loss=[]").losses) == list(check().losses) == ["contrastive", "aam"]
+
+
+@pytest.mark.parametrize(("student", "target"), [("ssl", "wave"), ("xvector", "fbank")])
+def test_the_input_of_the_student_is_no_target(check: Callable, student: str, target: str) -> None:
+    learn = {"wave": ["loss=one-step", "loss.one_step.targets=[wave]"], "fbank": ["loss=multilevel", FRAMES[:-7]]}
+    given = [learn[target][0], learn[target][1] + ("fbank}" if target == "fbank" else "")]
+    with pytest.raises(UsageError, match=f"{target} is the student's own input; choose targets of the teacher"):
+        check(*given, f"student={student}", cache="features")
+
+
+@pytest.mark.parametrize("key", ["noise=noise", "rir=rir"])
+def test_folders_that_no_view_used_are_refused(check: Callable, corpus: Path, key: str) -> None:
+    given = [f"manifest={corpus / 'manifest.csv'}", "augment.coders=[g711]", key]
+    with pytest.raises(UsageError, match=f"{key} has no effect: the cache's views have no"):
+        check("loss=cosine", *given)
+
+
+def test_a_refused_run_leaves_no_folder(spkd: Callable, folder: Path) -> None:
+    refused = [
+        ["--loss", "kosine"],
+        ["--loss", "cosine", "augment.coders=[g711]"],
+        ["--loss", "cosine", "precision=fp16", "device=cpu"],
+        ["--loss", "multilevel", "loss.multilevel.levels={frame: frames}"],
+    ]
+    for given in refused:
+        assert spkd("train", *SMALL, *given, f"cache={folder / 'cache'}", "out=new/folder").code == 2
+        assert not Path("new").exists()
