@@ -145,10 +145,10 @@ def same(one: Path, other: Path) -> bool:
     return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def compare_training(work: Path, device: str, losses: Sequence[str]) -> dict[str, dict[str, object]]:
+def compare_training(work: Path, device: str, losses: Sequence[str], tiny: bool) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     for name in losses:
-        loss, common = name.split()[0], (*RUNS[name], f"steps={STEPS}")
+        loss, common = name.split()[0], (*RUNS[name], f"steps={STEPS}", *(["batch_size=8"] if tiny else []))
         here = trained(work, loss, "cpu", "on-cpu", *common)
         there = trained(work, loss, device, "first", *common)
         trained(work, loss, device, "second", *common)
@@ -202,7 +202,7 @@ def main() -> None:
     extracted(small)
     result: dict[str, object] = {"device": device, "extract_least_cosine": least_cosines(small, device)}
     print(f"extract {result['extract_least_cosine']}", flush=True)
-    result["train"] = compare_training(work, device, given.losses)
+    result["train"] = compare_training(work, device, given.losses, given.tiny)
     difference = np.abs(scores(work, "cpu") - scores(work, device)).max()
     result |= {
         "eval_greatest_difference": round(float(difference), 7),

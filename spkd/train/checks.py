@@ -112,12 +112,6 @@ def without_effect(
     if kind.name in cache.names and not config.augment.is_used:
         reason = f"the cache holds {kind.name}, and so no audio is decoded"
         reasons |= dict.fromkeys(("manifest", "noise", "rir", "workers"), reason)
-    if not any(EMBEDDING in loss.needed_targets for loss in losses.values()):
-        reasons["class_means"] = f"{' and '.join(losses)} learns nothing from the teacher's embeddings"
-    if not any(loss.settings.contrasts() for loss in losses.values()):
-        reasons["mining.negatives"] = "only contrastive takes hard negatives; add --loss contrastive"
-    if not any(loss.settings.further_crops() for loss in losses.values()):
-        reasons["mining.positives"] = "only ntxent and memo take further crops; add --loss ntxent"
     if not any(loss.settings.finetunes() for loss in losses.values()):
         reasons["finetune_cache"] = f"{' and '.join(losses)} does not fine-tune; one-step does"
     reasons |= _of_losses(cache, losses, config)
@@ -126,8 +120,8 @@ def without_effect(
     teachers = {(member.card.teacher.family, member.card.teacher.weights_sha256) for member in cache.members}
     if len(teachers) == 1:
         reasons["teachers"] = "the caches are of one teacher"
-    members = [*cache.members, *(() if finetune_cache is None else finetune_cache.members)]
-    reasons = unused_folders(member.card.views for member in members) | reasons
+    sources = [cache] if finetune_cache is None else [cache, finetune_cache]
+    reasons = unused_folders(member.card.views for source in sources for member in source.members) | reasons
     if len(cache.usable_views) <= mining.EXACT:
         reasons["mining.nprobe"] = f"the search of up to {mining.EXACT:,} instances is exact"
     return reasons

@@ -44,7 +44,7 @@ def replayed(arguments: list[str]) -> list[str]:
 @pytest.mark.parametrize("view", list(VIEWS))
 def test_the_live_teacher_agrees(spkd: Callable, tmp_path: Path, arguments: list[str], view: str) -> None:
     assert spkd("extract", *arguments, *VIEWS[view]).code == 0
-    folders = [given for given in VIEWS[view] if given.startswith(("view.noise", "view.rir"))]
+    folders = [key for key in VIEWS[view] if key.startswith(("view.noise=", "view.rir="))]
     done = spkd("cache", "verify", "cache", "--live", "9", *replayed(arguments), *folders)
     assert done.code == 0, done.err
     least = [float(found) for found in re.findall(r"cosine at least ([\d.]+)", done.out)]
@@ -60,11 +60,13 @@ def test_folders_that_no_view_used(spkd: Callable, arguments: list[str]) -> None
     for command in ([*verify, *replayed(arguments)], export):
         for key in ("view.noise=noise", "view.rir=rir"):
             done = spkd(*command, key)
-            assert (done.code, f"error: {key} has no effect: no view of cache" in done.err) == (2, True), done.err
+            assert (done.code, f"error: {key} has no effect: the cache's views have no " in done.err) == (2, True), (
+                done.err
+            )
     Path("spkd.yaml").write_text("extract: {view: {noise: noise}}")
     for command in ([*verify, *replayed(arguments)], export):
         done = spkd(*command)
-        assert (done.code, "left out view.noise: no view of cache has noise of a folder" in done.out) == (0, True)
+        assert (done.code, "left out view.noise: the cache's views have no noise of a folder" in done.out) == (0, True)
 
 
 def test_a_lossy_codec_is_held_to_the_error_in_its_card(spkd: Callable, tmp_path: Path, arguments: list[str]) -> None:
