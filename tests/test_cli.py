@@ -177,7 +177,6 @@ def test_every_example_of_a_help_runs(spkd: Callable, corpus: Path, tiny_wavlm: 
     Path("spkd.yaml").write_text(
         f"device: cpu\nteacher: {{weights: {tiny_wavlm}}}\nbootstrap: 5\ncalibrate: {{force: true}}\n"
         "train: {steps: 2, batch_size: 4, crop: 0.6, student: {channels: 8, embedding: 6}}\n"
-        "calibrate: {force: true}\n"
     )
     places = {
         "/data/voxceleb2": f"{corpus / 'audio'}",

@@ -55,8 +55,11 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         "training": _public(checkpoint.training),
     }
     metadata = metadata_of(embedder, card, _calibration(folder, config, checkpoint.weights_sha256))
+    measured = written.write(embedder, out, metadata)
+    if not measured:
+        return out, []
     student = Exported("student", weights.stat().st_size, None, real_time_factor(in_torch(embedder), embedder))
-    rows = [student, *written.write(embedder, out, metadata)]
+    rows = [student, *measured]
     return out, _with_error_rates(config, folder, out, rows) if config.trials else rows
 
 

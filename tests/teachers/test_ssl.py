@@ -173,7 +173,7 @@ def test_w2v_bert_takes_pairs_of_fbank_frames(tmp_path: Path) -> None:
 
 
 def test_wrong_weights_are_named(tiny_wavlm: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a wavlm model, not teacher=hubert"):
+    with pytest.raises(UsageError, match="is a wavlm model, not hubert"):
         HuBERT(str(tiny_wavlm), None, CPU)
     with pytest.raises(UsageError, match="neither a local model folder nor a reachable hub id"):
         WavLM(str(tmp_path), None, CPU)

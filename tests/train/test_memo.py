@@ -322,6 +322,6 @@ def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Pa
     whole, killed = load_file("whole/model.safetensors"), load_file("killed/model.safetensors")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert (
-        json.loads(Path("whole/model.json").read_text())["training"]["memo"]
-        == json.loads(Path("killed/model.json").read_text())["training"]["memo"]
+        json.loads(Path("whole/model.json").read_text())["training"]["reports"]["memo"]
+        == json.loads(Path("killed/model.json").read_text())["training"]["reports"]["memo"]
     )
