@@ -896,6 +896,7 @@ class Watch:
             patched.setattr("spkd.train.record.write_page", lambda *_: None)
             patched.setattr(EmbeddingModel, "extract", watched_extract)
             patched.setattr(resume, "save", watched_save)
+            patched.setattr("spkd.train.mining.set_nprobe", lambda _, lists: note("lists", lists))
             patched.setattr(torch.nn.Module, "to", watched_to)
             patched.setattr(torch, "compile", watched_compile)
             patched.setattr(torch.nn.Module, "compile", watched_compile)
@@ -1098,6 +1099,7 @@ def test_every_key_is_tried(command: Command) -> None:
     assert not missing
 
 
+@pytest.mark.slow  # two minutes of one core
 @pytest.mark.parametrize(("command", "name"), ACTING, ids=named)
 def test_a_key_that_is_in_use_acts(command: Command, name: str, materials: Path, tmp_path: Path) -> None:
     assert not without_effect(command, name, materials, tmp_path)
