@@ -73,9 +73,10 @@ def table(result: dict) -> str:
 def main() -> None:
     options = record.options(__doc__, "export_agree", data=True)
     options.add_argument("--steps", type=int, default=1000)
+    options.add_argument("--batch-size", type=int, default=64)
     options.add_argument("--channels", type=int, default=192, help="width of the student")
     options.add_argument("--litert-python", type=Path, help="interpreter that has LiteRT's converter")
-    given = record.parse(options, steps=2, channels=16)
+    given = record.parse(options, steps=2, batch_size=8, channels=16)
     torch.set_num_threads(2)
     given.work.mkdir(parents=True, exist_ok=True)
     cache, student = given.work / "cache", given.work / "student"
@@ -95,14 +96,15 @@ def main() -> None:
         *STUDENT,
         f"student.channels={given.channels}",
         f"steps={given.steps}",
+        f"batch_size={given.batch_size}",
     )
     dev = [data / "trials-test-other.txt", f"manifest={data / 'test-other.csv'}"]
-    run("calibrate", *dev, f"model={student}")
+    run("calibrate", *dev, f"model={student}", f"force={str(given.tiny).lower()}")
     formats = {
         "onnx": ["to=onnx"],
         "onnx, waveform": ["to=onnx", "waveform=true", f"out={student / 'model.wave.onnx'}"],
         "onnx, lengths": ["to=onnx", "onnx.lengths=true", f"out={student / 'model.lengths.onnx'}"],
-        "onnx-int8": ["to=onnx-int8", train],
+        "onnx-int8": ["to=onnx-int8", f"onnx_int8.{train}"],
         "pt2": ["to=pt2"],
     }
     files = {name: Path(run("export", student, *keys).splitlines()[-1].split(":")[0]) for name, keys in formats.items()}

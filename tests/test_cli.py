@@ -268,8 +268,12 @@ def test_a_student_in_a_folder_named_like_a_family_is_found(spkd: Callable, corp
     done = spkd("eval", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "model=wavlm")
     assert done.code == 0, done.err
     # Weights are those of the family, not of the folder.
-    done = spkd("embed", corpus / "manifest.csv", "model=wavlm", "model.weights=nowhere")
-    assert (done.code, "nowhere" in done.err) == (2, True)
+    Path("wavlm").rename("onnx")
+    assert spkd("embed", corpus / "manifest.csv", "model=onnx", "out=a.npy").code == 0
+    done = spkd("embed", corpus / "manifest.csv", "model=onnx", "model.weights=nowhere.onnx", "out=b.npy")
+    assert done.code != 0
+    assert "nowhere.onnx" in done.err
+    assert not Path("b.npy").exists()
 
 
 def test_a_students_precision_acts(spkd: Callable, corpus: Path) -> None:
