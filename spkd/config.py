@@ -545,7 +545,7 @@ def _left_out(given: Mapping[str, Given], reasons: Mapping[str, str]) -> dict[st
     for name, reason in reasons.items():
         if given[name].typed:
             raise UsageError(f"{given[name].where} has no effect: {reason}")
-        notes.setdefault((given[name].where, reason), []).append(name.replace("{", ".").removesuffix("}"))
+        notes.setdefault((given[name].where, reason), []).append(shown(name))
     for (where, reason), names in notes.items():
         log(f"note: {where}: left out {', '.join(names)}: {reason}")
     return {name: value for name, value in given.items() if name not in reasons}
@@ -651,10 +651,8 @@ def _from_command_line(overrides: Sequence[str]) -> Iterator[tuple[str, Given]]:
 def _from_environment(schema: type, environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
     """Values of the variables that stand for keys of this command. Variables for other commands are skipped."""
     variables = {v: v.removeprefix("SPKD_").replace("__", ".").lower() for v in environ if v.startswith("SPKD_")}
-    known = {k.name for k in keys(schema)} if variables else set()
     for variable, name in variables.items():
-        full = _full_name(schema, name)
-        if full in known or any(_is_of(slot, full) for slot in slots(schema)) or _is_item(schema, full):
+        if _is_key(schema, name):
             yield name, Given(variable, environ[variable], False)
         elif not any(_is_key(COMMANDS[command], name) for command in COMMANDS):
             log(f"note: {variable}: no command has a setting {name!r}")

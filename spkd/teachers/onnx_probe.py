@@ -142,13 +142,13 @@ class Probe:
                 f"{self._path}: cannot be used as a teacher: it runs for more than {self._seconds} s of processor "
                 "time on 2 s of noise"
             )
-        said = self._errors.read_text(errors="replace")[:MOST_LINE]
-        self._refuse_memory(said)
-        last = said.strip().splitlines()[-1:] or [f"exit code {code}"]
+        message = self._errors.read_text(errors="replace")[:MOST_LINE]
+        self._refuse_memory(message)
+        last = message.strip().splitlines()[-1:] or [f"exit code {code}"]
         raise SpkdError(f"{self._path}: cannot be used as a teacher: onnxruntime ends with it ({last[0][:200]})")
 
-    def _refuse_memory(self, said: str) -> None:
-        if any(word in said.lower() for word in OUT_OF_MEMORY):
+    def _refuse_memory(self, message: str) -> None:
+        if any(word in message.lower() for word in OUT_OF_MEMORY):
             raise SpkdError(
                 f"{self._path}: cannot be used as a teacher: it asks for more memory than {MEMORY >> 30} GiB and "
                 f"{COPIES} times its weights for 2 s of noise"

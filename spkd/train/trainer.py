@@ -253,8 +253,7 @@ def checked(config: TrainConfig) -> Task:
     cache = open_caches(config.cache, config.teachers)
     labels = Labels.of(cache)
     if losses is None:
-        given = {name: value for name, value in config.given.items() if name != "loss.names"}  # loss=[] names none
-        config = chosen(replace(config, given=given), default_losses(labelled=bool(labels.names)))
+        config = chosen(config, default_losses(labelled=bool(labels.names)))
         log(f"no loss is named: {' and '.join(config.loss.names)}")
         losses = chosen_losses(config.loss)
     finetunes = any(loss.settings.finetunes() for loss in losses.values())
