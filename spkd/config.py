@@ -17,20 +17,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
-from spkd.errors import SpkdError, UsageError, did_you_mean
-from spkd.files.schema import convert
+from spkd.errors import SpkdError, UsageError, did_you_mean, listed, public_address, synonym
+from spkd.files.reading import MOST_OF_SETTINGS, PROTOCOLS, is_foreign, read_text
+from spkd.files.schema import convert, type_hints
 from spkd.progress import log
 from spkd.registry import COMMANDS, Registry, section_of
 
 Schema = TypeVar("Schema")
 RECIPES = Path(__file__).parent / "recipes"
 SETTINGS_FILE = "spkd.yaml"
-MAX_YAML = 1 << 20  # bytes of a settings file
 MOST_HINTS = 3
 
 
@@ -41,11 +42,13 @@ class Given(NamedTuple):
         where: file, variable or argument, for errors.
         value: text, or a list or mapping of a YAML file.
         typed: whether it was typed on the command line, rather than taken from a file, a recipe or the environment.
+        from_file: whether it was taken from a file, which may be anybody's.
     """
 
     where: str
     value: Any
     typed: bool
+    from_file: bool = False
 
 
 def key(
@@ -55,19 +58,19 @@ def key(
     low: float | None = None,
     high: float | None = None,
     positive: bool = False,
+    not_from_files: Collection[str] = (),
 ) -> Any:
     """A dataclass field with its meaning, and optionally its choices or its range.
 
     Args:
-        default: default value.
         meaning: text for --help.
         choices: all valid values, such as the names of a registry; () where any value is valid.
         low: least number allowed, also for each item of lists and dicts.
-        high: greatest number allowed.
         positive: whether numbers must be above 0.
+        not_from_files: values that a settings file, which may be anybody's, cannot give.
     """
     limits = {"low": low, "high": high, "positive": positive, "choices": choices}
-    metadata = {"meaning": meaning, **limits}
+    metadata = {"meaning": meaning, "not_from_files": not_from_files, **limits}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -84,7 +87,6 @@ def component(registry: Registry, otherwise: str = "") -> Any:
     Where that key is a list, the field is a mapping from each chosen name to the settings of that component.
 
     Args:
-        registry: registry of the components.
         otherwise: name of the component that is chosen by a name which is not in the registry.
     """
     return field(default=None, metadata={"registry": registry, "otherwise": otherwise})
@@ -128,9 +130,6 @@ class Key:
 
     Attributes:
         name: full name, with dots.
-        type: type of its value.
-        default: default value.
-        meaning: text for --help.
         limits: choices and range of its values.
         owner: component to which it belongs, such as `student=ssl`; "" where it belongs to the command.
     """
@@ -156,7 +155,7 @@ class Key:
         """Convert a value that the user gave.
 
         Raises:
-            UsageError: the key does not accept the value.
+            UsageError: the key does not accept the value, or not from a file.
         """
         value, is_list = given.value, self.kind.startswith("list")
         is_literal = isinstance(value, str) and value.startswith("[" if is_list else "{")
@@ -165,10 +164,26 @@ class Key:
         if is_list and not isinstance(value, list):
             value = [value] if value else []
         limits = {**self.limits, "choices": self.choices}
+        if value == self.default == "":
+            return value
         try:
-            return convert(self.type, value, limits, given.where, text=True)
+            converted = convert(self.type, value, limits, given.where, text=True)
         except (ValueError, SpkdError) as error:
-            raise UsageError(f"{given.where}: {self.name} {error}") from error
+            text = str(given.value)
+            way = f"; write {self.name}=[{shlex.quote(text)}]" if is_list and "," in text else ""
+            raise UsageError(f"{given.where}: {self.name} {error}{'' if is_literal else way}") from error
+        for text in converted if isinstance(converted, list) else [converted]:
+            if given.from_file and text in self.limits.get("not_from_files", ()):
+                whole = f"[{','.join(converted)}]" if is_list else text
+                raise UsageError(
+                    f"{given.where}: {self.name}={text} is not taken from a file; type {self.name}={whole}"
+                )
+            if given.from_file and isinstance(text, str) and is_foreign(text):
+                raise UsageError(
+                    f"{given.where}: {self.name}={text}: of addresses, a file may name those of "
+                    f"{', '.join(PROTOCOLS)} alone; others are typed, as {self.name}=ADDRESS"
+                )
+        return converted
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,10 +192,9 @@ class Slot:
 
     Attributes:
         prefix: prefix of its keys, such as `student.`; "" at the top.
-        field: name of the dataclass field.
         chooser: full name of the key that chooses the component.
-        registry: registry of the components.
         otherwise: see `component`.
+        taken: names of keys and sections next to it, which no section of a component can have.
     """
 
     prefix: str
@@ -188,10 +202,17 @@ class Slot:
     chooser: str
     registry: Registry
     otherwise: str
+    taken: frozenset[str]
 
     def keys(self, name: str) -> dict[str, Key]:
-        """Full name of each setting of a component -> its key."""
+        """Full name of each setting of a component -> its key.
+
+        Raises:
+            SpkdError: as of Registry.settings, or an installed package's component of the name of a key.
+        """
         prefix = f"{self.prefix}{section_of(name)}."
+        if section_of(name) in self.taken:
+            raise self.registry.unusable(name, f"{prefix[:-1]} is a key of spkd; it needs another name")
         chooser = self.chooser.removesuffix(".name").removesuffix(".names")
         owned = keys(self.registry.settings(name), prefix)
         return {k.name: dataclasses.replace(k, owner=f"{chooser}={name}") for k in owned}
@@ -204,7 +225,7 @@ class Slot:
 
 def keys(schema: type, prefix: str = "") -> Iterator[Key]:
     """Every key of a settings dataclass, depth first, without the keys of components."""
-    hints = get_type_hints(schema)
+    hints = type_hints(schema)
     for f in dataclasses.fields(schema):
         kind = hints[f.name]
         if dataclasses.is_dataclass(kind):
@@ -216,13 +237,14 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
 
 def slots(schema: type, prefix: str = "") -> Iterator[Slot]:
     """Every place of the settings of a component, depth first."""
-    hints, fields = get_type_hints(schema), dataclasses.fields(schema)
+    hints, fields = type_hints(schema), dataclasses.fields(schema)
     for f in fields:
         if dataclasses.is_dataclass(hints[f.name]):
             yield from slots(cast(type, hints[f.name]), f"{prefix}{f.name}.")
         elif "registry" in f.metadata:
-            first = next(candidate for candidate in fields if "meaning" in candidate.metadata)
-            yield Slot(prefix, f.name, prefix + first.name, f.metadata["registry"], f.metadata["otherwise"])
+            names = [other.name for other in fields if "meaning" in other.metadata]
+            taken = frozenset(names) | {name for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+            yield Slot(prefix, f.name, prefix + names[0], f.metadata["registry"], f.metadata["otherwise"], taken)
 
 
 def component_keys(schema: type) -> Iterator[Key]:
@@ -239,13 +261,9 @@ def recipes() -> list[str]:
 
 
 def recipe(name: str) -> Path:
-    """File of a recipe.
-
-    Raises:
-        UsageError: there is no such recipe.
-    """
+    """File of a recipe. Raises UsageError where there is none."""
     if name not in recipes():
-        raise UsageError(f"--recipe {name}{did_you_mean(name, recipes())} (there are {', '.join(recipes())})")
+        raise UsageError(f"--recipe {name}{did_you_mean(name, recipes())}")
     return RECIPES / f"{name}.yaml"
 
 
@@ -254,47 +272,55 @@ def load(
     overrides: Sequence[str] = (),
     file: str | Path | None = None,
     environ: Mapping[str, str] = os.environ,
-    base: str | Path | None = None,
+    base: str | None = None,
+    left_out: dict[str, str] | None = None,
 ) -> Schema:
     """Settings of one command from defaults, recipe, file, environment and `key=value` overrides.
 
     Args:
-        schema: dataclass of the command's settings.
         overrides: items `key=value` of the command line.
         file: a YAML file; None takes ./spkd.yaml if it exists. Keys that commands share are at its top level; keys of
             one command are under `extract:`, `train:` or `eval:`.
-        environ: environment variables.
-        base: name of a recipe, or file of settings, with lower precedence than all others.
+        base: name of a recipe, with lower precedence than all others.
+        left_out: takes each typed setting that has no effect, as it was typed -> the reason; None: it is refused.
     Raises:
         UsageError: an unknown key, a key given in two spellings, a value of the wrong type or out of range, or a typed
             setting that is not in use.
     """
-    ready = [] if base is None else _from_file(schema, base if isinstance(base, Path) else recipe(base))
+    ready = [] if base is None else _from_file(schema, recipe(base))
     sources = [*ready, *_from_file(schema, file), _from_environment(schema, environ), _from_command_line(overrides)]
     given: dict[str, Given] = {}
     for source in sources:
         given = _overridden(given, _resolved(schema, source), list(slots(schema)))
-    return _filled(schema, given)
+    return _filled(schema, given, left_out)
 
 
-def chosen(settings: Schema, defaults: Mapping[str, Any]) -> Schema:
+def ambient(schema: type) -> list[str]:
+    """The settings file of the current folder, and the variables of the environment, that give settings of a command.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    sources = [*_from_file(schema, None), _from_environment(schema, os.environ)]
+    return list(dict.fromkeys(given.where for source in sources for _, given in source))
+
+
+def chosen(settings: Schema, defaults: Mapping[str, Any], left_out: dict[str, str] | None = None) -> Schema:
     """Settings completed by values that a command chose.
 
     Args:
-        settings: settings of the command.
         defaults: full name of a key -> its value, which is used unless the user gave one.
     """
     made = {name: Given(f"{name}={value}", value, False) for name, value in defaults.items()}
     given = cast(Settings, settings).given
     kept = {name: value for name, value in given.items() if name not in made or value.value not in ("", "[]", [])}
-    return _filled(type(settings), made | kept)
+    return _filled(type(settings), made | kept, left_out)
 
 
-def without_unused(settings: Schema, unused: Mapping[str, str]) -> Schema:
+def without_unused(settings: Schema, unused: Mapping[str, str], left_out: dict[str, str] | None = None) -> Schema:
     """Settings without those that turn out to have no effect.
 
     Args:
-        settings: settings of a command.
         unused: full name of each setting, or of a section of settings, that has no effect -> the reason.
     Returns:
         The settings. Those without effect that a file, a recipe or the environment gave have their defaults again, and
@@ -303,24 +329,36 @@ def without_unused(settings: Schema, unused: Mapping[str, str]) -> Schema:
         UsageError: one of them was typed.
     """
     given = cast(Settings, settings).given
-    left_out = {
+    found = {
         name: reason
         for name in given
         for key_, reason in unused.items()
         if name == key_ or name.startswith((f"{key_}.", f"{key_}{{"))
     }
-    return _filled(type(settings), _left_out(given, left_out)) if left_out else settings
+    return _filled(type(settings), _without(given, found, left_out), left_out) if found else settings
 
 
 def dump(settings: Any) -> str:
-    """Text of a settings file with those settings of a command that differ from the defaults."""
+    """Text of a settings file with those settings of a command that differ from the defaults.
+
+    Credentials in addresses are left out.
+    """
     import yaml
 
     tree: dict[str, Any] = {}
     for k, value in values(settings):
         if value != k.default:
-            _put(tree, k.name.split("."), value)
+            _put(tree, k.name.split("."), _public(value))
     return str(yaml.safe_dump({settings.COMMAND: tree}, sort_keys=False, allow_unicode=True))
+
+
+def _public(value: Any) -> Any:
+    """A value of a setting without the credentials of addresses."""
+    if isinstance(value, dict):
+        return {name: _public(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(part) for part in value]
+    return public_address(value) if isinstance(value, str) else value
 
 
 def values(settings: Any) -> Iterator[tuple[Key, Any]]:
@@ -386,9 +424,6 @@ def _resolved(schema: type, source: Iterable[tuple[str, Given]]) -> dict[str, Gi
 
     The items of a mapping have the names `KEY{ITEM}`. `KEY` itself, with an empty mapping, stands for a whole mapping,
     which replaces the items of earlier sources.
-
-    Raises:
-        UsageError: an unknown key, or a key that is given in two spellings.
     """
     known, places = {k.name: k for k in keys(schema)}, list(slots(schema))
     resolved: dict[str, Given] = {}
@@ -416,13 +451,7 @@ def _names(
     """Full names of the keys that a name stands for, with their values.
 
     Args:
-        schema: dataclass of the command's settings.
         known: full name of each key of the command -> the key.
-        places: places of the settings of components.
-        name: name as the user wrote it.
-        given: its value.
-    Raises:
-        UsageError: the key is unknown.
     """
     # A key of the command.
     name = _full_name(schema, name)
@@ -438,8 +467,8 @@ def _names(
         if not owned:
             raise UsageError(f"{given.where}: unknown key {name!r}; {owner} has no settings of its own")
         prefix = f"{slot.prefix}{section_of(owner)}"
-        if not rest and isinstance(given.value, str) and (given.value.startswith("{") or not given.value):
-            given = given._replace(value=_yaml(given.value or "{}", given.where))
+        if not rest:
+            given = given._replace(value=_as_mapping(given))
         if not rest and not isinstance(given.value, dict):
             raise UsageError(f"{given.where}: {name} has keys of its own: {', '.join(owned)}")
         tree = {rest: given.value} if rest else given.value
@@ -451,8 +480,9 @@ def _names(
     everything = [*known, *(k.name for k in component_keys(schema))]
     others = [command for command in COMMANDS if COMMANDS[command] is not schema and _is_key(COMMANDS[command], name)]
     is_near = any(k.rpartition(".")[2] == name.rpartition(".")[2] for k in everything)
-    if others and not is_near and name.partition(".")[0] not in getattr(schema, "HINTS", {}):
-        raise UsageError(f"{given.where}: unknown key {name!r}; it is a setting of spkd {' and '.join(others)}")
+    is_foreign = "." in name and not any(k.partition(".")[0] == name.partition(".")[0] for k in everything)
+    if others and (is_foreign or not is_near) and _moved(name, everything, schema) is None:
+        raise UsageError(f"{given.where}: unknown key {name!r}; it is a setting of spkd {listed(others)}")
     raise UsageError(f"{given.where}: unknown key {name!r}{_hint(name, everything, schema)}")
 
 
@@ -470,12 +500,10 @@ def _key_or_item(known: Mapping[str, Key], name: str) -> str | None:
 
 def _items(known: Mapping[str, Key], name: str, given: Given) -> Iterator[tuple[str, Given]]:
     """Full names and values of a key; the value of a whole mapping is divided into its items."""
-    value = given.value
     if name not in known or not isinstance(known[name].default, dict):
         yield name, given
         return
-    if isinstance(value, str) and value.startswith("{"):
-        value = _yaml(value, given.where)
+    value = _as_mapping(given)
     if not isinstance(value, dict):
         known[name].read(given)  # says what is wrong with it
         return
@@ -484,12 +512,19 @@ def _items(known: Mapping[str, Key], name: str, given: Given) -> Iterator[tuple[
         yield f"{name}{{{item}}}", given._replace(value=part)
 
 
-def _filled(schema: type[Schema], given: Mapping[str, Given]) -> Schema:
-    """Settings of the values that the user gave, without those that are not in use.
+def _as_mapping(given: Given) -> Any:
+    """The value of a mapping or of a section: text like {a: b} is parsed, and nothing is an empty one."""
+    value = given.value
+    if not isinstance(value, str) or value[:1] not in ("{", ""):
+        return value
+    tree = _yaml(value or "{}", given.where)
+    if glued := [item for item, part in tree.items() if ":" in item and not part]:
+        raise UsageError(f"{given.where}: write a space after the colon: {{{glued[0].replace(':', ': ', 1)}}}")
+    return tree
 
-    Raises:
-        UsageError: a value that its key does not accept, or a typed setting that is not in use.
-    """
+
+def _filled(schema: type[Schema], given: Mapping[str, Given], left_out: dict[str, str] | None = None) -> Schema:
+    """Settings of the values that the user gave, without those that are not in use."""
     # Convert the values.
     known, places = {k.name: k for k in keys(schema)}, list(slots(schema))
     owned = {name: k for slot in places for name, k in _used_and_given(slot, known, given).items()}
@@ -504,17 +539,17 @@ def _filled(schema: type[Schema], given: Mapping[str, Given]) -> Schema:
             values_[owner] = k.read(value)
     # Find the settings of components that are not chosen.
     chosen = {slot: slot.chosen(values_[slot.chooser]) for slot in places}
-    left_out = {}
+    not_chosen = {}
     for slot, names in chosen.items():
         for name in () if values_[slot.chooser] == [] else given:  # an empty list: the command chooses later
             setting = owned.get(name.partition("{")[0])
             if setting is None or not setting.name.startswith(slot.prefix):
                 continue
             if setting.owner.partition("=")[2] not in names:
-                left_out[name] = f"{setting.owner} is not in use"
+                not_chosen[name] = f"{setting.owner} is not in use"
     settings = _assembled(schema, values_, places, chosen)
-    cast(Any, settings).given = _left_out(given, left_out)
-    return without_unused(settings, dict(_unused(settings)))
+    cast(Any, settings).given = _without(given, not_chosen, left_out)
+    return without_unused(settings, dict(_unused(settings)), left_out)
 
 
 def _used_and_given(slot: Slot, known: Mapping[str, Key], given: Mapping[str, Given]) -> dict[str, Key]:
@@ -527,25 +562,30 @@ def _used_and_given(slot: Slot, known: Mapping[str, Key], given: Mapping[str, Gi
             head = name.removeprefix(slot.prefix).partition(".")[0]
             if name.partition("{")[0] not in known and (owner := slot.registry.named(head)) is not None:
                 names.add(owner)
+    for name in names:
+        slot.registry.note_namesakes(name)
     return {name: k for owner in slot.registry if owner in names for name, k in slot.keys(owner).items()}
 
 
-def _left_out(given: Mapping[str, Given], reasons: Mapping[str, str]) -> dict[str, Given]:
-    """Leave out values that have no effect, and print a note of each.
+def _without(
+    given: Mapping[str, Given], reasons: Mapping[str, str], left_out: dict[str, str] | None
+) -> dict[str, Given]:
+    """Leave out values that have no effect, and print a note of each that was not typed.
 
     Args:
         given: full name of each value that the user gave -> the value.
         reasons: full name of each value without effect -> the reason.
     Returns:
         The other values.
-    Raises:
-        UsageError: a value without effect was typed.
     """
     notes: dict[tuple[str, str], list[str]] = {}
     for name, reason in reasons.items():
-        if given[name].typed:
+        if not given[name].typed:
+            notes.setdefault((given[name].where, reason), []).append(shown(name))
+        elif left_out is None:
             raise UsageError(f"{given[name].where} has no effect: {reason}")
-        notes.setdefault((given[name].where, reason), []).append(shown(name))
+        else:
+            left_out[given[name].where] = reason
     for (where, reason), names in notes.items():
         log(f"note: {where}: left out {', '.join(names)}: {reason}")
     return {name: value for name, value in given.items() if name not in reasons}
@@ -572,25 +612,28 @@ def _choice(settings: Any) -> str:
     return slot.chosen(getattr(settings, slot.chooser))[0]
 
 
+def _moved(name: str, known: Sequence[str], schema: type | None) -> str | None:
+    """Key that this command has in the place of another command's, by its HINTS; None where it has none."""
+    first, hints = name.partition(".")[0], cast(dict[str, str], getattr(schema, "HINTS", {}))
+    moved = f"{hints[first]}{name.removeprefix(first)}" if first in hints else None
+    return moved if any(k in (moved, f"{moved}.name") for k in known) else None
+
+
 def _hint(name: str, known: Iterable[str], schema: type | None = None) -> str:
     """Hint for an unknown key: keys with the same last part (optim.lr for `lr`), or the key with the nearest spelling.
 
     Args:
-        name: the unknown key.
-        known: full names of the known keys.
         schema: dataclass of the command's settings; None for keys of a component.
     """
-    known, first, last = list(known), name.partition(".")[0], name.rpartition(".")[2]
-    hints: dict[str, str] = getattr(schema, "HINTS", {})
-    moved = f"{hints[first]}{name.removeprefix(first)}" if first in hints else None
-    if moved is not None and any(k in (moved, f"{moved}.name") for k in known):
+    known, first, last = list(known), name.partition(".")[0], synonym(name.rpartition(".")[2])
+    if (moved := _moved(name, known, schema)) is not None:
         return f"; did you mean {moved!r}?"
     ending = [k for k in known if k.rpartition(".")[2] == last]
     ending = [k for k in ending if k.startswith(f"{first}.")] or ending
     if not ending:
         return did_you_mean(name, known)
-    more = f" or {len(ending) - MOST_HINTS} more" if len(ending) > MOST_HINTS else ""
-    return f"; did you mean {' or '.join(map(repr, ending[:MOST_HINTS]))}{more}?"
+    more = [f"{len(ending) - MOST_HINTS} more"] if len(ending) > MOST_HINTS else []
+    return f"; did you mean {listed([*map(repr, ending[:MOST_HINTS]), *more], 'or')}?"
 
 
 def _assembled(
@@ -603,13 +646,11 @@ def _assembled(
     """Make the dataclass of the settings.
 
     Args:
-        schema: the dataclass.
         values_: full name of each key -> its value.
-        places: places of the settings of components.
         chosen: names of the chosen components of each place.
         prefix: prefix of the names of its keys.
     """
-    hints, arguments = get_type_hints(schema), {}
+    hints, arguments = type_hints(cast(type, schema)), {}
     for f in dataclasses.fields(cast(Any, schema)):
         kind = hints[f.name]
         slot = next((s for s in places if s.prefix == prefix and s.field == f.name), None)
@@ -632,7 +673,7 @@ def _full_name(schema: type, name: str) -> str:
     """Full name of a key: `teacher.name` for `teacher`, since a plain value for a section sets its first key."""
     node = schema
     for part in name.split("."):
-        hints = get_type_hints(node)
+        hints = type_hints(node)
         kind = hints.get(part)
         if kind is None or not dataclasses.is_dataclass(kind):
             return name
@@ -653,9 +694,22 @@ def _from_environment(schema: type, environ: Mapping[str, str]) -> Iterator[tupl
     variables = {v: v.removeprefix("SPKD_").replace("__", ".").lower() for v in environ if v.startswith("SPKD_")}
     for variable, name in variables.items():
         if _is_key(schema, name):
-            yield name, Given(variable, environ[variable], False)
+            yield _with_capitals(schema, name), Given(variable, environ[variable], False)
         elif not any(_is_key(COMMANDS[command], name) for command in COMMANDS):
-            log(f"note: {variable}: no command has a setting {name!r}")
+            valid = [k.name for kind in COMMANDS.values() for k in (*keys(kind), *component_keys(kind))]
+            near = did_you_mean(variable, [f"SPKD_{full.replace('.', '__').upper()}" for full in valid])
+            log(f"note: {variable}: no command has a setting {name!r}{near}")
+
+
+def _with_capitals(schema: type, name: str) -> str:
+    """Name of the key for which a name in small letters stands: components of installed packages may have others."""
+    for slot in slots(schema):
+        if (owner := slot.registry.named(name.removeprefix(slot.prefix).partition(".")[0])) and _is_of(slot, name):
+            spelt = {k: k.lower() for k in slot.keys(owner)}
+            return next(
+                (k + name.removeprefix(low) for k, low in spelt.items() if f"{name}.".startswith(f"{low}.")), name
+            )
+    return name
 
 
 def _is_of(slot: Slot, name: str) -> bool:
@@ -669,6 +723,14 @@ def _is_item(schema: type, name: str) -> bool:
     return _key_or_item({k.name: k for k in keys(schema)}, name) is not None
 
 
+def named_alike(schema: type, name: str) -> list[str]:
+    """Full names of the keys that a name may stand for: a key itself, or the first keys with the same last part."""
+    if _is_key(schema, name):
+        return [name]
+    every = (k.name for k in (*keys(schema), *component_keys(schema)))
+    return [full for full in every if full.rpartition(".")[2] == name][:MOST_HINTS]
+
+
 def _is_key(schema: type, name: str) -> bool:
     full = _full_name(schema, name)
     return _is_item(schema, full) or any(_is_of(slot, full) for slot in slots(schema))
@@ -677,9 +739,6 @@ def _is_key(schema: type, name: str) -> bool:
 def _yaml(text: str, where: str) -> Any:
     """Parse YAML whose scalars all stay text, since the type of a key decides how they are read. Tags are ignored.
 
-    Args:
-        text: the YAML.
-        where: file or argument, for errors.
     Raises:
         UsageError: not valid YAML, an alias (with which a short file could become endless), or a name that is twice in
             a mapping.
@@ -707,24 +766,20 @@ def _yaml(text: str, where: str) -> Any:
 
 
 def _from_file(schema: type, file: str | Path | None) -> list[list[tuple[str, Given]]]:
-    """Values of a settings file: those that commands share, then those of the command.
-
-    Raises:
-        UsageError: the file cannot be read, or has an unknown key.
-    """
+    """Values of a settings file: those that commands share, then those of the command."""
     # Read the file.
     if file is None:
-        if not Path(SETTINGS_FILE).is_file():
+        if not Path(SETTINGS_FILE).exists():
             return []
         file = SETTINGS_FILE
-    tree = _read_yaml(Path(file))
+    tree = read_tree(Path(file))
     # Check the names of shared keys.
     shared = {k: v for k, v in tree.items() if k not in COMMANDS}
     everywhere = {f.name for name in COMMANDS for f in dataclasses.fields(COMMANDS[name])} - {"given"}
     here = {f.name for f in dataclasses.fields(cast(Any, schema))}
     for name in shared:
         if name not in everywhere and not any(_is_key(COMMANDS[command], name) for command in COMMANDS):
-            raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), everywhere)}")
+            raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), [*COMMANDS, *everywhere])}")
     command, borrows = cast(Any, schema).COMMAND, cast(Any, schema).BORROWS
     # Take the values that concern this command.
     section_ = tree.get(command) or {}
@@ -733,7 +788,7 @@ def _from_file(schema: type, file: str | Path | None) -> list[list[tuple[str, Gi
     sources = ({k: v for k, v in shared.items() if k in here or _is_key(schema, k)}, section_)
     return [
         [
-            (name, Given(str(file), value, False))
+            (name, Given(str(file), value, False, True))
             for name, value in _flatten(schema, source)
             if not borrows or _is_key(schema, name)
         ]
@@ -741,17 +796,14 @@ def _from_file(schema: type, file: str | Path | None) -> list[list[tuple[str, Gi
     ]
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_tree(file: Path) -> dict[str, Any]:
+    """Content of a settings file, whose scalars all stay text. Raises UsageError where it cannot be read."""
     try:
-        if not file.is_file() and file.exists():
-            raise UsageError(f"{file}: not a regular file")
-        if file.stat().st_size > MAX_YAML:
-            raise UsageError(f"{file}: larger than any settings file")
-        text = file.read_text("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UsageError(f"no settings file {file}") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{file}: cannot be read as text ({error})") from error
+        text = read_text(file, MOST_OF_SETTINGS)
+    except SpkdError as error:
+        raise UsageError(f"settings file {error}") from error
+    except OSError as error:
+        raise UsageError(f"settings file {file}: cannot be read ({error.strerror})") from error
     tree = _yaml(text, str(file)) or {}
     if not isinstance(tree, dict) or not all(isinstance(k, str) for k in tree):
         raise UsageError(f"{file}: expected `key: value` lines")
@@ -760,7 +812,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _flatten(schema: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Pairs of a dotted name and a value. Sections are flattened; values that are mappings stay whole."""
-    hints = get_type_hints(schema)
+    hints = type_hints(schema)
     for name, value in tree.items():
         kind = hints.get(str(name))
         if isinstance(value, dict) and dataclasses.is_dataclass(kind):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 MOST_SHOWN = 2000  # most characters of an error that are shown
+SYNONYMS = {"gpu": "cuda", "learning-rate": "lr"}  # folded word -> ours, whose spelling is not near
+# The user part of an address in a text: up to the last @ of the line where what follows a colon is no port.
+USER = re.compile(r"(?<=://)(?:[^/?#\s@:\[]*:(?!\d{1,5}(?:[^\w@]|$))[^\n]*@|[^/?#\s]+@)")
+QUERY = re.compile(r"(\w://[^?\n]*)\?(?!\*\*\*)\S[^\n]*")
 
 
 class SpkdError(Exception):
@@ -33,9 +38,53 @@ class Interrupted(SpkdError):
     exit_code = 130
 
 
+def without_secrets(text: str) -> str:
+    """Text with `***` in the place of credentials in addresses: `user:password@`, and all that follows `?`.
+
+    As nothing tells where an address ends that has a space or a quote, more may be left out, up to the end of the line.
+    """
+    return QUERY.sub(r"\1?***", USER.sub("***@", text))
+
+
+def public_address(url: str) -> str:
+    """An address, or a path on this machine, without credentials."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    _, at, host = authority.rpartition("@")
+    path, query, _ = f"{host}{rest[len(authority) :]}".partition("?")
+    return without_secrets(f"{scheme}://{'***@' if at else ''}{path}{'?***' if query else ''}")
+
+
+def check_address(url: str) -> None:
+    """Check that user and password of a web address can be separated from what follows.
+
+    Raises:
+        UsageError: they cannot; the address is not in the message, as any of its parts may be a password.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("http", "https"):
+        return
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    place, _, query = rest[len(authority) :].partition("?")
+    host = re.sub(r"\[.*\]", "", authority.rpartition("@")[2])
+    _, colon, port = host.partition(":")
+    has_user_behind = "@" in place or (not place and "@" in query)
+    if (colon and not re.fullmatch(r"\d{0,5}", port)) or (has_user_behind and (colon or "@" in authority)):
+        raise UsageError(
+            "an address whose user, password and host cannot be separated; write / as %2F, ? as %3F, # as %23 and "
+            ": as %3A in a password, and @ as %40 in a path"
+        )
+
+
 def printable(text: str) -> str:
-    """Text in one line, with escapes instead of characters that a terminal would obey, or could not show."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    """Text in one line, with escapes instead of characters that a terminal would obey, or could not show.
+
+    Credentials in addresses are left out.
+    """
+    shown = without_secrets(text)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in shown)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     shown = shown.encode(encoding, "backslashreplace").decode(encoding)
     return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
@@ -50,29 +99,53 @@ def first_line(error: BaseException) -> str:
     return (lines[0].strip() if lines else type(error).__name__)[:300]
 
 
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """Words in a sentence: `a, b and c`."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def bracketed(key: str, text: str) -> str:
+    """Hint for a text with commas where a list was expected, `; a list is written KEY=[a,b]`; "" without commas."""
+    return f"; a list is written {key}=[{shlex.quote(text)}]" if "," in text else ""
+
+
+def first_few(words: Sequence[object], most: int = 3) -> str:
+    """The first of many words: `a, b, c, ...`."""
+    return ", ".join(map(str, words[:most])) + (", ..." if len(words) > most else "")
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """Hint for an unknown word: the valid word with the nearest spelling, or the valid words where none is near.
 
-    Args:
-        word: the unknown word.
-        valid: the valid words.
+    Capitals do not matter, nor whether words are joined by - or by _.
+
     Returns:
         `; did you mean 'x'?`, `; valid: x, y`, or "" where there are many valid words.
     """
-    choices = sorted(map(str, valid))
-    near = difflib.get_close_matches(word[:200], choices, n=1, cutoff=0.5)
+    choices = sorted({str(choice) for choice in valid} - {word})
+    folded = {_folded(choice): choice for choice in choices}
+    word = synonym(word)
+    near = difflib.get_close_matches(_folded(word[:200]), folded, n=1, cutoff=0.5)
     if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; valid: {', '.join(choices)}" if 0 < len(choices) <= 12 else ""
+        return f"; did you mean {folded[near[0]]!r}?"
+    return f"; valid: {', '.join(choices)}" if 0 < len(choices) <= 16 else ""
 
 
-def reported(error: Exception, command: Sequence[str], plug_ins: Sequence[str] = ()) -> int:
+def synonym(word: str) -> str:
+    """The word of spkd for another one of the same meaning."""
+    return SYNONYMS.get(_folded(word), word)
+
+
+def _folded(word: str) -> str:
+    return word.casefold().replace("_", "-")
+
+
+def reported(error: Exception, command: Sequence[str], plug_ins: Callable[[], Sequence[str]] = tuple) -> int:
     """Print an error in one line.
 
     Args:
-        error: the error.
-        command: the command and its arguments.
-        plug_ins: modules of other packages, to which their errors are to be reported.
+        plug_ins: gives the modules of other packages, to which their errors are to be reported; asked only where an
+            error is unexpected, since the metadata of every installed package is read for it.
     Returns:
         The exit code.
     """
@@ -96,8 +169,8 @@ def reported(error: Exception, command: Sequence[str], plug_ins: Sequence[str] =
         log = _kept(error, command)
         lines = [
             f"unexpected failure of `{shlex.join(['spkd', *command[1:3]])}`: {type(error).__name__}: "
-            f"{first_line(error)}; the traceback is in {log}; please report it to {_owner(error, plug_ins)} with that "
-            "file"
+            f"{first_line(error)}; the traceback is in {log}; please report it to {_owner(error, plug_ins())} "
+            "with that file"
         ]
         code = 1
     print("\n".join(printable(line) for line in [f"error: {lines[0]}", *lines[1:]]), file=sys.stderr)
@@ -132,12 +205,8 @@ def _of_system(error: OSError) -> str:
 
 
 def _kept(error: Exception, command: Sequence[str]) -> str:
-    """Write the traceback to a file.
-
-    Returns:
-        Path of the file.
-    """
-    text = f"{shlex.join(command)}\n{''.join(traceback.format_exception(error))}"
+    """Write the traceback to a file."""
+    text = without_secrets(f"{shlex.join(command)}\n{''.join(traceback.format_exception(error))}")
     try:
         descriptor, path = tempfile.mkstemp(prefix="spkd-error-", suffix=".log")
         with open(descriptor, "w", errors="backslashreplace") as file:

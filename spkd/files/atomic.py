@@ -1,21 +1,56 @@
-"""Atomic writing of files, by a temporary name, fsync, rename and fsync of the folder; and reading with limits."""
+"""Atomic and durable writing of files and folders.
+
+Everything that spkd writes appears whole, and what was written stays after a power cut: a file is written under a
+temporary name, synced and renamed, and its folder is synced. The temporary file is locked while its process lives, so
+that files left by killed processes can be distinguished from those being written. Some file systems keep locks to one
+machine, so that the name of a temporary file tells its machine, too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
+import socket
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 from spkd.errors import SpkdError
+from spkd.progress import track
 
 PART = ".part"  # suffix of files that are being written
-MAX_DEPTH = 64  # most levels of nesting in JSON that is read; the files of spkd have 6
-_UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EACCES)
+ELSEWHERE = 86_400.0  # s without a change after which what another machine was writing is taken for abandoned
+PROBE = "probe"  # name of files that show whether a folder can be written
+# File of a folder that a command wrote -> what the folder holds.
+HOLDS = {
+    "card.json": "a teacher cache",
+    "COMPLETE.json": "a teacher cache",
+    "model.json": "a student",
+    "run.json": "a student",
+    "report.json": "an evaluation",
+    "comparison.json": "a comparison",
+}
+_UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EACCES, errno.EXDEV)
+_PART_NAME = re.compile(rf"(.+)\.([0-9a-f]{{6}})[0-9a-f]{{10}}{re.escape(PART)}")
+
+
+@cache
+def machine_id() -> str:
+    """Name of this machine since it was started, which all its containers share: six hexadecimal digits."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        name = socket.gethostname().encode()
+    return hashlib.sha256(name).hexdigest()[:6]
 
 
 class _Identity:
@@ -35,36 +70,249 @@ if hasattr(os, "register_at_fork"):
 
 
 def worker_id() -> str:
-    """The name of this process in claims, commit records and temporary files."""
+    """The name of this process in claims and commit records."""
     return _identity.name
 
 
 def part_path(path: Path) -> Path:
-    """Path next to `path` for a file that is being written, used by this process alone."""
-    return path.with_name(f"{path.name}.{worker_id()}{PART}")
+    """New path next to `path` for a file that is being written, under which nobody can have put a link before."""
+    return path.with_name(f"{path.name}.{machine_id()}{secrets.token_hex(5)}{PART}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder durably, with those above it, unless it exists."""
+    if folder.is_dir():
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_folder(made.parent)
 
 
 def sync_folder(folder: Path) -> None:
     """Make renames within a folder durable, where the file system supports it."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(folder)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+class PartFile:
+    """File that is being written under a temporary name, locked as long as this process writes it.
+
+    Args:
+        path: path of the finished file. Its folder is made if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        make_folder(path.parent)
+        self.path, self._temporary = path, part_path(path)
+        self.file: BinaryIO = open(self._temporary, "x+b")
+        while not _hold(self.file.fileno(), self._temporary):
+            self.file.close()
+            self.file = open(self._temporary, "x+b")
+
+    def sync(self) -> None:
+        """Make the content durable, still under the temporary name."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def publish(self) -> None:
+        """Give the file its name, durably. Another file of that name is replaced.
+
+        Raises:
+            OSError: the file cannot be written, or a folder has its name; the error names it.
+        """
+        self.sync()
+        try:
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self.file.close()
+        sync_folder(self.path.parent)
+
+    def abandon(self) -> None:
+        """Remove the file, unless it was published."""
+        with contextlib.suppress(OSError):  # what is buffered may not fit on the disk
+            self.file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _hold(descriptor: int, temporary: Path) -> bool:
+    """Lock a file or folder that is being written.
+
+    Returns:
+        Whether it is still there: another process may have taken it for abandoned before it was locked.
+    """
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(temporary))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """File that appears durably, whole, where the block ends without an error, and not at all otherwise.
+
+    Args:
+        path: path of the file. Its folder is made if it does not exist.
+    Yields:
+        The open file. Libraries that open files themselves write to its `name`.
+    Raises:
+        OSError: the file cannot be written, for example since the disk is full; the error names it.
+    """
+    part = PartFile(path)
+    try:
+        yield part.file
+        part.publish()
+    except OSError as error:
+        if error.errno is None or str(error.filename or part.file.name) != part.file.name:  # of another file
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        part.abandon()
+
+
+@contextlib.contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Folder that appears durably, whole, where the block ends without an error, and not at all otherwise.
+
+    What kills left of it is removed.
+
+    Args:
+        path: path of the folder, which does not exist or is empty.
+    Yields:
+        Path of the folder under its temporary name.
+    Raises:
+        FileExistsError: the folder was made by another process meanwhile.
+    """
+    remove_abandoned(path.parent, [path.name])
+    temporary = part_path(path)
+    make_folder(path.parent)
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY)
+    while not _hold(descriptor, temporary):
+        os.close(descriptor)
+        temporary.mkdir()
+        descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary, topdown=False):
+            for name in names:
+                _sync(Path(folder, name))
+            sync_folder(Path(folder))
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        sync_folder(path.parent)
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def set_aside(path: Path, name: str) -> Path:
+    """Give a folder that is to be removed a temporary name, durably, by which what a kill leaves of it is known.
+
+    Args:
+        name: name beside it for which `remove_abandoned` finds it.
+    Returns:
+        Its new path.
+    """
+    aside = part_path(path.with_name(name))
+    os.rename(path, aside)
+    sync_folder(path.parent)
+    return aside
+
+
+def remove_abandoned(folder: Path, names: Collection[str] | None = None) -> None:
+    """Remove files and folders that processes were writing when they were killed.
+
+    Those of another machine, whose locks may not be seen here, are removed when they have not changed for a day.
+
+    Args:
+        folder: folder that is searched; folders within it are not.
+        names: names of the files and folders that were being written; None: any.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            match = _PART_NAME.fullmatch(entry.name)
+            if match is None or (names is not None and match[1] not in names) or entry.is_symlink():
+                continue
+            with contextlib.suppress(OSError), _opened_alone(entry.path):
+                if match[2] != machine_id() and _silence(Path(entry.path)) < ELSEWHERE:
+                    continue
+                if entry.is_dir():
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+def _silence(part: Path) -> float:
+    """Time since the last change of a file, or of anything in a folder (s), by the clock of its file system."""
+    changed = max(path.lstat().st_mtime for path in (part, *part.rglob("*")))
+    probe = part_path(part.with_name(PROBE))
+    with open(probe, "xb") as file:
+        probe.unlink()
+        return os.fstat(file.fileno()).st_mtime - changed
+
+
+@contextlib.contextmanager
+def _opened_alone(path: str) -> Iterator[None]:
+    """Lock of a file or folder against the process that writes it. Raises OSError where it is held, or impossible."""
+    # A lock on a file needs it open for writing on network file systems; folders cannot be opened so.
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def without_links(path: str, flags: int) -> int:
+    """Opener of a file that follows no symbolic link, and does not wait where the path names a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Opener of a file that does not wait where the path names a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def appending(path: Path) -> IO[str]:
+    """Open a file to add lines to it, or to lock it. A symbolic link is not followed, and a pipe not waited for.
+
+    Raises:
+        SpkdError: a symbolic link, or not a regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise SpkdError(f"{path}: not a regular file")
+    try:
+        return open(path, "a", opener=without_links)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise SpkdError(f"{path}: a symbolic link, which is not written through; remove it") from error
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically and durably. Its folder is made if it does not exist."""
-    temporary = _written(path, data)
-    try:
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with writing(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -72,123 +320,74 @@ def write_json(path: Path, tree: Any) -> None:
     write_bytes(path, _json(tree))
 
 
+def remove(path: Path) -> None:
+    """Remove a file durably, if it is there."""
+    if path.is_symlink() or path.exists():
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def write_copy(source: Path, path: Path) -> None:
+    """Copy a file atomically and durably: by a hard link where the file system allows it, else byte by byte.
+
+    Raises:
+        FileNotFoundError: there is no `source`.
+    """
+    make_folder(path.parent)
+    temporary = part_path(path)
+    try:
+        _sync(source)  # it may be a copy that was made a moment ago
+        os.link(source, temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        with writing(path) as file, open(source, "rb") as content:
+            shutil.copyfileobj(content, file, 1 << 22)
+    finally:
+        temporary.unlink(missing_ok=True)  # still there where both names were links to one file
+
+
 def create_json(path: Path, tree: Any) -> bool:
-    """`create_bytes` of a JSON tree."""
-    return create_bytes(path, _json(tree))
+    """Write a JSON file unless it exists; of several processes exactly one succeeds. Its folder is made if need be.
 
-
-def create_bytes(path: Path, data: bytes) -> bool:
-    """Write a file unless it exists; of several processes exactly one succeeds.
+    It is for claims and locks: atomic, but not durable, as after a power cut nobody holds any.
 
     Returns:
         Whether this process wrote it.
     """
-    temporary = _written(path, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = part_path(path)
     try:
+        with open(temporary, "xb") as file:
+            file.write(_json(tree))
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except FileNotFoundError:  # another process took the temporary file for one that a kill left
+        return create_json(path, tree)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        return _create_without_links(path, data)
+        return _create_without_links(path, _json(tree))
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
     return True
 
 
 def _create_without_links(path: Path, data: bytes) -> bool:
-    """`create_bytes` on file systems without hard links. A kill may leave the file incomplete."""
+    """`create_json` on file systems without hard links. A kill may leave the file incomplete."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with open(path, "xb") as file:
+            file.write(data)
     except FileExistsError:
         return False
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
     return True
 
 
 def _json(tree: Any) -> bytes:
     return (json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _written(path: Path, data: bytes) -> Path:
-    """Write a temporary file next to `path`, durably; it is removed if writing fails.
-
-    Returns:
-        Path of the temporary file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = part_path(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    return temporary
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file.
-
-    Raises:
-        SpkdError: it is missing, or not a regular file.
-    """
-    if not path.is_file():
-        raise SpkdError(f"{path}: {'not a regular file' if path.exists() else 'missing'}")
-    return path.read_bytes()
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        SpkdError: it is missing, or not JSON.
-    """
-    return parse_json(read_bytes(path), str(path))
-
-
-def parse_json(data: bytes | str, where: str) -> Any:
-    """Parse JSON of limited depth.
-
-    Args:
-        data: the text.
-        where: name of the file, for errors.
-    Raises:
-        SpkdError: not JSON, or nested too deep.
-    """
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
-        reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
-        raise SpkdError(f"{where}: damaged, not valid JSON ({reason})") from error
-    if _depth(tree) > MAX_DEPTH:
-        raise SpkdError(f"{where}: damaged, JSON nested too deep")
-    return tree
-
-
-def _depth(tree: Any) -> int:
-    """Number of levels of nesting, computed without recursion."""
-    level, depth = [tree], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            return depth
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-    return depth
 
 
 def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path]]:
@@ -198,7 +397,6 @@ def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], list[
     links, every name is listed.
 
     Args:
-        root: the folder.
         suffixes: suffixes in lower case, each with its dot.
     Returns:
         The files, and the symbolic links to files and folders that are listed under another name.
@@ -206,62 +404,135 @@ def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], list[
     # Real folders are searched before linked ones, so that a file is listed under its name without links.
     real, linked = deque([root]), deque[Path]()
     files, repeated, seen = dict[str, Path](), list[Path](), set[str]()
-    while real or linked:
-        folder = real.popleft() if real else linked.popleft()
-        try:
-            place = os.path.realpath(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
-        except OSError:
-            continue
-        if place in seen:
-            repeated.append(folder)
-            continue
-        seen.add(place)
-        for entry in entries:
-            path = Path(entry.path)
+    with track("searching", 1, "folders") as bar:
+        while real or linked:
+            folder = real.popleft() if real else linked.popleft()
+            bar.total = bar.done + len(real) + len(linked) + 1
+            bar.advance(1)
             try:
-                if entry.is_dir():
-                    (linked if entry.is_symlink() else real).append(path)
-                elif entry.is_file() and path.suffix.lower() in suffixes:
-                    where = os.path.realpath(path) if entry.is_symlink() else os.path.join(place, entry.name)
-                    repeated += [path] * (files.setdefault(where, path) != path)
-            except OSError:  # a broken link, or a folder without permission
+                place = os.path.realpath(folder)
+                entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
+            except OSError:
                 continue
+            if place in seen:
+                repeated.append(folder)
+                continue
+            seen.add(place)
+            for entry in entries:
+                path = Path(entry.path)
+                try:
+                    if entry.is_dir():
+                        (linked if entry.is_symlink() else real).append(path)
+                    elif entry.is_file() and path.suffix.lower() in suffixes:
+                        where = os.path.realpath(path) if entry.is_symlink() else os.path.join(place, entry.name)
+                        repeated += [path] * (files.setdefault(where, path) != path)
+                except OSError:  # a broken link, or a folder without permission
+                    continue
     return sorted(files.values()), sorted(repeated)
 
 
 def writable_folder(folder: str | Path) -> Path:
-    """Make a folder, and check that it can be written, before a long computation.
+    """Make a folder, and check that it can be written, before a long computation. What kills left there is removed.
 
-    Returns:
-        Path of the folder.
     Raises:
         SpkdError: it cannot be made or written.
     """
     path = Path(folder)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = part_path(path / "probe")
-        probe.touch()
-        probe.unlink()
+        make_folder(path)
+        probe = part_path(path / PROBE)
+        probe.touch(exist_ok=False)
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise SpkdError(f"{folder}: cannot be written ({error.strerror})") from error
+    remove_abandoned(path)
     return path
+
+
+def check_no_links(root: Path, folders: Iterable[str | Path]) -> None:
+    """Check that folders within an output folder are no symbolic links, by which files elsewhere would be replaced.
+
+    Args:
+        root: the output folder, which may be a link itself.
+        folders: paths within it, which need not exist.
+    Raises:
+        SpkdError: one of them, or a folder above it within the output folder, is a symbolic link.
+    """
+    for folder in map(Path, folders):
+        for part in (folder, *folder.parents):
+            if part.name and (root / part).is_symlink():
+                raise SpkdError(f"{root / part}: a symbolic link, which is not written through; remove it")
+
+
+def check_holds_no_other(folder: str | Path, what: str) -> None:
+    """Check that a folder for output does not hold what another command wrote: their files would be mixed.
+
+    Args:
+        what: what it may hold, as `HOLDS` names it.
+    Raises:
+        SpkdError: it holds something else.
+    """
+    for name, held in HOLDS.items():
+        if held != what and (Path(folder) / name).is_file():
+            raise SpkdError(f"{folder}: holds {held} ({name}); choose another folder for {what}")
+
+
+def check_replaces_none(folder: str | Path, names: Iterable[str], records: Mapping[str, str]) -> None:
+    """Check that a command replaces no files of others in its folder for output.
+
+    Args:
+        names: names of the files that it writes.
+        records: name of each file by which it knows a folder of its own, which it writes before the others -> key that
+            is near the beginning of such a file.
+    Raises:
+        SpkdError: one of the files is there, and none of the records.
+    """
+    for name, key in records.items():
+        with contextlib.suppress(OSError), open(Path(folder) / name, "rb", opener=without_waiting) as file:
+            if f'"{key}"'.encode() in file.read(4096):
+                return
+    for path in (Path(folder) / name for name in names):
+        if os.path.lexists(path):
+            reason = f"no {' or '.join(records)} of spkd is beside it"
+            raise SpkdError(f"{path}: would be replaced ({reason}); choose another folder, or remove it")
+
+
+def check_not_among(out: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:
+    """Check that a command replaces none of its own inputs.
+
+    Args:
+        out: files that it writes.
+        inputs: files that it reads, which may be missing, or no names of files.
+    Raises:
+        SpkdError: a file is both.
+    """
+    read = [path for path in inputs if path is not None and os.path.exists(path)]
+    for path in out:
+        if os.path.exists(path) and (same := next((one for one in read if os.path.samefile(one, path)), None)):
+            raise SpkdError(f"{path}: would replace {same}, which is read; choose another name")
 
 
 def check_writable(path: str | Path) -> None:
     """Check that a file can be written, before a long computation. Neither the file nor its folder is made.
 
+    What kills left of the file is removed.
+
     Raises:
-        SpkdError: it is a folder, or the folder of the file cannot be made or written.
+        SpkdError: it is a folder, a device or another thing that is no regular file, its name is too long to be written
+            under a temporary one, or its folder cannot be made or written.
     """
     target = Path(path)
-    if target.is_dir():
-        raise SpkdError(f"{path}: cannot be written (it is a folder)")
+    if os.path.lexists(target) and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise SpkdError(f"{path}: cannot be written (it is {kind})")
     folder = next(parent for parent in target.absolute().parents if parent.exists() or parent.is_symlink())
     try:
-        probe = part_path(folder / "probe")
-        probe.touch()
-        probe.unlink()
+        for name in target.absolute().parent.relative_to(folder).parts:  # folders that would be made
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).lstat()
+        probe = part_path(folder / target.name)
+        probe.touch(exist_ok=False)
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise SpkdError(f"{path}: cannot be written ({error.strerror})") from error
+    remove_abandoned(target.parent, [target.name])

@@ -27,11 +27,7 @@ def of_blocks(blocks: Iterable[bytes]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """Digest of a file's content.
-
-    Raises:
-        OSError: it cannot be read, or is not a regular file.
-    """
+    """Digest of a file's content. Raises OSError: it cannot be read, or is not a regular file."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
@@ -40,7 +36,8 @@ def of_file(path: Path) -> str:
 
 def of_tree(tree: Any) -> str:
     """Digest of a JSON tree, independent of the order of its keys and of its layout in a file."""
-    return of_bytes(json.dumps(tree, sort_keys=True).encode())
+    # As it is read back: keys that are numbers are text in JSON, and sorted as text ("10" before "9").
+    return of_bytes(json.dumps(json.loads(json.dumps(tree)), sort_keys=True).encode())
 
 
 def of_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -8,7 +8,9 @@ dict, it holds for every item.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -16,22 +18,25 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 from spkd.errors import SpkdError, did_you_mean
 
 Record = TypeVar("Record")
+NUMBER = re.compile(r"[-+.0-9A-Za-z]{1,40}")  # what Python takes besides: underscores, spaces, digits of every script
 TRUE, FALSE, NULL = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("null", "none", "~", "")
+
+
+@functools.cache
+def type_hints(kind: type) -> Mapping[str, Any]:
+    """Name of each field of a dataclass -> its type. One record is read for every unit and every key of a command."""
+    return types.MappingProxyType(get_type_hints(kind))
 
 
 def record(kind: type[Record], tree: Any, where: str) -> Record:
     """A dataclass from a JSON object.
 
-    Args:
-        kind: the dataclass.
-        tree: the parsed JSON.
-        where: name of the file, for errors.
     Raises:
         SpkdError: not an object, an unknown or missing name, or a value of the wrong type or outside its range.
     """
     if not isinstance(tree, dict):
         raise SpkdError(f"{where}: damaged (expected an object, found {type(tree).__name__})")
-    hints, fields = get_type_hints(kind), {f.name: f for f in dataclasses.fields(cast(Any, kind))}
+    hints, fields = type_hints(cast(type, kind)), {f.name: f for f in dataclasses.fields(cast(Any, kind))}
     for name in tree:
         if name not in fields:
             raise SpkdError(f"{where}: damaged (unknown name {str(name)[:40]!r})")
@@ -53,10 +58,7 @@ def convert(
     """Convert a value to a type: bool, int, float, str, None, lists, tuples, dicts, dataclasses and unions with None.
 
     Args:
-        kind: the type.
-        value: the plain value.
         limits: metadata of the field: `low` and `high`, the bounds of numbers; `positive`; `choices`.
-        where: name of the value, for errors.
         text: whether strings stand for numbers, truth values and null, as on a command line.
     Raises:
         ValueError: the value does not have the type, or is outside its limits; the message follows the value's name.
@@ -96,8 +98,12 @@ def convert(
 def _scalar(kind: type, value: Any, text: bool) -> Any:
     written = value.lower() if text and isinstance(value, str) else None
     if kind is str and isinstance(value, str):
-        if not text and any("\ud800" <= character <= "\udfff" for character in value):  # cannot be written as UTF-8
-            raise ValueError("must be text, not half of a surrogate pair")
+        if not value.isascii() and any(
+            "\ud800" <= character <= "\udfff" for character in value
+        ):  # half of a surrogate pair
+            raise ValueError("must be text that UTF-8 can write")
+        if text and (not value or "\0" in value):
+            raise ValueError("must not hold the character NUL" if value else "must not be empty")
         return value
     if kind is bool:
         if isinstance(value, bool):
@@ -107,8 +113,8 @@ def _scalar(kind: type, value: Any, text: bool) -> Any:
         raise ValueError(f"must be true or false, not {_shown(value)}")
     if kind in (int, float):
         try:
-            if written is not None and len(written) < 40 and "_" not in written:
-                return kind(written)
+            if written is not None and NUMBER.fullmatch(written):
+                return kind(written) + 0  # no negative zero
             if (
                 isinstance(value, int | float)
                 and not isinstance(value, bool)

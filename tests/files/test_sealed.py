@@ -4,10 +4,12 @@ import hashlib
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from spkd.errors import SpkdError
-from spkd.files.sealed import Format
+from spkd.files.sealed import Format, open_tensors, seal_tensors
 
 FORMAT = Format("spkd_thing", 3, "a thing", "make it again")
 
@@ -33,3 +35,26 @@ def test_a_changed_value_is_refused(change: dict[str, Any]) -> None:
 def test_another_kind_or_format_is_refused_with_its_remedy(tree: Any) -> None:
     with pytest.raises(SpkdError, match=r"^f.json: not a thing of format 3; make it again"):
         opened(tree)
+
+
+def test_the_same_tensors_give_the_same_bytes() -> None:
+    tensors = {"b": np.arange(3.0), "a": np.arange(5, dtype=np.int8)}
+    metadata = dict.fromkeys("defghi", "x")
+    assert len({data := seal_tensors(save, tensors, metadata) for _ in range(20)}) == 1
+    assert {name: values.tolist() for name, values in load(data).items()} == {"a": [0, 1, 2, 3, 4], "b": [0, 1, 2]}
+
+
+def test_every_flipped_bit_in_sealed_tensors_is_found() -> None:
+    tensors = {"b": np.arange(3, dtype=np.float16), "a": np.ones((2, 1), np.float32)}
+    good = seal_tensors(save, tensors, {"errors": "{}"})
+    assert open_tensors(good, "f") == {"errors": "{}"}
+    assert open_tensors(seal_tensors(save, {}), "f") == {}
+    assert {name: values.tolist() for name, values in load(good).items()} == {"a": [[1], [1]], "b": [0, 1, 2]}
+    for whole in (good, seal_tensors(save, {}, {"errors": "{}"})):
+        for at in range(8 * len(whole)):
+            flipped = bytearray(whole)
+            flipped[at // 8] ^= 1 << at % 8
+            with pytest.raises(SpkdError, match="^f: damaged"):
+                open_tensors(bytes(flipped), "f")
+    with pytest.raises(SpkdError, match="^f: damaged"):
+        open_tensors(save(tensors), "f")

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 from spkd.errors import SpkdError
 from spkd.files import text
-from spkd.files.text import numbered_lines, read_lines
+from spkd.files.text import counted, dotted, numbered_lines, read_lines
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,25 @@ def test_text_that_cannot_be_read_names_its_line(tmp_path: Path, monkeypatch: py
         list(read_lines(tmp_path / "bomb"))
     with pytest.raises(SpkdError, match="not a regular file"):
         list(read_lines(tmp_path))
+
+
+def test_gzipped_text_is_compared_with_its_bytes_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 4 MB that stands for 1.7 GB is refused in its first lines, not after 400 MB; a real list is read."""
+    monkeypatch.setattr(text, "SMALL", 1 << 20)
+    real = b"".join(b"%d id%05d/%d.wav\n" % (n % 2, 7919 * n % 10_000, n * n) for n in range(100_000))
+    path = tmp_path / "lines"
+    path.write_bytes(gzip.compress(real))
+    assert len(list(read_lines(path))) == 100_000
+    path.write_bytes(gzip.compress(b"a b 0.5\n") + gzip.compress(b"a b 0.5\n" * (1 << 19), 9) * 100)
+    lines = enumerate(read_lines(path))
+    with pytest.raises(SpkdError, match=r"lines: more than [\d,]+ characters of text in [\d,]+ gzipped bytes$"):
+        deque(itertools.takewhile(lambda line: line[0] < 500_000, lines), 0)  # of 52 million
+
+
+def test_things_are_counted_in_words() -> None:
+    assert [counted(count, "view") for count in (0, 1, 2, 1200)] == ["0 views", "1 view", "2 views", "1,200 views"]
+
+
+def test_nested_values_have_names_with_dots() -> None:
+    tree = {"seed": 1, "optim": {"lr": 0.1, "sgd": {"nesterov": True}, "none": {}}, "cache": ["a"]}
+    assert dotted(tree) == {"seed": 1, "optim.lr": 0.1, "optim.sgd.nesterov": True, "cache": ["a"]}
