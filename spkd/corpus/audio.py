@@ -5,6 +5,7 @@ All waveforms are float32 in [-1, 1].
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from dataclasses import dataclass
@@ -16,9 +17,17 @@ import numpy as np
 import soundfile
 import torch
 
-from spkd.corpus.ffmpeg import FORMATS, MISSING, FFmpegFile, takes
+from spkd.corpus.ffmpeg import FORMATS, MISSING, WARM_UP, FFmpegFile, takes
+from spkd.corpus.whole import content_to_read
+from spkd.files.reading import State, state_of
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", *FORMATS}
+AUDIO_SUFFIXES = {
+    *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga"),
+    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".sph", ".nist", ".caf", ".voc"),
+    *FORMATS,
+}
+# Suffixes of audio that cannot be decoded here: without a header, or in formats that neither library reads.
+OTHER_SUFFIXES = {".raw", ".pcm", ".wv1", ".wv2", ".shn", ".spx", ".ape", ".mpc", ".ra", ".rm", ".m4p", ".ac3", ".dts"}
 SAMPLE_RATE = 16_000  # Hz
 SLACK = 0.1  # s by which a file may be shorter than its manifest says (rounding, resampling)
 MAX_SECONDS = 100_000.0  # s of one utterance (28 h); a larger number is a duration in another unit
@@ -26,6 +35,7 @@ BLOCK = 1 << 20  # frames decoded at once, since a header may claim more than fi
 FULL_SCALE = 16.0  # peak above which float samples are at the scale of integers
 PLAUSIBLE = 200  # most frames per byte of a compressed file; if a header claims more, the frames are counted
 LARGEST_KERNEL = 1 << 24  # most numbers in the table of filters; rates without a common factor would need 10^9
+EXACT = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # beginnings of libsndfile's names of codings without a memory
 ZEROS, ROLLOFF = 6, 0.99  # zero crossings of the sinc on each side, cut-off of the low rate
 
 
@@ -33,13 +43,14 @@ class AudioError(Exception):
     """A file that cannot be used. It is listed as a rejection, and does not end a run.
 
     Args:
-        path: the file.
         reason: the reason, to follow the name of the file.
+        state: `state_of` the file that was decoded and found to be unusable; None where it could not be decoded, which
+            may be otherwise at the next attempt.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, state: State | None = None) -> None:
         super().__init__(f"{path}: {reason}")
-        self.reason = reason
+        self.reason, self.state = reason, state
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Decoded:
     wave: np.ndarray
     rate: int
     channels: int
+    state: State | None
     remark: str = ""
 
 
@@ -69,7 +81,7 @@ def probe(path: str) -> float:
         frames, rate = file.frames, file.samplerate
         if frames <= 0 or frames > PLAUSIBLE * os.stat(path).st_size:
             try:
-                frames = _count(file)
+                frames = file.count() if isinstance(file, FFmpegFile) else _count(file)
             except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
                 raise _unreadable(path, error) from error
     if frames <= 0:
@@ -93,7 +105,6 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
     """Decode a stretch of a file to a mono waveform at 16 kHz.
 
     Args:
-        path: the file.
         start: start of the stretch (s).
         duration: length of the stretch (s); None takes everything up to the end.
         channel: the channel to take, counted from 0; None averages all channels.
@@ -102,10 +113,11 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
             finite or far beyond full scale.
     """
     # Read the stretch: (frames, channels).
+    state = state_of(path)
     with _opened(path) as file:
         rate, channels = file.samplerate, file.channels
         if channel is not None and channel >= channels:
-            raise AudioError(path, f"has {channels} channels; channel {channel} was asked for (counted from 0)")
+            raise AudioError(path, f"has {channels} channels; channel {channel} was asked for (counted from 0)", state)
         try:
             if start:
                 file.seek(round(start * rate))
@@ -114,16 +126,63 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
             raise _unreadable(path, error) from error
         except MemoryError as error:
             raise AudioError(path, "does not fit into memory; cut it into shorter utterances") from error
-    # Take a channel or the mean of all, and check the samples.
+    wave = _one_channel(path, samples, channel, state)
+    return Decoded(resample(wave, rate, SAMPLE_RATE), rate, channels, state, remark_on(wave, samples))
+
+
+def _one_channel(path: str, samples: np.ndarray, channel: int | None, state: State | None) -> np.ndarray:
+    """(frames,): a channel, or the mean of all.
+
+    Args:
+        samples: (frames, channels).
+        channel: as of `decode`.
+    Raises:
+        AudioError: no samples, or samples that are not finite or far beyond full scale.
+    """
     if len(samples) == 0:
-        raise AudioError(path, "holds no samples")
-    wave = samples[:, channel or 0] if channels == 1 or channel is not None else samples.mean(axis=1)
-    if not np.isfinite(wave).all():
-        raise AudioError(path, "holds samples that are not finite (NaN or infinite)")
-    if (peak := float(np.abs(wave).max())) > FULL_SCALE:
-        raise AudioError(path, f"holds float samples up to {peak:.6g}: at integer scale; divide them by 32768")
-    wave = np.ascontiguousarray(wave)
-    return Decoded(resample(wave, rate, SAMPLE_RATE), rate, channels, remark_on(wave, samples))
+        raise AudioError(path, "holds no samples", state)
+    one = samples[:, channel or 0] if samples.shape[1] == 1 or channel is not None else samples.mean(axis=1)
+    wave = np.ascontiguousarray(one)
+    peak = _peak(wave)
+    if not math.isfinite(peak):
+        raise AudioError(path, "holds samples that are not finite (NaN or infinite)", state)
+    if peak > FULL_SCALE:
+        raise AudioError(path, f"holds float samples up to {peak:.6g}: at integer scale; divide them by 32768", state)
+    return wave
+
+
+def _peak(wave: np.ndarray) -> float:
+    """Greatest magnitude of a waveform; not finite where a sample is not."""
+    return max(float(wave.max()), -float(wave.min()))
+
+
+def _deviation(wave: np.ndarray) -> float:
+    """Standard deviation; from the power where the mean is so small that this loses nothing."""
+    mean, power = float(wave.mean()), float(np.dot(wave, wave)) / len(wave)
+    return math.sqrt(power - mean**2) if mean**2 < 0.1 * power else float(wave.std())
+
+
+@lru_cache(maxsize=1 << 16)
+def exact_length(path: str) -> int | None:
+    """Samples of a whole file of which `decode` gives any stretch as it lies in the whole; None where it may not.
+
+    These are files at 16 kHz that libsndfile reads from any sample on as from the first: PCM, floats and FLAC. MP3 and
+    Opus are decoded otherwise where a stretch begins, and a stretch is resampled to slightly other numbers.
+
+    Raises:
+        AudioError: as of `probe`.
+    """
+    with _opened(path) as file:
+        if not isinstance(file, soundfile.SoundFile) or not file.subtype.startswith(EXACT):
+            return None
+        if file.samplerate != SAMPLE_RATE or file.frames < 1:
+            return None
+        try:  # whether the file is as long as its header says
+            file.seek(file.frames - 1)
+            is_whole = len(file.read(2, always_2d=True)) == 1
+        except (soundfile.LibsndfileError, RuntimeError, OSError):
+            return None
+        return file.frames if is_whole else None
 
 
 def remark_on(wave: np.ndarray, samples: np.ndarray) -> str:
@@ -133,7 +192,7 @@ def remark_on(wave: np.ndarray, samples: np.ndarray) -> str:
         wave: (samples,) one channel, or the mean of all.
         samples: (samples, channels) the channels.
     """
-    peak, deviation = float(np.abs(wave).max()), float(wave.std())
+    peak, deviation = _peak(wave), _deviation(wave)
     if samples.shape[1] > 1 and samples.std() > 1e-4 and deviation < 0.05 * float(samples.std()):
         return "hold channels that cancel each other"
     if deviation < 1e-5:
@@ -152,35 +211,93 @@ class _Sequential(soundfile.SoundFile):
     wrong.
     """
 
+    def __init__(self, file: bytes | io.BytesIO) -> None:
+        super().__init__(file)
+        if self.format == "OGG" and self.subtype == "OPUS":
+            # Where times begin late, as after a cut, what the coder puts before the audio is left out by this alone.
+            super().seek(0)
+
     def seekable(self) -> bool:
         return False
 
     def seek(self, frames: int, whence: int = soundfile.SEEK_SET) -> int:
         """Go to a frame; to the end of the file, where the frame lies beyond it."""
-        return super().seek(min(frames, self.frames), whence)
+        frames = min(frames, self.frames)
+        if self.format != "MP3":
+            return super().seek(frames, whence)
+        # Small frames of MP3 lean on more frames before them than libsndfile reads.
+        before = super().seek(max(frames - round(WARM_UP * self.samplerate), 0))
+        self.read(frames - before)
+        return frames
 
 
-def _opened(path: str) -> soundfile.SoundFile | FFmpegFile:
+class _Joined:
+    """Sound files read one after the other as one, with soundfile's interface.
+
+    Attributes:
+        frames: number of frames of all.
+    Raises:
+        ValueError: their sampling rates or numbers of channels differ.
+    """
+
+    def __init__(self, contents: list[bytes]) -> None:
+        self._files = [_Sequential(io.BytesIO(content)) for content in contents]
+        self.samplerate, self.channels = self._files[0].samplerate, self._files[0].channels
+        if any((f.samplerate, f.channels) != (self.samplerate, self.channels) for f in self._files):
+            raise ValueError("its sampling rate or number of channels changes within the file; convert it first")
+        self.frames = sum(file.frames for file in self._files)
+
+    def __enter__(self) -> _Joined:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def seek(self, frame: int) -> None:
+        """Go forwards to a frame; to the end, where the frame lies beyond it."""
+        while len(self._files) > 1 and frame >= self._files[0].frames:
+            frame -= self._files[0].frames
+            self._files.pop(0).close()
+        self._files[0].seek(frame)
+
+    def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
+        """Read the next frames: (frames, channels), fewer at the end."""
+        blocks, left = [np.empty((0, self.channels), np.float32)], frames
+        while left > 0 and self._files:
+            blocks.append(self._files[0].read(left, dtype="float32", always_2d=True))
+            left -= len(blocks[-1])
+            if left and len(self._files) > 1:
+                self._files.pop(0).close()
+            elif left:
+                break
+        return np.concatenate(blocks)
+
+
+def _opened(path: str) -> soundfile.SoundFile | FFmpegFile | _Joined:
     """Open a sound file.
 
     Raises:
         AudioError: missing, unreadable, or not a regular file, since reading a fifo or a device may never end.
     """
-    if not Path(path).exists():
-        raise AudioError(path, "no such file")
-    if not Path(path).is_file():
-        raise AudioError(path, "not a regular file")
+    if not os.path.isfile(path):
+        raise AudioError(path, "not a regular file" if os.path.exists(path) else "no such file")
     try:
-        return FFmpegFile(path) if takes(path) else _Sequential(os.fsencode(path))
+        if takes(path):
+            return FFmpegFile(path)
+        file = _Sequential(os.fsencode(path))
+        if (contents := content_to_read(path, file.format, file.frames)) is None:
+            return file
+        file.close()
+        return _Joined(contents)
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError) as error:
         raise _unreadable(path, error) from error
 
 
-def _read(file: soundfile.SoundFile | FFmpegFile, frames: int | None) -> np.ndarray:
+def _read(file: soundfile.SoundFile | FFmpegFile | _Joined, frames: int | None) -> np.ndarray:
     """Read frames, as many as the file really has.
 
     Args:
-        file: the open file.
         frames: most frames to read; None reads all.
     Returns:
         (frames, channels), float32.
@@ -195,7 +312,7 @@ def _read(file: soundfile.SoundFile | FFmpegFile, frames: int | None) -> np.ndar
     return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
 
 
-def _count(file: soundfile.SoundFile | FFmpegFile) -> int:
+def _count(file: soundfile.SoundFile | FFmpegFile | _Joined) -> int:
     """Number of frames that can be decoded."""
     total = 0
     while count := len(file.read(BLOCK, dtype="float32", always_2d=True)):

@@ -1,4 +1,4 @@
-"""Decoding of formats that libsndfile lacks (m4a, mp4, AAC, WMA, AMR, WebM), by PyAV, with soundfile's interface."""
+"""Decoding of formats that libsndfile lacks (m4a, mp4, AAC, WMA, AMR, WebM) by PyAV, with soundfile's interface."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import numpy as np
 
 # The container of each kind of file. It is given to FFmpeg, so that no file is read as a playlist of other files.
 FORMATS = {
-    ".m4a": "mp4",
-    ".mp4": "mp4",
+    **dict.fromkeys((".m4a", ".mp4", ".m4b", ".m4v", ".mov", ".3gp", ".3g2"), "mp4"),
+    **dict.fromkeys((".webm", ".mkv", ".mka"), "matroska"),
+    **dict.fromkeys((".amr", ".awb"), "amr"),
     ".aac": "aac",
     ".wma": "asf",
-    ".amr": "amr",
-    ".webm": "matroska",
-    ".mkv": "matroska",
+    ".avi": "avi",
+    ".flv": "flv",
+    ".wv": "wv",
+    ".tta": "tta",
 }
+RAW = (".aac", ".amr", ".awb")  # packets alone: FFmpeg estimates their length by the first ones
 MISSING = "needs PyAV to be decoded: pip install 'spkd[codecs]'"
 FAR = 60.0  # s: a later start is sought in the file; up to an earlier one, everything is decoded and dropped
 WARM_UP = 2.0  # s decoded before a start that was sought, since codecs need the audio before it
@@ -26,12 +29,10 @@ WARM_UP = 2.0  # s decoded before a start that was sought, since codecs need the
 class FFmpegFile:
     """An open file, which is read forwards.
 
-    Args:
-        path: the file.
     Attributes:
         samplerate: sampling rate of its first audio stream (Hz).
         channels: number of channels of that stream.
-        frames: number of frames in its header; 0 where the header has none.
+        frames: number of frames in its header; 0 where it has none.
     Raises:
         RuntimeError: PyAV is missing, or the file cannot be read.
     """
@@ -57,7 +58,9 @@ class FFmpegFile:
             self._file.close()
             raise RuntimeError("says neither rate nor channels")
         length, base = self._stream.duration, self._stream.time_base
-        self.frames = 0 if length is None or base is None else round(float(length * base) * self.samplerate)
+        self._raw = Path(path).suffix.lower() in RAW
+        known = not self._raw and length is not None and base is not None
+        self.frames = round(float(length * base) * self.samplerate) if known else 0
         self._at, self._blocks = 0, self._decoded()
         self._left = np.empty((0, self.channels), np.float32)
 
@@ -71,15 +74,18 @@ class FFmpegFile:
         """Go forwards to a frame.
 
         Args:
-            frame: number of the frame, counted from the start of the file.
+            frame: number of the frame, counted from the first one of the stream, which may begin late.
         Raises:
             RuntimeError: the file cannot be read there.
         """
-        if frame < FAR * self.samplerate:
+        base = self._stream.time_base
+        # Where times are rounded to milliseconds (Matroska, WMA), a place that was sought is not known to the sample.
+        if frame < FAR * self.samplerate or base * self.samplerate > 1:
             self._drop(frame)
             return
-        base = self._stream.time_base
         try:
+            next(self._blocks)
+            frame += self._at
             self._file.seek(int((frame / self.samplerate - WARM_UP) / base), stream=self._stream)
             self._blocks = self._decoded()
             first = next(self._blocks)
@@ -88,11 +94,24 @@ class FFmpegFile:
         self._left = first
         self._drop(max(frame - self._at, 0))
 
+    def count(self) -> int:
+        """Number of frames, found by reading the whole file; raw packets are not decoded.
+
+        Raises:
+            RuntimeError: the file is damaged.
+        """
+        if not self._raw:
+            return sum(map(len, self._blocks))
+        try:
+            seconds = sum(p.duration * p.time_base for p in self._file.demux(self._stream) if p.size)
+        except (self._av.FFmpegError, ValueError, OSError) as error:
+            raise RuntimeError(str(error)) from error
+        return round(seconds * self.samplerate)
+
     def read(self, frames: int, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
         """Read the next frames.
 
         Args:
-            frames: most frames to read.
             dtype: as of soundfile; always float32.
             always_2d: as of soundfile; always true.
         Returns:

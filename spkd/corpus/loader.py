@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -14,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
-from spkd.corpus.augment import Augmentation
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
-from spkd.corpus.view import Views, source_samples
+from spkd.corpus.view import ViewPlan, Views, source_samples
+from spkd.files.text import counted
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
 WASTE = 0.2  # share of the longest view's length that may be padding in the shortest view of the same batch
@@ -28,8 +29,7 @@ class ViewLoader:
 
     Args:
         manifest: the utterances, all measured.
-        views: their views.
-        augmentation: augmentation of the views.
+        plan: the augmentation of the views, and the versions of its formulas.
         min_seconds: duration below which an utterance is refused (s).
         notify: function of a text, called once when audio is resampled, and once when channels are averaged.
         max_seconds: duration above which a view is refused (s); None refuses none.
@@ -39,13 +39,13 @@ class ViewLoader:
         self,
         manifest: Manifest,
         views: Views,
-        augmentation: Augmentation,
+        plan: ViewPlan,
         min_seconds: float = 0.0,
         notify: Callable[[str], None] | None = None,
         max_seconds: float | None = None,
     ) -> None:
         self.manifest, self.views = manifest, views
-        self._augment, self._min_seconds, self._max_seconds = augmentation, min_seconds, max_seconds
+        self._plan, self._min_seconds, self._max_seconds = plan, min_seconds, max_seconds
         self._notify, self._notified = notify, set[str]()
         self._remarks: dict[str, set[int]] = {}  # remark on the audio -> numbers of the utterances
 
@@ -54,8 +54,6 @@ class ViewLoader:
 
         Where a view is longer than its utterance, the utterance is repeated, as is usual in the field.
 
-        Args:
-            view: number of the view.
         Returns:
             (samples,), float32.
         Raises:
@@ -71,22 +69,21 @@ class ViewLoader:
         first, seconds = utterance.start + start / SAMPLE_RATE, span / SAMPLE_RATE
         decoded = decode(utterance.path, first, seconds, utterance.channel)
         if len(decoded.wave) < span - SLACK * SAMPLE_RATE:
-            raise AudioError(utterance.path, _too_short(span, len(decoded.wave), utterance.duration or 0.0))
+            reason = _too_short(span, len(decoded.wave), utterance.duration or 0.0)
+            raise AudioError(utterance.path, reason, decoded.state)
         if decoded.remark:
             self._remarks.setdefault(decoded.remark, set()).add(int(views.utterance[view]))
-        wave = change_speed(decoded.wave, round(speed, 2))
-        wave = np.resize(shift_formants(wave, round(float(views.formants[view]), 2)), samples)
+        # A file may end a little before its manifest says; its beginning there would be a jump within the view.
+        missing = span - len(decoded.wave)
+        wave = np.pad(decoded.wave, (0, missing)) if missing > 0 else decoded.wave
+        wave = change_speed(wave, round(speed, 2))
+        wave = shift_formants(wave, round(float(views.formants[view]), 2), self._plan.formants_version)
+        wave = wave[:samples] if len(wave) >= samples else np.resize(wave, samples)
         self._note(decoded, utterance.channel)
-        return self._augment(wave, int(views.seed[view]))
+        return self._plan.augmentation(wave, int(views.seed[view]))
 
     def refusal(self, view: int, min_seconds: float, max_seconds: float | None) -> str | None:
-        """Reason why a view is too short or too long for a model; None where it is not.
-
-        Args:
-            view: number of the view.
-            min_seconds: duration below which an utterance is refused (s).
-            max_seconds: duration above which a view is refused (s); None refuses none.
-        """
+        """Reason why a view is too short or too long for a model; None where it is not."""
         seconds = self.manifest[int(self.views.utterance[view])].duration or 0.0
         samples = int(self.views.samples[view])
         if round(seconds * SAMPLE_RATE) < min_seconds * SAMPLE_RATE:
@@ -102,10 +99,8 @@ class ViewLoader:
         """Log, for each remark, the number of loaded utterances that are probably not speech."""
         for remark, utterances in sorted(self._remarks.items()):
             if self._notify is not None:
-                example = self.manifest[min(utterances)].id
-                self._notify(
-                    f"note: {len(utterances)} utterances {remark} (for example {example}); they are used as they are"
-                )
+                count, example = counted(len(utterances), "utterance"), self.manifest[min(utterances)].id
+                self._notify(f"note: samples of {count} {remark} (for example {example}), used as they are")
 
     def _note(self, decoded: Decoded, channel: int | None) -> None:
         averaged = decoded.channels > 1 and channel is None
@@ -125,7 +120,6 @@ def _too_short(wanted: int, decoded: int, duration: float) -> str:
     Args:
         wanted: samples that the manifest claims.
         decoded: samples that were decoded.
-        duration: duration of the utterance in the manifest.
     """
     reason = f"ends {(wanted - decoded) / SAMPLE_RATE:.2f} s before its manifest says"
     ratio = wanted / max(decoded, 1)
@@ -143,11 +137,30 @@ class WaveBatch:
         views: (B,) numbers of the views.
         waves: (B, samples) their waveforms, with zeros after the end of shorter ones.
         lengths: (B,) samples of each waveform; None where all are equally long.
+        features: input features (B, T, F) by name, where they are computed already.
+        cores: time that cores took to load it (s).
     """
 
     views: np.ndarray
     waves: Tensor
     lengths: Tensor | None = None
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    cores: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Loaded view.
+
+    Attributes:
+        wave: (samples,).
+        features: its input features (T, F) by name.
+        cores: time that a core took (s).
+    """
+
+    wave: Tensor
+    features: Mapping[str, Tensor]
+    cores: float
 
 
 def batched(views: np.ndarray, samples: np.ndarray, batch_size: int, waste: float) -> list[np.ndarray]:
@@ -184,7 +197,7 @@ def iterate_batches(
     views: np.ndarray,
     batch_size: int,
     workers: int,
-    rejected: Callable[[int, str], None],
+    rejected: Callable[[int, AudioError], None],
     mixed: bool = False,
 ) -> Iterator[WaveBatch]:
     """`stream_batches` of one group."""
@@ -198,52 +211,68 @@ def stream_batches(
     groups: Iterable[tuple[Group, np.ndarray]],
     batch_size: int,
     workers: int,
-    rejected: Callable[[int, str], None],
+    rejected: Callable[[int, AudioError], None],
     mixed: bool = False,
     pinned: bool = False,
+    features: Callable[[Tensor], Mapping[str, Tensor]] | None = None,
 ) -> Iterator[tuple[Group, WaveBatch | None]]:
     """Load the waveforms of groups of views in batches of similar length.
 
-    Threads decode ahead, also across the boundary of two groups.
+    Threads decode ahead, also across the boundary of two groups, each of them on one core: what takes time leaves
+    Python's lock alone. A further thread puts batches together.
 
     Args:
-        loader: loader of the views.
         groups: each group, and the numbers of its views. The next group is taken when too few views are left to load.
-        batch_size: most views in a batch.
         workers: number of threads.
-        rejected: function of (view, reason), called for every view that cannot be loaded.
+        rejected: function of a view and the error, called for every view that cannot be loaded.
         mixed: whether views of different lengths may share a batch, since padding changes the outputs of some models.
         pinned: whether to put the waveforms in pinned memory.
+        features: function of a waveform (1, samples) that gives its input features (1, T, F) by name; the threads that
+            decode compute them.
     Yields:
         The batches of each group, and None at the end of each group.
     """
 
-    def load(view: int) -> np.ndarray | str:
-        """The waveform of a view, or the reason why it cannot be loaded."""
+    def load(view: int) -> _Loaded | AudioError:
+        """A view, or the error where it cannot be loaded."""
+        start = time.thread_time()
         try:
-            return loader(view)
+            wave = torch.from_numpy(np.ascontiguousarray(loader(view)))
+            computed = {} if features is None else features(wave[None])
+            return _Loaded(wave, {name: values[0] for name, values in computed.items()}, time.thread_time() - start)
         except AudioError as error:
-            return error.reason
+            return error
         except MemoryError:
-            return "does not fit into memory; take shorter views (view=windows:SECONDS/HOP or crops:COUNT,SECONDS)"
+            reason = "does not fit into memory; take shorter views (view=windows:SECONDS/HOP or crops:COUNT,SECONDS)"
+            return AudioError(loader.manifest[int(loader.views.utterance[view])].path, reason)
 
-    def collect(batch: np.ndarray, loaded: Sequence[Future]) -> WaveBatch | None:
-        """The batch of the views that could be loaded; None where there are none."""
-        kept, waves = [], []
-        for view, future in zip(batch, loaded, strict=True):
-            result = future.result()
-            if isinstance(result, str):
-                rejected(int(view), result)
-            else:
-                kept.append(view)
-                waves.append(torch.from_numpy(np.ascontiguousarray(result)))
+    def collect(batch: np.ndarray, loaded: Sequence[Future]) -> tuple[WaveBatch | None, list[tuple[int, AudioError]]]:
+        """The batch of the views that could be loaded, None where there are none; and the errors of the others."""
+        results = {int(view): future.result() for view, future in zip(batch, loaded, strict=True)}
+        start = time.thread_time()
+        errors = [(view, result) for view, result in results.items() if isinstance(result, AudioError)]
+        kept = {view: result for view, result in results.items() if not isinstance(result, AudioError)}
         if not kept:
-            return None
-        lengths = torch.tensor([len(wave) for wave in waves])
-        padded = pad_sequence(waves, True)
+            return None, errors
+        lengths = torch.tensor([len(each.wave) for each in kept.values()])
+        padded = pad_sequence([each.wave for each in kept.values()], True)
         if pinned:
             padded = padded.pin_memory()
-        return WaveBatch(np.array(kept), padded, lengths if len(lengths.unique()) > 1 else None)
+        names = next(iter(kept.values())).features
+        computed = {name: pad_sequence([each.features[name] for each in kept.values()], True).numpy() for name in names}
+        cores = sum(each.cores for each in kept.values()) + time.thread_time() - start
+        views, uneven = np.array(list(kept)), len(lengths.unique()) > 1
+        return WaveBatch(views, padded, lengths if uneven else None, computed, cores), errors
+
+    def finished(group: Group, views: int, collected: Future | None) -> Iterator[tuple[Group, WaveBatch | None]]:
+        if collected is None:
+            yield group, None
+            return
+        batch, errors = collected.result()
+        for error in errors:
+            rejected(*error)
+        if batch is not None:
+            yield group, batch
 
     def planned() -> Iterator[tuple[Group, np.ndarray | None]]:
         """The views of each batch, and None at the end of each group."""
@@ -253,25 +282,22 @@ def stream_batches(
             yield group, None
 
     # At most about two batches of views are decoded ahead.
-    pool = ThreadPoolExecutor(max(workers, 1))
-    pending: deque[tuple[Group, np.ndarray | None, list[Future]]] = deque()
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(max(workers, 1), "views", initializer=torch.set_num_threads, initargs=(1,))
+    collector = ThreadPoolExecutor(1, "batches")
+    pending: deque[tuple[Group, int, Future | None]] = deque()
     try:
         for group, batch in planned():
-            pending.append((group, batch, [] if batch is None else [pool.submit(load, int(view)) for view in batch]))
-            while sum(len(futures) for _, _, futures in pending) > 2 * batch_size:
-                yield from _finished(pending.popleft(), collect)
+            if batch is None:
+                pending.append((group, 0, None))
+            else:
+                loaded = [pool.submit(load, int(view)) for view in batch]
+                pending.append((group, len(batch), collector.submit(collect, batch, loaded)))
+            while sum(views for _, views, _ in pending) > 2 * batch_size:
+                yield from finished(*pending.popleft())
         while pending:
-            yield from _finished(pending.popleft(), collect)
+            yield from finished(*pending.popleft())
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _finished(
-    entry: tuple[Group, np.ndarray | None, list[Future]],
-    collect: Callable[[np.ndarray, Sequence[Future]], WaveBatch | None],
-) -> Iterator[tuple[Group, WaveBatch | None]]:
-    group, batch, futures = entry
-    if batch is None:
-        yield group, None
-    elif (loaded := collect(batch, futures)) is not None:
-        yield group, loaded
+        for executor in (pool, collector):
+            executor.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(threads)  # for threads to come: torch keeps the number that any thread set last

@@ -13,22 +13,40 @@ import io
 import json
 import os
 import re
+import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, AudioError, probe
-from spkd.corpus.manifests.fields import NO_NUMBER
+from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
+from spkd.corpus.manifests.fields import DOUBTFUL, NO_NUMBER, PLACEHOLDERS
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance as Utterance
-from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
 from spkd.files import digest
 from spkd.files.atomic import find_files, write_bytes
+from spkd.files.text import counted
 from spkd.progress import log, track
 from spkd.registry import MANIFEST_READERS
+
+# Folders that hold parts of a corpus, or all of it, and not a speaker: its name or sets, a kind of speech or of people.
+PART = re.compile(
+    r"(?:train|dev|val|valid|eval|test|enrol+)(?:ing|elopment|idation|uation|ment)?"
+    r"(?:[-_. ]?(?:set|clean|other|\d+)|[-_.]\w+)*"
+    r"|(?:wav|flac|sph|audio|clip|recording|data|corpus|speech)s?(?:[-_]?\d+k?)?(?:_silence_trimmed)?|dr[1-8]"
+    r"|speechdata|data_aishell\d?|timit|mls_[a-z]+"  # dr and timit: TIMIT; HI-MIA, AISHELL-1, MLS
+    r"|(?:fe)?male|m|f|(?:wo)?m[ae]n|boys?|girls?|adults?|child(?:ren)?"
+    r"|(?:session|sess|ses|split|fold|part|disc|disk|day|visit|phase|round|channel|mic)s?[-_ ]?\d+"
+    r"|clean|noisy|noise|phone|telephone|microphone|near|far|close|distant|indoors?|outdoors?|read|spontaneous",
+    re.IGNORECASE,
+)
+FEW = 10  # folders: so many speakers or fewer, which have several folders each, are noted
+MANY = 20  # files: so many of one speaker are noted
+SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,6 @@ class Manifest:
     """An ordered set of utterances with unique ids.
 
     Attributes:
-        utterances: the utterances, in order.
         source: path of the file or folder, for messages.
         notes: remarks on what was left out or assumed when it was read.
     """
@@ -103,13 +120,14 @@ class Manifest:
         """
         path = Path(path)
         reader = _reader_of(path)(Source(path), columns)
-        utterances, note = _named(list(reader.utterances()), path.parent)
-        if not utterances:
+        named, note = _named(list(_distinct(reader.utterances(), path)), path.parent)
+        if not named:
             raise SpkdError(f"{path}: holds no utterances")
-        manifest = cls(utterances, str(path), (*reader.notes, *note, *_counted(reader, utterances)))
+        utterances, unknown = _without_placeholders(named)
+        manifest = cls(utterances, str(path), (*reader.notes, *note, *unknown, *_counted(reader, utterances)))
         for name in columns:
             if not any(utterance.attribute(name) for utterance in manifest):
-                raise UsageError(f"{path}: no column {name!r}, or nothing in it")
+                raise UsageError(f"{path}: no column {name!r}, or nothing in it{bracketed('by', name)}")
         for text in manifest.notes:
             log(f"note: {path}: {text}")
         return manifest
@@ -123,6 +141,7 @@ class Manifest:
             UsageError: another suffix.
         """
         path = Path(path)
+        check_suffix(path)
         folder = path.parent.resolve()
         rows = [dataclasses.asdict(u) | {"path": _relative(u.path, folder)} for u in self.utterances]
         out = io.StringIO()
@@ -134,7 +153,7 @@ class Manifest:
             for row in rows:
                 row["utt"] = row.pop("id")
                 writer.writerow({k: "" if v is None else v for k, v in row.items()})
-        elif path.suffix == ".jsonl":
+        else:
             for row in rows:
                 named = {
                     "id": row["id"],
@@ -145,27 +164,39 @@ class Manifest:
                     "channel": row["channel"],
                 }
                 out.write(json.dumps({k: v for k, v in named.items() if v is not None}) + "\n")
-        else:
-            raise UsageError(f"{path}: manifests are written as .csv or .jsonl")
         write_bytes(path, out.getvalue().encode())
 
 
 def _reader_of(path: Path) -> type[Reader]:
-    """The first reader that recognises a file.
-
-    Raises:
-        UsageError: there is no such file, or no reader recognises it.
-    """
+    """The first reader that recognises a file."""
     if not path.exists():
-        raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {path}`")
+        out = shlex.quote(str(path if path.suffix in SUFFIXES else path.with_suffix(".csv")))
+        raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {out}`")
     source = Source(path)
     for reader in MANIFEST_READERS.values():
         if reader.recognises(source):
             return reader
     if path.is_dir():
-        raise UsageError(f"{path}: a folder without wav.scp; make a manifest with `spkd manifest {path}`")
+        command = f"spkd manifest {shlex.quote(str(path))}"
+        raise UsageError(f"{path}: a folder without wav.scp; if it holds audio, make a manifest with `{command}`")
     known = "; ".join(reader.describes for reader in MANIFEST_READERS.values())
     raise UsageError(f"{path}: unknown manifest format; known: {known}")
+
+
+def _distinct(utterances: Iterable[Utterance], path: Path) -> Iterator[Utterance]:
+    """The utterances of a manifest, up to the first that is there twice: a short file could hold one without end.
+
+    Args:
+        utterances: the utterances; an id of "" is missing.
+    """
+    seen: set[Any] = set()
+    for utterance in utterances:
+        known_by = utterance.id or (utterance.path, utterance.start, utterance.channel)
+        if known_by in seen:
+            name = utterance.id or f"{utterance.path}@{utterance.start}"
+            raise SpkdError(f"{path}: duplicate utterance id {name!r}")
+        seen.add(known_by)
+        yield utterance
 
 
 def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utterance, ...], list[str]]:
@@ -176,7 +207,6 @@ def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utteran
 
     Args:
         utterances: the utterances; an id of "" is missing.
-        folder: folder of the manifest.
     Returns:
         The utterances, and a note where stems repeat.
     """
@@ -203,15 +233,32 @@ def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utteran
     ] * bool(way)
 
 
+def _without_placeholders(utterances: tuple[Utterance, ...]) -> tuple[tuple[Utterance, ...], list[str]]:
+    """The utterances, without speakers that stand for an unknown one, and notes that count them."""
+    counts = Counter(u.speaker for u in utterances if u.speaker in PLACEHOLDERS)
+    if not counts:
+        return utterances, []
+    kept = tuple(dataclasses.replace(u, speaker=None) if u.speaker in counts else u for u in utterances)
+    return kept, [
+        f"utterances whose speaker is the placeholder {name!r}, unknown: {count:,}" for name, count in counts.items()
+    ]
+
+
 def _counted(reader: Reader, utterances: Sequence[Utterance]) -> list[str]:
-    """Notes on columns that are not used, and on names of speakers that may stand for an unknown speaker."""
+    """Notes on durations and columns that are not used, and on speakers that may stand for an unknown speaker."""
     notes = []
-    unused = [name for name in reader.unused if name not in reader.columns]
-    if unused:
-        shown = ", ".join(repr(name) for name in unused[:8]) + (", ..." if len(unused) > 8 else "")
-        notes.append(f"columns not used: {shown}")
-    odd = Counter(u.speaker for u in utterances if u.speaker is not None and u.speaker.lower() in NO_NUMBER)
+    if wrong := reader.differing:
+        notes.append(f"durations that are not end - start, which counts: {len(wrong):,} (first: {wrong[0]})")
+    if unused := [repr(name) for name in reader.unused if name not in reader.columns]:
+        notes.append(f"columns not used: {first_few(unused, most=8)}")
+    doubtful = (*NO_NUMBER, *DOUBTFUL)
+    odd = Counter(u.speaker for u in utterances if u.speaker is not None and u.speaker.lower() in doubtful)
     notes += [f"utterances of a speaker named {name!r}: {count:,}" for name, count in odd.items()]
+    if len(utterances) > 1 and all(u.speaker == u.id for u in utterances):
+        notes.append(
+            f"each of {len(utterances):,} utterances is of a speaker of its own id, as Kaldi writes unknown speakers; "
+            "if they are unknown, leave the speakers out"
+        )
     return notes
 
 
@@ -226,7 +273,6 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
     """Measure missing durations, from the headers of the audio files, in parallel.
 
     Args:
-        manifest: the manifest.
         workers: number of threads.
     Returns:
         The manifest without the utterances that cannot be used, and the id of each of these -> the reason.
@@ -257,6 +303,17 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
         if u.id not in rejected
     )
     return Manifest(kept, manifest.source, manifest.notes), rejected
+
+
+def note_left_out(manifest: Manifest, reasons: Mapping[str, str]) -> None:
+    """Print how many utterances are left out, with the first one's reason.
+
+    Args:
+        reasons: id of each utterance that is left out -> the reason.
+    """
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        log(f"note: {manifest.source}: {counted(len(reasons), 'utterance')} left out ({name}: {reason})")
 
 
 def _too_long(seconds: float | None) -> str:
@@ -301,8 +358,14 @@ def _cnceleb(path: Path) -> tuple[str, str] | None:
 
 
 def _folder(path: Path) -> tuple[str, str] | None:
-    """SPEAKER/any/depth/name.wav: the first folder is the speaker."""
+    """SPEAKER/any/depth/name.wav: the first folder is the speaker; `build` knows those that are parts of a corpus."""
     return (str(path), path.parts[0]) if len(path.parts) >= 2 else None
+
+
+def check_suffix(path: Path) -> None:
+    """Check the name of a manifest to write. Raises UsageError: neither .csv nor .jsonl."""
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path}: manifests are written as .csv or .jsonl")
 
 
 LAYOUTS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
@@ -319,7 +382,6 @@ def build(
     """Build a manifest of every audio file below a folder, measured in parallel.
 
     Args:
-        root: the folder.
         layout: a name in LAYOUTS; None takes the first layout that fits nine of ten files.
         workers: number of threads.
         suffix: suffix of the files to take; None takes all audio files.
@@ -336,10 +398,17 @@ def build(
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}{did_you_mean(layout, LAYOUTS)}")
     wanted = AUDIO_SUFFIXES if suffix is None else {f".{suffix.lower().lstrip('.')}"}
-    paths, repeated = find_files(root, wanted)
-    files = [path.relative_to(root) for path in paths]
+    paths, repeated = find_files(root, wanted if suffix is not None else wanted | OTHER_SUFFIXES)
+    found = [path.relative_to(root) for path in paths]
+    files = [path for path in found if path.suffix.lower() in wanted]
+    others = {
+        str(path): f"{path.suffix} is not decoded here; convert it to WAV or FLAC"
+        for path in found
+        if path.suffix.lower() not in wanted
+    }
     if not files:
-        raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))})")
+        first = f"; {len(others):,} others ({next(iter(others))}) are not decoded" if others else ""
+        raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))}){first}")
     # Choose the layout.
     anchored = [Path(root.resolve().name) / p for p in files]  # so that `root` may be the corpus or a folder within it
     if layout is None:
@@ -353,8 +422,11 @@ def build(
         )
     # Read id and speaker of each file from its path.
     read = LAYOUTS[layout]
+    level = _level_of_speakers(root, files) if layout == "folder" else 0
     utterances = dict[str, Utterance]()
-    left_out = {str(path.relative_to(root)): "a link to what is listed under another name" for path in repeated}
+    left_out = others | {
+        str(path.relative_to(root)): "a link to what is listed under another name" for path in repeated
+    }
     for relative, anchor in zip(files, anchored, strict=True):
         parsed = read(relative if layout == "folder" else anchor)
         if not _is_utf8(str(relative)):
@@ -370,11 +442,68 @@ def build(
                 f"{relative.suffix.lstrip('.')}, or another --layout"
             )
         else:
-            utterances[parsed[0]] = Utterance(parsed[0], str(root / relative), parsed[1])
+            speaker = relative.parts[level] if level else parsed[1]
+            utterances[parsed[0]] = Utterance(parsed[0], str(root / relative), speaker)
     if not utterances:
-        raise SpkdError(f"{root}: none of {len(files)} audio files fits the layout {layout}")
+        raise SpkdError(f"{root}: none of {counted(len(files), 'audio file')} fits the layout {layout}")
+    if level:
+        parts = sorted({"/".join(file.parts[:level]) for file in files})
+        shown = ", ".join(parts[:4]) + (", ..." if len(parts) > 4 else "")
+        log(f"note: {root}: speakers are the folders within {shown}, which are taken for parts of the corpus")
+        places = {file.parts[: level + 1] for file in files if len(file.parts) > level + 1}
+        names = Counter(place[-1] for place in places)
+        if several := sorted(name for name, count in names.items() if count > 1):
+            log(f"note: {root}: speakers in several of them, each taken for one person: {first_few(several)}")
+    if layout == "folder":
+        for note in _notes_on_speakers([file.parts[level:-1] for file in files if len(file.parts) > level + 1]):
+            log(f"note: {root}: {note}")
     manifest, unreadable = measure(Manifest(tuple(utterances.values()), str(root)), workers)
+    if len(manifest.speakers) == 1 and len(manifest) >= MANY:
+        log(
+            f"note: {root}: all of {len(manifest):,} files are of one speaker, {manifest.speakers[0]!r}, by the layout "
+            f"{layout}; if they are of several, choose another --layout ({', '.join(LAYOUTS)}), or the folder above"
+        )
     return manifest, layout, left_out | unreadable
+
+
+def _level_of_speakers(root: Path, files: Sequence[Path]) -> int:
+    """Number of levels of folders above those of the speakers, which hold parts of the corpus (train, dev, test).
+
+    Raises:
+        SpkdError: there are several parts, and no folders within them.
+    """
+    level = 0
+    while all(PART.fullmatch(file.parts[level]) for file in files if len(file.parts) > level + 1):
+        names = sorted({file.parts[level] for file in files if len(file.parts) > level + 1})
+        if any(len(file.parts) <= level + 2 for file in files):
+            if len(names) > 1:
+                raise SpkdError(
+                    f"{root}: by the layout folder the speakers would be {', '.join(names[:4])}; make a manifest of "
+                    "each, or a table with the columns path,speaker"
+                )
+            break
+        level += 1
+    return level
+
+
+def _notes_on_speakers(folders: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Sentences on folders that are taken for speakers and may be something else.
+
+    Args:
+        folders: of each file, the folder that is taken for its speaker and those within.
+    """
+    names = sorted({path[0] for path in folders})
+    within = {path[:2] for path in folders if len(path) > 1}
+    instead = "if not, make a manifest of each part, or a table with the columns path,speaker"
+    if parts := [name for name in names if PART.fullmatch(name)]:
+        beside = next((name for name in names if name not in parts), None)
+        if beside is not None:
+            yield f"{', '.join(parts[:4])} beside {beside} are taken for speakers; {instead}"
+    if len(names) <= FEW and {name for name, _ in within} == set(names) and len(within) >= 2 * len(names):
+        yield (
+            f"the speakers are {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}, and not the {len(within):,} "
+            f"folders within ({'/'.join(min(within))}, ...); {instead}"
+        )
 
 
 def _is_utf8(name: str) -> bool:

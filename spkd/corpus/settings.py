@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from spkd.config import key
@@ -9,6 +10,8 @@ from spkd.config import key
 CODER_NAMES = ("g711", "gsm", "opus", "mp3", "vorbis")
 MANIFEST = "manifest.csv"
 MAX_SEED = 2**40
+SEVERAL = re.compile("full:(?!0*1?$)[0-9]+")  # view plans of several views of the whole utterance
+AS_IT_IS = re.compile("full:0*1")  # that of one view, which is `full` without factors
 
 
 @dataclass
@@ -35,16 +38,15 @@ class AugmentationConfig:
         return self.noise is not None or self.rir is not None or bool(self.coders)
 
     def unused(self) -> dict[str, str]:
-        """Name of each setting that has no effect -> the reason."""
         reasons: dict[str, str] = {}
-        if self.noise is None:
-            reasons |= dict.fromkeys(("noise_prob", "snr"), "no noise is set")
-        elif not self.noise_prob:
-            reasons["snr"] = "noise_prob is 0"
-        if self.rir is None:
-            reasons["rir_prob"] = "no rir is set"
-        if not self.coders:
-            reasons["coder_prob"] = "no coders are set"
+        sources = (("noise", "noise_prob"), ("rir", "rir_prob"), ("coders", "coder_prob"))
+        for name, prob in sources:
+            if getattr(self, prob) == 0:  # alone it says what is so: a typed 0 turns off what a file sets
+                reasons[name] = f"{prob} is 0"
+            elif not getattr(self, name):
+                reasons[prob] = f"no {name} {'are' if name == 'coders' else 'is'} set"
+        if self.noise is None or not self.noise_prob:
+            reasons["snr"] = "no noise is set" if self.noise is None else "noise_prob is 0"
         return reasons
 
 
@@ -76,11 +78,14 @@ class ViewConfig(AugmentationConfig, PlanConfig):
     seed: int = key(0, "seed of crop positions, speeds and augmentation", low=0, high=MAX_SEED)
 
     def unused(self) -> dict[str, str]:
-        """Name of each setting that has no effect -> the reason."""
         reasons = super().unused()
-        is_random = self.is_used or not (self.plan in ("full", "full:1") or self.plan.startswith("windows"))
-        if not is_random:
+        draws_factors = SEVERAL.fullmatch(self.plan) and len(self.speeds) * len(self.formants) > 1
+        if not (self.is_used or draws_factors or self.plan.startswith("crops")):
             reasons["seed"] = f"view={self.plan} without augmentation draws nothing at random"
+        if SEVERAL.fullmatch(self.plan) and not self.is_used and self.speeds == self.formants == [1.0]:
+            reasons["plan"] = "its views of an utterance are the same without speeds, formants or augmentation"
+        if AS_IT_IS.fullmatch(self.plan):
+            reasons |= dict.fromkeys(("speeds", "formants"), f"view={self.plan} is each utterance as it is")
         return reasons
 
 

@@ -11,7 +11,6 @@ class Utterance:
 
     Attributes:
         id: unique name in its manifest, which trial lists use.
-        path: path of the audio file.
         speaker: name of the speaker; None where it is unknown.
         duration: duration (s); None where it was not measured yet.
         start: start within the file (s).

@@ -7,19 +7,21 @@ view number, seed). So further utterances in a manifest never change the views o
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from spkd.corpus.audio import SAMPLE_RATE
-from spkd.corpus.augment import SYNTHETIC, Augmentation, AugmentationCard
+from spkd.corpus.augment import SYNTHETIC, VERSIONS, Augmentation, AugmentationCard
+from spkd.corpus.formants import FORMULAS
 from spkd.corpus.formants import VERSION as FORMANTS_VERSION
 from spkd.corpus.manifest import Manifest
-from spkd.corpus.settings import ViewConfig
+from spkd.corpus.settings import AS_IT_IS, ViewConfig
 from spkd.errors import SpkdError, UsageError
 
 VIEW_COLUMNS = ("utterance", "start", "samples", "speed", "seed", "formants")
@@ -33,9 +35,6 @@ class Views:
         utterance: index of the utterance in the manifest.
         start: first sample within the utterance, at 16 kHz.
         samples: length after the change of speed.
-        speed: factor of the speed.
-        seed: seed of the augmentation.
-        formants: factor of the formants.
     """
 
     utterance: np.ndarray
@@ -62,10 +61,7 @@ class ViewCard:
 
     Attributes:
         plan: the setting view.plan.
-        speeds: factors of the speed.
         seed: the setting view.seed.
-        augmentation: description of the augmentation.
-        formants: factors of the formants.
         formants_version: version of the formula that moves formants; 1 where formants are not moved.
     """
 
@@ -94,10 +90,8 @@ class ViewPlan:
         seconds: length of a window or crop (s); 0 for whole utterances.
         hop: hop of the windows (s); 0 for other kinds.
         count: number of views of each utterance, for drawn and crops; 1 for other kinds.
-        speeds: factors of the speed.
-        formants: factors of the formants.
-        augmentation: augmentation of the views.
         seed: seed of everything that is drawn.
+        formants_version: version of the formula that moves formants.
     """
 
     kind: str
@@ -108,6 +102,7 @@ class ViewPlan:
     formants: tuple[float, ...]
     augmentation: Augmentation
     seed: int
+    formants_version: int = FORMANTS_VERSION
 
     @classmethod
     def parse(cls, config: ViewConfig) -> ViewPlan:
@@ -116,6 +111,8 @@ class ViewPlan:
         Raises:
             UsageError: another form, lengths that are not positive, or a factor outside 0.5-2 or finer than 0.01.
         """
+        if AS_IT_IS.fullmatch(config.plan):
+            config = replace(config, plan="full", speeds=[1.0], formants=[1.0])
         # Check the factors.
         for name, factors in (("speeds", config.speeds), ("formants", config.formants)):
             for factor in factors:
@@ -124,10 +121,10 @@ class ViewPlan:
             if not factors or len(set(factors)) < len(factors):
                 raise UsageError(f"view.{name}: give each factor once, at least one")
         # Read the form of the plan.
-        number = r"(\d+(?:\.\d+)?)"
+        number = r"([0-9]+(?:\.[0-9]+)?)"
         windows = re.fullmatch(rf"windows:{number}/{number}", config.plan)
-        crops = re.fullmatch(rf"crops:(\d+),{number}", config.plan)
-        several = re.fullmatch(r"full:(\d+)", config.plan)
+        crops = re.fullmatch(rf"crops:([0-9]+),{number}", config.plan)
+        several = re.fullmatch(r"full:([0-9]+)", config.plan)
         if config.plan == "full":
             kind, seconds, hop, count = "full", 0.0, 0.0, 1
         elif several:
@@ -142,16 +139,8 @@ class ViewPlan:
             )
         if count < 1 or (kind in ("windows", "crops") and seconds < 0.1) or (kind == "windows" and hop <= 0):
             raise UsageError(f"view.plan={config.plan}: at least one view of at least 0.1 s")
-        augmentation = Augmentation(
-            config.noise,
-            config.noise_prob,
-            config.snr,
-            config.rir,
-            config.rir_prob,
-            tuple(config.coders),
-            config.coder_prob,
-        )
-        return cls(kind, seconds, hop, count, tuple(config.speeds), tuple(config.formants), augmentation, config.seed)
+        speeds, formants = tuple(config.speeds), tuple(config.formants)
+        return cls(kind, seconds, hop, count, speeds, formants, Augmentation.of(config), config.seed)
 
     @property
     def text(self) -> str:
@@ -163,15 +152,22 @@ class ViewPlan:
             "crops": f"crops:{self.count},{self.seconds:.10g}",
         }[self.kind]
 
+    @property
+    def note(self) -> str:
+        """Sentence on views that are bound to be equal, since there are more of them than factors; "" where not."""
+        different = len({(1.0, 1.0), *itertools.product(self.speeds, self.formants)})
+        if self.kind != "drawn" or self.augmentation.is_used or self.count <= different:
+            return ""
+        return f"view={self.text}: no more than {different} of the {self.count} views of an utterance are different"
+
     def card(self) -> ViewCard:
-        """Description of the plan for a card."""
         return ViewCard(
             self.text,
             tuple(float(s) for s in self.speeds),
             self.seed,
             self.augmentation.card(),
             tuple(float(f) for f in self.formants),
-            1 if self.formants == (1.0,) else FORMANTS_VERSION,
+            1 if self.formants == (1.0,) else self.formants_version,
         )
 
     @classmethod
@@ -179,19 +175,16 @@ class ViewPlan:
         """The plan of a cache, with the folders of this machine.
 
         Args:
-            card: description on the card of the cache.
             noise: folder of noise; None where there is none.
             rir: folder of room impulse responses; None where there is none.
         Raises:
-            SpkdError: the views were augmented with the audio of other folders, or their formants were moved by another
-                version of the formula.
+            SpkdError: the views were augmented with the audio of other folders, or their formants were moved, or they
+                were augmented, by a version of the formula that is not here.
         """
-        if card.formants != (1.0,) and card.formants_version != FORMANTS_VERSION:
-            raise SpkdError(
-                f"the cache's formants were moved by version {card.formants_version} of the formula, here it is "
-                f"{FORMANTS_VERSION}: extract again, or extract with fbank=true, which needs no audio"
-            )
         used = card.augmentation
+        if card.formants != (1.0,):
+            _check_version("formants were moved", card.formants_version, FORMULAS)
+        _check_version("views were augmented", used.version, VERSIONS)
         plan = cls.parse(
             ViewConfig(
                 plan=card.plan,
@@ -206,12 +199,21 @@ class ViewPlan:
                 coders=list(used.coders),
                 coder_prob=used.coder_prob,
             )
-        )
+        ).as_in(card)
         if plan.card() != card:
             raise SpkdError(
                 "the cache's views were augmented with audio that is not the one given; give noise=FOLDER and "
                 "rir=FOLDER, the same folders as at extraction, or extract with fbank=true, which needs no audio"
             )
+        return plan
+
+    def as_in(self, card: ViewCard) -> ViewPlan:
+        """This plan by the versions of the formulas that a cache has, as far as they are here."""
+        plan = self
+        if card.formants_version in FORMULAS:
+            plan = replace(plan, formants_version=card.formants_version)
+        if card.augmentation.has_versions and card.augmentation.version in VERSIONS:
+            plan = replace(plan, augmentation=replace(plan.augmentation, version=card.augmentation.version))
         return plan
 
     def views(self, manifest: Manifest) -> Views:
@@ -265,7 +267,6 @@ class ViewPlan:
         """(N,): a random factor for each view; the first view of `full:COUNT` has 1.
 
         Args:
-            factors: the factors to draw from.
             ids: (N,) key of each view: of its utterance, or of its speaker.
             number: (N,) number of each view within its utterance.
             purpose: number that separates independent draws.
@@ -274,13 +275,17 @@ class ViewPlan:
         return np.where((number == 0) & (self.kind == "drawn"), np.float32(1.0), choice)
 
 
-def unused_folders(cards: Iterable[ViewCard], prefix: str = "") -> dict[str, str]:
-    """Settings that name a folder of audio with which no view was augmented, with the reason.
+def _check_version(what: str, version: int, known: Collection[int]) -> None:
+    if version not in known:
+        here = " and ".join(map(str, known))
+        raise SpkdError(
+            f"the cache's {what} by version {version} of the formula, here there is {here}: extract again, or extract "
+            "with fbank=true, which needs no audio"
+        )
 
-    Args:
-        cards: of the caches whose views are loaded again.
-        prefix: of the settings: `view.`.
-    """
+
+def unused_folders(cards: Iterable[ViewCard], prefix: str = "") -> dict[str, str]:
+    """Settings that name a folder of audio with which no view was augmented, with the reason."""
     used = [card.augmentation for card in cards]
     found = {}
     if all(augmentation.noise in (None, SYNTHETIC) for augmentation in used):

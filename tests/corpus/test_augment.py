@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import scipy.signal
 import soundfile
 
-from spkd.corpus.augment import Augmentation, bank, coloured_noise, convolve, mix
+from spkd.corpus.audio import exact_length
+from spkd.corpus.augment import Augmentation, Bank, bank, coloured_noise, convolve, convolve_at_once, mix
 from spkd.errors import SpkdError, UsageError
 
 
@@ -25,15 +27,69 @@ def test_noise_is_mixed_at_the_ratio_asked_for(snr: float) -> None:
     assert np.array_equal(mix(wave, np.zeros_like(wave), snr), wave)
 
 
-def test_reverberation_is_convolution_with_the_direct_path_in_place() -> None:
-    wave = random_wave()
-    response = np.zeros(400)
-    response[30], response[200] = 1.0, 0.5
-    wet = convolve(wave, response).astype(np.float64)
-    expected = scipy.signal.convolve(wave.astype(np.float64), response)[30 : 30 + len(wave)]
+@pytest.mark.parametrize("reverberate", [convolve, convolve_at_once])
+@pytest.mark.parametrize("taps", [1, 31, 400, 2048, 2049, 9601])
+@pytest.mark.parametrize("samples", [1, 300, 2048, 8191])
+def test_reverberation_is_convolution_with_the_direct_path_in_place(
+    reverberate: Callable[[np.ndarray, np.ndarray], np.ndarray], taps: int, samples: int
+) -> None:
+    wave, response = random_wave(samples), np.zeros(taps)
+    response[:] = 0.01 * np.random.RandomState(2).standard_normal(taps)
+    direct = min(30, taps - 1)
+    response[direct] = 1.0
+    wet = reverberate(wave, response).astype(np.float64)
+    expected = scipy.signal.fftconvolve(wave.astype(np.float64), response)[direct : direct + samples]
     expected *= np.sqrt(np.mean(wave.astype(np.float64) ** 2) / np.mean(expected**2))
     assert np.allclose(wet, expected, atol=1e-6)
-    assert np.allclose(convolve(wave, np.array([0.0, 2.0])), wave, atol=1e-6)
+
+
+def test_the_second_version_of_reverberation_and_noise_is_the_one_of_today() -> None:
+    wave = random_wave(4001)  # a prime number
+    before, now = Augmentation(noise="synthetic", noise_prob=1.0, version=1), Augmentation("synthetic", 1.0)
+    random = np.random.RandomState(3)
+    random.random_sample(2)
+    decibel = random.uniform(5.0, 20.0)
+    state = random.get_state()
+    assert np.array_equal(before(wave, 3), mix(wave, coloured_noise(random, 4001), decibel))
+    random.set_state(state)
+    assert np.array_equal(now(wave, 3), mix(wave, coloured_noise(random, 4050)[:4001], decibel))  # 2 * 3^4 * 5^2
+    assert [a.card().version for a in (before, now, Augmentation(), Augmentation(coders=["gsm"]))] == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [
+        *(("a.wav", 16_000, 1), ("a.flac", 16_000, 2), ("a.wav", 44_100, 1), ("a.flac", 48_000, 1)),
+        *(("a.wav", 8_000, 1), ("a.aiff", 22_050, 2), ("a.wav", 15_999, 1), ("a.ogg", 16_000, 1)),
+    ],
+)
+def test_a_stretch_of_noise_is_that_of_the_whole_file(
+    name: str, rate: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same samples, whether a file stays in memory or a stretch of it is decoded."""
+    samples = 0.1 * np.random.RandomState(1).standard_normal((3 * rate // 2, channels))
+    soundfile.write(tmp_path / name, samples, rate)
+    whole = Bank(str(tmp_path), (str(tmp_path / name),))
+    assert whole.is_kept
+    monkeypatch.setattr("spkd.corpus.augment.KEPT_SECONDS", 0.0)
+    pieces = Bank(str(tmp_path), (str(tmp_path / name),))
+    assert not pieces.is_kept
+    for seed in range(12):
+        length = (1, 999, 8000, 30_000)[seed % 4]  # the last is longer than the file
+        one, other = (b.stretch(np.random.RandomState(seed), length, coloured_noise) for b in (whole, pieces))
+        assert len(one) == length
+        assert np.array_equal(one, other)
+
+
+def test_a_file_with_a_wrong_length_is_decoded_as_a_whole(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", random_wave(16_000), 16_000)
+    assert exact_length(str(tmp_path / "a.flac")) == 16_000
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    data[21:26] = (int.from_bytes(data[21:26], "big") + 4000).to_bytes(5, "big")  # samples in all: the lower 36 bits
+    (tmp_path / "longer.flac").write_bytes(data)
+    assert exact_length(str(tmp_path / "longer.flac")) is None
+    noise = Augmentation(noise=str(tmp_path), noise_prob=1.0)
+    assert np.isfinite(noise(random_wave(20_000), 1)).all()
 
 
 def test_it_is_a_pure_function_of_waveform_and_seed() -> None:
@@ -49,6 +105,50 @@ def test_probabilities_are_kept() -> None:
     wave = random_wave(400)
     touched = sum(not np.array_equal(augment(wave, seed), wave) for seed in range(400))
     assert 80 < touched < 160
+
+
+def test_a_response_of_several_channels_is_its_first(tmp_path: Path) -> None:
+    """Their mean would have the direct path of each microphone: an echo. Caches of version 1 have it."""
+    response = np.zeros((800, 2), np.float32)
+    response[100, 0], response[140, 1], response[200] = 1.0, 1.0, 0.25
+    soundfile.write(tmp_path / "a.wav", response, 16_000, subtype="FLOAT")
+    wave = random_wave(4000)
+    for version, taps in ((2, response[:, 0]), (1, response.mean(1))):
+        wet = Augmentation(rir=str(tmp_path), rir_prob=1.0, version=version)(wave, 3)
+        expected = np.convolve(wave.astype(np.float64), taps)[100 : 100 + len(wave)]
+        expected *= np.linalg.norm(wave) / np.linalg.norm(expected)
+        assert np.abs(wet - expected).max() < 1e-5
+
+
+def decaying(seconds: float, before: float) -> np.ndarray:
+    """A simulated response (Polack, 1988): noise that decays by 60 dB in `seconds`, behind a floor at -50 dB."""
+    random, rate = np.random.RandomState(round(100 * seconds)), 16_000
+    times = np.arange(round(1.2 * seconds * rate)) / rate
+    tail = random.standard_normal(len(times)) * 10 ** (-3 * times / seconds)
+    tail[0] = 4.0
+    floor = random.standard_normal(round(before * rate) + len(tail)) * 10**-2.5
+    floor[-len(tail) :] += tail
+    return floor / 5
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        *((decaying(seconds, before), "") for seconds, before in ((0.2, 0.0), (0.8, 0.05), (8.0, 0.3), (0.3, 0.9))),
+        (decaying(26.0, 0.0), "31 s, longer than 30 s"),
+        (decaying(0.5, 1.5), "its largest sample is 1.5 s after its beginning"),
+        (np.zeros(400), "digital silence"),
+        (np.random.RandomState(0).uniform(-0.5, 0.5, 16_000), "% of its energy comes before its largest sample"),
+    ],
+)
+def test_what_is_no_response_is_refused(tmp_path: Path, response: np.ndarray, reason: str) -> None:
+    soundfile.write(tmp_path / "a.wav", response, 16_000, subtype="FLOAT")
+    reverberate = Augmentation(rir=str(tmp_path), rir_prob=1.0)
+    if not reason:
+        assert reverberate(random_wave(400), 3).shape == (400,)
+        return
+    with pytest.raises(SpkdError, match=rf"a.wav: no impulse response of a room \(.*{reason}"):
+        reverberate(random_wave(400), 3)
 
 
 def test_banks_are_identified_by_content_not_by_place(tmp_path: Path) -> None:

@@ -106,6 +106,19 @@ def test_every_way_to_bound_an_utterance(folder: Path, name: str, text: str) -> 
         ("utt,path,time_lower,time_upper", "a,call.wav,0,2"),
         ("utt,path,min_sec,max_sec", "a,call.wav,0,2"),
         ("utt,path,cut_from,cut_to", "a,call.wav,0,2"),
+        ("utt,path,stime,etime", "a,call.wav,0,2"),  # NIST's scoring tools
+        ("utt,path,sframe,eframe", "a,call.wav,0,200"),
+        ("utt,path,start,finish_time", "a,call.wav,0,2"),
+        ("utt,path,beginning,ending", "a,call.wav,0,2"),
+        ("utt,path,cue_in,cue_out", "a,call.wav,0,2"),
+        ("utt,path,seek", "a,call.wav,2"),
+        ("utt,path,skip_seconds", "a,call.wav,2"),
+        ("utt,path,trim_l,trim_r", "a,call.wav,1,1"),
+        ("utt,path,since,until", "a,call.wav,0,2"),
+        ("utt,path,strt", "a,call.wav,0"),
+        ("utt,path,start,lengths", "a,call.wav,0,2"),
+        ("utt,path,start,span", "a,call.wav,0,2"),
+        ("utt,path,start,nsec", "a,call.wav,0,2"),
     ],
 )
 def test_times_that_are_not_understood_are_refused(folder: Path, columns: str, row: str) -> None:
@@ -118,7 +131,8 @@ def test_times_that_are_not_understood_are_refused(folder: Path, columns: str, r
 
 
 def test_words_that_only_look_like_times_are_columns(folder: Path) -> None:
-    names = ["gender", "backend", "friend", "text_length", "mins", "test", "int", "first", "last", "segment", "text_1"]
+    names = ["gender", "backend", "friend", "text_length", "mins", "test", "int", "first", "last", "segment", "text_1",
+             "sentiment", "skipper", "system", "strtok", "cue", "wins"]  # fmt: skip
     text = f"utt,path,{','.join(names)}\na,a.wav{',x' * len(names)}\n"
     assert read(folder / "m.csv", text) == [("a", None, [0.3])]
     unused = ", ".join(repr(name) for name in names[:8])
@@ -155,6 +169,7 @@ def test_stretches_in_a_list_are_refused_or_read(folder: Path) -> None:
         ("utt,path,start,end", "a,call.wav,3,two", r"m\.csv:2: end is not a number"),
         ("ID,dur,path,start,stop,spk", "a,10,call.wav,3,2,s", r"m\.csv:2: stop is not after start"),
         ("ID,duration,wav,start,stop,spk_id", "a,10,$data_root/call.wav,3,9,s", "placeholder of SpeechBrain"),
+        ("ID,duration,wav,start,stop,spk_id", "a,10,$data_folder/call.wav,3,9,s", "placeholder of SpeechBrain"),
         ("utt,path,path", "a,a.wav,b.wav", "two columns are called 'path'"),
     ],
 )
@@ -393,6 +408,38 @@ def test_placeholders_of_nemo_are_no_speakers(folder: Path, key: str, name: str)
     assert f"placeholder {name!r}, unknown: 1" in notes(folder / "m.json")
 
 
+@pytest.mark.parametrize("name", ["UNK", "<unk>", "-"])
+@pytest.mark.parametrize("reader", ["table", "kaldi", "wespeaker"])
+def test_placeholders_are_no_speakers_in_any_format(folder: Path, reader: str, name: str) -> None:
+    """ESPnet and Kaldi have `<unk>` and `-` too; one rule holds for all."""
+    path, speakers = folder / "m.csv", {"a": name, "b": "unknown"}
+    if reader == "kaldi":
+        path = folder / "data"
+        path.mkdir()
+        (path / "wav.scp").write_text("".join(f"{s} {folder / s}.wav\n" for s in "ab"))
+        (path / "utt2spk").write_text("".join(f"{s} {speaker}\n" for s, speaker in speakers.items()))
+    elif reader == "table":
+        path.write_text("utt,path,speaker\n" + "".join(f"{s},{s}.wav,{speakers[s]}\n" for s in "ab"))
+    else:
+        path = folder / "raw.list"
+        path.write_text(lines(*({"key": s, "spk": speakers[s], "wav": str(folder / f"{s}.wav")} for s in "ab")))
+    manifest = Manifest.load(path)
+    assert [u.speaker for u in manifest] == [None, "unknown"]
+    text = "\n".join(manifest.notes)
+    assert f"utterances whose speaker is the placeholder {name!r}, unknown: 1" in text
+    assert "utterances of a speaker named 'unknown': 1" in text
+
+
+def test_a_speaker_for_each_utterance_is_noted(folder: Path) -> None:
+    """Kaldi's way to write that speakers are unknown: utt2spk gives each utterance its own id."""
+    (folder / "data").mkdir()
+    (folder / "data" / "wav.scp").write_text("".join(f"{s} {folder / s}.wav\n" for s in "ab"))
+    (folder / "data" / "utt2spk").write_text("a a\nb b\n")
+    assert "each of 2 utterances is of a speaker of its own id" in notes(folder / "data")
+    (folder / "data" / "utt2spk").write_text("a a\nb a\n")
+    assert "of its own id" not in notes(folder / "data")
+
+
 def test_wespeakers_raw_list(folder: Path) -> None:
     for speaker_key in ("spk", "speaker"):
         rows = [{"key": f"{s}/x/00001.wav", speaker_key: s, "wav": str(folder / f"{s}.wav")} for s in "ab"]
@@ -415,6 +462,35 @@ def test_clovaais_training_list(folder: Path) -> None:
     # A path with a space is a path where there is such a file.
     speak(folder / "ann lee.wav", [0.2])
     assert read(folder / "paths.txt", "ann lee.wav\na.wav\n") == [("ann lee.wav", None, [0.2]), ("a.wav", None, [0.3])]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("utt0 id1/x/1.wav\nutt1 id1/x/2.wav\n", [("utt0", None), ("utt1", None)]),  # wav.scp
+        ("id1-x-1\tid1/x/1.wav\nid1-x-2\tid1/x/2.wav\n", [("id1-x-1", None), ("id1-x-2", None)]),
+        ("id1-enroll enroll/id1-enroll.wav\n", [("id1-enroll", None)]),  # CN-Celeb's enroll.lst
+        (
+            "12013 audio/unaiw.wav\n12014 audio/abcde.wav\n",
+            [("12013", None), ("12014", None)],
+        ),  # SITW's enroll-core.lst
+        ("ann ann/1.wav\nbob bob/1.wav\n", [("ann/1.wav", "ann"), ("bob/1.wav", "bob")]),
+        ("ann 1.wav\nann 2.wav\nbob 3.wav\n", [("1.wav", "ann"), ("2.wav", "ann"), ("3.wav", "bob")]),
+    ],
+)
+def test_lists_of_an_id_or_a_speaker_and_a_path(folder: Path, text: str, expected: list) -> None:
+    (folder / "list.lst").write_text(text)
+    manifest = Manifest.load(folder / "list.lst")
+    assert [(u.id, u.speaker) for u in manifest] == expected
+    taken = "lines taken as `id path` of unknown speakers, as each name is there once and is no folder of its path: "
+    assert list(manifest.notes) == [f"{taken}{len(manifest)}"] * (expected[0][1] is None)
+
+
+@pytest.mark.parametrize("text", ["1 id1/x/1.wav\n3 id1/x/2.wav\n2 id2/x/1.wav\n", "0 a.wav\n1 b.wav\n"])
+def test_parts_of_a_corpus_before_the_paths_are_refused(folder: Path, text: str) -> None:
+    """VoxCeleb1's iden_split.txt, and labels."""
+    with pytest.raises(SpkdError, match=r"the words before the paths are [0-3, ]+: parts of a corpus"):
+        read(folder / "iden_split.txt", text)
 
 
 @pytest.mark.parametrize(
@@ -480,3 +556,24 @@ def test_hard_links_are_files_and_symbolic_links_are_listed(tmp_path: Path) -> N
     made, _, left_out = build(tmp_path / "v", "folder")
     assert [u.id for u in made] == ["id1/1.wav", "id2/1.wav"]
     assert left_out == dict.fromkeys(("id2/2.wav", "id3"), "a link to what is listed under another name")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "reason"),
+    [
+        (
+            "cuts.jsonl",
+            [
+                '{"id": "c", "start": 0, "duration": 1, "channel": 0, "type": "MonoCut", "recording": {"sources": '
+                '[{"type": "file", "channels": [0], "source": "a.wav"}], "sampling_rate": 8000, "duration": 1}}'
+            ],
+            "cuts.jsonl:2: the cut 'c' is there twice",
+        ),
+        ("t.csv", ["ID,duration,wav,start,stop,spk_id", "c,1.0,a.wav,0,8000,s"], "t.csv:3: duplicate utterance id 'c'"),
+    ],
+)
+def test_a_row_that_is_there_twice_ends_the_reading(tmp_path: Path, name: str, lines: list[str], reason: str) -> None:
+    """What follows is not read: a short gzipped file could repeat a row without end."""
+    (tmp_path / name).write_text("\n".join([*lines, lines[-1], "not read"]) + "\n")
+    with pytest.raises(SpkdError, match=reason):
+        Manifest.load(tmp_path / name)

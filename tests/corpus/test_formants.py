@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import solve_toeplitz
 from scipy.signal import lfilter, resample_poly
 
-from spkd.corpus.formants import shift_formants
+from spkd.corpus.formants import FORMULAS, shift_formants
 
 RATE = 16_000
 
@@ -58,19 +58,41 @@ def test_formants_move_by_the_factor_and_the_pitch_stays(pitch: float, factor: f
     assert vowel_formants(moved, ceiling) == pytest.approx(vowel_formants(expected, ceiling), rel=0.03)
 
 
-def test_length_power_and_type_stay() -> None:
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [
+        (0.88, [0.04915, 0.12959, 0.26217, 0.1978, 0.06611, -0.17999, -0.28458, -0.05473]),
+        (1.12, [-0.10718, 0.01759, 0.40351, -0.18794, -0.05117, 0.13613, -0.17093, -0.05996]),
+    ],
+)
+def test_version_2_stays_what_it_was(factor: float, expected: list[float]) -> None:
+    """Samples that it gave before there was version 3 (spkd at d901d69)."""
+    wave = vowel(120.0, (650.0, 1350.0, 2500.0), 0.25)
+    assert shift_formants(wave, factor, 2)[500:3700:400].tolist() == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 255, 256, 257, 5000])
+def test_what_is_not_filtered_comes_out_as_it_was(samples: int) -> None:
+    """White noise of short duration has an envelope; a factor that moves nothing must not change a sample."""
+    wave = np.random.RandomState(0).standard_normal(samples).astype(np.float32)
+    assert shift_formants(wave, 1.0 + 1e-9) == pytest.approx(wave, abs=1e-5)
+
+
+@pytest.mark.parametrize("version", FORMULAS)
+def test_length_power_and_type_stay(version: int) -> None:
     wave = vowel(150.0, (500.0, 1500.0), 0.777)
     for factor in (0.8, 1.25):
-        moved = shift_formants(wave, factor)
+        moved = shift_formants(wave, factor, version)
         assert moved.shape == wave.shape
         assert moved.dtype == np.float32
         assert np.mean(moved**2) == pytest.approx(np.mean(wave**2), rel=1e-3)
     assert shift_formants(wave, 1.0) is wave
 
 
+@pytest.mark.parametrize("version", FORMULAS)
 @pytest.mark.parametrize("samples", [0, 1, 100, 511])
-def test_short_and_silent_waveforms(samples: int) -> None:
+def test_short_and_silent_waveforms(samples: int, version: int) -> None:
     for wave in (np.zeros(samples, np.float32), np.full(samples, 0.1, np.float32)):
-        moved = shift_formants(wave, 1.1)
+        moved = shift_formants(wave, 1.1, version)
         assert moved.shape == wave.shape
         assert np.isfinite(moved).all()

@@ -72,6 +72,8 @@ def test_kaldi_folders(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("utt,path\na,x.wav\na,y.wav\n", "duplicate utterance id 'a'"),
+        ("utt,path\na,x.wav\na,y.wav\nnot read\n", "duplicate utterance id 'a'"),
+        ("path\nx.wav\nx.wav\nnot,read\n", "duplicate utterance id '.*x.wav@0.0'"),
         ("utt,path,speaker,duration\na,x.wav,s,long\n", "m.csv:2: duration is not a number"),
         ("utt,path,duration\na,x.wav,-2\n", "m.csv:2: duration and start must not be negative"),
         ("utt,path\na,x.wav,surplus\n", "m.csv:2: expected 2 columns"),
@@ -129,6 +131,102 @@ def test_building_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
     assert [u.id for u in made] == ["ann/a.wav"]
     assert set(left_out) == {"ann/b.wav", "ann/c.wav"}
     assert left_out["ann/c.wav"] == "empty file"
+
+
+@pytest.mark.parametrize(("files", "speakers", "is_noted"), [(20, 1, True), (19, 1, False), (20, 2, False)])
+def test_many_files_of_one_speaker_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture, files: int, speakers: int, is_noted: bool
+) -> None:
+    for number in range(files):
+        path = tmp_path / f"s{number % speakers}" / f"u{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, np.ones(400), 16_000)
+    build(tmp_path)
+    note = f"all of {files} files are of one speaker, 's0', by the layout folder; if they are of several, choose"
+    assert (note in capsys.readouterr().out) == is_noted
+
+
+@pytest.mark.parametrize(
+    ("files", "speakers", "parts"),
+    [
+        (["train/S1/a.wav", "dev/S2/a.wav", "test/S3/x/a.wav"], ["S1", "S2", "S3"], "dev, test, train"),  # AISHELL
+        (["wav/train/S1/a.wav", "wav/test/S3/a.wav"], ["S1", "S3"], "wav/test, wav/train"),
+        (["TRAIN/DR1/FCJF0/1.wav", "TEST/DR2/MABC0/1.wav"], ["FCJF0", "MABC0"], "TEST/DR2, TRAIN/DR1"),  # TIMIT
+        (["train-clean-100/1/2/a.wav", "test_other/3/4/b.wav"], ["1", "3"], "test_other, train-clean-100"),
+        (["audio/train/1/a.wav", "audio/test-short/2/b.wav"], ["1", "2"], "audio/test-short, audio/train"),
+        (
+            ["data_aishell/wav/train/S0002/a.wav", "data_aishell/wav/test/S0005/a.wav"],
+            ["S0002", "S0005"],
+            "data_aishell",
+        ),
+        (["TIMIT/TRAIN/DR1/F1AK0/a.wav", "TIMIT/TRAIN/DR2/F2AK0/a.wav"], ["F1AK0", "F2AK0"], "TIMIT/TRAIN/DR1"),
+        (["mls_english/train/audio/103/1/a.wav", "mls_english/dev/audio/7/1/a.wav"], ["103", "7"], "mls_english/dev"),
+        (["wav48_silence_trimmed/p225/a.wav", "wav48_silence_trimmed/p226/a.wav"], ["p225", "p226"], "wav48_silence"),
+        (["train/SPEECHDATA/wav/SV2/a.wav", "train/SPEECHDATA/wav/SV3/a.wav"], ["SV2", "SV3"], "train/SPEECHDATA/wav"),
+        (["male/bob/a.wav", "female/ann/a.wav"], ["ann", "bob"], "female, male"),
+        (["session1/ann/a.wav", "session2/ann/b.wav"], ["ann"], "session1, session2"),
+        (["clean/ann/a.wav", "noisy/ann/b.wav"], ["ann"], "clean, noisy"),
+        (["train/a.wav", "ann/b.wav"], ["ann", "train"], ""),
+        (["testa/x/a.wav", "training day/x/b.wav"], ["testa", "training day"], ""),
+    ],
+)
+def test_parts_of_a_corpus_are_not_speakers(
+    tmp_path: Path, capsys: pytest.CaptureFixture, files: list[str], speakers: list[str], parts: str
+) -> None:
+    for file in files:
+        write_audio(tmp_path / file)
+    made, layout, left_out = build(tmp_path)
+    assert (made.speakers, layout, left_out) == (speakers, "folder", {})
+    assert sorted(u.id for u in made) == sorted(files)
+    out = capsys.readouterr().out
+    assert (f"speakers are the folders within {parts}" in out) == bool(parts)
+    assert ("in several of them, each taken for one person: ann" in out) == (speakers == ["ann"])
+
+
+@pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        (["train/bob/a.wav", "ann/b.wav"], "train beside ann are taken for speakers; if not, make a manifest"),
+        (
+            [f"{language}/spk{i}/a.wav" for language in ("de", "en") for i in range(3)],
+            "the speakers are de, en, and not the 6 folders within (de/spk0, ...); if not",
+        ),
+        ([f"s{i}/a.wav" for i in range(3)], ""),
+        ([f"s{i}/day{i}/a.wav" for i in range(3)], ""),
+        ([f"s{i}/{video}/a.wav" for i in range(11) for video in "xy"], ""),
+    ],
+)
+def test_folders_that_may_be_no_speakers_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture, files: list[str], note: str
+) -> None:
+    for file in files:
+        write_audio(tmp_path / file)
+    build(tmp_path)
+    out = capsys.readouterr().out
+    assert note in out
+    assert ("note: " in out) == bool(note)
+
+
+def test_audio_of_other_suffixes_is_found_or_listed(tmp_path: Path) -> None:
+    (tmp_path / "ann").mkdir()
+    for name, kind, subtype in (("a.oga", "OGG", "VORBIS"), ("b.w64", "W64", "PCM_16"), ("c.caf", "CAF", "PCM_16")):
+        soundfile.write(tmp_path / "ann" / name, np.zeros(8000), 16_000, format=kind, subtype=subtype)
+    soundfile.write(tmp_path / "ann" / "d.snd", np.zeros(8000), 16_000, format="AU", subtype="PCM_16")
+    for name in ("e.wv1", "f.RAW", "g.txt"):
+        (tmp_path / "ann" / name).write_bytes(b"x")
+    made, _, left_out = build(tmp_path)
+    assert [(u.id, u.duration) for u in made] == [(f"ann/{n}", 0.5) for n in ("a.oga", "b.w64", "c.caf", "d.snd")]
+    assert sorted(left_out) == ["ann/e.wv1", "ann/f.RAW"]
+    assert "is not decoded here; convert it to WAV or FLAC" in left_out["ann/e.wv1"]
+    with pytest.raises(SpkdError, match=r"no audio files \(\.ape\)"):
+        build(tmp_path, suffix="ape")
+
+
+def test_parts_of_a_corpus_without_folders_of_speakers_are_refused(tmp_path: Path) -> None:
+    for file in ("train/a.wav", "dev/b.wav"):
+        write_audio(tmp_path / file)
+    with pytest.raises(SpkdError, match="the speakers would be dev, train; make a manifest of each"):
+        build(tmp_path)
 
 
 def test_building_from_nothing(tmp_path: Path) -> None:

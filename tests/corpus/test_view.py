@@ -3,15 +3,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spkd.corpus.audio import SAMPLE_RATE, AudioError, change_speed
+from spkd.corpus.augment import coloured_noise, mix
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.loader import MOST_SAMPLES, ViewLoader, batched, iterate_batches, stream_batches
 from spkd.corpus.manifest import Manifest, Utterance
@@ -19,6 +22,7 @@ from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewCard, ViewPlan, source_samples
 from spkd.errors import SpkdError, UsageError
 from spkd.files.schema import record
+from spkd.outputs.features import fbank
 
 
 def fake(*seconds: float) -> Manifest:
@@ -120,16 +124,42 @@ def test_cards_without_other_formants_are_as_before_there_were_any() -> None:
     assert "coders" not in tree["augmentation"]
     tree = ViewPlan.parse(ViewConfig(formants=[0.9], coders=["gsm"])).card().to_json()
     assert tree["formants"] == (0.9,)
-    assert tree["formants_version"] == 2
+    assert tree["formants_version"] == 3
+    assert "version" not in tree["augmentation"]  # noise and reverberation have one
     assert tree["augmentation"]["coders"] == ("gsm",)
 
 
 def test_formants_of_another_version_of_the_formula_are_not_repeated() -> None:
     card = ViewPlan.parse(ViewConfig(formants=[0.9])).card()
-    with pytest.raises(SpkdError, match="version 1 of the formula, here it is 2: extract again"):
-        ViewPlan.from_card(dataclasses.replace(card, formants_version=1), None, None)
+    for version in (1, 4):
+        with pytest.raises(SpkdError, match=f"version {version} of the formula, here there is 2 and 3: extract again"):
+            ViewPlan.from_card(dataclasses.replace(card, formants_version=version), None, None)
+    noisy = ViewPlan.parse(ViewConfig(noise="synthetic")).card()
+    newer = dataclasses.replace(noisy, augmentation=dataclasses.replace(noisy.augmentation, version=3))
+    with pytest.raises(SpkdError, match="views were augmented by version 3 of the formula, here there is 1 and 2"):
+        ViewPlan.from_card(newer, None, None)
     tree = {name: value for name, value in card.to_json().items() if name != "formants_version"}
     assert record(ViewCard, json.loads(json.dumps(tree)), "card.json").formants_version == 1
+
+
+def test_views_of_earlier_versions_of_the_formulas_are_repeated(manifest: Manifest) -> None:
+    """A card as it was written before noise and reverberation had versions."""
+    now = ViewPlan.parse(ViewConfig(formants=[0.9], noise="synthetic", noise_prob=1.0))
+    tree = now.card().to_json() | {"formants_version": 2}
+    del tree["augmentation"]["version"]
+    card = record(ViewCard, json.loads(json.dumps(tree)), "card.json")
+    then = ViewPlan.from_card(card, None, None)
+    assert then.card() == card
+    assert then.card().to_json() == tree
+    assert now.as_in(card).card() == card
+    views = now.views(manifest)
+    source, _ = soundfile.read(manifest[0].path, dtype="float32")
+    random = np.random.RandomState(int(views.seed[0]))
+    random.random_sample(2)
+    decibel = random.uniform(5.0, 20.0)
+    expected = mix(shift_formants(source, 0.9, 2), coloured_noise(random, len(source)), decibel)
+    assert np.array_equal(ViewLoader(manifest, views, then)(0), expected)
+    assert not np.array_equal(ViewLoader(manifest, views, now)(0), expected)
 
 
 def test_formants_are_moved_after_the_speed(manifest: Manifest) -> None:
@@ -138,7 +168,7 @@ def test_formants_are_moved_after_the_speed(manifest: Manifest) -> None:
     source, _ = soundfile.read(manifest[0].path, dtype="float32")
     source = source[: int(source_samples(int(views.samples[0]), 1.1))]
     expected = shift_formants(change_speed(source, 1.1), 0.9)[: views.samples[0]]
-    assert np.array_equal(ViewLoader(manifest, views, plan.augmentation)(0), expected)
+    assert np.array_equal(ViewLoader(manifest, views, plan)(0), expected)
 
 
 def test_the_card_gives_the_same_plan_and_refuses_other_noise(tmp_path: Path) -> None:
@@ -155,7 +185,7 @@ def test_the_card_gives_the_same_plan_and_refuses_other_noise(tmp_path: Path) ->
 def test_loading_cuts_speeds_and_augments(manifest: Manifest) -> None:
     plan = ViewPlan.parse(ViewConfig(plan="crops:2,0.5", speeds=[1.1], noise="synthetic", noise_prob=1.0))
     views = plan.views(manifest)
-    loader = ViewLoader(manifest, views, plan.augmentation, 0.1)
+    loader = ViewLoader(manifest, views, plan, 0.1)
     row = 7
     source, _ = soundfile.read(manifest[int(views.utterance[row])].path, dtype="float32")
     start = int(views.start[row])
@@ -167,28 +197,37 @@ def test_loading_cuts_speeds_and_augments(manifest: Manifest) -> None:
 
 def test_a_view_longer_than_its_utterance_repeats_it(manifest: Manifest) -> None:
     views = ViewPlan.parse(ViewConfig(plan="crops:1,5")).views(manifest)
-    wave = ViewLoader(manifest, views, ViewPlan.parse(ViewConfig()).augmentation, 0.1)(0)
+    wave = ViewLoader(manifest, views, ViewPlan.parse(ViewConfig()), 0.1)(0)
     period = round((manifest[0].duration or 0) * SAMPLE_RATE)
     assert len(wave) == 80_000
     assert np.array_equal(wave[:1000], wave[period : period + 1000])
+
+
+def test_a_file_a_little_shorter_than_its_manifest_ends_in_silence(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.linspace(0.1, 0.5, 16_000), 16_000, subtype="FLOAT")
+    source, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    manifest = Manifest((Utterance("a", str(tmp_path / "a.wav"), "s", 1.08),))
+    plan = ViewPlan.parse(ViewConfig())
+    wave = ViewLoader(manifest, plan.views(manifest), plan, 0.1)(0)
+    assert np.array_equal(wave, np.concatenate([source, np.zeros(1280, np.float32)]))
 
 
 def test_a_file_shorter_than_its_manifest_or_the_minimum_is_refused(manifest: Manifest) -> None:
     longer = Manifest(tuple(dataclasses.replace(u, duration=9.0) for u in manifest))
     plan = ViewPlan.parse(ViewConfig())
     with pytest.raises(AudioError, match="before its manifest says"):
-        ViewLoader(longer, plan.views(longer), plan.augmentation, 0.1)(0)
+        ViewLoader(longer, plan.views(longer), plan, 0.1)(0)
     with pytest.raises(AudioError, match="too short"):
-        ViewLoader(manifest, plan.views(manifest), plan.augmentation, 10.0)(0)
+        ViewLoader(manifest, plan.views(manifest), plan, 10.0)(0)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 3), (100, 2)])
 def test_every_view_is_loaded_once_in_batches_of_one_length(manifest: Manifest, batch_size: int, workers: int) -> None:
     broken = Manifest((*manifest.utterances[:3], Utterance("gone", "/none.wav", "s", 1.0), *manifest.utterances[3:]))
-    plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0]))
+    plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0], formants=[1.1], noise="synthetic"))
     views = plan.views(broken)
-    loader = ViewLoader(broken, views, plan.augmentation, 0.1)
-    rejected: dict[int, str] = {}
+    loader = ViewLoader(broken, views, plan, 0.1)
+    rejected: dict[int, AudioError] = {}
     seen = []
     for batch in iterate_batches(loader, np.arange(len(views)), batch_size, workers, rejected.__setitem__):
         assert len(batch.views) <= batch_size
@@ -196,13 +235,39 @@ def test_every_view_is_loaded_once_in_batches_of_one_length(manifest: Manifest, 
             assert np.array_equal(wave.numpy(), loader(int(row)))
         seen += batch.views.tolist()
     assert sorted(seen + list(rejected)) == list(range(len(views)))
-    assert rejected == {6: "no such file", 7: "no such file"}
+    assert {view: error.reason for view, error in rejected.items()} == {6: "no such file", 7: "no such file"}
+
+
+def test_threads_that_load_compute_features_on_a_core_each(manifest: Manifest) -> None:
+    plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0, 1.1]))
+    views = plan.views(manifest)
+    loader, before = ViewLoader(manifest, views, plan), torch.get_num_threads()
+    threads = set()
+
+    def features(wave: torch.Tensor) -> dict[str, torch.Tensor]:
+        threads.add(torch.get_num_threads())
+        return {"fbank": fbank(wave)}
+
+    groups = [(0, np.arange(len(views)))]
+    for _, batch in stream_batches(loader, groups, 8, 2, pytest.fail, mixed=True, features=features):
+        if batch is None:
+            continue
+        assert batch.cores > 0
+        for row, wave in enumerate(batch.waves):
+            length = len(wave) if batch.lengths is None else int(batch.lengths[row])
+            alone = fbank(wave[None, :length])[0].numpy()
+            assert np.array_equal(batch.features["fbank"][row, : len(alone)], alone)
+            assert not batch.features["fbank"][row, len(alone) :].any()
+    assert threads == {1}
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
 
 
 def test_views_of_similar_length_share_a_batch_where_they_may(manifest: Manifest) -> None:
     plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0, 1.1]))
     views = plan.views(manifest)
-    loader = ViewLoader(manifest, views, plan.augmentation, 0.1)
+    loader = ViewLoader(manifest, views, plan, 0.1)
     numbers = np.arange(len(views))
     mixed = list(iterate_batches(loader, numbers, 32, 2, pytest.fail, mixed=True))
     assert len(mixed) < len(list(iterate_batches(loader, numbers, 32, 2, pytest.fail)))
@@ -233,7 +298,7 @@ def test_loading_goes_on_across_groups(manifest: Manifest) -> None:
     """The next group is asked for while views of the one before are still to be taken."""
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
-    loader = ViewLoader(manifest, views, plan.augmentation, 0.1)
+    loader = ViewLoader(manifest, views, plan, 0.1)
     asked = []
 
     def groups() -> Iterator[tuple[int, np.ndarray]]:

@@ -33,18 +33,47 @@ ROLES = {
     "channel": CHANNEL,
 }
 
+PLACEHOLDER = re.compile(r"\$\w+|\{\w+\}")  # at the start of a path of SpeechBrain's, for the corpus' folder
+# Speakers that tools write where the speaker is unknown: NeMo, and vocabularies of other toolkits.
+PLACEHOLDERS = ("infer", "UNK", "-", "<unk>", "<UNK>")
+# Names, in lower case, that may be of a speaker or stand for an unknown one.
+DOUBTFUL = (
+    "unknown",
+    "unk",
+    "<unknown>",
+    "unknown_speaker",
+    "unknown-speaker",
+    "unspecified",
+    "anonymous",
+    "?",
+    "??",
+    "_",
+)
 # Missing numbers, as pandas and other tools write them.
 NO_NUMBER = ("", "nan", "none", "null", "na", "n/a", "<na>")
 # Names of columns that bound an utterance within its file, whatever their unit.
-_OF_TIME = r"(?:t|x|ts|time|timestamp|seg|segment|utt|utterance|clip|audio|speech|turn|chunk|cut|crop|trim|vad)"
-_UNIT = r"(?:times?|timestamps?|secs?|seconds?|ms|s|frames?|samples?|pos|position|offset|point|index|idx|at|\d)"
-BOUND = re.compile(
-    rf"(?:^|[^a-z]){_OF_TIME}?_?(?:start|begin|beg|bgn|end|stop|onset|offset|from|to)s?[_ -]?{_UNIT}?(?:$|[^a-z])"
-    rf"|^(?:{_OF_TIME}[_ -]?)?(?:st|et|in|out|lower|upper)(?:[_ -]?{_UNIT})?$"
-    rf"|^{_OF_TIME}(?:[_ -]?(?:min|max|first|last|left|right|lo|hi|low|high|\d)|[_ -][se])$"
-    rf"|^(?:min|max|first|last|left|right|lo|hi|low|high)(?:[_ -]{_UNIT}|(?:time|sec|sample|frame)s?)$"
+_OF_TIME = (
+    r"(?:t|x|ts|time|timestamp|seg|segment|utt|utterance|clip|audio|speech|turn|chunk|cut|crop|trim|vad|cue|mark)"
 )
-LENGTH = re.compile(r"(?:^|[^a-z])(?:n|num)?_?(?:dur|duration|length|len|samples|frames|seconds|secs)(?:$|[^a-z])")
+_UNIT = (
+    r"(?:times?|timestamps?|m?secs?|seconds?|milliseconds?|ms|us|ns|s|frames?|samples?|pos|position|offset|point|index|idx|"
+    r"at|\d)"
+)
+_EDGE = (
+    r"(?:start(?:ing)?|strt|begin(?:ning)?|beg|bgn|end(?:ing)?|stop(?:ping)?|finish(?:ed)?|onset|offset|from|since|to|until|"
+    r"till|seek|skip)"
+)
+BOUND = re.compile(
+    rf"(?:^|[^a-z]){_OF_TIME}?_?{_EDGE}s?[_ -]?{_UNIT}?(?:$|[^a-z])"
+    rf"|^(?:{_OF_TIME}[_ -]?)?(?:st|et|in|out|lower|upper)(?:[_ -]?{_UNIT})?$"
+    rf"|^{_OF_TIME}(?:[_ -]?(?:min|max|first|last|left|right|lo|hi|low|high|\d)|[_ -][selr])$"
+    rf"|^(?:min|max|first|last|left|right|lo|hi|low|high)(?:[_ -]{_UNIT}|(?:time|sec|sample|frame)s?)$"
+    r"|^[se][_ -]?(?:time|sec|ms|frame|sample|pos)s?$"
+)
+LENGTH = re.compile(
+    r"(?:^|[^a-z])(?:n|num)?_?(?:durs?|durations?|lengths?|lens?|samples|frames|m?secs?|seconds|milliseconds|ms|spans?)"
+    r"(?:$|[^a-z])"
+)
 # Names of cells that hold one or several stretches, in words or as a list.
 STRETCH = re.compile(
     r"(?:^|_)(?:vad|speech|time|timestamp|segment|interval|region|span|range|bound|turn|chunk|crop|window|boundar(?:y|ie))"
@@ -61,12 +90,9 @@ class Names:
 
     Attributes:
         id: column of the id; None where there is none, as for all other fields.
-        path: column of the path of the audio.
-        speaker: column of the speaker.
         start: column of the start (s).
         end: column of the end (s).
         duration: column of the duration (s).
-        channel: column of the channel.
         unused: further columns.
     """
 
@@ -83,9 +109,6 @@ class Names:
 def names_of(columns: Sequence[str], where: str) -> Names:
     """Find the column of each field, by the first of its names that is there.
 
-    Args:
-        columns: names of the columns.
-        where: file and line, for errors.
     Raises:
         SpkdError: no path, a column twice, or a column of times that is not understood.
     """
@@ -113,8 +136,6 @@ def utterance(
 
     Args:
         row: cells of the line by column.
-        names: columns of the fields.
-        where: file and line, for errors.
         folder: folder to which paths are relative.
         columns: further columns to keep as attributes.
     Returns:
@@ -126,7 +147,7 @@ def utterance(
     path = text(row, names.path, where)
     if path is None:
         raise SpkdError(f"{where}: no audio path")
-    if "{data_root}" in path or "$data_root" in path:
+    if PLACEHOLDER.match(path) and not (folder / path).exists():
         raise SpkdError(f"{where}: {path[:80]!r} has a placeholder of SpeechBrain; put the corpus' folder there")
     for name in names.unused:
         if _is_stretch(name, row.get(name)):
@@ -184,7 +205,6 @@ def refuse_fields(names: Names, roles: Sequence[str], where: str, besides: str) 
     Args:
         names: columns of the fields, without those of the format.
         roles: fields that must have no column.
-        where: file and line, for errors.
         besides: columns of the format that give these fields.
     Raises:
         SpkdError: such a column.
@@ -211,9 +231,7 @@ def text(row: Mapping[str, object], name: str | None, where: str) -> str | None:
     """A text of a line; None where it is unknown.
 
     Args:
-        row: cells of the line by column.
         name: the column; None where there is none.
-        where: file and line, for errors.
     Raises:
         SpkdError: the value is no text, too long, or has control characters.
     """
@@ -232,9 +250,7 @@ def number(row: Mapping[str, object], name: str | None, where: str) -> float | N
     """A number of a line; None where it is unknown.
 
     Args:
-        row: cells of the line by column.
         name: the column; None where there is none.
-        where: file and line, for errors.
     Raises:
         SpkdError: the value is not a finite number.
     """
@@ -256,9 +272,7 @@ def channel(row: Mapping[str, object], name: str | None, where: str) -> int | No
     """The channel that a line names, counted from 0; None for all channels.
 
     Args:
-        row: cells of the line by column.
         name: the column; None where there is none.
-        where: file and line, for errors.
     Raises:
         SpkdError: the value is not one channel.
     """

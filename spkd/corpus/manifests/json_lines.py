@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-from spkd.corpus.manifests.fields import Names, names_of, utterance
+from spkd.corpus.manifests.fields import Names, names_of
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
-from spkd.files.atomic import parse_json
-
-PLACEHOLDERS = ("infer", "UNK", "-")  # speakers that NeMo writes for recordings with unknown speakers
+from spkd.files.reading import parse_json
 
 
 class JSONLines(Reader):
@@ -26,25 +22,13 @@ class JSONLines(Reader):
         return source.suffix in ("jsonl", "json") or bool(source.first_object)
 
     def utterances(self) -> Iterator[Utterance]:
-        placeholders, differing, known = Counter[str](), list[str](), dict[tuple[str, ...], Names]()
+        known = dict[tuple[str, ...], Names]()
         for where, row in self.rows():
             keys = tuple(row)
             names = known.get(keys) or known.setdefault(keys, names_of(keys, where))
-            made, differs = utterance(row, names, where, self.source.folder, self.columns)
-            differing += [where] * differs
+            made = self.utterance(row, names, where)
             self.unused.update(name for name in names.unused if row[name] not in (None, "", [], {}))
-            if made.speaker in PLACEHOLDERS:
-                placeholders[made.speaker] += 1
-                made = replace(made, speaker=None)
             yield made
-        self.notes += [
-            f"utterances whose speaker is NeMo's placeholder {name!r}, unknown: {count:,}"
-            for name, count in placeholders.items()
-        ]
-        if differing:
-            self.notes.append(
-                f"durations that are not end - start, which counts: {len(differing):,} (first: {differing[0]})"
-            )
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """File and line of each object, and the object with its keys in lower case.

@@ -87,11 +87,7 @@ class KaldiFolder(Reader):
         return speakers
 
     def _column(self, column: str) -> dict[str, str]:
-        """Utterance or speaker -> value, from utt2COLUMN or spk2COLUMN.
-
-        Raises:
-            UsageError: there is neither.
-        """
+        """Utterance or speaker -> value, from utt2COLUMN or spk2COLUMN."""
         for file in (self.folder / f"utt2{column}", self.folder / f"spk2{column}"):
             if file.is_file():
                 return {name: value for name, (_, value) in _table(file).items()}
@@ -103,11 +99,7 @@ class KaldiFolder(Reader):
 
 
 def _table(file: Path) -> Table:
-    """Read a file of two columns.
-
-    Raises:
-        SpkdError: a line with one column, or an id that is there twice.
-    """
+    """Read a file of two columns."""
     table: Table = {}
     for line_number, line in numbered_lines(file, comments=False, most=MOST):
         where, parts = f"{file}:{line_number}", line.split(maxsplit=1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from spkd.corpus.manifests.fields import PATH, names_of, utterance
+from spkd.corpus.manifests.fields import PATH, names_of
 from spkd.corpus.manifests.json_lines import JSONLines
 from spkd.corpus.manifests.reader import Source
 from spkd.corpus.utterance import Utterance
@@ -34,7 +34,13 @@ class LhotseCuts(JSONLines):
         return cut or supervision or ("sources" in first and "sampling_rate" in first)
 
     def utterances(self) -> Iterator[Utterance]:
-        pairs = [pair for where, row in self.rows() for pair in self._of_cut(row, where)]
+        pairs, seen = [], set[tuple[str, str]]()
+        for where, row in self.rows():
+            for cut, made in self._of_cut(row, where):
+                if (cut, made.id) in seen:  # at once, since a short gzipped file could repeat a cut without end
+                    raise SpkdError(f"{where}: the cut {cut!r} is there twice")
+                seen.add((cut, made.id))
+                pairs.append((cut, made))
         # A supervision that several windows of a recording share has several utterances, named by cut and supervision.
         times = Counter(made.id for _, made in pairs)
         cut_into = sum(1 for cut, made in pairs if made.id != cut)
@@ -86,7 +92,7 @@ class LhotseCuts(JSONLines):
             "duration": last - first,
             "channel": place,
         }
-        return utterance(row, NAMES, where, self.source.folder, self.columns)[0]
+        return self.utterance(row, NAMES, where)
 
 
 def _channels(supervised: Any, of_cut: Any, where: str) -> Any:
@@ -95,9 +101,6 @@ def _channels(supervised: Any, of_cut: Any, where: str) -> Any:
     Args:
         supervised: the supervision's field `channel`.
         of_cut: the cut's field `channel`.
-        where: file and line of the cut, for errors.
-    Raises:
-        SpkdError: a channel that the cut lacks.
     """
     if supervised is None or of_cut is None:
         return of_cut
@@ -111,11 +114,7 @@ def _file(recording: Mapping[str, Any], channel: Any, where: str) -> tuple[str, 
     """File of a channel, and the position of the channel in it; None for all channels of the file.
 
     Args:
-        recording: the cut's recording.
         channel: a channel, or a list of channels.
-        where: file and line of the cut, for errors.
-    Raises:
-        SpkdError: the audio is not in a file, or the channels are not one or all of a file.
     """
     if recording.get("transforms"):
         raise SpkdError(
@@ -136,11 +135,7 @@ def _file(recording: Mapping[str, Any], channel: Any, where: str) -> tuple[str, 
 
 
 def _finite(value: Any) -> float:
-    """A field of a cut as a finite number.
-
-    Raises:
-        ValueError: it is not a finite number.
-    """
+    """A field of a cut as a finite number. Raises ValueError where it is not one."""
     if not math.isfinite(float(value)):
         raise ValueError(f"{value} is not finite")
     return float(value)

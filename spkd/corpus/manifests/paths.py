@@ -1,9 +1,10 @@
-"""Lists of audio paths, one a line; and clovaai's train_list.txt, with the speaker before each path."""
+"""Lists of audio paths, one a line; and of a speaker (clovaai's train_list.txt) or an id in front of each path."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from spkd.corpus.audio import AUDIO_SUFFIXES
@@ -14,6 +15,7 @@ from spkd.errors import SpkdError
 
 SUFFIXES = ("txt", "lst", "list")
 SEPARATORS = re.compile(r"[\s,;|]+")
+NO_SPEAKERS = {"0", "1", "2", "3"}  # labels, and the parts of VoxCeleb1's iden_split.txt
 HEADERS = {name for names in ROLES.values() for name in names}  # words that name columns
 
 
@@ -65,9 +67,13 @@ class PathList(Reader):
 
 
 class SpeakerPathList(PathList):
-    """Reader of a list with `speaker path` a line. The path is the id, as in the trial lists of VoxCeleb."""
+    """Reader of a list with `speaker path` a line. The path is the id, as in the trial lists of VoxCeleb.
 
-    describes = "clovaai's train_list.txt (speaker path)"
+    Where each first word is there once, and is no folder of its path, the lines are `id path`, as in Kaldi's wav.scp
+    and in the enrolment lists of CN-Celeb and SITW.
+    """
+
+    describes = "clovaai's train_list.txt (speaker path), id path"
 
     @classmethod
     def recognises(cls, source: Source) -> bool:
@@ -78,8 +84,42 @@ class SpeakerPathList(PathList):
         # A path may contain a space: then the whole line names a file.
         return _is_audio(words[1]) and speaker and not (source.folder / source.first_line.strip()).is_file()
 
+    def utterances(self) -> Iterator[Utterance]:
+        if all(word in NO_SPEAKERS for word, _ in self._lines()):
+            words = ", ".join(sorted({word for word, _ in self._lines()}))
+            raise SpkdError(
+                f"{self.source.path}: the words before the paths are {words}: parts of a corpus (VoxCeleb1's "
+                "iden_split.txt) or labels; leave them out, or, if they are speakers, give a table with the columns "
+                "path,speaker"
+            )
+        if self._has_ids:
+            count = sum(1 for _ in self._lines())
+            self.notes.append(
+                "lines taken as `id path` of unknown speakers, as each name is there once and is no folder of its "
+                f"path: {count:,}"
+            )
+        yield from super().utterances()
+
     def row(self, line: str, where: str) -> dict[str, str]:
         words = line.split(maxsplit=1)
         if len(words) != 2 or (_is_audio(words[0]) and not _is_audio(words[1])):
             raise SpkdError(f"{where}: {line[:200]!r} is not `speaker path`, as line 1 is")
+        if self._has_ids:
+            return {"id": words[0], "path": words[1]}
         return {"id": words[1], "path": words[1], "speaker": words[0]}
+
+    @cached_property
+    def _has_ids(self) -> bool:
+        """Whether the first words are ids of the paths, not speakers."""
+        seen = set[str]()
+        for word, path in self._lines():
+            if word in seen or word in Path(path).parts[:-1]:
+                return False
+            seen.add(word)
+        return True
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        """First word of each line, and the rest."""
+        for _, line in self.source.lines(comments=True):
+            word, *path = line.split(maxsplit=1)
+            yield word, "".join(path).strip()

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from spkd.corpus.manifests.fields import PATH
+from spkd.corpus.manifests.fields import PATH, Names, utterance
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
-from spkd.files.atomic import parse_json
+from spkd.files.reading import parse_json
 from spkd.files.text import MOST, numbered_lines, read_lines
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -25,7 +25,6 @@ class Source:
     """A file or folder that may be a manifest. The properties by which readers recognise it are read once.
 
     Attributes:
-        path: path of the file or folder.
         folder: folder to which paths in the manifest are relative.
         suffix: suffix of the file, in lower case, without `.gz`.
     """
@@ -86,10 +85,10 @@ class Reader(ABC):
 
     Attributes:
         describes: name of the format, for errors.
-        source: the file.
         columns: further columns to keep as attributes.
         notes: remarks on the file for the user, filled while it is read.
         unused: column that is not used -> number of its values.
+        differing: file and line of each utterance whose duration is not end - start.
     """
 
     describes: ClassVar[str]
@@ -98,6 +97,7 @@ class Reader(ABC):
         self.source, self.columns = source, columns
         self.notes: list[str] = []
         self.unused: Counter[str] = Counter()
+        self.differing: list[str] = []
 
     @classmethod
     @abstractmethod
@@ -111,3 +111,9 @@ class Reader(ABC):
         Raises:
             SpkdError: a malformed line (file and line named).
         """
+
+    def utterance(self, row: Mapping[str, Any], names: Names, where: str) -> Utterance:
+        """The utterance of one line (see fields.utterance). Its times are compared."""
+        made, differs = utterance(row, names, where, self.source.folder, self.columns)
+        self.differing += [where] * differs
+        return made

@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Any
 
 from spkd.corpus.audio import SAMPLE_RATE, AudioError, sample_rate
-from spkd.corpus.manifests.fields import DURATION, END, START, Names, names_of, number, refuse_fields, utterance
+from spkd.corpus.manifests.fields import DURATION, END, START, Names, names_of, number, refuse_fields
 from spkd.corpus.manifests.json_lines import lower_keys
 from spkd.corpus.manifests.reader import Source
 from spkd.corpus.manifests.table import Table
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
-from spkd.files.atomic import parse_json
+from spkd.files.reading import parse_json
 from spkd.progress import track
 
 COLUMNS = {"wav", "start", "stop"}
@@ -35,7 +35,13 @@ class SpeechBrainTable(Table):
     def utterances(self) -> Iterator[Utterance]:
         names = names_of(_without_times(self.source.table[1]), f"{self.source.path}:1")
         refuse_fields(names, ("start", "end", "duration"), f"{self.source.path}:1", "start and stop")
-        return self.in_samples([(where, row, names) for where, row in self.rows()])
+        rows = dict[str, tuple[str, Mapping[str, Any], Names]]()
+        for where, row in self.rows():
+            name = row["id"] or where
+            if name in rows:  # at once, since a short gzipped file could repeat a row without end
+                raise SpkdError(f"{where}: duplicate utterance id {name!r}")
+            rows[name] = (where, row, names)
+        return self.in_samples(list(rows.values()))
 
     def in_samples(self, rows: Sequence[tuple[str, Mapping[str, Any], Names]]) -> Iterator[Utterance]:
         """The utterances of rows whose start and stop count samples of their files.
@@ -45,8 +51,7 @@ class SpeechBrainTable(Table):
         Raises:
             SpkdError: values that an utterance cannot have.
         """
-        folder = self.source.folder
-        made = [utterance(row, names, where, folder, self.columns)[0] for where, row, names in rows]
+        made = [self.utterance(row, names, where) for where, row, names in rows]
         timed = (whole for (_, row, _), whole in zip(rows, made, strict=True) if row.get("start") or row.get("stop"))
         rates = self._rates({whole.path for whole in timed})
         for (where, row, names), whole in zip(rows, made, strict=True):
@@ -127,21 +132,12 @@ class SpeechBrainJSON(SpeechBrainTable):
                 names = names_of(_without_times(row), where)
                 refuse_fields(names, ("start", "end", "duration"), where, "start and stop")
                 counted.append((where, row, names))
-        in_samples, differing = self.in_samples(counted), list[str]()
+        in_samples = self.in_samples(counted)
         for where, row in rows:
-            if row.keys() >= COLUMNS - {"wav"}:
-                yield next(in_samples)
-            else:
-                made, differs = self._in_seconds(row, where)
-                differing += [where] * differs
-                yield made
-        if differing:
-            self.notes.append(
-                f"durations that are not end - start, which counts: {len(differing):,} (first: {differing[0]})"
-            )
+            yield next(in_samples) if row.keys() >= COLUMNS - {"wav"} else self._in_seconds(row, where)
 
-    def _in_seconds(self, row: dict[str, Any], where: str) -> tuple[Utterance, bool]:
-        """The utterance of a row without a stop, and whether its duration differs from end - start."""
+    def _in_seconds(self, row: dict[str, Any], where: str) -> Utterance:
+        """The utterance of a row without a stop."""
         if "length" in row and not any(name in row for name in (*START, *END, *DURATION)):
             row["duration"] = row.pop("length")  # of the whole file
         names = names_of(tuple(row), where)
@@ -150,4 +146,4 @@ class SpeechBrainJSON(SpeechBrainTable):
                 f"{where}: {names.start!r} without its end; give start and stop in samples, or start and end"
             )
         self.unused.update(name for name in names.unused if row[name] not in ("", [], {}))
-        return utterance(row, names, where, self.source.folder, self.columns)
+        return self.utterance(row, names, where)

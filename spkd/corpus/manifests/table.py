@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 
-from spkd.corpus.manifests.fields import names_of, utterance
+from spkd.corpus.manifests.fields import names_of
 from spkd.corpus.manifests.reader import UNQUOTED, Reader, Source
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
+from spkd.files.text import counted
 
 SUFFIXES = ("csv", "tsv")
 
@@ -31,16 +32,9 @@ class Table(Reader):
             next(self.source.lines(), None)  # raises where this is no text at all
             raise SpkdError(f"{where}: the first line must name the columns utt,path,speaker,duration")
         names = names_of(self.source.table[1], where)
-        differing: list[str] = []
         for where, row in self.rows():
-            made, differs = utterance(row, names, where, self.source.folder, self.columns)
-            differing += [where] * differs
             self.unused.update(name for name in names.unused if row[name])
-            yield made
-        if differing:
-            self.notes.append(
-                f"durations that are not end - start, which counts: {len(differing):,} (first: {differing[0]})"
-            )
+            yield self.utterance(row, names, where)
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, str]]]:
         """File and line of each row, and its cells by column.
@@ -67,7 +61,7 @@ class Table(Reader):
                     seen_header = True
                     continue
                 if len(cells) != len(header):
-                    raise SpkdError(f"{where}: expected {len(header)} columns")
+                    raise SpkdError(f"{where}: expected {counted(len(header), 'column')}")
                 if line > previous + 1:
                     spread.append(f"{path}:{previous + 1}")
                 values = (cell.strip() if quoted else _unwrapped(cell.strip()) for cell in cells)

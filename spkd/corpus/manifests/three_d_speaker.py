@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from spkd.corpus.manifests.fields import names_of, number, refuse_fields, utterance
+from spkd.corpus.manifests.fields import names_of, number, refuse_fields
 from spkd.corpus.manifests.reader import Source
 from spkd.corpus.manifests.table import Table
 from spkd.corpus.utterance import Utterance
@@ -26,7 +26,7 @@ class ThreeDSpeaker(Table):
         names = names_of(columns, f"{self.source.path}:1")
         refuse_fields(names, ("end", "duration"), f"{self.source.path}:1", "start and stop")
         for where, row in self.rows():
-            made, _ = utterance(row, names, where, self.source.folder, self.columns)
+            made = self.utterance(row, names, where)
             stop = number(row, "stop", where)
             if stop is not None and stop <= made.start:
                 raise SpkdError(f"{where}: stop is not after start")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from spkd.corpus.manifests.fields import names_of, number, refuse_fields, utterance
+from spkd.corpus.manifests.fields import names_of, number, refuse_fields
 from spkd.corpus.manifests.json_lines import JSONLines
 from spkd.corpus.manifests.reader import Source
 from spkd.corpus.utterance import Utterance
@@ -33,7 +33,7 @@ class WeSpeaker(JSONLines):
             if stretches:
                 refuse_fields(names, ("start", "end"), where, "vad")
                 self.unused.update([names.duration] if names.duration is not None else [])
-            made, _ = utterance(row, names, where, self.source.folder, self.columns)
+            made = self.utterance(row, names, where)
             self.unused.update(name for name in names.unused if row[name] not in (None, ""))
             if not stretches:
                 yield made
