@@ -2,7 +2,7 @@
 
 from spkd.cache.background import Background
 from spkd.cache.card import Card, Part
-from spkd.cache.claims import claim_units, heartbeat
+from spkd.cache.claims import claim_units
 from spkd.cache.codebook import Codebook
 from spkd.cache.crop import Crop, Rows
 from spkd.cache.plan import Plan
@@ -25,7 +25,6 @@ __all__ = [
     "UnitWriter",
     "claim_units",
     "finalize",
-    "heartbeat",
     "initialise",
     "verify",
 ]

@@ -1,27 +1,22 @@
-"""Claims of workers on units, by which any number of workers on any machines fill one cache.
+"""Claims of workers on units and on the growth of a cache, by which any number of workers on any machines fill it.
 
-A claim is a file that names its owner: host, process, and a random identity, because host names and process numbers
-repeat among containers. The owner updates the file's time while it works.
+A claim on a unit is a file that names its owner, who keeps it alive (see owner.py). Card, plan and completion record
+are changed by one process at a time, which locks the claim on the growth.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from spkd.cache.folder import claim_path, commit_path
-from spkd.errors import SpkdError
-from spkd.files.atomic import create_json, read_bytes, worker_id
-
-STALE = 300.0  # s without a heartbeat after which a claim is taken over
-AHEAD = 60.0  # s by which another machine's clock may run ahead
+from spkd.cache.folder import CARD, FOLDERS, claim_path, commit_path, growth_path
+from spkd.cache.lock import exclusive, made_exclusive
+from spkd.cache.owner import in_words, is_gone, is_owned, owner_of, this_process
+from spkd.files.atomic import check_no_links, create_json, without_links
+from spkd.progress import log
 
 
 def claim_units(root: Path, units: int) -> Iterator[int]:
@@ -32,11 +27,7 @@ def claim_units(root: Path, units: int) -> Iterator[int]:
 
 
 def claim(root: Path, unit: int) -> bool:
-    """Claim a unit for this process, until `release`.
-
-    Returns:
-        Whether this process is to fill the unit.
-    """
+    """Claim a unit for this process, until `release`. Returns whether this process is to fill the unit."""
     if commit_path(root, unit).is_file() or not _claim(claim_path(root, unit)):
         return False
     if commit_path(root, unit).is_file():
@@ -45,55 +36,55 @@ def claim(root: Path, unit: int) -> bool:
     return True
 
 
-def owns(root: Path, unit: int) -> bool:
-    """Whether this process holds the claim; a process that was stopped for long may have lost it."""
-    owner = _owner(claim_path(root, unit))
-    return owner is not None and owner.get("worker") == worker_id()
+def reopen(root: Path, unit: int, is_due: Callable[[int], bool]) -> bool:
+    """Withdraw the commit record of a unit, so that the unit is filled again. The caller holds `changing`.
+
+    Args:
+        is_due: function of the unit, asked while no other process can fill it, whether it is to be filled again.
+    Returns:
+        Whether the record was withdrawn by this call.
+    """
+    if not _claim(claim_path(root, unit)):
+        return False
+    try:
+        if due := is_due(unit):
+            commit_path(root, unit).unlink(missing_ok=True)
+        return due
+    finally:
+        release(root, unit)
+
+
+def is_filled(root: Path) -> bool:
+    """Whether a living process fills a unit of a cache."""
+    return any(path.name.isdecimal() and not is_gone(path) for path in (root / "claims").iterdir())
 
 
 def release(root: Path, unit: int) -> None:
     """Remove a claim, if this process holds it."""
-    if owns(root, unit):
+    if is_owned(claim_path(root, unit)):
         claim_path(root, unit).unlink(missing_ok=True)
 
 
-def heartbeat(root: Path, unit: int) -> None:
-    """Update the time of a claim, to show that its owner is alive."""
-    try:
-        os.utime(claim_path(root, unit))
-    except FileNotFoundError:  # taken over meanwhile: `commit` will find out
-        return
-
-
 def _claim(path: Path) -> bool:
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-    owner |= {"namespace": _namespace(), "worker": worker_id()}
     for _ in range(2):
-        if create_json(path, owner):
+        if create_json(path, this_process()):
             return True
-        if not _remove_dead(path):
+        if not remove_gone(path):
             return False
     return False
 
 
-def _remove_dead(path: Path) -> bool:
-    """Remove a claim whose owner is gone.
-
-    Returns:
-        Whether the unit can be claimed now.
-    """
-    if not _dead(path):
+def remove_gone(path: Path) -> bool:
+    """Remove a claim whose owner is gone. Returns whether it can be claimed now."""
+    if not is_gone(path):
         return False
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not _locked(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
-                return False  # its owner is committing, or another worker is removing the claim
-            # Checked again under the lock: another worker may have made a new claim meanwhile.
-            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        with exclusive(path, wait=False) as locked:
+            # Where it is not locked, its owner is committing, or another worker is removing the claim. Under the lock,
+            # the claim may be a new one that another worker has made meanwhile.
+            if not locked or not is_gone(path):
                 return False
-            if not _dead(path):
-                return False
-            path.unlink(missing_ok=True)
+            path.unlink()
     except FileNotFoundError:
         pass
     return True
@@ -107,80 +98,59 @@ def committing(root: Path, unit: int) -> Iterator[bool]:
         Whether this process still holds it. A process that was stopped for long may have lost it, and must write
         nothing.
     """
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(exclusive(claim_path(root, unit)))
+            is_held = is_owned(claim_path(root, unit))
+        except FileNotFoundError:
+            is_held = False
+        yield is_held
+
+
+@contextlib.contextmanager
+def changing(*roots: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold caches alone while card, plan or completion record change. Another process that holds one is waited for.
+
+    Args:
+        roots: folders of the caches; they are made if they do not exist.
+    Yields:
+        Whether all are held; always, where `wait` is asked for.
+    Raises:
+        SpkdError: a folder within one is a symbolic link.
+    """
+    with contextlib.ExitStack() as held:
+        ordered = sorted(roots, key=os.path.realpath)  # in one order, so that no two processes wait for each other
+        yield all(held.enter_context(_changing(root, wait)) for root in ordered)
+
+
+@contextlib.contextmanager
+def _changing(root: Path, wait: bool) -> Iterator[bool]:
+    path = growth_path(root)
+    check_no_links(root, FOLDERS)
+
+    def on_wait(owner: str) -> None:
+        log(f"{root}: waiting for {owner}, which is changing it")
+
+    with made_exclusive(path, wait, on_wait) as held:
+        before = _version(root)
+        try:
+            yield held
+        finally:
+            if held and _version(root) not in (before, None):
+                with open(path, "w", opener=without_links) as file:  # still the same file, which is locked
+                    file.write(json.dumps(this_process()))
+
+
+def _version(root: Path) -> tuple[int, int] | None:
+    """Identity of the card's file; None where there is none, or no longer."""
     try:
-        with open(claim_path(root, unit), "rb") as file:
-            _locked(file.fileno(), fcntl.LOCK_EX)
-            yield owns(root, unit)
+        status = (root / CARD).stat()
     except FileNotFoundError:
-        yield False
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opener of a file that does not wait, even where the path names a pipe instead of a file."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _locked(descriptor: int, operation: int) -> bool:
-    """Lock a file.
-
-    Returns:
-        Whether it is locked now. True also on file systems without locks, where the rules of claims have to suffice.
-    """
-    try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _dead(path: Path) -> bool:
-    """Whether a claim's owner is gone: its process on this host, or its heartbeat on another."""
-    try:
-        age = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return True
-    if not -AHEAD <= age <= STALE:
-        return True
-    owner = _owner(path)
-    if owner is None:  # torn, by a kill on a file system without links; a live owner would have filled it by now
-        return age > 5.0
-    if owner.get("worker") == worker_id():
-        return True  # left by an earlier run in this very process
-    if (owner.get("host"), owner.get("namespace")) != (socket.gethostname(), _namespace()):
-        return False
-    try:
-        return _started(int(owner["pid"])) != owner.get("started")
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return True
-
-
-def _owner(path: Path) -> dict[str, Any] | None:
-    try:
-        owner = json.loads(read_bytes(path))
-    except (OSError, SpkdError, ValueError, RecursionError):
         return None
-    return owner if isinstance(owner, dict) else None
+    return status.st_ino, status.st_mtime_ns
 
 
-def _started(pid: int) -> str | None:
-    """Start time of a process of this machine, in the system's clock ticks; None where there is no such process.
-
-    It distinguishes a process from a later one with the same number.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
-    except (OSError, IndexError):
-        return None
-
-
-def _namespace() -> str:
-    """Identity of the space in which process numbers are unique: boot of the machine and namespace of its processes.
-
-    Two containers with the same host name have different ones. Where the system gives none, heartbeats alone decide.
-    """
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return worker_id()
+def last_change(root: Path) -> str:
+    """Phrase that names the process that made the cache or let it grow last; "" where it is not known."""
+    owner = owner_of(growth_path(root))
+    return f", made or extended last by {in_words(owner)}" if owner else ""

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from spkd.cache.card import Errors
 from spkd.cache.codec import Codec, make_codec
 from spkd.cache.folder import CODEC
 from spkd.errors import SpkdError
 from spkd.files import digest
-from spkd.files.atomic import create_bytes, parse_json
+from spkd.files.atomic import write_bytes
+from spkd.files.reading import parse_json, read_bytes
+from spkd.files.sealed import open_tensors, seal_tensors
 from spkd.outputs.target import Target
 
 
@@ -25,7 +27,6 @@ class Codebook:
     """Fitted codecs of a cache.
 
     Attributes:
-        codecs: target -> its codec.
         errors: target -> its errors (see codec.error and codec.divergence).
     """
 
@@ -46,28 +47,21 @@ class Codebook:
     def to_bytes(self, series: str) -> bytes:
         """Content of its file, a safetensors file."""
         metadata = {"series": series, "errors": json.dumps(self.errors, sort_keys=True)}
-        return save(self._tensors(), metadata)
+        return seal_tensors(save, self._tensors(), metadata)
 
-    def create(self, root: Path, series: str, targets: Sequence[Target]) -> Codebook:
-        """Write it next to the card, unless another worker was first.
+    def save(self, root: Path, series: str) -> None:
+        """Write it next to the card, before the card. The caller holds `claims.changing`.
 
         Args:
-            root: folder of the cache.
             series: `Card.series` of the cache.
-            targets: the stored targets.
-        Returns:
-            The codebook that the folder holds now.
         """
-        create_bytes(root / CODEC, self.to_bytes(series))
-        return self.load(root, targets, series) or self
+        write_bytes(root / CODEC, self.to_bytes(series))
 
     @classmethod
     def load(cls, root: Path, targets: Sequence[Target], series: str | None = None) -> Codebook | None:
         """The codebook of a cache.
 
         Args:
-            root: folder of the cache.
-            targets: the stored targets.
             series: `Card.series` that it must have; None accepts any.
         Returns:
             None where there is no codebook, or where it is of another series.
@@ -78,14 +72,14 @@ class Codebook:
         if not path.is_file():
             return None
         try:
-            with safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-                if series is not None and metadata.get("series") != series:
-                    return None
-                fitted = {target.name: make_codec(target.codec, target.dim) for target in targets}
-                for key in file.keys():  # noqa: SIM118  (not a dict)
-                    target, name = key.split("/")
-                    fitted[target].parameters[name] = file.get_tensor(key)
-                return cls(fitted, parse_json(metadata["errors"], str(path)))
+            data = read_bytes(path)
+            metadata = open_tensors(data, str(path))
+            if series is not None and metadata.get("series") != series:
+                return None
+            fitted = {target.name: make_codec(target.codec, target.dim) for target in targets}
+            for key, values in load(data).items():
+                target, name = key.split("/")
+                fitted[target].parameters[name] = values
+            return cls(fitted, parse_json(metadata["errors"], str(path)))
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise SpkdError(f"{path}: damaged ({error})") from error

@@ -27,8 +27,6 @@ Parameters = dict[str, np.ndarray]
 class Codec(ABC):
     """Base class of codecs. Stored rows are (n, columns) of `dtype`; the numbers that they stand for are (n, dim).
 
-    Args:
-        dim: numbers in a row.
     Attributes:
         dim: numbers in a row.
         columns: columns of a stored row.
@@ -206,7 +204,6 @@ class Product(Codec):
     product quantisation (OPQ: Ge et al., CVPR 2013) learns an orthogonal rotation that is applied first.
 
     Args:
-        dim: numbers in a row.
         parts: number of sub-vectors (M).
     """
 
@@ -337,14 +334,13 @@ def make_codec(name: str, dim: int) -> Codec:
 
     Args:
         name: a name of spkd.registry.CODECS with its numbers, such as `topk64`, with or without `+zstd`.
-        dim: numbers in a vector.
     Raises:
         UsageError: no such codec, or one that does not fit the dimension.
     """
     base = name.removesuffix(ZSTD)
     for known in CODECS:
         # A capital letter in a registered name is a number that the user chooses.
-        if match := re.fullmatch(re.sub("[A-Z]", r"([1-9]\\d{0,5})", known), base):
+        if match := re.fullmatch(re.sub("[A-Z]", r"([1-9][0-9]{0,5})", known), base):
             return CODECS[known](dim, *map(int, match.groups()))
     raise UsageError(f"codec {name!r}{did_you_mean(name, CODECS)} (each also with {ZSTD})")
 
@@ -361,8 +357,6 @@ def fit(name: str, codec: Codec, values: np.ndarray) -> None:
     """Fit the codec of a target.
 
     Args:
-        name: name of the target, for errors.
-        codec: the codec to fit.
         values: (n, dim) rows of the target.
     Raises:
         SpkdError: too few rows.

@@ -66,9 +66,7 @@ class Rows:
         whose middle is nearest to the middle of the crop; for input features, these are exactly the crop's own rows.
 
         Args:
-            target: the target, at frame level.
             samples: (B,) lengths of the views.
-            crop: the crop of each view.
         """
         hop, height, count = target.hop or 1, target.num_frames(crop.samples), target.num_frames(samples)
         # Crops within their view. Times are doubled, because the middle of a crop may lie between two samples.

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
-from spkd.cache.card import Card
 from spkd.cache.codec import compressed
-from spkd.cache.folder import CommitRecord, commit_path, load_card
+from spkd.cache.exchange.remote import ListedCache
+from spkd.cache.folder import (
+    COMPLETE,
+    REJECTED,
+    CommitRecord,
+    CompletionRecord,
+    commit_path,
+    load_card,
+    read_rejected,
+)
 from spkd.cache.plan import Plan
 from spkd.corpus.view import ViewCard
-from spkd.files.text import format_bytes
+from spkd.files.text import counted, format_bytes
 from spkd.outputs.head import STORED
 from spkd.outputs.target import Target
 from spkd.outputs.teacher_card import TeacherCard
 
+NUMBER = re.compile(r"\d+(\.\d+)?")
+MOST_REASONS = 5  # kinds of reasons of rejections that are shown
 LOST = {"cosine_mean": "", "cosine_min": "worst "}  # cosines of a card's errors, and the word before each
+
+
+def growth(root: Path, fingerprint: str) -> str:
+    """Phrase that says how much a cache has grown since it had a fingerprint; "" where it has not."""
+    complete = CompletionRecord.there(root)
+    if complete is None or (before := complete.utterances_at(fingerprint)) is None:
+        return ""
+    after = sum(part.utterances for part in complete.card.parts)
+    return f"{root} has grown since ({before:,} -> {counted(after, 'utterance')})"
 
 
 def describe(root: str | Path) -> str:
@@ -23,28 +44,37 @@ def describe(root: str | Path) -> str:
 
     It has the teacher, licence, data, views, targets with their measured errors, bytes, authors and state.
 
-    Args:
-        root: folder of the cache.
     Raises:
-        SpkdError: no cache there, or a damaged card, plan or commit record.
+        SpkdError: no cache there, or a damaged card, plan, record or list of rejections.
     """
     root = Path(root)
     card = load_card(root)
     plan = Plan.load(root, card)
-    committed = [unit for unit in range(plan.units) if commit_path(root, unit).is_file()]
-    writers = Counter(CommitRecord.load(root, card, unit).writer.get("host", "unknown") for unit in committed)
+    committed = {
+        unit: CommitRecord.load(root, card, unit) for unit in range(plan.units) if commit_path(root, unit).is_file()
+    }
+    writers = Counter(commit.writer.get("host", "unknown") for commit in committed.values())
+    rejected = read_rejected(root / REJECTED) if (root / REJECTED).is_file() else {}
+    for unit, commit in committed.items():
+        first = plan.unit(unit).start
+        rejected |= {plan.view_name(first + number): reason for number, reason in commit.rejected.items()}
+    complete = (root / COMPLETE).is_file()
     teacher = card.teacher
     hours = sum(part.hours for part in card.parts)
     rows = [
         ("teacher", f"{teacher.family} ({teacher.source}), weights {teacher.weights_sha256[:12]}{_library(teacher)}"),
         ("licence", teacher.licence),
         ("input", teacher.preprocessing),
-        ("data", f"{len(plan.utterances)} utterances, {len(plan.speakers)} speakers, {hours:g} h"),
+        (
+            "data",
+            f"{counted(len(plan.utterances), 'utterance')}, {counted(len(plan.speakers), 'speaker')}, {hours:g} h",
+        ),
         ("views", f"{len(plan.views)}: {views_in_words(card.views)}"),
         ("units", f"{len(committed)} of {plan.units} committed"),
+        ("rejected", _reasons(rejected)),
     ]
     if len(card.parts) > 1:
-        rows.append(("parts", "; ".join(f"{p.utterances} utterances, {p.hours:g} h" for p in card.parts)))
+        rows.append(("parts", "; ".join(f"{counted(p.utterances, 'utterance')}, {p.hours:g} h" for p in card.parts)))
     total = 0
     for target in card.targets:
         size = sum(p.stat().st_size for p in (root / target.name).glob("c/*/0"))
@@ -59,25 +89,36 @@ def describe(root: str | Path) -> str:
     rows += [
         ("bytes", format_bytes(total)),
         ("made", f"{made.at} by {made.by} on {made.host} with {versions}"),
-        ("written by", ", ".join(f"{host} ({count} units)" for host, count in writers.items()) or "nobody yet"),
+        (
+            "written by",
+            ", ".join(f"{host} ({counted(count, 'unit')})" for host, count in writers.items()) or "nobody yet",
+        ),
         ("cite", teacher.cite or "nothing named by the teacher"),
-        ("fingerprint", card.fingerprint),
+        ("fingerprint", CompletionRecord.load(root).fingerprint if complete else "none before it is complete"),
     ]
     return "\n".join([str(root), *(f"  {name:12} {text}" for name, text in rows)])
 
 
-def summary(where: str, card: Card, size: int | None) -> str:
-    """One line that describes a cache.
+def _reasons(rejected: Mapping[str, str]) -> str:
+    """Number of utterances and views that were rejected, and of those for each kind of reason, the most frequent first.
 
-    Args:
-        where: path or URL of the cache.
-        card: its card.
-        size: bytes of its shards; None where it is not complete.
+    Reasons are of one kind if they differ only in numbers or in what follows in brackets.
     """
+    kinds = Counter(NUMBER.sub("N", re.split(r" \(|;", reason)[0]) for reason in rejected.values())
+    shown = [f"{kind} ({count})" for kind, count in kinds.most_common(MOST_REASONS)]
+    shown += [f"{len(kinds) - MOST_REASONS} other reasons"] if len(kinds) > MOST_REASONS else []
+    return f"{len(rejected)}: {', '.join(shown)}" if rejected else "none"
+
+
+def summary(cache: ListedCache) -> str:
+    """One line that describes a cache in a list."""
+    if cache.card is None:
+        return f"{cache.url}: {cache.error}"
+    card, size = cache.card, cache.bytes
     targets = " ".join(f"{target.name}:{target.codec}" for target in card.targets)
     state = "not complete" if size is None else format_bytes(size)
-    views = f"{card.num_views} views ({card.views.plan})"
-    return f"{where}  {card.fingerprint[:12]}  {card.teacher.family}  {views}  {targets}  {state}"
+    views = f"{counted(card.num_views, 'view')} ({card.views.plan})"
+    return f"{cache.url}  {cache.fingerprint[:12]}  {card.teacher.family}  {views}  {targets}  {state}"
 
 
 def views_in_words(views: ViewCard) -> str:

@@ -2,27 +2,37 @@
 
 card.json                card
 plan/N.npz               plan of part N
+plan/N.bin               what follows from it, to be mapped; no part of the cache
 head.safetensors         the teacher's classifier, where logits follow from it
 codec.safetensors        learnt parameters of the codecs
 zarr.json                the Zarr group; TARGET/zarr.json each array
 TARGET/c/K/0             shard K of a target
 claims/K                 the worker that is filling unit K
+claims/growth            the worker that made the cache or let it grow last; locked while card or records change
 commits/K.json           commit record of unit K
 COMPLETE.json            completion record, the only one that readers need
-verified.json            time of the last `spkd cache verify` that found everything intact
+rejected.csv             utterances and views that were left out, and why
+verified.json            time since which `spkd cache verify` has found every shard whole
+verified.log             times at which it found each shard of this copy whole
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spkd.cache.card import Card, check_format
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
-from spkd.files.atomic import parse_json, read_bytes, read_json
+from spkd.files.reading import State, parse_json, read_bytes, read_json
 from spkd.files.schema import record
+from spkd.files.sealed import CHECK, self_digest
+from spkd.files.text import counted
 from spkd.outputs.target import Target
 
 CARD = "card.json"
@@ -30,8 +40,12 @@ COMPLETE = "COMPLETE.json"
 HEAD = "head.safetensors"
 CODEC = "codec.safetensors"
 GROUP = "zarr.json"
+REJECTED = "rejected.csv"
 VERIFIED = "verified.json"
+NOTES = "verified.log"
 PULLED = "pulled.json"  # origin of a copy; the time of the file is that of the copy's last use
+FOLDERS = ("claims", "commits", "plan")  # within a cache's folder, besides those of its targets
+OPTIONAL = (HEAD, CODEC, REJECTED)  # files that not every cache has
 UINT32 = {"low": 0, "high": 2**32 - 1}
 
 
@@ -40,18 +54,31 @@ def plan_path(part: int) -> Path:
     return Path("plan") / f"{part}.npz"
 
 
+def mapped_path(part: int) -> Path:
+    """Path of the mapped file that follows from the plan of a part, within a cache's folder."""
+    return plan_path(part).with_suffix(".bin")
+
+
+def users_folder(kind: str) -> Path:
+    """The user's own folder for what cannot be kept in a cache's folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "spkd" / kind
+
+
 def commit_path(root: Path, unit: int) -> Path:
-    """Path of the commit record of a unit."""
     return root / "commits" / f"{unit}.json"
 
 
 def claim_path(root: Path, unit: int) -> Path:
-    """Path of the claim on a unit."""
     return root / "claims" / str(unit)
 
 
+def growth_path(root: Path) -> Path:
+    """Path of the claim on the growth of a cache: on its card, plan and completion record."""
+    return root / "claims" / "growth"
+
+
 def shard_path(root: Path, target: Target, unit: int) -> Path:
-    """Path of the shard of a target and a unit."""
     return root / target.name / "c" / str(unit) / "0"
 
 
@@ -60,22 +87,28 @@ def array_path(target: Target) -> Path:
     return Path(target.name) / "zarr.json"
 
 
+def remedy(root: Path) -> str:
+    """Advice for an error about a shard, to follow what is wrong with it."""
+    return (
+        f"the `spkd extract` that made {root} makes again what is damaged, and "
+        f"`spkd cache repair {shlex.quote(str(root))} --from COPY` fetches it from another copy"
+    )
+
+
+def only_from_copy(root: Path) -> str:
+    """Advice for an error about a file that no extraction makes again."""
+    return f"`spkd cache repair {shlex.quote(str(root))} --from COPY` fetches it"
+
+
 def metadata_files(card: Card) -> list[str]:
-    """Names of all files of a cache except the shards and the completion record; head and codecs are optional."""
-    names = [CARD, HEAD, CODEC, GROUP, *(str(array_path(target)) for target in card.targets)]
-    names += [str(plan_path(part)) for part in range(len(card.parts))]
-    return names + [str(commit_path(Path(), unit)) for unit in range(card.units)]
+    """Names of the files of a cache that neither are shards nor follow from the card; some are OPTIONAL."""
+    names = [*OPTIONAL, *(str(plan_path(part)) for part in range(len(card.parts)))]
+    return names + [f"commits/{unit}.json" for unit in range(card.units)]
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Size and checksums of a shard at its commit.
-
-    Attributes:
-        bytes: size of the file.
-        chunk_crc32c: checksum of each inner chunk.
-        index_crc32c: checksum of the index.
-    """
+    """Size and checksums of a shard at its commit."""
 
     bytes: int = field(metadata={"low": 1, "high": 2**50})
     chunk_crc32c: tuple[int, ...] = field(metadata=UINT32)
@@ -89,37 +122,40 @@ class CommitRecord:
     Attributes:
         rejected: number of each view left out -> the reason. Views are counted within the unit, so that the record
             stays true where a merge gives the unit another number.
-        targets: target -> record of its shard.
+        decoded: number of each view that was left out although its audio was decoded -> state of the file. Unless that
+            changes, it is not decoded again.
         writer: host and identity of the worker.
     """
 
     rejected: dict[int, str]
+    decoded: dict[int, State]
     targets: dict[str, ShardRecord]
     writer: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON."""
-        return asdict(self) | {"rejected": {str(view): reason for view, reason in sorted(self.rejected.items())}}
+        """The record as JSON, with its digest."""
+        tree = asdict(self)
+        return tree | {CHECK: self_digest(tree)}
 
     @classmethod
     def from_json(cls, tree: Any, card: Card, where: str) -> CommitRecord:
         """A record from its JSON, checked.
 
         Raises:
-            SpkdError: it is not the record of a unit of this card's cache.
+            SpkdError: it is not the record of a unit of this card's cache, or it was changed.
         """
-        commit = record(cls, tree, where)
+        if not isinstance(tree, dict):
+            raise SpkdError(f"{where}: damaged (expected an object)")
+        commit = record(cls, {name: value for name, value in tree.items() if name != CHECK}, where)
         if set(commit.targets) != {target.name for target in card.targets}:
             raise SpkdError(f"{where}: damaged (its targets are not those of the card)")
+        if tree.get(CHECK) != self_digest(tree):
+            raise SpkdError(f"{where}: damaged (it does not match its own digest)")
         return commit
 
     @classmethod
     def load(cls, root: Path, card: Card, unit: int) -> CommitRecord:
-        """Read the record of a unit.
-
-        Raises:
-            SpkdError: it is missing or damaged.
-        """
+        """Read the record of a unit. Raises SpkdError: it is missing or damaged."""
         path = commit_path(root, unit)
         return cls.from_json(read_json(path), card, str(path))
 
@@ -129,10 +165,9 @@ class CompletionRecord:
     """Record of a complete cache.
 
     Attributes:
-        card: the card.
         rejected: number of each view left out of the cache -> the reason.
         bytes: size of all shards together.
-        sha256: name of every metadata file -> its digest.
+        sha256: name of every file of `metadata_files` -> its digest.
     """
 
     card: Card
@@ -140,29 +175,48 @@ class CompletionRecord:
     bytes: int
     sha256: dict[str, str]
 
+    @property
+    def fingerprint(self) -> str:
+        return self.card.fingerprint(self.rejected)
+
+    def utterances_at(self, fingerprint: str) -> int | None:
+        """Number of utterances of the cache when it had a fingerprint, before it grew; None where it never had it."""
+        for count in range(1, len(self.card.parts)):
+            earlier = self.card.with_parts(self.card.parts[:count])
+            if earlier.fingerprint(view for view in self.rejected if view < earlier.num_views) == fingerprint:
+                return sum(part.utterances for part in earlier.parts)
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """The record as JSON, with its digest."""
         tree = {
+            "fingerprint": self.fingerprint,
             "card": self.card.to_json(),
-            "rejected": {str(view): reason for view, reason in self.rejected.items()},
+            "rejected": self.rejected,
             "bytes": self.bytes,
             "sha256": self.sha256,
         }
-        return tree | {"check": self_digest(tree)}
+        return tree | {CHECK: self_digest(tree)}
+
+    @classmethod
+    def there(cls, root: Path) -> CompletionRecord | None:
+        """The record of a cache; None where it is missing or damaged."""
+        try:
+            return cls.load(root)
+        except SpkdError:
+            return None
 
     @classmethod
     def load(cls, root: Path) -> CompletionRecord:
-        """Read the record of a cache.
-
-        Raises:
-            SpkdError: no cache there, not complete, damaged or of another format.
-        """
+        """Read the record of a cache. Raises SpkdError: no cache there, not complete, damaged or of another format."""
         path = root / COMPLETE
         if not path.is_file():
             card = load_card(root)
-            done = sum(commit_path(root, unit).is_file() for unit in range(card.units))
+            commits = commit_path(root, 0).parent  # a card may promise any number of units
+            done = sum(path.suffix == ".json" for path in commits.iterdir()) if commits.is_dir() else 0
             raise SpkdError(
-                f"{root}: extraction is not finished ({done} of {card.units} units); run the same `spkd extract` again"
+                f"{root}: extraction is not finished ({done} of {counted(card.units, 'unit')}); run the same "
+                "`spkd extract` again"
             )
         return parse_completion(read_bytes(path), str(path))
 
@@ -171,56 +225,85 @@ class CompletionRecord:
 class _Rest:
     rejected: dict[int, str]
     bytes: int = field(metadata={"low": 0, "high": 2**60})
-    sha256: dict[str, str]
 
 
 def parse_completion(data: bytes, where: str) -> CompletionRecord:
     """A completion record from its bytes.
 
-    Args:
-        data: content of the file.
-        where: name of the file, for errors.
     Raises:
         SpkdError: damaged, of another format, or with names or views that its card does not have.
     """
     tree = parse_json(data, where)
     if isinstance(tree, dict) and isinstance(tree.get("card"), dict) and "spkd_cache" in tree["card"]:
         check_format(tree["card"]["spkd_cache"], where)
-    if not isinstance(tree, dict) or "card" not in tree or tree.get("check") != self_digest(tree):
+    if not isinstance(tree, dict) or "card" not in tree or tree.get(CHECK) != self_digest(tree):
         raise SpkdError(f"{where}: damaged (it does not match its own digest)")
     card = Card.from_json(tree["card"], where)
-    rest = record(_Rest, {name: tree[name] for name in ("rejected", "bytes", "sha256") if name in tree}, where)
-    if card.units > len(rest.sha256):  # before so many names are built
+    rest = record(_Rest, {name: tree[name] for name in ("rejected", "bytes") if name in tree}, where)
+    sha256 = tree.get("sha256")
+    if not isinstance(sha256, dict) or not all(type(value) is str for value in sha256.values()):
+        raise SpkdError(f"{where}: damaged (no digests of its files)")
+    if card.units > len(sha256):  # before so many names are built
         raise SpkdError(f"{where}: damaged (its files are not those of its card)")
     names = set(metadata_files(card))
-    if not names - {HEAD, CODEC} <= set(rest.sha256) <= names:
+    if not names - set(OPTIONAL) <= sha256.keys() <= names:
         raise SpkdError(f"{where}: damaged (its files are not those of its card)")
     if any(not 0 <= view < card.num_views for view in rest.rejected):
         raise SpkdError(f"{where}: damaged (it rejects views that there are not)")
-    return CompletionRecord(card, rest.rejected, rest.bytes, rest.sha256)
+    complete = CompletionRecord(card, rest.rejected, rest.bytes, sha256)
+    if tree.get("fingerprint") != complete.fingerprint:
+        raise SpkdError(f"{where}: damaged (it does not match its fingerprint)")
+    return complete
+
+
+def read_rejected(path: Path) -> dict[str, str]:
+    """The table of rejections of a cache: name of each utterance or view that it lacks -> the reason.
+
+    Raises:
+        SpkdError: it is damaged.
+    """
+    try:
+        _, *rows = csv.reader(io.StringIO(read_bytes(path).decode()))
+        return dict(rows)
+    except (ValueError, csv.Error) as error:
+        raise SpkdError(f"{path}: damaged ({error})") from error
+
+
+def most_bytes(card: Card) -> int:
+    """Most bytes that a metadata file of a cache may have.
+
+    The largest are a plan, with some 30 bytes and a share of an id for each view, and a head, with the weights of each
+    class.
+    """
+    classes = 0 if card.head is None else len(card.head.classes)
+    return (64 << 20) + 128 * card.num_views + (classes << 14)
+
+
+def metadata_digest(root: Path, card: Card, name: str) -> str | None:
+    """Digest of a metadata file; None where it is missing, no regular file, or larger than any of such a cache."""
+    path = root / name
+    return digest.of_file(path) if path.is_file() and path.stat().st_size <= most_bytes(card) else None
 
 
 def load_card(root: Path) -> Card:
     """Read the card of a cache.
 
     Raises:
-        SpkdError: no cache here, another format, or a damaged card.
+        UsageError: no cache here.
+        SpkdError: another format, or a damaged card.
     """
     path = root / CARD
     if not path.is_file():
-        raise SpkdError(f"{root}: no teacher cache; make one with `spkd extract cache={root}`")
+        if root.is_file():
+            raise UsageError(f"{root}: a file; name the folder of a teacher cache")
+        what = " (it holds other files)" if root.is_dir() and any(root.iterdir()) else ""
+        advice = (
+            f"name its folder, or make one with `spkd extract cache={'NEW_FOLDER' if what else shlex.quote(str(root))}`"
+        )
+        raise UsageError(f"{root}: no teacher cache{what}; {advice}")
     return parse_card(read_bytes(path), str(path))
 
 
 def parse_card(data: bytes | str, where: str) -> Card:
-    """A card from the content of its file.
-
-    Raises:
-        SpkdError: it is damaged or of another format.
-    """
+    """A card from the content of its file. Raises SpkdError: it is damaged or of another format."""
     return Card.from_json(parse_json(data, where), where)
-
-
-def self_digest(tree: dict[str, Any]) -> str:
-    """Digest of a record without its field `check`; of the completion record, or of the index of an export."""
-    return digest.of_tree({name: value for name, value in tree.items() if name != "check"})

@@ -17,8 +17,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ import google_crc32c
 import numpy as np
 import torch
 
-from spkd.cache.card import FORMAT
+from spkd.cache.card import FORMAT, Card
 from spkd.cache.codec import compressed, make_codec
+from spkd.cache.folder import GROUP, array_path
 from spkd.errors import SpkdError
+from spkd.files.reading import opened
 from spkd.outputs.target import Target
 
 UTTERANCE_CHUNK = 64  # rows of an inner chunk
@@ -37,11 +40,11 @@ FRAME_CHUNK = 128
 EMPTY = 2**64 - 1
 HEADER = 128  # bytes
 ZSTD_LEVEL = 1
+CHECKED_EVERY = 1.0  # s after which the size of a mapped shard is compared again
 ZARR_TYPES = {"<f2": "float16", "<f4": "float32", "|i1": "int8", "|u1": "uint8"}
 
 
 def chunk_rows(target: Target) -> int:
-    """Number of rows of an inner chunk."""
     return UTTERANCE_CHUNK if target.hop is None else FRAME_CHUNK
 
 
@@ -49,11 +52,6 @@ def shard_rows(target: Target, unit_views: int, unit_seconds: float) -> int:
     """Number of rows of one shard: enough for the largest unit, and a multiple of the inner chunk.
 
     A view of n samples has at most n / hop + 1 rows.
-
-    Args:
-        target: the target.
-        unit_views: largest number of views in one unit.
-        unit_seconds: most audio in one unit (s).
     """
     most = float(unit_views) if target.rate is None else unit_seconds * target.rate + unit_views
     chunk = chunk_rows(target)
@@ -68,7 +66,6 @@ def row_format(target: Target) -> tuple[int, np.dtype]:
 
 
 def row_bytes(target: Target) -> int:
-    """Bytes of a stored row."""
     columns, dtype = row_format(target)
     return columns * dtype.itemsize
 
@@ -117,24 +114,23 @@ def _zstd() -> dict[str, Any]:
     return {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}
 
 
-GROUP_METADATA = {"zarr_format": 3, "node_type": "group", "attributes": {"spkd_cache": FORMAT}}
+def zarr_files(card: Card) -> dict[str, dict[str, Any]]:
+    """Name -> content of the files that describe a cache to Zarr's readers."""
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"spkd_cache": FORMAT}}
+    rows = {target: shard_rows(target, card.unit_views, card.unit_seconds) for target in card.targets}
+    return {GROUP: group} | {str(array_path(t)): array_metadata(t, rows[t], card.units) for t in card.targets}
 
 
-def header_bytes(part: str, unit: int) -> bytes:
-    """Header of every shard of one unit.
-
-    Args:
-        part: `Card.part_key` of the unit's part.
-        unit: number of the unit within its part.
-    """
-    return f"spkd shard 1 {part} {unit}\n".encode().ljust(HEADER)
+def unit_header(card: Card, unit: int) -> bytes:
+    """Header of every shard of a unit."""
+    part, number = card.part(unit)
+    return f"spkd shard 1 {card.part_key(part)} {number}\n".encode().ljust(HEADER)
 
 
 def index_bytes(target: Target, rows: int, lengths: Sequence[int]) -> bytes:
     """Index of a shard, with its crc32c.
 
     Args:
-        target: the target.
         rows: rows of the shard.
         lengths: bytes of each inner chunk in use, which are the first ones.
     """
@@ -146,7 +142,6 @@ def index_bytes(target: Target, rows: int, lengths: Sequence[int]) -> bytes:
 
 
 def index_length(target: Target, rows: int) -> int:
-    """Bytes of a shard's index."""
     return 16 * (rows // chunk_rows(target)) + 4
 
 
@@ -161,7 +156,6 @@ def decompress(chunk: bytes, size: int) -> bytes:
     """Decompress a chunk, without allocating more than `size` bytes.
 
     Args:
-        chunk: the compressed bytes.
         size: bytes that it must have after decompression.
     Raises:
         ValueError: damaged, or of another size.
@@ -192,11 +186,11 @@ def expect_shards(paths: Sequence[Path], target: Target, rows: int) -> None:
     """Ask the operating system to read the headers and indices of shards that will be mapped next, all at once."""
     for path in paths:
         try:
-            with open(path, "rb") as file:
+            with opened(path) as file:
                 length = index_length(target, rows)
                 for offset, count in ((0, HEADER), (max(file.seek(0, 2) - length, 0), length)):
                     os.posix_fadvise(file.fileno(), offset, count, os.POSIX_FADV_WILLNEED)
-        except (FileNotFoundError, AttributeError):  # map_shard reports the former; macOS lacks the call
+        except (SpkdError, AttributeError):  # map_shard reports the former; macOS lacks the call
             return
 
 
@@ -206,8 +200,6 @@ class CompressedRows:
     Args:
         mapped: all bytes of the shard, (size,).
         lengths: bytes of each compressed chunk.
-        target: the target.
-        path: file of the shard, for errors.
     """
 
     def __init__(self, mapped: np.ndarray, lengths: np.ndarray, target: Target, path: Path) -> None:
@@ -239,30 +231,37 @@ class CompressedRows:
         return int(self._ends[start // self._chunk]), int(self._ends[-(-stop // self._chunk)])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shard:
     """A mapped shard.
 
     Attributes:
         rows: (n, columns) the filled rows.
         map: (size,) all bytes of the file.
-        path: the file.
+        checked: time (s) at which the file had this size last, by the monotonic clock.
     """
 
     rows: np.ndarray | CompressedRows
     map: np.ndarray
     path: Path
+    checked: float = field(default_factory=time.monotonic)
 
-    def check_size(self) -> None:
-        """Check that the file still has the size with which it was mapped.
+    def check_size(self, now: float) -> None:
+        """Check that the file still has the size with which it was mapped, unless that was checked a moment ago.
 
-        A read beyond the end of a mapped file kills the process.
+        A read beyond the end of a mapped file kills the process. A call of the operating system for every
+        shard of every batch would cost more than the rest of the check.
 
+        Args:
+            now: time (s) by the monotonic clock.
         Raises:
             SpkdError: the file is gone, or has another size.
         """
+        if now - self.checked < CHECKED_EVERY:
+            return
         try:
             if os.stat(self.path).st_size == len(self.map):
+                self.checked = now
                 return
         except OSError as error:
             raise SpkdError(f"{self.path}: gone while it was being read ({error.strerror})") from error
@@ -290,10 +289,7 @@ def map_shard(path: Path, target: Target, rows: int, header: bytes) -> Shard:
     """Map a shard. No file stays open, since a cache may have more shards than a process may open files.
 
     Args:
-        path: file of the shard.
-        target: the target.
         rows: largest number of rows of a shard of this target.
-        header: the header that it must have.
     Raises:
         SpkdError: the shard is missing, truncated, of another cache or unit, or its index is damaged.
     """

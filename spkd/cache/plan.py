@@ -14,7 +14,7 @@ import io
 import struct
 import zipfile
 import zlib
-from bisect import bisect_right
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,70 +25,136 @@ import numpy as np
 
 from spkd.cache import npy
 from spkd.cache.card import Card, Part
-from spkd.cache.folder import plan_path
+from spkd.cache.folder import most_bytes, plan_path
 from spkd.cache.layout import shard_rows
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.view import Views
 from spkd.errors import SpkdError, UsageError
-from spkd.files.atomic import read_bytes, write_bytes
+from spkd.files.atomic import writing
+from spkd.files.reading import read_bytes
 from spkd.outputs.target import Target
 
 UNLABELLED = -1
+
+
+class Tables(ABC):
+    """What follows from the columns of a plan.
+
+    Attributes:
+        labelled: whether every utterance has a speaker label.
+        factors: sorted codes, as of `factors_of`, of the pairs of speed and formant factor that the views have.
+        classes: sorted keys, as of `class_keys`, of the classes of the labelled views.
+    """
+
+    labelled: bool
+    factors: np.ndarray
+    classes: np.ndarray
+
+    @abstractmethod
+    def begins(self, target: Target) -> np.ndarray:
+        """(views,) first row of every view of a frame-level target within its shard."""
+
+    @abstractmethod
+    def views_of(self, utterances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) first view of each utterance (B,), and (B,) the view after its last."""
+
+
+class Computed(Tables):
+    """What follows from columns in memory, computed when it is asked for."""
+
+    def __init__(self, views: Views, speaker: np.ndarray, first: np.ndarray) -> None:
+        self._views, self._speaker, self._first = views, speaker, first
+        self._begins: dict[tuple[int | None, int], np.ndarray] = {}
+
+    @cached_property
+    def labelled(self) -> bool:  # type: ignore[override]
+        return bool((self._speaker != UNLABELLED).all())
+
+    @cached_property
+    def _factors(self) -> np.ndarray:
+        return factors_of(self._views.speed, self._views.formants)
+
+    @cached_property
+    def factors(self) -> np.ndarray:  # type: ignore[override]
+        return np.unique(self._factors)
+
+    @cached_property
+    def classes(self) -> np.ndarray:  # type: ignore[override]
+        keys = class_keys(self._speaker[self._views.utterance], self._factors)
+        return np.unique(keys[keys >= 0])
+
+    def begins(self, target: Target) -> np.ndarray:
+        kind = target.hop, target.window
+        if kind not in self._begins:
+            ends = np.cumsum(target.num_frames(self._views.samples))
+            before = np.concatenate([[0], ends[self._first[1:-1] - 1]])  # rows of the units before each
+            self._begins[kind] = np.concatenate([[0], ends[:-1]]) - np.repeat(before, np.diff(self._first))
+        return self._begins[kind]
+
+    def views_of(self, utterances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        column = self._views.utterance
+        return np.searchsorted(column, utterances), np.searchsorted(column, utterances, side="right")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Views of a cache, and their division into units and parts.
 
+    What has a number for each view or utterance is an array, or a column that is indexed like one (`mapped.Lazy`).
+
     Attributes:
-        views: the views, in order.
         utterances: ids of the utterances from which the views are cut.
         speakers: sorted names of the speakers.
         speaker: (utterances,) index in `speakers`, or UNLABELLED.
         first: (units + 1,) first view of every unit, and the number of views.
-        parts: (parts + 1,) first unit of every part, and the number of units.
         unit_views: largest number of views in one unit.
         unit_seconds: most audio in one unit (s).
+        mapped: what follows from the columns, where it is in a file; None: it is computed.
     """
 
     views: Views
-    utterances: list[str]
-    speakers: list[str]
+    utterances: Sequence[str]
+    speakers: Sequence[str]
     speaker: np.ndarray
     first: np.ndarray
-    parts: tuple[int, ...]
     unit_views: int
     unit_seconds: float
+    mapped: Tables | None = None
 
-    def part(self, unit: int) -> tuple[int, int]:
-        """The part of a unit, and its number within it."""
-        part = bisect_right(self.parts, unit) - 1
-        return part, unit - self.parts[part]
+    @cached_property
+    def tables(self) -> Tables:
+        """What follows from the columns."""
+        return Computed(self.views, self.speaker, self.first) if self.mapped is None else self.mapped
+
+    def view_name(self, view: int) -> str:
+        """Id of a view's utterance, followed by the number of the view where utterances have several."""
+        utterance = self.views.utterance[view]
+        if len(self.views) == len(self.utterances):
+            return self.utterances[int(utterance)]
+        return f"{self.utterances[int(utterance)]} view {view - int(self.tables.views_of(utterance[None])[0][0])}"
 
     @property
     def units(self) -> int:
-        """Number of units."""
         return len(self.first) - 1
 
     def unit(self, number: int) -> range:
-        """The views of one unit."""
         return range(int(self.first[number]), int(self.first[number + 1]))
 
-    @cached_property
-    def unit_of(self) -> np.ndarray:
-        """(views,): number of the unit of every view."""
-        return np.repeat(np.arange(self.units, dtype=np.int32), np.diff(self.first))
+    def units_of(self, views: np.ndarray) -> np.ndarray:
+        """Numbers (B,) of the units of views (B,)."""
+        return np.searchsorted(self.first, views, side="right") - 1
 
     def shard_rows(self, target: Target) -> int:
         """Number of rows of every shard of a target."""
         return shard_rows(target, self.unit_views, self.unit_seconds)
 
-    def places(self, target: Target) -> tuple[np.ndarray, np.ndarray]:
-        """(views,) first row of every view within its shard, and (views,) its number of rows."""
-        counts = target.num_frames(self.views.samples)
-        ends = np.concatenate([[0], np.cumsum(counts)])
-        return ends[:-1] - ends[self.first[:-1]][self.unit_of], counts
+    def places(self, target: Target, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) first row of each view (B,) within its shard, and (B,) its number of rows."""
+        counts = target.num_frames(self.views.samples[views])
+        if target.hop is None:
+            return views - self.first[self.units_of(views)], counts
+        return self.tables.begins(target)[views], counts
 
     def unit_places(self, target: Target, unit: int) -> tuple[np.ndarray, np.ndarray]:
         """`places` of the views of one unit."""
@@ -102,8 +168,6 @@ class Plan:
         Args:
             manifest: the utterances, all measured.
             views: their views, in the order of the manifest.
-            unit_views: largest number of views in one unit.
-            unit_seconds: most audio in one unit (s).
         Raises:
             UsageError: a view longer than a whole unit.
         """
@@ -125,8 +189,8 @@ class Plan:
         speakers = manifest.speakers
         index_of = {name: i for i, name in enumerate(speakers)}
         speaker = np.array([UNLABELLED if u.speaker is None else index_of[u.speaker] for u in manifest], np.int32)
-        utterances, parts = [u.id for u in manifest], (0, len(first) - 1)
-        return cls(views, utterances, speakers, speaker, np.array(first), parts, unit_views, unit_seconds)
+        utterances = [u.id for u in manifest]
+        return cls(views, utterances, speakers, speaker, np.array(first), unit_views, unit_seconds)
 
     @classmethod
     def join(cls, plans: Sequence[Plan]) -> Plan:
@@ -135,15 +199,14 @@ class Plan:
             return plans[0]
         speakers = sorted({name for plan in plans for name in plan.speakers})
         index_of = {name: i for i, name in enumerate(speakers)}
-        views, speaker, first, parts = [], [], [np.zeros(1, np.int64)], [0]
+        views, speaker, first = [], [], [np.zeros(1, np.int64)]
         utterances: list[str] = []
-        # Shift utterances, speakers, units and parts of each plan by those of the plans before it.
+        # Shift utterances, speakers and units of each plan by those of the plans before it.
         for plan in plans:
             views.append(dataclasses.replace(plan.views, utterance=plan.views.utterance + np.int32(len(utterances))))
             known = np.array([*(index_of[name] for name in plan.speakers), UNLABELLED], np.int32)
             speaker.append(known[plan.speaker])
             first.append(plan.first[1:] + first[-1][-1])
-            parts += [parts[-1] + end for end in plan.parts[1:]]
             utterances += plan.utterances
         columns = zip(*(v.columns().values() for v in views), strict=True)
         return cls(
@@ -152,24 +215,24 @@ class Plan:
             speakers,
             np.concatenate(speaker),
             np.concatenate(first),
-            tuple(parts),
             plans[0].unit_views,
             plans[0].unit_seconds,
         )
 
     def save(self, root: Path, part: int) -> None:
-        """Write the file of a plan of one part.
-
-        Args:
-            root: folder of the cache.
-            part: number of the part.
-        """
-        write_bytes(root / plan_path(part), self.to_bytes())
+        """Write the file of a plan of one part."""
+        with writing(root / plan_path(part)) as file:
+            np.savez(file, **self._arrays())
 
     def to_bytes(self) -> bytes:
         """Content of the file of a plan of one part; the same plan always gives the same bytes."""
         out = io.BytesIO()
-        arrays: dict[str, Any] = {
+        np.savez(out, **self._arrays())
+        return out.getvalue()
+
+    def _arrays(self) -> dict[str, Any]:
+        """The arrays of the file, by name."""
+        return {
             **self.views.columns(),
             **_pack("utterances", self.utterances),
             **_pack("speakers", self.speakers),
@@ -177,8 +240,6 @@ class Plan:
             "first": self.first,
             "unit": np.array([self.unit_views, self.unit_seconds]),
         }
-        np.savez(out, **arrays)
-        return out.getvalue()
 
     @classmethod
     def load(cls, root: Path, card: Card) -> Plan:
@@ -191,26 +252,17 @@ class Plan:
 
     @classmethod
     def load_parts(cls, root: Path, card: Card) -> list[Plan]:
-        """The plan of each part.
-
-        Raises:
-            SpkdError: as `load`.
-        """
+        """The plan of each part; errors as of `load`."""
         plans = []
         for number in range(len(card.parts)):
             path = root / plan_path(number)
-            plans.append(cls.read(read_bytes(path), card, number, str(path)))
+            plans.append(cls.read(read_bytes(path, most_bytes(card)), card, number, str(path)))
         return plans
 
     @classmethod
     def read(cls, data: bytes, card: Card, number: int, where: str) -> Plan:
         """The plan of one part of a card, from the bytes of its file.
 
-        Args:
-            data: content of the file.
-            card: the card of the cache.
-            number: number of the part.
-            where: name of the file, for errors.
         Raises:
             SpkdError: damaged, with a value that no plan has, or of another card.
         """
@@ -265,14 +317,12 @@ class Plan:
         try:
             arrays = _unzip(data)
             unit_views, unit_seconds = _column(arrays, "unit", "f8")
-            first = _column(arrays, "first", "i8")
             return cls(
                 Views(*(_column(arrays, name, COLUMNS[name]) for name in COLUMNS)),
                 _unpack(arrays, "utterances"),
                 _unpack(arrays, "speakers"),
                 _column(arrays, "utterance_speaker", "i4"),
-                first,
-                (0, len(first) - 1),
+                _column(arrays, "first", "i8"),
                 int(unit_views),
                 float(unit_seconds),
             )
@@ -282,6 +332,20 @@ class Plan:
             ) from error
 
 
+FACTORS_BELOW = 10**6  # codes of pairs of factors are below this
+
+
+def factors_of(speed: np.ndarray, formants: np.ndarray) -> np.ndarray:
+    """Code of each pair of a speed and a formant factor: both are hundredths below 1,000."""
+    speeds, factors = (np.rint(np.asarray(values) * 100).astype(np.int64) for values in (speed, formants))
+    return 1000 * speeds + factors
+
+
+def class_keys(speaker: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Key of the class of each view, by which classes are sorted by speaker; negative where the speaker is unknown."""
+    return np.asarray(speaker).astype(np.int64) * FACTORS_BELOW + factors
+
+
 COLUMNS = {"utterance": "i4", "start": "i8", "samples": "i4", "speed": "f4", "seed": "u4", "formants": "f4"}
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error)
 
@@ -289,12 +353,12 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
 def _unzip(data: bytes) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, by name.
 
-    Plans are stored uncompressed, so that no member can be larger than the file.
+    Plans are stored uncompressed, and their members cannot be larger than the file together.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
-        if any(m.compress_type != zipfile.ZIP_STORED or m.file_size > len(data) for m in members):
-            raise ValueError("a member that is compressed or larger than the file")
+        if any(m.compress_type for m in members) or sum(m.file_size for m in members) > len(data):
+            raise ValueError("members that are compressed or larger than the file")
         return {m.filename.removesuffix(".npy"): npy.parse(archive.read(m)) for m in members}
 
 
@@ -320,11 +384,6 @@ def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
 
 
 def part_of(manifest: Manifest, plan: Plan) -> Part:
-    """The card's entry for a part.
-
-    Args:
-        manifest: the manifest of the part.
-        plan: the plan made of it.
-    """
+    """The card's entry for a part."""
     hours = round(manifest.seconds / 3600, 3)
     return Part(manifest.digest, len(manifest), hours, len(plan.views), plan.units)

@@ -17,14 +17,13 @@ from torch.utils.data import get_worker_info
 
 from spkd.cache.card import Card
 from spkd.cache.crop import Crop
-from spkd.cache.folder import COMPLETE, CompletionRecord, plan_path, shard_path
-from spkd.cache.layout import Shard, expect_shards, header_bytes, map_shard, row_format
+from spkd.cache.folder import CompletionRecord, remedy, shard_path
+from spkd.cache.layout import Shard, expect_shards, map_shard, row_format, unit_header
 from spkd.cache.lock import hold
+from spkd.cache.mapped_plan import open_plan
 from spkd.cache.plan import Plan
 from spkd.cache.source import SingleCache
 from spkd.errors import SpkdError
-from spkd.files import digest
-from spkd.files.atomic import read_bytes
 from spkd.outputs.target import Target
 
 WARM_RATE = 3e9  # bytes/s: memory gives 10e9 and more, disks less than this
@@ -53,13 +52,15 @@ class Cache(SingleCache):
     """Reader of a cache as `spkd extract` writes it.
 
     It is safe in forked and spawned workers: each process opens its maps on first use, read-only.
+
+    Attributes:
+        bytes: size of all shards together, by the completion record.
     """
 
     def __init__(self, root: Path, card: Card, plan: Plan, rejected: dict[int, str]) -> None:
         super().__init__(root, str(root), card, plan, rejected)
-        self._keys = [card.part_key(part) for part in range(len(card.parts))]
+        self.bytes = 0
         self._shards: dict[str, dict[int, Shard]] = {}
-        self._places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._cold = True  # whether the last large batch came from the disk
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._held: IO[bytes] | None = None
@@ -68,22 +69,13 @@ class Cache(SingleCache):
     def open(cls, path: str | Path) -> Cache:
         """Open a complete cache. Of a cache that is growing, the parts that were complete before are opened.
 
-        Args:
-            path: folder of the cache.
         Raises:
             SpkdError: no cache there, not complete, of a newer format, or its card, plan or record is damaged.
         """
         root = Path(path)
         record = CompletionRecord.load(root)
-        plans = []
-        for part in range(len(record.card.parts)):
-            name, where = str(plan_path(part)), str(root / plan_path(part))
-            data = read_bytes(root / name)
-            if digest.of_bytes(data) != record.sha256[name]:
-                raise SpkdError(f"{where}: damaged, or of another cache (digest differs from {COMPLETE})")
-            plans.append(Plan.read(data, record.card, part, where))
-        cache = cls(root, record.card, Plan.join(plans), record.rejected)
-        cache._held = hold(root)
+        cache = cls(root, record.card, open_plan(root, record), record.rejected)
+        cache.bytes, cache._held = record.bytes, hold(root)
         return cache
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,17 +89,10 @@ class Cache(SingleCache):
         crop: Crop | None = None,
         out: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The targets of a batch of views, decoded.
+        """The targets of a batch of views, decoded. Arguments and errors as of `stored`.
 
-        Args:
-            views: as of `stored`.
-            names: as of `stored`.
-            crop: as of `stored`.
-            out: as of `stored`.
         Returns:
             (B, D) at utterance level, (B, T, D) at frame level; float16 or float32 where stored so, else float32.
-        Raises:
-            SpkdError: as of `stored`.
         """
         return self.decode(self.stored(views, names, crop, out), names)
 
@@ -125,14 +110,13 @@ class Cache(SingleCache):
             names: names of the targets. For logits that follow from the head, the embedding is read.
             crop: the stretch of every frame-level target to read; needed where the views differ in length. A crop that
                 reaches beyond a view's end continues at its beginning.
-            out: tensors to fill, by name, of the shapes and types returned. The others are allocated, in pinned memory
-                where there is CUDA.
+            out: tensors to fill, by name, of the shapes and types returned. The others are allocated.
         Returns:
             (B, columns) at utterance level, (B, T, columns) at frame level.
         Raises:
             SpkdError: a target that the cache lacks, a rejected view, or a missing or damaged shard.
         """
-        self.check(views)
+        self.check(views := np.asarray(views))
         out = out or {}
         return {name: self._gather(name, views, crop, out.get(name)) for name in self.sources(names)}
 
@@ -141,19 +125,17 @@ class Cache(SingleCache):
 
         Args:
             views: (B,) numbers of the views.
-            name: name of the target.
         Raises:
             SpkdError: as of `stored`.
         """
-        self.check(views)
+        self.check(views := np.asarray(views))
         (source,) = self.sources([name])
         target = self.targets[source]
-        place, count = self._place(source)
-        first, counts = place[views], count[views]
+        first, counts = self.plan.places(target, views)
         values = self._empty(target, (int(counts.sum()),))
         ends = np.cumsum(counts)
         array, begins, heights = values.numpy(), first.tolist(), counts.tolist()
-        shards = self._mapped(target, self.plan.unit_of[views].tolist())
+        shards = self._mapped(target, self.plan.units_of(views).tolist())
 
         def copy(a: int, b: int) -> None:
             windows = zip(ends[a:b].tolist(), shards[a:b], begins[a:b], heights[a:b], strict=True)
@@ -165,12 +147,12 @@ class Cache(SingleCache):
 
     def _gather(self, name: str, views: np.ndarray, crop: Crop | None, out: Tensor | None) -> Tensor:
         target = self.targets[name]
-        first, rows = self._place(name)[0][views], self.rows(target, views, crop)
+        first, rows = self.plan.places(target, views)[0], self.rows(target, views, crop)
         height = rows.height
         if out is None:
             out = self._empty(target, (len(views),) if target.hop is None else (len(views), height))
         array = out.numpy().reshape(len(views), height, -1)
-        shards = self._mapped(target, self.plan.unit_of[views].tolist())
+        shards = self._mapped(target, self.plan.units_of(views).tolist())
         begins = (first + rows.skip).tolist()
         if rows.follow:
 
@@ -203,8 +185,6 @@ class Cache(SingleCache):
         may use two.
 
         Args:
-            array: the array that `copy` fills.
-            shards: the shard of each view.
             begins: first row of each view in its shard.
             heights: number of rows of each view.
             copy: function that copies the views from number a to number b.
@@ -233,41 +213,33 @@ class Cache(SingleCache):
         columns, dtype = row_format(target)
         shape = (*shape, columns)
         if get_worker_info() is None:
-            return torch.empty(shape, dtype=TORCH_TYPES[dtype.str], pin_memory=torch.cuda.is_available())
+            return torch.empty(shape, dtype=TORCH_TYPES[dtype.str], pin_memory=self.pinned)
         # A loader's worker sends its batches through shared memory. A batch that is filled there needs no second copy
         # (torch's own collate does the same). The loader pins it.
         storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
         return torch.empty(0, dtype=TORCH_TYPES[dtype.str]).set_(storage).reshape(shape)
 
-    def _place(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        if name not in self._places:
-            self._places[name] = self.plan.places(self.targets[name])
-        return self._places[name]
-
     def _mapped(self, target: Target, units: list[int]) -> list[Shard]:
         known = self._shards.setdefault(target.name, {})
-        needed = set(units)
+        needed, now = set(units), time.monotonic()
         if needed <= known.keys():
             for unit in needed:
-                known[unit].check_size()
+                known[unit].check_size(now)
         else:
             new = sorted(needed - known.keys())
             rows = self.plan.shard_rows(target)
             paths = [shard_path(self.root, target, unit) for unit in new]
             expect_shards(paths, target, rows)
             for unit, path in zip(new, paths, strict=True):
-                known[unit] = map_shard(path, target, rows, self.header(unit))
-                if len(known[unit].rows) < int(self.plan.unit_places(target, unit)[1].sum()):
-                    raise SpkdError(f"{path}: damaged shard (fewer rows than its plan has)")
+                try:
+                    known[unit] = map_shard(path, target, rows, unit_header(self.card, unit))
+                    if len(known[unit].rows) < int(self.plan.unit_places(target, unit)[1].sum()):
+                        raise SpkdError(f"{path}: damaged shard (fewer rows than its plan has)")
+                except SpkdError as error:
+                    raise SpkdError(f"{error}; {remedy(self.root)}") from error
             while len(known) > max(MOST_MAPPED // len(self.targets), len(needed)):
                 del known[next(unit for unit in known if unit not in needed)]
         return [known[unit] for unit in units]
 
     def shard_path(self, unit: int, target: Target) -> Path:
-        """Path of a shard."""
         return shard_path(self.root, target, unit)
-
-    def header(self, unit: int) -> bytes:
-        """Header of every shard of a unit."""
-        part, number = self.plan.part(unit)
-        return header_bytes(self._keys[part], number)

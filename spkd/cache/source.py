@@ -15,14 +15,15 @@ from spkd.cache.codebook import Codebook
 from spkd.cache.codec import make_codec
 from spkd.cache.crop import Crop, Rows
 from spkd.cache.folder import CODEC, HEAD
-from spkd.cache.plan import UNLABELLED, Plan
+from spkd.cache.lazy import all_but, picked, shuffled
+from spkd.cache.plan import Plan
 from spkd.corpus.loader import ViewLoader
 from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, did_you_mean
+from spkd.files.text import counted
 from spkd.outputs.head import STORED, Head
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
-from spkd.seeding import Purpose, random_state
 
 
 class CacheSource(ABC):
@@ -30,30 +31,33 @@ class CacheSource(ABC):
 
     Attributes:
         name: path or URL, for messages.
-        plan: views, utterances and speakers.
         rejected: number of each view left out -> the reason.
         random_access: whether any view may be read at any time. If not, views are read in the order of `order`.
+        pinned: whether batches are read into pinned memory, from which a GPU copies on its own.
     """
 
     name: str
     plan: Plan
     rejected: dict[int, str]
     random_access: bool = True
+    pinned: bool = False
 
     def __len__(self) -> int:
         return len(self.plan.views)
 
     @cached_property
-    def is_usable(self) -> np.ndarray:
-        """(views,): whether a view can be read, which is true of all that were not rejected."""
-        usable = np.ones(len(self), bool)
-        usable[list(self.rejected)] = False
-        return usable
+    def rejected_views(self) -> np.ndarray:
+        """Numbers of the views that were left out, ascending."""
+        return np.array(sorted(self.rejected), np.int64)
 
-    @cached_property
+    def are_usable(self, views: np.ndarray) -> np.ndarray:
+        """(B,): whether a view can be read, which is true of all that were not rejected."""
+        return ~np.isin(views, self.rejected_views)
+
+    @property
     def usable_views(self) -> np.ndarray:
-        """Numbers of the views that can be read, ascending."""
-        return np.flatnonzero(self.is_usable)
+        """Numbers of the views that can be read, ascending; not an array, but indexed like one (`lazy.Lazy`)."""
+        return all_but(len(self), self.rejected_views)
 
     def speaker(self, views: np.ndarray) -> np.ndarray:
         """Speakers of views.
@@ -68,11 +72,14 @@ class CacheSource(ABC):
     @property
     def labelled(self) -> bool:
         """Whether every view has a speaker label."""
-        return bool((self.plan.speaker != UNLABELLED).all())
+        return self.plan.tables.labelled
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """`usable_views` in the order of one epoch: every view once, shuffled; a pure function of the arguments."""
-        return self.usable_views[_permutation(len(self.usable_views), seed, epoch)]
+        """`usable_views` in the order of one epoch: every view once, shuffled; a pure function of the arguments.
+
+        It is indexed like an array.
+        """
+        return picked(self.usable_views, _shuffled(len(self.usable_views), seed, epoch))
 
     @property
     def corpora_views(self) -> list[np.ndarray]:
@@ -96,7 +103,6 @@ class CacheSource(ABC):
         """A loader of the waveforms of the views.
 
         Args:
-            manifest: manifest of the audio.
             noise: folder of noise on this machine; None where there is none.
             rir: folder of room impulse responses on this machine; None where there is none.
         Raises:
@@ -108,7 +114,7 @@ class CacheSource(ABC):
             raise SpkdError(
                 f"{self.name}: the caches were extracted with different view plans; extract with fbank=true"
             )
-        return ViewLoader(picked, self.plan.views, ViewPlan.from_card(views, noise, rir).augmentation)
+        return ViewLoader(picked, self.plan.views, ViewPlan.from_card(views, noise, rir))
 
     @property
     @abstractmethod
@@ -125,7 +131,6 @@ class CacheSource(ABC):
         """A target as it is read, with its width and rate."""
 
     def dim(self, name: str) -> int:
-        """Width of a target."""
         return self.target(name).dim
 
     @abstractmethod
@@ -134,7 +139,6 @@ class CacheSource(ABC):
 
         Args:
             views: (B,) numbers of the views.
-            names: names of the targets.
             crop: the stretch of every frame-level target to read.
         Returns:
             (B, columns) at utterance level, (B, T, columns) at frame level.
@@ -144,24 +148,20 @@ class CacheSource(ABC):
     def decode(self, stored: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         """The targets of a batch that `stored` gave, on the device where the batch is.
 
-        Args:
-            stored: the batch.
-            names: names of the targets.
         Returns:
             (B, D) at utterance level, (B, T, D) at frame level.
         """
 
 
 @lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return random_state(Purpose.ORDER, seed, epoch).permutation(count)
+def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    return shuffled(count, seed, epoch)
 
 
 class SingleCache(CacheSource):
     """Base class of sources that one card describes.
 
     Attributes:
-        card: the card.
         targets: name -> stored target.
         root: folder of the head and the codebook.
     """
@@ -170,9 +170,9 @@ class SingleCache(CacheSource):
         self.root, self.name, self.card, self.plan, self.rejected = root, name, card, plan, rejected
         self.targets = {target.name: target for target in card.targets}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        return self.card.fingerprint
+        return self.card.fingerprint(self.rejected)
 
     @property
     def names(self) -> list[str]:
@@ -215,7 +215,13 @@ class SingleCache(CacheSource):
     def manifest(self, manifest: Manifest) -> Manifest:
         parts = self.card.pick_parts(self.plan.utterances, manifest)
         if parts is None:
-            raise SpkdError(f"{self.name}: extracted from another manifest than {manifest.source} (digests differ)")
+            missing = [name for name in self.plan.utterances if name not in manifest.index_of]
+            reason = (
+                f"lacks {len(missing):,} of {counted(len(self.plan.utterances), 'utterance')} ({missing[0]})"
+                if missing
+                else "has other speakers, starts, durations or channels"
+            )
+            raise SpkdError(f"{self.name}: extracted from another manifest than {manifest.source}, which {reason}")
         return Manifest(tuple(u for part in parts for u in part), manifest.source)
 
     def decode(self, stored: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
@@ -226,13 +232,9 @@ class SingleCache(CacheSource):
         return {name: decoded[name] for name in names}
 
     def check(self, views: np.ndarray) -> None:
-        """Check that no view was rejected.
-
-        Raises:
-            SpkdError: a view was rejected.
-        """
-        if self.rejected and not self.is_usable[views].all():
-            view = int(views[~self.is_usable[views]][0])
+        """Check that no view was rejected. Raises SpkdError where one was."""
+        if self.rejected and not self.are_usable(views).all():
+            view = int(views[~self.are_usable(views)][0])
             raise SpkdError(f"{self.name}: view {view} was rejected ({self.rejected[view]})")
 
     def sources(self, names: Sequence[str]) -> list[str]:
@@ -250,7 +252,6 @@ class SingleCache(CacheSource):
         """The rows of a target to read of each view.
 
         Args:
-            target: the target.
             views: (B,) numbers of the views.
             crop: the crop of each view; None takes whole views.
         Raises:

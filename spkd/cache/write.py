@@ -8,143 +8,153 @@ written again.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import google_crc32c
 import numpy as np
 
-from spkd.cache import claims
-from spkd.cache.card import Card
+from spkd.cache import claims, mapped_plan
+from spkd.cache.card import CONTENT, SERIES, Card
 from spkd.cache.codec import Codec, compressed
 from spkd.cache.folder import (
     CARD,
     CODEC,
     COMPLETE,
+    FOLDERS,
     GROUP,
     HEAD,
+    REJECTED,
     CommitRecord,
     CompletionRecord,
     ShardRecord,
     array_path,
     commit_path,
     load_card,
+    mapped_path,
+    metadata_digest,
     metadata_files,
+    most_bytes,
+    only_from_copy,
+    plan_path,
     shard_path,
 )
 from spkd.cache.layout import (
-    GROUP_METADATA,
     HEADER,
-    array_metadata,
     blank,
     chunk_bytes,
     chunk_rows,
     compress,
-    header_bytes,
     index_bytes,
     row_bytes,
+    unit_header,
+    zarr_files,
 )
 from spkd.cache.plan import Plan
 from spkd.errors import SpkdError
 from spkd.files import digest
 from spkd.files.atomic import (
     PART,
-    create_json,
-    part_path,
-    read_bytes,
-    read_json,
-    sync_folder,
+    PROBE,
+    PartFile,
+    check_no_links,
+    remove_abandoned,
     worker_id,
     write_bytes,
     write_json,
 )
+from spkd.files.reading import State, holds, read_bytes
 from spkd.outputs.target import Target
 
 
-def initialise(root: Path, card: Card, parts: Sequence[Plan], head: bytes | None = None) -> None:
-    """Make the metadata files of a new cache, with the card last.
+def initialise(root: Path, card: Card, parts: Sequence[Plan], head: bytes | None = None) -> Card:
+    """Make a new cache, or let the one that is there grow by the further parts of the card.
 
-    If a cache is there, check that it is the same one, or let it grow by the further parts of the card.
+    The rename of the card's file does it: plans and head are written before. A cache of this card, which may have grown
+    since, is left as it is. The caller holds `claims.changing`, unless nobody else knows of the folder.
 
     Args:
-        root: folder of the cache.
-        card: its card.
-        parts: the plan of each part that the card names.
         head: the file of the teacher's classifier, where the cache keeps it.
+    Returns:
+        The card of these parts of the cache, which keeps the origin of the first part.
     Raises:
         SpkdError: the folder holds a different cache, or other files.
     """
-    if (root / CARD).is_file():
-        _same_or_grown(root, card, parts)
-        return
-    check_folder(root, card.targets)
-    _write_layout(root, card, parts, 0)
+    check_folder(root, card)
+    record, known = CompletionRecord.there(root), 0
     if head is not None:
-        write_bytes(root / HEAD, head)
-    if not create_json(root / CARD, card.to_json()):
-        _same_or_grown(root, card, parts)
+        _write_again(root, HEAD, head, record)
+    if (root / CARD).is_file():
+        present = load_card(root)
+        is_there = present.identity == card.identity or card.grows_to(present)
+        if not is_there and not present.grows_to(card):
+            raise _another(root, card, present)
+        for number, plan in enumerate(parts[: len(present.parts)]):
+            if not _is_plan(root, present, number, record):
+                _write_again(root, str(plan_path(number)), plan.to_bytes(), record)
+        if is_there:
+            return present.with_parts(card.parts)
+        card, known = present.with_parts(card.parts), len(present.parts)
+    for number in range(known, len(parts)):
+        parts[number].save(root, number)
+    write_json(root / CARD, card.to_json())
+    return card
 
 
-def check_folder(root: Path, targets: Sequence[Target]) -> None:
-    """Check that a folder without a card holds no files other than those that an interrupted start leaves.
+def _write_again(root: Path, name: str, data: bytes, record: CompletionRecord | None) -> None:
+    """Write a metadata file of a cache, unless it is there; not with other content than its completion record names."""
+    hashed = digest.of_bytes(data)
+    if not holds(root / name, data) and (record is None or record.sha256.get(name, hashed) == hashed):
+        write_bytes(root / name, data)
+
+
+def _is_plan(root: Path, card: Card, number: int, record: CompletionRecord | None) -> bool:
+    """Whether the plan of a part is whole: as its completion record says or, where there is none, by its checksums."""
+    name = str(plan_path(number))
+    if record is not None and name in record.sha256:
+        return metadata_digest(root, card, name) == record.sha256[name]
+    try:
+        Plan.read(read_bytes(root / name, most_bytes(card)), card, number, name)
+    except (SpkdError, OSError):
+        return False
+    return True
+
+
+def check_folder(root: Path, card: Card) -> None:
+    """Check that a folder holds nothing but a cache of the card's series, or what an interrupted start leaves.
 
     Raises:
-        SpkdError: it holds other files.
+        SpkdError: it holds a different cache, or other files, or a folder within it is a symbolic link.
     """
-    ours = {"plan", GROUP, HEAD, CODEC, *(t.name for t in targets)}
-    if (
-        not (root / CARD).is_file()
-        and root.is_dir()
-        and any(p.name not in ours and p.suffix != PART for p in root.iterdir())
-    ):
+    check_no_links(root, FOLDERS)
+    if (root / CARD).is_file():
+        present = load_card(root)
+        if present.series != card.series:
+            raise _another(root, card, present, [name for name in SERIES if name != "codecs"])
+        return
+    ours = {"claims", "plan", HEAD, CODEC}
+    if root.is_dir() and any(p.name not in ours and p.suffix != PART for p in root.iterdir()):
         raise SpkdError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")
 
 
-def _write_layout(root: Path, card: Card, parts: Sequence[Plan], known: int) -> None:
-    """Write the plans from part `known` on, and the descriptions of the arrays."""
-    for number in range(known, len(parts)):
-        parts[number].save(root, number)
-    write_json(root / GROUP, GROUP_METADATA)
-    for target in card.targets:
-        write_json(root / array_path(target), array_metadata(target, parts[0].shard_rows(target), card.units))
-
-
-def _same_or_grown(root: Path, card: Card, parts: Sequence[Plan]) -> None:
-    present = load_card(root)
-    if present.fingerprint == card.fingerprint:
-        if (root / COMPLETE).is_file():
-            _cover_growth(root)  # a growth may have been killed after it wrote the card, before it wrote the record
-        return
-    if not present.grows_to(card):
-        raise SpkdError(f"{root}: holds a cache of {card.difference(present)}; choose another folder with cache=FOLDER")
-    _write_layout(root, card, parts, len(present.parts))
-    write_json(root / CARD, card.to_json())
-    if (root / COMPLETE).is_file():
-        _cover_growth(root)
-
-
-def _cover_growth(root: Path) -> None:
-    """Update the completion record for the files that a growth changed.
-
-    The parts that were complete can then be read while the others are extracted.
-    """
-    before = CompletionRecord.load(root)
-    after = _record(root, before.card, before.rejected)
-    if after != before:
-        write_json(root / COMPLETE, after.to_json())
+def _another(root: Path, card: Card, present: Card, names: Sequence[str] = CONTENT) -> SpkdError:
+    """Error for a folder that holds another cache than that of `card`; `names` are the parts that are compared."""
+    way = "choose another folder with cache=FOLDER"
+    if present.series == card.series:
+        way = f"give a manifest that also has the utterances of the cache, to which it adds the others, or {way}"
+    return SpkdError(f"{root}: holds a cache of {card.difference(present, names)}{claims.last_change(root)}; {way}")
 
 
 class UnitWriter:
     """Writer of one claimed unit.
 
     Args:
-        root: folder of the cache.
-        card: its card.
-        plan: its plan.
-        unit: number of the unit.
         fitted: target -> its fitted codec.
     """
 
@@ -152,8 +162,8 @@ class UnitWriter:
         self._root, self._plan, self._unit = root, plan, unit
         self._first = plan.unit(unit).start
         self._rejected: dict[int, str] = {}
-        part, number = plan.part(unit)
-        header = header_bytes(card.part_key(part), number)
+        self._decoded: dict[int, State] = {}
+        header = unit_header(card, unit)
         self._shards: dict[str, _Shard] = {}
         try:
             for target in card.targets:
@@ -166,7 +176,6 @@ class UnitWriter:
         """Store a target of some views of the unit.
 
         Args:
-            name: name of the target.
             views: (B,) numbers of the views.
             values: (B, dim) at utterance level; (B, T, dim) at frame level, where T is the number of frames of the
                 longest view. Further frames of shorter views are not stored.
@@ -175,9 +184,15 @@ class UnitWriter:
         """
         self._shards[name].put(views, values)
 
-    def reject(self, view: int, reason: str) -> None:
-        """Leave a view out; it cannot be read from the cache."""
+    def reject(self, view: int, reason: str, state: State | None = None) -> None:
+        """Leave a view out; it cannot be read from the cache.
+
+        Args:
+            state: as of AudioError.
+        """
         self._rejected[view] = reason
+        if state is not None:
+            self._decoded[view] = state
 
     def commit(self) -> dict[int, str] | None:
         """Make the unit durable and release its claim.
@@ -193,6 +208,7 @@ class UnitWriter:
                     shard.publish()
                 record = CommitRecord(
                     {view - self._first: reason for view, reason in self._rejected.items()},
+                    {view - self._first: state for view, state in self._decoded.items()},
                     sealed,
                     {"host": socket.gethostname(), "worker": worker_id()},
                 )
@@ -214,18 +230,15 @@ class _Shard:
     """A shard that is being filled, in a file of this worker alone."""
 
     def __init__(self, root: Path, plan: Plan, target: Target, unit: int, header: bytes, codec: Codec) -> None:
-        self._path = shard_path(root, target, unit)
         self._target, self._codec, self._first_view = target, codec, plan.unit(unit).start
         start, count = plan.unit_places(target, unit)
         self._start, self._count = start.tolist(), count.tolist()
         self._checks: list[int | None] = [None] * len(start)  # checksum of each view's rows as they were written
         self._rows, self._used = plan.shard_rows(target), int(count.sum())
         self._row_bytes = row_bytes(target)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = part_path(self._path)
-        self._part.unlink(missing_ok=True)  # left by an earlier attempt of this worker that failed
-        self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        self._open, self._header = True, header
+        check_no_links(root, [shard_path(Path(), target, unit).parent])
+        self._part, self._header = PartFile(shard_path(root, target, unit)), header
+        self._descriptor = self._part.file.fileno()
 
     def put(self, views: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
         """Write the rows of some views, as `UnitWriter.put`."""
@@ -251,8 +264,6 @@ class _Shard:
 
         Args:
             rejected: the rejected views, whose rows become empty.
-        Raises:
-            SpkdError: a view was never written, or its rows in the file are not those written.
         """
         # Read every view's rows back and compare their checksum.
         for view, check in enumerate(self._checks):
@@ -263,7 +274,9 @@ class _Shard:
                 raise SpkdError(f"target {self._target.name}: view {view + self._first_view} was never written")
             size, offset = self._count[view] * self._row_bytes, HEADER + self._start[view] * self._row_bytes
             if google_crc32c.value(os.pread(self._descriptor, size, offset)) != check:
-                raise SpkdError(f"{self._part}: the rows of view {view + self._first_view} are not those written")
+                raise SpkdError(
+                    f"{self._part.file.name}: the rows of view {view + self._first_view} are not those written"
+                )
         # Fill the last chunk with empty rows, then write header, chunks and index.
         chunks = math.ceil(self._used / chunk_rows(self._target))
         self._blank(self._used, chunks * chunk_rows(self._target) - self._used)
@@ -273,14 +286,12 @@ class _Shard:
         index = index_bytes(self._target, self._rows, lengths)
         os.ftruncate(self._descriptor, size)
         _write_all(self._descriptor, index, size)
-        os.fsync(self._descriptor)
-        self._close()
+        self._part.sync()
         return ShardRecord(size + len(index), tuple(checks), google_crc32c.value(index))
 
     def publish(self) -> None:
         """Give the finished file its final name."""
-        os.replace(self._part, self._path)
-        sync_folder(self._path.parent)
+        self._part.publish()
 
     def _chunks(self, chunks: int) -> tuple[list[int], list[int]]:
         """Length and checksum of every inner chunk. Chunks are compressed in the file here, if the codec does so."""
@@ -297,13 +308,7 @@ class _Shard:
 
     def abandon(self) -> None:
         """Remove the file, if it was not published."""
-        if self._open:
-            self._close()
-        self._part.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        os.close(self._descriptor)
-        self._open = False
+        self._part.abandon()
 
 
 def _finite(values: np.ndarray) -> bool:
@@ -319,40 +324,132 @@ def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def finalize(root: Path, card: Card, plan: Plan) -> bool:
+def finalize(root: Path, card: Card, plan: Plan, left_out: Mapping[str, str] = MappingProxyType({})) -> bool:
     """Write the completion record once every unit is committed.
 
-    The record holds the card and the digest of every metadata file: plans, descriptions of arrays, commit records. The
-    commit records hold the checksums of the shards. So any flipped bit can be found from it. Readers use this record
-    alone, so that a cache that grows changes for them by a single rename.
+    The record holds the card and the digest of every file that it does not determine: plans, head, codebook, commit
+    records. The commit records hold the checksums of the shards. So any flipped bit can be found from it. Readers use
+    this record alone, so that a cache that grows changes for them by a single rename.
 
     Args:
-        root: folder of the cache.
-        card: its card.
-        plan: its plan.
+        left_out: id of each utterance that is not in the plan, because it could not be measured -> the reason.
     Returns:
         Whether the cache is complete.
+    Raises:
+        SpkdError: the folder holds another cache by now.
     """
-    if (root / COMPLETE).is_file() and len(CompletionRecord.load(root).card.parts) >= len(card.parts):
-        return True
-    if not all(commit_path(root, unit).is_file() for unit in range(plan.units)):
+    if not _all_committed(root, card):
         return False
-    rejected: dict[int, str] = {}
-    for unit in range(plan.units):
-        first = plan.unit(unit).start
-        rejected |= {first + view: reason for view, reason in CommitRecord.load(root, card, unit).rejected.items()}
-    write_json(root / COMPLETE, _record(root, card, rejected).to_json())
-    # Files left by workers that were killed; a file that is still being written is not needed.
-    for left in root.glob(f"*/**/*{PART}"):
-        left.unlink(missing_ok=True)
+    if _is_covered(root, card, plan, left_out):
+        mapped_plan.mend(root, CompletionRecord.load(root))
+        return True
+    with claims.changing(root):
+        present, record = load_card(root), CompletionRecord.there(root)
+        stored = present.with_parts(present.parts[: len(card.parts)])
+        if stored.identity != card.identity:
+            raise _another(root, card, present)
+        # Another process may have let the cache grow meanwhile: it completed it, or left that to who commits last.
+        if card.grows_to(present) and _all_committed(root, present):
+            stored = card = present
+            plan = Plan.load(root, present)
+        elif record is not None and card.grows_to(record.card):
+            stored, plan = record.card, Plan.load(root, record.card)
+        if not _all_committed(root, stored):  # some unit is extracted again
+            return False
+        if not _is_covered(root, card, plan, left_out):
+            _complete(root, stored, plan, left_out)
     return True
 
 
-def _record(root: Path, card: Card, rejected: dict[int, str]) -> CompletionRecord:
-    small = {name: read_bytes(root / name) for name in metadata_files(card) if (root / name).is_file()}
-    commits = (
-        CommitRecord.from_json(read_json(commit_path(root, unit)), card, str(commit_path(root, unit)))
-        for unit in range(card.units)
-    )
-    size = sum(shard.bytes for commit in commits for shard in commit.targets.values())
-    return CompletionRecord(card, rejected, size, {name: digest.of_bytes(data) for name, data in small.items()})
+def _all_committed(root: Path, card: Card) -> bool:
+    return all(commit_path(root, unit).is_file() for unit in range(card.units))
+
+
+def _is_covered(root: Path, card: Card, plan: Plan, left_out: Mapping[str, str]) -> bool:
+    """Whether the completion record of a cache covers its files as they are; a damaged record covers none.
+
+    Args:
+        card: its card, perhaps without the parts of a later growth.
+    Raises:
+        SpkdError: a file was changed that no extraction changes.
+    """
+    record = CompletionRecord.there(root)
+    if record is None or not (record.card.identity == card.identity or card.grows_to(record.card)):
+        return False
+    found = _digests(root, card)
+    recorded = [name for name in metadata_files(card) if name in record.sha256]
+    changed = [name for name in recorded if found.get(name) != record.sha256[name]]
+    for name in changed:
+        if name != REJECTED and not name.startswith("commits/"):
+            raise SpkdError(f"{root / name}: missing, or changed since the cache was completed; {only_from_copy(root)}")
+    if changed or not found.keys() <= record.sha256.keys():
+        return False
+    listed = _rejected_table(plan, record.rejected, left_out)
+    return card.grows_to(record.card) or found.get(REJECTED) == (digest.of_bytes(listed) if listed else None)
+
+
+def _digests(root: Path, card: Card) -> dict[str, str]:
+    """Name of each metadata file of a card that is there -> its digest."""
+    found = {name: metadata_digest(root, card, name) for name in metadata_files(card)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _complete(root: Path, card: Card, plan: Plan, left_out: Mapping[str, str]) -> None:
+    """Write what follows from the units of a cache, remove what killed workers left, write the completion record."""
+    rejected: dict[int, str] = {}
+    size = 0
+    for unit in range(plan.units):
+        commit, first = CommitRecord.load(root, card, unit), plan.unit(unit).start
+        rejected |= {first + view: reason for view, reason in commit.rejected.items()}
+        size += sum(shard.bytes for shard in commit.targets.values())
+    check_no_links(root, [array_path(target).parent for target in card.targets])
+    for name, tree in zarr_files(card).items():
+        write_json(root / name, tree)
+    if table := _rejected_table(plan, rejected, left_out):
+        write_bytes(root / REJECTED, table)
+    else:
+        (root / REJECTED).unlink(missing_ok=True)
+    _remove_leftovers(root, card)
+    record = CompletionRecord(card, rejected, size, _digests(root, card))
+    mapped_plan.mend(root, record)
+    write_json(root / COMPLETE, record.to_json())
+
+
+def _rejected_table(plan: Plan, rejected: Mapping[int, str], left_out: Mapping[str, str]) -> bytes:
+    """Content of the table of the utterances and views that a cache lacks; empty where it lacks none."""
+    reasons = {**left_out, **{plan.view_name(view): reason for view, reason in rejected.items()}}
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([("utt", "reason"), *reasons.items()] if reasons else [])
+    return out.getvalue().encode()
+
+
+def _remove_leftovers(root: Path, card: Card) -> None:
+    """Remove claims and unfinished files that killed workers left in the units of a card, all of which are committed.
+
+    Workers of a further growth may be at work in other units.
+    """
+    written: dict[Path, set[str] | None] = {
+        root: {CARD, COMPLETE, HEAD, CODEC, GROUP, REJECTED, PROBE},
+        root / "plan": {path(part).name for part in range(len(card.parts)) for path in (plan_path, mapped_path)},
+        root / "commits": {commit_path(root, unit).name for unit in range(card.units)},
+        root / "claims": None,
+    }
+    for target in card.targets:
+        written[root / target.name] = {array_path(target).name}
+        if _is_folder(root / target.name) and _is_folder(root / target.name / "c"):
+            written |= {shard_path(root, target, unit).parent: {"0"} for unit in range(card.units)}
+    for folder, names in written.items():
+        if _is_folder(folder):
+            remove_abandoned(folder, names)
+    for path in _entries(root / "claims"):
+        unit = path.name.partition(".")[0]
+        if unit.isdecimal() and int(unit) < card.units:
+            path.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if _is_folder(folder) else []
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

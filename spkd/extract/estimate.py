@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +14,17 @@ from spkd.cache.layout import HEADER, chunk_bytes, chunk_rows, index_length
 from spkd.cache.plan import Plan
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.loader import WaveBatch
-from spkd.corpus.manifest import Manifest, measure
+from spkd.corpus.manifest import Manifest, measure, note_left_out
 from spkd.corpus.view import ViewPlan
+from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.extract.run import fitting
 from spkd.extract.settings import EstimateConfig
 from spkd.extract.targets import chosen_targets, extract_targets
+from spkd.files.text import counted, format_bytes
 from spkd.outputs.features import FEATURES
 from spkd.outputs.target import Target
+from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
 
 CODECS = ("float32", "float16", "int8", "sq4", "pq64x8")  # shown in addition to the chosen one
@@ -33,10 +37,7 @@ class Estimate:
     """Cost of an extraction.
 
     Attributes:
-        views: number of views.
         hours: duration of all views together (h).
-        units: number of units.
-        targets: the targets to store.
         bytes: name of each target -> name of each codec that fits its width, the chosen one first -> bytes.
         seconds: time of the teacher alone (s).
         device: device on which the teacher was timed.
@@ -55,23 +56,38 @@ class Estimate:
         """Bytes of the cache."""
         return sum(self.bytes[target.name][target.codec] for target in self.targets)
 
+    def lines(self, hour: float, terabyte: float) -> Iterator[str]:
+        """The estimate for people.
 
-def estimate(config: EstimateConfig, teacher: Teacher, manifest: Manifest, device: torch.device) -> Estimate:
+        Args:
+            hour: price of an hour of this machine.
+            terabyte: price of a terabyte stored for a month.
+        """
+        yield f"{counted(self.views, 'view')}, {self.hours:,.1f} hours of audio, {counted(self.units, 'unit')}"
+        for target in self.targets:
+            sizes = (f"{codec} {format_bytes(size)}" for codec, size in self.bytes[target.name].items())
+            yield f"{target.name:20} {'   '.join(sizes)}"
+        month, hours = self.total / 1e12 * terabyte, self.seconds / 3600
+        yield f"cache as set         {format_bytes(self.total)}: {month:,.2f} a month at {terabyte:g} per TB"
+        price = f"{hours * hour:,.2f} at {hour:g} an hour (decoding not counted)"
+        yield f"teacher on {self.device:9} {hours:,.2f} h: {price}"
+
+
+def estimate(config: EstimateConfig) -> Estimate:
     """Plan an extraction, and time the teacher on noise of the views' lengths.
 
     No audio is read where the manifest has all durations.
 
-    Args:
-        config: settings of the extraction.
-        teacher: the teacher.
-        manifest: the utterances.
-        device: device of the teacher.
     Raises:
         UsageError: an unknown target or codec, or a view longer than a unit.
         SpkdError: no utterance can be read.
     """
+    device = resolve(config.device)
+    teacher = load_teacher(config.teacher, device)
     targets, view_plan = chosen_targets(config, teacher), ViewPlan.parse(config.view)
-    manifest, _ = fitting(measure(manifest)[0], config)
+    manifest, unreadable = measure(Manifest.load(config.manifest))
+    manifest, too_long = fitting(manifest, config)
+    note_left_out(manifest, unreadable | too_long)
     if not len(manifest):
         raise SpkdError(f"{manifest.source}: no utterance can be read")
     plan = Plan.make(manifest, view_plan.views(manifest), config.storage.unit_views, config.storage.unit_seconds)
@@ -98,7 +114,7 @@ def _fits(name: str, target: Target) -> bool:
 
 def _bytes(plan: Plan, target: Target) -> int:
     """Size of all shards: whole chunks, header and index of each. Compression is not taken into account."""
-    _, counts = plan.places(target)
+    counts = target.num_frames(plan.views.samples)
     per_unit = np.add.reduceat(counts, plan.first[:-1])
     chunks = -(-per_unit // chunk_rows(target))
     overhead = HEADER + index_length(target, plan.shard_rows(target))
@@ -109,10 +125,7 @@ def _teacher_seconds(teacher: Teacher, targets: list[Target], samples: np.ndarra
     """Time of the teacher for all views (s), measured at a few lengths of views, and interpolated between them.
 
     Args:
-        teacher: the teacher.
-        targets: the targets to store.
         samples: (views,) lengths of the views.
-        batch_size: views in a batch.
     """
     lengths = np.unique(np.quantile(samples, np.linspace(0.02, 0.98, LENGTHS)).astype(np.int64))
     lengths = np.maximum(lengths, teacher.min_samples)

@@ -7,6 +7,7 @@ import torch
 
 from spkd.cache import codec as codecs
 from spkd.cache.codebook import Codebook
+from spkd.corpus.audio import AudioError
 from spkd.corpus.loader import ViewLoader, iterate_batches
 from spkd.errors import SpkdError
 from spkd.extract.settings import ExtractConfig
@@ -33,12 +34,8 @@ def calibrate(
     """Fit the codec of every target on a random sample of views, and measure its error on held-out rows.
 
     Args:
-        teacher: the teacher.
-        loader: loader of the views.
-        targets: the targets to store.
         head: the teacher's classifier, from which logits follow; None where there is none.
         logits_stored: whether logits are stored as a target instead.
-        config: settings of the extraction.
     Returns:
         The fitted codecs, with their errors.
     Raises:
@@ -73,11 +70,7 @@ def sample(
     """Outputs of the teacher for views in random order, until there are enough rows.
 
     Args:
-        teacher: the teacher.
-        loader: loader of the views.
-        targets: the targets.
         wanted: name of each target -> number of rows.
-        config: settings of the extraction.
     Returns:
         Name of each target -> (n, dim) rows, as many as wanted, or fewer where the views give fewer.
     Raises:
@@ -86,7 +79,7 @@ def sample(
     limits = teacher.limits(config.min_seconds)
     order = np.random.RandomState(SEED).permutation(len(loader.views))
     rows: dict[str, list[np.ndarray]] = {target.name: [] for target in targets}
-    count, rejected = dict.fromkeys(rows, 0), dict[int, str]()
+    count, rejected = dict.fromkeys(rows, 0), dict[int, AudioError]()
     total = sum(wanted.values())
     with track("calibrating codecs", total, "rows") as bar:
         for start in range(0, len(order), config.batch_size):
@@ -104,9 +97,8 @@ def sample(
                     name, values = target.name, outputs[target.name]
                     flat = values if values.ndim == 2 else _spread(values, target.num_frames(samples))
                     if not np.isfinite(flat).all():
-                        raise SpkdError(
-                            f"target {name}: the teacher's outputs are not finite; are its weights damaged?"
-                        )
+                        cause = "are its weights damaged?" if teacher.precision is None else "try precision=fp32"
+                        raise SpkdError(f"target {name}: the teacher's outputs are not finite; {cause}")
                     flat = flat[: wanted[name] - count[name]]
                     rows[name].append(flat)
                     count[name] += len(flat)
@@ -114,7 +106,7 @@ def sample(
             if all(count[name] >= wanted[name] for name in wanted):
                 break
     if not all(rows.values()):
-        reason = loader.refusal(0, *limits) or next(iter(rejected.values()), "")
+        reason = loader.refusal(0, *limits) or next((error.reason for error in rejected.values()), "")
         raise SpkdError(f"{loader.manifest.source}: no view can be loaded ({reason})")
     return {name: np.concatenate(values) for name, values in rows.items()}
 

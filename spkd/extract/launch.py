@@ -21,7 +21,6 @@ def without_effect(configs: Sequence[ExtractConfig], is_script: bool = False) ->
     """Settings of the teachers of one pass without those that have no effect; see spkd.config.without_unused.
 
     Args:
-        configs: settings of each teacher.
         is_script: whether they are those of --slurm-script.
     Raises:
         UsageError: a setting without effect was typed.
@@ -48,7 +47,9 @@ def extract_all(configs: Sequence[ExtractConfig]) -> list[Report]:
     configs = without_effect(configs)
     manifest = Manifest.load(configs[0].manifest)
     for config in configs:
-        check_writable(Path(config.cache) / CARD)
+        card = Path(config.cache) / CARD
+        if card.is_file() or not os.path.lexists(card):  # what else is in its place is replaced by the extraction
+            check_writable(card)
     if len({Path(config.cache).resolve() for config in configs}) < len(configs):
         raise UsageError("--also: every teacher needs a cache of its own (cache=FOLDER)")
     if configs[0].engine == "ray":

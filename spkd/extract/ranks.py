@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spkd.errors import SpkdError
-from spkd.files.atomic import read_json, worker_id, write_json
+from spkd.files.atomic import check_no_links, remove_abandoned, worker_id, write_json
+from spkd.files.reading import read_json
 from spkd.files.schema import record
+from spkd.files.text import counted
 from spkd.progress import log
 
 FOLDER = "workers"  # folder in a cache while several processes fill it
@@ -46,9 +48,6 @@ class Work:
     """Work that one process has done so far.
 
     Attributes:
-        run: name of the run.
-        rank: number of the process.
-        views: number of views extracted.
         hours: duration of their audio (h).
         seconds: time since the start (s).
         busy: share of the time in which the teacher ran.
@@ -63,41 +62,34 @@ class Work:
 
     def save(self, root: Path) -> None:
         """Write it to the folder of a cache."""
+        check_no_links(root, [FOLDER])
         write_json(root / FOLDER / f"{worker_id()}.json", asdict(self))
 
 
 def merged(root: Path, run: str) -> list[Work]:
-    """Read the work of all processes of a run, sorted by rank, and remove the files.
-
-    Args:
-        root: folder of the cache.
-        run: name of the run.
-    """
+    """Read the work of all processes of a run, sorted by rank, and remove the files."""
     works = []
+    check_no_links(root, [FOLDER])
+    remove_abandoned(root / FOLDER)
     for path in sorted((root / FOLDER).glob("*.json")):
-        try:
+        with contextlib.suppress(SpkdError, OSError):
             work = record(Work, read_json(path), str(path))
-        except (SpkdError, OSError):
-            continue
-        if work.run == run:
-            works.append(work)
-    shutil.rmtree(root / FOLDER, ignore_errors=True)
+            works += [work] * (work.run == run)
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds files of others
+        (root / FOLDER).rmdir()
     return sorted(works, key=lambda work: work.rank)
 
 
 def report(root: Path, run: str) -> None:
-    """Log the work of all processes of a run together.
-
-    Args:
-        root: folder of the cache.
-        run: name of the run.
-    """
+    """Log the work of all processes of a run together."""
     done = [work for work in merged(root, run) if work.views]
     if not done:
         return
     hours, seconds = sum(work.hours for work in done), max(work.seconds for work in done)
     busy = ", ".join(f"{work.busy:.0%}" for work in done)
     log(
-        f"{root}: {sum(work.views for work in done)} views by {len(done)} processes, {hours:.2f} h of audio in "
-        f"{seconds:.0f} s: {hours * 3600 / max(seconds, 1e-9):.0f} hours per hour; the teachers were busy {busy}"
+        f"{root}: {counted(sum(work.views for work in done), 'view')} by {counted(len(done), 'rank')}, "
+        f"{hours:.2f} h of audio in {seconds:.0f} s: {hours * 3600 / max(seconds, 1e-9):.0f} hours per hour; "
+        f"the teachers were busy {busy}"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from spkd.errors import SpkdError, UsageError, first_line
 from spkd.extract.ranks import Rank, report
 from spkd.extract.run import Report, load_and_extract
 from spkd.extract.settings import ExtractConfig
+from spkd.files.text import counted
 from spkd.progress import log, track
 
 POLL = 0.5  # s between two checks of the actors
@@ -29,9 +32,6 @@ def extract_with_ray(configs: Sequence[ExtractConfig], manifest: Manifest) -> li
 
     Args:
         configs: settings of each teacher, which differ in cache, teacher and storage alone.
-        manifest: the utterances.
-    Returns:
-        A report of each cache.
     Raises:
         UsageError: ray is missing.
         SpkdError: no actor finished.
@@ -40,15 +40,15 @@ def extract_with_ray(configs: Sequence[ExtractConfig], manifest: Manifest) -> li
         import ray
     except ImportError as error:
         raise UsageError("engine=ray needs ray: pip install 'spkd[ray]'") from error
-    config, starts_ray = configs[0], not ray.is_initialized()
-    if starts_ray:
-        address = "auto" if os.environ.get("RAY_ADDRESS") else None
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        return _run(ray, configs, config, manifest)
-    finally:
-        if starts_ray:
-            ray.shutdown()
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            # Ray lets the actors import from the current folder, where anybody's modules may lie: it gets an empty one.
+            empty = stack.enter_context(tempfile.TemporaryDirectory(prefix="spkd-ray-"))
+            with contextlib.chdir(empty):
+                address = "auto" if os.environ.get("RAY_ADDRESS") else None
+                ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            stack.callback(ray.shutdown)
+        return _run(ray, configs, configs[0], manifest)
 
 
 def _run(ray: Any, configs: Sequence[ExtractConfig], config: ExtractConfig, manifest: Manifest) -> list[Report]:
@@ -60,8 +60,8 @@ def _run(ray: Any, configs: Sequence[ExtractConfig], config: ExtractConfig, mani
     kind = ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS, **needs)(Actor)
     run, folder = uuid.uuid4().hex, os.getcwd()
     actors = [kind.remote(folder) for _ in range(count)]
-    waiting = {a.run.remote(list(configs), manifest, Rank(i, count, run)): i for i, a in enumerate(actors)}
-    log(f"{count} actors, each with {'a GPU' if gpus else 'one CPU or more'}")
+    waiting = {a.run.remote(list(configs), manifest, Rank(i, count, run)): (i, a) for i, a in enumerate(actors)}
+    log(f"{counted(count, 'actor')}, each with {'a GPU' if gpus else 'one CPU or more'}")
     # Wait for them; the bar shows the units that are committed.
     reports: list[Report] | None = None
     problem = ""
@@ -74,15 +74,16 @@ def _run(ray: Any, configs: Sequence[ExtractConfig], config: ExtractConfig, mani
                 bar.advance(done - shown)
                 shown = done
             for ref in ready:
-                number = waiting.pop(ref)
+                number, actor = waiting.pop(ref)
                 try:
                     reports = ray.get(ref)
                 except ray.exceptions.RayError as error:
                     problem = first_line(error)
                     log(f"actor {number} failed for good: {problem}")
+                ray.kill(actor)  # others may wait for its place, such as one whose machine is lost
             time.sleep(0.01)
     if reports is None:
-        raise SpkdError(f"engine=ray: none of {count} actors finished ({problem})")
+        raise SpkdError(f"engine=ray: none of {counted(count, 'actor')} finished ({problem})")
     for root in roots:
         report(root, run)
     return reports

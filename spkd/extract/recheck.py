@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +14,14 @@ from spkd.config import without_unused
 from spkd.corpus.loader import WaveBatch
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.view import unused_folders
+from spkd.device import resolve
 from spkd.errors import SpkdError
 from spkd.extract.settings import VerifyConfig
 from spkd.extract.targets import extract_targets
+from spkd.files.text import differences
 from spkd.outputs.target import Target
+from spkd.progress import log
+from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
 
 LEAST = 0.9999  # least cosine between a cached row and the teacher's, for codecs that lose no more than float16
@@ -27,8 +33,6 @@ class Agreement:
     """Agreement of a target in the cache with the outputs of the teacher.
 
     Attributes:
-        target: name of the target.
-        codec: its codec.
         least: lowest cosine between a cached row and the teacher's.
         mean: mean cosine.
         asked: cosine that the lowest must reach.
@@ -40,10 +44,20 @@ class Agreement:
     mean: float
     asked: float
 
-    @property
-    def holds(self) -> bool:
-        """Whether the lowest cosine reaches the one that is asked."""
-        return self.least >= self.asked
+
+def check(root: Path, config: VerifyConfig, count: int) -> None:
+    """Compare a cache with its teacher, and log a line for each target.
+
+    Raises:
+        SpkdError: as `compare`, or a target that differs from the teacher's output.
+    """
+    teacher = load_teacher(config.teacher, resolve(config.device))
+    agreements = compare(Cache.open(root), teacher, Manifest.load(config.manifest), config, count)
+    for each in agreements:
+        log(f"live: {each.target} ({each.codec}): cosine at least {each.least:.6f}, mean {each.mean:.6f}")
+    for each in agreements:
+        if each.least < each.asked:
+            raise SpkdError(f"{root}: {each.target} differs from the teacher's output (cosine below {each.asked:.6f})")
 
 
 def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyConfig, count: int) -> list[Agreement]:
@@ -52,28 +66,16 @@ def compare(cache: Cache, teacher: Teacher, manifest: Manifest, config: VerifyCo
     With float16 and float32, the cosine must be at least 0.9999 in every row. With a lossy codec, 1 - cosine may be at
     most twice the largest that the card has recorded.
 
-    Args:
-        cache: the cache.
-        teacher: the teacher.
-        manifest: the utterances.
-        config: settings of the command.
-        count: number of views.
-    Returns:
-        The agreement of each target.
     Raises:
         UsageError: a folder of audio that the cache's views do not need.
-        SpkdError: another teacher, manifest or augmentation than those of the cache.
+        SpkdError: another teacher, settings of it, manifest or augmentation than those of the cache.
     """
     config = without_unused(config, unused_folders([cache.card.views], "view."))
-    given, recorded = teacher.described(), cache.card.teacher
-    for name in ("family", "weights_sha256"):
-        if getattr(given, name) != getattr(recorded, name):
-            raise SpkdError(
-                f"{cache.root}: made by another teacher ({name} is {getattr(recorded, name)!r}, not "
-                f"{getattr(given, name)!r})"
-            )
+    there, here = (card.covered("teacher") for card in (cache.card, replace(cache.card, teacher=teacher.described())))
+    if differing := differences(there, json.loads(json.dumps(here))):
+        raise SpkdError(f"{cache.root}: made by another teacher, or with other settings of it ({differing})")
     loader = cache.view_loader(manifest, config.view.noise, config.view.rir)
-    chosen = np.random.RandomState(SEED).permutation(cache.usable_views)[:count]
+    chosen = np.random.RandomState(SEED).permutation(cache.usable_views[:])[:count]
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in cache.targets}
     for view in chosen:
         wave = torch.from_numpy(np.ascontiguousarray(loader(int(view))))[None]

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from spkd.cache.background import Background
 from spkd.cache.card import Card, Part
-from spkd.cache.claims import claim, heartbeat
+from spkd.cache.claims import changing, claim
 from spkd.cache.codebook import Codebook
-from spkd.cache.folder import CARD, commit_path, load_card
+from spkd.cache.folder import CARD, CODEC, claim_path, commit_path, load_card, only_from_copy
+from spkd.cache.owner import kept_alive
 from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
+from spkd.cache.verify import reopen_damaged, write_derived_again
 from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
-from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.audio import SAMPLE_RATE, AudioError
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.corpus.manifest import Manifest, measure
+from spkd.corpus.people import People
 from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.extract import speed
+from spkd.extract.again import reopen_rejected
 from spkd.extract.fit_codecs import calibrate
 from spkd.extract.ranks import Rank, Work
 from spkd.extract.settings import ContentConfig, ExtractConfig
-from spkd.extract.targets import chosen_targets, extract_targets
-from spkd.files.atomic import write_bytes
+from spkd.extract.targets import Outputs, begin_targets, features_of, targets_of_pass
+from spkd.files.text import counted
 from spkd.meter import Meter
+from spkd.outputs.features import FEATURES
+from spkd.outputs.head import Head
+from spkd.outputs.settings import StorageConfig
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
 
-REJECTED = "rejected.csv"
 HALF = np.dtype("<f2")
 WAIT = 0.5  # s between two checks of the units of other processes
+Begun = list[tuple[int, WaveBatch, Callable[[], Outputs]]]  # number of a cache, its views, function that waits
+STUCK = 3600.0  # s without a batch, after which other workers may take the units of this one
 
 
 @dataclass
@@ -63,7 +71,6 @@ class Job:
 
     Attributes:
         config: the settings; those of the jobs of one pass differ in cache, teacher and storage alone.
-        teacher: the teacher.
     """
 
     config: ExtractConfig
@@ -76,15 +83,10 @@ def extract(config: ExtractConfig, teacher: Teacher, manifest: Manifest) -> Repo
 
 
 def load_and_extract(configs: Sequence[ExtractConfig], manifest: Manifest, rank: Rank | None = None) -> list[Report]:
-    """Load the teachers that the settings name, and extract with them, as `extract_jobs` does.
+    """Load the teachers that the settings name, and extract with them; raises as load_teacher and `extract_jobs`.
 
     Args:
         configs: settings of each teacher, which differ in cache, teacher and storage alone.
-        manifest: the utterances.
-        rank: as of `extract_jobs`.
-    Raises:
-        UsageError: as of load_teacher and extract_jobs.
-        SpkdError: as of load_teacher and extract_jobs.
     """
     device = resolve(configs[0].device)
     return extract_jobs([Job(config, load_teacher(config.teacher, device)) for config in configs], manifest, rank)
@@ -97,12 +99,8 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     they are added to the caches.
 
     Args:
-        jobs: the teachers and their caches.
-        manifest: the utterances.
         rank: rank of this process among several; None where it works alone. Each rank works until the caches are
             complete, and takes over units of ranks that stopped.
-    Returns:
-        A report of each job.
     Raises:
         UsageError: an unknown target, codec or view plan, or jobs with different views.
         SpkdError: a folder holds another cache, or cannot be written.
@@ -110,17 +108,23 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     # Choose the targets, and measure the utterances.
     config = jobs[0].config
     view_plan = ViewPlan.parse(config.view)
-    chosen = [chosen_targets(job.config, job.teacher) for job in jobs]
+    if note := view_plan.note:
+        log(f"note: {note}")
+    chosen = targets_of_pass([job.config for job in jobs], [job.teacher for job in jobs])
     listed = manifest
     manifest, unreadable = measure(manifest, config.workers * 4)
     manifest, too_long = fitting(manifest, config)
     unreadable |= too_long
     if not len(manifest):
         raise SpkdError(
-            f"{manifest.source}: none of {len(unreadable)} utterances can be read; {_first(listed, unreadable)}"
+            f"{manifest.source}: none of {counted(len(unreadable), 'utterance')} can be read; "
+            f"{_first(listed, unreadable)}"
         )
     # Extract.
     loader, stores = _prepared(jobs, chosen, manifest, view_plan)
+    for store in stores:
+        reopen_damaged(store.root, store.card)
+        reopen_rejected(store.root, store.card, store.plan, loader, store.limits, config.workers)
     views, meter = _extract(config, loader, stores, rank)
     loader.report_remarks()
     if rank is None:
@@ -128,10 +132,12 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     # Complete the caches, and list what they lack.
     reports = []
     for store, count in zip(stores, views, strict=True):
-        report = Report(count, store.rejected | unreadable, finalize(store.root, store.card, store.plan))
-        if report.complete:
-            report.rejected = _list_rejections(store, loader.manifest, unreadable)
-        reports.append(report)
+        rejected, complete = store.rejected, finalize(store.root, store.card, store.plan, unreadable)
+        if complete:
+            lost = Cache.open(store.root).rejected
+            known = len(store.plan.views)  # the others are of a growth by another process
+            rejected = {store.plan.view_name(view): reason for view, reason in lost.items() if view < known}
+        reports.append(Report(count, unreadable | rejected, complete))
     return reports
 
 
@@ -140,11 +146,6 @@ class _Store:
     """A cache that is being filled.
 
     Attributes:
-        root: its folder.
-        teacher: the teacher whose outputs it stores.
-        card: its card.
-        plan: its plan.
-        codebook: fitted codecs of its targets.
         limits: shortest utterance and longest view that the teacher accepts (s); None for no longest.
         halves: names of the targets that are rounded to float16 on the device of the teacher.
         writers: number of each claimed unit -> its writer.
@@ -171,78 +172,97 @@ def _first(manifest: Manifest, unreadable: dict[str, str]) -> str:
 def _prepared(
     jobs: Sequence[Job], chosen: list[list[Target]], manifest: Manifest, view_plan: ViewPlan
 ) -> tuple[ViewLoader, list[_Store]]:
-    """Prepare an extraction.
-
-    Args:
-        jobs: the teachers and their caches.
-        chosen: the targets of each job.
-        manifest: the utterances, all measured.
-        view_plan: plan of the views.
-    Returns:
-        The loader of the views, and the caches, with their metadata files written.
-    Raises:
-        UsageError: caches with different parts or units of different size.
-        SpkdError: a folder holds another cache, or other files.
-    """
-    # Limits of the teachers, and the parts of the caches, which must be the same in all.
+    """Prepare an extraction. Returns the loader of the views, and the caches, with their metadata files written."""
+    # Limits of the teachers, and units, which must be the same in all.
     limits = [job.teacher.limits(job.config.min_seconds) for job in jobs]
     longest = None if any(most is None for _, most in limits) else max(most for _, most in limits if most is not None)
     roots, storage = [Path(job.config.cache) for job in jobs], jobs[0].config.storage
-    manifests = split_by_parts(roots[0], manifest)
     if len({(j.config.storage.unit_views, j.config.storage.unit_seconds) for j in jobs}) > 1:
         raise UsageError("teachers of one pass need units of one size (storage.unit_views, storage.unit_seconds)")
-    for root in roots[1:]:
-        if [m.utterances for m in split_by_parts(root, manifest)] != [m.utterances for m in manifests]:
-            raise UsageError(f"{root}: has other parts than {roots[0]}; extract it by itself")
-    # The plan and the loader of all parts together.
-    plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
-    plan, joined = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
-    loader = ViewLoader(joined, plan.views, view_plan.augmentation, min(least for least, _ in limits), log, longest)
-    # The caches.
-    parts = tuple(part_of(m, p) for m, p in zip(manifests, plans, strict=True))
+    while True:
+        for root in roots:
+            write_derived_again(root)
+        # The parts, which must be the same in all caches; the plan and the loader of all of them together.
+        present = [_card_in(root) for root in roots]
+        manifests = split_by_parts(roots[0], present[0], manifest)
+        for root, there in zip(roots[1:], present[1:], strict=True):
+            if [m.utterances for m in split_by_parts(root, there, manifest)] != [m.utterances for m in manifests]:
+                raise UsageError(f"{root}: has other parts than {roots[0]}; extract it by itself")
+        view_plan = next((view_plan.as_in(card.views) for card in present if card is not None), view_plan)
+        plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
+        plan, joined = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
+        loader = ViewLoader(joined, plan.views, view_plan, min(least for least, _ in limits), log, longest)
+        parts = tuple(part_of(m, p) for m, p in zip(manifests, plans, strict=True))
+        cards = [_card(job, targets, parts, storage, view_plan) for job, targets in zip(jobs, chosen, strict=True)]
+        for root, card in zip(roots, cards, strict=True):
+            check_folder(root, card)
+        # The caches. They are held alone while they change, and are planned again where another process changed them.
+        are_there = all(card is not None and card.parts[: len(parts)] == parts for card in present)
+        with contextlib.nullcontext() if are_there else changing(*roots):
+            if [_card_in(root) for root in roots] != present:
+                continue
+            laid_out = [_laid_out(job, card, plans, loader) for job, card in zip(jobs, cards, strict=True)]
+        break
+    for root, there in zip(roots, present, strict=True):
+        if more := sum(part.utterances for part in there.parts[len(parts) :]) if there else 0:
+            log(f"{root}: has grown since by {counted(more, 'utterance')}, which stay")
     stores = []
-    for job, root, targets, accepted in zip(jobs, roots, chosen, limits, strict=True):
-        card, codebook = _laid_out(job, targets, parts, plans, view_plan, loader)
+    for job, root, (card, codebook), accepted in zip(jobs, roots, laid_out, limits, strict=True):
         halves = [target.name for target in card.targets if codebook.codecs[target.name].dtype == HALF]
         stores.append(_Store(root, job.teacher, card, plan, codebook, accepted, halves))
     return loader, stores
 
 
-def _laid_out(
-    job: Job, targets: list[Target], parts: tuple[Part, ...], plans: list[Plan], view_plan: ViewPlan, loader: ViewLoader
-) -> tuple[Card, Codebook]:
-    """Write the metadata files of a new cache, or check those of the cache that is there.
+def _head(job: Job) -> Head | None:
+    """The classifier of the teacher, where logits are asked for."""
+    return job.teacher.head if LOGITS in job.config.teacher.targets else None
 
-    Args:
-        job: the teacher and its cache.
-        targets: the targets to store.
-        parts: the parts of the cache.
-        plans: the plan of each part.
-        view_plan: plan of the views.
-        loader: loader of the views, to fit codecs.
-    Returns:
-        The card, and the fitted codecs.
-    """
-    root, teacher, config = Path(job.config.cache), job.teacher, job.config
-    head = teacher.head if LOGITS in config.teacher.targets else None
-    logits_stored = head is not None and LOGITS in [t.name for t in targets]
-    card = Card(
-        teacher.described(),
+
+def _card_in(root: Path) -> Card | None:
+    """The card of the cache in a folder; None where there is none."""
+    return load_card(root) if (root / CARD).is_file() else None
+
+
+def _card(
+    job: Job, targets: list[Target], parts: tuple[Part, ...], storage: StorageConfig, view_plan: ViewPlan
+) -> Card:
+    """The card of a cache, without its codecs."""
+    head = _head(job)
+    return Card(
+        job.teacher.described(),
         tuple(targets),
         view_plan.card(),
-        plans[0].unit_views,
-        plans[0].unit_seconds,
-        None if head is None else head.card(logits_stored),
+        job.config.min_seconds,
+        storage.unit_views,
+        storage.unit_seconds,
+        None if head is None else head.card(LOGITS in [target.name for target in targets]),
         None,
         parts,
+        teacher_people=People() if job.teacher.training is None else job.teacher.training.people_with_teachers,
     )
-    codebook = Codebook.load(root, targets, card.series) if root.is_dir() else None
+
+
+def _laid_out(job: Job, card: Card, plans: list[Plan], loader: ViewLoader) -> tuple[Card, Codebook]:
+    """Write the metadata files of a new cache or a further part, or check those that are there.
+
+    Args:
+        card: the card of the cache, without its codecs.
+    """
+    root, head, targets = Path(job.config.cache), _head(job), list(card.targets)
+    logits_stored = LOGITS in [target.name for target in targets]
+    try:
+        codebook = Codebook.load(root, targets, card.series) if root.is_dir() else None
+    except SpkdError:  # damaged: it is made again
+        codebook = None
     if codebook is None:
-        check_folder(root, targets)
-        codebook = calibrate(teacher, loader, targets, head, logits_stored, config).create(root, card.series, targets)
+        codebook = calibrate(job.teacher, loader, targets, head, logits_stored, job.config)
+        if (present := _card_in(root)) is not None:
+            if present.codecs != codebook.digest:
+                raise SpkdError(f"{root / CODEC}: missing or damaged; {only_from_copy(root)}")
+            codebook = replace(codebook, errors=present.errors)  # of another run, whose sums had another order
+        codebook.save(root, card.series)
     card = replace(card, codecs=codebook.digest, errors=codebook.errors)
-    initialise(root, card, plans, None if head is None or logits_stored else head.to_bytes())
-    return card, codebook
+    return initialise(root, card, plans, None if head is None or logits_stored else head.to_bytes()), codebook
 
 
 def _extract(
@@ -250,24 +270,20 @@ def _extract(
 ) -> tuple[list[int], Meter]:
     """Fill every unit that no other process fills. Rows are written in the background.
 
-    Args:
-        config: settings of the extraction.
-        loader: loader of the views.
-        stores: the caches.
-        rank: rank of this process among several; None where it works alone.
     Returns:
         Number of views extracted to each cache, and the meter of the time.
     """
     plan, counts, meter = stores[0].plan, [0] * len(stores), Meter()
     done = min(sum(len(s.plan.unit(u)) for u in range(plan.units) if commit_path(s.root, u).is_file()) for s in stores)
     mixed = all(store.teacher.takes_lengths for store in stores)
+    kinds = {target.name: target for store in stores for target in store.card.targets if target.name in FEATURES}
     pinned = stores[0].teacher.device.type == "cuda"
 
-    def reject(view: int, reason: str) -> None:
+    def reject(view: int, error: AudioError) -> None:
         """Leave a view out of every cache that is filling its unit."""
         for store in stores:
-            if (writer := store.writers.get(int(plan.unit_of[view]))) is not None:
-                writer.reject(view, reason)
+            if (writer := store.writers.get(int(plan.units_of(np.array(view))))) is not None:
+                writer.reject(view, error.reason, error.state)
         bar.advance(1)
 
     def commit(store: _Store, unit: int, count: int) -> None:
@@ -275,37 +291,50 @@ def _extract(
         if rank is not None:
             work = Work(rank.run, rank.number, count, meter.done / 3600, meter.seconds, meter.share(speed.TEACHER))
             work.save(store.root)
-        _commit(store, unit, loader.manifest)
+        _commit(store, unit)
+
+    def claims() -> list[Path]:
+        return [claim_path(store.root, unit) for store in stores for unit in list(store.writers)]
+
+    def begin(batch: WaveBatch, takers: list[int]) -> Begun:
+        """Run every teacher whose cache takes the unit of a batch."""
+        begun = []
+        for i in takers:
+            store = stores[i]
+            if (taken := _taken(store, loader, batch)) is not None:
+                with meter.spending(speed.TEACHER):
+                    begun.append((i, taken, begin_targets(store.teacher, taken, store.card.targets, store.halves)))
+        return begun
+
+    def finish(background: Background, unit: int, batch: WaveBatch, begun: Begun) -> None:
+        """Hand the outputs of a batch to the writing thread."""
+        for i, taken, outputs_of in begun:
+            with meter.spending(speed.TEACHER):
+                outputs = outputs_of()
+            with meter.spending(speed.WRITING):
+                for name, values in outputs.items():
+                    background(stores[i].writers[unit].put, name, taken.views, values)
+            counts[i] += len(taken.views)
+        meter.count(loader.views.samples[batch.views].sum(dtype=np.int64) / SAMPLE_RATE)
+        bar.advance(len(batch.views), speed.note(meter))
 
     def fill() -> None:
-        """Fill every unit that can be claimed now."""
-        with Background() as background:
-            units = _claimed(stores)
-            stream = stream_batches(loader, units, config.batch_size, config.workers, reject, mixed, pinned)
+        """Fill every unit that can be claimed now. A batch is finished when the next one has begun: a GPU goes on."""
+        with kept_alive(claims, STUCK) as progress, Background() as background:
+            units, features = _claimed(stores), partial(features_of, kinds=list(kinds.values()))
+            stream = stream_batches(loader, units, config.batch_size, config.workers, reject, mixed, pinned, features)
+            last: tuple[int, WaveBatch, Begun] | None = None
             for unit, batch in meter.loading(stream):
-                # The end of a unit: commit it.
                 takers = [i for i, store in enumerate(stores) if unit in store.writers]
-                if batch is None:
-                    for i in takers:
-                        background.commit(commit, stores[i], unit, counts[i])
-                    continue
-                # A batch: run every teacher whose cache takes the unit.
-                for i in takers:
-                    store = stores[i]
-                    if (taken := _taken(store, loader, batch)) is None:
-                        continue
-                    with meter.spending(speed.TEACHER):
-                        outputs = extract_targets(store.teacher, taken, store.card.targets, store.halves)
-                    with meter.spending(speed.WRITING):
-                        for name, values in outputs.items():
-                            background(store.writers[unit].put, name, taken.views, values)
-                    counts[i] += len(taken.views)
-                # Keep the claims of all units alive.
-                for store in stores:
-                    for claimed in list(store.writers):
-                        heartbeat(store.root, claimed)
-                meter.count(loader.views.samples[batch.views].sum(dtype=np.int64) / SAMPLE_RATE)
-                bar.advance(len(batch.views), speed.note(meter))
+                begun = None if batch is None else (unit, batch, begin(batch, takers))
+                meter.spend(speed.CORES, 0.0 if batch is None else batch.cores)
+                if last is not None:
+                    finish(background, *last)
+                    progress()
+                last = begun
+                # The end of a unit: commit it.
+                for i in takers if batch is None else ():
+                    background.commit(commit, stores[i], unit, counts[i])
 
     try:
         with track("extracting", len(plan.views), "views", done) as bar:
@@ -335,19 +364,19 @@ def _claimed(stores: list[_Store]) -> Iterator[tuple[int, np.ndarray]]:
             yield unit, np.array(plan.unit(unit))
 
 
-def _commit(store: _Store, unit: int, manifest: Manifest) -> None:
+def _commit(store: _Store, unit: int) -> None:
     """Commit a unit, and note its rejected views."""
     lost = store.writers[unit].commit()
     del store.writers[unit]
     if lost is None:
         log(f"unit {unit} was taken over by another worker while this one was stopped; the other worker will finish it")
         return
-    store.rejected |= {_view_name(manifest, store.plan, view): reason for view, reason in lost.items()}
+    store.rejected |= {store.plan.view_name(view): reason for view, reason in lost.items()}
 
 
 def _taken(store: _Store, loader: ViewLoader, batch: WaveBatch) -> WaveBatch | None:
     """The views of a batch that a teacher accepts; None where it accepts none. The others are rejected in its cache."""
-    unit = int(store.plan.unit_of[batch.views[0]])
+    unit = int(store.plan.units_of(batch.views[0]))
     kept = []
     for i, view in enumerate(batch.views.tolist()):
         if (reason := loader.refusal(view, *store.limits)) is None:
@@ -366,9 +395,6 @@ def _taken(store: _Store, loader: ViewLoader, batch: WaveBatch) -> WaveBatch | N
 def fitting(manifest: Manifest, config: ContentConfig) -> tuple[Manifest, dict[str, str]]:
     """Leave out utterances whose views do not fit into a unit.
 
-    Args:
-        manifest: the utterances, all measured.
-        config: settings of the extraction.
     Returns:
         The other utterances, and the id of each that was left out -> the reason.
     """
@@ -380,51 +406,30 @@ def fitting(manifest: Manifest, config: ContentConfig) -> tuple[Manifest, dict[s
     return Manifest(tuple(u for u in manifest if u.id not in long), manifest.source), long
 
 
-def split_by_parts(root: Path, manifest: Manifest) -> list[Manifest]:
+def split_by_parts(root: Path, card: Card | None, manifest: Manifest) -> list[Manifest]:
     """Divide a manifest into the parts of a cache, and a further part with the utterances that the cache lacks.
 
-    Where there is no cache, or a different one (which `initialise` refuses), the manifest is the only part.
+    Where the manifest is that of the cache before it grew, its parts are those of then. Where there is no cache, or a
+    different one (which `initialise` refuses), the manifest is the only part.
 
     Args:
-        root: folder of the cache.
-        manifest: the utterances, all measured.
+        card: its card; None where there is no cache.
     """
-    if not (root / CARD).is_file():
+    if card is None:
         return [manifest]
-    card = load_card(root)
-    known = Plan.load(root, card).utterances
+    ends = np.cumsum([part.utterances for part in card.parts])
+    damaged: SpkdError | None = None
+    try:
+        known = Plan.load(root, card).utterances
+    except SpkdError as error:  # it follows from the manifest, if that has the utterances in the order of the parts
+        known, damaged = [utterance.id for utterance in manifest][: ends[-1]], error
+    if len(manifest) in ends:
+        card = card.with_parts(card.parts[: int(np.searchsorted(ends, len(manifest))) + 1])
     parts = card.pick_parts(known, manifest)
     if parts is None:
+        if damaged is not None:
+            raise SpkdError(f"{damaged}; {only_from_copy(root)}") from damaged
         return [manifest]
     present = set(known)
     new = tuple(u for u in manifest if u.id not in present)
     return [*parts, *([Manifest(new, manifest.source)] if new else [])]
-
-
-def _view_name(manifest: Manifest, plan: Plan, view: int) -> str:
-    """Id of a view's utterance, followed by the number of the view where utterances have several."""
-    utterance = int(plan.views.utterance[view])
-    first = int(np.searchsorted(plan.views.utterance, utterance))
-    return (
-        manifest[utterance].id if len(plan.views) == len(manifest) else f"{manifest[utterance].id} view {view - first}"
-    )
-
-
-def _list_rejections(store: _Store, manifest: Manifest, unreadable: dict[str, str]) -> dict[str, str]:
-    """List the utterances and views that a complete cache lacks, and write them to rejected.csv if there are any.
-
-    Args:
-        store: the cache.
-        manifest: its utterances.
-        unreadable: id of each utterance that cannot be used -> the reason.
-    Returns:
-        Name of each utterance or view -> the reason.
-    """
-    rejected = dict(unreadable)
-    for view, reason in Cache.open(store.root).rejected.items():
-        rejected[_view_name(manifest, store.plan, view)] = reason
-    if rejected:
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([("utt", "reason"), *rejected.items()])
-        write_bytes(store.root / REJECTED, out.getvalue().encode())
-    return rejected

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
-from spkd.config import Settings, key, section
+from spkd.config import Settings, key, load, section
 from spkd.corpus.settings import MANIFEST, AugmentationFolders, ViewConfig
+from spkd.errors import UsageError
 from spkd.networks.settings import FBANK_NAMES
 from spkd.outputs.settings import StorageConfig
 from spkd.teachers.settings import DEVICES, ModelConfig, TeacherConfig
@@ -40,23 +44,52 @@ class ContentConfig(Settings):
         return self.fbank or (self.teacher.name == "none" and not self.wave)
 
     def unused(self) -> dict[str, str]:
-        """Name of each setting that has no effect -> the reason."""
         return {} if self.stores_fbank else {"features": "no fbank is stored (fbank=true)"}
 
 
 @dataclass
 class ExtractConfig(ContentConfig):
-    """Settings of `spkd extract`."""
-
     cache: str = key("cache", "folder of the teacher cache")
     workers: int = key(2, "threads that decode and augment", low=1, high=1024)
     min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
     engine: str = key(
-        "auto", "auto: this process, or a rank of torchrun or srun; ray: actors of a Ray cluster", ("auto", "ray")
+        "auto",
+        "auto: this process, or a rank of torchrun or srun; ray: actors of a Ray cluster; not taken from a file",
+        ("auto", "ray"),
+        not_from_files=("ray",),
     )
     processes: int = key(
         0, "actors of engine=ray, or tasks of --slurm-script (0: by the GPUs, or the CPUs)", low=0, high=100_000
     )
+
+
+def load_pass(
+    overrides: Sequence[str], also: Sequence[str], file: Path | None, recipe: str | None
+) -> list[ExtractConfig]:
+    """Settings of every teacher of one pass over the audio.
+
+    Args:
+        overrides: items `key=value` of the command line, which the other teachers share but for teacher and cache.
+        also: text of each `--also`: the settings of another teacher.
+        file: as `base` and `file` of spkd.config.load, as is `recipe`.
+    Raises:
+        UsageError: as spkd.config.load, or a key in `also` that only the whole pass can have.
+    """
+    of_one = ("teacher=", "teacher.", "cache=")
+    shared = [item for item in overrides if not item.startswith(of_one)]
+    given = [list(overrides)]
+    for keys in also:
+        try:
+            own = shlex.split(keys)
+        except ValueError as error:
+            raise UsageError(f"--also {keys!r}: {error}") from error
+        for item in own:
+            if not item.startswith((*of_one, "storage.codec")):
+                raise UsageError(
+                    f"--also: {item!r} is none of teacher, teacher.*, cache, storage.codec, storage.codecs"
+                )
+        given.append(shared + own)
+    return [load(ExtractConfig, items, file, base=recipe) for items in given]
 
 
 @dataclass
@@ -64,6 +97,9 @@ class EstimateConfig(ContentConfig):
     """Settings of `spkd cache estimate`; the `extract:` section of a file fills them."""
 
     BORROWS: ClassVar[bool] = True
+
+    def unused(self) -> dict[str, str]:
+        return super().unused() | ({"device": "teacher=none runs no model"} if self.teacher.name == "none" else {})
 
 
 @dataclass
@@ -80,7 +116,6 @@ class VerifyConfig(Settings):
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
 
     def unused(self) -> dict[str, str]:
-        """Name of each setting that has no effect -> the reason."""
         return {"device": "teacher=none runs no model"} if self.teacher.name == "none" else {}
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 
+from spkd.errors import UsageError
 from spkd.extract.launch import without_effect
 from spkd.extract.settings import ExtractConfig
 
@@ -16,11 +17,14 @@ def script(configs: Sequence[ExtractConfig], arguments: Sequence[str]) -> str:
     """Script for `sbatch`.
 
     Args:
-        configs: settings of each teacher of the extraction.
         arguments: arguments of the command `spkd`, including `--slurm-script`.
     Raises:
-        UsageError: a setting without effect was typed.
+        UsageError: a setting without effect was typed, or a line end or another control character is in an argument
+            or in the name of the current folder.
     """
+    folder = os.getcwd()
+    if odd := next((text for text in (folder, *arguments) if not text.isprintable()), None):
+        raise UsageError(f"--slurm-script: {odd!r} has line ends or control characters, which no script can hold")
     config, *others = without_effect(configs, is_script=True)
     of_script = ("--slurm-script", "processes=")
     command = shlex.join(["spkd", *(item for item in arguments if not item.startswith(of_script))])
@@ -29,6 +33,7 @@ def script(configs: Sequence[ExtractConfig], arguments: Sequence[str]) -> str:
     return f"""#!/bin/bash
 # Every task claims units of the cache until none is left; the last one completes it. A task that is lost costs its
 # uncommitted units only, which the others take over; submitting this again continues.
+# Since Slurm 22.05, srun does not take the number of cores from sbatch.
 #SBATCH --job-name=spkd-extract
 #SBATCH --array=0-{(config.processes or TASKS) - 1}
 #SBATCH --ntasks=1
@@ -38,6 +43,6 @@ def script(configs: Sequence[ExtractConfig], arguments: Sequence[str]) -> str:
 #SBATCH --requeue
 #SBATCH --signal=TERM@60
 #SBATCH --output=spkd-extract-%A_%a.log
-#SBATCH --chdir={shlex.quote(os.getcwd())}
-srun {command}
+#SBATCH --chdir={shlex.quote(folder)}
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {command}
 """

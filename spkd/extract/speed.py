@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import math
 
+from spkd.cores import usable
+from spkd.files.text import counted
 from spkd.meter import Meter
 from spkd.progress import log
 
-TEACHER, WRITING, LOADING = "teacher", "writing", "loading"  # activities of the meter, which counts seconds of audio
+# Activities of the meter, which counts seconds of audio; CORES is the time of all cores that load.
+TEACHER, WRITING, LOADING, CORES = "teacher", "writing", "loading", "cores"
 HELD_UP = 0.15  # share of the time above which waiting is reported as a bottleneck
 
 
@@ -16,13 +19,16 @@ def note(meter: Meter) -> str:
     return f"{meter.rate:.0f} h/h"
 
 
-def report(meter: Meter, workers: int) -> None:
-    """Log the speed, and the bottleneck if there is one.
+def cores_needed(meter: Meter) -> int:
+    """Number of cores, beside those that the teacher uses itself, that load as fast as the teacher runs here.
 
-    Args:
-        meter: meter of the extraction.
-        workers: number of threads that load audio.
+    It is the time of cores that loading took, over the time in which nothing waited for it.
     """
+    return max(math.ceil(meter.share(CORES) / max(1 - meter.share(LOADING), 1e-3) - 0.05), 1)
+
+
+def report(meter: Meter, workers: int) -> None:
+    """Log the speed, and the bottleneck if there is one."""
     if meter.is_short or not meter.done:
         return
     loading, writing = meter.share(LOADING), meter.share(WRITING)
@@ -31,9 +37,11 @@ def report(meter: Meter, workers: int) -> None:
         f"was busy {meter.share(TEACHER):.0%} of the time, waited {loading:.0%} for audio and {writing:.0%} for the "
         "disk"
     )
+    used, needed = meter.share(CORES), cores_needed(meter)
+    log(f"loading took {used:.2g} cores; so that this teacher never waits, it needs {needed} here (workers={workers})")
     if loading > HELD_UP:
-        cores = os.cpu_count() or 1
+        cores = usable()
         more = f"raise workers={workers}" if workers < cores else "take faster storage or more cores"
-        log(f"bottleneck: decoding and augmentation; {more} (this machine has {cores} cores)")
+        log(f"bottleneck: decoding and augmentation; {more} ({counted(cores, 'core')} may be used)")
     elif writing > HELD_UP:
         log("bottleneck: writing the cache; take faster storage, fewer targets or a smaller codec")

@@ -12,9 +12,10 @@ import pytest
 
 from spkd.cache import Card
 from spkd.cache.card import CONTENT
-from spkd.cache.folder import CompletionRecord, parse_completion, self_digest
+from spkd.cache.folder import CommitRecord, CompletionRecord, commit_path, load_card, parse_completion
 from spkd.errors import SpkdError
 from spkd.files import digest
+from spkd.files.sealed import self_digest
 from spkd.outputs.target import Target
 
 from .test_layout import FRAMES, make_card, make_plan, write
@@ -25,32 +26,39 @@ def card() -> Card:
 
 
 def signed(tree: dict[str, Any]) -> dict[str, Any]:
-    """A tree with the fingerprint of its own content, as somebody with bad intent would write it."""
+    """A tree with the identity and the digest of its own content, as somebody with bad intent would write it."""
     if not isinstance(tree["teacher"], dict):
         return tree
     teacher = {k: v for k, v in tree["teacher"].items() if k not in ("source", "licence", "cite", "library")}
     content = {name: tree[name] for name in CONTENT} | {"teacher": teacher}
-    return tree | {"fingerprint": digest.of_tree(content)}
+    tree = tree | {"identity": digest.of_tree(content)}
+    return tree | {"check": self_digest(tree)}
 
 
 def test_a_card_survives_json() -> None:
     made = card()
     again = Card.from_json(json.loads(json.dumps(made.to_json())), "f")
     assert again == made
-    assert again.fingerprint == made.fingerprint
-    assert signed(made.to_json())["fingerprint"] == made.fingerprint
+    assert again.identity == made.identity
+    assert signed(made.to_json())["identity"] == made.identity
 
 
 def test_what_identifies_a_cache() -> None:
     made = card()
-    assert replace(made, teacher=replace(made.teacher, licence="other")).fingerprint == made.fingerprint
-    assert replace(made, teacher=replace(made.teacher, library="transformers 5.0")).fingerprint == made.fingerprint
-    assert replace(made, teacher=replace(made.teacher, weights_sha256="1")).fingerprint != made.fingerprint
+    assert replace(made, teacher=replace(made.teacher, licence="other")).identity == made.identity
+    assert replace(made, teacher=replace(made.teacher, library="transformers 5.0")).identity == made.identity
+    assert replace(made, teacher=replace(made.teacher, weights_sha256="1")).identity != made.identity
     grown = made.with_parts([*made.parts, replace(made.parts[0], manifest="other")])
     assert made.grows_to(grown)
     assert not grown.grows_to(made)
     assert made.part_key(0) == grown.part_key(0) != grown.part_key(1)
-    assert made.difference(grown) == "another manifest"
+    assert grown.difference(made) == "another manifest (utterances: 3 there, 6 now)"
+    other = replace(made, views=replace(made.views, plan="crops:2,1.0"), targets=made.targets[:1], unit_views=7)
+    other = other.with_parts([replace(made.parts[0], views=99, units=9)])
+    assert other.difference(made) == (
+        "another set of targets (embedding: 4 numbers in float16 there, none now), another view plan (plan: full "
+        "there, crops:2,1.0 now) and another unit size (unit_views: 1024 there, 7 now)"
+    )
 
 
 def at(tree: Any, path: str, value: object) -> Any:
@@ -97,6 +105,26 @@ def test_a_signed_card_with_a_value_that_no_cache_has(path: str, value: object) 
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("made.by", "x"), ("teacher.licence", "x"), ("errors", {"embedding": {"cosine_min": 1.0}}), ("check", "0")],
+)
+def test_a_changed_value_that_the_fingerprint_leaves_out_is_found(path: str, value: object) -> None:
+    with pytest.raises(SpkdError, match="f: damaged .*its own digest"):
+        Card.from_json(at(card().to_json(), path, value), "f")
+
+
+def test_a_changed_commit_record_is_found(tmp_path: Path) -> None:
+    """Also before the cache is complete, when no other record covers it."""
+    write(tmp_path / "c", [4000] * 3, [FRAMES])
+    made, path = load_card(tmp_path / "c"), commit_path(tmp_path / "c", 0)
+    tree = json.loads(path.read_text())
+    assert CommitRecord.load(tmp_path / "c", made, 0).rejected == {}
+    path.write_text(json.dumps(tree | {"rejected": {"1": "x"}}))
+    with pytest.raises(SpkdError, match="0.json: damaged .*its own digest"):
+        CommitRecord.load(tmp_path / "c", made, 0)
+
+
 @pytest.mark.parametrize("tree", [None, [], 5, {}, {"spkd_cache": 2}, {"spkd_cache": [1]}])
 def test_what_is_no_card(tree: object) -> None:
     with pytest.raises(SpkdError, match="^f"):
@@ -113,7 +141,7 @@ def test_what_is_no_card(tree: object) -> None:
         lambda t: t.update(bytes=1e400),
         lambda t: t["sha256"].update({"/etc/passwd": "0"}),
         lambda t: t["sha256"].update({"../x": "0"}),
-        lambda t: t["sha256"].pop("card.json"),
+        lambda t: t["sha256"].pop("plan/0.npz"),
         lambda t: t.pop("sha256"),
         lambda t: t.update(card=[]),
     ],

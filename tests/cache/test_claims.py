@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import os
 import socket
@@ -13,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.cache import Cache, claims, finalize, verify
+from spkd.cache import Cache, claims, finalize, owner, verify
 from spkd.cache.claims import claim_units, release
-from spkd.cache.folder import claim_path, commit_path, load_card
+from spkd.cache.folder import claim_path, commit_path, growth_path, load_card
+from spkd.errors import SpkdError
 from spkd.files import atomic
 from spkd.outputs.target import Target
 
 from .test_layout import make_plan, start, writer_of
+from .test_lock import FLOCK
 
 EMBEDDING = Target("embedding", 4)
 
@@ -36,7 +40,7 @@ def as_worker(monkeypatch: pytest.MonkeyPatch, name: str, pid: int = 1, namespac
     monkeypatch.setattr(atomic._identity, "name", name)
     monkeypatch.setattr(socket, "gethostname", lambda: "worker")
     monkeypatch.setattr(os, "getpid", lambda: pid)
-    monkeypatch.setattr(claims, "_namespace", lambda: namespace)
+    monkeypatch.setattr(owner, "_namespace", lambda: namespace)
 
 
 def test_two_containers_of_one_name_and_number_take_other_units(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +55,7 @@ def test_two_containers_of_one_name_and_number_take_other_units(root: Path, monk
 def test_a_torn_or_odd_claim_is_taken_over(root: Path, content: bytes) -> None:
     claim_path(root, 0).parent.mkdir()
     claim_path(root, 0).write_bytes(content)
-    old = time.time() - claims.STALE - 1
+    old = time.time() - owner.STALE - 1
     os.utime(claim_path(root, 0), (old, old))
     assert list(claim_units(root, 2)) == [0, 1]
 
@@ -76,16 +80,38 @@ def test_a_claim_dated_ahead_of_the_clock_is_taken_over(root: Path) -> None:
 def test_a_process_number_that_another_process_has_now_is_no_owner(root: Path) -> None:
     living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        owner = {"host": socket.gethostname(), "pid": living.pid, "namespace": claims._namespace(), "worker": "x"}
+        living_owner = owner.this_process() | {"pid": living.pid, "worker": "x"}
         claim_path(root, 0).parent.mkdir()
-        claim_path(root, 0).write_text(json.dumps(owner | {"started": "1"}))
+        claim_path(root, 0).write_text(json.dumps(living_owner | {"started": "1"}))
         assert next(claim_units(root, 1), None) == 0
         release(root, 0)
-        claim_path(root, 0).write_text(json.dumps(owner | {"started": claims._started(living.pid)}))
+        claim_path(root, 0).write_text(json.dumps(living_owner | {"started": owner._started(living.pid)}))
         assert next(claim_units(root, 1), None) is None
     finally:
         living.kill()
         living.wait()
+
+
+def test_the_owner_may_be_a_process_that_the_system_hides(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another user's on a machine with hidepid=2: whether it lives is known, but not since when."""
+    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        claim_path(root, 0).parent.mkdir()
+        others = owner.this_process() | {"pid": living.pid, "worker": "x", "started": owner._started(living.pid)}
+        monkeypatch.setattr(owner, "PROCESSES", tmp_path / "hidden")
+        claim_path(root, 0).write_text(json.dumps(others))
+        assert next(claim_units(root, 1), None) is None
+        old = time.time() - owner.STALE - 1
+        os.utime(claim_path(root, 0), (old, old))
+        assert next(claim_units(root, 1), None) == 0
+        claim_path(root, 0).write_text(json.dumps(others))
+        assert next(claim_units(root, 1), None) is None
+    finally:
+        living.kill()
+        living.wait()
+    assert next(claim_units(root, 1), None) == 0
 
 
 def test_an_owner_that_wakes_after_a_takeover_touches_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +121,7 @@ def test_an_owner_that_wakes_after_a_takeover_touches_nothing(root: Path, monkey
     stopped = writer_of(root, plan, 0)
     for view in plan.unit(0):
         stopped.put("embedding", [view], np.full((1, 4), 99.0))
-    old = time.time() - claims.STALE - 1
+    old = time.time() - owner.STALE - 1
     os.utime(claim_path(root, 0), (old, old))
 
     as_worker(monkeypatch, "second")
@@ -116,16 +142,88 @@ def test_an_owner_that_wakes_after_a_takeover_touches_nothing(root: Path, monkey
     assert not list(root.glob("**/*.part"))
 
 
-def test_a_unit_is_not_taken_over_in_the_middle_of_its_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file_system", FLOCK)
+def test_a_unit_is_not_taken_over_in_the_middle_of_its_commit(
+    root: Path, monkeypatch: pytest.MonkeyPatch, file_system: str
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", FLOCK[file_system])
     as_worker(monkeypatch, "a")
     assert next(claim_units(root, 1)) == 0
-    old = time.time() - claims.STALE - 1
+    old = time.time() - owner.STALE - 1
     os.utime(claim_path(root, 0), (old, old))
     with claims.committing(root, 0) as mine:
         assert mine
         as_worker(monkeypatch, "b")
         assert next(claim_units(root, 1), None) is None
+        as_worker(monkeypatch, "a")
+    as_worker(monkeypatch, "b")
     assert next(claim_units(root, 1), None) == 0
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, -60.0, 300.0, 3600.0])
+def test_a_machine_whose_clock_is_wrong_takes_over_dead_units_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    as_worker(monkeypatch, "a", namespace="first")
+    assert list(claim_units(root, 2)) == [0, 1]
+    clock, utime = time.time, os.utime
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead)
+    # As over SMB, the time that utime sets is this machine's.
+    monkeypatch.setattr(os, "utime", lambda path, times=None: utime(path, times or (time.time(), time.time())))
+    as_worker(monkeypatch, "b", namespace="second")
+    assert list(claim_units(root, 2)) == []
+    silent_since = clock() - owner.STALE - 1
+    for unit in (0, 1):
+        os.utime(claim_path(root, unit), (silent_since, silent_since))
+    as_worker(monkeypatch, "a", namespace="first")
+    owner.heartbeat(claim_path(root, 0))
+    as_worker(monkeypatch, "b", namespace="second")
+    assert list(claim_units(root, 2)) == [1]
+
+
+def test_a_claim_is_kept_alive_while_its_owner_makes_progress(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [0.0], itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(asked) * 0 + now[0])
+    monkeypatch.setattr(owner, "HEARTBEAT", 0.001)
+    assert next(claim_units(root, 2)) == 0
+    path = claim_path(root, 0)
+
+    def has_beaten() -> bool:
+        """Whether the claim is given another time at one of the next heartbeats, of which some are waited for."""
+        os.utime(path, (1, 1))
+        last = next(asked) + 20
+        while next(asked) < last + 20 and path.stat().st_mtime == 1:
+            time.sleep(0.001)
+        return path.stat().st_mtime != 1
+
+    with owner.kept_alive(lambda: [path], longest=3600.0) as progress:
+        assert has_beaten()
+        now[0] = 3599.0
+        assert has_beaten()
+        progress()
+        now[0] = 7000.0
+        assert has_beaten()
+        now[0] = 7200.0
+        has_beaten()  # perhaps by one that had begun
+        assert not has_beaten()
+        progress()
+        assert has_beaten()
+        path.write_text(json.dumps(owner.this_process() | {"worker": "another"}))
+        has_beaten()
+        assert not has_beaten()
+
+
+def test_a_link_or_pipe_in_the_place_of_the_claim_on_growth_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "claims").mkdir()
+    growth = growth_path(tmp_path)
+    growth.symlink_to(tmp_path / "made")
+    with pytest.raises(SpkdError, match="growth: a symbolic link"), claims.changing(tmp_path):
+        pass
+    assert not (tmp_path / "made").exists()
+    growth.unlink()
+    os.mkfifo(growth)
+    with pytest.raises(SpkdError, match="growth: not a regular file"), claims.changing(tmp_path):
+        pass
 
 
 def test_releasing_leaves_the_claim_of_another(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

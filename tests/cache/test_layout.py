@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from spkd.cache import (
 )
 from spkd.cache.codec import make_codec
 from spkd.cache.folder import load_card
+from spkd.cache.layout import expect_shards
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan, Views
@@ -31,6 +33,7 @@ from spkd.errors import SpkdError
 from spkd.outputs.head import HeadCard
 from spkd.outputs.target import Target
 from spkd.outputs.teacher_card import TeacherCard
+from tests import processes
 
 FRAMES = Target("frames", 5, 160, 400)
 
@@ -55,7 +58,7 @@ def make_card(targets: list[Target], manifest: Manifest, plan: Plan, head: HeadC
     teacher = TeacherCard("test", "0" * 64, "MIT", "src", "none")
     part = Part(manifest.digest, len(manifest), 0.1, len(plan.views), plan.units)
     views = ViewPlan.parse(ViewConfig()).card()
-    return Card(teacher, tuple(targets), views, plan.unit_views, plan.unit_seconds, head, None, (part,))
+    return Card(teacher, tuple(targets), views, 0.0, plan.unit_views, plan.unit_seconds, head, None, (part,))
 
 
 def start(root: Path, targets: list[Target], manifest: Manifest, plan: Plan) -> Card:
@@ -120,12 +123,13 @@ def test_zarr_python_reads_what_we_wrote(
     target = Target("t", dim, rate[0], rate[1], stored_as)
     values = write(root, lengths, [target], unit_views=unit_views, unit_seconds=unit_seconds)["t"]
     cache = Cache.open(root)
-    first, count = cache.plan.places(target)
+    every = np.arange(len(cache))
+    first, count = cache.plan.places(target, every)
     rows = cache.plan.shard_rows(target)
     oracle = zarr.open_group(root, mode="r")["t"]
     assert isinstance(oracle, zarr.Array)
     for i, expected in enumerate(values):
-        start = int(cache.plan.unit_of[i]) * rows + int(first[i])
+        start = int(cache.plan.units_of(every)[i]) * rows + int(first[i])
         stored = np.asarray(oracle[start : start + int(count[i])])
         assert stored.dtype == expected.dtype
         assert np.array_equal(stored, expected)
@@ -151,7 +155,7 @@ def test_units_hold_every_view_once_and_fit_their_shards(
     _, plan = make_plan(lengths, unit_views, unit_seconds)
     assert [row for unit in range(plan.units) for row in plan.unit(unit)] == list(range(len(lengths)))
     for target in (FRAMES, Target("e", 2), Target("m", 2, 160, 0)):
-        first, count = plan.places(target)
+        first, count = plan.places(target, np.arange(len(plan.views)))
         for unit in range(plan.units):
             rows = plan.unit(unit)
             ends = np.cumsum(count[rows.start : rows.stop])
@@ -194,3 +198,10 @@ def test_a_crop_beyond_the_last_window_has_the_last_row(tmp_path: Path) -> None:
     values = write(tmp_path / "c", [170_000], [wide])["wide"][0]
     outputs = Cache.open(tmp_path / "c").batch(np.array([0]), ["wide"], Crop(np.array([160_000]), 3200))["wide"][0, 0]
     assert np.array_equal(outputs.numpy(), values[-1])
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0")
+    running = processes.Running(expect_shards, [tmp_path / "0"], FRAMES, 1024)
+    _, err = running.communicate(60)
+    assert running.returncode == 0, err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import zipfile
 from dataclasses import replace
@@ -68,7 +69,13 @@ def test_archives_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> 
         for member in source.infolist():
             out.writestr(member.filename, source.read(member))
         out.writestr("more.npy", b"\0" * 10_000_000)
-    for data in (bomb.getvalue(), good[:-30], good[:100], b"", b"PK"):
+    shared = io.BytesIO()
+    with zipfile.ZipFile(shared, "w") as out:
+        out.writestr("a.npy", b"\0" * 1000)
+        for i in range(9):
+            out.filelist.append(copied := copy.copy(out.filelist[0]))
+            copied.filename = f"{i}.npy"
+    for data in (bomb.getvalue(), shared.getvalue(), good[:-30], good[:100], b"", b"PK"):
         with pytest.raises(SpkdError, match=r"^p: damaged"):
             Plan.read(data, CARD, 0, "p")
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from spkd.errors import SpkdError
 from spkd.outputs.head import Head
 from spkd.outputs.target import Target
 from spkd.outputs.teacher_card import TeacherCard
+from tests import processes
 
 from .test_layout import make_card, make_plan, write, writer_of
 
@@ -48,7 +49,7 @@ def test_workers_read_what_the_parent_reads_also_after_it_did(tmp_path: Path, co
 def test_rejected_views_are_never_served(tmp_path: Path) -> None:
     write(tmp_path / "c", [4000] * 5, [EMBEDDING], reject=(1, 3))
     cache = Cache.open(tmp_path / "c")
-    assert cache.usable_views.tolist() == [0, 2, 4]
+    assert list(cache.usable_views) == [0, 2, 4]
     with pytest.raises(SpkdError, match=r"view 3 was rejected \(bad\)"):
         cache.batch(np.array([0, 3]), ["embedding"])
 
@@ -86,8 +87,11 @@ def test_a_cache_of_a_newer_spkd_or_none_at_all(tmp_path: Path) -> None:
     write(tmp_path / "c", [4000], [EMBEDDING])
     path = tmp_path / "c" / "COMPLETE.json"
     record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 3}}))
-    with pytest.raises(SpkdError, match="format 3.*update spkd"):
+    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 4}}))
+    with pytest.raises(SpkdError, match="format 4.*update spkd"):
+        Cache.open(tmp_path / "c")
+    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 2}}))
+    with pytest.raises(SpkdError, match="format 2.*extract it again"):
         Cache.open(tmp_path / "c")
     path.write_text(json.dumps(record | {"card": record["card"] | {"targets": []}}))
     with pytest.raises(SpkdError, match="does not match its own digest"):
@@ -97,7 +101,7 @@ def test_a_cache_of_a_newer_spkd_or_none_at_all(tmp_path: Path) -> None:
         Cache.open(tmp_path / "c")
     path.unlink()
     (tmp_path / "c" / "card.json").write_text(json.dumps(record["card"] | {"codecs": "0"}))
-    with pytest.raises(SpkdError, match="does not match its fingerprint"):
+    with pytest.raises(SpkdError, match="does not match its identity"):
         Cache.open(tmp_path / "c")
 
 
@@ -145,23 +149,37 @@ def test_the_number_of_maps_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(cache.batch(cache.usable_views, ["embedding"])["embedding"]) == 40
 
 
-@pytest.mark.parametrize("change", ["truncate", "empty", "remove", "grow"])
-def test_a_shard_that_changes_under_a_reader_is_an_error_not_a_crash(tmp_path: Path, change: str) -> None:
-    write(tmp_path / "c", [4000] * 200, [EMBEDDING], unit_views=100)
-    script = (
-        "import os, sys, numpy as np\nfrom pathlib import Path\nfrom spkd.cache import Cache\n"
-        "from spkd.errors import SpkdError\ncache = Cache.open(sys.argv[1])\n"
-        "cache.batch(np.arange(200), ['embedding'])\nshard = Path(sys.argv[1]) / 'embedding/c/0/0'\n"
-        "size = shard.stat().st_size\n"
-        "{'truncate': lambda: os.truncate(shard, 130), 'empty': lambda: os.truncate(shard, 0),"
-        " 'remove': shard.unlink, 'grow': lambda: os.truncate(shard, size + 1)}[sys.argv[2]]()\n"
-        "try:\n    cache.batch(np.arange(200), ['embedding'])\nexcept SpkdError as error:\n    print(error)\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "c"), change]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "embedding/c/0/0: " in done.stdout
-    assert "while it was being read" in done.stdout
+CHANGES = {
+    "truncate": lambda shard: os.truncate(shard, 130),
+    "empty": lambda shard: os.truncate(shard, 0),
+    "remove": Path.unlink,
+    "grow": lambda shard: os.truncate(shard, shard.stat().st_size + 1),
+}
+
+
+def read_while_shards_change(root: Path) -> None:
+    """Print what a reader gives as the error after each change, some time later."""
+    clock = itertools.count(time.monotonic(), 1000.0)
+    time.monotonic = lambda: next(clock)  # type: ignore[assignment]
+    for name, change in CHANGES.items():
+        cache = Cache.open(root / name)
+        cache.batch(np.arange(200), ["embedding"])
+        change(root / name / "embedding/c/0/0")
+        try:
+            cache.batch(np.arange(200), ["embedding"])
+        except SpkdError as error:
+            print(error)
+
+
+def test_a_shard_that_changes_under_a_reader_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    for name in CHANGES:
+        write(tmp_path / name, [4000] * 200, [EMBEDDING], unit_views=100)
+    reading = processes.Running(read_while_shards_change, tmp_path)
+    out, error = reading.communicate()
+    assert reading.returncode == 0, error
+    for name, line in zip(CHANGES, out.splitlines(), strict=True):
+        assert f"{name}/embedding/c/0/0: " in line
+        assert "while it was being read" in line
 
 
 def test_a_compressed_chunk_that_claims_more_than_it_may_hold_is_refused() -> None:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from spkd.cache import Cache
-from spkd.extract.ranks import Rank
-from spkd.students import Checkpoint, build, save_student
+from spkd.device import resolve
+from spkd.errors import SpkdError
+from spkd.extract.ranks import Rank, Work, merged
+from tests.conftest import save_teacher
+from tests.processes import lose, machines
 
 RUN = "from spkd.cli import main; main()"
 
 
 @pytest.fixture
 def keys(corpus: Path, tmp_path: Path) -> list[str]:
-    save_student(tmp_path / "teacher", Checkpoint(build("xvector", channels=16, embedding=8).eval()))
+    save_teacher(tmp_path / "teacher")
     return [
         "teacher=checkpoint", "teacher.weights=teacher", "teacher.targets=[embedding,frames]",
         f"manifest={corpus / 'manifest.csv'}", "storage.unit_views=2", "view=crops:3,0.7", "view.noise=synthetic",
@@ -50,8 +56,21 @@ def torchrun(*arguments: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+def test_the_work_of_ranks_goes_without_the_files_of_others(tmp_path: Path) -> None:
+    folder = tmp_path / "workers"
+    Work("run", 1, 5, 0.1, 2.0, 0.5).save(tmp_path)
+    (folder / "thesis.json").write_text("{}")
+    assert [work.views for work in merged(tmp_path, "run")] == [5]
+    assert [path.name for path in folder.iterdir()] == ["thesis.json"]
+    folder.rename(tmp_path / "theirs")
+    folder.symlink_to(tmp_path / "theirs")
+    with pytest.raises(SpkdError, match="workers: a symbolic link"):
+        Work("run", 1, 5, 0.1, 2.0, 0.5).save(tmp_path)
+
+
+@pytest.mark.slow
 def test_ranks_of_torchrun_make_the_same_cache(spkd: Callable, keys: list[str]) -> None:
-    assert spkd("extract", *keys, "cache=alone").code == 0
+    spkd("extract", *keys, "cache=alone").ok()
     out, err = torchrun(*keys, "cache=both").communicate(timeout=120)
     assert "54 views by " in out, err
     assert out.count("complete") == 1
@@ -59,8 +78,9 @@ def test_ranks_of_torchrun_make_the_same_cache(spkd: Callable, keys: list[str]) 
     assert not Path("both/workers").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_its_uncommitted_unit_alone(spkd: Callable, keys: list[str]) -> None:
-    assert spkd("extract", *keys, "cache=alone").code == 0
+    spkd("extract", *keys, "cache=alone").ok()
     running = torchrun(*keys, "cache=both")
     while not list(Path("both/commits").glob("*.json")) if Path("both/commits").is_dir() else True:
         time.sleep(0.01)
@@ -69,34 +89,89 @@ def test_a_killed_rank_costs_its_uncommitted_unit_alone(spkd: Callable, keys: li
     os.kill(int(children.split()[0]), signal.SIGKILL)
     running.wait(60)
     before = {p.name: p.read_bytes() for p in Path("both/commits").glob("*.json")}
-    done = spkd("extract", *keys, "cache=both")
-    assert done.code == 0, done.err
+    spkd("extract", *keys, "cache=both").ok()
     assert all((Path("both/commits") / name).read_bytes() == data for name, data in before.items())
     assert equal("alone", "both")
+
+
+@pytest.mark.slow
+def test_two_machines_make_the_same_cache_and_one_may_be_lost(spkd: Callable, keys: list[str]) -> None:
+    """The other takes over what it had not committed; the same commands find nothing left to do."""
+    spkd("extract", *keys, "cache=alone").ok()
+    first, second = machines(2, "extract", *keys, "cache=mended")
+    while not list(Path("mended").glob("commits/*.json")):
+        time.sleep(0.01)
+        assert first.poll() is None, first.communicate()
+    lose(first)
+    assert second.wait(timeout=300) == 0, second.communicate()
+    assert equal("alone", "mended")
+    before = {path: path.stat().st_mtime_ns for path in Path("mended").glob("commits/*.json")}
+    for machine in machines(2, "extract", *keys, "cache=mended"):
+        assert machine.wait(timeout=300) == 0, machine.communicate()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @pytest.mark.slow
 def test_actors_of_ray_make_the_same_cache(spkd: Callable, keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    assert spkd("extract", *keys, "cache=alone").code == 0
-    done = spkd("extract", *keys, "cache=many", "engine=ray", "processes=2")
-    assert done.code == 0, done.err
+    spkd("extract", *keys, "cache=alone").ok()
+    done = spkd("extract", *keys, "cache=many", "engine=ray", "processes=2").ok()
     assert "2 actors" in done.out
     assert "54 views by " in done.out
     assert equal("alone", "many")
 
 
+@pytest.fixture
+def raylets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two raylets, as of two machines, each with a CPU."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    for name, value in (("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"), ("RAY_raylet_start_wait_time_s", "300")):
+        monkeypatch.setenv(name, value)
+    each = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=each)
+    try:
+        cluster.second = cluster.add_node(**each)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_two_raylets_make_the_same_cache_and_one_may_be_lost(spkd: Callable, keys: list[str], raylets: Any) -> None:
+    """With more actors than places: the third, and the one of the lost raylet, wait for a place."""
+
+    def by_ray(cache: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", RUN, "extract", *keys, f"cache={cache}", "engine=ray", "processes=3"]
+        environment = os.environ | {"RAY_ADDRESS": raylets.address}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    spkd("extract", *keys, "cache=alone").ok()
+    out, err = by_ray("both").communicate(timeout=300)
+    assert "3 actors, each with one CPU" in out, err
+    assert "54 views by " in out  # on a fast machine, of one actor alone
+    assert equal("alone", "both")
+    running = by_ray("mended")
+    while not list(Path("mended").glob("commits/*.json")):
+        time.sleep(0.01)
+        assert running.poll() is None, running.communicate()
+    raylets.remove_node(raylets.second, allow_graceful=False)
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err
+    assert equal("alone", "mended")
+
+
 def test_a_job_array_for_slurm(spkd: Callable, keys: list[str], tmp_path: Path) -> None:
-    done = spkd("extract", *keys, "cache=c", "processes=5", "workers=3", "--slurm-script")
-    assert done.code == 0, done.err
+    done = spkd("extract", *keys, "cache=c", "processes=5", "workers=3", "--slurm-script").ok()
     lines = done.out.splitlines()
     assert lines[0] == "#!/bin/bash"
     assert "#SBATCH --array=0-4" in lines
     assert "#SBATCH --cpus-per-task=4" in lines
     assert f"#SBATCH --chdir={tmp_path}" in lines
     assert not any("--gres" in line for line in lines)
-    assert lines[-1].startswith("srun spkd extract teacher=checkpoint")
+    assert lines[-1].startswith('srun --cpus-per-task="$SLURM_CPUS_PER_TASK" spkd extract teacher=checkpoint')
     assert "--slurm-script" not in lines[-1]
     assert "processes=" not in lines[-1]
     assert "'teacher.targets=[embedding,frames]'" in lines[-1]
@@ -106,6 +181,33 @@ def test_a_job_array_for_slurm(spkd: Callable, keys: list[str], tmp_path: Path) 
     assert "--gres" not in spkd("extract", "teacher=none", "--slurm-script").out
     assert "--gres=gpu:1" in spkd("extract", "teacher=none", "--also", "teacher=dvector cache=d", "--slurm-script").out
     assert "teacher=none runs no model" in spkd("extract", "teacher=none", "device=cpu", "--slurm-script").err
+
+
+def test_a_job_array_in_a_folder_of_any_name(
+    spkd: Callable, keys: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a b'; touch $(touch ran) #"
+    (folder / "bin").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    name = "cache=it's; touch ran $(touch ran)"
+    done = spkd("extract", *keys, name, "--slurm-script").ok()
+    assert shlex.split(next(line for line in done.out.splitlines() if "--chdir" in line)[len("#SBATCH ") :]) == [
+        f"--chdir={folder}"
+    ]
+    Path("bin/srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > given\n')
+    Path("bin/srun").chmod(0o755)
+    Path("job.sh").write_text(done.out)
+    environ = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "3"}  # as sbatch sets it
+    subprocess.run(["bash", "job.sh"], env=environ, check=True)
+    assert Path("given").read_text().splitlines() == ["--cpus-per-task=3", "spkd", "extract", *keys, name]
+    assert not Path("ran").exists()
+    done = spkd("extract", *keys, "cache=a\n#SBATCH --x", "--slurm-script")
+    assert (done.code, "has line ends or control characters" in done.err) == (2, True)
+    folder = tmp_path / "a\ntouch ran\n#"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    done = spkd("extract", *keys, "--slurm-script")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
 
 
 @pytest.mark.parametrize(
@@ -121,3 +223,27 @@ def test_a_job_array_for_slurm(spkd: Callable, keys: list[str], tmp_path: Path) 
 )
 def test_the_launcher_is_detected(environ: dict[str, str], rank: Rank | None) -> None:
     assert Rank.launched(environ) == rank
+
+
+@pytest.mark.parametrize(
+    ("environ", "visible", "numbers"),
+    [
+        ({}, 8, [None]),
+        ({"SLURM_LOCALID": "{}"}, 8, [0, 1, 2, 3, 4, 5, 6, 7]),  # srun -n 8 on one node
+        ({"SLURM_LOCALID": "{}"}, 1, [0, 0, 0]),  # srun --gpus-per-task=1: each task sees its own alone
+        ({"SLURM_LOCALID": "{}"}, 2, [0, 1, 0, 1]),  # more tasks than GPUs
+        ({"SLURM_LOCALID": "0", "LOCAL_RANK": "{}"}, 4, [0, 1, 2, 3]),  # srun torchrun
+        ({"SLURM_LOCALID": ""}, 4, [None]),
+    ],
+)
+def test_every_process_of_a_launcher_takes_its_own_gpu(
+    environ: dict[str, str], visible: int, numbers: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    for place, number in enumerate(numbers):
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value.format(place))
+        assert resolve("auto") == resolve("cuda") == torch.device("cuda" if number is None else f"cuda:{number}")
+        assert resolve("cuda:0") == torch.device("cuda:0")
+        assert resolve("cpu") == torch.device("cpu")

@@ -10,11 +10,19 @@ __all__ = ["clock"]
 
 
 @pytest.mark.parametrize(
-    ("waits", "word"),
-    [((6.0, 4.0, 0.0), "decoding and augmentation"), ((0.0, 6.0, 4.0), "writing"), ((0.1, 9.9, 0.0), "")],
+    ("waits", "word", "cores"),
+    [
+        (
+            (6.0, 4.0, 0.0),
+            "decoding and augmentation",
+            4,
+        ),  # 15 s of cores for every 4 s in which nothing waits for them
+        ((0.0, 6.0, 4.0), "writing", 2),
+        ((0.1, 9.9, 0.0), "", 2),
+    ],
 )
 def test_the_bottleneck_is_named(
-    clock: Clock, waits: tuple[float, float, float], word: str, capsys: pytest.CaptureFixture[str]
+    clock: Clock, waits: tuple[float, float, float], word: str, cores: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     meter = Meter()
 
@@ -27,6 +35,7 @@ def test_the_bottleneck_is_named(
             clock.now += waits[1]
         with meter.spending("writing"):
             clock.now += waits[2]
+        meter.spend("cores", 15.0)
         meter.count(4 * 50.0)
     assert note(meter) == "20 h/h"
     report(meter, workers=1)
@@ -34,3 +43,4 @@ def test_the_bottleneck_is_named(
     assert f"0.06 h of audio in {sum(waits):.0f} s: 20 hours per hour; the teacher was busy" in out
     assert ("bottleneck" in out) == bool(word)
     assert word in out
+    assert f"loading took 1.5 cores; so that this teacher never waits, it needs {cores} here (workers=1)" in out

@@ -5,28 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from spkd.cache.exchange import remote
 from spkd.cache.exchange.hdf5 import export_hdf5, import_hdf5
-from spkd.cache.exchange.tars import export_tars, import_tars
+from spkd.cache.exchange.tars import INDEX, export_tars, import_tars, push_tars
 from spkd.cache.exchange.vectors import export_vectors, import_vectors
 from spkd.cache.read import Cache
 from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import AugmentationFolders
 from spkd.corpus.view import unused_folders
-from spkd.errors import UsageError
-from spkd.files.vectors import SUFFIXES
+from spkd.errors import UsageError, public_address
+from spkd.files.atomic import check_writable
+from spkd.files.text import counted
+from spkd.files.vectors import SUFFIXES, files_of
 from spkd.outputs.target import EMBEDDING
 
 HDF5 = (".h5", ".hdf5")
 
 
 class Audio(Protocol):
-    """Location of the audio of a cache's views.
-
-    Attributes:
-        manifest: path of the manifest of the utterances.
-        view: folders of noise and impulse responses.
-    """
+    """Location of the audio of a cache's views."""
 
     manifest: str
     view: AugmentationFolders
@@ -36,8 +34,6 @@ def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None)
     """Write a cache as FILE.h5, as FILE.ark, .scp or .npy of one target, or as a folder of WebDataset tars.
 
     Args:
-        path: folder of the cache.
-        out: the file or folder to write.
         target: name of the target to write, for files of vectors; None: the embedding.
         audio: location of the audio, to put every view's audio into the tars; None writes none.
     Returns:
@@ -54,16 +50,23 @@ def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None)
     cache = Cache.open(path)
     if audio is not None:
         audio = without_unused(audio, unused_folders([cache.card.views], "view."))
+    for file in files_of(out) if out.suffix in SUFFIXES else (out,) if out.suffix in HDF5 else ():
+        check_writable(file)
     if out.suffix in SUFFIXES:
         name = target or EMBEDDING
-        return f"{export_vectors(cache, out, name)} views, target {name}"
+        return f"{counted(export_vectors(cache, out, name), 'view')}, target {name}"
     if out.suffix in HDF5:
         export_hdf5(cache, out)
     else:
         manifest = None if audio is None else Manifest.load(audio.manifest)
         loader = cache.view_loader(manifest, audio.view.noise, audio.view.rir) if audio and manifest else None
         export_tars(cache, out, loader)
-    return f"{len(cache.usable_views)} views, targets {', '.join(cache.targets)}"
+    return f"{counted(len(cache.usable_views), 'view')}, targets {', '.join(cache.targets)}"
+
+
+def push(path: Path, url: str) -> int:
+    """Copy a complete cache, or its export as tars, to a place; arguments, result and errors as `remote.push`."""
+    return push_tars(path, url) if (path / INDEX).is_file() else remote.push(path, url)
 
 
 def import_cache(source: str, path: Path, manifest: Path | None) -> str:
@@ -71,7 +74,6 @@ def import_cache(source: str, path: Path, manifest: Path | None) -> str:
 
     Args:
         source: FILE.h5, a folder or URL of WebDataset tars, or FILE.ark, .scp or .npy.
-        path: folder of the new cache.
         manifest: manifest of the utterances to which vectors belong; None for other formats.
     Returns:
         Phrase that says what was read.
@@ -83,11 +85,9 @@ def import_cache(source: str, path: Path, manifest: Path | None) -> str:
     if (manifest is not None) != (suffix in SUFFIXES):
         raise UsageError(f"--manifest: needed for {', '.join(SUFFIXES)}, and for these alone")
     if manifest is not None:
-        audio = Manifest.load(manifest)
-        count = import_vectors(Path(source), audio, path)
-        return f"{count} of {len(audio)} utterances have a vector in {source}"
+        return import_vectors(Path(source), Manifest.load(manifest), path)
     if suffix in HDF5:
         import_hdf5(Path(source), path)
     else:
         import_tars(source, path)
-    return f"imported from {source}"
+    return f"imported from {public_address(source)}"

@@ -1,6 +1,6 @@
 """Export of a cache to one HDF5 file, and import.
 
-    /                    attributes spkd_cache = 1, card (JSON), rejected (JSON)
+    /                    attributes spkd_cache = 1, card (JSON), rejected (JSON), digests (JSON, of /files and /targets)
     /targets/NAME        (rows, columns) as stored, all views one after the other; attributes of the target
     /offsets/NAME        (views + 1,) first row of every view
     /views/...           utterance, start (samples), samples, speed, seed
@@ -12,26 +12,28 @@ Data have HDF5's own checksum (fletcher32), so that any tool detects damage.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from spkd.cache.exchange.transfer import Metadata, building, checked, rejections
+from spkd.cache.exchange.transfer import Metadata, building, check_names, checked, rejections
 from spkd.cache.folder import parse_card
 from spkd.cache.layout import blank, row_format
 from spkd.cache.plan import UNLABELLED
 from spkd.cache.read import Cache
-from spkd.errors import SpkdError
-from spkd.files.atomic import parse_json, part_path
+from spkd.errors import SpkdError, UsageError
+from spkd.files import digest
+from spkd.files.atomic import remove_abandoned, writing
+from spkd.files.reading import MOST_BYTES, parse_json
+from spkd.files.sealed import CHECK
 from spkd.outputs.target import Target
 from spkd.progress import track
 
@@ -39,45 +41,42 @@ EXPORT_FORMAT = 1
 CHUNK_BYTES = 1 << 20
 LARGEST_CHUNK = 1 << 28  # bytes that a chunk of an imported file may have after decompression
 LARGEST_FILE = 1 << 32  # bytes of a plan, a head or a codebook
+MOST_RATIO, SMALL = 100, 1 << 20  # most bytes of a dataset for each byte that is stored; as many as any may have
 
 
 def export_hdf5(cache: Cache, path: Path) -> None:
-    """Write a cache as one HDF5 file, atomically.
-
-    Args:
-        cache: the cache.
-        path: the file to write.
-    Raises:
-        SpkdError: the cache is damaged.
-    """
-    part = part_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a cache as one HDF5 file, atomically. Raises SpkdError: the cache is damaged."""
     plan, small = cache.plan, Metadata.of(cache)
     speakers = [*plan.speakers, ""]
-    try:
-        with h5py.File(part, "w") as file:
-            file.attrs["spkd_cache"] = EXPORT_FORMAT
-            file.attrs["card"] = json.dumps(cache.card.to_json())
-            file.attrs["rejected"] = json.dumps(cache.rejected)
-            for name, data in small.files.items():
-                file[f"files/{name}"] = np.frombuffer(data, np.uint8)
-            for name, column in plan.views.columns().items():
-                file[f"views/{name}"] = column
-            text = h5py.string_dtype()
-            file.create_dataset("utterance", data=plan.utterances, dtype=text)
-            assert UNLABELLED == -1  # the last of `speakers`
-            file.create_dataset("speaker", data=[speakers[i] for i in plan.speaker], dtype=text)
-            with track("writing HDF5", plan.units * len(cache.targets), "shards") as bar:
-                checks = checked(cache)
-                for target in cache.targets.values():
-                    _export_target(cache, target, file, checks)
-                    bar.advance(plan.units)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    digests = {f"files/{name}": digest.of_bytes(data) for name, data in small.files.items()}
+    # The file is locked by its own writer.
+    with writing(path) as whole, h5py.File(whole.name, "w", locking=False) as file:
+        file.attrs["spkd_cache"] = EXPORT_FORMAT
+        file.attrs["card"] = json.dumps(cache.card.to_json())
+        file.attrs["rejected"] = json.dumps(cache.rejected)
+        for name, data in small.files.items():
+            file[f"files/{name}"] = np.frombuffer(data, np.uint8)
+        for name, column in plan.views.columns().items():
+            file[f"views/{name}"] = np.asarray(column)
+        text = h5py.string_dtype()
+        file.create_dataset("utterance", data=list(plan.utterances), dtype=text)
+        assert UNLABELLED == -1  # the last of `speakers`
+        file.create_dataset("speaker", data=[speakers[i] for i in np.asarray(plan.speaker)], dtype=text)
+        with track("writing HDF5", plan.units * len(cache.targets), "shards") as bar:
+            checks = checked(cache)
+            for target in cache.targets.values():
+                digests[f"targets/{target.name}"] = _export_target(cache, target, file, checks)
+                bar.advance(plan.units)
+        file.attrs["digests"] = json.dumps(digests | {CHECK: _check(file, digests)})
 
 
-def _export_target(cache: Cache, target: Target, file: h5py.File, check: Callable[[int, Target], None]) -> None:
+def _check(file: h5py.File, digests: Mapping[str, str]) -> str:
+    """Digest over the attributes of a file and the digests of its other content."""
+    return digest.of_tree({**digests, **{name: _attribute(file, name) for name in ("card", "rejected")}})
+
+
+def _export_target(cache: Cache, target: Target, file: h5py.File, check: Callable[[int, Target], None]) -> str:
+    """Write a target of every view. Returns the SHA-256 of the rows of all usable views, one after the other."""
     counts = target.num_frames(cache.plan.views.samples)
     ends = np.cumsum(counts)
     columns, dtype = row_format(target)
@@ -88,13 +87,18 @@ def _export_target(cache: Cache, target: Target, file: h5py.File, check: Callabl
     for name, value in target.to_json().items():
         data.attrs[name] = h5py.Empty("f4") if value is None else value
     file[f"offsets/{target.name}"] = np.concatenate([[0], ends])
+    state = hashlib.sha256()
     for unit in range(cache.plan.units):
         check(unit, target)
         views = np.array(cache.plan.unit(unit))
-        values = iter(cache.ragged(views[cache.is_usable[views]], target.name).pieces())
+        kept = cache.are_usable(views)
+        usable = cache.ragged(views[kept], target.name)
+        state.update(usable.values.numpy().tobytes())
+        values = iter(usable.pieces())
         data[int(ends[views[0]] - counts[views[0]]) : int(ends[views[-1]])] = np.concatenate(
-            [next(values) if cache.is_usable[v] else _nothing(target, int(counts[v])) for v in views]
+            [next(values) if k else _nothing(target, int(counts[v])) for v, k in zip(views, kept, strict=True)]
         )
+    return state.hexdigest()
 
 
 def _nothing(target: Target, count: int) -> np.ndarray:
@@ -107,25 +111,21 @@ def import_hdf5(path: Path, root: Path) -> None:
 
     The file is read in a separate process, because libhdf5 may crash on a damaged file.
 
-    Args:
-        path: the file.
-        root: folder of the new cache.
     Raises:
-        SpkdError: not such a file, of a newer format, damaged, or with arrays of other shapes than in its card.
+        UsageError: no such file.
+        SpkdError: not HDF5, of a newer format, damaged, or with arrays of other shapes than in its card.
     """
     if not path.is_file():
-        raise SpkdError(f"{path}: no such file")
-    command = [sys.executable, "-c", "from spkd.cache.exchange.hdf5 import main; main()", str(path), str(root)]
+        raise UsageError(f"{path}: no such file")
+    command = [sys.executable, "-P", "-c", "from spkd.cache.exchange.hdf5 import main; main()", str(path), str(root)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
         try:
             message = child.communicate()[1].decode(errors="replace").strip()
         except BaseException:
             child.terminate()
             raise
-    if child.returncode:
-        for left in root.parent.glob(f"{root.name}.importing.*"):
-            shutil.rmtree(left, ignore_errors=True)
     if child.returncode < 0:
+        remove_abandoned(root.parent, [root.name])
         raise SpkdError(f"{path}: damaged (libhdf5 crashed on it)")
     if child.returncode:
         raise SpkdError(message.splitlines()[-1] if message else f"{path}: cannot be imported")
@@ -151,18 +151,24 @@ def _import(path: Path, root: Path) -> None:
             raise SpkdError(f"not an export of a cache in format {EXPORT_FORMAT}")
         card = parse_card(_attribute(file, "card"), "card")
         rejected = rejections(parse_json(_attribute(file, "rejected"), "rejected"))
-        small = Metadata(card, {n: _bytes(file, f"files/{n}") for n in _file_names(file)})
+        check_names(names := _file_names(file), card)
+        small = Metadata(card, {n: _bytes(file, f"files/{n}") for n in names})
         with building(root, small) as builder, track("reading HDF5", builder.plan.units, "units") as bar:
+            states = {target.name: hashlib.sha256() for target in card.targets}
             data = {target.name: _target(file, target, builder.plan.views.samples) for target in card.targets}
             for unit in builder.units():
                 usable = [view for view in builder.plan.unit(unit) if view not in rejected]
-                builder.write(unit, rejected, _views(data, usable))
+                builder.write(unit, rejected, _views(data, usable, states))
                 bar.advance(1)
+            found = {f"files/{name}": digest.of_bytes(content) for name, content in small.files.items()}
+            found |= {f"targets/{name}": state.hexdigest() for name, state in states.items()}
+            if parse_json(_attribute(file, "digests"), "digests") != found | {CHECK: _check(file, found)}:
+                raise SpkdError("damaged (its content is not that of its digests)")
 
 
 def _attribute(file: h5py.File, name: str) -> str:
     """A text attribute of a file, of limited size."""
-    if file.attrs.get_id(name).get_storage_size() > LARGEST_FILE:
+    if file.attrs.get_id(name).get_storage_size() > MOST_BYTES:
         raise SpkdError(f"its attribute {name} is too large")
     value = file.attrs[name]
     if not isinstance(value, str):
@@ -180,10 +186,14 @@ def _bytes(file: h5py.File, name: str) -> bytes:
 
 
 def _views(
-    data: dict[str, tuple[h5py.Dataset, np.ndarray]], views: list[int]
+    data: dict[str, tuple[h5py.Dataset, np.ndarray]], views: list[int], states: Mapping[str, Any]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Number and arrays of each view; what is read is added to the hash of its target in `states`."""
     for view in views:
-        yield view, {name: rows[int(first[view]) : int(first[view + 1])] for name, (rows, first) in data.items()}
+        arrays = {name: rows[int(first[view]) : int(first[view + 1])] for name, (rows, first) in data.items()}
+        for name, values in arrays.items():
+            states[name].update(values)
+        yield view, arrays
 
 
 def _file_names(file: h5py.File) -> list[str]:
@@ -194,10 +204,8 @@ def _file_names(file: h5py.File) -> list[str]:
 
 def _target(file: h5py.File, target: Target, samples: np.ndarray) -> tuple[h5py.Dataset, np.ndarray]:
     """The dataset of a target, and (views + 1,) the first row of every view."""
-    data, offsets = (
-        _dataset(file, f"targets/{target.name}"),
-        np.concatenate([[0], np.cumsum(target.num_frames(samples))]),
-    )
+    data = _dataset(file, f"targets/{target.name}")
+    offsets = np.concatenate([[0], np.cumsum(target.num_frames(samples))])
     (columns, dtype), shape = row_format(target), (int(offsets[-1]),)
     if data.shape != (*shape, columns) or data.dtype != dtype:
         raise SpkdError(f"/targets/{target.name}: {data.dtype} {data.shape}, not {dtype} {(*shape, columns)}")
@@ -213,6 +221,8 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
         node = node[part]
     if not isinstance(node, h5py.Dataset) or node.external is not None or node.is_virtual:
         raise SpkdError(f"/{name}: not a dataset of this file")
+    if node.nbytes > SMALL + MOST_RATIO * node.id.get_storage_size():
+        raise SpkdError(f"/{name}: {node.nbytes:,} bytes, of which {node.id.get_storage_size():,} are stored")
     if node.chunks is not None and math.prod(node.chunks) * node.dtype.itemsize > LARGEST_CHUNK:
         raise SpkdError(f"/{name}: chunks of {node.chunks} are too large")
     return node

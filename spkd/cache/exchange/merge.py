@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from spkd.cache.card import SERIES, Card
-from spkd.cache.folder import CODEC, HEAD, CommitRecord, commit_path, load_card, shard_path
+from spkd.cache.claims import changing, claim, committing, release
+from spkd.cache.folder import CARD, CODEC, HEAD, CommitRecord, commit_path, load_card, most_bytes, remedy, shard_path
 from spkd.cache.plan import Plan
+from spkd.cache.verify import reopen_damaged, unit_problem, write_derived_again
 from spkd.cache.write import check_folder, finalize, initialise
-from spkd.errors import SpkdError
-from spkd.files.atomic import create_bytes, part_path, read_bytes, write_json
+from spkd.errors import SpkdError, UsageError
+from spkd.files.atomic import check_no_links, write_bytes, write_copy, write_json
+from spkd.files.reading import read_bytes
+from spkd.files.sealed import open_tensors
 from spkd.progress import track
 
 
 def merge(sources: Sequence[Path], root: Path) -> bool:
     """Merge caches of one teacher, view plan and set of targets into a new cache.
 
-    Sources with the same fingerprint are shares of one extraction, and complete each other. Other sources must have
+    Sources with the same card are shares of one extraction, and complete each other. Other sources must have
     been extracted from manifests without a common utterance; they follow one another in the order given. Shards are
     linked where the file system allows it, and copied otherwise. The same call continues an interrupted merge.
 
-    Args:
-        sources: folders of the caches.
-        root: folder of the merged cache.
     Returns:
         Whether the merged cache is complete.
     Raises:
+        UsageError: a single source.
         SpkdError: sources that do not go together, or a `root` that holds something else.
     """
+    if len(sources) < 2:
+        raise UsageError("name at least two caches and the new folder")
     # Group shares of one extraction, and check that all caches belong together.
     loaded = {source: load_card(source) for source in sources}
     groups: dict[str, list[Path]] = {}
     for source, card in loaded.items():
-        groups.setdefault(card.fingerprint, []).append(source)
+        groups.setdefault(card.identity, []).append(source)
     first = loaded[sources[0]]
     for source, card in loaded.items():
         if difference := first.difference(card, SERIES):
@@ -52,48 +54,63 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
             plans.append(plan)
     # Make the new cache, or continue it.
     card = first.with_parts(parts)
-    check_folder(root, card.targets)
-    if (sources[0] / CODEC).is_file():
-        root.mkdir(parents=True, exist_ok=True)
-        create_bytes(root / CODEC, read_bytes(sources[0] / CODEC))
-    head = sources[0] / HEAD
-    initialise(root, card, plans, read_bytes(head) if head.is_file() else None)
+    write_derived_again(root)
+    check_folder(root, card)
+    with changing(root):
+        codec, head = (_intact(sources[0] / name, most_bytes(first)) for name in (CODEC, HEAD))
+        if codec is not None and not (root / CARD).is_file():
+            write_bytes(root / CODEC, codec)
+        card = initialise(root, card, plans, head)
+    reopen_damaged(root, card)
     # Bring in the units; those of each group follow the `shift` units of the groups before.
     shift = 0
     with track("merging", card.units, "units") as bar:
         for members in groups.values():
-            units = loaded[members[0]].units
-            for unit in range(units):
-                _bring(members, unit, root, shift + unit, card)
+            theirs = loaded[members[0]]
+            for unit in range(theirs.units):
+                _bring(members, theirs, unit, root, shift + unit)
                 bar.advance(1)
-            shift += units
-    return finalize(root, load_card(root), Plan.join(plans))
+            shift += theirs.units
+    return finalize(root, card, Plan.join(plans))
 
 
-def _bring(sources: Sequence[Path], unit: int, root: Path, number: int, card: Card) -> None:
-    """Copy a unit into the merged cache, unless it is there.
+def _intact(path: Path, most: int) -> bytes | None:
+    """Content of a file of tensors of at most so many bytes; None where there is none. Raises SpkdError: damaged."""
+    if not path.is_file():
+        return None
+    data = read_bytes(path, most)
+    open_tensors(data, str(path))
+    return data
+
+
+def _bring(sources: Sequence[Path], card: Card, unit: int, root: Path, number: int) -> None:
+    """Copy a unit into the merged cache, unless it is there, or another worker fills it.
 
     Args:
-        sources: shares of one extraction; the first that has the unit gives it.
-        unit: number of the unit in the sources.
-        root: folder of the merged cache.
+        sources: shares of one extraction; of those that have the unit undamaged, the one with the fewest rejected views
+            gives it.
         number: number of the unit in the merged cache.
-        card: card of the merged cache.
     """
-    source = next((s for s in sources if commit_path(s, unit).is_file()), None)
-    if source is None or commit_path(root, number).is_file():
+    problems = {s: unit_problem(s, card, unit) for s in sources if commit_path(s, unit).is_file()}
+    intact = [s for s, problem in problems.items() if problem is None]
+    source = min(intact, key=lambda s: len(CommitRecord.load(s, card, unit).rejected), default=None)
+    if problems and source is None:
+        damaged, problem = next(iter(problems.items()))
+        raise SpkdError(f"{problem}; {remedy(damaged)}")
+    if source is None or not claim(root, number):
         return
+    try:
+        with committing(root, number) as is_held:
+            if is_held:
+                _copy_unit(source, unit, root, number, card)
+    finally:
+        release(root, number)
+
+
+def _copy_unit(source: Path, unit: int, root: Path, number: int, card: Card) -> None:
+    """Copy a committed unit, its commit record last."""
     commit = CommitRecord.load(source, card, unit)
     for target in card.targets:
-        shard, copy = shard_path(source, target, unit), shard_path(root, target, number)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        temporary = part_path(copy)
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(shard, temporary)
-        except FileNotFoundError as error:
-            raise SpkdError(f"{shard}: missing shard") from error
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(shard, temporary)
-        os.replace(temporary, copy)
+        check_no_links(root, [shard_path(Path(), target, number).parent])
+        write_copy(shard_path(source, target, unit), shard_path(root, target, number))
     write_json(commit_path(root, number), commit.to_json())

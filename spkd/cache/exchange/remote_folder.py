@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import html
+import re
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 import fsspec
 
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import SpkdError, UsageError, check_address, first_line, public_address, without_secrets
 from spkd.files import digest
-from spkd.files.atomic import PART, worker_id
+from spkd.files.atomic import check_no_links, remove_abandoned, writing
+from spkd.files.text import counted
 from spkd.progress import Ticker, track
 
 Result = TypeVar("Result")
 
+HTTP = ("http://", "https://")
 PARALLEL = 8
-TRIES = 3
+TRIES = 4
+WAIT = 0.5  # s before the second try; each further wait is four times as long
+BUSY = (429, 500, 502, 503, 504)  # answers of a web server that will be another one later
 BLOCK = 1 << 22  # bytes
-SILENCE = 60.0  # s without a byte after which a transfer fails; a slow transfer may take any time
+SILENCE = 60.0  # s without a byte, or for the head of an answer, after which a transfer fails
+SLOWEST = 1000.0  # bytes per s that another machine must give beyond that; a slow transfer may take any time
 LARGEST_RECORD = 1 << 28  # bytes of a completion record or an index
+MOST_ENTRIES = 100_000  # of a folder in a bucket
+LARGEST_PAGE = 1 << 22  # bytes of the page with which a web server lists a folder
+LINK = re.compile(r"""href=["']([^"'<>]+)["']""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,32 +47,41 @@ class RemoteFolder:
     """A folder on this machine or elsewhere.
 
     Attributes:
-        url: its URL as the user wrote it.
-        files: the file system.
+        url: its URL as the user wrote it, without credentials; for messages and files.
         path: its path within the file system.
+        query: what follows the path of every file on a web server, such as `?token=...`.
     """
 
     url: str
     files: fsspec.AbstractFileSystem
     path: str
+    query: str = ""
 
     @classmethod
     def of(cls, url: str) -> RemoteFolder:
         """The folder of a URL.
 
         Raises:
-            UsageError: the package for this kind of URL is not installed.
+            UsageError: the package for this kind of URL is not installed, or as `check_address`.
+            SpkdError: the place does not answer.
         """
+        check_address(url)
+        # A name of a file is put before a query. On other places than web servers, a name may hold a question mark.
+        address, mark, query = url.partition("?") if url.startswith(HTTP) else (url, "", "")
         try:
-            files, path = fsspec.core.url_to_fs(url, **_options(url))
+            files, path = fsspec.core.url_to_fs(address, **_options(url))
         except (ImportError, ValueError) as error:
-            raise UsageError(f'{url}: {error}; pip install "spkd[remote]" brings s3:// and http://') from error
-        return cls(url, files, path.rstrip("/"))
+            raise UsageError(
+                f'{public_address(url)}: {error}; pip install "spkd[remote]" brings s3:// and http://'
+            ) from error
+        except Exception as error:  # some kinds ask their server at once, and each raises its own kinds of errors
+            raise SpkdError(f"{public_address(url)}: {first_line(error)}") from error
+        return cls(public_address(url), files, path.rstrip("/"), mark + query)
 
     @property
     def shown(self) -> str:
-        """The whole URL, or the path of a local folder, for people."""
-        return self.path if self.is_local else self.files.unstrip_protocol(self.path)
+        """The whole URL without credentials, or the path of a local folder, for people."""
+        return self.path if self.is_local else public_address(self.files.unstrip_protocol(self.path))
 
     @property
     def is_http(self) -> bool:
@@ -79,13 +104,12 @@ class RemoteFolder:
 
     def at(self, name: str) -> str:
         """Path of a file within the file system."""
-        return f"{self.path}/{name}"
+        return f"{self.path}/{name}{self.query}"
 
     def read(self, name: str, limit: int) -> bytes | None:
         """Read a file.
 
         Args:
-            name: path within the folder.
             limit: most bytes that the file may have.
         Returns:
             Its content; None where there is no such file.
@@ -105,37 +129,93 @@ class RemoteFolder:
         """Read a file in blocks.
 
         Args:
-            name: path within the folder.
             limit: most bytes that the file may have.
         Raises:
-            SpkdError: the file is larger, or not a regular file.
+            SpkdError: the file is larger, not a regular file, or comes so slowly that it may never end.
         """
-        total = 0
+        total, waited = 0, 0.0
         if self.is_local and Path(self.at(name)).exists() and not Path(self.at(name)).is_file():
             raise SpkdError(f"{self.url}/{name}: not a regular file")
-        options = {"block_size": 0} if self.is_http else {"cache_type": "none"}
-        with self.files.open(self.at(name), "rb", **options) as file:
-            while block := file.read(min(BLOCK, limit + 1 - total)):
-                total += len(block)
+        # With a size, fsspec asks no web server for one, of which every failure would read `not found`.
+        options = {"block_size": 0, "size": 1} if self.is_http else {"cache_type": "none"}
+        where = f"{self.url}/{name}"
+        with self.answer(lambda: self.files.open(self.at(name), "rb", **options), where) as file:
+            # A web server gives what has come; of other places, a call ends when the whole block is there.
+            size = None if self.is_http else getattr(file, "size", None)
+            while True:
+                since = time.monotonic()
+                wanted = min(BLOCK, limit + 1 - total)
+                expected = wanted if size is None else min(wanted, max(size - total, 0))
+                block = self.answer(partial(file.read, wanted), where, expected)
+                total, waited = total + len(block), waited + time.monotonic() - since
+                if not block:
+                    return
                 if total > limit:
                     raise SpkdError(f"{self.url}/{name}: larger than the {limit:,} bytes that it may have")
+                if not self.is_local and waited > SILENCE + total / SLOWEST:
+                    raise SpkdError(f"{self.url}/{name}: given up, since {total:,} bytes took {waited:.0f} s")
                 yield block
 
-    def size(self, name: str) -> int | None:
-        """Size of a file in bytes; None where there is no such file."""
+    def answer(self, call: Callable[[], Result], where: str, size: int = 0) -> Result:
+        """Result of a call to an object store, which is given up where it takes too long for its bytes.
+
+        Args:
+            where: what is asked for.
+            size: bytes that it transfers.
+        Raises:
+            SpkdError: given up. The call goes on in a thread, which ends with the process at the latest.
+        """
+        if self.is_local or self.is_http:  # `_options` limits the time of these
+            return call()
+        results: SimpleQueue[Future[Result]] = SimpleQueue()
+        seconds = 2 * SILENCE + size / SLOWEST
+
+        def run() -> None:
+            done: Future[Result] = Future()
+            try:
+                done.set_result(call())
+            except BaseException as error:
+                done.set_exception(error)
+            results.put(done)
+
+        Thread(target=run, daemon=True).start()
         try:
-            return int(self.files.info(self.at(name))["size"])
+            return results.get(timeout=seconds).result()
+        except Empty:
+            raise SpkdError(f"{where}: given up, since there was no whole answer within {seconds:.0f} s") from None
+
+    def size(self, name: str) -> int | None:
+        """Size of a file in bytes; None where there is no such file, or the place does not give sizes."""
+        return self.state(name)[0]
+
+    def state(self, name: str) -> tuple[int | None, str | None]:
+        """Size of a file, as `size`, and what an object store names its content by; None where it does not.
+
+        Raises:
+            SpkdError: no answer in time.
+        """
+        try:
+            found = self.answer(lambda: self.files.info(self.at(name)), f"{self.url}/{name}")
         except FileNotFoundError:
-            return None
+            return None, None
+        tag = next((str(found[key]) for key in ("ETag", "etag", "md5Hash") if key in found), None)
+        return None if found["size"] is None else int(found["size"]), tag
 
     def entries(self) -> tuple[list[RemoteFolder], set[str]]:
         """Folders within the folder, sorted, and the names of its files.
 
         Raises:
-            SpkdError: the place does not answer.
+            SpkdError: the place does not answer, or lists too many.
         """
+        if self.is_http:
+            return self._linked()
         folders, files, folder = [], set(), self.path.rstrip("/")
-        listed = patiently(lambda: self.files.ls(self.path, detail=True), self.url)
+        if "s3" in self._protocols() and folder:
+            listed = self._pages()
+        else:
+            listed = patiently(
+                lambda: self.answer(lambda: self.files.ls(self.path, detail=True), self.url, LARGEST_PAGE), self.url
+            )
         for entry in sorted(listed, key=lambda entry: entry["name"]):
             path = entry["name"].rstrip("/")
             if entry["type"] != "directory":
@@ -145,23 +225,72 @@ class RemoteFolder:
                 folders.append(RemoteFolder(shown, self.files, path))
         return folders, files
 
+    def _pages(self) -> list[dict[str, str]]:
+        """Entries of the folder in a bucket, page by page, as the endpoint of a stranger may give any number."""
+        bucket, key, _ = self.files.split_path(self.path)
+        request = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/"}
+        found, tokens = list[dict[str, str]](), set[str]()
+        while True:
+            page: dict[str, Any] = patiently(
+                lambda: self.answer(lambda: self.files.call_s3("list_objects_v2", **request), self.url), self.url
+            )
+            for part in page.get("CommonPrefixes", ()):
+                found.append({"name": f"{bucket}/{part['Prefix']}", "type": "directory"})
+            for part in page.get("Contents", ()):
+                found.append({"name": f"{bucket}/{part['Key']}", "type": "file"})
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") or token is None:
+                break
+            if len(found) > MOST_ENTRIES or token in tokens:
+                what = "pages without end" if token in tokens else f"more than {MOST_ENTRIES:,} entries"
+                raise SpkdError(f"{self.url}: {what}; name a folder within it")
+            tokens.add(token)
+            request["ContinuationToken"] = token
+        if not found and key:
+            raise SpkdError(f"{self.url}: not found")
+        return found
+
+    def _linked(self) -> tuple[list[RemoteFolder], set[str]]:
+        """`entries` on a web server: those to which the page of the folder links."""
+        page = self.read("", LARGEST_PAGE)
+        if page is None:
+            raise SpkdError(f"{self.url}: not found")
+        base, names = f"{self.path}/", set[str]()
+        for link in LINK.findall(page.decode(errors="replace")):
+            address = urljoin(base, html.unescape(link)).partition("#")[0].partition("?")[0]
+            if address.startswith(base):
+                names.add(address.removeprefix(base))
+        shown = public_address(base)
+        folders = sorted(name.removesuffix("/") for name in names if name.find("/") == len(name) - 1 > 0)
+        found = [replace(self, url=shown + name, path=base + name) for name in folders]
+        return found, {name for name in names if name and "/" not in name}
+
 
 def _options(url: str) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
+    """Options of the file system of a URL: the limits of time for web servers."""
+    if not url.startswith(HTTP):
         return {}
     with contextlib.suppress(ImportError):
-        from aiohttp import ClientTimeout
+        from aiohttp import ClientResponse, ClientTimeout
 
-        return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)}}
+        class Prompt(ClientResponse):
+            """Answer whose head comes in time; aiohttp limits the time between two of its bytes alone."""
+
+            async def start(self, connection: Any) -> ClientResponse:
+                try:
+                    async with asyncio.timeout(SILENCE):
+                        return await super().start(connection)
+                except TimeoutError as error:
+                    raise TimeoutError(f"no answer within {SILENCE:g} s") from error
+
+        limits = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        return {"client_kwargs": {"timeout": limits, "response_class": Prompt}}
     return {}
 
 
 def patiently(call: Callable[[], Result], what: str) -> Result:
-    """Call a function, and call it again after a pause where the network failed.
+    """Call a function, and call it again after ever longer pauses where the network failed or the server is busy.
 
-    Args:
-        call: the function.
-        what: URL of the file that it reads or writes, for errors.
     Raises:
         SpkdError: the last attempt failed too.
     """
@@ -171,71 +300,109 @@ def patiently(call: Callable[[], Result], what: str) -> Result:
         except SpkdError:
             raise
         except Exception as error:  # each file system raises its own kinds of errors
-            if isinstance(error, FileNotFoundError | PermissionError) or attempt == TRIES - 1:
-                text = " ".join(str(error).split()) or type(error).__name__
-                raise SpkdError(f"{what}: {text[:200]}") from error
-            time.sleep(0.5 * 4**attempt)
+            status = getattr(error, "status", None)
+            refused = status is not None and status not in BUSY
+            if refused or isinstance(error, FileNotFoundError | PermissionError) or attempt == TRIES - 1:
+                message = str(error) or str(
+                    error.__cause__ or ""
+                )  # fsspec's error of a time limit has no message itself
+                text = f"the server answers {status} {getattr(error, 'message', '')}" if status else message
+                if status == 0 or not text.strip():  # aiohttp's error of endless redirections has none
+                    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+                text = " ".join(text.split())
+                raise SpkdError(f"{what}: {without_secrets(text)[:200]}") from error
+            time.sleep(WAIT * 4**attempt)
     raise AssertionError("unreachable")
 
 
-def send(root: Path, url: str, names: Sequence[str], expected: Callable[[str], str], last: str) -> None:
-    """Copy files of a folder to a place, unless they are there already, and read every one back.
+def send(
+    files: Mapping[str, Path],
+    url: str,
+    expected: Callable[[str], str],
+    stages: Iterable[Iterable[str]],
+    replaces: bool,
+) -> None:
+    """Copy files to a place, unless they are there already, and read every one back.
 
     Args:
-        root: the local folder.
-        url: folder or URL of the copy.
-        names: paths of the files within the folder.
-        expected: function that checks a local file and returns its SHA-256.
-        last: path of the file that completes the copy, sent after the others.
+        files: path of each file within the copy -> the local file.
+        expected: function that checks a file, by its path within the copy, and returns its SHA-256.
+        stages: paths within the copy in the order of sending: those of a stage when all before them have arrived.
+        replaces: whether the place holds an earlier copy, whose files may be replaced; other files are not.
     Raises:
         UsageError: the place cannot be written.
-        SpkdError: a local file is damaged, or the place does not answer.
+        SpkdError: a local file is damaged, the place has another file under one of the names, a folder of it is a
+            symbolic link, or it does not answer.
     """
     place = RemoteFolder.of(url)
+    url = place.url
     if place.is_http:
         raise UsageError(f"{url}: http can be pulled from, not pushed to")
+    names: Iterable[str] = ()
+    sent, tags = set[str](), dict[str, str | None]()
 
     def arrived(name: str, size: int, check: str) -> bool:
         try:
-            return place.size(name) == size and digest.of_blocks(place.blocks(name, size)) == check
+            there, tag = place.state(name)  # before it is read, so that a later content has another
+            if there != size or digest.of_blocks(place.blocks(name, size)) != check:
+                return False
         except SpkdError:
             return False
+        tags[name] = tag
+        return True
 
     def send_file(name: str, check: str) -> None:
-        size = (root / name).stat().st_size
+        size = files[name].stat().st_size
         if arrived(name, size, check):
+            return
+        if not replaces and name not in sent and place.size(name) is not None:
+            raise SpkdError(f"{url}/{name}: would be replaced (no copy is there); choose another place, or remove it")
+        sent.add(name)
+        if place.is_local:
+            with writing(Path(place.at(name))) as file, open(files[name], "rb") as source:
+                shutil.copyfileobj(source, file, BLOCK)
+                file.flush()
+                if digest.of_file(Path(file.name)) != check:
+                    raise OSError("arrived damaged")
             return
         if not place.is_object_store:  # in an object store, this could make a new bucket
             place.files.makedirs(place.at(name).rsplit("/", 1)[0], exist_ok=True)
-        part = f"{name}.{worker_id()}{PART}" if place.is_local else name  # objects appear whole
-        place.files.put_file(str(root / name), place.at(part))
-        if not arrived(part, size, check):
+        # Objects appear whole.
+        place.answer(lambda: place.files.put_file(str(files[name]), place.at(name)), f"{url}/{name}", size)
+        if not arrived(name, size, check):
             raise OSError("arrived damaged")
-        if part != name:
-            place.files.mv(place.at(part), place.at(name))
 
     def job(name: str) -> Callable[[], int]:
         def run() -> int:
             check = expected(name)
             patiently(lambda: send_file(name, check), f"{url}/{name}")
-            return (root / name).stat().st_size
+            return files[name].stat().st_size
 
         return run
 
-    total = sum((root / name).stat().st_size for name in names if (root / name).is_file())
+    if place.is_local:
+        check_no_links(Path(place.path), {Path(name).parent for name in files})
+        for folder in {Path(place.at(name)).parent for name in files}:
+            remove_abandoned(folder)
+    total = sum(file.stat().st_size for file in files.values() if file.is_file())
     with track(f"pushing to {url}", total >> 20, "MiB") as bar:
-        in_parallel([job(name) for name in names], bar)
-    patiently(lambda: send_file(last, digest.of_file(root / last)), f"{url}/{last}")
+        for names in stages:
+            in_parallel([job(name) for name in names], bar)
+    # An object store has no locks. Who ends last sees what another push has replaced since.
+    if place.is_local:
+        return
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        now = pool.map(lambda name: patiently(lambda: place.state(name)[1], f"{url}/{name}"), tags)
+    if replaced := [name for name, tag in zip(tags, now, strict=True) if tag != tags[name]]:
+        of = "the other" if list(names)[-1] in replaced else "this one"
+        raise SpkdError(
+            f"{url}: another push at the same time replaced {counted(len(replaced), 'file')} (the first: "
+            f"{replaced[0]}); the record there is that of {of}; push again what is to be there when the other has ended"
+        )
 
 
 def checked_digest(path: Path, expected: str) -> str:
-    """Check the SHA-256 of a file.
-
-    Returns:
-        The digest.
-    Raises:
-        SpkdError: the file has another digest than `expected`.
-    """
+    """Check the SHA-256 of a file. Raises SpkdError: the file has another digest than `expected`."""
     if digest.of_file(path) != expected:
         raise SpkdError(f"{path}: damaged (its digest is another)")
     return expected

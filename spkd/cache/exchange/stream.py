@@ -35,9 +35,6 @@ class Stream(SingleCache):
 
     The tars are shuffled and divided into blocks; the views are shuffled within each block. So `order` is known before
     anything is read, and a run can resume at any step.
-
-    Args:
-        url: folder or URL of the export.
     """
 
     random_access = False
@@ -47,7 +44,7 @@ class Stream(SingleCache):
         self._folder = tempfile.TemporaryDirectory(prefix="spkd-stream-")
         root = Path(self._folder.name)
         plan = Plan.join(self._export.metadata().plans(root))
-        super().__init__(root, url, self._export.card, plan, self._export.rejected)
+        super().__init__(root, self._export.url, self._export.card, plan, self._export.rejected)
         self._has_audio = bool(self._export.index["audio"])
         self._blocks: list[list[int]] = []
         self._loaded: dict[tuple[int, tuple[str, ...]], Future[dict[int, Sample]]] = {}
@@ -68,14 +65,14 @@ class Stream(SingleCache):
         order = []
         for block in self._blocks:
             views = np.concatenate([np.array(self.plan.unit(unit), np.int64) for unit in block])
-            order.append(random.permutation(views[self.is_usable[views]]))
+            order.append(random.permutation(views[self.are_usable(views)]))
         return np.concatenate(order)
 
     def stored(self, views: np.ndarray, names: Sequence[str], crop: Crop | None = None) -> dict[str, Tensor]:
-        self.check(views)
+        self.check(views := np.asarray(views))
         sources = self._computed(names)
         sources += self.sources([name for name in names if name not in sources])
-        units = self.plan.unit_of[views].tolist()
+        units = self.plan.units_of(views).tolist()
         asked = tuple(sources)
         self._expect(sorted(set(units)), asked)
         samples = [self._loaded[unit, asked].result()[int(view)] for unit, view in zip(units, views, strict=True)]
@@ -98,12 +95,7 @@ class Stream(SingleCache):
         return [name for name in names if name in FEATURES and name not in self.targets]
 
     def _expect(self, units: list[int], names: tuple[str, ...]) -> None:
-        """Start to read the block of some units and the block after it, and drop everything else that was read.
-
-        Args:
-            units: numbers of the units that are needed now.
-            names: names of the targets to read.
-        """
+        """Start to read the block of some units and the block after it, and drop everything else that was read."""
         wanted: list[int] = []
         for i, block in enumerate(self._blocks):
             if set(block) & set(units):
@@ -138,13 +130,9 @@ class Stream(SingleCache):
         """Waveform of one view.
 
         Args:
-            view: number of the view.
             flac: (bytes,) its FLAC file; None where the tar has none.
-            where: name of the tar, for errors.
         Returns:
             (1, samples), float32.
-        Raises:
-            SpkdError: the audio is missing or damaged.
         """
         samples = int(self.plan.views.samples[view])
         try:

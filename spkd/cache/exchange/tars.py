@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -28,15 +29,17 @@ from spkd.cache import npy
 from spkd.cache.card import Card
 from spkd.cache.exchange.remote_folder import LARGEST_RECORD, RemoteFolder, checked_digest, send
 from spkd.cache.exchange.transfer import Metadata, building, checked, rejections
-from spkd.cache.folder import self_digest
+from spkd.cache.folder import CARD, COMPLETE, most_bytes
 from spkd.cache.layout import row_bytes
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.loader import ViewLoader
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
-from spkd.files.atomic import parse_json, write_bytes, write_json
+from spkd.files.atomic import check_holds_no_other, check_no_links, writable_folder, write_bytes, write_json
+from spkd.files.reading import holds, parse_json
+from spkd.files.sealed import CHECK, self_digest
 from spkd.progress import track
 
 INDEX = "index.json"
@@ -47,7 +50,6 @@ Sample = dict[str, np.ndarray]
 
 
 def tar_name(unit: int) -> str:
-    """Name of the tar of a unit."""
     return f"{unit:06d}.tar"
 
 
@@ -55,14 +57,24 @@ def export_tars(cache: Cache, folder: Path, loader: ViewLoader | None) -> None:
     """Write a cache as tars, one for each unit. The same call continues an interrupted export.
 
     Args:
-        cache: the cache.
-        folder: folder of the export.
         loader: loader of the audio, to write every view's audio next to its targets; None writes none.
     Raises:
-        SpkdError: the cache is damaged.
+        SpkdError: the cache is damaged, or the folder holds something else, or files of others.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check_holds_no_other(folder, "an export of a cache")
     small, digests, check = Metadata.of(cache), {}, checked(cache)
+    earlier = _names_of_earlier(cache.card, str(folder)) or set()
+
+    def check_replaces_none(name: str, data: bytes) -> None:
+        path = folder / name
+        if name not in earlier and os.path.lexists(path) and not holds(path, data):
+            reason = f"no {INDEX} beside it names it"
+            raise SpkdError(f"{path}: would be replaced ({reason}); choose another folder, or remove it")
+
+    check_no_links(folder, {Path(name).parent for name in small.files})
+    for name, data in small.files.items():
+        check_replaces_none(name, data)
+    writable_folder(folder)
     for name, data in small.files.items():
         write_bytes(folder / name, data)
     with track("writing tars", cache.plan.units, "tars") as bar:
@@ -71,7 +83,8 @@ def export_tars(cache: Cache, folder: Path, loader: ViewLoader | None) -> None:
                 check(unit, target)
             path, data = folder / tar_name(unit), _tar(cache, unit, loader)
             digests[path.name] = digest.of_bytes(data)
-            if not path.is_file() or digest.of_file(path) != digests[path.name]:
+            check_replaces_none(path.name, data)
+            if not holds(path, data):
                 write_bytes(path, data)
             bar.advance(1)
     index: dict[str, Any] = {
@@ -82,7 +95,24 @@ def export_tars(cache: Cache, folder: Path, loader: ViewLoader | None) -> None:
         "small": {name: digest.of_bytes(data) for name, data in small.files.items()},
         "tars": digests,
     }
-    write_json(folder / INDEX, index | {"check": self_digest(index)})
+    write_json(folder / INDEX, index | {CHECK: self_digest(index)})
+
+
+def _names_of_earlier(card: Card, url: str) -> set[str] | None:
+    """Names of the files of an earlier export of a cache, perhaps before it grew; None where there is no export.
+
+    Raises:
+        SpkdError: there is the export of another cache, or a file that is none, or damaged.
+    """
+    if RemoteFolder.of(url).read(INDEX, LARGEST_RECORD) is None:
+        return None
+    try:
+        export = Export(url)
+    except SpkdError as error:
+        raise SpkdError(f"{error}; it would be replaced: choose another folder, or remove it") from error
+    if export.card.identity != card.identity and not export.card.grows_to(card):
+        raise SpkdError(f"{export.url}: holds the export of another cache; choose another folder")
+    return {*export.index["small"], *export.index["tars"]}
 
 
 def _tar(cache: Cache, unit: int, loader: ViewLoader | None) -> bytes:
@@ -90,7 +120,8 @@ def _tar(cache: Cache, unit: int, loader: ViewLoader | None) -> bytes:
     from webdataset import TarWriter
 
     out, plan = io.BytesIO(), cache.plan
-    usable = np.array([view for view in plan.unit(unit) if cache.is_usable[view]], np.int64)
+    views = np.array(plan.unit(unit))
+    usable = views[cache.are_usable(views)]
     targets = {name: cache.ragged(usable, name).pieces() for name in cache.targets}
     with TarWriter(out, mtime=0, user="spkd", group="spkd", encoder=False) as writer:
         for i, view in enumerate(usable.tolist()):
@@ -117,41 +148,44 @@ def _tar(cache: Cache, unit: int, loader: ViewLoader | None) -> bytes:
 def push_tars(folder: Path, url: str) -> int:
     """Copy an export to a place, and read the copy back. The same call continues after an interruption.
 
-    Args:
-        folder: folder of the export.
-        url: folder or URL of the copy.
     Returns:
         Bytes of the tars.
     Raises:
         UsageError: as of `remote_folder.send`.
-        SpkdError: as of `remote_folder.send`, or a damaged export.
+        SpkdError: as of `remote_folder.send`, a damaged export, or a place that holds a cache or another export.
     """
-    index = Export(str(folder)).index
+    export, place = Export(str(folder)), RemoteFolder.of(url)
+    index = export.index
+    for name in (CARD, COMPLETE):
+        if place.size(name) is not None:
+            raise SpkdError(f"{place.url}: holds a teacher cache ({name}); choose another place")
+    is_continued = _names_of_earlier(export.card, url) is not None
     digests = {**index["small"], **index["tars"]}
-    send(folder, url, list(digests), lambda name: checked_digest(folder / name, digests[name]), INDEX)
+    digests[INDEX] = digest.of_file(folder / INDEX)
+    files = {name: folder / name for name in digests}
+    stages = (digests.keys() - {INDEX}, [INDEX])
+    send(files, url, lambda name: checked_digest(folder / name, digests[name]), stages, is_continued)
     return sum((folder / name).stat().st_size for name in index["tars"])
 
 
 class Export:
     """Reader of an export. Every file is checked as it is read.
 
-    Args:
-        url: folder or URL of the export.
     Attributes:
-        place: its folder.
-        url: its URL as the user wrote it.
+        url: its URL as the user wrote it, without credentials.
         index: content of its index.json.
-        card: card of the cache.
         rejected: number of each rejected view -> the reason.
     Raises:
-        SpkdError: no export there, of a newer format, or damaged.
+        UsageError: no export there.
+        SpkdError: of a newer format, or damaged.
     """
 
     def __init__(self, url: str) -> None:
-        self.place, where = RemoteFolder.of(url), f"{url}/{INDEX}"
+        self.place = RemoteFolder.of(url)
+        url, where = self.place.url, f"{self.place.url}/{INDEX}"
         data = self.place.read(INDEX, LARGEST_RECORD)
         if data is None:
-            raise SpkdError(f"{where}: missing; no WebDataset export of a cache")
+            raise UsageError(f"{where}: missing; no WebDataset export of a cache")
         index = parse_json(data, where)
         if not isinstance(index, dict) or "spkd_webdataset" not in index:
             raise SpkdError(f"{where}: not the index of an export")
@@ -159,7 +193,7 @@ class Export:
             raise SpkdError(
                 f"{where}: format {str(index['spkd_webdataset'])[:20]}, this spkd reads {EXPORT_FORMAT}; update spkd"
             )
-        if index.get("check") != self_digest(index):
+        if index.get(CHECK) != self_digest(index):
             raise SpkdError(f"{where}: damaged (it does not match its own digest)")
         if not all(isinstance(index.get(name), dict) for name in ("rejected", "small", "tars")):
             raise SpkdError(f"{where}: damaged (digests or rejected views are missing)")
@@ -169,7 +203,7 @@ class Export:
 
     def metadata(self) -> Metadata:
         """The metadata files, checked."""
-        files, most = {}, (64 << 20) + 128 * self.card.num_views
+        files, most = {}, most_bytes(self.card)
         for name, expected in self.index["small"].items():
             if not re.fullmatch(r"plan/\d+\.npz|\w+\.safetensors", name):
                 raise SpkdError(f"{self.url}/{INDEX}: {name[:80]!r}: no file of a cache")
@@ -182,10 +216,6 @@ class Export:
     def unit(self, unit: int, plan: Plan, names: Sequence[str]) -> Iterator[tuple[int, Sample]]:
         """The views of one tar, after a check of its digest.
 
-        Args:
-            unit: number of the unit.
-            plan: plan of the cache.
-            names: names of the targets to read.
         Yields:
             Number of each view, and its stored arrays.
         Raises:
@@ -213,8 +243,6 @@ def read_tar(file: IO[bytes], where: str, known: set[str], names: Sequence[str])
     """Read the samples of a tar.
 
     Args:
-        file: the open tar.
-        where: name of the tar, for errors.
         known: names of all targets that the tar may hold.
         names: names of the targets to read; AUDIO reads the FLAC file as its bytes (uint8).
     Yields:
@@ -260,9 +288,6 @@ def read_tar(file: IO[bytes], where: str, known: set[str], names: Sequence[str])
 def import_tars(url: str, root: Path) -> None:
     """Make a cache from an export, atomically.
 
-    Args:
-        url: folder or URL of the export.
-        root: folder of the new cache.
     Raises:
         SpkdError: a missing or damaged file, or a file with content that no export has.
     """
@@ -270,7 +295,7 @@ def import_tars(url: str, root: Path) -> None:
     names = [target.name for target in export.card.targets]
     with building(root, export.metadata()) as builder, track("reading tars", builder.plan.units, "tars") as bar:
         for unit in builder.units():
-            where = f"{url}/{tar_name(unit)}"
+            where = f"{export.url}/{tar_name(unit)}"
             samples = list(export.unit(unit, builder.plan, names))
             missing = [name for _, sample in samples for name in names if name not in sample]
             if missing:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from spkd.cache.card import Card
 from spkd.cache.claims import claim_units
 from spkd.cache.codec import AsStored
-from spkd.cache.folder import CODEC, HEAD, CompletionRecord, plan_path
+from spkd.cache.folder import CODEC, HEAD, CompletionRecord, most_bytes, plan_path
 from spkd.cache.layout import row_format
 from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
-from spkd.cache.verify import expected_shards, metadata_problems
+from spkd.cache.verify import check_shard, expected_shards, metadata_problems
 from spkd.cache.write import UnitWriter, finalize, initialise
 from spkd.errors import SpkdError
-from spkd.files.atomic import part_path, read_bytes, write_bytes
+from spkd.files.atomic import write_bytes, writing_folder
+from spkd.files.reading import read_bytes
 from spkd.outputs.target import Target
 
 
@@ -29,7 +31,6 @@ class Metadata:
     """Metadata of a cache that an export includes.
 
     Attributes:
-        card: the card.
         files: content of plans, head and codebook, by name.
     """
 
@@ -46,20 +47,18 @@ class Metadata:
         if problems := metadata_problems(cache.root, CompletionRecord.load(cache.root)):
             raise SpkdError(problems[0])
         names = [name for name in _names(cache.card) if (cache.root / name).is_file()]
-        return cls(cache.card, {name: read_bytes(cache.root / name) for name in names})
+        most = most_bytes(cache.card)
+        return cls(cache.card, {name: read_bytes(cache.root / name, most) for name in names})
 
     def plans(self, folder: Path) -> list[Plan]:
         """Check the plans of all parts, and write all files to a folder.
 
-        Args:
-            folder: the folder.
         Returns:
             The plan of each part.
         Raises:
             SpkdError: a plan is missing or damaged, or there is a file that no cache has.
         """
-        if extra := set(self.files) - set(_names(self.card)):
-            raise SpkdError(f"{min(extra)}: no file of a cache")
+        check_names(self.files, self.card)
         names = [str(plan_path(part)) for part in range(len(self.card.parts))]
         if missing := [name for name in names if name not in self.files]:
             raise SpkdError(f"{missing[0]}: missing")
@@ -67,6 +66,12 @@ class Metadata:
         for name, data in self.files.items():
             write_bytes(folder / name, data)
         return plans
+
+
+def check_names(names: Collection[str], card: Card) -> None:
+    """Check the names of metadata files, before they are read. Raises SpkdError for one that no cache has."""
+    if extra := set(names) - set(_names(card)):
+        raise SpkdError(f"{min(extra)}: no file of a cache")
 
 
 def _names(card: Card) -> list[str]:
@@ -80,25 +85,17 @@ def checked(cache: Cache) -> Callable[[int, Target], None]:
         Function of the number of a unit and a target, which raises SpkdError where the shard has changed since its
         commit.
     """
-    shards = {shard.path: shard for shard in expected_shards(cache.root, cache.card, cache.plan)}
+    shards = {shard.path: shard for shard in expected_shards(cache.root, cache.card)}
 
     def check(unit: int, target: Target) -> None:
-        shard = shards[cache.shard_path(unit, target)]
-        if (problem := shard.problem()) is not None:
-            raise SpkdError(f"{shard.path}: {problem}; nothing is exported from a damaged cache")
+        check_shard(cache.root, shards[cache.shard_path(unit, target)])
 
     return check
 
 
 @dataclass(frozen=True)
 class CacheBuilder:
-    """Builder of a cache from stored rows.
-
-    Attributes:
-        root: folder of the new cache.
-        card: its card.
-        plan: its plan.
-    """
+    """Builder of a cache from stored rows."""
 
     root: Path
     card: Card
@@ -112,7 +109,6 @@ class CacheBuilder:
         """Write a unit from its usable views.
 
         Args:
-            unit: number of the unit.
             rejected: number of each rejected view of the cache -> the reason.
             views: number of each usable view, and its stored rows (rows, columns) by target.
         Raises:
@@ -144,42 +140,35 @@ class CacheBuilder:
 
 
 @contextmanager
-def building(root: Path, metadata: Metadata) -> Iterator[CacheBuilder]:
+def building(
+    root: Path, metadata: Metadata, left_out: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[CacheBuilder]:
     """Build a cache next to `root`. It is moved there when the block ends without an error, and removed otherwise.
 
     Args:
-        root: folder of the new cache.
-        metadata: its metadata files.
-    Yields:
-        The builder.
+        left_out: as for `finalize`.
     Raises:
         SpkdError: `root` exists already, or the new cache is not complete.
     """
     if root.exists():
         raise SpkdError(f"{root}: is there already; choose another folder")
-    work = part_path(root.with_name(f"{root.name}.importing"))
     try:
-        plans = metadata.plans(work)
-        initialise(work, metadata.card, plans, metadata.files.get(HEAD))
-        builder = CacheBuilder(work, metadata.card, Plan.join(plans))
-        yield builder
-        if not finalize(work, metadata.card, builder.plan):
-            raise SpkdError("units are missing")
-        Cache.open(work).codebook  # noqa: B018  (raises where it does not match)
-        shutil.rmtree(work / "claims", ignore_errors=True)
-        try:
-            work.rename(root)
-        except OSError as error:
-            raise SpkdError(f"{root}: is there already; another import was faster") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with writing_folder(root) as work:
+            plans = metadata.plans(work)
+            initialise(work, metadata.card, plans, metadata.files.get(HEAD))
+            builder = CacheBuilder(work, metadata.card, Plan.join(plans))
+            yield builder
+            if not finalize(work, metadata.card, builder.plan, left_out):
+                raise SpkdError("units are missing")
+            Cache.open(work).codebook  # noqa: B018  (raises where it does not match)
+            shutil.rmtree(work / "claims", ignore_errors=True)
+    except FileExistsError as error:
+        raise SpkdError(f"{root}: is there already; another import was faster") from error
 
 
 def rejections(listed: object) -> dict[int, str]:
     """The rejected views of an export: number of each view -> the reason.
 
-    Args:
-        listed: the parsed JSON.
     Raises:
         SpkdError: it is not an object of numbers and reasons.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError
 from spkd.files import digest
+from spkd.files.text import counted
 from spkd.files.vectors import joined, read_vectors, write_vectors
 from spkd.outputs.settings import StorageConfig
 from spkd.outputs.target import EMBEDDING, Target
@@ -31,10 +32,6 @@ def export_vectors(cache: Cache, out: Path, name: str) -> int:
 
     Where utterances have several views, their names end in -0, -1, ...
 
-    Args:
-        cache: the cache.
-        out: the file to write.
-        name: name of the target.
     Returns:
         Number of views written.
     Raises:
@@ -47,7 +44,6 @@ def export_vectors(cache: Cache, out: Path, name: str) -> int:
 def _rows(cache: Cache, name: str) -> Iterator[tuple[str, np.ndarray]]:
     views, utterances = cache.plan.views, cache.plan.utterances
     several = len(views) > len(utterances)
-    first = np.searchsorted(views.utterance, np.arange(len(utterances)))
     cache.sources([name])
     vectors = cache.target(name).hop is None
     for start in range(0, len(cache.usable_views), AT_ONCE):
@@ -56,32 +52,31 @@ def _rows(cache: Cache, name: str) -> Iterator[tuple[str, np.ndarray]]:
             rows = list(cache.batch(batch, [name])[name].float().numpy())
         else:
             rows = [cache.batch(np.array([view]), [name])[name][0].float().numpy() for view in batch]
-        for view, values in zip(batch, rows, strict=True):
-            utterance = int(views.utterance[view])
-            identity = utterances[utterance]
-            yield (f"{identity}-{view - first[utterance]}" if several else identity), values
+        numbers = views.utterance[batch]
+        first = cache.plan.tables.views_of(numbers)[0]
+        for view, utterance, begin, values in zip(batch, numbers.tolist(), first, rows, strict=True):
+            yield (f"{utterances[utterance]}-{view - begin}" if several else utterances[utterance]), values
 
 
-def import_vectors(source: Path, manifest: Manifest, root: Path) -> int:
+def import_vectors(source: Path, manifest: Manifest, root: Path) -> str:
     """Make a cache with one view of every utterance, whose embedding is the vector of the same name, atomically.
 
-    Utterances without a vector are rejected views of the cache.
+    Utterances without a vector are rejected views of the cache; those whose audio cannot be used are left out.
 
-    Args:
-        source: file of the vectors.
-        manifest: the utterances.
-        root: folder of the new cache.
     Returns:
-        Number of utterances that have a vector.
+        Phrase that says how many utterances have a vector, and what was left out.
     Raises:
         UsageError: as of `read_vectors`.
-        SpkdError: as of `read_vectors`; no utterance has a vector; or `root` exists already.
+        SpkdError: as of `read_vectors`; no usable utterance has a vector; or `root` exists already.
     """
     names, vectors = joined(list(read_vectors(source)), str(source))
     by_name = {name: i for i, name in enumerate(names)}
-    manifest, _ = measure(manifest)
-    if not any(u.id in by_name for u in manifest):
+    listed = {u.id for u in manifest}
+    if not listed & by_name.keys():
         raise SpkdError(f"{source}: has no vector of an utterance of {manifest.source} (for example {names[0]!r})")
+    manifest, unusable = measure(manifest)
+    if not any(u.id in by_name for u in manifest):
+        raise SpkdError(f"{manifest.source}: no utterance with a vector can be used ({_first(unusable)})")
     view_plan, storage = ViewPlan.parse(ViewConfig()), StorageConfig()
     plan = Plan.make(manifest, view_plan.views(manifest), storage.unit_views, storage.unit_seconds)
     target = Target(EMBEDDING, vectors.shape[1], codec="float32")
@@ -96,6 +91,7 @@ def import_vectors(source: Path, manifest: Manifest, root: Path) -> int:
         teacher,
         (target,),
         view_plan.card(),
+        0.0,
         plan.unit_views,
         plan.unit_seconds,
         None,
@@ -103,9 +99,18 @@ def import_vectors(source: Path, manifest: Manifest, root: Path) -> int:
         (part_of(manifest, plan),),
     )
     rejected = {i: f"no vector in {source.name}" for i, u in enumerate(manifest) if u.id not in by_name}
-    with building(root, Metadata(card, {str(plan_path(0)): plan.to_bytes()})) as builder:
+    with building(root, Metadata(card, {str(plan_path(0)): plan.to_bytes()}), unusable) as builder:
         for unit in builder.units():
             kept = (view for view in plan.unit(unit) if view not in rejected)
             rows = ((v, {EMBEDDING: vectors[by_name[manifest[v].id]][None]}) for v in kept)
             builder.write(unit, rejected, rows)
-    return len(manifest) - len(rejected)
+    phrase = f"{len(listed & by_name.keys())} of {counted(len(listed), 'utterance')} have a vector in {source}"
+    if unusable:
+        phrase += f"; left out: {counted(len(unusable), 'utterance')} that cannot be used ({_first(unusable)})"
+    if of_none := [name for name in names if name not in listed]:
+        phrase += f"; not used: {counted(len(of_none), 'vector')} of other names (the first: {of_none[0]})"
+    return phrase
+
+
+def _first(unusable: Mapping[str, str]) -> str:
+    return ": ".join(next(iter(unusable.items())))

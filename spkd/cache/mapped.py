@@ -1,0 +1,266 @@
+"""The views of one part of a cache as a file that is mapped, so that opening takes no time and memory for each view.
+
+The file follows from the plan of the part. It lies beside it, or in the user's cache folder where the cache cannot be
+written; whoever completes the cache writes it, or whoever opens it first. It is no part of the cache: it is in no
+record, and no copy takes it along.
+
+    header      HEADER bytes: its length, JSON with the places of the sections and the plan's digest, its own digest
+    sections    utterances, views, units, names, ...: records of fixed width, one after the other
+    checksums   crc32c of every BLOCK bytes of the sections
+
+The header and the checksums are compared with their digests when the file is opened, a block with its checksum when
+this process first touches it. So nothing is used that is not covered by a digest, and little is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+
+from spkd.cache.lazy import Lazy
+from spkd.errors import SpkdError
+from spkd.files import digest
+from spkd.files.atomic import writing
+from spkd.files.reading import opened, parse_json
+
+FORMAT = 1
+HEADER = 4096  # bytes
+BLOCK = 1 << 14  # bytes under one checksum
+AT_ONCE = 1 << 18  # records that are written together
+Bounds = Mapping[str, Mapping[str, tuple[int, int]]]  # section -> field -> least and largest value
+
+
+class NotThis(SpkdError):
+    """The file is missing, short, damaged in its header, or of another plan: it is made again."""
+
+
+class MappedFile:
+    """Sections of records in a file, mapped and checked by blocks.
+
+    Args:
+        content: what the header must say of the content: digest of the plan, and the rest that it depends on.
+        bounds: values that the fields of some sections may have, whatever the checksums say.
+    Raises:
+        NotThis: missing, short, damaged in its header, or of another content.
+    """
+
+    def __init__(self, path: Path, content: Mapping[str, Any], bounds: Bounds) -> None:
+        self._path, self._content, self._bounds = path, content, bounds
+        try:
+            with opened(path) as file:
+                places, checks = _read_header(file, content, str(path))
+                self._bytes = np.memmap(file, np.uint8, "r").view(np.ndarray)
+                end = checks["offset"]
+                self._checks = self._bytes[end : end + 4 * checks["count"]].view("<u4").copy()
+        except NotThis:
+            raise
+        except (SpkdError, OSError, ValueError, KeyError, TypeError) as error:
+            raise NotThis(f"{path}: cannot be used ({str(error)[:200]})") from error
+        if digest.of_bytes(self._checks.tobytes()) != checks["sha256"]:
+            raise NotThis(f"{path}: damaged (its checksums are not those of its header)")
+        self._end = end
+        self._seen = np.zeros(len(self._checks), bool)
+        self._rows = {
+            name: self._bytes[place["offset"] : place["offset"] + place["bytes"]].view(_dtype(place["fields"]))
+            for name, place in places.items()
+        }
+        self._offset = {name: place["offset"] for name, place in places.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A spawned process maps the file itself.
+        return MappedFile, (self._path, self._content, self._bounds)
+
+    def count(self, section: str) -> int:
+        """Number of records in a section."""
+        return len(self._rows[section])
+
+    def fields(self, section: str) -> tuple[str, ...]:
+        return self._rows[section].dtype.names or ()
+
+    def take(self, section: str, numbers: np.ndarray) -> np.ndarray:
+        """Records of the given numbers. Raises SpkdError: a block is damaged."""
+        rows = self._rows[section]
+        if len(numbers):
+            if numbers.min() < 0 or numbers.max() >= len(rows):
+                raise IndexError(f"{section}: a number outside of 0 to {len(rows) - 1}")
+            width = rows.dtype.itemsize
+            first = numbers.astype(np.int64) * width + (self._offset[section] - HEADER)
+            blocks, last = first // BLOCK, (first + (width - 1)) // BLOCK
+            if not (self._seen[blocks].all() and self._seen[last].all()):
+                self._check(np.concatenate([blocks, last]))
+        return rows[numbers]
+
+    def part(self, section: str, start: int, stop: int) -> np.ndarray:
+        """Records `start` to `stop` - 1, which are not copied. Raises SpkdError: a block is damaged."""
+        rows = self._rows[section][start:stop]
+        if len(rows):
+            first = self._offset[section] - HEADER + start * rows.dtype.itemsize
+            self._check(np.arange(first // BLOCK, (first + rows.nbytes - 1) // BLOCK + 1))
+        return rows
+
+    def whole(self, section: str) -> np.ndarray:
+        """All records of a section, as of `part`."""
+        return self.part(section, 0, self.count(section))
+
+    def check(self) -> None:
+        """Check every block. Raises SpkdError: one is damaged."""
+        self._check(np.arange(len(self._seen)))
+
+    def _check(self, blocks: np.ndarray) -> None:
+        for block in np.unique(blocks[~self._seen[blocks]]).tolist():
+            start = HEADER + block * BLOCK
+            stop = min(start + BLOCK, self._end)
+            wrong = google_crc32c.value(self._bytes[start:stop].tobytes()) != self._checks[block]
+            if wrong or not self._within_bounds(start, stop):
+                raise SpkdError(f"{self._path}: damaged; remove it, and it is made again from the plan")
+            self._seen[block] = True
+
+    def _within_bounds(self, start: int, stop: int) -> bool:
+        """Whether the records that begin in a block have values that they may have."""
+        for section, fields in self._bounds.items():
+            rows, offset = self._rows[section], self._offset[section]
+            width = rows.dtype.itemsize
+            inside = rows[max(-(-(start - offset) // width), 0) : max(-(-(stop - offset) // width), 0)]
+            for name, (low, high) in fields.items() if len(inside) else ():
+                values = inside[name]
+                if values.min() < low or values.max() > high:
+                    return False
+        return True
+
+
+class Column(Lazy):
+    """One field of a section."""
+
+    def __init__(self, file: MappedFile, section: str, name: str) -> None:
+        self._file, self._section, self._name = file, section, name
+
+    def __len__(self) -> int:
+        return self._file.count(self._section)
+
+    def stretch(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self._file.part(self._section, start, stop)[self._name])
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        return self._file.take(self._section, places)[self._name]
+
+
+class Texts(Sequence[str]):
+    """Strings of a section `NAME`, whose ends are the field `end` of another section."""
+
+    def __init__(self, file: MappedFile, name: str, ends: str) -> None:
+        self._file, self._name, self._ends = file, name, ends
+
+    def __len__(self) -> int:
+        return self._file.count(self._ends)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            return list(self._stretch(start, max(start, stop)))[::step]
+        number = range(len(self))[key]
+        return next(self._stretch(number, number + 1))
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), AT_ONCE):
+            yield from self._stretch(start, min(start + AT_ONCE, len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _stretch(self, start: int, stop: int) -> Iterator[str]:
+        if start == stop:
+            return
+        ends = self._file.part(self._ends, max(start - 1, 0), stop)["end"].tolist()
+        begin = ends.pop(0) if start else 0
+        data = self._file.part(self._name, begin, ends[-1])["byte"].tobytes()
+        first = begin
+        for end in ends:
+            yield data[begin - first : end - first].decode()
+            begin = end
+
+
+def write_mapped(
+    path: Path, content: Mapping[str, Any], sections: Mapping[str, tuple[np.dtype, int, Iterable[np.ndarray]]]
+) -> None:
+    """Write a file of sections atomically and durably.
+
+    Args:
+        content: as of `MappedFile`.
+        sections: name of each section -> type of its records, their number, and the records piece by piece.
+    """
+    places, offset = {}, HEADER
+    for name, (dtype, count, _) in sections.items():
+        places[name] = {"offset": offset, "bytes": dtype.itemsize * count, "fields": _fields(dtype)}
+        offset += dtype.itemsize * count
+    checks, rest = [], b""
+    with writing(path) as file:
+        file.write(bytes(HEADER))
+        for name, (dtype, count, pieces) in sections.items():
+            written = 0
+            for piece in pieces:
+                data = np.ascontiguousarray(piece, dtype).tobytes()
+                file.write(data)
+                written += len(data)
+                data = rest + data
+                whole = len(data) // BLOCK * BLOCK
+                checks += [google_crc32c.value(data[at : at + BLOCK]) for at in range(0, whole, BLOCK)]
+                rest = data[whole:]
+            if written != dtype.itemsize * count:
+                raise SpkdError(f"{path}: {name} has {written} bytes instead of {dtype.itemsize * count}")
+        checks += [google_crc32c.value(rest)] if rest else []
+        listed = np.array(checks, "<u4").tobytes()
+        file.write(listed)
+        header = {
+            "spkd_mapped": FORMAT,
+            "content": content,
+            "sections": places,
+            "checksums": {"offset": offset, "count": len(checks), "sha256": digest.of_bytes(listed)},
+        }
+        text = json.dumps(header).encode()
+        sealed = len(text).to_bytes(8, "little") + text + bytes.fromhex(digest.of_bytes(text))
+        if len(sealed) > HEADER:
+            raise SpkdError(f"{path}: too many sections")
+        file.seek(0)
+        file.write(sealed)
+
+
+def _read_header(file: BinaryIO, content: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Places of the sections and of the checksums in a file. Raises NotThis, ValueError, KeyError or TypeError."""
+    data, size = file.read(HEADER), os.fstat(file.fileno()).st_size
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length]
+    if len(data) < HEADER or digest.of_bytes(text) != data[8 + length : 40 + length].hex() or any(data[40 + length :]):
+        raise NotThis(f"{where}: damaged in its header")
+    header = parse_json(text, where)
+    if header["spkd_mapped"] != FORMAT or header["content"] != content:
+        raise NotThis(f"{where}: of another plan, or another format")
+    places, checks, offset = header["sections"], header["checksums"], HEADER
+    for place in places.values():
+        if place["offset"] != offset or place["bytes"] < 0 or place["bytes"] % _dtype(place["fields"]).itemsize:
+            raise NotThis(f"{where}: damaged (its sections do not follow one another)")
+        offset += place["bytes"]
+    if (checks["offset"], checks["count"]) != (offset, -(-(offset - HEADER) // BLOCK)):
+        raise NotThis(f"{where}: damaged (its checksums are not those of its sections)")
+    if size != offset + 4 * checks["count"]:
+        raise NotThis(f"{where}: damaged ({size} bytes instead of {offset + 4 * checks['count']})")
+    return places, checks
+
+
+def _fields(dtype: np.dtype) -> list[list[str]]:
+    assert dtype.fields is not None
+    return [[name, field[0].str] for name, field in dtype.fields.items()]
+
+
+def _dtype(fields: Sequence[Sequence[str]]) -> np.dtype:
+    dtype = np.dtype([(str(name), str(kind)) for name, kind in fields])
+    if dtype.hasobject or any(field[0].kind not in "iuf" for field in (dtype.fields or {}).values()):
+        raise ValueError("a section of other than numbers")
+    return dtype
