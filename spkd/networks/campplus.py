@@ -125,7 +125,6 @@ class CAMPPlus(Network):
         channels: width C.
         embedding: width E of the embedding.
         floor: number added to a variance before its root (3D-Speaker has none).
-        mels: bands of the input.
 
     Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
     """

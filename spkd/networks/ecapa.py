@@ -105,7 +105,6 @@ class ECAPA(Network):
     Args:
         channels: width C.
         embedding: width E of the embedding.
-        mels: bands of the input.
 
     Levels: frames (B, T, 3C), stats (B, 6C), embedding (B, E).
     """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
+from spkd.device import sent
 from spkd.networks import padding
 
 
@@ -20,11 +21,6 @@ class ConvolutionLayer(nn.Module):
     """Convolution without padding, normalisation and GELU.
 
     Args:
-        inputs: channels of the input.
-        outputs: channels of the output.
-        kernel: width of the kernel.
-        stride: stride.
-        bias: whether the convolution has a bias.
         norm: "group_norm" (every channel over the time of a view), "layer_norm" (every step over its channels) or "".
     """
 
@@ -130,7 +126,6 @@ class RelativeAttention(nn.Module):
 
     Args:
         width: width D of the input.
-        heads: number of heads.
         buckets: number of classes of distances; None in all layers but the first.
         distance: distance from which all are in the last class.
     """
@@ -154,7 +149,7 @@ class RelativeAttention(nn.Module):
             bias: (1, heads, T, T) bias of the positions; None in the first layer, which computes it.
         """
         if self.rel_attn_embed is not None and bias is None:
-            bias = self.rel_attn_embed(self._classes(x.shape[1]).to(x.device)).permute(2, 0, 1)[None]
+            bias = self.rel_attn_embed(sent(self._classes(x.shape[1]), x.device)).permute(2, 0, 1)[None]
         assert bias is not None
         gates = self.gru_rel_pos_linear(split(x, self._heads)).unflatten(-1, (2, 4)).sum(-1).sigmoid()
         first, second = gates.chunk(2, -1)
@@ -195,7 +190,6 @@ class FeedForward(nn.Module):
     """Feed-forward layer with GELU.
 
     Args:
-        width: width of the input and of the output.
         inner: width between the two linear layers.
         approximate: approximation of GELU, "none" or "tanh".
     """
@@ -213,9 +207,6 @@ class Layer(nn.Module):
     """Transformer layer: attention and feed-forward, each with a shortcut around it.
 
     Args:
-        attention: layer of attention.
-        width: width of the input and of the output.
-        inner: inner width of the feed-forward layer.
         first: whether normalisation comes before attention and feed-forward; else after them.
     """
 
@@ -241,7 +232,6 @@ class Transformer(nn.Module):
 
     Args:
         shape: widths and depths (torchaudio's names).
-        layers: number of layers.
         relative: whether attention is WavLM's.
     """
 

@@ -47,7 +47,6 @@ class Network(nn.Module):
 
         Args:
             source: folder or hub id of the model.
-            config: settings of the student.
         """
         return None
 
@@ -64,14 +63,13 @@ class Network(nn.Module):
         """Input features (B, T, F) of waveforms (B, samples) at 16 kHz; lengths as for `input_features`."""
         return input_features(self.input_kind, waves, lengths)
 
-    def forward(
-        self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensor, plain: int = 0, lengths: Tensor | None = None) -> dict[str, Tensor]:
         """Levels by name, of features that are first mean-normalised per crop (the field's usual front end).
 
         Args:
             features: (B, T, F).
-            adapted: (B,) whether a view takes the path through the adapters, where there are any; None: all do.
+            plain: number of views, at the beginning of the batch, that take the path without adapters, where there are
+                any.
             lengths: (B,) number of valid feature frames of each view, where shorter views are padded; None: all frames
                 are valid. Output frames that come from padding are undefined.
         """
@@ -126,7 +124,6 @@ def _time_last(gradient: Tensor | None) -> Tensor | None:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters of a module."""
     return sum(p.numel() for p in module.parameters())
 
 
@@ -136,8 +133,6 @@ def count_macs(
     """Multiply-accumulates (convolutions and matrix products) for one view, without its features.
 
     Args:
-        network: the network.
-        seconds: length of the view (s).
         features: function from waveforms (B, samples) and their lengths to features; None: the network's.
     """
     from torch.utils.flop_counter import FlopCounterMode
@@ -163,14 +158,7 @@ class ConvBlock(nn.Sequential):
     """Layer of the TDNN family: 1-d convolution (same length), ReLU, batch-norm.
 
     Args:
-        inputs: channels of the input.
-        outputs: channels of the output.
-        kernel: width of the kernel.
-        dilation: dilation.
-        stride: stride.
         reflect: whether the edges are padded by reflection (SpeechBrain); else with zeros.
-        activation: non-linearity.
-        groups: number of groups of channels that are convolved separately.
     """
 
     def __init__(

@@ -43,8 +43,6 @@ class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with a shortcut around them.
 
     Args:
-        inputs: channels of the input.
-        width: channels of the output.
         stride: stride over (bands, time).
     """
 
@@ -101,7 +99,6 @@ class Pooled(Network):
 
         Args:
             wide: width D of the frames.
-            embedding: width of the embedding.
             pool: pooling layer that takes frames (B, D, T) and their lengths; None: mean and standard deviation.
             pooled: width of its output over D.
             segment: whether the embedding comes from a second linear layer.
@@ -133,11 +130,9 @@ class Network2d(Pooled):
         blocks: function that makes the blocks, for each stage.
         depths: number of blocks in each stage.
         channels: width C.
-        embedding: width of the embedding.
         expansion: channels of the output of a block over its width.
         pool: see `Pooled.add_pooling`.
         pooled: see `Pooled.add_pooling`.
-        mels: bands of the input.
         segment: see `Pooled.add_pooling`.
 
     Levels: frames (B, T / 8, D), stats, segment.a (where there is one), embedding.

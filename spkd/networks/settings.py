@@ -13,8 +13,6 @@ FBANK_NAMES = ("kaldi", "sherpa", "wespeaker", "3d-speaker")
 
 @dataclass
 class SSLSettings:
-    """Settings of a student of transformer layers over the waveform."""
-
     layers: int = key(2, "transformer layers", low=1, high=1000)
     adapters: int = key(
         0, "width of the adapters parallel to the feed-forward layers, for one-step (0: none)", low=0, high=65_536
@@ -23,8 +21,6 @@ class SSLSettings:
 
 @dataclass
 class StudentConfig(Chooser):
-    """Settings of a student."""
-
     name: str = key("xvector", "architecture", STUDENTS)
     channels: int | None = key(None, "width (default: the architecture's own)", low=1, high=65_536)
     embedding: int = key(192, "embedding dimension", low=1, high=65_536)

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, layer_norm, pad
 
-from spkd.errors import UsageError, first_line
+from spkd.corpus.audio import SAMPLE_RATE
+from spkd.errors import SpkdError, UsageError, first_line
+from spkd.files.reading import check_folder
 from spkd.networks import padding
 from spkd.networks.encoder import Convolutions, Projection, Transformer, of_transformers
 from spkd.networks.network import FRAME_LEVEL, Network, statistics
 from spkd.networks.settings import StudentConfig
-from spkd.outputs.features import WAVE
+from spkd.outputs.features import MELS, WAVE
 from spkd.outputs.target import Target
 
 CONVOLUTIONS = ((10, 5), *((3, 2),) * 4, *((2, 2),) * 2)  # kernels and strides: 25 ms windows every 20 ms
 HOP, WINDOW = 320, 400  # samples
 FAMILIES = ("wav2vec2", "hubert", "wavlm")
+# Settings of config.json with the values that the network has.
+FIXED = {
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "layer_norm_eps": 1e-5,
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
+}
+EXTRACTOR = {"sampling_rate": SAMPLE_RATE, "num_mel_bins": MELS, "stride": 2}  # likewise of preprocessor_config.json
 HEAD_WIDTH = 64  # width of a head of attention
 NOISE = (0.1, 0.5)  # range of the standard deviation of the adapters' noise, in mean magnitudes
 
@@ -60,12 +73,12 @@ class Adapted(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
         self.noise = Noise()
-        self.taken: Tensor | None = None  # (B,) whether a view goes through the adapter; None: all do
+        self.plain = 0  # number of views, at the beginning of the batch, that do not go through the adapter
 
     def forward(self, x: Tensor) -> Tensor:
         change = self.up(self.noise(elu(self.down(x))))
-        if self.taken is not None:
-            change = torch.where(self.taken[:, None, None], change, 0.0)
+        if self.plain:
+            change = torch.cat([torch.zeros_like(change[: self.plain]), change[self.plain :]])
         return self.feed_forward(x) + change
 
 
@@ -80,9 +93,8 @@ class SSLStudent(Network):
     Args:
         channels: width C.
         embedding: width E of the embedding.
-        layers: number of transformer layers.
-        adapters: width of the adapters; 0: none. With adapters the network has two paths: `forward(features, adapted)`
-            sends the views where `adapted` is true through the adapters, and all views where it is None.
+        adapters: width of the adapters; 0: none. With adapters the network has two paths: `forward(features, plain)`
+            sends the first `plain` views past the adapters, and all others through them.
         relative: whether attention has WavLM's gated relative positions.
         shape: widths and depths of the encoder (torchaudio's names); None: those of a base model, scaled to C.
 
@@ -136,25 +148,19 @@ class SSLStudent(Network):
         ours = self.state_dict()
         return {with_adapter(k) if k not in ours and with_adapter(k) in ours else k: v for k, v in weights.items()}
 
-    def forward(
-        self, features: Tensor, adapted: Tensor | None = None, lengths: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        if adapted is not None:
-            self._take(adapted)
+    def forward(self, features: Tensor, plain: int = 0, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        self._pass(plain)
         try:
             levels = self.run(features, lengths)
         finally:
-            if adapted is not None:
-                self._take(None)
-        if adapted is None:
-            return levels | {"embedding": self.norm(self.embed(levels["stats"]))}
-        # Each path is normalised by its own statistics; those kept for evaluation are those of the path with adapters.
+            self._pass(0)
         vectors = self.embed(levels["stats"])
-        embedding = vectors.new_empty(vectors.shape)
-        embedding[adapted] = self.norm(vectors[adapted])
+        if not plain:
+            return levels | {"embedding": self.norm(vectors)}
+        # Each path is normalised by its own statistics; those kept for evaluation are those of the path with adapters.
+        adapted = self.norm(vectors[plain:])
         with _kept_statistics(self.norm):
-            embedding[~adapted] = self.norm(vectors[~adapted])
-        return levels | {"embedding": embedding}
+            return levels | {"embedding": torch.cat([self.norm(vectors[:plain]), adapted])}
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         samples = None if lengths is None else lengths * WAVE.dim
@@ -180,10 +186,10 @@ class SSLStudent(Network):
         """Number (B,) of frames of views with `samples` (B,) samples; a view shorter than a window has one frame."""
         return None if samples is None else self.convolutions.steps(samples.clamp_min(WINDOW))
 
-    def _take(self, adapted: Tensor | None) -> None:
-        for layer in self.transformer.layers:
-            if self.adapters:
-                layer.feed_forward.taken = adapted
+    def _pass(self, plain: int) -> None:
+        """Let the first `plain` views of a batch go past the adapters."""
+        for layer in self.transformer.layers if self.adapters else ():
+            layer.feed_forward.plain = plain
 
 
 @contextmanager
@@ -224,8 +230,6 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
 
     Args:
         source: folder or hub id of the model.
-        embedding: width of the embedding.
-        layers: number of layers.
         adapters: width of the adapters; 0: none.
     Raises:
         UsageError: transformers is missing, no such model, or a model with fewer layers.
@@ -236,7 +240,14 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
     except ImportError as error:
         raise UsageError(f"student.init={source} needs transformers: pip install 'spkd[teachers]'") from error
     try:
-        teacher = AutoModel.from_pretrained(source, trust_remote_code=False)
+        config = read_config(source)
+        if config.model_type not in FAMILIES:
+            raise UsageError(
+                f"student.init={source}: a {config.model_type} model; ssl can be initialised from {', '.join(FAMILIES)}"
+            )
+        teacher = AutoModel.from_pretrained(source, config=config, trust_remote_code=False)
+    except SpkdError:
+        raise
     except Exception as error:  # transformers raises many kinds for a damaged or unknown model
         if (problem := broken_torchaudio(error)) is not None:
             raise UsageError(problem) from error
@@ -244,13 +255,10 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
             f"student.init={source}: neither a student trained by spkd, nor a local model folder, nor a reachable hub "
             f"id ({first_line(error)})"
         ) from error
-    config = teacher.config
-    if config.model_type not in FAMILIES:
-        raise UsageError(
-            f"student.init={source}: a {config.model_type} model; ssl can be initialised from {', '.join(FAMILIES)}"
-        )
     if list(zip(config.conv_kernel, config.conv_stride, strict=False)) != list(CONVOLUTIONS):
         raise UsageError(f"student.init={source}: its convolutions are not those of wav2vec 2.0 (25 ms every 20 ms)")
+    read_extractor(source)
+    _check_values(source, "config.json", config, FIXED)
     if layers > config.num_hidden_layers:
         raise UsageError(f"student.ssl.layers={layers}: {source} has {config.num_hidden_layers}")
     # A student of the same widths, with the first layers' weights.
@@ -290,6 +298,51 @@ def from_teacher(source: str, embedding: int, layers: int, adapters: int) -> SSL
 def with_adapter(name: str) -> str:
     """Name of a layer's weight once the layer has an adapter."""
     return name.replace(".feed_forward.", ".feed_forward.feed_forward.")
+
+
+def read_config(source: str) -> Any:
+    """Configuration of a model of transformers, before the model is loaded.
+
+    Args:
+        source: folder or hub id of the model.
+    Raises:
+        UsageError: it names code of the hub, which transformers would download and run.
+        SpkdError: the folder holds a pipe or a device.
+        Exception: any kind, for a damaged or unknown model.
+    """
+    from transformers import AutoConfig
+
+    if Path(source).is_dir():
+        check_folder(Path(source))
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if "/" in str(config._attn_implementation or ""):
+        raise UsageError(
+            f"{source}: its config.json names code of the hub ({config._attn_implementation}), which is not run"
+        )
+    return config
+
+
+def read_extractor(source: str) -> Any:
+    """Feature extractor of a model of transformers; None where it has none.
+
+    Raises:
+        UsageError: it makes other features than spkd has, or is for audio at another rate.
+    """
+    from transformers import AutoFeatureExtractor
+
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    _check_values(source, "preprocessor_config.json", extractor, EXTRACTOR)
+    return extractor
+
+
+def _check_values(source: str, file: str, settings: Any, expected: dict[str, Any]) -> None:
+    """Check settings of a model's file. Raises UsageError: one has another value than the expected one."""
+    for key, value in expected.items():
+        if (given := getattr(settings, key, value)) != value:
+            raise UsageError(f"{source}: {key} of its {file} is {str(given)[:40]}; spkd has {value}")
 
 
 def broken_torchaudio(error: Exception) -> str | None:

@@ -5,7 +5,9 @@ They are computed in batches, on any device.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ MELS = 80
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 FFT = 512
+CPU = torch.device("cpu")
 LOW_HZ, HIGH_HZ = 20.0, SAMPLE_RATE / 2
 SHERPA_HIGH_HZ = SAMPLE_RATE / 2 - 400  # end of the last filter in sherpa-onnx
 PREEMPHASIS = 0.97
@@ -35,6 +38,22 @@ FBANKS = {
 }
 WAVE = Target("wave", HOP, HOP, HOP)  # the samples, HOP in a row: a crop at whole hops has exactly its own samples
 FEATURES = {target.name: target for target in (*FBANKS.values(), WAVE)}
+
+
+Given = ParamSpec("Given")
+
+
+def in_float32(compute: Callable[Concatenate[Tensor, Given], Tensor]) -> Callable[Concatenate[Tensor, Given], Tensor]:
+    """Keep features out of autocast: powers of 16-bit samples reach 10^12, and half precision ends at 65,504."""
+
+    @wraps(compute)
+    def outside(waves: Tensor, *args: Given.args, **kwargs: Given.kwargs) -> Tensor:
+        if not torch.is_autocast_enabled(waves.device.type):
+            return compute(waves, *args, **kwargs)
+        with torch.autocast(waves.device.type, enabled=False):
+            return compute(waves, *args, **kwargs)
+
+    return outside
 
 
 def input_features(kind: Target, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -65,7 +84,6 @@ def fbank_of(toolkit: str, waves: Tensor, mels: int = MELS, lengths: Tensor | No
     Args:
         toolkit: a name in FBANKS.
         waves: as of `input_features`.
-        mels: number of filters.
         lengths: as of `input_features`.
     Returns:
         (B, frames, mels), float32.
@@ -114,6 +132,7 @@ def is_fbank(kind: Target) -> bool:
     return kind.name in [target.name for target in FBANKS.values()]
 
 
+@in_float32
 def fbank(
     waves: Tensor,
     window: Tensor | None = None,
@@ -130,7 +149,6 @@ def fbank(
         waves: (B, samples), float, in [-1, 1], at 16 kHz, at least 400 samples.
         window: (400,); None takes Povey's.
         scale: factor of the samples; Kaldi computes on 16-bit integers.
-        mels: number of filters.
         high: end of the last filter (Hz).
     Returns:
         (B, 1 + (samples - 400) // 160, mels), float32.
@@ -152,7 +170,7 @@ def fbank(
 
 def mel_filters(toolkit: str, mels: int = MELS) -> Tensor:
     """(257, mels): triangular filters of a toolkit, a name in FBANKS."""
-    return _filters(torch.device("cpu"), mels, SHERPA_HIGH_HZ if toolkit == "sherpa" else HIGH_HZ)
+    return _filters(CPU, mels, SHERPA_HIGH_HZ if toolkit == "sherpa" else HIGH_HZ)
 
 
 def frame_spectra(toolkit: str) -> Tensor:
@@ -209,11 +227,10 @@ def _filters(device: torch.device, mels: int, high_hz: float) -> Tensor:
 
 
 @lru_cache
-def slaney_filters(mels: int, fft: int, high: float = HIGH_HZ) -> Tensor:
+def slaney_filters(mels: int, fft: int, high: float = HIGH_HZ, device: torch.device = CPU) -> Tensor:
     """Triangular filters of area 1, equally spaced on Slaney's mel scale (linear to 1 kHz, then logarithmic).
 
     Args:
-        mels: number of filters.
         fft: points of the Fourier transform.
         high: end of the last filter (Hz).
     Returns:
@@ -228,4 +245,4 @@ def slaney_filters(mels: int, fft: int, high: float = HIGH_HZ) -> Tensor:
     rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
     area = 2.0 / (edges[2:] - edges[:-2])
-    return (torch.minimum(rise, fall).clamp_min(0.0) * area[:, None]).float()
+    return (torch.minimum(rise, fall).clamp_min(0.0) * area[:, None]).float().to(device)

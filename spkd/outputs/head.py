@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from spkd.errors import SpkdError
-from spkd.files.atomic import read_bytes
+from spkd.files.reading import MOST_OF_WEIGHTS, read_bytes
+from spkd.files.sealed import open_tensors, seal_tensors
 
 STORED = "stored"  # kind of a head whose logits are a target of the cache; only the card's list of classes is kept
 
@@ -20,13 +23,20 @@ class HeadCard:
 
     Attributes:
         kind: cosine, linear, or stored where the logits themselves are a target.
-        classes: names of the speakers.
         scale: factor of the logits.
     """
 
     kind: str = field(metadata={"choices": ("cosine", "linear", STORED)})
     classes: tuple[str, ...]
     scale: float
+
+
+class _Matrices(NamedTuple):
+    """Matrices of a head in float32 on one device. Rows of the weight of a cosine head have unit length."""
+
+    weight: Tensor
+    bias: Tensor | None
+    layer: tuple[Tensor, ...] | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,6 @@ class Head:
 
     Attributes:
         weight: (classes, D); or (classes * K, D) with K sub-centres for each class, of which the nearest counts.
-        classes: names of the speakers.
         scale: factor of the logits.
         kind: cosine or linear.
         bias: (classes,), or None.
@@ -52,6 +61,10 @@ class Head:
     kind: str = "cosine"
     bias: Tensor | None = None
     layer: tuple[Tensor, Tensor] | None = None
+    _placed: dict[torch.device, _Matrices] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_placed": {}}
 
     def logits(self, embedding: Tensor) -> Tensor:
         """Logits of embeddings, without a margin.
@@ -61,17 +74,27 @@ class Head:
         Returns:
             (B, classes), float32, on the device of the embedding.
         """
-        x, weight = embedding.float(), self.weight.to(embedding.device).float()
-        if self.layer is not None:
-            x = linear(x, *(values.to(x.device).float() for values in self.layer))
+        x, (weight, bias, layer) = embedding.float(), self._on(embedding.device)
+        if layer is not None:
+            x = linear(x, *layer)
         if self.kind == "cosine":
-            cosines = linear(normalize(x, dim=-1), normalize(weight, dim=-1))
+            cosines = linear(normalize(x, dim=-1), weight)
             count = len(self.classes) or len(weight)
             if len(weight) > count:
                 cosines = cosines.unflatten(-1, (count, -1)).amax(-1)
             return self.scale * cosines
-        bias = None if self.bias is None else self.bias.to(x.device).float()
         return self.scale * linear(x, weight, bias)
+
+    def _on(self, device: torch.device) -> _Matrices:
+        """Matrices on a device, where they stay: of many classes, a copy for each batch takes longer than the batch."""
+        if device not in self._placed:
+            with torch.inference_mode(False), torch.no_grad():
+                weight, *layer = (values.to(device).float() for values in (self.weight, *(self.layer or ())))
+                bias = None if self.bias is None else self.bias.to(device).float()
+                if self.kind == "cosine":
+                    weight = normalize(weight, dim=-1)
+            self._placed[device] = _Matrices(weight, bias, tuple(layer) or None)
+        return self._placed[device]
 
     def card(self, stored: bool = False) -> HeadCard:
         """Description of the head for a card.
@@ -82,21 +105,19 @@ class Head:
         return HeadCard(STORED if stored else self.kind, tuple(self.classes), self.scale)
 
     def to_bytes(self) -> bytes:
-        """Content of the safetensors file with the matrices, which `load` reads."""
+        """Content of the safetensors file with the matrices and their digest, which `load` reads."""
         from safetensors.torch import save
 
         tensors = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
         if self.layer is not None:
             tensors |= dict(zip(("layer.weight", "layer.bias"), self.layer, strict=True))
-        return save({name: values.detach().float().cpu().contiguous() for name, values in tensors.items()})
+        return seal_tensors(save, {n: values.detach().float().cpu().contiguous() for n, values in tensors.items()})
 
     @classmethod
     def load(cls, path: Path, card: HeadCard, dim: int | None) -> Head:
         """The head that a card describes.
 
         Args:
-            path: file of its matrices.
-            card: its description on the card of the cache.
             dim: width of the embedding that it takes; None where that is not known.
         Raises:
             SpkdError: the file is missing or damaged, or its matrices do not fit the classes or the embedding.
@@ -106,7 +127,9 @@ class Head:
 
         # Read the matrices.
         try:
-            tensors = load(read_bytes(path))
+            data = read_bytes(path, MOST_OF_WEIGHTS)
+            open_tensors(data, str(path))
+            tensors = load(data)
             weight, bias = tensors["weight"], tensors.get("bias")
             layer = (tensors["layer.weight"], tensors["layer.bias"]) if "layer.weight" in tensors else None
         except (OSError, SafetensorError, KeyError) as error:

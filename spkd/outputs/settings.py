@@ -10,8 +10,6 @@ from spkd.registry import CODECS
 
 @dataclass
 class StorageConfig:
-    """Settings of the storage of targets."""
-
     codec: str = key(
         "float16", f"how targets are stored: {', '.join(CODECS)} (M parts, K classes); NAME+zstd compresses as well"
     )

@@ -28,7 +28,8 @@ class Target:
         hop: samples between frames; None at utterance level.
         window: samples of the first frame's window; 0 where windows are centred on their first sample.
         codec: name of the codec; spkd.registry.CODECS lists the choices.
-        centre: sample on which the first frame is centred; None takes the middle of its window.
+        centre: sample on which the first frame is centred, below 0 in causal networks; None takes the middle of its
+            window.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Target:
     hop: int | None = field(default=None, metadata={"low": 1, "high": 10**9})
     window: int = field(default=0, metadata={"low": 0, "high": 10**9})
     codec: str = "float16"
-    centre: int | None = field(default=None, metadata={"low": 0, "high": 10**9})
+    centre: int | None = field(default=None, metadata={"low": -(10**9), "high": 10**9})
 
     @property
     def middle(self) -> float:

@@ -14,9 +14,6 @@ class TeacherCard:
     """Description of a teacher on a card.
 
     Attributes:
-        family: its name among the teachers.
-        weights_sha256: digest of its weights.
-        licence: licence of the weights.
         source: the package, the hub id or the name of the folder.
         preprocessing: preprocessing of the waveform, in words.
         cite: the paper; None where there is none.
@@ -40,14 +37,7 @@ class TeacherCard:
 
     @classmethod
     def from_json(cls, tree: Any, where: str) -> TeacherCard:
-        """A description from its JSON, checked.
-
-        Args:
-            tree: the parsed JSON.
-            where: name of the file, for errors.
-        Raises:
-            SpkdError: it is not a description of a teacher.
-        """
+        """A description from its JSON, checked. Raises SpkdError: it is not a description of a teacher."""
         if not isinstance(tree, dict):
             raise SpkdError(f"{where}: damaged (expected an object)")
         names = {f.name for f in fields(cls)} - {"details"}

@@ -12,7 +12,7 @@ from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANKS, is_fbank
 from spkd.progress import log
 from spkd.registry import STUDENTS
-from spkd.students.checkpoint import Checkpoint, load_student, read_weights, save_student
+from spkd.students.checkpoint import Checkpoint, check_student, load_student, read_weights, save_student
 from spkd.students.description import DESCRIPTION, Description, Training
 
 
@@ -20,6 +20,13 @@ def build(name: str, **settings: Any) -> Network:
     """Network of the registry with new random weights. Raises ValueError for widths the architecture cannot have."""
     network: Network = STUDENTS[name](**settings)
     return network
+
+
+def is_of_library(config: StudentConfig) -> bool:
+    """Whether `init` names a model of another library, whose width the student has."""
+    if config.init is None or (Path(config.init) / DESCRIPTION).is_file():
+        return False
+    return "from_pretrained" in vars(STUDENTS[config.name])
 
 
 def make_student(config: StudentConfig) -> Network:
@@ -49,7 +56,6 @@ def initialise_from(network: Network, source: str, trained: bool) -> Network:
     """Network with the weights of a trained model.
 
     Args:
-        network: network that takes the weights.
         source: folder of a student trained by spkd; or file of a state dictionary of WeSpeaker or 3D-Speaker with the
             same names, of which a classifier is left out.
         trained: whether the source is a student trained by spkd.
@@ -57,7 +63,13 @@ def initialise_from(network: Network, source: str, trained: bool) -> Network:
         UsageError: another architecture or width.
     """
     if trained:
-        weights = load_student(source).network.state_dict()
+        earlier = load_student(source).network
+        if earlier.input_kind != network.input_kind:
+            log(
+                f"note: student.init={source} was trained on {earlier.input_kind.name}, and this student takes "
+                f"{network.input_kind.name}; its weights fit student.features of its own training best"
+            )
+        weights = earlier.state_dict()
     else:
         if network.input_kind == FBANKS["kaldi"]:
             log(f"note: {source}: for weights of WeSpeaker or 3D-Speaker set student.features to their toolkit")
@@ -83,6 +95,8 @@ __all__ = [
     "Network",
     "Training",
     "build",
+    "check_student",
+    "is_of_library",
     "load_student",
     "make_student",
     "read_weights",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,16 +18,25 @@ from torch import Tensor
 
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
-from spkd.files.atomic import read_bytes, write_bytes, write_json
+from spkd.files.atomic import remove, write_bytes, write_copy, write_json
+from spkd.files.reading import MOST_OF_WEIGHTS, opened, read_bytes
 from spkd.files.schema import convert
 from spkd.networks.network import Network
 from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANKS, HOP, MELS, WINDOW, is_fbank
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.registry import STUDENTS
-from spkd.students.description import DESCRIPTION, WEIGHTS, Description, Training
+from spkd.students.description import DESCRIPTION, EARLIER, WEIGHTS, Description, Training
 from spkd.version import __version__
 
+MOST_OF_FOREIGN = 1 << 31  # bytes of weights of another program; the largest speaker networks have half a billion
+MAGIC = {  # first bytes of files that are given by mistake
+    b"RIFF": "audio or another RIFF file",
+    b"fLaC": "audio (FLAC)",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "an array of numpy",
+    b"\x1f\x8b": "gzipped",
+}
 CLASSIFIER = "head.weight"  # name of the classifier's weights, where training had a classifier
 
 
@@ -35,9 +46,7 @@ class Checkpoint:
 
     Attributes:
         head: (classes, D) rows of a cosine classifier.
-        classes: names of the classifier's speakers.
         scale: scale of the classifier's logits.
-        training: description of the training.
         weights_sha256: digest of the file of weights that it was read from.
     """
 
@@ -61,7 +70,13 @@ def read_weights(file: str) -> dict[str, Tensor]:
         raise UsageError(f"{file}: no such file of weights")
     try:
         if path.suffix == ".safetensors":
-            state: Any = load_tensors(path.read_bytes())
+            state: Any = load_tensors(read_bytes(path, MOST_OF_FOREIGN))
+        elif path.stat().st_size > MOST_OF_FOREIGN:
+            raise ValueError(f"larger than the {MOST_OF_FOREIGN:,} bytes that it may have")
+        elif any(part.compress_type for part in _parts(path)):
+            raise ValueError("its parts are compressed, as torch never writes them")
+        elif sum(part.file_size for part in _parts(path)) > path.stat().st_size:
+            raise ValueError("its parts overlap: together they are larger than the file")
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
@@ -77,18 +92,38 @@ def read_weights(file: str) -> dict[str, Tensor]:
     return tensors
 
 
+def _parts(path: Path) -> list[zipfile.ZipInfo]:
+    """Parts of a file that torch reads as an archive; none of another file. Raises many kinds for a damaged archive."""
+    with opened(path) as file:
+        if file.read(4) != b"PK\3\4":
+            return []
+        with zipfile.ZipFile(file) as archive:
+            return archive.infolist()
+
+
 def _reason(path: Path, error: Exception) -> str:
     """Reason, in a user's words, for which a file cannot be read."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                return "it is a TorchScript program; save the model's state dictionary, or export it to ONNX"
+    with contextlib.suppress(Exception):  # those of a damaged archive
+        if any(part.filename.endswith("/constants.pkl") for part in _parts(path)):
+            return "it is a TorchScript program; save the model's state dictionary, or export it to ONNX"
     # torch names the first object that it refused to make.
     if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return (
             f"it holds Python objects ({match[1]}), which are never made; in the program that it comes from, save its "
             "tensors alone: torch.save(model.state_dict(), FILE)"
         )
+    with open(path, "rb") as file:
+        start = file.read(200)
+    if path.suffix == ".onnx":
+        return "it is an ONNX model: teacher=onnx, or model=onnx"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself with `git lfs pull`"
+    if (kind := next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)) is not None:
+        return f"it is {kind}"
+    if not start:
+        return "it is empty"
+    if start.isascii() and b"\0" not in start:
+        return f"it is a text file, beginning with {start[:40].decode()!r}"
     return first_line(error)
 
 
@@ -108,12 +143,14 @@ def _no_weights(name: object, values: Tensor) -> str | None:
 
 
 def save_student(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Write both files, each atomically; weights first, so that model.json never describes absent weights."""
+    """Write both files, weights first. Those of an earlier student stay until model.json describes the new ones."""
     folder, network = Path(folder), checkpoint.network
     tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     if checkpoint.head is not None:
         tensors[CLASSIFIER] = checkpoint.head.detach().cpu().contiguous()
     data = save_tensors(tensors)
+    if (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_file():
+        write_copy(folder / WEIGHTS, folder / EARLIER)
     write_bytes(folder / WEIGHTS, data)
     name = next(name for name, kind in STUDENTS.items() if type(network) is kind)
     described = Description(
@@ -127,6 +164,19 @@ def save_student(folder: str | Path, checkpoint: Checkpoint) -> None:
         __version__,
     )
     write_json(folder / DESCRIPTION, described.to_json())
+    remove(folder / EARLIER)
+
+
+def check_student(folder: str | Path) -> None:
+    """Check that a folder holds a checkpoint, without reading it. Raises UsageError where it holds none."""
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file():
+        what = "a file, not the folder of a student" if folder.is_file() else "no spkd checkpoint"
+        out = shlex.quote(str(folder)) if not folder.exists() else "NEW_FOLDER"
+        way = f"train one with `spkd train out={out}`"
+        if (folder / "run.yaml").is_file():  # of a training
+            way = "its training has not finished: run the same `spkd train` again, which continues it"
+        raise UsageError(f"{folder}: {what} ({DESCRIPTION}, {WEIGHTS}); {way}")
 
 
 def load_student(folder: str | Path) -> Checkpoint:
@@ -138,10 +188,11 @@ def load_student(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     path, weights = folder / DESCRIPTION, folder / WEIGHTS
-    if not path.is_file():
-        raise UsageError(f"{folder}: no spkd checkpoint ({DESCRIPTION}, {WEIGHTS}); train one with `spkd train`")
+    check_student(folder)
     described = Description.read(path)
-    data = read_bytes(weights)
+    data = read_bytes(weights, MOST_OF_WEIGHTS)
+    if digest.of_bytes(data) != described.weights_sha256 and (folder / EARLIER).is_file():
+        data = read_bytes(folder / EARLIER, MOST_OF_WEIGHTS)  # the writing of both files was cut off
     if digest.of_bytes(data) != described.weights_sha256:
         raise SpkdError(f"{weights}: damaged (it is not the file that {DESCRIPTION} describes)")
     try:

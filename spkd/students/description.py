@@ -2,99 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spkd.corpus.people import People
 from spkd.errors import SpkdError, did_you_mean
-from spkd.files.atomic import parse_json, read_bytes
+from spkd.files.reading import parse_json, read_bytes
 from spkd.files.schema import record
 from spkd.files.sealed import Format
 from spkd.registry import STUDENTS
 
 FORMAT = Format("spkd_model", 1, "a checkpoint", "update spkd to read it")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-DIGEST_BYTES = 6  # bytes of the digest of a name: in one of 600 sets of a million names, two share a digest
-MOST_NAMES = 10_000  # digests of a set: 80 kB of text
-
-
-@dataclass(frozen=True)
-class Names:
-    """Set of names, stored as digests: membership of a name can be tested, but names cannot be listed.
-
-    Of a large set only the lowest digests are kept, which are a random sample of it.
-
-    Attributes:
-        count: number of names.
-        digests: lowest digests in rising order, base64.
-    """
-
-    count: int = field(metadata={"low": 0})
-    digests: str = ""
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> Names:
-        digests = sorted({_digest(name) for name in names})
-        return cls(len(digests), _encoded(digests))
-
-    @cached_property
-    def kept(self) -> list[bytes]:
-        """Digests as bytes. Raises SpkdError where they are damaged."""
-        try:
-            data = base64.b64decode(self.digests, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise SpkdError(f"damaged (digests of names: {error})") from error
-        digests = [data[first : first + DIGEST_BYTES] for first in range(0, len(data), DIGEST_BYTES)]
-        if len(data) % DIGEST_BYTES or len(digests) != min(self.count, MOST_NAMES):
-            raise SpkdError(f"damaged (digests of {len(digests)} names, {self.count} are counted)")
-        return digests
-
-    @property
-    def is_sample(self) -> bool:
-        """Whether only a sample of the names is kept, so that some are not recognised."""
-        return self.count > MOST_NAMES
-
-    def shared(self, names: Iterable[str]) -> list[str]:
-        """Names that belong to the set, sorted."""
-        if not self.count:
-            return []
-        known = set(self.kept)
-        return sorted(name for name in set(names) if _digest(name) in known)
-
-    def with_those_of(self, other: Names) -> Names:
-        """Union of two sets. Where one is a sample, its count is the sum of both, as if the sets were disjoint."""
-        digests = sorted({*self.kept, *other.kept})
-        count = self.count + other.count if self.is_sample or other.is_sample else len(digests)
-        return Names(count, _encoded(digests))
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
-
-
-def _encoded(digests: list[bytes]) -> str:
-    return base64.b64encode(b"".join(digests[:MOST_NAMES])).decode()
-
-
-@dataclass(frozen=True)
-class People:
-    """Speakers and utterances that a student was trained on.
-
-    Attributes:
-        speakers: names of the speakers.
-        utterances: ids of the utterances.
-    """
-
-    speakers: Names = Names(0)
-    utterances: Names = Names(0)
-
-    def with_those_of(self, other: People) -> People:
-        return People(self.speakers.with_those_of(other.speakers), self.utterances.with_those_of(other.utterances))
+EARLIER = "model.earlier.safetensors"  # weights that model.json describes while new ones are written
 
 
 @dataclass(frozen=True)
@@ -111,15 +33,18 @@ class RunFacts:
 
     Attributes:
         losses: settings of each loss, by name.
-        caches: fingerprints of the caches.
-        teacher_families: families of the caches' teachers.
         batch_size: number of views in one step; None where it is not known.
     """
 
-    losses: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     caches: tuple[str, ...] = ()
     teacher_families: tuple[str, ...] = ()
     batch_size: int | None = field(default=None, metadata={"low": 1})
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> RunFacts:
+        """Facts from the settings that identify a run. Raises SpkdError where they are not those of a run."""
+        return record(cls, {name: settings[name] for name in cls.__dataclass_fields__ if name in settings}, "settings")
 
 
 @dataclass(frozen=True)
@@ -130,11 +55,11 @@ class Training:
         settings: settings that identify the run.
         steps: number of steps done; None for a student that spkd did not train.
         last_terms: mean of each loss term over the last steps.
-        best: best validation.
         valid_eer_percent: validation EER (%) of this student, where it was saved as the best.
         valid_trials: digest of the trials that chose this student as the best; "" where none did.
         reports: reports of the losses on the run, by name.
-        people: speakers and utterances of the training data.
+        people: speakers and utterances of its caches, and of the training of the student that it began as.
+        teacher_people: people that their teachers were trained on, as far as spkd trained them.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -145,12 +70,17 @@ class Training:
     valid_trials: str = ""
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     people: People = field(default_factory=People)
+    teacher_people: People = field(default_factory=People)
+
+    @property
+    def people_with_teachers(self) -> People:
+        """People of whom a student of this model learns indirectly: its own, and those of its teachers."""
+        return self.people.with_those_of(self.teacher_people)
 
     @cached_property
     def facts(self) -> RunFacts:
         """Settings for pages and cards. Raises SpkdError where the settings are not those of a run."""
-        known = {name: self.settings[name] for name in RunFacts.__dataclass_fields__ if name in self.settings}
-        return record(RunFacts, known, "settings")
+        return RunFacts.of(self.settings)
 
 
 @dataclass(frozen=True)
@@ -159,13 +89,9 @@ class Description:
 
     Attributes:
         network: name of the network in the registry of students.
-        settings: settings of the network.
         features: description of its input features.
-        weights_sha256: digest of the file of weights.
         classes: names of the speakers of its classifier.
         scale: scale of the classifier's logits.
-        training: description of the training.
-        version: version of spkd that wrote it.
     """
 
     network: str
@@ -196,8 +122,10 @@ def _checked(content: dict[str, Any], where: str) -> Description:
     network, training = description.network, description.training
     if network not in STUDENTS:
         raise SpkdError(f"{where}: unknown network {network!r}{did_you_mean(network, STUDENTS)}")
+    training.people.check(f"{where}: training")
+    training.teacher_people.check(f"{where}: training")
     try:
-        _ = training.facts, training.people.speakers.kept, training.people.utterances.kept
+        _ = training.facts
     except SpkdError as error:
         raise SpkdError(f"{where}: training: {error}") from error
     return description

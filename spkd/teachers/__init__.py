@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spkd.errors import SpkdError, first_line
+from spkd.errors import SpkdError, UsageError, first_line
+from spkd.progress import log
 from spkd.registry import TEACHERS
-from spkd.teachers.settings import ModelConfig
+from spkd.teachers.settings import CHECKPOINT, ModelConfig
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +25,13 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
     """Teacher of a family, with its weights, on a device.
 
     Raises:
-        UsageError: unknown family, missing weights or packages.
+        UsageError: unknown family, missing weights or packages, or a precision that the device lacks.
         SpkdError: damaged weights.
     """
     import torch
 
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UsageError("precision=fp16: needs a GPU; bf16 works everywhere")
     teacher: Teacher = TEACHERS[config.name].load(config, device)
     own = asdict(config.settings)
     teacher.own_settings = {name: own[name] for name in own if name not in teacher.on_card}
@@ -55,23 +59,45 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def check_model(config: ModelConfig, key: str = "model") -> None:
+    """Check that the model that `spkd eval` scores is there, before anything else is done.
+
+    Raises:
+        UsageError: neither the folder of a student nor a teacher family.
+    """
+    from spkd.students import check_student
+
+    path = Path(config.name)
+    if path.suffix == ".onnx" and path.is_file():
+        raise UsageError(f"{path}: an ONNX model; write {key}=onnx {key}.weights={shlex.quote(str(path))}")
+    if config.name not in TEACHERS:
+        check_student(path)
+    elif resolved(config).weights == config.name:
+        log(f"note: {key}={path} is the student in that folder; for the family of its name, name {key}.weights")
+
+
 def load_model(config: ModelConfig, device: torch.device) -> Teacher:
     """Model that `spkd eval` scores: the student in a folder, or else a teacher.
 
     Args:
         config: settings, whose `name` is the folder or the teacher family.
-        device: device of the model.
     Raises:
         UsageError, SpkdError: as load_teacher.
     """
+    return load_teacher(resolved(config), device)
+
+
+def resolved(config: ModelConfig) -> ModelConfig:
+    """Settings of a model by its family: those of a student by the family checkpoint, with its folder as weights."""
     from spkd.students.description import DESCRIPTION
 
-    if config.name in TEACHERS:
+    folder = config.name
+    if folder in TEACHERS:
         # A folder may have the name of a family: whoever names weights or settings of the family means that.
-        is_plain = config.weights is None and config.settings == TEACHERS.settings(config.name)()
-        if not is_plain or not (Path(config.name) / DESCRIPTION).is_file():
-            return load_teacher(config, device)
-    return load_teacher(ModelConfig("checkpoint", config.name, config.precision, config.compile), device)
+        is_plain = config.weights is None and config.settings == TEACHERS.settings(folder)()
+        if not is_plain or not (Path(folder) / DESCRIPTION).is_file():
+            return ModelConfig(folder, config.weights, config.precision, config.compile, config.settings)
+    return ModelConfig(CHECKPOINT, folder, config.precision, config.compile)
 
 
-__all__ = ["load_model", "load_teacher"]
+__all__ = ["check_model", "load_model", "load_teacher", "resolved"]

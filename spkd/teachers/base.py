@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from spkd.corpus.audio import SAMPLE_RATE
-from spkd.corpus.augment import Augmentation
 from spkd.corpus.loader import WASTE, ViewLoader, batched
 from spkd.corpus.manifest import Manifest
-from spkd.corpus.view import Views
+from spkd.corpus.view import ViewPlan, Views
+from spkd.device import sent
 from spkd.outputs.head import Head
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
@@ -35,10 +35,10 @@ class EmbeddingModel(ABC):
         min_samples: length of the shortest accepted waveform (samples at 16 kHz).
         max_samples: length of the longest waveform for which memory is bounded (samples); None: no limit.
         takes_lengths: whether views of different lengths can share a batch without changing their outputs.
-        device: device of the model.
         precision: precision of its matrix products and convolutions; None: that of its weights.
         num_parameters: number of parameters; None where it is not known.
         training: description of its training; None where it is not known.
+        training_lost: whether spkd trained it, and its training is not known.
         weights_sha256: digest of its weights; "" where they are in no file.
     """
 
@@ -50,6 +50,7 @@ class EmbeddingModel(ABC):
     precision: torch.dtype | None = None
     num_parameters: int | None = None
     training: Training | None = None
+    training_lost: bool = False
 
     @abstractmethod
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
@@ -64,22 +65,17 @@ class EmbeddingModel(ABC):
             (B, D) or (B, T, D) for each target. Frames that come from padding are undefined.
         """
 
-    def view_loader(
-        self, manifest: Manifest, views: Views, augmentation: Augmentation, min_seconds: float
-    ) -> ViewLoader:
+    def view_loader(self, manifest: Manifest, views: Views, plan: ViewPlan, min_seconds: float) -> ViewLoader:
         """Loader of the views of a manifest.
 
         It refuses views that are too short or too long for this model, and utterances shorter than `min_seconds`. Its
         remarks on the audio are logged.
 
         Args:
-            manifest: utterances.
-            views: views to load.
-            augmentation: augmentation of the views.
             min_seconds: shortest utterance (s).
         """
         shortest, longest = self.limits(min_seconds)
-        return ViewLoader(manifest, views, augmentation, shortest, log, longest)
+        return ViewLoader(manifest, views, plan, shortest, log, longest)
 
     def limits(self, min_seconds: float) -> tuple[float, float | None]:
         """Length (s) of the shortest accepted utterance, and of the longest accepted view; None: no limit."""
@@ -93,17 +89,36 @@ class EmbeddingModel(ABC):
 
         Args:
             waves: (B, samples), on any device.
-            names: names of the targets.
             halves: names of the targets to round to float16 on the model's device, which halves the transfer and saves
                 work of the writer; the others are float32.
             lengths: as for `forward`.
         """
+        return self.begin(waves, names, halves, lengths)()
+
+    def begin(
+        self, waves: Tensor, names: list[str], halves: Collection[str] = (), lengths: Tensor | None = None
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        """Begin to compute what `extract` gives, with its arguments. A GPU works on while the host goes on.
+
+        Returns:
+            Function that waits for the arrays and returns them.
+        """
         lower = contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
+        is_gpu = self.device.type == "cuda"
         with torch.inference_mode(), lower:
-            given = {} if lengths is None else {"lengths": lengths.to(self.device)}
+            given = {} if lengths is None else {"lengths": sent(lengths, self.device)}
             outputs = self.forward(waves.to(self.device, non_blocking=True), names, **given)
             types = {name: torch.float16 if name in halves else torch.float32 for name in names}
-            return {name: outputs[name].to(types[name]).cpu().numpy() for name in names}
+            # A copy that nobody waits for goes into pinned memory; only CUDA says when it is there.
+            copies = {name: outputs[name].to(types[name]).to("cpu", non_blocking=is_gpu) for name in names}
+        copied = torch.cuda.current_stream(self.device).record_event() if is_gpu else None
+
+        def finish() -> dict[str, np.ndarray]:
+            if copied is not None:
+                copied.synchronize()
+            return {name: values.numpy() for name, values in copies.items()}
+
+        return finish
 
     def embed(self, waves: Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
         """Embeddings (N, D) of N waveforms (samples,) of any lengths.

@@ -18,10 +18,6 @@ class CheckpointTeacher(NetworkTeacher):
     """Student trained by spkd as a teacher.
 
     Targets: every level of the network (frames at 100 Hz, stats, ..., embedding), and logits where it has a classifier.
-
-    Attributes:
-        folder: folder of the student.
-        training: description of its training.
     """
 
     family = "checkpoint"

@@ -16,7 +16,7 @@ from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
 from spkd.networks import padding
 from spkd.networks.network import statistics
-from spkd.outputs.features import slaney_filters
+from spkd.outputs.features import in_float32, slaney_filters
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.students import read_weights
@@ -39,6 +39,11 @@ class DVector(Teacher):
 
     For `embedding` and `windows` the LSTM runs on every window from its initial state, as in the original; for the
     frames and their statistics it runs once over the whole view.
+
+    Windows overlap by half, as in the paper. `embed_utterance` of Resemblyzer, whose weights these are, gives other
+    embeddings: it takes 1.3 windows a second (every 77 frames), pads the last one with zeros where the audio covers
+    three quarters of it, and a recording shorter than a window; and `preprocess_wav` cuts long silences out. Here a
+    part of a window at the end is left out, and a shorter view is one shorter window.
     """
 
     family = "dvector"
@@ -73,7 +78,7 @@ class DVector(Teacher):
             family=self.family,
             weights_sha256=self._digest,
             licence="Apache-2.0",
-            source="Resemblyzer 0.1.4",
+            source="Resemblyzer 0.1.4 (its weights; windows, ends and silences are not those of its embed_utterance)",
             cite="Wan et al., Generalized end-to-end loss for speaker verification, ICASSP 2018, arXiv 1710.10467",
             preprocessing="raised to -30 dBFS; 40 Slaney mel bands of power, 25/10 ms, centred; "
             "1.6 s windows every 0.8 s",
@@ -110,15 +115,20 @@ class DVector(Teacher):
         else:
             windows = mel.unfold(1, WINDOW_FRAMES, WINDOW_HOP).transpose(2, 3)
         if counts is None:
-            counts = torch.full((len(mel),), mel.shape[1], device=mel.device)
+            hidden, _ = self._lstm(windows.flatten(0, 1))
+            return self._projected(hidden[:, -1].contiguous()).unflatten(0, windows.shape[:2])
         view, window = torch.nonzero(
             torch.arange(windows.shape[1], device=mel.device) < _window_count(counts)[:, None]
         ).T
         hidden, _ = self._lstm(windows[view, window])
         last = hidden[torch.arange(len(view)), counts[view].clamp_max(windows.shape[2]) - 1]
         out = mel.new_zeros(*windows.shape[:2], HIDDEN)
-        out[view, window] = normalize(torch.relu(self._linear(last)), dim=-1)
+        out[view, window] = self._projected(last)
         return out
+
+    def _projected(self, last: Tensor) -> Tensor:
+        """Embeddings (N, 256) from the outputs (N, 256) of the LSTM at the end of windows."""
+        return normalize(torch.relu(self._linear(last)), dim=-1)
 
     def _layer(self, layer: int, inputs: Tensor) -> Tensor:
         """Output (B, T, 256) of one LSTM layer."""
@@ -141,6 +151,7 @@ def raise_loudness(waves: Tensor, lengths: Tensor | None = None) -> Tensor:
     return waves * gain.clamp_min(1.0)
 
 
+@in_float32
 def linear_mel(waves: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Mel bands of power, without a logarithm: (B, samples) -> (B, 1 + samples // 160, 40).
 
@@ -150,7 +161,7 @@ def linear_mel(waves: Tensor, lengths: Tensor | None = None) -> Tensor:
     window = torch.hann_window(FFT, device=waves.device)
     waves = padding.reflect(waves[:, None], FFT // 2, lengths)[:, 0]
     spectrum = torch.stft(waves, FFT, HOP, window=window, center=False, return_complex=True)
-    return (slaney_filters(MELS, FFT).to(waves.device) @ spectrum.abs().square()).transpose(1, 2)
+    return (slaney_filters(MELS, FFT, device=waves.device) @ spectrum.abs().square()).transpose(1, 2)
 
 
 def _weights(weights: str | None) -> tuple[dict[str, Tensor], str]:
@@ -158,6 +169,9 @@ def _weights(weights: str | None) -> tuple[dict[str, Tensor], str]:
     if weights is None:
         package = importlib.util.find_spec("resemblyzer")
         if package is None or not package.submodule_search_locations:
-            raise UsageError("dvector needs its weights: `pip install --no-deps resemblyzer`, or set weights=FILE")
+            raise UsageError(
+                "dvector needs its weights: `pip install --no-deps resemblyzer`, or their file (teacher.weights=FILE, "
+                "model.weights=FILE; in Python weights=FILE)"
+            )
         weights = str(Path(next(iter(package.submodule_search_locations))) / "pretrained.pt")
     return read_weights(weights), weights

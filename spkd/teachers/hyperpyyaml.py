@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from spkd.errors import UsageError
-from spkd.teachers.toolkit import check_keys, read_settings
+from spkd.teachers.toolkit import PlainLoader, check_keys, read_settings
 
 REFERENCE = re.compile(r"<([\w.]+)>")
 MOST_REFERENCES = 20  # references followed one after the other
@@ -31,7 +31,7 @@ class Tagged:
     value: Any
 
 
-class _TaggedLoader(yaml.SafeLoader):
+class _TaggedLoader(PlainLoader):
     """YAML loader that keeps the tags of other programs, and refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -62,7 +62,6 @@ class Hyperparams:
     """Content of a settings file.
 
     Attributes:
-        path: path of the file, for errors.
         tree: content, with its tags.
     """
 
@@ -77,9 +76,6 @@ class Hyperparams:
     def resolved(self, value: Any, where: str) -> Any:
         """Value after following its references.
 
-        Args:
-            value: value in the file.
-            where: name of the setting, for errors.
         Raises:
             UsageError: a reference to a missing setting, a circle of references, or an expression.
         """
@@ -124,10 +120,7 @@ class Section:
     """Object that the file describes.
 
     Attributes:
-        file: the file.
-        name: name of the object.
         kind: name of its class.
-        arguments: settings of the object.
     """
 
     file: Hyperparams
@@ -148,10 +141,7 @@ class Section:
         """Value of a setting.
 
         Args:
-            key: name of the setting.
-            default: value where it is not set.
             fits: function that tells whether a value is allowed.
-            expected: description of the allowed values, for errors.
         Raises:
             UsageError: a value that spkd does not support.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,11 +16,13 @@ from torch.nn.functional import pad
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
+from spkd.files.reading import parse_json
 from spkd.networks import padding
-from spkd.outputs.features import FBANKS, HOP, MELS, PREEMPHASIS, WINDOW, slaney_filters, without_padding
+from spkd.outputs.features import FBANKS, HOP, MELS, PREEMPHASIS, WINDOW, in_float32, slaney_filters, without_padding
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
+from spkd.students.description import DESCRIPTION, Description, Training
 from spkd.teachers.base import Teacher
 from spkd.teachers.onnx_file import digest_of, files_of
 from spkd.teachers.onnx_probe import Feed, Node, Output, Probe, probed
@@ -29,9 +32,11 @@ from spkd.teachers.toolkit import FrontEnd, kaldi_front_end
 
 FRAMES = "frames"
 WAVEFORM = "waveform"
+CARD = "spkd_card"  # metadata of a file that spkd exported
 PAD = 16  # frames: NeMo pads its batches to a multiple
 PROBES = (16_000, 16_480, 17_760, 24_000, 31_999)  # lengths (samples) for which the shapes of outputs are examined
 LONGEST = 300 * SAMPLE_RATE  # longest view: the memory that a graph needs cannot be read from it
+BOUNDARIES = 4  # most places within a stride at which it is measured on what frames depend
 BANDS = (8, 256)  # smallest and largest number of bands
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 INTEGERS = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
@@ -63,13 +68,15 @@ class ONNX(Teacher):
 
     def __init__(self, weights: str | None, kind: str, outputs: dict[str, str], device: torch.device) -> None:
         if weights is None:
-            raise UsageError("onnx: name the model by weights=FILE.onnx")
+            raise UsageError("onnx: name the model's file (teacher.weights=FILE.onnx, model.weights=FILE.onnx)")
         self._path, self.device = Path(weights), device
         files = files_of(self._path)
         self._digest = digest_of(files)
         # The graph is first examined in a separate process.
         with probed(self._path, sum(file.stat().st_size for file in files)) as probe:
             _check_rate(weights, probe.metadata)
+            self.training = _training(self._path, probe.metadata)
+            self.training_lost = self.training is None and CARD in probe.metadata
             self._input, self._names, runs = _understood(weights, probe, kind, outputs)
             self._input = _with_masks(weights, probe, self._input, self._names[EMBEDDING])
             _check_embedding(weights, probe, self._input, self._names[EMBEDDING])
@@ -191,8 +198,6 @@ class GraphInput:
         """Descriptions of all inputs by name, for a probe that fills them with noise.
 
         Args:
-            samples: length of the waveform (samples).
-            batch: number of views.
             seeds: seeds of the noise in both halves of the view.
             mask: values of the masks in both halves of the view; None: all steps are valid.
         """
@@ -226,12 +231,8 @@ def _understood(
     """Input of a graph, names of embedding and frames, and shapes of its outputs at each of PROBES.
 
     Args:
-        source: file of the graph, for errors.
-        probe: graph in a separate process.
         kind: kind of features, or "auto".
         named: names of embedding and frames in the graph, where the settings give them.
-    Raises:
-        UsageError: the input is ambiguous, or no output is an embedding.
     """
     for target, name in named.items():
         if target not in (EMBEDDING, FRAMES) or name not in probe.outputs:
@@ -257,21 +258,22 @@ def _understood(
     raise UsageError(problems[0])
 
 
+def _training(path: Path, described: dict[str, str]) -> Training | None:
+    """Training of an exported student, from the folder of the student; None where the file is none, or elsewhere."""
+    if CARD not in described or not (path.parent / DESCRIPTION).is_file():
+        return None
+    card, student = parse_json(described[CARD].encode(), str(path)), Description.read(path.parent / DESCRIPTION)
+    is_of_it = isinstance(card, dict) and card.get("weights_sha256") == student.weights_sha256
+    return student.training if is_of_it else None
+
+
 def _check_rate(source: str, described: dict[str, str]) -> None:
     if (rate := described.get("sample_rate", str(SAMPLE_RATE))) != str(SAMPLE_RATE):
         raise UsageError(f"{source}: trained on audio of {rate[:40]} Hz; this project has {SAMPLE_RATE} Hz")
 
 
 def _inputs(source: str, probe: Probe, kind: str) -> list[GraphInput]:
-    """Possible inputs of a graph for a waveform, the likeliest first.
-
-    Args:
-        source: file of the graph, for errors.
-        probe: graph in a separate process.
-        kind: kind of features, or "auto".
-    Raises:
-        UsageError: the input is ambiguous, or not supported.
-    """
+    """Possible inputs of a graph for a waveform, the likeliest first."""
     shapes = ", ".join(f"{node.name} {node.shape} {node.type}" for node in probe.inputs)[:400]
     mains = [node for node in probe.inputs if node.type in FLOATS and len(node.shape) in (2, 3)]
     if not mains:
@@ -294,17 +296,7 @@ def _inputs(source: str, probe: Probe, kind: str) -> list[GraphInput]:
 
 
 def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], kind: str) -> list[GraphInput]:
-    """Possible inputs of a graph that takes features.
-
-    Args:
-        source: file of the graph, for errors.
-        probe: graph in a separate process.
-        main: input of the features.
-        others: inputs of lengths and masks.
-        kind: kind of features, or "auto".
-    Raises:
-        UsageError: the kind of features or the number of bands is ambiguous, or the number of frames is fixed.
-    """
+    """Possible inputs of a graph that takes features."""
     described, sherpa = probe.metadata, None
     if kind == "auto" and "spkd_features" in described:  # exported by spkd
         kind = described["spkd_features"]
@@ -367,12 +359,8 @@ def _outputs(
     """Names in the graph of the embedding and, where there are any, of the frames.
 
     Args:
-        source: file of the graph, for errors.
         runs: shapes of the outputs for views of several lengths.
         named: names that the settings give.
-        described: metadata of the file.
-    Raises:
-        UsageError: several outputs may be the embedding, or none.
     """
     floats = [name for name, output in runs[0].items() if output.type in ("float16", "float32", "float64")]
     shapes = {name: [run[name].shape for run in runs] for name in floats}
@@ -419,14 +407,6 @@ def _with_masks(source: str, probe: Probe, given: GraphInput, embedding: str) ->
     """Input with the value that its masks have at valid steps: 1 (transformers), or 0 (`padding_mask` of PyTorch).
 
     With a mask of ones and then zeros, noise is changed in either half; the half that changes the embedding is valid.
-
-    Args:
-        source: file of the graph, for errors.
-        probe: graph in a separate process.
-        given: input of the graph.
-        embedding: name of the embedding in the graph.
-    Raises:
-        UsageError: neither half decides.
     """
     masks = [node.name for node in given.others if len(node.shape) == 2]
     if not masks:
@@ -453,7 +433,7 @@ def _check_embedding(source: str, probe: Probe, given: GraphInput, embedding: st
     Raises:
         UsageError: an embedding that is the same for different noise, or not finite.
     """
-    if "spkd_card" in probe.metadata:  # of a student, whose embedding in 8 bits may not tell two noises apart
+    if CARD in probe.metadata:  # of a student, whose embedding in 8 bits may be the same for two noises
         return
     samples = given.samples or PROBES[0]
     first, second = (np.array(probe.values(given.probe(samples, seeds=(i, i)), embedding)) for i in (0, 1))
@@ -486,12 +466,6 @@ def _timing(probe: Probe, given: GraphInput, frames: str, dim: int) -> Target | 
 
     A network of kernel k and stride s makes 1 + (steps - k) // s frames. Two lengths at which the number of frames
     grows, one after the other, are s apart, and they determine k.
-
-    Args:
-        probe: graph in a separate process.
-        given: input of the graph.
-        frames: name of the frames in the graph.
-        dim: width of the frames.
     """
     taken = given.frames
     assert taken.hop is not None
@@ -517,10 +491,51 @@ def _timing(probe: Probe, given: GraphInput, frames: str, dim: int) -> Target | 
     second = next_growth(first, first + max(least, 1), first + most)
     stride = second - first
     kernel = first - stride * (count(first) - 1)
-    window, centre = taken.window + (kernel - 1) * hop, taken.middle + (kernel - 1) * hop / 2
-    if (stride * hop) % HOP or window < 0 or centre < 0 or count(second) != count(first) + 1:
+    window, middle = taken.window + (kernel - 1) * hop, (kernel - 1) / 2
+    if (stride * hop) % HOP or count(second) != count(first) + 1:
+        return None
+    # The count does not tell whether what is padded lies before or after the input, as in causal networks.
+    earliest, latest = _reach(probe, given, frames, dim, stride)
+    bounded = math.isfinite(earliest) and math.isfinite(latest)
+    measured = (earliest + latest) / 2 if bounded else min(max(middle, earliest), latest)
+    # What lies at the ends of a deep network's input changes its frames too little to be measured.
+    error = max((latest - earliest) / 16 if bounded else 0, stride / BOUNDARIES if stride > BOUNDARIES else 0)
+    centre = taken.middle + hop * (middle if abs(measured - middle) <= error else measured)
+    if window < 0:
         return None
     return Target(FRAMES, dim, stride * hop, window, centre=None if centre == window / 2 else round(centre))
+
+
+def _reach(probe: Probe, given: GraphInput, frames: str, dim: int, stride: int) -> tuple[float, float]:
+    """First and last step of the input on which the first frame depends; infinite where frames depend on all steps.
+
+    Frame k depends on steps k * stride + first to k * stride + last. Noise that changes from step b on changes the
+    frames from ceil((b - last) / stride) on, noise that changes before b those up to ceil((b - first) / stride) - 1.
+    Over boundaries b at all places within a stride, ceil(x / stride) is (mean of x + (stride - 1) / 2) / stride on
+    average.
+
+    Args:
+        probe: graph in a separate process.
+        given: input of the graph.
+        frames: name of the frames in the graph.
+        dim: width of the frames.
+        stride: steps from one frame to the next.
+    """
+    taken, places = given.frames, min(stride, BOUNDARIES)
+    assert taken.hop is not None
+    least = taken.num_frames(SAMPLE_RATE) // 2
+    boundaries, firsts, lasts = [], np.empty(places), np.empty(places)
+    for place in range(places):
+        samples = taken.window + (2 * (least + place * stride // places) - 1) * taken.hop
+        noise = [given.probe(samples, seeds=seeds) for seeds in ((0, 0), (0, 1), (1, 0))]
+        plain, later, earlier = (np.array(probe.values(feeds, frames)).reshape(-1, dim) for feeds in noise)
+        of_later, of_earlier = (np.abs(other - plain).max(1) > 1e-6 * np.abs(plain).max() for other in (later, earlier))
+        lasts[place] = np.argmax(of_later) if of_later.any() and not of_later[0] else -np.inf
+        firsts[place] = np.flatnonzero(of_earlier)[-1] + 1 if of_earlier.any() and not of_earlier[-1] else np.inf
+        main = noise[0][given.main.name]
+        boundaries.append(main.shape[main.axis] // 2)
+    start = float(np.mean(boundaries)) + (stride - 1) / 2
+    return start - stride * float(firsts.mean()), start - stride * float(lasts.mean())
 
 
 def _session(path: Path, device: torch.device) -> Any:
@@ -553,6 +568,7 @@ def nemo_front_end(mels: int) -> FrontEnd:
     return FrontEnd(Target("fbank.nemo", mels, HOP, 0), compute, words)
 
 
+@in_float32
 def nemo_fbank(waves: Tensor, mels: int, lengths: Tensor | None = None) -> Tensor:
     """NeMo's AudioToMelSpectrogramPreprocessor (its defaults for speakers, no dither): pre-emphasis 0.97, centred
     windows of 25 ms (Hann) every 10 ms, 512 points, power, Slaney's filters, log(x + 2^-24), every band to zero mean
@@ -560,7 +576,6 @@ def nemo_fbank(waves: Tensor, mels: int, lengths: Tensor | None = None) -> Tenso
 
     Args:
         waves: (B, samples).
-        mels: bands.
         lengths: (B,) number of samples of each view, where shorter views are padded; None: all are valid.
     Returns:
         (B, 1 + samples // 160, mels).
@@ -569,6 +584,6 @@ def nemo_fbank(waves: Tensor, mels: int, lengths: Tensor | None = None) -> Tenso
     window = torch.hann_window(WINDOW, periodic=False, device=waves.device)
     spectrum = torch.stft(waves, 512, HOP, WINDOW, window, True, "constant", return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()
-    bands = (slaney_filters(mels, 512).to(waves.device) @ power + 2.0**-24).log()
+    bands = (slaney_filters(mels, 512, device=waves.device) @ power + 2.0**-24).log()
     variance, mean = padding.var_mean(bands, None if lengths is None else 1 + lengths // HOP, correction=1)
     return ((bands - mean) / (variance.sqrt() + 1e-5)).transpose(1, 2)

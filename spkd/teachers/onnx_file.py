@@ -8,6 +8,11 @@ from typing import Any
 
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
+from spkd.files.reading import MOST_OF_WEIGHTS, read_bytes
+
+DIGEST, CALIBRATION = "spkd_digest", "spkd_calibration"  # keys in the metadata of exported students
+BLANK = b"0" * 64  # stands for the digest while it is computed
+MOST = 2**31  # bytes of a protobuf message
 
 
 def files_of(path: Path) -> list[Path]:
@@ -15,7 +20,7 @@ def files_of(path: Path) -> list[Path]:
 
     Raises:
         UsageError: no such file, no package onnx, or a named file that is missing or outside the graph's folder.
-        SpkdError: the file is not an ONNX model.
+        SpkdError: the file is not an ONNX model, or not the one that `spkd export` wrote.
     """
     try:
         import onnx
@@ -23,6 +28,9 @@ def files_of(path: Path) -> list[Path]:
         raise UsageError("teacher=onnx needs onnx and onnxruntime: pip install 'spkd[onnx]'") from error
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
+    if path.stat().st_size > MOST:
+        raise SpkdError(f"{path}: cannot be loaded as an ONNX model (over 2 GiB; such weights lie in files beside it)")
+    _check(read_bytes(path, MOST_OF_WEIGHTS), path)
     try:
         model = onnx.load(str(path), load_external_data=False)
         names = sorted({name for tensor in _tensors(model) if (name := _location(tensor)) is not None})
@@ -31,6 +39,53 @@ def files_of(path: Path) -> list[Path]:
     if not model.HasField("graph"):
         raise SpkdError(f"{path}: cannot be loaded as an ONNX model (no graph in it)")
     return [path, *(_inside(path, name) for name in names)]
+
+
+def sealed(model: Any) -> bytes:
+    """Content of the file of an ONNX model, with a digest over it in its metadata, as `spkd export` writes it."""
+    model.metadata_props.add(key=DIGEST, value=BLANK.decode())
+    data = bytes(model.SerializeToString())
+    place = _place_of_digest(data)
+    return data[:place] + digest.of_bytes(data).encode() + data[place + len(BLANK) :]
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file is an ONNX model that `spkd export` wrote. Raises SpkdError where it was changed since."""
+    if path.suffix != ".onnx" or not path.is_file():
+        return False
+    data = read_bytes(path, MOST_OF_WEIGHTS)
+    _check(data, path)
+    return _place_of_digest(data) >= 0
+
+
+def with_calibration(path: Path, calibration: str) -> bytes:
+    """Content of an exported model's file with another calibration in its metadata, as JSON."""
+    import onnx
+
+    model = onnx.load(str(path))
+    kept = [entry for entry in model.metadata_props if entry.key not in (DIGEST, CALIBRATION)]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=CALIBRATION, value=calibration)
+    return sealed(model)
+
+
+def _check(data: bytes, where: Path) -> None:
+    """Compare a file with the digest in its metadata, where it has one. Raises SpkdError where it differs."""
+    if (place := _place_of_digest(data)) < 0:
+        return
+    end = place + len(BLANK)
+    if digest.of_blocks((data[:place], BLANK, data[end:])).encode() != data[place:end]:
+        raise SpkdError(
+            f"{where}: damaged, or changed since `spkd export` wrote it (it does not match its metadata {DIGEST}); "
+            "export it again, or remove that entry"
+        )
+
+
+def _place_of_digest(data: bytes) -> int:
+    """First byte of the digest in a file; -1 where it has none. Behind the key stand two bytes, a tag and a length."""
+    key = data.rfind(DIGEST.encode())
+    return key if key < 0 else key + len(DIGEST) + 2
 
 
 def digest_of(files: list[Path]) -> str:

@@ -34,7 +34,6 @@ class Feed(NamedTuple):
 
     Attributes:
         type: onnxruntime's name of the type.
-        shape: dimensions.
         value: value of all elements; None: noise, the same in every run.
         axis: axis in the middle of which the content changes.
         halves: values before and after the middle; of noise, their seeds. None: the same content throughout.
@@ -52,8 +51,6 @@ class Node:
     """Input of a graph.
 
     Attributes:
-        name: name of the input.
-        type: onnxruntime's name of the type.
         shape: dimensions: numbers, names of free dimensions, or None.
     """
 
@@ -71,13 +68,7 @@ class Output:
 
 
 class Probe:
-    """Model that is loaded in a separate process.
-
-    Attributes:
-        inputs: inputs of the graph.
-        outputs: names of the outputs.
-        metadata: metadata of the file.
-    """
+    """Model that is loaded in a separate process."""
 
     def __init__(self, path: Path, process: subprocess.Popen[str], errors: Path, seconds: int) -> None:
         self._path, self._process, self._errors, self._seconds = path, process, errors, seconds
@@ -92,9 +83,6 @@ class Probe:
     def run(self, feeds: dict[str, Feed], outputs: Sequence[str]) -> dict[str, Output] | str:
         """Outputs of a run by name, or the reason for which it failed.
 
-        Args:
-            feeds: inputs by name.
-            outputs: names of the outputs.
         Raises:
             SpkdError: the run takes too long or asks for too much memory.
         """
@@ -104,14 +92,7 @@ class Probe:
         return {n: Output(s, t) for n, s, t in zip(outputs, tree["shapes"], tree["types"], strict=True)}
 
     def values(self, feeds: dict[str, Feed], output: str) -> list[float]:
-        """Numbers of an output.
-
-        Args:
-            feeds: inputs by name.
-            output: name of the output.
-        Raises:
-            SpkdError: the run fails, takes too long or asks for too much memory.
-        """
+        """Numbers of an output. Raises SpkdError: the run fails, takes too long or asks for too much memory."""
         tree = self._asked(feeds, [output], values=True)
         if "error" in tree:
             raise SpkdError(f"{self._path}: fails on noise ({first_line(ValueError(tree['error']))})")
@@ -160,7 +141,6 @@ def probed(path: Path, size: int, seconds: int = SECONDS) -> Iterator[Probe]:
     """Model in a separate process, which ends with the block.
 
     Args:
-        path: file of the graph.
         size: size of all files of the model (bytes).
         seconds: processor time for a model with few weights (s).
     Raises:

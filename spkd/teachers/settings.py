@@ -32,8 +32,6 @@ class FrontEndSettings:
 
 @dataclass
 class ONNXSettings(FrontEndSettings):
-    """Settings of ONNX models."""
-
     outputs: dict[str, str] = key({}, "names in the graph of embedding and frames, where they are not clear")
 
 
@@ -48,14 +46,15 @@ class ModelConfig(Chooser):
         "microsoft/wavlm-base-plus-sv, hubert, wav2vec2, data2vec and w2v-bert public large models, checkpoint "
         "./student",
     )
-    precision: str = key("fp32", "of the model's matrix products and convolutions", PRECISIONS)
+    precision: str = key("fp32", "of the model's matrix products and convolutions (fp16: on a GPU)", PRECISIONS)
     compile: bool = key(False, "compile the model (torch.compile): slow to start, faster on a GPU")
     settings: Any = component(TEACHERS)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         if self.name == "none":
             return dict.fromkeys(("weights", "precision", "compile"), "teacher=none runs no model")
+        if self.name == "onnx" and self.weights is not None:  # else a student may be in a folder of that name
+            return dict.fromkeys(("precision", "compile"), "onnxruntime runs the graph as it is")
         return {}
 
 
@@ -66,7 +65,6 @@ class TeacherConfig(ModelConfig):
     targets: list[str] = key(["embedding"], "targets to store, e.g. [embedding,frames.layer8]; see --targets")
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         reasons = super().unused()
         if self.name == "none":
             reasons["targets"] = "teacher=none has none; fbank=true and wave=true store features"
@@ -81,8 +79,7 @@ class ScoredModelConfig(ModelConfig):
     settings: Any = component(TEACHERS, otherwise=CHECKPOINT)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
-        return {} if self.name in TEACHERS else {"weights": f"{self.name} is the folder of a student"}
+        return super().unused() if self.name in TEACHERS else {"weights": f"{self.name} is the folder of a student"}
 
 
 @dataclass
@@ -94,7 +91,6 @@ class EnrolModelConfig(ScoredModelConfig):
     )
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         if self.name is None:
             names = ("weights", "precision", "compile", *map(section_of, TEACHERS))
             return dict.fromkeys(names, "no enrol.model is set")

@@ -23,6 +23,7 @@ from spkd.outputs.features import (
     PREEMPHASIS,
     SHERPA_HIGH_HZ,
     fbank_of,
+    in_float32,
     slaney_filters,
 )
 from spkd.outputs.target import Target
@@ -38,9 +39,6 @@ WINDOWS = ("povey", "hann", "hanning", "hamming", "sine", "rectangular", "blackm
 def sherpa_front_end(source: str, described: dict[str, str]) -> FrontEnd | None:
     """Front end with the features that sherpa-onnx computes for a file.
 
-    Args:
-        source: name of the file, for errors.
-        described: metadata of the file.
     Returns:
         The front end; None where the metadata are not those of sherpa-onnx (the framework alone does not determine the
         features).
@@ -60,11 +58,7 @@ def sherpa_front_end(source: str, described: dict[str, str]) -> FrontEnd | None:
 
 @dataclass(frozen=True)
 class _Metadata:
-    """Metadata of a file, with checked access.
-
-    Attributes:
-        source: name of the file, for errors.
-    """
+    """Metadata of a file, with checked access."""
 
     source: str
     values: dict[str, str]
@@ -126,6 +120,7 @@ def _of_nemo(keys: _Metadata) -> FrontEnd:
     return FrontEnd(Target("fbank.sherpa-nemo", mels, hop, window), compute, words, not normalised)
 
 
+@in_float32
 def nemo_bank(waves: Tensor, window: int, hop: int, window_type: str, mels: int) -> Tensor:
     """Log-mel energies of kaldi-native-fbank with is_librosa and snip_edges, without removal of the mean.
 
@@ -133,18 +128,16 @@ def nemo_bank(waves: Tensor, window: int, hop: int, window_type: str, mels: int)
         waves: (B, samples) in [-1, 1], at least one window.
         window: length of the window (samples).
         hop: hop (samples).
-        window_type: name of the window.
-        mels: number of bands.
     Returns:
         (B, 1 + (samples - window) // hop, mels).
     """
     frames = waves.float().unfold(-1, window, hop)
     # Kaldi pre-emphasises the first sample of a frame with itself.
     previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-    frames = (frames - PREEMPHASIS * previous) * _window(window_type, window).to(waves.device)
+    frames = (frames - PREEMPHASIS * previous) * _window(window_type, window, waves.device)
     points = 1 << (window - 1).bit_length()
     power = torch.fft.rfft(frames, points).abs().square()
-    energies = power @ slaney_filters(mels, points, SHERPA_HIGH_HZ).T.to(waves.device)
+    energies = power @ slaney_filters(mels, points, SHERPA_HIGH_HZ, waves.device).T
     return energies.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
@@ -156,7 +149,7 @@ def per_feature(bank: Tensor) -> Tensor:
 
 
 @lru_cache
-def _window(window_type: str, size: int) -> Tensor:
+def _window(window_type: str, size: int, device: torch.device) -> Tensor:
     """Window (size,) of kaldi-native-fbank (feature-window.cc)."""
     # Only "hann" is periodic.
     phase = 2 * pi * torch.arange(size, dtype=torch.float64) / (size if window_type == "hann" else max(size - 1, 1))
@@ -170,4 +163,4 @@ def _window(window_type: str, size: int) -> Tensor:
         "rectangular": torch.ones_like(phase),
         "blackman": 0.42 - 0.5 * phase.cos() + 0.08 * (2 * phase).cos(),
     }
-    return values[window_type].float()
+    return values[window_type].float().to(device)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spkd.errors import UsageError, first_line
+from spkd.files.reading import read_text
 from spkd.networks.network import Network
 from spkd.networks.toolkits.recognise import (
     SPEECHBRAIN_ECAPA,
@@ -133,14 +134,8 @@ def _check_modules(file: Hyperparams) -> None:
 def _network(file: Hyperparams, tensors: dict[str, Tensor], mels: int) -> tuple[Network, Rules, dict[str, Any]]:
     """Network that the weights and the settings describe.
 
-    Args:
-        file: the settings.
-        tensors: weights by name.
-        mels: number of features in a frame.
     Returns:
         The network, the rules of its names, and the settings that only the file tells.
-    Raises:
-        UsageError: unknown settings or an unknown architecture.
     """
     path = file.path.with_name(WEIGHTS)
     build = {ECAPA: _ecapa, XVECTOR: _xvector, RESNET: _resnet}
@@ -238,14 +233,7 @@ def _check_kernels(section: Section, key: str, kernels: list[int], dilations: li
 
 
 def _activation(section: Section, default: str) -> tuple[Activation, str]:
-    """Activation of a network, and its name.
-
-    Args:
-        section: settings of the network.
-        default: name of the activation where none is set.
-    Raises:
-        UsageError: an unknown activation.
-    """
+    """Activation of a network, and its name."""
     expected = f"!name:torch.nn.ACTIVATION of {', '.join(ACTIVATIONS)}"
     given = section.get("activation", Tagged(f"name:torch.nn.{default}", ""), lambda v: isinstance(v, Tagged), expected)
     name = re.sub(r"^name:torch\.nn\.(modules\.activation\.)?", "", given.tag)
@@ -289,14 +277,10 @@ def _scale(file: Hyperparams) -> float:
 
 
 def _labels(path: Path, count: int) -> list[str]:
-    """Names of the speakers in the order of their numbers, from lines `'name' => number`; else the numbers.
-
-    Args:
-        path: file of the labels.
-        count: number of speakers.
-    """
+    """Names of the speakers in the order of their numbers, from lines `'name' => number`; numbers where any lacks."""
     names = {}
     if path.is_file():
-        for match in re.finditer(r"^'(.*)' => (\d+)$", path.read_text("utf-8", "replace").split("=====")[0], re.M):
+        for match in re.finditer(r"^'(.*)' => (\d+)$", read_text(path, errors="replace").split("=====")[0], re.M):
             names[int(match[2])] = match[1]
-    return [names.get(i, str(i)) for i in range(count)]
+    whole = all(i in names for i in range(count))
+    return [names[i] if whole else str(i) for i in range(count)]

@@ -13,7 +13,7 @@ from torch.nn.functional import conv1d, pad
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
 from spkd.networks import padding
-from spkd.outputs.features import HOP
+from spkd.outputs.features import HOP, in_float32
 from spkd.outputs.target import Target
 from spkd.teachers.hyperpyyaml import Hyperparams, Section
 from spkd.teachers.toolkit import FrontEnd
@@ -33,12 +33,9 @@ class Fbank:
     """Settings of SpeechBrain's Fbank, with its defaults.
 
     Attributes:
-        mels: number of bands.
         low: lower end of the first filter (Hz).
         high: upper end of the last filter (Hz).
-        points: number of points of the Fourier transform.
         window: length of the window (samples).
-        shape: shape of the filters.
         deltas: whether first and second derivatives are added to the bands.
         left: number of preceding frames that are joined to each frame.
         right: number of following frames that are joined to each frame.
@@ -73,11 +70,7 @@ class Fbank:
 
 
 def front_end_of(file: Hyperparams) -> FrontEnd:
-    """Front end with the features of a model.
-
-    Raises:
-        UsageError: settings that spkd does not support.
-    """
+    """Front end with the features of a model. Raises UsageError: settings that spkd does not support."""
     bank, section = _fbank_of(file.section("compute_features")), file.section("mean_var_norm")
     section.check(
         [NORMALISATION],
@@ -136,6 +129,7 @@ def _fbank_of(section: Section) -> Fbank:
     return bank
 
 
+@in_float32
 def fbank(waves: Tensor, bank: Fbank, lengths: Tensor | None = None) -> Tensor:
     """SpeechBrain's fbank (dB), with derivatives and context.
 
@@ -144,7 +138,6 @@ def fbank(waves: Tensor, bank: Fbank, lengths: Tensor | None = None) -> Tensor:
 
     Args:
         waves: (B, samples).
-        bank: settings.
         lengths: (B,) number of samples of each view, where shorter views are padded with zeros; None: all are valid.
             Frames of padding do not change the features of a view.
     Returns:
@@ -153,7 +146,7 @@ def fbank(waves: Tensor, bank: Fbank, lengths: Tensor | None = None) -> Tensor:
     window = torch.hamming_window(bank.window, device=waves.device)
     spectrum = torch.stft(waves.float(), bank.points, HOP, bank.window, window, True, "constant", return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()
-    decibels = 10 * (power.transpose(1, 2) @ _filters(bank).to(waves.device)).clamp_min(LEAST).log10()
+    decibels = 10 * (power.transpose(1, 2) @ _filters(bank, waves.device)).clamp_min(LEAST).log10()
     loudest = decibels.amax(2)
     if lengths is not None:
         loudest = loudest.masked_fill(~padding.valid(loudest, 1 + lengths // HOP), -torch.inf)
@@ -189,7 +182,7 @@ def _joined(features: Tensor, left: int, right: int) -> Tensor:
 
 
 @lru_cache
-def _filters(bank: Fbank) -> Tensor:
+def _filters(bank: Fbank, device: torch.device) -> Tensor:
     """Filters (points // 2 + 1, mels).
 
     Their centres are equally spaced on the scale mel = 2595 log10(1 + f / 700). The half width of a filter, on both
@@ -200,8 +193,9 @@ def _filters(bank: Fbank) -> Tensor:
     centre, width = hz[1:-1], hz[1:-1] - hz[:-2]
     frequency = torch.linspace(0, SAMPLE_RATE // 2, bank.points // 2 + 1)[:, None]
     if bank.shape == "rectangular":
-        return ((frequency >= centre - width) & (frequency <= centre + width)).float()
-    slope = (frequency - centre) / width
-    if bank.shape == "gaussian":
-        return (-0.5 * (2 * slope).square()).exp()
-    return (1 - slope.abs()).clamp_min(0.0)
+        filters = ((frequency >= centre - width) & (frequency <= centre + width)).float()
+    elif bank.shape == "gaussian":
+        filters = (-0.5 * (2 * (frequency - centre) / width).square()).exp()
+    else:
+        filters = (1 - ((frequency - centre) / width).abs()).clamp_min(0.0)
+    return filters.to(device)

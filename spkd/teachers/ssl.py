@@ -18,15 +18,18 @@ from torch.nn.functional import group_norm
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
+from spkd.files.reading import MOST_OF_SETTINGS, read_text
+from spkd.files.text import counted
 from spkd.networks import padding
 from spkd.networks.network import count_parameters, statistics
-from spkd.networks.ssl import broken_torchaudio
+from spkd.networks.ssl import broken_torchaudio, read_config, read_extractor
 from spkd.outputs.features import FBANK, fbank
 from spkd.outputs.head import Head
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.teachers.base import Teacher
 from spkd.teachers.settings import ModelConfig
+from spkd.teachers.toolkit import PlainLoader
 
 ATTENTION_BYTES = 1 << 31  # largest memory of the attention of one layer for one view
 UNKNOWN_LICENCE = "see the model's own card"
@@ -51,7 +54,6 @@ class SSLTeacher(Teacher):
 
     Attributes:
         hub: hub id used where no weights are named.
-        cite: the paper.
         model_type: transformers' name of the family.
     """
 
@@ -66,7 +68,6 @@ class SSLTeacher(Teacher):
         Args:
             weights: a hub id or a local folder; None: `hub`.
             layer: number of the pooled layer; None: the last, or the pooling of the head.
-            device: device of the model.
         """
         self._source, self.device = weights or self.hub, device
         config, model = self._load()
@@ -99,40 +100,41 @@ class SSLTeacher(Teacher):
     def _load(self) -> tuple[Any, Any]:
         """Configuration and model of transformers."""
         try:
-            from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioXVector
+            from transformers import AutoModel, AutoModelForAudioXVector
             from transformers import logging as transformers_logging
         except ImportError as error:
             raise UsageError(f"teacher={self.family} needs transformers: pip install 'spkd[teachers]'") from error
         transformers_logging.disable_progress_bar()
         logging.getLogger("transformers").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
-        # Code in the folder is never run, and transformers does not ask whether it may be.
-        plain: dict[str, Any] = {"trust_remote_code": False}
         try:
-            config = AutoConfig.from_pretrained(self._source, **plain)
+            config = read_config(self._source)
+            if config.model_type != self.model_type:
+                raise UsageError(f"weights={self._source} is a {config.model_type} model, not {self.family}")
             has_head = any(str(name).endswith("ForXVector") for name in config.architectures or ())
             kind = AutoModelForAudioXVector if has_head else AutoModel
-            model, loading = kind.from_pretrained(self._source, output_loading_info=True, **plain)
+            # Code in the folder is never run, and transformers does not ask whether it may be.
+            model, loading = kind.from_pretrained(
+                self._source, config=config, output_loading_info=True, trust_remote_code=False
+            )
+        except SpkdError:
+            raise
         except Exception as error:  # transformers raises many kinds for a damaged or unknown model
             if (problem := broken_torchaudio(error)) is not None:
                 raise UsageError(problem) from error
             raise UsageError(
                 f"weights={self._source}: neither a local model folder nor a reachable hub id ({first_line(error)})"
             ) from error
-        if config.model_type != self.model_type:
-            raise UsageError(f"weights={self._source} is a {config.model_type} model, not {self.family}")
         if getattr(config, "add_adapter", False):
             raise UsageError(f"weights={self._source}: models with a convolutional adapter are not supported")
         missing = {str(name) for name in loading["missing_keys"]}
         self._classes = has_head and "objective.weight" not in missing
         if lacking := sorted(n for n in missing if not n.endswith("masked_spec_embed") and n != "objective.weight"):
-            raise UsageError(f"weights={self._source}: lacks {len(lacking)} weights ({lacking[0]}, ...)")
-        try:
-            self._normalise = bool(AutoFeatureExtractor.from_pretrained(self._source, **plain).do_normalize)
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            # For folders without a preprocessor: the layer-norm variants were trained on normalised audio.
-            self._normalise = getattr(config, "feat_extract_norm", "layer") == "layer"
-        return config, model
+            raise UsageError(f"weights={self._source}: lacks {counted(len(lacking), 'weight')} ({lacking[0]}, ...)")
+        normalised = getattr(read_extractor(self._source), "do_normalize", None)
+        # For folders without a preprocessor: the layer-norm variants were trained on normalised audio.
+        self._normalise = getattr(config, "feat_extract_norm", "layer") == "layer" if normalised is None else normalised
+        return config, model.float()  # weights may be stored in half precision
 
     def frame_shape(self) -> tuple[int, int]:
         """Window and hop of the frames (samples)."""
@@ -151,7 +153,8 @@ class SSLTeacher(Teacher):
         if self._classes:
             names = getattr(self._config, "id2label", None) or {}
             weight = self._xvector.objective.weight.detach().T
-            classes = [str(names.get(i, i)) for i in range(len(weight))]
+            whole = all(i in names for i in range(len(weight)))
+            classes = [str(names[i] if whole else i) for i in range(len(weight))]
             layer = self._xvector.classifier
             self.head = Head(weight, classes, self._xvector.objective.scale, layer=(layer.weight, layer.bias))
             vectors.append(Target(LOGITS, len(classes)))
@@ -262,8 +265,6 @@ class ViewNorm(nn.Module):
 
 
 class WavLM(WaveformEncoder):
-    """WavLM."""
-
     family = model_type = "wavlm"
     hub = "microsoft/wavlm-base-plus-sv"
     cite = (
@@ -273,8 +274,6 @@ class WavLM(WaveformEncoder):
 
 
 class HuBERT(WaveformEncoder):
-    """HuBERT."""
-
     family = model_type = "hubert"
     hub = "facebook/hubert-large-ll60k"
     cite = (
@@ -284,8 +283,6 @@ class HuBERT(WaveformEncoder):
 
 
 class Wav2Vec2(WaveformEncoder):
-    """wav2vec 2.0."""
-
     family = model_type = "wav2vec2"
     hub = "facebook/wav2vec2-large-lv60"
     cite = (
@@ -295,8 +292,6 @@ class Wav2Vec2(WaveformEncoder):
 
 
 class Data2Vec(WaveformEncoder):
-    """data2vec audio."""
-
     family = "data2vec"
     model_type = "data2vec-audio"
     hub = "facebook/data2vec-audio-large"
@@ -363,10 +358,11 @@ def _licence(source: str) -> str:
 
     try:
         local = Path(source) / "README.md"
-        text = (local if Path(source).is_dir() else Path(hf_hub_download(source, "README.md"))).read_text()
-        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
+        file = local if Path(source).is_dir() else Path(hf_hub_download(source, "README.md"))
+        text = read_text(file, MOST_OF_SETTINGS)
+        head = yaml.load(text.split("---")[1], Loader=PlainLoader) if text.startswith("---") else {}
         return str(head.get("license", UNKNOWN_LICENCE))[:200]
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+    except (OSError, SpkdError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
         return UNKNOWN_LICENCE
     except (yaml.YAMLError, AttributeError, IndexError, RecursionError):
         return UNKNOWN_LICENCE

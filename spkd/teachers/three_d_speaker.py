@@ -90,11 +90,7 @@ class ThreeDSpeaker(ToolkitTeacher):
 
 
 def _find(path: Path) -> Path:
-    """File of the checkpoint at a path: in the folder of a recipe, the last checkpoint that was trained.
-
-    Raises:
-        UsageError: the folder has no checkpoint, or several whose order is not known.
-    """
+    """File of the checkpoint at a path: in the folder of a recipe, the last checkpoint that was trained."""
     if not path.is_dir():
         return path
     if (path / EMBEDDING_MODEL).is_file():
@@ -113,11 +109,7 @@ def _find(path: Path) -> Path:
 
 
 def _check_settings(file: Path) -> int:
-    """Number of bands in the recipe's config.yaml, where that is in a folder above the weights; else 80.
-
-    Raises:
-        UsageError: settings that change an embedding and that spkd does not support.
-    """
+    """Number of bands in the recipe's config.yaml, where that is in a folder above the weights; else 80."""
     config = next((f / CONFIG for f in list(file.parents)[:3] if (f / CONFIG).is_file()), None)
     settings = {} if config is None else read_settings(config)
     arguments = section(section(settings, "feature_extractor"), "args")

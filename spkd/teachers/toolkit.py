@@ -13,8 +13,9 @@ import yaml
 from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
-from spkd.errors import UsageError, did_you_mean
+from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.files import digest
+from spkd.files.reading import MOST_OF_SETTINGS, read_text
 from spkd.networks.network import Network, count_parameters
 from spkd.outputs.features import FBANKS, HOP, MELS, WINDOW, fbank_of
 from spkd.outputs.head import Head
@@ -23,7 +24,7 @@ from spkd.outputs.teacher_card import TeacherCard
 from spkd.teachers.base import EmbeddingModel, Teacher
 
 LAYER_BYTES = 1 << 30  # largest widest layer for one view (bytes); a forward pass holds several of that size
-MAX_CONFIG = 1 << 20  # largest settings file (bytes)
+MOST_NODES = 100_000  # names and values of a settings file
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 
@@ -99,9 +100,7 @@ class ToolkitTeacher(NetworkTeacher):
     """Base class of teachers trained by another toolkit.
 
     Attributes:
-        cite: the toolkit's paper.
         source: name of the folder or file of the weights.
-        architecture: name of the architecture.
         settings: settings of the network that neither the architecture nor the shapes of the weights tell.
     """
 
@@ -138,9 +137,7 @@ def fill(network: Network, tensors: dict[str, Tensor], source: str, rules: Rules
     """Load the weights that a toolkit saved into a network.
 
     Args:
-        network: the network.
         tensors: weights by the toolkit's names.
-        source: file of the weights, for errors.
         rules: pairs of pattern and replacement, applied in order, that turn a name of ours into the toolkit's.
     Raises:
         UsageError: a weight is lacking, has another shape, or is not used.
@@ -206,7 +203,26 @@ def check_keys(settings: dict[str, Any], known: Collection[str], where: str) -> 
             raise UsageError(f"{where}.{str(key)[:60]} is not known here{did_you_mean(str(key), known)}")
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
+    """YAML loader that makes plain data alone. Aliases cannot make more of a file than fits on some pages."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[int, int] = {}  # identity of a node -> number of nodes in it, those of aliases counted again
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if not is_alias:
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            inner = [n for pair in parts for n in pair] if isinstance(node, yaml.MappingNode) else parts
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(n)] for n in inner)
+        if self._sizes.get(id(node), MOST_NODES) >= MOST_NODES:  # an alias of what it is part of has no size
+            raise yaml.composer.ComposerError(None, None, "aliases make it endless", None)
+        return node
+
+
+class _UntaggedLoader(PlainLoader):
     """YAML loader that ignores the tags of other programs (`!new:`, `!ref`) and reads their values as plain data."""
 
 
@@ -218,24 +234,23 @@ def _untagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
     return node.value
 
 
-_PlainLoader.add_multi_constructor("!", _untagged)
-_PlainLoader.add_multi_constructor("tag:", _untagged)
+_UntaggedLoader.add_multi_constructor("!", _untagged)
+_UntaggedLoader.add_multi_constructor("tag:", _untagged)
 
 
-def read_settings(path: Path, loader: type[yaml.SafeLoader] = _PlainLoader) -> dict[str, Any]:
+def read_settings(path: Path, loader: type[PlainLoader] = _UntaggedLoader) -> dict[str, Any]:
     """Read a toolkit's YAML file as data; no object that it names is made or run.
 
     Args:
-        path: the file.
         loader: YAML loader, which determines the treatment of tags of other programs.
     Raises:
         UsageError: the file is missing or is not a settings file.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise UsageError(f"{path}: larger than any settings file")
-        tree = yaml.load(path.read_text("utf-8"), Loader=loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        tree = yaml.load(read_text(path, MOST_OF_SETTINGS), Loader=loader)
+    except SpkdError as error:
+        raise UsageError(str(error)) from error
+    except (OSError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise UsageError(f"{path}: cannot be read as settings ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: expected `key: value` lines")

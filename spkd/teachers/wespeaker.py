@@ -124,15 +124,7 @@ def _text(value: Any) -> str:
 
 
 def _pooling(settings: dict[str, Any], architecture: str, source: str) -> str | None:
-    """WeSpeaker's name of the pooling of a network; None: the pooling of the architecture.
-
-    Args:
-        settings: content of config.yaml.
-        architecture: name of the network.
-        source: name of the model, for errors.
-    Raises:
-        UsageError: an unknown network, pooling or other setting.
-    """
+    """WeSpeaker's name of the pooling of a network; None: the pooling of the architecture."""
     if "model" not in settings:
         raise UsageError(f"{source}: no model in its {CONFIG}, which names the network")
     if architecture not in NETWORKS:
@@ -152,11 +144,7 @@ _FIXED_POOLING = {"ECAPA": "ASTP", "CAMPPlus": "TSTP"}
 
 
 def _mels(settings: dict[str, Any], source: str) -> int:
-    """Number of bands of the fbank.
-
-    Raises:
-        UsageError: another front end, or frames or a normalisation that spkd does not support.
-    """
+    """Number of bands of the fbank."""
     data = section(settings, "dataset_args")
     check_keys(data, DATA_KEYS, f"{source}: dataset_args")
     check_rate(data, "resample_rate", source)
@@ -182,15 +170,7 @@ def _mels(settings: dict[str, Any], source: str) -> int:
 
 
 def _head(source: str, projection: dict[str, Tensor], arguments: dict[str, Any]) -> Head | None:
-    """Classifier over the training speakers; None where the file has none that gives cosine logits.
-
-    Args:
-        source: name of the model, for errors.
-        projection: weights of the projection by name.
-        arguments: settings of the projection.
-    Raises:
-        UsageError: an invalid scale or number of sub-centres.
-    """
+    """Classifier over the training speakers; None where the file has none that gives cosine logits."""
     kind = _text(arguments.get("project_type", "softmax"))
     scale, subcentres = arguments.get("scale", 32.0), arguments.get("K", 3) if "subcenter" in kind else 1
     if (

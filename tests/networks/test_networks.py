@@ -171,6 +171,14 @@ def test_tensors_are_named_and_shaped_as_wespeakers(
     assert all(torch.equal(begun[key], values) for key, values in state.items())
 
 
+def test_weights_that_know_other_features_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_student(tmp_path / "kaldi", Checkpoint(build("tiny", channels=16, embedding=8)))
+    for features in ("kaldi", "sherpa"):
+        make_student(StudentConfig("tiny", 16, 8, features=features, init=str(tmp_path / "kaldi")))
+        note = f"note: student.init={tmp_path / 'kaldi'} was trained on fbank, and this student takes fbank.sherpa"
+        assert (note in capsys.readouterr().out) == (features == "sherpa")
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file(build("xvector", channels=16, embedding=8).state_dict(), tmp_path / "weights.safetensors")
     save_student(tmp_path / "ecapa", Checkpoint(build("ecapa", channels=16, embedding=8)))

@@ -20,57 +20,54 @@ from ..conftest import HAS_SPEECHBRAIN
 
 pytestmark = pytest.mark.skipif(not HAS_SPEECHBRAIN, reason="needs speechbrain")
 
-# Saves a network's weights, features and what it says of them. Batch-norms are made no identities; speechbrain mirrors
-# the edges where the papers pad with zeros.
+# Saves the networks' weights, features and what they say of them. Batch-norms are made no identities; speechbrain
+# mirrors the edges where the papers pad with zeros.
 SCRIPT = """
 import torch
 from safetensors.torch import save_file
-{build}
-torch.manual_seed(0)
-network = build()
-for name, values in network.state_dict().items():
-    if name.endswith("running_mean"):
-        values.copy_(0.1 * torch.randn(values.shape))
-    elif name.endswith("running_var"):
-        values.copy_(torch.rand(values.shape) + 0.5)
-for module in network.modules():
-    if hasattr(module, "padding_mode"):
-        module.padding_mode = "constant"
-network.eval()
-features = torch.randn(3, 150, 80)
-features = features - features.mean(1, keepdim=True)
-with torch.no_grad():
-    found = {{"features": features, "embedding": network(features)[:, 0], **more(network, features)}}
-save_file({{k: v.contiguous().clone() for k, v in {{**network.state_dict(), **found}}.items()}},
-"reference.safetensors")
-"""
-
-ECAPA = """
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-def build():
-    return ECAPA_TDNN(80, lin_neurons=24, channels=[32] * 4 + [96])
-def more(network, features):
-    return {}
-"""
-
-XVECTOR = """
 from speechbrain.lobes.models.Xvector import Xvector
-def build():
+
+def ecapa():
+    return ECAPA_TDNN(80, lin_neurons=24, channels=[32] * 4 + [96])
+
+def xvector():
     layout = dict(tdnn_channels=[32] * 4 + [64], tdnn_kernel_sizes=[5, 3, 3, 1, 1], tdnn_dilations=[1, 2, 3, 1, 1])
     return Xvector("cpu", torch.nn.ReLU, 5, **layout, lin_neurons=24, in_channels=80)
-def more(network, features):
-    for layer in network.blocks[:15]:
-        features = layer(features)
-    return {"frames": features}
+
+for build in (ecapa, xvector):
+    torch.manual_seed(0)
+    network = build()
+    for name, values in network.state_dict().items():
+        if name.endswith("running_mean"):
+            values.copy_(0.1 * torch.randn(values.shape))
+        elif name.endswith("running_var"):
+            values.copy_(torch.rand(values.shape) + 0.5)
+    for module in network.modules():
+        if hasattr(module, "padding_mode"):
+            module.padding_mode = "constant"
+    network.eval()
+    features = torch.randn(3, 150, 80)
+    features = features - features.mean(1, keepdim=True)
+    found = {"features": features}
+    with torch.no_grad():
+        found["embedding"] = network(features)[:, 0]
+        if build is xvector:
+            for layer in network.blocks[:15]:
+                features = layer(features)
+            found["frames"] = features
+    tensors = {**network.state_dict(), **found}
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, f"{build.__name__}.safetensors")
 """
 
 
-def reference(build: str, folder: Path) -> dict[str, torch.Tensor]:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(build=build)], cwd=folder, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("references")
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return load_file(folder / "reference.safetensors")
+    return folder
 
 
 def renamed(weights: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
@@ -88,8 +85,8 @@ def block(theirs: str, mine: str) -> dict[str, str]:
     return {f"{theirs}.conv.conv": f"{mine}.0", f"{theirs}.norm.norm": f"{mine}.2"}
 
 
-def test_ecapa_is_speechbrains(tmp_path: Path) -> None:
-    weights = reference(ECAPA, tmp_path)
+def test_ecapa_is_speechbrains(references: Path) -> None:
+    weights = load_file(references / "ecapa.safetensors")
     names = block("blocks.0", "stem") | block("mfa", "join") | block("asp.tdnn", "pool.0.attention.0")
     names |= {"asp.conv.conv": "pool.0.attention.2", "asp_bn.norm": "pool.1", "fc.conv": "project"}
     for i in range(3):
@@ -107,8 +104,8 @@ def test_ecapa_is_speechbrains(tmp_path: Path) -> None:
     assert torch.allclose(found, weights["embedding"], rtol=1e-3, atol=1e-4)
 
 
-def test_the_xvector_is_speechbrains(tmp_path: Path) -> None:
-    weights = reference(XVECTOR, tmp_path)
+def test_the_xvector_is_speechbrains(references: Path) -> None:
+    weights = load_file(references / "xvector.safetensors")
     names = {f"blocks.{3 * i}.conv": f"tdnn.{i}.0" for i in range(5)}
     names |= {f"blocks.{3 * i + 2}.norm": f"tdnn.{i}.2" for i in range(5)}
     ours = renamed(weights, names | {"blocks.16.w": "segment_a"})

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +11,11 @@ from torch import Tensor
 
 from spkd.outputs.features import FBANKS, FEATURES, fbank, input_features
 from spkd.outputs.target import Target
+from spkd.teachers.dvector import linear_mel
+from spkd.teachers.onnx import nemo_fbank
+from spkd.teachers.sherpa import nemo_bank
+from spkd.teachers.speechbrain_features import Fbank
+from spkd.teachers.speechbrain_features import fbank as speechbrain_fbank
 
 from ..conftest import torchaudio
 
@@ -133,3 +140,20 @@ def test_the_time_of_a_frame_is_where_an_impulse_moves_it(toolkit: str) -> None:
     energy = (energy - energy.median()).clamp_min(0)
     centre = float((energy * places).sum() / energy.sum())
     assert centre == pytest.approx(kind.middle + number * 160, abs=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_are_computed_outside_of_autocast(dtype: torch.dtype) -> None:
+    waves = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    features: dict[str, Callable[[], Tensor]] = {
+        **{name: partial(input_features, kind, waves) for name, kind in FEATURES.items()},
+        "dvector": partial(linear_mel, waves),
+        "nemo": partial(nemo_fbank, waves, 80),
+        "sherpa-nemo": partial(nemo_bank, waves, 400, 160, "hann", 80),
+        "speechbrain": partial(speechbrain_fbank, waves, Fbank(deltas=True)),
+    }
+    for name, compute in features.items():
+        with torch.autocast("cpu", dtype):
+            found = compute()
+        assert found.dtype == torch.float32, name
+        assert torch.equal(found, compute()), name

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import resource
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
-from spkd.students import Checkpoint, Training, build, load_student, read_weights, save_student
+from spkd.students import Checkpoint, Training, build, checkpoint, load_student, read_weights, save_student
 
 
 def sealed(tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -55,11 +58,32 @@ def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("m.csv", b"utt,path,speaker\n", "it is a text file, beginning with 'utt,path"),
+        ("empty.pt", b"", "it is empty"),
+        ("a.wav", b"RIFF\x24\0\0\0WAVE", "it is audio"),
+        ("w.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        ("w.pt", b"\x1f\x8b\x08\0\0", "it is gzipped"),
+        ("m.onnx", b"\x08\x08\x12\x07pytorch", "it is an ONNX model: teacher=onnx"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_named_for_what_it_is(
+    tmp_path: Path, name: str, data: bytes, expected: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SpkdError, match=f"{name}: cannot be read as weights.*{expected}"):
+        read_weights(str(tmp_path / name))
+
+
 def test_bad_checkpoints_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no spkd checkpoint"):
         load_student(tmp_path)
     save_student(tmp_path, Checkpoint(build("xvector", channels=16, embedding=8)))
     card, weights = tmp_path / "model.json", tmp_path / "model.safetensors"
+    with pytest.raises(UsageError, match="a file, not the folder of a student"):
+        load_student(weights)
     good = json.loads(card.read_text())
     for change, expected in (
         ({"spkd_model": 2}, "update spkd"),
@@ -129,17 +153,16 @@ def test_a_checkpoint_file_that_is_none_is_a_line(spkd: Callable, corpus: Path, 
 def test_the_features_a_student_was_trained_on_go_with_it(spkd: Callable, corpus: Path, kind: str) -> None:
     """From training by the setting, into the folder, and back in scoring and as a teacher."""
     audio = f"manifest={corpus / 'manifest.csv'}"
-    assert spkd("extract", "teacher=none", audio, "cache=c", f"features={kind}").code == 0
+    spkd("extract", "teacher=none", audio, "cache=c", f"features={kind}").ok()
     more = ["cache=c", "steps=2", "batch_size=4", "crop=0.5", "student.channels=16", "student.embedding=8"]
     assert (
         f"student.features={kind}" in spkd("train", "--loss", "aam", *more).err
     )  # the default is not what the cache holds
-    done = spkd("train", "--loss", "aam", *more, f"student.features={kind}")
-    assert done.code == 0, done.err
+    spkd("train", "--loss", "aam", *more, f"student.features={kind}").ok()
     network = load_student(Path("student")).network
     assert network.input_kind == FBANKS[kind]
-    assert spkd("eval", corpus / "trials.txt", audio, "model=student").code == 0
-    assert spkd("extract", "teacher=checkpoint", "teacher.weights=student", audio, "cache=d").code == 0
+    spkd("eval", corpus / "trials.txt", audio, "model=student").ok()
+    spkd("extract", "teacher=checkpoint", "teacher.weights=student", audio, "cache=d").ok()
     path = Manifest.load(corpus / "manifest.csv")[0].path
     wave = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
     with torch.no_grad():
@@ -187,11 +210,59 @@ def test_weights_of_every_precision_and_batch_counts_are_taken(tmp_path: Path) -
     assert set(read_weights(str(tmp_path / "w.pt"))) == {*state, "bn.num_batches_tracked"}
 
 
+def test_compressed_parts_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(100_000)}, tmp_path / "w.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as whole,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in whole.namelist():
+            small.writestr(name, whole.read(name))
+    assert (tmp_path / "small.pt").stat().st_size < 10_000
+    with pytest.raises(SpkdError, match="its parts are compressed, as torch never writes them"):
+        read_weights(str(tmp_path / "small.pt"))
+    data = (tmp_path / "w.pt").read_bytes()
+    (tmp_path / "w.pt").write_bytes(data.replace(b"PK\1\2", b"PK\0\2"))
+    with pytest.raises(SpkdError, match="w.pt: cannot be read as weights"):
+        read_weights(str(tmp_path / "w.pt"))
+
+
+def test_parts_of_a_file_cannot_overlap(tmp_path: Path) -> None:
+    """A directory with many names for one part would make any number of tensors of it."""
+    torch.save({str(i): torch.full((10_000,), float(i)) for i in range(50)}, tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as whole, zipfile.ZipFile(tmp_path / "small.pt", "w") as small:
+        for part in whole.infolist():
+            if not part.filename.rpartition("/data/")[2].isdecimal() or part.filename.endswith("/data/0"):
+                small.writestr(part.filename, whole.read(part))
+        first = next(part for part in small.filelist if part.filename.endswith("/data/0"))
+        for i in range(1, 50):
+            small.filelist.append(copied := copy.copy(first))
+            copied.filename = copied.orig_filename = first.filename[:-1] + str(i)
+    assert (tmp_path / "small.pt").stat().st_size < 60_000
+    assert len(torch.load(tmp_path / "small.pt", weights_only=True)) == 50  # torch itself takes them
+    with pytest.raises(SpkdError, match="its parts overlap: together they are larger than the file"):
+        read_weights(str(tmp_path / "small.pt"))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
     with pytest.raises(SpkdError, match="a TorchScript program; save the model's state dictionary"):
         read_weights(str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_weights_larger_than_any_network_are_refused_before_they_are_read(tmp_path: Path, name: str) -> None:
+    """A file of holes, of 4 GiB, takes no room on the disk."""
+    size = 1 << 32
+    header = json.dumps({"w": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    with open(tmp_path / name, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SpkdError, match="larger than the 2,147,483,648 bytes"):
+        read_weights(str(tmp_path / name))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # kB
 
 
 def test_a_safetensors_file_of_integers_is_refused(tmp_path: Path) -> None:
@@ -222,3 +293,25 @@ def test_weights_that_are_not_finite_are_an_error_with_their_count(tmp_path: Pat
     save_student(tmp_path, Checkpoint(network))
     with pytest.raises(SpkdError, match="3 of its weights are not finite"):
         load_student(tmp_path)
+
+
+def test_a_student_is_there_however_the_writing_of_another_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def students() -> list[Checkpoint]:
+        return [Checkpoint(build("xvector", channels=16, embedding=8)) for _ in "ab"]
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    first, second = students()
+    save_student(tmp_path, first)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_json", die)
+        with pytest.raises(KeyboardInterrupt):
+            save_student(tmp_path, second)
+    for expected in (first, second):
+        found = load_student(tmp_path).network.state_dict()
+        assert all(torch.equal(found[name], values) for name, values in expected.network.state_dict().items())
+        save_student(tmp_path, second)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]

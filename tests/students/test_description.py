@@ -1,35 +1,16 @@
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spkd.corpus.people import Names, People
 from spkd.errors import SpkdError
 from spkd.students import Checkpoint, build, save_student
-from spkd.students.description import MOST_NAMES, Description, Names, People, Training
+from spkd.students.description import Description, Training
 from tests.foreign import FOREIGN, changed
-
-
-def test_names_are_kept_as_digests() -> None:
-    names = Names.of(["bob", "ann", "ann"])
-    expected = sorted(hashlib.sha256(name).digest()[:6] for name in (b"ann", b"bob"))
-    assert base64.b64decode(names.digests) == b"".join(expected)
-    assert (names.count, names.is_sample) == (2, False)
-    assert names.shared(["carl", "bob", "bob"]) == ["bob"]
-    assert names.with_those_of(Names.of(["bob", "carl"])) == Names.of(["ann", "bob", "carl"])
-    assert Names(0).shared(["ann"]) == []
-
-
-def test_a_large_set_is_sampled_evenly() -> None:
-    names = Names.of(f"speaker{i}" for i in range(40_000))
-    assert (names.count, names.is_sample, len(names.kept)) == (40_000, True, MOST_NAMES)
-    found = len(names.shared(f"speaker{i}" for i in range(0, 40_000, 10)))
-    assert abs(found - 1000) < 120  # a quarter of 4,000, four deviations
-    assert len(names.with_those_of(Names.of(["another"])).kept) == MOST_NAMES
 
 
 def test_every_changed_value_is_a_line_that_names_file_and_field(tmp_path: Path) -> None:
@@ -51,8 +32,8 @@ def test_every_changed_value_is_a_line_that_names_file_and_field(tmp_path: Path)
     assert count > 15 * len(FOREIGN), count
 
 
-@pytest.mark.parametrize("digests", ["?", "AAAA", "é", base64.b64encode(bytes(12)).decode()])
-def test_digests_that_are_none_are_a_line(digests: str) -> None:
-    content: dict[str, Any] = {"count": 1, "digests": digests}
-    with pytest.raises(SpkdError, match="damaged"):
-        _ = Names(**content).kept
+@pytest.mark.parametrize("settings", [{"losses": {"aam": 3}}, {"losses": ["aam"]}, {"caches": [1]}])
+def test_settings_that_no_training_has_are_a_line(tmp_path: Path, settings: dict[str, Any]) -> None:
+    save_student(tmp_path, Checkpoint(build("tiny", channels=16, embedding=8), training=Training(settings)))
+    with pytest.raises(SpkdError, match=r"model.json: training: settings: damaged"):
+        Description.read(tmp_path / "model.json")

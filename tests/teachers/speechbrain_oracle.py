@@ -1,6 +1,6 @@
 """What SpeechBrain itself gives for every case of speechbrain_grid.py, each in a folder as its users find it.
 
-    python -m tests.teachers.speechbrain_oracle FOLDER
+    python -m tests.teachers.speechbrain_oracle FOLDER CASE ..
 
 It runs in a process of its own: once imported, its lazy modules fail under everything that looks through the modules.
 """
@@ -17,9 +17,10 @@ from .fixed import fixed_wave, fixed_weights
 from .speechbrain_grid import CASES
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     wave = torch.from_numpy(fixed_wave())[None]
-    for name, text in CASES.items():
+    for name in names:
+        text = CASES[name]
         modules = load_hyperpyyaml(text)["modules"]
         model = modules["embedding_model"].eval()
         shapes = ((n, tuple(v.shape)) for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked"))
@@ -34,4 +35,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

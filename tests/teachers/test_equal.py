@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not HAS_SPEECHBRAIN, reason="needs speechbrain")
+@pytest.mark.slow
 def test_the_benchmark_finds_every_family_equal_to_its_library() -> None:
     for name in ("onnx", "onnxscript", "onnxruntime", "sherpa_onnx", "transformers"):
         pytest.importorskip(name)
     command = [sys.executable, str(ROOT / "benchmarks" / "teachers_equal.py"), "--tiny"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["models"] == 9  # two of speechbrain, transformers and both grids, and one of ONNX

@@ -119,8 +119,7 @@ def test_a_model_of_the_waveform(tmp_path: Path, spkd: Callable, corpus: Path) -
     with pytest.raises(UsageError, match="takes a waveform"):
         load(file, input="kaldi")
     given = ["teacher=onnx", f"teacher.weights={file}", f"manifest={corpus / 'manifest.csv'}"]
-    done = spkd("extract", *given)
-    assert done.code == 0, done.err
+    done = spkd("extract", *given).ok()
     assert "18 views extracted, 0 rejected; complete" in done.out
     done = spkd("eval", corpus / "trials.txt", "model=onnx", f"model.weights={file}", given[2])
     assert (done.code, "EER" in done.out) == (0, True), done.err
@@ -259,7 +258,7 @@ def test_the_digest_is_over_every_file_of_the_model(tmp_path: Path, spkd: Callab
     assert one.read_bytes() == two.read_bytes()
     assert load(one, input="kaldi").card().weights_sha256 != load(two, input="kaldi").card().weights_sha256
     keys = ["teacher=onnx", "teacher.onnx.input=kaldi", f"manifest={corpus / 'manifest.csv'}"]
-    assert spkd("extract", *keys, f"teacher.weights={one}").code == 0
+    spkd("extract", *keys, f"teacher.weights={one}").ok()
     done = spkd("extract", *keys, f"teacher.weights={two}")
     assert (done.code, "another teacher" in done.err) == (1, True)
 
@@ -420,6 +419,30 @@ def test_frames_on_centred_features_are_centred_where_the_features_are(tmp_path:
     described = {"framework": "wespeaker", "output_dim": "7", "normalize_samples": "0"}
     target = load(save(tmp_path / "m.onnx", model, (torch.randn(2, 60, 80),), FREE, **described)).targets["frames"]
     assert (target.hop, target.middle) == (320, 80 + 160 * first)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("pads", [(4, 0), (0, 4), (3, 1), (2, 2), (1, 0), (0, 1)])
+def test_frames_of_padding_on_one_side_are_centred_on_what_they_depend(
+    tmp_path: Path, stride: int, pads: tuple[int, int]
+) -> None:
+    """A kernel of five steps: the middle of the first one is step 2 without padding, earlier by what comes before."""
+    model = OfBands()
+    model.conv = nn.Sequential(nn.ConstantPad1d(pads, 0.0), nn.Conv1d(80, 12, 5, stride))  # type: ignore[assignment]
+    described = {"framework": "wespeaker", "output_dim": "7", "normalize_samples": "0"}
+    target = load(save(tmp_path / "m.onnx", model, (torch.randn(2, 60, 80),), FREE, **described)).targets["frames"]
+    assert (target.hop, target.middle) == (160 * stride, 80 + 160 * (2 - pads[0]))
+
+
+def test_frames_that_know_all_of_the_past_lie_on_the_last_step_that_they_know(tmp_path: Path) -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            frames = nn.functional.pad(x, (0, 0, 3, 0)).cumsum(1)[:, :-3]
+            return x.abs().mean(1), frames
+
+    described = {"framework": "wespeaker", "output_dim": "80", "normalize_samples": "0"}
+    target = load(save(tmp_path / "m.onnx", Sums(), (torch.randn(2, 60, 80),), FREE, **described)).targets["frames"]
+    assert (target.hop, target.middle) == (160, 80 - 3 * 160)
 
 
 def test_frames_without_a_constant_rate_are_no_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

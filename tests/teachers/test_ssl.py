@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 from spkd.errors import UsageError
+from spkd.networks.ssl import from_teacher
 from spkd.outputs.features import FBANK
 from spkd.teachers.ssl import Data2Vec, HuBERT, SSLTeacher, W2VBert, Wav2Vec2, WavLM, receptive_field
 
@@ -228,6 +229,31 @@ def test_the_licence_is_that_of_the_models_card(tiny_wavlm: Path, tmp_path: Path
     shutil.copytree(tiny_wavlm, tmp_path / "m")
     (tmp_path / "m" / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-sa-3.0\n---\n# A model\n")
     assert WavLM(str(tmp_path / "m"), None, CPU).card().licence == "cc-by-sa-3.0"
+    aliases = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+    rows = "- [x]\n" * 200_000  # which the YAML reader would take half a minute for
+    for head in (f"a0: &a0 [x]\n{aliases}license: *a9\n", f"license: mit\nrows:\n{rows}"):
+        (tmp_path / "m" / "README.md").write_text(f"---\n{head}---\n")
+        assert WavLM(str(tmp_path / "m"), None, CPU).card().licence == "see the model's own card"
+
+
+def test_files_that_a_folder_cannot_have_are_refused(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
+    manifest = f"manifest={corpus / 'manifest.csv'}"
+    spkd("extract", "teacher=none", manifest, "wave=true", "cache=plain").ok()
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors", "README.md"):
+        shutil.copytree(tiny_wavlm, name)
+        (Path(name) / name).unlink(missing_ok=True)
+        os.mkfifo(Path(name) / name)
+        for command in (
+            ("extract", "teacher=wavlm", f"teacher.weights={name}", manifest, "cache=x"),
+            ("train", "--loss", "aam", "student=ssl", f"student.init={name}", "cache=plain", "batch_size=4"),
+        ):
+            done = spkd(*command)
+            assert (done.code, f"{name}: not a regular file" in done.err) == (1, True), done.err
+    shutil.copytree(tiny_wavlm, "code")
+    settings = json.loads(Path("code/config.json").read_text())
+    Path("code/config.json").write_text(json.dumps(settings | {"attn_implementation": "somebody/code"}))
+    done = spkd("extract", "teacher=wavlm", "teacher.weights=code", manifest, "cache=x")
+    assert (done.code, "names code of the hub" in done.err) == (2, True), done.err
 
 
 EVIL = 'open("ran.txt", "w").write("x")\nclass Model: ...\nclass Config: ...\n'
@@ -302,6 +328,72 @@ def test_a_student_begins_only_from_the_usual_convolutions(spkd: Callable, corpu
         Path("w/config.json").write_text(json.dumps(config | {"conv_stride": strides}))
         done = spkd("train", "--loss", "aam", "student=ssl", "student.init=w", "cache=plain", "steps=1", "batch_size=2")
         assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+
+
+@pytest.mark.parametrize("family", ["WavLM", "Wav2Vec2", "Hubert"])
+def test_a_student_honours_or_refuses_every_setting_of_the_model_it_begins_from(tmp_path: Path, family: str) -> None:
+    kind, make = getattr(transformers, f"{family}Config"), getattr(transformers, f"{family}Model")
+    waves = 0.1 * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    normalised = (waves - waves.mean()) / (waves.var(unbiased=False) + 1e-5).sqrt()
+
+    def hidden(**changed: Any) -> tuple[Any, list[torch.Tensor]]:
+        torch.manual_seed(0)
+        model = make(kind(**TINY_SSL | changed)).eval()
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, std=0.2)
+        with torch.no_grad():
+            return model, list(model(normalised, output_hidden_states=True, return_dict=True).hidden_states)
+
+    base, acting, refused = hidden()[1], [], []
+    for key, value in kind(**TINY_SSL).to_dict().items():
+        changes = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.1, type(None): lambda _: 8}
+        words = {"gelu": "relu", "group": "layer"}
+        changed = words.get(value) if isinstance(value, str) else changes.get(type(value), lambda _: None)(value)
+        if changed is None:
+            continue
+        try:
+            model, expected = hidden(**{key: changed})
+        except Exception:
+            continue  # no such model
+        if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(base, expected, strict=False)):
+            continue
+        acting.append(key)
+        model.save_pretrained(tmp_path / key)
+        try:
+            student = from_teacher(str(tmp_path / key), 8, 2, 0).eval()
+        except UsageError:
+            refused.append(key)
+            continue
+        with torch.no_grad():
+            given = student.hidden(waves)
+        # The student has the layer-norm behind the last layer that transformers leaves out of its hidden states.
+        compared = 2 if model.config.do_stable_layer_norm or len(expected) < 3 else 3
+        for ours, theirs in zip(given[:compared], expected[:compared], strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-3), key
+    assert {"hidden_act", "feat_extract_activation", "layer_norm_eps"} <= set(refused)
+    assert {"do_stable_layer_norm", "feat_extract_norm", "intermediate_size"} <= set(acting) - set(refused)
+
+
+def test_models_for_audio_at_other_rates_are_refused(tiny_wavlm: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_wavlm, tmp_path / "model")
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(folder)
+    for load in (lambda: WavLM(str(folder), None, CPU), lambda: from_teacher(str(folder), 8, 2, 0)):
+        with pytest.raises(UsageError, match=r"sampling_rate of its preprocessor_config.json is 8000; spkd has 16000"):
+            load()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_computed_in_float32(
+    tiny_wavlm: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    transformers.WavLMModel.from_pretrained(tiny_wavlm).to(dtype).save_pretrained(tmp_path)
+    waves = 0.1 * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    found = WavLM(str(tmp_path), None, CPU).extract(waves, ["frames.layer3"])["frames.layer3"]
+    model = transformers.WavLMModel.from_pretrained(tmp_path).float().eval()
+    normalised = (waves - waves.mean()) / (waves.var(unbiased=False) + 1e-7).sqrt()
+    with torch.no_grad():
+        assert np.allclose(found, model(normalised, output_hidden_states=True).hidden_states[3], atol=1e-4)
 
 
 @pytest.mark.parametrize("change", [{"max_bucket_distance": -1}, {"num_buckets": 1}, {"conv_stride": [10**9] * 7}])

@@ -16,7 +16,9 @@ from torch import Tensor
 from spkd.errors import UsageError
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
+from spkd.teachers.hyperpyyaml import _TaggedLoader
 from spkd.teachers.settings import FrontEndSettings, ModelConfig
+from spkd.teachers.toolkit import _UntaggedLoader, read_settings
 
 from .fixed import fixed_wave, fixed_weights
 
@@ -168,6 +170,21 @@ def test_settings_that_spkd_does_not_have_are_refused(tmp_path: Path, settings: 
         load("wespeaker", save_wespeaker(tmp_path, "ResNet18", **settings))
 
 
+@pytest.mark.parametrize("loader", [_UntaggedLoader, _TaggedLoader])
+def test_aliases_make_no_file_endless(tmp_path: Path, loader: type) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("a: &a {b: 1}\nc: *a\nd: {<<: *a, e: 2}\n")
+    assert read_settings(path, loader) == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
+    for begin, level in (("[x]", "[{}]"), ("{x: 1}", "{{<<: [{}]}}")):
+        lines = [f"a{i}: &a{i} {level.format(', '.join([f'*a{i - 1}'] * 9))}\n" for i in range(1, 10)]
+        path.write_text(f"a0: &a0 {begin}\n{''.join(lines)}")
+        with pytest.raises(UsageError, match="aliases make it endless"):
+            read_settings(path, loader)
+    path.write_text("a: &a [*a]\n")
+    with pytest.raises(UsageError, match="aliases make it endless"):
+        read_settings(path, loader)
+
+
 def test_settings_without_effect_on_an_embedding_are_taken(tmp_path: Path) -> None:
     """All of WeSpeaker's recipe for ResNet (examples/voxceleb/v2/conf/resnet.yaml)."""
     data = {
@@ -287,9 +304,8 @@ def test_the_fbank_can_be_another_toolkits(tmp_path: Path) -> None:
 def test_through_the_command_line(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
     save_wespeaker(tmp_path / "model", "ResNet18", {"projection.weight": torch.randn(6, 192)})
     given = ["teacher=wespeaker", "teacher.weights=model", f"manifest={corpus / 'manifest.csv'}"]
-    done = spkd("extract", *given, "teacher.targets=[embedding,stats,logits]", "fbank=true")
-    assert done.code == 0, done.err
+    done = spkd("extract", *given, "teacher.targets=[embedding,stats,logits]", "fbank=true").ok()
     assert "18 views extracted, 0 rejected; complete" in done.out
-    assert spkd("cache", "verify", "cache", "--live", "4", *given).code == 0
-    assert spkd("train", "--loss", "kld", "student=tiny", "student.channels=16", "steps=2", "batch_size=4").code == 0
-    assert spkd("eval", corpus / "trials.txt", "model=wespeaker", "model.weights=model", given[2]).code == 0
+    spkd("cache", "verify", "cache", "--live", "4", *given).ok()
+    spkd("train", "--loss", "kld", "student=tiny", "student.channels=16", "steps=2", "batch_size=4").ok()
+    spkd("eval", corpus / "trials.txt", "model=wespeaker", "model.weights=model", given[2]).ok()

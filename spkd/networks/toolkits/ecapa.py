@@ -61,11 +61,6 @@ class SpeechBrainECAPA(Network):
 
     Args:
         channels: widths of the first layer, of each block, and of the layer that joins the blocks.
-        embedding: width of the embedding.
-        mels: bands of the input.
-        kernels: kernels of the same layers.
-        dilations: dilations of the same layers.
-        groups: groups of the same layers.
         scale: number of Res2 groups.
         squeeze: width of the bottleneck of squeeze-excitation.
         attention: width of the bottleneck of the attention.
@@ -139,9 +134,6 @@ class WeSpeakerECAPA(ECAPA):
     """WeSpeaker's ECAPA-TDNN: blocks joined without batch-norm into 1536 channels, attention without batch-norm.
 
     Args:
-        channels: width of the blocks.
-        embedding: width of the embedding.
-        mels: bands of the input.
         context: whether the attention takes mean and deviation of the view in addition to the frames (GLOB).
         normalised: whether batch-norm follows the embedding (`emb_bn`).
     """

@@ -43,8 +43,6 @@ class Res2Block(nn.Module):
     """1 x 1 convolution, a cascade of 3 x 3 convolutions over groups of channels, 1 x 1 convolution, and a shortcut.
 
     Args:
-        inputs: channels of the input.
-        width: width of the block.
         stride: stride over (bands, time).
         base: channels of a group at width 64.
         scale: number of groups.
@@ -83,12 +81,6 @@ class _Res2Network(Network2d):
     """Base class of ERes2Net and ERes2NetV2.
 
     Args:
-        channels: width of the first stage.
-        embedding: width of the embedding.
-        base: see `Res2Block`.
-        scale: see `Res2Block`.
-        expansion: see `Res2Block`.
-        mels: bands of the input.
         pooling: WeSpeaker's name of the pooling.
         segment: whether the embedding comes from a second linear layer.
         floor: number added to a variance before its root.

@@ -81,7 +81,6 @@ def make_pooling(name: str, width: int, context: bool = False, floor: float = FL
 
     Args:
         name: TSTP, TAP, TSDP or ASTP.
-        width: width of the frames.
         context: whether the attention also takes mean and deviation of the whole view.
         floor: number added to a variance before its root.
     Raises:

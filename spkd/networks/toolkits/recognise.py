@@ -75,7 +75,6 @@ def recognise(
     """Network with the shapes of these weights, and the rules of its names (see `fill`).
 
     Args:
-        tensors: weights by name.
         mels: bands of the input, where the shapes do not tell.
         pooling: WeSpeaker's name of the pooling, which shapes do not tell; None: that of the architecture.
         floor: number added to a variance before its root.
@@ -146,7 +145,6 @@ def speechbrain_ecapa(tensors: dict[str, Tensor], groups: int = 1, **unseen: Any
     """SpeechBrain's ECAPA-TDNN with the shapes of these weights.
 
     Args:
-        tensors: weights by name.
         groups: groups of the first layer, which shapes do not tell.
         unseen: dilations and activation, which shapes do not tell either.
     Raises:

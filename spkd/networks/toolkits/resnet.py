@@ -69,9 +69,6 @@ class ResNet(Network2d):
 
     Args:
         layers: a key of DEPTHS.
-        channels: width of the first stage.
-        embedding: width of the embedding.
-        mels: bands of the input.
         pooling: WeSpeaker's name of the pooling.
         segment: whether the embedding comes from a second linear layer.
         floor: number added to the variance before its root.
@@ -106,8 +103,6 @@ class PreActivated(nn.Module):
     """SpeechBrain's block: batch-norm and ReLU before each of three convolutions, then squeeze-excitation.
 
     Args:
-        inputs: channels of the input.
-        width: width of the block.
         stride: stride over bands and time.
         gated: whether the block has squeeze-excitation.
     """
@@ -145,8 +140,6 @@ class SpeechBrainResNet(Network):
     Args:
         channels: width of each stage.
         depths: number of blocks in each stage.
-        embedding: width of the embedding.
-        mels: bands of the input.
         strides: stride of each stage, over bands and time.
         activation: non-linearity after the first convolution.
     """

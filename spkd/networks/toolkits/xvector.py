@@ -66,10 +66,7 @@ class SpeechBrainXVector(Network):
 
     Args:
         widths: width of each frame layer.
-        embedding: width of the embedding.
-        mels: bands of the input.
         contexts: kernel and dilation of each frame layer.
-        activation: non-linearity.
     """
 
     NOISE, FLOOR = 5e-5, 1e-5
