@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spkd.cache import Crop, Rows
+from spkd.device import sent
 from spkd.errors import SpkdError
 from spkd.outputs.target import Target
 
@@ -47,10 +48,7 @@ class Alignment:
         """Alignment of the crops of a batch.
 
         Args:
-            level: the student's frames.
-            target: the teacher's frames.
             samples: (B,) length of each view.
-            crop: position of each crop in its view.
         """
         assert level.hop is not None
         assert target.hop is not None
@@ -88,7 +86,7 @@ class Alignment:
         return self._map(lambda values: values.pin_memory())
 
     def to(self, device: torch.device) -> Alignment:
-        return self._map(lambda values: values.to(device, non_blocking=True))
+        return self._map(lambda values: sent(values, device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Alignment:
         before, share, kept = (None if x is None else change(x) for x in (self.before, self.share, self.kept))
@@ -101,7 +99,6 @@ def align(student: Tensor, teacher: Tensor, alignment: Alignment) -> tuple[Tenso
     Args:
         student: (B, T, D) frames.
         teacher: (B, U, E) frames of the same crops.
-        alignment: times of these frames.
     Returns:
         (B, V, D) the student's frames at the teacher's times.
         (B, V, E) the teacher's frames.

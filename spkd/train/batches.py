@@ -19,7 +19,7 @@ from spkd.outputs.features import HOP, input_features
 from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state, seed_of
 from spkd.train.alignment import Alignment
-from spkd.train.labels import Groups, Labels
+from spkd.train.labels import Labels, Siblings
 
 Order = Callable[[int], np.ndarray]  # epoch -> its views in order, batch after batch
 Positives = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
@@ -47,9 +47,6 @@ class BatchContent:
     """Content of batches: what is read of each view.
 
     Attributes:
-        cache: cache of the teacher's targets.
-        labels: labels of the cache's views.
-        source: source of the student's input features.
         targets: names of the targets to read, for the first crop.
         teacher_label: (views,) class of each view among those of the teacher's logits; empty: no logits.
     """
@@ -131,7 +128,7 @@ class HostBatch:
     alignments: dict[str, Alignment] = field(default_factory=dict)
 
     def pin_memory(self) -> HostBatch:
-        """The batch in pinned memory; torch's loader calls this where there is CUDA."""
+        """The batch in pinned memory; torch's loader calls this where the run is on CUDA."""
         self.crops = [{name: values.pin_memory() for name, values in crop.items()} for crop in self.crops]
         self.alignments = {name: alignment.pin_memory() for name, alignment in self.alignments.items()}
         return self
@@ -141,9 +138,6 @@ class StepBatches(Dataset):
     """Batches by step: item `step` is the whole batch of that step, or the rows of one rank.
 
     Args:
-        content: what is read of each view.
-        order: views of every step.
-        crops: crops of the views.
         seed: seed of crop positions, further views and augmentation.
         part: rows of this rank in a batch; None: all.
     """
@@ -161,7 +155,7 @@ class StepBatches(Dataset):
         level = crops.level
         self._grid = level.hop if self._frames and level and level.hop and level.hop % HOP == 0 else HOP
         if len(crops.seconds) > 1 and crops.positives is None:
-            self._positives = Groups.of(content.labels.instance, content.cache.usable_views).same
+            self._positives = Siblings(content.cache, content.labels.instance).same
 
     def crop(self, step: int, views: np.ndarray, which: int = 0) -> Crop:
         """Position of the crop of each view (B,).
@@ -232,11 +226,7 @@ def load_crops(
     """Input features and teacher targets of crops, as stored.
 
     Args:
-        cache: cache of the targets.
-        source: source of the input features.
         views: (B,) numbers of the views.
-        crop: position of each crop.
-        needs: names of the targets.
         seed: seed of the augmentation, where the source has one; None: without augmentation.
     """
     kind, loader = source.kind, source.loader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from torch.nn.functional import normalize
 from spkd.cache.crop import Crop
 from spkd.cache.exchange.stream import Stream
 from spkd.cache.exchange.tars import INDEX
-from spkd.cache.plan import Plan
+from spkd.cache.mapped_plan import joined
 from spkd.cache.read import Cache
 from spkd.cache.source import CacheSource, SingleCache
+from spkd.cache.verify import check_sizes
 from spkd.corpus.manifest import Manifest
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import SpkdError, UsageError, bracketed
 from spkd.files import digest
+from spkd.files.text import counted
 from spkd.outputs.features import FEATURES
 from spkd.outputs.target import LOGITS, Target
 
@@ -33,13 +36,15 @@ def open_caches(paths: Sequence[str], teachers: str = CONCATENATE) -> CacheSourc
     Args:
         paths: folders of caches; or one folder or URL of an export.
         teachers: combination of the outputs of several teachers; see CombinedCache.
-        es:
+    Raises:
         UsageError: no path, or a stream among several caches.
         SpkdError: caches that cannot be combined, or one that cannot be opened.
     """
     if not paths:
         raise UsageError("cache: name at least one")
     if len(paths) == 1:
+        if (hint := bracketed("cache", paths[0])) and "://" not in paths[0] and not Path(paths[0]).exists():
+            raise UsageError(f"cache={paths[0]}: no such folder{hint}")
         return _open(paths[0])
     opened = [_open(path) for path in paths]
     streams = [cache.name for cache in opened if not cache.random_access]
@@ -56,9 +61,12 @@ def _open(path: str) -> SingleCache:
             if f"{INDEX}: missing" not in str(error):
                 raise
             raise SpkdError(
-                f"{error}; only exports are streamed (a cache is copied here by `spkd cache pull {path} FOLDER`)"
+                f"{error}; only exports are streamed (a cache is copied here by "
+                f"`spkd cache pull {shlex.quote(path)} FOLDER`)"
             ) from error
-    return Cache.open(path)
+    cache = Cache.open(path)
+    check_sizes(cache)
+    return cache
 
 
 def _corpora(caches: Sequence[SingleCache]) -> list[list[SingleCache]]:
@@ -75,8 +83,8 @@ def _corpora(caches: Sequence[SingleCache]) -> list[list[SingleCache]]:
             common = len(cache_utterances & utterances)
             if common > 0 and cache_utterances != utterances:
                 raise SpkdError(
-                    f"{cache.name} and {members[0].name} have {common} utterances in common; several corpora must have "
-                    "none, several teachers all"
+                    f"{cache.name} and {members[0].name} have {counted(common, 'utterance')} in common; several "
+                    "corpora must have none, several teachers all"
                 )
             if common:
                 if cache.card.views != members[0].card.views:
@@ -114,14 +122,16 @@ class CombinedCache(CacheSource):
     def __init__(self, corpora: Sequence[Sequence[SingleCache]], teachers: str) -> None:
         self.corpora, self._teachers = corpora, teachers
         self.name = " + ".join(cache.name for cache in self.members)
-        self.plan = Plan.join([members[0].plan for members in corpora])
+        self.plan = joined([members[0].plan for members in corpora])
         self._first = np.cumsum([0, *(len(members[0]) for members in corpora)])
         self._map = [[_same_views(members[0], cache) for cache in members] for members in corpora]
         self.rejected = {}
         for first, members, maps in zip(self._first, corpora, self._map, strict=False):
             for cache, views in zip(members, maps, strict=True):
-                back = np.argsort(views)
-                self.rejected |= {int(first + back[view]): reason for view, reason in cache.rejected.items()}
+                back = None if views is None else np.argsort(views)
+                self.rejected |= {
+                    int(first + (view if back is None else back[view])): why for view, why in cache.rejected.items()
+                }
         self._apart: set[str] = set()  # frames of teachers or corpora that do not stand for the same times
         self._targets = self._agree()
 
@@ -188,6 +198,7 @@ class CombinedCache(CacheSource):
                     f"{self.name}: {name} are frames of different times (hop or window); "
                     "give teachers=separate for several teachers, and train on one corpus of such a teacher"
                 )
+        views = np.asarray(views)
         corpus = np.searchsorted(self._first, views, side="right") - 1
         batch = {"order": torch.from_numpy(np.argsort(np.argsort(corpus, kind="stable"), kind="stable"))}
         for c in np.unique(corpus):
@@ -196,7 +207,9 @@ class CombinedCache(CacheSource):
             local = views[rows] - self._first[c]
             for k, cache in enumerate(self.corpora[c]):
                 wanted = self._asked(int(c), k, names)
-                stored = cache.stored(self._map[c][k][local], wanted, corpus_crop) if wanted else {}
+                views_of = self._map[c][k]
+                theirs = local if views_of is None else views_of[local]
+                stored = cache.stored(theirs, wanted, corpus_crop) if wanted else {}
                 batch |= {f"{c}/{k}/{name}": values for name, values in stored.items()}
         return batch
 
@@ -246,23 +259,18 @@ def _times(target: Target) -> tuple[int | None, int, float]:
     return target.hop, target.window, target.middle
 
 
-def _same_views(first: SingleCache, other: SingleCache) -> np.ndarray:
-    """Place (views,) in `other` of each view of `first`.
-
-    Raises:
-        SpkdError: the two caches have different views.
-    """
-    first_views, other_views = first.plan.views, other.plan.views
+def _same_views(first: SingleCache, other: SingleCache) -> np.ndarray | None:
+    """Place (views,) in `other` of each view of `first`; None where it is the same place."""
     if other is first:
-        return np.arange(len(first_views))
+        return None
     index_of = {name: i for i, name in enumerate(other.plan.utterances)}
     to_other = np.array([index_of[name] for name in first.plan.utterances])
-    start = np.searchsorted(other_views.utterance, np.arange(len(other.plan.utterances)))
-    first_start = np.searchsorted(first_views.utterance, first_views.utterance)
-    places = start[to_other[first_views.utterance]] + np.arange(len(first_views)) - first_start
-    same = len(first_views) == len(other_views) and bool((places < len(other_views)).all())
-    for name in ("start", "samples", "speed", "seed", "formants"):
-        same = same and np.array_equal(getattr(first_views, name), getattr(other_views, name)[places])
+    begins, ends = other.plan.tables.views_of(to_other)
+    own_begins, own_ends = first.plan.tables.views_of(np.arange(len(to_other)))
+    same = np.array_equal(ends - begins, own_ends - own_begins)
+    places = np.repeat(begins - own_begins, own_ends - own_begins) + np.arange(len(first))
+    for name in ("start", "samples", "speed", "seed", "formants") if same else ():
+        same = same and np.array_equal(getattr(first.plan.views, name), getattr(other.plan.views, name)[places])
     if not same:
         raise SpkdError(f"{other.name} and {first.name}: other views of the same utterances")
-    return places
+    return None if np.array_equal(places, np.arange(len(first))) else places

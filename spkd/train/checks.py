@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import socket
+import tempfile
+import time
+from pathlib import Path
+
 from torch import nn
 
 from spkd.cache import CacheSource
 from spkd.corpus.settings import ViewConfig
 from spkd.corpus.view import ViewPlan, unused_folders
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import SpkdError, UsageError, listed
+from spkd.files.text import counted
 from spkd.outputs.features import FBANKS, FEATURES, is_fbank
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.progress import log
-from spkd.registry import LOSSES, STUDENTS
-from spkd.students import make_student
+from spkd.registry import LOSSES, STUDENTS, section_of
+from spkd.students import is_of_library, make_student
 from spkd.train import mining
 from spkd.train.distributed import ProcessGroup, launched
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.losses.chosen import for_teachers
 from spkd.train.settings import TrainConfig
 from spkd.train.teacher_logits import TeacherLogits
+
+SEEN_WITHIN = 60.0  # s after which every machine sees a new file on a shared file system (NFS keeps folders so long)
 
 
 def stored_targets(loss: ChosenLoss, logits: TeacherLogits | None) -> list[str]:
@@ -34,11 +44,11 @@ def check_labels(cache: CacheSource, losses: dict[str, ChosenLoss]) -> None:
     """
     if cache.labelled:
         return
-    views = cache.usable_views
+    views = cache.usable_views[:]
     known = int((cache.speaker(views) >= 0).sum())
     for name, loss in losses.items():
         if loss.kind.needs_labels == "some" and known:
-            log(f"{name}: {known:,} of {len(views):,} views have a speaker label; it learns from those")
+            log(f"{name}: {known:,} of {counted(len(views), 'view')} have a speaker label; it learns from those")
         elif loss.kind.needs_labels:
             raise SpkdError(
                 f"--loss {name} needs speaker labels, and the manifest of {cache.name} has utterances without; "
@@ -59,12 +69,13 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
         if missing and not suffix and any("@" in name for name in stored):
             raise UsageError(f"--loss {loss.name} needs one teacher; concatenate or average them (teachers=...)")
         if missing:
-            family = "NAME" if card.teacher.family == "none" else card.teacher.family
+            family = "NAME" if card.teacher.family == "none" else shlex.quote(card.teacher.family)
             wanted = ",".join([*(t for t in stored if t not in FEATURES), *missing])
+            command = f"spkd extract teacher={family}"
             raise SpkdError(
                 f"--loss {loss.name} needs the target {', '.join(missing)}, which {cache.name} lacks; extract it: "
-                f"spkd extract teacher={family} teacher.targets=[{wanted}] "
-                f"view.plan={card.views.plan} cache=NEW_FOLDER (its targets: spkd extract teacher={family} --targets)"
+                f"{command} {shlex.quote(f'teacher.targets=[{wanted}]')} view.plan={shlex.quote(card.views.plan)} "
+                f"cache=NEW_FOLDER (its targets: {command} --targets)"
             )
 
 
@@ -72,6 +83,37 @@ def check_ranks(ranks: ProcessGroup, config: TrainConfig) -> None:
     """Check that a batch can be divided over the ranks of a run. Raises UsageError where it cannot."""
     if ranks.world > 1 and (config.batch_size % ranks.world or config.batch_size // ranks.world < 2):
         raise UsageError(f"batch_size={config.batch_size}: of all ranks together, so a multiple of {ranks.world}")
+
+
+def check_shared(out: Path, ranks: ProcessGroup) -> None:
+    """Check that the folder of a run is one and the same for all ranks.
+
+    The first rank makes a file there, or in the nearest folder above it that exists. The others look for it.
+
+    Raises:
+        SpkdError: some do not see it; each would continue from a state of its own.
+    """
+    if ranks.world == 1:
+        return
+    folders, place, blind = [out.absolute(), *out.absolute().parents], "", ""
+    with contextlib.ExitStack() as stack:
+        if ranks.is_first:
+            above = next(number for number, folder in enumerate(folders) if folder.is_dir())
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folders[above], prefix=".spkd-ranks-"))
+            place = f"{above} {Path(file.name).name}"
+        number, name = ranks.exchanged(place)[0].split()
+        path, started = folders[min(int(number), len(folders) - 1)] / name, time.monotonic()
+        while not path.exists():
+            if time.monotonic() - started > SEEN_WITHIN:
+                blind = f"rank {ranks.number} on {socket.gethostname()}"
+                break
+            time.sleep(SEEN_WITHIN / 100)
+        without = list(filter(None, ranks.exchanged(blind)))
+    if without:
+        raise SpkdError(
+            f"{out}: is another folder for {len(without)} of {ranks.world} ranks ({listed(without[:3])}); choose one "
+            "that all machines share, with out=FOLDER"
+        )
 
 
 def note_views(cache: CacheSource, recipe: ViewConfig) -> None:
@@ -109,12 +151,16 @@ def without_effect(
         reasons |= dict.fromkeys(
             ("student.features", "mask.bands"), f"student={config.student.name} takes the waveform"
         )
+    if is_of_library(config.student):
+        reasons["student.channels"] = f"the width is that of {config.student.init}"
     if kind.name in cache.names and not config.augment.is_used:
         reason = f"the cache holds {kind.name}, and so no audio is decoded"
         reasons |= dict.fromkeys(("manifest", "noise", "rir", "workers"), reason)
     if not any(loss.settings.finetunes() for loss in losses.values()):
-        reasons["finetune_cache"] = f"{' and '.join(losses)} does not fine-tune; one-step does"
-    reasons |= _of_losses(cache, losses, config)
+        reasons["finetune_cache"] = (
+            f"{listed(list(losses))} {'does' if len(losses) == 1 else 'do'} not fine-tune; one-step does"
+        )
+    reasons |= _of_steps(steps_of(config, cache), config) | _of_losses(cache, losses, config)
     if config.channels_last and not any(isinstance(m, nn.Conv2d) for m in make_student(config.student).modules()):
         reasons["channels_last"] = f"student={config.student.name} has no 2-d convolutions"
     teachers = {(member.card.teacher.family, member.card.teacher.weights_sha256) for member in cache.members}
@@ -136,9 +182,9 @@ def _input_kind(config: TrainConfig) -> Target:
 def _of_losses(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> dict[str, str]:
     """Settings that have no effect with the losses of a run, with the reasons."""
     reasons: dict[str, str] = {}
-    named = " and ".join(losses)
+    named, one = listed(list(losses)), len(losses) == 1
     if not any(loss.settings.has_margin() for loss in losses.values()):
-        reasons["large_margin.margin"] = f"{named} has no angular margin"
+        reasons["large_margin.margin"] = f"{named} {'has' if one else 'have'} no angular margin"
     if not launched():
         reasons |= dict.fromkeys(("loss.aam.sharded", "loss.one_step.aam.sharded"), "one rank has all classes")
     if config.mining.negatives and not any(loss.settings.contrasts() for loss in losses.values()):
@@ -146,7 +192,7 @@ def _of_losses(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainC
     if config.mining.positives and not any(loss.settings.further_crops() for loss in losses.values()):
         reasons["mining.positives"] = "only ntxent and memo take further crops; add --loss ntxent"
     if config.class_means and not any(EMBEDDING in loss.needed_targets for loss in losses.values()):
-        reasons["class_means"] = f"{named} learns nothing from the teacher's embeddings"
+        reasons["class_means"] = f"{named} {'learns' if one else 'learn'} nothing from the teacher's embeddings"
     elif config.class_means and (EMBEDDING not in cache.names or (cache.plan.speaker < 0).all()):
         reasons["class_means"] = "it needs one teacher's embeddings, and speaker labels"
     if config.optim.swa_fraction and (averaging := [n for n, loss in losses.items() if loss.kind.averages_weights]):
@@ -155,6 +201,50 @@ def _of_losses(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainC
     if config.augment.speeds != [1.0] and any(cache.target(n).hop is not None for n in learned & set(cache.names)):
         reasons["augment.speeds"] = "frames of the teacher do not follow another speed"
     return reasons
+
+
+def steps_of(config: TrainConfig, cache: CacheSource) -> int:
+    """Number of steps before large-margin fine-tuning, also where the settings name passes over the views."""
+    if config.epochs is None:
+        return config.steps
+    per_epoch = max(len(cache.usable_views) // (config.batch_size * config.accumulate), 1)
+    return max(round(config.epochs * per_epoch), 1)
+
+
+def _of_steps(steps: int, config: TrainConfig) -> dict[str, str]:
+    """Settings that have no effect on a run of so many steps, with the reasons."""
+    optim, reasons = config.optim, dict[str, str]()
+    decays = steps > 1 and (optim.schedule != "cosine" or optim.warmup < steps - 1)
+    if not decays:
+        reasons["optim.final_lr"] = f"{counted(steps, 'step')} with a warm-up of {optim.warmup:,} have no decay"
+    phase = config.large_margin.steps or steps
+    if (phase - 1) / phase <= 1.0 - optim.swa_fraction:
+        of = "large_margin.steps" if config.large_margin.steps else counted(steps, "step")
+        reasons["optim.swa_fraction"] = f"it holds no more than the last of {of}"
+    return reasons
+
+
+def note_warmup(config: TrainConfig) -> None:
+    """Log a note where the warm-up is longer than the run."""
+    optim = config.optim
+    if optim.warmup > config.steps:
+        log(
+            f"note: optim.warmup={optim.warmup} is longer than the run ({counted(config.steps, 'step')}): the learning "
+            f"rate rises to {optim.lr * config.steps / optim.warmup:.3g}, not to optim.lr={optim.lr:g}"
+        )
+
+
+def unused_margins(losses: dict[str, ChosenLoss], logits: TeacherLogits | None) -> dict[str, str]:
+    """Margins of the losses over logits that have no effect with these logits, with the reasons."""
+    over = [f"loss.{section_of(name)}" for name, loss in losses.items() if loss.settings.logits_request() is not None]
+    if logits is None:
+        return {}
+    if (logits.label < 0).all():
+        names = [f"{loss}.{key}" for loss in over for key in ("margin", "margin_warmup", "teacher_margin")]
+        return dict.fromkeys(names, "no view has a label among the teacher's classes")
+    if logits.scale is None:
+        return {f"{loss}.teacher_margin": "the teacher's head is linear, without angles" for loss in over}
+    return {}
 
 
 def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainConfig) -> None:
@@ -176,6 +266,6 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
         mining.check(cache, config.mining)
     if len(cache.usable_views) < config.batch_size:
         raise SpkdError(
-            f"{cache.name}: {len(cache.usable_views)} usable views, fewer than batch_size={config.batch_size}; lower "
-            "it, or extract more"
+            f"{cache.name}: {counted(len(cache.usable_views), 'usable view')}, fewer than "
+            f"batch_size={config.batch_size}; lower it, or extract more"
         )

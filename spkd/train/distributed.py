@@ -7,10 +7,12 @@ those of its rows.
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from torch import Tensor, nn
 from spkd.errors import UsageError
 from spkd.networks.ssl import Noise
 
+POLL = 0.1  # s between two looks at the store
+DONE, FAILED = "done", "failed"
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
@@ -28,10 +33,13 @@ class ProcessGroup:
     Attributes:
         number: number of this process, from 0.
         world: number of processes.
+        store: texts that the ranks of a run share, by name.
     """
 
     number: int = 0
     world: int = 1
+    store: dist.Store | None = None
+    _uses: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -47,6 +55,43 @@ class ProcessGroup:
         """Wait until all ranks have called this."""
         if self.world > 1:
             dist.barrier()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let the first rank work alone while the block runs, however long: at its end, the others wait for it.
+
+        They look into the store. In a collective operation they would give up after some minutes (NCCL: ten).
+
+        Raises:
+            RuntimeError: on the other ranks, where the block failed on the first.
+        """
+        if self.store is None:
+            yield
+            return
+        key, outcome = f"block {next(self._uses)}", FAILED
+        try:
+            yield
+            outcome = DONE
+        finally:
+            if self.is_first:
+                self.store.set(key, outcome)
+        if not self.is_first:
+            while not self.store.check([key]):
+                time.sleep(POLL)
+            if self.store.get(key).decode() == FAILED:
+                raise RuntimeError("no connection to the first rank, which has failed")
+
+    def exchanged(self, text: str) -> list[str]:
+        """Texts of all ranks, in their order."""
+        if self.store is None:
+            return [text]
+        key = f"text {next(self._uses)} of"
+        self.store.set(f"{key} {self.number}", text)
+        texts = [self.store.get(f"{key} {number}").decode() for number in range(self.world)]
+        self.store.set(f"{key} {self.number}, read", "")
+        if self.is_first:  # it may hold the store, and may end after this
+            self.store.wait([f"{key} {number}, read" for number in range(self.world)])
+        return texts
 
     def most(self, value: int, device: torch.device) -> int:
         """Largest of the ranks' values."""
@@ -71,15 +116,26 @@ def launched() -> bool:
 
 @contextmanager
 def ranks_of(device: torch.device) -> Iterator[ProcessGroup]:
-    """The ranks of a run, connected while the block runs."""
+    """The ranks of a run, connected while the block runs.
+
+    Raises:
+        UsageError: torchrun did not start them, or they have devices of different kinds; they would wait for each
+            other in vain.
+    """
     if not launched():
-        yield ProcessGroup()
+        yield ALONE
         return
     if "MASTER_ADDR" not in os.environ:
         raise UsageError("several ranks: start them with torchrun, which tells them how to meet")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, number, count = next(dist.rendezvous("env://"))
+    ranks = ProcessGroup(number, count, dist.PrefixStore("ranks", store))
+    kinds = ranks.exchanged(device.type)
+    if other := next((f"rank {i} has {kind}" for i, kind in enumerate(kinds) if kind != kinds[0]), None):
+        raise UsageError(f"device: the first rank has {kinds[0]}, and {other}; name a device that all machines have")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=count)
     try:
-        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
+        yield ranks
     finally:
         dist.destroy_process_group()
 
@@ -92,11 +148,9 @@ def is_of_connection(error: RuntimeError) -> bool:
 
 def world() -> ProcessGroup:
     """This process among the ranks, as torch.distributed has them."""
-    return (
-        ProcessGroup(dist.get_rank(), dist.get_world_size())
-        if dist.is_available() and dist.is_initialized()
-        else ProcessGroup()
-    )
+    if dist.is_available() and dist.is_initialized():
+        return ProcessGroup(dist.get_rank(), dist.get_world_size())
+    return ALONE
 
 
 def gathered(x: Tensor) -> Tensor:
@@ -251,7 +305,6 @@ def share_over_ranks(module: nn.Module, views: int) -> None:
     """Make every batch-norm of a module use the batches of all ranks, and draw its noise for all of them.
 
     Args:
-        module: the network.
         views: number of views of a rank in a batch.
     """
     for layer in module.modules():

@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spkd.cache import CacheSource
+from spkd.cache import CacheSource, Plan
+from spkd.cache.lazy import Computed, as_array
+from spkd.cache.plan import FACTORS_BELOW, class_keys, factors_of
 from spkd.outputs.target import EMBEDDING
 
 READ_AT_ONCE = 4096  # views
+CANDIDATES = 1 << 20  # views of the same utterances that are looked at together
 
 
 @dataclass(frozen=True)
 class Labels:
     """Speaker classes and instances.
+
+    Numbers of the views are computed where they are asked for (`spkd.cache.lazy`).
 
     Attributes:
         names: name of each class: `speaker`, `speaker@speed` or `speaker@speed,formants`.
@@ -36,17 +41,53 @@ class Labels:
 
     @classmethod
     def of(cls, cache: CacheSource) -> Labels:
-        views = cache.plan.views
-        # Factors are hundredths below 1,000; one integer holds both, which sorts faster than rows do.
-        hundredths = [np.rint(factor * 100).astype(np.int64) for factor in (views.speed, views.formants)]
-        factors, pair = np.unique(1000 * hundredths[0] + hundredths[1], return_inverse=True)
-        speaker = cache.speaker(np.arange(len(cache))).astype(np.int64)
-        key = speaker * len(factors) + pair
-        used, index = np.unique(key[speaker >= 0], return_inverse=True)
-        label = np.full(len(cache), -1, np.int64)
-        label[speaker >= 0] = index
-        names = [cache.plan.speakers[k // len(factors)] + _suffix(int(factors[k % len(factors)])) for k in used]
-        return cls(names, label, views.utterance.astype(np.int64) * len(factors) + pair)
+        tables, speakers = cache.plan.tables, cache.plan.speakers
+        speaker, factors = np.divmod(tables.classes, FACTORS_BELOW)
+        used, number = np.unique(speaker, return_inverse=True)
+        listed = [speakers[int(i)] for i in used]
+        names = [listed[i] + _suffix(f) for i, f in zip(number.tolist(), factors.tolist(), strict=True)]
+        count = len(cache)
+        label, instance = Computed(count, _label, cache.plan), Computed(count, _instance, cache.plan)
+        return cls(names, as_array(label), as_array(instance))
+
+
+def _label(views: np.ndarray, plan: Plan) -> np.ndarray:
+    rows = plan.views[views]
+    keys = class_keys(plan.speaker[rows.utterance], factors_of(rows.speed, rows.formants))
+    return np.where(keys < 0, -1, np.searchsorted(plan.tables.classes, keys))
+
+
+def _instance(views: np.ndarray, plan: Plan) -> np.ndarray:
+    rows, factors = plan.views[views], plan.tables.factors
+    pair = np.searchsorted(factors, factors_of(rows.speed, rows.formants))
+    return rows.utterance.astype(np.int64) * len(factors) + pair
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Views of one instance, which are looked up among those of its utterance."""
+
+    cache: CacheSource
+    instance: np.ndarray
+
+    def same(self, views: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        """Random usable view (B,) of the instance of each usable view (B,)."""
+        plan, share = self.cache.plan, random.random_sample(views.shape)
+        first, last = plan.tables.views_of(plan.views.utterance[views])
+        rows = max(CANDIDATES // int((last - first).max()), 1)
+        pieces = (slice(start, start + rows) for start in range(0, len(views), rows))
+        return np.concatenate([self._picked(views[p], first[p], last[p], share[p]) for p in pieces])
+
+    def _picked(self, views: np.ndarray, first: np.ndarray, last: np.ndarray, share: np.ndarray) -> np.ndarray:
+        """View (B,) of the instance of each view: the first one where its share is 0, the last one where it is 1."""
+        candidates = first[:, None] + np.arange(int((last - first).max()))
+        inside = candidates < last[:, None]
+        candidates = np.where(inside, candidates, views[:, None])
+        is_same = inside & (self.instance[candidates] == self.instance[views][:, None])
+        is_same &= self.cache.are_usable(candidates)
+        number = (share * is_same.sum(1)).astype(np.int64)
+        place = (is_same.cumsum(1) > number[:, None]).argmax(1)
+        return candidates[np.arange(len(views)), place]
 
 
 def _suffix(factors: int) -> str:
@@ -73,6 +114,7 @@ class Groups:
 
     @classmethod
     def of(cls, instance: np.ndarray, views: np.ndarray) -> Groups:
+        views = np.asarray(views)
         _, number = np.unique(instance[views], return_inverse=True)
         group = np.full(len(instance), -1, np.int64)
         group[views] = number
@@ -103,7 +145,6 @@ def mean_embeddings(cache: CacheSource, group: np.ndarray, groups: int) -> Tenso
     Args:
         cache: cache with embeddings of one teacher.
         group: (views,) group of every view, -1 where it is in none.
-        groups: number of groups.
     """
     total = torch.zeros(groups, cache.dim(EMBEDDING))
     for start in range(0, len(cache.usable_views), READ_AT_ONCE):

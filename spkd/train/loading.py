@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from spkd.cache import CacheSource
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.manifest import Manifest
+from spkd.device import sent
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANKS, is_fbank
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
@@ -55,8 +56,8 @@ class BatchLoader:
         miner: miner of hard negatives and positives, where they are asked for.
         finetune: the second path, where a loss has one.
         mines_negatives: whether a loss takes hard negatives.
-        class_means: (classes, D) mean teacher embedding of each class, which replaces those of labelled views; None:
-            each view has its own.
+        class_means: (classes, D) mean teacher embedding of each class, which replaces those of labelled views, on the
+            device of the run; None: each view has its own.
     """
 
     content: BatchContent
@@ -81,7 +82,7 @@ class BatchLoader:
             sampler=range(first, last),
             # A batch of cached features is a memory copy: worker processes would only add to it.
             num_workers=config.workers if self.decodes_audio else 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=device.type == "cuda",
         )
         for number, loaded in enumerate(loader, first):
             if isinstance(loaded, SpkdError):
@@ -98,17 +99,17 @@ class BatchLoader:
         others = [decode_crops(cache, source, _moved(crop, device))[0] for crop in batch.crops[1:]]
         if self.logits is not None and self.logits.prototypes is not None:
             targets[LOGITS] = self.logits.of(targets[EMBEDDING])
+        label = sent(batch.label, device)
         if self.class_means is not None:
-            label = batch.label
-            means = self.class_means[label.clamp_min(0)].to(device)
-            targets[EMBEDDING] = torch.where((label >= 0).to(device)[:, None], means, targets[EMBEDDING])
+            means = self.class_means[label.clamp_min(0)]
+            targets[EMBEDDING] = torch.where((label >= 0)[:, None], means, targets[EMBEDDING])
         inputs = LossInputs(
             targets,
-            batch.label.to(device),
-            batch.instance.to(device),
-            batch.teacher_label.to(device),
+            label,
+            sent(batch.instance, device),
+            sent(batch.teacher_label, device),
             None if self.logits is None else self.logits.scale,
-            other_instance=[instance.to(device) for instance in batch.other_instance],
+            other_instance=[sent(instance, device) for instance in batch.other_instance],
             alignments={name: alignment.to(device) for name, alignment in batch.alignments.items()},
         )
         # Hard negatives, drawn for the whole batch.
@@ -116,7 +117,7 @@ class BatchLoader:
             drawn = self.miner.negatives(self.batches.order.views(step), seed, step).part(self.batches.part)
             mined = _moved(cache.stored(drawn.views.ravel(), [EMBEDDING]), device)
             hard = cache.decode(mined, [EMBEDDING])[EMBEDDING].float().unflatten(0, drawn.views.shape)
-            inputs = replace(inputs, negatives=hard, is_negative=torch.from_numpy(drawn.found).to(device))
+            inputs = replace(inputs, negatives=hard, is_negative=sent(torch.from_numpy(drawn.found), device))
         return TrainBatch([first, *others], inputs)
 
 
@@ -139,7 +140,6 @@ class FinetunePath:
     """Labelled views of the path through the adapters.
 
     Attributes:
-        content: what is read of each view.
         batches: one batch for each batch of the other path.
     """
 
@@ -148,7 +148,7 @@ class FinetunePath:
 
     def add_to(self, batch: TrainBatch, labelled: HostBatch, device: torch.device) -> TrainBatch:
         features, _ = decode_crops(self.content.cache, self.content.source, _moved(labelled.crops[0], device))
-        inputs = replace(batch.inputs, finetune_label=labelled.label.to(device))
+        inputs = replace(batch.inputs, finetune_label=sent(labelled.label, device))
         return replace(batch, finetune_batch=features, inputs=inputs)
 
 
@@ -175,12 +175,14 @@ def finetune_path(
         raise UsageError(f"finetune_cache= cannot be combined with losses that need labels ({', '.join(needy)})")
     labelled = cache if finetune_cache is None else finetune_cache
     labels = Labels.of(labelled)
-    if int((labels.label[labelled.usable_views] >= 0).sum()) < config.batch_size:
+    usable = labelled.usable_views
+    chosen = None if labelled.labelled else labels.label >= 0
+    if (len(usable) if chosen is None else int(chosen[usable].sum())) < config.batch_size:
         raise SpkdError(f"{labelled.name}: --loss {loss} needs at least batch_size={config.batch_size} labelled views")
     content = BatchContent(labelled, labels, input_source(config, labelled, network.input_kind))
     # The order differs from that of the other path even where both use the same cache.
     seed = config.seed + 1
-    order = ViewOrder(shuffled_views(labelled, seed, labels.label >= 0), config.batch_size)
+    order = ViewOrder(shuffled_views(labelled, seed, chosen), config.batch_size)
     crops = CropPlan((config.crop,), second_crop(config))
     return FinetunePath(content, StepBatches(content, order, crops, seed, ranks.part(config.batch_size)))
 
@@ -211,10 +213,7 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target) -> Input
     loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
     if not fresh.is_used:
         return InputSource(kind, loader)
-    augmentation = Augmentation(
-        fresh.noise, fresh.noise_prob, fresh.snr, fresh.rir, fresh.rir_prob, fresh.coders, fresh.coder_prob
-    )
-    return InputSource(kind, loader, augmentation, tuple(fresh.speeds))
+    return InputSource(kind, loader, Augmentation.of(fresh), tuple(fresh.speeds))
 
 
 def _extracted_by(kind: Target) -> str:
@@ -246,4 +245,4 @@ class _Both(Dataset):
 
 
 def _moved(stored: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: values.to(device, non_blocking=True) for name, values in stored.items()}
+    return {name: sent(values, device) for name, values in stored.items()}

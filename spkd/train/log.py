@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import importlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spkd.errors import UsageError
-from spkd.files.atomic import write_bytes
+from spkd.files.atomic import appending, write_bytes
+from spkd.students.curves import LOG, log_line, read_log
 
 LOG_EVERY = 20  # steps between lines
+BOARD = "tensorboard"  # folder within that of the run
 
 
 class Logger(ABC):
@@ -29,18 +32,22 @@ class RunLog:
     """Values of a run, step by step.
 
     Args:
-        out: folder of the run.
-        first: first step; values of this and later steps that were logged before a kill are dropped.
+        kept: bytes of the log before the first step; values that were logged behind them before a kill are dropped.
         names: names of the loggers in addition to log.jsonl.
     """
 
-    def __init__(self, out: Path, first: int, names: Sequence[str] = ()) -> None:
-        """Open the log. Raises UsageError where the package of a logger is missing."""
-        path = out / "log.jsonl"
+    def __init__(self, out: Path, first: int, kept: int = 0, names: Sequence[str] = ()) -> None:
+        """Open the log.
+
+        Raises:
+            UsageError: the package of a logger is missing.
+            SpkdError: a line that is kept was changed.
+        """
+        path = out / LOG
         # The file is replaced as a whole, so that a kill at any moment leaves the old log or the new one.
-        kept = _lines_before(path, first)
-        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = open(path, "a")
+        lines = [log_line(entry.pop("step"), entry) for entry in read_log(path, kept)]
+        write_bytes(path, "".join(lines).encode())
+        self._file = appending(path)
         made = (LOGGERS[name](out, first) for name in names)
         self._loggers = [logger for logger in made if logger is not None]
 
@@ -50,12 +57,17 @@ class RunLog:
         return step % LOG_EVERY == 0
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(log_line(step, values))
         self._file.flush()
         for logger in self._loggers:
             logger.add(step, values)
 
+    def sync(self) -> None:
+        """Make the lines so far durable, before a state is saved that is continued behind them."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
+        self.sync()
         self._file.close()
         for logger in self._loggers:
             logger.close()
@@ -79,17 +91,19 @@ def _tensorboard(out: Path, first: int) -> Logger | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    if not first:
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
-    return _TensorBoard(SummaryWriter(str(out / "tensorboard"), purge_step=first or None))
+    # Values of earlier runs in this folder, from the first step of this one, are hidden by it; no file is removed.
+    return _TensorBoard(SummaryWriter(str(out / BOARD), purge_step=first))
 
 
 class _Tracker(Logger):
     """Weights & Biases, or trackio, which has the same interface. A continued run adds to its earlier record."""
 
-    def __init__(self, package: Any, out: Path, first: int) -> None:
-        self._package = package
-        package.init(
+    def __init__(self, name: str, out: Path, first: int) -> None:
+        try:
+            self._package = importlib.import_module(name)
+        except ImportError as error:
+            raise UsageError(f"loggers: {name} is not installed: pip install {name}") from error
+        self._package.init(
             project="spkd", name=out.resolve().name, resume="allow" if first else "never", config={"out": str(out)}
         )
 
@@ -100,34 +114,8 @@ class _Tracker(Logger):
         self._package.finish()
 
 
-def _tracker(name: str) -> Any:
-    def make(out: Path, first: int) -> Logger:
-        import importlib
-
-        try:
-            package = importlib.import_module(name)
-        except ImportError as error:
-            raise UsageError(f"loggers: {name} is not installed: pip install {name}") from error
-        return _Tracker(package, out, first)
-
-    return make
-
-
 LOGGERS: dict[str, Any] = {
     "tensorboard": _tensorboard,
-    "wandb": _tracker("wandb"),
-    "trackio": _tracker("trackio"),
+    "wandb": partial(_Tracker, "wandb"),
+    "trackio": partial(_Tracker, "trackio"),
 }
-
-
-def _lines_before(path: Path, first: int) -> list[str]:
-    """Lines of the log before a step, without one that a kill left incomplete."""
-    kept = []
-    for line in path.read_text(errors="replace").splitlines() if first and path.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int) and entry["step"] < first:
-            kept.append(line)
-    return kept

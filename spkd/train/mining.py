@@ -108,10 +108,6 @@ def mine(
     Args:
         vectors: (instances, D) unit vectors of the search.
         teacher: (instances, Dt) the teacher's unit embeddings.
-        instances: views of each instance.
-        cache: cache of the views.
-        labels: labels of the views.
-        config: settings.
         ceiling: teacher cosine above which an instance is left out.
     Raises:
         UsageError: FAISS is missing.
@@ -157,9 +153,6 @@ def find_positives(vectors: np.ndarray, instances: Groups, cache: CacheSource, c
 
     Args:
         vectors: (instances, D) unit vectors of the search.
-        instances: views of each instance.
-        cache: cache of the views.
-        config: settings.
     Raises:
         UsageError: FAISS is missing.
     """
@@ -191,7 +184,6 @@ def _first_allowed(candidates: np.ndarray, allowed: np.ndarray, count: int) -> n
     Args:
         candidates: (B, width) numbers of instances.
         allowed: (B, width) whether each may be taken.
-        count: number of candidates to take.
     Returns:
         (B, at most count).
     """
@@ -265,13 +257,9 @@ class Miner:
     its tables.
 
     Args:
-        content: content of the batches.
-        config: settings.
         ceiling: teacher cosine above which an instance is not used as a negative.
         crop: length of the crops that the student embeds (s).
         tables: names of the tables: `negatives`, `positives` or both.
-        ranks: ranks of the run.
-        device: device of the tables' transfer.
     Attributes:
         tables: current tables by name.
     Raises:
@@ -295,10 +283,12 @@ class Miner:
         self._instances = Groups.of(labels.instance, cache.usable_views)
         self._widths = {name: config.neighbours if name == NEGATIVES else config.positives for name in tables}
         self._teacher: np.ndarray | None = None
-        if EMBEDDING in cache.names and ranks.is_first:
-            self._teacher = mean_embeddings(cache, self._instances.group, len(self._instances)).numpy()
         log(f"mining {' and '.join(self._widths)} among {len(self._instances):,} instances")
-        self.tables = self._from_first(self._search(self._teacher) if ranks.is_first else None)
+        with ranks.first_alone():
+            if EMBEDDING in cache.names and ranks.is_first:
+                self._teacher = mean_embeddings(cache, self._instances.group, len(self._instances)).numpy()
+            searched = self._search(self._teacher) if ranks.is_first else None
+        self.tables = self._from_first(searched)
         self._next: Future[Tables] | None = None
         self._background = ThreadPoolExecutor(1, "mining")
 
@@ -316,7 +306,9 @@ class Miner:
         if self._config.embeddings != "student" or (step + 1) % self._config.refresh:
             return
         if step + 1 >= 2 * self._config.refresh:
-            self.tables = self._from_first(None if self._next is None else self._next.result())
+            with self._ranks.first_alone():
+                searched = None if self._next is None else self._next.result()
+            self.tables = self._from_first(searched)
         if self._ranks.is_first:
             student = copy.deepcopy(network).eval()
             self._next = self._background.submit(lambda: self._search(self._embed(student)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 from dataclasses import replace
-from typing import cast
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn, get_swa_multi_avg_fn
 
 from spkd.networks.network import forward_crops
 from spkd.students import Network
@@ -20,16 +19,14 @@ class TrainingModule(nn.Module):
     """Student network and the sum of its losses.
 
     Args:
-        network: the student.
-        objective: the sum of the losses.
-        swa_fraction: last fraction of the run whose weights are averaged (stochastic weight averaging). Toolkits
+        swa_fraction: last fraction of the last phase whose weights are averaged (stochastic weight averaging). Toolkits
             average their last checkpoints; here every step counts.
     """
 
     def __init__(self, network: Network, objective: WeightedSum, swa_fraction: float = 0.0) -> None:
         super().__init__()
         self.network, self.objective, self._swa_fraction = network, objective, swa_fraction
-        self.averaged = AveragedModel(network, multi_avg_fn=_average, use_buffers=True) if swa_fraction > 0 else None
+        self.averaged = _RunningMean(network) if swa_fraction > 0 else None
         for loss in objective.by_name().values():
             loss.join(network)
 
@@ -40,7 +37,6 @@ class TrainingModule(nn.Module):
 
         Args:
             crops: input features (B, T_i, F) of each crop.
-            inputs: further inputs of the losses.
             finetune_batch: (N, T_0, F) input features of the views that take the path through the adapters; they share
                 a batch with the first crops, which then take the path without adapters.
         """
@@ -49,7 +45,7 @@ class TrainingModule(nn.Module):
         else:
             batch = torch.cat([crops[0], finetune_batch])
             split = [len(crops[0]), len(finetune_batch)]
-            levels = self.network(batch, torch.arange(len(batch), device=batch.device) >= split[0])
+            levels = self.network(batch, split[0])
             parts = {name: values.split(split) for name, values in levels.items()}
             first, finetuned = ({name: part[i] for name, part in parts.items()} for i in range(2))
             others = forward_crops(self.network, crops[1:])
@@ -60,16 +56,24 @@ class TrainingModule(nn.Module):
         with torch.autocast(device, enabled=False):
             return self.objective(first, replace(inputs, crops=crops, other_levels=others, precision=precision))
 
-    def after_step(self, progress: float) -> None:
-        """Called after every step of the optimiser, when a fraction `progress` of the run is over."""
+    def after_step(self, progress: float, last_phase: float) -> None:
+        """Called after every step of the optimiser.
+
+        Args:
+            progress: fraction of the steps before large-margin fine-tuning that is over.
+            last_phase: fraction of the last phase that is over: of the fine-tuning, or of the run where there is none;
+                at most 0 before that phase.
+        """
         for loss in self.objective.by_name().values():
             loss.after_step(self.network, progress)
-        if self.averaged is not None and progress > 1.0 - self._swa_fraction:
-            self.averaged.update_parameters(self.network)
+        if self.averaged is not None and last_phase > 1.0 - self._swa_fraction:
+            self.averaged.add(self.network)
 
     def trained_network(self) -> Network:
-        """Network to keep at the end of the run: averaged over its last fraction, or as the losses give it."""
-        network = self.network if self.averaged is None else cast(Network, self.averaged.module)
+        """Network to keep, averaged over the steps so far of the last fraction, or as the losses give it."""
+        network = self.network
+        if self.averaged is not None and self.averaged.count:  # before, it has its initial weights
+            network = self.averaged.network
         for loss in self.objective.by_name().values():
             network = loss.trained_network(network)
         return network
@@ -83,13 +87,29 @@ class TrainingModule(nn.Module):
         return [rest, *([p for p in group if p.requires_grad] for group in partners)]
 
 
-def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-    """Add values to running means of `count` earlier values, all of one type, in place.
+class _RunningMean(nn.Module):
+    """Running mean of a network: of its weights and statistics; integers, such as counts of batches, are the latest.
 
-    torch's function for GPUs fails at integers, such as the number of batches that batch-norm counts.
+    The number of networks in the mean is kept on the host: on the device, every step would wait for it.
     """
-    if averaged[0].is_floating_point():
-        get_swa_multi_avg_fn()(averaged, current, count)
-        return
-    for mean, value in zip(averaged, current, strict=True):
-        mean.copy_(get_swa_avg_fn()(mean, value, count))
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network, self.count = copy.deepcopy(network).requires_grad_(False), 0
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.count)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.count = int(state)
+
+    @torch.no_grad()
+    def add(self, network: Network) -> None:
+        self.count += 1
+        means, values = (list(chain(n.parameters(), n.buffers())) for n in (self.network, network))
+        pairs = list(zip(means, values, strict=True))
+        floats = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in floats], [value for _, value in floats], 1 / self.count)
+        for mean, value in pairs:
+            if not mean.is_floating_point():
+                mean.copy_(value)

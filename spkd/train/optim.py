@@ -24,7 +24,6 @@ def learning_rate(config: OptimConfig, step: int, steps: int, large_margin: Larg
     `steps` are those of large-margin fine-tuning, which has its own exponential schedule.
 
     Args:
-        config: settings of the optimiser.
         step: number of the step, from 0.
         steps: number of steps before large-margin fine-tuning.
         large_margin: settings of large-margin fine-tuning; None without it.
@@ -48,7 +47,7 @@ def make_optimiser(config: OptimConfig, module: nn.Module) -> torch.optim.Optimi
 
     All parameters are updated in one pass, where torch has such an optimiser for the device.
     """
-    trained = [p for name, p in module.named_parameters() if p.requires_grad and not name.startswith("averaged.")]
+    trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import fcntl
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,26 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from spkd.cache import CacheSource
-from spkd.errors import SpkdError, first_line
-from spkd.files.atomic import PART, read_bytes, read_json, write_bytes, write_json
+from spkd.cache.describe import growth
+from spkd.cache.lock import made_exclusive
+from spkd.errors import SpkdError, UsageError, first_line
+from spkd.files import digest
+from spkd.files.atomic import remove, remove_abandoned, write_bytes, write_json
+from spkd.files.reading import MOST_OF_WEIGHTS, read_bytes, read_json
 from spkd.files.schema import record
+from spkd.files.sealed import Format
+from spkd.files.text import differences, dotted
 from spkd.progress import log
 from spkd.registry import section_of
-from spkd.students.description import DESCRIPTION, Description
-from spkd.train.distributed import world
+from spkd.students.curves import LOG
+from spkd.students.description import DESCRIPTION, Description, RunFacts
+from spkd.train.distributed import ProcessGroup, world
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.mining import Miner
 from spkd.train.module import TrainingModule
 from spkd.train.settings import TrainConfig
 from spkd.train.sharding import Division, division_of, divisions, own_state, whole_state
+from spkd.version import __version__
 
 # Settings of the place of a run and of its saving; all others identify the run.
 PLACES = (
@@ -37,17 +43,15 @@ PLACES = (
     *("valid", "loggers"),
 )
 STATE, LOCK = "state.json", "run.lock"
-MOST_NAMED = 5  # settings that differ
-LONGEST_VALUE = 60  # characters
+STATES = "state.*.safetensors*"  # pattern of the names of the files of tensors
+FORMAT = Format("spkd_state", 1, "a training state", "remove it to train from the beginning")
 
 
 def run_settings(
     config: TrainConfig, losses: dict[str, ChosenLoss], cache: CacheSource, finetune_cache: CacheSource | None
 ) -> dict[str, Any]:
     """Settings that identify a run: all but those of its place (device, workers, ...) and of its saving."""
-    chosen = {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in (*PLACES, "loss", "given")
-    }
+    chosen = {name: value for name, value in asdict(config).items() if name not in (*PLACES, "loss", "given")}
     if finetune_cache is not None:
         chosen["finetune_caches"] = [member.fingerprint for member in finetune_cache.members]
     return {
@@ -61,9 +65,31 @@ def run_settings(
     }
 
 
+def check_same_run(
+    settings: Mapping[str, Any], losses: Mapping[str, ChosenLoss], config: TrainConfig, ranks: ProcessGroup
+) -> None:
+    """Check that all ranks do the same run: others would take their rows of other batches, or save at other steps.
+
+    Args:
+        settings: settings that identify the run of this rank.
+    Raises:
+        UsageError: settings or caches of a rank are not those of the first.
+    """
+    of_losses = {name: settings["losses"][name] | asdict(loss.settings) for name, loss in losses.items()}
+    of_saving = {"save_every": config.save_every, "valid": asdict(config.valid)}
+    ours = {**settings, "losses": of_losses, **of_saving, "spkd": __version__}
+    first, *others = [json.loads(text) for text in ranks.exchanged(json.dumps(ours))]
+    for number, other in enumerate(others, 1):
+        if other != first:
+            raise UsageError(
+                f"rank {number} has other settings or caches than the first{_differences(first, other, ())}; start all "
+                "ranks with the same command, settings file, environment and caches"
+            )
+
+
 def _without_places(settings: Any) -> dict[str, Any]:
     """Settings of a loss, without whether its classes are divided over ranks: a run may continue on others."""
-    tree = dataclasses.asdict(settings)
+    tree = asdict(settings)
     for part in (tree, *(value for value in tree.values() if isinstance(value, dict))):
         part.pop("sharded", None)
     return tree
@@ -74,15 +100,13 @@ def locked(out: Path) -> Iterator[None]:
     """Lock a folder against other training runs while the block runs.
 
     Raises:
-        SpkdError: another training run uses the folder.
+        SpkdError: another training run uses the folder, or the file of the lock is a symbolic link.
     """
-    with open(out / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SpkdError(f"{out}: another training is at work there; wait for it, or choose out=FOLDER") from error
-        except OSError:  # a file system without locks
-            pass
+
+    def refuse(owner: str) -> None:
+        raise SpkdError(f"{out}: another training is at work there, {owner}; wait for it, or choose out=FOLDER")
+
+    with made_exclusive(out / LOCK, on_wait=refuse):
         try:
             yield
         finally:
@@ -96,51 +120,52 @@ def can_be_extended(config: TrainConfig, losses: Mapping[str, ChosenLoss]) -> bo
     return fixed and not any(loss.depends_on_progress for loss in losses.values())
 
 
-def is_finished(out: Path, settings: dict[str, Any]) -> bool:
+def is_finished(out: Path, settings: dict[str, Any], saved: int, caches: Sequence[str] = ()) -> bool:
     """Whether `out` holds this run, finished.
 
+    Args:
+        saved: steps that its state must have, if there is one, for the run to be finished.
+        caches: folders of the run's caches, of which an error says whether they have grown.
     Raises:
-        SpkdError: it holds another run.
+        SpkdError: it holds another run, or its state is damaged.
     """
     ours, finished = json.loads(json.dumps(settings)), False
     for name in (STATE, DESCRIPTION):
         if not (out / name).is_file():
             continue
-        if name == STATE:
-            state = read_json(out / STATE)
-            stored = state.get("settings") if isinstance(state, dict) else None
-            stored = stored if isinstance(stored, dict) else {}
-        else:
-            stored = Description.read(out / name).training.settings
+        stored = _State.read(out).settings if name == STATE else Description.read(out / name).training.settings
         if stored == ours:
             finished = finished or name == DESCRIPTION
         elif not _is_beginning(stored, ours):
             what = "an unfinished run" if name == STATE else "a student"
             raise SpkdError(
-                f"{out}: holds {what} with other settings{_differences(stored, ours)}; choose another folder with "
-                "out=FOLDER"
+                f"{out}: holds {what} with other settings{_differences(stored, ours, caches)}; choose another folder "
+                "with out=FOLDER"
             )
         elif not (out / STATE).is_file():
             raise SpkdError(
                 f"{out}: finished with steps={stored['steps']}, and its learning rate, weights or margins depend on "
-                "that number; only runs with optim.schedule=constant, and without such settings, can be continued"
+                "that number; only runs with optim.schedule=constant, and without such settings, can be continued; "
+                "choose another folder with out=FOLDER"
             )
-    return finished
+    return finished and not ((out / STATE).is_file() and _State.read(out).step < saved)
 
 
-def _differences(stored: dict[str, Any], ours: dict[str, Any]) -> str:
+def _differences(stored: dict[str, Any], ours: dict[str, Any], caches: Sequence[str]) -> str:
     """Settings that differ, in brackets, with the values of the run in the folder and of this run.
 
-    It is "" where the settings of the run in the folder are not known.
+    The growth of a cache is named instead of its fingerprints. It is "" where the settings of the run in the
+    folder are not known.
     """
     if not stored:
         return ""
     both = stored.get("losses", {}).keys() & ours["losses"].keys()
     old, new = _flat(stored, both), _flat(ours, both)
-    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    shown = [f"{name}: {_shown(old.get(name))} there, {_shown(new.get(name))} now" for name in names[:MOST_NAMED]]
-    more = f"; and {len(names) - MOST_NAMED} others" if len(names) > MOST_NAMED else ""
-    return f" ({'; '.join(shown)}{more})"
+    pairs = [(Path(cache), before) for cache in caches for before in stored.get("caches", [])]
+    if grown := [phrase for cache, before in pairs if (phrase := growth(cache, before))]:
+        for tree in (old, new):
+            tree.pop("fingerprints of cache", None)
+    return f" ({'; '.join([*grown, *filter(None, [differences(old, new)])])})"
 
 
 def _flat(settings: Mapping[str, Any], losses: Iterable[str]) -> dict[str, Any]:
@@ -150,25 +175,17 @@ def _flat(settings: Mapping[str, Any], losses: Iterable[str]) -> dict[str, Any]:
         of_loss = dict(settings["losses"][loss])
         for weight in ("weight", "final_weight"):
             flat[f"loss.{weight}s.{loss}"] = of_loss.pop(weight, None)
-        flat |= _dotted(of_loss, f"loss.{section_of(loss)}.")
+        flat |= dotted(of_loss, f"loss.{section_of(loss)}.")
     rest = {name: value for name, value in settings.items() if name not in ("losses", "teacher_families")}
     renamed = {"caches": "fingerprints of cache", "finetune_caches": "fingerprints of finetune_cache"}
-    return flat | _dotted({renamed.get(name, name): value for name, value in rest.items()})
+    return flat | dotted({renamed.get(name, name): _of_component(value) for name, value in rest.items()})
 
 
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        # The settings of a component are a section of its name.
-        name = section_of(str(tree["name"])) if name == "settings" and "name" in tree else name
-        flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _shown(value: Any) -> str:
-    """A value as a user writes it, shortened where it is long, such as a list of fingerprints."""
-    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value).replace('"', "")
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+def _of_component(value: Any) -> Any:
+    """A section whose component has its settings under its own name, as a user writes them."""
+    if not isinstance(value, dict) or "name" not in value:
+        return value
+    return {section_of(str(value["name"])) if key == "settings" else key: inner for key, inner in value.items()}
 
 
 def _is_beginning(stored: dict[str, Any], ours: dict[str, Any]) -> bool:
@@ -181,11 +198,31 @@ def _is_beginning(stored: dict[str, Any], ours: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _State:
-    """Content of state.json."""
+    """Content of state.json.
+
+    Attributes:
+        logged: bytes of the log of these steps.
+    """
 
     step: int = field(metadata={"low": 1})
     tensors: str
+    sha256: str
+    logged: int = field(metadata={"low": 0})
     settings: dict[str, Any]
+
+    @classmethod
+    def read(cls, out: Path) -> _State:
+        """Read state.json of a run. Raises SpkdError where it is damaged."""
+        try:
+            state = FORMAT.open(read_json(out / STATE), STATE, lambda content, where: record(cls, content, where))
+            _ = RunFacts.of(state.settings)
+            return state
+        except SpkdError as error:
+            raise _damaged(out, error) from error
+
+
+def _damaged(out: Path, reason: Exception) -> SpkdError:
+    return SpkdError(f"{out}: damaged training state ({first_line(reason)}); remove the folder")
 
 
 def save(
@@ -203,12 +240,6 @@ def save(
     names the file of the tensors, so that both change together.
 
     Args:
-        out: folder of the run.
-        module: student and losses.
-        optimiser: the optimiser.
-        miner: miner of negatives and positives, if any.
-        step: number of steps done.
-        settings: settings that identify the run.
         extra: further tensors by name.
     """
     model = whole_state(module.state_dict(), divisions(module))
@@ -223,9 +254,10 @@ def save(
         for name, value in values.items():
             tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     tensors |= {f"extra.{name}": value for name, value in (extra or {}).items()}
-    name = f"state.{step}.safetensors"
-    write_bytes(out / name, save_tensors(tensors))
-    write_json(out / STATE, {"step": step, "tensors": name, "settings": settings})
+    name, data = f"state.{step}.safetensors", save_tensors(tensors)
+    write_bytes(out / name, data)
+    logged = (out / LOG).stat().st_size if (out / LOG).is_file() else 0
+    write_json(out / STATE, FORMAT.seal(asdict(_State(step, name, digest.of_bytes(data), logged, settings))))
     _remove_states(out, name)
 
 
@@ -234,12 +266,6 @@ def resume(
 ) -> tuple[int, dict[str, Tensor]]:
     """Load a saved state.
 
-    Args:
-        out: folder of the run.
-        module: student and losses.
-        optimiser: the optimiser.
-        miner: miner of negatives and positives, if any.
-        steps: number of steps of the whole run.
     Returns:
         The step to continue from, 0 where nothing was saved; and the further tensors that were saved.
     Raises:
@@ -247,11 +273,14 @@ def resume(
     """
     if not (out / STATE).is_file():
         return 0, {}
+    state = _State.read(out)
     try:
-        state = record(_State, read_json(out / STATE), STATE)
         if state.step >= steps or not re.fullmatch(r"state\.\d+\.safetensors", state.tensors):
             raise ValueError(f"step {state.step} of {steps}, tensors in {state.tensors[:40]}")
-        tensors = load_tensors(read_bytes(out / state.tensors))
+        data = read_bytes(out / state.tensors, MOST_OF_WEIGHTS)
+        if digest.of_bytes(data) != state.sha256:
+            raise ValueError(f"{state.tensors} is not the file that {STATE} describes")
+        tensors = load_tensors(data)
         # Infinite values are valid: the lowest loss so far is initially infinite.
         odd = [name for name, value in tensors.items() if value.is_floating_point() and value.isnan().any()]
         if odd:
@@ -262,9 +291,14 @@ def resume(
             miner.load_state({k.removeprefix("mining."): v for k, v in tensors.items() if k.startswith("mining.")})
         _load_optimiser(optimiser, tensors)
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
-        raise SpkdError(f"{out}: damaged training state ({first_line(error)}); remove the folder") from error
+        raise _damaged(out, error) from error
     log(f"continuing {out} at step {state.step}")
     return state.step, {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
+
+
+def logged(out: Path) -> int:
+    """Bytes of the log of the steps that were saved."""
+    return _State.read(out).logged if (out / STATE).is_file() else 0
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -297,13 +331,18 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tens
 
 def drop(out: Path) -> None:
     """Remove the state of a finished run, and files that a kill left incomplete."""
-    (out / STATE).unlink(missing_ok=True)
+    remove(out / STATE)
     _remove_states(out)
-    for left in out.glob(f"*{PART}"):
-        left.unlink(missing_ok=True)
+    remove_abandoned(out)
+
+
+def drop_earlier(out: Path) -> None:
+    """Remove the states before that of a finished run, and files that a kill left incomplete."""
+    _remove_states(out, _State.read(out).tensors if (out / STATE).is_file() else "")
+    remove_abandoned(out)
 
 
 def _remove_states(out: Path, but: str = "") -> None:
-    for old in out.glob("state.*.safetensors*"):
+    for old in out.glob(STATES):
         if old.name != but:
-            old.unlink(missing_ok=True)
+            remove(old)

@@ -25,9 +25,6 @@ class SamplerContext:
     """Views that a sampler orders, and its further inputs.
 
     Attributes:
-        cache: cache of the views.
-        batch_size: number of views in a batch.
-        seed: seed of the order.
         table: nearest instances of each instance, where they are mined.
     """
 
@@ -62,77 +59,43 @@ def shuffled(settings: NoSettings, context: SamplerContext) -> Order:
 
 
 def by_speaker(settings: SpeakersSettings, context: SamplerContext) -> Order:
-    """Batches with several views of each of their speakers. Raises SpkdError where a view has no speaker label."""
-    cache, views = context.cache, context.cache.usable_views
+    """Batches with several views of each of their speakers.
+
+    Every view comes once in an epoch; the last group of a speaker is filled up with further views of the speaker.
+
+    Raises:
+        SpkdError: a view has no speaker label.
+    """
+    cache, views = context.cache, context.cache.usable_views[:]
     if not cache.labelled:
         raise SpkdError(f"sampler=speakers: {cache.name} has utterances without speaker")
     count = context.divided(settings.views, "speakers.views")
-    return _by_speaker(views, cache.speaker(views), count, context.seed)
+    # Views, speaker after speaker.
+    speaker = cache.speaker(views)
+    ascending = np.argsort(speaker, kind="stable")
+    speakers = np.split(views[ascending], np.flatnonzero(np.diff(speaker[ascending])) + 1)
+
+    def order(epoch: int) -> np.ndarray:
+        random = random_state(Purpose.ORDER, context.seed, epoch)
+        filled, times = [], []
+        for its_views in speakers:
+            groups = -(-len(its_views) // count)
+            filled += [random.permutation(its_views), random.choice(its_views, groups * count - len(its_views))]
+            # The groups of a speaker are spread over the epoch, so that those of a batch are of different speakers.
+            times.append((np.arange(groups) + random.random_sample()) / groups)
+        groups_of_all = np.concatenate(filled).reshape(-1, count)
+        return groups_of_all[np.argsort(np.concatenate(times), kind="stable")].ravel()
+
+    return order
 
 
 def by_length(settings: NoSettings, context: SamplerContext) -> Order:
-    """Batches of views of similar length."""
-    views = context.cache.usable_views
-    return _by_length(views, context.cache.plan.views.samples[views], context.batch_size, context.seed)
-
-
-def by_shares(settings: SharesSettings, context: SamplerContext) -> Order:
-    """Batches with a share of each corpus. Raises UsageError for shares that the corpora do not allow."""
-    return _by_shares(context.cache, settings.shares, context.batch_size, context.seed)
-
-
-def by_neighbours(settings: HardSettings, context: SamplerContext) -> Order:
-    """Batches of groups: a view, and views of random neighbours of its instance."""
-    assert context.table is not None
-    count = context.divided(settings.group, "hard.group")
-    return _hard(context.cache.usable_views, context.table, count, context.seed)
-
-
-def shuffled_views(cache: CacheSource, seed: int, chosen: np.ndarray | None = None) -> Order:
-    """The cache's random order, which differs in every epoch.
-
-    Args:
-        cache: cache of the views.
-        seed: seed of the order.
-        chosen: (views,) whether a view is used; None: all.
-    """
-
-    def order(epoch: int) -> np.ndarray:
-        views = cache.order(seed, epoch)
-        return views if chosen is None else views[chosen[views]]
-
-    return order
-
-
-def _by_speaker(views: np.ndarray, speaker: np.ndarray, count: int, seed: int) -> Order:
-    """Batches of `count` views of each of their speakers.
-
-    Every view comes once in an epoch; the last group of a speaker is filled up with further views of the speaker.
-    """
-    _, number = np.unique(speaker, return_inverse=True)
-    by_speaker = [views[number == speaker_number] for speaker_number in range(int(number.max()) + 1)]
-
-    def order(epoch: int) -> np.ndarray:
-        random = random_state(Purpose.ORDER, seed, epoch)
-        groups, times = [], []
-        for its_views in by_speaker:
-            groups_of_speaker = -(-len(its_views) // count)
-            permuted = random.permutation(its_views)
-            filled = np.concatenate([permuted, random.choice(its_views, groups_of_speaker * count - len(its_views))])
-            groups += np.split(filled, groups_of_speaker)
-            # The groups of a speaker are spread over the epoch, so that those of a batch are of different speakers.
-            times += ((np.arange(groups_of_speaker) + random.random_sample()) / groups_of_speaker).tolist()
-        return np.concatenate([groups[index] for index in np.argsort(times, kind="stable")])
-
-    return order
-
-
-def _by_length(views: np.ndarray, samples: np.ndarray, batch_size: int, seed: int) -> Order:
     """Batches of views of similar length, in random order."""
-    ascending = views[np.argsort(samples, kind="stable")]
+    views, batch_size = context.cache.usable_views[:], context.batch_size
+    ascending = views[np.argsort(context.cache.plan.views.samples[views], kind="stable")]
 
     def order(epoch: int) -> np.ndarray:
-        random = random_state(Purpose.ORDER, seed, epoch)
+        random = random_state(Purpose.ORDER, context.seed, epoch)
         place = np.arange(len(ascending)) + random.random_sample(len(ascending)) * batch_size * min(
             WINDOW, max(len(ascending) // (4 * batch_size), 1)
         )
@@ -144,12 +107,15 @@ def _by_length(views: np.ndarray, samples: np.ndarray, batch_size: int, seed: in
     return order
 
 
-def _by_shares(cache: CacheSource, shares: list[float], batch_size: int, seed: int) -> Order:
+def by_shares(settings: SharesSettings, context: SamplerContext) -> Order:
     """Batches with a fixed share of each corpus.
 
     An epoch passes once over the corpus that lasts longest; the others begin again when they end.
+
+    Raises:
+        UsageError: shares that the corpora do not allow.
     """
-    corpora = cache.corpora_views
+    corpora, shares, batch_size = context.cache.corpora_views, settings.shares, context.batch_size
     if len(corpora) < 2 or len(shares) != len(corpora) or not 0.999 < sum(shares) < 1.001:
         raise UsageError(
             f"sampler.shares.shares={shares}: give one share for each of {len(corpora)} corpora (cache=[a,b]), 1 in all"
@@ -158,7 +124,7 @@ def _by_shares(cache: CacheSource, shares: list[float], batch_size: int, seed: i
     counts = np.diff(counts, prepend=0)
     if (counts < 1).any():
         raise UsageError(f"sampler.shares.shares={shares}: a share below one view in batch_size={batch_size}")
-    usable = [views[cache.is_usable[views]] for views in corpora]
+    usable = [views[context.cache.are_usable(views)] for views in corpora]
     batches = max(max(len(views) // count for views, count in zip(usable, counts, strict=True)), 1)
 
     def order(epoch: int) -> np.ndarray:
@@ -167,22 +133,39 @@ def _by_shares(cache: CacheSource, shares: list[float], batch_size: int, seed: i
             first = epoch * batches * count
             needed = np.arange(first, first + batches * count)
             rounds = range(int(needed[0]) // len(views), int(needed[-1]) // len(views) + 1)
-            passes = {r: random_state(Purpose.ORDER, seed, r, number).permutation(views) for r in rounds}
-            chosen = np.array([passes[int(n) // len(views)][int(n) % len(views)] for n in needed])
+            passes = [random_state(Purpose.ORDER, context.seed, r, number).permutation(views) for r in rounds]
+            chosen = np.concatenate(passes)[needed - rounds[0] * len(views)]
             parts.append(chosen.reshape(batches, count))
         return np.concatenate(parts, axis=1).ravel()
 
     return order
 
 
-def _hard(views: np.ndarray, table: Neighbours, count: int, seed: int) -> Order:
+def by_neighbours(settings: HardSettings, context: SamplerContext) -> Order:
     """Batches of groups: a view, and views of random neighbours of its instance."""
+    assert context.table is not None
+    views, table = context.cache.usable_views[:], context.table
+    count = context.divided(settings.group, "hard.group")
 
     def order(epoch: int) -> np.ndarray:
-        random = random_state(Purpose.ORDER, seed, epoch)
+        random = random_state(Purpose.ORDER, context.seed, epoch)
         leads = random.permutation(views)[: max(len(views) // count, 1)]
         drawn = table.draw(leads, count - 1, random)
         neighbours = np.where(drawn.found, drawn.views, random.choice(views, drawn.views.shape))
         return np.concatenate([leads[:, None], neighbours], axis=1).ravel()
+
+    return order
+
+
+def shuffled_views(cache: CacheSource, seed: int, chosen: np.ndarray | None = None) -> Order:
+    """The cache's random order, which differs in every epoch.
+
+    Args:
+        chosen: (views,) whether a view is used; None: all.
+    """
+
+    def order(epoch: int) -> np.ndarray:
+        views = cache.order(seed, epoch)
+        return views if chosen is None else views[:][chosen[views]]
 
     return order

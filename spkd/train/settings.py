@@ -35,7 +35,11 @@ class OptimConfig(Chooser):
         ("cosine", "exponential", "constant"),
     )
     swa_fraction: float = key(
-        0.0, "last fraction of the run whose weights are averaged into the student (0: none)", low=0, high=1
+        0.0,
+        "last fraction of the run whose weights are averaged into the student (0: none); with large_margin.steps, of "
+        "these steps",
+        low=0,
+        high=1,
     )
     weight_decay: float = key(0.02, "weight decay", low=0, high=1e6)
     warmup: int = key(100, "steps of linear warm-up", low=0, high=10**9)
@@ -48,7 +52,6 @@ class OptimConfig(Chooser):
     settings: Any = component(OPTIMISERS)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         reasons: dict[str, str] = {}
         if self.schedule == "constant":
             reasons["final_lr"] = "optim.schedule=constant keeps the learning rate"
@@ -73,7 +76,6 @@ class LossConfig(Chooser):
     settings: dict[str, Any] = component(LOSSES)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         given = [(kind, name) for kind in ("weights", "final_weights") for name in getattr(self, kind)]
         return {
             f"{kind}{{{name}}}": f"the loss {name} is not in use{did_you_mean(name, self.names)}"
@@ -127,21 +129,19 @@ class LargeMarginConfig:
     final_lr: float = key(2.5e-5, "its last learning rate, reached exponentially", positive=True, high=1e12)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
-        return {} if self.steps else dict.fromkeys(("crop", "margin", "lr", "final_lr"), "large_margin.steps is 0")
+        if not self.steps:
+            return dict.fromkeys(("crop", "margin", "lr", "final_lr"), "large_margin.steps is 0")
+        return {"final_lr": "large_margin.steps=1 has large_margin.lr alone"} if self.steps == 1 else {}
 
 
 @dataclass
 class ValidConfig:
-    """Validation during training."""
-
     trials: str | None = key(None, "trial list that is scored during training, of speakers of its own")
     manifest: str | None = key(None, "manifest of its audio")
     every: int = key(500, "steps between two validations", low=1, high=10**9)
     patience: int = key(0, "validations without a lower EER after which training ends (0: never)", low=0, high=10**6)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         return {} if self.trials else dict.fromkeys(("manifest", "every", "patience"), "no valid.trials are set")
 
 
@@ -192,8 +192,6 @@ class AugmentConfig(AugmentationConfig):
 
 @dataclass
 class TrainConfig(Settings):
-    """Settings of `spkd train`."""
-
     COMMAND: ClassVar[str] = "train"
     HINTS: ClassVar[dict[str, str]] = {"model": "student", "view": "augment"}
 
@@ -239,8 +237,9 @@ class TrainConfig(Settings):
     channels_last: bool = key(False, "channels-last memory, faster for 2-d networks")
     loggers: list[str] = key(
         ["tensorboard"],
-        "logs in addition to log.jsonl; wandb and trackio need their packages",
+        "logs in addition to log.jsonl; wandb and trackio need their packages, and are not taken from a file",
         ("tensorboard", "wandb", "trackio"),
+        not_from_files=("wandb", "trackio"),  # each sends the run to a server
     )
     save_every: int = key(
         500, "steps between checkpoints of the training state, from which a run resumes", low=1, high=10**9
@@ -255,7 +254,6 @@ class TrainConfig(Settings):
         return self.steps + self.large_margin.steps
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         reasons = {}
         if len(self.cache) < 2:
             reasons["teachers"] = "one cache is given"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spkd.device import sent
+
 
 def mask(
     features: Tensor, frames: int, bands: int, generator: torch.Generator, part: slice | None = None, whole: int = 0
@@ -27,8 +29,8 @@ def mask(
         width = torch.rand(whole or len(features), generator=generator) * min(widest, size)
         start = torch.rand(whole or len(features), generator=generator) * (size - width)
         width, start = (values if part is None else values[part] for values in (width, start))
-        position = torch.arange(size)
-        hidden = (position >= start.floor()[:, None]) & (position < (start.floor() + width.floor())[:, None])
-        hidden = hidden.to(features.device)
+        first, last = sent(torch.stack([start.floor(), start.floor() + width.floor()]), features.device)[..., None]
+        position = torch.arange(size, device=features.device)
+        hidden = (position >= first) & (position < last)
         features = torch.where(hidden[:, :, None] if axis == 1 else hidden[:, None, :], mean, features)
     return features

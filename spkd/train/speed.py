@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,20 +15,29 @@ LONG_ENOUGH = 60.0  # s of a run after which the start of its workers no longer 
 WARM_UP = 5  # steps that are not measured
 
 
-def summary(meter: Meter, device: torch.device) -> dict[str, float]:
-    """Speed by name: views_per_second, waited (fraction of the time), memory_gb; {} where the run was too short.
+@dataclass(frozen=True)
+class Speed:
+    """Speed of a run, as measured by its meter.
 
-    Args:
-        meter: meter that counts views.
-        device: device of the run.
+    Attributes:
+        waited: fraction of the time spent waiting for data.
+        memory_gb: peak memory of the GPU, or of the process (GB).
     """
-    if meter.is_short:
-        return {}
-    return {
-        "views_per_second": round(meter.rate, 1),
-        "waited": round(meter.share("loading"), 3),
-        "memory_gb": round(peak_gb(device), 2),
-    }
+
+    views_per_second: float = field(metadata={"low": 0})
+    waited: float = field(metadata={"low": 0, "high": 1})
+    memory_gb: float = field(metadata={"low": 0})
+
+    @classmethod
+    def of(cls, meter: Meter, device: torch.device) -> Speed | None:
+        """Speed so far; None where the run was too short."""
+        if meter.is_short:
+            return None
+        return cls(round(meter.rate, 1), round(meter.share("loading"), 3), round(peak_gb(device), 2))
+
+    def __str__(self) -> str:
+        waited = f"waited {100 * self.waited:.0f} % of the time for data"
+        return f"{self.views_per_second:,.0f} utterances/s; {waited}; {self.memory_gb:.1f} GB"
 
 
 def peak_gb(device: torch.device) -> float:
@@ -38,25 +48,16 @@ def peak_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def describe(summary: dict[str, float]) -> str:
-    """Speed of a run in a line."""
-    waited = f"waited {100 * summary['waited']:.0f} % of the time for data"
-    return f"{summary['views_per_second']:,.0f} utterances/s; {waited}; {summary['memory_gb']:.1f} GB"
-
-
-def in_words(summary: dict[str, float], seconds: float, from_audio: bool, workers: int) -> list[str]:
+def in_words(speed: Speed | None, seconds: float, from_audio: bool, workers: int) -> list[str]:
     """Last lines of a run: its speed, and a remedy where it waited for data.
 
     Args:
-        summary: result of `summary`.
         seconds: duration over which it was measured (s).
-        from_audio: whether audio is decoded during training.
-        workers: number of worker processes.
     """
-    if not summary:
+    if speed is None:
         return []
-    lines = [describe(summary)]
-    if summary["waited"] > HELD_UP and seconds >= LONG_ENOUGH:
+    lines = [str(speed)]
+    if speed.waited > HELD_UP and seconds >= LONG_ENOUGH:
         remedy = (
             f"audio is decoded during training: raise workers={workers}, or extract with fbank=true"
             if from_audio

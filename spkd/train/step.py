@@ -29,7 +29,6 @@ class Optimisation:
     """Optimiser of a run, and its steps.
 
     Attributes:
-        optimiser: optimiser of every trained parameter.
         first_bad: number of the first step whose loss was not finite, -1 where there was none. It is a tensor on the
             device, which is read only now and then, so that not every step waits for it.
     """
@@ -80,7 +79,9 @@ class Optimisation:
             group["lr"] = learning_rate(config.optim, number, config.steps, config.large_margin)
         self._scaler.step(self.optimiser)
         self._scaler.update()
-        module.after_step(min((number + 1) / config.steps, 1.0))
+        later = config.large_margin.steps
+        last_phase = (number + 1 - config.steps) / later if later else (number + 1) / config.steps
+        module.after_step(min((number + 1) / config.steps, 1.0), last_phase)
         if len(of_batches) == 1:
             return of_batches[0]
         return {name: torch.stack([terms[name] for terms in of_batches]).mean() for name in of_batches[0]}

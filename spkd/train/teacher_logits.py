@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from spkd.cache import CacheSource
-from spkd.errors import SpkdError, UsageError
+from spkd.cache.lazy import picked
+from spkd.errors import SpkdError, UsageError, listed
 from spkd.outputs.target import EMBEDDING, LOGITS
 from spkd.progress import log
 from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.losses.base import ChosenLoss
 
+CPU = torch.device("cpu")
 WRONG = 0.05  # divergence (nats) of stored logits, as the card records it, from which a warning is printed
 
 
@@ -23,31 +29,34 @@ class TeacherLogits:
     """Teacher logits and their classes.
 
     Attributes:
-        classes: names of the classes.
         label: (views,) class of each view among them, -1 where it has none.
         scale: scale of cosine logits; None for others.
-        prototypes: (classes, D) unit vectors; None where the logits come from the cache.
+        source: name of the target from which they are computed: logits, or the embedding by prototypes.
+        prototypes: (classes, D) unit vectors, on the device of the run; None before `with_prototypes`, or where the
+            logits come from the cache.
     """
 
     classes: list[str]
     label: np.ndarray
     scale: float | None
+    source: str = LOGITS
     prototypes: Tensor | None = None
 
-    @property
-    def source(self) -> str:
-        """Name of the target from which they are computed."""
-        return LOGITS if self.prototypes is None else EMBEDDING
+    def with_prototypes(self, cache: CacheSource, device: torch.device = CPU) -> TeacherLogits:
+        """The same with their prototypes, for which all embeddings of the cache are read."""
+        if self.source == LOGITS:
+            return self
+        return replace(self, prototypes=mean_embeddings(cache, self.label, len(self.classes)).to(device))
 
     def of(self, embedding: Tensor) -> Tensor:
         """Logits (B, classes) of embeddings (B, D): scale * cos(embedding, prototype)."""
         assert self.prototypes is not None
         assert self.scale is not None
-        return self.scale * normalize(embedding.float(), dim=-1) @ self.prototypes.to(embedding.device).mT
+        return self.scale * normalize(embedding.float(), dim=-1) @ self.prototypes.mT
 
 
 def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenLoss]) -> TeacherLogits | None:
-    """Logits that label-level losses learn from; None where no loss asks for them.
+    """Logits that label-level losses learn from, without prototypes; None where no loss asks for them.
 
     Raises:
         UsageError: the logits that the settings name are not available, or two losses ask for different logits.
@@ -56,41 +65,68 @@ def teacher_logits(cache: CacheSource, labels: Labels, losses: dict[str, ChosenL
     # Requests of the losses, which must agree.
     requested = {name: loss.settings.logits_request() for name, loss in losses.items()}
     asking = {name: request for name, request in requested.items() if request is not None}
-    requests = list(asking.values())
-    if not requests:
+    if not asking:
         return None
-    request = requests[0]
-    if any((other.source, other.scale) != (request.source, request.scale) for other in requests):
-        raise UsageError(f"{' and '.join(asking)}: give them the same `logits` and the same `scale`")
+    first, request = next(iter(asking.items()))
+    if any((other.source, other.scale) != (request.source, request.scale) for other in asking.values()):
+        raise UsageError(f"{listed(list(asking))}: give them the same `logits` and the same `scale`")
     head = cache.members[0].card.head
     if any("@" in name for name in cache.names):
         raise UsageError("teachers=separate: losses over logits need one teacher; concatenate or average them")
     # Prototypes: asked for, or by default where the head does not know every class.
-    known = {name: i for i, name in enumerate(head.classes)} if head is not None and LOGITS in cache.names else {}
+    classes = list(head.classes) if head is not None and LOGITS in cache.names else []
+    known = _by_name(classes)
     unknown = [name for name in labels.names if name not in known]
     by_default = request.source == "auto" and cache.labelled and (bool(unknown) or not known)
+    if by_default and numbered(classes):
+        log(f"note: {cache.name}: the classes of the teacher's head are numbers, not names: prototypes are taken")
     if request.source == "prototypes" or by_default:
         if not cache.labelled or EMBEDDING not in cache.names:
-            raise UsageError("logits=prototypes: needs the target embedding, and a speaker label of every view")
-        prototypes = mean_embeddings(cache, labels.label, len(labels.names))
-        return TeacherLogits(labels.names, labels.label, request.scale, prototypes)
+            lacks = "the target embedding" if cache.labelled else "the speaker of every utterance"
+            raise UsageError(f"loss.{first}.logits=prototypes needs {lacks}, which {cache.name} lacks")
+        return TeacherLogits(labels.names, labels.label, request.scale, EMBEDDING)
     # Logits of the head.
-    if head is None or not known:
-        raise SpkdError(
-            f"{cache.name}: the teacher gave no logits; extract them (teacher.targets=[embedding,logits]), or label "
-            "the speakers and take logits=prototypes"
-        )
+    if head is None or not classes:
+        raise SpkdError(f"--loss {first}: {cache.name} holds no logits; {_way_to_logits(cache, first)}")
     needy = [name for name in asking if losses[name].kind.needs_labels]
     if unknown and needy:
+        reason = "its own are numbers, not names" if numbered(classes) else unknown[0]
         raise SpkdError(
             f"--loss {needy[0]}: the teacher's head has no class for {len(unknown)} of {len(labels.names)} classes "
-            f"({unknown[0]}); take loss.{needy[0]}.logits=prototypes, or views without other speeds and other speakers"
+            f"({reason}); take loss.{needy[0]}.logits=prototypes, or views without other speeds and other speakers"
         )
     for name, asked in asking.items():
         _warn(cache, name, asked.temperature)
     to_teacher = np.array([*(known.get(name, -1) for name in labels.names), -1])
     scale = head.scale if head.kind != "linear" else None
-    return TeacherLogits(list(known), to_teacher[labels.label], scale)
+    return TeacherLogits(classes, picked(to_teacher, labels.label), scale)
+
+
+def _by_name(classes: list[str]) -> dict[str, int]:
+    """Number of each class by its name; without names that several have, and {} where the classes are numbered."""
+    if numbered(classes):
+        return {}
+    names = Counter(classes)
+    return {name: i for i, name in enumerate(classes) if names[name] == 1}
+
+
+def numbered(classes: Sequence[str]) -> bool:
+    """Whether classes have numbers (0, 1, ...) instead of names, as of WeSpeaker and 3D-Speaker, which keep no names.
+
+    A speaker of the manifest that is written as such a number is then somebody else.
+    """
+    return bool(classes) and all(name == str(i) for i, name in enumerate(classes))
+
+
+def _way_to_logits(cache: CacheSource, loss: str) -> str:
+    """Phrase that says how a loss over logits can learn: by prototypes, or by another extraction."""
+    card = cache.members[0].card
+    family = "NAME" if card.teacher.family == "none" else shlex.quote(card.teacher.family)
+    prototypes = f"take loss.{loss}.logits=prototypes" if cache.labelled else "name the speaker of every utterance"
+    return (
+        f"{prototypes}, or extract logits of a teacher with a classifier: spkd extract teacher={family} "
+        f"'teacher.targets=[embedding,logits]' view.plan={shlex.quote(card.views.plan)} cache=NEW_FOLDER"
+    )
 
 
 def _warn(cache: CacheSource, loss: str, temperature: float) -> None:

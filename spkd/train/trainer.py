@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spkd.cache import CacheSource
+from spkd.cache.plan import Plan
 from spkd.config import chosen, without_unused
+from spkd.corpus.people import Names, People
 from spkd.corpus.settings import ViewConfig
 from spkd.device import resolve
-from spkd.errors import Interrupted, SpkdError, UsageError
-from spkd.files.atomic import check_writable, writable_folder
+from spkd.errors import Interrupted, SpkdError, UsageError, first_few, listed
+from spkd.files.atomic import (
+    check_holds_no_other,
+    check_no_links,
+    check_replaces_none,
+    check_writable,
+    remove,
+    writable_folder,
+)
+from spkd.files.text import counted
 from spkd.meter import Meter
 from spkd.networks.network import FRAME_LEVEL, count_macs, count_parameters
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.students import Checkpoint, Network, load_student, make_student, save_student
-from spkd.students.description import DESCRIPTION, Best, Description, Names, People, Training
+from spkd.students.curves import LOG
+from spkd.students.description import DESCRIPTION, EARLIER, WEIGHTS, Best, Description, Training
+from spkd.students.description import FORMAT as MODEL_FORMAT
 from spkd.train import mining, record, resume
 from spkd.train.batches import BatchContent, CropPlan, StepBatches, ViewOrder
 from spkd.train.caches import open_caches
@@ -37,12 +50,24 @@ from spkd.train.checks import (
     check_labels,
     check_ranks,
     check_settings,
+    check_shared,
     check_targets,
     note_views,
+    note_warmup,
+    steps_of,
     stored_targets,
+    unused_margins,
     without_effect,
 )
-from spkd.train.distributed import ALONE, ProcessGroup, first_ranks, is_of_connection, mean_over_ranks, ranks_of
+from spkd.train.distributed import (
+    ALONE,
+    ProcessGroup,
+    first_ranks,
+    is_of_connection,
+    mean_over_ranks,
+    ranks_of,
+    summed,
+)
 from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.loading import (
     BatchLoader,
@@ -53,14 +78,14 @@ from spkd.train.loading import (
     loader_killed,
     second_crop,
 )
-from spkd.train.log import RunLog
+from spkd.train.log import BOARD, RunLog
 from spkd.train.losses.base import ChosenLoss, LossContext
 from spkd.train.losses.chosen import WeightedSum, chosen_losses, default_losses, for_teachers
 from spkd.train.mining import NEGATIVES, POSITIVES, Miner
 from spkd.train.module import TrainingModule
 from spkd.train.samplers import SamplerContext, make_order
-from spkd.train.settings import TrainConfig
-from spkd.train.speed import WARM_UP, in_words, summary
+from spkd.train.settings import TrainConfig, ValidConfig
+from spkd.train.speed import WARM_UP, Speed, in_words
 from spkd.train.step import Optimisation
 from spkd.train.stopping import BestValidation, stop_request
 from spkd.train.teacher_logits import TeacherLogits, teacher_logits
@@ -73,11 +98,12 @@ class Validate(Protocol):
     """Function that scores a student: network -> EER (%).
 
     Attributes:
-        speakers: speakers of its trials.
+        utterances: ids of the utterances of its trials.
         digest: digest of its trials, in any order.
     """
 
     speakers: frozenset[str]
+    utterances: frozenset[str]
     digest: str
 
     def __call__(self, network: Network) -> float: ...
@@ -88,21 +114,38 @@ class Result:
     """Result of a finished run.
 
     Attributes:
-        out: folder of the student.
-        parameters: number of the student's parameters.
         terms: mean of each loss term over the last tenth of the run.
-        best: lowest validation EER (%) and its step; None without validation.
+        best: best validation; None without validation.
     """
 
     out: Path
     parameters: int
     terms: dict[str, float]
-    best: tuple[float, int] | None = None
+    best: Best | None = None
+
+    def line(self) -> str:
+        """Result in a line."""
+        terms = ", ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
+        best = self.best
+        lowest = "" if best is None else f"; lowest EER {best.valid_eer_percent:.3f} % after {best.step} steps"
+        return f"{self.out}: {self.parameters:,} parameters; mean of the last steps: {terms}{lowest}"
 
     def to_json(self) -> dict[str, Any]:
         """Result as JSON, for sweepers."""
-        best = {} if self.best is None else {"valid_eer_percent": self.best[0], "best_step": self.best[1]}
-        return {"out": str(self.out), "parameters": self.parameters, "terms": self.terms, **best}
+        best = self.best
+        lowest = {} if best is None else {"valid_eer_percent": best.valid_eer_percent, "best_step": best.step}
+        return {"out": str(self.out), "parameters": self.parameters, "terms": self.terms, **lowest}
+
+
+class Opened(NamedTuple):
+    """Inputs of a run, and its settings without those that have no effect; see `Task`."""
+
+    config: TrainConfig
+    losses: dict[str, ChosenLoss]
+    cache: CacheSource
+    finetune_cache: CacheSource | None
+    labels: Labels
+    logits: TeacherLogits | None
 
 
 @dataclass(frozen=True)
@@ -110,13 +153,8 @@ class Task:
     """Checked inputs of a run, before its modules are built.
 
     Attributes:
-        config: settings of the run.
-        device: device of the run.
-        losses: losses by name.
         logits: teacher logits, where a loss learns from them.
-        cache: cache of the targets.
         finetune_cache: cache of the second path, if any.
-        labels: labels of the views.
     """
 
     config: TrainConfig
@@ -127,22 +165,30 @@ class Task:
     labels: Labels
     logits: TeacherLogits | None
 
+    @property
+    def caches(self) -> list[CacheSource]:
+        """The caches of both paths."""
+        return [cache for cache in (self.cache, self.finetune_cache) if cache is not None]
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [cache.plan for cache in self.caches]
+
+    @cached_property
+    def teacher_people(self) -> People:
+        """People that the teachers were trained on, as far as spkd trained them."""
+        cards = [member.card.teacher_people for cache in self.caches for member in cache.members]
+        return functools.reduce(People.with_those_of, cards, _before(self.config).teacher_people)
+
 
 @dataclass
 class Run:
     """State that the steps of a run share.
 
     Attributes:
-        task: inputs of the run.
-        out: folder of the run.
-        module: student and losses.
-        optimisation: optimiser and its steps.
-        loader: loader of the batches.
         speakers: names of the student's classes.
-        ranks: this process among the ranks of the run.
         settings: settings that identify the run.
         validate: function that scores a student, where the settings ask for validation.
-        best: best validation so far.
         recent: loss terms of the last tenth of the steps, on the device.
         drawn: time at which the page was last written (s of the monotonic clock).
     """
@@ -171,14 +217,9 @@ class Run:
     @cached_property
     def people(self) -> People:
         """Speakers and utterances of the caches, and of the student that initialised this one."""
-        people = People()
-        for cache in (self.task.cache, self.task.finetune_cache):
-            if cache is not None:
-                plan = cache.plan
-                people = people.with_those_of(People(Names.of(plan.speakers), Names.of(plan.utterances)))
-        init = self.config.student.init
-        if init is not None and (Path(init) / DESCRIPTION).is_file():
-            people = people.with_those_of(Description.read(Path(init) / DESCRIPTION).training.people)
+        people = _before(self.config).people
+        for plan in self.task.plans:
+            people = people.with_those_of(People(Names.of(plan.speakers), Names.of(plan.utterances)))
         return people
 
     def save(self, step: int) -> None:
@@ -186,7 +227,10 @@ class Run:
         check_finite(self)
         extra = {f"step.{name}": value for name, value in self.optimisation.state().items()}
         extra |= {f"valid.{name}": value for name, value in self.best.state().items()}
-        resume.save(self.out, self.module, self.optimisation.optimiser, self.loader.miner, step, self.settings, extra)
+        extra |= {f"recent.{name}": value for name, value in self._recent_of_all_ranks().items()}
+        optimiser, miner = self.optimisation.optimiser, self.loader.miner
+        with self.ranks.first_alone():  # it may wait for a search in the background
+            resume.save(self.out, self.module, optimiser, miner, step, self.settings, extra)
 
     def restore(self) -> int:
         """Load the saved state. Returns the step to continue from."""
@@ -194,14 +238,23 @@ class Run:
         first, extra = resume.resume(self.out, self.module, optimiser, miner, self.config.total_steps)
         self.optimisation.load_state(_part(extra, "step."))
         self.best = BestValidation.of_state(_part(extra, "valid."))
+        if recent := _part(extra, "recent."):
+            steps = zip(*(values.to(self.device) for values in recent.values()), strict=True)
+            self.recent.extend(dict(zip(recent, values, strict=True)) for values in steps)
         return first
+
+    def _recent_of_all_ranks(self) -> dict[str, Tensor]:
+        """Loss terms (steps,) of the recent steps by name, averaged over the ranks."""
+        named = {name: torch.stack([terms[name] for terms in self.recent]) for name in (self.recent or [{}])[0]}
+        if self.ranks.world > 1:
+            named = {name: summed(values) / self.ranks.world for name, values in named.items()}
+        return {name: values.cpu() for name, values in named.items()}
 
 
 def train(config: TrainConfig, validate: Validate | None = None, views: ViewConfig | None = None) -> Result:
     """Train a student with the sum of the chosen losses, or continue where the same command was interrupted.
 
     Args:
-        config: settings of the run.
         validate: function that scores the student every `valid.every` steps.
         views: views that the recipe of the settings extracts; a note is logged where the cache has others.
     Raises:
@@ -211,7 +264,7 @@ def train(config: TrainConfig, validate: Validate | None = None, views: ViewConf
         Interrupted: a signal asked for an end; the state was saved.
     """
     task = checked(config)
-    _check_validation(config, validate, task.cache)
+    _check_validation(task, validate)
     if views is not None:
         note_views(task.cache, views)
     with ranks_of(task.device) as ranks:
@@ -230,14 +283,28 @@ def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result
     config = task.config
     out = Path(config.out)
     check_writable(out / DESCRIPTION)
+    check_shared(out, ranks)
+    check_holds_no_other(out, "a student")
+    _check_replaces_none(out)
     settings = resume.run_settings(config, task.losses, task.cache, task.finetune_cache)
-    if resume.is_finished(out, settings):
+    resume.check_same_run(settings, task.losses, config, ranks)
+    extendable = resume.can_be_extended(config, task.losses)
+    if resume.is_finished(out, settings, config.total_steps if extendable else 0, config.cache):
+        _check_same_validation(config, out)
         log(f"{out}: this run is finished already")
+        # A kill may have left some files.
+        remove(out / EARLIER)
+        if extendable:
+            resume.drop_earlier(out)
+        else:
+            resume.drop(out)
         checkpoint = load_student(out)
-        return Result(out, count_parameters(checkpoint.network), checkpoint.training.last_terms)
+        training = checkpoint.training
+        return Result(out, count_parameters(checkpoint.network), training.last_terms, training.best)
     run = build(task, out, ranks)
     run.settings, run.validate = settings, validate
     writable_folder(out)  # not before the run is known to be valid: a refused one leaves no folder
+    check_no_links(out, (BEST, BOARD))
     with resume.locked(out) if ranks.is_first else contextlib.nullcontext():
         first = run.restore()
         ranks.barrier()  # before the first rank writes there
@@ -246,28 +313,55 @@ def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result
         return _finish(run, _run(run, first))
 
 
-def checked(config: TrainConfig) -> Task:
-    """Caches and losses that the settings name, checked for compatibility. Raises as `train`."""
+def _check_replaces_none(out: Path) -> None:
+    """Check that a run replaces no files of others. Raises SpkdError: they are in `out`, which is of no run."""
+    students = [f"{folder}{name}" for folder in ("", f"{BEST}/") for name in (WEIGHTS, EARLIER, DESCRIPTION)]
+    states = [path.name for path in out.glob(resume.STATES)]
+    names = (record.RUN, record.SETTINGS, record.PAGE, LOG, resume.STATE, *students, *states)
+    keys = {record.RUN: record.FORMAT.key, DESCRIPTION: MODEL_FORMAT.key, resume.STATE: resume.FORMAT.key}
+    check_replaces_none(out, names, keys)
+
+
+def opened(config: TrainConfig, left_out: dict[str, str] | None = None) -> Opened:
+    """Caches and losses that the settings name.
+
+    Args:
+        left_out: takes each typed setting that has no effect -> the reason; None: it is refused.
+    Raises:
+        UsageError: unknown losses, invalid settings, or a typed one without effect.
+        SpkdError: a cache cannot be opened.
+    """
     losses = chosen_losses(config.loss) if config.loss.names else None  # a wrong name is found before all else
-    device = resolve(config.device)
     cache = open_caches(config.cache, config.teachers)
     labels = Labels.of(cache)
     if losses is None:
-        config = chosen(config, default_losses(labelled=bool(labels.names)))
-        log(f"no loss is named: {' and '.join(config.loss.names)}")
+        config = chosen(config, default_losses(labelled=bool(labels.names)), left_out)
+        log(f"--loss is not given: {listed(config.loss.names)} by default")
         losses = chosen_losses(config.loss)
     finetunes = any(loss.settings.finetunes() for loss in losses.values())
     finetune_cache = open_caches(config.finetune_cache) if finetunes and config.finetune_cache else None
     # Without a setting, others may have no effect: audio is not decoded where its augmentation is left out.
-    while (used := without_unused(config, without_effect(cache, finetune_cache, losses, config))) is not config:
+    while (
+        used := without_unused(config, without_effect(cache, finetune_cache, losses, config), left_out)
+    ) is not config:
         config, losses = used, chosen_losses(used.loss)
     check_labels(cache, losses)
     logits = teacher_logits(cache, labels, losses)
+    config = without_unused(config, unused_margins(losses, logits), left_out)
+    return Opened(config, chosen_losses(config.loss), cache, finetune_cache, labels, logits)
+
+
+def checked(config: TrainConfig) -> Task:
+    """Caches and losses that the settings name, checked for compatibility. Raises as `train`."""
+    device = resolve(config.device)
+    config, losses, cache, finetune_cache, labels, logits = opened(config)
+    for member in (*cache.members, *([] if finetune_cache is None else finetune_cache.members)):
+        member.pinned = device.type == "cuda"
+    logits = None if logits is None else logits.with_prototypes(cache, device)
     check_targets(cache, losses, logits)
     check_settings(cache, losses, config)
-    if config.epochs is not None:
-        per_epoch = max(len(cache.usable_views) // (config.batch_size * config.accumulate), 1)
-        config = replace(config, steps=max(round(config.epochs * per_epoch), 1))
+    config = replace(config, steps=steps_of(config, cache))
+    note_warmup(config)
     return Task(config, device, with_ceilings(losses, cache), cache, finetune_cache, labels, logits)
 
 
@@ -290,13 +384,7 @@ def build(task: Task, out: Path, ranks: ProcessGroup = ALONE) -> Run:
 
 
 def _module(task: Task, network: Network, speakers: int) -> TrainingModule:
-    """Student and its losses.
-
-    Args:
-        task: inputs of the run.
-        network: the student.
-        speakers: number of classes of the labelled views.
-    """
+    """Student and its losses."""
     targets = {name: task.cache.target(name) for name in task.cache.names}
     if task.logits is not None:
         targets[LOGITS] = Target(LOGITS, len(task.logits.classes))
@@ -336,7 +424,9 @@ def _loader(task: Task, network: Network, finetune: FinetunePath | None, ranks: 
         miner,
         finetune,
         mines_negatives=config.mining.negatives > 0,
-        class_means=mean_embeddings(cache, labels.label, len(labels.names)) if config.class_means else None,
+        class_means=(
+            mean_embeddings(cache, labels.label, len(labels.names)).to(task.device) if config.class_means else None
+        ),
     )
 
 
@@ -362,14 +452,51 @@ def _needed_tables(config: TrainConfig) -> list[str]:
     return [name for name, is_needed in needed.items() if is_needed]
 
 
-def _check_validation(config: TrainConfig, validate: Validate | None, cache: CacheSource) -> None:
-    """Check the validation. Raises UsageError where there is none, or where its speakers are trained on."""
-    if config.valid.trials is not None and validate is None:
+def _before(config: TrainConfig) -> Training:
+    """Training of the student that initialises this one; an empty one where none does."""
+    init = config.student.init
+    if init is None or not (Path(init) / DESCRIPTION).is_file():
+        return Training()
+    return Description.read(Path(init) / DESCRIPTION).training
+
+
+def _check_validation(task: Task, validate: Validate | None) -> None:
+    """Check the validation. Speakers or utterances that a teacher was trained on are noted.
+
+    Raises:
+        UsageError: there is none, or its speakers or utterances are trained on, or were by the student of student.init.
+    """
+    if task.config.valid.trials is not None and validate is None:
         raise UsageError("valid.trials: give train() something that scores a student")
-    if validate is not None and (shared := sorted(validate.speakers & set(cache.plan.speakers))):
-        raise UsageError(
-            f"valid.trials: {len(shared)} of its speakers are trained on ({', '.join(shared[:3])}); validate on others"
-        )
+    if validate is None:
+        return
+    before, teacher_people = _before(task.config).people, task.teacher_people
+    for word, names, known, trained, of_teachers in (
+        ("speakers", validate.speakers, [p.speakers for p in task.plans], before.speakers, teacher_people.speakers),
+        (
+            "utterances",
+            validate.utterances,
+            [p.utterances for p in task.plans],
+            before.utterances,
+            teacher_people.utterances,
+        ),
+    ):
+        if shared := sorted({*trained.shared(names), *(name for some in known for name in names.intersection(some))}):
+            raise UsageError(
+                f"valid.trials: {len(shared)} of its {word} are trained on ({first_few(shared)}); validate on others"
+            )
+        if shared := of_teachers.shared(names):
+            log(f"note: valid.trials: a teacher was trained on {len(shared)} of its {word} ({first_few(shared)})")
+
+
+def _check_same_validation(config: TrainConfig, out: Path) -> None:
+    """Check that a finished run had the validation that is asked for. A note says what a file or variable asks for."""
+    if not (names := [name for name in config.given if name.startswith("valid.")]):
+        return
+    there, reason = record.validation_of(out), f"the run in {out} is finished without it; choose another out=FOLDER"
+    had = {f"valid.{f.name}": there.get(f.name, str(f.default)) for f in fields(ValidConfig)}
+    now = {f"valid.{f.name}": str(getattr(config.valid, f.name)) for f in fields(ValidConfig)}
+    without_unused(config, {name: reason for name in names if now[name] != had[name]})
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -379,7 +506,8 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _run(run: Run, first: int) -> int:
     """Do every step from `first` on. Returns the number of steps done in all, fewer where validation ended the run."""
     config, meter, done, ranks = run.config, Meter(WARM_UP), run.config.total_steps, run.ranks
-    run_log, miner = RunLog(run.out, first, config.loggers) if ranks.is_first else None, run.loader.miner
+    run_log = RunLog(run.out, first, resume.logged(run.out), config.loggers) if ranks.is_first else None
+    miner = run.loader.miner
     per_step = config.batch_size * config.accumulate
     try:
         with (
@@ -390,20 +518,21 @@ def _run(run: Run, first: int) -> int:
                 terms = run.optimisation.step(step, batches)
                 run.recent.append(terms)
                 meter.count(per_step)
-                note = None
-                if RunLog.is_due(step):  # only these steps wait for the device and for the other ranks
+                note, is_due = None, RunLog.is_due(step)
+                # Only these steps wait for the device and for the other ranks.
+                if is_due or step + 1 == config.total_steps:
                     check_finite(run)
                     stop.asked = ranks.any(stop.asked, run.device)
                     values = mean_over_ranks({name: term.item() for name, term in terms.items()}, run.device)
                     logged = values | {"lr": run.optimisation.optimiser.param_groups[0]["lr"]}
-                    if run_log is not None:
+                    if run_log is not None and is_due:
                         run_log.add(step, logged)
                     note = " ".join(f"{name} {value:.3f}" for name, value in values.items())
                 bar.advance(per_step, note)
                 if miner is not None:
                     miner.after_step(step, run.module.network)
                 # All ranks end after the same step: one at which they exchanged whether to stop.
-                stopping = stop.asked and (ranks.world == 1 or RunLog.is_due(step))
+                stopping = stop.asked and (ranks.world == 1 or is_due)
                 if _after_step(run, step + 1, run_log, stopping):
                     done = step + 1
                     break
@@ -414,7 +543,7 @@ def _run(run: Run, first: int) -> int:
             miner.close()
     check_finite(run)
     if ranks.is_first:
-        speed = summary(meter, run.device)
+        speed = Speed.of(meter, run.device)
         record.finish(run.out, speed)
         for line in in_words(speed, meter.seconds, run.loader.decodes_audio, config.workers):
             log(line)
@@ -445,6 +574,8 @@ def _after_step(run: Run, done: int, run_log: RunLog | None, stopping: bool) -> 
     if is_last:
         return False
     if stopping or done % config.save_every == 0:
+        if run_log is not None:
+            run_log.sync()
         run.save(done)
         if run.ranks.is_first and (stopping or time.monotonic() - run.drawn > PAGE_EVERY):
             record.write_page(run.out)
@@ -458,19 +589,26 @@ def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
     """Score the student, and save it where it is the best so far. Returns whether the run is over."""
     config, eer = run.config, torch.zeros((), device=run.device)
     network = run.module.trained_network()
-    if run.ranks.is_first and run.validate is not None:
-        eer.fill_(run.validate(network))
+    with run.ranks.first_alone():
+        if run.ranks.is_first and run.validate is not None:
+            eer.fill_(run.validate(network))
     rate = float(first_ranks(eer))
     if run_log is not None:
         run_log.add(done - 1, {"valid_eer_percent": rate})
-    log(f"validation after {done} steps: EER {rate:.3f} %")
+    log(f"validation after {counted(done, 'step')}: EER {rate:.3f} %")
     if run.best.add(done, rate) and run.ranks.is_first and run.validate is not None:
         training = Training(
-            run.settings, done, valid_eer_percent=rate, valid_trials=run.validate.digest, people=run.people
+            run.settings,
+            done,
+            valid_eer_percent=rate,
+            valid_trials=run.validate.digest,
+            people=run.people,
+            teacher_people=run.task.teacher_people,
         )
         save_student(run.out / BEST, Checkpoint(network, training=training))
     if run.best.is_over(config.valid):
-        log(f"no lower EER in {config.valid.patience} validations: training ends after {done} steps")
+        times = counted(config.valid.patience, "validation")
+        log(f"no lower EER in {times}: training ends after {counted(done, 'step')}")
         return True
     return False
 
@@ -500,23 +638,24 @@ def _finish(run: Run, steps: int) -> Result:
     best = None if run.best.step < 0 else Best(run.best.rate, run.best.step)
     named = run.module.objective.by_name()
     reports = {name: report for name, loss in named.items() if (report := loss.report())}
-    training = Training(run.settings, steps, terms, best, reports=reports, people=run.people)
+    training = Training(
+        run.settings, steps, terms, best, reports=reports, people=run.people, teacher_people=run.task.teacher_people
+    )
     checkpoint = Checkpoint(run.module.trained_network(), training=training)
     for loss in named.values():
         classifier = loss.classifier()
         if classifier is not None and checkpoint.head is None:
             checkpoint.head, checkpoint.scale = classifier.weight, classifier.scale
             checkpoint.classes = logits.classes if classifier.over_teacher and logits is not None else run.speakers
-    extendable = resume.can_be_extended(run.config, run.task.losses) and steps == run.config.total_steps
-    if extendable:
-        run.save(steps)
+    # The student first: the state from which it follows is needed until the student is there.
     if run.ranks.is_first:
-        if not extendable:
-            resume.drop(run.out)
         save_student(run.out, checkpoint)
+    if resume.can_be_extended(run.config, run.task.losses) and steps == run.config.total_steps:
+        run.save(steps)
+    elif run.ranks.is_first:
+        resume.drop(run.out)
     run.ranks.barrier()
-    lowest = None if best is None else (best.valid_eer_percent, best.step)
-    return Result(run.out, count_parameters(checkpoint.network), terms, lowest)
+    return Result(run.out, count_parameters(checkpoint.network), terms, best)
 
 
 def _means(recent: Sequence[dict[str, Tensor]]) -> dict[str, float]:

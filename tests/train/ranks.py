@@ -4,29 +4,72 @@ from __future__ import annotations
 
 import copy
 import os
-import socket
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+
+from tests.processes import SERVER, command, free_port
 
 TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NORMALISED = ((nn.BatchNorm1d, (16, 4, 8209)), (nn.BatchNorm2d, (16, 4, 80, 103)))  # more values than float16 counts to
 Found = dict[str, torch.Tensor]
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+def environment(number: int, world: int, port: int) -> dict[str, str]:
+    """Variables that torchrun sets for a rank."""
+    return {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def work(number: int, world: int, port: int, runs: dict[str, list[str]], out: str) -> None:
-    """What rank `number` does: gradients, buffers and loss terms after a step of each run, in every precision, and what
-    batch-norms give; into `out`.NUMBER."""
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def train_elsewhere(*arguments: str) -> None:
+    """`spkd train` of a rank that soon believes that a file is not there."""
+    from spkd.train import checks
+
+    checks.SEEN_WITHIN = 2.0
+    command("train", *arguments)
+
+
+def join(kind: str) -> None:
+    """Meet the other ranks with a device of this kind."""
+    from spkd.train.distributed import ranks_of
+
+    with ranks_of(torch.device(kind)):
+        pass
+
+
+def wait_for_the_first(number: int, port: int, seconds: float, out: str) -> None:
+    """Wait for a first rank that works alone for longer than a collective operation may take; then in such an one."""
+    os.environ |= environment(number, 2, port)
+    from spkd.train.distributed import first_ranks, ranks_of
+
+    with ranks_of(torch.device("cpu")) as ranks:
+        ranks.barrier()
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+        with ranks.first_alone():
+            time.sleep(2 * seconds if ranks.is_first else 0)
+        Path(f"{out}.{number}").write_text(str(int(first_ranks(torch.tensor(7 + number)))))
+        try:
+            with ranks.first_alone():
+                if ranks.is_first:
+                    raise ValueError("damaged")
+        except (ValueError, RuntimeError) as error:
+            Path(f"{out}.{number}.failed").write_text(str(error))
+        try:
+            time.sleep(2 * seconds if ranks.is_first else 0)
+            first_ranks(torch.tensor(7 + number))
+        except RuntimeError:
+            Path(f"{out}.{number}.late").touch()
+
+
+def work(number: int, world: int, port: int, runs: dict[str, list[str]], precisions: list[str], out: str) -> None:
+    """What rank `number` does: gradients, buffers and loss terms after a step of each run, in these precisions, and
+    what batch-norms give; into `out`.NUMBER."""
+    os.environ |= environment(number, world, port)
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")
     from spkd import config
@@ -43,9 +86,10 @@ def work(number: int, world: int, port: int, runs: dict[str, list[str]], out: st
             run = build(task, Path(out), ranks)
             batches = list(run.loader.batches_from(0, task.config.accumulate, task.config, task.device))
             fresh = copy.deepcopy(run.module.state_dict())
-            for precision, type_ in TYPES.items():
+            for precision in precisions:
                 run.module.load_state_dict(fresh)
-                run.optimisation._type = type_  # float16, too, which a CPU can compute in; the setting refuses it there
+                # Also float16, which the setting refuses on a CPU, though it can compute in it.
+                run.optimisation._type = TYPES[precision]
                 results[f"{name}, {precision}"] = step(run, batches)
         if world > 1:
             results["batch-norm"] = normalised(ranks.number, world)
@@ -85,7 +129,8 @@ def normalised(number: int, world: int) -> Found:
     return found
 
 
-def steps(world: int, runs: dict[str, list[str]], out: Path) -> list[dict[str, Found]]:
+def steps(world: int, runs: dict[str, list[str]], precisions: list[str], out: Path) -> list[dict[str, Found]]:
     """What every rank found, by run."""
-    mp.spawn(work, (world, free_port(), runs, str(out)), nprocs=world)
+    arguments = world, free_port(), runs, precisions, str(out)
+    mp.start_processes(work, arguments, nprocs=world, start_method=SERVER.get_start_method())
     return [torch.load(f"{out}.{number}") for number in range(world)]

@@ -16,11 +16,13 @@ from spkd.train.batches import BatchContent, CropPlan, InputSource, StepBatches,
 from spkd.train.labels import Labels
 from spkd.train.samplers import shuffled_views
 from spkd.train.specaugment import mask
+from tests.conftest import CommandLine
 
 
 @pytest.fixture
-def cache(spkd: Callable, corpus: Path) -> Cache:
-    done = spkd(
+def cache(spkd: CommandLine, corpus: Path) -> Cache:
+    spkd.once(
+        "cache",
         "extract",
         "teacher=none",
         f"manifest={corpus / 'manifest.csv'}",
@@ -28,7 +30,6 @@ def cache(spkd: Callable, corpus: Path) -> Cache:
         "view.noise=synthetic",
         "storage.codec=float32",
     )
-    assert done.code == 0, done.err
     return Cache.open("cache")
 
 
@@ -41,13 +42,13 @@ def of(cache: Cache, source: InputSource, crops: tuple[float, ...], size: int, s
 def test_a_speaker_at_another_speed_is_another_class(cache: Cache) -> None:
     labels = Labels.of(cache)
     assert labels.names[:4] == ["spk0@0.90", "spk0", "spk1@0.90", "spk1"]
-    assert labels.label.tolist() == [0, 1] * 3 + [2, 3] * 3 + [4, 5] * 3 + [6, 7] * 3 + [8, 9] * 3 + [10, 11] * 3
+    assert list(labels.label) == [0, 1] * 3 + [2, 3] * 3 + [4, 5] * 3 + [6, 7] * 3 + [8, 9] * 3 + [10, 11] * 3
     assert len(np.unique(labels.instance)) == 36
 
 
 def test_a_speaker_with_other_formants_is_another_class(spkd: Callable, corpus: Path) -> None:
     given = ["teacher=none", f"manifest={corpus / 'manifest.csv'}", "view.speeds=[0.9,1.0]", "view.formants=[1.0,1.1]"]
-    assert spkd("extract", *given).code == 0
+    spkd("extract", *given).ok()
     labels = Labels.of(Cache.open("cache"))
     assert labels.names[:4] == ["spk0@0.90", "spk0@0.90,1.10", "spk0", "spk0@1.00,1.10"]
     assert labels.label[:12].tolist() == [0, 1, 2, 3] * 3
@@ -65,7 +66,7 @@ def test_every_epoch_sees_every_view_once_in_its_own_order(cache: Cache) -> None
 def test_cached_features_are_those_of_the_audio(cache: Cache, corpus: Path) -> None:
     manifest = Manifest.load(corpus / "manifest.csv")
     plan = ViewPlan.from_card(cache.card.views, None, None)
-    loader = ViewLoader(manifest, cache.plan.views, plan.augmentation)
+    loader = ViewLoader(manifest, cache.plan.views, plan)
     for crop in (0.5, 1.6):  # 1.6 s: longer than some views
         cached = of(cache, InputSource(FBANK), (crop,), 9, 0)[4]
         loaded = of(cache, InputSource(FBANK, loader), (crop,), 9, 0)[4]
@@ -90,10 +91,9 @@ def test_masks_hide_one_stretch_of_time_and_one_of_bands() -> None:
 
 def test_further_crops_are_of_the_same_view(spkd: Callable, corpus: Path) -> None:
     manifest = f"manifest={corpus / 'manifest.csv'}"
-    done = spkd(
+    spkd(
         "extract", "teacher=none", manifest, "view=crops:4,0.8", "view.speeds=[0.9,1.0]", "wave=true", "fbank=true"
-    )
-    assert done.code == 0, done.err
+    ).ok()
     cache = Cache.open("cache")
     labels = Labels.of(cache)
     steps = of(cache, InputSource(WAVE), (0.4, 0.4, 0.2), 12, 0)
@@ -128,7 +128,7 @@ def test_the_other_path_passes_over_labelled_views_alone(cache: Cache) -> None:
 
 def test_the_waveform_is_cached_to_the_sample(spkd: Callable, corpus: Path) -> None:
     manifest = f"manifest={corpus / 'manifest.csv'}"
-    assert spkd("extract", "teacher=none", manifest, "wave=true", "storage.codec=float32").code == 0
+    spkd("extract", "teacher=none", manifest, "wave=true", "storage.codec=float32").ok()
     cache = Cache.open("cache")
     assert cache.names == ["wave"]
     loader = cache.view_loader(Manifest.load(corpus / "manifest.csv"), None, None)

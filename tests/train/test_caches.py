@@ -16,17 +16,15 @@ from torch.nn.functional import normalize
 
 from spkd.cache import Cache, CacheSource, Crop
 from spkd.corpus.manifest import Manifest
-from spkd.students import Checkpoint, build, save_student
 from spkd.train.caches import open_caches
+from tests.conftest import save_teacher
 
 
 @pytest.fixture
 def teachers(tmp_path: Path) -> list[str]:
     """Two checkpoints of other widths."""
     for number, width in enumerate((8, 6)):
-        torch.manual_seed(number)
-        network = build("xvector", channels=16, embedding=width).eval()
-        save_student(tmp_path / f"teacher{number}", Checkpoint(network, torch.randn(5, width), list("abcde"), 20.0))
+        save_teacher(tmp_path / f"teacher{number}", width, "abcde", seed=number)
     return [str(tmp_path / "teacher0"), str(tmp_path / "teacher1")]
 
 
@@ -82,7 +80,7 @@ def test_a_longer_manifest_adds_units(spkd: Callable, shares: list[str], teacher
     for name in ("embedding", "frames", "fbank"):
         assert_same(by_view(grown, name), by_view(Cache.open("whole"), name))
     assert all(np.array_equal(by_view(grown)[key], values) for key, values in old.items())
-    assert grown.card.fingerprint != Cache.open("whole").card.fingerprint
+    assert grown.fingerprint != Cache.open("whole").fingerprint
     assert "all checksums match" in spkd("cache", "verify", "grown").out
     info = spkd("cache", "info", "grown").out
     assert "5 utterances" in info
@@ -90,8 +88,27 @@ def test_a_longer_manifest_adds_units(spkd: Callable, shares: list[str], teacher
     oracle = zarr.open_group("grown", mode="r")["embedding"]
     assert isinstance(oracle, zarr.Array)
     assert np.isfinite(np.asarray(oracle[:])).all(1).sum() == 36
-    # A shorter manifest is no longer the cache's.
-    assert "another manifest" in extract(spkd, "few.csv", "grown", teachers[0]).err
+    # The manifest of before is complete in it; one of other utterances is another.
+    assert "has grown since by 13 utterances" in extract(spkd, "few.csv", "grown", teachers[0]).out
+    assert "another manifest" in extract(spkd, "rest.csv", "grown", teachers[0]).err
+
+
+def test_a_run_whose_cache_has_grown_says_so(spkd: Callable, shares: list[str], teachers: list[str]) -> None:
+    small = ["student=tiny", "student.channels=8", "batch_size=4", "crop=0.5"]
+    assert extract(spkd, "few.csv", "c", teachers[0]).code == 0
+    spkd("train", "--loss", "cosine", *small, "steps=2", "cache=c", "out=a").ok()
+    assert extract(spkd, "all.csv", "c", teachers[0]).code == 0
+    done = spkd("train", "--loss", "cosine", *small, "steps=2", "cache=c", "out=a")
+    grown = "c has grown since (5 -> 18 utterances)"
+    assert (done.code, done.err) == (
+        1,
+        f"error: a: holds a student with other settings ({grown}); choose another folder with out=FOLDER\n",
+    )
+    done = spkd("train", "--loss", "cosine", *small, "steps=3", "cache=c", "out=a")
+    assert f"({grown}; steps: 2 there, 3 now)" in done.err
+    done = spkd("train", "--from", "a", "out=b")
+    assert (done.code, f"note: {grown}; this run takes them all\n" in done.out) == (0, True), done.err
+    assert "has grown" not in spkd("train", "--from", "b", "out=d").out
 
 
 def test_what_was_complete_stays_readable_while_it_grows(
@@ -186,8 +203,7 @@ def test_teachers_are_combined(spkd: Callable, shares: list[str], teachers: list
     # The second has grown, so its views are elsewhere; only the first has fbank.
     other = teachers[0] if how == "average" else teachers[1]
     if how == "average":
-        torch.manual_seed(9)
-        save_student(Path("teacher2"), Checkpoint(build("xvector", channels=16, embedding=8).eval(), None, [], 1.0))
+        save_teacher(Path("teacher2"), seed=9)
         other = "teacher2"
     assert extract(spkd, "all.csv", "one", teachers[0]).code == 0
     for manifest in ("few.csv", "all.csv"):
@@ -228,7 +244,7 @@ def test_caches_that_do_not_go_together_are_refused(
         ("[few,nowhere]", "no teacher cache"),
     ):
         done = spkd(*train, f"cache={caches}")
-        assert (done.code, expected in done.err) == (1, True), done.err
+        assert (done.code, expected in done.err) == (2 if "nowhere" in caches else 1, True), done.err
 
 
 @pytest.mark.parametrize("how", ["concatenate", "separate"])
@@ -239,8 +255,7 @@ def test_a_student_learns_from_two_corpora_and_two_teachers(
         for k in (0, 1):
             assert extract(spkd, f"{name}.csv", f"{name}{k}", teachers[k]).code == 0
     train = ["train", "--loss", "cosine", "--loss", "aam", "steps=6", "batch_size=6", "student.channels=8", "crop=0.5"]
-    done = spkd(*train, "cache=[few0,rest0,rest1,few1]", f"teachers={how}", "out=s")
-    assert done.code == 0, done.err
+    done = spkd(*train, "cache=[few0,rest0,rest1,few1]", f"teachers={how}", "out=s").ok()
     terms = ["cosine@0", "cosine@1", "aam"] if how == "separate" else ["cosine", "aam"]
     assert all(f"{term} " in done.out for term in terms)
     done = spkd(*train, "cache=few0", "out=s")
@@ -255,9 +270,8 @@ def test_corpora_without_features_are_loaded_from_audio(
             more = (f"fbank={features}", "storage.codec=float32")
             assert extract(spkd, f"{name}.csv", name + suffix, teachers[0], *more).code == 0
     train = ["train", "--loss", "cosine", "steps=4", "batch_size=6", "student.channels=8", "crop=0.5"]
-    assert spkd(*train, "cache=[few,rest]", "out=cached").code == 0
-    done = spkd(*train, "cache=[few-bare,rest-bare]", "out=audio", "manifest=all.csv", "workers=0")
-    assert done.code == 0, done.err
+    spkd(*train, "cache=[few,rest]", "out=cached").ok()
+    spkd(*train, "cache=[few-bare,rest-bare]", "out=audio", "manifest=all.csv", "workers=0").ok()
     a, b = (load_file(f"{out}/model.safetensors") for out in ("cached", "audio"))
     assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
     done = spkd(*train, "cache=[few-bare,rest-bare]", "out=x", "manifest=few.csv")

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from spkd import config
 from spkd.errors import UsageError
-from spkd.students import Checkpoint, build, save_student
 from spkd.train.losses.chosen import chosen_losses
+from spkd.train.optim import learning_rate
 from spkd.train.settings import TrainConfig
 from spkd.train.trainer import Task, checked
+from tests.conftest import save_teacher
 
 SMALL = ["student=xvector", "student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "steps=2"]
 
@@ -27,8 +27,7 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from spkd.extract.settings import ExtractConfig
 
     root = tmp_path_factory.mktemp("checks")
-    torch.manual_seed(0)
-    save_student(root / "teacher", Checkpoint(build("xvector", channels=16, embedding=8).eval()))
+    save_teacher(root / "teacher")
     common = [f"manifest={corpus / 'manifest.csv'}", "fbank=true"]
     teacher = ["teacher=checkpoint", f"teacher.weights={root / 'teacher'}", "teacher.targets=[embedding,frames]"]
     for name, keys in {"cache": teacher, "features": ["teacher=none", "wave=true"]}.items():
@@ -43,7 +42,8 @@ def check(folder: Path, tmp_path: Path) -> Callable[..., Task]:
     def task(*typed: str, file: dict[str, Any] | None = None, cache: str = "cache") -> Task:
         path = tmp_path / "lab.yaml"
         path.write_text(yaml.safe_dump({"train": file or {}}))
-        return checked(config.load(TrainConfig, [*SMALL, f"cache={folder / cache}", *typed], path, {}))
+        small = SMALL[:-1] if any("epochs" in key for key in typed) else SMALL
+        return checked(config.load(TrainConfig, [*small, f"cache={folder / cache}", *typed], path, {}))
 
     return task
 
@@ -63,6 +63,17 @@ MEMO = ["loss=memo", "loss.memo.partner=tiny"]
         (["loss=aam"], "loss.aam.sharded", True, "one rank has all classes"),
         (["loss=cosine"], "channels_last", True, "student=xvector has no 2-d convolutions"),
         (["loss=cosine", "large_margin.steps=2"], "large_margin.margin", 0.4, "cosine has no angular margin"),
+        (["loss=cosine", "steps=9", "optim.warmup=8"], "optim.final_lr", 0.1, "9 steps with a warm-up of 8 have no"),
+        (["loss=cosine", "steps=1", "optim.schedule=exponential"], "optim.final_lr", 0.1, "1 step with a warm-up of"),
+        (["loss=cosine", "steps=9"], "optim.swa_fraction", 0.11, "no more than the last of 9 steps"),
+        (["loss=cosine", "epochs=1"], "optim.swa_fraction", 0.33, "no more than the last of 3 steps"),
+        (
+            ["loss=aam", "large_margin.steps=9"],
+            "optim.swa_fraction",
+            0.11,
+            "no more than the last of large_margin.steps",
+        ),
+        (["loss=aam", "large_margin.steps=1"], "large_margin.final_lr", 0.1, "large_margin.steps=1 has"),
         (["loss=multilevel"], "loss.multilevel.level_weights.concat", 2.0, "'concat' is not compared"),
         (["loss=multilevel"], "loss.multilevel.level_weights.frames", 2.0, "'frames' is not compared"),
     ],
@@ -96,6 +107,31 @@ def test_a_distillation_of_weight_0_has_no_settings(key: str) -> None:
 def test_only_an_angular_classifier_has_a_margin(given: list[str], expected: bool) -> None:
     losses = chosen_losses(config.load(TrainConfig, ["loss=one-step", *given], environ={}).loss)
     assert losses["one-step"].settings.has_margin() == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["steps=9", "optim.warmup=7", "optim.final_lr=0.1"],
+        ["steps=2", "optim.schedule=exponential", "optim.final_lr=0.1"],
+        ["steps=9", "optim.swa_fraction=0.12"],
+        ["steps=9", "optim.swa_fraction=0.11", "large_margin.steps=10"],
+        ["epochs=1", "optim.swa_fraction=0.34"],
+    ],
+)
+def test_what_acts_on_one_step_more_is_taken(check: Callable, given: list[str]) -> None:
+    check("loss=aam", *given)
+
+
+@pytest.mark.parametrize(("given", "steps"), [(["steps=9"], 9), (["epochs=2"], 6)])
+def test_a_warm_up_longer_than_the_run_is_noted(
+    check: Callable, capsys: pytest.CaptureFixture, given: list[str], steps: int
+) -> None:
+    config = check("loss=cosine", *given, "optim.lr=0.1", f"optim.warmup={steps + 1}").config
+    highest = max(learning_rate(config.optim, step, steps) for step in range(steps))
+    assert f"the learning rate rises to {highest:.3g}, not to optim.lr=0.1" in capsys.readouterr().out
+    check("loss=cosine", *given, f"optim.warmup={steps}")
+    assert "warmup" not in capsys.readouterr().out
 
 
 def test_audio_is_not_decoded_where_its_augmentation_is_left_out(check: Callable, corpus: Path) -> None:

@@ -10,20 +10,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
 from spkd.registry import LOSSES
-from spkd.students import Checkpoint, build, load_student, save_student
+from spkd.students import load_student
 from spkd.train.checks import check_ranks
-from spkd.train.distributed import ProcessGroup
+from spkd.train.distributed import ProcessGroup, is_of_connection
 from spkd.train.settings import TrainConfig
-from tests.train.ranks import NORMALISED, steps, values_of
+from tests.conftest import save_teacher
+from tests.processes import SERVER, Running, command, free_port, lose, machines
+from tests.train.ranks import (
+    NORMALISED,
+    environment,
+    join,
+    steps,
+    train_elsewhere,
+    values_of,
+    wait_for_the_first,
+)
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=8", "crop=0.6", "device=cpu"]
 DINO = ["loss.memo.locals=1", "loss.memo.local_crop=0.4", "loss.memo.prototypes=32"]
@@ -63,16 +76,13 @@ MAIN = "from spkd.cli import main; main()"
 @pytest.fixture
 def cached(spkd: Callable, corpus: Path, tmp_path: Path) -> Callable:
     """cache, of all speakers; the function that extracts others."""
-    torch.manual_seed(0)
     classes = [f"spk{s}{speed}" for s in range(6) for speed in ("@0.90", "")]
-    network = build("xvector", channels=16, embedding=12).eval()
-    save_student(tmp_path / "teacher", Checkpoint(network, torch.randn(len(classes), 12), classes, 9.0))
+    save_teacher(tmp_path / "teacher", 12, classes, 9.0)
 
     def extract(manifest: str, cache: str) -> None:
         given = ["teacher=checkpoint", "teacher.weights=teacher", "fbank=true", "wave=true", "view.speeds=[0.9,1.0]"]
         targets = "teacher.targets=[embedding,frames,logits]"
-        done = spkd("extract", *given, targets, f"manifest={manifest}", f"cache={cache}")
-        assert done.code == 0, done.err
+        spkd("extract", *given, targets, f"manifest={manifest}", f"cache={cache}").ok()
 
     extract(str(corpus / "manifest.csv"), "cache")
     return extract
@@ -88,8 +98,11 @@ def flat(found: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([value.float().flatten() for key, value in found.items() if key.startswith("gradient.")])
 
 
-def test_two_ranks_are_one_process_for_every_loss_in_every_precision(
-    cached: Callable, corpus: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "precisions", [["fp32"], pytest.param(["fp32", "bf16", "fp16"], marks=pytest.mark.slow)], ids=["fp32", "half"]
+)
+def test_two_ranks_are_one_process_for_every_loss(
+    cached: Callable, corpus: Path, tmp_path: Path, precisions: list[str]
 ) -> None:
     """In float32 up to rounding. In half precision two ranks may be no further from one process than the type is from
     float32: another shape of a batch rounds other sums."""
@@ -99,7 +112,7 @@ def test_two_ranks_are_one_process_for_every_loss_in_every_precision(
     Manifest(tuple(some)).save("partly.csv")
     cached("partly.csv", "partly")
     runs = {name: last_of([*SMALL, "optim.clip=0", *keys]) for name, keys in RUNS.items()}
-    (alone,), ranks = steps(1, runs, tmp_path / "one"), steps(2, runs, tmp_path / "two")
+    (alone,), ranks = (steps(world, runs, precisions, tmp_path / f"of{world}") for world in (1, 2))
     for name, one in alone.items():
         run, precision = name.rsplit(", ", 1)
         first, second = (rank[name] for rank in ranks)
@@ -137,6 +150,7 @@ def torchrun(arguments: list[str], tmp_path: Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=piped, stderr=piped, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cached")
 def test_two_ranks_of_torchrun_train_one_student_and_continue_exactly(tmp_path: Path) -> None:
     arguments = ["--loss", "contrastive", *SMALL, "steps=40", "save_every=10"]
@@ -159,6 +173,31 @@ def test_two_ranks_of_torchrun_train_one_student_and_continue_exactly(tmp_path: 
     assert load_student(tmp_path / "whole").training.steps == 40
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("cached")
+def test_two_machines_train_one_student_and_one_may_be_lost(tmp_path: Path) -> None:
+    """As two ranks of one machine do. The rank that stays ends with advice, and the same commands continue."""
+    arguments, port = ["train", "--loss", "contrastive", *SMALL, "steps=40", "save_every=10"], free_port()
+    ranks = [Running(command, *arguments, "out=whole", env=environment(number, 2, port)) for number in range(2)]
+    for rank in ranks:
+        _, error = rank.communicate(timeout=300)
+        assert rank.returncode == 0, error
+    first, second = machines(2, *arguments, "out=lost")
+    while not (tmp_path / "lost" / "state.json").is_file():
+        time.sleep(0.01)
+        assert first.poll() is None, first.communicate()
+    lose(second)
+    _, error = first.communicate(timeout=300)
+    assert "error: another rank has ended; start the same command again" in error
+    assert first.returncode
+    for machine in machines(2, *arguments, "out=lost"):
+        _, error = machine.communicate(timeout=300)
+        assert machine.returncode == 0, error
+    for name in ("model.safetensors", "log.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "lost" / name).read_bytes()
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("cached")
 def test_divided_classes_are_one_classifier_on_disk(spkd: Callable, tmp_path: Path) -> None:
     """Saved by two ranks, finished by one process, and the other way round: as if never divided."""
@@ -186,3 +225,89 @@ def test_divided_classes_are_one_classifier_on_disk(spkd: Callable, tmp_path: Pa
 def test_what_cannot_be_divided_is_refused(size: int) -> None:
     with pytest.raises(UsageError, match="of all ranks together, so a multiple of 2"):
         check_ranks(ProcessGroup(0, 2), TrainConfig(batch_size=size))
+
+
+def test_ranks_wait_for_the_first() -> None:
+    store, happened = dist.HashStore(), []
+
+    def rank(number: int) -> None:
+        ranks = ProcessGroup(number, 2, store)
+        for _ in range(2):
+            with ranks.first_alone():
+                if ranks.is_first:
+                    time.sleep(0.2)
+                    happened.append("done")
+            happened.append("goes on")
+            assert ranks.exchanged(f"text {number}") == ["text 0", "text 1"]
+        with pytest.raises(ValueError if ranks.is_first else RuntimeError):
+            fail(ranks)
+
+    def fail(ranks: ProcessGroup) -> None:
+        with ranks.first_alone():
+            if ranks.is_first:
+                raise ValueError("damaged")
+
+    with ThreadPoolExecutor(2) as pool:
+        for ended in [pool.submit(rank, number) for number in (0, 1)]:
+            ended.result()
+    assert happened == ["done", "goes on", "goes on"] * 2
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_the_first_longer_than_a_collective_operation_lasts(tmp_path: Path) -> None:
+    """Mining and validation are the first rank's alone, and may take hours."""
+    mp.start_processes(
+        wait_for_the_first, (free_port(), 3.0, str(tmp_path / "rank")), nprocs=2, start_method=SERVER.get_start_method()
+    )
+    assert [(tmp_path / f"rank.{number}").read_text() for number in (0, 1)] == ["7", "7"]
+    failed = [(tmp_path / f"rank.{number}.failed").read_text() for number in (0, 1)]
+    assert failed[0] == "damaged"
+    assert is_of_connection(RuntimeError(failed[1]))
+    assert (tmp_path / "rank.1.late").is_file()  # the same wait in a collective operation
+
+
+@pytest.mark.usefixtures("cached")
+def test_ranks_of_machines_that_share_no_folder_are_refused(tmp_path: Path) -> None:
+    port, keys = free_port(), ["--loss", "cosine", *SMALL, "steps=2", f"cache={tmp_path / 'cache'}", "out=runs/student"]
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+    ranks = [
+        Running(train_elsewhere, *keys, cwd=tmp_path / folder, env=environment(number, 2, port))
+        for number, folder in enumerate(("one", "other"))
+    ]
+    for rank in ranks:
+        _, error = rank.communicate()
+        assert rank.returncode == 1
+        assert "runs/student: is another folder for 1 of 2 ranks (rank 1 on " in error
+    assert not list(tmp_path.glob("one/*"))
+    assert not list(tmp_path.glob("other/*"))
+
+
+def test_ranks_of_other_runs_are_refused(cached: Callable, corpus: Path) -> None:
+    """As machines with other settings files, environments or copies of the cache start them."""
+    Manifest(Manifest.load(corpus / "manifest.csv").utterances[:12]).save("partly.csv")
+    cached("partly.csv", "partly")
+    keys = ["train", "--loss", "aam", *SMALL, "steps=2"]
+    settings = ["optim.lr=0.01", "loss.aam.sharded=true", "save_every=7"]
+    differing = ["optim.lr: 0.002 there, 0.01 now", "loss.aam.sharded: false there, true now"]
+    differing += ["save_every: 500 there, 7 now"]
+    for own, differences in ((settings, differing), ([PARTLY], ["fingerprints of cache: "])):
+        port = free_port()
+        ranks = [
+            Running(command, *keys, *more, env=environment(number, 2, port)) for number, more in enumerate(([], own))
+        ]
+        for rank in ranks:
+            _, error = rank.communicate()
+            assert rank.returncode == 2, error
+            assert "rank 1 has other settings or caches than the first (" in error
+            assert all(difference in error for difference in differences)
+    assert not Path("student").exists()
+
+
+def test_ranks_on_devices_of_other_kinds_are_refused() -> None:
+    """They would wait for each other in collective operations of two kinds."""
+    port = free_port()
+    ranks = [Running(join, kind, env=environment(number, 2, port)) for number, kind in enumerate(("cpu", "cuda"))]
+    for rank in ranks:
+        _, error = rank.communicate()
+        assert "UsageError: device: the first rank has cpu, and rank 1 has cuda; name a device that all" in error

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 from spkd.networks.network import forward_crops
 from spkd.outputs.target import Target
-from spkd.students import Checkpoint, build, load_student, save_student
+from spkd.students import build, load_student
 from spkd.train.losses.base import ChosenLoss, LossContext, LossInputs
 from spkd.train.losses.chosen import WeightedSum
 from spkd.train.losses.contrastive import Contrastive
 from spkd.train.losses.memo import MeMo, MeMoSettings
 from spkd.train.module import TrainingModule
+from tests.conftest import CommandLine, save_teacher
 from tests.train.killing import kill_after_saving
 
 TINY = MeMoSettings(
@@ -142,7 +143,7 @@ def test_students_learn_teachers_follow() -> None:
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     embeddings = torch.cat([levels["embedding"] for levels in forward_crops(loss.own.teacher, crops[:2])])
     teacher_outputs = f64(loss.own.teacher_heads["self"](embeddings))
-    model.after_step(0.5)
+    model.after_step(0.5, 0.5)
     momentum = 1.0 - (1.0 - 0.996) * (math.cos(math.pi * 0.5) + 1) / 2
     for name, mine in loss.own.teacher.named_parameters():
         old, new = before[f"objective.losses.memo.own.teacher.{name}"], model.network.get_parameter(name)
@@ -179,10 +180,11 @@ def watched(model: TrainingModule, steps: int, crops_at: Callable[[int], list[to
         total, _ = model(crops_at(step), replace(inputs, progress=step / steps))
         total.backward()
         optimiser.step()
-        model.after_step((step + 1) / steps)
+        model.after_step((step + 1) / steps, (step + 1) / steps)
     return loss_of(model)
 
 
+@pytest.mark.slow
 def test_contrast_that_no_longer_falls_is_stopped(capsys: pytest.CaptureFixture) -> None:
     crops, _ = batch()
     loss = watched(module(), 160, lambda step: crops, lr=0.0)
@@ -233,7 +235,7 @@ def test_mixed_precision_changes_little() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         value = model(crops, inputs)[0]
     value.backward()
-    model.after_step(0.5)
+    model.after_step(0.5, 0.5)
     assert abs(value.item() - exact) < 0.05 * abs(exact)
 
 
@@ -286,28 +288,21 @@ SMALL = [
 
 
 @pytest.fixture
-def cached(spkd: Callable, corpus: Path) -> None:
-    torch.manual_seed(0)
-    save_student(Path("teacher"), Checkpoint(build("xvector", channels=16, embedding=12).eval()))
-    done = spkd(
-        *("extract", "teacher=checkpoint", "teacher.weights=teacher", f"manifest={corpus / 'manifest.csv'}"),
-        *("fbank=true", "view=crops:3,0.8", "view.noise=synthetic"),
-    )
-    assert done.code == 0, done.err
+def cached(spkd: CommandLine, extraction: list[str]) -> None:
+    save_teacher(Path("teacher"), 12)
+    spkd.once("cache", *extraction, "fbank=true", "view=crops:3,0.8", "view.noise=synthetic")
 
 
 @pytest.mark.usefixtures("cached")
 def test_two_architectures_and_one(spkd: Callable, corpus: Path) -> None:
-    done = spkd("train", "--loss", "memo", *SMALL)
-    assert done.code == 0, done.err
+    spkd("train", "--loss", "memo", *SMALL).ok()
     record = load_student("student").training.reports["memo"]
     assert set(record) == {"contrastive_stopped", "reason", "collapsed", "information_nats"}
-    assert spkd("eval", str(corpus / "trials.txt"), f"manifest={corpus / 'manifest.csv'}").code == 0
+    spkd("eval", str(corpus / "trials.txt"), f"manifest={corpus / 'manifest.csv'}").ok()
     dino = [argument for argument in SMALL if "partner" not in argument]
-    assert spkd("train", "--loss", "memo", *dino, "loss.memo.partner=none", "out=dino").code == 0
+    spkd("train", "--loss", "memo", *dino, "loss.memo.partner=none", "out=dino").ok()
     third = ["loss.memo.teacher_weight=1.0", "mining.negatives=2", "out=third"]
-    done = spkd("train", "--loss", "memo", *SMALL, *third)
-    assert done.code == 0, done.err
+    spkd("train", "--loss", "memo", *SMALL, *third).ok()
     done = spkd("train", "--loss", "memo", *SMALL, "loss.memo.partner=ssl", "loss.memo.partner_channels=16", "out=no")
     assert "takes wave input, the student takes fbank" in done.err
 
@@ -315,10 +310,9 @@ def test_two_architectures_and_one(spkd: Callable, corpus: Path) -> None:
 @pytest.mark.usefixtures("cached")
 def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Path) -> None:
     arguments = ["train", "--loss", "memo", "--loss", "ntxent", *SMALL[1:], "steps=40", "save_every=5"]
-    assert spkd(*arguments, "out=whole").code == 0
+    spkd(*arguments, "out=whole").ok()
     kill_after_saving([*arguments, "out=killed"], tmp_path / "killed")
-    done = spkd(*arguments, "out=killed")
-    assert done.code == 0, done.err
+    spkd(*arguments, "out=killed").ok()
     whole, killed = load_file("whole/model.safetensors"), load_file("killed/model.safetensors")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert (

@@ -18,7 +18,7 @@ from spkd.corpus.view import Views
 from spkd.outputs.features import FBANK
 from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state
-from spkd.students import Checkpoint, build, save_student
+from spkd.students import build
 from spkd.train import mining
 from spkd.train.batches import BatchContent, CropPlan, InputSource, StepBatches, ViewOrder
 from spkd.train.labels import Groups, Labels, mean_embeddings
@@ -26,6 +26,7 @@ from spkd.train.losses.base import LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
 from spkd.train.samplers import shuffled_views
 from spkd.train.settings import MiningConfig
+from tests.conftest import CommandLine, save_teacher
 
 from ..cache.test_layout import start, writer_of
 
@@ -33,22 +34,11 @@ SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6",
 
 
 @pytest.fixture
-def extract(spkd: Callable, corpus: Path) -> Callable:
+def extract(spkd: CommandLine, extraction: list[str]) -> Callable:
     def run(cache: str, *more: str) -> Cache:
-        torch.manual_seed(0)
-        save_student(Path("teacher"), Checkpoint(build("xvector", channels=16, embedding=8).eval(), None, [], 1.0))
-        done = spkd(
-            "extract",
-            "teacher=checkpoint",
-            "teacher.weights=teacher",
-            f"manifest={corpus / 'manifest.csv'}",
-            f"cache={cache}",
-            "fbank=true",
-            "view=crops:3,0.7",
-            "view.speeds=[0.9,1.0]",
-            *more,
-        )
-        assert done.code == 0, done.err
+        save_teacher(Path("teacher"))
+        given = [*extraction, f"cache={cache}", "fbank=true", "view=crops:3,0.7", "view.speeds=[0.9,1.0]", *more]
+        spkd.once(cache, *given)
         return Cache.open(cache)
 
     return run
@@ -168,10 +158,9 @@ def test_hard_negatives_are_in_the_denominator() -> None:
 
 def test_training_with_mined_negatives(spkd: Callable, extract: Callable) -> None:
     extract("c", "storage.codec=int8")
-    assert spkd("train", "cache=c", "out=plain", *SMALL).code == 0
+    spkd("train", "cache=c", "out=plain", *SMALL).ok()
     for out in ("a", "b"):
-        done = spkd("train", "cache=c", f"out={out}", "mining.negatives=4", *SMALL)
-        assert done.code == 0, done.err
+        spkd("train", "cache=c", f"out={out}", "mining.negatives=4", *SMALL).ok()
     a, b, plain = (Path(out, "model.safetensors").read_bytes() for out in ("a", "b", "plain"))
     assert a == b != plain
 
@@ -222,8 +211,8 @@ def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, 
         m.close()
     assert np.array_equal(again.tables["negatives"].neighbours, miner.tables["negatives"].neighbours)
     chosen = ["mining.negatives=2", "mining.embeddings=student", "mining.refresh=2", "cache=c", *SMALL]
-    assert spkd("train", *chosen, "out=a").code == 0
-    assert spkd("train", *chosen, "out=b", "save_every=3").code == 0
+    spkd("train", *chosen, "out=a").ok()
+    spkd("train", *chosen, "out=b", "save_every=3").ok()
     a, b = (load_file(f"{name}/model.safetensors") for name in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -340,16 +329,14 @@ def test_positives_in_training(extract: Callable, spkd: Callable, corpus: Path) 
     assert "only ntxent and memo take further crops" in done.err
     small = ["steps=7", *SMALL[1:5], "--loss", "ntxent", "mining.floor=-1"]
     for name, more in {"a": [], "b": ["mining.embeddings=student", "mining.refresh=2"]}.items():
-        done = spkd("train", "cache=c", "mining.positives=2", f"out={name}", *small, *more)
-        assert done.code == 0, done.err
+        done = spkd("train", "cache=c", "mining.positives=2", f"out={name}", *small, *more).ok()
         assert "positives in other utterances" in done.out
     manifest = f"manifest={corpus / 'manifest.csv'}"
     spkd("extract", "teacher=none", manifest, "cache=none", "fbank=true")
     assert "needs one teacher's embeddings" in spkd("train", "cache=none", "mining.positives=2", "out=n", *small).err
     alone = ["train", "cache=none", "mining.positives=2", "mining.embeddings=student", "mining.refresh=2", *small]
     for name, more in {"c1": [], "c2": ["save_every=3"]}.items():
-        done = spkd(*alone, f"out={name}", *more)
-        assert done.code == 0, done.err
+        done = spkd(*alone, f"out={name}", *more).ok()
         assert "100% of the instances have positives" in done.out
     a, b, c, again = (load_file(f"{name}/model.safetensors") for name in ("a", "b", "c1", "c2"))
     assert not all(torch.equal(a[name], b[name]) for name in a)

@@ -4,41 +4,45 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from spkd import config
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.people import Names, People
 from spkd.extract.run import extract
 from spkd.extract.settings import ExtractConfig
-from spkd.students import Checkpoint, build, load_student, save_student
+from spkd.students import Checkpoint, Training, build, load_student, save_student
 from spkd.teachers import load_teacher
 from spkd.train import trainer
 from spkd.train.log import RunLog
 from spkd.train.settings import TrainConfig
+from spkd.train.step import Optimisation
 from tests import processes
+from tests.conftest import CommandLine, save_teacher
 
 SMALL = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6"]
 
 
 @pytest.fixture
-def cached(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+def cached(spkd: CommandLine, corpus: Path, tmp_path: Path) -> None:
     """cache of four speakers; valid.csv and valid.txt of the two others."""
     every = Manifest.load(corpus / "manifest.csv").utterances
     Manifest(every[:12]).save("train.csv")
     Manifest(every[12:]).save("valid.csv")
     pairs = itertools.combinations(every[12:], 2)
     Path("valid.txt").write_text("".join(f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs))
-    torch.manual_seed(0)
-    save_student(tmp_path / "teacher", Checkpoint(build("xvector", channels=16, embedding=12).eval()))
+    save_teacher(tmp_path / "teacher", 12)
     given = ["teacher=checkpoint", "teacher.weights=teacher", "manifest=train.csv", "fbank=true"]
-    done = spkd("extract", *given, "view.speeds=[0.9,1.0]")
-    assert done.code == 0, done.err
+    spkd.once("cache", "extract", *given, "view.speeds=[0.9,1.0]")
 
 
 def logged(folder: str, name: str) -> dict[int, float]:
@@ -47,10 +51,32 @@ def logged(folder: str, name: str) -> dict[int, float]:
 
 
 @pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize(("more", "first"), [([], 4), (["large_margin.steps=6", "large_margin.crop=0.7"], 11)])
+def test_weights_are_averaged_over_a_fraction_of_the_last_phase(
+    spkd: Callable, monkeypatch: pytest.MonkeyPatch, more: list[str], first: int
+) -> None:
+    """Half of 8 steps; half of a second phase of 6 steps, and none of those before it."""
+    seen = []
+    step = Optimisation.step
+
+    def recorded(run: Optimisation, *given: Any) -> Any:
+        terms = step(run, *given)
+        seen.append({name: values.double().clone() for name, values in run._module.network.state_dict().items()})
+        return terms
+
+    monkeypatch.setattr(Optimisation, "step", recorded)
+    spkd("train", "--loss", "aam", *SMALL, "steps=8", "optim.warmup=0", "optim.swa_fraction=0.5", *more).ok()
+    averaged = load_student("student").network.state_dict()
+    for name, values in averaged.items():
+        if values.is_floating_point():
+            mean = sum(weights[name] for weights in seen[first:]) / len(seen[first:])
+            assert torch.allclose(values.double(), mean, atol=1e-6), name
+
+
+@pytest.mark.usefixtures("cached")
 def test_a_second_phase_has_its_own_crops_margin_and_rate(spkd: Callable) -> None:
     given = ["steps=30", "large_margin.steps=20", "large_margin.crop=1.0", "optim.warmup=0"]
-    done = spkd("train", "--loss", "aam", *SMALL, *given)
-    assert done.code == 0, done.err
+    spkd("train", "--loss", "aam", *SMALL, *given).ok()
     rates = logged("student", "lr")
     assert list(rates) == [0, 20, 40]
     assert rates[40] == pytest.approx(1e-4 * 0.25 ** (10 / 19))
@@ -59,23 +85,33 @@ def test_a_second_phase_has_its_own_crops_margin_and_rate(spkd: Callable) -> Non
 
 @pytest.mark.usefixtures("cached")
 def test_epochs_stand_for_steps(spkd: Callable) -> None:
-    assert spkd("train", "--loss", "cosine", *SMALL, "epochs=2.5").code == 0
+    spkd("train", "--loss", "cosine", *SMALL, "epochs=2.5").ok()
     assert load_student("student").training.steps == 10  # 24 views, 4 batches an epoch
-    assert spkd("train", "--loss", "cosine", *SMALL, "epochs=2", "accumulate=2", "out=b").code == 0
+    spkd("train", "--loss", "cosine", *SMALL, "epochs=2", "accumulate=2", "out=b").ok()
     assert load_student("b").training.steps == 4
 
 
 @pytest.mark.usefixtures("cached")
 def test_a_run_of_constant_rate_can_be_continued_and_others_say_why_not(spkd: Callable) -> None:
     constant = ["--loss", "cosine", *SMALL, "optim.schedule=constant", "optim.warmup=5"]
-    assert spkd("train", *constant, "steps=50", "out=whole").code == 0
-    assert spkd("train", *constant, "steps=20", "out=part").code == 0
-    done = spkd("train", *constant, "steps=50", "out=part")
-    assert done.code == 0, done.err
+    spkd("train", *constant, "steps=50", "out=whole").ok()
+    spkd("train", *constant, "steps=40", "out=earlier").ok()
+    spkd("train", *constant, "steps=20", "out=part").ok()
+    done = spkd("train", *constant, "steps=50", "out=part").ok()
     assert "continuing part at step 20" in done.out
     assert Path("whole/model.safetensors").read_bytes() == Path("part/model.safetensors").read_bytes()
     assert logged("whole", "cosine") == logged("part", "cosine")
-    assert spkd("train", "--loss", "cosine", *SMALL, "steps=20", "out=cosine").code == 0
+    # As a kill leaves it between the student and its state: the same command makes up for it.
+    states = {path.name: path.read_bytes() for path in Path("whole").glob("state.*")}
+    for name in states:
+        Path("whole", name).unlink()
+    for path in Path("earlier").glob("state.*"):
+        shutil.copy(path, "whole")
+    done = spkd("train", *constant, "steps=50", "out=whole")
+    assert "continuing whole at step 40" in done.out, done.err
+    assert {path.name: path.read_bytes() for path in Path("whole").glob("state.*")} == states
+    assert "this run is finished already" in spkd("train", *constant, "steps=50", "out=whole").out
+    spkd("train", "--loss", "cosine", *SMALL, "steps=20", "out=cosine").ok()
     done = spkd("train", "--loss", "cosine", *SMALL, "steps=50", "out=cosine")
     assert (done.code, "finished with steps=20, and its learning rate" in done.err) == (1, True)
     done = spkd("train", *constant, "steps=10", "out=part")
@@ -95,8 +131,8 @@ def test_a_signal_saves_first_and_the_run_continues_exactly(spkd: Callable) -> N
     assert running.returncode == 130
     assert error.startswith("error: interrupted; cut was saved after step ")
     assert len(error.splitlines()) == 1
-    assert spkd(*arguments, "out=cut").code == 0
-    assert spkd(*arguments, "out=whole").code == 0
+    spkd(*arguments, "out=cut").ok()
+    spkd(*arguments, "out=whole").ok()
     assert Path("whole/model.safetensors").read_bytes() == Path("cut/model.safetensors").read_bytes()
     assert logged("whole", "contrastive") == logged("cut", "contrastive")
 
@@ -106,9 +142,8 @@ VALID = ["valid.trials=valid.txt", "valid.manifest=valid.csv", "valid.every=10"]
 
 @pytest.mark.usefixtures("cached")
 def test_validation_keeps_the_best_and_changes_nothing_else(spkd: Callable) -> None:
-    assert spkd("train", "--loss", "cosine", *SMALL, "steps=35", "out=plain").code == 0
-    done = spkd("train", "--loss", "cosine", *SMALL, "steps=35", *VALID, "out=watched")
-    assert done.code == 0, done.err
+    spkd("train", "--loss", "cosine", *SMALL, "steps=35", "out=plain").ok()
+    done = spkd("train", "--loss", "cosine", *SMALL, "steps=35", *VALID, "out=watched").ok()
     assert Path("plain/model.safetensors").read_bytes() == Path("watched/model.safetensors").read_bytes()
     rates = logged("watched", "valid_eer_percent")
     assert list(rates) == [9, 19, 29, 34]
@@ -126,6 +161,19 @@ def test_validation_keeps_the_best_and_changes_nothing_else(spkd: Callable) -> N
 
 
 @pytest.mark.usefixtures("cached")
+def test_a_finished_run_that_is_repeated_keeps_its_validation(spkd: Callable) -> None:
+    run = ["train", "--loss", "cosine", *SMALL, "steps=12", "--json"]
+    first = json.loads(spkd(*run, *VALID, "out=a").out.splitlines()[-1])
+    assert first["best_step"] in (10, 12)
+    for given in (VALID, []):
+        assert json.loads(spkd(*run, *given, "out=a").out.splitlines()[-1]) == first
+    done = spkd(*run, *VALID[:2], "valid.every=5", "out=a")
+    assert (done.code, "valid.every=5 has no effect: the run in a is finished without it" in done.err) == (2, True)
+    Path("spkd.yaml").write_text("train: {valid: {every: 5, trials: valid.txt, manifest: valid.csv}}\n")
+    assert "note: spkd.yaml: left out valid.every: the run in a is finished" in spkd(*run, "out=a").out
+
+
+@pytest.mark.usefixtures("cached")
 def test_training_ends_early_where_it_gets_no_better(spkd: Callable) -> None:
     done = spkd(
         "train",
@@ -137,8 +185,7 @@ def test_training_ends_early_where_it_gets_no_better(spkd: Callable) -> None:
         "valid.patience=2",
         "optim.lr=1e-9",
         "optim.final_lr=1e-9",
-    )
-    assert done.code == 0, done.err
+    ).ok()
     assert "no lower EER in 2 validations: training ends after" in done.out
     assert load_student("student").training.steps < 400
 
@@ -150,10 +197,21 @@ def test_training_ends_early_where_it_gets_no_better(spkd: Callable) -> None:
         (["valid.trials=none.txt", "valid.manifest=valid.csv"], "no trial list none.txt"),
         (["valid.trials=valid.txt"], "name the manifest of its audio by valid.manifest"),
         (["valid.trials=seen.txt", "valid.manifest=train.csv"], "2 of its speakers are trained on (spk0, spk1)"),
+        (["valid.trials=wav.txt", "valid.manifest=train.csv"], "2 of its speakers are trained on (spk0, spk1)"),
+        (["valid.trials=seen.txt", "valid.manifest=ids.csv"], "3 of its utterances are trained on (spk0/u0.flac"),
+        (
+            ["valid.trials=valid.txt", "valid.manifest=valid.csv", "student.init=earlier"],
+            "2 of its speakers are trained on (spk4, spk5)",
+        ),
     ],
 )
 def test_what_cannot_validate_is_refused_before_training(spkd: Callable, given: list[str], error: str) -> None:
-    Path("seen.txt").write_text("1 spk0/u0.flac spk0/u1.flac\n0 spk0/u0.flac spk1/u1.flac\n")
+    seen = "1 spk0/u0.flac spk0/u1.flac\n0 spk0/u0.flac spk1/u1.flac\n"
+    Path("seen.txt").write_text(seen)
+    Path("wav.txt").write_text(seen.replace("spk", "wav/spk"))
+    Manifest(tuple(replace(u, speaker=None) for u in Manifest.load("train.csv"))).save("ids.csv")
+    training = Training(people=People(Names.of(u.speaker for u in Manifest.load("valid.csv"))))
+    save_student(Path("earlier"), Checkpoint(build("xvector", channels=16, embedding=8), training=training))
     done = spkd("train", "--loss", "cosine", *SMALL, "steps=3", *given)
     assert (done.code, error in done.err) == (2, True), done.err
     assert not Path("student").exists()
@@ -165,9 +223,9 @@ def test_fresh_augmentation_needs_the_audio_and_differs_by_epoch(spkd: Callable)
     assert "augment: fresh augmentation needs the audio" in spkd("train", "--loss", "cosine", *SMALL, *noisy).err
     given = [*SMALL, *noisy, "manifest=train.csv", "steps=6"]
     for out in ("a", "b"):
-        assert spkd("train", "--loss", "cosine", *given, f"out={out}").code == 0
+        spkd("train", "--loss", "cosine", *given, f"out={out}").ok()
     assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
-    assert spkd("train", "--loss", "cosine", *SMALL, "steps=6", "out=clean").code == 0
+    spkd("train", "--loss", "cosine", *SMALL, "steps=6", "out=clean").ok()
     assert Path("a/model.safetensors").read_bytes() != Path("clean/model.safetensors").read_bytes()
     frames = ["--loss", "multilevel", "loss.multilevel.levels={frames: frames}"]
     given = [
@@ -177,30 +235,28 @@ def test_fresh_augmentation_needs_the_audio_and_differs_by_epoch(spkd: Callable)
         "fbank=true",
         "teacher.targets=[embedding,frames]",
     ]
-    assert spkd("extract", *given, "cache=f").code == 0
+    spkd("extract", *given, "cache=f").ok()
     done = spkd("train", *frames, "cache=f", *SMALL, *noisy, "manifest=train.csv", "out=c")
     assert (done.code, "frames of the teacher do not follow another speed" in done.err) == (2, True), done.err
 
 
 FULL_SCALE = [name for name in config.recipes() if not name.endswith("-mini")]
 NARROW = {
+    "enskd": ["optim.swa_fraction=0.7"],  # of the second phase alone
     "os-kdft": ["student.ssl.layers=2", "student.ssl.adapters=4", "loss.one_step.targets=[frames]"],
     "memo": [
         *("loss.memo.partner_channels=4", "loss.memo.locals=1", "loss.memo.local_crop=0.3"),
         *("loss.memo.prototypes=32", "loss.memo.hidden=16", "loss.memo.bottleneck=8"),
     ],
 }
-CUTS = (1, 19, 21)  # steps after which a run is interrupted: prototypes thaw, weights are averaged, the second phase
+CUTS = (1, 19, 22)  # steps after which a run is interrupted: prototypes thaw, weights are averaged, the second phase
 
 
 @pytest.fixture(scope="module")
 def every_target(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with all targets that the full-scale recipes ask for."""
     folder = tmp_path_factory.mktemp("targets")
-    torch.manual_seed(0)
-    classes = [f"spk{number}" for number in range(6)]
-    network = build("xvector", channels=16, embedding=12).eval()
-    save_student(folder / "teacher", Checkpoint(network, torch.randn(len(classes), 12), classes, 30.0))
+    save_teacher(folder / "teacher", 12, [f"spk{number}" for number in range(6)], 30.0)
     keys = ["teacher=checkpoint", f"teacher.weights={folder / 'teacher'}", f"manifest={corpus / 'manifest.csv'}"]
     keys += ["teacher.targets=[embedding,logits,frames,stats,segment.a]", "storage.codecs={frames: int8}"]
     keys += ["fbank=true", "wave=true", f"cache={folder / 'cache'}", "device=cpu"]
@@ -209,7 +265,9 @@ def every_target(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "cache"
 
 
-@pytest.mark.parametrize("name", FULL_SCALE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != FULL_SCALE[0])) for name in FULL_SCALE]
+)
 def test_full_scale_recipes_run_through_all_their_phases(
     spkd: Callable, every_target: Path, name: str, tiny_wavlm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,8 +279,7 @@ def test_full_scale_recipes_run_through_all_their_phases(
     keys += ["student.embedding=8", "batch_size=6", "crop=0.5", "large_margin.crop=0.7"]
     keys += ["student.channels=16"] if recipe.student.init is None else [f"student.init={tiny_wavlm}"]
     keys += ["loggers=[]", "device=cpu", "save_every=1000", *NARROW.get(name, [])]
-    done = spkd("train", "--recipe", name, *keys, "out=whole")
-    assert done.code == 0, done.err
+    spkd("train", "--recipe", name, *keys, "out=whole").ok()
     after_step = trainer._after_step
     cuts = list(CUTS)
 
@@ -235,6 +292,7 @@ def test_full_scale_recipes_run_through_all_their_phases(
     for step in CUTS:
         done = spkd("train", "--recipe", name, *keys, "out=cut")
         assert (done.code, f"saved after step {step}" in done.err) == (130, True), done.err
-    assert spkd("train", "--recipe", name, *keys, "out=cut").code == 0
+    spkd("train", "--recipe", name, *keys, "out=cut").ok()
     assert Path("whole/model.safetensors").read_bytes() == Path("cut/model.safetensors").read_bytes()
+    assert load_student("whole").training.last_terms == load_student("cut").training.last_terms
     assert all(tensor.isfinite().all() for tensor in load_student("whole").network.state_dict().values())

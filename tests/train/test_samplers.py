@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from spkd.cache import Cache, CacheSource
 from spkd.corpus.manifest import Manifest
@@ -18,11 +17,12 @@ from spkd.train.labels import Groups, Labels
 from spkd.train.mining import NONE, Neighbours
 from spkd.train.samplers import SamplerContext, make_order
 from spkd.train.settings import HardSettings, SamplerConfig, SharesSettings, SpeakersSettings
+from tests.conftest import CommandLine, save_teacher
 
 
 @pytest.fixture
-def cache(spkd: Callable, corpus: Path) -> Cache:
-    assert spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "view.speeds=[0.9,1.0]").code == 0
+def cache(spkd: CommandLine, corpus: Path) -> Cache:
+    spkd.once("cache", "extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "view.speeds=[0.9,1.0]")
     return Cache.open("cache")
 
 
@@ -69,7 +69,7 @@ def test_every_batch_has_its_share_of_each_corpus(spkd: Callable, corpus: Path) 
     every = Manifest.load(corpus / "manifest.csv").utterances
     for name, some in (("a", every[:12]), ("b", every[12:])):
         Manifest(some).save(f"{name}.csv")
-        assert spkd("extract", "teacher=none", f"manifest={name}.csv", f"cache={name}").code == 0
+        spkd("extract", "teacher=none", f"manifest={name}.csv", f"cache={name}").ok()
     both = open_caches(["a", "b"])
     order = ordered(both, 4, name="shares", settings=SharesSettings([0.25, 0.75]))
     batches = order(0).reshape(-1, 4)
@@ -107,18 +107,13 @@ def test_groups_that_do_not_fill_a_batch_are_refused(cache: Cache, views: int) -
 
 
 @pytest.mark.parametrize("sampler", ["speakers", "lengths", "hard"])
-def test_every_sampler_trains_and_continues_exactly(spkd: Callable, corpus: Path, sampler: str) -> None:
-    from spkd.students import Checkpoint, build, save_student
-
-    torch.manual_seed(0)
-    save_student("teacher", Checkpoint(build("xvector", channels=16, embedding=12).eval()))
-    teacher = ["teacher=checkpoint", "teacher.weights=teacher", f"manifest={corpus / 'manifest.csv'}", "fbank=true"]
-    assert spkd("extract", *teacher, "view.speeds=[0.9,1.0]").code == 0
+def test_every_sampler_trains_and_continues_exactly(spkd: Callable, extraction: list[str], sampler: str) -> None:
+    save_teacher(Path("teacher"), 12)
+    spkd(*extraction, "fbank=true", "view.speeds=[0.9,1.0]").ok()
     small = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", f"sampler={sampler}"]
     small += ["optim.schedule=constant"]
     small += ["sampler.hard.group=2", "mining.neighbours=4"] if sampler == "hard" else []
-    assert spkd("train", "--loss", "cosine", *small, "steps=9", "out=whole").code == 0
-    assert spkd("train", "--loss", "cosine", *small, "steps=5", "out=part").code == 0
-    done = spkd("train", "--loss", "cosine", *small, "steps=9", "out=part")
-    assert done.code == 0, done.err
+    spkd("train", "--loss", "cosine", *small, "steps=9", "out=whole").ok()
+    spkd("train", "--loss", "cosine", *small, "steps=5", "out=part").ok()
+    spkd("train", "--loss", "cosine", *small, "steps=9", "out=part").ok()
     assert Path("whole/model.safetensors").read_bytes() == Path("part/model.safetensors").read_bytes()

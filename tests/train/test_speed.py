@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from spkd.meter import Meter
-from spkd.train.speed import in_words, summary
+from spkd.train.speed import Speed, in_words
 from tests.test_meter import Clock, clock
 
 __all__ = ["clock"]
@@ -16,17 +18,18 @@ def test_the_speed_and_what_to_do_about_waiting(clock: Clock) -> None:
             clock.now += 0.3
         clock.now += 0.1
         meter.count(8)
-    measured = summary(meter, torch.device("cpu"))
-    assert (measured["views_per_second"], measured["waited"]) == (20.0, 0.75)
-    assert measured["memory_gb"] > 0.05
+    measured = Speed.of(meter, torch.device("cpu"))
+    assert measured is not None
+    assert (measured.views_per_second, measured.waited) == (20.0, 0.75)
+    assert measured.memory_gb > 0.05
     lines = in_words(measured, 60.0, from_audio=True, workers=3)
     assert lines[0].startswith("20 utterances/s; waited 75 % of the time for data; ")
     assert "raise workers=3, or extract with fbank=true" in lines[1]
     assert "copy it to a local disk" in in_words(measured, 60.0, from_audio=False, workers=3)[1]
     assert len(in_words(measured, 59.0, from_audio=False, workers=3)) == 1  # a short run is mostly its start
-    assert len(in_words(measured | {"waited": 0.01}, 60.0, from_audio=True, workers=3)) == 1
+    assert len(in_words(replace(measured, waited=0.01), 60.0, from_audio=True, workers=3)) == 1
 
 
 def test_a_short_run_is_not_measured(clock: Clock) -> None:
-    assert summary(Meter(), torch.device("cpu")) == {}
-    assert in_words({}, 0.0, from_audio=True, workers=1) == []
+    assert Speed.of(Meter(), torch.device("cpu")) is None
+    assert in_words(None, 0.0, from_audio=True, workers=1) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +14,26 @@ from torch.nn.functional import normalize
 from spkd import config
 from spkd.cache import Cache
 from spkd.corpus.manifest import Manifest, Utterance
-from spkd.students import Checkpoint, build, load_student, save_student
+from spkd.students import load_student
+from spkd.train.checks import unused_margins
 from spkd.train.labels import Labels
 from spkd.train.losses.chosen import chosen_losses
 from spkd.train.losses.contrastive import CEILING
 from spkd.train.settings import TrainConfig
-from spkd.train.teacher_logits import teacher_logits
+from spkd.train.teacher_logits import TeacherLogits, teacher_logits
+from tests.conftest import CommandLine, save_teacher
 
 SMALL = ["steps=6", "batch_size=6", "student.channels=8", "student.embedding=6", "crop=0.5"]
 
 
 @pytest.fixture
-def extract(spkd: Callable, corpus: Path) -> Callable:
+def extract(spkd: CommandLine, extraction: list[str]) -> Callable:
     """Extract from a checkpoint whose head knows the given speakers."""
 
     def run(cache: str, speakers: list[str], *more: str) -> Cache:
-        torch.manual_seed(0)
-        network = build("xvector", channels=16, embedding=8).eval()
-        save_student(Path("teacher"), Checkpoint(network, torch.randn(len(speakers), 8), speakers, 20.0))
-        done = spkd(
-            "extract",
-            "teacher=checkpoint",
-            "teacher.weights=teacher",
-            "teacher.targets=[embedding,logits]",
-            f"manifest={corpus / 'manifest.csv'}",
-            f"cache={cache}",
-            "fbank=true",
-            *more,
-        )
-        assert done.code == 0, done.err
+        save_teacher(Path("teacher"), speakers=speakers)
+        given = [*extraction, "teacher.targets=[embedding,logits]", f"cache={cache}", "fbank=true", *more]
+        spkd.once(cache, *given)
         return Cache.open(cache)
 
     return run
@@ -62,8 +54,7 @@ def test_a_student_learns_from_the_teachers_own_head(
     assert logits is not None
     assert (logits.source, logits.scale, logits.classes) == ("logits", 20.0, SPEAKERS)
     assert [SPEAKERS[i] for i in logits.label] == [labels.names[i] for i in labels.label]
-    done = spkd("train", "--loss", loss, "cache=c", "out=s", *SMALL)
-    assert done.code == 0, done.err
+    spkd("train", "--loss", loss, "cache=c", "out=s", *SMALL).ok()
     student = load_student(Path("s"))
     assert student.classes == SPEAKERS
     assert student.head is not None
@@ -76,6 +67,7 @@ def test_prototypes_are_the_mean_of_each_class(spkd: Callable, extract: Callable
     losses = chosen_losses(config.load(TrainConfig, ["loss=[kld]", "loss.kld.scale=15"]).loss)
     logits = teacher_logits(cache, labels, losses)
     assert logits is not None
+    logits = logits.with_prototypes(cache)
     assert logits.source == "embedding"
     assert logits.classes == labels.names
     embedding = cache.batch(cache.usable_views, ["embedding"])["embedding"].double().numpy()
@@ -86,8 +78,7 @@ def test_prototypes_are_the_mean_of_each_class(spkd: Callable, extract: Callable
     assert np.allclose(outputs, 15.0 * unit[:5] @ mean.T, atol=1e-4)
     assert torch.allclose(normalize(logits.prototypes, dim=1), logits.prototypes)
     for loss in ("kld", "nontarget"):
-        done = spkd("train", "--loss", loss, "cache=c", f"out={loss}", *SMALL)
-        assert done.code == 0, done.err
+        spkd("train", "--loss", loss, "cache=c", f"out={loss}", *SMALL).ok()
         assert load_student(Path(loss)).classes == labels.names
 
 
@@ -99,20 +90,61 @@ def test_a_speed_without_a_class_is_refused_before_training(spkd: Callable, extr
     assert "the teacher's head has no class for 6 of 12 classes (spk0@0.90)" in done.err
     assert "loss.nontarget.logits=prototypes" in done.err
     assert not Path("s").exists()
-    assert (
-        spkd(*train, "--loss", "kld", "loss.kld.logits=head").code == 0
-    )  # learns from those views what the teacher says of its own speakers
+    spkd(
+        *train, "--loss", "kld", "loss.kld.logits=head"
+    ).ok()  # learns from those views what the teacher says of its own speakers
+
+
+@pytest.mark.parametrize("classes", [[str(i) for i in range(6)], ["0", "1", "2", "3", "3", "5"]])
+def test_numbered_classes_are_nobodys_names(
+    spkd: Callable, extract: Callable, corpus: Path, classes: list[str]
+) -> None:
+    """Class 3 of a teacher that keeps no names is not the manifest's speaker `3`; nor is one of two classes `3`."""
+    named = Manifest.load(corpus / "manifest.csv")
+    numbers = tuple(replace(u, speaker=str(int(str(u.speaker)[-1]))) for u in named)
+    Manifest(numbers).save("numbers.csv")
+    cache = extract("c", classes, "manifest=numbers.csv")
+    labels = Labels.of(cache)
+    losses = chosen_losses(config.load(TrainConfig, ["loss=[trkd]"]).loss)
+    logits = teacher_logits(cache, labels, losses)
+    assert logits is not None
+    assert (logits.source, logits.classes) == ("embedding", labels.names)
+    printed = spkd("train", "--loss", "trkd", "cache=c", "out=s", *SMALL).ok().out
+    assert ("the teacher's head are numbers, not names: prototypes are taken" in printed) == (classes[4] == "4")
+    done = spkd("train", "--loss", "trkd", "cache=c", "out=t", "loss.trkd.logits=head", *SMALL)
+    assert (done.code, "head has no class for" in done.err) == (1, True)
+    spkd("train", "--loss", "kld", "cache=c", "out=u", "loss.kld.logits=head", *SMALL).ok()
+    assert load_student(Path("u")).classes == classes
+
+
+def test_a_linear_head_has_no_margin() -> None:
+    losses = chosen_losses(config.load(TrainConfig, ["loss=[kld,cosine]"], environ={}).loss)
+    label, names = np.array([0, -1]), ["a", "b"]
+    assert list(unused_margins(losses, TeacherLogits(names, label, None))) == ["loss.kld.teacher_margin"]
+    assert not unused_margins(losses, TeacherLogits(names, label, 20.0))
 
 
 def test_speech_without_labels_teaches_through_the_head_alone(spkd: Callable, extract: Callable, corpus: Path) -> None:
     unlabelled = tuple(Utterance(u.id, u.path, None, u.duration) for u in Manifest.load(corpus / "manifest.csv"))
     Manifest(unlabelled).save("unlabelled.csv")
     extract("c", SPEAKERS, "manifest=unlabelled.csv")
-    assert spkd("train", "--loss", "kld", "cache=c", "out=s", *SMALL).code == 0
+    spkd("train", "--loss", "kld", "cache=c", "out=s", *SMALL).ok()
+    for margin in ("margin=0.3", "margin_warmup=[0.1,0.2]", "teacher_margin=0.1"):
+        done = spkd("train", "--loss", "kld", "cache=c", "out=t", *SMALL, f"loss.kld.{margin}")
+        assert (done.code, "no view has a label among the teacher's classes" in done.err) == (2, True)
+    # In a sweep it is said once: before the first run where it acts in none.
+    sweep = ["train", "-m", "cache=c", *SMALL, "loss.kld.margin=0.3"]
+    done = spkd(*sweep, "loss=kld", "seed=1,2")
+    assert (done.code, "loss.kld.margin=0.3 has no effect: no view has a label" in done.err) == (2, True)
+    assert not Path("sweep").exists()
+    extract("labelled", SPEAKERS)
+    done = spkd(*sweep, "loss=kld", "cache=c,labelled")
+    assert done.code == 0, done.err
+    assert "note: loss.kld.margin=0.3 acts in 1 of 2 runs; in the others no view has a label" in done.out
     done = spkd("train", "--loss", "nontarget", "cache=c", "out=t", *SMALL)
     assert (done.code, "needs speaker labels" in done.err) == (1, True)
     done = spkd("train", "--loss", "kld", "cache=c", "out=t", "loss.kld.logits=prototypes", *SMALL)
-    assert (done.code, "a speaker label of every view" in done.err) == (2, True)
+    assert (done.code, "the speaker of every utterance" in done.err) == (2, True)
 
 
 def test_a_teacher_without_a_head_and_without_labels(spkd: Callable, corpus: Path, extract: Callable) -> None:
@@ -120,32 +152,30 @@ def test_a_teacher_without_a_head_and_without_labels(spkd: Callable, corpus: Pat
     Manifest(unlabelled).save("unlabelled.csv")
     extract("c", SPEAKERS, "manifest=unlabelled.csv", "teacher.targets=[embedding]")
     done = spkd("train", "--loss", "kld", "cache=c", *SMALL)
-    assert (done.code, "the teacher gave no logits" in done.err) == (1, True)
+    assert (done.code, "holds no logits" in done.err) == (1, True)
     extract("d", SPEAKERS, "teacher.targets=[embedding]")
-    assert spkd("train", "--loss", "nontarget", "cache=d", "out=s", *SMALL).code == 0
+    spkd("train", "--loss", "nontarget", "cache=d", "out=s", *SMALL).ok()
 
 
 def test_stored_logits_that_the_card_calls_wrong_are_warned_of(spkd: Callable, extract: Callable) -> None:
     extract("c", SPEAKERS, "storage.codecs={logits: topk1}")
     errors = Cache.open("c").card.errors["logits"]
-    done = spkd("train", "--loss", "kld", "cache=c", "out=s", "loss.kld.temperature=4", *SMALL)
-    assert done.code == 0, done.err
+    done = spkd("train", "--loss", "kld", "cache=c", "out=s", "loss.kld.temperature=4", *SMALL).ok()
     assert ("warning: c: the stored logits are wrong by" in done.out) == (errors["kl_t4"] > 0.05)
     assert errors["kl_t4"] > 0.05
 
 
 def test_prototypes_of_a_stream(spkd: Callable, extract: Callable) -> None:
     extract("c", SPEAKERS)
-    assert spkd("cache", "export", "c", "tars").code == 0
-    done = spkd("train", "--loss", "kld", "cache=tars", "loss.kld.logits=prototypes", *SMALL)
-    assert done.code == 0, done.err  # the embeddings are read first, everything else later
+    spkd("cache", "export", "c", "tars").ok()
+    spkd("train", "--loss", "kld", "cache=tars", "loss.kld.logits=prototypes", *SMALL).ok()
 
 
 def test_the_ceiling_rises_where_even_different_speakers_are_alike(
     spkd: Callable, corpus: Path, tiny_wavlm: Path
 ) -> None:
     wavlm = ("teacher=wavlm", f"teacher.weights={tiny_wavlm}")
-    assert spkd("extract", *wavlm, f"manifest={corpus / 'manifest.csv'}", "cache=c", "fbank=true").code == 0
+    spkd("extract", *wavlm, f"manifest={corpus / 'manifest.csv'}", "cache=c", "fbank=true").ok()
     cache = Cache.open("c")
     outputs = normalize(cache.batch(cache.usable_views, ["embedding"])["embedding"].double(), dim=-1).numpy()
     speaker = cache.speaker(cache.usable_views)
@@ -153,8 +183,7 @@ def test_the_ceiling_rises_where_even_different_speakers_are_alike(
     assert min(cosines) > CEILING  # a fixed ceiling would leave no negative at all
 
     def trained(*more: str) -> tuple[float, str]:
-        done = spkd("train", *more, "cache=c", *SMALL)
-        assert done.code == 0, done.err
+        done = spkd("train", *more, "cache=c", *SMALL).ok()
         return load_student(more[-1].removeprefix("out=")).training.settings["losses"]["contrastive"][
             "ceiling"
         ], done.out
@@ -169,10 +198,9 @@ def test_the_ceiling_rises_where_even_different_speakers_are_alike(
 
 def test_separate_teachers_give_no_logits(spkd: Callable, extract: Callable, corpus: Path) -> None:
     extract("a", SPEAKERS)
-    torch.manual_seed(4)
-    save_student(Path("other"), Checkpoint(build("xvector", channels=16, embedding=8).eval(), None, [], 1.0))
+    save_teacher(Path("other"), seed=4)
     more = ["extract", "teacher=checkpoint", "teacher.weights=other", f"manifest={corpus / 'manifest.csv'}", "cache=b"]
-    assert spkd(*more).code == 0
+    spkd(*more).ok()
     done = spkd("train", "--loss", "kld", "cache=[a,b]", "teachers=separate", *SMALL)
     assert (done.code, "need one teacher; concatenate or average them" in done.err) == (2, True)
     for loss in (
@@ -181,7 +209,7 @@ def test_separate_teachers_give_no_logits(spkd: Callable, extract: Callable, cor
     ):
         done = spkd("train", "--loss", *loss, "cache=[a,b]", "teachers=separate", *SMALL)
         assert (done.code, "needs one teacher; concatenate or average them" in done.err) == (2, True)
-    assert spkd("train", "--loss", "kld", "cache=[a,b]", "out=s", *SMALL).code == 0  # prototypes of both together
+    spkd("train", "--loss", "kld", "cache=[a,b]", "out=s", *SMALL).ok()  # prototypes of both together
 
 
 @pytest.mark.parametrize("distance", ["cosine", "mse"])
@@ -191,8 +219,7 @@ def test_a_student_learns_at_several_levels(spkd: Callable, corpus: Path, extrac
     done = spkd(
         *("train", "--loss", "multilevel", "cache=c", "out=s", f"loss.multilevel.distance={distance}"),
         *(levels, "loss.multilevel.concat=[stats,segment.a]", "loss.multilevel.level_weights.frames=0.5", *SMALL),
-    )
-    assert done.code == 0, done.err
+    ).ok()
     assert "multilevel " in done.out
     done = spkd(
         "train", "--loss", "multilevel", "cache=c", "out=t", "loss.multilevel.levels={frames: frames.layer3}", *SMALL
@@ -203,10 +230,9 @@ def test_a_student_learns_at_several_levels(spkd: Callable, corpus: Path, extrac
 
 
 def test_frames_of_another_rate_teach_too(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> None:
-    done = spkd(
+    spkd(
         *("extract", "teacher=wavlm", f"teacher.weights={tiny_wavlm}", "teacher.targets=[frames.layer2,embedding]"),
         *(f"manifest={corpus / 'manifest.csv'}", "cache=c", "fbank=true"),
-    )
-    assert done.code == 0, done.err
+    ).ok()
     levels = "loss.multilevel.levels={frames: frames.layer2, embedding: embedding}"
-    assert spkd("train", "--loss", "multilevel", "cache=c", "out=s", levels, *SMALL).code == 0
+    spkd("train", "--loss", "multilevel", "cache=c", "out=s", levels, *SMALL).ok()

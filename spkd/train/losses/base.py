@@ -66,8 +66,6 @@ class LossContext:
     """Student, teacher and labels for which a loss is built.
 
     Attributes:
-        levels: the student's levels, by name.
-        targets: the teacher's targets, by name.
         num_classes: number of speaker classes of the labelled views.
     """
 
@@ -149,10 +147,6 @@ class ChosenLoss:
     """A loss of a run, with its settings and weight.
 
     Attributes:
-        name: name in the registry.
-        kind: class of the loss.
-        settings: settings of the loss, a LossSettings.
-        weight: weight in the sum.
         final_weight: weight at the end of the run; None: the same.
     """
 

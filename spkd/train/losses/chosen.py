@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from spkd.errors import UsageError, did_you_mean
+from spkd.errors import UsageError, bracketed, did_you_mean
 from spkd.registry import LOSSES
 from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs
 from spkd.train.settings import DEFAULT_AAM_WEIGHT, LossConfig
@@ -33,7 +33,7 @@ def chosen_losses(config: LossConfig) -> dict[str, ChosenLoss]:
     """
     for name in config.names:
         if name not in LOSSES:
-            raise UsageError(f"--loss {name}{did_you_mean(name, LOSSES)}")
+            raise UsageError(f"--loss {name}: no such loss{bracketed('loss', name) or did_you_mean(name, LOSSES)}")
     if len(set(config.names)) < len(config.names):
         raise UsageError("--loss: name each loss once; weights are set by loss.weights.NAME")
     chosen = {}
@@ -61,7 +61,6 @@ class WeightedSum(nn.Module):
 
     Args:
         terms: losses by name in the log; see for_teachers.
-        context: context of every loss.
     """
 
     def __init__(self, terms: dict[str, tuple[ChosenLoss, str]], context: LossContext) -> None:

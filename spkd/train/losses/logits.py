@@ -161,10 +161,9 @@ def _triaged(logits: Tensor, label: Tensor, confused: Tensor) -> tuple[Tensor, T
 
 
 def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """log b (B, 2) and log q (B, classes - 1) of NonTarget, from logits (B, classes)."""
+    """log b (B, 2) and log q (B, classes; -inf at the target) of NonTarget, from logits (B, classes)."""
     at_label = logits.gather(1, label[:, None])
-    non_target = torch.ones_like(logits, dtype=torch.bool).scatter(1, label[:, None], False)
-    rest = logits[non_target].view(len(logits), -1)
+    rest = logits.scatter(1, label[:, None], -torch.inf)
     binary = torch.cat([at_label, rest.logsumexp(1, keepdim=True)], 1)
     return binary.log_softmax(1), rest.log_softmax(1)
 

@@ -18,6 +18,7 @@ from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 from spkd.students import Network, make_student
 from spkd.train.distributed import averaged, gathered, own_rows
+from spkd.train.log import RunLog
 from spkd.train.losses.base import Loss, LossContext, LossInputs
 from spkd.train.losses.contrastive import Contrastive
 from spkd.train.losses.settings import GLOBALS, NO_PARTNER, ContrastiveSettings, MeMoSettings
@@ -266,16 +267,20 @@ class MeMo(Loss):
         outputs: list[Tensor],
         progress: float,
     ) -> None:
-        """Measure whether the networks have collapsed, and decide whether the contrastive term stops."""
+        """Measure whether the networks have collapsed, and decide whether the contrastive term stops.
+
+        Measurements stay on the device. Decisions wait for it, and are taken only where the run logs, which waits too.
+        """
         if self._steps % PROBE:
             return
+        decides = progress >= EARLIEST and RunLog.is_due(self._steps)
         # Collapse: mutual information of view and prototype.
         with torch.no_grad():
             p = (torch.cat(outputs) / self._settings.student_temperature).softmax(-1)
             information = _entropy(averaged(p.mean(0))) - averaged(_entropy(p).mean())
-            before = information if self.information.isnan() else self.information
+            before = torch.where(self.information.isnan(), information, self.information)
             self.information.copy_(SMOOTH * before + (1 - SMOOTH) * information)
-        if progress >= EARLIEST and int(self.collapsed) < 0 and float(self.information) < LEAST_INFORMATION:
+        if decides and int(self.collapsed) < 0 and float(self.information) < LEAST_INFORMATION:
             self.collapsed.fill_(int(self.step))
             log(
                 f"warning: memo has collapsed at step {int(self.step)}: the mutual information of view and prototype "
@@ -293,7 +298,7 @@ class MeMo(Loss):
         first = self._steps == 0
         self.agreement.copy_(cosine if first else SMOOTH * self.agreement + (1 - SMOOTH) * cosine)
         self.level.copy_(contrast if first else SMOOTH * self.level + (1 - SMOOTH) * contrast)
-        if progress < EARLIEST:
+        if not decides:
             return
         # Stop where the gradients oppose each other, or where the term has not fallen for long.
         if self.level < self.best:

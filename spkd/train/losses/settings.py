@@ -95,14 +95,11 @@ class MarginSettings(LossSettings):
         return self.margin_warmup[1] > 0
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         return {} if self.margin else {"margin_warmup": "the margin is 0"}
 
 
 @dataclass
 class AAMSettings(MarginSettings):
-    """Settings of aam."""
-
     subcentres: int = key(1, "centres of each class; the nearest counts", low=1, high=1000)
     sharded: bool = key(False, "divide the classes over the ranks of torchrun, for many speakers")
 
@@ -112,8 +109,6 @@ class AAMSettings(MarginSettings):
 
 @dataclass
 class ContrastiveSettings(LossSettings):
-    """Settings of contrastive."""
-
     temperature: float = key(0.05, "temperature", positive=True, high=1e3)
     ceiling: float | None = key(
         None,
@@ -129,8 +124,6 @@ class ContrastiveSettings(LossSettings):
 
 @dataclass
 class NTXentSettings(LossSettings):
-    """Settings of ntxent."""
-
     temperature: float = key(0.05, "temperature", positive=True, high=1e3)
 
     def further_crops(self) -> tuple[float, ...]:
@@ -193,8 +186,6 @@ class TriageSettings(LabelSettings):
 
 @dataclass
 class MultiLevelSettings(LossSettings):
-    """Settings of multilevel."""
-
     levels: dict[str, str] = key(
         {"embedding": "embedding"},
         "student level -> target, e.g. {frames: frames, stats: stats, embedding: embedding}",
@@ -208,7 +199,6 @@ class MultiLevelSettings(LossSettings):
             raise UsageError("loss.multilevel.levels: name at least one pair of a student level and a target")
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         compared = [*self.levels, *([CONCAT] if self.concat else [])]
         return {
             f"level_weights{{{level}}}": f"{level!r} is not compared{did_you_mean(level, compared)}"
@@ -222,8 +212,6 @@ class MultiLevelSettings(LossSettings):
 
 @dataclass
 class OneStepSettings(LossSettings):
-    """Settings of one-step."""
-
     targets: list[str] = key(
         ["frames.layer4", "frames.layer8", "frames.layer12"], "teacher's frames that the path without adapters predicts"
     )
@@ -256,7 +244,6 @@ class OneStepSettings(LossSettings):
         return self.linear_decay or self.aam.depends_on_progress()
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         reasons: dict[str, str] = {}
         if not self.weight:
             keys = ("distance", "cosine", "time_reduction", "linear_decay")
@@ -274,8 +261,6 @@ class OneStepSettings(LossSettings):
 
 @dataclass
 class MeMoSettings(LossSettings):
-    """Settings of memo."""
-
     partner: str = key("resnet34", "the other architecture; none: one alone, which is DINO", (*STUDENTS, NO_PARTNER))
     partner_channels: int | None = key(None, "width of the other architecture (default: its own)", low=1, high=65_536)
     locals: int = key(4, "short crops in addition to the two long ones (which are as long as crop)", low=0, high=100)
@@ -316,7 +301,6 @@ class MeMoSettings(LossSettings):
         return self.teacher_weight > 0
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         reasons: dict[str, str] = {}
         if self.partner == NO_PARTNER:
             reasons |= dict.fromkeys(("partner_channels", "cross_weight"), "one network alone has no partner")
