@@ -6,6 +6,7 @@ Every step is an ordinary command of spkd, and is printed as a user would type i
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import sys
 import time
@@ -23,11 +24,12 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
 from spkd.eval.compare import compare_systems, load_systems
 from spkd.eval.report import Report
-from spkd.eval.run import evaluate, run_trials
+from spkd.eval.run import evaluate_trials
 from spkd.eval.settings import EvalConfig
 from spkd.extract.run import load_and_extract
 from spkd.extract.settings import ExtractConfig
-from spkd.files.atomic import writable_folder, write_bytes
+from spkd.files.atomic import check_no_links, writable_folder, write_bytes, writing
+from spkd.files.reading import read_text
 from spkd.progress import log, track
 from spkd.students.description import WEIGHTS
 from spkd.train.settings import TrainConfig
@@ -39,14 +41,7 @@ MARKER, TRIALS = "spkd-demo", "synthetic-trials.txt"
 
 @dataclass(frozen=True)
 class Subset:
-    """A subset of the corpus. No two subsets have a speaker in common.
-
-    Attributes:
-        name: name of its folder and its manifest.
-        speakers: number of speakers.
-        utterances: number of utterances of each speaker.
-        seconds: duration of each utterance (s).
-    """
+    """A subset of the corpus. No two subsets have a speaker in common."""
 
     name: str
     speakers: int
@@ -65,13 +60,7 @@ MODELS = {"teacher": "teacher", "student, no teacher": "student-no-teacher", "st
 
 @dataclass(frozen=True)
 class Row:
-    """Row of the final table, for one model.
-
-    Attributes:
-        name: name of the model.
-        report: report of its evaluation.
-        bytes: size of its file of weights.
-    """
+    """Row of the final table, for one model."""
 
     name: str
     report: Report
@@ -79,22 +68,14 @@ class Row:
 
 
 def run_demo(out: Path, seed: int) -> list[Row]:
-    """Run the demonstration, and print its table.
-
-    Args:
-        out: folder of the corpus, the models and the reports.
-        seed: seed of the corpus and of training.
-    Returns:
-        The rows of the table.
-    Raises:
-        SpkdError: `out` holds other files, or cannot be written.
-    """
+    """Run the demonstration, and print its table. Raises SpkdError: `out` holds other files, or cannot be written."""
     # The folder.
     started = time.monotonic()
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise SpkdError(f"{out}: is not empty and not a demo's folder; choose another with --out")
     writable_folder(out)
-    if (out / MARKER).is_file() and (out / MARKER).read_text() != f"{seed}\n":
+    check_no_links(out, os.listdir(out))
+    if (out / MARKER).is_file() and read_text(out / MARKER) != f"{seed}\n":
         raise SpkdError(f"{out}: holds the demo of another seed; choose another folder with --out")
     write_bytes(out / MARKER, f"{seed}\n".encode())
     log(f"spkd demo ({LABEL}), in {out}/")
@@ -138,10 +119,10 @@ def _synthesise_speaker(job: tuple[Path, int, int, int, float]) -> None:
     base = (seed * 100_000 + number) * 100
     identity = speaker(base % 2**32)
     home = folder / f"speaker{number:05d}"
-    home.mkdir(parents=True, exist_ok=True)
     for i in range(utterances):
         wave = utterance(identity, (base + 1 + i) % 2**32, seconds)
-        soundfile.write(home / f"{i}.flac", wave, SAMPLE_RATE)
+        with writing(home / f"{i}.flac") as file:
+            soundfile.write(file, wave, SAMPLE_RATE, format="FLAC")
 
 
 def _write_trials(out: Path) -> None:
@@ -161,30 +142,30 @@ def _in(out: Path, overrides: list[str]) -> list[str]:
 
 def _extract(out: Path, overrides: list[str]) -> None:
     placed = _in(out, [*overrides, "device=cpu"])
-    log(f"\n$ spkd extract {' '.join(placed)}")
+    log(f"\n$ spkd extract {shlex.join(placed)}")
     settings = config.load(ExtractConfig, placed, environ={})
     load_and_extract([settings], Manifest.load(settings.manifest))
 
 
 def _train(out: Path, loss: str, overrides: list[str]) -> None:
     placed = _in(out, [*overrides, "device=cpu"])
-    log(f"\n$ spkd train --loss {loss} {' '.join(placed)}")
+    log(f"\n$ spkd train --loss {loss} {shlex.join(placed)}")
     train(config.load(TrainConfig, [f"loss={loss}", *placed], environ={}))
 
 
 def _eval(out: Path, folder: str) -> Report:
-    trials, started = str(out / TRIALS), time.time()
+    trials = str(out / TRIALS)
     placed = _in(out, [f"model={folder}", "manifest=test.csv", f"out=eval/{folder}", "bootstrap=200", "device=cpu"])
-    log(f"\n$ spkd eval {trials} {' '.join(placed)}")
+    log(f"\n$ spkd eval {shlex.join([trials, *placed])}")
     settings = config.load(EvalConfig, placed, environ={})
-    report = evaluate(settings, run_trials(settings, trials), started)
+    report = evaluate_trials(settings, trials)
     log(report.line())
     return report
 
 
 def _compare(out: Path) -> None:
     systems = [f"{name}={out / 'eval' / folder}" for name, folder in MODELS.items()]
-    log(f"\n$ spkd report {shlex.join(systems)} --out {out / 'comparison'} --bootstrap 200")
+    log(f"\n$ spkd report {shlex.join(systems)} --out {shlex.quote(str(out / 'comparison'))} --bootstrap 200")
     compare_systems(load_systems(systems), out / "comparison", 200, 0)
 
 

@@ -85,15 +85,7 @@ def speaker(seed: int) -> Speaker:
 
 
 def utterance(voice: Speaker, seed: int, seconds: float) -> np.ndarray:
-    """A random sequence of phones, with random tempo, melody, noise and level.
-
-    Args:
-        voice: the speaker.
-        seed: seed of everything that is drawn.
-        seconds: duration (s).
-    Returns:
-        (samples,), float32, 16 kHz.
-    """
+    """A random sequence of phones, with random tempo, melody, noise and level. Returns (samples,), float32, 16 kHz."""
     random = np.random.RandomState(seed)
     samples = round(seconds * SAMPLE_RATE)
     frames = samples // HOP + FFT // HOP
@@ -115,10 +107,6 @@ def utterance(voice: Speaker, seed: int, seconds: float) -> np.ndarray:
 def _phones(voice: Speaker, random: np.random.RandomState, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Filter of a random sequence of phones.
 
-    Args:
-        voice: the speaker.
-        random: generator of random numbers.
-        frames: number of frames.
     Returns:
         (frames, bins) magnitude of the filter, (frames,) voicing from 0 to 1, and (frames,) loudness.
     """
@@ -159,9 +147,6 @@ def _source(voice: Speaker, random: np.random.RandomState, samples: int, voicing
     """Source of the synthesis: glottal pulses in voiced frames, and breath in all.
 
     Args:
-        voice: the speaker.
-        random: generator of random numbers.
-        samples: number of samples.
         voicing: (frames,) voicing from 0 to 1.
     Returns:
         (samples,).

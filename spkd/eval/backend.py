@@ -12,6 +12,7 @@ from spkd.eval.cohort import Cohort, normalised, speaker_means
 from spkd.eval.pairs import Side, Statistics, as_norm, cohort_statistics, score_pairs
 from spkd.eval.plda import PLDA
 from spkd.eval.settings import ScoringConfig
+from spkd.files.text import counted
 from spkd.progress import log
 
 # The deviation of n normal scores has a relative standard error of 1 / sqrt(2 (n - 1)): 24 % for 10, 7 % for 100.
@@ -44,7 +45,6 @@ class Backend:
         """Back-end that the settings describe.
 
         Args:
-            config: settings.
             cohorts: cohort as embedded for the enrolment and for the test side; None without.
         Raises:
             UsageError: a cohort without labels for PLDA, or too small for AS-norm.
@@ -58,8 +58,11 @@ class Backend:
             if means is not None and cohorts is not None
             else PLAIN[0],
             PLAIN[1],
+            *(cohorts[1].remarks if cohorts is not None else ()),
         ]
-        notes = [] if means is None or cohorts is None else _notes_on_mean(len(cohorts[1].vectors), str(name))
+        notes = list(cohorts[1].remarks) if cohorts is not None else []
+        if means is not None and cohorts is not None:
+            notes += _notes_on_mean(len(cohorts[1].vectors), str(name))
         self = cls(means, None, None, config.cohort.top, ())
         # Scores: PLDA or cosines.
         if config.backend == "plda" and cohorts is not None:
@@ -70,7 +73,7 @@ class Backend:
             self = replace(self, plda=plda)
             how.append(
                 "A score is the log-likelihood ratio of a two-covariance PLDA (EM, 20 iterations) trained on "
-                f"{len(speaker):,} utterances of {int(speaker.max()) + 1:,} speakers of {name}."
+                f"{counted(len(speaker), 'utterance')} of {counted(int(speaker.max()) + 1, 'speaker')} of {name}."
             )
         else:
             how.append(PLAIN[2])
@@ -83,7 +86,7 @@ class Backend:
             if averaged:
                 prepared = [speaker_means(v, c.speaker) for v, c in zip(prepared, cohorts, strict=True)]
             self = replace(self, cohorts=(prepared[0], prepared[1]))
-            size, kind = len(prepared[0]), "speaker means" if averaged else "utterances"
+            size, kind = len(prepared[0]), "speaker means" if averaged else "embeddings"
             notes += _check_size(min(self.top, size), kind, str(name))
             how.append(
                 f"AS-norm: each side normalises by mean and deviation of its {min(self.top, size):,} highest scores "
@@ -132,10 +135,6 @@ def _check_size(scores: int, kind: str, source: str) -> list[str]:
 
     Args:
         scores: number of the scores from which AS-norm takes mean and deviation for each side.
-        kind: kind of vectors scored with, for messages.
-        source: source of the cohort, for messages.
-    Raises:
-        UsageError: too few scores for a deviation.
     """
     if scores < LEAST_SCORES:
         raise UsageError(
@@ -153,4 +152,8 @@ def _check_size(scores: int, kind: str, source: str) -> list[str]:
 
 def _notes_on_mean(count: int, source: str) -> list[str]:
     """Notes on the mean of a small cohort."""
-    return [f"The mean that is subtracted is that of {count} embeddings only ({source})."] if count < FEW_SCORES else []
+    return (
+        [f"The mean that is subtracted is that of {counted(count, 'embedding')} only ({source})."]
+        if count < FEW_SCORES
+        else []
+    )

@@ -12,13 +12,13 @@ the resampled values miss the true value two to six times as often (benchmarks/i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from spkd.cores import usable
 from spkd.errors import UsageError
 from spkd.eval.metrics import Curve, Metric, Ranking
 from spkd.progress import track
@@ -76,10 +76,7 @@ def intervals(
 
     Args:
         scores: (N,) scores of the trials.
-        trials: trials with their speakers.
-        metrics: metrics.
         count: number of resamplings.
-        seed: seed of the resampling.
     Raises:
         ValueError: too few speakers.
         UsageError: too few resamplings.
@@ -102,10 +99,8 @@ def interval(metric: Metric, value: float, resampled: np.ndarray, trials: Speake
     """95 % confidence interval of a metric; None where the resampled values are all equal.
 
     Args:
-        metric: the metric.
         value: value on the original trials.
         resampled: (count,) values on resampled trials.
-        trials: trials with their speakers.
     """
     # A rate of 0 counts as half an error, so that its logit is finite.
     link = Link(metric.most, 0.5 / max(int(trials.labels.sum()), 1))
@@ -179,10 +174,6 @@ def compare(
     Args:
         first: (N,) scores of the first system.
         second: (N,) scores of the second system.
-        trials: trials with their speakers.
-        metric: the metric.
-        count: number of resamplings.
-        seed: seed of the resampling.
     Raises:
         ValueError: too few speakers.
         UsageError: too few resamplings.
@@ -226,8 +217,8 @@ def resample(values_of: Resampled, trials: SpeakerTrials, count: int, seed: int)
                 continue
         raise ValueError("too few speakers to resample")
 
-    workers = min(os.cpu_count() or 1, 8)
-    with track("resampling speakers", count, "times") as bar, ThreadPoolExecutor(workers) as pool:
+    workers = min(usable(), 8)
+    with track("resampling speakers for the intervals", count, "times") as bar, ThreadPoolExecutor(workers) as pool:
         rows = []
         for values in pool.map(resampled, range(count)):
             rows.append(values)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spkd.corpus.utterance import Utterance
 from spkd.eval.metrics import Curve, curve, eer
 from spkd.files.text import finite_number
 
@@ -22,8 +23,6 @@ class Group:
 
     Attributes:
         name: values of both sides.
-        targets: number of target trials.
-        non_targets: number of non-target trials.
         eer_percent: EER (%) of these trials alone; None where they are all targets or all non-targets.
         miss_percent: miss rate (%) at the threshold of the EER of all trials; None without target trials.
         false_alarm_percent: false-alarm rate (%) at this threshold; None without non-target trials.
@@ -69,6 +68,23 @@ def groups(
     return [_group(titles[number], scores, labels, kind == number, threshold) for number in np.unique(kind).tolist()]
 
 
+def values_of_model(enrolment: Sequence[Utterance], column: str) -> list[str]:
+    """Values of a column in the utterances that define a model; of durations (s), their sum."""
+    values = list(dict.fromkeys(utterance.attribute(column) for utterance in enrolment))
+    if column == "duration" and "" not in values:
+        return [str(round(sum(utterance.duration or 0.0 for utterance in enrolment), 6))]
+    return values
+
+
+def _as_text(numbers: np.ndarray) -> list[str]:
+    """Numbers with three digits, or as many as tell them apart and write years and frequencies out."""
+    for digits in range(3, 18):
+        text = [f"{number:.{digits}g}" for number in numbers.tolist()]
+        if len(set(text)) == len(text) and not any("e+" in word for word in text):
+            break
+    return text
+
+
 def _group(name: str, scores: np.ndarray, labels: np.ndarray, chosen: np.ndarray, threshold: float) -> Group:
     scores, labels = scores[chosen], labels[chosen]
     targets, non_targets = scores[labels == 1], scores[labels == 0]
@@ -91,7 +107,7 @@ def _classes(enrolment: Sequence[str], test: Sequence[str]) -> tuple[np.ndarray,
     if given and all(number is not None for number in given) and len(set(given)) > MOST_VALUES:
         known = np.array([number for number in given if number is not None])
         edges = np.unique(np.quantile(known, np.linspace(0, 1, RANGES + 1)))
-        names = [f"{a:.3g} to {b:.3g}" for a, b in itertools.pairwise(edges)]
+        names = [f"{a} to {b}" for a, b in itertools.pairwise(_as_text(edges))]
         places = [
             len(names) if number is None else min(int(np.searchsorted(edges, number, "right")) - 1, len(names) - 1)
             for number in numbers

@@ -6,25 +6,32 @@ speakers must not be those that are tested.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spkd.errors import SpkdError, UsageError
-from spkd.files.atomic import read_json, write_json
+from spkd.corpus.people import Names
+from spkd.errors import SpkdError, UsageError, first_few
+from spkd.eval.metrics import least_non_targets
+from spkd.eval.settings import ENROLMENTS, QUALITY
+from spkd.files.atomic import write_json
+from spkd.files.reading import read_json
 from spkd.files.schema import record
 from spkd.files.sealed import Format
-from spkd.students.description import Names
 
-FORMAT = Format("spkd_calibration", 1, "a calibration", "make one with `spkd calibrate`")
+FORMAT = Format(
+    "spkd_calibration", 1, "a calibration", "make one with `spkd calibrate TRIALS model=MODEL manifest=FILE`"
+)
 FILE = "calibration.json"
 RIDGE = 1e-6  # penalty of standardised weights: it bounds them where a threshold separates the list without errors
 TOLERANCE = 1e-13  # tolerance of the gradient
 LARGEST = 1e100  # largest value: its square is finite
 SCORE = "score"
+FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # rates whose thresholds a calibration has, where its list is long enough
 # Description of plain cosines of embeddings, which need nothing but the two recordings.
 PLAIN = (
     "Nothing is subtracted from the embeddings.",
@@ -53,11 +60,6 @@ class TrainedOn:
     """List on which a calibration was trained.
 
     Attributes:
-        trials: path of the file.
-        sha256: digest of the file.
-        targets: number of target trials.
-        non_targets: number of non-target trials.
-        speakers: names of the speakers.
         utterances: digests of the names of the utterances.
     """
 
@@ -79,8 +81,6 @@ class Calibration:
         weights: one per feature.
         offset: added to the sum.
         p_target: prior of a target trial for which it was trained.
-        system: system whose scores it takes.
-        trained_on: list on which it was trained.
         thresholds: thresholds by name, as log-likelihood ratios: of the EER, of minDCF, of false-alarm rates on that
             list.
         results: metrics of the calibrated scores on that list.
@@ -107,22 +107,28 @@ class Calibration:
         """Names of its quality measures."""
         return tuple(dict.fromkeys(n.partition(".")[0] for n in self.features if not n.startswith(SCORE)))
 
-    def line(self) -> str:
-        """Weights and the cost on the training list, formatted for people."""
+    def lines(self) -> Iterator[str]:
+        """Weights, the cost on the training list and the thresholds that are kept, formatted for people."""
         weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(self.features, self.weights, strict=True))
-        return f"{weights}, offset {self.offset:.4g}; Cllr {self.results['cllr']:.4f} bits on this list"
+        yield f"{weights}, offset {self.offset:.4g}; Cllr {self.results['cllr']:.4f} bits on this list"
+        thresholds = ", ".join(f"{name} {value:.4g}" for name, value in self.thresholds.items())
+        yield f"thresholds of the log-likelihood ratio: {thresholds}"
+
+    def lacks(self, threshold: str) -> str:
+        """Reason for which a threshold of that name was not kept, as the end of an error; "" where there is none."""
+        rate = next((rate for rate in FALSE_ALARMS if threshold == f"false_alarm_{rate:g}"), None)
+        if rate is None or threshold in self.thresholds:
+            return ""
+        return (
+            f"; {threshold} takes at least {least_non_targets(rate):,} non-target trials, and it was calibrated on "
+            f"{self.trained_on.non_targets:,}: run `spkd calibrate` on a longer list"
+        )
 
     def check(
         self, system: System, speakers: Iterable[str], utterances: Iterable[str], trials_sha256: str, source: str
     ) -> None:
         """Check that the calibration fits a system and a test.
 
-        Args:
-            system: system whose scores are calibrated.
-            speakers: tested speakers.
-            utterances: names of the tested utterances.
-            trials_sha256: digest of the tested list.
-            source: file of the calibration, for errors.
         Raises:
             SpkdError: it was trained on another system's scores, or on the list, the speakers or the utterances that
                 are tested.
@@ -137,16 +143,20 @@ class Calibration:
         if shared := sorted(set(self.trained_on.speakers) & set(speakers)):
             raise SpkdError(
                 f"{source}: trained on {self.trained_on.trials}, {len(shared)} of whose speakers are tested here "
-                f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}); calibrate on other speakers"
+                f"({first_few(shared)}); calibrate on other speakers"
             )
         # Without a manifest, the speakers of score files may be unknown.
         if found := self.trained_on.utterances.shared(utterances):
             raise SpkdError(
                 f"{source}: trained on {self.trained_on.trials}, {len(found)} of whose utterances are tested here "
-                f"({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}); calibrate on other speakers"
+                f"({first_few(found)}); calibrate on other speakers"
             )
         if trials_sha256 == self.trained_on.sha256:
             raise SpkdError(f"{source}: trained on this very list; calibrate on other speakers")
+
+    def public(self) -> Calibration:
+        """The calibration without names of speakers and utterances and without the path of its list."""
+        return replace(self, trained_on=replace(self.trained_on, speakers=(), utterances=Names(0), trials="its list"))
 
     def save(self, path: Path) -> None:
         write_json(path, self.to_json())
@@ -161,16 +171,17 @@ class Calibration:
         """
         path = Path(path)
         if not path.is_file():
-            raise UsageError(f"no calibration {path}; make one with `spkd calibrate`")
-        return cls.from_json(read_json(path), str(path))
+            advice = f"spkd calibrate TRIALS model=MODEL manifest=FILE out={shlex.quote(str(path))}"
+            raise UsageError(f"no calibration {path}; make one with `{advice}`")
+        try:
+            return cls.from_json(read_json(path), str(path))
+        except SpkdError as error:
+            raise SpkdError(f"{error}; it is to be a file of `spkd calibrate`") from error
 
     @classmethod
     def of_student(cls, path: Path, weights_sha256: str) -> Calibration:
         """Calibration of the cosines of a student's embeddings.
 
-        Args:
-            path: file of the calibration.
-            weights_sha256: digest of the student's file of weights.
         Raises:
             UsageError: no such file, or the calibration takes more than cosines.
             SpkdError: the file is damaged, or belongs to other weights.
@@ -179,7 +190,8 @@ class Calibration:
         if calibration.features != (SCORE,) or calibration.system.how != PLAIN:
             raise UsageError(f"{path}: takes more than the cosine of two embeddings, so it cannot go with a model")
         if calibration.system.models != (weights_sha256,):
-            raise SpkdError(f"{path}: of other weights than the student's; run `spkd calibrate` again")
+            again = f"spkd calibrate TRIALS model={shlex.quote(str(path.parent))} manifest=FILE"
+            raise SpkdError(f"{path}: of other weights than the student's; run `{again}` again")
         return calibration
 
     @classmethod
@@ -194,8 +206,15 @@ class Calibration:
 def _checked(content: dict[str, Any], where: str) -> Calibration:
     calibration = record(Calibration, content, where)
     features, weights = calibration.features, calibration.weights
-    if len(features) != len(weights) or not features:
+    if len(features) != len(weights):
         raise SpkdError(f"{where}: damaged ({len(features)} features, {len(weights)} weights)")
+    possible = [*score_names(calibration.system.scores), *(name for quality in QUALITY for name in columns_of(quality))]
+    if len(set(features)) < len(features) or not set(possible[: calibration.system.scores]) <= set(features):
+        raise SpkdError(f"{where}: damaged (a feature is twice there, or a score is not)")
+    if unknown := [name for name in features if name not in possible]:
+        raise SpkdError(f"{where}: damaged (unknown feature {unknown[0][:40]!r})")
+    if "eer" not in calibration.thresholds or "cllr" not in calibration.results:
+        raise SpkdError(f"{where}: damaged (it lacks the threshold at the EER, or Cllr)")
     return calibration
 
 
@@ -241,6 +260,11 @@ def fit(columns: Sequence[np.ndarray], labels: np.ndarray, p_target: float) -> t
     best = minimize(cost, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": TOLERANCE}).x
     weights = best[:-1] / scale
     return weights, float(best[-1] - weights @ centre)
+
+
+def columns_of(quality: str) -> list[str]:
+    """Names of the features of a quality measure: the lower and the higher value of both sides, where both have one."""
+    return [quality] if quality == ENROLMENTS else [f"{quality}.low", f"{quality}.high"]
 
 
 def score_names(count: int) -> list[str]:

@@ -13,9 +13,10 @@ import numpy as np
 from spkd.cache import Cache
 from spkd.cache.folder import CARD
 from spkd.corpus.manifest import Manifest, Utterance
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, first_few
 from spkd.eval.embed import embed
 from spkd.eval.settings import ScoringConfig
+from spkd.files.text import counted
 from spkd.outputs.target import EMBEDDING
 from spkd.teachers.base import EmbeddingModel, Teacher
 
@@ -30,12 +31,13 @@ class Cohort:
     Attributes:
         vectors: (N, D) embeddings as the model gives them.
         speaker: (N,) number of the speaker, from 0; UNKNOWN where there is no label.
-        source: manifest or cache that they come from.
+        remarks: sentences on views of a cache that are not whole utterances as they were recorded.
     """
 
     vectors: np.ndarray
     speaker: np.ndarray
     source: str
+    remarks: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -47,7 +49,6 @@ class CohortSource:
     """Manifest or cache from which a cohort is taken.
 
     Attributes:
-        name: file or folder.
         manifest: manifest of the utterances; None for a cache.
         cache: the cache; None for a manifest.
     """
@@ -73,8 +74,6 @@ class CohortSource:
 
         Otherwise the normalisation or the back-end would be trained on the tested data.
 
-        Args:
-            tested: utterances of the trials.
         Raises:
             SpkdError: the cohort shares some.
         """
@@ -93,7 +92,7 @@ class CohortSource:
             if shared:
                 raise SpkdError(
                     f"cohort={self.name}: holds {len(shared)} of the {kind} that are tested "
-                    f"({', '.join(map(str, shared[:3]))}{', ...' if len(shared) > 3 else ''}); take a cohort of others"
+                    f"({first_few(shared)}); take a cohort of others"
                 )
 
     def embedded(self, config: ScoringConfig, model: EmbeddingModel) -> Cohort:
@@ -150,12 +149,25 @@ def _of_cache(name: str, cache: Cache, model: EmbeddingModel) -> Cohort:
             f"cohort={name}: a cache of {teacher.family} with other weights or settings than the model that "
             "is scored; name a manifest, or a cache of this model"
         )
-    stored = cache.plan.views
-    # Views at another speed or with moved formants are of pseudo-speakers.
-    unchanged = (stored.speed == 1.0) & (stored.formants == 1.0)
-    views = cache.usable_views[unchanged[cache.usable_views]]
+    stored, described, usable = cache.plan.views, cache.card.views, cache.usable_views[:]
+    # Views at another speed or with moved formants are of pseudo-speakers; trials have no added noise.
+    views = usable[((stored.speed == 1.0) & (stored.formants == 1.0))[usable]]
+    views = views[[not described.augmentation.changes(int(seed)) for seed in stored.seed[views]]]
     if not len(views):
-        raise SpkdError(f"cohort={name}: no view at its own speed and with its own formants")
+        raise SpkdError(
+            f"cohort={name}: no view as it was recorded, at its own speed, with its own formants and without noise, "
+            "reverberation and coders; name a manifest"
+        )
+    # Of full:COUNT, several views may be the same.
+    _, first = np.unique(np.stack([stored.utterance[views], stored.start[views]]), axis=1, return_index=True)
+    views, remarks = views[np.sort(first)], list[str]()
+    if left := len(usable) - len(views):
+        remarks.append(
+            f"Of the cohort {name}, {left:,} of {counted(len(usable), 'view')} are left out: at another "
+            "speed, with moved formants, noise, reverberation or a coder, or the same as another."
+        )
+    if not described.plan.startswith("full"):
+        remarks.append(f"Embeddings of the cohort {name} are not of whole utterances: its views are {described.plan}.")
     vectors = np.concatenate(
         [
             cache.batch(views[first : first + AT_ONCE], [EMBEDDING])[EMBEDDING].float().numpy()
@@ -163,7 +175,7 @@ def _of_cache(name: str, cache: Cache, model: EmbeddingModel) -> Cohort:
         ]
     )
     names = [*cache.plan.speakers, None]  # unlabelled views have the number -1
-    return Cohort(vectors, indices([names[number] for number in cache.speaker(views)]), name)
+    return Cohort(vectors, indices([names[number] for number in cache.speaker(views)]), name, tuple(remarks))
 
 
 def indices(names: list[str | None]) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,38 +15,34 @@ import numpy as np
 from spkd.errors import SpkdError, UsageError
 from spkd.eval import plots
 from spkd.eval.bootstrap import Difference, SpeakerTrials, compare
-from spkd.eval.metrics import METRICS, Curve, curve
-from spkd.eval.report import SCORES, SPEAKERS, Report
+from spkd.eval.metrics import METRICS, Curve, MetricDescription, curve
+from spkd.eval.report import SCORES, SPEAKERS, Report, names_of_lists
 from spkd.eval.score import subset
 from spkd.eval.speakers import numbered
 from spkd.eval.trials import Trials, in_order_of, read_scores
 from spkd.files import digest
-from spkd.files.atomic import writable_folder, write_bytes, write_json
-from spkd.files.text import format_bytes, numbered_lines
+from spkd.files.atomic import check_holds_no_other, check_replaces_none, writable_folder, write_bytes, write_json
+from spkd.files.text import format_bytes, numbered_lines, short_names
 from spkd.pages import figures, html
 from spkd.version import __version__
 
 NAME = "comparison"
+SUFFIXES = ("json", "md", "csv", "tex", "html")  # of the files that are written, in this order
+KEY = "spkd_comparison"  # of comparison.json
 
 
 @dataclass(frozen=True)
 class System:
-    """One evaluation: a system on a list of trials.
-
-    Attributes:
-        label: name of the system in tables and figures.
-        folder: folder of the evaluation.
-        report: content of its report.json.
-    """
+    """One evaluation: a system on a list of trials."""
 
     label: str
     folder: Path
     report: Report
 
     @property
-    def trials(self) -> tuple[str, str]:
-        """Identity of the list: its digest and the name of its file."""
-        return self.report.trials.sha256, self.report.trials.name
+    def trials(self) -> str:
+        """Identity of the list: its digest."""
+        return self.report.trials.sha256
 
     def file(self, name: str) -> Path:
         """Path of a file of the evaluation. Raises SpkdError where it is missing, or is not that of the report."""
@@ -74,20 +71,47 @@ class System:
 def load_systems(folders: Sequence[str]) -> list[System]:
     """Evaluations in folders.
 
+    A label stands for one system, on several lists maybe. Folders of one name that hold several systems are
+    distinguished by the folders before it.
+
     Args:
         folders: folders; `LABEL=FOLDER` gives one a name.
     Raises:
-        UsageError: a folder without an evaluation, or without error rates.
+        UsageError: a folder without an evaluation, or without error rates, or one label for several systems.
         SpkdError: a damaged report.
     """
-    systems = []
-    for item in folders:
-        label, _, folder = item.rpartition("=")
+    systems, unnamed = [], dict[int, str]()
+    for place, (label, _, typed) in enumerate(item.rpartition("=") for item in folders):
+        folder = os.path.normpath(typed)
         report = Report.read(folder)
         if not report.results:
             raise UsageError(f"{folder}: has no error rates (a list without labels, or of one kind)")
         systems.append(System(label or Path(folder).name or folder, Path(folder), report))
+        if not label:
+            unnamed[place] = folder
+    several, short = _labels_of_several(systems), short_names(unnamed.values())
+    systems = [
+        replace(s, label=short[unnamed[n]]) if n in unnamed and s.label in several else s for n, s in enumerate(systems)
+    ]
+    if several := _labels_of_several(systems):
+        label, shared = next(iter(several.items()))
+        raise UsageError(
+            f"{label}: a name of several systems ({', '.join(str(s.folder) for s in shared)}); give each its own "
+            "name (NAME=FOLDER)"
+        )
     return systems
+
+
+def _labels_of_several(systems: Sequence[System]) -> dict[str, list[System]]:
+    """Labels that are not of one system: with other weights, or twice on one list."""
+    by_label: dict[str, list[System]] = {}
+    for system in systems:
+        by_label.setdefault(system.label, []).append(system)
+    return {
+        label: some
+        for label, some in by_label.items()
+        if len({s.trials for s in some}) < len(some) or len({s.report.weights for s in some}) > 1
+    }
 
 
 Differences = dict[str, dict[str, Difference]]
@@ -96,26 +120,23 @@ Differences = dict[str, dict[str, Difference]]
 def compare_systems(systems: Sequence[System], out: str | Path, resamplings: int, seed: int) -> Differences:
     """Write comparison.html, .md, .csv, .tex and .json into `out`.
 
-    Args:
-        systems: evaluations.
-        out: folder of the files.
-        resamplings: number of resamplings of each interval.
-        seed: seed of the resampling.
     Returns:
         Difference of each system from the first one, by label, by the name of each list.
     """
+    check_holds_no_other(out, "a comparison")
+    check_replaces_none(out, [f"{NAME}.{suffix}" for suffix in SUFFIXES], {f"{NAME}.json": KEY})
     folder = writable_folder(out)
-    lists = list(dict.fromkeys(system.trials for system in systems))
+    lists = names_of_lists([system.report for system in systems])
     differences = {
-        name: _differences([s for s in systems if s.trials == (sha, name)], resamplings, seed) for sha, name in lists
+        name: _differences([s for s in systems if s.trials == sha], resamplings, seed) for sha, name in lists.items()
     }
     header, rows = paper_table(systems)
     tree = {
-        "spkd_comparison": 1,
+        KEY: 1,
         "systems": [
             {
                 "label": s.label,
-                "trials": s.trials[1],
+                "trials": lists[s.trials],
                 "results": s.report.results,
                 "intervals": s.report.intervals,
             }
@@ -152,27 +173,28 @@ def _differences(systems: Sequence[System], resamplings: int, seed: int) -> dict
             for system in systems[1:]
         }
     except ValueError as error:
-        raise SpkdError(f"{systems[0].trials[1]}: {error}") from error
+        raise SpkdError(f"{systems[0].report.trials.file}: {error}") from error
 
 
 def in_words(difference: Difference) -> str:
     """Difference of EERs (%) with its interval, for a printed line."""
     limits = f"{difference.low:+.3f} to {difference.high:+.3f}"
-    return f"{difference.value:+.3f} % ({limits}), p = {difference.p:.3f}"
+    return f"{difference.value:+.3f} % ({limits}), p {p_value(difference.p)}"
+
+
+def p_value(p: float) -> str:
+    """A p-value as a relation, such as `= 0.012` or `< 0.001`."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _common(trials: Trials, other: Trials) -> Trials:
     """Trials that two lists share."""
     if trials.names == other.names and len(trials) == len(other):
         return trials
-    pairs_of_other = {
-        (other.names[a], other.names[b]) for a, b in zip(other.enrolment.tolist(), other.test.tolist(), strict=True)
-    }
-    pairs = zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True)
-    kept = [i for i, (a, b) in enumerate(pairs) if (trials.names[a], trials.names[b]) in pairs_of_other]
-    if not kept:
+    kept = np.flatnonzero(np.isin(trials.keys, trials.keys_of(other)))
+    if not len(kept):
         raise SpkdError(f"{trials.source} and {other.source} have no trial in common")
-    return subset(trials, np.array(kept))
+    return subset(trials, kept)
 
 
 def _speakers(path: Path) -> dict[str, str]:
@@ -191,22 +213,25 @@ SIZE = ("system", "parameters", "weights", "MACs/s", "real-time factor")
 
 def paper_table(systems: Sequence[System]) -> tuple[Row, list[Row]]:
     """Table with one row for each system: its size, its speed, and the headline metrics of each list with intervals."""
-    lists = list(dict.fromkeys(system.trials for system in systems))
-    metrics = systems[0].report.headline
-    header = list(SIZE)
-    for _, name in lists:
-        header += [f"{metric.title}, {name}" for metric in metrics]
+    columns = [
+        (sha, metric, f"{metric.title}, {name}")
+        for sha, name in names_of_lists([system.report for system in systems]).items()
+        for metric in _headline([system for system in systems if system.trials == sha])
+    ]
     rows: dict[str, Row] = {}
     for system in systems:
-        row = rows.setdefault(system.label, [system.label, *_size(system.report), *[""] * (len(metrics) * len(lists))])
-        place = len(header) - len(metrics) * (len(lists) - lists.index(system.trials))
-        for number, metric in enumerate(metrics):
-            if metric.key not in system.report.results:  # another evaluation had other points
-                continue
-            value = metric.format(system.report.results[metric.key], with_unit=False)
-            limits = system.report.interval(metric)
-            row[place + number] = f"{value} ({limits})" if limits else value
-    return header, list(rows.values())
+        row = rows.setdefault(system.label, [system.label, *_size(system.report), *[""] * len(columns)])
+        for place, (sha, metric, _) in enumerate(columns, len(SIZE)):
+            if sha == system.trials and metric.key in system.report.results:
+                value = metric.format(system.report.results[metric.key], with_unit=False)
+                limits = system.report.interval(metric)
+                row[place] = f"{value} ({limits})" if limits else value
+    return [*SIZE, *(title for _, _, title in columns)], list(rows.values())
+
+
+def _headline(systems: Sequence[System]) -> list[MetricDescription]:
+    """Headline metrics of all the systems, whose evaluations may have other points."""
+    return list({metric.key: metric for system in systems for metric in system.report.headline}.values())
 
 
 def _size(report: Report) -> Row:
@@ -260,7 +285,7 @@ def latex(header: Row, rows: Sequence[Row]) -> str:
 
 def _html(
     systems: Sequence[System],
-    lists: Sequence[tuple[str, str]],
+    lists: Mapping[str, str],
     differences: Differences,
     header: Row,
     rows: Sequence[Row],
@@ -268,13 +293,13 @@ def _html(
     sizes = [row[: len(SIZE)] for row in rows]
     known = [place for place in range(len(SIZE)) if any(size[place] for size in sizes)]
     parts = [html.table([SIZE[place] for place in known], [[size[place] for place in known] for size in sizes])]
-    for identity in lists:
-        some = [system for system in systems if system.trials == identity]
-        parts += [html.heading(identity[1]), _results(some)]
+    for sha, name in lists.items():
+        some = [system for system in systems if system.trials == sha]
+        parts += [html.heading(name), _results(some)]
         parts += [html.figures(plots.det({s.label: s.curve for s in some}))]
-        if compared := differences[identity[1]]:
+        if compared := differences[name]:
             listed = [
-                [label, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p:.3f}"]
+                [label, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", p_value(d.p).removeprefix("= ")]
                 for label, d in compared.items()
             ]
             parts += [
@@ -284,8 +309,7 @@ def _html(
     parts += _training(systems)
     parts += [html.heading("How the scores came about")]
     for system in systems:
-        how = " ".join((*system.report.notes, *system.report.how))
-        parts += [html.note(f"{system.label}, {system.trials[1]}: {how}")]
+        parts += [html.note(f"{system.label}, {lists[system.trials]}: {' '.join(system.report.about)}")]
     for name, text in (("Markdown", markdown(header, rows)), ("LaTeX", latex(header, rows))):
         parts += [html.heading(f"The table in {name}"), html.code(text)]
     return html.page("Comparison of " + ", ".join(dict.fromkeys(s.label for s in systems)), *parts)
@@ -293,7 +317,7 @@ def _html(
 
 def _results(systems: Sequence[System]) -> str:
     """Headline metrics of one list, with their intervals."""
-    metrics = systems[0].report.headline
+    metrics = _headline(systems)
     rows = []
     for system in systems:
         row: list[object] = [system.label]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.audio import SAMPLE_RATE, AudioError
 from spkd.corpus.loader import iterate_batches
 from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.corpus.settings import ViewConfig
@@ -18,11 +18,12 @@ from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.settings import EmbedConfig
-from spkd.files.atomic import check_writable
-from spkd.files.vectors import SUFFIXES, check_names, write_vectors
+from spkd.files.atomic import check_not_among, check_writable
+from spkd.files.text import counted
+from spkd.files.vectors import check_free, check_names, files_of, write_vectors
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import track
-from spkd.teachers import load_model
+from spkd.teachers import check_model, load_model
 from spkd.teachers.base import EmbeddingModel
 
 
@@ -33,7 +34,6 @@ class Embeddings:
     Attributes:
         utterances: the N utterances, with their durations.
         vectors: (N, D) float32 embeddings as the model gives them.
-        rejected: utterances that could not be used, with the reasons.
     """
 
     utterances: list[Utterance]
@@ -44,10 +44,6 @@ class Embeddings:
 def embed(model: EmbeddingModel, manifest: Manifest, config: EmbedConfig) -> Embeddings:
     """Embeddings of whole utterances.
 
-    Args:
-        model: model on its device.
-        manifest: utterances.
-        config: settings.
     Raises:
         UsageError: the model gives no embeddings.
         SpkdError: some embeddings are not finite.
@@ -57,12 +53,12 @@ def embed(model: EmbeddingModel, manifest: Manifest, config: EmbedConfig) -> Emb
     manifest, rejected = measure(manifest)
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
-    loader = model.view_loader(manifest, views, plan.augmentation, config.min_seconds)
+    loader = model.view_loader(manifest, views, plan, config.min_seconds)
     vectors = np.empty((len(views), model.targets[EMBEDDING].dim), np.float32)
     done = np.zeros(len(views), bool)
 
-    def reject(view: int, reason: str) -> None:
-        rejected[manifest[view].id] = reason
+    def reject(view: int, error: AudioError) -> None:
+        rejected[manifest[view].id] = error.reason
 
     with track("embedding", len(views), "utterances") as bar:
         batches = iterate_batches(
@@ -91,15 +87,21 @@ def embed_to_file(config: EmbedConfig, manifest: str | Path) -> tuple[int, dict[
         The number of embeddings written, and the utterances that could not be used, with the reasons.
     Raises:
         UsageError: an unknown format of vectors, or no such model.
-        SpkdError: as `embed`, or `out` cannot be written.
+        SpkdError: as `embed`, none of the utterances can be used, or `out` cannot be written, or would replace files
+            beside it that nobody named.
     """
     out = Path(config.out)
-    if out.suffix not in SUFFIXES:
-        raise UsageError(f"out={config.out}: vectors are written as {', '.join(SUFFIXES)}")
-    check_writable(out)
+    check_free(out)
+    check_model(config.model)
+    for file in files_of(out):
+        check_writable(file)
+    check_not_among(files_of(out), [manifest])
     audio = Manifest.load(manifest)
     check_names(out, audio.index_of)
     embeddings = embed(load_model(config.model, resolve(config.device)), audio, config)
+    if not embeddings.utterances:
+        name, reason = next(iter(embeddings.rejected.items()))
+        raise SpkdError(f"{manifest}: none of {counted(len(audio), 'utterance')} can be used; {name}: {reason}")
     return write_vectors(
         out, zip((u.id for u in embeddings.utterances), embeddings.vectors, strict=True)
     ), embeddings.rejected

@@ -29,7 +29,6 @@ class EnrolmentMap:
 
     Attributes:
         members: utterances of each model, in order, each once.
-        notes: remarks on content that was left out.
     """
 
     members: Mapping[str, Sequence[str]]
@@ -87,12 +86,8 @@ def _row(fields: Sequence[str], line: str, header: Sequence[str], where: str) ->
     """Model of a line, and its utterances.
 
     Args:
-        fields: fields of the line.
         line: the line, for other formats and for errors.
         header: names of the columns; [] without a header.
-        where: file and line number, for errors.
-    Raises:
-        SpkdError: no utterances, or times.
     """
     if match := NIST_LIST.fullmatch(line.strip()):
         pairs = (item.strip().rpartition(":") for item in match[2].split(","))

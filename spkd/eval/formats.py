@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import ClassVar, NamedTuple
 
+from spkd.errors import first_few
 from spkd.files.text import finite_number
 
 TARGET = ("1", "target", "tgt", "true", "same", "genuine", "positive", "yes")
@@ -17,8 +18,6 @@ class Row(NamedTuple):
     """Content of one line.
 
     Attributes:
-        enrolment: name of the enrolment side.
-        test: name of the test side.
         label: 1 target, 0 non-target; None in a list without labels.
         score: the score; None in a trial list.
     """
@@ -114,11 +113,7 @@ class NamedColumns(Format):
     """Base class of tables whose line 1 names the columns, in any order. Names are in lower case.
 
     Attributes:
-        enrolment_names: possible names of the column of the enrolment side.
-        test_names: possible names of the column of the test side.
         side_names: possible names of the column of the channel.
-        label_names: possible names of the column of the label.
-        score_names: possible names of the column of the score.
         labels: label of each word.
     """
 
@@ -173,7 +168,7 @@ class NamedColumns(Format):
         places = (self._enrolment, self._test, self._side, self._label, self._score)
         unused = [name for place, name in enumerate(self._names) if place not in places]
         if unused:
-            notes.append(f"columns not used: {', '.join(unused[:8])}{', ...' if len(unused) > 8 else ''}")
+            notes.append(f"columns not used: {first_few(unused, most=8)}")
         return names, notes
 
 

@@ -10,7 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from spkd.errors import UsageError
+from spkd.errors import UsageError, bracketed
+from spkd.files.text import finite_number
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,12 @@ class Point:
     @classmethod
     def parse(cls, text: str) -> Point:
         """Read a point: `0.01`, or `0.01:10:1` with both costs. Raises UsageError for anything else."""
-        try:
-            values = [float(part) for part in text.split(":")]
-        except ValueError:
-            values = []
-        if len(values) not in (1, 3) or not 0 < values[0] < 1 or any(not 0 < cost < 1e9 for cost in values[1:]):
+        values = [number for part in text.split(":") if (number := finite_number(part)) is not None]
+        wrong = len(values) != text.count(":") + 1 or len(values) not in (1, 3)
+        if wrong or not 0 < values[0] < 1 or any(not 0 < cost < 1e9 for cost in values[1:]):
             raise UsageError(
                 f"points: {text!r} is not P_TARGET or P_TARGET:C_MISS:C_FALSE_ALARM, such as 0.01 or 0.01:10:1"
+                f"{bracketed('points', text)}"
             )
         return cls(*values)
 
@@ -179,6 +179,11 @@ def threshold_at(errors: Curve, false_alarm: float) -> float:
     return float(np.interp(false_alarm, errors.false_alarm[steps], errors.threshold[steps]))
 
 
+def least_non_targets(rate: float) -> float:
+    """Least number of non-target trials on which the threshold of a false-alarm rate is given."""
+    return math.ceil(round(LEAST_FALSE_ALARMS / rate, 6)) if rate else math.inf
+
+
 def _accepted_from(errors: Curve, threshold: float) -> int:
     """Place of the curve's lowest threshold that is not below `threshold`."""
     return int(np.searchsorted(-errors.threshold, -threshold, "right")) - 1
@@ -207,15 +212,15 @@ def min_cllr(errors: Curve) -> float:
     return float(bits.sum() / 2)
 
 
+ROUNDING = 1e-9
+LEAST_FALSE_ALARMS = 10  # expected on the list at a rate: with fewer, its threshold is too uncertain
+
+
 @dataclass(frozen=True)
 class MetricDescription:
     """Description of a metric in reports; all formatting of values is done here.
 
     Attributes:
-        key: key of the value in report.json.
-        label: name for people.
-        decimals: number of decimals shown.
-        unit: unit shown after the number.
         meaning: definition in a sentence; "" where the label suffices.
         headline: whether it is in the line that `spkd eval` prints, and in tables.
     """
@@ -232,6 +237,13 @@ class MetricDescription:
         """Label with its unit, for the head of a column: `EER (%)`."""
         return f"{self.label} ({self.unit.strip()})" if self.unit else self.label
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Least and largest possible value, but for rounding: thresholds are any numbers, others rates or costs."""
+        if "threshold" in self.key:
+            return -math.inf, math.inf
+        return -ROUNDING, 100 + ROUNDING if self.unit == " %" else math.inf
+
     def format(self, value: float, with_unit: bool = True) -> str:
         """Value formatted for people."""
         return f"{value:.{self.decimals}f}{self.unit if with_unit else ''}"
@@ -247,9 +259,7 @@ class Metric:
 
     Attributes:
         key: key in report.json.
-        label: name for people.
         compute: function from the curve to the value.
-        decimals: number of decimals shown.
         unit: unit shown after the number.
         headline: whether it is in the line that `spkd eval` prints.
         interval: whether a confidence interval is computed.
@@ -308,25 +318,28 @@ DEFAULT_POINTS = (Point(0.01), Point(0.05))
 
 
 def metrics_of(
-    points: Sequence[Point] = DEFAULT_POINTS, false_alarms: Sequence[float] = (), llr: bool = False
+    points: Sequence[Point] = DEFAULT_POINTS,
+    false_alarms: Sequence[float] = (),
+    llr: bool = False,
+    non_targets: float = math.inf,
 ) -> tuple[Metric, ...]:
     """Metrics of an evaluation.
 
     Args:
-        points: operating points of minDCF.
         false_alarms: false-alarm rates at which the miss rate and the threshold are given.
         llr: whether the scores are log-likelihood ratios, for which actDCF and Cllr are defined.
+        non_targets: number of non-target trials; the thresholds that so few of them do not tell are left out.
     """
     metrics = [*METRICS, *(LLR_METRICS if llr else ())]
     for number, point in enumerate(points):
         metrics += _of_point(point, llr, headline=number < 2)
     for rate in false_alarms:
         text, missed = f"a false-alarm rate of {100 * rate:g} %", partial(_percent_missed, rate)
-        threshold, meaning = partial(_threshold_at, rate), "at which that rate is expected on other trials"
-        metrics += [
-            Metric(f"miss_percent_at_fa_{rate:g}", f"miss at {text}", missed, 3, " %", most=100.0),
-            Metric(f"threshold_at_fa_{rate:g}", f"threshold at {text}", threshold, 4, interval=False, meaning=meaning),
-        ]
+        threshold, meaning = partial(threshold_at, false_alarm=rate), "at which that rate is expected on other trials"
+        metrics.append(Metric(f"miss_percent_at_fa_{rate:g}", f"miss at {text}", missed, 3, " %", most=100.0))
+        if non_targets >= least_non_targets(rate):
+            key, label = f"threshold_at_fa_{rate:g}", f"threshold at {text}"
+            metrics.append(Metric(key, label, threshold, 4, interval=False, meaning=meaning))
     return tuple(metrics)
 
 
@@ -351,10 +364,6 @@ def _first(function: Callable[..., tuple[float, float]], argument: object, error
 
 def _second(function: Callable[..., tuple[float, float]], argument: object, errors: Curve) -> float:
     return function(errors, argument)[1]
-
-
-def _threshold_at(rate: float, errors: Curve) -> float:
-    return threshold_at(errors, rate)
 
 
 def _percent_missed(rate: float, errors: Curve) -> float:

@@ -29,10 +29,8 @@ def evaluation(report: Report, errors: Curve | None, scores: np.ndarray, scored:
     """Page of a report.
 
     Args:
-        report: the report.
         errors: error rates at all thresholds; None without error rates.
         scores: (N,) scores of the trials.
-        scored: the trials.
         audio: whether the page can play the worst trials.
     """
     labels, name = scored.trials.label, " / ".join(model.name for model in report.models) or "scores"
@@ -44,7 +42,7 @@ def evaluation(report: Report, errors: Curve | None, scores: np.ndarray, scored:
         parts += [_worst(report, scored, audio)]
     else:
         parts += [html.note("No trials of both kinds with labels: scores only.")]
-    parts += [html.heading("How these numbers came about"), html.sentences(report.how)]
+    parts += [html.heading("How these numbers came about"), html.sentences((*report.backend, *report.how))]
     if defined := [f"{m.label}: {m.meaning}." for m in report.metrics if m.meaning and errors is not None]:
         parts += [html.sentences(defined)]
     listed = _shown(asdict(report.trials) | {"manifest": report.manifest or "none"})
@@ -125,16 +123,10 @@ def _worst(report: Report, scored: Scored, audio: bool) -> str:
     header = ["enrolment", "test", "score", "line"] + ([] if people is None else ["enrolment audio", "test audio"])
 
     def row(trial: WorstTrial) -> list[object]:
-        cells: list[object] = [trial.enrolment, trial.test, f"{trial.score:.4f}", str(trial.line)]
-        return (
-            cells
-            if people is None
-            else [
-                *cells,
-                clip(people.enrolment[trial.enrolment][0]),
-                clip(people.test[trial.test]),
-            ]
-        )
+        cells: list[object] = [trial.enrolment, trial.test, f"{trial.score:.4g}", str(trial.line)]
+        if people is not None:
+            cells += [clip(people.enrolment[trial.enrolment][0]), clip(people.test[trial.test])]
+        return cells
 
     kinds = (
         (report.worst.targets, "Target trials of the lowest scores"),

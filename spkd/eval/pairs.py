@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from spkd.cores import usable
+
 PAIRS = 1024  # pairs scored together by one thread: both sides stay in its second-level cache
+MOST_THREADS = 16
 ROWS = 256  # rows of a matrix of cohort scores that one thread computes at a time
 STEP, MARGIN = 16, 1.35  # AS-norm: the threshold is taken from every 16th score, for 1.35 times the scores asked for
 
@@ -35,8 +37,6 @@ def score_pairs(enrolment: Side, test: Side, i: np.ndarray, j: np.ndarray) -> np
     """Scores (T,) of pairs.
 
     Args:
-        enrolment: enrolment side.
-        test: test side.
         i: (T,) row of the enrolment side of each pair.
         j: (T,) row of the test side of each pair.
     """
@@ -52,7 +52,7 @@ def score_pairs(enrolment: Side, test: Side, i: np.ndarray, j: np.ndarray) -> np
             np.take(test.vectors, b, 0, out=right[: len(a)], mode="clip")
             np.einsum("nd,nd->n", left[: len(a)], right[: len(a)], out=scores[first : first + PAIRS])
 
-    count = _threads()
+    count = min(usable(), MOST_THREADS)
     _in_threads(work, (range(k * PAIRS, len(i), count * PAIRS) for k in range(count)))
     for side, rows in ((enrolment, i), (test, j)):
         if side.offset is not None:
@@ -134,11 +134,7 @@ def as_norm(scores: np.ndarray, enrolment: Statistics, test: Statistics, i: np.n
     return 0.5 * normalised
 
 
-def _threads() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
-
-
 def _in_threads(work: Callable[[range], None], jobs: Iterator[range]) -> None:
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(min(usable(), MOST_THREADS)) as pool:
         for _ in pool.map(work, jobs):
             pass

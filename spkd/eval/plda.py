@@ -9,6 +9,7 @@ import numpy as np
 
 from spkd.errors import SpkdError
 from spkd.eval.pairs import Side
+from spkd.files.text import counted
 
 ITERATIONS = 20  # iterations of EM
 FLAT = 1e-9  # fraction of the largest within-speaker variance: directions with less (such as dead units) are left out
@@ -66,7 +67,6 @@ class PLDA:
         Args:
             vectors: (N, D) vectors.
             speaker: (N,) number of the speaker of each, from 0.
-            source: name of the data, for errors.
         Raises:
             SpkdError: too few utterances for a covariance within speakers.
         """
@@ -75,8 +75,8 @@ class PLDA:
         size, width = data.shape
         if size - len(counts) <= width:
             raise SpkdError(
-                f"{source}: {size:,} utterances of {len(counts):,} speakers are too few for a covariance of {width} "
-                f"dimensions within speakers; PLDA needs more than {width + len(counts):,}"
+                f"{source}: {counted(size, 'utterance')} of {counted(len(counts), 'speaker')} are too few for a "
+                f"covariance of {width} dimensions within speakers; PLDA needs more than {width + len(counts):,}"
             )
         means = np.zeros((len(counts), width))
         np.add.at(means, speaker, data)

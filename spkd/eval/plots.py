@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 
 from spkd.eval.metrics import Curve, eer
 from spkd.pages.figures import FARTHEST, drawn, plain
+
+if TYPE_CHECKING:
+    import matplotlib
 
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RANGE = (0.0005, 0.5)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,15 @@ from spkd.errors import SpkdError, UsageError
 from spkd.eval.breakdown import Group
 from spkd.eval.metrics import MetricDescription
 from spkd.eval.training import TrainingSummary
-from spkd.files.atomic import parse_json, read_bytes
+from spkd.files.reading import parse_json, read_bytes
 from spkd.files.schema import record
 from spkd.files.sealed import Format
+from spkd.files.text import counted, short_names
 from spkd.outputs.teacher_card import TeacherCard
 
 SCORES, SPEAKERS, REPORT, PAGE = "scores.txt", "utt2spk", "report.json", "report.html"
-FORMAT = Format("spkd_report", 2, "a report", "evaluate again with this version")
+FILES = (SCORES, SPEAKERS, REPORT, PAGE)
+FORMAT = Format("spkd_report", 3, "a report", "evaluate again with this version")
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,10 @@ class TrialSummary:
     """Summary of a list of trials.
 
     Attributes:
-        file: path of the list.
-        sha256: digest of the list.
         scored: number of trials that have a score.
         left_out: number of trials without a score.
         targets: number of target trials that have a score; None without labels.
         non_targets: number of non-target trials that have a score; None without labels.
-        speakers: number of speakers of the scored trials.
         speakers_known: source of the speakers' identity.
     """
 
@@ -54,7 +56,6 @@ class Efficiency:
     """Size and speed of a model; None for unknown values.
 
     Attributes:
-        parameters: number of parameters.
         bytes: size of the weights in memory.
         macs_per_second: multiply-accumulates per second of speech, features not counted.
         real_time_factor: processing time over audio time on one CPU thread, features included.
@@ -68,13 +69,7 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """Summary of a model that embedded one side of the trials, or both.
-
-    Attributes:
-        name: name in the settings.
-        efficiency: size and speed.
-        card: description of the model.
-    """
+    """Summary of a model that embedded one side of the trials, or both."""
 
     name: str
     efficiency: Efficiency
@@ -100,12 +95,6 @@ class CalibrationSummary:
     """Summary of the calibration that was applied.
 
     Attributes:
-        file: path of its file.
-        trials: list on which it was trained.
-        sha256: digest of that list.
-        targets: number of target trials of that list.
-        non_targets: number of non-target trials of that list.
-        speakers: number of speakers of that list.
         quality: names of the quality measures that it takes.
     """
 
@@ -120,14 +109,7 @@ class CalibrationSummary:
 
 @dataclass(frozen=True)
 class WorstTrial:
-    """Trial whose score would suit the other kind.
-
-    Attributes:
-        enrolment: name of the enrolment side.
-        test: name of the test side.
-        score: score of the trial.
-        line: line of the list.
-    """
+    """Trial whose score would suit the other kind."""
 
     enrolment: str
     test: str
@@ -150,21 +132,18 @@ class Report:
     Attributes:
         results: value of each metric; {} without labels of both kinds.
         intervals: 95 % confidence interval of the metrics that have one.
-        metrics: descriptions of the metrics.
-        trials: summary of the list.
         models: models of the enrolment and of the test side; one where they are the same, none for scores from files.
         training: training of the model of the test side; None where it is not a student.
         calibration: calibration that was applied; None without.
         breakdown: groups of trials, by column of the manifest.
-        worst: worst trials.
         manifest: manifest of the trials' audio; None where it is not known.
         rejected: utterances that could not be used, with the reasons.
-        how: each step from audio to numbers, in sentences.
+        backend: each step from audio to scores, in sentences.
+        how: each step from scores to numbers, in sentences.
         notes: limits of the numbers that a reader has to know, in sentences.
         bootstrap: number of resamplings for the intervals; 0 without intervals.
         seconds: duration of the command (s).
         files: SHA-256 of the other files of the evaluation, by name.
-        version: version of spkd.
     """
 
     results: dict[str, float]
@@ -178,12 +157,23 @@ class Report:
     worst: Worst
     manifest: str | None
     rejected: dict[str, str]
+    backend: tuple[str, ...]
     how: tuple[str, ...]
     notes: tuple[str, ...]
     bootstrap: int = field(metadata={"low": 0})
     seconds: float = field(metadata={"low": 0})
     files: dict[str, str]
     version: str
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Digests of the weights of its models."""
+        return tuple(model.card.weights_sha256 for model in self.models)
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """Everything about the numbers that a reader has to know, in sentences."""
+        return (*self.notes, *self.backend, *self.how)
 
     @property
     def headline(self) -> tuple[MetricDescription, ...]:
@@ -196,9 +186,20 @@ class Report:
         return "" if limits is None else metric.format_interval(limits)
 
     def line(self) -> str:
-        """Headline metrics in a line; "" without error rates."""
-        shown = (f"{metric.label} {metric.format(self.results[metric.key])}" for metric in self.headline)
-        return f"{'   '.join(shown)}   ({self.trials.scored} trials)" if self.results else ""
+        """Headline metrics in a line, the EER with its confidence interval; "" without error rates.
+
+        Those of log-likelihood ratios are there too, which show what a calibration is worth.
+        """
+        if not self.results:
+            return ""
+        keys = [metric.key for metric in self.headline]
+        keys += ["cllr", *(key.replace("min_dcf", "act_dcf") for key in keys)]
+        shown = []
+        for metric in (metric for metric in self.metrics if metric.key in keys):
+            limits = self.interval(metric) if metric.key == "eer_percent" else ""
+            interval = f" (95 % interval {limits})" if limits else ""
+            shown.append(f"{metric.label} {metric.format(self.results[metric.key])}{interval}")
+        return f"{'   '.join(shown)}   ({counted(self.trials.scored, 'trial')})"
 
     def to_json(self) -> dict[str, Any]:
         return FORMAT.seal(asdict(self) | {"models": [model.to_json() for model in self.models]})
@@ -218,8 +219,19 @@ class Report:
         """
         path = Path(folder) / REPORT
         if not path.is_file():
-            raise UsageError(f"{folder}: no evaluation ({REPORT}); make one with `spkd eval`")
+            raise UsageError(
+                f"{folder}: no evaluation ({REPORT}); make one with `spkd eval TRIALS out={shlex.quote(str(folder))}`"
+            )
         return cls.parse(read_bytes(path), str(path))
+
+
+def names_of_lists(reports: Sequence[Report]) -> dict[str, str]:
+    """Digest of each list of trials -> its name: that of its file, and as much more as makes it unique."""
+    files: dict[str, str] = {}
+    for report in reports:
+        files.setdefault(report.trials.sha256, report.trials.file)
+    short, lists = short_names(files.values()), Counter(files.values())
+    return {sha: short[file] if lists[file] == 1 else f"{short[file]} ({sha[:8]})" for sha, file in files.items()}
 
 
 def _checked(content: dict[str, Any], where: str) -> Report:
@@ -231,6 +243,13 @@ def _checked(content: dict[str, Any], where: str) -> Report:
     known = {metric.key for metric in report.metrics}
     if report.results and (missing := known ^ set(report.results)):
         raise SpkdError(f"{where}: damaged (results and metrics differ in {min(missing)[:40]!r})")
+    for metric in report.metrics if report.results else ():
+        least, most = metric.limits
+        for value in (report.results[metric.key], *report.intervals.get(metric.key, ())):
+            if not least <= value <= most:
+                raise SpkdError(f"{where}: damaged ({metric.key[:40]} is {value:g})")
+    if reversed_ := [key for key, (low, high) in report.intervals.items() if low > high]:
+        raise SpkdError(f"{where}: damaged (the interval of {reversed_[0][:40]} ends before it begins)")
     if unknown := set(report.intervals) - set(report.results):
         raise SpkdError(f"{where}: damaged (intervals without a result: {min(unknown)[:40]!r})")
     return Report(**{f.name: getattr(report, f.name) for f in fields(Report)} | {"models": read})

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
 from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
 from spkd.device import resolve
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import SpkdError, UsageError, listed
 from spkd.eval import page
 from spkd.eval import trials as trial_lists
 from spkd.eval.bootstrap import SpeakerTrials, intervals
-from spkd.eval.breakdown import Group, groups
+from spkd.eval.breakdown import UNKNOWN, Group, groups, values_of_model
 from spkd.eval.calibration import Calibration
 from spkd.eval.efficiency import efficiency
-from spkd.eval.metrics import Curve, Metric, Point, compute, curve, metrics_of
+from spkd.eval.metrics import (
+    LEAST_FALSE_ALARMS,
+    Curve,
+    Metric,
+    Point,
+    compute,
+    curve,
+    least_non_targets,
+    metrics_of,
+)
 from spkd.eval.report import (
+    FILES,
+    FORMAT,
     PAGE,
     REPORT,
     SCORES,
@@ -41,11 +53,22 @@ from spkd.eval.speakers import numbered
 from spkd.eval.training import TrainingSummary
 from spkd.eval.trials import Trials, as_written
 from spkd.files import digest
-from spkd.files.atomic import check_writable, part_path, sync_folder, writable_folder, write_bytes, write_json
+from spkd.files.atomic import (
+    check_holds_no_other,
+    check_not_among,
+    check_replaces_none,
+    check_writable,
+    writable_folder,
+    write_bytes,
+    write_json,
+    writing,
+)
+from spkd.files.text import counted
 from spkd.progress import log
-from spkd.teachers import load_model
+from spkd.teachers import check_model, load_model, resolved
 from spkd.teachers.base import Teacher
 from spkd.teachers.checkpoint import CheckpointTeacher
+from spkd.teachers.settings import ScoredModelConfig
 from spkd.version import __version__
 
 AT_ONCE = 1 << 16  # lines that are written together
@@ -57,6 +80,8 @@ OF_MODELS = (
     *("batch_size", "workers", "min_seconds", "device"),
 )
 OF_MANIFESTS = ("by", "audio", "enrol.map")  # settings that only a manifest gives an effect
+# Settings that only error rates use.
+OF_LABELS = ("points", "false_accept", "by", "bootstrap", "seed", "worst", "audio", "llr")
 Scoring = TypeVar("Scoring", bound=ScoringConfig)
 
 
@@ -65,17 +90,10 @@ class Evaluation:
     """Scored trials and their results.
 
     Attributes:
-        scored: the trials.
         scores: (N,) scores, calibrated where there is a calibration.
-        metrics: metrics that are computed.
         curve: error rates at all thresholds; None where the trials are of one kind, or have no labels.
-        results: value of each metric.
-        intervals: 95 % confidence interval of the metrics that have one.
         speakers: number of speakers, and the source of their identity.
-        breakdown: groups of trials, by column of the manifest.
         worst: places of the target trials with the lowest scores, and of the non-target trials with the highest.
-        calibration: calibration that was applied, if any.
-        notes: limits of the numbers that a reader has to know, in sentences.
     """
 
     scored: Scored
@@ -95,8 +113,6 @@ def in_use(config: Scoring, trials: str | None, systems: int) -> Scoring:
     """Settings without those that have no effect on scores from files, or on those of a model.
 
     Args:
-        config: settings.
-        trials: file of the trial list, if any.
         systems: number of score files; 0: a model gives the scores.
     Raises:
         UsageError: a setting without effect was typed.
@@ -104,9 +120,19 @@ def in_use(config: Scoring, trials: str | None, systems: int) -> Scoring:
     unused = dict.fromkeys(OF_MODELS, "--scores come from files, not from a model") if systems else {}
     if not systems:
         unused["llr"] = "only for --scores that are log-likelihood ratios already"
+        if _is_same(config.enrol.model, config.model):
+            unused["enrol.model"] = f"model={config.model.name} embeds both sides in any case"
     if trials is None:
         unused["format"] = "there is no trial list"
     return without_unused(config, unused)
+
+
+def _is_same(one: ScoredModelConfig, other: ScoredModelConfig) -> bool:
+    """Whether settings are of the same model, run in the same way."""
+    if one.name is None:
+        return False
+    one_, other_ = (replace(of, weights=_place(of.weights or "")) for of in map(resolved, (one, other)))
+    return one_ == other_
 
 
 def in_use_with(config: Scoring, scored: Scored) -> Scoring:
@@ -122,49 +148,97 @@ def in_use_with(config: Scoring, scored: Scored) -> Scoring:
     )
 
 
-def check(config: EvalConfig, systems: int) -> None:
-    """Check the settings before anything is scored.
+def check_inputs(config: ScoringConfig, trials: str | None, scores: Sequence[Path]) -> None:
+    """Check that the trial list and the score files, or else the models, are there. Arguments as `run_trials`.
 
-    Args:
-        config: settings.
-        systems: number of score files.
     Raises:
-        UsageError: settings that exclude one another.
-        SpkdError: `out` cannot be written.
+        UsageError: one of them is not, or neither trials nor scores are named.
+    """
+    if trials is None and not scores:
+        raise UsageError("name a trial list, or score files with --scores")
+    if trials is not None:
+        trial_lists.check_exists(trials, "trial list")
+    for path in scores:
+        trial_lists.check_exists(path, "score file")
+    if not scores:
+        check_model(config.model)
+        if config.enrol.model.name is not None:
+            check_model(config.enrol.model, "enrol.model")
+
+
+def check(config: EvalConfig, trials: str | None, scores: Sequence[Path]) -> None:
+    """Check the settings before anything is scored. Arguments as `run_trials`.
+
+    Raises:
+        UsageError: settings that exclude one another, or no such calibration.
+        SpkdError: `out` cannot be written, or holds something else, files of others, or a file that is read.
     """
     if config.calibration is not None:
         Calibration.load(config.calibration)
-    elif systems > 1:
-        raise UsageError("several --scores are fused by a calibration: train one with `spkd calibrate`, and name it")
+    elif len(scores) > 1:
+        raise UsageError(
+            "several --scores are fused by a calibration: train one with `spkd calibrate TRIALS --scores FILE --scores "
+            "FILE out=fusion.json` on other speakers, and name it (calibration=fusion.json)"
+        )
     if config.llr and config.calibration:
         raise UsageError("llr=true: only for --scores that are log-likelihood ratios already")
     for text in config.points:
         Point.parse(text)
     check_writable(Path(config.out) / REPORT)
+    check_not_among(
+        [Path(config.out) / name for name in FILES],
+        [trials, *scores, config.manifest, config.enrol.map, config.calibration, config.cohort.source],
+    )
+    check_holds_no_other(config.out, "an evaluation")
+    check_replaces_none(config.out, FILES, {REPORT: FORMAT.key})
+    there = _evaluation_in(Path(config.out))
+    names = [] if scores else _model_names(config)
+    if there is not None and [_place(model.name) for model in there.models] != list(map(_place, names)):
+        of = [listed([model.name for model in there.models] or ["scores from files"]), listed(names or ["--scores"])]
+        raise SpkdError(
+            f"{config.out}: holds the evaluation of {of[0]}, not of {of[1]}; choose another folder (out=FOLDER)"
+        )
+
+
+def _evaluation_in(folder: Path) -> Report | None:
+    """Report of the evaluation in a folder; None where there is none, or one that cannot be read."""
+    try:
+        return Report.read(folder)
+    except SpkdError:
+        return None
+
+
+def _model_names(config: ScoringConfig) -> list[str]:
+    """Names of the models of both sides; one where they are the same."""
+    return [config.model.name] if config.enrol.model.name is None else [config.enrol.model.name, config.model.name]
+
+
+def _place(name: str) -> str:
+    """A model's name or weights, whatever the spelling of a folder."""
+    return os.path.normpath(name)
 
 
 def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path] = ()) -> Scored:
     """Trials scored by the model that the settings name, or by the files of other systems.
 
     Args:
-        config: settings.
         trials: file of the list, `-` for standard input; None: the trials of the first score file.
         scores: score files of other systems.
-        es:
-        UsageError: neither trials nor scores, or settings that exclude one another.
+    Raises:
+        UsageError: settings that exclude one another, or a typed one without effect.
         SpkdError: as `score`.
     """
-    if trials is None and not scores:
-        raise UsageError("name a trial list, or score files with --scores")
     check_cohort(config)
     if scores:
         files = [trial_lists.read_scores(path, lambda: _known(config, trials)) for path in scores]
         listed = None if trials is None else _read_trials(config, trials, files[0][0].names)
+        _check_labels(config, files[0][0] if listed is None else listed)
         scored = score_from_files(config, files, listed)
     else:
         assert trials is not None
         audio, device = Manifest.load(config.manifest, config_columns(config)), resolve(config.device)
         listed = _read_trials(config, trials, audio.index_of)
+        _check_labels(config, listed)
         model, enrol_config = load_model(config.model, device), config.enrol.model
         scored = score(
             config, model, audio, listed, None if enrol_config.name is None else load_model(enrol_config, device)
@@ -185,13 +259,18 @@ def _read_trials(config: ScoringConfig, trials: str, known: Collection[str]) -> 
     """Read a trial list. Where it allows no error rates, this is logged before the work.
 
     Args:
-        config: settings.
-        trials: file of the list.
         known: names of utterances, which distinguish a first trial from a header.
     """
     listed = trial_lists.read(trials, config.format, known)
     _note_one_kind(listed.source, listed.label)
     return listed
+
+
+def _check_labels(config: ScoringConfig, trials: Trials) -> None:
+    """Check that no setting of error rates is typed for a list that allows none. Raises UsageError where one is."""
+    if not trials.has_both_kinds:
+        reason = "the list has no labels" if trials.label is None else "the list has trials of one kind alone"
+        without_unused(config, dict.fromkeys(OF_LABELS, reason))
 
 
 def assess(config: EvalConfig, scored: Scored) -> Evaluation:
@@ -214,7 +293,9 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
             raise SpkdError(f"{config.calibration}: gives log-likelihood ratios of {trials.source} that are not finite")
     # Metrics.
     points = tuple(Point.parse(text) for text in config.points)
-    metrics = metrics_of(points, config.false_accept, calibration is not None or config.llr or scored.llr)
+    non_targets = 0 if trials.label is None else int((1 - trials.label).sum())
+    llr = calibration is not None or config.llr or scored.llr
+    metrics = metrics_of(points, config.false_accept, llr, non_targets)
     left, right = numbered(trials, enrolment, test)
     count = len({*enrolment.values(), *test.values()})
     if not trials.has_both_kinds or trials.label is None:
@@ -231,8 +312,12 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
             notes.append("There are too few speakers for confidence intervals.")
         if limits and (note := _note_on_errors(results, trials.label)):
             notes.append(note)
+    breakdown, more = _breakdown(config, scored, scores, results["eer_threshold"])
+    notes += more
     for note in notes:
         log(f"note: {note}")
+    if "false_accept" in config.given and (left_out := _without_threshold(config, non_targets)):
+        log(f"note: {left_out}")
     return Evaluation(
         scored,
         scores,
@@ -241,10 +326,22 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         results,
         limits,
         (count, how),
-        _breakdown(config, scored, scores, results["eer_threshold"]),
+        breakdown,
         _worst(scores, trials.label, config.worst),
         calibration,
         tuple(notes),
+    )
+
+
+def _without_threshold(config: EvalConfig, non_targets: int) -> str:
+    """Sentence on the false-alarm rates without a threshold; "" where there are none."""
+    rates = [rate for rate in config.false_accept if non_targets < least_non_targets(rate)]
+    if not rates:
+        return ""
+    return (
+        f"No threshold is given at a false-alarm rate of {listed([f'{100 * rate:g} %' for rate in rates])}: fewer than "
+        f"{LEAST_FALSE_ALARMS} of the {counted(non_targets, 'non-target trial')} tell it, and the rate on other trials "
+        "could be several times as high."
     )
 
 
@@ -252,7 +349,6 @@ def _note_on_errors(results: Mapping[str, float], labels: np.ndarray) -> str:
     """Sentence on intervals that are too narrow, since few trials are errors; "" where there are enough.
 
     Args:
-        results: value of each metric.
         labels: (N,) 1 target, 0 non-target.
     """
     targets = int(labels.sum())
@@ -265,20 +361,29 @@ def _note_on_errors(results: Mapping[str, float], labels: np.ndarray) -> str:
     )
 
 
-def _breakdown(config: EvalConfig, scored: Scored, scores: np.ndarray, threshold: float) -> dict[str, list[Group]]:
-    trials, people = scored.trials, scored.people
-    if not config.by or trials.label is None or people is None:
-        return {}
-    by_column = {}
+def _breakdown(
+    config: EvalConfig, scored: Scored, scores: np.ndarray, threshold: float
+) -> tuple[dict[str, list[Group]], list[str]]:
+    """Groups of trials by column, and notes on models that have no value of a column."""
+    trials, people, by_column, notes = scored.trials, scored.people, dict[str, list[Group]](), list[str]()
+    if trials.label is None or people is None:
+        return {}, []
     for column in config.by:
         left, right = ([""] * len(trials.names) for _ in range(2))
+        mixed = 0
         for index, name in enumerate(trials.names):
             if name in people.enrolment:
-                left[index] = people.enrolment[name][0].attribute(column)
+                values = values_of_model(people.enrolment[name], column)
+                left[index], mixed = (values[0], mixed) if len(values) == 1 else ("", mixed + 1)
             if name in people.test:
                 right[index] = people.test[name].attribute(column)
+        if mixed:
+            notes.append(
+                f"by={column}: models whose enrolment utterances differ in it count as {UNKNOWN}: {mixed:,} of "
+                f"{len(people.enrolment):,}"
+            )
         by_column[column] = groups(scores, trials.label, left, right, (trials.enrolment, trials.test), threshold)
-    return by_column
+    return by_column, notes
 
 
 def _worst(scores: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -292,53 +397,65 @@ def _worst(scores: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarr
     return worst[0], worst[1]
 
 
+def evaluate_trials(config: EvalConfig, trials: str | None, scores: Sequence[Path] = ()) -> Report:
+    """Score trials, assess them and write the evaluation; as `check`, `run_trials` and `evaluate`."""
+    started = time.time()
+    config = in_use(config, trials, len(scores))
+    check_inputs(config, trials, scores)
+    check(config, trials, scores)
+    return evaluate(config, run_trials(config, trials, scores), started)
+
+
 def evaluate(config: EvalConfig, scored: Scored, started: float) -> Report:
     """Assess scored trials; write scores.txt, utt2spk, report.json and report.html into `config.out`.
 
     Args:
-        config: settings.
-        scored: scored trials.
         started: start of the command (s since the epoch).
     Raises:
         SpkdError: as `assess`, or `out` cannot be written.
     """
     config, out = in_use_with(config, scored), writable_folder(config.out)
     evaluation = assess(config, scored)
+    if (there := _evaluation_in(out)) is not None and (replaced := _replaced(there, scored)):
+        log(f"note: {out}: {replaced} is replaced")
     enrolment, test, _ = scored.speakers()
     listed = sorted((enrolment | test).items())
     _, gap = as_written(itertools.chain.from_iterable(listed))
     speakers = "".join(f"{name}{gap}{speaker}\n" for name, speaker in listed).encode()
+    with writing(out / SCORES) as file:
+        files = {SCORES: _write_scores(file, evaluation), SPEAKERS: digest.of_bytes(speakers)}
+        report = summarise(config, evaluation, time.time() - started, files)
+        file.flush()
+        os.fsync(file.fileno())
+        # The report comes first: by it, the command knows the folder for its own where a kill follows.
+        write_json(out / REPORT, report.to_json())
     write_bytes(out / SPEAKERS, speakers)
-    files = {SCORES: _write_scores(out / SCORES, evaluation), SPEAKERS: digest.of_bytes(speakers)}
-    report = summarise(config, evaluation, time.time() - started, files)
-    write_json(out / REPORT, report.to_json())
     write_bytes(out / PAGE, page.evaluation(report, evaluation.curve, evaluation.scores, scored, config.audio).encode())
     return report
 
 
-def _write_scores(path: Path, evaluation: Evaluation) -> str:
+def _replaced(there: Report, scored: Scored) -> str:
+    """Phrase for an evaluation of other weights, or of other trials; "" where it is one of the same."""
+    if there.trials.sha256 != scored.trials.sha256:
+        return f"the evaluation on {there.trials.file}"
+    if there.weights != scored.system.models:
+        return "the evaluation of other weights"
+    return ""
+
+
+def _write_scores(file: BinaryIO, evaluation: Evaluation) -> str:
     """Write lines of `enrolment test score`, and `target` or `nontarget` where that is known.
 
     The fields are separated by tabs where a name has a space. The file is written in pieces.
 
     Returns:
         SHA-256 of the file.
-    Raises:
-        OSError: the file cannot be written, for example since the disk is full; the error names the file.
     """
-    temporary, state = part_path(path), hashlib.sha256()
-    try:
-        with open(temporary, "wb") as file:
-            for lines in _score_lines(evaluation):
-                data = "".join(lines).encode()
-                state.update(data)
-                file.write(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    state = hashlib.sha256()
+    for lines in _score_lines(evaluation):
+        data = "".join(lines).encode()
+        state.update(data)
+        file.write(data)
     return state.hexdigest()
 
 
@@ -347,26 +464,30 @@ def _score_lines(evaluation: Evaluation) -> Iterator[list[str]]:
     names, gap = as_written(trials.names)
     for first in range(0, len(trials), AT_ONCE):
         piece = slice(first, first + AT_ONCE)
-        sides = (trials.enrolment[piece].tolist(), trials.test[piece].tolist(), scores[piece].tolist())
+        sides = (trials.enrolment[piece].tolist(), trials.test[piece].tolist(), as_text(scores[piece]))
         if trials.label is None:
-            yield [f"{names[a]}{gap}{names[b]}{gap}{s:.6f}\n" for a, b, s in zip(*sides, strict=True)]
+            yield [f"{names[a]}{gap}{names[b]}{gap}{s}\n" for a, b, s in zip(*sides, strict=True)]
         else:
             words = [LABELS[label] for label in trials.label[piece].tolist()]
             rows = zip(*sides, words, strict=True)
-            yield [f"{names[a]}{gap}{names[b]}{gap}{s:.6f}{gap}{word}\n" for a, b, s, word in rows]
+            yield [f"{names[a]}{gap}{names[b]}{gap}{s}{gap}{word}\n" for a, b, s, word in rows]
+
+
+def as_text(scores: np.ndarray) -> list[str]:
+    """Scores as text from which they are read again without a change of any: nine digits tell all float32 apart."""
+    form: Callable[[float], str] = "{:.9g}".format if scores.dtype == np.float32 else repr
+    return list(map(form, scores.tolist()))
 
 
 def summarise(config: EvalConfig, evaluation: Evaluation, seconds: float, files: dict[str, str]) -> Report:
     """Report of an evaluation.
 
     Args:
-        config: settings.
-        evaluation: scored trials and their results.
         seconds: duration of the command (s).
         files: digests of the other files of the evaluation, by name.
     """
     scored, trials = evaluation.scored, evaluation.scored.trials
-    names = [config.model.name] if len(scored.models) == 1 else [str(config.enrol.model.name), config.model.name]
+    names = _model_names(config)
     labels, student = trials.label, scored.models[-1] if scored.models else None
     models = [(name, model) for name, model in zip(names, scored.models, strict=False) if isinstance(model, Teacher)]
     targets, non_targets = evaluation.worst
@@ -392,7 +513,8 @@ def summarise(config: EvalConfig, evaluation: Evaluation, seconds: float, files:
         worst=Worst(_worst_trials(evaluation, targets), _worst_trials(evaluation, non_targets)),
         manifest=config.manifest if scored.people is not None else None,
         rejected=scored.rejected,
-        how=(*scored.system.how, *_how(config, evaluation)),
+        backend=(*scored.system.how, *_how_calibrated(evaluation.calibration)),
+        how=_how(config, evaluation),
         notes=(*(scored.people.notes if scored.people is not None else ()), *scored.notes, *evaluation.notes),
         bootstrap=config.bootstrap if evaluation.intervals else 0,
         seconds=round(seconds, 2),
@@ -412,36 +534,42 @@ def _worst_trials(evaluation: Evaluation, places: np.ndarray) -> tuple[WorstTria
         WorstTrial(
             trials.names[trials.enrolment[place]],
             trials.names[trials.test[place]],
-            round(float(evaluation.scores[place]), 6),
+            float(evaluation.scores[place]),
             int(trials.line[place]),
         )
         for place in places.tolist()
     )
 
 
-def _how(config: EvalConfig, evaluation: Evaluation) -> list[str]:
-    """Processing of the scores and meaning of the numbers, in sentences."""
-    how = []
-    if (calibration := evaluation.calibration) is not None:
-        quality = f" and quality measures ({', '.join(calibration.quality)})" if calibration.quality else ""
-        count, speakers = (
-            calibration.trained_on.targets + calibration.trained_on.non_targets,
-            len(calibration.trained_on.speakers),
-        )
-        how.append(
-            f"Scores{quality} became log-likelihood ratios by logistic regression, trained for p_target = "
-            f"{calibration.p_target:g} on {count:,} trials of {speakers:,} other speakers "
-            f"({calibration.trained_on.trials})."
-        )
+def _how_calibrated(calibration: Calibration | None) -> list[str]:
+    """Calibration of the scores, in sentences."""
+    if calibration is None:
+        return []
+    on = calibration.trained_on
+    quality = f" and quality measures ({', '.join(calibration.quality)})" if calibration.quality else ""
+    return [
+        f"Scores{quality} became log-likelihood ratios by logistic regression, trained for p_target = "
+        f"{calibration.p_target:g} on {on.targets + on.non_targets:,} trials of "
+        f"{counted(len(on.speakers), 'other speaker')} "
+        f"({on.trials})."
+    ]
+
+
+def _how(config: EvalConfig, evaluation: Evaluation) -> tuple[str, ...]:
+    """Meaning of the numbers, in sentences."""
+    how, labels = list[str](), evaluation.scored.trials.label
+    if labels is not None and evaluation.results:
+        how += filter(None, [_without_threshold(config, int((1 - labels).sum()))])
     if evaluation.intervals:
         how.append(
-            f"Intervals of 95 % follow from {config.bootstrap:,} resamplings of the {evaluation.speakers[0]} speakers "
-            f"({evaluation.speakers[1]}): a trial counts as often as its speakers were drawn. Those of Cllr and min "
-            "Cllr hold the true value less often than that."
+            f"Confidence intervals of 95 % are bootstrapped over the {counted(evaluation.speakers[0], 'speaker')} "
+            f"({evaluation.speakers[1]}): {config.bootstrap:,} times, as many speakers are drawn with replacement, and "
+            "each trial is counted as often as its speakers are. The intervals of Cllr and min Cllr contain the true "
+            "value in less than 95 % of evaluations."
         )
     if evaluation.scored.left_out:
         how.append("Trials with an utterance that could not be used are left out; the utterances are listed.")
-    return how
+    return tuple(how)
 
 
 def _note_one_kind(source: str, labels: np.ndarray | None) -> None:

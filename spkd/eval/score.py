@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,23 +11,35 @@ from pathlib import Path
 
 import numpy as np
 
+from spkd.config import values
 from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.corpus.settings import MANIFEST
-from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, listed
 from spkd.eval import speakers
 from spkd.eval.backend import Backend
-from spkd.eval.calibration import System, score_names
+from spkd.eval.calibration import System, columns_of, score_names
 from spkd.eval.cohort import CohortSource, normalised
 from spkd.eval.embed import Embeddings, embed
 from spkd.eval.enrolment import read_map
 from spkd.eval.metrics import curve, eer
 from spkd.eval.names import match
 from spkd.eval.pairs import Statistics
-from spkd.eval.settings import ScoringConfig
-from spkd.eval.trials import Trials, digest_of_pairs, in_order_of, notes_on, trials_of_enrolled, without_trial
+from spkd.eval.settings import ENROLMENTS, ScoringConfig
+from spkd.eval.trials import (
+    Trials,
+    digest_of_pairs,
+    in_order_of,
+    labelled_otherwise,
+    notes_on,
+    trials_of_enrolled,
+    without_trial,
+)
+from spkd.files.text import counted
 from spkd.progress import log
 from spkd.teachers.base import EmbeddingModel
 
+MODEL_KEY = re.compile(r"(enrol\.)?model\.")
+OF_THE_SAME_SCORES = ("name", "weights", "compile")  # settings of models that their weights, or nothing, stand for
 Pair = tuple[np.ndarray, np.ndarray]  # (N,) values of the trials' enrolment sides, and of their test sides
 
 
@@ -36,8 +49,6 @@ class People:
 
     Attributes:
         enrolment: utterances of each name on the enrolment side (several where a map defines it).
-        test: utterance of each name on the test side.
-        notes: remarks on what was left out or assumed when the manifest was read.
     """
 
     enrolment: dict[str, list[Utterance]]
@@ -59,13 +70,10 @@ class Scored:
         trials: the N trials that could be scored.
         left_out: number of trials of the list that could not.
         scores: (N,) scores of each system.
-        system: system that gave the scores.
         people: utterances of the trials' names; None where no manifest is known.
-        rejected: utterances that could not be used, with the reasons.
         models: models that embedded the two sides; [] for scores from files.
         measures: functions that give a quality measure of both sides of every trial, by name.
         llr: whether the scores are log-likelihood ratios already.
-        notes: limits of the numbers that a reader has to know, in sentences.
     """
 
     trials: Trials
@@ -104,8 +112,6 @@ class Scored:
     def columns(self, quality: Iterable[str]) -> dict[str, np.ndarray]:
         """Features of a calibration, (N,) each: scores, and the lower and the higher value of quality measures.
 
-        Args:
-            quality: names of the quality measures.
         Raises:
             UsageError: a measure that is not known for these trials.
         """
@@ -117,13 +123,8 @@ class Scored:
                     "cohort norm=as-norm"
                 )
             of_enrolment, of_test = self.measures[name]()
-            if name == "enrolments":
-                features[name] = of_enrolment
-            else:
-                features |= {
-                    f"{name}.low": np.minimum(of_enrolment, of_test),
-                    f"{name}.high": np.maximum(of_enrolment, of_test),
-                }
+            sides = [np.minimum(of_enrolment, of_test), np.maximum(of_enrolment, of_test)]
+            features |= dict(zip(columns_of(name), sides if name != ENROLMENTS else [of_enrolment], strict=True))
         return features
 
 
@@ -135,9 +136,7 @@ class _Sides:
         members: utterances of every name on the enrolment side, as trials or the enrolment map name them.
         tested: names on the test side.
         found: id in the manifest of each of these utterances.
-        enrolment: embeddings of the enrolment utterances.
         test: embeddings of the test utterances; the same object where one model embeds both sides.
-        notes: remarks on the manifest.
     """
 
     members: dict[str, list[str]]
@@ -210,12 +209,9 @@ def score(
     """Scores of every trial whose two sides can be used.
 
     Args:
-        config: settings.
         model: model of the test side, and of the enrolment side unless there is an enrol_model.
-        manifest: utterances of the trials.
-        trials: trial list.
         enrol_model: model of the enrolment side; None: the same.
-        es:
+    Raises:
         UsageError: settings without the cohort they need, or models whose embeddings are not comparable.
         SpkdError: a trial names an utterance that the manifest lacks, no trial can be scored, the cohort holds tested
             data, or a score is not finite.
@@ -251,7 +247,7 @@ def score(
         raise SpkdError(f"{trials.source}: {wrong:,} of {len(scores):,} scores are not finite")
     # The trials that were scored, with their quality measures and notes.
     scored_trials, models = subset(trials, kept), [model] if enrol_model is None else [enrol_model, model]
-    system = System(tuple(m.weights_sha256 for m in models), 1, (*_how_embedded(config), *backend.how))
+    system = System(tuple(m.weights_sha256 for m in models), 1, (*how_embedded(config), *backend.how))
     return Scored(
         scored_trials,
         len(trials) - len(kept),
@@ -273,16 +269,12 @@ def score(
 
 
 def _check_usable(config: ScoringConfig, trials: Trials, sides: _Sides) -> None:
-    """Check the embeddings of both sides.
-
-    Raises:
-        SpkdError: a side has no embeddings.
-        UsageError: embeddings of two models with different dimensions.
-    """
+    """Check the embeddings of both sides."""
     widths = sides.enrolment.vectors.shape[1], sides.test.vectors.shape[1]
     if not len(sides.test.vectors) or not len(sides.enrolment.vectors):
         raise SpkdError(
-            f"{trials.source}: none of its {len(sides.found)} utterances can be used ({_first(sides.rejected)})"
+            f"{trials.source}: none of its {counted(len(sides.found), 'utterance')} can be used "
+            f"({_first(sides.rejected)})"
         )
     if widths[0] != widths[1]:
         raise UsageError(
@@ -296,12 +288,20 @@ def _first(rejected: Mapping[str, str]) -> str:
     return next(iter(rejected.values()))
 
 
-def _how_embedded(config: ScoringConfig) -> list[str]:
-    """Differences of the enrolment side from the test side, in sentences."""
+def how_embedded(config: ScoringConfig) -> list[str]:
+    """Differences of the enrolment side from the test side, and settings that change what a model gives, in
+    sentences."""
     how = ["Embeddings of the enrolment utterances of one model are averaged."] if config.enrol.map else []
     enrolment, test = config.enrol.model.name, config.model.name
     if enrolment is not None:
         how.append(f"Enrolment utterances are embedded by {enrolment}, test utterances by {test}.")
+    acting = [
+        f"{k.name}={value}"
+        for k, value in values(config)
+        if MODEL_KEY.match(k.name) and value != k.default and k.name.rpartition(".")[2] not in OF_THE_SAME_SCORES
+    ]
+    if acting:
+        how.append(f"Embeddings are computed with {listed(acting)}.")
     return how
 
 
@@ -311,8 +311,6 @@ def _measures(
     """Quality measures of both sides of every trial, by name.
 
     Args:
-        trials: trials that were scored.
-        sides: utterances and embeddings of both sides.
         pairs: place of each trial's enrolment side in `enrolment_rows`, and row of its test side.
         statistics: cohort statistics of both sides; None without a cohort.
     """
@@ -332,7 +330,8 @@ def _measures(
 
 
 def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: People) -> list[str]:
-    """Notes on models that were trained on tested speakers or utterances, or chosen by the list, in sentences."""
+    """Notes on models of which they or their teachers were trained on tested speakers or utterances, or may have been,
+    or which were chosen by the list, in sentences."""
     notes = []
     chosen_by = {model.training.valid_trials for model in models if model.training is not None} - {""}
     if chosen_by and digest_of_pairs(trials) in chosen_by:
@@ -340,20 +339,25 @@ def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: 
             f"The student was chosen among others of its run by {trials.source} (valid.trials): its error rates are "
             "too low."
         )
+    utterances = [*itertools.chain.from_iterable(people.enrolment.values()), *people.test.values()]
+    speakers, ids = {u.speaker for u in utterances if u.speaker is not None}, {u.id for u in utterances}
     for training in (model.training for model in models if model.training is not None):
-        utterances = [*itertools.chain.from_iterable(people.enrolment.values()), *people.test.values()]
-        speakers = {u.speaker for u in utterances if u.speaker is not None}
-        for known, names, word in (
-            (training.people.speakers, speakers, "speakers"),
-            (training.people.utterances, {u.id for u in utterances}, "utterances"),
+        for whom, known, names, word in (
+            ("The student", training.people.speakers, speakers, "speakers"),
+            ("The student", training.people.utterances, ids, "utterances"),
+            ("A teacher of the student", training.teacher_people.speakers, speakers, "speakers"),
+            ("A teacher of the student", training.teacher_people.utterances, ids, "utterances"),
         ):
             if shared := known.shared(names):
                 count = f"{'at least ' if known.is_sample else ''}{len(shared):,} of the {len(names):,} {word}"
-                some = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
-                notes.append(
-                    f"The student was trained on {count} of {trials.source} ({some}): its error rates are too low."
-                )
+                some = first_few(shared)
+                notes.append(f"{whom} was trained on {count} of {trials.source} ({some}): its error rates are too low.")
                 break
+    if any(model.training_lost for model in models):
+        notes.append(
+            f"Whether the exported student was trained on speakers of {trials.source} is not known, without the "
+            "model.json of its folder beside it."
+        )
     return list(dict.fromkeys(notes))
 
 
@@ -364,8 +368,8 @@ def notes_on_labels(trials: Trials, people: People) -> list[str]:
         name for name, used in people.enrolment.items() if len({u.speaker for u in used if u.speaker is not None}) > 1
     }
     if mixed:
-        some = f"{', '.join(sorted(mixed)[:3])}{', ...' if len(mixed) > 3 else ''}"
-        notes.append(f"{trials.source}: models enrolled by utterances of several speakers: {len(mixed):,} ({some})")
+        names = first_few(sorted(mixed))
+        notes.append(f"{trials.source}: models enrolled by utterances of several speakers: {len(mixed):,} ({names})")
     if trials.label is None:
         return notes
     enrolment = {name: used[0].speaker for name, used in people.enrolment.items() if name not in mixed}
@@ -393,7 +397,6 @@ def score_from_files(
     """Scores of other systems for the same trials.
 
     Args:
-        config: settings.
         files: trials and scores of each system, as `read_scores` gives them.
         trials: trial list that gives order and labels; None: the trials of the first file.
     Raises:
@@ -405,6 +408,10 @@ def score_from_files(
     for scored, _ in files:
         if count := without_trial(listed, scored):
             notes = (*notes, f"{scored.source}: scores of pairs that are no trials of {listed.source}: {count:,}")
+        if len(places := labelled_otherwise(listed, scored)):
+            line = int(scored.line[places].min())
+            share = f"{len(places):,} of {len(scored):,} (first: line {line})"
+            notes = (*notes, f"{scored.source}: labels that are not those of {listed.source}, which count: {share}")
     measures = {} if people is None else {"duration": lambda: _durations(listed, people)}
     if people is not None:
         notes = (*notes, *notes_on_labels(listed, people))
@@ -478,25 +485,25 @@ def _members(config: ScoringConfig, trials: Trials) -> tuple[dict[str, list[str]
     return {name: list(models[name]) for name in names}, tuple(notes)
 
 
-def _found(names: list[str], manifest: Manifest, trials: Trials, members: Mapping[str, list[str]]) -> dict[str, str]:
-    """Ids in the manifest by utterance, as a trial or an enrolment map names it.
+def ids_of(trials: Trials, manifest: Manifest) -> dict[str, str]:
+    """Ids in the manifest by name in the trials. Raises SpkdError where the manifest lacks one."""
+    return _found(trials.names, manifest, trials, {})
 
-    Args:
-        names: names of the utterances.
-        manifest: the manifest.
-        trials: trial list, for errors.
-        members: utterances of every name on the enrolment side, for errors.
-    Raises:
-        SpkdError: the manifest lacks an utterance.
-    """
+
+def _found(names: list[str], manifest: Manifest, trials: Trials, members: Mapping[str, list[str]]) -> dict[str, str]:
+    """Ids in the manifest by utterance, as a trial or an enrolment map names it."""
     wanted = list(dict.fromkeys(names))
     ids = match(wanted, manifest.index_of)
     if missing := [name for name in wanted if name not in ids]:
         name = missing[0]
         owner = next((model for model, used in members.items() if name in used), name)
+        if len(missing) == len(wanted):
+            advice = "; the manifest is of other recordings, or has other ids"
+        else:
+            advice = did_you_mean(name, list(manifest.index_of)[:10_000])
         raise SpkdError(
             f"{trials.source}:{_line_of(trials, owner)}: utterance {name!r} is not in {manifest.source} "
-            f"({len(missing)} such of {len(wanted)}){did_you_mean(name, list(manifest.index_of)[:10_000])}"
+            f"({len(missing)} such of {len(wanted)}){advice}"
         )
     return ids
 

@@ -10,11 +10,12 @@ from spkd.corpus.settings import MANIFEST, MAX_SEED
 from spkd.registry import TRIAL_FORMATS
 from spkd.teachers.settings import DEVICES, EnrolModelConfig, ScoredModelConfig
 
+ENROLMENTS = "enrolments"
+QUALITY = ("duration", "magnitude", ENROLMENTS, "cohort")  # quality measures
+
 
 @dataclass
 class EmbedConfig(Settings):
-    """Settings of `spkd embed`."""
-
     COMMAND: ClassVar[str] = "embed"
     HINTS: ClassVar[dict[str, str]] = {"teacher": "model", "student": "model"}
 
@@ -66,10 +67,11 @@ class ScoringConfig(EmbedConfig):
     cohort: CohortConfig = section(CohortConfig)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         reasons: dict[str, str] = {}
         if self.norm == "none":
             reasons |= dict.fromkeys(("cohort.average", "cohort.top"), "no norm=as-norm")
+        if self.backend == "plda":
+            reasons["subtract_mean"] = "backend=plda subtracts the cohort's mean in any case"
         if self.norm == "none" and self.backend == "cosine" and not self.subtract_mean:
             reasons["cohort.source"] = "nothing uses a cohort (norm=as-norm, backend=plda, subtract_mean=true)"
         return reasons
@@ -77,8 +79,6 @@ class ScoringConfig(EmbedConfig):
 
 @dataclass
 class EvalConfig(ScoringConfig):
-    """Settings of `spkd eval`."""
-
     COMMAND: ClassVar[str] = "eval"
 
     out: str = key("eval", "folder of scores.txt, report.json and report.html")
@@ -93,7 +93,6 @@ class EvalConfig(ScoringConfig):
     seed: int = key(0, "seed of the resampling", low=0, high=MAX_SEED)
 
     def unused(self) -> dict[str, str]:
-        """Settings that have no effect, with the reason."""
         reasons = super().unused()
         if not self.bootstrap:
             reasons["seed"] = "bootstrap=0 draws nothing"
@@ -106,8 +105,6 @@ class EvalConfig(ScoringConfig):
 
 @dataclass
 class CalibrateConfig(ScoringConfig):
-    """Settings of `spkd calibrate`."""
-
     COMMAND: ClassVar[str] = "calibrate"
 
     out: str = key("", "file to write (default: calibration.json in the student's folder)")
@@ -115,7 +112,7 @@ class CalibrateConfig(ScoringConfig):
         [],
         "quality measures next to the scores: duration, magnitude of the embedding, number of enrolment utterances, "
         "mean cohort score",
-        ("duration", "magnitude", "enrolments", "cohort"),
+        QUALITY,
     )
     p_target: float = key(0.05, "prior of a target trial for which the calibration is best", low=1e-6, high=0.999999)
     force: bool = key(False, "calibrate on fewer than 30 target or non-target trials")

@@ -29,7 +29,6 @@ def numbered(trials: Trials, enrolment: Mapping[str, str], test: Mapping[str, st
     """Numbers of the speakers of both sides of every trial, from 0: (N,) each.
 
     Args:
-        trials: the N trials.
         enrolment: speaker of each name on the enrolment side.
         test: speaker of each name on the test side.
     """

@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from spkd.corpus.people import Names
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.calibration import FILE, Calibration, TrainedOn, fit
-from spkd.eval.metrics import DEFAULT_POINTS, Point, compute, curve, eer, metrics_of, min_dcf, next_above, threshold_at
+from spkd.eval.calibration import FALSE_ALARMS, FILE, Calibration, TrainedOn, fit
+from spkd.eval.metrics import (
+    DEFAULT_POINTS,
+    Point,
+    compute,
+    curve,
+    eer,
+    least_non_targets,
+    metrics_of,
+    min_dcf,
+    next_above,
+    threshold_at,
+)
+from spkd.eval.run import check_inputs, in_use, in_use_with, run_trials
 from spkd.eval.score import Scored
 from spkd.eval.settings import CalibrateConfig
-from spkd.files.atomic import check_writable
-from spkd.registry import TEACHERS
-from spkd.students.description import DESCRIPTION, Names
+from spkd.files.atomic import check_not_among, check_writable, write_bytes
+from spkd.progress import log
+from spkd.students.description import DESCRIPTION
+from spkd.teachers.onnx_file import is_exported, with_calibration
 
 LEAST_TRIALS = 30  # trials of each kind: the mean of 30 scores has a standard error of a fifth of their deviation
-FALSE_ALARMS = (0.1, 0.05, 0.01, 0.001)  # rates whose thresholds a calibration has, where its list is long enough
-LEAST_ERRORS = 10  # false alarms expected on the list at a rate: with fewer, its threshold is too uncertain
 
 
 def place(config: CalibrateConfig, of_files: bool) -> Path:
     """Path of the calibration to write.
 
     Args:
-        config: settings.
         of_files: whether the scores are from files, so that no model is used.
     Raises:
-        UsageError: no file is named and it cannot go into the folder of a student; or there is no such model.
+        UsageError: no file is named and it cannot go into the folder of a student.
         SpkdError: the file cannot be written.
     """
     if config.out:
         check_writable(config.out)
         return Path(config.out)
-    if not of_files and config.model.name not in TEACHERS and not Path(config.model.name).exists():
-        raise UsageError(
-            f"{config.model.name}: no student there; train one with `spkd train`, or name one by model=FOLDER"
-        )
     student = not of_files and (Path(config.model.name) / DESCRIPTION).is_file()
-    plain = not config.quality and config.norm == "none" and config.backend == "cosine" and not config.subtract_mean
-    if not plain or config.enrol.model.name is not None or not student:
+    weights = Path(config.model.weights or "") if config.model.name == "onnx" and not of_files else None
+    exported = weights if weights is not None and is_exported(weights) else None
+    plain = config.norm == "none" and config.backend == "cosine" and not config.subtract_mean and not config.quality
+    one_model = config.enrol.model.name is None and config.model.precision == "fp32"
+    if not ((student or exported) and plain and one_model):
         raise UsageError(
-            "name the file to write (out=FILE): only the calibration of a student's plain cosines is kept in its folder"
+            "name the file to write (out=FILE): the calibration of a student's plain cosines alone is kept in its "
+            "folder or exported file"
         )
-    check_writable(Path(config.model.name) / FILE)
-    return Path(config.model.name) / FILE
+    kept = exported or Path(config.model.name) / FILE
+    check_writable(kept)
+    return kept
+
+
+def calibrate_trials(config: CalibrateConfig, trials: str | None, scores: Sequence[Path]) -> tuple[Path, Calibration]:
+    """Score trials, train a calibration on them and write it. Arguments and errors as of run_trials and calibrate."""
+    config = in_use(config, trials, len(scores))
+    if "enrolments" in config.quality and config.enrol.map is None:
+        raise UsageError("quality=enrolments: one utterance in every trial, without an enrolment map (enrol.map=FILE)")
+    check_inputs(config, trials, scores)
+    out = place(config, bool(scores))
+    check_not_among([out], [trials, *scores, config.manifest, config.enrol.map, config.cohort.source])
+    scored = run_trials(config, trials, scores)
+    calibration = calibrate(in_use_with(config, scored), scored)
+    if not config.out and out.suffix == ".onnx":
+        write_bytes(out, with_calibration(out, json.dumps(calibration.public().to_json(), ensure_ascii=False)))
+    else:
+        calibration.save(out)
+    return out, calibration
 
 
 def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
@@ -60,6 +92,8 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
             f"{trials.source}: {targets:,} target and {non_targets:,} non-target trials; a calibration takes at least "
             f"{LEAST_TRIALS} of each kind (force=true: with what there is)"
         )
+    if min(targets, non_targets) >= LEAST_TRIALS and config.force:
+        log(f"note: force=true was not needed: {trials.source} has at least {LEAST_TRIALS} trials of each kind")
     # Weights.
     columns = scored.columns(config.quality)
     try:
@@ -80,21 +114,11 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
     )
     # Thresholds of the calibrated scores on this list.
     errors = curve(raw(columns), trials.label)
-    points = (
-        (*DEFAULT_POINTS, Point(config.p_target)) if Point(config.p_target) not in DEFAULT_POINTS else DEFAULT_POINTS
-    )
+    points = tuple(dict.fromkeys((*DEFAULT_POINTS, Point(config.p_target))))
     thresholds = {"eer": eer(errors)[1]} | {f"min_dcf_{point.name}": min_dcf(errors, point)[1] for point in points}
     for rate in FALSE_ALARMS:
-        if rate * trained_on.non_targets >= LEAST_ERRORS:
+        if trained_on.non_targets >= least_non_targets(rate):
             thresholds[f"false_alarm_{rate:g}"] = threshold_at(errors, rate)
     highest = next_above(float(errors.threshold[1]))
-    return Calibration(
-        raw.features,
-        raw.weights,
-        offset,
-        config.p_target,
-        scored.system,
-        trained_on,
-        {name: min(value, highest) for name, value in thresholds.items()},
-        compute(errors, metrics_of(tuple(points), llr=True)),
-    )
+    thresholds = {name: min(value, highest) for name, value in thresholds.items()}
+    return replace(raw, thresholds=thresholds, results=compute(errors, metrics_of(points, llr=True)))

@@ -14,13 +14,9 @@ class TrainingSummary:
     """Summary of the training of a student.
 
     Attributes:
-        losses: names of the losses.
-        teachers: families of the caches' teachers.
         batch_size: number of views in one step; None where it is not known.
         steps: number of steps done; None where it is not known.
         last_terms: mean of each loss term over the last steps.
-        settings: settings that identify the run.
-        curves: values by training step.
     """
 
     losses: tuple[str, ...]

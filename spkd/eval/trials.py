@@ -20,7 +20,7 @@ import numpy as np
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.formats import Format
 from spkd.files import digest
-from spkd.files.text import numbered_lines
+from spkd.files.text import counted, numbered_lines
 from spkd.registry import SCORE_FORMATS, TRIAL_FORMATS
 
 COLUMNS = (
@@ -43,9 +43,6 @@ class Trials:
         test: (N,) index of the test side in `names`.
         label: (N,) 1 target, 0 non-target; None for an unlabelled list.
         line: (N,) line of the file.
-        source: path of the file.
-        sha256: digest of the file.
-        notes: remarks on what was left out or assumed when the file was read.
     """
 
     names: list[str]
@@ -61,6 +58,18 @@ class Trials:
         return len(self.enrolment)
 
     @property
+    def keys(self) -> np.ndarray:
+        """(N,): one number for each pair of an enrolment and a test side."""
+        return self.enrolment.astype(np.int64) * len(self.names) + self.test
+
+    def keys_of(self, other: Trials) -> np.ndarray:
+        """(M,): `keys` of this list for the pairs of another one; -1 for those with a name that is not here."""
+        index_of = {name: index for index, name in enumerate(self.names)}
+        place = np.array([index_of.get(name, -1) for name in other.names], np.int64)
+        left, right = place[other.enrolment], place[other.test]
+        return np.where((left < 0) | (right < 0), -1, left * len(self.names) + right)
+
+    @property
     def has_both_kinds(self) -> bool:
         """Whether there are target and non-target trials."""
         return self.label is not None and 0 < int(self.label.sum()) < len(self.label)
@@ -73,12 +82,12 @@ def read(path: str | Path, form: str = "auto", known: Collection[str] = ()) -> T
         path: a file, or `-` for standard input.
         form: a name in TRIAL_FORMATS, or "auto": the first format that every line fits.
         known: ids of existing utterances, which distinguish a first trial from a header with the same words.
-        es:
-        UsageError: no such file or format.
+    Raises:
+        UsageError: no such file or format, or two formats fit the file, whose names are numbers.
         SpkdError: a malformed line (the message names file and line), or no trials.
     """
     formats = TRIAL_FORMATS if form == "auto" else {form: TRIAL_FORMATS[form]}
-    return _read(path, formats, "trial list", known)[0]
+    return _read(path, formats, "trial list", known, lambda: known)[0]
 
 
 def read_scores(path: str | Path, names: Callable[[], Collection[str]] = tuple) -> tuple[Trials, np.ndarray]:
@@ -102,16 +111,21 @@ def _read(
     formats: Formats,
     kind: str,
     known: Collection[str],
-    names: Callable[[], Collection[str]] = tuple,
+    names: Callable[[], Collection[str]],
 ) -> tuple[Trials, np.ndarray]:
     if str(path) == STDIN:
         with tempfile.NamedTemporaryFile() as spool:  # formats are tried one after the other
             shutil.copyfileobj(sys.stdin.buffer, spool)
             spool.flush()
             return _first_that_fits(Path(spool.name), "standard input", formats, kind, known, names)
-    if not Path(path).exists():
-        raise UsageError(f"no {kind} {path}")
+    check_exists(path, kind)
     return _first_that_fits(Path(path), str(path), formats, kind, known, names)
+
+
+def check_exists(path: str | Path, kind: str) -> None:
+    """Check that a list, or standard input, is there. Raises UsageError where it is not."""
+    if str(path) != STDIN and not Path(path).exists():
+        raise UsageError(f"no {kind} {path}")
 
 
 def _first_that_fits(
@@ -134,7 +148,11 @@ def _first_that_fits(
             other = _parsed(path, source, separator, formats[name], known) if name in formats else None
             if other is None or isinstance(other, _Malformed):
                 return parsed
-            return _which_fits(parsed, other, names(), (form.shape, formats[name].shape))
+            remedy = "name a trial list, or the manifest of the audio (manifest=FILE)"
+            if kind == "trial list":
+                own = next(key for key in formats if formats[key] is form)
+                remedy = f"name the right one by format={own} or format={name}"
+            return _which_fits(parsed, other, names(), (form.shape, formats[name].shape), remedy)
         # The format that got furthest is the one the file was meant to be in.
         if parsed.number > furthest:
             furthest, shape, line = parsed.number, form.shape, parsed.line
@@ -155,14 +173,13 @@ def _which_fits(
     second: tuple[Trials, np.ndarray],
     known: Collection[str],
     shapes: tuple[str, str],
+    remedy: str,
 ) -> tuple[Trials, np.ndarray]:
     """Choose between two ways to read a file of numbers: by known names, or since names have no decimals.
 
     Args:
-        first: trials and scores, read in one way.
-        second: those read in the other way.
-        known: names of utterances.
         shapes: forms of a line of both ways, for the error.
+        remedy: what to do, for the error.
     Raises:
         UsageError: neither tells the ways apart.
     """
@@ -170,10 +187,9 @@ def _which_fits(
         shares = [sum(map(is_name, trials.names)) / len(trials.names) for trials, _ in (first, second)]
         if shares[0] != shares[1]:
             return first if shares[0] > shares[1] else second
-    raise UsageError(
-        f"{first[0].source}: may be `{shapes[0]}` or `{shapes[1]}`, since its names are numbers; name a trial list, "
-        "or the manifest of the audio (manifest=FILE)"
-    )
+    if digest_of_pairs(first[0]) == digest_of_pairs(second[0]):
+        return first
+    raise UsageError(f"{first[0].source}: may be `{shapes[0]}` or `{shapes[1]}`, since its names are numbers; {remedy}")
 
 
 def _ways(first: str, formats: Formats) -> list[tuple[str | None, type[Format]]]:
@@ -209,10 +225,7 @@ def _parsed(
     """Trials and scores of a file, or the first line that does not fit this format.
 
     Args:
-        path: file to read.
-        source: name of the file, for errors.
         separator: separator of the fields; None: white space.
-        kind: the format.
         known: ids of existing utterances.
         first_is_trial: whether the first line is taken as a trial even if its words could name columns.
     """
@@ -289,9 +302,8 @@ def notes_on(trials: Trials) -> tuple[str, ...]:
     low, high = (take(trials.enrolment, trials.test) for take in (np.minimum, np.maximum))
     keys = low.astype(np.int64) * len(trials.names) + high
     order = np.argsort(keys, kind="stable")
-    again = (
-        np.flatnonzero(np.diff(keys[order]) == 0) + 1
-    )  # places, in this order, of trials that repeat the previous one
+    # Places, in this order, of trials that repeat the previous one.
+    again = np.flatnonzero(np.diff(keys[order]) == 0) + 1
     note(len(again), "trials that repeat a pair", order[again])
     if trials.label is not None and len(again):
         pairs_there = np.unique(keys[order[again]])
@@ -304,12 +316,7 @@ def notes_on(trials: Trials) -> tuple[str, ...]:
 
 
 def trials_of_enrolled(trials: Trials, members: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """Places of the trials whose test side is one of the utterances that define their model.
-
-    Args:
-        trials: trial list.
-        members: utterances of each model.
-    """
+    """Places of the trials whose test side is one of the utterances that define their model."""
     index_of = {name: index for index, name in enumerate(trials.names)}
     pairs_of = (
         index_of[model] * len(trials.names) + index_of[name]
@@ -317,8 +324,7 @@ def trials_of_enrolled(trials: Trials, members: Mapping[str, Sequence[str]]) -> 
         for name in members.get(model, ())
         if name in index_of
     )
-    keys = np.fromiter(pairs_of, np.int64)
-    return np.flatnonzero(np.isin(trials.enrolment.astype(np.int64) * len(trials.names) + trials.test, keys))
+    return np.flatnonzero(np.isin(trials.keys, np.fromiter(pairs_of, np.int64)))
 
 
 def digest_of_pairs(trials: Trials) -> str:
@@ -347,35 +353,31 @@ def pairs(trials: Trials) -> Iterator[tuple[str, str]]:
 
 def without_trial(trials: Trials, scored: Trials) -> int:
     """Number of rows of a score file that belong to no trial of a list."""
-    if trials is scored:
-        return 0
-    index_of = {name: index for index, name in enumerate(trials.names)}
-    place = np.array([index_of.get(name, -1) for name in scored.names], np.int64)
-    left, right = place[scored.enrolment], place[scored.test]
-    keys = np.where((left < 0) | (right < 0), -1, left * len(trials.names) + right)
-    return int((~np.isin(keys, trials.enrolment.astype(np.int64) * len(trials.names) + trials.test)).sum())
+    return 0 if trials is scored else int((~np.isin(trials.keys_of(scored), trials.keys)).sum())
+
+
+def labelled_otherwise(trials: Trials, scored: Trials) -> np.ndarray:
+    """Places of the rows of a score file whose label no trial of the same pair has in a list."""
+    if trials is scored or trials.label is None or scored.label is None:
+        return np.empty(0, np.int64)
+    keys = trials.keys_of(scored)
+    here, there = 2 * trials.keys + trials.label, 2 * keys + scored.label
+    return np.flatnonzero(np.isin(keys, trials.keys) & ~np.isin(there, here))
 
 
 def in_order_of(trials: Trials, scored: Trials, scores: np.ndarray) -> np.ndarray:
     """Scores (N,) of a score file in the order of a trial list.
 
-    Args:
-        trials: trial list.
-        scored: trials of the score file.
-        scores: scores of the score file.
     Raises:
         SpkdError: a trial has no score, or several; the message names it.
     """
     same = trials.names == scored.names and len(trials) == len(scored)
     if same and np.array_equal(trials.enrolment, scored.enrolment) and np.array_equal(trials.test, scored.test):
         return scores
-    index_of = {name: index for index, name in enumerate(trials.names)}
-    place = np.array([index_of.get(name, -1) for name in scored.names], np.int64)
-    known = (place[scored.enrolment] >= 0) & (place[scored.test] >= 0)
-    keys = place[scored.enrolment[known]] * len(trials.names) + place[scored.test[known]]
+    keys, wanted = trials.keys_of(scored), trials.keys
     order = np.argsort(keys, kind="stable")
-    keys, ordered = keys[order], scores[known][order]
-    wanted = trials.enrolment.astype(np.int64) * len(trials.names) + trials.test
+    order = order[np.searchsorted(keys[order], 0) :]  # without pairs that are not in the list
+    keys, ordered = keys[order], scores[order]
     places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
     missing = np.ones(len(trials), bool) if not len(keys) else keys[places] != wanted
     if missing.any():
@@ -383,10 +385,10 @@ def in_order_of(trials: Trials, scored: Trials, scores: np.ndarray) -> np.ndarra
         pair = f"{trials.names[trials.enrolment[first]]} {trials.names[trials.test[first]]}"
         raise SpkdError(
             f"{scored.source}: no score of {pair!r} ({trials.source}:{trials.line[first]}), one of "
-            f"{int(missing.sum()):,} trials without"
+            f"{counted(int(missing.sum()), 'trial')} without"
         )
     twice = keys[1:] == keys[:-1]
     if (twice & (ordered[1:] != ordered[:-1])).any():
-        line = scored.line[known][order][1:][twice & (ordered[1:] != ordered[:-1])][0]
+        line = scored.line[order][1:][twice & (ordered[1:] != ordered[:-1])][0]
         raise SpkdError(f"{scored.source}:{line}: a trial that has another score before")
     return ordered[places]

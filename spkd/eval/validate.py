@@ -6,7 +6,7 @@ import torch
 
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.score import score
+from spkd.eval.score import ids_of, score
 from spkd.eval.settings import EvalConfig
 from spkd.eval.trials import digest_of_pairs, notes_on, read
 from spkd.progress import log
@@ -20,19 +20,15 @@ class Validation:
 
     Attributes:
         speakers: names of the speakers of the trials, where the manifest has them.
+        utterances: ids of the utterances of the trials, as the list names them and as the manifest does.
         digest: digest of the trials, in any order.
     """
 
     def __init__(self, trials: str, manifest: str | None, model: str, device: torch.device) -> None:
         """
-        Args:
-            trials: file of the trial list.
-            manifest: file of the manifest of its audio.
-            model: name of the student, for errors.
-            device: where it runs.
         Raises:
             UsageError: no such list or manifest.
-            SpkdError: a list without both kinds of trials.
+            SpkdError: a list without both kinds of trials, or with utterances that the manifest lacks.
         """
         if manifest is None:
             raise UsageError("valid.trials: name the manifest of its audio by valid.manifest")
@@ -44,8 +40,10 @@ class Validation:
             raise SpkdError(f"{trials}: validation needs labelled trials of both kinds")
         self._config = EvalConfig(model=ScoredModelConfig(model))
         self.digest = digest_of_pairs(self._trials)
-        names = set(self._trials.names)
-        self.speakers = frozenset(u.speaker for u in self._manifest if u.id in names and u.speaker is not None)
+        ids = ids_of(self._trials, self._manifest)
+        used = [self._manifest[self._manifest.index_of[name]] for name in ids.values()]
+        self.utterances = frozenset({*ids, *ids.values()})
+        self.speakers = frozenset(u.speaker for u in used if u.speaker is not None)
 
     def __call__(self, network: Network) -> float:
         training = network.training

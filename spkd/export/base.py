@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +15,13 @@ from torch import Tensor
 from spkd.errors import SpkdError
 from spkd.eval.embed import median_time
 from spkd.export.graph import Embedder
+from spkd.files.text import format_bytes
 from spkd.networks.network import Network
 
 CHECKED = (1.0, 2.5, 4.0, 8.0)  # lengths of the inputs of the comparison (s)
 LEAST = 0.9999  # least cosine of embeddings of an export in floating point with the student's
 SECONDS, REPEATS = 4.0, 9  # length of the view (s) and number of repetitions for the latency
+DESCRIPTION = ("url", "licence", "calibration")  # keys of what the description of a file holds
 Run = Callable[[Tensor], np.ndarray]
 
 
@@ -28,8 +30,6 @@ class Exported:
     """Measures of a model before or after the export.
 
     Attributes:
-        name: name for people.
-        bytes: size of its file.
         cosine: least cosine of its embeddings with the student's; None for the student itself.
         real_time_factor: processing time over audio time on one thread; features count only where the model computes
             them.
@@ -42,20 +42,29 @@ class Exported:
     real_time_factor: float
     eer_percent: float | None = None
 
+    def line(self) -> str:
+        """The measures in a line."""
+        cosine = "" if self.cosine is None else f"   cosine with the student {self.cosine:.6f}"
+        rate = "" if self.eer_percent is None else f"   EER {self.eer_percent:.3f} %"
+        speed = f"real-time factor {self.real_time_factor:.5f} on one thread"
+        return f"{self.name:12} {format_bytes(self.bytes):>9}   {speed}{cosine}{rate}"
+
 
 class Export(ABC):
     """Base class of formats of exported students.
 
     A new format is a subclass in a file of its own and its name in spkd.registry.EXPORTS.
 
-    Args:
-        settings: settings of the format; see `Settings`.
     Attributes:
         Settings: dataclass of the settings of the format, where it has any.
         file: name of the file, or folder, in the student's folder; see `name`.
+        folder: of a format that writes a folder: names of its files, and records as of `check_replaces_none`.
+        lacks: name of each key of `spkd export` that has no effect with the format -> the reason.
     """
 
     file: ClassVar[str]
+    folder: ClassVar[tuple[Sequence[str], Mapping[str, str]]] = ((), {})
+    lacks: ClassVar[Mapping[str, str]] = {"trials": "spkd scores ONNX models alone"}
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -75,11 +84,7 @@ class Export(ABC):
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         """Write the file, run it, and compare it with the student.
 
-        Args:
-            embedder: module from input to embedding.
-            out: file to write.
-            metadata: description of the file, for runtimes and people.
-            rns:
+        Returns:
             Measures of the written models.
         Raises:
             UsageError: a package is missing.
@@ -97,10 +102,6 @@ def checked(name: str, out: Path, embedder: Embedder, run: Run, seconds: Sequenc
     """Measures of an export in floating point. Raises SpkdError where its embeddings differ from the student's.
 
     Args:
-        name: name for people.
-        out: the file.
-        embedder: module of the student.
-        run: function that runs the file.
         seconds: lengths of the inputs of the comparison (s).
     """
     cosine = least_cosine(in_torch(embedder), run, [embedder.example(s, seed=i) for i, s in enumerate(seconds)])
@@ -130,12 +131,6 @@ def least_cosine(first: Run, second: Run, inputs: Sequence[Tensor]) -> float:
 
 
 def real_time_factor(run: Run, embedder: Embedder, seconds: float = SECONDS) -> float:
-    """Median processing time of a view over its length, on one thread.
-
-    Args:
-        run: function that runs the model.
-        embedder: module of the student, which makes the input.
-        seconds: length of the view (s).
-    """
+    """Median processing time of a view over its length, on one thread."""
     example = embedder.example(seconds)
     return median_time(lambda: run(example), REPEATS) / seconds

@@ -77,7 +77,6 @@ class Embedder(nn.Module):
     """Module from input to embedding (B, D).
 
     Args:
-        network: the student.
         waveform: whether the input is the waveform (B, samples) instead of the network's features (B, T, F).
     """
 
@@ -120,7 +119,6 @@ def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedPr
     """Graph of an embedder, for any batch size and length.
 
     Args:
-        embedder: module of the student.
         lengths: whether the graph has a second input, the lengths (B,) of the views of a padded batch.
     Raises:
         SpkdError: the network has recurrent layers.

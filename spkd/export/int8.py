@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from spkd.corpus.audio import AudioError, decode
-from spkd.corpus.manifest import Manifest, Utterance, measure
+from spkd.corpus.manifest import Manifest, Utterance, measure, note_left_out
 from spkd.errors import SpkdError, UsageError
 from spkd.export.base import Export, Exported, checked, in_torch, least_cosine, real_time_factor
 from spkd.export.graph import Embedder, quiet
 from spkd.export.onnx import NAMES, Session, write_onnx
 from spkd.export.settings import Int8Settings
+from spkd.files.atomic import write_bytes
+from spkd.files.text import counted
 from spkd.networks.network import Network
+from spkd.progress import log
+from spkd.teachers.onnx_file import DIGEST, sealed
 
 CROP = 3.0  # length (s) taken of each utterance: whole utterances would take more memory for the same ranges
 MEASURED = 60.0  # duration (s) of other speech, on which the cosine with the student is measured
@@ -29,22 +34,31 @@ class ONNXInt8(Export):
 
     Settings = Int8Settings
     file = "model.int8.onnx"
+    lacks: ClassVar = {
+        "calibration": "its scores are not the student's: `spkd calibrate TRIALS model=onnx model.weights=FILE` "
+        "calibrates the written file"
+    }
 
     def check(self, network: Network) -> None:
         if not self.settings.manifest:
             raise UsageError("to=onnx-int8: name speech on which ranges are measured by onnx_int8.manifest=FILE")
 
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
-        unquantised = out.with_name(f"{out.stem}.fp32{out.suffix}")
-        try:
+        with tempfile.TemporaryDirectory() as folder:
+            unquantised = Path(folder) / out.name
             write_onnx(embedder, unquantised, False, metadata)
             rows = [checked("onnx", unquantised, embedder, Session(unquantised))]
-            manifest = measure(Manifest.load(self.settings.manifest))[0]
+            manifest, unreadable = measure(Manifest.load(self.settings.manifest))
+            note_left_out(manifest, unreadable)
             held_out, speech = divided(manifest.utterances)
-            quantise(embedder, unquantised, out, speech_inputs(embedder, speech, manifest.source, self.settings.speech))
-        finally:
-            unquantised.unlink(missing_ok=True)
+            ranged = speech_inputs(embedder, speech, manifest.source, self.settings.speech)
+            quantise(embedder, unquantised, out, ranged)
         measured = speech_inputs(embedder, held_out, manifest.source, MEASURED)
+        log(
+            f"note: ranges are those of {counted(len(ranged), 'utterance')}, the cosine is the least of "
+            f"{counted(len(measured), 'other utterance')}; calibrate {out} by `spkd calibrate TRIALS model=onnx "
+            f"model.weights={shlex.quote(str(out))} manifest=FILE`"
+        )
         session = Session(out)
         cosine = least_cosine(in_torch(embedder), session, [torch.from_numpy(x) for x in measured])
         return [*rows, Exported("onnx-int8", out.stat().st_size, cosine, real_time_factor(session, embedder))]
@@ -74,10 +88,7 @@ def speech_inputs(embedder: Embedder, utterances: Sequence[Utterance], source: s
     """Inputs of the graph from the first utterances that have `seconds` seconds together.
 
     Args:
-        embedder: module of the student.
         utterances: utterances of a second or more.
-        source: manifest, for messages.
-        seconds: duration of the speech (s).
     Raises:
         SpkdError: no utterance can be loaded.
     """
@@ -89,7 +100,8 @@ def speech_inputs(embedder: Embedder, utterances: Sequence[Utterance], source: s
             wave = decode(
                 utterance.path, utterance.start, min(CROP, utterance.duration or CROP), utterance.channel
             ).wave
-        except AudioError:
+        except AudioError as error:
+            log(f"note: {utterance.id} is left out: {error.reason}")
             continue
         waves = torch.from_numpy(wave)[None]
         inputs.append((waves if embedder.front_end is not None else embedder.network.features(waves)).numpy())
@@ -105,9 +117,6 @@ def quantise(embedder: Embedder, source: Path, out: Path, inputs: list[np.ndarra
     """Quantise a graph.
 
     Args:
-        embedder: module of the student.
-        source: file of the graph.
-        out: file to write.
         inputs: inputs on which ranges are measured. The extremes of all of them count; the mean of each utterance's
             extremes would clip speech.
     Raises:
@@ -129,24 +138,26 @@ def quantise(embedder: Embedder, source: Path, out: Path, inputs: list[np.ndarra
             return next(self._feeds, None)
 
     with tempfile.TemporaryDirectory() as folder, quiet():
-        prepared = Path(folder) / "prepared.onnx"
+        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
             str(prepared),
-            str(out),
+            str(quantised),
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTISED),
             per_channel=True,
+            # Weights of 7 bits: the products of 8 bits overflow the 16-bit sums of x86 processors without VNNI.
+            reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=_of_features(onnx.load(str(prepared))),
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
-    model, metadata = onnx.load(str(out)), onnx.load(str(source)).metadata_props
+        model = onnx.load(str(quantised))
     del model.metadata_props[:]
-    model.metadata_props.extend(metadata)
-    onnx.save(model, str(out))
+    model.metadata_props.extend(p for p in onnx.load(str(source)).metadata_props if p.key != DIGEST)
+    write_bytes(out, sealed(model))
 
 
 def _of_features(model: Any) -> list[str]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.export.base import Export, Exported, checked
+from spkd.export.base import DESCRIPTION, Export, Exported, checked
 from spkd.export.graph import Embedder, quiet
 from spkd.export.settings import LiteRTSettings
+from spkd.files.atomic import write_bytes
 
 
 class LiteRT(Export):
@@ -20,6 +23,7 @@ class LiteRT(Export):
 
     Settings = LiteRTSettings
     file = "model.tflite"
+    lacks: ClassVar = {**Export.lacks, **dict.fromkeys(DESCRIPTION, "the file holds the graph alone")}
 
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         write_litert(embedder, out, self.settings.seconds)
@@ -29,10 +33,6 @@ class LiteRT(Export):
 def write_litert(embedder: Embedder, out: Path, seconds: float) -> None:
     """Write the graph for a single view of a fixed length.
 
-    Args:
-        embedder: module of the student.
-        out: file to write.
-        seconds: length of the view (s).
     Raises:
         UsageError: litert-torch is missing.
         SpkdError: the network cannot be converted.
@@ -43,9 +43,13 @@ def write_litert(embedder: Embedder, out: Path, seconds: float) -> None:
         raise UsageError("to=litert needs litert-torch: pip install 'spkd[litert]'") from error
     try:
         with quiet(), torch.no_grad():
-            litert_torch.convert(embedder, (embedder.example(seconds),)).export(str(out))
+            model = litert_torch.convert(embedder, (embedder.example(seconds),))
+        with tempfile.TemporaryDirectory() as folder:
+            model.export(str(Path(folder) / out.name))
+            data = (Path(folder) / out.name).read_bytes()
     except Exception as error:  # the converter raises many kinds
         raise SpkdError(f"{out}: the network cannot be converted ({first_line(error)})") from error
+    write_bytes(out, data)
 
 
 def load_litert(path: Path) -> Callable[[Tensor], np.ndarray]:

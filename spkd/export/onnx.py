@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from spkd.files.atomic import write_bytes
 from spkd.outputs.features import FBANKS, is_fbank
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
+from spkd.teachers.onnx import CARD
+from spkd.teachers.onnx_file import CALIBRATION, sealed
 
 OPSET = 20
 NAMES = {False: "feats", True: "wave"}  # name of the input, by whether it is the waveform; WeSpeaker's convention
@@ -30,6 +32,7 @@ class ONNX(Export):
 
     Settings = ONNXSettings
     file = "model.onnx"
+    lacks: ClassVar = {}
 
     def name(self, waveform: bool) -> str:
         return tagged(super().name(waveform), "lengths") if self.settings.lengths else super().name(waveform)
@@ -48,10 +51,7 @@ def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str,
     """Write the graph, for any batch size and length, with its metadata.
 
     Args:
-        embedder: module of the student.
-        out: file to write.
         lengths: whether the graph has a second input `lengths` (B,).
-        metadata: description of the file, for runtimes and people.
     Raises:
         UsageError: onnx or onnxscript is missing.
         SpkdError: the network cannot be exported.
@@ -78,7 +78,7 @@ def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str,
     for key, value in (metadata | sherpa_metadata(embedder, lengths)).items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
-    write_bytes(out, model.SerializeToString())
+    write_bytes(out, sealed(model))
 
 
 def _name_dimensions(model: Any, names: list[str]) -> None:
@@ -97,7 +97,6 @@ def metadata_of(embedder: Embedder, model: dict[str, Any], calibration: dict[str
     """Description of the file, for runtimes and people.
 
     Args:
-        embedder: module of the student.
         model: url, licence, and further descriptions of the student.
         calibration: content of calibration.json, with its thresholds; None without.
     """
@@ -109,10 +108,10 @@ def metadata_of(embedder: Embedder, model: dict[str, Any], calibration: dict[str
         "sample_rate": str(SAMPLE_RATE),
         "output_dim": str(embedder.network.levels[EMBEDDING].dim),
         "spkd_features": "waveform" if embedder.front_end is not None else toolkit,
-        "spkd_card": json.dumps(model, ensure_ascii=False),
+        CARD: json.dumps(model, ensure_ascii=False),
     }
     if calibration is not None:
-        metadata["spkd_calibration"] = json.dumps(calibration, ensure_ascii=False)
+        metadata[CALIBRATION] = json.dumps(calibration, ensure_ascii=False)
     return metadata
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from spkd.config import without_unused
 from spkd.errors import UsageError
 from spkd.eval.calibration import FILE, Calibration
 from spkd.eval.run import run_trials
@@ -14,11 +15,12 @@ from spkd.export.base import Exported, in_torch, real_time_factor
 from spkd.export.graph import Embedder
 from spkd.export.onnx import metadata_of
 from spkd.export.settings import ExportConfig
+from spkd.files.atomic import check_holds_no_other, check_replaces_none, check_writable, writable_folder
 from spkd.outputs.features import is_fbank
 from spkd.progress import log
 from spkd.registry import EXPORTS
 from spkd.students import Training, load_student
-from spkd.students.description import WEIGHTS, Names
+from spkd.students.description import WEIGHTS
 from spkd.teachers.settings import ScoredModelConfig
 from spkd.version import __version__
 
@@ -26,12 +28,9 @@ from spkd.version import __version__
 def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     """Write the student of a folder.
 
-    Args:
-        folder: folder of the student.
-        config: settings: format and file.
-        rns:
+    Returns:
         The file, and the measures of the student and of the written models.
-        es:
+    Raises:
         UsageError: invalid settings, or a missing package.
         SpkdError: the folder has no student, or the written model does not give the student's embeddings.
     """
@@ -40,22 +39,31 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     if config.trials and not config.trials_manifest:
         raise UsageError("trials: name the manifest of their audio (trials_manifest=FILE)")
     written.check(network)
+    if not (has_choice := is_fbank(network.input_kind)):
+        config = without_unused(config, {"waveform": "the student takes the waveform in any case"})
     out = Path(config.out or Path(folder) / written.name(config.waveform))
     # Runtimes know a file by its suffix.
     if out.suffix != (suffix := Path(written.file).suffix) and suffix:
         raise UsageError(f"out={out}: to={config.to} writes {suffix} files")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    embedder = Embedder(network, config.waveform or not is_fbank(network.input_kind))
+    if suffix:
+        check_writable(out)
+    else:
+        check_holds_no_other(out, "an export")
+        check_replaces_none(out, *written.folder)
+        writable_folder(out)
+    embedder = Embedder(network, config.waveform or not has_choice)
     card = {
         "url": config.url,
         "licence": config.licence,
         "version": __version__,
+        "weights_sha256": checkpoint.weights_sha256,
         "network": type(network).__name__,
         "settings": network.settings,
         "training": _public(checkpoint.training),
     }
-    metadata = metadata_of(embedder, card, _calibration(folder, config, checkpoint.weights_sha256))
-    measured = written.write(embedder, out, metadata)
+    has_calibration = "calibration" not in written.lacks
+    calibration = _calibration(folder, config, checkpoint.weights_sha256) if has_calibration else None
+    measured = written.write(embedder, out, metadata_of(embedder, card, calibration))
     if not measured:
         return out, []
     student = Exported("student", weights.stat().st_size, None, real_time_factor(in_torch(embedder), embedder))
@@ -68,14 +76,14 @@ def _calibration(folder: str, config: ExportConfig, weights_sha256: str) -> dict
     path = Path(config.calibration) if config.calibration else Path(folder) / FILE
     if not config.calibration and not path.is_file():
         return None
-    calibration = Calibration.of_student(path, weights_sha256)
-    trained_on = replace(calibration.trained_on, speakers=(), utterances=Names(0), trials="its list")
-    return replace(calibration, trained_on=trained_on).to_json()
+    return Calibration.of_student(path, weights_sha256).public().to_json()
 
 
 def _public(training: Training) -> dict[str, Any]:
     """Description of the training for an exported model, without the speakers, which are private."""
-    return {name: value for name, value in asdict(training).items() if value and name != "people"}
+    return {
+        name: value for name, value in asdict(training).items() if value and name not in ("people", "teacher_people")
+    }
 
 
 def _with_error_rates(config: ExportConfig, folder: str, out: Path, rows: list[Exported]) -> list[Exported]:

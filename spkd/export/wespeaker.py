@@ -10,15 +10,18 @@ import yaml
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
-from spkd.export.base import Export, Exported
+from spkd.export.base import DESCRIPTION, Export, Exported
 from spkd.export.graph import Embedder, toolkit_of
-from spkd.files.atomic import write_bytes
+from spkd.files import digest
+from spkd.files.atomic import write_bytes, write_json
 from spkd.networks.campplus import CAMPPlus
 from spkd.networks.network import Network
 from spkd.networks.resnet import ResNet34
 from spkd.outputs.features import MELS
 from spkd.progress import log
 
+WEIGHTS, CONFIG = "avg_model.pt", "config.yaml"
+RECORD, KEY = "export.json", "spkd_export"  # digests of both, by which a folder is known as that of an export
 THEIRS = ((ResNet34, "ResNet34", 32), (CAMPPlus, "CAMPPlus", 128))  # network, WeSpeaker's name, its only width
 
 
@@ -26,6 +29,10 @@ class WeSpeaker(Export):
     """WeSpeaker's folder: the network alone; the toolkit computes its features."""
 
     file = "wespeaker"
+    folder = ((WEIGHTS, CONFIG, RECORD), {RECORD: KEY})
+    lacks = dict.fromkeys(
+        ("waveform", "trials", *DESCRIPTION), "WeSpeaker's files hold the network alone, which takes fbank"
+    )
 
     def check(self, network: Network) -> None:
         if _name(network) is None:
@@ -44,7 +51,7 @@ def _name(network: Network) -> str | None:
 
 
 def write_wespeaker(network: Network, folder: Path) -> None:
-    """Write the weights and config.yaml."""
+    """Write the weights and config.yaml, after a record of their digests."""
     name = _name(network)
     toolkit = toolkit_of(network.input_kind)
     if toolkit != "wespeaker":
@@ -66,5 +73,7 @@ def write_wespeaker(network: Network, folder: Path) -> None:
     }
     data = io.BytesIO()
     torch.save({name: values.cpu() for name, values in network.state_dict().items()}, data)
-    write_bytes(folder / "avg_model.pt", data.getvalue())
-    write_bytes(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+    files = {WEIGHTS: data.getvalue(), CONFIG: yaml.safe_dump(config, sort_keys=False).encode()}
+    write_json(folder / RECORD, {KEY: 1, "sha256": {name: digest.of_bytes(content) for name, content in files.items()}})
+    for name, content in files.items():
+        write_bytes(folder / name, content)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-import matplotlib
+# Imported from the root folder, since matplotlib obeys a file matplotlibrc in the current one, which may start LaTeX. A
+# Python interpreter also looks for modules in the current folder, so it must be one without any.
+with contextlib.chdir(Path(__file__).anchor):
+    import matplotlib
 
+# Room on the left, below, on the right and above (inches), also for the widest ticks; where matplotlib is to find how
+# much is needed, it takes longer for that than for the drawing.
+MARGINS = (0.95, 0.5, 0.12, 0.25)
 FARTHEST = 1e30  # largest value that is drawn; figures compute differences and squares of values, also in float32
 
 
@@ -15,7 +23,6 @@ def lines(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
 
     Args:
         curves: label of each curve -> its points [[step, value], ...].
-        name: name of the values, at the vertical axis.
     """
 
     def draw(axes: matplotlib.axes.Axes) -> None:
@@ -40,12 +47,13 @@ def drawn(size: tuple[float, float], draw: Callable[[matplotlib.axes.Axes], None
 
     Args:
         size: width and height (inches).
-        draw: function that draws on the axes.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.add_subplot())
+    (width, height), (left, bottom, right, top) = size, MARGINS
+    place = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+    figure = Figure(figsize=size)
+    draw(figure.add_axes(place))
     return svg(figure)
 
 

@@ -49,9 +49,6 @@ def table(
     """A table. On a phone, each row of a table with many columns is shown as a list.
 
     Args:
-        header: titles of the columns.
-        rows: cells of each row.
-        caption: caption of the table; "" for none.
         words: positions of the columns with words; the others are set as numbers.
     """
     many = len(header) > MOST_COLUMNS
@@ -100,7 +97,6 @@ def heading(text: str, anchor: str = "") -> str:
     """A heading.
 
     Args:
-        text: its text.
         anchor: name for a `link` within the page; "" for none.
     """
     return f"<h2{f' id={anchor}' if anchor else ''}>{escape(text)}</h2>"
@@ -117,12 +113,7 @@ def code(text: str) -> str:
 
 
 def page(title: str, *parts: str) -> str:
-    """A whole HTML page.
-
-    Args:
-        title: title and heading of the page.
-        parts: its elements, as HTML.
-    """
+    """A whole HTML page."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from spkd.eval.breakdown import Group, groups
+from spkd.corpus.utterance import Utterance
+from spkd.eval.breakdown import Group, groups, values_of_model
 from spkd.eval.metrics import curve, eer
 
 SCORES = np.array([0.9, 0.4, 0.8, 0.3, 0.2, 0.7])
@@ -46,3 +48,28 @@ def test_numbers_make_ranges_of_equally_many() -> None:
     found = groups(np.linspace(0, 1, 40), np.tile([0, 1], 20), values, values, sides, 0.5)
     assert [g.name for g in found] == ["0 to 9.75", "9.75 to 19.5", "19.5 to 29.2", "29.2 to 39"]
     assert [g.targets + g.non_targets for g in found] == [10] * 4
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (range(1940, 1980), ["1940 to 1950", "1950 to 1960", "1960 to 1969", "1969 to 1979"]),
+        (range(16_000, 16_400, 10), ["16000 to 16098", "16098 to 16195", "16195 to 16292", "16292 to 16390"]),
+    ],
+)
+def test_ranges_of_years_and_frequencies_are_written_out(values: range, names: list[str]) -> None:
+    """Edges are quartiles: numpy's are checked by hand, 1940 + 39 / 4 = 1949.75."""
+    places, words = (np.arange(40), np.arange(40)), [str(value) for value in values]
+    found = groups(np.linspace(0, 1, 40), np.tile([0, 1], 20), words, words, places, 0.5)
+    assert [g.name for g in found] == names
+
+
+def test_a_model_has_the_values_of_all_its_utterances() -> None:
+    def spoken(duration: float | None, session: str) -> Utterance:
+        return Utterance("u", "u.wav", None, duration=duration, attributes=(("session", session),))
+
+    enrolment = [spoken(1.0, "A"), spoken(6.0, "B"), spoken(6.0, "B")]
+    assert values_of_model(enrolment, "duration") == ["13.0"]
+    assert values_of_model(enrolment, "session") == ["A", "B"]
+    assert values_of_model(enrolment[1:], "session") == ["B"]
+    assert values_of_model([*enrolment, spoken(None, "A")], "duration") == ["1.0", "6.0", ""]

@@ -112,3 +112,21 @@ def test_damage_is_a_line(tmp_path: Path, change: dict[str, object]) -> None:
         Calibration.load(path)
     with pytest.raises(UsageError, match="no calibration"):
         Calibration.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"features": ("score", "score"), "weights": (1.0, 1.0)}, "a feature is twice there"),
+        ({"features": ("score", "loudness"), "weights": (1.0, 1.0)}, "unknown feature 'loudness'"),
+        ({"features": ("duration.low",)}, "a score is not"),
+        ({"thresholds": {}}, "it lacks the threshold at the EER"),
+        ({"results": {}}, "or Cllr"),
+    ],
+)
+def test_a_sealed_record_that_no_calibration_has_is_refused(
+    tmp_path: Path, changes: dict[str, object], expected: str
+) -> None:
+    calibration(**changes).save(tmp_path / "c.json")
+    with pytest.raises(SpkdError, match=expected):
+        Calibration.load(tmp_path / "c.json")

@@ -18,6 +18,7 @@ from spkd.eval.compare import latex, markdown, separated
 from spkd.eval.metrics import curve, eer
 from spkd.eval.trials import read_scores
 from spkd.students import Checkpoint, Training, build, save_student
+from spkd.students.curves import log_line
 
 SCORES, FEWER = ("one/scores.txt", "two/scores.txt"), ("fewer/scores.txt", "two/scores.txt")
 
@@ -39,20 +40,31 @@ def evaluations(spkd: Callable, corpus: Path, tmp_path: Path, made: Path) -> Non
         network = build("xvector", channels=16, embedding=8).eval()
         training = Training({"losses": {"cosine": {}}, "caches": ["f"]}, 3)
         save_student(tmp_path / f"s{name}", Checkpoint(network, training=training))
-        lines = [{"step": step, "loss": 1.0 / (step + 1) + seed} for step in range(3)]
-        (tmp_path / f"s{name}" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines = [{"step": step, "values": {"loss": 1.0 / (step + 1) + seed}} for step in range(3)]
+        (tmp_path / f"s{name}" / "log.jsonl").write_text("".join(log_line(**line) for line in lines))
         common = [f"manifest={corpus / 'manifest.csv'}", f"model=s{name}", "bootstrap=20"]
-        assert spkd("eval", corpus / "trials.txt", *common, f"out={name}").code == 0
+        spkd("eval", corpus / "trials.txt", *common, f"out={name}").ok()
     lines = (corpus / "trials.txt").read_text().splitlines(True)
     Path("part.txt").write_text("".join(lines[:100]))
-    assert spkd("eval", "part.txt", *common, "out=other").code == 0
+    spkd("eval", "part.txt", *common, "out=other").ok()
     shutil.copytree(tmp_path, made, dirs_exist_ok=True)
 
 
 @pytest.mark.usefixtures("evaluations")
+def test_a_name_is_of_one_system(spkd: Callable) -> None:
+    pairs = (("a=one", "a=two"), ("one", "./one/"), ("two", "two=one"), ("a=one", "a=other"))
+    for pair, name in zip(pairs, ("a", "one", "two", "a"), strict=True):  # the last are two models on two lists
+        done = spkd("report", *pair, "--out", "twins")
+        assert (done.code, done.err.startswith(f"error: {name}: a name of several systems (")) == (2, True), done.err
+        assert "give each its own name (NAME=FOLDER)" in done.err
+        assert not Path("twins").exists()
+    spkd("report", "a=two", "a=other", "--out", "row", "--bootstrap", 0).ok()  # one system on two lists
+    assert [row["system"] for row in csv.DictReader(Path("row/comparison.csv").open())] == ["a"]
+
+
+@pytest.mark.usefixtures("evaluations")
 def test_systems_are_compared_on_one_page(spkd: Callable) -> None:
-    done = spkd("report", "first=one", "two", "other", "--out", "cmp", "--bootstrap", 50)
-    assert done.code == 0, done.err
+    done = spkd("report", "first=one", "two", "other", "--out", "cmp", "--bootstrap", 50).ok()
     tree = json.loads(Path("cmp/comparison.json").read_text())
     results = {s["label"]: s["results"]["eer_percent"] for s in tree["systems"]}
     difference = tree["differences"]["trials.txt"]["two"]
@@ -77,9 +89,8 @@ def test_lists_that_differ_are_compared_on_what_they_share(spkd: Callable, corpu
     """A system that could not use an utterance scored fewer trials of the same list."""
     every = Manifest.load(corpus / "manifest.csv").utterances
     Manifest((replace(every[0], path="gone.flac"), *every[1:])).save("m.csv")
-    assert spkd("eval", corpus / "trials.txt", "manifest=m.csv", "model=sone", "bootstrap=20", "out=fewer").code == 0
-    done = spkd("report", "two", "fewer", "--out", "cmp", "--bootstrap", 20)
-    assert done.code == 0, done.err
+    spkd("eval", corpus / "trials.txt", "manifest=m.csv", "model=sone", "bootstrap=20", "out=fewer").ok()
+    spkd("report", "two", "fewer", "--out", "cmp", "--bootstrap", 20).ok()
     scores = [{tuple(line.split()[:2]): line.split()[2:] for line in Path(f).read_text().splitlines()} for f in FEWER]
     shared = [pair for pair in scores[0] if pair in scores[1]]
     assert (len(shared), len(scores[1])) == (136, 153)
@@ -93,7 +104,7 @@ def test_lists_that_differ_are_compared_on_what_they_share(spkd: Callable, corpu
 def test_folders_that_are_no_evaluation_are_a_line(spkd: Callable) -> None:
     assert "sone: no evaluation (report.json)" in spkd("report", "sone").err
     Path("one/report.json").write_text('{"spkd_report": 1}')
-    assert "not a report of format 2" in spkd("report", "one").err
+    assert "not a report of format 3" in spkd("report", "one").err
 
 
 @pytest.mark.usefixtures("evaluations")
@@ -107,7 +118,42 @@ def test_a_flipped_bit_of_an_evaluation_is_an_error_that_names_the_file(spkd: Ca
         Path("two", name).unlink()
         assert f"two/{name}: missing" in spkd(*command).err
         Path("two", name).write_bytes(whole)
-    assert spkd(*command).code == 0
+    spkd(*command).ok()
+
+
+def rates(folder: str, places: slice) -> tuple[float, float]:
+    """EER (%) of the scores in a folder at some trials, and their minDCF at a prior of 0.1 by its definition."""
+    rows = [line.split() for line in Path(folder, "scores.txt").read_text().splitlines()[places]]
+    scores, target = np.array([float(row[2]) for row in rows]), np.array([row[3] == "target" for row in rows])
+    at = np.append(np.unique(scores), np.inf)[:, None]
+    miss, false_alarm = (scores[target] < at).mean(1), (scores[~target] >= at).mean(1)
+    return 100 * eer(curve(scores, target.astype(int)))[0], float((0.1 * miss + 0.9 * false_alarm).min() / 0.1)
+
+
+@pytest.mark.usefixtures("evaluations")
+def test_systems_and_lists_of_one_name_are_told_apart(spkd: Callable, corpus: Path) -> None:
+    lines = (corpus / "trials.txt").read_text().splitlines(True)
+    expected = {}
+    for place, part in (("p", slice(0, 90)), ("q", slice(60, None))):
+        Path(place).mkdir()
+        Path(place, "trials.txt").write_text("".join(lines[part]))
+        for system, point in (("one", "0.2"), ("two", "0.1")):
+            given = [f"{place}/trials.txt", "--scores", f"{system}/scores.txt", f"out={system}/{place}/eval"]
+            spkd("eval", *given, f"points=[{point}]", "bootstrap=20").ok()
+            expected[f"{system}/{place}/eval"] = rates(system, part)
+    done = spkd("report", *expected, "--out", "cmp", "--bootstrap", 20).ok()
+    tree = json.loads(Path("cmp/comparison.json").read_text())
+    found = {s["label"]: s["results"]["eer_percent"] for s in tree["systems"]}
+    assert found == pytest.approx({name: rate for name, (rate, _) in expected.items()})
+    for place in "pq":
+        ((label, difference),) = tree["differences"][f"{place}/trials.txt"].items()
+        assert label == f"two/{place}/eval"
+        assert difference["value"] == pytest.approx(expected[label][0] - expected[f"one/{place}/eval"][0])
+        assert f"{place}/trials.txt: EER of {label} less" in done.out
+    # Every headline metric of any system has a column; the first evaluation has other points.
+    row = next(row for row in csv.DictReader(Path("cmp/comparison.csv").open()) if row["system"] == "two/q/eval")
+    assert float(row["minDCF(0.1), q/trials.txt"].split()[0]) == pytest.approx(expected["two/q/eval"][1], abs=5e-5)
+    assert row["minDCF(0.2), q/trials.txt"] == row["minDCF(0.1), p/trials.txt"] == ""
 
 
 def test_tables_are_escaped() -> None:

@@ -98,6 +98,7 @@ def test_a_line_of_no_format_lists_all_shapes(tmp_path: Path) -> None:
     ("text", "labels"),
     [
         ("e1 t1 0.5\ne1 t2 -0.25\n", None),
+        ("e1*t1 0.5 1\ne1*t2 -0.25 0\n", [1, 0]),  # ESPnet
         ("e1 t1 0.50000 target\ne1 t2 -0.25000 nontarget\n", [1, 0]),  # WeSpeaker's score.py
         (  # score_norm.py
             "e1 t1 0.50000 target 11.2000 12.1000 0.2000 0.2100\ne1 t2 -0.25000 nontarget 11.2 12.2 0.2 0.22\n",
@@ -267,3 +268,35 @@ def test_scores_first_or_last_where_names_are_numbers(
         return
     trials, _ = read_scores(path, lambda: names)
     assert next(pairs(trials)) == first
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "first"),
+    [
+        ("1 12 0\n0 7 1\n", ("7", "12", "0", "1"), None),
+        ("1 12 0\n0 7 1\n", (), None),
+        ("1 12 0\n0 7 1\n", ("7", "12", "1", "3"), None),  # each way has three of its four names
+        ("1 12 0\n1 7 1\n", ("7", "12", "1"), ("1", "12", 0)),
+        ("1 12 0\n0 7 1\n1 12 13\n", (), ("12", "0", 1)),  # 13 is no label
+        ("1 12 0\n13 7 1\n", (), ("1", "12", 0)),
+    ],
+)
+def test_a_label_first_or_last_where_names_are_numbers(
+    tmp_path: Path, text: str, known: tuple[str, ...], first: tuple[str, str, int] | None
+) -> None:
+    path = write(tmp_path, text)
+    if first is None:
+        with pytest.raises(UsageError, match="may be .1 enrolment test. or .enrolment test target.*format=kaldi"):
+            read(path, known=known)
+        assert rows(read(path, "voxceleb", known))[0] == ("12", "0", 1)
+        assert rows(read(path, "kaldi", known))[0] == ("1", "12", 0)
+    else:
+        assert rows(read(path, known=known))[0] == first
+
+
+def test_labelled_scores_whose_names_are_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, "1 12 0 0.7\n1 7 1 0.2\n")
+    trials, _ = read_scores(path, lambda: ("1", "7", "12"))
+    assert rows(trials) == [("1", "12", 0), ("1", "7", 1)]
+    with pytest.raises(UsageError, match="may be `enrolment test 1 score` or `1 enrolment test score`"):
+        read_scores(path)

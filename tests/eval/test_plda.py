@@ -59,6 +59,7 @@ np.save(sys.argv[2], theirs.fast_PLDA_scoring(*sides, ndx, given["mean"], given[
 """
 
 
+@pytest.mark.slow  # it imports speechbrain
 @pytest.mark.skipif(not HAS_SPEECHBRAIN, reason="needs speechbrain")
 def test_scores_are_speechbrains(tmp_path: Path) -> None:
     """In a process of its own: what speechbrain imports lazily breaks those that look at all modules."""

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spkd.cache import Cache
+from spkd.corpus.augment import Augmentation
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.eval.cohort import in_both, normalised
 from spkd.eval.pairs import score_pairs
 from spkd.eval.plda import PLDA
 from spkd.files.vectors import read_vectors
+from tests.conftest import CommandLine
 from tests.eval.conftest import COHORT_SPEAKERS, COHORT_UTTERANCES
 from tests.eval.students import save_untrained
 
@@ -40,13 +43,13 @@ def halves(corpus: Path, cohort: Path, tmp_path: Path) -> tuple[Manifest, Manife
 
 
 @pytest.fixture
-def embedded(spkd: Callable, student: Path, corpus: Path, cohort: Path) -> dict[str, np.ndarray]:
+def embedded(spkd: CommandLine, student: Path, corpus: Path, cohort: Path) -> dict[str, np.ndarray]:
     """The student's embedding of every utterance, in float64."""
     found = {}
     for manifest in (corpus / "manifest.csv", cohort):
-        done = spkd("embed", manifest, "model=student", "out=every.npy")
-        assert done.code == 0, done.err
-        found |= {name: vector.astype(np.float64) for name, vector in read_vectors(Path("every.npy"))}
+        out = f"{manifest.stem}.ark"
+        spkd.once(out, "embed", manifest, "model=student", f"out={out}")
+        found |= {name: vector.astype(np.float64) for name, vector in read_vectors(Path(out))}
     return found
 
 
@@ -64,19 +67,17 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_cohorts_mean_is_subtracted(spkd: Callable, halves: tuple, embedded: dict) -> None:
-    done = spkd("eval", "trials.txt", "manifest=test.csv", "subtract_mean=true", "cohort=cohort.csv")
-    assert done.code == 0, done.err
+    spkd("eval", "trials.txt", "manifest=test.csv", "subtract_mean=true", "cohort=cohort.csv").ok()
     mean = np.mean([embedded[u.id] for u in halves[1]], 0)
     for (a, b), score in scores_of("eval").items():
         assert abs(score - cosine(embedded[a] - mean, embedded[b] - mean)) < 1e-4
-    assert "mean of the 24 embeddings of cohort.csv is subtracted" in report_of("eval")["how"][0]
+    assert "mean of the 24 embeddings of cohort.csv is subtracted" in report_of("eval")["backend"][0]
 
 
 @pytest.mark.parametrize(("average", "top"), [("true", 10), ("false", 15), ("false", 300)])
 def test_as_norm_is_the_formula(spkd: Callable, halves: tuple, embedded: dict, average: str, top: int) -> None:
     given = ["norm=as-norm", "cohort=cohort.csv", f"cohort.average={average}", f"cohort.top={top}"]
-    done = spkd("eval", "trials.txt", "manifest=test.csv", *given)
-    assert done.code == 0, done.err
+    spkd("eval", "trials.txt", "manifest=test.csv", *given).ok()
     vectors = normalised(np.stack([embedded[u.id] for u in halves[1]]))
     if average == "true":
         vectors = normalised(vectors.reshape(COHORT_SPEAKERS, COHORT_UTTERANCES, DIM).sum(1))
@@ -95,10 +96,10 @@ def test_a_cache_of_this_model_is_a_cohort_and_another_is_not(
     spkd: Callable, halves: tuple, student: Path, corpus: Path
 ) -> None:
     extract = ["teacher=checkpoint", "teacher.weights=student", "manifest=cohort.csv", "storage.codec=float32"]
-    assert spkd("extract", *extract, "cache=c").code == 0
+    spkd("extract", *extract, "cache=c").ok()
     both = ["norm=as-norm", "cohort.top=11"]
-    assert spkd("eval", "trials.txt", "manifest=test.csv", "cohort=c", "out=a", *both).code == 0
-    assert spkd("eval", "trials.txt", "manifest=test.csv", "cohort=cohort.csv", "out=b", *both).code == 0
+    spkd("eval", "trials.txt", "manifest=test.csv", "cohort=c", "out=a", *both).ok()
+    spkd("eval", "trials.txt", "manifest=test.csv", "cohort=cohort.csv", "out=b", *both).ok()
     one, other = scores_of("a"), scores_of("b")
     assert max(abs(one[pair] - other[pair]) for pair in one) < 5e-3
     save_untrained(student, corpus, seed=1, embedding=DIM)
@@ -107,9 +108,30 @@ def test_a_cache_of_this_model_is_a_cohort_and_another_is_not(
     assert "with other weights or settings than the model" in done.err
 
 
+def test_views_of_a_cache_that_are_no_recordings_are_no_cohort(spkd: Callable, halves: tuple, student: Path) -> None:
+    extract = ["extract", "teacher=checkpoint", "teacher.weights=student", "manifest=cohort.csv"]
+    extract += ["storage.codec=float32", "view=crops:3,0.5", "view.coders=[g711]"]
+    spkd(*extract, "cache=all", "view.coder_prob=1").ok()
+    score = ["eval", "trials.txt", "manifest=test.csv", "norm=as-norm", "cohort.top=11", "cohort.average=false"]
+    done = spkd(*score, "cohort=all")
+    assert (done.code, "no view as it was recorded" in done.err) == (1, True)
+    spkd(*extract, "cache=some", "view.coder_prob=0.4", "view.noise=synthetic", "view.noise_prob=0.3").ok()
+    done = spkd(*score, "cohort=some").ok()
+    views = Cache.open("some").plan.views
+    augmentation = Augmentation(noise="synthetic", noise_prob=0.3, coders=["g711"], coder_prob=0.4)
+    wave = np.random.RandomState(0).uniform(-0.5, 0.5, 400).astype(np.float32)
+    clean = [seed for seed in views.seed if np.array_equal(augmentation(wave, int(seed)), wave)]
+    assert 11 < len(clean) < len(views)
+    dropped = f"Of the cohort some, {len(views) - len(clean)} of {len(views)} views are left out"
+    assert dropped in done.out
+    assert "not of whole utterances: its views are crops:3,0.5" in done.out
+    report = " ".join(report_of("eval")["backend"])
+    assert dropped in report
+    assert f"with {len(clean)} embeddings of some" in report
+
+
 def test_plda_is_trained_on_the_cohort(spkd: Callable, halves: tuple, embedded: dict) -> None:
-    done = spkd("eval", "trials.txt", "manifest=test.csv", "backend=plda", "cohort=cohort.csv")
-    assert done.code == 0, done.err
+    spkd("eval", "trials.txt", "manifest=test.csv", "backend=plda", "cohort=cohort.csv").ok()
     matrix = np.stack([embedded[u.id] for u in halves[1]])
     mean = matrix.mean(0)
     plda = PLDA.train(normalised(matrix - mean), np.repeat(np.arange(COHORT_SPEAKERS), COHORT_UTTERANCES))
@@ -118,7 +140,7 @@ def test_plda_is_trained_on_the_cohort(spkd: Callable, halves: tuple, embedded: 
         expected = score_pairs(*plda.sides(*sides), np.array([0]), np.array([0]))[0]
         assert score == pytest.approx(expected, rel=0.02, abs=0.02)
     report = report_of("eval")
-    assert "two-covariance PLDA" in " ".join(report["how"])
+    assert "two-covariance PLDA" in " ".join(report["backend"])
     assert {"cllr", "act_dcf_0.01"} <= set(report["results"])  # its scores are log-likelihood ratios
 
 
@@ -130,13 +152,19 @@ def test_several_utterances_enrol_a_model(spkd: Callable, halves: tuple, embedde
         f"{int(name == other)} {name}-model {used[2]}\n" for name in by_speaker for other, used in by_speaker.items()
     ]
     Path("m.txt").write_text("".join(lines))
-    done = spkd("eval", "m.txt", "manifest=test.csv", "enrol.map=map")
-    assert done.code == 0, done.err
+    spkd("eval", "m.txt", "manifest=test.csv", "enrol.map=map").ok()
     for (model, utterance), score in scores_of("eval").items():
         used = by_speaker[model.removesuffix("-model")][:2]
         average = normalised(np.stack([embedded[name] for name in used])).sum(0)
         assert abs(score - cosine(average, embedded[utterance])) < 1e-4
     assert dict(line.split() for line in Path("eval/utt2spk").read_text().splitlines())["spk0-model"] == "spk0"
+    head, *rows = Path("test.csv").read_text().splitlines()
+    takes = [f"{row},take{int('u1' in row)}\n" for row in rows]
+    Path("takes.csv").write_text("".join([f"{head},take\n", *takes]))
+    done = spkd("eval", "m.txt", "manifest=takes.csv", "enrol.map=map", "by=[duration,take]").ok()
+    assert "note: by=take: models whose enrolment utterances differ in it count as unknown: 3 of 3\n" in done.out
+    assert [group["name"] for group in report_of("eval")["breakdown"]["take"]] == ["take0 / unknown"]
+    assert [group["name"] for group in report_of("eval")["breakdown"]["duration"]] == ["2.0 / 2.8"]  # 1.2 s + 1.6 s
     Path("map").write_text("somebody spk0/u0.flac\n")
     done = spkd("eval", "m.txt", "manifest=test.csv", "enrol.map=map")
     assert "m.txt:1: 'spk0-model' is not in map" in done.err
@@ -151,16 +179,15 @@ def test_the_enrolment_side_can_have_a_model_of_its_own(
     spkd: Callable, halves: tuple, embedded: dict, corpus: Path
 ) -> None:
     save_untrained(Path("large"), corpus, seed=5, embedding=DIM, channels=24)
-    assert spkd("embed", "test.csv", "model=large", "out=large.npy").code == 0
+    spkd("embed", "test.csv", "model=large", "out=large.npy").ok()
     theirs = dict(read_vectors(Path("large.npy")))
-    done = spkd("eval", "trials.txt", "manifest=test.csv", "enrol.model=large")
-    assert done.code == 0, done.err
+    spkd("eval", "trials.txt", "manifest=test.csv", "enrol.model=large").ok()
     for (a, b), score in scores_of("eval").items():
         assert abs(score - cosine(theirs[a].astype(np.float64), embedded[b])) < 1e-4
     assert [model["name"] for model in report_of("eval")["models"]] == ["large", "student"]
-    assert "embedded by large" in report_of("eval")["how"][0]
+    assert "embedded by large" in report_of("eval")["backend"][0]
     save_untrained(Path("wide"), corpus, embedding=8)
-    done = spkd("eval", "trials.txt", "manifest=test.csv", "enrol.model=wide")
+    done = spkd("eval", "trials.txt", "manifest=test.csv", "enrol.model=wide", "out=other")
     assert (done.code, "embeddings of 8 dimensions, those of model=student have 4" in done.err) == (2, True)
 
 
@@ -221,7 +248,7 @@ def test_a_cohort_of_what_is_tested_is_refused_before_the_work(
             assert "holds 1 of the recordings that are tested" in spkd(*common, "cohort=a.csv").err, (path, start)
     assert not Path("eval").exists()
     extract = ["teacher=checkpoint", "teacher.weights=student", "cache=c"]
-    assert spkd("extract", *extract, f"manifest={corpus / 'manifest.csv'}").code == 0
+    spkd("extract", *extract, f"manifest={corpus / 'manifest.csv'}").ok()
     assert "cohort=c: holds 3 of the speakers" in spkd(*common, "cohort=c").err
 
 
@@ -240,13 +267,13 @@ def test_labels_and_models_that_contradict_the_manifest_are_counted(spkd: Callab
     """Target trials of two speakers, non-target trials of one, a model of two; with scores from files too."""
     a, b, _, c, d = (u.id for u in halves[0].utterances[:5])  # speakers 0, 0, 0, 1, 1
     Path("t.txt").write_text(f"1 {a} {b}\n1 {a} {c}\n0 {a} {d}\n0 {c} {d}\n0 {b} {d}\n")
-    assert spkd("eval", "t.txt", "manifest=test.csv", "bootstrap=0").code == 0
+    spkd("eval", "t.txt", "manifest=test.csv", "bootstrap=0").ok()
     expected = [
         "t.txt: target trials of two speakers, by the manifest: 1 (first: line 2)",
         "t.txt: non-target trials of one speaker, by the manifest: 1 (first: line 4)",
     ]
     assert [note for note in report_of("eval")["notes"] if "by the manifest" in note] == expected
-    done = spkd("eval", "t.txt", "--scores", "eval/scores.txt", "manifest=test.csv", "bootstrap=0")
+    done = spkd("eval", "t.txt", "--scores", "eval/scores.txt", "manifest=test.csv", "bootstrap=0", "out=theirs")
     assert all(f"note: {note}" in done.out for note in expected), done.err
     Path("map").write_text(f"m {a} {c}\nn {a} {b}\n")
     Path("m.txt").write_text(f"1 m {b}\n0 n {d}\n")
@@ -261,8 +288,7 @@ def test_as_norm_by_few_speakers_is_refused_and_by_some_noted(spkd: Callable, ha
         Manifest(others.utterances[: COHORT_UTTERANCES * kept]).save("few.csv")
         done = spkd(*common, "cohort=few.csv", f"cohort.average={average}")
         assert (done.code, "it takes at least 10" in done.err) == (2, True)
-    done = spkd(*common, "cohort=cohort.csv")
-    assert done.code == 0, done.err
+    done = spkd(*common, "cohort=cohort.csv").ok()
     note = report_of("eval")["notes"][0]
     assert note.startswith("AS-norm takes mean and deviation of 12 cohort scores only")
     assert "standard error of 21 %" in note  # 1 / sqrt(2 (12 - 1))
@@ -277,7 +303,6 @@ def test_as_norm_by_few_speakers_is_refused_and_by_some_noted(spkd: Callable, ha
 def test_views_of_moved_formants_are_no_cohort(spkd: Callable, halves: tuple, student: Path) -> None:
     """Nor those at another speed: the cohort has as many embeddings as utterances."""
     extract = ["teacher=checkpoint", "teacher.weights=student", "manifest=cohort.csv"]
-    assert spkd("extract", *extract, "cache=c", "view.formants=[0.85,1.0]", "view.speeds=[0.9,1.0]").code == 0
-    done = spkd("eval", "trials.txt", "manifest=test.csv", "subtract_mean=true", "cohort=c")
-    assert done.code == 0, done.err
-    assert "mean of the 24 embeddings of c is subtracted" in report_of("eval")["how"][0]
+    spkd("extract", *extract, "cache=c", "view.formants=[0.85,1.0]", "view.speeds=[0.9,1.0]").ok()
+    spkd("eval", "trials.txt", "manifest=test.csv", "subtract_mean=true", "cohort=c").ok()
+    assert "mean of the 24 embeddings of c is subtracted" in report_of("eval")["backend"][0]

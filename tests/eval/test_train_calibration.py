@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spkd.config import load
 from spkd.corpus.manifest import Manifest
 from spkd.eval.calibration import Calibration
+from spkd.eval.score import how_embedded
+from spkd.eval.settings import EvalConfig
 from tests.eval.students import save_untrained
 
 
@@ -35,17 +38,21 @@ def scores_of(folder: str) -> np.ndarray:
 @pytest.mark.usefixtures("lists")
 def test_a_students_calibration_stays_with_it_and_is_applied(spkd: Callable) -> None:
     done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "force=true")
+    kept = json.loads(Path("student/calibration.json").read_text())["thresholds"]
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in kept.items())
+    assert done.out.endswith(f"\nthresholds of the log-likelihood ratio: {shown}\n")
     assert done.code == 0, done.err
     assert done.out.startswith("student/calibration.json: score ")
     found = Calibration.load("student/calibration.json")
     assert set(found.trained_on.speakers) == {"spk0", "spk1", "spk2"}
     assert set(found.thresholds) == {"eer", "min_dcf_0.01", "min_dcf_0.05"}  # 27 non-targets: no false-alarm rates
-    assert spkd("eval", "test.txt", "manifest=test.csv", "out=raw").code == 0
-    done = spkd("eval", "test.txt", "manifest=test.csv", "calibration=student/calibration.json", "out=llr")
-    assert done.code == 0, done.err
+    spkd("eval", "test.txt", "manifest=test.csv", "out=raw").ok()
+    done = spkd("eval", "test.txt", "manifest=test.csv", "calibration=student/calibration.json", "out=llr").ok()
     assert np.abs(scores_of("llr") - (found.weights[0] * scores_of("raw") + found.offset)).max() < 1e-3
     report = json.loads(Path("llr/report.json").read_text())
     assert {"cllr", "act_dcf_0.05"} <= set(report["results"])
+    for label, key in (("Cllr", "cllr"), ("actDCF(0.01)", "act_dcf_0.01"), ("actDCF(0.05)", "act_dcf_0.05")):
+        assert f"   {label} {report['results'][key]:.4f}" in done.out
     assert report["calibration"]["trials"] == "dev.txt"
     assert report["results"]["eer_percent"] == json.loads(Path("raw/report.json").read_text())["results"]["eer_percent"]
 
@@ -54,12 +61,18 @@ def test_a_students_calibration_stays_with_it_and_is_applied(spkd: Callable) -> 
 def test_a_missing_student_is_named(spkd: Callable) -> None:
     done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "model=later")
     assert done.code == 2
-    assert "later: no student there; train one with `spkd train`, or name one by model=FOLDER" in done.err
+    assert (
+        "later: no spkd checkpoint (model.json, model.safetensors); train one with `spkd train out=later`" in done.err
+    )
+    Path("later").mkdir()
+    Path("later/run.yaml").touch()  # of a run that was killed
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "model=later")
+    assert (done.code, "its training has not finished: run the same `spkd train` again" in done.err) == (2, True)
 
 
 @pytest.mark.usefixtures("lists")
 def test_the_speakers_that_are_tested_must_not_calibrate(spkd: Callable, corpus: Path) -> None:
-    assert spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").code == 0
+    spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").ok()
     done = spkd("eval", "dev.txt", "manifest=dev.csv", "calibration=c.json")
     assert (done.code, "3 of whose speakers are tested here (spk0, spk1, spk2)" in done.err) == (1, True)
     save_untrained(Path("student"), corpus, seed=1)
@@ -68,16 +81,44 @@ def test_the_speakers_that_are_tested_must_not_calibrate(spkd: Callable, corpus:
 
 
 @pytest.mark.usefixtures("lists")
+def test_what_changes_a_models_scores_makes_another_system(spkd: Callable) -> None:
+    assert spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").code == 0
+    lower = ["manifest=test.csv", "model.precision=bf16"]
+    done = spkd("eval", "test.txt", *lower, "calibration=c.json")
+    assert (done.code, "Embeddings are computed with model.precision=bf16." in done.err) == (1, True)
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "model.precision=bf16", "force=true")
+    assert (done.code, "name the file to write (out=FILE)" in done.err) == (2, True)
+    given = ["model.precision=bf16", "out=d.json", "force=true"]
+    assert spkd("calibrate", "dev.txt", "manifest=dev.csv", *given).code == 0
+    assert spkd("eval", "test.txt", *lower, "calibration=d.json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["model=wavlm", "model.compile=true", "model.weights=x"], ""),
+        (["model=wavlm", "model.wavlm.layer=7"], "model.wavlm.layer=7"),
+        (["model=s", "enrol.model=onnx", "enrol.model.onnx.input=sherpa"], "enrol.model.onnx.input=sherpa"),
+    ],
+)
+def test_settings_of_a_family_are_part_of_the_system(given: list[str], words: str) -> None:
+    how = [sentence for sentence in how_embedded(load(EvalConfig, given, environ={})) if "computed with" in sentence]
+    assert how == ([f"Embeddings are computed with {words}."] if words else [])
+
+
+@pytest.mark.usefixtures("lists")
 def test_quality_measures_are_features(spkd: Callable, cohort: Path) -> None:
-    more = ["norm=as-norm", f"cohort={cohort}", "cohort.top=11"]
+    names = [u.id for file in ("dev.csv", "test.csv") for u in Manifest.load(file)]
+    Path("map").write_text("".join(f"{name} {' '.join(names[i : i + 1 + i % 2])}\n" for i, name in enumerate(names)))
+    more = ["norm=as-norm", f"cohort={cohort}", "cohort.top=11", "enrol.map=map"]
     given = ["quality=[duration,magnitude,cohort,enrolments]", "force=true", *more]
-    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=q.json", *given)
-    assert done.code == 0, done.err
+    spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=q.json", *given).ok()
     pairs = [f"{name}.{side}" for name in ("duration", "magnitude", "cohort") for side in ("low", "high")]
     assert Calibration.load("q.json").features == ("score", *pairs, "enrolments")
-    done = spkd("eval", "test.txt", "manifest=test.csv", "calibration=q.json", *more)
-    assert done.code == 0, done.err
+    spkd("eval", "test.txt", "manifest=test.csv", "calibration=q.json", *more).ok()
     assert "quality measures (duration, magnitude, cohort, enrolments)" in Path("eval/report.html").read_text()
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=q.json", "quality=[enrolments]", "force=true")
+    assert (done.code, "without an enrolment map (enrol.map=FILE)" in done.err) == (2, True)
     done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "quality=[duration]")
     assert (done.code, "name the file to write (out=FILE)" in done.err) == (2, True)
 
@@ -93,14 +134,12 @@ def test_systems_are_fused_from_their_scores(spkd: Callable) -> None:
             random.shuffle(lines)
             Path(f"{name}.{system}").write_text("".join(lines))
     given = ["--scores", "dev.good", "--scores", "dev.poor", "quality=[duration]", "out=fusion.json", "force=true"]
-    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", *given)
-    assert done.code == 0, done.err
+    spkd("calibrate", "dev.txt", "manifest=dev.csv", *given).ok()
     fusion = Calibration.load("fusion.json")
     assert fusion.features == ("score.1", "score.2", "duration.low", "duration.high")
     assert fusion.weights[0] > abs(fusion.weights[1])
     both = ["--scores", "test.good", "--scores", "test.poor"]
-    done = spkd("eval", "test.txt", "manifest=test.csv", *both, "calibration=fusion.json")
-    assert done.code == 0, done.err
+    spkd("eval", "test.txt", "manifest=test.csv", *both, "calibration=fusion.json").ok()
     assert "several --scores are fused by a calibration" in spkd("eval", "test.txt", *both).err
     done = spkd("eval", "test.txt", "manifest=test.csv", "--scores", "test.good", "calibration=fusion.json")
     assert "trained on the scores of another system (scores: 2; here 1)" in done.err
@@ -120,7 +159,7 @@ def test_few_trials_are_refused_unless_forced(spkd: Callable) -> None:
     assert done.code == 1
     assert "dev.txt: 9 target and 27 non-target trials; a calibration takes at least 30 of each kind" in done.err
     assert not Path("c.json").exists()
-    assert spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").code == 0
+    spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").ok()
     for counts, code in (((30, 29), 1), ((29, 30), 1), ((30, 30), 0)):
         random = np.random.RandomState(0)
         lines = [
@@ -130,6 +169,7 @@ def test_few_trials_are_refused_unless_forced(spkd: Callable) -> None:
         ]
         Path("s.txt").write_text("".join(lines))
         assert spkd("calibrate", "--scores", "s.txt", "out=s.json").code == code
+    assert "note: force=true was not needed" in spkd("calibrate", "--scores", "s.txt", "out=s.json", "force=true").out
 
 
 def test_scores_too_large_to_compute_with_are_a_line(spkd: Callable) -> None:
@@ -149,7 +189,7 @@ def test_the_list_of_a_calibration_is_known_in_another_order(spkd: Callable) -> 
     ]
     lines = [f"{a} {b} {score} {label}\n" for a, b, score, label in rows]
     Path("s.txt").write_text("".join(lines))
-    assert spkd("calibrate", "--scores", "s.txt", "out=c.json", "force=true").code == 0
+    spkd("calibrate", "--scores", "s.txt", "out=c.json", "force=true").ok()
     Path("reversed.txt").write_text("".join(lines[::-1]))
     Path("part.txt").write_text("".join(f"{b} x {score} {label}\n" for _, b, score, label in rows))
     for name in ("s.txt", "reversed.txt", "part.txt"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from spkd.errors import SpkdError, UsageError
+from spkd.eval.run import as_text
 from spkd.eval.trials import Trials, in_order_of, pairs, read, read_scores
 from tests.conftest import Outcome
 
@@ -148,15 +149,45 @@ def test_scores_of_names_with_spaces_are_read_again(spkd: Callable[..., Outcome]
     text = "".join(f'"{a}"\t{b}\t{score}\t{("nontarget", "target")[label]}\n' for a, b, score, label in rows)
     (tmp_path / "theirs").write_text(text)
     for source, out in (("theirs", "e"), ("e/scores.txt", "again")):
-        done = spkd("eval", "--scores", source, f"out={out}", "bootstrap=0")
-        assert done.code == 0, done.err
+        spkd("eval", "--scores", source, f"out={out}", "bootstrap=0").ok()
         trials, scores = read_scores(tmp_path / out / "scores.txt")
         assert trials.label is not None
         assert [
             (*pair, score, label)
             for pair, score, label in zip(pairs(trials), scores.tolist(), trials.label.tolist(), strict=True)
         ] == rows
-    assert spkd("report", "a=e", "b=again", "--out", "r", "--bootstrap", "20").code == 0
+    spkd("report", "a=e", "b=again", "--out", "r", "--bootstrap", "20").ok()
+
+
+def test_scores_lose_no_digit(spkd: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Of any size: a report is computed from the file."""
+    random = np.random.default_rng(0)
+    scores = random.standard_normal(400) * 10.0 ** random.integers(-12, 6, 400)
+    rows = [f"e{i} t{i} {s!r} {i % 2}\n" for i, s in enumerate(scores.tolist())]
+    (tmp_path / "theirs").write_text("".join(rows))
+    spkd("eval", "--scores", "theirs", "out=e", "bootstrap=0").ok()
+    assert np.array_equal(np.loadtxt("e/scores.txt", usecols=2), scores)
+    worst = json.loads(Path("e/report.json").read_text())["worst"]
+    assert worst["targets"][0]["score"] == scores[1::2].min()
+    singles = random.integers(0, 0x7F800000, 4000, np.uint32).view(np.float32)  # all finite ones, from denormals on
+    assert np.array_equal(np.array(as_text(singles)).astype(np.float32), singles)
+
+
+def test_labels_of_a_score_file_that_contradict_the_list_are_counted(
+    spkd: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    labels, theirs = random.integers(0, 2, (2, 60))
+    (tmp_path / "list").write_text("".join(f"{label} e{i} t{i}\n" for i, label in enumerate(labels)))
+    lines = [f"e{i} t{i} {i} {('nontarget', 'target')[label]}\n" for i, label in enumerate(theirs)]
+    (tmp_path / "scores").write_text("".join(["x y 3 target\n", *lines]))
+    wrong = np.flatnonzero(labels != theirs)
+    done = spkd("eval", "list", "--scores", "scores", "bootstrap=0").ok()
+    note = f"scores: labels that are not those of list, which count: {len(wrong)} of 61 (first: line {wrong[0] + 2})"
+    assert f"note: {note}\n" in done.out
+    assert note in json.loads(Path("eval/report.json").read_text())["notes"]
+    (tmp_path / "right").write_text("".join(f"e{i} t{i} {i} {label}\n" for i, label in enumerate(labels)))
+    assert "which count" not in spkd("eval", "list", "--scores", "right", "bootstrap=0").ok().out
 
 
 def test_the_first_trial_may_have_words_of_a_header_as_names(spkd: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -205,7 +236,7 @@ def test_scores_are_put_into_the_order_of_a_list(tmp_path: Path) -> None:
     trials = read(write(tmp_path, "1 a b\n0 a c\n1 a b\n"))
     assert in_order_of(trials, scored, scores).tolist() == [1.0, 3.0, 1.0]
     assert in_order_of(scored, scored, scores) is scores
-    with pytest.raises(SpkdError, match=r"s: no score of 'c b' \(.*trials.txt:2\), one of 1 trials without"):
+    with pytest.raises(SpkdError, match=r"s: no score of 'c b' \(.*trials.txt:2\), one of 1 trial without"):
         in_order_of(read(write(tmp_path, "1 a b\n0 c b\n")), scored, scores)
     (tmp_path / "s").write_text("a b 1\na b 2\n")
     with pytest.raises(SpkdError, match="s:2: a trial that has another score before"):

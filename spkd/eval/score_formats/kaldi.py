@@ -4,7 +4,5 @@ from spkd.eval.formats import Columns
 
 
 class KaldiScores(Columns):
-    """Score file of Kaldi."""
-
     shape = "enrolment test score"
     width, score, rival = 3, 2, "voxsrc"

@@ -4,7 +4,5 @@ from spkd.eval.formats import Columns
 
 
 class LabelledScores(Columns):
-    """VoxCeleb list with scores."""
-
     shape = "1 enrolment test score"
     width, sides, label, score = 4, 1, 0, 3

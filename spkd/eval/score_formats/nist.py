@@ -4,7 +4,5 @@ from spkd.eval.trial_formats.nist import NIST
 
 
 class NISTScores(NIST):
-    """System output of NIST SRE."""
-
     shape = "modelid segmentid [side] LLR, as line 1 names the columns"
     score_names = ("llr", "score")

@@ -4,7 +4,5 @@ from spkd.eval.formats import Columns
 
 
 class VoxSRCScores(Columns):
-    """Submission to VoxSRC."""
-
     shape = "score enrolment test"
     width, sides, score = 3, 1, 0

@@ -6,8 +6,6 @@ from spkd.eval.formats import Format, Row, label_of
 
 
 class ESPnet(Format):
-    """Trial list of ESPnet."""
-
     shape = "enrolment*test 1"
 
     def parse(self, fields: Sequence[str]) -> Row | None:

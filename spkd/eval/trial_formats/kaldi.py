@@ -4,7 +4,5 @@ from spkd.eval.formats import Columns
 
 
 class Kaldi(Columns):
-    """Trial list of Kaldi."""
-
     shape = "enrolment test target"
     width, label = 3, 2

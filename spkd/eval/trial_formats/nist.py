@@ -4,8 +4,6 @@ from spkd.eval.formats import NamedColumns
 
 
 class NIST(NamedColumns):
-    """Table of NIST SRE."""
-
     shape = "modelid segmentid [side] [targettype], as line 1 names the columns"
     enrolment_names = ("modelid", "model", "model_id")
     test_names = ("segmentid", "segment", "segment_id", "test_id", "testid")

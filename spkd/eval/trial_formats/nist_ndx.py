@@ -9,8 +9,6 @@ GENDERS = ("m", "f")
 
 
 class NISTIndex(Format):
-    """Index of NIST SRE08 and SRE10."""
-
     shape = "model m segment:a"
 
     def parse(self, fields: Sequence[str]) -> Row | None:

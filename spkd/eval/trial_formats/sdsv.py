@@ -4,8 +4,6 @@ from spkd.eval.formats import LABELS, NamedColumns
 
 
 class SdSV(NamedColumns):
-    """Trial list of SdSV and TdSV."""
-
     shape = "model-id evaluation-file-id, as line 1 names the columns"
     enrolment_names = ("model-id",)
     test_names = ("evaluation-file-id", "evaluation-file-ids", "test-file-id")

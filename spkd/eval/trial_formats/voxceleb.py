@@ -4,7 +4,5 @@ from spkd.eval.formats import Columns
 
 
 class VoxCeleb(Columns):
-    """Trial list of VoxCeleb."""
-
     shape = "1 enrolment test"
-    width, sides, label = 3, 1, 0
+    width, sides, label, rival = 3, 1, 0, "kaldi"
