@@ -1,12 +1,12 @@
 """Workers that are killed, and workers that are stopped for long: does the cache lose, repeat or change anything?
 
-Three `spkd extract` processes fill one cache, whose size follows from the speed of the machine. Every two seconds or so
-one of them is killed with SIGKILL and started again; or it is stopped with SIGSTOP, its claim made as old as one that
-is taken over, and continued once another worker had the time to do so. When the kills and stops are used up, the cache
-is completed. Units committed before must be the same files at the end (not lost, not written again), and the content
-must equal that of an uninterrupted run, without a row of zeros. Where the machine allows, every worker has a name space
-of its own, in which its host name is `worker` and its process number 1, as in containers; their identities alone differ
-then.
+Three `spkd extract` processes fill one cache, whose size follows from the speed of the machine. About every two
+seconds, each time when they have filled their share of what was left, one of them is killed with SIGKILL and started
+again; or it is stopped with SIGSTOP, its claim made as old as one that is taken over, and continued once another worker
+had the time to do so. When the kills and stops are used up, the cache is completed. Units committed before must be the
+same files at the end (not lost, not written again), and the content must equal that of an uninterrupted run, without a
+row of zeros. Where the machine allows, every worker has a name space of its own, in which its host name is `worker` and
+its process number 1, as in containers; their identities alone differ then.
 
     python benchmarks/cache_crash.py --kills 30 --stops 10
 
@@ -33,20 +33,26 @@ import record
 import soundfile
 
 from spkd.cache import Cache, verify
-from spkd.cache.claims import STALE
 from spkd.cache.folder import COMPLETE
+from spkd.cache.owner import STALE
 from spkd.corpus.manifest import build
 from spkd.demo.synthesis import speaker, utterance
 
 WRITERS = 3
 SPEEDS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)  # views of an utterance, one unit each
 PROBED = 210  # units, from which the speed of the machine is measured
+FILLED = 0.7  # share of the units by the last kill; each kill leaves some claimed, which no other worker fills
 TAKE_OVER = 2.5  # pauses that a worker is stopped for
 
 
 def committed(root: Path) -> dict[str, int]:
     """Commit records by name, with their inodes: a unit written again would have another."""
     return {p.name: p.stat().st_ino for p in (root / "commits").glob("*.json")} if root.is_dir() else {}
+
+
+def count(root: Path) -> int:
+    """Number of committed units."""
+    return len(os.listdir(root / "commits")) if (root / "commits").is_dir() else 0
 
 
 def content(root: Path) -> str:
@@ -66,6 +72,11 @@ def zero_rows(root: Path) -> int:
         for values in cache.batch(np.array([view]), list(cache.targets)).values():
             count += int((values.flatten(0, -2) == 0).all(-1).sum())
     return count
+
+
+def claims(root: Path) -> list[Path]:
+    """The claims on units."""
+    return [path for path in root.glob("claims/*") if path.name.isdecimal()]
 
 
 def age(claim: Path) -> None:
@@ -109,7 +120,7 @@ class Worker:
         os.kill(self.pid, signal.SIGSTOP)
         started = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[19]
         aged = False
-        for claim in self.root.glob("claims/*"):
+        for claim in claims(self.root):
             try:
                 if json.loads(claim.read_text())["started"] == started:
                     age(claim)
@@ -152,30 +163,40 @@ def units_per_second(work: Path, command: list[str]) -> float:
     """Units that the workers together commit in a second, once they have started."""
     root = work / "probe"
     workers, start, before = [Worker(root, command) for _ in range(WRITERS)], 0.0, 0
-    while (count := len(committed(root))) < PROBED and not (root / COMPLETE).is_file():
-        if count and not start:
-            start, before = time.perf_counter(), count
+    while (now := count(root)) < PROBED and not (root / COMPLETE).is_file():
+        if now and not start:
+            start, before = time.perf_counter(), now
         time.sleep(0.01)
-    rate = (count - before) / (time.perf_counter() - start) if count > before else float(PROBED)
+    rate = (now - before) / (time.perf_counter() - start) if now > before else float(PROBED)
     for worker in workers:
         worker.kill()
     shutil.rmtree(root)
     return rate
 
 
-def interrupt(root: Path, command: list[str], todo: list[str], pause: float, chance: random.Random) -> Crashed | None:
-    """Fill a cache under kills and stops. Returns None where it was complete before the last of them."""
+def interrupt(
+    root: Path, command: list[str], todo: list[str], units: int, pause: float, chance: random.Random
+) -> Crashed | None:
+    """Fill a cache of so many units under kills and stops, each when a share of the units that were left is there.
+
+    Returns:
+        None where the workers ended before the last of them: a stop took longer than the rest, or all units that were
+        left were claimed by killed ones.
+    """
     done = Crashed({}, {}, 0, 0)
     workers = [Worker(root, command) for _ in range(WRITERS)]
-    for what in todo:
-        time.sleep(chance.uniform(0.5, 1.5) * pause)
-        if (root / COMPLETE).is_file():
+    for number, what in enumerate(todo):
+        now, working = count(root), True
+        place = now + chance.uniform(0.5, 1.5) * (FILLED * units - now) / (len(todo) - number + 1)
+        while count(root) < place and (working := any(worker.process.poll() is None for worker in workers)):
+            time.sleep(0.02)
+        if (root / COMPLETE).is_file() or not working:
             for worker in workers:
                 worker.wait()
             return None
         which = chance.randrange(WRITERS)
         done.before |= committed(root)
-        done.in_flight += len(list(root.glob("claims/*")))
+        done.in_flight += len(claims(root))
         if what == "kill":
             workers[which].kill()
             workers[which] = Worker(root, command)
@@ -223,9 +244,9 @@ def main() -> None:
     while done is None:
         write_corpus(work, utterances)
         print(f"{utterances} utterances, {len(SPEEDS) * utterances} units", flush=True)
-        done = interrupt(root, command, todo, given.pause, chance)
+        done = interrupt(root, command, todo, len(SPEEDS) * utterances, given.pause, chance)
         if done is None:
-            print("complete before the last kill: again with twice as many", flush=True)
+            print("the workers ended before the last kill: again with twice as many", flush=True)
             shutil.rmtree(root)
             utterances *= 2
     for worker in [Worker(work / "whole", command) for _ in range(WRITERS)]:

@@ -99,8 +99,8 @@ def per_window(fetch: Callable[[int], np.ndarray], place: np.ndarray) -> Reader:
 def other_readers(work: Path, root: Path, flat: Path, starts: np.ndarray) -> dict[str, Callable[[], Reader]]:
     """Everything else that can read these bytes, each behind its own import."""
     cache = Cache.open(root)
-    first, _ = cache.plan.places(TARGET)
-    in_array = cache.plan.unit_of.astype(np.int64) * cache.plan.shard_rows(TARGET) + first
+    every = np.arange(len(cache))
+    in_array = cache.plan.units_of(every) * cache.plan.shard_rows(TARGET) + cache.plan.places(TARGET, every)[0]
 
     def zarr_python() -> Reader:
         import zarr

@@ -95,7 +95,7 @@ def bare_loop(teacher: Teacher, manifest: Manifest, given: ExtractConfig) -> tup
     """The batches of an extraction, in memory, and the targets."""
     plan = ViewPlan.parse(given.view)
     views = plan.views(manifest)
-    loader = teacher.view_loader(manifest, views, plan.augmentation, 0.3)
+    loader = teacher.view_loader(manifest, views, plan, 0.3)
     numbers = np.arange(len(views))
     batches = iterate_batches(loader, numbers, given.batch_size, given.workers, print, teacher.takes_lengths)
     return list(batches), chosen_targets(given, teacher)

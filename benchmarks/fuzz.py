@@ -1,35 +1,44 @@
 """Damaged and odd input of every kind through the real commands: does any end in a traceback, a hang or a crash?
 
 Every input is a copy of something valid (manifests of five dialects, audio of five kinds, trial lists, caches, their
-exports, copies on a web server, student and teacher folders, checkpoints, training states, settings) with one change:
-flipped, lost, repeated or random bytes; an odd value in the place of a field; a pipe, a folder or a loop of links in
-the place of a file; and for caches also odd values behind checksums that were made to match. A command that reads it
-then runs in a process of its own, under a limit of time and of memory.
+exports and pulled copies, copies on a web server, student and teacher folders, checkpoints, training states, records of
+runs, files of vectors, settings) with one change: flipped, lost, repeated or random bytes; an odd value in the place of
+a field; a pipe, a socket, a device, an endless file, a folder or a loop of links in the place of a file; parts of files
+of torch, NumPy, gzip and YAML that stand for gigabytes or name code; and for caches also odd values behind checksums
+that were made to match. A command that reads it then runs in a process of its own, under a limit of time and of memory.
 
     python benchmarks/fuzz.py --inputs 3000 --seed 0
 
 Prints a table and, as its last line, one JSON object: `clean` inputs were refused with a message, `accepted` ones ended
 with exit code 0. `tracebacks` counts unexpected failures too, `hangs` what took over a minute, `crashes` what a signal
-ended or the memory limit stopped. Each of the three keeps its input and output below --work. The object is kept in
+ended or the memory limit stopped, `ran` what ran code of its input. Each of the four keeps its input and output below
+--work. The object is kept in
 benchmarks/results/fuzz.json.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import http.server
+import io
 import json
+import math
 import os
+import pickle
 import random
 import re
 import resource
 import shutil
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
 import wave
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,12 +61,13 @@ import spkd.eval.run
 import spkd.extract.run
 import spkd.train.trainer  # noqa: F401  imported before the processes are forked, as those above
 from spkd import config
-from spkd.cache.folder import CARD, COMPLETE, self_digest
+from spkd.cache.folder import CARD, COMPLETE
 from spkd.cli import main as spkd_main
 from spkd.demo.synthesis import speaker, utterance
 from spkd.eval.settings import EvalConfig
 from spkd.extract.settings import ExtractConfig
 from spkd.files import digest
+from spkd.files.sealed import self_digest
 from spkd.networks.toolkits.recognise import SPEECHBRAIN_XVECTOR
 from spkd.networks.toolkits.resnet import ResNet
 from spkd.networks.toolkits.xvector import SpeechBrainXVector
@@ -65,6 +75,7 @@ from spkd.students import Checkpoint, build, save_student
 from spkd.train.settings import TrainConfig
 
 HERE = Path(__file__).parent
+MARK = "RAN"  # folder that code in an input makes
 SECONDS = 60.0  # of one command, after which it hangs
 MEMORY = 12 * 2**30  # address space of one command
 SPEAKERS, UTTERANCES, LENGTH = 3, 3, 0.8
@@ -85,11 +96,13 @@ class Case:
         files: what may be changed, as patterns below the workspace.
         commands: command lines that read it; one is chosen.
         reseal: gives a changed cache matching checksums.
+        replaced: chance that a file is replaced by something that is no file.
     """
 
     files: tuple[str, ...]
     commands: tuple[tuple[str, ...], ...]
     reseal: Callable[[Path], None] | None = None
+    replaced: float = 0.06
 
 
 def once(*arguments: str) -> tuple[str, ...]:
@@ -106,6 +119,13 @@ def train(*more: str) -> tuple[str, ...]:
     return once("train", "--loss", "cosine", *SMALL, *more)
 
 
+TRAIN_SSL = tuple(  # a student of init's own width
+    argument
+    for argument in train("cache=cache", "out=run2", "student=ssl", "student.init=wavlm", "manifest=manifest.csv")
+    if not argument.startswith("student.channels=")
+)
+
+
 def evaluate(*more: str) -> tuple[str, ...]:
     return once("eval", "trials.txt", "manifest=manifest.csv", "device=cpu", "bootstrap=5", *more)
 
@@ -113,6 +133,10 @@ def evaluate(*more: str) -> tuple[str, ...]:
 def reseal(root: Path) -> None:
     """Let every digest of a cache fit what lies there now."""
     path = root / COMPLETE
+    for part in filter(Path.is_file, (root / CARD, *root.glob("commits/*.json"))):
+        with contextlib.suppress(ValueError, OSError):
+            if isinstance(changed := json.loads(part.read_bytes()), dict):
+                part.write_text(json.dumps(changed | {"check": self_digest(changed)}))
     tree = json.loads(path.read_bytes())
     tree["card"] = json.loads((root / CARD).read_bytes())
     tree["sha256"] = {n: digest.of_file(root / n) if (root / n).is_file() else v for n, v in tree["sha256"].items()}
@@ -135,6 +159,23 @@ CACHE_COMMANDS = (
     ("cache", "merge", "cache", "other", "merged"),
     train("cache=cache", "out=run2"),
     extract("manifest=manifest.csv", "cache=cache", *WITH_TEACHER, "storage.codecs={frames: float16+zstd}"),
+)
+MODEL_COMMANDS = (
+    evaluate("model=student", "out=new"),
+    train("cache=cache", "out=run2", "student.init=student"),
+    ("export", "student", "to=pt2", "out=new.pt2"),
+    extract("manifest=manifest.csv", "teacher=wavlm", "teacher.weights=wavlm"),
+    TRAIN_SSL,
+    extract("manifest=manifest.csv", "teacher=wespeaker", "teacher.weights=wespeaker"),
+    extract("manifest=manifest.csv", "teacher=speechbrain", "teacher.weights=speechbrain"),
+    extract("manifest=manifest.csv", "teacher=onnx", "teacher.weights=model.onnx", "teacher.onnx.input=kaldi"),
+    ("cache", "catalogue", ".", "--out", "new.html"),
+)
+RUN_COMMANDS = (
+    ("train", "--from", "finished", "out=again", "device=cpu"),
+    train("cache=cache", "out=finished", "steps=4", "save_every=2"),
+    train("cache=cache", "out=run", "steps=4", "save_every=2"),
+    ("report", "evaluation", "again=evaluation", "--bootstrap", "5", "--out", "new"),
 )
 EVERY = ("cache/*.json", "cache/**/*.json", "cache/plan/*", "cache/*.safetensors", "cache/*/c/*/0")
 CASES = {
@@ -206,11 +247,61 @@ CASES = {
     "checkpoint": Case(
         ("weights.pt",), (train("cache=cache", "out=run2", "student=xvector", "student.init=weights.pt"),)
     ),
+    "side files of models": Case(
+        ("student/*", "wavlm/*", "wespeaker/*", "speechbrain/*", "model.onnx"), MODEL_COMMANDS, replaced=1.0
+    ),
+    "side files of caches": Case(
+        ("cache/*", "cache/plan/*", "cache/commits/*", "cache/embedding/zarr.json", "pulled/*", "tars/*", "part/*/*"),
+        (
+            *CACHE_COMMANDS,
+            ("cache", "pull", "cache", "pulled"),
+            ("cache", "verify", "pulled"),
+            ("cache", "import", "tars", "new"),
+            ("cache", "catalogue", ".", "--out", "new.html"),
+            extract("manifest=manifest.csv", "cache=part", "fbank=true", "storage.unit_views=4"),
+        ),
+        replaced=1.0,
+    ),
+    "side files of runs": Case(
+        ("run/*", "finished/*", "evaluation/*", "calibration.json", "kaldi/*", "vectors.*", "spkd.yaml"),
+        (
+            *RUN_COMMANDS,
+            extract("manifest=kaldi", "fbank=true"),
+            ("report", "evaluation", "--bootstrap", "5", "--out", "new"),
+            ("eval", "--scores", "evaluation/scores.txt", "calibration=calibration.json", "out=new", "bootstrap=5"),
+            ("cache", "import", "vectors.scp", "new", "--manifest", "manifest.csv"),
+            ("cache", "import", "vectors.npy", "new", "--manifest", "manifest.csv"),
+        ),
+        replaced=1.0,
+    ),
+    "records of a run": Case(("finished/run.json", "finished/run.yaml", "finished/log.jsonl"), RUN_COMMANDS),
+    "record of a pull": Case(
+        ("pulled/pulled.json", "pulled/*.json"),
+        (
+            ("cache", "pull", "cache", "pulled"),
+            ("cache", "pull", "http://127.0.0.1:{port}/{place}/cache", "pulled", "--limit", "1"),
+            ("cache", "verify", "pulled"),
+            train("cache=pulled", "out=run2"),
+        ),
+    ),
+    "spkd.yaml": Case(
+        ("spkd.yaml",),
+        (extract("manifest=manifest.csv", "cache=new2"), train("cache=cache", "out=run2"), evaluate("model=student")),
+    ),
+    "gzip": Case(
+        ("*.gz",),
+        (
+            extract("manifest=manifest.csv.gz", "fbank=true"),
+            extract("manifest=cuts.jsonl.gz", "fbank=true"),
+            ("eval", "trials.txt.gz", *evaluate("model=student", "out=new")[2:]),
+            ("eval", "--scores", "scores.txt.gz", "out=new", "bootstrap=5"),
+        ),
+    ),
     "transformers": Case(
         ("wavlm/*",),
         (
             extract("manifest=manifest.csv", "teacher=wavlm", "teacher.weights=wavlm"),
-            train("cache=cache", "out=run2", "student=ssl", "student.init=wavlm", "manifest=manifest.csv"),
+            TRAIN_SSL,
         ),
     ),
     "wespeaker": Case(
@@ -306,6 +397,7 @@ def make(root: Path) -> None:
         "dev.txt": "".join(f"d{a} d{b} {0.1 * (a + b) % 1} {int(a == b)}\n" for a in range(5) for b in range(5)),
         "map.txt": "".join(f"{i} {j}\n" for i, _, s, _ in rows for j, _, other, _ in rows if s == other),
         "settings.yaml": "view: crops:2,0.4\nfbank: true\nsteps: 2\nloss: {names: [cosine]}\nout: run2\n",
+        "spkd.yaml": "extract: {workers: 1}\ntrain: {optim: {lr: 0.01}}\neval: {bootstrap: 5}\n",
         "kaldi/wav.scp": "".join(f"{i} {p}\n" for i, p, _, _ in rows),
         "kaldi/utt2spk": "".join(f"{i} {s}\n" for i, _, s, _ in rows),
         "kaldi/segments": "".join(f"{i} {i} 0.1 0.7\n" for i, _, _, _ in rows),
@@ -313,7 +405,8 @@ def make(root: Path) -> None:
     (root / "kaldi").mkdir()
     for name, text in texts.items():
         (root / name).write_text(text)
-    (root / "cuts.jsonl.gz").write_bytes(gzip.compress(texts["cuts.jsonl"].encode()))
+    for name in ("manifest.csv", "cuts.jsonl", "trials.txt"):
+        (root / f"{name}.gz").write_bytes(gzip.compress(texts[name].encode()))
     torch.manual_seed(0)
     network = build("xvector", channels=8, embedding=6).eval()
     save_student(root / "student", Checkpoint(network, torch.randn(SPEAKERS, 6), ["s0", "s1", "s2"], 30.0))
@@ -338,6 +431,8 @@ def make(root: Path) -> None:
     run(root, ("calibrate", "--scores", "dev.txt", "out=calibration.json", "force=true"))
     scp = root / "vectors.scp"
     scp.write_text(scp.read_text().replace(f"{root.resolve()}/", ""))
+    for digests in root.glob("vectors.*.sha256"):  # which would refuse every change
+        digests.unlink()
     run(
         root,
         extract(
@@ -355,6 +450,10 @@ def make(root: Path) -> None:
     os.utime(root / "part" / "claims" / "1", (0, 0))
     run(root, ("cache", "export", "cache", "cache.h5"))
     run(root, ("cache", "export", "cache", "tars"))
+    run(root, ("cache", "pull", "cache", "pulled"))
+    run(root, train("cache=cache", "out=finished", "steps=4", "save_every=2"))
+    (root / "scores.txt.gz").write_bytes(gzip.compress((root / "evaluation" / "scores.txt").read_bytes()))
+    (root / "wavlm" / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
     run(root, train("cache=cache", "out=run", "steps=4", "save_every=2"), stop_at="run/state.json")
 
 
@@ -441,20 +540,28 @@ def run(root: Path, command: tuple[str, ...], stop_at: str | None = None) -> Non
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
-def change(path: Path, chance: Chance) -> str:
+def change(path: Path, chance: Chance, replaced: float) -> str:
     """Change one file. Returns how."""
     kinds: list[Callable[[Path, Chance], None]] = [change_bytes, change_bytes, change_bytes]
     if path.suffix in (".json", ".jsonl") or path.parent.name == "claims":
         kinds = [change_tree, change_tree, change_tree, change_bytes, nest]
     elif path.suffix in (".csv", ".tsv", ".txt", ".yaml") or path.parent.name == "kaldi":
         kinds = [change_field, change_field, change_field, change_bytes]
-    elif path.suffix == ".npz":
-        kinds = [change_arrays, change_arrays, change_bytes]
+    elif path.suffix in (".npz", ".npy"):
+        kinds = [change_arrays, change_bytes, swell_arrays] if path.suffix == ".npz" else [change_bytes, swell_arrays]
+    elif path.suffix in (".pt", ".ckpt"):
+        kinds = [change_bytes, change_torch, change_torch]
+    elif path.suffix == ".gz":
+        kinds = [change_bytes, change_gzip, change_gzip]
+    elif path.suffix == ".ark":
+        kinds = [change_bytes, change_ark]
     elif path.suffix == ".h5":
         kinds = [change_bytes, change_bytes, change_hdf5]
     elif path.suffix == ".wav":
         kinds = [change_bytes, change_samples]
-    chosen = replace if chance.random() < 0.04 else chance.choice(kinds)
+    if path.suffix == ".yaml":
+        kinds.append(swell_yaml)
+    chosen = replace if chance.random() < replaced else chance.choice(kinds)
     chosen(path, chance)
     return chosen.__name__
 
@@ -602,7 +709,7 @@ def change_samples(path: Path, chance: Chance) -> None:
 def replace(path: Path, chance: Chance) -> None:
     """Something else in the place of a file."""
     path.unlink()
-    match chance.randrange(6):
+    match chance.randrange(8):
         case 0:
             os.mkfifo(path)
         case 1:
@@ -613,6 +720,137 @@ def replace(path: Path, chance: Chance) -> None:
             path.symlink_to("/dev/zero")
         case 4:
             path.write_bytes(b"")
+        case 5:
+            with open(path, "wb") as file:
+                file.truncate(1 << chance.choice([33, 42]))
+        case 6:
+            with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
+                server.bind(path.name)  # shorter than the path, for which a socket has little room
+
+
+def swell_arrays(path: Path, chance: Chance) -> None:
+    """Arrays of objects, arrays that claim gigabytes, or compressed members."""
+    out = io.BytesIO()
+    shape = chance.choice([(1 << 34, 4), (1 << 40,), (-1, 4), (10**30,)])
+    match chance.randrange(3):
+        case 0:
+            np.save(out, np.array([Marked()] * 9, object), allow_pickle=True)
+        case 1:
+            header = f"{{'descr': '<f4', 'fortran_order': {chance.random() < 0.5}, 'shape': {shape}, }}\n".encode()
+            out.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64))
+        case 2:
+            np.save(out, np.zeros(1 << 24))
+    if path.suffix == ".npy":
+        path.write_bytes(out.getvalue())
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members[chance.choice(sorted(members))] = out.getvalue()
+    with zipfile.ZipFile(path, "w", chance.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+class Marked:
+    """An object whose unpickling makes a folder, which `judge` looks for."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (MARK,)
+
+
+def change_torch(path: Path, chance: Chance) -> None:
+    """A tensor that none can be, objects, another layout of the file, changed pickles, or compressed parts."""
+    state = torch.load(path, weights_only=True)
+    name = chance.choice(sorted(state))
+    odd = [
+        *(torch.ones(1).expand(1 << 20, 1 << 20), torch.eye(3).to_sparse(), torch.ones(3, device="meta")),
+        *(
+            torch.ones(0),
+            torch.ones(3, dtype=torch.complex64),
+            torch.full(state[name].shape, math.nan),
+            Marked(),
+            {},
+            [],
+        ),
+        *(torch.nn.Parameter(torch.ones(2)), torch.ones(2).to(torch.float8_e4m3fn), "x", 10**30, [[[]]] * 100_000),
+    ]
+    match chance.randrange(5):
+        case 0 | 1:
+            state[name] = chance.choice(odd)
+            torch.save(state, path, _use_new_zipfile_serialization=chance.random() < 0.7)
+        case 2:
+            state = chance.choice(
+                [{name: state}, {0: state[name]}, [state], {("a",): 1}, {name.upper(): state[name]}, odd]
+            )
+            torch.save(state, path)
+        case 3:
+            torch.save(state, path, _use_new_zipfile_serialization=False)
+            change_bytes(path, chance)
+        case 4:
+            with zipfile.ZipFile(path) as archive:
+                members = {info.filename: archive.read(info) for info in archive.infolist()}
+            pickled = next(n for n in members if n.endswith("data.pkl"))
+            data = bytearray(members[pickled])
+            for _ in range(chance.choice([1, 3, 10])):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            members[pickled] = bytes(data)
+            with zipfile.ZipFile(path, "w", chance.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
+                for member, content in members.items():
+                    archive.writestr(member, content)
+
+
+def change_gzip(path: Path, chance: Chance) -> None:
+    """A list changed before it is compressed; or one that stands for gigabytes, several members, one within another."""
+    text = gzip.decompress(path.read_bytes())
+    match chance.randrange(5):
+        case 0 | 1:
+            plain = path.with_name(f"changed.{path.stem}")
+            plain.write_bytes(text)
+            change_field(plain, chance)
+            path.write_bytes(gzip.compress(plain.read_bytes()))
+        case 2:
+            lines = text.splitlines(keepends=True)
+            unit = chance.choice([lines[-1], b"x", b"\n", b" "])
+            path.write_bytes(gzip.compress(text) + gzip.compress(unit * ((1 << 22) // len(unit))) * 400)
+        case 3:
+            path.write_bytes(gzip.compress(gzip.compress(text)))
+        case 4:
+            path.write_bytes(gzip.compress(text) + chance.choice([b"\0" * 100, b"x", gzip.compress(text)]))
+
+
+def change_ark(path: Path, chance: Chance) -> None:
+    """Another kind or size in the header of an entry; or an entry that is something else."""
+    data = path.read_bytes()
+    at = data.find(b"\0BFV ")
+    odd = [b"\0BCM2 ", b"\0BFM ", b"\0BDV ", b"\0BXX ", b"PKL" + pickle.dumps(Marked()), b"AUDIO", b" [ 1 2", b" [ 1 ]"]
+    sizes = [-1, 0, 1, 2**31 - 1, -(2**31)]
+    if chance.random() < 0.5:
+        path.write_bytes(data[:at] + chance.choice(odd) + data[at + 5 :])
+    else:
+        path.write_bytes(data[: at + 6] + struct.pack("<i", chance.choice(sizes)) + data[at + 10 :])
+
+
+def swell_yaml(path: Path, chance: Chance) -> None:
+    """Aliases and merges that stand for gigabytes, deep nesting, code, and names that are no text, as a value."""
+    levels = [f"&a0 {chance.choice(['[x]', '{x: y}'])}"]
+    merge = chance.random() < 0.5
+    for i in range(1, 10):
+        inner = ", ".join([f"*a{i - 1}"] * 9)
+        levels.append(f"&a{i} " + (f"{{<<: [{inner}]}}" if merge else f"[{inner}]"))
+    aliases = "".join(f"b{i}: {level}\n" for i, level in enumerate(levels))
+    deep = "[" * 50_000
+    code = f"!!python/object/apply:os.mkdir [{MARK}]"
+    key, _, _ = path.read_text().partition(":")
+    odd = [f"{aliases}{key}: *a9\n", f"{key}: {deep}\n", f"{key}: {code}\n", f"? {code}\n: x\n", f"{key}: &a [*a]\n"]
+    odd += [
+        f"{key}: !new:os.mkdir [{MARK}]\n",
+        "1: 2\n",
+        f"{key}: !!binary x\n",
+        f"{key}: !!set {{x}}\n",
+        "- x\n",
+        "---\n---\n",
+    ]
+    path.write_text(chance.choice([path.read_text(), ""]) + chance.choice(odd))
 
 
 def odd_setting(command: tuple[str, ...], chance: Chance) -> tuple[str, ...]:
@@ -675,9 +913,11 @@ def placed(command: tuple[str, ...], port: int, number: int) -> tuple[str, ...]:
     return tuple(part.format(port=port, place=number) if part.startswith("http:") else part for part in command)
 
 
-def judge(status: int, text: str, hung: bool) -> str:
+def judge(status: int, text: str, hung: bool, folder: Path) -> str:
     if hung:
         return "hangs"
+    if any(folder.rglob(MARK)):
+        return "ran"
     if os.WIFSIGNALED(status) or "not enough memory" in text:
         return "crashes"
     if "Traceback" in text or "unexpected failure" in text or os.WEXITSTATUS(status) not in (0, 1, 2):
@@ -702,14 +942,15 @@ def begin(number: int, seed: int, kinds: list[str], work: Path, port: int) -> tu
     case = CASES[name]
     folder = work / f"{number}"
     shutil.copytree(work / "valid", folder)
-    how = "setting"
-    command = chance.choice(case.commands)
     if case.files:
         found = sorted(path for pattern in case.files for path in folder.glob(pattern) if path.is_file())
         path = chance.choice(found)
-        how = f"{change(path, chance)} {path.relative_to(folder)}"
+        how = f"{change(path, chance, case.replaced)} {path.relative_to(folder)}"
+        # A command that names the file or its folder, where there is one.
+        named = path.relative_to(folder).parts[0]
+        command = chance.choice([c for c in case.commands if named in " ".join(c)] or case.commands)
     else:
-        command = odd_setting(command, chance)
+        how, command = "setting", odd_setting(chance.choice(case.commands), chance)
     if case.reseal and (folder / "cache" / CARD).is_file():
         try:
             case.reseal(folder)
@@ -773,7 +1014,7 @@ def main() -> None:
                 del running[process]
                 log = work / f"{one.number}.log"
                 text = log.read_text(errors="replace")
-                verdict = judge(status, text, hung)
+                verdict = judge(status, text, hung, one.folder)
                 count[verdict] += 1
                 by_case[one.case, verdict] += 1
                 if verdict in ("clean", "accepted"):
@@ -788,7 +1029,7 @@ def main() -> None:
             time.sleep(0.002)
     finally:
         os.kill(server, signal.SIGKILL)
-    verdicts = ("clean", "accepted", "tracebacks", "hangs", "crashes")
+    verdicts = ("clean", "accepted", "tracebacks", "hangs", "crashes", "ran")
     print(f"{'input':16} " + " ".join(f"{verdict:>10}" for verdict in verdicts))
     for name in given.kinds:
         print(f"{name:16} " + " ".join(f"{by_case[name, verdict]:10}" for verdict in verdicts))

@@ -172,7 +172,7 @@ def extraction_speed(work: Path, device: str) -> float:
     speeds = [round(float(speed), 4) for speed in np.linspace(0.9, 1.1, LOADS[device].speeds)]
     settings = settings_of(work, "base", device, f"view.speeds={speeds}", "workers=8")
     seconds = extracted(settings)
-    return Cache.open(settings.cache).plan.views.samples.sum() / SAMPLE_RATE / seconds
+    return np.sum(Cache.open(settings.cache).plan.views.samples) / SAMPLE_RATE / seconds
 
 
 def training_speed(work: Path, device: str) -> float:

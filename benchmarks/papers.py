@@ -627,11 +627,12 @@ def main() -> None:
     if not given.report:
         run(study, [n for n in given.methods or METHODS if METHODS[n].group in given.groups], given.seeds, given.jobs)
     result = report(study, given.seeds)
+    show(result["methods"])
+    record.keep("papers", result, given.tiny)
+    # The figures are drawn from what is kept.
     if not given.tiny:
         draw(result["methods"], result["teacher"])
         subprocess.run([sys.executable, str(HERE.parent / "docs" / "figure.py")], check=True)
-    show(result["methods"])
-    record.keep("papers", result, given.tiny)
 
 
 def prepared(given: argparse.Namespace) -> Study:

@@ -21,13 +21,16 @@ RESULTS = HERE / "results"
 STARTED = time.time()
 
 
-def options(description: str | None, work: str = "", data: bool = False) -> argparse.ArgumentParser:
+def options(
+    description: str | None, work: str = "", data: bool = False, teacher: bool = True
+) -> argparse.ArgumentParser:
     """Options of a benchmark.
 
     Args:
         description: the module's docstring.
         work: name of the folder that the benchmark works in, below benchmarks/work; "" where it needs none.
-        data: whether it needs real speech and the pretrained teacher.
+        data: whether it needs real speech.
+        teacher: whether it then needs the pretrained teacher, too.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small numbers, for a test; nothing is kept")
@@ -35,6 +38,7 @@ def options(description: str | None, work: str = "", data: bool = False) -> argp
         parser.add_argument("--work", type=Path, default=HERE / "work" / work)
     if data:
         parser.add_argument("--data", type=Path, help="folder of the corpora")
+    if data and teacher:
         parser.add_argument("--teacher", type=Path, help="weights of the GE2E d-vector")
     return parser
 
@@ -54,9 +58,10 @@ def parse(parser: argparse.ArgumentParser, **tiny: Any) -> argparse.Namespace:
     for name, value in vars(given).items():
         if isinstance(value, Path):
             setattr(given, name, value.resolve())
-    if "data" in vars(given) and (given.data is None or given.teacher is None):
+    needed = [f"--{name}" for name in ("data", "teacher") if name in vars(given)]
+    if any(getattr(given, name[2:]) is None for name in needed):
         if not given.tiny:
-            parser.error("--data and --teacher are needed (--tiny synthesises its own)")
+            parser.error(f"{' and '.join(needed)} needed (--tiny synthesises its own)")
         given.data, given.teacher = synthesise(given.work.parent / "data")
     return given
 

@@ -21,7 +21,7 @@ def make_card(targets: Sequence[Target], manifest: Manifest, plan: Plan) -> Card
     teacher = TeacherCard("benchmark", "", "none", "synthetic", "none")
     part = Part(manifest.digest, len(manifest), round(manifest.seconds / 3600, 3), len(plan.views), plan.units)
     views = ViewPlan.parse(ViewConfig()).card()
-    return Card(teacher, tuple(targets), views, plan.unit_views, plan.unit_seconds, None, None, (part,))
+    return Card(teacher, tuple(targets), views, 0.0, plan.unit_views, plan.unit_seconds, None, None, (part,))
 
 
 def whole_views(samples: np.ndarray, each: int = 1) -> Views:

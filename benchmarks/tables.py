@@ -37,6 +37,7 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 LOGS = HERE / "work" / "logs"
 END = "<!-- end -->"
 GROUPS = ("quick", "long", "hours")
+LOADER = ("--data", "{data}")
 SPEECH = ("--data", "{data}", "--teacher", "{teacher}")
 FORMANTS = (
     "--manifest",
@@ -86,16 +87,31 @@ def cache_crash_rows(result: dict) -> Iterator[Row]:
     yield what, f"{found} an uninterrupted run's, {result['zero_rows']} rows of zeros"
 
 
-def cache_flips_rows(result: dict) -> Iterator[Row]:
-    yield f"{result['flips']:,} single flipped bits anywhere in a cache", f"{result['detected']:,} found by `verify`"
+def power_cut_rows(result: dict) -> Iterator[Row]:
+    what = f"{result['cuts']:,} power cuts within {result['commands']} commands that write, each then run again"
+    yield what, f"{result['lost']} lost something, {result['wrong']} gave another result, {result['stuck']} stuck"
+
+
+def flips_rows(result: dict) -> Iterator[Row]:
+    what = f"{result['flips']:,} single flipped bits in caches, students, training states, evaluations and exports"
+    found = f"{result['detected'] + result['not_named']:,} an error of the command that loads the file"
+    yield what, f"{found}, {result['harmless']:,} without effect, {result['silent']} unnoticed"
+
+
+def scale_rows(result: dict) -> Iterator[Row]:
+    rows = result["rows"]
+    views = " and ".join(f"{row['views'] // 10**6}" for row in rows)
+    seconds = " and ".join(f"{row['open']['seconds']:.2f}" for row in rows)
+    memory = " and ".join(f"{row['open']['mb']}" for row in rows)
+    yield f"opening {views} million views", f"{seconds} s, {memory} MB in each process"
+    last = result["commands"][-1]
+    found = (
+        f"{last[n]['seconds']:.1f} s and {last[n]['mb']} MB" for n in ("estimate", "claim", "finalize", "catalogue")
+    )
+    yield f"{last['utterances']:,} utterances: estimate, claims, completion, catalogue", ", ".join(found)
 
 
 def cache_scale_rows(result: dict) -> Iterator[Row]:
-    rows = result["rows"]
-    views = " and ".join(f"{row['views'] / 1e6:.1f}" for row in rows)
-    seconds = " and ".join(f"{row['ready_seconds']:.1f}" for row in rows)
-    peak = " and ".join(f"{row['peak_mb'] / 1000:.1f}" for row in rows)
-    yield f"opening {views} million views", f"{seconds} s, {peak} GB at the peak"
     shards = f"{result['shards_under_256_descriptors']:,} shards under a limit of 256 open files"
     yield shards, "trained from, exported and verified"
 
@@ -167,6 +183,20 @@ def buffers_rows(result: dict) -> Iterator[Row]:
     yield "freed buffers kept for the next batch, over glibc's own way", found
 
 
+def busy_rows(result: dict) -> Iterator[Row]:
+    for what in ("training", "extraction"):
+        ours, torchs = (
+            next(row for row in result["rows"] if (row["what"], row["spins"]) == (what, spins))
+            for spins in ("spkd", "torch")
+        )
+        found = f"{ours['kept']['median']:.2f} of the fair share is kept (with torch's own way to wait "
+        found += f"{torchs['kept']['median']:.2f}); "
+        found += f"alone {ours['alone_over_torch']['median']:.2f} of the speed with that"
+        yield f"{what} beside {result['others']} processes that keep all cores busy", found
+    if (share := result["share_kept_half_core"]) is not None:
+        yield "training in a control group of half a core", f"{share:.2f} of half of the speed on one core"
+
+
 def score_trials_rows(result: dict) -> Iterator[Row]:
     whats = {
         "cosine": "10 million cosine trials over 100,000 x 256",
@@ -201,6 +231,17 @@ def extract_overhead_rows(result: dict) -> Iterator[Row]:
         rows = [row for row in result["rows"] if row["name"] == name]
         found = ", ".join(f"{row['ratio_to_forward_only']:.2f} ({row['view']})" for row in rows)
         yield f"extraction over the teacher's forward passes alone, {name}", f"{found} of the speed"
+
+
+def loader_speed_rows(result: dict) -> Iterator[Row]:
+    what = f"views of recipe best (crops of {result['crop_seconds']:g} s of FLAC) in an hour of one core"
+    found = f"{result['hours_per_hour_core_best']:,} hours, {result['hours_per_hour_core_features']:,} with fbank; "
+    found += f"two workers {result['two_workers_over_one']:.2f} times one"
+    if result["load"] > 1:
+        found += f" (beside {result['load']:.0f} other processes)"
+    yield what, found
+    stages = ", ".join(f"{name} {speed:,}" for name, speed in result["stages"].items())
+    yield "its stages, each on the views that it changes", f"{stages} hours"
 
 
 def extract_scale_rows(result: dict) -> Iterator[Row]:
@@ -242,11 +283,14 @@ BENCHMARKS = {
     "cache_read": Benchmark("quick", (), cache_read_rows),
     "cache_write": Benchmark("quick", (), cache_write_rows),
     "cache_crash": Benchmark("long", (), cache_crash_rows),
-    "cache_flips": Benchmark("quick", (), cache_flips_rows),
+    "power_cut": Benchmark("long", (), power_cut_rows),
+    "flips": Benchmark("long", (), flips_rows),
+    "scale": Benchmark("quick", (), scale_rows),
     "cache_scale": Benchmark("quick", (), cache_scale_rows),
     "cache_codecs": Benchmark("long", SPEECH),
     "mining": Benchmark("quick", ("--per-label", "182"), mining_rows),
     "extract_overhead": Benchmark("long", (), extract_overhead_rows),
+    "loader_speed": Benchmark("quick", LOADER, loader_speed_rows),
     "extract_scale": Benchmark("quick", (), extract_scale_rows),
     "train_overhead": Benchmark("quick", (), train_overhead_rows),
     "train_resume": Benchmark("long", (), train_resume_rows),
@@ -259,6 +303,7 @@ BENCHMARKS = {
     "metrics_agree": Benchmark("quick", SPEECH, metrics_agree_rows),
     "inference": Benchmark("quick", SPEECH, inference_rows),
     "buffers": Benchmark("quick", SPEECH, buffers_rows),
+    "busy": Benchmark("quick", (), busy_rows),
     "students": Benchmark("quick"),
     "teachers_equal": Benchmark("long", CLONES, teachers_equal_rows),
     "export_agree": Benchmark("long", (*SPEECH, "--litert-python", "{litert_python}"), export_agree_rows),

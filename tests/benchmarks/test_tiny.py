@@ -18,14 +18,21 @@ SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if 'if __name__ =
 SLOW = {
     *(
         "buffers",
+        "busy",
+        "cache_codecs",
         "cache_crash",
         "cache_scale",
         "cache_write",
         "eval_scale",
         "export_agree",
         "extract_scale",
+        "flips",
         "fuzz",
         "gpu",
+        "papers",
+        "papers_why",
+        "power_cut",
+        "scale",
     ),
     *("train_ddp", "train_resume", "metrics_agree", "teachers_equal"),
 }
