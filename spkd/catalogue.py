@@ -13,9 +13,10 @@ from spkd.cache.exchange.remote import ListedCache, find, folders_with
 from spkd.cache.exchange.remote_folder import RemoteFolder
 from spkd.cache.folder import VERIFIED
 from spkd.errors import SpkdError
-from spkd.eval.report import REPORT, Report
-from spkd.files.atomic import parse_json
-from spkd.files.text import format_bytes
+from spkd.eval.calibration import PLAIN
+from spkd.eval.report import REPORT, Report, names_of_lists
+from spkd.files.reading import parse_json
+from spkd.files.text import counted, format_bytes, short_names
 from spkd.pages import html
 from spkd.progress import log
 from spkd.students.description import DESCRIPTION, Description
@@ -25,12 +26,7 @@ MOST = 1 << 28  # most bytes of a description or a report
 
 @dataclass(frozen=True)
 class Copies:
-    """All copies of a cache, which have the same fingerprint.
-
-    Attributes:
-        card: the card of the cache.
-        caches: the copies.
-    """
+    """All copies of a cache, which have the same fingerprint."""
 
     card: Card
     caches: list[ListedCache]
@@ -47,21 +43,18 @@ class Student:
     """A student in the catalogue.
 
     Attributes:
-        url: URL of its folder.
-        description: content of its model.json.
-        errors: name of each trial list -> EER (%).
+        evaluations: evaluations of its weights.
     """
 
     url: str
     description: Description
-    errors: dict[str, float] = field(default_factory=dict)
+    evaluations: list[Report] = field(default_factory=list)
 
 
 def catalogue(root: str, more: Sequence[str]) -> tuple[str, int]:
     """Make the page of the caches below a folder or bucket.
 
     Args:
-        root: folder or bucket of the caches.
         more: further folders or buckets with students and evaluations.
     Returns:
         The page, and the number of caches that it lists.
@@ -78,8 +71,8 @@ def catalogue(root: str, more: Sequence[str]) -> tuple[str, int]:
     groups: dict[str, Copies] = {}
     for cache in caches:
         if cache.card is not None:
-            groups.setdefault(cache.card.fingerprint, Copies(cache.card, [])).caches.append(cache)
-    names = _names([cache.url for copies in groups.values() for cache in copies.caches])
+            groups.setdefault(cache.fingerprint, Copies(cache.card, [])).caches.append(cache)
+    names = short_names([cache.url for copies in groups.values() for cache in copies.caches])
     # Write the page.
     parts = [_summary(groups, names, trained)] if groups else [html.note("No caches.")]
     for fingerprint, copies in groups.items():
@@ -87,19 +80,6 @@ def catalogue(root: str, more: Sequence[str]) -> tuple[str, int]:
     if broken := [[cache.url, cache.error or ""] for cache in caches if cache.card is None]:
         parts += [html.heading("Not readable"), html.table(["cache", "reason"], broken, words=(0, 1))]
     return html.page(f"Teacher caches in {RemoteFolder.of(root).shown}", *parts), len(caches) - len(broken)
-
-
-def _names(urls: Sequence[str]) -> dict[str, str]:
-    """URL -> short name: the last part of the URL, and as many parts before it as make the name unique."""
-    parts = {url: url.rstrip("/").split("/") for url in urls}
-
-    def is_unique(url: str, count: int) -> bool:
-        return sum(words[-count:] == parts[url][-count:] for words in parts.values()) == 1
-
-    return {
-        url: "/".join(words[-next((n for n in range(1, len(words)) if is_unique(url, n)), len(words)) :])
-        for url, words in parts.items()
-    }
 
 
 def _summary(groups: dict[str, Copies], names: dict[str, str], trained: dict[str, list[Student]]) -> str:
@@ -128,13 +108,14 @@ def _anchor(fingerprint: str) -> str:
 def _section(fingerprint: str, copies: Copies, names: dict[str, str], students: Sequence[Student]) -> str:
     card, teacher = copies.card, copies.card.teacher
     places = {f"place {number}" if number > 1 else "place": cache for number, cache in enumerate(copies.caches, 1)}
+    utterances = counted(sum(part.utterances for part in card.parts), "utterance")
     facts: dict[str, object] = {
-        **{name: f"{cache.url} (checked: {_verified(cache, card)})" for name, cache in places.items()},
+        **{name: f"{cache.url} (checked: {_verified(cache)})" for name, cache in places.items()},
         "teacher": f"{teacher.family} ({teacher.source}), weights {teacher.weights_sha256[:12]}",
         "licence": teacher.licence,
         "input": teacher.preprocessing,
         "views": f"{card.num_views:,}: {views_in_words(card.views)}",
-        "data": f"{sum(p.utterances for p in card.parts):,} utterances, {sum(p.hours for p in card.parts):,.1f} h",
+        "data": f"{utterances}, {sum(p.hours for p in card.parts):,.1f} h",
         "size": copies.size,
         "made": f"{card.made.at} by {card.made.by} on {card.made.host}",
         "cite": teacher.cite or "nothing named by the teacher",
@@ -155,10 +136,17 @@ def _section(fingerprint: str, copies: Copies, names: dict[str, str], students: 
     parts.append(html.table(["target", "dimension", "rate", "codec", "1 - cosine"], targets, words=(0, 2, 3)))
     for cache in copies.caches:
         if cache.bytes is not None:
-            name = cache.url.rstrip("/").rsplit("/", 1)[-1]
-            parts.append(html.command(f"spkd cache pull {shlex.quote(cache.url)} {shlex.quote(name)}"))
+            parts.append(_pull(cache.url))
     parts.append(_trained(students))
     return "".join(parts)
+
+
+def _pull(url: str) -> str:
+    """The command that pulls a cache. None is offered where its name could not be pasted into a shell safely."""
+    if not url.isprintable():
+        return html.note("The place has control characters in its name; rename it to pull the cache.")
+    name = url.rstrip("/").rsplit("/", 1)[-1].lstrip("-")  # no option
+    return html.command(f"spkd cache pull {shlex.quote(url)} {shlex.quote(name or 'copy')}")
 
 
 def _lost(errors: dict[str, float]) -> str:
@@ -169,55 +157,67 @@ def _lost(errors: dict[str, float]) -> str:
 def _trained(students: Sequence[Student]) -> str:
     if not students:
         return html.note("No student that was trained from it was found.")
-    lists = sorted({name for student in students for name in student.errors})
+    # One column for each list and back-end: numbers of two lists, or of two back-ends, do not compare.
+    reports = [report for student in students for report in student.evaluations]
+    lists = names_of_lists(reports)
+    columns = sorted({_column(report) for report in reports}, key=lambda c: (lists[c[0]], c[1] != PLAIN, c[1]))
+    backends = list(dict.fromkeys(backend for _, backend in columns if backend != PLAIN))
     rows = []
     for student in students:
         training = student.description.training
+        rates: dict[tuple[str, tuple[str, ...]], set[float]] = {}
+        for report in student.evaluations:
+            rates.setdefault(_column(report), set()).add(report.results["eer_percent"])
         rows.append(
             [
                 student.url,
                 student.description.network,
                 ", ".join(training.facts.losses),
                 "" if training.steps is None else f"{training.steps:,}",
-                *(f"{student.errors[name]:.2f}" if name in student.errors else "" for name in lists),
+                *(", ".join(f"{rate:.2f}" for rate in sorted(rates.get(column, ()))) for column in columns),
             ]
         )
-    header = ["student", "network", "losses", "steps", *(f"EER (%), {name}" for name in lists)]
-    return html.table(header, rows, "Students", words=(0, 1, 2))
+    header = ["student", "network", "losses", "steps"]
+    for sha, backend in columns:
+        header.append(f"EER (%), {lists[sha]}{f' [{backends.index(backend) + 1}]' if backend in backends else ''}")
+    notes = [html.note(f"[{number}] {' '.join(backend)}") for number, backend in enumerate(backends, 1)]
+    return html.table(header, rows, "Students", words=(0, 1, 2)) + "".join(notes)
 
 
-def _verified(cache: ListedCache, card: Card) -> str:
+def _column(report: Report) -> tuple[str, tuple[str, ...]]:
+    """Digest of an evaluation's list, and its back-end."""
+    return report.trials.sha256, report.backend
+
+
+def _verified(cache: ListedCache) -> str:
     """Time of the last verification, in words."""
-    data = RemoteFolder.of(cache.url).read(VERIFIED, MOST)
-    tree = None if data is None else _tree(data, cache.url)
-    if tree is None or tree.get("fingerprint") != card.fingerprint:
+    try:
+        tree = _tree(cache.place.read(VERIFIED, MOST), cache.url)
+    except SpkdError as error:
+        return f"not known, {error}"
+    if tree is None or tree.get("fingerprint") != cache.fingerprint:
         return "never, as far as is known here"
     return str(tree.get("at", ""))
 
 
 def _students(roots: Sequence[str]) -> list[Student]:
-    """Every student below some folders or buckets, with the error rates of the evaluations there."""
+    """Every student below some folders or buckets, with the evaluations there that have error rates."""
     students: dict[str, Student] = {}
-    errors: dict[str, dict[str, float]] = {}
+    evaluations: dict[str, list[Report]] = {}
     for root in roots:
         for place, names in folders_with(root, (DESCRIPTION, REPORT)):
             try:
                 if DESCRIPTION in names and (data := place.read(DESCRIPTION, MOST)) is not None:
                     students[place.url] = Student(place.url, Description.parse(data, f"{place.url}/{DESCRIPTION}"))
                 if REPORT in names and (data := place.read(REPORT, MOST)) is not None:
-                    _add_errors(Report.parse(data, f"{place.url}/{REPORT}"), errors)
+                    report = Report.parse(data, f"{place.url}/{REPORT}")
+                    if report.weights and "eer_percent" in report.results:
+                        evaluations.setdefault(report.weights[-1], []).append(report)
             except SpkdError as error:
                 log(f"note: {error}")
     for student in students.values():
-        student.errors = errors.get(student.description.weights_sha256, {})
+        student.evaluations = evaluations.get(student.description.weights_sha256, [])
     return list(students.values())
-
-
-def _add_errors(report: Report, errors: dict[str, dict[str, float]]) -> None:
-    """Add the EER of an evaluation, under the digest of the weights of the model that embedded its test side."""
-    if report.models and "eer_percent" in report.results:
-        rates = errors.setdefault(report.models[-1].card.weights_sha256, {})
-        rates[report.trials.name] = report.results["eer_percent"]
 
 
 def _tree(data: bytes | None, where: str) -> dict[str, Any] | None:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
 
 from spkd import config
-from spkd.corpus.settings import ViewConfig
-from spkd.errors import Interrupted, SpkdError, UsageError, first_line, reported
+from spkd.cores import limit_threads
+from spkd.errors import (
+    Interrupted,
+    SpkdError,
+    UsageError,
+    first_line,
+    listed,
+    printable,
+    public_address,
+    reported,
+    without_secrets,
+)
 from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig
 from spkd.export.settings import ExportConfig
-from spkd.extract.settings import CacheExportConfig, EstimateConfig, ExtractConfig, VerifyConfig
+from spkd.extract.settings import CacheExportConfig, EstimateConfig, ExtractConfig, VerifyConfig, load_pass
+from spkd.files.schema import NUMBER
+from spkd.files.text import counted
 from spkd.memory import keep_large_buffers
-from spkd.registry import EXPORTS, LOSSES, plug_ins, section_of
+from spkd.progress import log
+from spkd.registry import EXPORTS, LOSSES, plug_ins
 from spkd.train.settings import TrainConfig
 from spkd.version import __version__
 
@@ -37,32 +49,67 @@ cache_app = typer.Typer(help="Inspect, check, estimate, merge, copy and convert 
 app.add_typer(cache_app, name="cache")
 
 
-def with_keys(schema: type) -> type[TyperCommand]:
-    """A command whose --help ends with a table of every key of its settings."""
+class Command(TyperCommand):
+    """A command that says where options and settings are confused.
 
-    class Command(TyperCommand):
-        def format_help(self, ctx: Any, formatter: Any) -> None:
-            super().format_help(ctx, formatter)
-            _print_keys("Keys (key=value)", config.keys(schema))
-            _print_keys("Keys of what is chosen by name", config.component_keys(schema))
+    Attributes:
+        schema: dataclass of its settings, of which --help ends with a table of every key; None without settings.
+    """
 
-    return Command
+    schema: type | None = None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        options = {name for param in self.params for name in param.opts}
+        numbers = {name for param in self.params if getattr(param, "min", None) is not None for name in param.opts}
+        for item, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+            name, equals, value = item.partition("=")
+            word = name.lstrip("-").replace("-", "_")
+            if name.startswith("--") and name not in options and (near := self._keys_like(word)):
+                ways = listed([shlex.quote(f"{key}={value or 'VALUE'}") for key in near], "or")
+                raise UsageError(f"{name}: settings have no dashes; write {ways}")
+            if name in numbers and not NUMBER.fullmatch(number := value if equals else following):
+                raise UsageError(f"{name} must be a number, not {number!r}")
+            if not item or (name in options and equals and not value):  # a folder "" would be the current one
+                raise UsageError(f"{item or repr('')}: an empty argument; is a variable of the shell not set?")
+            if equals and f"--{name}" in options and not self._keys_like(word) and not Path(item).exists():
+                raise UsageError(f"{item}: {name} is an option; write --{name} {shlex.quote(value)}")
+        return super().parse_args(ctx, args)
+
+    def _keys_like(self, word: str) -> list[str]:
+        return config.named_alike(self.schema, word) if self.schema is not None else []
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        if self.schema is not None:
+            _print_keys("Keys (key=value)", config.keys(self.schema))
+            _print_keys("Keys of what is chosen by name", config.component_keys(self.schema))
+
+
+def with_keys(schema: type) -> type[Command]:
+    """A command with settings."""
+    return type("CommandWithKeys", (Command,), {"schema": schema})
 
 
 def _print_keys(title: str, keys: Iterable[config.Key]) -> None:
-    """Print each key with its type and default in one line, and its meaning below over the whole width."""
+    """Print each key with its type and default in one line, and its meaning below over the whole width.
+
+    Keys that several components have alike are in one line.
+    """
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    keys, console = list(keys), Console()
-    if title and keys:
-        console.print(Text(title, "italic"))
+    alike: dict[tuple[str, ...], list[str]] = {}
     for key in keys:
         choices = f" ({' | '.join(key.choices)})" if key.choices else ""
-        line = Text.assemble((key.name, "bold"), f"  {key.kind}, default {key.default!s}", overflow="fold")
-        console.print(line)
-        console.print(Padding(Text(key.meaning + choices, overflow="fold"), (0, 0, 0, 4)))
+        what = (key.name.rpartition(".")[2], f"  {key.kind}, default {key.default!s}", key.meaning + choices)
+        alike.setdefault(what, []).append(key.name)
+    console = Console()
+    if title and alike:
+        console.print(Text(title, "italic"))
+    for (_, kind, meaning), names in alike.items():
+        console.print(Text.assemble((", ".join(names), "bold"), kind, overflow="fold"))
+        console.print(Padding(Text(meaning, overflow="fold"), (0, 0, 0, 4)))
 
 
 def _example(text: str) -> str:
@@ -70,8 +117,8 @@ def _example(text: str) -> str:
 
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; see the keys below.")]
-ConfigFile = Annotated[Optional[Path], typer.Option("--config", help="YAML settings (default: ./spkd.yaml if there).")]  # noqa: UP045
-Recipe = Annotated[Optional[str], typer.Option(help=f"Settings of a paper: {', '.join(config.recipes())}.")]  # noqa: UP045
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML settings (default: ./spkd.yaml if there).")]
+Recipe = Annotated[str | None, typer.Option(help=f"Settings of a paper: {', '.join(config.recipes())}.")]
 CachePath = Annotated[Path, typer.Argument(help="Cache folder.")]
 
 
@@ -82,7 +129,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command(epilog=_example("spkd manifest /data/voxceleb2 --out vox2.csv"))
+@app.command(cls=Command, epilog=_example("spkd manifest /data/voxceleb2 --out vox2.csv"))
 def manifest(
     path: Annotated[Path, typer.Argument(help="Folder of audio files.")],
     layout: Annotated[
@@ -94,17 +141,15 @@ def manifest(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
 ) -> None:
     """Build a manifest of a folder of audio, with durations."""
-    from spkd.corpus.manifest import build
+    from spkd.corpus.manifest import build, check_suffix
     from spkd.files.atomic import check_writable
 
-    if out.suffix not in (".csv", ".jsonl"):
-        raise UsageError(f"--out {out}: manifests are written as .csv or .jsonl")
+    check_suffix(out)
     check_writable(out)
     made, layout, left_out = build(path, layout, workers, suffix)
     made.save(out)
-    print(
-        f"{out}: {len(made)} utterances, {len(made.speakers)} speakers, {made.seconds / 3600:.2f} h (layout {layout})"
-    )
+    size = f"{counted(len(made), 'utterance')}, {counted(len(made.speakers), 'speaker')}, {made.seconds / 3600:.2f} h"
+    log(f"{out}: {size} (layout {layout})")
     _list_rejected(left_out, strict)
 
 
@@ -117,7 +162,7 @@ def extract(
     config_file: ConfigFile = None,
     recipe: Recipe = None,
     also: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             help="Another teacher in the same pass over the audio, with its keys in quotes: "
             "--also 'teacher=wespeaker teacher.weights=DIR cache=caches/resnet'. Repeat it for more.",
@@ -133,45 +178,24 @@ def extract(
     """Run a teacher once over every view of a manifest and store its outputs in a cache."""
     if targets and (slurm_script or also or strict):
         raise UsageError("--targets lists the targets of one teacher: leave out --slurm-script, --also and --strict")
-    settings = config.load(ExtractConfig, overrides or [], config_file, base=recipe)
-    more = [config.load(ExtractConfig, _of_another(overrides or [], k), config_file, base=recipe) for k in also or []]
+    every = load_pass(overrides or [], also or [], config_file, recipe)
     if slurm_script:
         from spkd.extract.slurm import script
 
-        print(script([settings, *more], sys.argv[1:]), end="")
+        print(script(every, sys.argv[1:]), end="")
         return
     if targets:
-        _list_targets(settings)
+        _list_targets(every[0])
         return
+    from spkd.cache.folder import REJECTED
     from spkd.extract.launch import extract_all
-    from spkd.extract.run import REJECTED
 
-    every = [settings, *more]
     reports = dict(zip([each.cache for each in every], extract_all(every), strict=False))
     for cache, report in reports.items():
         state = "complete" if report.complete else "other workers are still busy with the rest"
-        print(f"{cache}: {report.views} views extracted, {len(report.rejected)} rejected; {state}")
+        log(f"{cache}: {counted(report.views, 'view')} extracted, {len(report.rejected)} rejected; {state}")
     for cache, report in reports.items():
         _list_rejected(report.rejected, strict, Path(cache) / REJECTED)
-
-
-def _of_another(overrides: list[str], keys: str) -> list[str]:
-    """The settings of `--also`, and those of the run for everything but teacher and cache.
-
-    Args:
-        overrides: settings of the run.
-        keys: text of `--also`.
-    Raises:
-        UsageError: a key that only the whole pass can have.
-    """
-    try:
-        given = shlex.split(keys)
-    except ValueError as error:
-        raise UsageError(f"--also {keys!r}: {error}") from error
-    for item in given:
-        if not item.startswith(("teacher=", "teacher.", "cache=", "storage.codec")):
-            raise UsageError(f"--also: {item!r} is none of teacher, teacher.*, cache, storage.codec, storage.codecs")
-    return [item for item in overrides if not item.startswith(("teacher=", "teacher.", "cache="))] + given
 
 
 @app.command(
@@ -181,8 +205,7 @@ def _of_another(overrides: list[str], keys: str) -> list[str]:
 def train(
     overrides: Overrides = None,
     loss: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help=f"{', '.join(LOSSES)}; several add up. As loss=[NAME,NAME]."),
+        list[str] | None, typer.Option(help=f"{', '.join(LOSSES)}; several add up. As loss=[NAME,NAME].")
     ] = None,
     config_file: ConfigFile = None,
     recipe: Recipe = None,
@@ -190,7 +213,7 @@ def train(
         bool, typer.Option("--losses", help="List the losses with the settings of each (loss.NAME.KEY) and exit.")
     ] = False,
     from_run: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--from", help="Repeat the run of a folder with its settings; give another out=FOLDER."),
     ] = None,
     multirun: Annotated[
@@ -208,59 +231,30 @@ def train(
         return
     if loss and any(item.startswith(("loss=", "loss.names=")) for item in given):
         raise UsageError("name the losses by --loss or by loss=[...], not by both")
-    if recipe is not None and from_run is not None:
-        raise UsageError("--recipe and --from: choose one")
     given += [f"loss=[{','.join(loss)}]"] if loss else []
-    base = recipe if from_run is None else _settings_of(from_run)
-    from spkd.train.sweep import runs_of
+    from spkd.train.sweep import load_runs
 
-    def load(keys: list[str]) -> TrainConfig:
-        return config.load(TrainConfig, keys, config_file, base=base)
-
-    runs = runs_of(given, load) if multirun else [load(given)]
-    views = None if recipe is None else _views_of(recipe)
+    runs = load_runs(given, config_file, recipe, from_run, multirun)
     from spkd.eval.validate import validation
     from spkd.train.launch import train_each
 
-    results, failed = [], None
-    for settings, result in train_each(runs, validation, multirun, views):
+    results, failed = [], False
+    for settings, result in train_each(runs, validation, multirun, recipe):
         if isinstance(result, SpkdError):
-            failed = result
-            print(f"error: {settings.out}: {result}", file=sys.stderr)
-            results.append({"out": settings.out, "error": str(result)})
+            failed = True
+            print(printable(f"error: {settings.out}: {result}"), file=sys.stderr)
+            results.append({"out": settings.out, "error": without_secrets(str(result))})
             continue
-        terms = ", ".join(f"{name} {value:.4f}" for name, value in result.terms.items())
-        best = "" if result.best is None else f"; lowest EER {result.best[0]:.3f} % after {result.best[1]} steps"
-        print(f"{result.out}: {result.parameters:,} parameters; mean of the last steps: {terms}{best}")
+        log(result.line())
         results.append(result.to_json())
     if as_json or multirun:
         print(json.dumps(results if multirun else results[0]))
-    if failed is not None:
-        raise typer.Exit(failed.exit_code)
-
-
-def _views_of(recipe: str) -> ViewConfig:
-    """The views that a recipe extracts; its notes belong to `spkd extract`."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        return config.load(ExtractConfig, file=config.recipe(recipe), environ={}).view
-
-
-def _settings_of(run: Path) -> Path:
-    """File of the settings of a training.
-
-    Raises:
-        UsageError: there is none.
-    """
-    from spkd.train.record import SETTINGS
-
-    path = run / SETTINGS
-    if not path.is_file():
-        raise UsageError(f"--from {run}: no training was there ({SETTINGS})")
-    return path
+    if failed:
+        raise typer.Exit(1)
 
 
 Scores = Annotated[
-    Optional[list[Path]],  # noqa: UP045
+    list[Path] | None,
     typer.Option(
         "--scores",
         help="Scores of another system (`a b score`, with or without a label) instead of a model's; several "
@@ -269,8 +263,7 @@ Scores = Annotated[
     ),
 ]
 TrialList = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Argument(help="Trial list, - for standard input; may be left out where --scores has labels."),
+    str | None, typer.Argument(help="Trial list, - for standard input; may be left out where --scores has labels.")
 ]
 
 
@@ -288,17 +281,14 @@ def evaluate(
 ) -> None:
     """Score a trial list: scores, error rates with confidence intervals, DET curve, report."""
     trials, given = _trials_and_keys(trials, overrides)
-    settings, started = config.load(EvalConfig, given, config_file), time.time()
+    settings = config.load(EvalConfig, given, config_file)
     from spkd.eval.report import PAGE, REPORT, SCORES
-    from spkd.eval.run import check, in_use, run_trials
-    from spkd.eval.run import evaluate as run
+    from spkd.eval.run import evaluate_trials
 
-    settings = in_use(settings, trials, len(scores or []))
-    check(settings, len(scores or []))
-    report = run(settings, run_trials(settings, trials, scores or []), started)
+    report = evaluate_trials(settings, trials, scores or [])
     if line := report.line():
-        print(line)
-    print(f"{settings.out}/: {SCORES}, {REPORT}, {PAGE}")
+        log(line)
+    log(f"{settings.out}/: {SCORES}, {REPORT}, {PAGE}")
     _list_rejected(report.rejected, strict)
 
 
@@ -315,15 +305,10 @@ def calibrate(
     """Learn to turn scores into log-likelihood ratios, and their thresholds, on trials of other speakers."""
     trials, given = _trials_and_keys(trials, overrides)
     settings = config.load(CalibrateConfig, given, config_file)
-    from spkd.eval.run import in_use, in_use_with, run_trials
-    from spkd.eval.train_calibration import calibrate as run
-    from spkd.eval.train_calibration import place
+    from spkd.eval.train_calibration import calibrate_trials
 
-    settings = in_use(settings, trials, len(scores or []))
-    out, scored = place(settings, bool(scores)), run_trials(settings, trials, scores or [])
-    calibration = run(in_use_with(settings, scored), scored)
-    calibration.save(out)
-    print(f"{out}: {calibration.line()}")
+    out, calibration = calibrate_trials(settings, trials, scores or [])
+    log(f"{out}: " + "\n".join(calibration.lines()))
 
 
 def _trials_and_keys(trials: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
@@ -333,17 +318,14 @@ def _trials_and_keys(trials: str | None, overrides: list[str] | None) -> tuple[s
     return trials, list(overrides or [])
 
 
-@app.command(epilog=_example("spkd report eval/ours eval/teacher --out comparison"))
+@app.command(cls=Command, epilog=_example("spkd report eval/ours eval/teacher --out comparison"))
 def report(
     evaluations: Annotated[list[str], typer.Argument(help="Folders that `spkd eval` wrote; LABEL=FOLDER names one.")],
     out: Annotated[Path, typer.Option(help="Folder of the page and the tables.")] = Path("comparison"),
     bootstrap: Annotated[
         int, typer.Option(help="Resamplings of the speakers for the comparison with the first (0: none).", min=0)
     ] = 1000,
-    seed: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Seed of the resampling (default: 0).", min=0),
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the resampling (default: 0).", min=0)] = None,
 ) -> None:
     """Put several evaluations on one page: DET curves, paired differences, training curves, the table of a paper."""
     if seed is not None and not bootstrap:
@@ -352,18 +334,15 @@ def report(
 
     for name, differences in compare_systems(load_systems(evaluations), out, bootstrap, seed or 0).items():
         for label, difference in differences.items():
-            _print(f"{name}: EER of {label} less that of the first {in_words(difference)}")
-    print(f"{out}/: comparison.html, .md, .csv, .tex, .json")
+            log(f"{name}: EER of {label} less that of the first {in_words(difference)}")
+    log(f"{out}/: comparison.html, .md, .csv, .tex, .json")
 
 
 @app.command("export", cls=with_keys(ExportConfig), epilog=_example("spkd export student --to onnx waveform=true"))
 def export_student(
     student: Annotated[str, typer.Argument(help="Folder of the student.")],
     overrides: Overrides = None,
-    to: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help=f"{', '.join(EXPORTS)}; as to=FORMAT."),
-    ] = None,
+    to: Annotated[str | None, typer.Option(help=f"{', '.join(EXPORTS)}; as to=FORMAT.")] = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Write a student for another runtime, and measure it there."""
@@ -373,15 +352,11 @@ def export_student(
     given += [] if to is None else [f"to={to}"]
     settings = config.load(ExportConfig, given, config_file)
     from spkd.export.run import export
-    from spkd.files.text import format_bytes
 
     out, rows = export(student, settings)
     for row in rows:
-        cosine = "" if row.cosine is None else f"   cosine with the student {row.cosine:.6f}"
-        rate = "" if row.eer_percent is None else f"   EER {row.eer_percent:.3f} %"
-        speed = f"real-time factor {row.real_time_factor:.5f} on one thread"
-        print(f"{row.name:12} {format_bytes(row.bytes):>9}   {speed}{cosine}{rate}")
-    print(f"{out}: written")
+        log(row.line())
+    log(f"{out}: written")
 
 
 @app.command(cls=with_keys(EmbedConfig), epilog=_example("spkd embed test.csv model=student out=test.ark"))
@@ -396,11 +371,11 @@ def embed(
     from spkd.eval.embed import embed_to_file
 
     count, rejected = embed_to_file(settings, manifest)
-    print(f"{settings.out}: {count} embeddings, {len(rejected)} rejected")
+    log(f"{settings.out}: {counted(count, 'embedding')}, {len(rejected)} rejected")
     _list_rejected(rejected, strict)
 
 
-@app.command(epilog=_example("spkd demo --out spkd-demo"))
+@app.command(cls=Command, epilog=_example("spkd demo --out spkd-demo"))
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo's corpus, models and report.")] = Path("spkd-demo"),
     seed: Annotated[int, typer.Option(help="Seed of the corpus and of training.", min=0, max=2**31)] = 0,
@@ -411,12 +386,12 @@ def demo(
     run_demo(out, seed)
 
 
-@cache_app.command("info", epilog=_example("spkd cache info cache"))
+@cache_app.command("info", cls=Command, epilog=_example("spkd cache info cache"))
 def cache_info(path: CachePath) -> None:
     """Print what a cache holds."""
     from spkd.cache.describe import describe
 
-    _print(describe(path))
+    log(describe(path))
 
 
 @cache_app.command(
@@ -434,35 +409,25 @@ def cache_verify(
             min=0,
         ),
     ] = 0,
+    older_than: Annotated[
+        str | None,
+        typer.Option(help="Read only shards that were not found whole within this time, such as 12h or 30d."),
+    ] = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Read everything and compare it with the recorded checksums; with --live, with the teacher too."""
-    from spkd.cache import Cache, verify
-    from spkd.cache.verify import note_verified
-
     settings = config.load(VerifyConfig, overrides or [], config_file)
     if overrides and not live:
         raise UsageError(f"{overrides[0]}: used with --live only")
-    damaged = verify(path)
-    if damaged:
-        raise SpkdError("\n".join([f"{path}: {len(damaged)} damaged", *damaged]))
-    note_verified(path)
-    print(f"{path}: all checksums match")
-    if live:
-        from spkd.corpus.manifest import Manifest
-        from spkd.device import resolve
-        from spkd.extract.recheck import compare
-        from spkd.teachers import load_teacher
+    from spkd.cache.verify import check
+    from spkd.files.text import seconds_of
 
-        teacher = load_teacher(settings.teacher, resolve(settings.device))
-        agreements = compare(Cache.open(path), teacher, Manifest.load(settings.manifest), settings, live)
-        for target in agreements:
-            print(f"live: {target.target} ({target.codec}): cosine at least {target.least:.6f}, mean {target.mean:.6f}")
-        for target in agreements:
-            if not target.holds:
-                raise SpkdError(
-                    f"{path}: {target.target} differs from the teacher's output (cosine below {target.asked:.6f})"
-                )
+    check(path, None if older_than is None else seconds_of(older_than, "--older-than"))
+    log(f"{path}: all checksums match")
+    if live:
+        from spkd.extract import recheck
+
+        recheck.check(path, settings, live)
 
 
 @cache_app.command(
@@ -472,30 +437,18 @@ def cache_verify(
 )
 def cache_estimate(
     overrides: Overrides = None,
-    hour: Annotated[float, typer.Option(help="Price of an hour of this machine.", min=0)] = 2.0,
-    terabyte: Annotated[float, typer.Option(help="Price of a terabyte stored for a month.", min=0)] = 20.0,
+    hour: Annotated[float, typer.Option(help="Price of an hour of this machine.", min=0, max=1e9)] = 2.0,
+    terabyte: Annotated[float, typer.Option(help="Price of a terabyte stored for a month.", min=0, max=1e9)] = 20.0,
     config_file: ConfigFile = None,
 ) -> None:
     """Bytes, hours and money of an extraction, from the manifest and a short run of the teacher."""
     settings = config.load(EstimateConfig, overrides or [], config_file)
-    from spkd.corpus.manifest import Manifest
-    from spkd.device import resolve
     from spkd.extract.estimate import estimate
-    from spkd.files.text import format_bytes
-    from spkd.teachers import load_teacher
 
-    where = resolve(settings.device)
-    cost = estimate(settings, load_teacher(settings.teacher, where), Manifest.load(settings.manifest), where)
-    print(f"{cost.views:,} views, {cost.hours:,.1f} hours of audio, {cost.units:,} units")
-    for target in cost.targets:
-        sizes = "   ".join(f"{codec} {format_bytes(size)}" for codec, size in cost.bytes[target.name].items())
-        print(f"{target.name:20} {sizes}")
-    month, hours = cost.total / 1e12 * terabyte, cost.seconds / 3600
-    print(f"cache as set         {format_bytes(cost.total)}: {month:,.2f} a month at {terabyte:g} per TB")
-    print(f"teacher on {cost.device:9} {hours:,.2f} h: {hours * hour:,.2f} at {hour:g} an hour (decoding not counted)")
+    log("\n".join(estimate(settings).lines(hour, terabyte)))
 
 
-@cache_app.command("ls", epilog=_example("spkd cache ls s3://lab/caches"))
+@cache_app.command("ls", cls=Command, epilog=_example("spkd cache ls s3://lab/caches"))
 def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, http://).")] = ".") -> None:
     """List all caches below a folder or bucket."""
     from spkd.cache.describe import summary
@@ -504,18 +457,17 @@ def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, htt
     count = 0
     for cache in find(root):
         count += 1
-        _print(f"{cache.url}: {cache.error}" if cache.card is None else summary(cache.url, cache.card, cache.bytes))
+        log(summary(cache))
     if not count:
-        print(f"{root}: no caches")
+        log(f"{public_address(root)}: no caches")
 
 
-@cache_app.command("catalogue", epilog=_example("spkd cache catalogue /lab/caches --out catalogue.html"))
+@cache_app.command("catalogue", cls=Command, epilog=_example("spkd cache catalogue /lab/caches --out catalogue.html"))
 def cache_catalogue(
     root: Annotated[str, typer.Argument(help="Folder or URL (s3://, http://).")] = ".",
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("catalogue.html"),
     students: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Another folder or URL with students and evaluations. Repeat it for more."),
+        list[str] | None, typer.Option(help="Another folder or URL with students and evaluations. Repeat it for more.")
     ] = None,
 ) -> None:
     """Write one page of all caches below a folder or bucket, with the students that were trained from them."""
@@ -525,10 +477,10 @@ def cache_catalogue(
     check_writable(out)
     page, count = catalogue(root, students or [])
     write_bytes(out, page.encode())
-    print(f"{out}: {count} cache{'' if count == 1 else 's'}")
+    log(f"{out}: {counted(count, 'cache')}")
 
 
-@cache_app.command("merge", epilog=_example("spkd cache merge share0 share1 cache"))
+@cache_app.command("merge", cls=Command, epilog=_example("spkd cache merge share0 share1 cache"))
 def cache_merge(
     paths: Annotated[list[Path], typer.Argument(metavar="CACHE... OUT", help="Caches, and the new folder.")],
 ) -> None:
@@ -536,32 +488,31 @@ def cache_merge(
     from spkd.cache.exchange.merge import merge
 
     *sources, out = paths
-    if len(sources) < 2:
-        raise UsageError("name at least two caches and the new folder")
     complete = merge(sources, out)
-    print(f"{out}: {len(sources)} caches merged; {'complete' if complete else 'units are still missing'}")
+    log(f"{out}: {counted(len(sources), 'cache')} merged; {'complete' if complete else 'units are still missing'}")
 
 
-@cache_app.command("push", epilog=_example("spkd cache push cache s3://lab/caches/wavlm"))
+@cache_app.command("push", cls=Command, epilog=_example("spkd cache push cache s3://lab/caches/wavlm"))
 def cache_push(
     path: Annotated[Path, typer.Argument(help="Cache folder, or an export's.")],
     url: Annotated[str, typer.Argument(help="Where to: a folder or s3://bucket/name.")],
 ) -> None:
     """Copy a complete cache, or an export, elsewhere and read back what arrived; the same command continues."""
-    from spkd.cache.exchange import remote, tars
+    from spkd.cache.exchange.formats import push
     from spkd.files.text import format_bytes
 
-    push = tars.push_tars if (path / tars.INDEX).is_file() else remote.push
-    print(f"{url}: {format_bytes(push(path, url))}, all read back")
+    log(f"{public_address(url)}: {format_bytes(push(path, url))}, all read back")
 
 
-@cache_app.command("pull", epilog=_example("spkd cache pull s3://lab/caches/wavlm /scratch/wavlm --limit 500"))
+@cache_app.command(
+    "pull", cls=Command, epilog=_example("spkd cache pull s3://lab/caches/wavlm /scratch/wavlm --limit 500")
+)
 def cache_pull(
     url: Annotated[str, typer.Argument(help="Where from: a folder, s3://bucket/name or http://host/name.")],
     path: Annotated[Path, typer.Argument(help="New cache folder.")],
     limit: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Most GB of pulled copies next to it; those used longest ago make room.", min=0),
+        float | None,
+        typer.Option(help="Most GB of pulled copies next to it; those used longest ago make room.", min=0, max=1e9),
     ] = None,
 ) -> None:
     """Copy a cache here, checking every file; the same command continues."""
@@ -569,7 +520,24 @@ def cache_pull(
     from spkd.files.text import format_bytes
 
     size = pull(url, path, None if limit is None else int(limit * 1e9))
-    print(f"{path}: {format_bytes(size)}, all checksums match")
+    log(f"{path}: {format_bytes(size)}, all checksums match")
+
+
+@cache_app.command("repair", epilog=_example("spkd cache repair cache --from s3://lab/caches/wavlm"))
+def cache_repair(
+    path: CachePath,
+    source: Annotated[
+        str, typer.Option("--from", help="Another copy: a folder, s3://bucket/name or http://host/name.")
+    ],
+) -> None:
+    """Fetch what is missing or damaged in a cache from another copy of it; the same command continues."""
+    from spkd.cache.exchange.repair import repair
+    from spkd.files.text import format_bytes
+
+    done = repair(path, source)
+    size = f"{counted(done.shards, 'shard')} ({format_bytes(done.bytes)})"
+    fetched = f"{size} and {counted(done.files, 'other file')} fetched from {public_address(source)}"
+    log(f"{path}: {fetched if done.shards or done.files else 'nothing is damaged'}; all checksums match")
 
 
 @cache_app.command(
@@ -584,8 +552,7 @@ def cache_export(
     ],
     overrides: Overrides = None,
     target: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The target that an ark, scp or npy file gets (default: embedding)."),
+        str | None, typer.Option(help="The target that an ark, scp or npy file gets (default: embedding).")
     ] = None,
     audio: Annotated[bool, typer.Option("--audio", help="Put every view's audio into the tars (manifest=).")] = False,
     config_file: ConfigFile = None,
@@ -596,37 +563,26 @@ def cache_export(
     settings = config.load(CacheExportConfig, overrides or [], config_file)
     if overrides and not audio:
         raise UsageError(f"{overrides[0]}: used with --audio only")
-    print(f"{out}: {export_cache(path, out, target, settings if audio else None)}")
+    log(f"{out}: {export_cache(path, out, target, settings if audio else None)}")
 
 
-@cache_app.command("import", epilog=_example("spkd cache import out.h5 cache"))
+@cache_app.command("import", cls=Command, epilog=_example("spkd cache import out.h5 cache"))
 def cache_import(
     source: Annotated[
-        str,
-        typer.Argument(help="FILE.h5, a folder or URL of WebDataset tars, or vectors: FILE.ark, .scp, .npy."),
+        str, typer.Argument(help="FILE.h5, a folder or URL of WebDataset tars, or vectors: FILE.ark, .scp, .npy.")
     ],
     path: Annotated[Path, typer.Argument(help="New cache folder.")],
     manifest: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Of the utterances that the vectors belong to; only for ark, scp and npy."),
+        Path | None, typer.Option(help="Of the utterances that the vectors belong to; only for ark, scp and npy.")
     ] = None,
 ) -> None:
     """Make a cache from an export, or from vectors of another toolkit; it appears whole or not at all."""
     from spkd.cache.exchange.formats import import_cache
 
-    print(f"{path}: {import_cache(source, path, manifest)}")
-
-
-def _print(text: str) -> None:
-    """Print text that came from a file, without characters that a terminal would obey."""
-    from spkd.errors import printable
-
-    print("\n".join(printable(line) for line in text.split("\n")))
+    log(f"{path}: {import_cache(source, path, manifest)}")
 
 
 def _list_rejected(rejected: dict[str, str], strict: bool, listing: Path | None = None) -> None:
-    from spkd.errors import printable
-
     for name, reason in list(rejected.items())[:10]:
         print(printable(f"  rejected {name}: {reason}"), file=sys.stderr)
     if len(rejected) > 10:
@@ -643,23 +599,23 @@ def _list_targets(settings: ExtractConfig) -> None:
     teacher = load_teacher(settings.teacher, resolve(settings.device))
     for target in teacher.targets.values():
         rate = "one per view" if target.rate is None else f"{target.rate:g} Hz"
-        print(f"{target.name:24} {target.dim:6}  {rate}")
+        log(f"{target.name:24} {target.dim:6}  {rate}")
 
 
 def _list_losses() -> None:
+    slot = next(slot for slot in config.slots(TrainConfig) if slot.registry is LOSSES)
     for name in LOSSES:
         try:
-            kind = LOSSES[name]
-            keys = list(config.keys(kind.Settings, f"loss.{section_of(name)}."))
+            kind, keys = LOSSES[name], slot.keys(name).values()
             learns_from, needs_labels = kind.learns_from, kind.needs_labels
         except Exception as error:
             if name in LOSSES.ours:
                 raise
-            print(f"{name}: cannot be used: {first_line(error)}")  # code of another package
+            log(f"{name}: cannot be used: {first_line(error)}")  # code of another package
             continue
         labels = "; needs speaker labels" if needs_labels else ""
         labels += ", of some views at least" if needs_labels == "some" else ""
-        print(f"{name}: learns from {learns_from}{labels}")
+        log(f"{name}: learns from {learns_from}{labels}")
         if keys:
             _print_keys("", keys)
 
@@ -668,18 +624,38 @@ def _interrupt(*_: object) -> None:
     raise Interrupted("interrupted; everything committed stays valid, and the same command continues")
 
 
+def _leave_the_folder_out() -> None:
+    """Import nothing from the current folder, which may be anybody's: not here, nor in a process that is started."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    sys.path[:] = [place for place in sys.path if place]
+
+
 def main() -> None:
     """Run the command.
 
     An error is printed as one line on stderr. The exit code is then 1 (failed), 2 (usage) or 130 (interrupted).
     """
     keep_large_buffers()
+    limit_threads()
+    _leave_the_folder_out()
     # Handled here, because Typer would turn KeyboardInterrupt into a silent abort.
     before = {which: signal.signal(which, _interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
-        app()
+        code = app(prog_name="spkd", standalone_mode=False)
     except Exception as error:
-        sys.exit(reported(error, sys.argv, plug_ins()))
+        sys.exit(reported(_as_ours(error), sys.argv, plug_ins))
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
+    if code:
+        sys.exit(code)
+
+
+def _as_ours(error: Any) -> Exception:
+    """An error in the words and options of the command line, which typer raises, as one of ours."""
+    if not hasattr(error, "format_message"):
+        return cast(Exception, error)
+    if not (text := error.format_message()):  # its message was the help
+        sys.exit(error.exit_code)
+    command = error.ctx.command_path if error.ctx is not None else "spkd"
+    return UsageError(f"{text.rstrip('.')}; see `{command} --help`")

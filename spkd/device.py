@@ -1,4 +1,4 @@
-"""Choice of the device."""
+"""Choice of the device, and copies to it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 import re
 
 import torch
+from torch import Tensor
 
 from spkd.errors import UsageError
 
 NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")  # variables with the number of a process on its machine: torchrun, srun
 
 
 def resolve(name: str) -> torch.device:
     """The device of a name.
 
-    `auto` takes CUDA, then MPS, then CPU. Where a launcher gives this process a rank on its machine (LOCAL_RANK),
-    `auto` and `cuda` take the GPU of that rank.
+    `auto` takes CUDA, then MPS, then CPU. Where torchrun or srun gives this process a rank on its machine, `auto` and
+    `cuda` take the GPU of that rank, among those that the process sees.
 
     Args:
         name: auto, cpu, mps, cuda or cuda:N.
@@ -33,7 +35,14 @@ def resolve(name: str) -> torch.device:
     if not present[kind] or int(number or 0) >= max(gpus, 1):
         here = ", ".join([kind for kind, is_here in present.items() if is_here] + [f"cuda:{i}" for i in range(gpus)])
         raise UsageError(f"device={name}: not available on this machine (available: {here})")
-    rank = os.environ.get("LOCAL_RANK", "")
-    if kind == "cuda" and not number and rank.isdecimal():
+    rank = next((os.environ[name] for name in LOCAL_RANKS if os.environ.get(name, "").isdecimal()), "")
+    if kind == "cuda" and not number and rank:
         number = str(int(rank) % gpus)
     return torch.device(f"{kind}:{number}" if number else kind)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device. The host does not wait for the copy: a GPU reads from pinned memory on its own."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # no copy where they are pinned
+    return values.to(device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.eval.calibration import FILE
+from spkd.eval.calibration import FILE, Calibration
 from spkd.eval.compare import SIZE, load_systems, markdown, paper_table
 from spkd.students.description import DESCRIPTION, WEIGHTS, Description
 from spkd.version import __version__
@@ -25,8 +26,6 @@ def download(name: str, revision: str | None, token: str | None) -> Path:
         name: USER/NAME.
         revision: a branch, a tag or a commit; None takes the main branch.
         token: access token of a private model; None uses that of the machine.
-    Returns:
-        The folder.
     Raises:
         UsageError: huggingface_hub is missing, or there is no such student.
         SpkdError: the hub does not answer.
@@ -44,28 +43,17 @@ def download(name: str, revision: str | None, token: str | None) -> Path:
 def upload(
     folder: Path, name: str, evaluations: Sequence[str | Path], licence: str, private: bool, token: str | None
 ) -> str:
-    """Upload the folder of a student, with a model card.
-
-    Args:
-        folder: folder of the student.
-        name: USER/NAME.
-        evaluations: folders that `spkd eval` wrote.
-        licence: an identifier of the hub, such as apache-2.0; "" where it is not stated.
-        private: whether a new model is private.
-        token: access token; None uses that of the machine.
-    Returns:
-        Address of the model.
-    Raises:
-        UsageError: huggingface_hub is missing, or a folder holds no evaluation.
-        SpkdError: the hub refuses it.
-    """
+    """Upload the folder of a student, with a model card; arguments, result and errors as `SpeakerModel.push_to_hub`."""
     card = model_card(folder, name, evaluations, licence)
+    weights = Description.read(folder / DESCRIPTION).weights_sha256
+    calibration = Calibration.of_student(folder / FILE, weights) if (folder / FILE).is_file() else None
     hub = _hub()
     api = hub.HfApi(token=token)
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
-        files = [file for file in STUDENT_FILES if (folder / file).is_file()]
-        operations = [hub.CommitOperationAdd(file, str(folder / file)) for file in files]
+        operations = [hub.CommitOperationAdd(file, str(folder / file)) for file in (DESCRIPTION, WEIGHTS)]
+        if calibration is not None:
+            operations.append(hub.CommitOperationAdd(FILE, json.dumps(calibration.public().to_json()).encode()))
         operations.append(hub.CommitOperationAdd(CARD, card.encode()))
         api.create_commit(name, operations, commit_message=f"Student trained by spkd {__version__}")
     except Exception as error:  # classes of the hub's package and of its network library
@@ -77,18 +65,19 @@ def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licen
     """Content of README.md of a student: use, error rates, training and caches.
 
     Args:
-        folder: folder of the student.
-        name: USER/NAME.
         evaluations: folders that `spkd eval` wrote.
         licence: an identifier of the hub; "" where it is not stated.
     Raises:
-        UsageError: a folder holds no evaluation.
+        UsageError: a folder holds no evaluation, or that of other weights.
         SpkdError: a damaged file.
     """
     # Facts of the student.
     student = Description.read(folder / DESCRIPTION)
     run = student.training.facts
     systems = load_systems([str(item) for item in evaluations])
+    for system in systems:
+        if system.report.weights[-1:] != (student.weights_sha256,):
+            raise UsageError(f"{system.folder}: error rates of another model than {folder}, or of its earlier weights")
     head: dict[str, Any] = {"license": licence} if licence else {}
     head |= {
         "library_name": "spkd",
@@ -111,8 +100,8 @@ def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licen
         header, rows = paper_table(systems)
         kept = [0, *range(len(SIZE), len(header))]
         table = markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
-        parts.append(f"## Error rates\n\n{table}\nIntervals hold 95 % of resamplings of the speakers.\n")
-        parts += [f"{system.label}: {' '.join((*system.report.notes, *system.report.how))}\n" for system in systems]
+        parts.append(f"## Error rates\n\n{table}\nIn brackets: confidence intervals of 95 %.\n")
+        parts += [f"{system.label}: {' '.join(system.report.about)}\n" for system in systems]
     parts.append("## Training\n")
     parts.append("".join(f"- {key}: {value}\n" for key, value in facts.items()))
     return "\n".join(parts)

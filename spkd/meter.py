@@ -35,7 +35,11 @@ class Meter:
         try:
             yield
         finally:
-            self._spent[activity] = self._spent.get(activity, 0.0) + time.perf_counter() - start
+            self.spend(activity, time.perf_counter() - start)
+
+    def spend(self, activity: str, seconds: float) -> None:
+        """Add time to an activity, which may be that of several cores together."""
+        self._spent[activity] = self._spent.get(activity, 0.0) + seconds
 
     def loading(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items, and add the time of waiting for each to the activity `loading`."""

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from spkd.config import Given, keys
 from spkd.corpus.audio import FULL_SCALE, SAMPLE_RATE, AudioError, decode, remark_on, resample
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE, Calibration
-from spkd.files.atomic import parse_json
+from spkd.files.reading import parse_json
 from spkd.hub import download, upload
 from spkd.outputs.target import EMBEDDING
+from spkd.registry import TEACHERS
 from spkd.students.description import DESCRIPTION
-from spkd.teachers import load_teacher
+from spkd.teachers import load_teacher, resolved
 from spkd.teachers.base import EmbeddingModel
-from spkd.teachers.settings import INPUTS, ModelConfig, ONNXSettings
+from spkd.teachers.onnx_file import CALIBRATION, is_exported
+from spkd.teachers.settings import CHECKPOINT, ModelConfig
 
 Audio = str | Path | np.ndarray | Tensor | Sequence[float]
 
@@ -86,10 +91,6 @@ class SpeakerModel:
     Recordings are paths, or waveforms (samples,) as arrays, tensors or lists: numbers in [-1, 1], or integers at the
     full scale of their type. A waveform (samples, channels), as soundfile reads it, is averaged over its channels.
 
-    Args:
-        model: the model.
-        name: the folder, the file or the hub id.
-        calibration: calibration of the cosine of two embeddings; None where the model has none.
     Attributes:
         name: the folder, the file or the hub id.
         calibration: calibration of the cosine of two embeddings; None where the model has none.
@@ -112,42 +113,6 @@ class SpeakerModel:
     def __repr__(self) -> str:
         calibrated = "calibrated" if self.calibration is not None else "no calibration"
         return f"SpeakerModel({self.name!r}, dim={self.dim}, {calibrated})"
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        device: str = "auto",
-        revision: str | None = None,
-        token: str | None = None,
-        input: str = "auto",
-    ) -> SpeakerModel:
-        """Load a student's folder, an ONNX file of any toolkit, or a model of the Hugging Face hub.
-
-        Args:
-            source: a path, or USER/NAME on the hub.
-            device: auto, cpu, mps, cuda or cuda:N.
-            revision: a branch, a tag or a commit on the hub.
-            token: access token of a private model on the hub.
-            input: features of an ONNX file that does not name them itself: kaldi, wespeaker, nemo, ...
-        Raises:
-            UsageError: there is no model, or a wrong argument.
-            SpkdError: the model is damaged, or the hub does not answer.
-        """
-        path, where = Path(source), resolve(device)
-        if input not in INPUTS:
-            raise UsageError(f"input={input!r}{did_you_mean(str(input), INPUTS)}")
-        if path.suffix == ".onnx" and path.is_file():
-            teacher = load_teacher(ModelConfig("onnx", str(path), settings=ONNXSettings(input=input)), where)
-            return cls(teacher, str(source), _of_onnx(path))
-        if not (path / DESCRIPTION).is_file():
-            if path.exists() or str(source).count("/") != 1:
-                raise UsageError(f"{source}: no student there ({DESCRIPTION}), no .onnx file, and no hub id USER/NAME")
-            path = download(str(source), revision, token)
-        teacher = load_teacher(ModelConfig("checkpoint", str(path)), where)
-        calibration, weights = path / FILE, teacher.weights_sha256
-        has_one = calibration.is_file()
-        return cls(teacher, str(source), Calibration.of_student(calibration, weights) if has_one else None)
 
     def embed(self, audio: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         """Embeddings as the model gives them, without normalisation.
@@ -203,11 +168,13 @@ class SpeakerModel:
         # The threshold.
         if self.calibration is None:
             raise UsageError(
-                f"{self.name}: has no calibration; make one with `spkd calibrate`, then load the model again"
+                f"{self.name}: has no calibration; {self._way_to_calibrate()}; `score` needs none, and gives the cosine"
             )
         known = self.calibration.thresholds
         if isinstance(threshold, str) and threshold not in known:
-            raise UsageError(f"threshold={threshold!r}: {self.name} has {', '.join(known)}")
+            raise UsageError(
+                f"threshold={threshold!r}: {self.name} has {', '.join(known)}{self.calibration.lacks(threshold)}"
+            )
         if not isinstance(threshold, str | Real) or threshold != threshold:
             raise UsageError(f"threshold={threshold!r}: give a number, or one of {', '.join(known)}")
         limit = known[threshold] if isinstance(threshold, str) else float(threshold)
@@ -221,6 +188,16 @@ class SpeakerModel:
         named = tuple(f"the {name} recording: {remark}" for name, remark in remarks)
         return Verification(ratio >= limit if decided else None, score, ratio, limit, named)
 
+    def _way_to_calibrate(self) -> str:
+        """Phrase that says how this model gets a calibration, which a student's folder and an exported file keep."""
+        if is_exported(Path(self.name)):
+            command = f"spkd calibrate TRIALS model=onnx model.weights={shlex.quote(self.name)} manifest=FILE"
+            return f"make one with `{command}` (labelled trials of other speakers), then load the model again"
+        if not (Path(self.name) / DESCRIPTION).is_file():
+            return "a calibration is that of a student in its folder, which export and push take along"
+        command = f"spkd calibrate TRIALS model={shlex.quote(self.name)} manifest=FILE"
+        return f"make one with `{command}` (labelled trials of other speakers), then load the model again"
+
     def push_to_hub(
         self,
         name: str,
@@ -233,14 +210,15 @@ class SpeakerModel:
 
         Args:
             name: USER/NAME.
-            evaluations: folders that `spkd eval` wrote, whose error rates the card shows.
+            evaluations: folders that `spkd eval` wrote of this student, whose error rates the card shows.
             licence: an identifier of the hub, such as apache-2.0; "" where it is not stated.
             private: whether a new model is private.
             token: access token; None uses that of the machine.
         Returns:
             Address of the model.
         Raises:
-            UsageError: the model is not the folder of a student, or huggingface_hub is missing.
+            UsageError: the model is not the folder of a student, an evaluation is of other weights, or huggingface_hub
+                is missing.
             SpkdError: the hub refuses it.
         """
         if not (Path(self.name) / DESCRIPTION).is_file():
@@ -248,12 +226,7 @@ class SpeakerModel:
         return upload(Path(self.name), name, evaluations, licence, private, token)
 
     def _recording(self, audio: object, sample_rate: int) -> _Recording:
-        """Read a recording, and check that its length suits the model.
-
-        Raises:
-            UsageError: the argument is not a recording.
-            SpkdError: the recording cannot be used.
-        """
+        """Read a recording, and check that its length suits the model."""
         if not _is_one(audio):
             raise UsageError(f"expected a path or a waveform (samples,), got {_what(audio)}")
         if isinstance(audio, str | Path):
@@ -330,7 +303,7 @@ def _of_onnx(path: Path) -> Calibration | None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    text = session.get_modelmeta().custom_metadata_map.get("spkd_calibration")
+    text = session.get_modelmeta().custom_metadata_map.get(CALIBRATION)
     return None if text is None else Calibration.from_json(parse_json(text, str(path)), str(path))
 
 
@@ -339,27 +312,63 @@ def load(
     device: str = "auto",
     revision: str | None = None,
     token: str | None = None,
-    input: str = "auto",
+    weights: str | Path | None = None,
+    **settings: Any,
 ) -> SpeakerModel:
-    """Load a speaker model: a student's folder, an ONNX file, or USER/NAME on the Hugging Face hub.
+    """Load a speaker model: a student, an ONNX file, or a teacher.
 
     Args:
-        source: a path, or USER/NAME on the hub.
+        source: folder of a student, an ONNX file, USER/NAME on the Hugging Face hub, or a teacher family, as
+            `model=` of `spkd eval` takes it.
         device: auto, cpu, mps, cuda or cuda:N.
-        revision: a branch, a tag or a commit on the hub.
-        token: access token of a private model on the hub.
-        input: features of an ONNX file that does not name them itself: kaldi, wespeaker, nemo, ...
+        revision: a branch, a tag or a commit on the hub, of a student.
+        token: access token of a student that is private on the hub.
+        weights: weights of a teacher family, as `model.weights`: a file, a folder or a hub id.
+        settings: settings of the teacher family, such as layer=9 of wavlm or input="nemo" of an ONNX file;
+            `spkd eval --help model` lists them.
     Returns:
         The model, with `embed`, `score`, `verify` and `push_to_hub`.
     Raises:
         UsageError: there is no model, or a wrong argument.
         SpkdError: the model is damaged, or the hub does not answer.
-
-    Example:
-        >>> model = spkd.load("student")  # doctest: +SKIP
-        >>> model.embed(["a.wav", "b.wav"]).shape
-        (2, 192)
-        >>> model.verify("a.wav", "b.wav").same
-        True
     """
-    return SpeakerModel.from_pretrained(source, device, revision, token, input)
+    name, path, where = str(source), Path(source), resolve(device)
+    # An ONNX file, or a teacher. As in `spkd eval`, the folder of a student may have the name of a family.
+    if path.suffix == ".onnx" and path.is_file():
+        if weights is not None:
+            raise UsageError(f"weights={str(weights)!r}: {name} holds its own")
+        onnx = ModelConfig("onnx", name, settings=_settings("onnx", settings))
+        return SpeakerModel(load_teacher(onnx, where), name, _of_onnx(path))
+    if name in TEACHERS:
+        file = None if weights is None else str(weights)
+        teacher = resolved(ModelConfig(name, file, settings=_settings(name, settings)))
+        if teacher.name == name:
+            return SpeakerModel(load_teacher(teacher, where), name)
+    # A student.
+    given = ({} if weights is None else {"weights": weights}) | settings
+    if given:
+        argument, value = next(iter(given.items()))
+        raise UsageError(f"{argument}={value!r}: no argument for a student; it is one of a teacher family")
+    if not (path / DESCRIPTION).is_file():
+        if path.exists() or name.count("/") != 1:
+            raise UsageError(
+                f"{name}: no student there ({DESCRIPTION}), no .onnx file, no teacher family and no hub id USER/NAME"
+                f"{did_you_mean(name, TEACHERS)}"
+            )
+        path = download(name, revision, token)
+    student = load_teacher(ModelConfig(CHECKPOINT, str(path)), where)
+    calibration = path / FILE
+    of_student = Calibration.of_student(calibration, student.weights_sha256) if calibration.is_file() else None
+    return SpeakerModel(student, name, of_student)
+
+
+def _settings(family: str, given: dict[str, Any]) -> Any:
+    """Settings of a teacher family. Raises UsageError for a name or a value that it does not take."""
+    kind = TEACHERS.settings(family)
+    known = {k.name: k for k in keys(kind)}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(f"{name}={value!r}: no setting of {family}{did_you_mean(name, known)}")
+    return kind(
+        **{name: known[name].read(Given(f"load({name}={value!r})", value, True)) for name, value in given.items()}
+    )

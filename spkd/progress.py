@@ -7,24 +7,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from spkd.errors import printable
+
 LINE_EVERY = 10.0  # s between two plain lines
 
 
 def log(text: str) -> None:
-    """Print a line of a command's report on stdout."""
-    print(text, flush=True)
+    """Print lines of a command's report on stdout, each as `printable`: without the credentials of an address."""
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 class Ticker:
     """Base class of displays of progress.
 
     Args:
-        total: number of items.
-        unit: name of the items.
         done: number of items that were done before.
     Attributes:
-        total: number of items.
-        unit: name of the items.
         done: number of items done.
         note: text that follows the rate, such as values of losses.
     """
@@ -38,7 +36,6 @@ class Ticker:
         """Add items done.
 
         Args:
-            count: number of items.
             note: new note; None keeps the old one.
         """
         self.done += count
@@ -51,8 +48,10 @@ class Ticker:
         return (self.done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
 
     def pace(self) -> str:
-        """Rate and remaining time, as text."""
+        """Rate and remaining time, or the whole time at the end, as text."""
         rate = self.rate()
+        if self.done >= self.total:
+            return f"{rate:.1f} {self.unit}/s, {time.monotonic() - self._start:.0f} s in all"
         left = (self.total - self.done) / rate if rate > 0 else 0.0
         return f"{rate:.1f} {self.unit}/s, {left:.0f} s left"
 
@@ -82,13 +81,9 @@ def track(label: str, total: int, unit: str = "views", done: int = 0) -> Iterato
     """Show progress while the block runs.
 
     Args:
-        label: name of the operation.
-        total: number of items.
-        unit: name of the items.
         done: number of items that were done before.
-    Yields:
-        The display, to be advanced.
     """
+    label = printable(label)
     if not sys.stdout.isatty():
         yield _Lines(label, total, unit, done)
         return
@@ -105,7 +100,7 @@ def track(label: str, total: int, unit: str = "views", done: int = 0) -> Iterato
 
     class _Bar(Ticker):
         def _show(self) -> None:
-            bar.update(task, completed=self.done, text=self.text())
+            bar.update(task, completed=self.done, total=self.total, text=self.text())
 
     with bar:
         yield _Bar(total, unit, done)

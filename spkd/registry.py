@@ -10,14 +10,19 @@ points of the groups `spkd.losses`, `spkd.students` and `spkd.teachers`:
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
+import inspect
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, get_type_hints
 
-from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.errors import SpkdError, UsageError, did_you_mean, first_line, listed
+from spkd.progress import log
 
 
 @dataclass
@@ -40,9 +45,16 @@ class Registry(Mapping[str, Any]):
         self.key, self.ours, self._group = key, ours, group
 
     @cached_property
-    def _added(self) -> dict[str, EntryPoint]:
-        points = {point.name: point for point in entry_points(group=self._group)} if self._group else {}
-        return {name: point for name, point in points.items() if name not in self.ours}
+    def _points(self) -> list[EntryPoint]:
+        return list(dict.fromkeys(entry_points(group=self._group))) if self._group else []
+
+    @property
+    def _added(self) -> list[str]:
+        return list(dict.fromkeys(point.name for point in self._points if point.name not in self.ours))
+
+    def _like(self, name: str) -> list[EntryPoint]:
+        """Entry points whose settings have the same keys as those of a name: of this name, or of one spelt alike."""
+        return [point for point in self._points if section_of(point.name) == section_of(name)]
 
     def __iter__(self) -> Iterator[str]:
         yield from self.ours
@@ -59,31 +71,51 @@ class Registry(Mapping[str, Any]):
 
         Raises:
             UsageError: there is no class of this name.
-            SpkdError: the class of an installed package cannot be imported.
+            SpkdError: the class of an installed package cannot be imported, or the name is not its own.
         """
         if name in self.ours:
             line = self.ours[name]
             return _imported(line if isinstance(line, str) else line[0])
         if name not in self._added:
             raise UsageError(f"{self.key}={name}{did_you_mean(name, self)}")
+        points, ours = self._like(name), self.named(name)
+        if ours in self.ours:
+            raise self.unusable(name, f"spkd's own {ours} has the same keys; it needs another name")
+        if len(points) > 1:
+            raise self.unusable(name, "several have this name; one of them needs another")
+        if not re.fullmatch(r"\w[\w-]*", name, re.ASCII):
+            raise self.unusable(name, "its name may hold letters, digits, - and _ only")
         try:
-            return self._added[name].load()
-        except Exception as error:  # code of another package
-            raise SpkdError(
-                f"{self.key}={name}: {self._added[name].value} cannot be imported ({type(error).__name__}: {error})"
-            ) from error
+            return points[0].load()
+        except (Exception, SystemExit) as error:  # code of another package
+            reason = f"{points[0].value} cannot be imported ({type(error).__name__}: {first_line(error)})"
+            raise self.unusable(name, reason) from error
+
+    def unusable(self, name: str, reason: str) -> SpkdError:
+        """Error of a component of an installed package that cannot be used."""
+        packages = [_package(point) for point in self._like(name)]
+        return SpkdError(f"{self.key}={name} of the package {listed(packages)}: {reason}")
+
+    def note_namesakes(self, name: str) -> None:
+        """Log a note, once, where an installed package adds a component of the name of one of ours."""
+        if name in self.ours and (points := self._like(name)):
+            packages = listed([_package(point) for point in points])
+            _note(f"{self.key}={name} is spkd's own; that of the package {packages} is not used")
 
     def settings(self, name: str) -> type:
         """Dataclass of the settings of a component.
 
         Raises:
             UsageError: there is no component of this name.
-            SpkdError: the class of an installed package cannot be imported.
+            SpkdError: the class of an installed package cannot be imported, or its settings are no dataclass of keys.
         """
         line = self.ours.get(name)
         if isinstance(line, tuple):
             return _imported(line[1]) if line[1] else NoSettings
-        return getattr(self[name], "Settings", NoSettings)
+        kind: Any = getattr(self[name], "Settings", NoSettings)
+        if name not in self.ours and (problem := _no_settings(kind)):
+            raise self.unusable(name, f"its Settings {problem}")
+        return kind
 
     def named(self, section: str) -> str | None:
         """Name of the component to which a section of settings belongs, such as one-step for `one_step`.
@@ -97,6 +129,44 @@ class Registry(Mapping[str, Any]):
 def section_of(name: str) -> str:
     """Name of the section of a component's settings, such as `one_step` for one-step."""
     return name.replace("-", "_").lower()
+
+
+def _no_settings(kind: Any) -> str | None:
+    """Phrase that says why a class cannot be the settings of a component; None where it can."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return "are no dataclass"
+    try:
+        # A class without the decorator may inherit fields, but has none of its own.
+        bare = [base for base in kind.__mro__[:-1] if "__dataclass_fields__" not in vars(base)]
+        if any(map(_attributes, bare)):
+            return "are no dataclass"
+        hints = get_type_hints(kind)
+    except Exception as error:  # code of another package
+        return f"cannot be read ({type(error).__name__}: {first_line(error)})"
+    fields = [f for f in dataclasses.fields(kind) if f.init and not dataclasses.is_dataclass(hints[f.name])]
+    methods = {"unused"}.union(*({n for n, value in vars(base).items() if callable(value)} for base in kind.__mro__))
+    for field in fields:
+        if "meaning" not in field.metadata:
+            return f"have the field {field.name}, which spkd.config.key did not make"
+        if field.name in methods:
+            return f"have the field {field.name}, which is the name of a method"
+    return None
+
+
+def _attributes(kind: type) -> list[str]:
+    """Names that a class defines, but for methods."""
+    own = [name for name, value in vars(kind).items() if not (name.startswith("__") or callable(value))]
+    return [*own, *inspect.get_annotations(kind)]
+
+
+def _package(point: EntryPoint) -> str:
+    """Name of the package that an entry point is of."""
+    return point.dist.name if point.dist is not None else point.module
+
+
+@functools.cache
+def _note(text: str) -> None:
+    log(f"note: {text}")
 
 
 def _imported(place: str) -> Any:
@@ -270,6 +340,7 @@ SCORE_FORMATS = Registry(
     "",
     {
         "nist": "spkd.eval.score_formats.nist:NISTScores",
+        "espnet": "spkd.eval.score_formats.espnet:ESPnetScores",
         "speechbrain": "spkd.eval.score_formats.speechbrain:SpeechBrainScores",
         "wespeaker": "spkd.eval.score_formats.wespeaker:WeSpeakerScores",
         "wespeaker-norm": "spkd.eval.score_formats.wespeaker:WeSpeakerNorm",

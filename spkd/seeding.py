@@ -29,8 +29,6 @@ def seed_of(purpose: Purpose, seed: int, index: int, crop: int = 0) -> int:
     """Seed of a stream.
 
     Args:
-        purpose: purpose of the stream.
-        seed: seed of the run.
         index: index of the stream, which the purpose defines.
         crop: number of the further crop; 0 for the first crop.
     """

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import http.server
 import importlib.util
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,23 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+import typer
 
 from spkd import cli
 from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
+from spkd.students import Checkpoint, save_student
+from spkd.students import build as build_student
 
 try:  # a release of it imports beside some releases of torch alone; speechbrain needs it too
     import torchaudio
 except (ImportError, OSError, RuntimeError):
     torchaudio = None
 HAS_SPEECHBRAIN = torchaudio is not None and importlib.util.find_spec("speechbrain") is not None
+# Once for all commands of this process, rather than for each, where it takes longer than many a command.
+typer.main.get_command = functools.cache(typer.main.get_command)
+# Each worker of the suite has a core; and threads that load views have one each, so that the results are the same.
+torch.set_num_threads(1)
 SHARED = Path(os.environ.get("SPKD_SHARED", Path(__file__).parents[2] / "shared"))
 
 
@@ -77,29 +86,91 @@ def tiny_wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def save_teacher(
+    folder: Path, embedding: int = 8, speakers: Sequence[str] = (), scale: float = 20.0, seed: int = 0
+) -> None:
+    """Save a small x-vector, with a classifier where there are speakers."""
+    torch.manual_seed(seed)
+    network = build_student("xvector", channels=16, embedding=embedding).eval()
+    head = (torch.randn(len(speakers), embedding), list(speakers), scale) if speakers else ()
+    save_student(folder, Checkpoint(network, *head))
+
+
+@pytest.fixture
+def extraction(corpus: Path) -> list[str]:
+    """Command that extracts with a teacher that `save_teacher` put into the folder `teacher`."""
+    return ["extract", "teacher=checkpoint", "teacher.weights=teacher", f"manifest={corpus / 'manifest.csv'}"]
+
+
 @dataclass
 class Outcome:
     code: int
     out: str
     err: str
 
+    def ok(self) -> Outcome:
+        """Itself, where the command succeeded."""
+        assert self.code == 0, self.err
+        return self
 
-@pytest.fixture
-def spkd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
-    """Run the real command line in this process, in an empty folder: spkd("eval", "trials.txt", "out=x")."""
-    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["spkd", *map(str, arguments)])
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the command line has set in this process in an earlier test."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+
+
+class CommandLine:
+    """The real command line in this process: spkd("eval", "trials.txt", "out=x")."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made: Path) -> None:
+        """
+        Args:
+            made: folder of what `once` has made for the tests of this process.
+        """
+        self._monkeypatch, self._capsys, self._made = monkeypatch, capsys, made
+
+    def __call__(self, *arguments: object) -> Outcome:
+        self._monkeypatch.setattr(sys, "argv", ["spkd", *map(str, arguments)])
         try:
             cli.main()
             code = 0
         except SystemExit as exit_:
             code = int(exit_.code or 0)
-        captured = capsys.readouterr()
+        captured = self._capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
-    return run
+    def once(self, name: str, *arguments: object) -> None:
+        """Run a command that makes a file or a folder: spkd.once("c", "extract", "cache=c"). Where it makes a new one,
+        and an earlier test has run the same command beside the same files, what it made is copied."""
+        found = sorted((str(path), path.read_bytes()) for path in Path().rglob("*") if path.is_file())
+        kept = self._made / hashlib.sha256(repr((arguments, found)).encode()).hexdigest() / Path(name).name
+        is_new = not Path(name).exists()
+        if is_new and kept.exists():
+            _copy(kept, Path(name))
+            return
+        self(*arguments).ok()
+        if is_new:
+            _copy(Path(name), kept)
+
+
+def _copy(a: Path, b: Path) -> None:
+    b.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(a, b) if a.is_dir() else shutil.copy2(a, b)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def spkd(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made: Path, tmp_path: Path
+) -> CommandLine:
+    """The command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(monkeypatch, capsys, made)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

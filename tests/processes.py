@@ -3,12 +3,15 @@ spkd, so that each starts in a few milliseconds where a fresh one takes seconds.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +104,55 @@ def _run(
     os.environ.update(environment)
     torch.set_num_threads(threads)
     function(*arguments)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def machines(count: int, *arguments: str) -> list[subprocess.Popen]:
+    """The command line as one rank on each of several machines, whose torchruns meet at an address of the loopback."""
+    main = Path(__file__).parents[1] / "benchmarks" / "spkd_main.py"
+    meeting = ["--nnodes", str(count), "--master-addr", "127.0.0.2", "--master-port", str(free_port())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(main.parents[1])}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *meeting, f"--node-rank={number}",
+             f"--local-addr=127.0.0.{2 + number}", str(main), *arguments],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def lose(machine: subprocess.Popen) -> None:
+    """Kill torchrun and its rank, which is in a session of its own, as a power cut does."""
+    ranks = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text().split()
+    for process in (*map(int, ranks), machine.pid):
+        os.kill(process, signal.SIGKILL)
+    machine.communicate()
+
+
+@contextlib.contextmanager
+def half_a_core() -> Iterator[Path | None]:
+    """A control group of this machine that has half a core; None where it cannot be made."""
+    root, name, quota = Path("/sys/fs/cgroup/cpu"), "cpu.cfs_quota_us", "50000"
+    if not (root / "cgroup.procs").is_file():
+        root, name, quota = root.parent, "cpu.max", "50000 100000"
+    folder = root / f"spkd-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError:
+        yield None
+        return
+    try:
+        (folder / name).write_text(quota)
+        is_made = True
+    except OSError:
+        is_made = False
+    try:
+        yield folder if is_made else None
+    finally:
+        folder.rmdir()

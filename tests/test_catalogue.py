@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
+
+from spkd.demo.synthesis import speaker, utterance
 
 
 @pytest.fixture
 def lab(spkd: Callable, corpus: Path, tiny_wavlm: Path) -> Path:
     """lab/wavlm and lab/features, and a student trained from the first, evaluated."""
     audio = f"manifest={corpus / 'manifest.csv'}"
-    assert (
-        spkd("extract", "teacher=wavlm", f"teacher.weights={tiny_wavlm}", audio, "cache=lab/wavlm", "fbank=true").code
-        == 0
-    )
-    assert spkd("extract", "teacher=none", audio, "cache=lab/features").code == 0
+    spkd("extract", "teacher=wavlm", f"teacher.weights={tiny_wavlm}", audio, "cache=lab/wavlm", "fbank=true").ok()
+    spkd("extract", "teacher=none", audio, "cache=lab/features").ok()
     small = ["student.channels=16", "student.embedding=16", "steps=2", "batch_size=4", "crop=0.5"]
-    assert spkd("train", "--loss", "cosine", "cache=lab/wavlm", "out=lab/students/small", *small).code == 0
-    assert (
-        spkd("eval", corpus / "trials.txt", audio, "model=lab/students/small", "out=lab/evals/a", "bootstrap=0").code
-        == 0
-    )
+    spkd("train", "--loss", "cosine", "cache=lab/wavlm", "out=lab/students/small", *small).ok()
+    spkd("eval", corpus / "trials.txt", audio, "model=lab/students/small", "out=lab/evals/a", "bootstrap=0").ok()
     return Path("lab")
 
 
 def test_the_page_lists_caches_with_their_students(spkd: Callable, lab: Path) -> None:
-    assert spkd("cache", "verify", "lab/wavlm").code == 0
+    spkd("cache", "verify", "lab/wavlm").ok()
     done = spkd("cache", "catalogue", "lab", "--out", "page.html")
     assert (done.code, done.out) == (0, "page.html: 2 caches\n"), done.err
     page = Path("page.html").read_text()
@@ -48,9 +48,27 @@ def test_the_page_lists_caches_with_their_students(spkd: Callable, lab: Path) ->
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_lists_and_back_ends_have_a_column_each(spkd: Callable, lab: Path, corpus: Path) -> None:
+    soundfile.write("u.wav", utterance(speaker(50), 0, 1.0), 16_000)
+    Path("other.csv").write_text("utt,path\nu,u.wav\n")
+    Path("l").mkdir()
+    Path("l/trials.txt").write_text("".join((corpus / "trials.txt").read_text().splitlines(True)[20:80]))
+    given = [f"manifest={corpus / 'manifest.csv'}", "model=lab/students/small", "bootstrap=0"]
+    spkd("eval", "l/trials.txt", *given, "out=lab/evals/b").ok()
+    spkd("eval", "l/trials.txt", *given, "out=lab/evals/c", "subtract_mean=true", "cohort=other.csv").ok()
+    spkd("cache", "catalogue", "lab", "--out", "page.html").ok()
+    page = Path("page.html").read_text()
+    row = page[page.index("lab/students/small<") :].split("</tr>")[0]
+    shown = re.findall(r'data-head="EER \(%\), ([^"]*)">([^<]*)<', row)
+    found = [json.loads((lab / "evals" / name / "report.json").read_text())["results"]["eer_percent"] for name in "abc"]
+    place = f"{corpus.name}/trials.txt"
+    assert shown == list(zip([place, "l/trials.txt", "l/trials.txt [1]"], [f"{r:.2f}" for r in found], strict=True))
+    assert "[1] The mean of the" in page
+
+
 def test_students_may_be_elsewhere_and_caches_in_a_bucket(spkd: Callable, lab: Path, s3: str) -> None:
-    assert spkd("cache", "verify", "lab/wavlm").code == 0
-    assert spkd("cache", "push", "lab/wavlm", f"{s3}/cat/wavlm").code == 0
+    spkd("cache", "verify", "lab/wavlm").ok()
+    spkd("cache", "push", "lab/wavlm", f"{s3}/cat/wavlm").ok()
     done = spkd("cache", "catalogue", f"{s3}/cat", "--students", "lab", "--out", "p.html")
     assert (done.code, done.out) == (0, "p.html: 1 cache\n"), done.err
     page = Path("p.html").read_text()
@@ -59,16 +77,44 @@ def test_students_may_be_elsewhere_and_caches_in_a_bucket(spkd: Callable, lab: P
     assert "never, as far" not in page  # the record of the check went along
 
 
+def test_copied_commands_are_safe_to_paste(spkd: Callable, lab: Path, tmp_path: Path) -> None:
+    for name in ("-rf", "it's; touch $(touch ran) `touch ran`", "line\nend", "up\x1b[201~touch ran\n"):
+        shutil.copytree(lab / "features", lab / name)
+    spkd("cache", "catalogue", "lab", "--out", "p.html").ok()
+    commands = [
+        html.unescape(text) for text in re.findall(r"<pre>(spkd cache pull[^<]*)</pre>", Path("p.html").read_text())
+    ]
+    assert len(commands) == 4  # those of two names are not offered
+    for command in commands:
+        assert command.isprintable()
+        words = subprocess.run(
+            ["bash", "-c", f"spkd() {{ printf '%s\\n' \"$@\"; }}; {command}"], capture_output=True, text=True
+        )
+        assert words.stdout.splitlines()[:2] == ["cache", "pull"]
+        assert Path(words.stdout.splitlines()[2]).is_dir()
+        assert not words.stdout.splitlines()[3].startswith("-")
+    assert not Path("ran").exists()
+
+
 def test_damage_is_listed_and_an_empty_place_is_said_to_be(spkd: Callable, lab: Path) -> None:
     (lab / "features" / "COMPLETE.json").write_text("{")
     (lab / "students" / "small" / "model.json").write_text("{")
-    done = spkd("cache", "catalogue", "lab", "--out", "p.html")
-    assert done.code == 0, done.err
+    done = spkd("cache", "catalogue", "lab", "--out", "p.html").ok()
     assert "Not readable" in Path("p.html").read_text()
     assert "note: " in done.out
     Path("empty").mkdir()
     assert spkd("cache", "catalogue", "empty", "--out", "p.html").out == "p.html: 0 caches\n"
     assert "No caches." in Path("p.html").read_text()
+
+
+def test_a_folder_that_cannot_be_read_does_not_end_the_page(spkd: Callable, lab: Path, web: str) -> None:
+    Path("lab/index.html").write_text('<a href="wavlm/">x</a> <a href="gone/">x</a> <a href="students/">x</a>')
+    Path("lab/wavlm/verified.json").write_text("{")
+    done = spkd("cache", "catalogue", f"{web}/lab", "--out", "page.html").ok()
+    page = Path("page.html").read_text()
+    assert f"{web}/lab/gone: not found" in page
+    assert "1 cache" in done.out
+    assert "checked: not known, " in page
 
 
 def test_copies_are_one_entry_and_caches_of_one_name_are_told_apart(
@@ -81,7 +127,7 @@ def test_copies_are_one_entry_and_caches_of_one_name_are_told_apart(
         "teacher.wavlm.layer=1",
         f"manifest={corpus / 'manifest.csv'}",
     ]
-    assert spkd("extract", *given, "cache=lab/old/wavlm").code == 0
+    spkd("extract", *given, "cache=lab/old/wavlm").ok()
     (lab / "students" / "small" / "model.safetensors").unlink()  # model.json has their digest
     done = spkd("cache", "catalogue", "lab", "--out", "p.html")
     assert (done.code, done.out) == (0, "p.html: 4 caches\n"), done.err

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import math
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spkd import config
 from spkd.errors import UsageError
-from spkd.eval.settings import EvalConfig
+from spkd.eval.settings import CalibrateConfig, EvalConfig
 from spkd.export.settings import ExportConfig
 from spkd.extract.settings import ExtractConfig
+from spkd.registry import COMMANDS
 from spkd.train.settings import TrainConfig
 
 
@@ -25,6 +30,58 @@ def test_precedence_is_default_file_environment_command_line(tmp_path: Path) -> 
     loaded = config.load(ExtractConfig, ["workers=9"], file, environ)
     assert (loaded.batch_size, loaded.teacher.name, loaded.workers, loaded.teacher.weights) == (7, "wavlm", 9, "w")
     assert config.load(TrainConfig, [], file, {}).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "is_taken"),
+    [
+        ("folder/a:b", True),
+        ("s3://lab/x", True),
+        ("https://host/x", True),
+        ("reference::file://refs.json", False),
+        ("simplecache::s3://lab/x", False),
+        ("s3://lab/x::file://y", False),
+        ("reference://refs.json", False),
+        ("ssh://host/x", False),
+        (" s3://lab/x", False),
+    ],
+)
+def test_a_file_names_addresses_of_known_protocols_alone(tmp_path: Path, address: str, is_taken: bool) -> None:
+    file, given = tmp_path / "s.yaml", [f"cache={address}"]
+    file.write_text(f"train: {{cache: ['{address}']}}\n")
+    typed = config.load(TrainConfig, given, environ={}).cache
+    assert typed == config.load(TrainConfig, [], environ={"SPKD_CACHE": address}).cache == [address]
+    if is_taken:
+        assert config.load(TrainConfig, [], file, {}).cache == typed
+        return
+    with pytest.raises(UsageError, match=r"s.yaml: cache=.* others are typed, as cache=ADDRESS"):
+        config.load(TrainConfig, [], file, {})
+    assert config.load(TrainConfig, ["cache=mine"], file, {}).cache == ["mine"]
+
+
+def test_a_file_starts_no_engine(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("extract: {engine: ray}\n")
+    with pytest.raises(UsageError, match=r"s.yaml: engine=ray is not taken from a file; type engine=ray"):
+        config.load(ExtractConfig, [], file, {})
+    assert config.load(ExtractConfig, [], environ={"SPKD_ENGINE": "ray"}).engine == "ray"
+    assert config.load(ExtractConfig, ["engine=auto"], file, {}).engine == "auto"
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+@pytest.mark.parametrize("text", ["[{}]", "{}", "[tensorboard,{}]"])
+def test_a_file_sends_nothing_to_a_server(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / "s.yaml"
+    text = text.format(name)
+    file.write_text(f"train: {{loggers: {text}}}\n")
+    typed = text if text.startswith("[") else f"[{text}]"
+    with pytest.raises(UsageError) as refused:
+        config.load(TrainConfig, [], file, {})
+    assert str(refused.value).endswith(f"s.yaml: loggers={name} is not taken from a file; type loggers={typed}")
+    assert config.load(TrainConfig, [f"loggers={typed}"], file, {}).loggers == typed.strip("[]").split(",")
+    assert name in config.load(TrainConfig, [], environ={"SPKD_LOGGERS": typed}).loggers
+    file.write_text("train: {loggers: [tensorboard]}\n")
+    assert config.load(TrainConfig, [], file, {}).loggers == ["tensorboard"]
 
 
 def test_values_are_typed() -> None:
@@ -47,7 +104,8 @@ def test_values_are_typed() -> None:
         ("teacher.wieghts=x", "did you mean 'teacher.weights'"),
         ("teacher=wavml", "did you mean 'wavlm'"),
         ("batch_size=many", "must be a whole number"),
-        ("device=gpu", "did you mean 'cpu'"),
+        ("device=gpu", "did you mean 'cuda'"),
+        ("storage.codecs={fbnk:int8}", "write a space after the colon: {fbnk: int8}"),
         ("fbank", "not key=value"),
         ("view.speeds=[fast]", "must be a number"),
     ],
@@ -120,16 +178,51 @@ def test_a_settings_file_that_cannot_be_read_is_named(tmp_path: Path, content: b
         config.load(ExtractConfig, [], file, {})
 
 
-SCHEMAS = {"extract": ExtractConfig, "train": TrainConfig, "eval": EvalConfig}
-NUMBERS = [(c, k.name) for c, s in SCHEMAS.items() for k in config.keys(s) if k.kind in ("int", "float")]
+def test_a_pipe_in_the_place_of_the_settings_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("spkd.yaml")
+    with pytest.raises(UsageError, match="settings file spkd.yaml: not a regular file"):
+        config.load(ExtractConfig, [], environ={})
 
 
-@pytest.mark.parametrize(("command", "name"), NUMBERS)
-def test_every_number_has_bounds(command: str, name: str) -> None:
-    """NaN, infinite and absurd values are refused before any work starts."""
-    for value in ("nan", "inf", "-inf", "1e300", "-1e300", "-1000000000000000000", "1e400", "x", ""):
-        with pytest.raises(UsageError, match=name.split(".")[-1]):
-            config.load(SCHEMAS[command], [f"{name}={value}"], environ={})
+NO_NUMBERS = (
+    *("nan", "inf", "-inf", "1e300", "-1e300", "-1000000000000000000", "1e400", "9" * 50, "x", "0x1F", "true", "None"),
+    *("\u0663", "1_0", " 1", "1 ", "1\n", "1,5", "1e", "--1", "\uff11"),
+)
+NO_VALUES = {
+    "int": NO_NUMBERS,
+    "float": NO_NUMBERS,
+    "bool": ("", "2", "nan", " true", "\u0663"),
+    "str": ("", "a\0b", "\udce9"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_of_a_type_reads_values_alike(command: str) -> None:
+    """Absurd values are refused before any work starts, and an empty one where it has no meaning."""
+
+    def read(text: Any) -> Any:
+        return key.read(config.Given(f"{key.name}={text}", text, True))
+
+    for key in (*config.keys(COMMANDS[command]), *config.component_keys(COMMANDS[command])):
+        kinds = re.findall("int|float|bool|str", key.kind)
+        for value in NO_VALUES[kinds[-1]]:
+            # What the type may hold: nothing, items of a list, or those of a mapping.
+            nothing = not value and (key.default == "" or "None" in key.kind)
+            written = [value] if key.kind.startswith("list") else {"a": value} if key.kind.startswith("dict") else value
+            if nothing or (value == "None" and "None" in key.kind):
+                assert read(written) in (None, "")
+                continue
+            with pytest.raises(UsageError, match=re.escape(key.name)):
+                read(written)
+        if key.kind in ("int", "float") and not key.limits["positive"] and (key.limits["low"] or 0) <= 0:
+            assert math.copysign(1, read("-0")) == 1
+        if key.kind.startswith("list"):
+            assert read("") == []
+
+
+def test_an_empty_mapping_is_one_without_items() -> None:
+    assert config.load(TrainConfig, ["loss.weights="], environ={}).loss.weights == {}
 
 
 @pytest.mark.parametrize(
@@ -178,6 +271,15 @@ def test_a_setting_without_effect_is_refused_where_typed_and_left_out_elsewhere(
         (TrainConfig, "loss.aam.margn=1", "did you mean 'loss.aam.margin'"),
         (TrainConfig, "student.tiny.width=1", "tiny has no settings of its own"),
         (TrainConfig, "student.ssl=1", "student.ssl.layers, student.ssl.adapters"),
+        (TrainConfig, "student=TINY", "did you mean 'tiny'"),
+        (TrainConfig, "margin=1", "'large_margin.margin', 'loss.aam.margin', 'loss.kld.margin' or [0-9] more"),
+        (TrainConfig, "optim.learning_rate=1", "did you mean 'optim.lr'"),
+        (CalibrateConfig, "quality=duration,cohort", r"write quality=\[duration,cohort\]$"),
+        (TrainConfig, "view=full", "it is a setting of spkd extract"),
+        (TrainConfig, "view.noise=a", "did you mean 'augment.noise'"),
+        (TrainConfig, "teacher.weights=x", "it is a setting of spkd extract"),
+        (CalibrateConfig, "steps=1", "it is a setting of spkd train$"),
+        (ExtractConfig, "enrol.map=m", "it is a setting of spkd eval and calibrate$"),
     ],
 )
 def test_an_unknown_key_names_the_component_that_owns_the_nearest_one(schema: type, given: str, expected: str) -> None:
@@ -243,6 +345,24 @@ def test_of_steps_and_epochs_the_later_source_counts(tmp_path: Path) -> None:
 def test_an_empty_list_leaves_the_choice_to_the_command() -> None:
     loaded = config.load(TrainConfig, ["loss=[]"], environ={})
     assert config.chosen(loaded, {"loss.names": ["cosine"]}).loss.names == ["cosine"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "right"),
+    [("SPKD_OPTIM_LR", "SPKD_OPTIM__LR"), ("SPKD_STUDENT__CHANELS", "SPKD_STUDENT__CHANNELS")],
+)
+def test_a_variable_that_no_command_has_names_the_right_one(
+    capsys: pytest.CaptureFixture, variable: str, right: str
+) -> None:
+    config.load(TrainConfig, [], environ={variable: "1"})
+    assert f"note: {variable}: no command has a setting " in (found := capsys.readouterr().out)
+    assert f"; did you mean {right!r}?" in found
+
+
+def test_a_wrong_section_of_a_file_names_the_command(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("trian: {steps: 5}\n")
+    with pytest.raises(UsageError, match="unknown key 'trian'; did you mean 'train'"):
+        config.load(TrainConfig, [], tmp_path / "s.yaml", environ={})
 
 
 def test_a_setting_of_another_command_says_so() -> None:

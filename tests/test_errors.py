@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from spkd.errors import Interrupted, SpkdError, UsageError, first_line, printable, reported
+from spkd.errors import (
+    Interrupted,
+    SpkdError,
+    UsageError,
+    check_address,
+    did_you_mean,
+    first_line,
+    printable,
+    public_address,
+    reported,
+)
 
 
 def test_nothing_that_a_terminal_would_obey_is_printed() -> None:
@@ -15,6 +25,48 @@ def test_nothing_that_a_terminal_would_obey_is_printed() -> None:
     assert "\n" not in shown
     assert "ü [/x]" in shown
     assert len(printable("x" * 10**6)) < 2100
+
+
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("http://host:80/x/COMPLETE.json", None),
+        ("http://host/a@2/b", None),
+        ("http://[::1]:8080/a/b", None),
+        ("s3://bucket/a b", None),
+        ("/home/anna@work/x", None),
+        ("http://bob:SECRET@host:80/x", "http://***@host:80/x"),
+        ("https://SECRET@host/x", "https://***@host/x"),
+        ("http://bob:SEC RE'T\"SECRET@host/x", "http://***@host/x"),
+        ("http://bob:SECRET@SECRET@host/x", "http://***@host/x"),
+        ("http://host/my caches/x?token=SECRET", "http://host/my caches/x?***"),
+        ("http://host/it's/x?token=SEC ' \" SECRET", "http://host/it's/x?***"),
+        ("s3://key:SECRET@bucket/x", "s3://***@bucket/x"),
+    ],
+)
+def test_secrets_of_an_address_are_left_out(url: str, public: str | None) -> None:
+    check_address(url)
+    assert public_address(url) == (public or url)
+    assert public_address(public_address(url)) == public_address(url)
+    for text in (url, f"error: {url}/plan/0.npz: not found", f"pull '{url}' copy", f"{url}, then {url}"):
+        shown = printable(text)
+        assert "SECRET" not in shown
+        assert "RE'T" not in shown
+        assert (public is not None) or shown == text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://bob:SE#CRET@host/x", "http://bob:SE/CRET@host/x", "http://bob:SE?CRET@host/x"),
+        *("http://bob:12/CRET@host/x", "http://bob:12#CRET@host/x", "http://bob:12?CRET@host", "https://b:S:E@h:x/y"),
+        *("http://bob:S@E#CRET@host", "http://bob:S@E/CRET@host"),
+    ],
+)
+def test_an_address_whose_password_cannot_be_told_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="cannot be separated") as raised:
+        check_address(url)
+    assert "CRET" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +109,15 @@ def test_a_failure_of_a_plug_in_is_its_packages(capsys: pytest.CaptureFixture[st
     exec("def fail(): return {}['missing']", space)
     with pytest.raises(KeyError) as caught:
         space["fail"]()  # type: ignore[operator]
-    assert reported(caught.value, ["spkd", "train"], ["other", "mine"]) == 1
+    assert reported(caught.value, ["spkd", "train"], lambda: ["other", "mine"]) == 1
     assert "please report it to the package of mine with that file" in capsys.readouterr().err
+
+
+def test_a_hint_is_another_word() -> None:
+    assert did_you_mean("AAM", ["aam", "mse"]) == "; did you mean 'aam'?"
+    assert did_you_mean("one_step", ["one-step", "onestop"]) == "; did you mean 'one-step'?"
+    assert did_you_mean("fbank", ["fbank"]) == ""
+    assert did_you_mean("qqqq", ["b", "a"]) == "; valid: a, b"
 
 
 def test_an_empty_message_still_says_something() -> None:

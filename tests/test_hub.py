@@ -19,6 +19,7 @@ import pytest
 import spkd as package
 from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
+from spkd.hub import model_card
 from tests.eval.students import save_untrained
 
 pytest.importorskip("huggingface_hub")
@@ -110,6 +111,7 @@ def python(code: str, address: str, folder: Path) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 def test_a_student_goes_to_the_hub_and_comes_back(
     request: pytest.FixtureRequest, hub: tuple[Hub, str], corpus: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +132,11 @@ def test_a_student_goes_to_the_hub_and_comes_back(
     files = store.files["lab/small"]
     assert set(files) == {"model.json", "model.safetensors", "calibration.json", "README.md"}
     assert store.private["lab/small"]
+    own, sent = json.loads(Path("student/calibration.json").read_text()), files["calibration.json"].decode()
+    names = [*own["trained_on"]["speakers"], str(corpus)]
+    assert len(names) > 2
+    assert not [name for name in names if name in sent]
+    assert json.loads(sent)["weights"] == own["weights"]
     assert files["model.safetensors"] == Path("student/model.safetensors").read_bytes()
     card = files["README.md"].decode()
     rate = json.loads(Path("eval/report.json").read_text())["results"]["eer_percent"]
@@ -145,13 +152,28 @@ def test_a_student_goes_to_the_hub_and_comes_back(
     assert same == "True"
 
 
+def test_a_card_shows_error_rates_of_its_own_weights_alone(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("ours", "other")):
+        save_untrained(tmp_path / name, corpus, seed)
+        given = [f"model={name}", f"manifest={corpus / 'manifest.csv'}", f"out=of-{name}", "bootstrap=0"]
+        spkd("eval", corpus / "trials.txt", *given).ok()
+    rate = json.loads(Path("of-ours/report.json").read_text())["results"]["eer_percent"]
+    assert f"| of-ours | {rate:.3f} |" in model_card(tmp_path / "ours", "lab/ours", ["of-ours"], "")
+    for wrong in (["of-other"], ["of-ours", "of-other"]):
+        with pytest.raises(UsageError, match="of-other: error rates of another model"):
+            package.load(tmp_path / "ours").push_to_hub("lab/ours", evaluations=wrong)
+
+
 def test_what_is_not_there_is_a_line(hub: tuple[Hub, str], tmp_path: Path, corpus: Path) -> None:
     store, address = hub
-    done = python('spkd.load("lab/none")', address, tmp_path)
-    assert "SpkdError: lab/none: cannot be loaded from the hub" in done.stderr
     store.files["lab/other"] = {"README.md": b"x"}
-    done = python('spkd.load("lab/other")', address, tmp_path)
-    assert "UsageError: lab/other: no student of spkd there" in done.stderr
+    code = (
+        "from spkd.errors import SpkdError\nfor name in ('lab/none', 'lab/other'):\n    try:\n        spkd.load(name)\n"
+        "    except SpkdError as error:\n        print(f'{type(error).__name__}: {error}')\n"
+    )
+    none, other = python(code, address, tmp_path).stdout.splitlines()
+    assert none.startswith("SpkdError: lab/none: cannot be loaded from the hub")
+    assert other.startswith("UsageError: lab/other: no student of spkd there")
     model = package.load(save_untrained(tmp_path / "student", corpus))
     with pytest.raises(UsageError, match="no evaluation"):
         model.push_to_hub("lab/small", evaluations=["none"])

@@ -82,7 +82,7 @@ def test_the_threshold_travels_with_the_model(
     request: pytest.FixtureRequest, student: str, paths: list[str], corpus: Path
 ) -> None:
     model = spkd.load(student)
-    with pytest.raises(UsageError, match="has no calibration; make one with `spkd calibrate`"):
+    with pytest.raises(UsageError, match="has no calibration; make one with `spkd calibrate TRIALS model="):
         model.verify(paths[0], paths[1])
     run = request.getfixturevalue("spkd")
     assert run("calibrate", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "force=true").code == 0
@@ -114,6 +114,8 @@ def test_the_threshold_travels_with_the_model(
         model.verify(paths[0], paths[1], threshold=float("nan"))
     with pytest.raises(UsageError, match="threshold='err': .* has eer"):
         model.verify(paths[0], paths[1], threshold="err")
+    with pytest.raises(UsageError, match="false_alarm_0.01 takes at least 1,000 non-target trials, and .* on [0-9]+:"):
+        model.verify(paths[0], paths[1], threshold="false_alarm_0.01")
 
 
 def test_what_cannot_be_used_is_an_error_that_says_why(student: str, paths: list[str], tmp_path: Path) -> None:
@@ -141,7 +143,30 @@ def test_what_cannot_be_used_is_an_error_that_says_why(student: str, paths: list
     assert "device: auto, cpu" in inspect.getdoc(spkd.load)  # type: ignore[operator]
     with pytest.raises(UsageError, match="no student there"):
         spkd.load(tmp_path)
-    with pytest.raises(UsageError, match="no student there"):
-        spkd.load("nothing")
+    with pytest.raises(UsageError, match="no student there.*; did you mean 'dvector'"):
+        spkd.load("dvectr")
+    with pytest.raises(UsageError, match="weights='w': no argument for a student"):
+        spkd.load(student, weights="w")
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         spkd.lode("x")
+
+
+def test_a_teacher_with_its_settings_gives_what_its_library_gives(tiny_wavlm: Path, paths: list[str]) -> None:
+    """Mean over time, and standard deviation after it, of a hidden state of transformers."""
+    transformers = pytest.importorskip("transformers")
+    network = transformers.WavLMModel.from_pretrained(tiny_wavlm).eval()
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    wave = extractor(soundfile.read(paths[0])[0], sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.no_grad():
+        states = network(wave.float(), output_hidden_states=True).hidden_states
+    for layer in (1, 2):
+        found = spkd.load("wavlm", weights=tiny_wavlm, layer=layer).embed(paths[0])
+        frames = states[layer][0].double()
+        expected = torch.cat([frames.mean(0), frames.std(0, unbiased=False)])
+        assert np.allclose(found, expected, atol=1e-3)
+    with pytest.raises(UsageError, match="layers=1: no setting of wavlm; did you mean 'layer'"):
+        spkd.load("wavlm", weights=tiny_wavlm, layers=1)
+    with pytest.raises(UsageError, match=r"load\(layer=-1\): .* at least 0"):
+        spkd.load("wavlm", weights=tiny_wavlm, layer=-1)
+    with pytest.raises(UsageError, match="gives no embeddings"):
+        spkd.load("none")

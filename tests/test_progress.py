@@ -27,6 +27,14 @@ def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("show", ["progress.log(text)", "list(progress.track(text, 1).__enter__().advance(1) or ())"])
+def test_no_secret_and_nothing_that_a_terminal_would_obey_is_shown(show: str) -> None:
+    code = f"from spkd import progress\ntext = 'pulling from http://bob:SEC RET@host/x\\x1b[2K'\n{show}\n"
+    shown = in_terminal([sys.executable, "-c", code])
+    assert "http://***@host/x\\x1b" in shown
+    assert "RET" not in shown
+
+
 def test_a_terminal_shows_a_bar_and_the_note() -> None:
     """In a real pseudo-terminal, from a process of its own."""
     code = (

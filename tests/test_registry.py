@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from spkd.config import key, load
 from spkd.errors import SpkdError, UsageError
 from spkd.registry import CODECS, LOSSES, STUDENTS, TEACHERS, Registry, plug_ins
+from spkd.train.settings import TrainConfig
 
 PLUGIN = {
     "mine/__init__.py": "",
@@ -35,6 +38,24 @@ class Huber(Cosine):
         self.delta = settings.delta
     def forward(self, student, inputs):
         return huber_loss(self.project(student["embedding"]), inputs.targets["embedding"], delta=self.delta)
+
+class Plain(Huber):
+    class Settings:
+        delta = 1.0
+
+@dataclass
+class Unmeant:
+    delta: float = 1.0
+
+class Bare(Huber):
+    Settings = Unmeant
+
+@dataclass
+class Shadowing:
+    contrasts: bool = key(True, "the name of a method that settings of losses have")
+
+class Shadow(Huber):
+    Settings = Shadowing
 ''',
     "mine/models.py": """
 from dataclasses import dataclass
@@ -85,9 +106,13 @@ class Energy(Teacher):
     "mine-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n",
     "mine-1.0.dist-info/entry_points.txt": (
         "[spkd.losses]\nhuber = mine.huber:Huber\nbroken = mine.nothing:Loss\n"
+        "plain = mine.huber:Plain\nbare = mine.huber:Bare\nshadow = mine.huber:Shadow\ntwice = mine.huber:Huber\n"
+        "weights = mine.huber:Huber\nONE_STEP = mine.huber:Huber\naam = mine.nothing:Loss\n"
         "[spkd.students]\nmean = mine.models:Mean\n"
         "[spkd.teachers]\nenergy = mine.models:Energy\n"
     ),
+    "other-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: other\nVersion: 1.0\n",
+    "other-1.0.dist-info/entry_points.txt": "[spkd.losses]\ntwice = other.huber:Huber\n",
 }
 
 COMMANDS = """
@@ -119,9 +144,33 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 def test_a_package_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     point = importlib.metadata.EntryPoint("broken", "nowhere.at_all:Loss", "spkd.losses")
     monkeypatch.setattr("spkd.registry.entry_points", lambda group: [point])
-    with pytest.raises(SpkdError, match=r"loss=broken: nowhere.at_all:Loss cannot be imported"):
+    with pytest.raises(
+        SpkdError, match=r"loss=broken of the package nowhere.at_all: nowhere.at_all:Loss cannot be imported"
+    ):
         Registry("loss", "spkd.losses", {})["broken"]
     assert plug_ins() == ("nowhere",)
+
+
+@dataclass
+class GatedSettings:
+    maxNorm: float = key(1.0, "largest norm of a gradient")
+    Shares: dict[str, float] = key({}, "share of each gate")
+
+
+class Gated:
+    Settings = GatedSettings
+
+
+def test_capitals_in_a_packages_keys_are_found_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("Gated", f"{__name__}:Gated", "spkd.students")
+    monkeypatch.setattr("spkd.registry.entry_points", lambda group: [point] if group == "spkd.students" else [])
+    monkeypatch.delitem(STUDENTS.__dict__, "_points", raising=False)
+    variables = {"SPKD_STUDENT": "Gated", "SPKD_STUDENT__GATED__MAXNORM": "0.5", "SPKD_STUDENT__GATED__SHARES__A": "2"}
+    try:
+        settings = load(TrainConfig, [], environ=variables).student.settings
+    finally:
+        STUDENTS.__dict__.pop("_points", None)
+    assert settings == GatedSettings(0.5, {"a": 2.0})
 
 
 def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, tmp_path: Path) -> None:
@@ -142,10 +191,13 @@ def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, 
         ["train", "--loss", "huber", "loss.huber.delta=0.5", "student.mean.kernel=3", *small],
         ["eval", str(corpus / "trials.txt"), manifest],
         ["train", "--losses"],
+        ["train", "--loss", "aam", "loss.aam.scale=20", *small, "out=ours"],
     )
     assert done.returncode == 0, done.stderr
     assert "huber: learns from" in done.stdout
-    assert "broken: cannot be used: loss=broken: mine.nothing:Loss cannot be imported" in done.stdout
+    assert "broken: cannot be used: loss=broken of the package mine: mine.nothing:Loss cannot be" in done.stdout
+    assert "weights: cannot be used" in done.stdout
+    assert "note: loss=aam is spkd's own; that of the package mine is not used\n" in done.stdout
     assert json.loads((tmp_path / "student" / "model.json").read_text())["settings"]["kernel"] == 3
     done = run(
         ["train", "--loss", "huber", "loss.huber.dalta=1", *small, "out=x"],
@@ -153,8 +205,9 @@ def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, 
         ["train", "--loss", "broken", *small, "out=x"],
         ["train", "--loss", "huber", "student.mean.kernal=3", *small, "out=x"],
         ["extract", "teacher=energy", "teacher.energy.power=2", manifest, "fbank=true"],
+        *(["train", "--loss", name, *small] for name in ("plain", "bare", "shadow", "twice", "weights", "ONE_STEP")),
     )
-    assert done.returncode == 5
+    assert done.returncode == 11
     for line, error in zip(
         done.stderr.splitlines(),
         (
@@ -163,6 +216,12 @@ def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, 
             "mine.nothing:Loss cannot be imported",
             "did you mean 'student.mean.kernel'",
             "holds a cache of another teacher",
+            "loss=plain of the package mine: its Settings are no dataclass",
+            "loss=bare of the package mine: its Settings have the field delta, which spkd.config.key did not make",
+            "loss=shadow of the package mine: its Settings have the field contrasts, which is the name of a method",
+            "loss=twice of the package mine and other: several have this name; one of them needs another",
+            "loss=weights of the package mine: loss.weights is a key of spkd; it needs another name",
+            "loss=ONE_STEP of the package mine: spkd's own one-step has the same keys; it needs another name",
         ),
         strict=True,
     ):

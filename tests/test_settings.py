@@ -99,7 +99,9 @@ def family_contexts(arguments: str, section: str, only: str = "") -> dict[str, C
         chosen = (
             f"{arguments} {section}={name.replace('_', '-')} {section}.weights=M/{name}{'.onnx' * (name == 'onnx')}"
         )
-        found[f"{section}={name}"] = Context(chosen, {f"{section}.{name}.{key}": value for key, value in own.items()})
+        acts = {f"{section}.{name}.{key}": value for key, value in own.items()}
+        of_torch = {f"{section}.precision": "bf16", f"{section}.compile": "true"} if name == "onnx" else {}
+        found[f"{section}={name}"] = Context(chosen, acts, inert=of_torch)
     return found
 
 
@@ -130,7 +132,7 @@ def enrolment_contexts(arguments: str, more: str) -> dict[str, Context]:
 TEACHER = "teacher=checkpoint teacher.weights=M/teacher"
 EXTRACT = f"{TEACHER} manifest=M/manifest.csv"
 AUGMENTED = {
-    "noise": ("synthetic", {"noise_prob": "0", "snr": "[-20,-10]"}),
+    "noise": ("synthetic", {"noise_prob": "1", "snr": "[-20,-10]"}),
     "rir": ("M/rir", {"rir_prob": "1"}),
     "coders": ("[g711]", {"coder_prob": "1"}),
 }
@@ -226,7 +228,9 @@ VERIFICATION = Command(
         "noise": Context(f"M/augmented --live 2 {EXTRACT} view.rir=M/rir", {"view.noise": "M/noise"}),
         "rir": Context(f"M/augmented --live 2 {EXTRACT} view.noise=M/noise", {"view.rir": "M/rir"}),
         **{
-            name: Context(f"M/of_{name.removeprefix('teacher=')} --live 2 {context.arguments}", context.acts)
+            name: Context(
+                f"M/of_{name.removeprefix('teacher=')} --live 2 {context.arguments}", context.acts, inert=context.inert
+            )
             for name, context in family_contexts("manifest=M/manifest.csv", "teacher").items()
         },
     },
@@ -537,6 +541,7 @@ TRAINING = Command(
             constants={
                 **{f"spkd.train.losses.memo.{name}": value for name, value in (("PROBE", 1), ("PATIENCE", -1))},
                 "spkd.train.losses.memo.EARLIEST": 0.1,
+                "spkd.train.log.LOG_EVERY": 1,
             },
         ),
         "memo with the teacher": Context(
@@ -601,6 +606,8 @@ SCORING_INERT = {
 def scoring_contexts(more: str) -> dict[str, Context]:
     return {
         "no cohort": Context(f"{EVAL} {more} norm=as-norm", {"cohort.source": "M/others.csv"}),
+        "one model": Context(f"{EVAL} {more}", inert={"enrol.model.name": "M/teacher/"}),
+        "plda": Context(f"{EVAL} {more} backend=plda cohort=M/others.csv", inert={"subtract_mean": "true"}),
         "cohort": Context(
             f"{EVAL} {more} norm=as-norm cohort=M/others.csv",
             {"cohort.average": "false"},
@@ -679,6 +686,7 @@ EMBEDDING = Command(
     },
 )
 
+OF_DESCRIPTION = {"calibration": "M/calibration.json", "url": "https://example.org", "licence": "MIT"}
 EXPORT = Command(
     "export",
     ExportConfig,
@@ -689,10 +697,8 @@ EXPORT = Command(
                 "to": "pt2",
                 "out": "other.onnx",
                 "waveform": "true",
-                "calibration": "M/calibration.json",
+                **OF_DESCRIPTION,
                 "trials": "M/trials.txt trials_manifest=M/manifest.csv",
-                "url": "https://example.org",
-                "licence": "MIT",
                 "onnx.lengths": "true",
             },
             inert={"trials_manifest": "M/manifest.csv"},
@@ -701,10 +707,8 @@ EXPORT = Command(
         "wespeaker": Context(
             "M/resnet34 to=wespeaker out=w",
             inert={
+                **OF_DESCRIPTION,
                 "waveform": "true",
-                "calibration": "M/calibration.json",
-                "url": "https://example.org",
-                "licence": "MIT",
                 "trials": "M/trials.txt",
             },
         ),
@@ -714,7 +718,13 @@ EXPORT = Command(
         "int8": Context(
             "M/teacher to=onnx-int8 out=model.onnx onnx_int8.manifest=M/long.csv", {"onnx_int8.speech": "10"}
         ),
-        "litert": Context("M/teacher to=litert out=model.tflite", watched={"litert.seconds": ("2", "examples")}),
+        "pt2": Context("M/teacher to=pt2 out=model.pt2", inert={"trials": "M/trials.txt"}),
+        "student of the waveform": Context("M/ssl to=pt2 out=model.pt2", inert={"waveform": "true"}),
+        "litert": Context(
+            "M/teacher to=litert out=model.tflite",
+            watched={"litert.seconds": ("2", "examples")},
+            inert={**OF_DESCRIPTION, "trials": "M/trials.txt"},
+        ),
     },
 )
 
@@ -757,6 +767,7 @@ def make_materials(root: Path) -> None:
         head = torch.randn(4, 6), [f"spk{s}" for s in range(4)], 20.0
         save_student(root / name, Checkpoint(_centred(build("tiny", channels=4, embedding=6).eval(), root), *head))
     save_student(root / "resnet34", Checkpoint(build("resnet34", embedding=4).eval()))
+    save_student(root / "ssl", Checkpoint(build("ssl", channels=16, embedding=4).eval()))
     _make_families(root)
     every = f"{EXTRACT} fbank=true wave=true teacher.targets=[embedding,frames,stats,logits]"
     augmented = "view=crops:1,0.4 view.noise=M/noise view.noise_prob=1 view.rir=M/rir view.rir_prob=1"
@@ -842,13 +853,13 @@ class Watch:
     def __call__(self, constants: dict[str, Any]) -> Iterator[None]:
         """Watch the code that the block runs, with other constants in it."""
         note, patch = self.note, pytest.MonkeyPatch()
-        extract, save, to, loader = EmbeddingModel.extract, resume.save, torch.nn.Module.to, torch.utils.data.DataLoader
+        begin, save, to, loader = EmbeddingModel.begin, resume.save, torch.nn.Module.to, torch.utils.data.DataLoader
         faiss = pytest.importorskip("faiss")
         factory = faiss.index_factory
 
-        def watched_extract(model: Any, waves: torch.Tensor, *given: Any, **named: Any) -> Any:
+        def watched_begin(model: Any, waves: torch.Tensor, *given: Any, **named: Any) -> Any:
             note("batches", len(waves))
-            return extract(model, waves, *given, **named)
+            return begin(model, waves, *given, **named)
 
         def watched_save(out: Path, module: Any, optimiser: Any, miner: Any, step: int, *given: Any) -> None:
             note("saved", step)
@@ -866,9 +877,9 @@ class Watch:
             note("loaders", named["num_workers"])
             return loader(*given, **named | {"num_workers": 0})
 
-        def watched_pool(workers: int, *given: Any) -> ThreadPoolExecutor:
+        def watched_pool(workers: int, *given: Any, **named: Any) -> ThreadPoolExecutor:
             note("threads", workers)
-            return ThreadPoolExecutor(workers, *given)
+            return ThreadPoolExecutor(workers, *given, **named)
 
         class Index:
             """An index whose number of lists to look into is seen."""
@@ -894,7 +905,7 @@ class Watch:
             patched.setattr("spkd.eval.efficiency.real_time_factor", lambda *_, **__: 1.0)
             patched.setattr("spkd.export.base.REPEATS", 1)
             patched.setattr("spkd.train.record.write_page", lambda *_: None)
-            patched.setattr(EmbeddingModel, "extract", watched_extract)
+            patched.setattr(EmbeddingModel, "begin", watched_begin)
             patched.setattr(resume, "save", watched_save)
             patched.setattr("spkd.train.mining.set_nprobe", lambda _, lists: note("lists", lists))
             patched.setattr(torch.nn.Module, "to", watched_to)
@@ -948,8 +959,9 @@ class Observed:
 
 
 ECHOES = ("card.json", "model.json", "run.json", "run.yaml", "report.json", "train.html", "report.html", "index.json")
-OF_STORAGE = ("zarr.json", ".npz", "codec.safetensors", "COMPLETE.json", "verified.json")
-WRITTEN = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z?")
+OF_STORAGE = ("zarr.json", ".npz", "codec.safetensors", "COMPLETE.json", "verified.json", "verified.log")
+# Times, and the digest that covers them.
+WRITTEN = re.compile(r'\d{4}-\d\d-\d\dT[\d:.]+Z?|"check": "\w+"')
 TIMED = re.compile(r"real-time factor \S+")
 REPORTED = ("results", "intervals", "metrics", "trials", "breakdown", "worst", "rejected", "notes")
 KEPT = ("steps", "last_terms", "best", "reports")  # of the training in model.json
@@ -998,8 +1010,12 @@ def _content(path: Path) -> bytes:
         return str(path.read_text().count("<audio")).encode()
     if path.name == "log.jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return json.dumps([{k: v for k, v in line.items() if k != "lr"} for line in lines]).encode()
-    is_echo = path.name in ECHOES or path.name.endswith(OF_STORAGE) or path.parent.name in ("commits", "tensorboard")
+        return json.dumps([{k: v for k, v in line.items() if k not in ("lr", "check")} for line in lines]).encode()
+    is_echo = (
+        path.name in ECHOES
+        or path.name.endswith(OF_STORAGE)
+        or path.parent.name in ("commits", "claims", "tensorboard")
+    )
     return b"" if is_echo else path.read_bytes()
 
 

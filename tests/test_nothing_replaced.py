@@ -1,0 +1,147 @@
+"""No command replaces files of others, neither in its folder for output nor among those that it reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spkd.outputs.features import FBANKS
+from spkd.students import Checkpoint, build, save_student
+
+SMALL = ["student=tiny", "student.channels=8", "student.embedding=6", "steps=2", "batch_size=4", "crop=0.5"]
+# Commands that write a folder -> files that they write there.
+FOLDERS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("train", "--loss", "aam", "cache=cache", *SMALL, "out=out"): (
+        *("model.safetensors", "model.earlier.safetensors", "log.jsonl", "run.yaml", "train.html", "run.json"),
+        *("state.2.safetensors", "best/model.safetensors"),
+    ),
+    ("eval", "trials.txt", "manifest=m.csv", "model=student", "device=cpu", "bootstrap=0", "out=out"): (
+        *("scores.txt", "utt2spk", "report.json", "report.html"),
+    ),
+    ("report", "evaluation", "--bootstrap", "0", "--out", "out"): (
+        *("comparison.json", "comparison.csv", "comparison.tex", "comparison.md", "comparison.html"),
+    ),
+    ("cache", "export", "cache", "out"): (
+        *("index.json", "plan/0.npz", "codec.safetensors", "000000.tar", "000002.tar"),
+    ),
+    ("export", "wide", "to=wespeaker", "out=out"): ("avg_model.pt", "config.yaml", "export.json"),
+    ("cache", "push", "cache", "out"): ("plan/0.npz", "codec.safetensors", "commits/0.json", "fbank/c/0/0"),
+    ("cache", "push", "tars", "out"): ("index.json", "plan/0.npz", "000001.tar"),
+}
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def inputs(spkd: Callable, corpus: Path) -> Path:
+    """The folder of what the commands read: a cache, its export, students, an evaluation, a manifest, and trials."""
+    network = build("resnet34", channels=32, embedding=16).eval()
+    network.take(FBANKS["wespeaker"])
+    save_student("wide", Checkpoint(network))
+    save_student("student", Checkpoint(build("tiny", channels=8, embedding=6).eval()))
+    lines = (corpus / "manifest.csv").read_text().replace(",audio/", f",{corpus}/audio/")
+    Path("m.csv").write_text(lines)
+    shutil.copy(corpus / "trials.txt", "trials.txt")
+    storage = ("storage.codec=sq8", "storage.unit_views=7")
+    spkd("extract", "teacher=none", "manifest=m.csv", "cache=cache", *storage).ok()
+    spkd("cache", "export", "cache", "tars").ok()
+    spkd("eval", "trials.txt", "manifest=m.csv", "model=student", "bootstrap=0", "out=evaluation").ok()
+    return Path().absolute()
+
+
+def test_files_of_others_stay(spkd: Callable, inputs: Path) -> None:
+    for command, names in FOLDERS.items():
+        for name in names:
+            path = Path("out", name)
+            path.parent.mkdir(parents=True)
+            path.write_text("{}")
+            done = spkd(*command)
+            assert (done.code, f"{path}: " in done.err, done.err.count("\n")) == (1, True, 1), (command, done.err)
+            assert path.read_text() == "{}", (command, name)
+            shutil.rmtree("out")
+        # Other files do not matter, and its own are replaced: also where a kill left but the first of them.
+        Path("out").mkdir()
+        Path("out/thesis.tex").write_text("mine")
+        spkd(*command).ok()
+        whole = content(Path("out"))
+        spkd(*command).ok()
+        last = max((path for path in whole if path.name != "thesis.tex"), key=lambda path: path.stat().st_mtime_ns)
+        last.unlink()
+        spkd(*command).ok()
+        assert content(Path("out")).keys() >= whole.keys(), command
+        assert Path("out/thesis.tex").read_text() == "mine"
+        shutil.rmtree("out")
+
+
+def test_no_export_is_written_over_a_cache_or_another_export(spkd: Callable, inputs: Path) -> None:
+    spkd("extract", "teacher=none", "manifest=m.csv", "cache=other", "view.seed=3", "view=crops:1,0.7").ok()
+    spkd("cache", "export", "other", "other-tars").ok()
+    shutil.copytree("other", "without-card")
+    Path("without-card/card.json").unlink()
+    for command, refused in {
+        ("cache", "export", "cache"): ("cache", "other", "without-card", "other-tars"),
+        ("cache", "push", "tars"): ("cache", "other", "without-card", "other-tars"),
+        ("cache", "push", "cache"): ("other", "without-card"),
+    }.items():
+        for folder in refused:
+            before = content(Path(folder))
+            done = spkd(*command, folder)
+            assert (done.code, f"{folder}: holds " in done.err) == (1, True), (command, folder, done.err)
+            after = content(Path(folder))
+            assert {path: after[path] for path in before} == before, (command, folder)
+    spkd("cache", "verify", "other").ok()
+
+
+def test_no_input_is_replaced(spkd: Callable, inputs: Path) -> None:
+    shutil.copy("evaluation/scores.txt", "scores.txt")
+    Path("m.csv").rename("m.scp")
+    evaluation = content(Path("evaluation"))
+    for command, name in (
+        (("eval", "trials.txt", "--scores", "evaluation/scores.txt", "out=evaluation"), "evaluation/scores.txt"),
+        (("calibrate", "trials.txt", "--scores", "scores.txt", "force=true", "out=scores.txt"), "scores.txt"),
+        (("calibrate", "trials.txt", "--scores", "scores.txt", "force=true", "out=./trials.txt"), "trials.txt"),
+        (("embed", "m.scp", "model=student", "out=m.scp"), "m.scp"),
+    ):
+        before = Path(name).read_bytes()
+        done = spkd(*command)
+        assert (done.code, "would replace" in done.err) == (1, True), (command, done.err)
+        assert Path(name).read_bytes() == before
+    assert content(Path("evaluation")) == evaluation
+
+
+def test_nothing_but_regular_files_is_replaced(spkd: Callable, inputs: Path) -> None:
+    os.mkfifo("pipe")
+    os.mkfifo("pipe.ark")
+    Path("dead").symlink_to("nowhere")
+    long = "n" * 240
+    for name, reason in (
+        ("pipe", "not a regular file"),
+        ("/dev/null", "not a regular file"),
+        ("dead", "not a regular file"),
+        (f"{long}.csv", "File name too long"),
+        (f"new/{'n' * 300}/x.csv", "File name too long"),
+    ):
+        suffix = "" if name.endswith(".csv") else name
+        for command in (
+            ("cache", "catalogue", "cache", "--out", name),
+            ("calibrate", "trials.txt", "--scores", "evaluation/scores.txt", "force=true", f"out={name}"),
+            *([] if suffix else [("manifest", inputs, "--out", name)]),
+        ):
+            done = spkd(*command)
+            assert (done.code, f"{name}: cannot be written" in done.err, reason in done.err) == (1, True, True), (
+                done.err
+            )
+    for name in ("pipe.ark", f"{'n' * 225}.ark"):  # of the second, the file of digests alone has too long a name
+        for command in (("embed", "m.csv", "model=student", f"out={name}"), ("cache", "export", "cache", name)):
+            done = spkd(*command, *(["--target", "fbank"] if "export" in command else []))
+            assert (done.code, "cannot be written" in done.err) == (1, True), done.err
+    assert sorted(path.name for path in inputs.iterdir() if not path.is_file() and not path.is_dir()) == [
+        *("dead", "pipe", "pipe.ark"),
+    ]
+    assert not Path("new").exists()
