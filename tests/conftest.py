@@ -34,9 +34,17 @@ except (ImportError, OSError, RuntimeError):
 HAS_SPEECHBRAIN = torchaudio is not None and importlib.util.find_spec("speechbrain") is not None
 # Once for all commands of this process, rather than for each, where it takes longer than many a command.
 typer.main.get_command = functools.cache(typer.main.get_command)
-# Each worker of the suite has a core; and threads that load views have one each, so that the results are the same.
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # each worker of the suite has a core
 SHARED = Path(os.environ.get("SPKD_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """One thread of torch, as the threads that load views have: the last bit of a convolution depends on the number.
+
+    A test before may have left another number, as a benchmark does, or a loader that is collected late.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
