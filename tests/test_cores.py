@@ -81,6 +81,7 @@ def test_what_the_user_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
+@pytest.mark.slow
 def test_torch_has_as_many_threads_as_its_control_group_has_cores() -> None:
     """The numbers of the kernel: a process of half a core, on a machine of several, as the command line starts it."""
     code = """

@@ -33,12 +33,14 @@ def page_faults(how: str, **environment: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide by themselves")
 def test_a_buffer_of_the_size_just_freed_costs_no_new_pages() -> None:
     pages = ROUNDS * SIZE // resource.getpagesize()
     assert page_faults("kept") < 0.01 * pages < page_faults("by default")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide by themselves")
 def test_what_the_user_set_stands() -> None:
     assert page_faults("kept", MALLOC_MMAP_THRESHOLD_="65536") > page_faults("kept")

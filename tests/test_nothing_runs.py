@@ -115,6 +115,7 @@ def marks(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in tmp_path.rglob(f"{MARK}*"))
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_current_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     for command in QUICK:
         running = processes.spkd(*command, cwd=folder)

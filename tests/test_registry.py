@@ -173,6 +173,7 @@ def test_capitals_in_a_packages_keys_are_found_in_the_environment(monkeypatch: p
     assert settings == GatedSettings(0.5, {"a": 2.0})
 
 
+@pytest.mark.slow
 def test_an_installed_package_adds_a_loss_a_student_and_a_teacher(corpus: Path, tmp_path: Path) -> None:
     for name, text in PLUGIN.items():
         (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)

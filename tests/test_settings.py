@@ -1121,6 +1121,7 @@ def test_a_key_that_is_in_use_acts(command: Command, name: str, materials: Path,
     assert not without_effect(command, name, materials, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "name"), INERT, ids=named)
 def test_a_key_without_effect_is_refused_or_left_out(
     command: Command, name: str, materials: Path, tmp_path: Path

@@ -28,7 +28,7 @@ from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
 
 CODECS = ("float32", "float16", "int8", "sq4", "pq64x8")  # shown in addition to the chosen one
-CALIBRATION = 10.0  # s for which the teacher is timed
+CALIBRATION = 5.0  # s for which the teacher is timed
 LENGTHS = 5  # number of lengths of views at which the teacher is timed
 
 
@@ -136,7 +136,7 @@ def _teacher_seconds(teacher: Teacher, targets: list[Target], samples: np.ndarra
         batch = WaveBatch(np.arange(batch_size), noise)
         extract_targets(teacher, batch, asked)  # the first call allocates and tunes
         turns, start = 0, time.perf_counter()
-        while turns < 1 or time.perf_counter() - start < CALIBRATION / len(lengths) / 2:
+        while turns < 1 or time.perf_counter() - start < CALIBRATION / len(lengths):
             extract_targets(teacher, batch, asked)  # ends on the CPU, so it is finished when it returns
             turns += 1
         cost.append((time.perf_counter() - start) / turns / batch_size)

@@ -25,6 +25,7 @@ SLOW = {
         "cache_write",
         "eval_scale",
         "export_agree",
+        "extract_overhead",
         "extract_scale",
         "flips",
         "fuzz",
@@ -33,6 +34,7 @@ SLOW = {
         "papers_why",
         "power_cut",
         "scale",
+        "score_trials",
     ),
     *("train_ddp", "train_resume", "metrics_agree", "teachers_equal"),
 }

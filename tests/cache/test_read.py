@@ -37,7 +37,7 @@ class Rows(Dataset):
         return self.cache.batch(np.array([row]), ["embedding"])["embedding"][0]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_what_the_parent_reads_also_after_it_did(tmp_path: Path, context: str) -> None:
     values = write(tmp_path / "c", [4000] * 10, [EMBEDDING], unit_views=4)["embedding"]
     cache = Cache.open(tmp_path / "c")

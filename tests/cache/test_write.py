@@ -104,6 +104,7 @@ def kill_after(last: int) -> Callable:
     return count
 
 
+@pytest.mark.slow
 def test_a_kill_while_claiming_holds_no_unit(tmp_path: Path) -> None:
     """Killed at any call on the way to the claim, a worker leaves either no claim or one with its owner."""
     begin(tmp_path / "c", [4000])

@@ -55,7 +55,8 @@ def test_a_student_of_the_waveform_drops_what_fills_no_frame() -> None:
         assert (embedder(given) - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("channels", [16, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [16, 32])
 def test_cam_with_the_features_in_the_graph_is_exported_at_every_width(
     channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

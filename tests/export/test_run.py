@@ -79,8 +79,8 @@ def student(tmp_path: Path, corpus: Path, spkd: CommandLine) -> Path:
     ("kit", "settings", "file"),
     [
         ("kaldi", [], "model.onnx"),
-        ("sherpa", ["waveform=true"], "model.wave.onnx"),
-        ("sherpa", ["onnx.lengths=true"], "model.lengths.onnx"),
+        pytest.param("sherpa", ["waveform=true"], "model.wave.onnx", marks=pytest.mark.slow),
+        pytest.param("sherpa", ["onnx.lengths=true"], "model.lengths.onnx", marks=pytest.mark.slow),
     ],
 )
 def test_only_what_sherpa_onnx_computes_rightly_is_marked_as_its_own(

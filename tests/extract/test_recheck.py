@@ -20,6 +20,11 @@ VIEWS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spkd.extract.estimate.CALIBRATION", 0.1)
+
+
 @pytest.fixture
 def arguments(corpus: Path, tiny_wavlm: Path) -> list[str]:
     random = np.random.RandomState(0)

@@ -109,6 +109,7 @@ def killed_after(steps: int, *arguments: Any) -> None:
     write_vectors(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["x.npy", "x.ark", "x.scp"])
 def test_a_kill_leaves_no_vectors_under_the_names_of_others(tmp_path: Path, out: str) -> None:
     """After each step, what can be read is the old set or the new one, and the same call ends."""

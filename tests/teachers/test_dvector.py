@@ -116,6 +116,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 REAL = SHARED / "teachers" / "ge2e-dvector.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_file(), reason="the pretrained weights are not here")
 def test_the_pretrained_teacher_scores_real_speech_as_published(spkd) -> None:  # type: ignore[no-untyped-def]
     data = SHARED / "data" / "librispeech-mini"

@@ -301,6 +301,7 @@ def test_the_fbank_can_be_another_toolkits(tmp_path: Path) -> None:
     assert not np.allclose(one, other, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_through_the_command_line(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
     save_wespeaker(tmp_path / "model", "ResNet18", {"projection.weight": torch.randn(6, 192)})
     given = ["teacher=wespeaker", "teacher.weights=model", f"manifest={corpus / 'manifest.csv'}"]

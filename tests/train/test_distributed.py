@@ -98,12 +98,8 @@ def flat(found: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([value.float().flatten() for key, value in found.items() if key.startswith("gradient.")])
 
 
-@pytest.mark.parametrize(
-    "precisions", [["fp32"], pytest.param(["fp32", "bf16", "fp16"], marks=pytest.mark.slow)], ids=["fp32", "half"]
-)
-def test_two_ranks_are_one_process_for_every_loss(
-    cached: Callable, corpus: Path, tmp_path: Path, precisions: list[str]
-) -> None:
+@pytest.mark.slow
+def test_two_ranks_are_one_process_for_every_loss(cached: Callable, corpus: Path, tmp_path: Path) -> None:
     """In float32 up to rounding. In half precision two ranks may be no further from one process than the type is from
     float32: another shape of a batch rounds other sums."""
     assert set(LOSSES) <= {loss for keys in RUNS.values() for loss in re.findall(r"[\w-]+", " ".join(keys))}
@@ -112,15 +108,15 @@ def test_two_ranks_are_one_process_for_every_loss(
     Manifest(tuple(some)).save("partly.csv")
     cached("partly.csv", "partly")
     runs = {name: last_of([*SMALL, "optim.clip=0", *keys]) for name, keys in RUNS.items()}
-    (alone,), ranks = (steps(world, runs, precisions, tmp_path / f"of{world}") for world in (1, 2))
+    (alone,), ranks = (steps(world, runs, ["fp32", "bf16", "fp16"], tmp_path / f"of{world}") for world in (1, 2))
     for name, one in alone.items():
         run, precision = name.rsplit(", ", 1)
         first, second = (rank[name] for rank in ranks)
         assert one.keys() == first.keys()
         assert all(torch.equal(first[key], second[key]) for key in one if not key.startswith("term.")), name
         exact = flat(alone[f"{run}, fp32"])
-        # Of a ReLU whose input is 0 but for rounding, the gradient may be 1 or 0: of one value of a few channels, that is
-        # some thousandths of the gradient of `2-d`.
+        # Of a ReLU whose input is 0 but for rounding, the gradient may be 1 or 0: of one value of a few channels, that
+        # is some thousandths of the gradient of `2-d`.
         near = 1e-2 if run == "2-d" else 1e-3
         allowed = near * exact.norm() if precision == "fp32" else (flat(one) - exact).norm()
         assert (flat(first) - flat(one)).norm() < allowed, name

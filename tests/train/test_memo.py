@@ -307,6 +307,7 @@ def test_two_architectures_and_one(spkd: Callable, corpus: Path) -> None:
     assert "takes wave input, the student takes fbank" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cached")
 def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Path) -> None:
     arguments = ["train", "--loss", "memo", "--loss", "ntxent", *SMALL[1:], "steps=40", "save_every=5"]

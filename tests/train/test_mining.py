@@ -110,6 +110,7 @@ def nearest(vectors: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :k]
 
 
+@pytest.mark.slow
 def test_a_large_cache_is_searched_approximately(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered(monkeypatch)
     index = mining.build(vectors, 16)

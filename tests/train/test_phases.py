@@ -118,6 +118,7 @@ def test_a_run_of_constant_rate_can_be_continued_and_others_say_why_not(spkd: Ca
     assert "with other settings" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cached")
 def test_a_signal_saves_first_and_the_run_continues_exactly(spkd: Callable) -> None:
     """SIGUSR1, as Slurm sends it; the others have the same handler."""

@@ -427,6 +427,7 @@ def test_a_view_twice_in_a_tar_is_refused(spkd: Callable, corpus: Path) -> None:
     assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_two_imports_into_one_place(spkd: Callable, corpus: Path) -> None:
     """One works; the other waits for it, or says so: never a message about a temporary file."""
     make_cache(spkd, corpus, "c")
@@ -440,6 +441,7 @@ def test_two_imports_into_one_place(spkd: Callable, corpus: Path) -> None:
     assert "all checksums match" in spkd("cache", "verify", "new").out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", FORMATS)
 def test_an_import_removes_what_kills_left_of_it_and_nothing_else(spkd: Callable, corpus: Path, source: str) -> None:
     make_cache(spkd, corpus, "c")

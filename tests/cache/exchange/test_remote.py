@@ -559,6 +559,7 @@ def test_a_file_that_never_ends_is_given_up(
     assert sum(p.stat().st_size for p in Path("copy").rglob("*") if p.is_file()) < 1 << 22
 
 
+@pytest.mark.slow
 def test_a_slow_but_steady_server_is_not_cut_off(
     spkd: Callable, odd_web: str, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -807,6 +808,7 @@ def test_a_bucket_that_gives_a_byte_now_and_then_is_given_up(
             RemoteFolder("s3://b/x", files, "b/x").read("COMPLETE.json", 1 << 20)
 
 
+@pytest.mark.slow
 def test_two_pushes_into_one_bucket_never_say_that_a_mixture_is_whole(
     spkd: Callable, s3: str, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
