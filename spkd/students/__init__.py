@@ -12,7 +12,14 @@ from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANKS, is_fbank
 from spkd.progress import log
 from spkd.registry import STUDENTS
-from spkd.students.checkpoint import Checkpoint, check_student, load_student, read_weights, save_student
+from spkd.students.checkpoint import (
+    Checkpoint,
+    check_student,
+    load_student,
+    read_weights,
+    remove_leftovers,
+    save_student,
+)
 from spkd.students.description import DESCRIPTION, Description, Training
 
 
@@ -100,5 +107,6 @@ __all__ = [
     "load_student",
     "make_student",
     "read_weights",
+    "remove_leftovers",
     "save_student",
 ]

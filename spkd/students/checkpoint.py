@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
-from spkd.files.atomic import remove, write_bytes, write_copy, write_json
+from spkd.files.atomic import remove, remove_abandoned, write_bytes, write_copy, write_json
 from spkd.files.reading import MOST_OF_WEIGHTS, opened, read_bytes
 from spkd.files.schema import convert
 from spkd.networks.network import Network
@@ -165,6 +165,18 @@ def save_student(folder: str | Path, checkpoint: Checkpoint) -> None:
     )
     write_json(folder / DESCRIPTION, described.to_json())
     remove(folder / EARLIER)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what kills left of writing a student: unfinished files, and weights that model.json describes no more."""
+    folder = Path(folder)
+    remove_abandoned(folder, (WEIGHTS, EARLIER, DESCRIPTION))
+    # Of a student that cannot be read all files stay, for the command that loads it and says why.
+    with contextlib.suppress(SpkdError, OSError):
+        if (folder / EARLIER).is_file():
+            described = Description.read(folder / DESCRIPTION).weights_sha256
+            if digest.of_file(folder / WEIGHTS) == described:
+                remove(folder / EARLIER)
 
 
 def check_student(folder: str | Path) -> None:

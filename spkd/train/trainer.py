@@ -30,7 +30,6 @@ from spkd.files.atomic import (
     check_no_links,
     check_replaces_none,
     check_writable,
-    remove,
     writable_folder,
 )
 from spkd.files.text import counted
@@ -38,7 +37,7 @@ from spkd.meter import Meter
 from spkd.networks.network import FRAME_LEVEL, count_macs, count_parameters
 from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
-from spkd.students import Checkpoint, Network, load_student, make_student, save_student
+from spkd.students import Checkpoint, Network, load_student, make_student, remove_leftovers, save_student
 from spkd.students.curves import LOG
 from spkd.students.description import DESCRIPTION, EARLIER, WEIGHTS, Best, Description, Training
 from spkd.students.description import FORMAT as MODEL_FORMAT
@@ -286,14 +285,14 @@ def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result
     check_shared(out, ranks)
     check_holds_no_other(out, "a student")
     _check_replaces_none(out)
+    check_no_links(out, (BEST, BOARD))
     settings = resume.run_settings(config, task.losses, task.cache, task.finetune_cache)
     resume.check_same_run(settings, task.losses, config, ranks)
     extendable = resume.can_be_extended(config, task.losses)
     if resume.is_finished(out, settings, config.total_steps if extendable else 0, config.cache):
         _check_same_validation(config, out)
         log(f"{out}: this run is finished already")
-        # A kill may have left some files.
-        remove(out / EARLIER)
+        _remove_leftovers(out)
         if extendable:
             resume.drop_earlier(out)
         else:
@@ -304,13 +303,19 @@ def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result
     run = build(task, out, ranks)
     run.settings, run.validate = settings, validate
     writable_folder(out)  # not before the run is known to be valid: a refused one leaves no folder
-    check_no_links(out, (BEST, BOARD))
     with resume.locked(out) if ranks.is_first else contextlib.nullcontext():
         first = run.restore()
         ranks.barrier()  # before the first rank writes there
         if ranks.is_first:
+            _remove_leftovers(out)
             record.start(out, config, task.cache, task.device)
         return _finish(run, _run(run, first))
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what kills left of writing the student, and the best one."""
+    for folder in (out, out / BEST):
+        remove_leftovers(folder)
 
 
 def _check_replaces_none(out: Path) -> None:

@@ -20,7 +20,16 @@ from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
-from spkd.students import Checkpoint, Training, build, checkpoint, load_student, read_weights, save_student
+from spkd.students import (
+    Checkpoint,
+    Training,
+    build,
+    checkpoint,
+    load_student,
+    read_weights,
+    remove_leftovers,
+    save_student,
+)
 
 
 def sealed(tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -311,6 +320,7 @@ def test_a_student_is_there_however_the_writing_of_another_ends(
         with pytest.raises(KeyboardInterrupt):
             save_student(tmp_path, second)
     for expected in (first, second):
+        remove_leftovers(tmp_path)  # not the weights that model.json describes
         found = load_student(tmp_path).network.state_dict()
         assert all(torch.equal(found[name], values) for name, values in expected.network.state_dict().items())
         save_student(tmp_path, second)

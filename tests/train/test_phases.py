@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import signal
 import time
@@ -20,6 +21,7 @@ from spkd.corpus.manifest import Manifest
 from spkd.corpus.people import Names, People
 from spkd.extract.run import extract
 from spkd.extract.settings import ExtractConfig
+from spkd.files.atomic import machine_id
 from spkd.students import Checkpoint, Training, build, load_student, save_student
 from spkd.teachers import load_teacher
 from spkd.train import trainer
@@ -172,6 +174,23 @@ def test_a_finished_run_that_is_repeated_keeps_its_validation(spkd: Callable) ->
     assert (done.code, "valid.every=5 has no effect: the run in a is finished without it" in done.err) == (2, True)
     Path("spkd.yaml").write_text("train: {valid: {every: 5, trials: valid.txt, manifest: valid.csv}}\n")
     assert "note: spkd.yaml: left out valid.every: the run in a is finished" in spkd(*run, "out=a").out
+
+
+@pytest.mark.usefixtures("cached")
+def test_what_kills_left_of_a_student_goes_with_the_next_run(spkd: Callable) -> None:
+    """Of the last, and of the best; a killed process holds no lock on what it was writing."""
+    run = ["train", "--loss", "cosine", *SMALL, *VALID, "steps=12", "out=a"]
+    spkd(*run).ok()
+    whole = {folder: sorted(os.listdir(folder)) for folder in ("a", "a/best")}
+    for unfinished in (False, True):
+        for folder in map(Path, whole):
+            (folder / f"model.safetensors.{machine_id()}0123456789.part").write_bytes(b"half")
+            (folder / "model.earlier.safetensors").write_bytes(b"weights that model.json described")
+        if unfinished:
+            Path("a/model.json").unlink()
+            Path("a/best/model.json").unlink()
+        spkd(*run).ok()
+        assert {folder: sorted(os.listdir(folder)) for folder in whole} == whole
 
 
 @pytest.mark.usefixtures("cached")
