@@ -200,7 +200,7 @@ TESTED_TOGETHER = {
     "train/test_phases": "eval/validate",
     "train/test_sweep": "train/launch",
     "train/test_teacher_logits": "train/ceiling",
-    "train/test_trainer": "train/loading train/log train/module train/optim train/resume",
+    "train/test_trainer": "train/log train/module train/optim train/resume",
 }
 
 

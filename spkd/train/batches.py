@@ -21,6 +21,7 @@ from spkd.seeding import Purpose, random_state, seed_of
 from spkd.train.alignment import Alignment
 from spkd.train.labels import Labels, Siblings
 
+# Both go to the loader's processes, which not every system forks: they can be pickled.
 Order = Callable[[int], np.ndarray]  # epoch -> its views in order, batch after batch
 Positives = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
 

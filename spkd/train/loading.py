@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from spkd.train.losses.base import ChosenLoss, LossInputs
 from spkd.train.mining import Miner
 from spkd.train.samplers import shuffled_views
 from spkd.train.settings import TrainConfig
+from spkd.train.stopping import SIGNALS
 from spkd.train.teacher_logits import TeacherLogits
 
 
@@ -83,6 +85,7 @@ class BatchLoader:
             # A batch of cached features is a memory copy: worker processes would only add to it.
             num_workers=config.workers if self.decodes_audio else 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_leave_signals,
         )
         for number, loaded in enumerate(loader, first):
             if isinstance(loaded, SpkdError):
@@ -242,6 +245,15 @@ class _Both(Dataset):
             return self._batches[step], None if self._finetune is None else self._finetune[step]
         except SpkdError as error:
             return error
+
+
+def _leave_signals(worker: int) -> None:
+    """Ignore the signals that ask the run to end, which a terminal or a scheduler sends to all of its processes.
+
+    The run ends after a step, and needs its batch. A forked process has the run's own handlers, others would end.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _moved(stored: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

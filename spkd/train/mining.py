@@ -292,6 +292,10 @@ class Miner:
         self._next: Future[Tables] | None = None
         self._background = ThreadPoolExecutor(1, "mining")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader's process only draws from the tables.
+        return {"tables": self.tables, "_config": self._config}
+
     def negatives(self, views: np.ndarray, seed: int, step: int) -> Drawn:
         """Hard negatives of a batch of views at one step."""
         random = random_state(Purpose.NEGATIVES, seed, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -320,6 +321,9 @@ def test_further_crops_are_cut_from_positives(extract: Callable, spkd: Callable)
         assert torch.equal(found[0]["fbank"], same[0]["fbank"])
         assert batches[step].other_instance[0].tolist() == labels.instance[others].tolist()
         assert torch.equal(found[1]["fbank"], cache.stored(others, ["fbank"], batches.crop(step, others, 1))["fbank"])
+    # A loader's process that is not forked gets the batches by pickle.
+    there = pickle.loads(pickle.dumps(batches))
+    assert torch.equal(there[2].crops[1]["fbank"], batches[2].crops[1]["fbank"])
     miner.close()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from spkd.cache import Cache, CacheSource
 from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
 from spkd.outputs.features import FBANK
+from spkd.registry import SAMPLERS
 from spkd.train.batches import BatchContent, CropPlan, InputSource, StepBatches, ViewOrder
 from spkd.train.caches import open_caches
 from spkd.train.labels import Groups, Labels
@@ -117,3 +119,25 @@ def test_every_sampler_trains_and_continues_exactly(spkd: Callable, extraction: 
     spkd("train", "--loss", "cosine", *small, "steps=5", "out=part").ok()
     spkd("train", "--loss", "cosine", *small, "steps=9", "out=part").ok()
     assert Path("whole/model.safetensors").read_bytes() == Path("part/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_an_order_is_the_same_in_processes_that_are_not_forked(
+    spkd: Callable, cache: Cache, corpus: Path, sampler: str
+) -> None:
+    """It is sent to them by pickle."""
+    source: CacheSource = cache
+    if sampler == "shares":
+        every = Manifest.load(corpus / "manifest.csv").utterances
+        for name, some in (("a", every[:12]), ("b", every[12:])):
+            Manifest(some).save(f"{name}.csv")
+            spkd("extract", "teacher=none", f"manifest={name}.csv", f"cache={name}").ok()
+        source = open_caches(["a", "b"])
+    instances = Groups.of(Labels.of(cache).instance, cache.usable_views)
+    table = Neighbours(np.arange(36, dtype=np.int32)[:, None] - 1, instances)
+    settings = {"shares": SharesSettings([0.5, 0.5]), "speakers": SpeakersSettings(3), "hard": HardSettings(2)}
+    config = SamplerConfig(sampler, settings.get(sampler))
+    order = make_order(config, SamplerContext(source, 6, 0, table))
+    there = pickle.loads(pickle.dumps(order))
+    for epoch in (0, 1):
+        assert np.array_equal(np.asarray(there(epoch)), np.asarray(order(epoch)))

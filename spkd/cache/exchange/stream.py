@@ -6,10 +6,12 @@ Each tar is read whole. The tars of the current block and of the next one are in
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -48,7 +50,11 @@ class Stream(SingleCache):
         self._has_audio = bool(self._export.index["audio"])
         self._blocks: list[list[int]] = []
         self._loaded: dict[tuple[int, tuple[str, ...]], Future[dict[int, Sample]]] = {}
-        self._reader = ThreadPoolExecutor(BLOCK, "stream reader")
+        self._readers: tuple[int, ThreadPoolExecutor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader's process reads for itself. The folder remains that of the process that made it, which removes it.
+        return {**self.__dict__, "_folder": None, "_loaded": {}, "_readers": None}
 
     @property
     def names(self) -> list[str]:
@@ -96,6 +102,8 @@ class Stream(SingleCache):
 
     def _expect(self, units: list[int], names: tuple[str, ...]) -> None:
         """Start to read the block of some units and the block after it, and drop everything else that was read."""
+        if self._readers is None or self._readers[0] != os.getpid():  # threads do not outlive a fork
+            self._loaded, self._readers = {}, (os.getpid(), ThreadPoolExecutor(BLOCK, "stream reader"))
         wanted: list[int] = []
         for i, block in enumerate(self._blocks):
             if set(block) & set(units):
@@ -105,7 +113,7 @@ class Stream(SingleCache):
             del self._loaded[key]
         for key in keys:
             if key not in self._loaded:
-                self._loaded[key] = self._reader.submit(self._read, *key)
+                self._loaded[key] = self._readers[1].submit(self._read, *key)
 
     def _read(self, unit: int, names: tuple[str, ...]) -> dict[int, Sample]:
         computed = self._computed(names)

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 import webdataset as wds
+from torch.utils.data import DataLoader, Dataset
 
 from spkd.cache import Cache, Crop
 from spkd.cache.exchange.stream import Stream
@@ -279,6 +280,14 @@ def test_wrong_tars_import_nothing(spkd: Callable, corpus: Path) -> None:
     refused("index.json: missing", code=2)
 
 
+class Embeddings(Dataset):
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, view: int) -> torch.Tensor:
+        return self.stream.stored(np.array([view]), ["embedding"])["embedding"][0]
+
+
 def test_a_stream_serves_what_the_cache_serves(spkd: Callable, corpus: Path) -> None:
     cache = make_cache(spkd, corpus, "c", "storage.codec=int8", "storage.unit_views=2")
     spkd("cache", "export", "c", "tars")
@@ -297,6 +306,19 @@ def test_a_stream_serves_what_the_cache_serves(spkd: Callable, corpus: Path) -> 
         theirs = cache.batch(rows, names, crop)
         assert all(torch.equal(mine[name], theirs[name]) for name in names)
         assert len(stream._loaded) <= 12  # blocks of this batch and the next one, not the whole export
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_stream_serves_loaders_of_other_processes_too(spkd: Callable, corpus: Path, context: str) -> None:
+    cache = make_cache(spkd, corpus, "c", "storage.unit_views=2")
+    spkd("cache", "export", "c", "tars")
+    stream = Stream("tars")
+    order = stream.order(0, 0)
+    stream.stored(order[:2], ["embedding"])  # its threads stay behind
+    loader = DataLoader(
+        Embeddings(stream), batch_size=None, sampler=order.tolist(), num_workers=1, multiprocessing_context=context
+    )
+    assert torch.equal(torch.stack(list(loader)), cache.batch(order, ["embedding"])["embedding"])
 
 
 def test_a_stream_computes_features_from_its_audio(spkd: Callable, corpus: Path) -> None:
