@@ -24,6 +24,7 @@ from spkd.cache.folder import PULLED
 from spkd.cache.owner import in_words, is_gone, is_owned, kept_alive, owner_of, this_process
 from spkd.errors import SpkdError
 from spkd.files.atomic import appending, create_json, make_folder, part_path, without_links, without_waiting
+from spkd.files.reading import is_irregular
 
 PAUSES = (0.1, 2.0)  # s between two attempts to lock a file: first, and at most after doubling
 WITHOUT_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of flock, by file system
@@ -42,7 +43,7 @@ def exclusive(path: Path, wait: bool = True, on_wait: Callable[[str], None] | No
         OSError: it cannot be written, or its file system fails.
         SpkdError: it is not a regular file.
     """
-    if path.exists() and not path.is_file():
+    if is_irregular(path):
         raise SpkdError(f"{path}: not a regular file")
     own = path.with_name(f"{path.name}.lock")
     with open(path, "r+b", opener=without_links) as file:

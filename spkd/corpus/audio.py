@@ -19,7 +19,7 @@ import torch
 
 from spkd.corpus.ffmpeg import FORMATS, MISSING, WARM_UP, FFmpegFile, takes
 from spkd.corpus.whole import content_to_read
-from spkd.files.reading import State, state_of
+from spkd.files.reading import State, is_irregular, state_of
 
 AUDIO_SUFFIXES = {
     *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga"),
@@ -280,8 +280,10 @@ def _opened(path: str) -> soundfile.SoundFile | FFmpegFile | _Joined:
     Raises:
         AudioError: missing, unreadable, or not a regular file, since reading a fifo or a device may never end.
     """
+    if is_irregular(path):
+        raise AudioError(path, "not a regular file")
     if not os.path.isfile(path):
-        raise AudioError(path, "not a regular file" if os.path.exists(path) else "no such file")
+        raise AudioError(path, "no such file")
     try:
         if takes(path):
             return FFmpegFile(path)

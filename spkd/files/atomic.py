@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from spkd.errors import SpkdError
+from spkd.files.reading import is_irregular
 from spkd.progress import track
 
 PART = ".part"  # suffix of files that are being written
@@ -299,7 +300,7 @@ def appending(path: Path) -> IO[str]:
     Raises:
         SpkdError: a symbolic link, or not a regular file.
     """
-    if path.exists() and not path.is_file():
+    if is_irregular(path):
         raise SpkdError(f"{path}: not a regular file")
     try:
         return open(path, "a", opener=without_links)

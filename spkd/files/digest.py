@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spkd.files.reading import is_irregular
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,7 +30,7 @@ def of_blocks(blocks: Iterable[bytes]) -> str:
 
 def of_file(path: Path) -> str:
     """Digest of a file's content. Raises OSError: it cannot be read, or is not a regular file."""
-    if path.exists() and not path.is_file():
+    if is_irregular(path):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,17 @@ def is_foreign(text: str) -> bool:
     return "::" in text or (bool(is_address) and protocol not in PROTOCOLS)
 
 
+def is_irregular(path: str | Path) -> bool:
+    """Whether a path names something that is no regular file: a folder, a pipe or a device.
+
+    It is asked once: a file that another process makes or removes at this moment is either regular or not there.
+    """
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def opened(path: Path) -> BinaryIO:
     """A regular file, opened for reading. A pipe, which could be waited for without end, is not opened.
 
@@ -42,9 +54,12 @@ def opened(path: Path) -> BinaryIO:
         SpkdError: it is missing, or not a regular file.
         OSError: it cannot be read.
     """
-    if not path.is_file():
-        raise SpkdError(f"{path}: {'not a regular file' if path.exists() else 'missing'}")
-    return open(path, "rb")
+    if is_irregular(path):
+        raise SpkdError(f"{path}: not a regular file")
+    try:
+        return open(path, "rb")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise SpkdError(f"{path}: missing") from error
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -74,7 +89,7 @@ def check_folder(folder: Path) -> None:
         SpkdError: it holds something else.
     """
     for path in folder.iterdir():
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if is_irregular(path) and not path.is_dir():
             raise SpkdError(f"{path}: not a regular file")
 
 

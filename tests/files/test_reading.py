@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from spkd.cache.lock import exclusive
+from spkd.corpus import audio
 from spkd.errors import SpkdError
-from spkd.files import reading
+from spkd.files import digest, reading
 
 
 @pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b"[" * 200_000, b"9" * 5000, b"[" * 70 + b"]" * 70], ids=range(5))
@@ -36,6 +39,33 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
                 reading.read_json(tmp_path / name)
     with pytest.raises(SpkdError, match="none: missing"):
         reading.read_json(tmp_path / "none")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize(
+    "read", [reading.read_bytes, digest.of_file, audio.probe, lambda path: exclusive(path).__enter__()]
+)
+def test_a_file_that_comes_or_goes_meanwhile_is_regular_or_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object], is_there: bool
+) -> None:
+    """Another process makes or removes it after each look at it."""
+    path, look = tmp_path / "claim", os.stat
+    path.touch() if is_there else None
+
+    def looked(name: object, *given: object, **named: object) -> os.stat_result:
+        try:
+            return look(name, *given, **named)  # type: ignore[call-overload,no-any-return]
+        finally:
+            if str(name) == str(path):
+                path.unlink() if os.access(path, os.R_OK) else path.touch()
+
+    monkeypatch.setattr(os, "stat", looked)
+    message = ""
+    try:
+        read(path)
+    except (FileNotFoundError, SpkdError, audio.AudioError) as error:
+        message = str(error)
+    assert "regular" not in message
 
 
 def test_size_and_text_are_checked(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import fsspec
 from spkd.errors import SpkdError, UsageError, check_address, first_line, public_address, without_secrets
 from spkd.files import digest
 from spkd.files.atomic import check_no_links, remove_abandoned, writing
+from spkd.files.reading import is_irregular
 from spkd.files.text import counted
 from spkd.progress import Ticker, track
 
@@ -134,7 +135,7 @@ class RemoteFolder:
             SpkdError: the file is larger, not a regular file, or comes so slowly that it may never end.
         """
         total, waited = 0, 0.0
-        if self.is_local and Path(self.at(name)).exists() and not Path(self.at(name)).is_file():
+        if self.is_local and is_irregular(self.at(name)):
             raise SpkdError(f"{self.url}/{name}: not a regular file")
         # With a size, fsspec asks no web server for one, of which every failure would read `not found`.
         options = {"block_size": 0, "size": 1} if self.is_http else {"cache_type": "none"}
