@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -71,8 +71,8 @@ class System:
 def load_systems(folders: Sequence[str]) -> list[System]:
     """Evaluations in folders.
 
-    A label stands for one system, on several lists maybe. Folders of one name that hold several systems are
-    distinguished by the folders before it.
+    A label stands for one system, on several lists maybe. Folders of one name that hold several systems, or scores from
+    files, of which nobody knows the system, are distinguished by the folders before it.
 
     Args:
         folders: folders; `LABEL=FOLDER` gives one a name.
@@ -81,7 +81,7 @@ def load_systems(folders: Sequence[str]) -> list[System]:
         SpkdError: a damaged report.
     """
     systems, unnamed = [], dict[int, str]()
-    for place, (label, _, typed) in enumerate(item.rpartition("=") for item in folders):
+    for place, (label, typed) in enumerate(map(_label_and_folder, folders)):
         folder = os.path.normpath(typed)
         report = Report.read(folder)
         if not report.results:
@@ -89,11 +89,12 @@ def load_systems(folders: Sequence[str]) -> list[System]:
         systems.append(System(label or Path(folder).name or folder, Path(folder), report))
         if not label:
             unnamed[place] = folder
-    several, short = _labels_of_several(systems), short_names(unnamed.values())
+    several, short = _labels_of_several(systems, _identity), short_names(unnamed.values())
     systems = [
         replace(s, label=short[unnamed[n]]) if n in unnamed and s.label in several else s for n, s in enumerate(systems)
     ]
-    if several := _labels_of_several(systems):
+    # Whoever gives several evaluations one name says that they are of one system, unless their weights differ.
+    if several := _labels_of_several(systems, lambda system: system.report.weights):
         label, shared = next(iter(several.items()))
         raise UsageError(
             f"{label}: a name of several systems ({', '.join(str(s.folder) for s in shared)}); give each its own "
@@ -102,15 +103,26 @@ def load_systems(folders: Sequence[str]) -> list[System]:
     return systems
 
 
-def _labels_of_several(systems: Sequence[System]) -> dict[str, list[System]]:
-    """Labels that are not of one system: with other weights, or twice on one list."""
+def _label_and_folder(item: str) -> tuple[str, str]:
+    """The parts of `LABEL=FOLDER`, of which both may have equals signs; no label where all of it is a folder."""
+    splits = [("", item), *((item[:i], item[i + 1 :]) for i, sign in enumerate(item) if sign == "=")]
+    return next((split for split in splits if Path(split[1] or item).is_dir()), splits[-1])
+
+
+def _identity(system: System) -> Hashable:
+    """What evaluations of one system share: weights and back-end. Scores from files are of a system each."""
+    return (system.report.weights, system.report.backend) if system.report.weights else str(system.folder)
+
+
+def _labels_of_several(systems: Sequence[System], identity: Callable[[System], Hashable]) -> dict[str, list[System]]:
+    """Labels that are not of one system: of several identities, or twice on one list."""
     by_label: dict[str, list[System]] = {}
     for system in systems:
         by_label.setdefault(system.label, []).append(system)
     return {
         label: some
         for label, some in by_label.items()
-        if len({s.trials for s in some}) < len(some) or len({s.report.weights for s in some}) > 1
+        if len({s.trials for s in some}) < len(some) or len(set(map(identity, some))) > 1
     }
 
 

@@ -62,6 +62,45 @@ def test_a_name_is_of_one_system(spkd: Callable) -> None:
     assert [row["system"] for row in csv.DictReader(Path("row/comparison.csv").open())] == ["a"]
 
 
+def systems_of(folder: str) -> list[str]:
+    """Names of the rows of a comparison."""
+    return [row["system"] for row in csv.DictReader(Path(folder, "comparison.csv").open())]
+
+
+@pytest.mark.usefixtures("evaluations")
+def test_folders_of_one_name_are_one_system_where_weights_and_back_end_are(spkd: Callable, corpus: Path) -> None:
+    given = [f"manifest={corpus / 'manifest.csv'}", "bootstrap=0"]
+    # Scores from files, which tell no system: two lists with other scores.
+    for name, number, trials in (("A", 0, "part.txt"), ("B", 1, corpus / "trials.txt")):
+        spkd("eval", trials, "--scores", SCORES[number], f"out={name}/eval", *given).ok()
+    # One student, on another list by another back-end; and by the same.
+    Path("other").rename("C")
+    Path("C/eval").mkdir()
+    for path in [path for path in Path("C").iterdir() if path.is_file()]:
+        path.rename(path.parent / "eval" / path.name)
+    lines = (corpus / "trials.txt").read_text().splitlines(True)
+    Path("few.txt").write_text("".join(line for line in lines if not any(f"spk{s}/" in line for s in (3, 4, 5))))
+    Manifest(tuple(u for u in Manifest.load(corpus / "manifest.csv") if u.speaker in ("spk3", "spk4", "spk5"))).save(
+        "o.csv"
+    )
+    for name, keys in (("D", ["subtract_mean=true", "cohort.source=o.csv"]), ("E", [])):
+        spkd("eval", "few.txt", "model=stwo", f"out={name}/eval", *given, *keys).ok()
+    for pair, rows in ((("A", "B"), ["A/eval", "B/eval"]), (("C", "D"), ["C/eval", "D/eval"]), (("C", "E"), ["eval"])):
+        spkd("report", *(f"{name}/eval" for name in pair), "--out", "cmp", "--bootstrap", 0).ok()
+        assert systems_of("cmp") == rows
+
+
+@pytest.mark.usefixtures("evaluations")
+def test_folders_may_have_equals_signs(spkd: Callable) -> None:
+    """As those of a sweep."""
+    shutil.copytree("one", "sweep/optim.lr=0.001")
+    given = ("sweep/optim.lr=0.001", "lr=0.1=two", "slow=sweep/optim.lr=0.001")
+    for item, name in zip(given, ("optim.lr=0.001", "lr=0.1", "slow"), strict=True):
+        spkd("report", item, "--out", "cmp").ok()
+        assert systems_of("cmp") == [name]
+    assert "nowhere: no evaluation" in spkd("report", "x=nowhere").err
+
+
 @pytest.mark.usefixtures("evaluations")
 def test_systems_are_compared_on_one_page(spkd: Callable) -> None:
     done = spkd("report", "first=one", "two", "other", "--out", "cmp", "--bootstrap", 50).ok()
