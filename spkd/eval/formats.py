@@ -13,6 +13,16 @@ NON_TARGET = ("0", "nontarget", "non-target", "non", "imp", "impostor", "imposte
 CERTAIN = ("target", "nontarget", "non-target", "tgt", "imp")  # words that are no values of other columns
 LABELS = {**dict.fromkeys(TARGET, 1), **dict.fromkeys(NON_TARGET, 0)}
 
+# Words that name columns in lists whose columns have a fixed order, so that another order is recognised.
+NUMBERED = ("utt", "path", "file", "wav", "id", "audio", "utterance")
+COLUMNS = {
+    **dict.fromkeys(("enrol", "enroll", "enrolment", "enrollment", "modelid", "model"), "enrolment"),
+    **dict.fromkeys(("test", "trial", "segmentid", "segment"), "test"),
+    **dict.fromkeys(("label", "target", "same", "is_target"), "label"),
+    **dict.fromkeys(("score", "llr"), "score"),
+    **{f"{word}{n}": side for word in NUMBERED for n, side in ((1, "enrolment"), (2, "test"))},
+}
+
 
 class Row(NamedTuple):
     """Content of one line.
@@ -54,6 +64,16 @@ class Format:
         """Whether line 1 names columns in a format whose files need not have such a line."""
         return False
 
+    def follow(self, columns: Sequence[str]) -> bool:
+        """Take the fields of a line from the columns that line 1 names.
+
+        Args:
+            columns: content of each column, as in COLUMNS.
+        Returns:
+            Whether the format has these columns, in some order.
+        """
+        return False
+
     def parse(self, fields: Sequence[str]) -> Row | None:
         """Row of a line; None where the line is not of this format."""
         raise NotImplementedError
@@ -91,16 +111,30 @@ class Columns(Format):
     numbers: ClassVar[Sequence[int]] = ()
     rival: ClassVar[str] = ""
 
+    def __init__(self, first: Sequence[str]) -> None:
+        super().__init__(first)
+        self._sides, self._label, self._score = (self.sides, self.sides + 1), self.label, self.score
+
+    def follow(self, columns: Sequence[str]) -> bool:
+        own = ["enrolment", "test"] + ["label"] * (self.label is not None) + ["score"] * (self.score is not None)
+        if sorted(columns) != sorted(own):
+            return False
+        self._sides = columns.index("enrolment"), columns.index("test")
+        self._label = None if self.label is None else columns.index("label")
+        self._score = None if self.score is None else columns.index("score")
+        return True
+
     def parse(self, fields: Sequence[str]) -> Row | None:
         if len(fields) != self.width:
             return None
         if self.numbers and any(finite_number(fields[place]) is None for place in self.numbers):
             return None
-        label = None if self.label is None else label_of(fields[self.label])
-        score = None if self.score is None else finite_number(fields[self.score])
-        if (self.label is not None and label is None) or (self.score is not None and score is None):
+        label = None if self._label is None else label_of(fields[self._label])
+        score = None if self._score is None else finite_number(fields[self._score])
+        if (self._label is not None and label is None) or (self._score is not None and score is None):
             return None
-        return Row(fields[self.sides], fields[self.sides + 1], label, score)
+        enrolment, test = self._sides
+        return Row(fields[enrolment], fields[test], label, score)
 
     def finish(self, names: list[str]) -> tuple[list[str], list[str]]:
         return names, [f"further columns of numbers, not used: {len(self.numbers)}"] * bool(self.numbers)

@@ -18,17 +18,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.formats import Format
+from spkd.eval.formats import COLUMNS, Format
 from spkd.files import digest
 from spkd.files.text import counted, numbered_lines
 from spkd.registry import SCORE_FORMATS, TRIAL_FORMATS
 
-COLUMNS = (
-    *("label", "target", "enrol", "enroll", "enrolment", "enrollment", "test", "trial", "same", "is_target"),
-    *("modelid", "model", "segmentid", "segment", "score", "llr"),
-)
-NUMBERED = ("utt", "path", "file", "wav", "id", "audio", "utterance")
-HEADER = {*COLUMNS, *(f"{word}{n}" for word in NUMBERED for n in (1, 2))}
 SEPARATORS = (None, ",", "\t", ";")  # None: any white space
 STDIN = "-"
 
@@ -161,7 +155,9 @@ def _first_that_fits(
         shapes = [f"`{form.shape}`" for form in formats.values()]
         expected = f"{', '.join(shapes[:-1])} or {shapes[-1]}" if len(shapes) > 1 else shapes[0]
         rows = ((form, _split(second, separator)) for separator, form in _ways(second, formats))
-        if any(form(fields).parse(fields) for form, fields in rows if not form.header):
+        if any(_columns(_split(first, separator)) for separator in SEPARATORS):
+            expected += f"; its words name columns that no {kind} has together"
+        elif any(form(fields).parse(fields) for form, fields in rows if not form.header):
             expected += "; it looks like a header that is not known, leave it out"
     else:
         expected = f"`{shape}`"
@@ -231,6 +227,7 @@ def _parsed(
     """
     # Rows are collected in arrays of numbers, so that no line stays in memory as text.
     form, header = None, None  # header: the trial that the first line would be, its number and its text
+    fits = True  # whether the format has the columns that the header names
     index_of: dict[str, int] = {}
     enrolment, test, label, lines, scores = array("i"), array("i"), array("b"), array("i"), array("d")
     for number, line in numbered_lines(path, source):
@@ -239,12 +236,14 @@ def _parsed(
             form = kind(fields)
             if form.header:
                 continue
-            if not first_is_trial and (_names_columns(fields) or form.is_header(fields)):
+            columns = _columns(fields)
+            if not first_is_trial and (columns or form.is_header(fields)):
+                fits = form.follow(columns) if columns else True
                 header = (form.parse(fields), number, line)
                 continue
         row = form.parse(fields)
         if row is None:
-            return _Malformed(number, line)
+            return _Malformed(number, line) if fits or header is None else _Malformed(*header[1:])
         enrolment.append(index_of.setdefault(row.enrolment, len(index_of)))
         test.append(index_of.setdefault(row.test, len(index_of)))
         lines.append(number)
@@ -254,11 +253,15 @@ def _parsed(
             scores.append(row.score)
     # A first line whose words could name columns is a trial where its utterances are known.
     notes = []
-    if header is not None and header[0] is not None:
-        names = (header[0].enrolment, header[0].test)
-        if not lines or any(name in index_of or _is_known(name, known) for name in names):
+    if header is not None:
+        trial, number, line = header
+        names = () if trial is None else (trial.enrolment, trial.test)
+        if names and (not lines or any(name in index_of or _is_known(name, known) for name in names)):
             return _parsed(path, source, separator, kind, known, first_is_trial=True)
-        notes.append(f"line {header[1]}, {header[2][:100]!r}, is taken for a header")
+        if not fits:
+            return _Malformed(*header[1:])
+        if names:
+            notes.append(f"line {number}, {line[:100]!r}, is taken for a header")
     if form is None or not lines:
         return _Malformed(0, "")
     names_of_sides, more = form.finish(list(index_of))
@@ -273,9 +276,10 @@ def _split(line: str, separator: str | None) -> list[str]:
     return line.split() if separator is None else [field.strip().strip('"') for field in line.split(separator)]
 
 
-def _names_columns(fields: Sequence[str]) -> bool:
-    """Whether every word of a first line is a usual name of a column."""
-    return 2 <= len(fields) <= 4 and all(field.lower().strip('"') in HEADER for field in fields)
+def _columns(fields: Sequence[str]) -> list[str]:
+    """Content of each column, by the words of a first line; [] where a word is no usual name of a column."""
+    columns = [COLUMNS.get(field.lower().strip('"'), "") for field in fields]
+    return columns if 2 <= len(fields) <= 4 and all(columns) else []
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:

@@ -158,6 +158,48 @@ def test_a_header_is_told_from_a_trial(tmp_path: Path, text: str, known: tuple[s
     assert rows(read(write(tmp_path, text), known=known))[0][0] == first
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("test,enrol,label\nt1,e1,1\nt2,e1,0\n", TWO),
+        ("utt2 utt1 target\nt1 e1 target\nt2 e1 nontarget\n", TWO),
+        ("label segment model\n1 t1 e1\n0 t2 e1\n", TWO),
+        ("test enrol\nt1 e1\nt2 e1\n", UNLABELLED),
+        ("utt2 utt1 target\nutt1 t2 nontarget\n", [("utt2", "utt1", 1), ("utt1", "t2", 0)]),  # no header
+    ],
+)
+def test_a_header_decides_the_columns(tmp_path: Path, text: str, expected: Expected) -> None:
+    assert rows(read(write(tmp_path, text))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "scores"),
+    [
+        ("enrol test score label\ne1 t1 1 0\ne1 t2 0 1\n", [0, 1], [1, 0]),
+        ("test label score model\nt1 0 1 e1\nt2 1 0 e1\n", [0, 1], [1, 0]),
+        ("test,model,score\nt1,e1,0.5\nt2,e1,-0.25\n", None, [0.5, -0.25]),
+    ],
+)
+def test_a_header_decides_the_columns_of_scores(
+    tmp_path: Path, text: str, labels: list[int] | None, scores: list[float]
+) -> None:
+    trials, found = read_scores(write(tmp_path, text))
+    assert list(pairs(trials)) == [("e1", "t1"), ("e1", "t2")]
+    assert found.tolist() == scores
+    assert (None if trials.label is None else trials.label.tolist()) == labels
+
+
+@pytest.mark.parametrize(
+    "header", ["enrol enroll label", "enrol test score", "enrol score target", "model label test test"]
+)
+def test_a_header_whose_columns_contradict_is_refused(tmp_path: Path, header: str) -> None:
+    row = "a b 1" if header.count(" ") == 2 else "a 1 b c"
+    with pytest.raises(SpkdError, match=r"list:1: .*its words name columns that no trial list has together"):
+        read(write(tmp_path, f"{header}\n{row}\n"))
+    with pytest.raises(SpkdError, match=r"list:1: .*its words name columns that no score file has together"):
+        read_scores(write(tmp_path, "enrol test label\na b 1\nc d 0\n"))
+
+
 def test_a_first_line_that_could_be_a_trial_is_named(tmp_path: Path) -> None:
     (note,) = read(write(tmp_path, "utt1 utt2 target\na b nontarget\n"), known=("a", "b")).notes
     assert note == "line 1, 'utt1 utt2 target', is taken for a header"

@@ -8,4 +8,4 @@ class NIST(NamedColumns):
     enrolment_names = ("modelid", "model", "model_id")
     test_names = ("segmentid", "segment", "segment_id", "test_id", "testid")
     side_names = ("side", "channel")
-    label_names = ("targettype", "target", "trial_status", "target/nontarget")
+    label_names = ("targettype", "target", "trial_status", "target/nontarget", "label", "same", "is_target")
