@@ -15,9 +15,11 @@ from pathlib import Path
 
 MOST_SHOWN = 2000  # most characters of an error that are shown
 SYNONYMS = {"gpu": "cuda", "learning-rate": "lr"}  # folded word -> ours, whose spelling is not near
+# Beginnings of addresses, also as a path has them, whose slashes are one.
+BEGINNINGS = "|".join(rf"(?<={scheme})" for scheme in ("://", "http:/", "https:/", "s3:/", "gs:/", "az:/", "hf:/"))
 # The user part of an address in a text: up to the last @ of the line where what follows a colon is no port.
-USER = re.compile(r"(?<=://)(?:[^/?#\s@:\[]*:(?!\d{1,5}(?:[^\w@]|$))[^\n]*@|[^/?#\s]+@)")
-QUERY = re.compile(r"(\w://[^?\n]*)\?(?!\*\*\*)\S[^\n]*")
+USER = re.compile(rf"(?:{BEGINNINGS})(?:[^/?#\s@:\[]*:(?!\d{{1,5}}(?:[^\w@]|$))[^\n]*@|[^/?#\s]+@)")
+QUERY = re.compile(rf"((?:\w://|{BEGINNINGS})[^?\n]*)\?(?!\*\*\*)\S[^\n]*")
 
 
 class SpkdError(Exception):
@@ -50,7 +52,7 @@ def public_address(url: str) -> str:
     """An address, or a path on this machine, without credentials."""
     scheme, mark, rest = url.partition("://")
     if not mark:
-        return url
+        return without_secrets(url)
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     _, at, host = authority.rpartition("@")
     path, query, _ = f"{host}{rest[len(authority) :]}".partition("?")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,18 @@ def test_a_setting_without_effect_is_refused_where_typed_and_left_out_elsewhere(
 def test_an_unknown_key_names_the_component_that_owns_the_nearest_one(schema: type, given: str, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         config.load(schema, [given], environ={})
+
+
+def test_a_large_settings_file_is_read_in_linear_time(tmp_path: Path) -> None:
+    """Eight times as many names take eight times as long; of a quadratic search for those given twice, 64 times."""
+    seconds = []
+    for names in (1500, 12_000):
+        (tmp_path / "s.yaml").write_text("".join(f"a{i:x}: \n" for i in range(names)))
+        start = time.process_time()
+        with pytest.raises(UsageError, match="unknown key 'a0'"):
+            config.load(TrainConfig, [], tmp_path / "s.yaml", {})
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 24 * seconds[0]
 
 
 def test_a_key_in_two_spellings_is_refused(tmp_path: Path) -> None:

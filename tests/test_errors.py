@@ -40,6 +40,9 @@ def test_nothing_that_a_terminal_would_obey_is_printed() -> None:
         ("http://bob:SEC RE'T\"SECRET@host/x", "http://***@host/x"),
         ("http://bob:SECRET@SECRET@host/x", "http://***@host/x"),
         ("http://host/my caches/x?token=SECRET", "http://host/my caches/x?***"),
+        ("https:/bob:SECRET@host/x", "https:/***@host/x"),  # as a path has it
+        ("s3:/bucket/x?token=SECRET", "s3:/bucket/x?***"),
+        ("C:/x?y", None),
         ("http://host/it's/x?token=SEC ' \" SECRET", "http://host/it's/x?***"),
         ("s3://key:SECRET@bucket/x", "s3://***@bucket/x"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from spkd.corpus.manifest import Manifest
 from spkd.outputs.features import FBANKS
 from spkd.students import Checkpoint, build, save_student
 
@@ -101,18 +102,65 @@ def test_no_export_is_written_over_a_cache_or_another_export(spkd: Callable, inp
 def test_no_input_is_replaced(spkd: Callable, inputs: Path) -> None:
     shutil.copy("evaluation/scores.txt", "scores.txt")
     Path("m.csv").rename("m.scp")
+    Path("data").mkdir()
+    rows = Manifest.load("m.scp").utterances
+    Path("data/wav.scp").write_text("".join(f"{u.id} {u.path}\n" for u in rows))
+    scored = ["calibrate", "trials.txt", "--scores", "scores.txt", "force=true"]
     evaluation = content(Path("evaluation"))
     for command, name in (
         (("eval", "trials.txt", "--scores", "evaluation/scores.txt", "out=evaluation"), "evaluation/scores.txt"),
         (("calibrate", "trials.txt", "--scores", "scores.txt", "force=true", "out=scores.txt"), "scores.txt"),
         (("calibrate", "trials.txt", "--scores", "scores.txt", "force=true", "out=./trials.txt"), "trials.txt"),
         (("embed", "m.scp", "model=student", "out=m.scp"), "m.scp"),
+        (("embed", "data", "model=student", "out=data/wav.scp"), "data/wav.scp"),
+        ((*scored, "out=student/model.safetensors"), "student/model.safetensors"),
+        ((*scored, "out=student/model.json"), "student/model.json"),
     ):
         before = Path(name).read_bytes()
         done = spkd(*command)
-        assert (done.code, "would replace" in done.err) == (1, True), (command, done.err)
+        assert (done.code, "would replace" in done.err or "would be replaced" in done.err) == (1, True), done.err
         assert Path(name).read_bytes() == before
     assert content(Path("evaluation")) == evaluation
+
+
+def test_an_address_becomes_no_folder(spkd: Callable, inputs: Path) -> None:
+    """Where a folder or file of this machine is written."""
+    url = "https://bob:SECRET@host/x"
+    for command in (
+        ("extract", "teacher=none", "manifest=m.csv", f"cache={url}"),
+        ("train", "--loss=aam", "cache=cache", "steps=1", "batch_size=4", "crop=0.5", f"out={url}"),
+        ("eval", "trials.txt", "manifest=m.csv", "model=student", f"out={url}"),
+        ("calibrate", "trials.txt", "--scores", "evaluation/scores.txt", f"out={url}"),
+        ("embed", "m.csv", "model=student", f"out={url}.npy"),
+        ("export", "student", "to=onnx", f"out={url}.onnx"),
+        ("manifest", inputs, "--out", f"{url}.csv"),
+        ("report", "evaluation", "--out", url),
+        ("demo", "--out", url),
+        *(("cache", "export", "cache", f"{url}{suffix}") for suffix in ("", ".h5", ".npy")),
+        ("cache", "import", "tars", url),
+        ("cache", "merge", "cache", "cache", url),
+        ("cache", "pull", "cache", url),
+        ("cache", "catalogue", "cache", "--out", f"{url}.html"),
+    ):
+        before = sorted(os.listdir())
+        done = spkd(*command)
+        assert (done.code, "an address; write to a folder of this machine" in done.err) == (2, True), (command, done)
+        assert "SECRET" not in done.out + done.err
+        assert sorted(os.listdir()) == before
+
+
+def test_an_address_that_is_read_as_a_path_shows_no_secret(spkd: Callable) -> None:
+    for url in ("https://bob:SECRET@host/x", "s3://bucket/x?token=SECRET", "http://host/x?token=SECRET"):
+        for command in (
+            *(("cache", "info", url), ("cache", "verify", url), ("cache", "merge", url, "new"), ("report", url)),
+            *(("cache", "repair", url, "--from", "c"), ("cache", "export", url, "x.h5"), ("export", url, "to=onnx")),
+            *(("embed", url), ("embed", "m.csv", f"model={url}"), ("extract", "teacher=none", f"manifest={url}")),
+            *(("manifest", url), ("eval", url), ("calibrate", url)),
+            *(("extract", "teacher=checkpoint", f"teacher.weights={url}"), ("train", "--from", url, "out=x")),
+        ):
+            done = spkd(*command)
+            assert done.code in (1, 2)
+            assert "SECRET" not in done.out + done.err, command
 
 
 def test_nothing_but_regular_files_is_replaced(spkd: Callable, inputs: Path) -> None:

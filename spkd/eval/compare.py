@@ -105,6 +105,8 @@ def load_systems(folders: Sequence[str]) -> list[System]:
 
 def _label_and_folder(item: str) -> tuple[str, str]:
     """The parts of `LABEL=FOLDER`, of which both may have equals signs; no label where all of it is a folder."""
+    if "://" in item:  # an address, for the error that names it without its query
+        return "", item
     splits = [("", item), *((item[:i], item[i + 1 :]) for i, sign in enumerate(item) if sign == "=")]
     return next((split for split in splits if Path(split[1] or item).is_dir()), splits[-1])
 

@@ -95,7 +95,7 @@ def embed_to_file(config: EmbedConfig, manifest: str | Path) -> tuple[int, dict[
     check_model(config.model)
     for file in files_of(out):
         check_writable(file)
-    check_not_among(files_of(out), [manifest])
+    check_not_among(files_of(out), [manifest, Path(manifest, "wav.scp")])  # of a Kaldi folder
     audio = Manifest.load(manifest)
     check_names(out, audio.index_of)
     embeddings = embed(load_model(config.model, resolve(config.device)), audio, config)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spkd.corpus.people import Names
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.calibration import FALSE_ALARMS, FILE, Calibration, TrainedOn, fit
+from spkd.eval.calibration import FALSE_ALARMS, FILE, FORMAT, Calibration, TrainedOn, fit
 from spkd.eval.metrics import (
     DEFAULT_POINTS,
     Point,
@@ -25,7 +25,7 @@ from spkd.eval.metrics import (
 from spkd.eval.run import check_inputs, in_use, in_use_with, run_trials
 from spkd.eval.score import Scored
 from spkd.eval.settings import CalibrateConfig
-from spkd.files.atomic import check_not_among, check_writable, write_bytes
+from spkd.files.atomic import check_not_among, check_replaces_none, check_writable, write_bytes
 from spkd.progress import log
 from spkd.students.description import DESCRIPTION
 from spkd.teachers.onnx_file import is_exported, with_calibration
@@ -68,6 +68,8 @@ def calibrate_trials(config: CalibrateConfig, trials: str | None, scores: Sequen
     check_inputs(config, trials, scores)
     out = place(config, bool(scores))
     check_not_among([out], [trials, *scores, config.manifest, config.enrol.map, config.cohort.source])
+    if config.out:
+        check_replaces_none(out.parent, [out.name], {out.name: FORMAT.key})  # a model, for example
     scored = run_trials(config, trials, scores)
     calibration = calibrate(in_use_with(config, scored), scored)
     if not config.out and out.suffix == ".onnx":

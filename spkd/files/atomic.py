@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError, public_address
 from spkd.files.reading import is_irregular
 from spkd.progress import track
 
@@ -41,6 +41,7 @@ HOLDS = {
     "comparison.json": "a comparison",
 }
 _UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EACCES, errno.EXDEV)
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as typed, or as a path has it, whose slashes are one
 _PART_NAME = re.compile(rf"(.+)\.([0-9a-f]{{6}})[0-9a-f]{{10}}{re.escape(PART)}")
 
 
@@ -80,10 +81,17 @@ def part_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{machine_id()}{secrets.token_hex(5)}{PART}")
 
 
+def _check_is_path(path: str | Path) -> None:
+    """Check that an output has no address. Raises UsageError: it has one, which would become folders here."""
+    if ADDRESS.match(str(path)):
+        raise UsageError(f"{public_address(str(path))}: an address; write to a folder of this machine")
+
+
 def make_folder(folder: Path) -> None:
-    """Make a folder durably, with those above it, unless it exists."""
+    """Make a folder durably, with those above it, unless it exists. Raises UsageError: it is an address."""
     if folder.is_dir():
         return
+    _check_is_path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
@@ -436,6 +444,7 @@ def writable_folder(folder: str | Path) -> Path:
     """Make a folder, and check that it can be written, before a long computation. What kills left there is removed.
 
     Raises:
+        UsageError: it is an address.
         SpkdError: it cannot be made or written.
     """
     path = Path(folder)
@@ -519,9 +528,11 @@ def check_writable(path: str | Path) -> None:
     What kills left of the file is removed.
 
     Raises:
+        UsageError: it is an address.
         SpkdError: it is a folder, a device or another thing that is no regular file, its name is too long to be written
             under a temporary one, or its folder cannot be made or written.
     """
+    _check_is_path(path)
     target = Path(path)
     if os.path.lexists(target) and not target.is_file():
         kind = "a folder" if target.is_dir() else "not a regular file"
