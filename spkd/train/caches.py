@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from spkd.cache.read import Cache
 from spkd.cache.source import CacheSource, SingleCache
 from spkd.cache.verify import check_sizes
 from spkd.corpus.manifest import Manifest
-from spkd.errors import SpkdError, UsageError, bracketed
+from spkd.errors import SpkdError, UsageError, bracketed, first_few
 from spkd.files import digest
 from spkd.files.text import counted
 from spkd.outputs.features import FEATURES
 from spkd.outputs.target import LOGITS, Target
+from spkd.progress import log
 
 CONCATENATE, AVERAGE, SEPARATE = "concatenate", "average", "separate"
 
@@ -50,7 +52,19 @@ def open_caches(paths: Sequence[str], teachers: str = CONCATENATE) -> CacheSourc
     streams = [cache.name for cache in opened if not cache.random_access]
     if streams:
         raise UsageError(f"{streams[0]}: a stream cannot be combined with other caches; import it: spkd cache import")
-    return CombinedCache(_corpora(opened), teachers)
+    corpora = _corpora(opened)
+    _note_shared_speakers([members[0] for members in corpora])
+    return CombinedCache(corpora, teachers)
+
+
+def _note_shared_speakers(corpora: Sequence[SingleCache]) -> None:
+    """Print how many speakers of one corpus have the name of a speaker of another."""
+    times = Counter(speaker for cache in corpora for speaker in set(cache.plan.speakers))
+    if shared := sorted(speaker for speaker, count in times.items() if count > 1):
+        log(
+            f"note: {counted(len(shared), 'speaker')} of one cache with the name of a speaker of another "
+            f"({first_few(shared)}), taken for the same; if they are not, give the manifests other names"
+        )
 
 
 def _open(path: str) -> SingleCache:

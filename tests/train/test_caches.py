@@ -258,6 +258,10 @@ def test_a_student_learns_from_two_corpora_and_two_teachers(
     done = spkd(*train, "cache=[few0,rest0,rest1,few1]", f"teachers={how}", "out=s").ok()
     terms = ["cosine@0", "cosine@1", "aam"] if how == "separate" else ["cosine", "aam"]
     assert all(f"{term} " in done.out for term in terms)
+    assert (
+        done.out.count("note: 1 speaker of one cache with the name of a speaker of another (spk1), taken for the same")
+        == 1
+    )
     done = spkd(*train, "cache=few0", "out=s")
     assert "holds a student with other settings" in done.err
 
