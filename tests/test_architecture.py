@@ -45,7 +45,7 @@ ORDER = (
     ("config",),
     ("registry", "device"),
     ("files",),
-    ("memory", "cores", "meter", "progress", "seeding", "version"),
+    ("memory", "cores", "meter", "progress", "seeding", "version", "faiss_library"),
     ("errors",),
 )
 # The package itself only hands out the Python interface; nothing of it is imported from inside.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spkd.errors import SpkdError, UsageError, did_you_mean
+from spkd.faiss_library import load_faiss
 from spkd.registry import CODECS
 
 ZSTD = "+zstd"
@@ -158,20 +159,20 @@ class Scalar(Codec):
         self.columns = (dim * self.bits + 7) // 8
 
     def _quantiser(self) -> Any:
-        faiss = _faiss(f"sq{self.bits}")
+        faiss = load_faiss(f"codec sq{self.bits}")
         kind = {8: faiss.ScalarQuantizer.QT_8bit, 6: faiss.ScalarQuantizer.QT_6bit, 4: faiss.ScalarQuantizer.QT_4bit}
         return faiss.ScalarQuantizer(self.dim, kind[self.bits])
 
     def fit(self, values: np.ndarray) -> None:
         quantiser = self._quantiser()
         quantiser.train(np.ascontiguousarray(values, np.float32))
-        low, span = _faiss("sq").vector_to_array(quantiser.trained).reshape(2, self.dim)
+        low, span = load_faiss(f"codec sq{self.bits}").vector_to_array(quantiser.trained).reshape(2, self.dim)
         self.parameters = {"low": low.copy(), "span": span.copy()}
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         quantiser = self._quantiser()
         trained = np.concatenate([self.parameters["low"], self.parameters["span"]])
-        _faiss("sq").copy_array_to_vector(trained, quantiser.trained)
+        load_faiss(f"codec sq{self.bits}").copy_array_to_vector(trained, quantiser.trained)
         return quantiser.compute_codes(np.ascontiguousarray(values, np.float32))
 
     def decode(self, stored: Tensor) -> Tensor:
@@ -219,10 +220,10 @@ class Product(Codec):
         self.training_rows, self.least_rows = 40 * 2**self.bits, 2**self.bits
 
     def _quantiser(self) -> Any:
-        return _faiss(self.name).ProductQuantizer(self.dim, self.parts, self.bits)
+        return load_faiss(f"codec {self.name}").ProductQuantizer(self.dim, self.parts, self.bits)
 
     def fit(self, values: np.ndarray) -> None:
-        faiss, quantiser = _faiss(self.name), self._quantiser()
+        faiss, quantiser = load_faiss(f"codec {self.name}"), self._quantiser()
         values = np.ascontiguousarray(values, np.float32)
         if self.rotated:
             rotation = faiss.OPQMatrix(self.dim, self.parts)
@@ -236,7 +237,7 @@ class Product(Codec):
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         quantiser = self._quantiser()
-        _faiss(self.name).copy_array_to_vector(self.parameters["centroids"].ravel(), quantiser.centroids)
+        load_faiss(f"codec {self.name}").copy_array_to_vector(self.parameters["centroids"].ravel(), quantiser.centroids)
         values = values @ self.parameters["rotation"].T if self.rotated else values
         return quantiser.compute_codes(np.ascontiguousarray(values, np.float32))
 
@@ -343,14 +344,6 @@ def make_codec(name: str, dim: int) -> Codec:
         if match := re.fullmatch(re.sub("[A-Z]", r"([1-9][0-9]{0,5})", known), base):
             return CODECS[known](dim, *map(int, match.groups()))
     raise UsageError(f"codec {name!r}{did_you_mean(name, CODECS)} (each also with {ZSTD})")
-
-
-def _faiss(name: str) -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise UsageError(f'codec {name}: needs FAISS; pip install "spkd[cpu]" or "spkd[gpu]"') from error
-    return faiss
 
 
 def fit(name: str, codec: Codec, values: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from spkd.cache import CacheSource, Crop
 from spkd.errors import SpkdError, UsageError
+from spkd.faiss_library import load_faiss
 from spkd.outputs.features import HOP
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
@@ -32,7 +33,7 @@ EXACT = 100_000  # instances up to which every pair is compared
 CANDIDATES = 1 << 16  # candidates examined together: queries times neighbours asked for
 EMBEDDED_AT_ONCE = 256  # views
 PROBES = 1000  # instances on which the recall of an approximate index is measured
-GPU_WIDEST = 2048  # most neighbours that FAISS selects on a GPU
+GPU_WIDEST = 2048  # most neighbours that FAISS selects on a GPU, and most inverted lists that a search visits there
 NONE = -1
 NEGATIVES, POSITIVES = "negatives", "positives"
 CPU = torch.device("cpu")
@@ -110,7 +111,7 @@ def mine(
         teacher: (instances, Dt) the teacher's unit embeddings.
         ceiling: teacher cosine above which an instance is left out.
     Raises:
-        UsageError: FAISS is missing.
+        UsageError: FAISS is missing, or installed twice.
         SpkdError: a cache of one utterance.
     """
     views = instances.first_views
@@ -154,7 +155,7 @@ def find_positives(vectors: np.ndarray, instances: Groups, cache: CacheSource, c
     Args:
         vectors: (instances, D) unit vectors of the search.
     Raises:
-        UsageError: FAISS is missing.
+        UsageError: FAISS is missing, or installed twice.
     """
     utterance = cache.plan.views.utterance[instances.first_views]
     table = np.full((len(vectors), config.positives), NONE, np.int32)
@@ -202,8 +203,10 @@ class _Search:
     """
 
     def __init__(self, vectors: np.ndarray, nprobe: int, k: int) -> None:
-        self.index, self._vectors, self._nprobe = build(vectors, nprobe), vectors, nprobe
-        self._exact = len(vectors) <= EXACT
+        self.index, self._vectors, self._exact = build(vectors, nprobe), vectors, len(vectors) <= EXACT
+        self._nprobe = min(nprobe, most_lists(len(vectors)))
+        if not self._exact and self._nprobe < min(nprobe, lists_of(len(vectors))):
+            log(f"mining: FAISS visits at most {GPU_WIDEST:,} lists on a GPU, and not mining.nprobe={nprobe}")
         self.widest = min(len(vectors), GPU_WIDEST if gpus() else len(vectors))
         # Sample of vectors, and the result of their last search, for the recall.
         self._sample = np.sort(np.random.RandomState(1).permutation(len(vectors))[:PROBES])
@@ -229,7 +232,7 @@ class _Search:
     def widen(self) -> None:
         """Visit more lists in later searches: those visited so far may hold too few vectors."""
         if not self._exact:
-            self._nprobe = min(4 * self._nprobe, lists_of(len(self._vectors)))
+            self._nprobe = min(4 * self._nprobe, most_lists(len(self._vectors)))
             set_nprobe(self.index, self._nprobe)
 
     def log_recall(self) -> None:
@@ -263,7 +266,7 @@ class Miner:
     Attributes:
         tables: current tables by name.
     Raises:
-        UsageError: FAISS is missing.
+        UsageError: FAISS is missing, or installed twice.
         SpkdError: a cache of one utterance.
     """
 
@@ -390,6 +393,11 @@ def lists_of(count: int) -> int:
     return int(2 ** int(np.log2(4 * np.sqrt(count))))
 
 
+def most_lists(count: int) -> int:
+    """Largest number of inverted lists that a search visits, of an index of `count` vectors."""
+    return min(lists_of(count), GPU_WIDEST) if gpus() else lists_of(count)
+
+
 def build(vectors: np.ndarray, nprobe: int) -> Any:
     """FAISS index of unit vectors by inner product, on the GPU where FAISS sees one.
 
@@ -399,19 +407,16 @@ def build(vectors: np.ndarray, nprobe: int) -> Any:
         vectors: (n, D) unit vectors.
         nprobe: number of inverted lists that a search visits.
     Raises:
-        UsageError: FAISS is missing.
+        UsageError: FAISS is missing, or installed twice.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise UsageError('mining: needs FAISS; pip install "spkd[cpu]" or "spkd[gpu]"') from error
+    faiss = load_faiss("mining")
     count, dim = vectors.shape
     index: Any
     if count <= EXACT:
         index = faiss.IndexFlatIP(dim)
     else:
         index = faiss.index_factory(dim, f"IVF{lists_of(count)},SQ8", faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = min(nprobe, lists_of(count))
+        index.nprobe = min(nprobe, most_lists(count))
     if gpus():
         index = faiss.index_cpu_to_all_gpus(index)
     if not index.is_trained:
@@ -423,16 +428,14 @@ def build(vectors: np.ndarray, nprobe: int) -> Any:
 
 def set_nprobe(index: Any, nprobe: int) -> None:
     """Set the number of inverted lists that a search visits, for an index on the CPU or on GPUs."""
-    import faiss
-
+    faiss = load_faiss("mining")
     space = faiss.GpuParameterSpace() if gpus() else faiss.ParameterSpace()
     space.set_index_parameter(index, "nprobe", nprobe)
 
 
 def gpus() -> int:
     """Number of GPUs on which FAISS searches: 0 with faiss-cpu."""
-    import faiss
-
+    faiss = load_faiss("mining")
     return int(faiss.get_num_gpus()) if hasattr(faiss, "index_cpu_to_all_gpus") else 0
 
 

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -261,6 +262,27 @@ def test_speakers_of_many_utterances_have_hard_negatives_in_large_caches_too(
     cosines = np.einsum("bd,bnd->bn", vectors, vectors[drawn.views])
     assert cosines.max() <= ceiling + 1e-5
     assert cosines.mean() > 0.95 * hardest
+
+
+def test_a_search_on_gpus_visits_as_many_lists_as_they_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On GPUs, FAISS refuses more than 2,048: `nprobe <= getMaxKSelection()` of GpuIndexIVF::search."""
+    visited: list[int] = []
+    monkeypatch.setattr(mining, "EXACT", 1000)
+    monkeypatch.setattr(mining, "GPU_WIDEST", 64)
+    monkeypatch.setattr(mining, "gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: index, raising=False)
+    monkeypatch.setattr(mining, "set_nprobe", lambda _, lists: visited.append(lists))
+    cache, vectors, _ = many_of_a_speaker(tmp_path, 12, 220)
+    assert mining.lists_of(len(vectors)) == 128
+    assert mining.build(vectors, 100).nprobe == 64
+    search(cache, Labels.of(cache), MiningConfig(negatives=8, neighbours=32, nprobe=16), 2.0)
+    assert visited
+    assert max(visited) == 64
+    assert "not mining.nprobe" not in capsys.readouterr().out
+    search(cache, Labels.of(cache), MiningConfig(negatives=8, neighbours=32, nprobe=100), 2.0)
+    assert "FAISS visits at most 64 lists on a GPU, and not mining.nprobe=100" in capsys.readouterr().out
 
 
 def test_the_ceiling_is_the_teachers_where_the_students_embeddings_are_searched(tmp_path: Path) -> None:
