@@ -133,6 +133,16 @@ class Augmentation:
             version=self.version if has_versions else 1,
         )
 
+    def check(self) -> None:
+        """Check the impulse responses before they are drawn. Raises SpkdError: a file is none."""
+        if self.rir is not None:
+            bank(self.rir).check_responses(self._response_channel)
+
+    @property
+    def _response_channel(self) -> int | None:
+        """Channel of a response; None averages all of them."""
+        return None if self.version == 1 else 0
+
     def __call__(self, wave: np.ndarray, seed: int) -> np.ndarray:
         """Reverberate, then add noise, then encode and decode a waveform, each with its probability.
 
@@ -146,7 +156,7 @@ class Augmentation:
         random = np.random.RandomState(seed)
         reverberate, add = random.random_sample(2)
         if self.rir is not None and reverberate < self.rir_prob:
-            response = bank(self.rir).response(random, None if self.version == 1 else 0)
+            response = bank(self.rir).response(random, self._response_channel)
             wave = convolve_at_once(wave, response) if self.version == 1 else convolve(wave, response)
         if self.noise is not None and add < self.noise_prob:
             decibel = random.uniform(self.snr[0], self.snr[1])
@@ -273,7 +283,16 @@ class Bank:
         Raises:
             SpkdError: the file cannot be used, or is no impulse response.
         """
-        path = self.files[random.randint(len(self.files))]
+        return self._response(self.files[random.randint(len(self.files))], channel)
+
+    def check_responses(self, channel: int | None) -> None:
+        """Check all files, of which `response` finds a bad one only once it is drawn. Raises as it does."""
+        with track(f"reading {self.folder}", len(self.files), "files") as bar:
+            with ThreadPoolExecutor(min(usable(), 8)) as pool:
+                for _ in pool.map(lambda path: self._response(path, channel), self.files):
+                    bar.advance(1)
+
+    def _response(self, path: str, channel: int | None) -> np.ndarray:
         response = self._whole(path, channel)
         if problem := _no_response(response):
             raise SpkdError(f"augmentation: {path}: no impulse response of a room ({problem})")

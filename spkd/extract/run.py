@@ -120,6 +120,9 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
             f"{manifest.source}: none of {counted(len(unreadable), 'utterance')} can be read; "
             f"{_first(listed, unreadable)}"
         )
+    # A bad response would end the extraction where it is drawn, and its folder without it is that of another cache.
+    if not all(Path(job.config.cache, CARD).is_file() for job in jobs):
+        view_plan.augmentation.check()
     # Extract.
     loader, stores = _prepared(jobs, chosen, manifest, view_plan)
     for store in stores:

@@ -201,7 +201,7 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target) -> Input
 
     Raises:
         UsageError: fresh augmentation without a manifest.
-        SpkdError: the cache holds no features and there is no manifest.
+        SpkdError: the cache holds no features and there is no manifest, or a file of `augment.rir` is no response.
     """
     fresh = config.augment
     if kind.name in cache.names and not fresh.is_used:
@@ -216,7 +216,9 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target) -> Input
     loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
     if not fresh.is_used:
         return InputSource(kind, loader)
-    return InputSource(kind, loader, Augmentation.of(fresh), tuple(fresh.speeds))
+    augmentation = Augmentation.of(fresh)
+    augmentation.check()
+    return InputSource(kind, loader, augmentation, tuple(fresh.speeds))
 
 
 def _extracted_by(kind: Target) -> str:

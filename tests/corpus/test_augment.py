@@ -145,10 +145,12 @@ def test_what_is_no_response_is_refused(tmp_path: Path, response: np.ndarray, re
     soundfile.write(tmp_path / "a.wav", response, 16_000, subtype="FLOAT")
     reverberate = Augmentation(rir=str(tmp_path), rir_prob=1.0)
     if not reason:
+        reverberate.check()
         assert reverberate(random_wave(400), 3).shape == (400,)
         return
-    with pytest.raises(SpkdError, match=rf"a.wav: no impulse response of a room \(.*{reason}"):
-        reverberate(random_wave(400), 3)
+    for refusing in (reverberate.check, lambda: reverberate(random_wave(400), 3)):
+        with pytest.raises(SpkdError, match=rf"a.wav: no impulse response of a room \(.*{reason}"):
+            refusing()
 
 
 def test_banks_are_identified_by_content_not_by_place(tmp_path: Path) -> None:

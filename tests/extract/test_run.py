@@ -597,3 +597,22 @@ def test_processes_of_a_file_are_left_out(spkd: Callable, corpus: Path) -> None:
     done = spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}").ok()
     assert "left out processes: it is of engine=ray and --slurm-script" in done.out
     assert "left out device: teacher=none runs no model" in done.out
+
+
+def test_a_bad_response_is_found_before_the_cache_is_begun(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    """One of many, which might be drawn hours later; the folder without it is that of another cache."""
+    folder = tmp_path / "responses"  # what a folder holds is remembered by the process
+    folder.mkdir()
+    for number in range(40):
+        response = np.exp(-np.arange(2000) / 300) * np.random.RandomState(number).randn(2000)
+        soundfile.write(folder / f"{number}.wav", 0.1 * response if number != 31 else np.zeros(2000), 16_000)
+    given = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "cache=c"]
+    done = spkd(*given, f"view.rir={folder}", "view.rir_prob=0.0001")
+    assert (done.code, done.err) == (
+        1,
+        f"error: augmentation: {folder}/31.wav: no impulse response of a room (digital silence)\n",
+    )
+    assert not Path("c").exists()
+    (folder / "31.wav").unlink()
+    others = folder.rename(tmp_path / "others")
+    spkd(*given, f"view.rir={others}", "view.rir_prob=0.5").ok()
