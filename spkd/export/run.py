@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.config import without_unused
-from spkd.errors import UsageError
+from spkd.errors import UsageError, public_address
 from spkd.eval.calibration import FILE, Calibration
 from spkd.eval.run import run_trials
 from spkd.eval.settings import EvalConfig
@@ -38,6 +38,9 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     network, written = checkpoint.network, EXPORTS[config.to](config.settings)
     if config.trials and not config.trials_manifest:
         raise UsageError("trials: name the manifest of their audio (trials_manifest=FILE)")
+    for name, text in (("url", config.url), ("licence", config.licence)):
+        if (shown := public_address(text)) != text:
+            raise UsageError(f"{name}={shown}: everybody who has the file could read what stands for ***; leave it out")
     written.check(network)
     if not (has_choice := is_fbank(network.input_kind)):
         config = without_unused(config, {"waveform": "the student takes the waveform in any case"})

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from spkd.errors import UsageError
+from spkd.errors import UsageError, public_address
 from spkd.extract.launch import without_effect
 from spkd.extract.settings import ExtractConfig
 
@@ -19,12 +19,17 @@ def script(configs: Sequence[ExtractConfig], arguments: Sequence[str]) -> str:
     Args:
         arguments: arguments of the command `spkd`, including `--slurm-script`.
     Raises:
-        UsageError: a setting without effect was typed, or a line end or another control character is in an argument
-            or in the name of the current folder.
+        UsageError: a setting without effect was typed, an address has credentials, or a line end or another control
+            character is in an argument or in the name of the current folder.
     """
     folder = os.getcwd()
     if odd := next((text for text in (folder, *arguments) if not text.isprintable()), None):
         raise UsageError(f"--slurm-script: {odd!r} has line ends or control characters, which no script can hold")
+    if secret := next((shown for text in arguments if (shown := public_address(text)) != text), None):
+        raise UsageError(
+            f"--slurm-script: {secret}: the script would hold what stands for ***; set the value in spkd.yaml, which "
+            "the tasks read"
+        )
     config, *others = without_effect(configs, is_script=True)
     of_script = ("--slurm-script", "processes=")
     command = shlex.join(["spkd", *(item for item in arguments if not item.startswith(of_script))])

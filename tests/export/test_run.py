@@ -130,6 +130,13 @@ def test_what_goes_with_the_model_is_in_the_file(spkd: Callable, student: Path, 
     assert str(corpus) not in json.dumps(found)  # nor where its list lies
 
 
+def test_an_address_with_credentials_is_not_written_into_a_model(spkd: Callable, student: Path) -> None:
+    for key in ("url=https://bob:hunter2@lab.example/m", "licence=see https://lab.example/m?sig=hunter2"):
+        done = spkd("export", "student", "to=pt2", key)
+        assert (done.code, "hunter2" in done.err, "what stands for ***" in done.err) == (2, False, True)
+    assert not (student / "model.pt2").exists()
+
+
 def test_an_export_knows_beside_its_student_on_whom_it_was_trained(
     spkd: Callable, corpus: Path, tmp_path: Path
 ) -> None:

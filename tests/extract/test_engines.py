@@ -181,6 +181,8 @@ def test_a_job_array_for_slurm(spkd: Callable, keys: list[str], tmp_path: Path) 
     assert "--gres" not in spkd("extract", "teacher=none", "--slurm-script").out
     assert "--gres=gpu:1" in spkd("extract", "teacher=none", "--also", "teacher=dvector cache=d", "--slurm-script").out
     assert "teacher=none runs no model" in spkd("extract", "teacher=none", "device=cpu", "--slurm-script").err
+    done = spkd("extract", "manifest=https://bob:hunter2@host/m.csv", "teacher=none", "--slurm-script")
+    assert (done.code, done.out, "hunter2" in done.err) == (2, "", False)
 
 
 def test_a_job_array_in_a_folder_of_any_name(
