@@ -189,7 +189,7 @@ TESTED_TOGETHER = {
     "files/test_vectors": "cache/exchange/vectors files/kaldi",
     "networks/test_networks": "networks/*",
     "teachers/test_dvector": "teachers/base",
-    "teachers/test_onnx": "teachers/onnx_child teachers/onnx_file teachers/onnx_probe",
+    "teachers/test_onnx": "teachers/onnx_child teachers/onnx_file teachers/onnx_probe teachers/onnx_session",
     "teachers/test_speechbrain": "teachers/hyperpyyaml teachers/speechbrain_features",
     "teachers/test_wespeaker": "networks/toolkits/* teachers/three_d_speaker teachers/toolkit",
     "train/test_batches": "teachers/none train/labels train/specaugment",

@@ -25,7 +25,8 @@ from spkd.progress import log
 from spkd.students.description import DESCRIPTION, Description, Training
 from spkd.teachers.base import Teacher
 from spkd.teachers.onnx_file import digest_of, files_of
-from spkd.teachers.onnx_probe import Feed, Node, Output, Probe, probed
+from spkd.teachers.onnx_probe import Feed, Node, Output, Probe, probed, seconds_for
+from spkd.teachers.onnx_session import Session
 from spkd.teachers.settings import ModelConfig
 from spkd.teachers.sherpa import NEMO, sherpa_front_end
 from spkd.teachers.toolkit import FrontEnd, kaldi_front_end
@@ -73,7 +74,9 @@ class ONNX(Teacher):
         files = files_of(self._path)
         self._digest = digest_of(files)
         # The graph is first examined in a separate process.
-        with probed(self._path, sum(file.stat().st_size for file in files)) as probe:
+        size = sum(file.stat().st_size for file in files)
+        self._seconds = seconds_for(size)
+        with probed(self._path, size) as probe:
             _check_rate(weights, probe.metadata)
             self.training = _training(self._path, probe.metadata)
             self.training_lost = self.training is None and CARD in probe.metadata
@@ -87,7 +90,7 @@ class ONNX(Teacher):
         else:
             self.min_samples = max(self._input.least, *(target.window for target in self.targets.values()))
             self.max_samples = LONGEST
-        self._session = _session(self._path, device)
+        self._session = Session(self._path, device)
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the session, which cannot be pickled and is made again from the file."""
@@ -95,7 +98,7 @@ class ONNX(Teacher):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._session = _session(self._path, self.device)
+        self._session = Session(self._path, self.device)
 
     def card(self) -> TeacherCard:
         return TeacherCard(
@@ -111,10 +114,15 @@ class ONNX(Teacher):
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
         wanted = [name for name in self._names if name in names or not names]
         batches = waves.split(len(waves) if self._batches else 1)
+        # Two seconds of audio may take as long as the probe, which runs the graph on two seconds of noise.
+        seconds = self._seconds * (1 + batches[0].numel() / (2 * SAMPLE_RATE))
         try:
             results = [
-                self._session.run([self._names[name] for name in wanted], self._input.feed(batch)) for batch in batches
+                self._session.run([self._names[name] for name in wanted], self._input.feed(batch), seconds)
+                for batch in batches
             ]
+        except SpkdError:  # a signal
+            raise
         except Exception as error:  # onnxruntime's own kinds
             raise SpkdError(
                 f"{self._path}: fails on {waves.shape[1] / SAMPLE_RATE:g} s ({first_line(error)})"
@@ -536,20 +544,6 @@ def _reach(probe: Probe, given: GraphInput, frames: str, dim: int, stride: int) 
         boundaries.append(main.shape[main.axis] // 2)
     start = float(np.mean(boundaries)) + (stride - 1) / 2
     return start - stride * float(firsts.mean()), start - stride * float(lasts.mean())
-
-
-def _session(path: Path, device: torch.device) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's own kinds
-        raise SpkdError(f"{path}: cannot be loaded as an ONNX model ({first_line(error)})") from error
 
 
 def _library() -> str:

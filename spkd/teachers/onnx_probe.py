@@ -136,18 +136,21 @@ class Probe:
             )
 
 
+def seconds_for(size: int) -> int:
+    """Processor time (s) for loading a model of so many bytes and running it on two seconds of noise."""
+    return SECONDS + size // BYTES_A_SECOND
+
+
 @contextmanager
-def probed(path: Path, size: int, seconds: int = SECONDS) -> Iterator[Probe]:
+def probed(path: Path, size: int) -> Iterator[Probe]:
     """Model in a separate process, which ends with the block.
 
     Args:
         size: size of all files of the model (bytes).
-        seconds: processor time for a model with few weights (s).
     Raises:
         SpkdError: the model cannot be loaded, takes too long, or asks for too much memory.
     """
-    seconds += size // BYTES_A_SECOND
-    memory = MEMORY + COPIES * size
+    seconds, memory = seconds_for(size), MEMORY + COPIES * size
     # -P and the empty folder ensure that no module in the user's current folder is imported.
     command = [sys.executable, "-P", str(CHILD), str(path.absolute()), str(seconds), str(memory)]
     environment = os.environ | {"PYTHONSAFEPATH": "1"}

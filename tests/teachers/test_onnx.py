@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import signal
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import Interrupted, SpkdError, UsageError
 from spkd.outputs.features import FBANK, fbank_of
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
@@ -532,8 +534,12 @@ def test_an_input_of_which_nothing_is_known_is_named(tmp_path: Path) -> None:
         load(file)
 
 
-def looping(path: Path, turns: int) -> Path:
-    """A loop that adds 1 to the mean of the waveform, so many times."""
+def looping(path: Path, turns: int, when_loud: int | None = None) -> Path:
+    """A loop that adds 1 to the mean of the waveform, so many times.
+
+    Args:
+        when_loud: number of times where a sample exceeds 1; None: as often.
+    """
     helper, kinds = onnx.helper, onnx.TensorProto
     named = {name: helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go", 9), ("on", 9))}
     value = [helper.make_tensor_value_info(name, kinds.FLOAT, None) for name in ("v", "w")]
@@ -543,18 +549,29 @@ def looping(path: Path, turns: int) -> Path:
     )  # fmt: skip
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1]),
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "limit"], ["is_loud"]),
+        helper.make_node("Where", ["is_loud", "many", "few"], ["turns"]),
         helper.make_node("Loop", ["turns", "true", "mean"], ["emb"], body=body),
     ]
-    constants = {"turns": np.array(turns), "true": np.array(True), "one": np.ones((1, 1), np.float32)}
+    constants = {
+        "few": np.array(turns),
+        "many": np.array(turns if when_loud is None else when_loud),
+        "limit": np.float32(1),
+        "true": np.array(True),
+        "one": np.ones((1, 1), np.float32),
+    }
     return built(path, nodes, {"x": ("FLOAT", ["B", "S"])}, ["emb"], constants)
 
 
-def test_a_graph_without_end_or_of_gigabytes_is_stopped(tmp_path: Path) -> None:
+def test_a_graph_without_end_or_of_gigabytes_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from spkd.teachers.onnx_probe import Feed, probed
 
     endless = looping(tmp_path / "endless.onnx", 1 << 62)
-    with pytest.raises(SpkdError, match="more than 1 s of processor time"), probed(endless, 1000, seconds=1) as probe:
-        probe.run({"x": Feed("tensor(float)", [1, 16_000])}, ["emb"])
+    with monkeypatch.context() as patch:
+        patch.setattr("spkd.teachers.onnx_probe.SECONDS", 1)
+        with pytest.raises(SpkdError, match="more than 1 s of processor time"), probed(endless, 1000) as probe:
+            probe.run({"x": Feed("tensor(float)", [1, 16_000])}, ["emb"])
     few = load(looping(tmp_path / "few.onnx", 3)).extract(WAVE, ["embedding"])["embedding"]
     assert np.allclose(few, WAVE.mean() + 3, atol=1e-5)
     node = onnx.helper.make_node
@@ -564,6 +581,32 @@ def test_a_graph_without_end_or_of_gigabytes_is_stopped(tmp_path: Path) -> None:
     large = built(tmp_path / "large.onnx", nodes, {"x": ("FLOAT", ["B", "S"])}, ["emb"], constants)
     with pytest.raises(SpkdError, match="asks for more memory"):
         load(large)
+
+
+def test_a_graph_without_end_on_some_speech_alone_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spkd.teachers.onnx.seconds_for", lambda size: 0.1)
+    teacher, loud = load(looping(tmp_path / "m.onnx", 3, when_loud=1 << 62)), torch.full((1, 16_000), 2.0)
+    assert np.allclose(teacher.extract(WAVE, ["embedding"])["embedding"], WAVE.mean() + 3, atol=1e-5)
+    with pytest.raises(SpkdError, match="m.onnx: fails on 1 s .it runs for more than 0 s of processor time"):
+        teacher.extract(loud, ["embedding"])
+
+
+def test_a_signal_ends_a_run(tmp_path: Path) -> None:
+    teacher = load(looping(tmp_path / "m.onnx", 3, when_loud=1 << 62))
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted("by the user")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(Interrupted, match="by the user"):
+            teacher.extract(torch.full((1, 16_000), 2.0), ["embedding"])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    used = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - used < 0.1  # nothing runs on
 
 
 def test_the_probe_imports_nothing_of_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
