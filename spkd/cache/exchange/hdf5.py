@@ -13,13 +13,15 @@ Data have HDF5's own checksum (fletcher32), so that any tool detects damage.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -49,8 +51,7 @@ def export_hdf5(cache: Cache, path: Path) -> None:
     plan, small = cache.plan, Metadata.of(cache)
     speakers = [*plan.speakers, ""]
     digests = {f"files/{name}": digest.of_bytes(data) for name, data in small.files.items()}
-    # The file is locked by its own writer.
-    with writing(path) as whole, h5py.File(whole.name, "w", locking=False) as file:
+    with writing(path) as whole, _opened(whole, _most_bytes(cache, small)) as file:
         file.attrs["spkd_cache"] = EXPORT_FORMAT
         file.attrs["card"] = json.dumps(cache.card.to_json())
         file.attrs["rejected"] = json.dumps(cache.rejected)
@@ -70,6 +71,41 @@ def export_hdf5(cache: Cache, path: Path) -> None:
         file.attrs["digests"] = json.dumps(digests | {CHECK: _check(file, digests)})
 
 
+def _opened(whole: BinaryIO, size: int) -> h5py.File:
+    """An empty file, opened by libhdf5, with room for so many bytes: libhdf5 crashes where a write fails.
+
+    Raises:
+        OSError: there is no such room.
+    """
+    empty = io.BytesIO()
+    with h5py.File(empty, "w"):
+        pass
+    whole.write(empty.getvalue())
+    whole.flush()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(whole.fileno(), 0, size)
+    return h5py.File(whole.name, "r+", locking=False)  # it is locked by its own writer
+
+
+def _most_bytes(cache: Cache, small: Metadata) -> int:
+    """Bytes that the file of a cache has at most: those of its content, and HDF5's own for each array, chunk and text.
+
+    A chunk is listed in 40 bytes of a node that may be half empty, and a text in 40 with padding; collections of texts
+    have at least 4096 bytes, as have the nodes of each array.
+    """
+    plan, targets = cache.plan, cache.targets.values()
+    texts = [*plan.utterances, *(plan.speakers[i] if i >= 0 else "" for i in np.asarray(plan.speaker))]
+    attributes = json.dumps([cache.card.to_json(), cache.rejected])
+    size = 2 * len(attributes) + sum(len(data) for data in small.files.values())
+    size += sum(64 + len(text.encode()) for text in texts)
+    size += sum(np.asarray(column).nbytes for column in plan.views.columns().values())
+    for target in targets:
+        rows, (columns, dtype) = int(target.num_frames(plan.views.samples).sum()), row_format(target)
+        height = _chunk_rows(target, rows)
+        size += -(-rows // height) * (height * columns * dtype.itemsize + 128) + 8 * (len(plan.views) + 1)
+    return size + (1 << 16) + (1 << 13) * (len(small.files) + len(targets))
+
+
 def _check(file: h5py.File, digests: Mapping[str, str]) -> str:
     """Digest over the attributes of a file and the digests of its other content."""
     return digest.of_tree({**digests, **{name: _attribute(file, name) for name in ("card", "rejected")}})
@@ -80,7 +116,7 @@ def _export_target(cache: Cache, target: Target, file: h5py.File, check: Callabl
     counts = target.num_frames(cache.plan.views.samples)
     ends = np.cumsum(counts)
     columns, dtype = row_format(target)
-    height = max(min(CHUNK_BYTES // (columns * dtype.itemsize), int(ends[-1])), 1)
+    height = _chunk_rows(target, int(ends[-1]))
     data = file.create_dataset(
         f"targets/{target.name}", (int(ends[-1]), columns), dtype, chunks=(height, columns), fletcher32=True
     )
@@ -99,6 +135,11 @@ def _export_target(cache: Cache, target: Target, file: h5py.File, check: Callabl
             [next(values) if k else _nothing(target, int(counts[v])) for v, k in zip(views, kept, strict=True)]
         )
     return state.hexdigest()
+
+
+def _chunk_rows(target: Target, rows: int) -> int:
+    columns, dtype = row_format(target)
+    return max(min(CHUNK_BYTES // (columns * dtype.itemsize), rows), 1)
 
 
 def _nothing(target: Target, count: int) -> np.ndarray:

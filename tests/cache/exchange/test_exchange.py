@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import resource
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -414,6 +416,27 @@ def test_a_damaged_hdf5_file_ends_its_import_in_one_line(spkd: Callable, corpus:
         done = spkd("cache", "import", "bad.h5", "new")
         assert (done.code, len(done.err.splitlines())) == (1, 1)
         assert not Path("new").exists()
+
+
+def with_little_room(*arguments: str) -> None:
+    """The command line, where no file can be larger than 40 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    processes.command(*arguments)
+
+
+def test_an_hdf5_file_for_which_there_is_no_room_fails_in_one_line(
+    spkd: Callable, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libhdf5 itself crashes where it cannot write."""
+    make_cache(spkd, corpus, "c")
+    failing = processes.Running(with_little_room, "cache", "export", "c", "o/out.h5")
+    _, errors = failing.communicate()
+    assert (failing.returncode, errors) == (1, "error: o/out.h5: File too large\n")
+    assert list(Path("o").iterdir()) == []
+    asked, allocate = list[int](), os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", lambda *given: asked.append(given[2]) or allocate(*given))
+    spkd("cache", "export", "c", "out.h5").ok()
+    assert 40_000 < Path("out.h5").stat().st_size <= asked[0] < Path("out.h5").stat().st_size + 150_000
 
 
 def test_a_sparse_member_of_a_tar_takes_no_memory(spkd: Callable, corpus: Path) -> None:
