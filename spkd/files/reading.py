@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -15,6 +16,7 @@ MOST_OF_SETTINGS = 1 << 20  # bytes of a settings file
 MOST_OF_WEIGHTS = 1 << 34  # bytes of a file of weights
 # Addresses that a file may name. fsspec has others, and chains of them (`A::B`), which run programs or code.
 PROTOCOLS = ("file", "s3", "gs", "az", "http", "https")
+MOST_HOLES = 1 << 26  # bytes without room on the disk that a file may have: they take memory where it is read
 MAX_DEPTH = 64  # most levels of nesting in JSON that is read; the files of spkd have 6
 MOST_BRACKETS = 1 << 24  # most lists and objects in JSON; each takes twenty times the memory of its text
 
@@ -68,13 +70,32 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     Args:
         most: most bytes that it may have.
     Raises:
-        SpkdError: it is missing, not a regular file, or larger.
+        SpkdError: it is missing, not a regular file, larger, or most of it are holes.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise SpkdError(f"{path}: larger than the {most:,} bytes that it may have")
+        if size > MOST_HOLES and (empty := holes(file)) > MOST_HOLES:
+            raise SpkdError(f"{path}: {empty:,} of its {size:,} bytes are holes; `cp --sparse=never` fills them")
         return file.read(size)
+
+
+def holes(file: BinaryIO) -> int:
+    """Bytes of a file that have no room on the disk, and are read as zeros; 0 where its file system does not tell."""
+    size = os.fstat(file.fileno()).st_size
+    stored = place = 0
+    try:
+        while place < size:
+            first = os.lseek(file.fileno(), place, os.SEEK_DATA)
+            place = os.lseek(file.fileno(), first, os.SEEK_HOLE)
+            stored += place - first
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which tells that nothing but a hole follows
+            return 0
+    finally:
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+    return size - stored
 
 
 def holds(path: Path, data: bytes) -> bool:

@@ -68,6 +68,22 @@ def test_a_file_that_comes_or_goes_meanwhile_is_regular_or_missing(
     assert "regular" not in message
 
 
+def test_holes_of_a_file_are_counted_and_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with open(path, "wb") as file:
+        file.write(b"a" * (1 << 16))
+        file.seek(100 << 20)
+        file.write(b"b" * (1 << 16))
+        file.truncate(200 << 20)
+    with open(path, "rb") as file:
+        empty = reading.holes(file)
+    assert empty >= (200 << 20) - path.stat().st_blocks * 512  # as `du` counts
+    with pytest.raises(SpkdError, match=f"{path}: {empty:,} of its 209,715,200 bytes are holes"):
+        reading.read_bytes(path)
+    os.truncate(path, 1 << 20)  # few holes
+    assert reading.read_bytes(path) == b"a" * (1 << 16) + bytes((1 << 20) - (1 << 16))
+
+
 def test_size_and_text_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with open(path, "wb") as file:

@@ -34,7 +34,7 @@ from spkd.cache.read import Cache
 from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
 from spkd.files.atomic import remove_abandoned, writing
-from spkd.files.reading import MOST_BYTES, parse_json
+from spkd.files.reading import MOST_BYTES, holes, parse_json
 from spkd.files.sealed import CHECK
 from spkd.outputs.target import Target
 from spkd.progress import track
@@ -222,6 +222,10 @@ def _bytes(file: h5py.File, name: str) -> bytes:
     data = _dataset(file, name)
     if data.dtype != np.uint8 or data.ndim != 1 or data.size > LARGEST_FILE:
         raise SpkdError(f"/{name}: {data.dtype} {data.shape} is no file of a cache")
+    with open(file.filename, "rb") as whole:  # libhdf5 counts as stored what is a hole of a sparse file
+        stored = os.path.getsize(file.filename) - holes(whole)
+    if data.size > SMALL + MOST_RATIO * stored:
+        raise SpkdError(f"/{name}: {data.size:,} bytes, in a file of which {stored:,} are stored")
     values: bytes = data[:].tobytes()
     return values
 

@@ -130,6 +130,17 @@ def empty(file: h5py.File, name: str, shape: tuple[int, ...], kind: str) -> None
     file.create_dataset(name, shape, kind, chunks=True)
 
 
+def sparse(file: h5py.File, name: str, size: int) -> None:
+    """A dataset that libhdf5 counts as stored, although its bytes are a hole of the file."""
+    del file[name]
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple((size,))
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.STD_U8LE, space, properties)
+
+
 @pytest.mark.slow  # a process that imports torch for each
 @pytest.mark.parametrize(
     ("change", "expected"),
@@ -146,6 +157,10 @@ def empty(file: h5py.File, name: str, shape: tuple[int, ...], kind: str) -> None
         (lambda f: f["files/plan/0.npz"].write_direct(np.zeros(f["files/plan/0.npz"].shape, "u1")), "damaged"),
         (lambda f: f.create_dataset("files/evil", (3 << 30,), "u1", chunks=True), "h5: evil: no file of a cache"),
         (lambda f: empty(f, "files/plan/0.npz", (3 << 30,), "u1"), "/files/plan/0.npz: .* of which 0 are stored"),
+        (
+            lambda f: sparse(f, "files/plan/0.npz", 3 << 30),
+            "/files/plan/0.npz: 3,221,225,472 bytes, in a file",
+        ),
         (lambda f: empty(f, "targets/fbank", (1 << 30, 80), "f2"), "/targets/fbank: .* of which 0 are stored"),
     ],
 )
