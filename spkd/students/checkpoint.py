@@ -6,6 +6,7 @@ import contextlib
 import re
 import shlex
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ MAGIC = {  # first bytes of files that are given by mistake
     b"\x93NUMPY": "an array of numpy",
     b"\x1f\x8b": "gzipped",
 }
+HEADER = 1 << 16  # most bytes that describe a tensor in its file
 CLASSIFIER = "head.weight"  # name of the classifier's weights, where training had a classifier
 
 
@@ -202,9 +204,11 @@ def load_student(folder: str | Path) -> Checkpoint:
     path, weights = folder / DESCRIPTION, folder / WEIGHTS
     check_student(folder)
     described = Description.read(path)
-    data = read_bytes(weights, MOST_OF_WEIGHTS)
+    expected = _expected(described, weights)
+    most = min(MOST_OF_WEIGHTS, _most_bytes(expected, len(described.classes)))
+    data = read_bytes(weights, most)
     if digest.of_bytes(data) != described.weights_sha256 and (folder / EARLIER).is_file():
-        data = read_bytes(folder / EARLIER, MOST_OF_WEIGHTS)  # the writing of both files was cut off
+        data = read_bytes(folder / EARLIER, most)  # the writing of both files was cut off
     if digest.of_bytes(data) != described.weights_sha256:
         raise SpkdError(f"{weights}: damaged (it is not the file that {DESCRIPTION} describes)")
     try:
@@ -212,7 +216,9 @@ def load_student(folder: str | Path) -> Checkpoint:
     except (OSError, SafetensorError) as error:
         raise SpkdError(f"{weights}: damaged ({first_line(error)})") from error
     head = tensors.pop(CLASSIFIER, None)
-    network = _network(described, {k.removeprefix("network."): v for k, v in tensors.items()}, path, weights)
+    if {k: v.shape for k, v in tensors.items()} != {f"network.{k}": v.shape for k, v in expected.items()}:
+        raise SpkdError(f"{weights}: damaged or of another network (its tensors are not those of {path})")
+    network = _network(described, {k.removeprefix("network."): v for k, v in tensors.items()}, weights)
     for kind in FBANKS.values() if is_fbank(network.input_kind) else ():
         if described.features == _features(kind):
             network.take(kind)
@@ -227,7 +233,8 @@ def load_student(folder: str | Path) -> Checkpoint:
     )
 
 
-def _network(described: Description, tensors: dict[str, Tensor], path: Path, weights: Path) -> Network:
+def _expected(described: Description, weights: Path) -> dict[str, Tensor]:
+    """Tensors of the network that a student's description names, by name, without values."""
     network_settings = STUDENTS.settings(described.network)
     limits = {f.name: f.metadata for kind in (StudentConfig, network_settings) for f in fields(kind)}
     kind: type[Network] = STUDENTS[described.network]
@@ -235,11 +242,23 @@ def _network(described: Description, tensors: dict[str, Tensor], path: Path, wei
         for name, value in described.settings.items():
             if name in limits:
                 convert(int, value, limits[name], name)
-        # Built without memory first: a damaged width could ask for more memory than there is.
+        # Without memory: a damaged width could ask for more than there is.
         with torch.device("meta"):
-            expected = {name: values.shape for name, values in kind(**described.settings).state_dict().items()}
-        if expected != {name: values.shape for name, values in tensors.items()}:
-            raise SpkdError(f"{weights}: damaged or of another network (its tensors are not those of {path})")
+            return kind(**described.settings).state_dict()
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise SpkdError(f"{weights}: damaged or of another network ({first_line(error)})") from error
+
+
+def _most_bytes(network: Mapping[str, Tensor], classes: int) -> int:
+    """Most bytes of the weights of a network with a classifier as wide as its widest layer, in double precision."""
+    widest = max((size for values in network.values() for size in values.shape), default=0)
+    numbers = sum(values.numel() for values in network.values()) + classes * widest
+    return 8 * numbers + HEADER * (len(network) + 1)
+
+
+def _network(described: Description, tensors: dict[str, Tensor], weights: Path) -> Network:
+    kind: type[Network] = STUDENTS[described.network]
+    try:
         network = kind(**described.settings)
         network.load_state_dict(tensors)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import resource
 import zipfile
 from collections.abc import Callable
@@ -293,6 +294,16 @@ def test_a_flipped_bit_of_the_weights_is_an_error_that_names_the_file(tmp_path: 
             load_student(tmp_path)
     path.write_bytes(data)
     load_student(tmp_path)
+
+
+def test_weights_larger_than_those_of_the_network_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    save_student(tmp_path, Checkpoint(build("tiny", channels=8, embedding=4)))
+    size = (tmp_path / "model.safetensors").stat().st_size
+    os.truncate(tmp_path / "model.safetensors", 50 << 20)
+    with pytest.raises(SpkdError, match="model.safetensors: larger than the") as raised:
+        load_student(tmp_path)
+    most = int(str(raised.value).split(" the ")[1].split(" bytes")[0].replace(",", ""))
+    assert 2 * size < most < 2 * size + (8 << 20)
 
 
 def test_weights_that_are_not_finite_are_an_error_with_their_count(tmp_path: Path) -> None:
