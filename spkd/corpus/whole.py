@@ -7,11 +7,13 @@ size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from spkd.files.reading import State, state_of
+from spkd.errors import SpkdError
+from spkd.files.reading import State, read_bytes, state_of
 
 BITRATES = {  # kbit/s by MPEG version (1; 2 and 2.5) and layer, for the indices 1 to 14 of a frame header
     (1, 1): range(32, 449, 32),
@@ -22,7 +24,15 @@ BITRATES = {  # kbit/s by MPEG version (1; 2 and 2.5) and layer, for the indices
 }
 RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG 1
 DELAY = 529  # samples by which an MP3 decoder is late, which mpg123 adds to the delay in a LAME tag
+MOST = 1 << 34  # bytes of a file, all of which are in memory at once
 SLACK = 2048  # bytes that may follow the frames that a Xing header counts: the last frame, an ID3v1 tag
+
+
+def _content(path: str) -> bytes:
+    try:
+        return read_bytes(Path(path), MOST)
+    except SpkdError as error:
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from error
 
 
 def content_to_read(path: str, form: str, frames: int) -> list[bytes] | None:
@@ -34,16 +44,16 @@ def content_to_read(path: str, form: str, frames: int) -> list[bytes] | None:
     Returns:
         The content of files to be read one after the other.
     Raises:
-        ValueError: the sampling rate or the number of channels changes within the file.
+        ValueError: the sampling rate or the number of channels changes within the file, or it is too large.
     """
     if form == "MP3":
         return _mp3(path, frames)
     if form == "OGG":
         return _ogg(path)
     if form in ("WAV", "WAVEX", "RF64") and frames == 0:
-        return _wav(Path(path).read_bytes())
+        return _wav(_content(path))
     if form == "AU" and frames == 0:
-        return _au(Path(path).read_bytes())
+        return _au(_content(path))
     return None
 
 
@@ -65,8 +75,18 @@ def _frame(second: int, third: int) -> tuple[int, int, int] | None:
     return samples // 8 * bits // hertz + (third >> 1 & 1), samples, hertz
 
 
+# Those headers, found in stretches that are no frames without a step of Python for each of their bytes.
+HEADER = re.compile(
+    b"\xff["
+    + b"".join(re.escape(bytes([second])) for second in range(256) if _frame(second, 0x10))
+    + b"]["
+    + b"".join(re.escape(bytes([third])) for third in range(256) if _frame(0xFB, third))
+    + b"]"
+)
+
+
 def _at(data: bytes, place: int) -> tuple[int, int, int] | None:
-    if data[place : place + 1] != b"\xff" or place + 4 > len(data):
+    if place + 4 > len(data) or not HEADER.match(data, place):
         return None
     return _frame(data[place + 1], data[place + 2])
 
@@ -88,8 +108,10 @@ def _frames(data: bytes) -> Iterator[tuple[int, int, int, int]]:
             rate, tag = 0, data[place : place + 10]
             if tag[:3] == b"ID3" and len(tag) == 10:
                 place += 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(tag[6:]))
-            elif (place := data.find(b"\xff", place + 1)) < 0:
+            elif (header := HEADER.search(data, place + 1)) is None:
                 return
+            else:
+                place = header.start()
             continue
         if place + frame[0] > len(data):
             return
@@ -98,13 +120,15 @@ def _frames(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _mp3(path: str, frames: int) -> list[bytes] | None:
-    header = _xing(path, state_of(path), frames)
-    return None if header is None else [header[0] + Path(path).read_bytes()[header[1] :]]
+    if (header := _xing(path, state_of(path), frames)) is None:
+        return None
+    tag, first, end = header
+    return [tag + _content(path)[first:end]]
 
 
 @lru_cache(maxsize=4096)
-def _xing(path: str, state: State | None, frames: int) -> tuple[bytes, int] | None:
-    """Xing header with the number of frames of an MP3 file, and where the frames begin that are to follow it.
+def _xing(path: str, state: State | None, frames: int) -> tuple[bytes, int, int] | None:
+    """Xing header with the number of frames of an MP3 file, and where the frames begin and end that are to follow it.
 
     mpg123 leaves out the first samples by the LAME tag. The delay there is such that it leaves out a silent frame in
     front of the file's own, and what the file's own tag says.
@@ -115,7 +139,7 @@ def _xing(path: str, state: State | None, frames: int) -> tuple[bytes, int] | No
     Returns:
         None where mpg123 reads the whole file, or where the file ends before its own header says.
     """
-    data = Path(path).read_bytes()
+    data = _content(path)
     found = next(_frames(data), None)
     if found is None or data[found[0] + 1] >> 1 & 3 != 1:  # layer 3
         return None
@@ -138,9 +162,12 @@ def _xing(path: str, state: State | None, frames: int) -> tuple[bytes, int] | No
         if data[at : at + 1].strip(b"\0"):
             own_delay = DELAY + (int.from_bytes(data[at + 21 : at + 24], "big") >> 12)
     # How many frames there are.
-    places = [place for place, _, _, hertz in _frames(data) if hertz == rate and (data[place + 3] >> 6 == 3) == mono]
-    if len(places) < sum(1 for _ in _frames(data)):
-        raise ValueError("its sampling rate or number of channels changes within the file; convert it first")
+    places, end = list[int](), 0
+    for place, length, _, hertz in _frames(data):
+        if hertz != rate or (data[place + 3] >> 6 == 3) != mono:
+            raise ValueError("its sampling rate or number of channels changes within the file; convert it first")
+        places.append(place)
+        end = place + length
     count = len(places) - (own or data[first + 36 : first + 40] == b"VBRI")
     if (count <= counted) if counted else (count * samples == frames):
         return None
@@ -150,7 +177,7 @@ def _xing(path: str, state: State | None, frames: int) -> tuple[bytes, int] | No
     delay = (samples - DELAY + own_delay) << 12 | DELAY
     tag = side + b"Info" + (1).to_bytes(4, "big") + (count + 1).to_bytes(4, "big") + b"LAME3.100"
     tag += bytes(12) + delay.to_bytes(3, "big")
-    return (start + tag).ljust(length, b"\0") + start.ljust(length, b"\0"), places[len(places) - count]
+    return (start + tag).ljust(length, b"\0") + start.ljust(length, b"\0"), places[len(places) - count], end
 
 
 # Ogg (RFC 3533), WAV, RF64 (EBU Tech 3306) and AU.
@@ -161,14 +188,14 @@ def _ogg(path: str) -> list[bytes] | None:
     begins = _streams(path, state_of(path))
     if len(begins) == 1:
         return None
-    data = Path(path).read_bytes()
+    data = _content(path)
     return [data[first:last] for first, last in zip(begins, [*begins[1:], len(data)], strict=True)]
 
 
 @lru_cache(maxsize=4096)
 def _streams(path: str, state: State | None) -> list[int]:
     """Place of the beginning of each stream of an Ogg file; `state` is its state, so that it is read once."""
-    data = Path(path).read_bytes()
+    data = _content(path)
     place, begins, in_header = 0, [0], True
     while (place := data.find(b"OggS", place)) >= 0 and place + 27 <= len(data):
         if (is_first := bool(data[place + 5] & 2)) and not in_header:

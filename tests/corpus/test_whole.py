@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,21 @@ def test_mp3_of_variable_rate_without_a_header(tmp_path: Path, rate: int, channe
         assert np.abs(decode(str(path), 5.0, 2.0).wave - expected[5 * rate : 7 * rate]).max() < 1e-4
     else:
         assert len(decode(str(path)).wave) == -(-len(expected) * 16_000 // rate)
+
+
+def test_what_lies_behind_the_frames_of_an_mp3_file_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    write_compressed(path, speech_like(16_000), 16_000, "libmp3lame", VARIABLE, **WITHOUT_XING)
+    expected = ffmpeg(path)
+    with open(path, "ab") as file:
+        file.write(b"\xff" * (2 << 20))
+    start = time.process_time()
+    assert probe(str(path)) == len(expected) / 16_000
+    assert np.abs(decode(str(path)).wave - expected).max() < 1e-4
+    assert time.process_time() - start < 3
+    os.truncate(path, 6 << 30)
+    with pytest.raises(AudioError, match=r"a.mp3: cannot be decoded .* of its 6,442,450,944 bytes are holes"):
+        probe(str(path))
 
 
 def test_a_start_within_an_mp3_file_with_a_header(tmp_path: Path) -> None:
