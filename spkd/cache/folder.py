@@ -59,10 +59,13 @@ def mapped_path(part: int) -> Path:
     return plan_path(part).with_suffix(".bin")
 
 
-def users_folder(kind: str) -> Path:
-    """The user's own folder for what cannot be kept in a cache's folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "spkd" / kind
+def users_files(kind: str, name: str) -> list[Path]:
+    """Path of a file of the user's own that cannot be kept in a cache's folder; none where the user has no home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a container's user, without HOME and without a name
+        return []
+    return [base / "spkd" / kind / name]
 
 
 def commit_path(root: Path, unit: int) -> Path:

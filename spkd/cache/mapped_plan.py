@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spkd.cache.card import Card
-from spkd.cache.folder import COMPLETE, CompletionRecord, mapped_path, most_bytes, plan_path, users_folder
+from spkd.cache.folder import COMPLETE, CompletionRecord, mapped_path, most_bytes, plan_path, users_files
 from spkd.cache.lazy import Joined, as_array
 from spkd.cache.mapped import AT_ONCE, Column, MappedFile, NotThis, Texts, write_mapped
 from spkd.cache.plan import COLUMNS, FACTORS_BELOW, UNLABELLED, Plan, Tables, class_keys
@@ -62,7 +62,7 @@ def problems(root: Path, record: CompletionRecord) -> Iterator[str]:
 def _open_part(root: Path, record: CompletionRecord, part: int) -> Plan:
     content = _content(record, part)
     name = f"{digest.of_tree(content)}{mapped_path(part).suffix}"
-    paths = [root / mapped_path(part), users_folder("plans") / name]
+    paths = [root / mapped_path(part), *users_files("plans", name)]
     for path in paths:
         try:
             return _mapped(path, record, part)[0]

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from spkd.cache.folder import NOTES, users_folder
+from spkd.cache.folder import NOTES, users_files
 from spkd.errors import SpkdError
 from spkd.files import digest
 from spkd.files.atomic import appending, make_folder, write_bytes
@@ -48,7 +48,8 @@ def file_state(path: Path) -> FileState | None:
 class Notes:
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._paths = [root / NOTES, users_folder("verified") / f"{digest.of_bytes(os.fsencode(root.resolve()))}.log"]
+        place = digest.of_bytes(os.fsencode(root.resolve()))
+        self._paths = [root / NOTES, *users_files("verified", f"{place}.log")]
         self._file: IO[str] | None = None
         self._found: dict[str, tuple[FileState, float]] = {}
         last = {BEGUN: 0.0, FINISHED: 0.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import time
 from collections.abc import Callable
@@ -49,6 +50,15 @@ def moved_back(notes: Path, seconds: float) -> None:
 
 def intact(done: Outcome) -> bool:
     return done.code == 0 and "all checksums match" in done.out
+
+
+def test_a_user_without_a_home_and_a_name(spkd: Callable, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "plan" / "0.bin").unlink()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # a KeyError, as for a user of a container
+    assert intact(spkd("cache", "verify", "c"))
+    assert (cache / "plan" / "0.bin").is_file()
 
 
 def test_what_was_found_whole_lately_is_not_read_again(spkd: Callable, cache: Path) -> None:
