@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from av import AudioFrame
 
 # The container of each kind of file. It is given to FFmpeg, so that no file is read as a playlist of other files.
 FORMATS = {
@@ -20,14 +24,22 @@ FORMATS = {
     ".wv": "wv",
     ".tta": "tta",
 }
+LENGTHS = ("mp4", "wv", "tta")  # containers whose header tells how long the audio is from its first sample on
 RAW = (".aac", ".amr", ".awb")  # packets alone: FFmpeg estimates their length by the first ones
 MISSING = "needs PyAV to be decoded: pip install 'spkd[codecs]'"
 FAR = 60.0  # s: a later start is sought in the file; up to an earlier one, everything is decoded and dropped
+JUMP = 0.05  # s by which times differ from the samples before them where they jump; below, they are imprecise
+LONGEST_JUMP = 100_000.0  # s; a longer one is an error in the file
+BLOCK = 1 << 20  # frames of silence that are given at once
 WARM_UP = 2.0  # s decoded before a start that was sought, since codecs need the audio before it
 
 
 class FFmpegFile:
     """An open file, which is read forwards.
+
+    Its frames are numbered by the times in the file, from the first one on: where times jump (a recording that was
+    paused, packets that were lost), there is silence, so that a frame is where players and `ffmpeg -ss` find it. Where
+    times go back, frames are counted on.
 
     Attributes:
         samplerate: sampling rate of its first audio stream (Hz).
@@ -44,9 +56,8 @@ class FFmpegFile:
             raise RuntimeError(MISSING) from error
         self._av = av
         try:
-            self._file = av.open(
-                path, format=FORMATS[Path(path).suffix.lower()], options={"protocol_whitelist": "file"}
-            )
+            container = FORMATS[Path(path).suffix.lower()]
+            self._file = av.open(path, format=container, options={"protocol_whitelist": "file"})
         except (av.FFmpegError, ValueError, OSError) as error:
             raise RuntimeError(str(error)) from error
         if not self._file.streams.audio:
@@ -59,9 +70,11 @@ class FFmpegFile:
             raise RuntimeError("says neither rate nor channels")
         length, base = self._stream.duration, self._stream.time_base
         self._raw = Path(path).suffix.lower() in RAW
-        known = not self._raw and length is not None and base is not None
+        known = container in LENGTHS and length is not None and base is not None
         self.frames = round(float(length * base) * self.samplerate) if known else 0
-        self._at, self._blocks = 0, self._decoded()
+        self._origin: float | None = None  # time of the first frame (s); None: not known yet
+        self._next: int | None = 0  # number of the frame that is decoded next; None: not known after a search
+        self._blocks = self._decoded()
         self._left = np.empty((0, self.channels), np.float32)
 
     def __enter__(self) -> FFmpegFile:
@@ -74,7 +87,7 @@ class FFmpegFile:
         """Go forwards to a frame.
 
         Args:
-            frame: number of the frame, counted from the first one of the stream, which may begin late.
+            frame: number of the frame, from the first one of the stream, which may begin late.
         Raises:
             RuntimeError: the file cannot be read there.
         """
@@ -84,15 +97,20 @@ class FFmpegFile:
             self._drop(frame)
             return
         try:
-            next(self._blocks)
-            frame += self._at
-            self._file.seek(int((frame / self.samplerate - WARM_UP) / base), stream=self._stream)
-            self._blocks = self._decoded()
-            first = next(self._blocks)
+            left = next(self._blocks)
+            if self._origin is None:  # a stream without times
+                self._left = left
+                self._drop(frame)
+                return
+            self._file.seek(int((self._origin + frame / self.samplerate - WARM_UP) / base), stream=self._stream)
+            self._next, self._blocks = None, self._decoded()
+            self._left = next(self._blocks)
         except (self._av.FFmpegError, StopIteration) as error:
             raise RuntimeError(f"cannot be read from {frame / self.samplerate:.0f} s on") from error
-        self._left = first
-        self._drop(max(frame - self._at, 0))
+        first = (self._next or 0) - len(self._left)
+        if first > frame:
+            raise RuntimeError(f"cannot be read from {frame / self.samplerate:.0f} s on")
+        self._drop(frame - first)
 
     def count(self) -> int:
         """Number of frames, found by reading the whole file; raw packets are not decoded.
@@ -132,17 +150,40 @@ class FFmpegFile:
             frames -= len(dropped)
 
     def _decoded(self) -> Iterator[np.ndarray]:
-        """Blocks of samples (frames, channels), float32; `_at` becomes the number of their first frame."""
+        """Blocks of samples (frames, channels), float32, by their times; `_next` becomes the number after each."""
         planar = self._av.AudioResampler(format="fltp")
-        begun = False
         try:
             for frame in self._file.decode(self._stream):
-                if not begun:
-                    begun, self._at = True, round(float((frame.pts or 0) * (frame.time_base or 0)) * self.samplerate)
+                yield from self._silence_before(frame)
+                if self._next is None:
+                    continue
                 for block in planar.resample(frame):
-                    yield np.ascontiguousarray(block.to_ndarray().T)
+                    samples = np.ascontiguousarray(block.to_ndarray().T)
+                    self._next += len(samples)
+                    yield samples
         except (self._av.FFmpegError, ValueError, OSError) as error:
             raise RuntimeError(str(error)) from error
+
+    def _silence_before(self, frame: AudioFrame) -> Iterator[np.ndarray]:
+        """Blocks of silence between the last frame and one whose time is later. After a search, `_next` is found."""
+        if frame.pts is None or frame.time_base is None:
+            return
+        time = float(frame.pts * frame.time_base)
+        if self._origin is None:
+            self._origin = time - (self._next or 0) / self.samplerate
+        place = round((time - self._origin) * self.samplerate)
+        if self._next is None:
+            self._next = place
+        jump = place - self._next
+        if jump > LONGEST_JUMP * self.samplerate:
+            raise RuntimeError(f"its times jump by {jump / self.samplerate:.0f} s")
+        if jump < -JUMP * self.samplerate:
+            self._origin = time - self._next / self.samplerate
+        if jump > JUMP * self.samplerate:
+            for _ in range(0, jump, BLOCK):
+                count = min(BLOCK, place - self._next)
+                self._next += count
+                yield np.zeros((count, self.channels), np.float32)
 
 
 def takes(path: str) -> bool:

@@ -242,6 +242,79 @@ def test_a_track_that_begins_late_is_read_from_its_own_start(tmp_path: Path) -> 
         assert np.abs(part - expected).mean() < 1e-3 * np.abs(expected).mean()
 
 
+def write_with_pause(path: Path, wave: np.ndarray, rate: int, codec: str, pause: tuple[float, float]) -> None:
+    """Write a file whose times jump.
+
+    Args:
+        pause: where the pause is, and how long (s).
+    """
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        stream.bit_rate = 64_000
+        stream.codec_context.open()
+        planar = av.AudioResampler(format=stream.codec_context.format.name)
+        size = stream.codec_context.frame_size or 1024
+        for first in range(0, len(wave), size):
+            frame = av.AudioFrame.from_ndarray(wave[None, first : first + size], "fltp", "mono")
+            frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+            frame.pts = first + round(pause[1] * rate) * (first >= pause[0] * rate)
+            for part in planar.resample(frame):
+                file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
+
+
+def by_time(path: Path) -> np.ndarray:
+    """Waveform in which each frame that FFmpeg decodes lies at its time."""
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as file:
+        rate = file.streams.audio[0].rate
+        frames = [(float(f.pts * f.time_base), f.to_ndarray().reshape(-1)) for f in file.decode(audio=0)]
+    wave = np.zeros(round(frames[-1][0] * rate) + len(frames[-1][1]), np.float32)
+    for time, samples in frames:
+        wave[round(time * rate) :][: len(samples)] = samples
+    return wave
+
+
+@pytest.mark.parametrize(("name", "codec", "rate"), [("a.m4a", "aac", 16_000), ("a.mka", "flac", 16_000)])
+def test_where_times_jump_there_is_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, rate: int
+) -> None:
+    """A recording that was paused: all starts, the whole and the measured duration go by the times of FFmpeg."""
+    monkeypatch.setattr("spkd.corpus.ffmpeg.FAR", 6.0)
+    wave = (0.1 * np.repeat(np.random.RandomState(0).standard_normal(10 * 40), rate // 40)).astype(np.float32)
+    write_with_pause(tmp_path / name, wave, rate, codec, (3.0, 2.5))
+    expected = by_time(tmp_path / name)
+    if expected.max() > 1:  # 16-bit integers
+        expected = expected / 32768
+    assert len(expected) == pytest.approx(12.5 * rate, abs=0.1 * rate)
+    assert probe(str(tmp_path / name)) == pytest.approx(len(expected) / rate, abs=0.1)
+    whole = decode(str(tmp_path / name)).wave
+    assert len(whole) == len(expected)
+    assert np.abs(whole - expected).max() < 1e-5
+    for start in (1.0, 2.8, 4.0, 5.3, 5.9, 6.1, 7.0, 10.0):
+        part = decode(str(tmp_path / name), start, 0.6).wave
+        there = expected[round(start * rate) :][: len(part)]
+        assert len(part) == round(0.6 * rate)
+        assert np.abs(part - there).mean() < 1e-2 * np.abs(expected).mean()  # AAC has noise of its own
+
+
+def test_an_absurd_jump_of_times_is_refused(tmp_path: Path) -> None:
+    wave = np.full(5 * 16_000, 0.1, np.float32)
+    write_with_pause(tmp_path / "a.mka", wave, 16_000, "flac", (3.0, 1e6))
+    assert len(decode(str(tmp_path / "a.mka"), 1.0, 1.0).wave) == 16_000
+    for read in (decode, probe):
+        with pytest.raises(AudioError, match="its times jump by 1000000 s"):
+            read(str(tmp_path / "a.mka"))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.wma", "wmav2"), ("a.avi", "pcm_s16le")])
+def test_a_header_that_counts_from_elsewhere_is_no_duration(tmp_path: Path, name: str, codec: str) -> None:
+    """The length in the header of ASF counts a late beginning, and that of FFmpeg's AVI is longer than the audio."""
+    write_with_pause(tmp_path / name, np.full(60 * 44_100, 0.1, np.float32), 44_100, codec, (0.0, 5.0))
+    assert abs(probe(str(tmp_path / name)) * 16_000 - len(decode(str(tmp_path / name)).wave)) <= 1
+
+
 def test_a_start_far_into_a_file_with_rounded_times_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spkd.corpus.ffmpeg.FAR", 3.0)
     wave = 0.1 * np.repeat(np.random.RandomState(0).standard_normal(6 * 100), 110)[:, None]
