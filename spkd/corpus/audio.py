@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from spkd.corpus.ffmpeg import FORMATS, MISSING, WARM_UP, FFmpegFile, takes
-from spkd.corpus.whole import content_to_read
+from spkd.corpus.whole import content_to_read, opus_jumps
 from spkd.files.reading import State, is_irregular, state_of
 
 AUDIO_SUFFIXES = {
@@ -79,7 +79,7 @@ def probe(path: str) -> float:
     """
     with _opened(path) as file:
         frames, rate = file.frames, file.samplerate
-        if frames <= 0 or frames > PLAUSIBLE * os.stat(path).st_size:
+        if frames <= 0 or frames > PLAUSIBLE * os.stat(path).st_size or _is_estimate(file):
             try:
                 frames = file.count() if isinstance(file, FFmpegFile) else _count(file)
             except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
@@ -223,7 +223,7 @@ class _Sequential(soundfile.SoundFile):
     def seek(self, frames: int, whence: int = soundfile.SEEK_SET) -> int:
         """Go to a frame; to the end of the file, where the frame lies beyond it."""
         frames = min(frames, self.frames)
-        if self.format != "MP3":
+        if not self.subtype.startswith("MPEG"):
             return super().seek(frames, whence)
         # Small frames of MP3 lean on more frames before them than libsndfile reads.
         before = super().seek(max(frames - round(WARM_UP * self.samplerate), 0))
@@ -288,6 +288,9 @@ def _opened(path: str) -> soundfile.SoundFile | FFmpegFile | _Joined:
         if takes(path):
             return FFmpegFile(path)
         file = _Sequential(os.fsencode(path))
+        if (file.format, file.subtype) == ("OGG", "OPUS") and opus_jumps(path, state_of(path)):
+            file.close()
+            return FFmpegFile(path, "ogg")
         if (contents := content_to_read(path, file.format, file.frames)) is None:
             return file
         file.close()
@@ -312,6 +315,11 @@ def _read(file: soundfile.SoundFile | FFmpegFile | _Joined, frames: int | None) 
         if len(block) < min(left + len(block), BLOCK):
             break
     return np.concatenate(blocks) if len(blocks) != 1 else blocks[0]
+
+
+def _is_estimate(file: soundfile.SoundFile | FFmpegFile | _Joined) -> bool:
+    """Whether libsndfile finds the number of frames by the rate of bytes: MP3 in WAV."""
+    return isinstance(file, soundfile.SoundFile) and file.format != "MP3" and file.subtype.startswith("MPEG")
 
 
 def _count(file: soundfile.SoundFile | FFmpegFile | _Joined) -> int:

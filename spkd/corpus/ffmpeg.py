@@ -49,14 +49,18 @@ class FFmpegFile:
         RuntimeError: PyAV is missing, or the file cannot be read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, container: str | None = None) -> None:
+        """
+        Args:
+            container: FFmpeg's name of the container; None: by the suffix.
+        """
         try:
             import av
         except ImportError as error:
             raise RuntimeError(MISSING) from error
         self._av = av
         try:
-            container = FORMATS[Path(path).suffix.lower()]
+            container = container or FORMATS[Path(path).suffix.lower()]
             self._file = av.open(path, format=container, options={"protocol_whitelist": "file"})
         except (av.FFmpegError, ValueError, OSError) as error:
             raise RuntimeError(str(error)) from error

@@ -25,6 +25,8 @@ BITRATES = {  # kbit/s by MPEG version (1; 2 and 2.5) and layer, for the indices
 RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG 1
 DELAY = 529  # samples by which an MP3 decoder is late, which mpg123 adds to the delay in a LAME tag
 MOST = 1 << 34  # bytes of a file, all of which are in memory at once
+OPUS_RATE = 48_000  # Hz, of the times of Ogg Opus (RFC 7845)
+JUMP = 0.15  # s by which times in Ogg Opus exceed its packets where they jump; a packet lasts 0.12 s or less
 SLACK = 2048  # bytes that may follow the frames that a Xing header counts: the last frame, an ID3v1 tag
 
 
@@ -196,14 +198,59 @@ def _ogg(path: str) -> list[bytes] | None:
 def _streams(path: str, state: State | None) -> list[int]:
     """Place of the beginning of each stream of an Ogg file; `state` is its state, so that it is read once."""
     data = _content(path)
-    place, begins, in_header = 0, [0], True
-    while (place := data.find(b"OggS", place)) >= 0 and place + 27 <= len(data):
+    begins, in_header = [0], True
+    for place, _ in _pages(data):
         if (is_first := bool(data[place + 5] & 2)) and not in_header:
             begins.append(place)
         in_header = is_first
-        segments = data[place + 27 : place + 27 + data[place + 26]]
-        place += 27 + len(segments) + sum(segments)
     return begins
+
+
+def _pages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Place of each page of an Ogg file, and the sizes of its segments."""
+    place = 0
+    while (place := data.find(b"OggS", place)) >= 0 and place + 27 <= len(data):
+        segments = data[place + 27 : place + 27 + data[place + 26]]
+        yield place, segments
+        place += 27 + len(segments) + sum(segments)
+
+
+@lru_cache(maxsize=4096)
+def opus_jumps(path: str, state: State | None) -> bool:
+    """Whether times jump within a stream of Ogg Opus: libsndfile leaves no silence there, but seeks by time.
+
+    Args:
+        state: state of the file; it is read once.
+    """
+    data = _content(path)
+    before, lasts, begins = -1, 0, True  # time at the end of the page before, samples since, whether a packet begins
+    for place, segments in _pages(data):
+        time = int.from_bytes(
+            data[place + 6 : place + 14], "little", signed=True
+        )  # samples at 48 kHz; -1: no packet ends
+        at = place + 27 + len(segments)
+        for size in segments:
+            lasts += _opus_samples(data[at : at + 2]) if begins else 0
+            at, begins = at + size, size < 255
+        if time < 0:
+            continue
+        if before > 0 and time - before > lasts + JUMP * OPUS_RATE:
+            return True
+        # Of a packet that goes on in the next page, the samples are counted here already.
+        before, lasts = (-1 if data[place + 5] & 2 else time), 0
+    return False
+
+
+def _opus_samples(begin: bytes) -> int:
+    """Samples at 48 kHz of an Opus packet with these first bytes (RFC 6716, 3.1 and 3.2)."""
+    if not begin:
+        return 0
+    mode, code = begin[0] >> 3, begin[0] & 3
+    if mode < 12:
+        length = (480, 960, 1920, 2880)[mode & 3]
+    else:
+        length = (480, 960)[mode & 1] if mode < 16 else (120, 240, 480, 960)[mode & 3]
+    return length * ((1, 2, 2)[code] if code < 3 else (begin[1] & 63 if len(begin) > 1 else 0))
 
 
 def _wav(data: bytes) -> list[bytes] | None:

@@ -276,7 +276,9 @@ def by_time(path: Path) -> np.ndarray:
     return wave
 
 
-@pytest.mark.parametrize(("name", "codec", "rate"), [("a.m4a", "aac", 16_000), ("a.mka", "flac", 16_000)])
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"), [("a.m4a", "aac", 16_000), ("a.mka", "flac", 16_000), ("a.opus", "libopus", 48_000)]
+)
 def test_where_times_jump_there_is_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str, rate: int
 ) -> None:
@@ -287,15 +289,16 @@ def test_where_times_jump_there_is_silence(
     expected = by_time(tmp_path / name)
     if expected.max() > 1:  # 16-bit integers
         expected = expected / 32768
-    assert len(expected) == pytest.approx(12.5 * rate, abs=0.1 * rate)
-    assert probe(str(tmp_path / name)) == pytest.approx(len(expected) / rate, abs=0.1)
+    expected = resample(expected, rate, 16_000)
+    assert len(expected) == pytest.approx(12.5 * 16_000, abs=1_600)
+    assert probe(str(tmp_path / name)) == pytest.approx(len(expected) / 16_000, abs=0.1)
     whole = decode(str(tmp_path / name)).wave
     assert len(whole) == len(expected)
     assert np.abs(whole - expected).max() < 1e-5
     for start in (1.0, 2.8, 4.0, 5.3, 5.9, 6.1, 7.0, 10.0):
         part = decode(str(tmp_path / name), start, 0.6).wave
-        there = expected[round(start * rate) :][: len(part)]
-        assert len(part) == round(0.6 * rate)
+        there = expected[round(start * 16_000) :][: len(part)]
+        assert len(part) == 9_600
         assert np.abs(part - there).mean() < 1e-2 * np.abs(expected).mean()  # AAC has noise of its own
 
 
@@ -308,9 +311,11 @@ def test_an_absurd_jump_of_times_is_refused(tmp_path: Path) -> None:
             read(str(tmp_path / "a.mka"))
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.wma", "wmav2"), ("a.avi", "pcm_s16le")])
+@pytest.mark.parametrize(("name", "codec"), [("a.wma", "wmav2"), ("a.avi", "pcm_s16le"), ("a.wav", "libmp3lame")])
 def test_a_header_that_counts_from_elsewhere_is_no_duration(tmp_path: Path, name: str, codec: str) -> None:
-    """The length in the header of ASF counts a late beginning, and that of FFmpeg's AVI is longer than the audio."""
+    """The length in the header of ASF counts a late beginning, that of FFmpeg's AVI is longer than the audio, and the
+    length of MP3 in WAV is an estimate.
+    """
     write_with_pause(tmp_path / name, np.full(60 * 44_100, 0.1, np.float32), 44_100, codec, (0.0, 5.0))
     assert abs(probe(str(tmp_path / name)) * 16_000 - len(decode(str(tmp_path / name)).wave)) <= 1
 
