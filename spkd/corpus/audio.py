@@ -221,8 +221,13 @@ class _Sequential(soundfile.SoundFile):
         return False
 
     def seek(self, frames: int, whence: int = soundfile.SEEK_SET) -> int:
-        """Go to a frame; to the end of the file, where the frame lies beyond it."""
+        """Go to a frame of a file of which nothing was read; to the end, where the frame lies beyond it."""
         frames = min(frames, self.frames)
+        if not super().seekable():  # GSM 6.10, G.721 and other codings with a memory
+            left = frames
+            while left > 0 and (count := len(self.read(min(left, BLOCK), dtype="float32", always_2d=True))):
+                left -= count
+            return frames - left
         if not self.subtype.startswith("MPEG"):
             return super().seek(frames, whence)
         # Small frames of MP3 lean on more frames before them than libsndfile reads.

@@ -320,6 +320,17 @@ def test_a_header_that_counts_from_elsewhere_is_no_duration(tmp_path: Path, name
     assert abs(probe(str(tmp_path / name)) * 16_000 - len(decode(str(tmp_path / name)).wave)) <= 1
 
 
+@pytest.mark.parametrize(("suffix", "subtype"), [("wav", "GSM610"), ("wav", "G721_32"), ("au", "G721_32")])
+def test_codings_in_which_nothing_can_be_sought_are_read_forwards(tmp_path: Path, suffix: str, subtype: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(440, 8_000, 3.0), 8_000, subtype=subtype)
+    whole, _ = soundfile.read(path, dtype="float32")
+    for start in (0.1, 1.7):
+        part = decode(str(path), start, 0.5).wave
+        expected = resample(whole[round(start * 8_000) :][:4_000], 8_000, 16_000)
+        assert np.array_equal(part, expected)
+
+
 def test_a_start_far_into_a_file_with_rounded_times_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spkd.corpus.ffmpeg.FAR", 3.0)
     wave = 0.1 * np.repeat(np.random.RandomState(0).standard_normal(6 * 100), 110)[:, None]
