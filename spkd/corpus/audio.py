@@ -23,7 +23,7 @@ from spkd.files.reading import State, is_irregular, state_of
 
 AUDIO_SUFFIXES = {
     *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga"),
-    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".sph", ".nist", ".caf", ".voc"),
+    *(".aiff", ".aif", ".aifc", ".au", ".snd", ".sph", ".nist", ".caf"),
     *FORMATS,
 }
 # Suffixes of audio that cannot be decoded here: without a header, or in formats that neither library reads.

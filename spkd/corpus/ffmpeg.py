@@ -1,4 +1,4 @@
-"""Decoding of formats that libsndfile lacks (m4a, mp4, AAC, WMA, AMR, WebM) by PyAV, with soundfile's interface."""
+"""Decoding of formats that libsndfile lacks (m4a, AAC, WMA, AMR, WebM, VOC) by PyAV, with soundfile's interface."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ FORMATS = {
     ".flv": "flv",
     ".wv": "wv",
     ".tta": "tta",
+    ".voc": "voc",  # libsndfile takes the headers of its blocks for samples
 }
 LENGTHS = ("mp4", "wv", "tta")  # containers whose header tells how long the audio is from its first sample on
 RAW = (".aac", ".amr", ".awb")  # packets alone: FFmpeg estimates their length by the first ones

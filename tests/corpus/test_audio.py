@@ -331,6 +331,15 @@ def test_codings_in_which_nothing_can_be_sought_are_read_forwards(tmp_path: Path
         assert np.array_equal(part, expected)
 
 
+def test_the_blocks_of_a_voc_file_are_no_samples(tmp_path: Path) -> None:
+    """FFmpeg writes a block for each 1,024 samples."""
+    wave = tone(440, 16_000, 2.0)
+    write_compressed(tmp_path / "a.voc", wave[:, None], 16_000, "pcm_s16le")
+    assert probe(str(tmp_path / "a.voc")) == 2.0
+    assert np.abs(decode(str(tmp_path / "a.voc")).wave - wave).max() < 1e-4
+    assert np.abs(decode(str(tmp_path / "a.voc"), 0.5, 0.25).wave - wave[8_000:12_000]).max() < 1e-4
+
+
 def test_a_start_far_into_a_file_with_rounded_times_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spkd.corpus.ffmpeg.FAR", 3.0)
     wave = 0.1 * np.repeat(np.random.RandomState(0).standard_normal(6 * 100), 110)[:, None]
