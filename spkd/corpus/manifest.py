@@ -44,7 +44,13 @@ PART = re.compile(
     r"|clean|noisy|noise|phone|telephone|microphone|near|far|close|distant|indoors?|outdoors?|read|spontaneous",
     re.IGNORECASE,
 )
-FEW = 10  # folders: so many speakers or fewer, which have several folders each, are noted
+# Those of them that hold speakers, where they lie within other folders: parts within a speaker are sessions, say.
+SET = re.compile(
+    r"(?:train|dev|val|valid|eval|test|enrol+)(?:[-_. ]?(?:set|clean|other|\d+)|[-_.]\w+)*"
+    r"|(?:wav|flac|audio|clip|data)s?(?:[-_]?\d+k?)?",
+    re.IGNORECASE,
+)
+FEW = 10  # folders: so many speakers or fewer, which have folders within, are noted
 MANY = 20  # files: so many of one speaker are noted
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
 
@@ -343,6 +349,12 @@ def _librispeech(path: Path) -> tuple[str, str] | None:
     return (path.stem, match[1]) if match else None
 
 
+def _in_librispeech(path: Path) -> tuple[str, str] | None:
+    """`_librispeech` in the folders of its speaker and its chapter, as dates have the same form."""
+    folders = path.stem.split("-")[:2]
+    return _librispeech(path) if list(path.parts[-3:-1]) == folders[-len(path.parts[-3:-1]) :] else None
+
+
 def _cnceleb(path: Path) -> tuple[str, str] | None:
     """data/id00000/singing-01-001.flac, eval/enroll/id00800-enroll.flac, eval/test/id00800-singing-01-001.flac.
 
@@ -374,6 +386,8 @@ LAYOUTS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "cnceleb": _cnceleb,
     "folder": _folder,
 }
+# By which each is detected; `folder` is taken where none is.
+DETECTED = {"voxceleb": _voxceleb, "librispeech": _in_librispeech, "cnceleb": _cnceleb}
 
 
 def build(
@@ -412,14 +426,8 @@ def build(
     # Choose the layout.
     anchored = [Path(root.resolve().name) / p for p in files]  # so that `root` may be the corpus or a folder within it
     if layout is None:
-        layout = next(
-            (
-                n
-                for n, read in LAYOUTS.items()
-                if n != "folder" and sum(read(p) is not None for p in anchored) >= 0.9 * len(files)
-            ),
-            "folder",
-        )
+        fitting = (n for n, fits in DETECTED.items() if sum(fits(p) is not None for p in anchored) >= 0.9 * len(files))
+        layout = next(fitting, "folder")
     # Read id and speaker of each file from its path.
     read = LAYOUTS[layout]
     level = _level_of_speakers(root, files) if layout == "folder" else 0
@@ -445,7 +453,10 @@ def build(
             speaker = relative.parts[level] if level else parsed[1]
             utterances[parsed[0]] = Utterance(parsed[0], str(root / relative), speaker)
     if not utterances:
-        raise SpkdError(f"{root}: none of {counted(len(files), 'audio file')} fits the layout {layout}")
+        raise SpkdError(
+            f"{root}: none of {counted(len(files), 'audio file')} fits the layout {layout}; choose another --layout "
+            f"({', '.join(LAYOUTS)}), or give a table with the columns path,speaker"
+        )
     if level:
         parts = sorted({"/".join(file.parts[:level]) for file in files})
         shown = ", ".join(parts[:4]) + (", ..." if len(parts) > 4 else "")
@@ -473,10 +484,10 @@ def _level_of_speakers(root: Path, files: Sequence[Path]) -> int:
         SpkdError: there are several parts, and no folders within them.
     """
     level = 0
-    while all(PART.fullmatch(file.parts[level]) for file in files if len(file.parts) > level + 1):
+    while _are_parts(files, level) or _are_corpora(files, level):
         names = sorted({file.parts[level] for file in files if len(file.parts) > level + 1})
         if any(len(file.parts) <= level + 2 for file in files):
-            if len(names) > 1:
+            if len(names) > 1 or level:
                 raise SpkdError(
                     f"{root}: by the layout folder the speakers would be {', '.join(names[:4])}; make a manifest of "
                     "each, or a table with the columns path,speaker"
@@ -484,6 +495,24 @@ def _level_of_speakers(root: Path, files: Sequence[Path]) -> int:
             break
         level += 1
     return level
+
+
+def _are_parts(files: Sequence[Path], level: int) -> bool:
+    """Whether all folders at a level have names of parts of a corpus."""
+    return all(PART.fullmatch(file.parts[level]) for file in files if len(file.parts) > level + 1)
+
+
+def _are_corpora(files: Sequence[Path], level: int) -> bool:
+    """Whether the folders at a level are few, and in each there are sets, in which there are more folders than these.
+
+    LibriTTS/train-clean-100/19 and VCTK/wav48/p225, but not ann/wav/1.wav.
+    """
+    below = [file.parts[level:-1] for file in files]
+    names = {folders[0] for folders in below if folders}
+    if not names or len(names) > FEW or not all(len(folders) > 2 and SET.fullmatch(folders[1]) for folders in below):
+        return False
+    inner = {next((name for name in folders[2:] if not PART.fullmatch(name)), None) for folders in below}
+    return None not in inner and len(inner) > len(names)
 
 
 def _notes_on_speakers(folders: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -499,10 +528,13 @@ def _notes_on_speakers(folders: Sequence[tuple[str, ...]]) -> Iterator[str]:
         beside = next((name for name in names if name not in parts), None)
         if beside is not None:
             yield f"{', '.join(parts[:4])} beside {beside} are taken for speakers; {instead}"
-    if len(names) <= FEW and {name for name, _ in within} == set(names) and len(within) >= 2 * len(names):
+    few = len(names) <= FEW and {name for name, _ in within} == set(names)
+    sessions = all(PART.fullmatch(folder) and not SET.fullmatch(folder) for _, folder in within)
+    if few and (not sessions or len(within) >= 2 * len(names)):
         yield (
-            f"the speakers are {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}, and not the {len(within):,} "
-            f"folders within ({'/'.join(min(within))}, ...); {instead}"
+            f"the speakers are {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}, and not the "
+            f"{counted(len(within), 'folder')} within ({'/'.join(min(within))}{', ...' if len(within) > 1 else ''}); "
+            f"{instead}"
         )
 
 

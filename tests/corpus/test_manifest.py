@@ -166,6 +166,13 @@ def test_many_files_of_one_speaker_are_noted(
         (["male/bob/a.wav", "female/ann/a.wav"], ["ann", "bob"], "female, male"),
         (["session1/ann/a.wav", "session2/ann/b.wav"], ["ann"], "session1, session2"),
         (["clean/ann/a.wav", "noisy/ann/b.wav"], ["ann"], "clean, noisy"),
+        (
+            ["LibriTTS/train-clean-100/19/1/a.wav", "LibriTTS/train-clean-100/26/1/a.wav", "VCTK/wav48/p225/a.wav"],
+            ["19", "26", "p225"],
+            "LibriTTS/train-clean-100, VCTK/wav48",
+        ),
+        (["iOS/data/wav/C0001/a.wav", "iOS/data/wav/C0002/a.wav"], ["C0001", "C0002"], "iOS/data/wav"),  # AISHELL-2
+        (["ann/wav/day/a.wav", "bob/wav/day/a.wav"], ["ann", "bob"], ""),
         (["train/a.wav", "ann/b.wav"], ["ann", "train"], ""),
         (["testa/x/a.wav", "training day/x/b.wav"], ["testa", "training day"], ""),
     ],
@@ -191,6 +198,11 @@ def test_parts_of_a_corpus_are_not_speakers(
             [f"{language}/spk{i}/a.wav" for language in ("de", "en") for i in range(3)],
             "the speakers are de, en, and not the 6 folders within (de/spk0, ...); if not",
         ),
+        (
+            ["de/clips/a.mp3", "en/clips/b.mp3"],  # Common Voice
+            "the speakers are de, en, and not the 2 folders within (de/clips, ...); if not, make a manifest",
+        ),
+        (["iphone/ann/a.wav", "pc/ann/b.wav"], "the speakers are iphone, pc, and not the 2 folders within (iphone/ann"),
         ([f"s{i}/a.wav" for i in range(3)], ""),
         ([f"s{i}/day{i}/a.wav" for i in range(3)], ""),
         ([f"s{i}/{video}/a.wav" for i in range(11) for video in "xy"], ""),
@@ -205,6 +217,39 @@ def test_folders_that_may_be_no_speakers_are_noted(
     out = capsys.readouterr().out
     assert note in out
     assert ("note: " in out) == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("files", "layout"),
+    [
+        (["84/121123/84-121123-0000.wav", "174/50561/174-50561-0000.wav"], "librispeech"),
+        (["121123/84-121123-0000.wav", "121126/84-121126-0000.wav"], "folder"),
+        (["ann/2021-03-05.wav", "bob/2021-03-06.wav"], "folder"),
+        (["ann/2021/0001-2-1.wav", "bob/2021/0002-2-1.wav"], "folder"),
+    ],
+)
+def test_librispeech_is_detected_by_its_folders_too(tmp_path: Path, files: list[str], layout: str) -> None:
+    """Dates have the form of its names (SPEAKER-CHAPTER-UTTERANCE), which are within SPEAKER/CHAPTER."""
+    for file in files:
+        write_audio(tmp_path / file)
+    made, detected, _ = build(tmp_path)
+    assert detected == layout
+    assert made.speakers == sorted({file.split("/")[0] for file in files})
+    assert build(tmp_path, "librispeech")[0].speakers == sorted({Path(file).name.split("-")[0] for file in files})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["dev/audio/a.flac", "eval/audio/b.flac"], "the speakers would be audio; make a manifest of each"),  # SITW
+        (["ann-1.wav", "bob-1.wav"], r"fits the layout folder; choose another --layout \(voxceleb, librispeech"),
+    ],
+)
+def test_folders_without_speakers_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
+    for file in files:
+        write_audio(tmp_path / file)
+    with pytest.raises(SpkdError, match=message):
+        build(tmp_path)
 
 
 def test_audio_of_other_suffixes_is_found_or_listed(tmp_path: Path) -> None:
