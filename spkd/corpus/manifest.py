@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
-from spkd.corpus.manifests.fields import DOUBTFUL, NO_NUMBER, PLACEHOLDERS
+from spkd.corpus.manifests.fields import may_be_unknown, stands_for_unknown
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
@@ -241,7 +241,8 @@ def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utteran
 
 def _without_placeholders(utterances: tuple[Utterance, ...]) -> tuple[tuple[Utterance, ...], list[str]]:
     """The utterances, without speakers that stand for an unknown one, and notes that count them."""
-    counts = Counter(u.speaker for u in utterances if u.speaker in PLACEHOLDERS)
+    speakers = Counter(u.speaker for u in utterances if u.speaker is not None)
+    counts = {name: count for name, count in speakers.items() if stands_for_unknown(name)}
     if not counts:
         return utterances, []
     kept = tuple(dataclasses.replace(u, speaker=None) if u.speaker in counts else u for u in utterances)
@@ -257,9 +258,10 @@ def _counted(reader: Reader, utterances: Sequence[Utterance]) -> list[str]:
         notes.append(f"durations that are not end - start, which counts: {len(wrong):,} (first: {wrong[0]})")
     if unused := [repr(name) for name in reader.unused if name not in reader.columns]:
         notes.append(f"columns not used: {first_few(unused, most=8)}")
-    doubtful = (*NO_NUMBER, *DOUBTFUL)
-    odd = Counter(u.speaker for u in utterances if u.speaker is not None and u.speaker.lower() in doubtful)
-    notes += [f"utterances of a speaker named {name!r}: {count:,}" for name, count in odd.items()]
+    speakers = Counter(u.speaker for u in utterances if u.speaker is not None)
+    notes += [
+        f"utterances of a speaker named {name!r}: {count:,}" for name, count in speakers.items() if may_be_unknown(name)
+    ]
     if len(utterances) > 1 and all(u.speaker == u.id for u in utterances):
         notes.append(
             f"each of {len(utterances):,} utterances is of a speaker of its own id, as Kaldi writes unknown speakers; "

@@ -408,7 +408,7 @@ def test_placeholders_of_nemo_are_no_speakers(folder: Path, key: str, name: str)
     assert f"placeholder {name!r}, unknown: 1" in notes(folder / "m.json")
 
 
-@pytest.mark.parametrize("name", ["UNK", "<unk>", "-"])
+@pytest.mark.parametrize("name", ["UNK", "<unk>", "-", "-1", "<none>", "[UNKNOWN]", "<NA>"])
 @pytest.mark.parametrize("reader", ["table", "kaldi", "wespeaker"])
 def test_placeholders_are_no_speakers_in_any_format(folder: Path, reader: str, name: str) -> None:
     """ESPnet and Kaldi have `<unk>` and `-` too; one rule holds for all."""
@@ -428,6 +428,16 @@ def test_placeholders_are_no_speakers_in_any_format(folder: Path, reader: str, n
     text = "\n".join(manifest.notes)
     assert f"utterances whose speaker is the placeholder {name!r}, unknown: 1" in text
     assert "utterances of a speaker named 'unknown': 1" in text
+
+
+def test_names_that_may_stand_for_an_unknown_speaker_are_noted(folder: Path) -> None:
+    odd = ["unlabeled", "Unlabelled", "noise", "no_speaker", "SPEAKER_UNKNOWN", "anon", "n.a.", "undefined", "?"]
+    names = [*odd, "<spk1>", "Ana", "No", "speaker1", "-2", "张三"]
+    rows = "".join(f"{n},a.wav,{name},0.1\n" for n, name in enumerate(names))
+    (folder / "m.csv").write_text(f"utt,path,speaker,duration\n{rows}")
+    manifest = Manifest.load(folder / "m.csv")
+    assert [u.speaker for u in manifest] == names
+    assert list(manifest.notes) == [f"utterances of a speaker named {name!r}: 1" for name in odd]
 
 
 def test_a_speaker_for_each_utterance_is_noted(folder: Path) -> None:

@@ -34,21 +34,15 @@ ROLES = {
 }
 
 PLACEHOLDER = re.compile(r"\$\w+|\{\w+\}")  # at the start of a path of SpeechBrain's, for the corpus' folder
-# Speakers that tools write where the speaker is unknown: NeMo, and vocabularies of other toolkits.
-PLACEHOLDERS = ("infer", "UNK", "-", "<unk>", "<UNK>")
-# Names, in lower case, that may be of a speaker or stand for an unknown one.
-DOUBTFUL = (
-    "unknown",
-    "unk",
-    "<unknown>",
-    "unknown_speaker",
-    "unknown-speaker",
-    "unspecified",
-    "anonymous",
-    "?",
-    "??",
-    "_",
+# Speakers that tools write where the speaker is unknown: NeMo, vocabularies of other toolkits, labels of data sets.
+PLACEHOLDERS = ("infer", "UNK", "-", "-1")
+# Words that may be of a speaker or stand for an unknown one, in lower case and without signs; within brackets
+# (`<unk>`, `[none]`) they stand for an unknown one.
+DOUBTFUL = re.compile(
+    r"(?:speaker|spk)?(?:unk|unknown|notknown|unspecified|unidentified|undefined|unlabell?ed|unnamed|anon|anonymous|noise"
+    r"|none|null|nan|na|nobody)(?:speaker|spk)?|no(?:speaker|spk)|"
 )
+BRACKETED = re.compile(r"<.*>|\[.*\]|\(.*\)|\{.*\}")
 # Missing numbers, as pandas and other tools write them.
 NO_NUMBER = ("", "nan", "none", "null", "na", "n/a", "<na>")
 # Names of columns that bound an utterance within its file, whatever their unit.
@@ -220,6 +214,16 @@ def attributes(row: Mapping[str, object], columns: Sequence[str]) -> tuple[tuple
     texts = ((name, "" if is_missing(value) else str(value)) for name, value in values)
     shown = ((name, "".join(c for c in value if c.isprintable())[:200].strip()) for name, value in texts)
     return tuple((name, value) for name, value in shown if value)
+
+
+def stands_for_unknown(speaker: str) -> bool:
+    """Whether a speaker's name is a placeholder of an unknown one."""
+    return speaker in PLACEHOLDERS or (bool(BRACKETED.fullmatch(speaker)) and may_be_unknown(speaker))
+
+
+def may_be_unknown(speaker: str) -> bool:
+    """Whether a speaker's name may stand for an unknown one."""
+    return bool(DOUBTFUL.fullmatch(re.sub(r"[\W_]", "", speaker.lower())))
 
 
 def is_missing(value: object) -> bool:
