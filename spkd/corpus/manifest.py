@@ -209,7 +209,7 @@ def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utteran
     """Give an id to the utterances that have none.
 
     The id is the stem of the file's name. Where stems repeat, it is the path as the manifest has it; where paths repeat
-    too, it is `path@start` (seconds).
+    too, it is `path@start` (seconds), `path:channel` or `path@start:channel`.
 
     Args:
         utterances: the utterances; an id of "" is missing.
@@ -221,17 +221,23 @@ def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utteran
         return tuple(utterances), []
     given = {u.id for u in utterances if u.id}
     paths = {u.path: u.path.removeprefix(f"{folder}/") for u in nameless}
+
+    def side(u: Utterance) -> str:
+        return "" if u.channel is None else f":{u.channel}"
+
     ways: dict[str, Callable[[Utterance], str]] = {
         "": lambda u: Path(u.path).stem,
         "their paths": lambda u: paths[u.path],
         "`path@start`": lambda u: f"{paths[u.path]}@{u.start}",
+        "`path:channel`": lambda u: f"{paths[u.path]}{side(u)}",
+        "`path@start:channel`": lambda u: f"{paths[u.path]}@{u.start}{side(u)}",
     }
 
     def tells_apart(name: Callable[[Utterance], str]) -> bool:
         made = {name(u) for u in nameless}
         return len(made) == len(nameless) and not made & given
 
-    # Where starts repeat too, the last way is taken, and `Manifest` names the duplicate id.
+    # Where all of these repeat, the last way is taken, and `Manifest` names the duplicate id.
     way, name = next((item for item in ways.items() if tells_apart(item[1])), list(ways.items())[-1])
     named = tuple(u if u.id else dataclasses.replace(u, id=name(u)) for u in utterances)
     return named, [

@@ -88,6 +88,30 @@ def test_a_malformed_line_is_named(tmp_path: Path, text: str, expected: str) -> 
         Manifest.load(tmp_path / "m.csv")
 
 
+@pytest.mark.parametrize(
+    ("rows", "ids", "way"),
+    [
+        (["1,0", "1,1", "2,0", "2,"], ["1.wav:0", "1.wav:1", "2.wav:0", "2.wav"], "`path:channel`"),
+        (
+            ["1,0,0.5", "1,1,0.5", "1,1,2"],
+            ["1.wav@0.5:0", "1.wav@0.5:1", "1.wav@2.0:1"],
+            "`path@start:channel`",
+        ),
+        (["1,0,0.5", "1,1,2"], ["1.wav@0.5", "1.wav@2.0"], "`path@start`"),
+    ],
+)
+def test_sides_of_a_conversation_have_ids_of_their_own(
+    tmp_path: Path, rows: list[str], ids: list[str], way: str
+) -> None:
+    """A telephone conversation has a speaker on each channel."""
+    columns = "path,channel" + ",start" * (rows[0].count(",") - 1)
+    (tmp_path / "m.csv").write_text("\n".join([columns, *(row.replace(",", ".wav,", 1) for row in rows)]))
+    manifest = Manifest.load(tmp_path / "m.csv")
+    assert [u.id for u in manifest] == ids
+    (note,) = manifest.notes
+    assert note.endswith(f"whose ids are {way}: {len(rows)}")
+
+
 def test_a_missing_or_unknown_manifest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="spkd manifest"):
         Manifest.load(tmp_path / "none.csv")
