@@ -192,10 +192,12 @@ def extract(
 
     reports = dict(zip([each.cache for each in every], extract_all(every), strict=False))
     for cache, report in reports.items():
-        state = "complete" if report.complete else "other workers are still busy with the rest"
-        log(f"{cache}: {counted(report.views, 'view')} extracted, {len(report.rejected)} rejected; {state}")
+        log(f"{cache}: {counted(report.views, 'view')} extracted, {len(report.rejected)} rejected; {report.state}")
+    damaged = [report.damaged for report in reports.values() if report.damaged]
     for cache, report in reports.items():
-        _list_rejected(report.rejected, strict, Path(cache) / REJECTED)
+        _list_rejected(report.rejected, strict and not damaged, Path(cache) / REJECTED)
+    if damaged:
+        raise SpkdError("\n".join(damaged))
 
 
 @app.command(

@@ -26,6 +26,7 @@ from spkd.cache.folder import (
     commit_path,
     load_card,
     metadata_digest,
+    only_from_copy,
     remedy,
     shard_path,
 )
@@ -135,19 +136,44 @@ def damaged_units(root: Path, card: Card, notes: Notes | None = None) -> dict[in
     return found
 
 
-def reopen_damaged(root: Path, card: Card) -> None:
-    """Reopen the units whose record or shards are not as they were committed, to be filled again, and say how many."""
+def reopen_damaged(root: Path, card: Card, can_fill: Callable[[int], bool]) -> list[int]:
+    """Reopen the units whose record or shards are not as they were committed, to be filled again, and say how many.
+
+    A damaged unit may have whole shards and rows, or may be repaired from a copy: where it cannot be filled, it stays.
+
+    Args:
+        can_fill: function of the number of a unit that returns whether everything that it had can be written again.
+    Returns:
+        Numbers of the damaged units that stay.
+    """
     notes = Notes(root)
 
     def is_damaged(unit: int) -> bool:
         return unit_problem(root, card, unit, notes) is not None
 
     damaged = damaged_units(root, card, notes)
-    if damaged:
+    stay = [unit for unit in damaged if not can_fill(unit)]
+    if due := {unit: problem for unit, problem in damaged.items() if unit not in stay}:
         with changing(root):
-            damaged = {unit: problem for unit, problem in damaged.items() if reopen(root, unit, is_damaged)}
-    if damaged:
-        log(f"{root}: {counted(len(damaged), 'unit')} damaged and filled again ({next(iter(damaged.values()))})")
+            due = {unit: problem for unit, problem in due.items() if reopen(root, unit, is_damaged)}
+    if due:
+        log(f"{root}: {counted(len(due), 'unit')} damaged and filled again ({next(iter(due.values()))})")
+    return stay
+
+
+def damage_that_stays(root: Path, card: Card, units: Sequence[int], lacking: str) -> str:
+    """Lines that name damaged units which cannot be filled; "" where nothing is wrong with them by now.
+
+    Args:
+        units: their numbers, as of `reopen_damaged`.
+        lacking: what they cannot be filled without.
+    """
+    notes = Notes(root)
+    problems = {unit: problem for unit in units if (problem := unit_problem(root, card, unit, notes)) is not None}
+    if not problems:
+        return ""
+    what = f"damaged, and not filled again without {lacking}: {counted(len(problems), 'unit')}"
+    return "\n".join([f"{root}: {what}; {only_from_copy(root)}", *problems.values()])
 
 
 def write_derived_again(root: Path) -> None:

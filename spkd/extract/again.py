@@ -1,13 +1,15 @@
-"""Units of a cache that are extracted again, since they have rejected views that can be loaded now."""
+"""Units of a cache that are extracted again: damaged ones, and ones with rejected views that can be loaded now."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from spkd.cache.card import Card
 from spkd.cache.claims import changing, reopen
-from spkd.cache.folder import CommitRecord, commit_path
+from spkd.cache.folder import CommitRecord, CompletionRecord, commit_path
 from spkd.cache.plan import Plan
 from spkd.corpus.audio import AudioError
 from spkd.corpus.loader import ViewLoader
@@ -15,6 +17,35 @@ from spkd.errors import SpkdError
 from spkd.files.reading import state_of
 from spkd.files.text import counted
 from spkd.progress import log, track
+
+
+def can_be_extracted(root: Path, card: Card, plan: Plan, loader: ViewLoader, workers: int) -> Callable[[int], bool]:
+    """Function of the number of a damaged unit that returns whether the audio of all views that it had can be loaded.
+
+    Where neither its own record nor that of the cache tells which views these are, nothing of it can be used.
+    """
+    complete = CompletionRecord.there(root)
+
+    def can_be(unit: int) -> bool:
+        views, commit = plan.unit(unit), _record(root, card, unit)
+        if commit is not None:
+            had = [view for view in views if view - views.start not in commit.rejected]
+        elif complete is not None and unit < complete.card.units:
+            had = [view for view in views if view not in complete.rejected]
+        else:
+            return True
+        with ThreadPoolExecutor(workers) as pool:
+            return all(pool.map(partial(_loads, loader), had))
+
+    return can_be
+
+
+def _loads(loader: ViewLoader, view: int) -> bool:
+    try:
+        loader(view)
+    except (AudioError, MemoryError):
+        return False
+    return True
 
 
 def reopen_rejected(
@@ -39,12 +70,7 @@ def reopen_rejected(
             if loader.refusal(view, *limits) is None and (state is None or state != state_of(paths[view]))
         ]
 
-    def loads(view: int) -> bool:
-        try:
-            loader(view)
-        except (AudioError, MemoryError):
-            return False
-        return True
+    loads = partial(_loads, loader)
 
     def usable(unit: int) -> list[int]:
         first, commit = plan.unit(unit).start, _record(root, card, unit)

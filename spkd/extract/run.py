@@ -19,7 +19,7 @@ from spkd.cache.folder import CARD, CODEC, claim_path, commit_path, load_card, o
 from spkd.cache.owner import kept_alive
 from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
-from spkd.cache.verify import reopen_damaged, write_derived_again
+from spkd.cache.verify import damage_that_stays, reopen_damaged, write_derived_again
 from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
 from spkd.corpus.audio import SAMPLE_RATE, AudioError
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
@@ -29,7 +29,7 @@ from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
 from spkd.extract import speed
-from spkd.extract.again import reopen_rejected
+from spkd.extract.again import can_be_extracted, reopen_rejected
 from spkd.extract.fit_codecs import calibrate
 from spkd.extract.ranks import Rank, Work
 from spkd.extract.settings import ContentConfig, ExtractConfig
@@ -58,11 +58,20 @@ class Report:
         views: number of views extracted by this process.
         rejected: name of each utterance or view that the cache lacks -> the reason.
         complete: whether the cache is complete now.
+        damaged: lines that name units which are damaged, and were not extracted again as audio is away; "" for none.
     """
 
     views: int
     rejected: dict[str, str]
     complete: bool
+    damaged: str
+
+    @property
+    def state(self) -> str:
+        """Phrase that tells whether the cache is complete."""
+        if self.damaged:
+            return "damaged"
+        return "complete" if self.complete else "other workers are still busy with the rest"
 
 
 @dataclass
@@ -126,8 +135,10 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     # Extract.
     loader, stores = _prepared(jobs, chosen, manifest, view_plan)
     for store in stores:
-        reopen_damaged(store.root, store.card)
-        reopen_rejected(store.root, store.card, store.plan, loader, store.limits, config.workers)
+        root, card, plan = store.root, store.card, store.plan
+        store.damaged = reopen_damaged(root, card, can_be_extracted(root, card, plan, loader, config.workers))
+        if not store.damaged:
+            reopen_rejected(root, card, plan, loader, store.limits, config.workers)
     views, meter = _extract(config, loader, stores, rank)
     loader.report_remarks()
     if rank is None:
@@ -135,12 +146,14 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     # Complete the caches, and list what they lack.
     reports = []
     for store, count in zip(stores, views, strict=True):
-        rejected, complete = store.rejected, finalize(store.root, store.card, store.plan, unreadable)
+        damaged = damage_that_stays(store.root, store.card, store.damaged, "the audio of all their views")
+        complete = not damaged and finalize(store.root, store.card, store.plan, unreadable)
+        rejected = store.rejected
         if complete:
             lost = Cache.open(store.root).rejected
             known = len(store.plan.views)  # the others are of a growth by another process
             rejected = {store.plan.view_name(view): reason for view, reason in lost.items() if view < known}
-        reports.append(Report(count, unreadable | rejected, complete))
+        reports.append(Report(count, unreadable | rejected, complete, damaged))
     return reports
 
 
@@ -153,6 +166,7 @@ class _Store:
         halves: names of the targets that are rounded to float16 on the device of the teacher.
         writers: number of each claimed unit -> its writer.
         rejected: name of each view that this run left out of committed units -> the reason.
+        damaged: numbers of the damaged units that stay, since audio is away.
     """
 
     root: Path
@@ -164,6 +178,7 @@ class _Store:
     halves: list[str]
     writers: dict[int, UnitWriter] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    damaged: list[int] = field(default_factory=list)
 
 
 def _first(manifest: Manifest, unreadable: dict[str, str]) -> str:

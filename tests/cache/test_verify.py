@@ -173,6 +173,22 @@ def test_damaged_units_of_a_merged_cache_are_copied_again_by_the_same_command(sp
     assert "all checksums match" in spkd("cache", "verify", "c").out
 
 
+def test_a_damaged_unit_of_a_merged_cache_stays_where_its_source_is_damaged_too(spkd: Callable, corpus: Path) -> None:
+    spkd(*EXTRACT, f"manifest={corpus / 'manifest.csv'}", "cache=a").ok()
+    shutil.copytree("a", "b")
+    spkd("cache", "merge", "a", "b", "c").ok()
+    spkd("cache", "push", "c", "copy").ok()
+    for root in ("a", "b"):
+        Path(root, "commits/1.json").unlink()
+    shard = Path("c/fbank/c/1/0")
+    shard.unlink()
+    done = spkd("cache", "merge", "a", "b", "c")
+    assert (done.code, f"{shard}: missing" in done.err) == (1, True), done.err
+    assert "`spkd cache repair c --from COPY`" in done.err
+    spkd("cache", "repair", "c", "--from", "copy").ok()
+    spkd("cache", "merge", "a", "b", "c").ok()
+
+
 def holes(path: Path) -> None:
     path.unlink()
     with path.open("wb") as file:

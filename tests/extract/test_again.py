@@ -77,6 +77,55 @@ def test_a_unit_whose_other_audio_is_away_stays_as_it_is(spkd: Callable, audio: 
     assert "4 views extracted, 0 rejected; complete" in spkd(*COMMAND, "cache=c").out
 
 
+@pytest.mark.parametrize("kind", ["shard", "record"])
+@pytest.mark.parametrize("away", [["u6"], ["u5", "u6", "u7"]])
+def test_a_damaged_unit_whose_audio_is_away_stays_as_it_is(
+    spkd: Callable, audio: list[str], kind: str, away: list[str]
+) -> None:
+    Path("u4.wav").write_bytes(b"no audio")  # it was never in the unit, and is not waited for
+    assert "7 views extracted, 1 rejected; complete" in spkd(*COMMAND, "cache=c").out
+    spkd(*COMMAND, "cache=whole").ok()
+    damaged = Path({"shard": "c/fbank/c/1/0", "record": "c/commits/1.json"}[kind])
+    os.truncate(damaged, 100)
+    before, complete = shards("c"), Path("c/COMPLETE.json").read_bytes()
+    for name in away:
+        Path(f"{name}.wav").rename(f"{name}.away")
+    done = spkd(*COMMAND, "cache=c")
+    assert "c: 0 views extracted, 0 rejected; damaged" in done.out, done.err
+    assert done.code == 1
+    assert "damaged, and not filled again without the audio of all their views: 1 unit" in done.err
+    assert "`spkd cache repair c --from COPY`" in done.err
+    assert str(damaged) in done.err
+    assert (shards("c"), Path("c/COMPLETE.json").read_bytes()) == (before, complete)
+    # Either a copy or the audio makes it whole.
+    if kind == "shard":
+        spkd("cache", "repair", "c", "--from", "whole").ok()
+    else:
+        for name in away:
+            Path(f"{name}.away").rename(f"{name}.wav")
+    done = spkd(*COMMAND, "cache=c")
+    assert "1 rejected; complete" in done.out, done.err
+    assert shards("c") == shards("whole")
+    assert Cache.open("c").fingerprint == Cache.open("whole").fingerprint
+    assert "all checksums match" in spkd("cache", "verify", "c").out
+
+
+def test_units_beside_a_damaged_one_are_extracted(spkd: Callable, audio: list[str]) -> None:
+    spkd(*COMMAND, "cache=whole").ok()
+    spkd(*COMMAND, "cache=c").ok()
+    for gone in ("COMPLETE.json", "commits/0.json"):  # an extraction that was killed
+        Path("c", gone).unlink()
+    os.truncate("c/fbank/c/1/0", 100)
+    Path("u6.wav").rename("away")
+    done = spkd(*COMMAND, "cache=c")
+    assert (done.code, "4 views extracted, 0 rejected; damaged" in done.out) == (1, True), done.err
+    assert not Path("c/COMPLETE.json").exists()
+    assert shards("c")[0] == shards("whole")[0]
+    Path("away").rename("u6.wav")
+    assert "4 views extracted, 0 rejected; complete" in spkd(*COMMAND, "cache=c").out
+    assert shards("c") == shards("whole")
+
+
 def test_an_utterance_without_duration_joins_as_a_further_part(spkd: Callable, audio: list[str]) -> None:
     Path("m.csv").write_text("utt,path\n" + "".join(f"{n},{n}.wav\n" for n in audio))
     Path("u3.wav").rename("away")

@@ -9,7 +9,7 @@ from spkd.cache.card import SERIES, Card
 from spkd.cache.claims import changing, claim, committing, release
 from spkd.cache.folder import CARD, CODEC, HEAD, CommitRecord, commit_path, load_card, most_bytes, remedy, shard_path
 from spkd.cache.plan import Plan
-from spkd.cache.verify import reopen_damaged, unit_problem, write_derived_again
+from spkd.cache.verify import damage_that_stays, reopen_damaged, unit_problem, write_derived_again
 from spkd.cache.write import check_folder, finalize, initialise
 from spkd.errors import SpkdError, UsageError
 from spkd.files.atomic import check_no_links, write_bytes, write_copy, write_json
@@ -29,7 +29,7 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
         Whether the merged cache is complete.
     Raises:
         UsageError: a single source.
-        SpkdError: sources that do not go together, or a `root` that holds something else.
+        SpkdError: sources that do not go together, damaged units, or a `root` that holds something else.
     """
     if len(sources) < 2:
         raise UsageError("name at least two caches and the new folder")
@@ -61,16 +61,20 @@ def merge(sources: Sequence[Path], root: Path) -> bool:
         if codec is not None and not (root / CARD).is_file():
             write_bytes(root / CODEC, codec)
         card = initialise(root, card, plans, head)
-    reopen_damaged(root, card)
-    # Bring in the units; those of each group follow the `shift` units of the groups before.
-    shift = 0
+    # The units of each group follow those of the groups before.
+    units = [(members, loaded[members[0]], n) for members in groups.values() for n in range(loaded[members[0]].units)]
+
+    def is_in_source(number: int) -> bool:
+        members, theirs, unit = units[number]
+        return any(commit_path(s, unit).is_file() and unit_problem(s, theirs, unit) is None for s in members)
+
+    damaged = reopen_damaged(root, card, is_in_source)
     with track("merging", card.units, "units") as bar:
-        for members in groups.values():
-            theirs = loaded[members[0]]
-            for unit in range(theirs.units):
-                _bring(members, theirs, unit, root, shift + unit)
-                bar.advance(1)
-            shift += theirs.units
+        for number, (members, theirs, unit) in enumerate(units):
+            _bring(members, theirs, unit, root, number)
+            bar.advance(1)
+    if problem := damage_that_stays(root, card, damaged, "a whole unit in a source"):
+        raise SpkdError(problem)
     return finalize(root, card, Plan.join(plans))
 
 
