@@ -322,7 +322,7 @@ def _same_or_less(old: Card, new: Card) -> bool:
 
 
 def make_room(root: Path, needed: int, limit: int) -> None:
-    """Remove pulled copies next to `root`, those used longest ago first, until there is room.
+    """Remove pulled copies next to `root`, those used longest ago first, until there is room; none where it would not do.
 
     Args:
         root: folder of the copy that needs the room; it is not removed.
@@ -331,47 +331,51 @@ def make_room(root: Path, needed: int, limit: int) -> None:
     Raises:
         SpkdError: not enough can be removed.
     """
+    # Which copies are there, and how much must go.
     remove_abandoned(root.parent, [EVICTED])
     there = (path.parent for path in root.parent.glob(f"*/{PULLED}") if not path.parent.name.endswith(PART))
     copies = {copy: _bytes_under(copy) for copy in there if not copy.is_symlink()}  # a link leads to somewhere else
     used = sum(copies.values())
-    for copy in sorted(copies, key=_last_used):
-        if used + needed <= limit:
-            return
-        if copy.resolve() != root.resolve() and _evict(copy):
-            used -= copies[copy]
-            log(f"{copy}: removed to make room ({copies[copy] / 1e6:,.0f} MB, used longest ago)")
-    if used + needed > limit:
-        raise SpkdError(
-            f"{root}: {needed / 1e9:.3g} GB more would exceed the limit of {limit / 1e9:.3g} GB "
-            f"({used / 1e9:.3g} GB are in copies that stay)"
-        )
-
-
-def _evict(copy: Path) -> bool:
-    """Remove a pulled copy, unless another process reads or changes it, or its source does not have all of it.
-
-    Returns:
-        Whether it was removed.
-    """
+    excess, freed, going = used + needed - limit, 0, list[Path]()
+    others = [copy for copy in sorted(copies, key=_last_used) if copy.resolve() != root.resolve()]
     with contextlib.ExitStack() as held:
+        # No copy goes before it is certain that those which can go suffice.
+        for copy in others if sum(copies[copy] for copy in others) >= excess else ():
+            if freed < excess and _may_go(copy, held):
+                going.append(copy)
+                freed += copies[copy]
+        if freed < excess:
+            raise SpkdError(
+                f"{root}: {needed / 1e9:.3g} GB more would exceed the limit of {limit / 1e9:.3g} GB "
+                f"({(used - freed) / 1e9:.3g} GB are in copies that stay)"
+            )
+        for copy in going:
+            # No process opens a copy that is being removed, and what a kill leaves of it the next pull removes.
+            shutil.rmtree(set_aside(copy, EVICTED), ignore_errors=True)
+            log(f"{copy}: removed to make room ({copies[copy] / 1e6:,.0f} MB, used longest ago)")
+
+
+def _may_go(copy: Path, held: contextlib.ExitStack) -> bool:
+    """Whether no other process reads or changes a pulled copy, and its source has all of it.
+
+    Args:
+        held: takes the locks by which it stays so.
+    """
+    with contextlib.ExitStack() as locks:
         if (lock := hold(copy, alone=True)) is None:
             return False
-        held.enter_context(lock)
+        locks.enter_context(lock)
         try:
-            if not held.enter_context(changing(copy, wait=False)) or is_filled(copy):
+            if not locks.enter_context(changing(copy, wait=False)) or is_filled(copy):
                 return False
-            missing = _missing_at_source(copy, held)
-            if missing is None:
-                # No process opens a copy that is being removed, and what a kill leaves of it the next pull removes.
-                aside = set_aside(copy, EVICTED)
+            missing = _missing_at_source(copy, locks)
         except (SpkdError, OSError) as error:
             missing = str(error)
-        if missing is not None:
-            log(f"{copy}: stays, since it may be the only copy ({missing})")
-            return False
-        shutil.rmtree(aside, ignore_errors=True)
-    return True
+        if missing is None:
+            held.enter_context(locks.pop_all())
+            return True
+    log(f"{copy}: stays, since it may be the only copy ({missing})")
+    return False
 
 
 def _kept(place: RemoteFolder, copy: Path, held: contextlib.ExitStack) -> bool:
