@@ -7,6 +7,9 @@ and state of the shard, and the time at which it was found whole (s), or minus t
 Further lines say when a verification of all shards was begun and finished. The notes hold for this copy alone, and are
 no part of it.
 
+Of several lines on a shard, the last one counts: lines are in the order of what happened, while the clocks of machines
+differ. Damage counts until a later line, or another size or time of the content, shows that it was mended.
+
 The state is what the file system knows of a file: size (bytes), number, time of the last change of its content (ns) and
 of anything (ns). A copy takes along the first time, not the number and the last time, which no program can set. The
 number of the device is left out, since one network file system has several.
@@ -50,16 +53,21 @@ class Notes:
         self._root = root
         place = digest.of_bytes(os.fsencode(root.resolve()))
         self._paths = [root / NOTES, *users_files("verified", f"{place}.log")]
-        self._file: IO[str] | None = None
-        self._found: dict[str, tuple[FileState, float]] = {}
-        last = {BEGUN: 0.0, FINISHED: 0.0}
-        for name, state, at in (line for path in self._paths for line in _lines(path)):
-            if name in last:
-                last[name] = max(last[name], at)
-            elif name not in self._found or abs(at) >= abs(self._found[name][1]):
-                self._found[name] = (state, at)
+        last = self._read()
         goes_on = last[FINISHED] < last[BEGUN] <= time.time() <= last[BEGUN] + RESUMED
         self._begun = last[BEGUN] if goes_on else None
+
+    def _read(self) -> dict[str, float]:
+        """Read the last line of each file on each shard. Returns the time of the last begin and of the last end."""
+        self._found: list[dict[str, tuple[FileState, float]]] = [{} for _ in self._paths]
+        last = {BEGUN: 0.0, FINISHED: 0.0}
+        for path, found in zip(self._paths, self._found, strict=True):
+            for name, state, at in _lines(path):
+                if name in last:
+                    last[name] = max(last[name], at)
+                else:
+                    found[name] = (state, at)
+        return last
 
     def begin(self) -> float:
         """Begin a verification of all shards, unless one was begun and not finished.
@@ -74,13 +82,21 @@ class Notes:
 
     def whole_at(self, path: Path) -> float | None:
         """Time at which a shard was found whole; None where that is not known, or the shard has changed since."""
-        state, at = self._found.get(self._name(path), (None, 0.0))
-        return at if state is not None and state == file_state(path) and 0 <= at <= time.time() else None
+        if self.is_damaged(path):
+            return None
+        now, present = time.time(), file_state(path)
+        notes = [found[self._name(path)] for found in self._found if self._name(path) in found]
+        return max((at for state, at in notes if state == present and 0 <= at <= now), default=None)
 
     def is_damaged(self, path: Path) -> bool:
-        """Whether a shard was found damaged, and has not changed since."""
-        state, at = self._found.get(self._name(path), (None, 0.0))
-        return at < 0 and state == file_state(path)
+        """Whether a shard was found damaged, and its content has not changed since.
+
+        A copy of it with the same times, and a link to it, are as damaged.
+        """
+        if (present := file_state(path)) is None:
+            return False
+        notes = (found.get(self._name(path)) for found in self._found)
+        return any(note is not None and note[1] < 0 and _content(note[0]) == _content(present) for note in notes)
 
     def add(self, path: Path, state: FileState | None, at: float) -> None:
         """Note that a shard is whole or damaged.
@@ -90,34 +106,37 @@ class Notes:
             at: time at which it was read (s), negative if it is damaged.
         """
         if state is not None and (at < 0 or at - state[2] / 1e9 > RECENT):
-            self._found[self._name(path)] = (state, at)
             self._append(self._name(path), *state, at)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._root))
 
     def finish(self) -> None:
-        """Note that the verification is finished."""
-        text = _line(FINISHED, time.time()) + "".join(_line(name, *s, at) for name, (s, at) in self._found.items())
-        for path in self._paths:
+        """Note that the verification is finished, and leave out lines that later ones replace."""
+        self._read()  # others have added lines meanwhile
+        for path, found in zip(self._paths, self._found, strict=True):
+            text = _line(FINISHED, time.time()) + "".join(_line(name, *s, at) for name, (s, at) in found.items())
             with contextlib.suppress(OSError):
                 write_bytes(path, text.encode())
                 break
         self._begun = None
 
-    def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
-
     def _append(self, name: str, *numbers: float) -> None:
-        if self._file is None:
-            self._file = next(filter(None, map(_appended, self._paths)), None)
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk: the notes are missing at the next verification
-                self._file.write(_line(name, *numbers))
-                self._file.flush()
+        """Add a line to the first file that can be written, and to those whose last one says that it is damaged."""
+        is_noted = False
+        for path, found in zip(self._paths, self._found, strict=True):
+            if is_noted and not (name in found and found[name][1] < 0):
+                continue
+            # It is opened for each line, as another process may replace it by a shorter one.
+            if (file := _appended(path)) is not None:
+                with contextlib.suppress(OSError), file:  # a full disk: the note is missing at the next verification
+                    file.write(_line(name, *numbers))
+                is_noted = True
+
+
+def _content(state: FileState) -> tuple[int, int]:
+    """Size and time of the content, which a copy takes along."""
+    return state[0], state[2]
 
 
 def _line(name: str, *numbers: float) -> str:

@@ -307,8 +307,7 @@ def check_shard(root: Path, shard: ExpectedShard) -> None:
     """Read a shard of a cache. Raises SpkdError: it is damaged, which is noted."""
     at, state = time.time(), file_state(shard.path)
     if (wrong := shard.problem()) is not None:
-        with contextlib.closing(Notes(root)) as notes:
-            notes.add(shard.path, state, -at)
+        Notes(root).add(shard.path, state, -at)
         raise SpkdError(f"{shard.path}: {wrong}; {remedy(root)}")
 
 
@@ -327,31 +326,31 @@ def damaged_shards(
     Yields:
         Each damaged shard, and what is wrong with it.
     """
-    with contextlib.closing(Notes(root)) as notes:
-        # Leave out the shards that are known to be whole.
-        since = notes.begin() if older_than is None else time.time() - older_than
-        times = {shard.path: at for shard in shards if (at := notes.whole_at(shard.path)) is not None and at >= since}
-        if times:
-            oldest = utc(min(times.values()))
-            log(f"{root}: {len(times)} of {len(shards)} shards were found whole since {oldest}, and have not changed")
-        due, read, is_whole = [shard for shard in shards if shard.path not in times], 0, True
-        # Read the others.
-        with track("verifying", sum(shard.record.bytes for shard in due) >> 20, "MiB") as bar:
-            for shard in due:
-                times[shard.path], state = time.time(), file_state(shard.path)
-                if (wrong := problem(shard)) is None:
-                    notes.add(shard.path, state, times[shard.path])
-                else:
-                    is_whole = False
-                    notes.add(shard.path, state, -times[shard.path])
-                    yield shard, wrong
-                read += shard.record.bytes
-                bar.advance((read >> 20) - bar.done)
-        if is_whole and len(shards) == record.card.units * len(record.card.targets):
-            notes.finish()
-            verified = {"at": utc(min(times.values())), "fingerprint": record.fingerprint, "version": __version__}
-            with contextlib.suppress(OSError):  # a cache that cannot be written
-                write_json(root / VERIFIED, verified)
+    notes = Notes(root)
+    # Leave out the shards that are known to be whole.
+    since = notes.begin() if older_than is None else time.time() - older_than
+    times = {shard.path: at for shard in shards if (at := notes.whole_at(shard.path)) is not None and at >= since}
+    if times:
+        oldest = utc(min(times.values()))
+        log(f"{root}: {len(times)} of {len(shards)} shards were found whole since {oldest}, and have not changed")
+    due, read, is_whole = [shard for shard in shards if shard.path not in times], 0, True
+    # Read the others.
+    with track("verifying", sum(shard.record.bytes for shard in due) >> 20, "MiB") as bar:
+        for shard in due:
+            times[shard.path], state = time.time(), file_state(shard.path)
+            if (wrong := problem(shard)) is None:
+                notes.add(shard.path, state, times[shard.path])
+            else:
+                is_whole = False
+                notes.add(shard.path, state, -times[shard.path])
+                yield shard, wrong
+            read += shard.record.bytes
+            bar.advance((read >> 20) - bar.done)
+    if is_whole and len(shards) == record.card.units * len(record.card.targets):
+        notes.finish()
+        verified = {"at": utc(min(times.values())), "fingerprint": record.fingerprint, "version": __version__}
+        with contextlib.suppress(OSError):  # a cache that cannot be written
+            write_json(root / VERIFIED, verified)
 
 
 def _odd_values(cache: Cache, shard: ExpectedShard) -> str | None:

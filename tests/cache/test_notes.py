@@ -12,7 +12,7 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from spkd.cache.notes import RESUMED, file_state
+from spkd.cache.notes import RESUMED, Notes, file_state
 from tests import processes
 
 from ..conftest import Outcome
@@ -114,6 +114,51 @@ def test_notes_that_came_with_a_copy_say_nothing_of_it(spkd: Callable, cache: Pa
         assert "copy/fbank/c/4/0: changed in rows" in spkd("cache", "verify", "copy", *more).err
     assert intact(done := spkd("cache", "verify", "c", "--older-than", "30d"))
     assert "6 of 6 shards" in done.out
+
+
+def test_damage_counts_though_a_clock_was_ahead(spkd: Callable, corpus: Path, cache: Path) -> None:
+    """The machine that found the shards whole was an hour ahead of the one that found the damage."""
+    assert intact(spkd("cache", "verify", "c"))
+    moved_back(cache / "verified.log", -3600)
+    flip(cache / "fbank/c/0/0")
+    assert spkd("cache", "verify", "c").code == 1
+    moved_back(cache / "verified.log", 7200)  # two hours later
+    shutil.copytree(cache, "copy")  # with the times of the contents, as `cp -a` does
+    for root in ("c", "copy"):
+        done = spkd("cache", "verify", root, "--older-than", "30d")
+        assert (done.code, f"{root}/fbank/c/0/0: changed in rows" in done.err) == (1, True), done.err
+        command = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", f"cache={root}"]
+        done = spkd(*command, "storage.unit_views=3")
+        assert f"{root}: 1 unit damaged and filled again" in done.out, done.err
+        assert intact(spkd("cache", "verify", root, "--older-than", "30d"))
+
+
+def test_damage_that_another_process_finds_is_kept(cache: Path) -> None:
+    shard = cache / "fbank/c/0/0"
+    first, second = Notes(cache), Notes(cache)
+    first.begin()
+    second.begin()
+    first.add(shard, file_state(shard), time.time())
+    second.add(shard, file_state(shard), -time.time() + 60)  # by a clock that is behind
+    first.finish()
+    assert Notes(cache).is_damaged(shard)
+    Notes(cache).add(shard, file_state(shard), time.time())
+    assert not Notes(cache).is_damaged(shard)
+    second.add(shard, file_state(shard), -time.time())  # after its file was replaced
+    assert Notes(cache).is_damaged(shard)
+    assert Notes(cache).whole_at(shard) is None
+
+
+def test_damage_in_the_notes_of_a_user_ends_with_the_next_look(cache: Path, tmp_path: Path) -> None:
+    shard, log = cache / "fbank/c/0/0", cache / "verified.log"
+    log.mkdir()  # it cannot be written
+    Notes(cache).add(shard, file_state(shard), -time.time())
+    log.rmdir()
+    assert Notes(cache).is_damaged(shard)
+    found = time.time() - 5
+    Notes(cache).add(shard, file_state(shard), found)
+    assert not Notes(cache).is_damaged(shard)
+    assert Notes(cache).whole_at(shard) == found
 
 
 def test_lines_that_are_no_notes_are_left_out(spkd: Callable, cache: Path) -> None:

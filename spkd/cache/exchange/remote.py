@@ -322,7 +322,7 @@ def _same_or_less(old: Card, new: Card) -> bool:
 
 
 def make_room(root: Path, needed: int, limit: int) -> None:
-    """Remove pulled copies next to `root`, those used longest ago first, until there is room; none where it would not do.
+    """Remove pulled copies next to `root`, those used longest ago first, until there is room; or none.
 
     Args:
         root: folder of the copy that needs the room; it is not removed.
