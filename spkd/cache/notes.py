@@ -62,7 +62,7 @@ class Notes:
         self._found: list[dict[str, tuple[FileState, float]]] = [{} for _ in self._paths]
         last = {BEGUN: 0.0, FINISHED: 0.0}
         for path, found in zip(self._paths, self._found, strict=True):
-            for name, state, at in _lines(path):
+            for name, state, at in _lines(_text(path)):
                 if name in last:
                     last[name] = max(last[name], at)
                 else:
@@ -112,10 +112,11 @@ class Notes:
         return str(path.relative_to(self._root))
 
     def finish(self) -> None:
-        """Note that the verification is finished, and leave out lines that later ones replace."""
+        """Note that the verification is finished, and leave out lines that later ones replace, and mended damage."""
         self._read()  # others have added lines meanwhile
         for path, found in zip(self._paths, self._found, strict=True):
-            text = _line(FINISHED, time.time()) + "".join(_line(name, *s, at) for name, (s, at) in found.items())
+            notes = {name: note for name, note in found.items() if note[1] >= 0 or self.is_damaged(self._root / name)}
+            text = _line(FINISHED, time.time()) + "".join(_line(name, *s, at) for name, (s, at) in notes.items())
             with contextlib.suppress(OSError):
                 write_bytes(path, text.encode())
                 break
@@ -143,12 +144,21 @@ def _line(name: str, *numbers: float) -> str:
     return "\t".join([name, *map(str, numbers)]) + "\n"
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any, float]]:
-    """Name, state and time of each line of a file of notes; torn lines are left out."""
+def noted_damaged(text: str) -> set[str]:
+    """Names of the shards that are damaged by the last line on each, in notes of which the shards are not at hand."""
+    return {name for name, at in {name: at for name, _, at in _lines(text)}.items() if at < 0}
+
+
+def _text(path: Path) -> str:
+    """Content of a file of notes; "" where it cannot be read."""
     try:
-        text = read_text(path, errors="replace")
+        return read_text(path, errors="replace")
     except (OSError, SpkdError):
-        return
+        return ""
+
+
+def _lines(text: str) -> Iterator[tuple[str, Any, float]]:
+    """Name, state and time of each line of notes; torn lines are left out."""
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
             name, *state, at = line.split("\t")

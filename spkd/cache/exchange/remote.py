@@ -11,7 +11,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +52,7 @@ from spkd.cache.folder import (
 from spkd.cache.layout import zarr_files
 from spkd.cache.lock import hold
 from spkd.cache.mapped_plan import mend
+from spkd.cache.notes import Notes, noted_damaged
 from spkd.cache.verify import ExpectedShard, check_shard, expected_shards, unit_shards
 from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
@@ -404,7 +405,7 @@ def _missing_at_source(copy: Path, held: contextlib.ExitStack) -> str | None:
     """Phrase that names a file of a pulled copy that its source does not have; None where it has all of them.
 
     Plans, commit records, head and codebook must have the digests of the source's completion record, and the shards
-    there the sizes of these commit records. No link may lead from there to the copy.
+    there the sizes of these commit records and no known damage. No link may lead from there to the copy.
 
     Args:
         held: takes locks that keep the source as it is.
@@ -424,7 +425,7 @@ def _missing_at_source(copy: Path, held: contextlib.ExitStack) -> str | None:
     if not _same_or_less(card, record.card):
         return f"it was extended here, or {url} holds another cache by now"
     committed = [unit for unit in range(card.units) if commit_path(copy, unit).is_file()]
-    shards = {_name(copy, s.path): s.record.bytes for unit in committed for s in unit_shards(copy, card, unit)}
+    shards = {_name(copy, shard.path): shard for unit in committed for shard in unit_shards(copy, card, unit)}
     # Files that follow from the others or are of this copy alone, and shards without a record, which nobody uses.
     aside = {COMPLETE, REJECTED, PULLED, VERIFIED, NOTES, *derived_files(card)}
     aside |= {str(mapped_path(part)) for part in range(len(card.parts))}
@@ -445,12 +446,41 @@ def _missing_at_source(copy: Path, held: contextlib.ExitStack) -> str | None:
     if (itself := next(own, None)) is not None:
         return f"{itself} at {url} is its own"
 
-    def is_there(name: str) -> bool:
-        return patiently(lambda: place.size(name), f"{url}/{name}") == shards[name]
-
     with ThreadPoolExecutor(PARALLEL) as pool:
-        found = dict(zip(shards, pool.map(is_there, shards), strict=True))
-    return next((f"{name} is not at {url}" for name, is_found in found.items() if not is_found), None)
+        problems = pool.map(_problem_at(place), shards.items())
+        return next(filter(None, problems), None)
+
+
+def _problem_at(place: RemoteFolder) -> Callable[[tuple[str, ExpectedShard]], str | None]:
+    """Function of the name of a shard and of the shard in a copy, that looks for it at the source of the copy.
+
+    It reads little: the header, here the index too, and the notes that a verification has left at the source.
+
+    Returns:
+        Function that returns a phrase which says what is wrong; None where the shard is there and not known as damaged.
+    """
+    url = place.url
+    notes = Notes(Path(place.path)) if place.is_local else None
+    noted = set[str]()
+    with contextlib.suppress(SpkdError):  # some buckets refuse what is not there, instead of saying so
+        if notes is None:
+            noted = noted_damaged((place.read(NOTES, LARGEST_RECORD) or b"").decode(errors="replace"))
+
+    def problem(named: tuple[str, ExpectedShard]) -> str | None:
+        name, shard = named
+        size = patiently(lambda: place.size(name), f"{url}/{name}")
+        if size != shard.record.bytes:
+            return f"{name} is not at {url}"
+        if notes is not None:
+            there = Path(place.at(name))
+            wrong = "noted as damaged" if notes.is_damaged(there) else shard.problem(there, rows=False)
+        else:
+            begin = patiently(lambda: place.beginning(name, len(shard.header)), f"{url}/{name}")
+            wrong = "changed in its header" if begin != shard.header else None
+            wrong = "noted as damaged" if name in noted else wrong
+        return wrong and f"{name} at {url}: {wrong}"
+
+    return problem
 
 
 def _is_own(copy: Path, place: RemoteFolder, name: str) -> bool:

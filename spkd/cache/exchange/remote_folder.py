@@ -135,12 +135,8 @@ class RemoteFolder:
             SpkdError: the file is larger, not a regular file, or comes so slowly that it may never end.
         """
         total, waited = 0, 0.0
-        if self.is_local and is_irregular(self.at(name)):
-            raise SpkdError(f"{self.url}/{name}: not a regular file")
-        # With a size, fsspec asks no web server for one, of which every failure would read `not found`.
-        options = {"block_size": 0, "size": 1} if self.is_http else {"cache_type": "none"}
         where = f"{self.url}/{name}"
-        with self.answer(lambda: self.files.open(self.at(name), "rb", **options), where) as file:
+        with self._opened(name) as file:
             # A web server gives what has come; of other places, a call ends when the whole block is there.
             size = None if self.is_http else getattr(file, "size", None)
             while True:
@@ -156,6 +152,23 @@ class RemoteFolder:
                 if not self.is_local and waited > SILENCE + total / SLOWEST:
                     raise SpkdError(f"{self.url}/{name}: given up, since {total:,} bytes took {waited:.0f} s")
                 yield block
+
+    def beginning(self, name: str, count: int) -> bytes:
+        """Up to the first `count` bytes of a file. Raises SpkdError: not a regular file, or no answer in time."""
+        with self._opened(name) as file:
+            data, block = b"", b"x"
+            while block and len(data) < count:  # a web server gives what has come
+                block = self.answer(partial(file.read, count - len(data)), f"{self.url}/{name}", count)
+                data += block
+        return data
+
+    def _opened(self, name: str) -> Any:
+        """A file, opened to be read from its beginning. Raises SpkdError: not a regular file, or no answer in time."""
+        if self.is_local and is_irregular(self.at(name)):
+            raise SpkdError(f"{self.url}/{name}: not a regular file")
+        # With a size, fsspec asks no web server for one, of which every failure would read `not found`.
+        options = {"block_size": 0, "size": 1} if self.is_http else {"cache_type": "none"}
+        return self.answer(lambda: self.files.open(self.at(name), "rb", **options), f"{self.url}/{name}")
 
     def answer(self, call: Callable[[], Result], where: str, size: int = 0) -> Result:
         """Result of a call to an object store, which is given up where it takes too long for its bytes.

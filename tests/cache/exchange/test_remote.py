@@ -373,9 +373,46 @@ def extracted_again(spkd: Callable, corpus: Path, root: str) -> None:
     write_json(commit_path(Path(root), 1), replace(commit, writer={"host": "another"}).to_json())
 
 
+def emptied_at_the_source(spkd: Callable, corpus: Path, root: str) -> None:
+    """As a power cut leaves files whose size alone had reached the disk."""
+    shard = Path("lab/a/fbank/c/1/0")
+    shard.write_bytes(bytes(shard.stat().st_size))
+
+
+def torn_at_the_source(spkd: Callable, corpus: Path, root: str) -> None:
+    shard = Path("lab/a/fbank/c/1/0")
+    shard.write_bytes(shard.read_bytes()[:-500] + bytes(500))
+
+
+def noted_at_the_source(spkd: Callable, corpus: Path, root: str) -> None:
+    shard = Path("lab/a/fbank/c/1/0")
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data)
+    assert "fbank/c/1/0: changed in rows" in spkd("cache", "verify", "lab/a").err
+
+
+@pytest.mark.parametrize("change", [emptied_at_the_source, noted_at_the_source])
+def test_a_copy_from_a_web_server_stays_where_that_is_damaged(
+    spkd: Callable, corpus: Path, crowded: Callable, web: str, change: Callable
+) -> None:
+    shutil.rmtree("scratch/a")
+    spkd("cache", "pull", f"{web}/lab/a", "scratch/a").ok()
+    change(spkd, corpus, "scratch/a")
+    done = crowded()
+    assert (done.code, "scratch/a: stays, since" in done.out) == (1, True), done.err
+    assert {emptied_at_the_source: "changed in its header", noted_at_the_source: "noted as damaged"}[change] in done.out
+    spkd("cache", "repair", "lab/a", "--from", "scratch/a").ok()
+    spkd("cache", "verify", "lab/a").ok()
+    assert "scratch/a: removed to make room" in crowded().out
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (emptied_at_the_source, "changed in its header"),
+        (torn_at_the_source, "changed in its index"),
+        (noted_at_the_source, "noted as damaged"),
         (extended, "it was extended here"),
         (put_aside, "thesis.tex is not at "),
         (lost_at_the_source, "frames/c/1/0 is not at "),
