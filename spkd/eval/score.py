@@ -405,7 +405,9 @@ def score_from_files(
     listed = files[0][0] if trials is None else trials
     scores = [in_order_of(listed, *file) for file in files]
     people, notes = _people(config, listed)
-    for scored, _ in files:
+    for scored, own in files:
+        if scored.label is None and set(np.unique(own)) == {0.0, 1.0}:
+            notes = (*notes, f"{scored.source}: every score is 0 or 1, as are the labels of a trial list")
         if count := without_trial(listed, scored):
             notes = (*notes, f"{scored.source}: scores of pairs that are no trials of {listed.source}: {count:,}")
         if len(places := labelled_otherwise(listed, scored)):

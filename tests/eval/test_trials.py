@@ -173,6 +173,14 @@ def test_scores_lose_no_digit(spkd: Callable[..., Outcome], tmp_path: Path) -> N
     assert np.array_equal(np.array(as_text(singles)).astype(np.float32), singles)
 
 
+def test_a_list_in_the_place_of_scores_is_noted(spkd: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("".join(f"e{i} t{i} {i % 2}\n" for i in range(20)))
+    (tmp_path / "scores").write_text("".join(f"e{i} t{i} {i % 3}\n" for i in range(20)))
+    done = spkd("eval", "list", "--scores", "list", "bootstrap=0").ok()
+    assert "note: list: every score is 0 or 1, as are the labels of a trial list\n" in done.out
+    assert "every score" not in spkd("eval", "list", "--scores", "scores", "bootstrap=0").ok().out
+
+
 def test_labels_of_a_score_file_that_contradict_the_list_are_counted(
     spkd: Callable[..., Outcome], tmp_path: Path
 ) -> None:
