@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,8 +130,9 @@ class Manifest:
         named, note = _named(list(_distinct(reader.utterances(), path)), path.parent)
         if not named:
             raise SpkdError(f"{path}: holds no utterances")
-        utterances, unknown = _without_placeholders(named)
-        manifest = cls(utterances, str(path), (*reader.notes, *note, *unknown, *_counted(reader, utterances)))
+        normal, merged = _in_one_form(named)
+        utterances, unknown = _without_placeholders(normal)
+        manifest = cls(utterances, str(path), (*reader.notes, *note, *merged, *unknown, *_counted(reader, utterances)))
         for name in columns:
             if not any(utterance.attribute(name) for utterance in manifest):
                 raise UsageError(f"{path}: no column {name!r}, or nothing in it{bracketed('by', name)}")
@@ -243,6 +245,24 @@ def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utteran
     return named, [
         f"utterances without an id, whose file names repeat and whose ids are {way}: {len(nameless):,}"
     ] * bool(way)
+
+
+def _in_one_form(utterances: tuple[Utterance, ...]) -> tuple[tuple[Utterance, ...], list[str]]:
+    """The utterances with speakers in Unicode normal form C, and a note on those that were in several forms."""
+    names = {u.speaker for u in utterances if u.speaker is not None}
+    normal = {name: unicodedata.normalize("NFC", name) for name in names}
+    changed = {name for name in names if normal[name] != name}
+    if not changed:
+        return utterances, []
+    kept = tuple(
+        dataclasses.replace(u, speaker=normal[u.speaker]) if u.speaker is not None and u.speaker in changed else u
+        for u in utterances
+    )
+    counts = Counter(normal.values())
+    several = sorted(name for name, count in counts.items() if count > 1)
+    return kept, [f"speakers written in several Unicode forms, each taken for one person: {first_few(several)}"] * bool(
+        several
+    )
 
 
 def _without_placeholders(utterances: tuple[Utterance, ...]) -> tuple[tuple[Utterance, ...], list[str]]:
@@ -458,7 +478,7 @@ def build(
                 f"{relative.suffix.lstrip('.')}, or another --layout"
             )
         else:
-            speaker = relative.parts[level] if level else parsed[1]
+            speaker = unicodedata.normalize("NFC", relative.parts[level] if level else parsed[1])
             utterances[parsed[0]] = Utterance(parsed[0], str(root / relative), speaker)
     if not utterances:
         raise SpkdError(
@@ -474,6 +494,13 @@ def build(
         if several := sorted(name for name, count in names.items() if count > 1):
             log(f"note: {root}: speakers in several of them, each taken for one person: {first_few(several)}")
     if layout == "folder":
+        stems = Counter(Path(name).with_suffix("") for name in utterances)
+        if twice := [name for name in utterances if stems[Path(name).with_suffix("")] > 1]:
+            suffix = Path(twice[0]).suffix.lstrip(".")
+            log(
+                f"note: {root}: files that differ in their suffix alone are an utterance each: {first_few(twice)}; if "
+                f"they are one recording, choose with --suffix {suffix}"
+            )
         for note in _notes_on_speakers([file.parts[level:-1] for file in files if len(file.parts) > level + 1]):
             log(f"note: {root}: {note}")
     manifest, unreadable = measure(Manifest(tuple(utterances.values()), str(root)), workers)

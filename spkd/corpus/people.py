@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,7 +66,8 @@ class Names:
 
 
 def _digest(name: str) -> bytes:
-    return hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
+    normal = unicodedata.normalize("NFC", name)  # one name, however its accents are written
+    return hashlib.sha256(normal.encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
 
 
 def _encoded(digests: list[bytes]) -> str:

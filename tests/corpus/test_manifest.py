@@ -262,6 +262,28 @@ def test_librispeech_is_detected_by_its_folders_too(tmp_path: Path, files: list[
     assert build(tmp_path, "librispeech")[0].speakers == sorted({Path(file).name.split("-")[0] for file in files})
 
 
+def test_recordings_in_two_formats_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for file in ("ann/1.wav", "ann/1.flac", "ann/2.wav", "bob/1.wav"):
+        write_audio(tmp_path / file)
+    assert len(build(tmp_path)[0]) == 4
+    assert "an utterance each: ann/1.flac, ann/1.wav; if they are one recording, choose with --suffix flac" in (
+        capsys.readouterr().out
+    )
+    assert len(build(tmp_path, suffix="wav")[0]) == 3
+    assert "--suffix" not in capsys.readouterr().out
+
+
+def test_a_speaker_is_one_however_accents_are_written(tmp_path: Path) -> None:
+    """Unicode has two forms of `José`: macOS writes the decomposed one into names of files."""
+    composed, decomposed = "Jos\u00e9", "Jose\u0301"
+    (tmp_path / "m.csv").write_text(f"path,speaker\na.wav,{composed}\nb.wav,{decomposed}\nc.wav,Zoe\u0308\n")
+    manifest = Manifest.load(tmp_path / "m.csv")
+    assert manifest.speakers == [composed, "Zo\u00eb"]
+    assert manifest.notes == (f"speakers written in several Unicode forms, each taken for one person: {composed}",)
+    write_audio(tmp_path / "wav" / decomposed / "a.wav")
+    assert build(tmp_path / "wav")[0].speakers == [composed]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -20,6 +20,10 @@ def test_names_are_kept_as_digests() -> None:
     assert Names(0).shared(["ann"]) == []
 
 
+def test_a_name_is_one_however_accents_are_written() -> None:
+    assert Names.of(["Jos\u00e9"]).shared(["Jose\u0301", "Jose"]) == ["Jose\u0301"]
+
+
 def test_a_large_set_is_sampled_evenly() -> None:
     names = Names.of(f"speaker{i}" for i in range(40_000))
     assert (names.count, names.is_sample, len(names.kept)) == (40_000, True, MOST_NAMES)
