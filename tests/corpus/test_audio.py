@@ -302,6 +302,17 @@ def test_where_times_jump_there_is_silence(
         assert np.abs(part - there).mean() < 1e-2 * np.abs(expected).mean()  # AAC has noise of its own
 
 
+def test_where_times_go_back_samples_are_counted_on(tmp_path: Path) -> None:
+    """FLV files put together: the times of the second begin at 0 again, and its pause is kept."""
+    write_with_pause(tmp_path / "a.flv", tone(440, 44_100, 4.0), 44_100, "aac", (2.0, 1.5))
+    data = (tmp_path / "a.flv").read_bytes()
+    (tmp_path / "b.flv").write_bytes(data + data[13:])  # without the header of the second
+    once, twice = (len(decode(str(tmp_path / name)).wave) for name in ("a.flv", "b.flv"))
+    assert once == pytest.approx(5.5 * 16_000, abs=1_600)
+    assert twice == pytest.approx(2 * once, abs=2)
+    assert probe(str(tmp_path / "b.flv")) == pytest.approx(twice / 16_000, abs=1e-4)
+
+
 def test_an_absurd_jump_of_times_is_refused(tmp_path: Path) -> None:
     wave = np.full(5 * 16_000, 0.1, np.float32)
     write_with_pause(tmp_path / "a.mka", wave, 16_000, "flac", (3.0, 1e6))
