@@ -21,6 +21,7 @@ from spkd.pages import html
 from spkd.progress import log
 from spkd.students.description import DESCRIPTION, Description
 
+TITLE = "Teacher caches in"  # beginning of the title of the page
 MOST = 1 << 28  # most bytes of a description or a report
 
 
@@ -79,7 +80,7 @@ def catalogue(root: str, more: Sequence[str]) -> tuple[str, int]:
         parts.append(_section(fingerprint, copies, names, trained.get(fingerprint, [])))
     if broken := [[cache.url, cache.error or ""] for cache in caches if cache.card is None]:
         parts += [html.heading("Not readable"), html.table(["cache", "reason"], broken, words=(0, 1))]
-    return html.page(f"Teacher caches in {RemoteFolder.of(root).shown}", *parts), len(caches) - len(broken)
+    return html.page(f"{TITLE} {RemoteFolder.of(root).shown}", *parts), len(caches) - len(broken)
 
 
 def _summary(groups: dict[str, Copies], names: dict[str, str], trained: dict[str, list[Student]]) -> str:

@@ -39,6 +39,7 @@ from spkd.registry import EXPORTS, LOSSES, plug_ins
 from spkd.train.settings import TrainConfig
 from spkd.version import __version__
 
+MANIFEST, CATALOGUE = Path("manifest.csv"), Path("catalogue.html")  # what commands write that are given no name
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
     no_args_is_help=True,
@@ -135,17 +136,19 @@ def manifest(
     layout: Annotated[
         str | None, typer.Option(help="voxceleb, librispeech, cnceleb or folder (default: detected).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")] = Path("manifest.csv"),
+    out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")] = MANIFEST,
     suffix: Annotated[str | None, typer.Option(help="Take only files of this kind, e.g. flac.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that read audio headers.", min=1, max=1024)] = 8,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
 ) -> None:
     """Build a manifest of a folder of audio, with durations."""
-    from spkd.corpus.manifest import build, check_suffix
-    from spkd.files.atomic import check_writable
+    from spkd.corpus.manifest import HEADER, build, check_suffix
+    from spkd.files.atomic import check_is_own, check_writable
 
     check_suffix(out)
     check_writable(out)
+    if out == MANIFEST:
+        check_is_own(out, ",".join(HEADER).encode(), "--out FILE")
     made, layout, left_out = build(path, layout, workers, suffix)
     made.save(out)
     size = f"{counted(len(made), 'utterance')}, {counted(len(made.speakers), 'speaker')}, {made.seconds / 3600:.2f} h"
@@ -467,16 +470,18 @@ def cache_ls(root: Annotated[str, typer.Argument(help="Folder or URL (s3://, htt
 @cache_app.command("catalogue", cls=Command, epilog=_example("spkd cache catalogue /lab/caches --out catalogue.html"))
 def cache_catalogue(
     root: Annotated[str, typer.Argument(help="Folder or URL (s3://, http://).")] = ".",
-    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("catalogue.html"),
+    out: Annotated[Path, typer.Option(help="Page to write.")] = CATALOGUE,
     students: Annotated[
         list[str] | None, typer.Option(help="Another folder or URL with students and evaluations. Repeat it for more.")
     ] = None,
 ) -> None:
     """Write one page of all caches below a folder or bucket, with the students that were trained from them."""
-    from spkd.catalogue import catalogue
-    from spkd.files.atomic import check_writable, write_bytes
+    from spkd.catalogue import TITLE, catalogue
+    from spkd.files.atomic import check_is_own, check_writable, write_bytes
 
     check_writable(out)
+    if out == CATALOGUE:
+        check_is_own(out, TITLE.encode(), "--out FILE")
     page, count = catalogue(root, students or [])
     write_bytes(out, page.encode())
     log(f"{out}: {counted(count, 'cache')}")

@@ -80,6 +80,33 @@ def test_files_of_others_stay(spkd: Callable, inputs: Path) -> None:
         shutil.rmtree("out")
 
 
+def test_what_nobody_named_replaces_its_own_alone(spkd: Callable, inputs: Path) -> None:
+    Path("audio/speaker").mkdir(parents=True)
+    shutil.copy(Manifest.load("m.csv")[0].path, "audio/speaker/a.wav")
+    for command, name, message in (
+        (("export", "student", "to=onnx"), "student/model.onnx", "spkd did not write it"),
+        (("export", "student", "to=pt2"), "student/model.pt2", "spkd did not write it"),
+        (
+            ("calibrate", "trials.txt", "model=student", "manifest=m.csv", "force=true"),
+            "student/calibration.json",
+            "no",
+        ),
+        (("cache", "catalogue", "."), "catalogue.html", "spkd did not write it); choose --out FILE, or remove it"),
+        (("manifest", "audio"), "manifest.csv", "spkd did not write it); choose --out FILE, or remove it"),
+    ):
+        Path(name).write_text("utt,wav\nprecious\n")
+        done = spkd(*command)
+        assert (done.code, f"{name}: would be replaced" in done.err, message in done.err) == (1, True, True), done.err
+        assert Path(name).read_text() == "utt,wav\nprecious\n"
+        Path(name).unlink()
+        spkd(*command).ok()
+        first = Path(name).stat().st_ino
+        spkd(*command).ok()
+        assert Path(name).stat().st_ino != first
+    Path("named.csv").write_text("precious")
+    spkd("manifest", "audio", "--out", "named.csv").ok()
+
+
 def test_no_export_is_written_over_a_cache_or_another_export(spkd: Callable, inputs: Path) -> None:
     spkd("extract", "teacher=none", "manifest=m.csv", "cache=other", "view.seed=3", "view=crops:1,0.7").ok()
     spkd("cache", "export", "other", "other-tars").ok()

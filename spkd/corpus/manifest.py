@@ -53,6 +53,7 @@ SET = re.compile(
 )
 FEW = 10  # folders: so many speakers or fewer, which have folders within, are noted
 MANY = 20  # files: so many of one speaker are noted
+HEADER = ("utt", "path", "speaker", "duration", "start")  # first columns of a manifest that is written as CSV
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
 
 
@@ -154,7 +155,7 @@ class Manifest:
         rows = [dataclasses.asdict(u) | {"path": _relative(u.path, folder)} for u in self.utterances]
         out = io.StringIO()
         if path.suffix == ".csv":
-            fields = ["utt", "path", "speaker", "duration", "start"]
+            fields = [*HEADER]
             fields += ["channel"] if any(u.channel is not None for u in self.utterances) else []
             writer = csv.DictWriter(out, fields, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()

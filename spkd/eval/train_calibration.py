@@ -68,7 +68,7 @@ def calibrate_trials(config: CalibrateConfig, trials: str | None, scores: Sequen
     check_inputs(config, trials, scores)
     out = place(config, bool(scores))
     check_not_among([out], [trials, *scores, config.manifest, config.enrol.map, config.cohort.source])
-    if config.out:
+    if config.out or out.name == FILE:
         check_replaces_none(out.parent, [out.name], {out.name: FORMAT.key})  # a model, for example
     scored = run_trials(config, trials, scores)
     calibration = calibrate(in_use_with(config, scored), scored)

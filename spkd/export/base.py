@@ -21,6 +21,7 @@ from spkd.networks.network import Network
 CHECKED = (1.0, 2.5, 4.0, 8.0)  # lengths of the inputs of the comparison (s)
 LEAST = 0.9999  # least cosine of embeddings of an export in floating point with the student's
 SECONDS, REPEATS = 4.0, 9  # length of the view (s) and number of repetitions for the latency
+COMMENT = "trained by spkd"  # in the metadata of files that have any
 DESCRIPTION = ("url", "licence", "calibration")  # keys of what the description of a file holds
 Run = Callable[[Tensor], np.ndarray]
 
@@ -59,11 +60,13 @@ class Export(ABC):
         Settings: dataclass of the settings of the format, where it has any.
         file: name of the file, or folder, in the student's folder; see `name`.
         folder: of a format that writes a folder: names of its files, and records as of `check_replaces_none`.
+        mark: bytes in each file of the format, by which one in the student's folder is known; empty: there are none.
         lacks: name of each key of `spkd export` that has no effect with the format -> the reason.
     """
 
     file: ClassVar[str]
     folder: ClassVar[tuple[Sequence[str], Mapping[str, str]]] = ((), {})
+    mark: ClassVar[bytes] = b""
     lacks: ClassVar[Mapping[str, str]] = {"trials": "spkd scores ONNX models alone"}
 
     def __init__(self, settings: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from spkd.corpus.audio import AudioError, decode
 from spkd.corpus.manifest import Manifest, Utterance, measure, note_left_out
 from spkd.errors import SpkdError, UsageError
-from spkd.export.base import Export, Exported, checked, in_torch, least_cosine, real_time_factor
+from spkd.export.base import COMMENT, Export, Exported, checked, in_torch, least_cosine, real_time_factor
 from spkd.export.graph import Embedder, quiet
 from spkd.export.onnx import NAMES, Session, write_onnx
 from spkd.export.settings import Int8Settings
@@ -34,6 +34,7 @@ class ONNXInt8(Export):
 
     Settings = Int8Settings
     file = "model.int8.onnx"
+    mark = COMMENT.encode()
     lacks: ClassVar = {
         "calibration": "its scores are not the student's: `spkd calibrate TRIALS model=onnx model.weights=FILE` "
         "calibrates the written file"

@@ -23,6 +23,7 @@ class LiteRT(Export):
 
     Settings = LiteRTSettings
     file = "model.tflite"
+    mark = b"TFL3"  # of any file of the format, which has no metadata
     lacks: ClassVar = {**Export.lacks, **dict.fromkeys(DESCRIPTION, "the file holds the graph alone")}
 
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.export.base import Export, Exported, checked, tagged
+from spkd.export.base import COMMENT, Export, Exported, checked, tagged
 from spkd.export.graph import Embedder, quiet, toolkit_of, traced
 from spkd.export.settings import ONNXSettings
 from spkd.files.atomic import write_bytes
@@ -32,6 +32,7 @@ class ONNX(Export):
 
     Settings = ONNXSettings
     file = "model.onnx"
+    mark = COMMENT.encode()
     lacks: ClassVar = {}
 
     def name(self, waveform: bool) -> str:
@@ -104,7 +105,7 @@ def metadata_of(embedder: Embedder, model: dict[str, Any], calibration: dict[str
     toolkit = toolkit_of(kind) if is_fbank(kind) else "waveform"
     metadata = {
         "url": str(model.get("url") or "not stated"),
-        "comment": "trained by spkd",
+        "comment": COMMENT,
         "sample_rate": str(SAMPLE_RATE),
         "output_dim": str(embedder.network.levels[EMBEDDING].dim),
         "spkd_features": "waveform" if embedder.front_end is not None else toolkit,

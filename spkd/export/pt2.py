@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from spkd.errors import SpkdError, first_line
-from spkd.export.base import Export, Exported, checked, in_torch
+from spkd.export.base import COMMENT, Export, Exported, checked, in_torch
 from spkd.export.graph import Embedder, traced
 from spkd.files.atomic import write_bytes
 
@@ -20,6 +20,7 @@ class PT2(Export):
     """Exported program, for any batch size and length; `metadata.json` in the file describes it."""
 
     file = "model.pt2"
+    mark = COMMENT.encode()
 
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         data = io.BytesIO()

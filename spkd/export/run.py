@@ -15,7 +15,7 @@ from spkd.export.base import Exported, in_torch, real_time_factor
 from spkd.export.graph import Embedder
 from spkd.export.onnx import metadata_of
 from spkd.export.settings import ExportConfig
-from spkd.files.atomic import check_holds_no_other, check_replaces_none, check_writable, writable_folder
+from spkd.files.atomic import check_holds_no_other, check_is_own, check_replaces_none, check_writable, writable_folder
 from spkd.outputs.features import is_fbank
 from spkd.progress import log
 from spkd.registry import EXPORTS
@@ -50,6 +50,8 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         raise UsageError(f"out={out}: to={config.to} writes {suffix} files")
     if suffix:
         check_writable(out)
+        if written.mark and not config.out:
+            check_is_own(out, written.mark, "out=FILE")
     else:
         check_holds_no_other(out, "an export")
         check_replaces_none(out, *written.folder)

@@ -507,6 +507,27 @@ def check_replaces_none(folder: str | Path, names: Iterable[str], records: Mappi
             raise SpkdError(f"{path}: would be replaced ({reason}); choose another folder, or remove it")
 
 
+def check_is_own(path: Path, mark: bytes, other: str) -> None:
+    """Check that a command replaces no file of others under a name that nobody gave.
+
+    Args:
+        path: file that it writes.
+        mark: bytes that are in each such file.
+        other: how another name is given.
+    Raises:
+        SpkdError: there is a file without them.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        end = b""
+        while block := file.read(1 << 20):
+            if mark in (end := end + block):
+                return
+            end = end[-len(mark) :]
+    raise SpkdError(f"{path}: would be replaced (spkd did not write it); choose {other}, or remove it")
+
+
 def check_not_among(out: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:
     """Check that a command replaces none of its own inputs.
 
