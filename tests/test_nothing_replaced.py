@@ -107,6 +107,18 @@ def test_what_nobody_named_replaces_its_own_alone(spkd: Callable, inputs: Path) 
     spkd("manifest", "audio", "--out", "named.csv").ok()
 
 
+def test_the_lock_of_another_program_stays(spkd: Callable, inputs: Path) -> None:
+    Path("out").mkdir()
+    Path("out/run.lock").write_text("4711\n")
+    command = ("train", "--loss", "aam", "cache=cache", *SMALL, "out=out")
+    done = spkd(*command)
+    assert (done.code, "out/run.lock: would be removed" in done.err) == (1, True), done.err
+    assert Path("out/run.lock").read_text() == "4711\n"
+    Path("out/run.lock").write_text("")  # as a kill leaves that of spkd
+    spkd(*command).ok()
+    assert not Path("out/run.lock").exists()
+
+
 def test_no_export_is_written_over_a_cache_or_another_export(spkd: Callable, inputs: Path) -> None:
     spkd("extract", "teacher=none", "manifest=m.csv", "cache=other", "view.seed=3", "view=crops:1,0.7").ok()
     spkd("cache", "export", "other", "other-tars").ok()

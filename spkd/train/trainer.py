@@ -325,6 +325,9 @@ def _check_replaces_none(out: Path) -> None:
     names = (record.RUN, record.SETTINGS, record.PAGE, LOG, resume.STATE, *students, *states)
     keys = {record.RUN: record.FORMAT.key, DESCRIPTION: MODEL_FORMAT.key, resume.STATE: resume.FORMAT.key}
     check_replaces_none(out, names, keys)
+    lock = out / resume.LOCK  # removed at the end; the locks of other programs hold a number, or text
+    if lock.is_file() and lock.stat().st_size:
+        raise SpkdError(f"{lock}: would be removed (that of spkd is empty); choose another folder, or remove it")
 
 
 def opened(config: TrainConfig, left_out: dict[str, str] | None = None) -> Opened:
