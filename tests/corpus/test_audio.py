@@ -304,7 +304,7 @@ def test_where_times_jump_there_is_silence(
 
 def test_where_times_go_back_samples_are_counted_on(tmp_path: Path) -> None:
     """FLV files put together: the times of the second begin at 0 again, and its pause is kept."""
-    write_with_pause(tmp_path / "a.flv", tone(440, 44_100, 4.0), 44_100, "aac", (2.0, 1.5))
+    write_with_pause(tmp_path / "a.flv", tone(440, 44_100, 4.0).astype(np.float32), 44_100, "aac", (2.0, 1.5))
     data = (tmp_path / "a.flv").read_bytes()
     (tmp_path / "b.flv").write_bytes(data + data[13:])  # without the header of the second
     once, twice = (len(decode(str(tmp_path / name)).wave) for name in ("a.flv", "b.flv"))
