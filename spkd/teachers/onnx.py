@@ -37,6 +37,9 @@ CARD = "spkd_card"  # metadata of a file that spkd exported
 PAD = 16  # frames: NeMo pads its batches to a multiple
 PROBES = (16_000, 16_480, 17_760, 24_000, 31_999)  # lengths (samples) for which the shapes of outputs are examined
 LONGEST = 300 * SAMPLE_RATE  # longest view: the memory that a graph needs cannot be read from it
+LEVELS = (1.0, 0.1, 1e-5)  # levels of probes of noise: -20, -40 and -120 dB of full scale
+ALIKE = 1e-4  # largest difference of outputs, as a share of the largest number, that rounding explains
+REPEATED = 1e-6  # largest such difference of two runs on the same view
 BOUNDARIES = 4  # most places within a stride at which it is measured on what frames depend
 BANDS = (8, 256)  # smallest and largest number of bands
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -73,6 +76,7 @@ class ONNX(Teacher):
         self._path, self.device = Path(weights), device
         files = files_of(self._path)
         self._digest = digest_of(files)
+        self._details: dict[str, str] = {}
         # The graph is first examined in a separate process.
         size = sum(file.stat().st_size for file in files)
         self._seconds = seconds_for(size)
@@ -81,6 +85,7 @@ class ONNX(Teacher):
             self.training = _training(self._path, probe.metadata)
             self.training_lost = self.training is None and CARD in probe.metadata
             self._input, self._names, runs = _understood(weights, probe, kind, outputs)
+            _check_repeats(weights, probe, self._input, self._names)
             self._input = _with_masks(weights, probe, self._input, self._names[EMBEDDING])
             _check_embedding(weights, probe, self._input, self._names[EMBEDDING])
             self._batches = self._input.takes_batches and self._runs_batches(probe)
@@ -107,7 +112,7 @@ class ONNX(Teacher):
             licence="see the model's own page",
             source=self._path.name,
             preprocessing=self._input.words,
-            details={"outputs": self._names},
+            details={"outputs": self._names, **self._details},
             library=_library(),
         )
 
@@ -134,9 +139,23 @@ class ONNX(Teacher):
         return outputs
 
     def _runs_batches(self, probe: Probe) -> bool:
-        """Whether the graph takes batches of two views: some graphs were traced with a single one."""
-        outputs = probe.run(self._input.probe(self._input.samples or PROBES[0], 2), [self._names[EMBEDDING]])
-        return not isinstance(outputs, str) and outputs[self._names[EMBEDDING]].shape[0] == 2
+        """Whether the graph takes batches, in which no view changes what it gives for another. Some graphs were traced
+        with a single view; ranges of dynamic quantisation, and norms over the whole tensor, are of the whole batch."""
+        samples = self._input.samples or PROBES[0]
+        outputs = probe.run(self._input.probe(samples, 2), [self._names[EMBEDDING]])
+        if isinstance(outputs, str) or outputs[self._names[EMBEDDING]].shape[0] != 2:
+            return False
+        difference = probe.difference(
+            self._input.probe(samples, len(LEVELS), levels=LEVELS), list(self._names.values())
+        )
+        if difference <= ALIKE:
+            return True
+        log(
+            f"note: {self._path.name}: what it gives for a view depends on the other views of its batch, so it takes "
+            "one view at a time"
+        )
+        self._details["batch"] = "one view, since the views of a batch change one another's outputs"
+        return False
 
 
 @dataclass(frozen=True)
@@ -202,10 +221,12 @@ class GraphInput:
         batch: int = 1,
         seeds: tuple[int, int] | None = None,
         mask: tuple[int, int] | None = None,
+        levels: tuple[float, ...] | None = None,
     ) -> dict[str, Feed]:
         """Descriptions of all inputs by name, for a probe that fills them with noise.
 
         Args:
+            levels: factors of the noise in each view; None: 1.
             seeds: seeds of the noise in both halves of the view.
             mask: values of the masks in both halves of the view; None: all steps are valid.
         """
@@ -213,7 +234,7 @@ class GraphInput:
         steps = count + -count % self.multiple
         shape = self._shape(batch, steps)
         time = 2 if self.bands_first or shape[1] == 1 else 1
-        feeds = {self.main.name: Feed(self.main.type, shape, None, time, seeds)}
+        feeds = {self.main.name: Feed(self.main.type, shape, None, time, seeds, levels)}
         for node in self.others:
             halves = mask if len(node.shape) == 2 else None
             feeds[node.name] = Feed(node.type, *self._other(node, batch, count, steps), halves=halves)
@@ -409,6 +430,17 @@ def _likely(
     if len(sized) > 1 and place is not None and place < len(names) and names[place] in sized:
         return [names[place]]  # the one that sherpa-onnx takes
     return sized or [name for name in vectors if "emb" in name.lower()] or vectors
+
+
+def _check_repeats(source: str, probe: Probe, given: GraphInput, names: dict[str, str]) -> None:
+    """Refuse a graph with random operations. Raises UsageError where two runs on the same view differ."""
+    for level in (max(LEVELS), min(LEVELS)):
+        feeds = given.probe(given.samples or PROBES[0], levels=(level,))
+        if not probe.difference(feeds, list(names.values())) <= REPEATED:
+            raise UsageError(
+                f"{source}: gives something else for the same view in every run (random operations, such as dither or "
+                "dropout); export it without them"
+            )
 
 
 def _with_masks(source: str, probe: Probe, given: GraphInput, embedding: str) -> GraphInput:

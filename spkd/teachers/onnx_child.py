@@ -41,8 +41,11 @@ def main(path: str, seconds: int, memory: int) -> None:
         }
     )
 
-    def filled(shape: list[int], value: int | None, axis: int, halves: list[int] | None) -> Any:
-        """Noise (from the seeds `halves`) or values, with another half after the middle of an axis."""
+    def filled(
+        shape: list[int], value: int | None, axis: int, halves: list[int] | None, levels: list[float] | None
+    ) -> Any:
+        """Noise (from the seeds `halves`) or values, with another half after the middle of an axis, each row at its
+        level."""
 
         def whole(item: int) -> Any:
             return 0.1 * np.random.RandomState(item).standard_normal(shape) if value is None else np.full(shape, item)
@@ -52,7 +55,21 @@ def main(path: str, seconds: int, memory: int) -> None:
         if second != first:
             later = tuple(slice(size // 2 if i == axis % len(shape) else 0, None) for i, size in enumerate(shape))
             values[later] = whole(second)[later]
+        if levels is not None:
+            values *= np.reshape(levels, (-1, *[1] * (len(shape) - 1)))
         return values
+
+    def difference(outputs: list[str], feeds: dict[str, Any]) -> float:
+        """Largest difference between the rows of a batch and the same rows each in a run of its own, as a share of the
+        largest number of the row."""
+        shares = [0.0]
+        for row, together in enumerate(zip(*session.run(outputs, feeds), strict=True)):
+            alone = session.run(outputs, {name: feed[row : row + 1] for name, feed in feeds.items()})
+            for one, (other, *_) in zip(together, alone, strict=True):
+                if not np.array_equal(one, other, equal_nan=True):
+                    one, other = one.astype("float64"), other.astype("float64")
+                    shares.append(float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30)))
+        return float(np.max(shares))
 
     for line in sys.stdin:
         asked = json.loads(line)
@@ -60,8 +77,11 @@ def main(path: str, seconds: int, memory: int) -> None:
         for name, (kind, *described) in asked["feeds"].items():
             feeds[name] = filled(*described).astype(TYPES[kind])
         try:
+            if asked["answer"] == "difference":
+                say({"difference": difference(asked["outputs"], feeds)})
+                continue
             results = session.run(asked["outputs"], feeds)
-            if asked["values"]:
+            if asked["answer"] == "values":
                 say({"values": results[0].ravel().astype("float64").tolist()})
             else:
                 say({"shapes": [list(result.shape) for result in results], "types": [str(r.dtype) for r in results]})

@@ -37,6 +37,7 @@ class Feed(NamedTuple):
         value: value of all elements; None: noise, the same in every run.
         axis: axis in the middle of which the content changes.
         halves: values before and after the middle; of noise, their seeds. None: the same content throughout.
+        levels: factors of the noise in each row of a batch; None: 1.
     """
 
     type: str
@@ -44,6 +45,7 @@ class Feed(NamedTuple):
     value: int | None = None
     axis: int = -1
     halves: tuple[int, int] | None = None
+    levels: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,20 +88,32 @@ class Probe:
         Raises:
             SpkdError: the run takes too long or asks for too much memory.
         """
-        tree = self._asked(feeds, outputs, values=False)
+        tree = self._asked(feeds, outputs, "shapes")
         if "error" in tree:
             return first_line(ValueError(tree["error"]))
         return {n: Output(s, t) for n, s, t in zip(outputs, tree["shapes"], tree["types"], strict=True)}
 
     def values(self, feeds: dict[str, Feed], output: str) -> list[float]:
         """Numbers of an output. Raises SpkdError: the run fails, takes too long or asks for too much memory."""
-        tree = self._asked(feeds, [output], values=True)
+        tree = self._asked(feeds, [output], "values")
         if "error" in tree:
             raise SpkdError(f"{self._path}: fails on noise ({first_line(ValueError(tree['error']))})")
         return [float(value) for value in tree["values"]]
 
-    def _asked(self, feeds: dict[str, Feed], outputs: Sequence[str], values: bool) -> dict[str, Any]:
-        asked = {"feeds": feeds, "outputs": list(outputs), "values": values}
+    def difference(self, feeds: dict[str, Feed], outputs: Sequence[str]) -> float:
+        """Largest difference between the rows of a batch and the same rows each in a run of its own, as a share of the
+        largest number of the row. Of one row, it is that of two runs.
+
+        Raises:
+            SpkdError: as of `values`.
+        """
+        tree = self._asked(feeds, outputs, "difference")
+        if "error" in tree:
+            raise SpkdError(f"{self._path}: fails on noise ({first_line(ValueError(tree['error']))})")
+        return float(tree["difference"])
+
+    def _asked(self, feeds: dict[str, Feed], outputs: Sequence[str], answer: str) -> dict[str, Any]:
+        asked = {"feeds": feeds, "outputs": list(outputs), "answer": answer}
         with suppress(OSError):  # where the process has ended, its answer tells why
             print(json.dumps(asked), file=self._process.stdin, flush=True)
         tree = self._answer()

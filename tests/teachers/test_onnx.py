@@ -311,6 +311,77 @@ def test_external_data_of_a_branch_is_part_of_the_model(tmp_path: Path) -> None:
     assert [f.name for f in files_of(tmp_path / "m.onnx")] == ["m.onnx", "a.bin", "i.bin"]
 
 
+def levels(path: Path, before: list[Any], named: str) -> Path:
+    """The sum of magnitudes and the root of the sum of squares of an input, after the nodes that make `named` of x."""
+    node = onnx.helper.make_node
+    nodes = [
+        *before,
+        *(node("ReduceL1", [named], ["l1"], axes=[1]), node("ReduceL2", [named], ["l2"], axes=[1])),
+        node("Concat", ["l1", "l2"], ["emb"], axis=1),
+    ]
+    return built(path, nodes, {"x": ("FLOAT", ["B", "S"])}, ["emb"])
+
+
+def over_the_tensor(path: Path) -> Path:
+    node = onnx.helper.make_node
+    nodes = [
+        *(node("ReduceMean", ["x"], ["mean"]), node("Sub", ["x", "mean"], ["d"]), node("Mul", ["d", "d"], ["s"])),
+        *(node("ReduceMean", ["s"], ["v"]), node("Sqrt", ["v"], ["r"]), node("Div", ["d", "r"], ["n"])),
+    ]
+    return levels(path, nodes, "n")
+
+
+def by_the_largest(path: Path) -> Path:
+    node = onnx.helper.make_node
+    nodes = [node("Abs", ["x"], ["a"]), node("ReduceMax", ["a"], ["m"]), node("Div", ["x", "m"], ["n"])]
+    return levels(path, nodes, "n")
+
+
+def dynamically_quantised(path: Path) -> Path:
+    from onnxruntime.quantization import quantize_dynamic
+
+    free = {"x": {0: "B", 1: "N"}, "out": {0: "B"}}
+    file = save(path.with_suffix(".float.onnx"), OfWaves(), (torch.randn(2, 8000),), free)
+    quantize_dynamic(str(file), str(path))
+    return path
+
+
+@pytest.mark.parametrize("make", [over_the_tensor, by_the_largest, dynamically_quantised])
+def test_views_of_a_batch_that_change_one_another_run_alone(
+    tmp_path: Path, make: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """onnxruntime on each view alone."""
+    file = make(tmp_path / "m.onnx")
+    waves = torch.cat([WAVE, 0.01 * WAVE.flip(1)])
+    session = onnxruntime.InferenceSession(str(file))
+    name = session.get_inputs()[0].name
+    expected, together = (
+        np.concatenate([session.run(None, {name: part.numpy()})[0] for part in waves.split(size)]) for size in (1, 2)
+    )
+    assert not np.allclose(together, expected, rtol=1e-3)
+    teacher = load(file)
+    assert capsys.readouterr().out.count("so it takes one view at a time") == 1
+    assert np.allclose(teacher.extract(waves, ["embedding"])["embedding"], expected, rtol=1e-5)
+    assert np.allclose(teacher.embed(list(waves.numpy())), expected, rtol=1e-5)
+    assert "one view" in teacher.described().details["batch"]
+
+
+def test_views_that_change_nothing_of_one_another_share_a_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = load(levels(tmp_path / "m.onnx", [], "x"))
+    assert (capsys.readouterr().out, "batch" in teacher.described().details) == ("", False)
+
+
+def test_random_operations_are_refused(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    dither = [node("RandomNormalLike", ["x"], ["r"], scale=1e-5), node("Add", ["x", "r"], ["d"])]
+    dropout = [node("RandomUniformLike", ["x"], ["r"], seed=1.0), node("Mul", ["x", "r"], ["d"])]
+    for nodes in (dither, dropout):
+        with pytest.raises(UsageError, match="in every run"):
+            load(levels(tmp_path / "m.onnx", nodes, "d"))
+
+
 @pytest.mark.parametrize("shape", [["B", 1, "S"], ["B", "S", 1]])
 def test_a_waveform_with_a_channel(tmp_path: Path, shape: list[Any]) -> None:
     node = onnx.helper.make_node
