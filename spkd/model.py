@@ -304,7 +304,11 @@ def _of_onnx(path: Path) -> Calibration | None:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     text = session.get_modelmeta().custom_metadata_map.get(CALIBRATION)
-    return None if text is None else Calibration.from_json(parse_json(text, str(path)), str(path))
+    if text is None:
+        return None
+    calibration = Calibration.from_json(parse_json(text, str(path)), str(path))
+    calibration.check_plain(f"{path}: its calibration")
+    return calibration
 
 
 def load(

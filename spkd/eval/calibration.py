@@ -154,6 +154,11 @@ class Calibration:
         if trials_sha256 == self.trained_on.sha256:
             raise SpkdError(f"{source}: trained on this very list; calibrate on other speakers")
 
+    def check_plain(self, source: str) -> None:
+        """Check that it takes the cosine of two embeddings alone. Raises UsageError where it takes more."""
+        if self.features != (SCORE,) or self.system.how != PLAIN:
+            raise UsageError(f"{source}: takes more than the cosine of two embeddings, so it cannot go with a model")
+
     def public(self) -> Calibration:
         """The calibration without names of speakers and utterances and without the path of its list."""
         return replace(self, trained_on=replace(self.trained_on, speakers=(), utterances=Names(0), trials="its list"))
@@ -187,8 +192,7 @@ class Calibration:
             SpkdError: the file is damaged, or belongs to other weights.
         """
         calibration = cls.load(path)
-        if calibration.features != (SCORE,) or calibration.system.how != PLAIN:
-            raise UsageError(f"{path}: takes more than the cosine of two embeddings, so it cannot go with a model")
+        calibration.check_plain(str(path))
         if calibration.system.models != (weights_sha256,):
             again = f"spkd calibrate TRIALS model={shlex.quote(str(path.parent))} manifest=FILE"
             raise SpkdError(f"{path}: of other weights than the student's; run `{again}` again")

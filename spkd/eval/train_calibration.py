@@ -23,11 +23,12 @@ from spkd.eval.metrics import (
     threshold_at,
 )
 from spkd.eval.run import check_inputs, in_use, in_use_with, run_trials
-from spkd.eval.score import Scored
+from spkd.eval.score import Scored, how_embedded
 from spkd.eval.settings import CalibrateConfig
 from spkd.files.atomic import check_not_among, check_replaces_none, check_writable, write_bytes
 from spkd.progress import log
 from spkd.students.description import DESCRIPTION
+from spkd.teachers import resolved
 from spkd.teachers.onnx_file import is_exported, with_calibration
 
 LEAST_TRIALS = 30  # trials of each kind: the mean of 30 scores has a standard error of a fifth of their deviation
@@ -45,15 +46,16 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
     if config.out:
         check_writable(config.out)
         return Path(config.out)
-    student = not of_files and (Path(config.model.name) / DESCRIPTION).is_file()
+    # A folder may have the name of a family whose weights are named.
+    is_of_folder = resolved(config.model).weights == config.model.name
+    student = not of_files and is_of_folder and (Path(config.model.name) / DESCRIPTION).is_file()
     weights = Path(config.model.weights or "") if config.model.name == "onnx" and not of_files else None
     exported = weights if weights is not None and is_exported(weights) else None
     plain = config.norm == "none" and config.backend == "cosine" and not config.subtract_mean and not config.quality
-    one_model = config.enrol.model.name is None and config.model.precision == "fp32"
-    if not ((student or exported) and plain and one_model):
+    if not ((student or exported) and plain and not how_embedded(config)):
         raise UsageError(
-            "name the file to write (out=FILE): the calibration of a student's plain cosines alone is kept in its "
-            "folder or exported file"
+            "name the file to write (out=FILE): the calibration of a student's plain cosines alone, of single "
+            "recordings and with the settings by which it is loaded, is kept in its folder or exported file"
         )
     kept = exported or Path(config.model.name) / FILE
     check_writable(kept)

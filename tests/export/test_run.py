@@ -21,6 +21,7 @@ from spkd.export.int8 import divided
 from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, Training, build, load_student, save_student
+from spkd.teachers.onnx_file import with_calibration
 from tests.conftest import CommandLine
 from tests.eval.students import save_untrained
 
@@ -238,6 +239,26 @@ def test_eight_bit_integers_stay_near_and_are_smaller(spkd: Callable, student: P
     assert own.verify(waves[0], waves[0]).same
     assert not list(student.glob("*.fp32.*"))
     assert "onnx_int8.manifest=FILE" in spkd("export", "student", "to=onnx-int8").err
+
+
+def test_only_a_calibration_of_what_verify_computes_goes_into_a_file(
+    spkd: CommandLine, student: Path, corpus: Path
+) -> None:
+    spkd.once("student/model.onnx", "export", "student")
+    before = Path("student/model.onnx").read_bytes()
+    names = [u.id for u in Manifest.load(corpus / "manifest.csv")]
+    Path("map").write_text("".join(f"{name} {name}\n" for name in names))
+    listed = (f"{corpus / 'trials.txt'}", f"manifest={corpus / 'manifest.csv'}", "force=true")
+    exported = ("model=onnx", "model.weights=student/model.onnx")
+    for given in ((*exported, "enrol.map=map"), (*exported, "model.onnx.input=kaldi"), ("enrol.map=map",)):
+        done = spkd("calibrate", *listed, *given)
+        assert (done.code, "name the file to write (out=FILE)" in done.err) == (2, True), done.err
+    assert Path("student/model.onnx").read_bytes() == before
+    # A file in which another version put one.
+    spkd("calibrate", *listed, *exported, "enrol.map=map", "out=c.json").ok()
+    Path("m.onnx").write_bytes(with_calibration(Path("student/model.onnx"), Path("c.json").read_text()))
+    with pytest.raises(UsageError, match="its calibration: takes more than the cosine"):
+        package.load("m.onnx")
 
 
 def _nodes(path: str) -> list:
