@@ -107,6 +107,11 @@ class Calibration:
         """Names of its quality measures."""
         return tuple(dict.fromkeys(n.partition(".")[0] for n in self.features if not n.startswith(SCORE)))
 
+    @property
+    def names_speakers(self) -> bool:
+        """Whether it holds the names of the speakers that it was trained on, unlike `public` ones."""
+        return len(self.trained_on.speakers) > 0
+
     def lines(self) -> Iterator[str]:
         """Weights, the cost on the training list and the thresholds that are kept, formatted for people."""
         weights = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(self.features, self.weights, strict=True))

@@ -282,7 +282,7 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
     trials = scored.trials
     enrolment, test, how = scored.speakers()
     # Calibration.
-    calibration = None if config.calibration is None else Calibration.load(config.calibration)
+    calibration, notes = None if config.calibration is None else Calibration.load(config.calibration), list[str]()
     if calibration is None:
         scores = scored.scores[0]
     else:
@@ -291,6 +291,12 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         scores = calibration(scored.columns(calibration.quality))
         if not np.isfinite(scores).all():
             raise SpkdError(f"{config.calibration}: gives log-likelihood ratios of {trials.source} that are not finite")
+        if not calibration.names_speakers:
+            notes.append(
+                f"Whether the calibration was trained on speakers of {trials.source} is not known: "
+                f"{config.calibration} lacks their names, as a calibration that leaves with a model does."
+            )
+            log(f"note: {notes[0]}")
     # Metrics.
     points = tuple(Point.parse(text) for text in config.points)
     non_targets = 0 if trials.label is None else int((1 - trials.label).sum())
@@ -299,22 +305,22 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
     left, right = numbered(trials, enrolment, test)
     count = len({*enrolment.values(), *test.values()})
     if not trials.has_both_kinds or trials.label is None:
-        return Evaluation(scored, scores, metrics, speakers=(count, how), calibration=calibration)
+        return Evaluation(scored, scores, metrics, speakers=(count, how), calibration=calibration, notes=tuple(notes))
     errors = curve(scores, trials.label)
     results = compute(errors, metrics)
     # Confidence intervals.
     known = SpeakerTrials(left, right, trials.label)
-    limits, notes = {}, list[str]()
+    limits, more = {}, list[str]()
     if config.bootstrap:
         try:
             limits = intervals(scores, known, metrics, config.bootstrap, config.seed)
         except ValueError:
-            notes.append("There are too few speakers for confidence intervals.")
+            more.append("There are too few speakers for confidence intervals.")
         if limits and (note := _note_on_errors(results, trials.label)):
-            notes.append(note)
-    breakdown, more = _breakdown(config, scored, scores, results["eer_threshold"])
-    notes += more
-    for note in notes:
+            more.append(note)
+    breakdown, of_groups = _breakdown(config, scored, scores, results["eer_threshold"])
+    more += of_groups
+    for note in more:
         log(f"note: {note}")
     if "false_accept" in config.given and (left_out := _without_threshold(config, non_targets)):
         log(f"note: {left_out}")
@@ -329,7 +335,7 @@ def assess(config: EvalConfig, scored: Scored) -> Evaluation:
         breakdown,
         _worst(scores, trials.label, config.worst),
         calibration,
-        tuple(notes),
+        (*notes, *more),
     )
 
 
@@ -547,11 +553,10 @@ def _how_calibrated(calibration: Calibration | None) -> list[str]:
         return []
     on = calibration.trained_on
     quality = f" and quality measures ({', '.join(calibration.quality)})" if calibration.quality else ""
+    speakers = f" of {counted(len(on.speakers), 'other speaker')}" if calibration.names_speakers else ""
     return [
         f"Scores{quality} became log-likelihood ratios by logistic regression, trained for p_target = "
-        f"{calibration.p_target:g} on {on.targets + on.non_targets:,} trials of "
-        f"{counted(len(on.speakers), 'other speaker')} "
-        f"({on.trials})."
+        f"{calibration.p_target:g} on {on.targets + on.non_targets:,} trials{speakers} ({on.trials})."
     ]
 
 

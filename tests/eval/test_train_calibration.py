@@ -81,6 +81,24 @@ def test_the_speakers_that_are_tested_must_not_calibrate(spkd: Callable, corpus:
 
 
 @pytest.mark.usefixtures("lists")
+def test_speakers_of_a_calibration_without_names_are_not_known(spkd: Callable) -> None:
+    spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").ok()
+    Calibration.load("c.json").public().save(Path("public.json"))
+    Path("other.txt").write_text("".join(Path("dev.txt").read_text().splitlines(True)[1:]))
+    Path("unlabelled.txt").write_text("".join(" ".join(line.split()[1:]) + "\n" for line in open("other.txt")))
+    for trials in ("other.txt", "unlabelled.txt"):
+        done = spkd("eval", trials, "manifest=dev.csv", "calibration=public.json", "out=e").ok()
+        report = json.loads(Path("e/report.json").read_text())
+        note = f"Whether the calibration was trained on speakers of {trials} is not known"
+        for where in (done.out, " ".join(report["notes"])):
+            assert where.count(note) == 1
+        assert "other speaker" not in " ".join(report["backend"])
+        assert "on 36 trials (its list)." in report["backend"][-1]
+    done = spkd("eval", "test.txt", "manifest=test.csv", "calibration=c.json", "out=t").ok()
+    assert ("is not known" in done.out, "3 other speakers" in Path("t/report.json").read_text()) == (False, True)
+
+
+@pytest.mark.usefixtures("lists")
 def test_what_changes_a_models_scores_makes_another_system(spkd: Callable) -> None:
     assert spkd("calibrate", "dev.txt", "manifest=dev.csv", "out=c.json", "force=true").code == 0
     lower = ["manifest=test.csv", "model.precision=bf16"]
