@@ -76,10 +76,15 @@ def _encoded(digests: list[bytes]) -> str:
 
 @dataclass(frozen=True)
 class People:
-    """Speakers and utterances that a model was trained on."""
+    """Speakers and utterances that a model was trained on.
+
+    Attributes:
+        unknown: whether it was trained on others too, of whom nothing is known.
+    """
 
     speakers: Names = Names(0)
     utterances: Names = Names(0)
+    unknown: bool = False
 
     def check(self, where: str) -> None:
         """Check both sets. Raises SpkdError where they are damaged."""
@@ -89,4 +94,8 @@ class People:
             raise SpkdError(f"{where}: {error}") from error
 
     def with_those_of(self, other: People) -> People:
-        return People(self.speakers.with_those_of(other.speakers), self.utterances.with_those_of(other.utterances))
+        return People(
+            self.speakers.with_those_of(other.speakers),
+            self.utterances.with_those_of(other.utterances),
+            self.unknown or other.unknown,
+        )

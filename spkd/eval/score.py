@@ -353,6 +353,11 @@ def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: 
                 some = first_few(shared)
                 notes.append(f"{whom} was trained on {count} of {trials.source} ({some}): its error rates are too low.")
                 break
+    if any(model.training is not None and model.training.teacher_people.unknown for model in models):
+        notes.append(
+            f"Whether a teacher of the student was trained on speakers of {trials.source} is not known: it was an "
+            "exported student without the model.json of its folder beside it."
+        )
     if any(model.training_lost for model in models):
         notes.append(
             f"Whether the exported student was trained on speakers of {trials.source} is not known, without the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ from spkd.networks.network import Network
 from spkd.networks.resnet import ResNet34
 from spkd.outputs.features import MELS
 from spkd.progress import log
+from spkd.teachers.onnx import CARD
+from spkd.teachers.wespeaker import KEY, RECORD
 
 WEIGHTS, CONFIG = "avg_model.pt", "config.yaml"
-RECORD, KEY = "export.json", "spkd_export"  # digests of both, by which a folder is known as that of an export
 THEIRS = ((ResNet34, "ResNet34", 32), (CAMPPlus, "CAMPPlus", 128))  # network, WeSpeaker's name, its only width
 
 
@@ -40,7 +42,7 @@ class WeSpeaker(Export):
             raise UsageError(f"to=wespeaker: WeSpeaker does not have this network; of spkd's students it has {has}")
 
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
-        write_wespeaker(embedder.network, out)
+        write_wespeaker(embedder.network, out, json.loads(metadata[CARD])["weights_sha256"])
         return []
 
 
@@ -50,8 +52,12 @@ def _name(network: Network) -> str | None:
     return next((name for kind, name, width in THEIRS if type(network) is kind and width == channels), None)
 
 
-def write_wespeaker(network: Network, folder: Path) -> None:
-    """Write the weights and config.yaml, after a record of their digests."""
+def write_wespeaker(network: Network, folder: Path, weights_sha256: str) -> None:
+    """Write the weights and config.yaml, after a record of their digests, by which the folder is known as an export.
+
+    Args:
+        weights_sha256: digest of the student's weights.
+    """
     name = _name(network)
     toolkit = toolkit_of(network.input_kind)
     if toolkit != "wespeaker":
@@ -74,6 +80,7 @@ def write_wespeaker(network: Network, folder: Path) -> None:
     data = io.BytesIO()
     torch.save({name: values.cpu() for name, values in network.state_dict().items()}, data)
     files = {WEIGHTS: data.getvalue(), CONFIG: yaml.safe_dump(config, sort_keys=False).encode()}
-    write_json(folder / RECORD, {KEY: 1, "sha256": {name: digest.of_bytes(content) for name, content in files.items()}})
+    digests = {name: digest.of_bytes(content) for name, content in files.items()}
+    write_json(folder / RECORD, {KEY: 1, "student": weights_sha256, "sha256": digests})
     for name, content in files.items():
         write_bytes(folder / name, content)

@@ -24,7 +24,6 @@ from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
 from spkd.corpus.audio import SAMPLE_RATE, AudioError
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.corpus.manifest import Manifest, measure
-from spkd.corpus.people import People
 from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
@@ -256,7 +255,7 @@ def _card(
         None if head is None else head.card(LOGITS in [target.name for target in targets]),
         None,
         parts,
-        teacher_people=People() if job.teacher.training is None else job.teacher.training.people_with_teachers,
+        teacher_people=job.teacher.people,
     )
 
 

@@ -117,6 +117,14 @@ class Description:
         return cls.parse(read_bytes(path), str(path))
 
 
+def training_of(folder: Path, weights_sha256: object) -> Training | None:
+    """Training of the student in a folder; None where there is no student, or one of other weights."""
+    if not (folder / DESCRIPTION).is_file():
+        return None
+    description = Description.read(folder / DESCRIPTION)
+    return description.training if description.weights_sha256 == weights_sha256 else None
+
+
 def _checked(content: dict[str, Any], where: str) -> Description:
     description = record(Description, content, where)
     network, training = description.network, description.training

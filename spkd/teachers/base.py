@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.loader import WASTE, ViewLoader, batched
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.people import People
 from spkd.corpus.view import ViewPlan, Views
 from spkd.device import sent
 from spkd.outputs.head import Head
@@ -136,6 +137,13 @@ class EmbeddingModel(ABC):
             given = lengths if len(lengths.unique()) > 1 else None
             embeddings[group] = self.extract(batch, [EMBEDDING], lengths=given)[EMBEDDING]
         return embeddings
+
+    @property
+    def people(self) -> People:
+        """People of whom a student of this model learns indirectly, as far as spkd trained it."""
+        if self.training is None:
+            return People(unknown=self.training_lost)
+        return self.training.people_with_teachers
 
     @property
     def weights_sha256(self) -> str:

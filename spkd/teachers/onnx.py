@@ -22,7 +22,7 @@ from spkd.outputs.features import FBANKS, HOP, MELS, PREEMPHASIS, WINDOW, in_flo
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
-from spkd.students.description import DESCRIPTION, Description, Training
+from spkd.students.description import DESCRIPTION, Training, training_of
 from spkd.teachers.base import Teacher
 from spkd.teachers.onnx_file import digest_of, files_of
 from spkd.teachers.onnx_probe import Feed, Node, Output, Probe, probed, seconds_for
@@ -291,9 +291,8 @@ def _training(path: Path, described: dict[str, str]) -> Training | None:
     """Training of an exported student, from the folder of the student; None where the file is none, or elsewhere."""
     if CARD not in described or not (path.parent / DESCRIPTION).is_file():
         return None
-    card, student = parse_json(described[CARD].encode(), str(path)), Description.read(path.parent / DESCRIPTION)
-    is_of_it = isinstance(card, dict) and card.get("weights_sha256") == student.weights_sha256
-    return student.training if is_of_it else None
+    card = parse_json(described[CARD].encode(), str(path))
+    return training_of(path.parent, card.get("weights_sha256")) if isinstance(card, dict) else None
 
 
 def _check_rate(source: str, described: dict[str, str]) -> None:

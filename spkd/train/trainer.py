@@ -495,6 +495,8 @@ def _check_validation(task: Task, validate: Validate | None) -> None:
             )
         if shared := of_teachers.shared(names):
             log(f"note: valid.trials: a teacher was trained on {len(shared)} of its {word} ({first_few(shared)})")
+    if teacher_people.unknown:
+        log("note: valid.trials: whether a teacher, an exported student, was trained on its speakers is not known")
 
 
 def _check_same_validation(config: TrainConfig, out: Path) -> None:

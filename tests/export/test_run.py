@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -155,6 +156,33 @@ def test_an_export_knows_beside_its_student_on_whom_it_was_trained(
         notes = " ".join(json.loads(Path(place, "eval/report.json").read_text())["notes"])
         for where in (done.out, notes):
             assert (trained in where, "is not known, without the model.json" in where) == (is_known, is_lost)
+
+
+def test_on_whom_a_teacher_was_trained_is_not_known_away_from_its_folder(
+    spkd: Callable, corpus: Path, tmp_path: Path
+) -> None:
+    folder = save_untrained(tmp_path / "s", corpus)
+    people = People(Names.of(["spk0", "spk1", "someone"]))
+    save_student(folder, Checkpoint(load_student(folder).network, training=Training(people=people)))
+    spkd("export", "s").ok()
+    Path("away").mkdir()
+    shutil.copy("s/model.onnx", "away/model.onnx")
+    every = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest([u for u in every if u.speaker not in ("spk0", "spk1")]).save("train.csv")
+    tested = [u.id for u in every if u.speaker in ("spk0", "spk1")]
+    Path("trials.txt").write_text("".join(f"{a} {b}\n" for a, b in itertools.combinations(tested, 2)))
+    known, lost = (
+        "A teacher of the student was trained on 2 of the 2",
+        "Whether a teacher of the student was trained on",
+    )
+    for place, expected in (("s", [known]), ("away", [lost])):
+        given = ["teacher=onnx", f"teacher.weights={place}/model.onnx", "manifest=train.csv", "fbank=true"]
+        spkd("extract", *given, f"cache={place}.cache").ok()
+        learnt = [f"cache={place}.cache", "student=tiny", "loss=cosine", "steps=1", "batch_size=4"]
+        spkd("train", *learnt, f"out={place}.student").ok()
+        audio = f"manifest={corpus / 'manifest.csv'}"
+        done = spkd("eval", "trials.txt", f"model={place}.student", audio, f"out={place}.eval").ok()
+        assert [note for note in (known, lost) if note in done.out] == expected
 
 
 def test_a_changed_byte_in_an_exported_graph_is_found(spkd: CommandLine, student: Path) -> None:

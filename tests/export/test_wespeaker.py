@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 import yaml
 
+from spkd.corpus.people import Names, People
 from spkd.outputs.features import FBANKS
-from spkd.students import Checkpoint, build, load_student, save_student
+from spkd.students import Checkpoint, Training, build, load_student, save_student
+from spkd.teachers import load_teacher
+from spkd.teachers.settings import FrontEndSettings, ModelConfig
 
 
 @pytest.mark.parametrize(("name", "channels", "theirs"), [("resnet34", 32, "ResNet34"), ("campplus", 128, "CAMPPlus")])
@@ -32,6 +36,23 @@ def test_what_is_written_loads_as_wespeakers(
     import numpy as np
 
     assert np.abs(np.load("a.npy") - np.load("b.npy")).max() < 1e-5
+
+
+def test_an_export_below_its_student_has_its_training(spkd: Callable) -> None:
+    network = build("resnet34", channels=32, embedding=16).eval()
+    network.take(FBANKS["wespeaker"])
+    people = People(Names.of(["spk0", "spk1", "someone"]))
+    save_student("s", Checkpoint(network, training=Training(people=people)))
+    spkd("export", "s", "to=wespeaker").ok()
+    shutil.copytree("s/wespeaker", "away/wespeaker")
+    shutil.copytree("s", "changed")
+    state = torch.load("s/wespeaker/avg_model.pt", weights_only=True)
+    torch.save({name: values + 0.01 for name, values in state.items()}, "changed/wespeaker/avg_model.pt")
+    expected = {"s": (people, False), "away": (None, True), "changed": (None, False)}  # the last is somebody else's
+    for place, (known, is_lost) in expected.items():
+        config = ModelConfig("wespeaker", f"{place}/wespeaker", settings=FrontEndSettings())
+        teacher = load_teacher(config, torch.device("cpu"))
+        assert (teacher.training and teacher.training.people, teacher.training_lost) == (known, is_lost)
 
 
 def test_other_features_are_remarked(spkd: Callable) -> None:
