@@ -62,12 +62,17 @@ def with_calibration(path: Path, calibration: str) -> bytes:
     """Content of an exported model's file with another calibration in its metadata, as JSON."""
     import onnx
 
-    model = onnx.load(str(path))
+    model = _bare(onnx.load(str(path)))
+    model.metadata_props.add(key=CALIBRATION, value=calibration)
+    return sealed(model)
+
+
+def _bare(model: Any) -> Any:
+    """An exported model without its calibration, and without the digest over it."""
     kept = [entry for entry in model.metadata_props if entry.key not in (DIGEST, CALIBRATION)]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    model.metadata_props.add(key=CALIBRATION, value=calibration)
-    return sealed(model)
+    return model
 
 
 def _check(data: bytes, where: Path) -> None:
@@ -89,9 +94,22 @@ def _place_of_digest(data: bytes) -> int:
 
 
 def digest_of(files: list[Path]) -> str:
-    """Digest of all files together; with a single file, the digest of that file."""
-    digests = [digest.of_file(file) for file in files]
-    return digests[0] if len(digests) == 1 else digest.of_tree(digests)
+    """Digest of all files of a model together; with a single file, the digest of that file.
+
+    An exported file counts as it is without a calibration, which changes none of its outputs.
+    """
+    graph, *others = files
+    digests = [_digest_without_calibration(graph), *(digest.of_file(file) for file in others)]
+    return digests[0] if not others else digest.of_tree(digests)
+
+
+def _digest_without_calibration(path: Path) -> str:
+    data = read_bytes(path, MOST_OF_WEIGHTS)
+    if _place_of_digest(data) < 0 or CALIBRATION.encode() not in data:
+        return digest.of_bytes(data)
+    import onnx
+
+    return digest.of_bytes(sealed(_bare(onnx.load(str(path), load_external_data=False))))
 
 
 def _inside(path: Path, name: str) -> Path:

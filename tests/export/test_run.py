@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -22,7 +23,7 @@ from spkd.export.int8 import divided
 from spkd.outputs.features import FBANKS, input_features
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, Training, build, load_student, save_student
-from spkd.teachers.onnx_file import with_calibration
+from spkd.teachers.onnx_file import digest_of, files_of, with_calibration
 from tests.conftest import CommandLine
 from tests.eval.students import save_untrained
 
@@ -183,6 +184,22 @@ def test_on_whom_a_teacher_was_trained_is_not_known_away_from_its_folder(
         audio = f"manifest={corpus / 'manifest.csv'}"
         done = spkd("eval", "trials.txt", f"model={place}.student", audio, f"out={place}.eval").ok()
         assert [note for note in (known, lost) if note in done.out] == expected
+
+
+def test_a_calibration_in_the_file_does_not_make_another_model(spkd: CommandLine, student: Path, corpus: Path) -> None:
+    kept = (student / "calibration.json").rename("kept.json").read_text()
+    spkd("export", "student").ok()
+    plain = hashlib.sha256(Path("student/model.onnx").read_bytes()).hexdigest()
+    shutil.copy("kept.json", student / "calibration.json")
+    spkd("export", "student", "out=with.onnx").ok()
+    Path("again.onnx").write_bytes(with_calibration(Path("with.onnx"), kept))
+    for path in ("student/model.onnx", "with.onnx", "again.onnx"):
+        assert digest_of(files_of(Path(path))) == plain, path
+    listed = (f"{corpus / 'trials.txt'}", f"manifest={corpus / 'manifest.csv'}", "model=onnx")
+    spkd("calibrate", *listed, "model.weights=student/model.onnx", "force=true", "out=c.json").ok()
+    assert json.loads(Path("c.json").read_text())["system"]["models"] == [plain]
+    done = spkd("eval", *listed, "model.weights=again.onnx", "calibration=c.json")
+    assert "tested here" in done.err, done.err  # not: trained on the scores of another system
 
 
 def test_a_changed_byte_in_an_exported_graph_is_found(spkd: CommandLine, student: Path) -> None:
