@@ -24,7 +24,7 @@ from spkd.outputs.teacher_card import TeacherCard
 from spkd.progress import log
 from spkd.students.description import DESCRIPTION, Training, training_of
 from spkd.teachers.base import Teacher
-from spkd.teachers.onnx_file import digest_of, files_of
+from spkd.teachers.onnx_file import digest_of, files_of, operation_of
 from spkd.teachers.onnx_probe import Feed, Node, Output, Probe, probed, seconds_for
 from spkd.teachers.onnx_session import Session
 from spkd.teachers.settings import ModelConfig
@@ -34,6 +34,7 @@ from spkd.teachers.toolkit import FrontEnd, kaldi_front_end
 FRAMES = "frames"
 WAVEFORM = "waveform"
 CARD = "spkd_card"  # metadata of a file that spkd exported
+PROBABILITIES = ("Softmax", "LogSoftmax")
 PAD = 16  # frames: NeMo pads its batches to a multiple
 PROBES = (16_000, 16_480, 17_760, 24_000, 31_999)  # lengths (samples) for which the shapes of outputs are examined
 LONGEST = 300 * SAMPLE_RATE  # longest view: the memory that a graph needs cannot be read from it
@@ -85,6 +86,8 @@ class ONNX(Teacher):
             self.training = _training(self._path, probe.metadata)
             self.training_lost = self.training is None and CARD in probe.metadata
             self._input, self._names, runs = _understood(weights, probe, kind, outputs)
+            if EMBEDDING not in outputs:
+                _check_no_probabilities(self._path, self._names[EMBEDDING])
             _check_repeats(weights, probe, self._input, self._names)
             self._input = _with_masks(weights, probe, self._input, self._names[EMBEDDING])
             _check_embedding(weights, probe, self._input, self._names[EMBEDDING])
@@ -429,6 +432,15 @@ def _likely(
     if len(sized) > 1 and place is not None and place < len(names) and names[place] in sized:
         return [names[place]]  # the one that sherpa-onnx takes
     return sized or [name for name in vectors if "emb" in name.lower()] or vectors
+
+
+def _check_no_probabilities(path: Path, output: str) -> None:
+    """Refuse probabilities of classes as an embedding. Raises UsageError where the output is that of a softmax."""
+    if (operation := operation_of(path, output)) in PROBABILITIES:
+        raise UsageError(
+            f"{path}: its output {output} is that of {operation}: probabilities of classes, no embedding; export the "
+            f"layer before the classifier too, or set onnx.outputs={{embedding: {output}}}"
+        )
 
 
 def _check_repeats(source: str, probe: Probe, given: GraphInput, names: dict[str, str]) -> None:

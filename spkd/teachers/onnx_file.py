@@ -12,6 +12,7 @@ from spkd.files.reading import MOST_OF_WEIGHTS, read_bytes
 
 DIGEST, CALIBRATION = "spkd_digest", "spkd_calibration"  # keys in the metadata of exported students
 BLANK = b"0" * 64  # stands for the digest while it is computed
+FORMS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")  # operations that keep all values
 MOST = 2**31  # bytes of a protobuf message
 
 
@@ -39,6 +40,17 @@ def files_of(path: Path) -> list[Path]:
     if not model.HasField("graph"):
         raise SpkdError(f"{path}: cannot be loaded as an ONNX model (no graph in it)")
     return [path, *(_inside(path, name) for name in names)]
+
+
+def operation_of(path: Path, output: str) -> str:
+    """Name of the operation that computes an output of a graph, but for those that only change its form."""
+    import onnx
+
+    nodes = {name: node for node in onnx.load(str(path), load_external_data=False).graph.node for name in node.output}
+    node = nodes.get(output)
+    while node is not None and node.op_type in FORMS and node.input[0] in nodes:
+        node = nodes[node.input[0]]
+    return "" if node is None else str(node.op_type)
 
 
 def sealed(model: Any) -> bytes:

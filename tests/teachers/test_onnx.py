@@ -373,6 +373,23 @@ def test_views_that_change_nothing_of_one_another_share_a_batch(
     assert (capsys.readouterr().out, "batch" in teacher.described().details) == ("", False)
 
 
+@pytest.mark.parametrize("last", ["Softmax", "LogSoftmax"])
+def test_probabilities_of_classes_are_no_embedding(tmp_path: Path, last: str) -> None:
+    node = onnx.helper.make_node
+    nodes = [
+        *(
+            node("Abs", ["x"], ["a"]),
+            node("ReduceMean", ["a"], ["m"], axes=[1], keepdims=0),
+            node("MatMul", ["m", "w"], ["z"]),
+        ),
+        *(node(last, ["z"], ["p"], axis=1), node("Identity", ["p"], ["probs"])),
+    ]
+    file = built(tmp_path / "m.onnx", nodes, {"x": ("FLOAT", ["B", "T", 80])}, ["probs"], {"w": WEIGHT})
+    with pytest.raises(UsageError, match=f"its output probs is that of {last}"):
+        load(file, input="kaldi")
+    assert load(file, input="kaldi", outputs={"embedding": "probs"}).targets["embedding"].dim == 7
+
+
 def test_random_operations_are_refused(tmp_path: Path) -> None:
     node = onnx.helper.make_node
     dither = [node("RandomNormalLike", ["x"], ["r"], scale=1e-5), node("Add", ["x", "r"], ["d"])]
