@@ -339,6 +339,8 @@ def remove(path: Path) -> None:
 def write_copy(source: Path, path: Path) -> None:
     """Copy a file atomically and durably: by a hard link where the file system allows it, else byte by byte.
 
+    Where `source` is a symbolic link, the file to which it leads is copied.
+
     Raises:
         FileNotFoundError: there is no `source`.
     """
@@ -346,7 +348,7 @@ def write_copy(source: Path, path: Path) -> None:
     temporary = part_path(path)
     try:
         _sync(source)  # it may be a copy that was made a moment ago
-        os.link(source, temporary)
+        os.link(os.path.realpath(source), temporary)  # a link to a symbolic link is one too
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:

@@ -173,6 +173,24 @@ def test_damaged_units_of_a_merged_cache_are_copied_again_by_the_same_command(sp
     assert "all checksums match" in spkd("cache", "verify", "c").out
 
 
+def test_shards_that_are_symbolic_links_are_copied_with_their_content(spkd: Callable, corpus: Path) -> None:
+    """As git-annex and stores by content keep them."""
+    utterances = Manifest.load(corpus / "manifest.csv").utterances
+    for name, part in (("a", utterances[:9]), ("b", utterances[9:])):
+        Manifest(part).save(f"{name}.csv")
+        spkd(*EXTRACT, f"manifest={name}.csv", f"cache={name}").ok()
+    Path("store").mkdir()
+    for number, shard in enumerate(sorted(Path("a").glob("fbank/c/*/0"))):
+        shard.rename(f"store/{number}")
+        shard.symlink_to(f"../../../../store/{number}")
+    spkd("cache", "merge", "a", "b", "far/away/merged").ok()
+    spkd("cache", "push", "a", "far/away/pushed").ok()
+    spkd("cache", "pull", "a", "far/away/pulled").ok()
+    shutil.rmtree("store")
+    for copy in ("merged", "pushed", "pulled"):
+        assert "all checksums match" in spkd("cache", "verify", f"far/away/{copy}").out
+
+
 def test_a_damaged_unit_of_a_merged_cache_stays_where_its_source_is_damaged_too(spkd: Callable, corpus: Path) -> None:
     spkd(*EXTRACT, f"manifest={corpus / 'manifest.csv'}", "cache=a").ok()
     shutil.copytree("a", "b")

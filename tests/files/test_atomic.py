@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -191,6 +192,29 @@ def test_a_copy_is_made_where_links_are_impossible(tmp_path: Path, monkeypatch: 
     with pytest.raises(FileNotFoundError):
         atomic.write_copy(tmp_path / "gone", tmp_path / "z")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "x"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_copy_of_a_symbolic_link_has_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    (tmp_path / "store").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "store" / "1").write_bytes(b"abc")
+    (tmp_path / "in" / "x").symlink_to("../store/1")
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    copy = tmp_path / "far" / "away" / "y"
+    atomic.write_copy(tmp_path / "in" / "x", copy)
+    shutil.rmtree(tmp_path / "in")
+    assert (copy.is_symlink(), copy.read_bytes()) == (False, b"abc")
+    (tmp_path / "dead").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError):
+        atomic.write_copy(tmp_path / "dead", copy)
+    assert [path.name for path in copy.parent.iterdir()] == ["y"]
 
 
 def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
