@@ -15,6 +15,7 @@ this process first touches it. So nothing is used that is not covered by a diges
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ FORMAT = 1
 HEADER = 4096  # bytes
 BLOCK = 1 << 14  # bytes under one checksum
 AT_ONCE = 1 << 18  # records that are written together
+AGAIN = "remove it, and it is made again from the plan"  # advice for an error about a mapped file
+Sections = Mapping[str, tuple[np.dtype, int, Iterable[np.ndarray]]]  # name -> type of the records, their number, pieces
 Bounds = Mapping[str, Mapping[str, tuple[int, int]]]  # section -> field -> least and largest value
 
 
@@ -55,7 +58,8 @@ class MappedFile:
         try:
             with opened(path) as file:
                 places, checks = _read_header(file, content, str(path))
-                self._bytes = np.memmap(file, np.uint8, "r").view(np.ndarray)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._bytes = np.frombuffer(self._map, np.uint8)
                 end = checks["offset"]
                 self._checks = self._bytes[end : end + 4 * checks["count"]].view("<u4").copy()
         except NotThis:
@@ -83,8 +87,13 @@ class MappedFile:
     def fields(self, section: str) -> tuple[str, ...]:
         return self._rows[section].dtype.names or ()
 
+    def matches(self, section: str, dtype: np.dtype, count: int) -> bool:
+        """Whether a section has so many records of a type."""
+        return section in self._rows and self._rows[section].dtype == dtype and len(self._rows[section]) == count
+
     def take(self, section: str, numbers: np.ndarray) -> np.ndarray:
-        """Records of the given numbers. Raises SpkdError: a block is damaged."""
+        """Records of the given numbers. Raises SpkdError: a block is damaged, or the file was cut off."""
+        self._check_size()
         rows = self._rows[section]
         if len(numbers):
             if numbers.min() < 0 or numbers.max() >= len(rows):
@@ -97,7 +106,8 @@ class MappedFile:
         return rows[numbers]
 
     def part(self, section: str, start: int, stop: int) -> np.ndarray:
-        """Records `start` to `stop` - 1, which are not copied. Raises SpkdError: a block is damaged."""
+        """Records `start` to `stop` - 1, which are not copied. Raises SpkdError: as of `take`."""
+        self._check_size()
         rows = self._rows[section][start:stop]
         if len(rows):
             first = self._offset[section] - HEADER + start * rows.dtype.itemsize
@@ -109,8 +119,15 @@ class MappedFile:
         return self.part(section, 0, self.count(section))
 
     def check(self) -> None:
-        """Check every block. Raises SpkdError: one is damaged."""
+        """Check every block. Raises SpkdError: one is damaged, or the file was cut off."""
+        self._check_size()
         self._check(np.arange(len(self._seen)))
+
+    def _check_size(self) -> None:
+        """Check that the file has not become shorter: a read beyond its end kills the process."""
+        if (size := self._map.size()) < len(self._bytes):
+            cut = f"{size} bytes instead of {len(self._bytes)}"
+            raise SpkdError(f"{self._path}: cut off while it was being read ({cut}); {AGAIN}")
 
     def _check(self, blocks: np.ndarray) -> None:
         for block in np.unique(blocks[~self._seen[blocks]]).tolist():
@@ -118,7 +135,7 @@ class MappedFile:
             stop = min(start + BLOCK, self._end)
             wrong = google_crc32c.value(self._bytes[start:stop].tobytes()) != self._checks[block]
             if wrong or not self._within_bounds(start, stop):
-                raise SpkdError(f"{self._path}: damaged; remove it, and it is made again from the plan")
+                raise SpkdError(f"{self._path}: damaged; {AGAIN}")
             self._seen[block] = True
 
     def _within_bounds(self, start: int, stop: int) -> bool:
@@ -187,14 +204,12 @@ class Texts(Sequence[str]):
             begin = end
 
 
-def write_mapped(
-    path: Path, content: Mapping[str, Any], sections: Mapping[str, tuple[np.dtype, int, Iterable[np.ndarray]]]
-) -> None:
+def write_mapped(path: Path, content: Mapping[str, Any], sections: Sections) -> None:
     """Write a file of sections atomically and durably.
 
     Args:
         content: as of `MappedFile`.
-        sections: name of each section -> type of its records, their number, and the records piece by piece.
+        sections: its sections; the pieces are in order.
     """
     places, offset = {}, HEADER
     for name, (dtype, count, _) in sections.items():

@@ -12,7 +12,7 @@ import numpy as np
 from spkd.cache.card import Card
 from spkd.cache.folder import COMPLETE, CompletionRecord, mapped_path, most_bytes, plan_path, users_files
 from spkd.cache.lazy import Joined, as_array
-from spkd.cache.mapped import AT_ONCE, Column, MappedFile, NotThis, Texts, write_mapped
+from spkd.cache.mapped import AGAIN, AT_ONCE, Column, MappedFile, NotThis, Sections, Texts, write_mapped
 from spkd.cache.plan import COLUMNS, FACTORS_BELOW, UNLABELLED, Plan, Tables, class_keys
 from spkd.corpus.view import VIEW_COLUMNS, Views
 from spkd.errors import SpkdError
@@ -39,30 +39,51 @@ def open_plan(root: Path, record: CompletionRecord) -> Plan:
 
 
 def mend(root: Path, record: CompletionRecord) -> None:
-    """Make the mapped files of a cache that are missing or damaged, after a check of all that they hold."""
+    """Make the mapped files of a cache that are missing or damaged, or are not what follows from the plans."""
     for part in range(len(record.card.parts)):
-        path = root / mapped_path(part)
+        path, plan = root / mapped_path(part), _read_part(root, record, part)
         try:
-            _mapped(path, record, part)[1].check()
+            _check(path, record, part, plan)
         except SpkdError:
             check_no_links(root, [path.parent])
-            _write(path, _read_part(root, record, part), _content(record, part))
+            _write(path, plan, _content(record, part))
 
 
 def problems(root: Path, record: CompletionRecord) -> Iterator[str]:
-    """One line for each mapped file that is there and damaged."""
+    """One line for each mapped file of a cache that is damaged, or is not what follows from the plan; also the user's.
+
+    The plans are whole. Files that are missing are no problem.
+    """
     for part in range(len(record.card.parts)):
-        try:
-            if (root / mapped_path(part)).is_file():
-                _mapped(root / mapped_path(part), record, part)[1].check()
-        except SpkdError as error:
-            yield str(error)
+        for path in filter(Path.is_file, _paths(root, record, part)):
+            try:
+                _check(path, record, part, _read_part(root, record, part))
+            except SpkdError as error:
+                yield str(error)
+
+
+def _check(path: Path, record: CompletionRecord, part: int, plan: Plan) -> None:
+    """Check all that a mapped file holds: its checksums, and each byte against the plan. Raises SpkdError."""
+    file = _mapped(path, record, part)[1]
+    file.check()
+    for name, (dtype, count, pieces) in _sections(plan, _content(record, part)).items():
+        start, is_same = 0, file.matches(name, dtype, count)
+        for piece in pieces if is_same else ():
+            there = file.part(name, start, start + len(piece))
+            is_same = is_same and there.tobytes() == np.ascontiguousarray(piece, dtype).tobytes()
+            start += len(piece)
+        if not is_same:
+            raise SpkdError(f"{path}: not what follows from {plan_path(part)}; {AGAIN}")
+
+
+def _paths(root: Path, record: CompletionRecord, part: int) -> list[Path]:
+    """The mapped file of a part, and the user's own, in the order of their use."""
+    name = f"{digest.of_tree(_content(record, part))}{mapped_path(part).suffix}"
+    return [root / mapped_path(part), *users_files("plans", name)]
 
 
 def _open_part(root: Path, record: CompletionRecord, part: int) -> Plan:
-    content = _content(record, part)
-    name = f"{digest.of_tree(content)}{mapped_path(part).suffix}"
-    paths = [root / mapped_path(part), *users_files("plans", name)]
+    content, paths = _content(record, part), _paths(root, record, part)
     for path in paths:
         try:
             return _mapped(path, record, part)[0]
@@ -171,6 +192,11 @@ def _numbers(file: MappedFile, section: str) -> np.ndarray:
 
 def _write(path: Path, plan: Plan, content: dict[str, Any]) -> None:
     """Write the mapped file of a plan of one part."""
+    write_mapped(path, content, _sections(plan, content))
+
+
+def _sections(plan: Plan, content: dict[str, Any]) -> Sections:
+    """The sections of the mapped file of a plan of one part."""
     kinds = content["frames"]
     fields = [(name, f"<{COLUMNS[name]}") for name in VIEW_COLUMNS] + [(_rows(k), "<i4") for k in range(len(kinds))]
     dtype = np.dtype(fields)
@@ -199,21 +225,17 @@ def _write(path: Path, plan: Plan, content: dict[str, Any]) -> None:
         blobs = (np.frombuffer("".join(piece).encode(), BYTE) for piece in pieces)
         return BYTE, int(ends[-1]) if len(ends) else 0, blobs
 
-    write_mapped(
-        path,
-        content,
-        {
-            VIEWS: (dtype, len(plan.views), views()),
-            UTTERANCES: section(utterances.dtype, utterances),
-            IDS: texts(plan.utterances, utterances["end"]),
-            SPEAKERS: section(END, speakers),
-            NAMES: texts(plan.speakers, speakers["end"]),
-            UNITS: section(NUMBER, plan.first),
-            CLASSES: section(NUMBER, plan.tables.classes),
-            FACTORS: section(NUMBER, plan.tables.factors),
-            UNKNOWN: section(NUMBER, np.array([int((plan.speaker == UNLABELLED).sum())])),
-        },
-    )
+    return {
+        VIEWS: (dtype, len(plan.views), views()),
+        UTTERANCES: section(utterances.dtype, utterances),
+        IDS: texts(plan.utterances, utterances["end"]),
+        SPEAKERS: section(END, speakers),
+        NAMES: texts(plan.speakers, speakers["end"]),
+        UNITS: section(NUMBER, plan.first),
+        CLASSES: section(NUMBER, plan.tables.classes),
+        FACTORS: section(NUMBER, plan.tables.factors),
+        UNKNOWN: section(NUMBER, np.array([int((plan.speaker == UNLABELLED).sum())])),
+    }
 
 
 def _ends(texts: Sequence[str]) -> np.ndarray:

@@ -289,7 +289,7 @@ def verify(root: str | Path, older_than: float | None = None) -> list[str]:
     """
     root = Path(root)
     record = CompletionRecord.load(root)
-    if damaged := [*metadata_problems(root, record), *mapped_plan.problems(root, record)]:
+    if damaged := metadata_problems(root, record) or [*mapped_plan.problems(root, record)]:
         return damaged
     try:
         cache = Cache.open(root)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spkd.cache import Cache, Plan, initialise, verify
+from spkd.cache import Cache, Plan, initialise, mapped_plan, verify
 from spkd.cache import mapped as blocks
 from spkd.cache.folder import COMPLETE, CompletionRecord, metadata_files
 from spkd.cache.lazy import Lazy
@@ -152,6 +155,72 @@ def test_a_flipped_bit_within_is_an_error_until_it_is_mended(tmp_path: Path, mon
     mend(tmp_path, record)
     assert path.read_bytes() == good
     assert list(problems(tmp_path, record)) == []
+
+
+@pytest.mark.parametrize("name", ["utterances", "speakers", "speaker", "views"])
+def test_a_file_of_another_plan_with_valid_checksums_is_made_again(tmp_path: Path, name: str) -> None:
+    """As another version with a fault would write it: its header names the plan from which it does not follow."""
+    plans = [plan_of(np.random.RandomState(0), 0, 20)]
+    record, plan = saved(tmp_path, plans), plans[0][1]
+    mend(tmp_path, record)
+    path, good = tmp_path / "plan" / "0.bin", (tmp_path / "plan" / "0.bin").read_bytes()
+    samples = plan.views.samples.copy()
+    samples[3] += 1
+    others = {
+        "utterances": list(plan.utterances)[::-1],
+        "speakers": [f"{speaker}x" for speaker in plan.speakers],
+        "speaker": np.roll(plan.speaker, 1),
+        "views": Views(**(plan.views.columns() | {"samples": samples})),
+    }
+    mapped_plan._write(path, replace(plan, **{name: others[name]}), mapped_plan._content(record, 0))
+    assert path.read_bytes() != good
+    assert any(str(path) in line for line in problems(tmp_path, record))
+    mend(tmp_path, record)
+    assert path.read_bytes() == good
+    assert list(problems(tmp_path, record)) == []
+
+
+def test_a_file_with_other_names_is_found_by_verify_and_export_and_made_again(spkd: Callable, corpus: Path) -> None:
+    command = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "cache=c"]
+    spkd(*command).ok()
+    spkd("cache", "push", "c", "copy").ok()
+    path, record = Path("c/plan/0.bin"), CompletionRecord.load(Path("c"))
+    good = path.read_bytes()
+    plan = mapped_plan._read_part(Path("c"), record, 0)
+    other = replace(plan, utterances=list(plan.utterances)[::-1])
+    for mended in (["cache", "repair", "c", "--from", "copy"], command):
+        mapped_plan._write(path, other, mapped_plan._content(record, 0))
+        for reader in (["verify", "c"], ["export", "c", "out.ark", "--target", "fbank"], ["export", "c", "tars"]):
+            done = spkd("cache", *reader)
+            message = f"{path}: not what follows from plan/0.npz; remove it, and it is made again"
+            assert (done.code, message in done.err) == (1, True), (reader, done.err)
+        spkd(*mended).ok()
+        assert path.read_bytes() == good
+    assert "all checksums match" in spkd("cache", "verify", "c").out
+
+
+def test_a_file_that_is_cut_off_while_it_is_mapped_is_an_error(tmp_path: Path) -> None:
+    """In a process of its own, which the operating system would end."""
+    record = saved(tmp_path, [plan_of(np.random.RandomState(0), 0, 3000)])
+    mend(tmp_path, record)
+    code = """
+import os, sys
+from pathlib import Path
+from spkd.cache.folder import CompletionRecord
+from spkd.cache.mapped_plan import open_plan
+from spkd.errors import SpkdError
+root = Path(sys.argv[1])
+plan = open_plan(root, CompletionRecord.load(root))
+plan.views.samples[:]
+os.truncate(root / "plan/0.bin", 100)
+for look in (lambda: plan.views.samples[5:9], lambda: plan.views.samples[[7, 9]], lambda: plan.utterances[2999]):
+    try:
+        look()
+    except SpkdError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("0.bin: cut off while it was being read (100 bytes")) == (0, 3), done
 
 
 def test_a_damaged_plan_makes_no_mapped_file(tmp_path: Path) -> None:

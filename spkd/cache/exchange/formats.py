@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from spkd.cache import mapped_plan
 from spkd.cache.exchange import remote
 from spkd.cache.exchange.hdf5 import export_hdf5, import_hdf5
 from spkd.cache.exchange.tars import INDEX, export_tars, import_tars, push_tars
 from spkd.cache.exchange.vectors import export_vectors, import_vectors
+from spkd.cache.folder import CompletionRecord
 from spkd.cache.read import Cache
 from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import AugmentationFolders
 from spkd.corpus.view import unused_folders
-from spkd.errors import UsageError, public_address
+from spkd.errors import SpkdError, UsageError, public_address
 from spkd.files.atomic import check_writable
 from spkd.files.text import counted
 from spkd.files.vectors import SUFFIXES, files_of
@@ -41,13 +43,15 @@ def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None)
     Raises:
         UsageError: audio for a format that holds none, a target for a format that holds all, or a folder of audio that
             the views of the cache do not need.
-        SpkdError: no complete cache there.
+        SpkdError: no complete cache there, or its plan or what follows from it is damaged.
     """
     if audio is not None and out.suffix in (*HDF5, *SUFFIXES):
         raise UsageError(f"--audio: {out.suffix} files hold no audio; export to a folder of tars")
     if target is not None and out.suffix not in SUFFIXES:
         raise UsageError(f"--target {target}: {out} gets every target; files of one are {', '.join(SUFFIXES)}")
     cache = Cache.open(path)
+    if damaged := list(mapped_plan.problems(path, CompletionRecord.load(path))):
+        raise SpkdError(damaged[0])
     if audio is not None:
         audio = without_unused(audio, unused_folders([cache.card.views], "view."))
     for file in files_of(out) if out.suffix in SUFFIXES else (out,) if out.suffix in HDF5 else ():
