@@ -166,7 +166,7 @@ def reported(error: Exception, command: Sequence[str], plug_ins: Callable[[], Se
         ]
         code = 1
     elif isinstance(error, OSError):
-        lines, code = [_of_system(error)], 1
+        lines, code = [of_system(error)], 1
     else:
         log = _kept(error, command)
         lines = [
@@ -191,7 +191,10 @@ def _owner(error: Exception, plug_ins: Sequence[str]) -> str:
     return "the project" if last == "spkd" else f"the package of {last}"
 
 
-def _of_system(error: OSError) -> str:
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk without room
+
+
+def of_system(error: OSError) -> str:
     """Line for an error of the operating system."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:

@@ -137,7 +137,8 @@ def _changing(root: Path, wait: bool) -> Iterator[bool]:
             yield held
         finally:
             if held and _version(root) not in (before, None):
-                with open(path, "w", opener=without_links) as file:  # still the same file, which is locked
+                # It is still the same file, which is locked. On a full disk, the error of the block is the one to read.
+                with contextlib.suppress(OSError), open(path, "w", opener=without_links) as file:
                     file.write(json.dumps(this_process()))
 
 

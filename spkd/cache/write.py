@@ -256,7 +256,7 @@ class _Shard:
             )
         for view, rows in zip(numbers, np.split(stored, np.cumsum(counts)[:-1]), strict=True):
             data = rows.tobytes()
-            _write_all(self._descriptor, data, HEADER + self._start[view] * self._row_bytes)
+            self._write(data, HEADER + self._start[view] * self._row_bytes)
             self._checks[view] = google_crc32c.value(data)
 
     def seal(self, rejected: Mapping[int, str]) -> ShardRecord:
@@ -280,12 +280,12 @@ class _Shard:
         # Fill the last chunk with empty rows, then write header, chunks and index.
         chunks = math.ceil(self._used / chunk_rows(self._target))
         self._blank(self._used, chunks * chunk_rows(self._target) - self._used)
-        _write_all(self._descriptor, self._header, 0)
+        self._write(self._header, 0)
         lengths, checks = self._chunks(chunks)
         size = HEADER + sum(lengths)
         index = index_bytes(self._target, self._rows, lengths)
         os.ftruncate(self._descriptor, size)
-        _write_all(self._descriptor, index, size)
+        self._write(index, size)
         self._part.sync()
         return ShardRecord(size + len(index), tuple(checks), google_crc32c.value(index))
 
@@ -300,11 +300,21 @@ class _Shard:
         if not compressed(self._target.codec):
             return [step] * chunks, [google_crc32c.value(chunk) for chunk in plain]
         packed = [compress(chunk) for chunk in plain]
-        _write_all(self._descriptor, b"".join(packed), HEADER)
+        self._write(b"".join(packed), HEADER)
         return [len(chunk) for chunk in packed], [google_crc32c.value(chunk) for chunk in packed]
 
+    def _write(self, data: bytes, offset: int) -> None:
+        """Write bytes to the file. Raises OSError: it cannot be written; the error names it."""
+        view = memoryview(data)
+        while view:
+            try:
+                written = os.pwrite(self._descriptor, view, offset)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._part.path)) from error
+            view, offset = view[written:], offset + written
+
     def _blank(self, row: int, count: int) -> None:
-        _write_all(self._descriptor, blank(self._target, count), HEADER + row * self._row_bytes)
+        self._write(blank(self._target, count), HEADER + row * self._row_bytes)
 
     def abandon(self) -> None:
         """Remove the file, if it was not published."""
@@ -315,13 +325,6 @@ def _finite(values: np.ndarray) -> bool:
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
     return not values.size or bool((values.view(np.uint16) & 0x7FFF).max() < 0x7C00)  # numpy's own is 9 times slower
-
-
-def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def finalize(root: Path, card: Card, plan: Plan, left_out: Mapping[str, str] = MappingProxyType({})) -> bool:

@@ -131,9 +131,12 @@ class PartFile:
             self.file = open(self._temporary, "x+b")
 
     def sync(self) -> None:
-        """Make the content durable, still under the temporary name."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        """Make the content durable, still under the temporary name. Raises OSError, which names the finished file."""
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def publish(self) -> None:
         """Give the file its name, durably. Another file of that name is replaced.

@@ -31,7 +31,7 @@ from spkd.cache.folder import parse_card
 from spkd.cache.layout import blank, row_format
 from spkd.cache.plan import UNLABELLED
 from spkd.cache.read import Cache
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import FULL, SpkdError, UsageError, of_system
 from spkd.files import digest
 from spkd.files.atomic import remove_abandoned, writing
 from spkd.files.reading import MOST_BYTES, holes, parse_json
@@ -183,6 +183,8 @@ def main() -> None:
     except MemoryError:
         sys.exit(f"{path}: damaged, or more than fits into memory")
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            sys.exit(of_system(error))
         sys.exit(f"{path}: damaged, or not an export of a cache ({' '.join(str(error).split())[:200]})")
 
 

@@ -211,12 +211,11 @@ def pull(url: str, root: Path, limit: int | None = None) -> int:
     ):
         _check_destination(root, place, record)
         remove_abandoned(root.parent, [EVICTED])
-        for folder in {root, *((root / name).parent for name in record.sha256)}:
-            remove_abandoned(folder)
+        check_no_links(root, {Path(name).parent for name in derived_files(card)})
+        remove_left(root, record)
         create_json(root / PULLED, note)
         if (lock := hold(root)) is not None:  # so that no other pull evicts this copy
             locks.enter_context(lock)
-        check_no_links(root, {Path(name).parent for name in derived_files(card)})
         # Copy the metadata files, then the shards, then the completion record.
         for name, tree in derived_files(card).items():
             write_json(root / name, tree)
@@ -227,6 +226,12 @@ def pull(url: str, root: Path, limit: int | None = None) -> int:
         if pulled_note(root) != note:
             write_json(root / PULLED, note)
     return record.bytes
+
+
+def remove_left(root: Path, record: CompletionRecord) -> None:
+    """Remove files that killed processes were writing beside those of a copy that are no shards."""
+    for folder in {root, *((root / name).parent for name in (*record.sha256, *derived_files(record.card)))}:
+        remove_abandoned(folder)
 
 
 def completion_at(place: RemoteFolder) -> tuple[CompletionRecord, bytes]:

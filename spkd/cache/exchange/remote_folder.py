@@ -20,7 +20,7 @@ from urllib.parse import urljoin
 
 import fsspec
 
-from spkd.errors import SpkdError, UsageError, check_address, first_line, public_address, without_secrets
+from spkd.errors import FULL, SpkdError, UsageError, check_address, first_line, public_address, without_secrets
 from spkd.files import digest
 from spkd.files.atomic import check_no_links, remove_abandoned, writing
 from spkd.files.reading import is_irregular
@@ -307,6 +307,7 @@ def patiently(call: Callable[[], Result], what: str) -> Result:
 
     Raises:
         SpkdError: the last attempt failed too.
+        OSError: the disk is full, which no pause changes.
     """
     for attempt in range(TRIES):
         try:
@@ -314,6 +315,8 @@ def patiently(call: Callable[[], Result], what: str) -> Result:
         except SpkdError:
             raise
         except Exception as error:  # each file system raises its own kinds of errors
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             status = getattr(error, "status", None)
             refused = status is not None and status not in BUSY
             if refused or isinstance(error, FileNotFoundError | PermissionError) or attempt == TRIES - 1:

@@ -16,6 +16,7 @@ from spkd.cache.exchange.remote import (
     local_folder,
     lost_views,
     pulled_note,
+    remove_left,
 )
 from spkd.cache.exchange.remote_folder import RemoteFolder, in_parallel
 from spkd.cache.folder import COMPLETE, PULLED, CompletionRecord, commit_path, load_card
@@ -82,6 +83,7 @@ def repair(root: Path, url: str) -> Repaired:
     if changed:
         with changing(root):
             check_no_links(root, {Path(name).parent for name in changed})
+            remove_left(root, record)
             for name in changed & derived.keys():
                 write_json(root / name, derived[name])
             fetch(sorted(changed - derived.keys()), partial(fetch_metadata, place, root, record), 0)

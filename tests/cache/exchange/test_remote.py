@@ -6,8 +6,10 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -913,12 +915,38 @@ def test_two_copies_into_one_place(spkd: Callable, corpus: Path, tmp_path: Path,
     assert "all checksums match" in spkd("cache", "verify", arguments[-1]).out
 
 
+@pytest.mark.parametrize("command", [["pull", "c", "{}"], ["push", "c", "{}"], ["import", "c.h5", "{}"]])
+@pytest.mark.parametrize("kilobytes", [32, pytest.param(128, marks=pytest.mark.slow)])
+def test_a_full_disk_is_named(spkd: Callable, corpus: Path, command: list[str], kilobytes: int) -> None:
+    make_cache(spkd, corpus, "c")
+    spkd("cache", "export", "c", "c.h5").ok()
+    Path("small").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", "small"]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        before = time.monotonic()
+        done = spkd("cache", *(part.format("small/copy") for part in command))
+        assert time.monotonic() - before < 8  # without the pauses after which another attempt would fail too
+        assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
+        assert re.match(r"error: (\S*/)?small/copy\S*: the disk is full; everything committed stays", done.err), (
+            done.err
+        )
+        subprocess.run(["mount", "-o", "remount,size=8m", "small"], check=True)
+        spkd("cache", *(part.format("small/copy") for part in command)).ok()
+        assert "all checksums match" in spkd("cache", "verify", "small/copy").out
+        assert not list(Path("small").rglob("*.part"))
+    finally:
+        subprocess.run(["umount", "small"], check=True)
+
+
 def test_a_pull_removes_what_kills_left_of_it(spkd: Callable, corpus: Path) -> None:
     make_cache(spkd, corpus, "c")
     spkd("cache", "pull", "c", "copy").ok()
     shard = Path("copy/embedding/c/1/0")
     shard.unlink()
-    ours = [Path("copy/COMPLETE.json"), Path("copy/commits/0.json"), Path("copy/plan/0.npz"), shard]
+    names = ("COMPLETE.json", "zarr.json", "commits/0.json", "plan/0.npz", "embedding/zarr.json")
+    ours = [*(Path("copy", name) for name in names), shard]
     left = [path.with_name(f"{path.name}.{machine_id()}0123456789.part") for path in ours]
     for path in (*left, Path("copy/notes.part")):
         path.write_text("half")
