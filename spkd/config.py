@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -752,8 +753,8 @@ def _yaml(text: str, where: str) -> Any:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            names = [str(name.value) for name, _ in node.value]
-            twice = next((name for name in names if names.count(name) > 1), None)
+            names = Counter(str(name.value) for name, _ in node.value)
+            twice = next((name for name, times in names.items() if times > 1), None)
             if twice is not None:
                 raise yaml.YAMLError(f"{twice} is given twice")
             return super().construct_mapping(node, deep)
