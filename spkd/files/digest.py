@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spkd.files.reading import is_irregular
+from spkd.files.reading import check_holes, is_irregular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +29,16 @@ def of_blocks(blocks: Iterable[bytes]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """Digest of a file's content. Raises OSError: it cannot be read, or is not a regular file."""
+    """Digest of a file's content.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        SpkdError: most of it are holes.
+    """
     if is_irregular(path):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
+        check_holes(file, path)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

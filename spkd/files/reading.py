@@ -76,9 +76,15 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise SpkdError(f"{path}: larger than the {most:,} bytes that it may have")
-        if size > MOST_HOLES and (empty := holes(file)) > MOST_HOLES:
-            raise SpkdError(f"{path}: {empty:,} of its {size:,} bytes are holes; `cp --sparse=never` fills them")
+        check_holes(file, path)
         return file.read(size)
+
+
+def check_holes(file: BinaryIO, path: Path) -> None:
+    """Check that a file is not gigabytes of nothing, which would be read as zeros. Raises SpkdError."""
+    size = os.fstat(file.fileno()).st_size
+    if size > MOST_HOLES and (empty := holes(file)) > MOST_HOLES:
+        raise SpkdError(f"{path}: {empty:,} of its {size:,} bytes are holes; `cp --sparse=never` fills them")
 
 
 def holes(file: BinaryIO) -> int:

@@ -326,7 +326,7 @@ def _check_replaces_none(out: Path) -> None:
     keys = {record.RUN: record.FORMAT.key, DESCRIPTION: MODEL_FORMAT.key, resume.STATE: resume.FORMAT.key}
     check_replaces_none(out, names, keys)
     lock = out / resume.LOCK  # removed at the end; the locks of other programs hold a number, or text
-    if lock.is_file() and lock.stat().st_size:
+    if lock.is_file() and not lock.is_symlink() and lock.stat().st_size:
         raise SpkdError(f"{lock}: would be removed (that of spkd is empty); choose another folder, or remove it")
 
 
