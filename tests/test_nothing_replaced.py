@@ -80,6 +80,7 @@ def test_files_of_others_stay(spkd: Callable, inputs: Path) -> None:
         shutil.rmtree("out")
 
 
+@pytest.mark.slow
 def test_what_nobody_named_replaces_its_own_alone(spkd: Callable, inputs: Path) -> None:
     Path("audio/speaker").mkdir(parents=True)
     shutil.copy(Manifest.load("m.csv")[0].path, "audio/speaker/a.wav")

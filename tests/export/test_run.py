@@ -186,6 +186,7 @@ def test_on_whom_a_teacher_was_trained_is_not_known_away_from_its_folder(
         assert [note for note in (known, lost) if note in done.out] == expected
 
 
+@pytest.mark.slow
 def test_a_calibration_in_the_file_does_not_make_another_model(spkd: CommandLine, student: Path, corpus: Path) -> None:
     kept = (student / "calibration.json").rename("kept.json").read_text()
     spkd("export", "student").ok()

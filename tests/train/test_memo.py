@@ -203,6 +203,7 @@ def test_contrast_that_no_longer_falls_is_stopped(capsys: pytest.CaptureFixture)
     assert alone.report()["contrastive_stopped"] is None
 
 
+@pytest.mark.slow
 def test_contrast_that_opposes_the_distillation_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     contrast = MeMo._contrast
     crops, _ = batch()
@@ -216,6 +217,7 @@ def test_contrast_that_opposes_the_distillation_is_stopped(monkeypatch: pytest.M
     assert report["reason"]
 
 
+@pytest.mark.slow
 def test_a_collapse_is_reported(capsys: pytest.CaptureFixture) -> None:
     generator = torch.Generator().manual_seed(3)
     varied = [[torch.randn(6, n, 80, generator=generator) for n in (40, 40, 24, 24)] for _ in range(60)]
