@@ -159,6 +159,7 @@ def test_an_export_knows_beside_its_student_on_whom_it_was_trained(
             assert (trained in where, "is not known, without the model.json" in where) == (is_known, is_lost)
 
 
+@pytest.mark.slow
 def test_on_whom_a_teacher_was_trained_is_not_known_away_from_its_folder(
     spkd: Callable, corpus: Path, tmp_path: Path
 ) -> None:

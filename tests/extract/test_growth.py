@@ -250,7 +250,7 @@ def kill_at(last: int, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("new", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_growth_that_is_killed_continues(
     spkd: Callable, names: list[str], listing: Callable, every: int, new: bool
 ) -> None:

@@ -295,6 +295,7 @@ def cached(spkd: CommandLine, extraction: list[str]) -> None:
     spkd.once("cache", *extraction, "fbank=true", "view=crops:3,0.8", "view.noise=synthetic")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cached")
 def test_two_architectures_and_one(spkd: Callable, corpus: Path) -> None:
     spkd("train", "--loss", "memo", *SMALL).ok()

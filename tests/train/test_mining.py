@@ -125,6 +125,7 @@ def test_a_large_cache_is_searched_approximately(monkeypatch: pytest.MonkeyPatch
     assert mining.recall(vectors, sample, found) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_recall_that_is_logged_is_that_of_the_searches(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

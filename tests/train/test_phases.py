@@ -93,6 +93,7 @@ def test_epochs_stand_for_steps(spkd: Callable) -> None:
     assert load_student("b").training.steps == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cached")
 def test_a_run_of_constant_rate_can_be_continued_and_others_say_why_not(spkd: Callable) -> None:
     constant = ["--loss", "cosine", *SMALL, "optim.schedule=constant", "optim.warmup=5"]
@@ -285,9 +286,8 @@ def every_target(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "cache"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != FULL_SCALE[0])) for name in FULL_SCALE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SCALE)
 def test_full_scale_recipes_run_through_all_their_phases(
     spkd: Callable, every_target: Path, name: str, tiny_wavlm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

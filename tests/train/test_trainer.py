@@ -436,6 +436,7 @@ def test_a_torn_log_never_forbids_resuming(spkd: Callable, tmp_path: Path) -> No
     assert steps[-1] == 280
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cached")
 def test_a_state_with_odd_values_is_a_line(spkd: Callable, tmp_path: Path) -> None:
     command = ["train", "--loss", "mse", *SMALL[:4], "steps=300", "save_every=5", "out=run"]

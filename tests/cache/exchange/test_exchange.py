@@ -54,7 +54,7 @@ FORMATS = ["out.h5", "tars"]
 @pytest.mark.parametrize(
     ("codec", "out"),
     [
-        pytest.param(codec, out, marks=[pytest.mark.slow] * (out == "out.h5" and codec != "int8"))
+        pytest.param(codec, out, marks=[pytest.mark.slow] * (out == "out.h5"))
         for codec in ("float16", "float32", "int8", "float16+zstd")
         for out in FORMATS
     ],
@@ -439,6 +439,7 @@ def with_little_room(*arguments: str) -> None:
     processes.command(*arguments)
 
 
+@pytest.mark.slow
 def test_an_hdf5_file_for_which_there_is_no_room_fails_in_one_line(
     spkd: Callable, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
