@@ -152,8 +152,9 @@ def reopen_damaged(root: Path, card: Card, can_fill: Callable[[int], bool]) -> l
         return unit_problem(root, card, unit, notes) is not None
 
     damaged = damaged_units(root, card, notes)
-    stay = [unit for unit in damaged if not can_fill(unit)]
-    if due := {unit: problem for unit, problem in damaged.items() if unit not in stay}:
+    due = {unit: problem for unit, problem in damaged.items() if can_fill(unit)}
+    stay = [unit for unit in damaged if unit not in due]
+    if due:
         with changing(root):
             due = {unit: problem for unit, problem in due.items() if reopen(root, unit, is_damaged)}
     if due:

@@ -17,7 +17,7 @@ import torch
 from spkd.errors import SpkdError, first_line
 
 LOOK = 0.5  # time between two looks at the processor time (s)
-GRACE = 10.0  # longest wait for a run that was told to end (s): it does so between two nodes of the graph
+GRACE = 10.0  # longest wait for the end of a run that is terminated (s): it ends between two nodes of the graph
 
 
 class Session:

@@ -140,13 +140,18 @@ def test_an_address_with_credentials_is_not_written_into_a_model(spkd: Callable,
     assert not (student / "model.pt2").exists()
 
 
-def test_an_export_knows_beside_its_student_on_whom_it_was_trained(
-    spkd: Callable, corpus: Path, tmp_path: Path
-) -> None:
+def export_of_known_people(spkd: Callable, corpus: Path, tmp_path: Path) -> None:
+    """s/model.onnx, of a student that was trained on spk0, spk1 and someone."""
     folder = save_untrained(tmp_path / "s", corpus)
     people = People(Names.of(["spk0", "spk1", "someone"]))
     save_student(folder, Checkpoint(load_student(folder).network, training=Training(people=people)))
     spkd("export", "s").ok()
+
+
+def test_an_export_knows_beside_its_student_on_whom_it_was_trained(
+    spkd: Callable, corpus: Path, tmp_path: Path
+) -> None:
+    export_of_known_people(spkd, corpus, tmp_path)
     Path("elsewhere").mkdir()
     shutil.copy("s/model.onnx", "elsewhere/model.onnx")
     audio, trained = f"manifest={corpus / 'manifest.csv'}", "trained on 2 of the 6 speakers of"
@@ -163,10 +168,7 @@ def test_an_export_knows_beside_its_student_on_whom_it_was_trained(
 def test_on_whom_a_teacher_was_trained_is_not_known_away_from_its_folder(
     spkd: Callable, corpus: Path, tmp_path: Path
 ) -> None:
-    folder = save_untrained(tmp_path / "s", corpus)
-    people = People(Names.of(["spk0", "spk1", "someone"]))
-    save_student(folder, Checkpoint(load_student(folder).network, training=Training(people=people)))
-    spkd("export", "s").ok()
+    export_of_known_people(spkd, corpus, tmp_path)
     Path("away").mkdir()
     shutil.copy("s/model.onnx", "away/model.onnx")
     every = Manifest.load(corpus / "manifest.csv").utterances
