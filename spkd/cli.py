@@ -35,7 +35,7 @@ from spkd.files.schema import NUMBER
 from spkd.files.text import counted
 from spkd.memory import keep_large_buffers
 from spkd.progress import log
-from spkd.registry import EXPORTS, LOSSES, plug_ins
+from spkd.registry import EXPORTS, LAYOUTS, LOSSES, plug_ins
 from spkd.train.settings import TrainConfig
 from spkd.version import __version__
 
@@ -133,9 +133,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command(cls=Command, epilog=_example("spkd manifest /data/voxceleb2 --out vox2.csv"))
 def manifest(
     path: Annotated[Path, typer.Argument(help="Folder of audio files.")],
-    layout: Annotated[
-        str | None, typer.Option(help="voxceleb, librispeech, cnceleb or folder (default: detected).")
-    ] = None,
+    layout: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)} (default: detected).")] = None,
     out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")] = MANIFEST,
     suffix: Annotated[str | None, typer.Option(help="Take only files of this kind, e.g. flac.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that read audio headers.", min=1, max=1024)] = 8,

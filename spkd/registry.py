@@ -300,6 +300,23 @@ CODECS = Registry(
     },
 )
 
+# Layouts of corpora on disk. The first that is detected is taken; `folder` always is.
+LAYOUTS = Registry(
+    "layout",
+    "",
+    {
+        "3d-speaker": "spkd.corpus.layouts.three_d_speaker:ThreeDSpeaker",
+        "common-voice": "spkd.corpus.layouts.common_voice:CommonVoice",
+        "voxceleb": "spkd.corpus.layouts.voxceleb:VoxCeleb",
+        "librispeech": "spkd.corpus.layouts.librispeech:LibriSpeech",
+        "cnceleb": "spkd.corpus.layouts.cnceleb:CNCeleb",
+        "sitw": "spkd.corpus.layouts.sitw:SITW",
+        "sdsv": "spkd.corpus.layouts.sdsv:SdSV",
+        "ffsvc": "spkd.corpus.layouts.ffsvc:FFSVC",
+        "folder": "spkd.corpus.layouts.folder:Folder",
+    },
+)
+
 # Readers of manifests. The first that recognises a file reads it.
 MANIFEST_READERS = Registry(
     "manifest",

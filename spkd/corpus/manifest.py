@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import os
-import re
 import shlex
 import unicodedata
 from collections import Counter
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
+from spkd.corpus.layouts.base import Layout
 from spkd.corpus.manifests.fields import may_be_unknown, stands_for_unknown
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance as Utterance
@@ -32,26 +32,8 @@ from spkd.files import digest
 from spkd.files.atomic import find_files, write_bytes
 from spkd.files.text import counted
 from spkd.progress import log, track
-from spkd.registry import MANIFEST_READERS
+from spkd.registry import LAYOUTS, MANIFEST_READERS
 
-# Folders that hold parts of a corpus, or all of it, and not a speaker: its name or sets, a kind of speech or of people.
-PART = re.compile(
-    r"(?:train|dev|val|valid|eval|test|enrol+)(?:ing|elopment|idation|uation|ment)?"
-    r"(?:[-_. ]?(?:set|clean|other|\d+)|[-_.]\w+)*"
-    r"|(?:wav|flac|sph|audio|clip|recording|data|corpus|speech)s?(?:[-_]?\d+k?)?(?:_silence_trimmed)?|dr[1-8]"
-    r"|speechdata|data_aishell\d?|timit|mls_[a-z]+"  # dr and timit: TIMIT; HI-MIA, AISHELL-1, MLS
-    r"|(?:fe)?male|m|f|(?:wo)?m[ae]n|boys?|girls?|adults?|child(?:ren)?"
-    r"|(?:session|sess|ses|split|fold|part|disc|disk|day|visit|phase|round|channel|mic)s?[-_ ]?\d+"
-    r"|clean|noisy|noise|phone|telephone|microphone|near|far|close|distant|indoors?|outdoors?|read|spontaneous",
-    re.IGNORECASE,
-)
-# Those of them that hold speakers, where they lie within other folders: parts within a speaker are sessions, say.
-SET = re.compile(
-    r"(?:train|dev|val|valid|eval|test|enrol+)(?:[-_. ]?(?:set|clean|other|\d+)|[-_.]\w+)*"
-    r"|(?:wav|flac|audio|clip|data)s?(?:[-_]?\d+k?)?",
-    re.IGNORECASE,
-)
-FEW = 10  # folders: so many speakers or fewer, which have folders within, are noted
 MANY = 20  # files: so many of one speaker are noted
 HEADER = ("utt", "path", "speaker", "duration", "start")  # first columns of a manifest that is written as CSV
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
@@ -360,63 +342,10 @@ def _relative(path: str, folder: Path) -> str:
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
 
 
-# Layouts of corpora on disk: functions from the path of a file to the id and the speaker of its utterance; None where
-# the path does not fit. Ids are those of the public trial lists.
-
-
-def _voxceleb(path: Path) -> tuple[str, str] | None:
-    """id10270/5r0dWxy17C8/00001.wav: the id is the last three parts, as in veri_test2.txt."""
-    speaker = path.parts[-3] if len(path.parts) >= 3 else ""
-    if not re.fullmatch(r"id\d{5}", speaker):
-        return None
-    return "/".join(path.with_suffix(".wav").parts[-3:]), speaker
-
-
-def _librispeech(path: Path) -> tuple[str, str] | None:
-    """.../1688/142285/1688-142285-0000.flac: the id is the file's stem."""
-    match = re.fullmatch(r"(\d+)-\d+-\d+", path.stem)
-    return (path.stem, match[1]) if match else None
-
-
-def _in_librispeech(path: Path) -> tuple[str, str] | None:
-    """`_librispeech` in the folders of its speaker and its chapter, as dates have the same form."""
-    folders = path.stem.split("-")[:2]
-    return _librispeech(path) if list(path.parts[-3:-1]) == folders[-len(path.parts[-3:-1]) :] else None
-
-
-def _cnceleb(path: Path) -> tuple[str, str] | None:
-    """data/id00000/singing-01-001.flac, eval/enroll/id00800-enroll.flac, eval/test/id00800-singing-01-001.flac.
-
-    Ids as in trials.lst: `id00800-enroll`, `test/id00800-singing-01-001.wav`; training: `id00000/singing-01-001`.
-    """
-    folder = path.parent.name
-    match = re.match(r"(id\d{5})-", path.name)
-    if folder == "enroll" and match:
-        return path.stem, match[1]
-    if folder == "test" and match:
-        return f"test/{path.stem}.wav", match[1]
-    return (f"{folder}/{path.stem}", folder) if re.fullmatch(r"id\d{5}", folder) else None
-
-
-def _folder(path: Path) -> tuple[str, str] | None:
-    """SPEAKER/any/depth/name.wav: the first folder is the speaker; `build` knows those that are parts of a corpus."""
-    return (str(path), path.parts[0]) if len(path.parts) >= 2 else None
-
-
 def check_suffix(path: Path) -> None:
     """Check the name of a manifest to write. Raises UsageError: neither .csv nor .jsonl."""
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: manifests are written as .csv or .jsonl")
-
-
-LAYOUTS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
-    "voxceleb": _voxceleb,
-    "librispeech": _librispeech,
-    "cnceleb": _cnceleb,
-    "folder": _folder,
-}
-# By which each is detected; `folder` is taken where none is.
-DETECTED = {"voxceleb": _voxceleb, "librispeech": _in_librispeech, "cnceleb": _cnceleb}
 
 
 def build(
@@ -425,14 +354,14 @@ def build(
     """Build a manifest of every audio file below a folder, measured in parallel.
 
     Args:
-        layout: a name in LAYOUTS; None takes the first layout that fits nine of ten files.
+        layout: a name in LAYOUTS; None takes the first that is detected.
         workers: number of threads.
         suffix: suffix of the files to take; None takes all audio files.
     Returns:
         The manifest, the name of the layout, and the path (relative to `root`) of each file left out -> the reason.
     Raises:
         UsageError: no such folder or layout.
-        SpkdError: no audio there, a layout that fits no file, or two files with the same id.
+        SpkdError: no audio there, a layout that fits no file, two files with the same id, or a list that is malformed.
     """
     # Find the files.
     root = Path(root)
@@ -453,19 +382,15 @@ def build(
         first = f"; {len(others):,} others ({next(iter(others))}) are not decoded" if others else ""
         raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))}){first}")
     # Choose the layout.
-    anchored = [Path(root.resolve().name) / p for p in files]  # so that `root` may be the corpus or a folder within it
     if layout is None:
-        fitting = (n for n, fits in DETECTED.items() if sum(fits(p) is not None for p in anchored) >= 0.9 * len(files))
-        layout = next(fitting, "folder")
+        layout = next(name for name, kind in LAYOUTS.items() if kind.detects(root, files))
     # Read id and speaker of each file from its path.
-    read = LAYOUTS[layout]
-    level = _level_of_speakers(root, files) if layout == "folder" else 0
+    chosen: type[Layout] = LAYOUTS[layout]
     utterances = dict[str, Utterance]()
     left_out = others | {
         str(path.relative_to(root)): "a link to what is listed under another name" for path in repeated
     }
-    for relative, anchor in zip(files, anchored, strict=True):
-        parsed = read(relative if layout == "folder" else anchor)
+    for relative, parsed in zip(files, chosen.names(root, files), strict=True):
         if not _is_utf8(str(relative)):
             left_out[str(relative)] = "its name is not UTF-8"
         elif not str(relative).isprintable():
@@ -479,31 +404,15 @@ def build(
                 f"{relative.suffix.lstrip('.')}, or another --layout"
             )
         else:
-            speaker = unicodedata.normalize("NFC", relative.parts[level] if level else parsed[1])
+            speaker = None if parsed[1] is None else unicodedata.normalize("NFC", parsed[1])
             utterances[parsed[0]] = Utterance(parsed[0], str(root / relative), speaker)
     if not utterances:
         raise SpkdError(
             f"{root}: none of {counted(len(files), 'audio file')} fits the layout {layout}; choose another --layout "
             f"({', '.join(LAYOUTS)}), or give a table with the columns path,speaker"
         )
-    if level:
-        parts = sorted({"/".join(file.parts[:level]) for file in files})
-        shown = ", ".join(parts[:4]) + (", ..." if len(parts) > 4 else "")
-        log(f"note: {root}: speakers are the folders within {shown}, which are taken for parts of the corpus")
-        places = {file.parts[: level + 1] for file in files if len(file.parts) > level + 1}
-        names = Counter(place[-1] for place in places)
-        if several := sorted(name for name, count in names.items() if count > 1):
-            log(f"note: {root}: speakers in several of them, each taken for one person: {first_few(several)}")
-    if layout == "folder":
-        stems = Counter(Path(name).with_suffix("") for name in utterances)
-        if twice := [name for name in utterances if stems[Path(name).with_suffix("")] > 1]:
-            suffix = Path(twice[0]).suffix.lstrip(".")
-            log(
-                f"note: {root}: files that differ in their suffix alone are an utterance each: {first_few(twice)}; if "
-                f"they are one recording, choose with --suffix {suffix}"
-            )
-        for note in _notes_on_speakers([file.parts[level:-1] for file in files if len(file.parts) > level + 1]):
-            log(f"note: {root}: {note}")
+    for note in chosen.notes(root, files):
+        log(f"note: {root}: {note}")
     manifest, unreadable = measure(Manifest(tuple(utterances.values()), str(root)), workers)
     if len(manifest.speakers) == 1 and len(manifest) >= MANY:
         log(
@@ -511,67 +420,6 @@ def build(
             f"{layout}; if they are of several, choose another --layout ({', '.join(LAYOUTS)}), or the folder above"
         )
     return manifest, layout, left_out | unreadable
-
-
-def _level_of_speakers(root: Path, files: Sequence[Path]) -> int:
-    """Number of levels of folders above those of the speakers, which hold parts of the corpus (train, dev, test).
-
-    Raises:
-        SpkdError: there are several parts, and no folders within them.
-    """
-    level = 0
-    while _are_parts(files, level) or _are_corpora(files, level):
-        names = sorted({file.parts[level] for file in files if len(file.parts) > level + 1})
-        if any(len(file.parts) <= level + 2 for file in files):
-            if len(names) > 1 or level:
-                raise SpkdError(
-                    f"{root}: by the layout folder the speakers would be {', '.join(names[:4])}; make a manifest of "
-                    "each, or a table with the columns path,speaker"
-                )
-            break
-        level += 1
-    return level
-
-
-def _are_parts(files: Sequence[Path], level: int) -> bool:
-    """Whether all folders at a level have names of parts of a corpus."""
-    return all(PART.fullmatch(file.parts[level]) for file in files if len(file.parts) > level + 1)
-
-
-def _are_corpora(files: Sequence[Path], level: int) -> bool:
-    """Whether the folders at a level are few, and in each there are sets, in which there are more folders than these.
-
-    LibriTTS/train-clean-100/19 and VCTK/wav48/p225, but not ann/wav/1.wav.
-    """
-    below = [file.parts[level:-1] for file in files]
-    names = {folders[0] for folders in below if folders}
-    if not names or len(names) > FEW or not all(len(folders) > 2 and SET.fullmatch(folders[1]) for folders in below):
-        return False
-    inner = {next((name for name in folders[2:] if not PART.fullmatch(name)), None) for folders in below}
-    return None not in inner and len(inner) > len(names)
-
-
-def _notes_on_speakers(folders: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Sentences on folders that are taken for speakers and may be something else.
-
-    Args:
-        folders: of each file, the folder that is taken for its speaker and those within.
-    """
-    names = sorted({path[0] for path in folders})
-    within = {path[:2] for path in folders if len(path) > 1}
-    instead = "if not, make a manifest of each part, or a table with the columns path,speaker"
-    if parts := [name for name in names if PART.fullmatch(name)]:
-        beside = next((name for name in names if name not in parts), None)
-        if beside is not None:
-            yield f"{', '.join(parts[:4])} beside {beside} are taken for speakers; {instead}"
-    few = len(names) <= FEW and {name for name, _ in within} == set(names)
-    sessions = all(PART.fullmatch(folder) and not SET.fullmatch(folder) for _, folder in within)
-    if few and (not sessions or len(within) >= 2 * len(names)):
-        yield (
-            f"the speakers are {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}, and not the "
-            f"{counted(len(within), 'folder')} within ({'/'.join(min(within))}{', ...' if len(within) > 1 else ''}); "
-            f"{instead}"
-        )
 
 
 def _is_utf8(name: str) -> bool:

@@ -130,6 +130,7 @@ def test_a_missing_or_unknown_manifest(tmp_path: Path) -> None:
     [
         ("voxceleb", "wav/id10270/5r0dWxy17C8/00001.wav", "id10270/5r0dWxy17C8/00001.wav", "id10270"),
         ("voxceleb", "dev/id00012/21Uxsk56VDQ/00001.flac", "id00012/21Uxsk56VDQ/00001.wav", "id00012"),
+        ("voxceleb", "audio/id000000/DwgYRqnQZHM/00000.wav", "id000000/DwgYRqnQZHM/00000.wav", "id000000"),  # VoxBlink2
         ("librispeech", "dev-clean/84/121123/84-121123-0000.flac", "84-121123-0000", "84"),
         ("cnceleb", "data/id00000/singing-01-001.flac", "id00000/singing-01-001", "id00000"),
         ("cnceleb", "eval/enroll/id00800-enroll.flac", "id00800-enroll", "id00800"),
@@ -243,6 +244,79 @@ def test_folders_that_may_be_no_speakers_are_noted(
     assert ("note: " in out) == bool(note)
 
 
+LISTS = {  # as the corpora have them, by the recipes of Kaldi, 3D-Speaker, Hyperion and entries to FFSVC22
+    "sitw": {"lists/enroll-core.lst": "12013 audio/unaob.flac\n", "keys/core-core.lst": "12013 audio/lmvnx.flac tgt\n"},
+    "sdsv": {"docs/train_labels.txt": "train-file-id speaker-id phrase-id\ntrn_000001 spk_000007 03\n"},
+    "ffsvc": {"dev_meta_list": "Original_Name FFSVC2022_Name\nT0344_344I1M_1_0307_normal ffsvc22_dev_000000\n"},
+    "3d-speaker": {
+        "files/train_wav.scp": "0001_Device01 train/0001/0001_Device01.wav\n",
+        "files/train_utt2spk": "0001_Device01 0001\n",
+        "files/test_wav.scp": "9_Device02 test/9/9_Device02.wav\n",
+        "files/test_utt2spk": "9_Device02 9\n",
+    },
+    "common-voice": {
+        "validated.tsv": 'client_id\tpath\tsentence\nab12\tcommon_voice_en_1.wav\tSo "it is.\n',
+        "dev.tsv": "client_id\tpath\tsentence\ncd34\tcommon_voice_en_2.wav\tYes.\n",
+        "clip_durations.tsv": "clip\tduration[ms]\ncommon_voice_en_1.wav\t500\n",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        ("sitw", {"audio/unaob.flac": ("audio/unaob.flac", None), "audio/lmvnx.wav": ("audio/lmvnx.flac", None)}),
+        (
+            "sdsv",
+            {
+                "wav/train/trn_000001.wav": ("trn_000001", "spk_000007"),
+                "wav/enrollment/enr_000001.wav": ("enr_000001", None),
+                "wav/evaluation/evl_000002.wav": ("evl_000002", None),
+            },
+        ),
+        ("ffsvc", {"dev/ffsvc22_dev_000000.wav": ("ffsvc22_dev_000000.wav", "0344")}),
+        (
+            "3d-speaker",
+            {
+                "train/0001/0001_Device01.wav": ("0001_Device01", "0001"),
+                "test/9/9_Device02.wav": ("9_Device02", "9"),
+            },
+        ),
+        (
+            "common-voice",
+            {
+                "clips/common_voice_en_1.wav": ("common_voice_en_1", "ab12"),
+                "clips/common_voice_en_2.wav": ("common_voice_en_2", "cd34"),
+            },
+        ),
+    ],
+)
+def test_speakers_are_those_of_the_lists_of_a_corpus(
+    tmp_path: Path, layout: str, expected: dict[str, tuple[str, str | None]]
+) -> None:
+    for name, text in LISTS[layout].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name in expected:
+        write_audio(tmp_path / name)
+    for asked in (layout, None):
+        made, found, left_out = build(tmp_path, asked)
+        assert (found, left_out) == (layout, {})
+        assert {u.path: (u.id, u.speaker) for u in made} == {str(tmp_path / k): v for k, v in expected.items()}
+
+
+def test_lists_that_a_corpus_lacks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_audio(tmp_path / "wav" / "train" / "trn_000001.wav")
+    assert build(tmp_path)[0].speakers == []
+    assert "no docs/train_labels.txt there or in the folder above: speakers are unknown" in capsys.readouterr().out
+    # What no list names is left out, and counted.
+    write_audio(tmp_path / "cv" / "clips" / "a.wav")
+    write_audio(tmp_path / "cv" / "clips" / "b.wav")
+    (tmp_path / "cv" / "other.tsv").write_text("client_id\tpath\nab12\ta.wav\n")
+    made, layout, left_out = build(tmp_path / "cv")
+    assert (layout, made.speakers, set(left_out)) == ("common-voice", ["ab12"], {"clips/b.wav"})
+
+
 @pytest.mark.parametrize(
     ("files", "layout"),
     [
@@ -288,7 +362,7 @@ def test_a_speaker_is_one_however_accents_are_written(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["dev/audio/a.flac", "eval/audio/b.flac"], "the speakers would be audio; make a manifest of each"),  # SITW
-        (["ann-1.wav", "bob-1.wav"], r"fits the layout folder; choose another --layout \(voxceleb, librispeech"),
+        (["ann-1.wav", "bob-1.wav"], r"fits the layout folder; choose another --layout \(3d-speaker, common-voice"),
     ],
 )
 def test_folders_without_speakers_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
