@@ -132,22 +132,43 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command(cls=Command, epilog=_example("spkd manifest /data/voxceleb2 --out vox2.csv"))
 def manifest(
-    path: Annotated[Path, typer.Argument(help="Folder of audio files.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATHS...",
+            help="Folder of audio files; or containers of audio (tar, zip, ...), patterns such as {000..127}.tar, "
+            "a shard.list, or a folder of containers.",
+        ),
+    ],
     layout: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)} (default: detected).")] = None,
     out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")] = MANIFEST,
     suffix: Annotated[str | None, typer.Option(help="Take only files of this kind, e.g. flac.")] = None,
+    speaker: Annotated[
+        str, typer.Option(help="What names speakers in containers: a suffix beside the audio, a JSON key, a column.")
+    ] = "",
     workers: Annotated[int, typer.Option(help="Threads that read audio headers.", min=1, max=1024)] = 8,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
 ) -> None:
-    """Build a manifest of a folder of audio, with durations."""
+    """Build a manifest of a folder of audio, or of containers of audio, with durations."""
+    from spkd.corpus import shards
     from spkd.corpus.manifest import HEADER, build, check_suffix
-    from spkd.files.atomic import check_is_own, check_writable
+    from spkd.files.atomic import check_is_own, check_not_among, check_writable
 
     check_suffix(out)
     check_writable(out)
     if out == MANIFEST:
         check_is_own(out, ",".join(HEADER).encode(), "--out FILE")
-    made, layout, left_out = build(path, layout, workers, suffix)
+    if containers := shards.find(paths):
+        check_not_among([out], containers)
+        indexed = shards.index(containers, out, layout, workers, suffix, speaker)
+        size = f"{counted(indexed.utterances, 'utterance')}, {counted(indexed.speakers, 'speaker')}"
+        log(f"{out}: {size}, {indexed.seconds / 3600:.2f} h ({indexed.origin})")
+        _list_rejected(indexed.left_out, strict)
+        return
+    if len(paths) > 1 or speaker:
+        what = f"--speaker {speaker} is for containers" if speaker else "give one folder"
+        raise UsageError(f"{paths[0]}: a folder of audio; {what}")
+    made, layout, left_out = build(paths[0], layout, workers, suffix)
     made.save(out)
     size = f"{counted(len(made), 'utterance')}, {counted(len(made.speakers), 'speaker')}, {made.seconds / 3600:.2f} h"
     log(f"{out}: {size} (layout {layout})")

@@ -336,6 +336,16 @@ MANIFEST_READERS = Registry(
     },
 )
 
+# Kinds of containers of audio. The first that recognises a file reads it.
+CONTAINERS = Registry(
+    "container",
+    "",
+    {
+        "tar": "spkd.corpus.containers.tar:Tar",
+        "zip": "spkd.corpus.containers.zip:Zip",
+    },
+)
+
 # Formats of trial lists and of score files, tried in this order.
 TRIAL_FORMATS = Registry(
     "format",

@@ -16,6 +16,7 @@ import pytest
 from spkd.eval.metrics import metrics_of
 from spkd.registry import (
     CODECS,
+    CONTAINERS,
     EXPORTS,
     LAYOUTS,
     LOSSES,
@@ -149,7 +150,7 @@ def test_the_order_is_the_one_that_contributors_read() -> None:
         (list(TEACHERS.ours), "docs/teachers.md"),
         (list(EXPORTS), "docs/export.md"),
         ([*OPTIMISERS, *SAMPLERS], "docs/training.md"),
-        ([*TRIAL_FORMATS, *SCORE_FORMATS, *MANIFEST_READERS, *LAYOUTS], "manifests/README.md"),
+        ([*TRIAL_FORMATS, *SCORE_FORMATS, *MANIFEST_READERS, *LAYOUTS, *CONTAINERS], "manifests/README.md"),
         ([form.shape for form in (*TRIAL_FORMATS.values(), *SCORE_FORMATS.values())], "manifests/README.md"),
         (
             [metric.label.split("(")[0] for metric in metrics_of(llr=True) if "threshold" not in metric.label],
@@ -176,8 +177,10 @@ TESTED_TOGETHER = {
     "cache/test_read": "cache/describe cache/source outputs/head",
     "cache/test_write": "cache/background",
     "corpus/test_audio": "corpus/ffmpeg",
+    "corpus/test_containers": "corpus/ark corpus/containers/*",
     "corpus/test_foreign_manifests": "corpus/manifests/*",
     "corpus/test_manifest": "corpus/layouts/* corpus/utterance",
+    "corpus/test_stored": "corpus/kept",
     "corpus/test_view": "corpus/loader",
     "eval/test_compare": "eval/training",
     "eval/test_formats": "eval/*_formats/*",

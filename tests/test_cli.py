@@ -173,7 +173,7 @@ def test_commas_are_answered_with_the_form_that_is_meant(spkd: Callable, command
         ("eval t.txt --batch-size=5", "--batch-size: settings have no dashes; write batch_size=5"),
         ("train --lr=0.1", "--lr: settings have no dashes; write optim.lr=0.1 or large_margin.lr=0.1"),
         ("cache estimate hour=3", "hour=3: hour is an option; write --hour 3"),
-        ("manifest", "Missing argument 'path'; see `spkd manifest --help`"),
+        ("manifest", "Missing argument 'PATHS...'; see `spkd manifest --help`"),
         ("cache nonsense", "No such command 'nonsense'; see `spkd cache --help`"),
         ("train --zzz", "No such option: --zzz; see `spkd train --help`"),
     ],

@@ -1,6 +1,6 @@
 """Decoding of audio with soundfile or PyAV, averaging of channels, and resampling to 16 kHz.
 
-All waveforms are float32 in [-1, 1].
+All waveforms are float32 in [-1, 1]. A path is that of a file, or an address within a container (see address.py).
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import torch
 
+from spkd.corpus.address import file_of, parse, state_of_audio
 from spkd.corpus.ffmpeg import FORMATS, MISSING, WARM_UP, FFmpegFile, takes
+from spkd.corpus.stored import descriptor, piecewise, read, size_of
 from spkd.corpus.whole import content_to_read, opus_jumps
-from spkd.files.reading import State, is_irregular, state_of
+from spkd.files.reading import State, is_irregular
 
 AUDIO_SUFFIXES = {
     *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga"),
@@ -77,9 +79,9 @@ def probe(path: str) -> float:
     Raises:
         AudioError: missing, not a regular file, unreadable or empty.
     """
-    with _opened(path) as file:
+    with _opened(path, header=True) as file:
         frames, rate = file.frames, file.samplerate
-        if frames <= 0 or frames > PLAUSIBLE * os.stat(path).st_size or _is_estimate(file):
+        if frames <= 0 or frames > PLAUSIBLE * size_of(path) or _is_estimate(file):
             try:
                 frames = file.count() if isinstance(file, FFmpegFile) else _count(file)
             except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
@@ -97,7 +99,7 @@ def sample_rate(path: str) -> int:
     Raises:
         AudioError: missing, not a regular file, unreadable or empty.
     """
-    with _opened(path) as file:
+    with _opened(path, header=True) as file:
         return int(file.samplerate)
 
 
@@ -113,7 +115,7 @@ def decode(path: str, start: float = 0.0, duration: float | None = None, channel
             finite or far beyond full scale.
     """
     # Read the stretch: (frames, channels).
-    state = state_of(path)
+    state = state_of_audio(path)
     with _opened(path) as file:
         rate, channels = file.samplerate, file.channels
         if channel is not None and channel >= channels:
@@ -172,7 +174,7 @@ def exact_length(path: str) -> int | None:
     Raises:
         AudioError: as of `probe`.
     """
-    with _opened(path) as file:
+    with _opened(path, header=True) as file:
         if not isinstance(file, soundfile.SoundFile) or not file.subtype.startswith(EXACT):
             return None
         if file.samplerate != SAMPLE_RATE or file.frames < 1:
@@ -211,11 +213,29 @@ class _Sequential(soundfile.SoundFile):
     wrong.
     """
 
-    def __init__(self, file: bytes | io.BytesIO) -> None:
-        super().__init__(file)
+    def __init__(self, file: bytes | BinaryIO | int) -> None:
+        """
+        Args:
+            file: path of a file, an open one, or a descriptor, which is closed with it.
+        """
+        self._descriptor = file if isinstance(file, int) else None
+        try:
+            super().__init__(file, closefd=False)
+        except BaseException:
+            self._close_descriptor()
+            raise
         if self.format == "OGG" and self.subtype == "OPUS":
             # Where times begin late, as after a cut, what the coder puts before the audio is left out by this alone.
             super().seek(0)
+
+    def close(self) -> None:
+        super().close()
+        self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        number, self._descriptor = self._descriptor, None
+        if number is not None:
+            os.close(number)
 
     def seekable(self) -> bool:
         return False
@@ -279,21 +299,24 @@ class _Joined:
         return np.concatenate(blocks)
 
 
-def _opened(path: str) -> soundfile.SoundFile | FFmpegFile | _Joined:
+def _opened(path: str, header: bool = False) -> soundfile.SoundFile | FFmpegFile | _Joined:
     """Open a sound file.
 
+    Args:
+        header: whether little more than its header is needed, so that it is not read from its container as a whole.
     Raises:
         AudioError: missing, unreadable, or not a regular file, since reading a fifo or a device may never end.
     """
-    if is_irregular(path):
+    holder = file_of(path)
+    if is_irregular(holder):
         raise AudioError(path, "not a regular file")
-    if not os.path.isfile(path):
+    if not os.path.isfile(holder):
         raise AudioError(path, "no such file")
     try:
         if takes(path):
             return FFmpegFile(path)
-        file = _Sequential(os.fsencode(path))
-        if (file.format, file.subtype) == ("OGG", "OPUS") and opus_jumps(path, state_of(path)):
+        file = _Sequential(_readable(path, header))
+        if (file.format, file.subtype) == ("OGG", "OPUS") and opus_jumps(path, state_of_audio(path)):
             file.close()
             return FFmpegFile(path, "ogg")
         if (contents := content_to_read(path, file.format, file.frames)) is None:
@@ -302,6 +325,16 @@ def _opened(path: str) -> soundfile.SoundFile | FFmpegFile | _Joined:
         return _Joined(contents)
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, TypeError) as error:
         raise _unreadable(path, error) from error
+
+
+def _readable(path: str, header: bool) -> bytes | BinaryIO | int:
+    """What soundfile opens: the path of a file; a descriptor or an open file of audio in a container."""
+    if (address := parse(path)) is None:
+        return os.fsencode(path)
+    if (file := piecewise(address, header)) is not None:
+        return file
+    number = descriptor(data := read(address))
+    return io.BytesIO(data) if number is None else number
 
 
 def _read(file: soundfile.SoundFile | FFmpegFile | _Joined, frames: int | None) -> np.ndarray:
@@ -422,8 +455,11 @@ def change_speed(wave: np.ndarray, speed: float) -> np.ndarray:
 
 
 def _unreadable(path: str, error: Exception) -> AudioError:
-    if Path(path).stat().st_size == 0:
-        return AudioError(path, "empty file")
+    try:
+        if size_of(path) == 0:
+            return AudioError(path, "empty file")
+    except (OSError, ValueError):  # then the error is that of reading it
+        pass
     if str(error) == MISSING:
         return AudioError(path, MISSING)
     return AudioError(path, f"cannot be decoded ({' '.join(str(error).split())})")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from spkd.corpus.address import parse, suffix_of
+from spkd.corpus.stored import descriptor, read
 
 if TYPE_CHECKING:
     from av import AudioFrame
@@ -60,21 +64,23 @@ class FFmpegFile:
         except ImportError as error:
             raise RuntimeError(MISSING) from error
         self._av = av
+        self._descriptor: int | None = None  # of a file in memory
         try:
-            container = container or FORMATS[Path(path).suffix.lower()]
-            self._file = av.open(path, format=container, options={"protocol_whitelist": "file"})
+            container = container or FORMATS[suffix_of(path)]
+            self._file = av.open(self._readable(path), format=container, options={"protocol_whitelist": "file"})
         except (av.FFmpegError, ValueError, OSError) as error:
+            self._close_descriptor()
             raise RuntimeError(str(error)) from error
         if not self._file.streams.audio:
-            self._file.close()
+            self.close()
             raise RuntimeError("holds no audio")
         self._stream = self._file.streams.audio[0]
         self.samplerate, self.channels = int(self._stream.rate or 0), int(self._stream.codec_context.channels)
         if not self.samplerate or not self.channels:
-            self._file.close()
+            self.close()
             raise RuntimeError("says neither rate nor channels")
         length, base = self._stream.duration, self._stream.time_base
-        self._raw = Path(path).suffix.lower() in RAW
+        self._raw = suffix_of(path) in RAW
         known = container in LENGTHS and length is not None and base is not None
         self.frames = round(float(length * base) * self.samplerate) if known else 0
         self._origin: float | None = None  # time of the first frame (s); None: not known yet
@@ -86,7 +92,23 @@ class FFmpegFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
+        self._close_descriptor()
+
+    def _readable(self, path: str) -> str | io.BytesIO:
+        """What PyAV opens. Audio of a container becomes a file in memory, so that FFmpeg finds its size, and seeks."""
+        if (address := parse(path)) is None:
+            return path
+        self._descriptor = descriptor(data := read(address))
+        return io.BytesIO(data) if self._descriptor is None else f"/proc/self/fd/{self._descriptor}"
+
+    def _close_descriptor(self) -> None:
+        number, self._descriptor = self._descriptor, None
+        if number is not None:
+            os.close(number)
 
     def seek(self, frame: int) -> None:
         """Go forwards to a frame.
@@ -193,4 +215,4 @@ class FFmpegFile:
 
 def takes(path: str) -> bool:
     """Whether this module decodes a file, by its suffix."""
-    return Path(path).suffix.lower() in FORMATS
+    return suffix_of(path) in FORMATS

@@ -22,14 +22,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spkd.corpus.address import parse, state_text
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
 from spkd.corpus.layouts.base import Layout
-from spkd.corpus.manifests.fields import may_be_unknown, stands_for_unknown
+from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
 from spkd.files import digest
 from spkd.files.atomic import find_files, write_bytes
+from spkd.files.reading import state_of
 from spkd.files.text import counted
 from spkd.progress import log, track
 from spkd.registry import LAYOUTS, MANIFEST_READERS
@@ -134,11 +136,12 @@ class Manifest:
         path = Path(path)
         check_suffix(path)
         folder = path.parent.resolve()
-        rows = [dataclasses.asdict(u) | {"path": _relative(u.path, folder)} for u in self.utterances]
+        rows = [dataclasses.asdict(u) | _place(u.path, folder) for u in self.utterances]
         out = io.StringIO()
         if path.suffix == ".csv":
             fields = [*HEADER]
             fields += ["channel"] if any(u.channel is not None for u in self.utterances) else []
+            fields += [STATE] if any(STATE in row for row in rows) else []
             writer = csv.DictWriter(out, fields, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             for row in rows:
@@ -153,6 +156,7 @@ class Manifest:
                     "speaker": row["speaker"],
                     "offset": row["start"],
                     "channel": row["channel"],
+                    STATE: row.get(STATE),
                 }
                 out.write(json.dumps({k: v for k, v in named.items() if v is not None}) + "\n")
         write_bytes(path, out.getvalue().encode())
@@ -337,7 +341,16 @@ def _too_long(seconds: float | None) -> str:
     return f"lasts {seconds:.0f} s in its manifest; durations are in seconds, of at most {MAX_SECONDS:.0f}"
 
 
-def _relative(path: str, folder: Path) -> str:
+def _place(path: str, folder: Path) -> dict[str, str]:
+    """Columns that say where audio is: its path, and the state of its container."""
+    place = {"path": relative_path(path, folder)}
+    if (address := parse(path)) is not None and (state := state_of(address.container)) is not None:
+        place[STATE] = state_text(state)
+    return place
+
+
+def relative_path(path: str, folder: Path) -> str:
+    """A path as a manifest in a folder has it: relative where it lies below the folder."""
     absolute = Path(path).resolve()
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
 

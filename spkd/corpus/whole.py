@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
-from spkd.errors import SpkdError
-from spkd.files.reading import State, read_bytes, state_of
+from spkd.corpus.address import state_of_audio
+from spkd.corpus.stored import content
+from spkd.files.reading import State
 
 BITRATES = {  # kbit/s by MPEG version (1; 2 and 2.5) and layer, for the indices 1 to 14 of a frame header
     (1, 1): range(32, 449, 32),
@@ -24,17 +24,9 @@ BITRATES = {  # kbit/s by MPEG version (1; 2 and 2.5) and layer, for the indices
 }
 RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG 1
 DELAY = 529  # samples by which an MP3 decoder is late, which mpg123 adds to the delay in a LAME tag
-MOST = 1 << 34  # bytes of a file, all of which are in memory at once
 OPUS_RATE = 48_000  # Hz, of the times of Ogg Opus (RFC 7845)
 JUMP = 0.15  # s by which times in Ogg Opus exceed its packets where they jump; a packet lasts 0.12 s or less
 SLACK = 2048  # bytes that may follow the frames that a Xing header counts: the last frame, an ID3v1 tag
-
-
-def _content(path: str) -> bytes:
-    try:
-        return read_bytes(Path(path), MOST)
-    except SpkdError as error:
-        raise ValueError(str(error).removeprefix(f"{path}: ")) from error
 
 
 def content_to_read(path: str, form: str, frames: int) -> list[bytes] | None:
@@ -53,9 +45,9 @@ def content_to_read(path: str, form: str, frames: int) -> list[bytes] | None:
     if form == "OGG":
         return _ogg(path)
     if form in ("WAV", "WAVEX", "RF64") and frames == 0:
-        return _wav(_content(path))
+        return _wav(content(path))
     if form == "AU" and frames == 0:
-        return _au(_content(path))
+        return _au(content(path))
     return None
 
 
@@ -122,10 +114,10 @@ def _frames(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _mp3(path: str, frames: int) -> list[bytes] | None:
-    if (header := _xing(path, state_of(path), frames)) is None:
+    if (header := _xing(path, state_of_audio(path), frames)) is None:
         return None
     tag, first, end = header
-    return [tag + _content(path)[first:end]]
+    return [tag + content(path)[first:end]]
 
 
 @lru_cache(maxsize=4096)
@@ -141,7 +133,7 @@ def _xing(path: str, state: State | None, frames: int) -> tuple[bytes, int, int]
     Returns:
         None where mpg123 reads the whole file, or where the file ends before its own header says.
     """
-    data = _content(path)
+    data = content(path)
     found = next(_frames(data), None)
     if found is None or data[found[0] + 1] >> 1 & 3 != 1:  # layer 3
         return None
@@ -187,17 +179,17 @@ def _xing(path: str, state: State | None, frames: int) -> tuple[bytes, int, int]
 
 def _ogg(path: str) -> list[bytes] | None:
     """The streams that follow one another in an Ogg file; None where there is one."""
-    begins = _streams(path, state_of(path))
+    begins = _streams(path, state_of_audio(path))
     if len(begins) == 1:
         return None
-    data = _content(path)
+    data = content(path)
     return [data[first:last] for first, last in zip(begins, [*begins[1:], len(data)], strict=True)]
 
 
 @lru_cache(maxsize=4096)
 def _streams(path: str, state: State | None) -> list[int]:
     """Place of the beginning of each stream of an Ogg file; `state` is its state, so that it is read once."""
-    data = _content(path)
+    data = content(path)
     begins, in_header = [0], True
     for place, _ in _pages(data):
         if (is_first := bool(data[place + 5] & 2)) and not in_header:
@@ -222,7 +214,7 @@ def opus_jumps(path: str, state: State | None) -> bool:
     Args:
         state: state of the file; it is read once.
     """
-    data = _content(path)
+    data = content(path)
     before, lasts, begins = -1, 0, True  # time at the end of the page before, samples since, whether a packet begins
     for place, segments in _pages(data):
         time = int.from_bytes(

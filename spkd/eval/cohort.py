@@ -12,6 +12,7 @@ import numpy as np
 
 from spkd.cache import Cache
 from spkd.cache.folder import CARD
+from spkd.corpus.address import parse
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.errors import SpkdError, first_few
 from spkd.eval.embed import embed
@@ -125,12 +126,14 @@ def in_both(tested: Iterable[Utterance], others: Iterable[Utterance]) -> list[st
 
 @lru_cache(maxsize=1 << 20)
 def _file(path: str) -> Hashable:
-    """Identity of a file: device and number; its path without links where it cannot be reached."""
+    """Identity of a file: device and number, with the place within a container; else its path without links."""
+    address = parse(path)
+    holder, place = (path, None) if address is None else (address.container, address.offset)
     try:
-        status = os.stat(path)
+        status = os.stat(holder)
     except (OSError, ValueError):
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
+        return os.path.realpath(holder), place
+    return status.st_dev, status.st_ino, place
 
 
 def _overlap(first: Utterance, second: Utterance) -> bool:

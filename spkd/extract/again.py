@@ -11,10 +11,10 @@ from spkd.cache.card import Card
 from spkd.cache.claims import changing, reopen
 from spkd.cache.folder import CommitRecord, CompletionRecord, commit_path
 from spkd.cache.plan import Plan
+from spkd.corpus.address import state_of_audio
 from spkd.corpus.audio import AudioError
 from spkd.corpus.loader import ViewLoader
 from spkd.errors import SpkdError
-from spkd.files.reading import state_of
 from spkd.files.text import counted
 from spkd.progress import log, track
 
@@ -67,7 +67,7 @@ def reopen_rejected(
         return [
             view
             for view, state in views.items()
-            if loader.refusal(view, *limits) is None and (state is None or state != state_of(paths[view]))
+            if loader.refusal(view, *limits) is None and (state is None or state != state_of_audio(paths[view]))
         ]
 
     loads = partial(_loads, loader)

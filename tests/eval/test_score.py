@@ -252,6 +252,14 @@ def test_a_cohort_of_what_is_tested_is_refused_before_the_work(
     assert "cohort=c: holds 3 of the speakers" in spkd(*common, "cohort=c").err
 
 
+def test_members_of_one_container_are_other_audio(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "link.tar").symlink_to("a.tar")
+    first, second = (Utterance(str(at), f"{tmp_path}/a.tar#{at}+9.wav", None, 5.0) for at in (512, 9216))
+    assert not in_both([first], [second])
+    assert in_both([first], [Utterance("c", f"{tmp_path}/link.tar#512+9.wav", None, 5.0)]) == [first.path]
+
+
 def test_stretches_and_channels_that_do_not_overlap_are_other_audio(tmp_path: Path) -> None:
     whole = Utterance("a", str(tmp_path / "a.wav"), start=1.0, duration=1.0)
     later, other = replace(whole, start=2.0), replace(whole, start=1.5)

@@ -23,6 +23,7 @@ START = ("start", "offset", "begin", "onset", "start_time", "begin_time", "start
 END = ("end", "end_time", "end_s", "end_sec", "end_seconds")
 DURATION = ("duration", "dur", "duration_s", "duration_sec", "duration_seconds")
 CHANNEL = ("channel", "channel_selector")
+STATE = "container_state"  # size and time of the container of an address, as spkd writes them
 ROLES = {
     "id": ID,
     "path": PATH,
@@ -31,6 +32,7 @@ ROLES = {
     "end": END,
     "duration": DURATION,
     "channel": CHANNEL,
+    "state": (STATE,),
 }
 
 PLACEHOLDER = re.compile(r"\$\w+|\{\w+\}")  # at the start of a path of SpeechBrain's, for the corpus' folder
@@ -87,6 +89,7 @@ class Names:
         start: column of the start (s).
         end: column of the end (s).
         duration: column of the duration (s).
+        state: column of the state of the container in which the audio lies.
         unused: further columns.
     """
 
@@ -97,6 +100,7 @@ class Names:
     end: str | None
     duration: str | None
     channel: str | None
+    state: str | None
     unused: tuple[str, ...]
 
 

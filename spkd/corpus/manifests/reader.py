@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from spkd.corpus.address import file_of, state_text
 from spkd.corpus.manifests.fields import PATH, Names, utterance
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
-from spkd.files.reading import parse_json
+from spkd.files.reading import parse_json, state_of
 from spkd.files.text import MOST, numbered_lines, read_lines
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -98,6 +100,7 @@ class Reader(ABC):
         self.notes: list[str] = []
         self.unused: Counter[str] = Counter()
         self.differing: list[str] = []
+        self._containers: dict[str, str] = {}  # those that are as they were -> their state
 
     @classmethod
     @abstractmethod
@@ -113,7 +116,24 @@ class Reader(ABC):
         """
 
     def utterance(self, row: Mapping[str, Any], names: Names, where: str) -> Utterance:
-        """The utterance of one line (see fields.utterance). Its times are compared."""
+        """The utterance of one line (see fields.utterance). Its times are compared, and the state of its container.
+
+        Raises:
+            SpkdError: values that an utterance cannot have, or a container that changed since it was indexed.
+        """
         made, differs = utterance(row, names, where, self.source.folder, self.columns)
         self.differing += [where] * differs
+        if names.state is not None and (there := row[names.state]):
+            self._check_container(made.path, str(there), where)
         return made
+
+    def _check_container(self, path: str, there: str, where: str) -> None:
+        container = file_of(path)
+        if self._containers.get(container) == there:
+            return
+        if (state := state_of(container)) is not None and state_text(state) != there:
+            raise SpkdError(
+                f"{where}: {container} has changed since it was indexed ({there} then, {state_text(state)} now: bytes "
+                f"and ns); index it again: spkd manifest CONTAINERS --out {shlex.quote(str(self.source.path))}"
+            )
+        self._containers[container] = there

@@ -1,0 +1,89 @@
+"""Addresses of audio within containers, `CONTAINER#OFFSET+LENGTH.KIND`: `/data/000.tar#1536+32044.flac`.
+
+An address stands wherever the path of an audio file may stand. A path that exists is a file, whatever its name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from spkd.files.reading import State, state_of
+
+DEFLATE, ROW, ARK = "deflate", "row", "ark"
+PATTERN = re.compile(
+    rf"(?P<container>.+)#(?P<offset>\d{{1,19}})\+(?P<length>\d{{1,19}})"
+    rf"\.(?P<kind>[a-z0-9]{{1,8}}(?:\.{DEFLATE}|\.{ROW}(?::.+)?)?)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Place of audio within a container.
+
+    Attributes:
+        container: path of the file that holds it.
+        offset: place of its first byte; of a row of a table, its number from 0.
+        length: its bytes, as they are stored; of an entry of a Kaldi archive, 0 where its own header tells.
+        kind: its format, as the suffix of a file has it (`flac`); followed by `.deflate` where it is compressed in a
+            zip, and by `.row`, or `.row:COLUMN`, where it is a cell of a table; `ark`: an entry of a Kaldi archive,
+            whose header names the format.
+    """
+
+    container: str
+    offset: int
+    length: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.container}#{self.offset}+{self.length}.{self.kind}"
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of a file of this audio."""
+        return f".{self.kind.partition('.')[0]}"
+
+    @property
+    def storage(self) -> str:
+        """How it is stored: DEFLATE, ROW, ARK, or "" where its bytes are those of a file."""
+        if self.kind == ARK:
+            return ARK
+        return self.kind.partition(".")[2].partition(":")[0]
+
+    @property
+    def column(self) -> str:
+        """Column of a cell of a table; "" where the only one with audio is meant."""
+        return self.kind.partition(":")[2]
+
+
+def parse(text: str) -> Address | None:
+    """The address in a text; None where it is the path of a file, or has another form."""
+    match = PATTERN.fullmatch(text) if "#" in text else None
+    if match is None or os.path.lexists(text):
+        return None
+    return Address(match["container"], int(match["offset"]), int(match["length"]), match["kind"])
+
+
+def file_of(path: str) -> str:
+    """Path of the file that holds audio: the container of an address, and else the path itself."""
+    address = parse(path)
+    return path if address is None else address.container
+
+
+def suffix_of(path: str) -> str:
+    """Suffix by which audio is decoded, in lower case."""
+    address = parse(path)
+    return Path(path).suffix.lower() if address is None else address.suffix
+
+
+def state_of_audio(path: str) -> State | None:
+    """Size and time of the file that holds audio; None where there is none."""
+    return state_of(file_of(path))
+
+
+def state_text(state: State) -> str:
+    """State of a container as manifests keep it: `SIZE@TIME`, in bytes and in ns."""
+    return f"{state[0]}@{state[1]}"

@@ -1,0 +1,48 @@
+"""Audio in Kaldi's archives: what follows a key and a space, as Kaldi's wav-copy and kaldiio write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+MARK = b"AUDIO"  # of kaldiio, before the number of bytes of the length, the length, and a file of any format
+HEAD = 16  # bytes that tell an entry's kind
+STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF)  # sizes in the header of a WAV that was never filled in
+FORMATS = {b"RIFF": "wav", b"RIFX": "wav", b"RF64": "rf64", b"fLaC": "flac", b"OggS": "ogg", b"FORM": "aiff"}
+
+
+def audio_at(read: Callable[[int, int], bytes], size: int, offset: int) -> tuple[int, int, str]:
+    """Place of the audio of an entry.
+
+    Args:
+        read: function that gives the bytes of the archive at an offset, of a length.
+        size: bytes of the archive.
+        offset: place behind the key and the space, as in a wav.scp.
+    Returns:
+        The offset and the length of a file of audio (bytes), and its format as the suffix of a file has it.
+    Raises:
+        ValueError: the entry is something else, lies beyond the end, or its length is unknown.
+    """
+    if offset >= size:
+        raise ValueError("lies beyond the end of its archive")
+    head = read(offset, min(HEAD, size - offset))
+    if head.startswith(MARK):
+        count = head[len(MARK)] if len(head) > len(MARK) else 0
+        if not 0 < count <= 8:
+            raise ValueError("damaged (its length)")
+        begin = offset + len(MARK) + 1
+        length, offset = int.from_bytes(read(begin, count), "little"), begin + count
+        head = read(offset, min(4, size - offset))
+        kind = FORMATS.get(head[:4], "wav")
+    elif head[:4] in (b"RIFF", b"RIFX"):
+        told = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        if told in STREAMED:
+            raise ValueError("a WAV of unknown length, as its writer never filled it in; write the archive again")
+        length, kind = 8 + told, "wav"
+    elif head[:4] == b"fLaC":  # kaldiio reads up to the end, too
+        length, kind = size - offset, "flac"
+    else:
+        shown = head[:5].decode("ascii", "backslashreplace")
+        raise ValueError(f"no audio in this entry, which begins with {shown!r}; archives of features hold none")
+    if offset + length > size:
+        raise ValueError("cut off by the end of its archive")
+    return offset, length, kind

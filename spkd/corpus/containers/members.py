@@ -1,0 +1,138 @@
+"""Members of archives, and those that belong together: audio, and what is beside it under the same key.
+
+The key of a member is its name up to the first dot after its folders, as WebDataset has it; WeSpeaker's shards hold
+`KEY.wav`, `KEY.spk` and `KEY.txt`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from spkd.corpus.address import DEFLATE, Address
+from spkd.corpus.audio import OTHER_SUFFIXES
+from spkd.corpus.containers.container import SPEAKERS, Container, Entry
+from spkd.corpus.stored import read
+from spkd.errors import SpkdError
+from spkd.files.reading import parse_json
+
+KEY = re.compile(r"((?:.*/|)[^./][^./]*)\.[^/]*", re.DOTALL)
+BESIDE = ("spk", "json", "cls", "txt")  # suffixes of members that may name a speaker
+LARGEST = 1 << 16  # bytes of such a member that is read
+LONGEST = 200  # characters of a speaker
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Regular file in an archive.
+
+    Attributes:
+        offset: place of its first byte in the archive.
+        length: bytes that it takes there.
+        compressed: whether it is compressed by deflate.
+    """
+
+    name: str
+    offset: int
+    length: int
+    compressed: bool = False
+
+    def address(self, container: str) -> Address:
+        suffix = PurePosixPath(self.name).suffix.lower().lstrip(".")
+        return Address(container, self.offset, self.length, f"{suffix}.{DEFLATE}" if self.compressed else suffix)
+
+
+class Archive(Container):
+    """Base class of containers whose members have names, as files in folders."""
+
+    def entries(self) -> Iterator[Entry]:
+        # The member that lies last under a name is the one that unpacking leaves.
+        kept: dict[str, Member] = {}
+        for member in self.members():
+            name = member.name
+            if (earlier := kept.pop(name, None)) is not None and _suffix(name) in self.wanted.suffixes:
+                self.left_out[f"{name} (at byte {earlier.offset:,})"] = "replaced by a later member of the same name"
+            kept[name] = member
+        audio, beside = defaultdict[str, list[Member]](list), defaultdict[str, dict[str, Member]](dict)
+        for member in kept.values():
+            suffix, match = _suffix(member.name), KEY.fullmatch(member.name)
+            if suffix in self.wanted.suffixes:
+                if (reason := _unusable(member.name)) is not None or match is None:
+                    self.left_out[_shown(member.name)] = reason or "a hidden file"
+                else:
+                    audio[match[1]].append(member)
+            elif suffix in OTHER_SUFFIXES:
+                self.left_out[_shown(member.name)] = f"{suffix} is not decoded here; convert it to WAV or FLAC"
+            elif match is not None and (end := member.name[len(match[1]) + 1 :].lower()) in BESIDE:
+                beside[match[1]][end] = member
+            else:
+                self.unused[suffix or "without a suffix"] += 1
+        placed = [(member, key, len(group) == 1) for key, group in audio.items() for member in group]
+        for member, key, alone in sorted(placed, key=lambda each: each[0].offset):
+            speakers = self._speakers(beside.get(key, {}))
+            yield Entry(member.name, key if alone else member.name, member.address(str(self.path)), speakers)
+
+    def members(self) -> Iterator[Member]:
+        """The regular files, in the order in which they lie; links are counted in `left_out`.
+
+        Raises:
+            SpkdError: nothing can be read.
+        """
+        raise NotImplementedError
+
+    def _speakers(self, beside: dict[str, Member]) -> dict[str, str]:
+        """Speakers that the members beside audio name, by the suffix or the JSON key."""
+        found: dict[str, str] = {}
+        for suffix, member in beside.items():
+            if suffix == "txt" and self.wanted.speaker != "txt":  # transcripts, mostly
+                self.unused[".txt"] += 1
+                continue
+            if member.length > LARGEST:
+                self.unused[f".{suffix} of more than {LARGEST:,} bytes"] += 1
+                continue
+            try:
+                text = read(member.address(str(self.path))).decode("utf-8-sig")
+                found |= self._of_json(text) if suffix == "json" else self._of_text(suffix, text)
+            except (SpkdError, OSError, ValueError):  # ValueError: not UTF-8, too
+                self.unused[f".{suffix} that cannot be read"] += 1
+        return found
+
+    def _of_json(self, text: str) -> dict[str, str]:
+        tree: Any = parse_json(text, "")
+        if not isinstance(tree, dict):
+            return {}
+        names = (*SPEAKERS, self.wanted.speaker)
+        named = {str(key): value for key, value in tree.items() if str(key) in names or str(key).lower() in names}
+        return {
+            key: str(value).strip()
+            for key, value in named.items()
+            if isinstance(value, str | int) and not isinstance(value, bool) and _is_name(str(value))
+        }
+
+    def _of_text(self, suffix: str, text: str) -> dict[str, str]:
+        return {suffix: text.strip()} if _is_name(text) else {}
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text.strip()) <= LONGEST and text.strip().isprintable()
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _shown(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _unusable(name: str) -> str | None:
+    """Reason for which no manifest can name a member; None where one can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    return None if name.isprintable() else "its name holds control characters"

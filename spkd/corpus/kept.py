@@ -1,0 +1,50 @@
+"""Values that are kept for a while, such as open files and decompressed audio."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Value]):
+    """The values used last, each made once however many threads ask for it.
+
+    Args:
+        most: most of what `size` gives for all values together; the value that was made last always stays.
+        size: function of a value.
+    """
+
+    def __init__(self, most: int, size: Callable[[Value], int]) -> None:
+        self._most, self._size = most, size
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._taken = 0
+        self._made: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value of a key, made where it is not kept. Raises what `make` raises."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            making = self._made.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            try:
+                value = make()
+                with self._lock:
+                    self._values[key] = value
+                    self._taken += self._size(value)
+                    while self._taken > self._most and len(self._values) > 1:
+                        _, dropped = self._values.popitem(last=False)
+                        self._taken -= self._size(dropped)
+            finally:
+                with self._lock:
+                    self._made.pop(key, None)
+        return value

@@ -1,0 +1,546 @@
+"""Index of containers: a manifest whose paths are addresses, made from headers alone.
+
+Each container is read once, and what it holds is kept in a file beside the manifest until all are read, so that an
+index that was stopped goes on. Ids and speakers depend on all containers together (whether a layout fits, where
+speakers are named, whether keys repeat), and are given when the manifest is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from spkd.corpus.address import Address, state_text
+from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, probe
+from spkd.corpus.containers.container import SPEAKERS, Container, Entry, Wanted
+from spkd.corpus.layouts.base import MOST_FITTING, Layout
+from spkd.corpus.layouts.folder import level_of_speakers, notes_on_speakers
+from spkd.corpus.manifest import HEADER, relative_path
+from spkd.corpus.manifests.fields import STATE
+from spkd.errors import SpkdError, UsageError, did_you_mean, first_few
+from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, writing
+from spkd.files.reading import State, is_irregular, parse_json, state_of
+from spkd.files.text import counted, read_lines, short_names
+from spkd.progress import log, track
+from spkd.registry import CONTAINERS, LAYOUTS
+
+PARTS = ".parts"  # suffix of the folder beside the manifest
+FORMAT = 1  # of the files in it
+BEGIN = 1024  # bytes by which a kind of container is recognised
+CHUNK = 512  # members that are measured together
+MOST_SHARDS = 1_000_000  # of one pattern
+PRIORITY = ("spk", *SPEAKERS, "cls", "txt")  # where speakers are looked for
+# Patterns as NeMo and WebDataset have them: audio_{0..127}.tar, audio__OP_0..127_CL_.tar; words: {train,dev}.tar
+BRACES = re.compile(r"(?:\{|_OP_)([^{}]*?)(?:\}|_CL_)")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written.
+
+    Attributes:
+        speakers: number of distinct speakers.
+        seconds: total duration (s).
+        origin: phrase that says where ids and speakers were found.
+        left_out: name of each container, member or row that was left out -> the reason.
+    """
+
+    utterances: int
+    speakers: int
+    seconds: float
+    origin: str
+    left_out: dict[str, str]
+
+
+# Finding containers.
+
+
+def kind_of(path: Path) -> type[Container] | None:
+    """Kind of a container, by its first bytes; None where it is none."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        begin = file.read(BEGIN)
+    return next((kind for kind in CONTAINERS.values() if kind.recognises(path, begin)), None)
+
+
+def suffixes() -> tuple[str, ...]:
+    """Suffixes of containers."""
+    return tuple(suffix for kind in CONTAINERS.values() for suffix in kind.suffixes)
+
+
+def expanded(pattern: str) -> list[str]:
+    """Names that a pattern with braces stands for, in its order; the pattern itself where it has none.
+
+    Raises:
+        UsageError: it stands for too many.
+    """
+    names = [pattern]
+    while (match := BRACES.search(names[0])) is not None:
+        words: Sequence[str] = match[1].split(",")
+        if (span := re.fullmatch(r"(\d+)\.\.(\d+)", match[1])) is not None:
+            first, last = int(span[1]), int(span[2])
+            width = len(span[1]) if span[1].startswith("0") else 0
+            if (abs(last - first) + 1) * len(names) > MOST_SHARDS:
+                raise UsageError(f"{pattern}: stands for more than {MOST_SHARDS:,} names")
+            step = 1 if last >= first else -1
+            words = [str(number).zfill(width) for number in range(first, last + step, step)]
+        # All names have the same braces at the same place behind what differs.
+        names = [f"{before}{word}{after}" for name in names for before, after in [_around(name)] for word in words]
+    return names
+
+
+def _around(name: str) -> tuple[str, str]:
+    match = BRACES.search(name)
+    assert match is not None
+    return name[: match.start()], name[match.end() :]
+
+
+def find(names: Sequence[str | Path]) -> list[Path]:
+    """The containers that arguments name: files, patterns, lists of files (`.list`, a path a line), folders.
+
+    Returns:
+        Their paths, in this order, those of a folder sorted; none where an argument is a folder of audio.
+    Raises:
+        UsageError: there is no such file, or one is no container.
+    """
+    found: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found += [] if _holds_audio(path) else find_files(path, set(suffixes()))[0]
+        elif path.exists() or not BRACES.search(str(name)):
+            found += _listed(path)
+        else:
+            found += [each for pattern in expanded(str(name)) for each in _listed(Path(pattern))]
+    return found
+
+
+def _listed(path: Path) -> list[Path]:
+    """A container by itself, or those of a list."""
+    if ADDRESS.match(str(path)):
+        raise UsageError(f"{path}: an address; copy it to this machine first")
+    if is_irregular(path):
+        raise UsageError(f"{path}: not a regular file")
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    if kind_of(path) is not None:
+        return [path]
+    if path.suffix == ".list":
+        lines = [line.strip() for line in read_lines(path)]
+        paths = [path.parent / line for line in lines if line and not line.startswith("#")]
+        if paths and all(each.name.endswith(suffixes()) for each in paths):
+            return paths
+    kinds = ", ".join(kind.describes for kind in CONTAINERS.values())
+    raise UsageError(f"{path}: neither a folder of audio nor a container of it ({kinds})")
+
+
+def _holds_audio(folder: Path) -> bool:
+    return any(Path(name).suffix.lower() in AUDIO_SUFFIXES for _, _, names in os.walk(folder) for name in names)
+
+
+# Reading containers.
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one container holds, in a file of JSON lines: a header, then entries and what was left out.
+
+    Attributes:
+        file: the file; it appears whole.
+    """
+
+    container: Path
+    state: State
+    file: Path
+
+    def rows(self) -> Iterator[list[Any]]:
+        """`[name, key, offset, length, kind, duration, speakers]` of an entry, `[name, reason]` of what was left out.
+
+        Raises:
+            SpkdError: the file is damaged.
+        """
+        for number, line in enumerate(read_lines(self.file), 1):
+            row = parse_json(line, f"{self.file}:{number}")
+            if number > 1:
+                yield row
+
+    def entries(self) -> Iterator[list[Any]]:
+        return (row for row in self.rows() if len(row) > 2)
+
+    def left_out(self) -> Iterator[list[str]]:
+        return (row for row in self.rows() if len(row) == 2)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Facts on the container: `has_names`, and the members that nothing uses (`unused`)."""
+        return dict(parse_json(next(read_lines(self.file), "{}"), str(self.file)))
+
+
+def _part_of(container: Path, folder: Path, wanted: Wanted) -> _Part:
+    """Raises UsageError where there is no such file."""
+    if (state := state_of(container)) is None:
+        raise UsageError(f"{container}: no such file")
+    asked = asdict(wanted) | {"suffixes": sorted(wanted.suffixes)}
+    text = json.dumps([FORMAT, os.path.realpath(container), state, asked])
+    return _Part(container, state, folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.jsonl")
+
+
+def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable[[float], None]) -> None:
+    """Read a container, and write its part.
+
+    Args:
+        share: function of the share of the container that was read so far.
+    """
+    kind = kind_of(part.container)
+    left_out: dict[str, str] = {}
+    with writing(part.file) as file:
+        if kind is None:
+            _write(file, {"has_names": False, "unused": {}}, [["", "no container that is read here"]])
+            return
+        container = kind(part.container, wanted)
+        container.share = lambda done: share(done / 2)
+        try:
+            entries = list(container.entries())
+        except SpkdError as error:
+            entries, left_out[""] = [], str(error).removeprefix(f"{part.container}: ")
+        left_out |= container.left_out
+        _write(file, {"has_names": container.has_names, "unused": dict(container.unused)}, [])
+        for first in range(0, len(entries), CHUNK):
+            chunk = entries[first : first + CHUNK]
+            for entry, seconds in zip(chunk, pool.map(_seconds, chunk), strict=True):
+                if isinstance(seconds, str):
+                    left_out[entry.name] = seconds
+                    continue
+                at = entry.address
+                row = [entry.name, entry.key, at.offset, at.length, at.kind, seconds, dict(entry.speakers)]
+                file.write(json.dumps(row).encode() + b"\n")
+            share(0.5 + (first + len(chunk)) / len(entries) / 2)
+        for name, reason in left_out.items():
+            file.write(json.dumps([name, reason]).encode() + b"\n")
+
+
+def _write(file: BinaryIO, head: dict[str, Any], rows: Iterable[list[Any]]) -> None:
+    file.writelines(json.dumps(line).encode() + b"\n" for line in (head, *rows))
+
+
+def _seconds(entry: Entry) -> float | str:
+    """Duration of an entry (s), or the reason for which it cannot be used."""
+    try:
+        return probe(str(entry.address))
+    except AudioError as error:
+        return error.reason
+
+
+# Names of utterances and speakers.
+
+Row = Sequence[Any]  # of a part
+FOLDER = "folder"  # the layout of which nothing is known but that there is a folder for each speaker
+
+
+@dataclass
+class _Naming:
+    """How utterances and speakers are named.
+
+    Attributes:
+        layout: name of the layout; "" where ids are keys.
+        source: where speakers are named: a member beside the audio, a JSON key or a column; "" for the layout.
+        level: number of levels of folders above those of the speakers, by the layout `folder`.
+        prefixed: whether the name of the container precedes the id.
+    """
+
+    layout: str = ""
+    source: str = ""
+    level: int = 0
+    prefixed: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def named(self, part: _Part, short: str = "") -> Iterator[tuple[Row, str, str | None]]:
+        """Entries of a container with their ids, "" where one does not fit the layout, and speakers.
+
+        Args:
+            short: name of the container among the others.
+        """
+        if not self.layout:
+            for row in part.entries():
+                yield row, f"{short}/{row[1]}" if self.prefixed else row[1], row[-1].get(self.source)
+            return
+        rows = list(part.entries())
+        files = [Path(row[0]) for row in rows]
+        layout: type[Layout] = LAYOUTS[self.layout]
+        found = map(layout.read, files) if self.layout == FOLDER else layout.names(_unpacked(part), files)
+        for row, file, named in zip(rows, files, found, strict=True):
+            name, speaker = named or ("", None)
+            if self.source:
+                speaker = row[-1].get(self.source)
+            elif named and self.layout == FOLDER:
+                speaker = file.parts[self.level]
+            yield row, name, speaker
+
+
+def _unpacked(part: _Part) -> Path:
+    """Folder into which a container would be unpacked, beside which the lists of a corpus may be."""
+    return part.container.parent / part.container.name.partition(".")[0]
+
+
+def _naming(parts: Sequence[_Part], root: str, layout: str | None, speaker: str) -> _Naming:
+    """How utterances and speakers are named, from all entries.
+
+    Raises:
+        UsageError: nothing has the speakers that were asked for.
+        SpkdError: folders of the layout `folder` that cannot be speakers.
+    """
+    sources, total = Counter[str](), 0
+    for part in parts:
+        for row in part.entries():
+            total += 1
+            sources.update(row[-1].keys())
+    naming = _Naming(layout or "")
+    if speaker:
+        naming.source = next((name for name in sources if name.lower() == speaker.lower()), "")
+        if not naming.source:
+            raise UsageError(f"{root}: nothing names speakers by {speaker!r}{did_you_mean(speaker, sources)}")
+    elif layout is None:
+        # That of most entries; of those of as many, the likeliest.
+        ranked = sorted(sources, key=lambda name: (-sources[name], _rank(name)))
+        naming.source = ranked[0] if ranked else ""
+        naming.layout = "" if naming.source else _layout_of(parts, total)
+    if naming.source and (lacking := total - sources[naming.source]):
+        naming.notes.append(f"utterances without a speaker ({naming.source}): {lacking:,}")
+    if naming.source and (others := sorted(sources.keys() - {naming.source})):
+        naming.notes.append(f"speakers are those of {naming.source}, not of {first_few(others)} (--speaker NAME)")
+    if naming.layout == FOLDER and not naming.source:
+        _by_folders(naming, root, sorted({Path(row[0]).parts[:-1] for part in parts for row in part.entries()}))
+    return naming
+
+
+def _layout_of(parts: Sequence[_Part], total: int) -> str:
+    """The layout that fits; "" where there are no folders.
+
+    Args:
+        total: number of entries.
+    """
+    fitting, in_folders = Counter[str](), 0
+    for part in parts:
+        if not part.head["has_names"]:
+            continue
+        files = [Path(row[0]) for row in part.entries()]
+        in_folders += sum(len(file.parts) > 1 for file in files)
+        for name, kind in LAYOUTS.items():
+            if name != FOLDER and files and kind.detects(_unpacked(part), files):
+                fitting[name] += len(files)
+    found = next((name for name in LAYOUTS if fitting[name] >= MOST_FITTING * total > 0), "")
+    return found or (FOLDER if in_folders >= MOST_FITTING * total > 0 else "")
+
+
+def _rank(source: str) -> int:
+    name = source.lower()
+    return PRIORITY.index(name) if name in PRIORITY else len(PRIORITY)
+
+
+def _by_folders(naming: _Naming, root: str, folders: Sequence[tuple[str, ...]]) -> None:
+    """Find the level of the folders that are speakers.
+
+    Args:
+        folders: of all entries, the folders within their containers.
+    """
+    files = [Path(*folder, "_") for folder in folders]
+    naming.level = level = level_of_speakers(Path(root), files)
+    if level:
+        parts = sorted({"/".join(folder[:level]) for folder in folders})
+        naming.notes.append(f"speakers are the folders within {first_few(parts, 4)}, taken for parts of the corpus")
+    naming.notes += notes_on_speakers([folder[level:] for folder in folders if len(folder) > level])
+
+
+def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
+    """Put the containers' names in front of keys that repeat among them.
+
+    Ids are compared by a digest of 8 bytes each, so that ten million take 80 MB.
+
+    Raises:
+        SpkdError: an id is there twice all the same.
+    """
+
+    def digests(part: _Part) -> np.ndarray:
+        names = (name for _, name, _ in naming.named(part) if name)
+        return np.frombuffer(b"".join(hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names), np.uint64)
+
+    within = [digests(part) for part in parts]
+    values, counts = np.unique(np.concatenate(within), return_counts=True)
+    repeated = set(values[counts > 1].tolist())
+    if not repeated:
+        return
+    seen: dict[str, tuple[Path, str]] = {}
+    across = 0
+    for part, found in zip(parts, within, strict=True):
+        entries = ((row, name) for row, name, _ in naming.named(part) if name)
+        for digest, (row, name) in zip(found.tolist(), entries, strict=True):
+            if digest not in repeated:
+                continue
+            if (earlier := seen.setdefault(name, (part.container, row[0]))) == (part.container, row[0]):
+                continue
+            if naming.layout or earlier[0] == part.container:
+                where = f"{earlier[0]} ({earlier[1]}) and {part.container} ({row[0]})"
+                raise SpkdError(
+                    f"{root}: {where} would both be the utterance {name!r}; choose with --suffix, or another --layout"
+                )
+            across += 1
+    if across:
+        naming.prefixed = True
+        naming.notes.append(f"keys that repeat among the containers, whose names precede the ids: {across:,}")
+
+
+# Writing the manifest.
+
+
+def index(
+    containers: Sequence[Path],
+    out: Path,
+    layout: str | None = None,
+    workers: int = 8,
+    suffix: str | None = None,
+    speaker: str = "",
+    id_column: str = "",
+    audio: str = "",
+) -> Summary:
+    """Write a manifest of the audio in containers, with durations, and print notes on what was assumed.
+
+    Args:
+        out: the manifest. What is read is kept in a folder beside it until the manifest is written.
+        layout: a name in LAYOUTS; None takes speakers from where they are named, or else the first layout that fits.
+        workers: number of threads that read headers of audio.
+        suffix: suffix of the audio to take; None takes all.
+        speaker, id_column, audio: as of `Wanted`.
+    Raises:
+        UsageError: there is no such file or layout, or nothing that names speakers so.
+        SpkdError: no audio can be used, or two utterances would have one id.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise UsageError(f"unknown layout {layout!r}{did_you_mean(layout, LAYOUTS)}")
+    wanted = Wanted(
+        frozenset(AUDIO_SUFFIXES if suffix is None else {f".{suffix.lower().lstrip('.')}"}), speaker, id_column, audio
+    )
+    root = str(containers[0]) if len(containers) == 1 else f"{containers[0]} and {len(containers) - 1:,} others"
+    folder = out.with_name(out.name + PARTS)
+    make_folder(folder.parent)
+    remove_abandoned(folder)
+    left_out: dict[str, str] = {}
+    parts = _distinct([_part_of(container, folder, wanted) for container in containers], left_out)
+    _read_all(parts, wanted, workers)
+    naming = _naming(parts, root, layout, speaker)
+    _check_ids(naming, parts, root)
+    summary = _written(parts, naming, out, root, left_out)
+    for note in (*naming.notes, *_unused(parts)):
+        log(f"note: {root}: {note}")
+    for part in parts:
+        part.file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # parts of another index
+        folder.rmdir()
+    return summary
+
+
+def _distinct(parts: Sequence[_Part], left_out: dict[str, str]) -> list[_Part]:
+    """The parts without those of links to containers that are there already."""
+    kept: dict[Path, _Part] = {}
+    for part in parts:
+        if not str(part.container).isprintable():
+            left_out[str(part.container)] = "its name holds control characters"
+        elif kept.setdefault(part.file, part) is not part:
+            left_out[str(part.container)] = "listed twice, or a link to what is listed under another name"
+    return list(kept.values())
+
+
+def _read_all(parts: Sequence[_Part], wanted: Wanted, workers: int) -> None:
+    """Read the containers that have no part yet."""
+    sizes = [part.state[0] / 1e6 for part in parts]  # MB
+    kept = [part.file.is_file() for part in parts]
+    before = sum(size for size, there in zip(sizes, kept, strict=True) if there)
+    if any(kept):
+        log(f"{counted(sum(kept), 'container')} of {len(parts):,} read before")
+    with track("reading headers", round(sum(sizes)), "MB", round(before)) as bar, ThreadPoolExecutor(workers) as pool:
+        for part, size, there in zip(parts, sizes, kept, strict=True):
+            if there:
+                continue
+
+            def share(done: float, start: float = before, of: float = size) -> None:
+                if (new := round(start + done * of) - bar.done) > 0:
+                    bar.advance(new)
+
+            _read(part, wanted, pool, share)
+            before += size
+            share(1.0)
+
+
+def _written(parts: Sequence[_Part], naming: _Naming, out: Path, root: str, left_out: dict[str, str]) -> Summary:
+    shorts = {path: name.partition(".")[0] for path, name in short_names(str(p.container) for p in parts).items()}
+    if len(set(shorts.values())) < len(shorts):
+        shorts = short_names(str(part.container) for part in parts)
+    folder, speakers, seconds, count = out.parent.resolve(), set[str](), 0.0, 0
+    with writing(out) as file:
+        write = _csv_writer(file) if out.suffix == ".csv" else partial(_write_object, file)
+        for part in parts:
+            container, state = relative_path(str(part.container), folder), state_text(part.state)
+            for name, reason in part.left_out():
+                left_out[f"{part.container}: {name}" if name else str(part.container)] = reason
+            for row, name, given in naming.named(part, shorts[str(part.container)]):
+                if not name:
+                    left_out[f"{part.container}: {row[0]}"] = f"does not fit the layout {naming.layout}"
+                    continue
+                speaker = None if given is None else unicodedata.normalize("NFC", given)
+                write([name, str(Address(container, row[2], row[3], row[4])), speaker, row[5], 0.0, state])
+                count, seconds = count + 1, seconds + row[5]
+                speakers.update([] if speaker is None else [speaker])
+        if not count:
+            name, reason = next(iter(left_out.items()), (root, "no audio"))
+            raise SpkdError(f"{root}: holds no audio that can be used ({name}: {reason})")
+    places = [f"layout {naming.layout}"] if naming.layout else []
+    places += [f"speakers from {naming.source}"] if naming.source else []
+    origin = ", ".join([counted(len(parts), "container"), *(places or ["speakers unknown"])])
+    return Summary(count, len(speakers), seconds, origin, left_out)
+
+
+def _csv_writer(file: BinaryIO) -> Callable[[list[Any]], None]:
+    """Function that writes a row of a table, after the header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*HEADER, STATE))
+
+    def write(row: list[Any]) -> None:
+        writer.writerow(["" if cell is None else cell for cell in row])
+        file.write(text.getvalue().encode())
+        text.seek(0)
+        text.truncate()
+
+    return write
+
+
+def _write_object(file: BinaryIO, row: list[Any]) -> None:
+    keys = ("id", "audio_filepath", "speaker", "duration", "offset", STATE)
+    tree = {key: value for key, value in zip(keys, row, strict=True) if value is not None}
+    file.write(json.dumps(tree).encode() + b"\n")
+
+
+def _unused(parts: Sequence[_Part]) -> Iterator[str]:
+    unused: Counter[str] = Counter()
+    for part in parts:
+        unused.update(part.head["unused"])
+    if unused:
+        shown = [f"{kind} ({count:,})" for kind, count in unused.most_common()]
+        yield f"members that nothing uses: {first_few(shown, most=6)}"
+    if unused[".txt"]:
+        yield "speakers are not looked for in .txt, which mostly are transcripts (--speaker txt)"

@@ -1,0 +1,216 @@
+"""Bytes of audio, whether it is a file or lies within a container.
+
+Containers stay open, since an utterance is a few tens of kilobytes of one. All reads are by place (pread), so that
+threads share a descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from spkd.corpus.address import ARK, DEFLATE, Address, parse
+from spkd.corpus.ark import audio_at
+from spkd.corpus.kept import Kept
+from spkd.errors import SpkdError
+from spkd.files.reading import MOST_HOLES, read_bytes, state_of
+
+MOST = 1 << 34  # bytes of audio that is read as a whole
+WHOLE = 1 << 22  # bytes: audio up to this size is read at once, larger audio piece by piece
+BLOCK = 1 << 16  # bytes of a piece
+MOST_OPEN = 64  # containers that stay open
+MOST_KEPT = 1 << 28  # bytes of decompressed audio that are kept, as views of one recording follow one another
+MOST_RATIO, SMALL = 100, 1 << 26  # most bytes for each compressed one, and bytes that any audio may have besides
+GONE = "lies beyond the end of its container; was it truncated?"
+
+
+class Opened:
+    """An open container.
+
+    Attributes:
+        size: its bytes.
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        self.size = status.st_size
+
+    def __del__(self) -> None:
+        # Threads may still read from a container that is kept open no more; the last of them closes it.
+        if (descriptor := self.__dict__.pop("_descriptor", None)) is not None:
+            os.close(descriptor)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of a range. Raises ValueError where it lies beyond the end, or is gigabytes of nothing."""
+        if offset + length > self.size:
+            raise ValueError(GONE)
+        if length > MOST_HOLES and (empty := self._holes(offset, length)) > MOST_HOLES:
+            raise ValueError(f"{empty:,} of its {length:,} bytes are holes; `cp --sparse=never` fills them")
+        data = os.pread(self._descriptor, length, offset)
+        if len(data) == length:
+            return data
+        blocks = [data]  # a read gives 2 GiB at most
+        while (left := length - sum(map(len, blocks))) > 0:
+            if not (block := os.pread(self._descriptor, left, offset + length - left)):
+                raise ValueError(GONE)
+            blocks.append(block)
+        return b"".join(blocks)
+
+    def _holes(self, offset: int, length: int) -> int:
+        """Bytes of a range that have no room on the disk; 0 where its file system does not tell."""
+        stored, place, end = 0, offset, offset + length
+        try:
+            while place < end:
+                first = os.lseek(self._descriptor, place, os.SEEK_DATA)
+                place = os.lseek(self._descriptor, first, os.SEEK_HOLE)
+                stored += max(min(place, end) - min(first, end), 0)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return 0
+        return length - stored
+
+
+_open: Kept[Opened] = Kept(MOST_OPEN, lambda _: 1)
+_decompressed: Kept[bytes] = Kept(MOST_KEPT, len)
+
+
+def container(path: str) -> Opened:
+    """A container, which stays open. Raises OSError where it cannot be opened."""
+    return _open.get((path, state_of(path)), lambda: Opened(path))
+
+
+class _Range(io.RawIOBase):
+    """Range of a container as a file."""
+
+    def __init__(self, source: Opened, offset: int, length: int) -> None:
+        self._source, self._offset, self._length, self._place = source, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = max((0, self._place, self._length)[whence] + offset, 0)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(min(len(buffer), self._length - self._place), 0)
+        buffer[:count] = self._source.read(self._offset + self._place, count)
+        self._place += count
+        return count
+
+
+def located(address: Address) -> Address:
+    """The address of the bytes themselves, of audio in an entry of a Kaldi archive.
+
+    Raises:
+        ValueError: there is no audio, or its length is unknown.
+        OSError: the container cannot be opened.
+    """
+    if address.storage != ARK:
+        return address
+    source = container(address.container)
+    return Address(address.container, *audio_at(source.read, source.size, address.offset))
+
+
+def _inflated(address: Address) -> bytes:
+    """Bytes of audio that is compressed in a zip. Raises ValueError where they are damaged, or too many."""
+    data = container(address.container).read(address.offset, address.length)
+    most = SMALL + MOST_RATIO * len(data)
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        made = stream.decompress(data, most)
+    except zlib.error as error:
+        raise ValueError(f"damaged in its zip ({error})") from error
+    if not stream.eof:
+        ends = "longer than audio can be" if len(made) == most else "its compressed bytes end early"
+        raise ValueError(f"damaged in its zip ({ends})")
+    return made
+
+
+def _kept(address: Address) -> bytes | None:
+    """Bytes that are not those of the container as they lie there; None where they are."""
+    state = state_of(address.container)
+    if address.storage == DEFLATE:
+        return _decompressed.get((address, state), lambda: _inflated(address))
+    return None
+
+
+def read(address: Address) -> bytes:
+    """Bytes of audio in a container.
+
+    Raises:
+        ValueError: they are not there, damaged, or too many.
+        OSError: the container cannot be read.
+    """
+    address = located(address)
+    if address.length > MOST:
+        raise ValueError(f"larger than the {MOST:,} bytes that it may have")
+    kept = _kept(address)
+    return container(address.container).read(address.offset, address.length) if kept is None else kept
+
+
+def content(path: str) -> bytes:
+    """Bytes of audio, of a file or an address. Raises ValueError where they cannot be read."""
+    address = parse(path)
+    try:
+        return read_bytes(Path(path), MOST) if address is None else read(address)
+    except SpkdError as error:
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from error
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+
+
+def size_of(path: str) -> int:
+    """Bytes of audio. Raises ValueError or OSError where it cannot be read."""
+    address = parse(path)
+    if address is None:
+        return os.stat(path).st_size
+    kept = _kept(located(address))
+    return located(address).length if kept is None else len(kept)
+
+
+def descriptor(data: bytes) -> int | None:
+    """Descriptor of a file in memory, which libraries read as any file; None where there are no such files."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    number = os.memfd_create("audio", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(number, view) :]
+        os.lseek(number, 0, os.SEEK_SET)
+    except OSError:
+        os.close(number)
+        raise
+    return number
+
+
+def piecewise(address: Address, header: bool = False) -> BinaryIO | None:
+    """Audio as a file that is read piece by piece; None where it is to be read at once.
+
+    Args:
+        header: whether only its header is needed.
+    """
+    address = located(address)
+    if address.storage or (address.length <= WHOLE and not header):
+        return None
+    source = container(address.container)
+    if address.offset + address.length > source.size:
+        raise ValueError(GONE)
+    return cast(BinaryIO, io.BufferedReader(_Range(source, address.offset, address.length), 4096 if header else BLOCK))

@@ -1,0 +1,334 @@
+"""The index of containers: ids, speakers and durations, whatever tool wrote them; stopped and gone on with; changed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from spkd.corpus import shards
+from spkd.corpus.audio import decode
+from spkd.corpus.manifest import Manifest
+from spkd.errors import SpkdError, UsageError
+
+from .test_audio import tone
+from .test_containers import write_tar
+
+
+def audio(seconds: float = 0.5, form: str = "FLAC", seed: int = 0) -> bytes:
+    data = io.BytesIO()
+    soundfile.write(data, 0.1 * np.random.RandomState(seed).randn(round(seconds * 16_000)), 16_000, format=form)
+    return data.getvalue()
+
+
+def indexed(folder: Path, *names: str, **options: object) -> tuple[Manifest, shards.Summary]:
+    """The manifest of containers in a folder, as it is loaded, and what the index reports."""
+    summary = shards.index(shards.find([folder / name for name in names]), folder / "m.csv", **options)
+    return Manifest.load(folder / "m.csv"), summary
+
+
+def test_tars_that_webdataset_wrote(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "x-%06d.tar"), maxcount=3, verbose=0) as writer:
+        for number in range(7):
+            sample = {"__key__": f"s/{number:03d}", "flac": audio(1 + number / 8, seed=number)}
+            writer.write(sample | {"json": {"speaker": f"spk{number % 2}"}, "txt": "some words", "cls": number % 2})
+    manifest, summary = indexed(tmp_path, "x-{000000..000002}.tar")
+    assert [u.id for u in manifest] == [f"s/{number:03d}" for number in range(7)]
+    assert [u.speaker for u in manifest] == [f"spk{number % 2}" for number in range(7)]
+    assert [u.duration for u in manifest] == [1 + number / 8 for number in range(7)]
+    expected = webdataset.WebDataset([str(path) for path in sorted(tmp_path.glob("*.tar"))], shardshuffle=False)
+    for utterance, sample in zip(manifest, expected, strict=True):
+        wave, _ = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
+        assert np.array_equal(decode(utterance.path).wave, wave)
+    assert (summary.utterances, summary.speakers, summary.left_out) == (7, 2, {})
+    assert summary.origin == "3 containers, speakers from speaker"
+    assert os.listdir(tmp_path).count("m.csv.parts") == 0
+
+
+def test_tars_that_wespeaker_writes(tmp_path: Path) -> None:
+    """make_shard_list.py puts KEY.txt, KEY.spk and KEY.wav into a tar, and names the tars in shard.list."""
+    for shard in range(2):
+        members = []
+        for number in range(2):
+            key = f"id1000{shard}/abc/0000{number}.wav"
+            members += [(f"{key}.txt", b"-"), (f"{key}.spk", f"id1000{shard}".encode()), (f"{key}.wav", audio())]
+        write_tar(tmp_path / f"shards_00000000{shard}.tar", members)
+    (tmp_path / "shard.list").write_text("".join(f"{tmp_path}/shards_00000000{n}.tar\n" for n in range(2)))
+    manifest, _ = indexed(tmp_path, "shard.list")
+    assert {u.speaker for u in manifest} == {"id10000", "id10001"}
+    assert len(manifest) == 4
+
+
+def test_a_zip_of_a_corpus_has_the_ids_of_its_layout(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "vox1.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for speaker in ("id10270", "id10271"):
+            for number in range(2):
+                file.writestr(f"wav/{speaker}/5r0dWxy17C8/{number:05d}.wav", audio(form="WAV"))
+        file.writestr("wav/readme.wav", b"none")
+    manifest, summary = indexed(tmp_path, "vox1.zip")
+    assert manifest[0].id == "id10270/5r0dWxy17C8/00000.wav"
+    assert manifest.speakers == ["id10270", "id10271"]
+    assert summary.origin == "1 container, layout voxceleb"
+    assert list(summary.left_out) == [f"{tmp_path}/vox1.zip: wav/readme.wav"]
+    manifest, _ = indexed(tmp_path, "vox1.zip", layout="folder")
+    assert (manifest[0].id, manifest[0].speaker) == ("wav/id10270/5r0dWxy17C8/00000.wav", "id10270")
+
+
+def test_the_name_of_a_tar_stands_for_a_folder(tmp_path: Path) -> None:
+    for speaker in ("id10270", "id10271"):
+        write_tar(tmp_path / f"{speaker}.tar", [("5r0dWxy17C8/00001.wav", audio(form="WAV"))])
+    manifest, _ = indexed(tmp_path, ".")
+    assert [u.id for u in manifest] == [f"{s}/5r0dWxy17C8/00001.wav" for s in ("id10270", "id10271")]
+    assert manifest.speakers == ["id10270", "id10271"]
+
+
+def test_folders_within_a_container_are_speakers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = [f"{part}/{speaker}/{n}.flac" for part, speaker in (("train", "ann"), ("test", "bob")) for n in range(2)]
+    write_tar(tmp_path / "x.tar", [(name, audio()) for name in names])
+    manifest, summary = indexed(tmp_path, "x.tar")
+    assert ([u.id for u in manifest], manifest.speakers) == (names, ["ann", "bob"])
+    assert summary.origin == "1 container, layout folder"
+    assert "speakers are the folders within test, train" in capsys.readouterr().out
+
+
+def test_keys_that_repeat_among_containers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for shard in range(2):
+        write_tar(tmp_path / f"{shard}.tar", [("000.flac", audio()), ("000.spk", b"%d" % shard)])
+    manifest, _ = indexed(tmp_path, "{0..1}.tar")
+    assert [(u.id, u.speaker) for u in manifest] == [("0/000", "0"), ("1/000", "1")]
+    assert "whose names precede the ids: 1" in capsys.readouterr().out
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", [("id10270/x/1.wav", audio())])
+    with pytest.raises(SpkdError, match=r"a.tar \(id10270/x/1.wav\) and .*b.tar .* would both be the utterance"):
+        indexed(tmp_path, "{a,b}.tar")
+    write_tar(tmp_path / "c.tar", [("id10270/x/1.wav", audio()), ("id10270/x/1.flac", audio())])
+    with pytest.raises(SpkdError, match="choose with --suffix"):
+        indexed(tmp_path, "c.tar")
+    assert len(indexed(tmp_path, "c.tar", suffix="flac")[0]) == 1
+    assert not (tmp_path / "m.csv.parts").exists() or len(os.listdir(tmp_path / "m.csv.parts")) == 3
+
+
+def test_one_source_of_speakers_for_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Class numbers and names are not mixed: 17 and ann may be one person."""
+    members = []
+    for number in range(4):
+        members += [(f"{number}.flac", audio()), (f"{number}.cls", b"17")]
+        members += [(f"{number}.spk", b"ann")] if number else []
+    write_tar(tmp_path / "x.tar", members)
+    manifest, summary = indexed(tmp_path, "x.tar")
+    assert ([u.speaker for u in manifest], summary.origin) == (["17"] * 4, "1 container, speakers from cls")
+    assert "speakers are those of cls, not of spk (--speaker NAME)" in capsys.readouterr().out
+    manifest, _ = indexed(tmp_path, "x.tar", speaker="spk")
+    assert [u.speaker for u in manifest] == [None, "ann", "ann", "ann"]
+    assert "utterances without a speaker (spk): 1" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="nothing names speakers by 'spl'; did you mean 'spk'"):
+        indexed(tmp_path, "x.tar", speaker="spl")
+
+
+def test_what_cannot_be_used_is_listed_and_nothing_stops(tmp_path: Path) -> None:
+    good = write_tar(tmp_path / "1.tar", [("a.flac", audio()), ("b.wav", b"none"), ("c.wav", b"")])
+    (tmp_path / "2.tar").write_bytes(good.read_bytes()[:1000])
+    (tmp_path / "3.tar").write_bytes(b"x" * 3000)
+    with tarfile.open(tmp_path / "4.tar", "w:gz") as file:
+        file.addfile(tarfile.TarInfo("a.wav"))
+    (tmp_path / "5.tar").symlink_to("1.tar")
+    (tmp_path / "6.tar").symlink_to("6.tar")
+    manifest, summary = indexed(tmp_path, ".")
+    assert [u.id for u in manifest] == ["a"]
+    shown = {name.replace(str(tmp_path) + "/", ""): reason for name, reason in summary.left_out.items()}
+    assert "cannot be decoded" in shown["1.tar: b.wav"]
+    assert shown["1.tar: c.wav"] == "empty file"
+    assert shown["2.tar: a.flac"] == "cut off by the end of its tar"
+    assert "not a tar that can be read" in shown["3.tar"]
+    assert "gunzip -k" in shown["4.tar"]
+    with pytest.raises(SpkdError, match="no audio that can be used"):
+        indexed(tmp_path, "3.tar")
+
+
+def test_a_container_that_changed_is_an_error_with_the_command(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [("a.flac", audio()), ("b.flac", audio())])
+    indexed(tmp_path, "x.tar")
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
+    with pytest.raises(
+        SpkdError, match=rf"m.csv:2: {path} has changed .*spkd manifest CONTAINERS --out {tmp_path}/m.csv"
+    ):
+        Manifest.load(tmp_path / "m.csv")
+    shards.index([path], tmp_path / "m.jsonl")
+    Manifest.load(tmp_path / "m.jsonl").save(tmp_path / "again.csv")
+    assert [u.path for u in Manifest.load(tmp_path / "again.csv")] == [
+        u.path for u in Manifest.load(tmp_path / "m.jsonl")
+    ]
+    write_tar(path, [("a.flac", audio())])
+    for name in ("m.jsonl", "again.csv"):
+        with pytest.raises(SpkdError, match="has changed since it was indexed"):
+            Manifest.load(tmp_path / name)
+    path.unlink()  # as a file that is missing: rejected where it is read
+    assert len(Manifest.load(tmp_path / "again.csv")) == 2
+
+
+def test_the_digest_of_a_manifest_ignores_containers(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [(f"{name}.flac", audio(seed=n)) for n, name in enumerate("abc")])
+    (tmp_path / "files").mkdir()
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        tar.extractall(tmp_path / "files", filter="data")
+    (tmp_path / "files.csv").write_text("path,duration\n" + "".join(f"files/{name}.flac,0.5\n" for name in "abc"))
+    assert indexed(tmp_path, "x.tar")[0].digest == Manifest.load(tmp_path / "files.csv").digest
+
+
+def test_a_manifest_moves_with_its_containers(tmp_path: Path) -> None:
+    (tmp_path / "a" / "shards").mkdir(parents=True)
+    write_tar(tmp_path / "a" / "shards" / "x.tar", [("1.flac", audio())])
+    shards.index([tmp_path / "a" / "shards" / "x.tar"], tmp_path / "a" / "m.csv")
+    assert (tmp_path / "a" / "m.csv").read_text().splitlines()[1].startswith("1,shards/x.tar#512+")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len(decode(Manifest.load(tmp_path / "b" / "m.csv")[0].path).wave) == 8000
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a_{0..2}.tar", ["a_0.tar", "a_1.tar", "a_2.tar"]),
+        ("{08..10}.tar", ["08.tar", "09.tar", "10.tar"]),
+        ("{train,dev}-{1..2}.tar", ["train-1.tar", "train-2.tar", "dev-1.tar", "dev-2.tar"]),
+        ("audio__OP_0..1_CL_.tar", ["audio_0.tar", "audio_1.tar"]),
+        ("plain.tar", ["plain.tar"]),
+    ],
+)
+def test_patterns_as_nemo_and_webdataset_write_them(pattern: str, names: list[str]) -> None:
+    assert shards.expanded(pattern) == names
+    braceexpand = pytest.importorskip("braceexpand")
+    assert list(braceexpand.braceexpand(pattern.replace("_OP_", "{").replace("_CL_", "}"))) == names
+
+
+def test_what_is_no_container_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("none.tar", "no such file or folder"),
+        ("{0..1}.tar", "0.tar: no such file"),
+        ("{0..99999999}.tar", "more than 1,000,000 names"),
+        ("a.txt", "neither a folder of audio nor a container"),
+        ("pipe", "not a regular file"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            shards.find([tmp_path / name])
+    with pytest.raises(UsageError, match="an address"):
+        shards.find(["s3://bucket/x.tar"])
+
+
+def test_an_index_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", [(f"{number}.flac", audio(seed=number))])
+    paths = shards.find([tmp_path / "{0..2}.tar"])
+    read = list[str]()
+    original = shards._seconds
+
+    def stops(entry: object) -> float | str:
+        read.append(str(entry.address.container))
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return original(entry)
+
+    monkeypatch.setattr(shards, "_seconds", stops)
+    with pytest.raises(KeyboardInterrupt):
+        shards.index(paths, tmp_path / "m.csv")
+    assert not (tmp_path / "m.csv").exists()
+    # A container that changed meanwhile is read again; another choice reads all again.
+    write_tar(tmp_path / "1.tar", [("new.flac", audio(1.0))])
+    shards.index(paths, tmp_path / "m.csv")
+    assert [Path(name).stem for name in read] == ["0", "1", "2", "1", "2"]
+    assert [(u.id, u.duration) for u in Manifest.load(tmp_path / "m.csv")] == [("0", 0.5), ("new", 1.0), ("2", 0.5)]
+    left = list((tmp_path / "m.csv.parts").glob("*"))
+    assert len(left) == 1  # of the container as it was
+    shutil.rmtree(tmp_path / "m.csv.parts")
+
+
+@pytest.mark.slow
+def test_a_killed_index_goes_on(tmp_path: Path) -> None:
+    for number in range(40):
+        write_tar(tmp_path / f"{number:02d}.tar", [(f"{number:02d}/{n}.flac", audio(0.1)) for n in range(100)])
+    arguments = ["manifest", str(tmp_path / "{00..39}.tar"), "--out", str(tmp_path / "m.csv")]
+    command = [sys.executable, "-c", "from spkd.cli import main; main()", *arguments]
+    child = subprocess.Popen(command)
+    parts = tmp_path / "m.csv.parts"
+    while not parts.is_dir() or len(list(parts.glob("*.jsonl"))) < 3:
+        assert child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "m.csv").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "of 40 read before" in done.stdout
+    assert not parts.exists()
+    shards.index(shards.find([tmp_path / "{00..39}.tar"]), tmp_path / "whole.csv")
+    assert (tmp_path / "m.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_from_tars_to_embeddings_as_from_files(spkd: Callable, tmp_path: Path, corpus: Path) -> None:
+    """`spkd manifest` of tars and of a zip, and what is made of them, is what is made of the files, to the bit."""
+    files = sorted((corpus / "audio").rglob("*.*"))
+    names = [str(path.relative_to(corpus / "audio")) for path in files]
+    for number, part in enumerate((slice(0, 9), slice(9, 18))):
+        members = list(zip(names[part], (path.read_bytes() for path in files[part]), strict=True))
+        write_tar(tmp_path / f"{number}.tar", members)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, path in zip(names, files, strict=True):
+            file.write(path, name)
+    arks = {}
+    for name, given in (("files", [corpus / "audio"]), ("tars", ["{0..1}.tar"]), ("zip", ["all.zip"])):
+        done = spkd("manifest", *given, "--out", f"{name}.csv").ok()
+        assert "18 utterances, 6 speakers" in done.out
+        spkd("extract", "teacher=none", "fbank=true", f"manifest={name}.csv", f"cache={name}", "view=crops:2,0.5").ok()
+        spkd("cache", "verify", name, "--live", "4", "teacher=none", f"manifest={name}.csv").ok()
+        arks[name] = {
+            str(p.relative_to(name)): p.read_bytes() for p in Path(name).rglob("*") if "c/" in str(p) and p.is_file()
+        }
+    assert arks["files"]
+    assert arks["files"] == arks["tars"] == arks["zip"]
+    digests = {Manifest.load(f"{name}.csv").digest for name in arks}
+    assert len(digests) == 1
+    assert "give one folder" in spkd("manifest", corpus / "audio", corpus / "audio").err
+    assert "--speaker spk is for containers" in spkd("manifest", corpus / "audio", "--speaker", "spk").err
+    assert spkd("manifest", "0.tar", "--out", "x.csv", "--strict").code == 0
+
+
+def test_rejected_views_of_a_container_are_tried_again(spkd: Callable, tmp_path: Path) -> None:
+    """A container that was mended is another one: its rejected views are tried again."""
+    damaged = bytearray(audio(2.0))
+    damaged[20_000:20_200] = bytes(200)
+    path = write_tar(tmp_path / "x.tar", [("a.flac", audio(2.0)), ("b.flac", bytes(damaged))])
+    spkd("manifest", "x.tar", "--out", "m.csv").ok()
+    assert "rejected b" in spkd("extract", "teacher=none", "fbank=true", "manifest=m.csv").ok().err
+    write_tar(path, [("a.flac", audio(2.0)), ("b.flac", audio(2.0))])
+    spkd("manifest", "x.tar", "--out", "m.csv").ok()
+    assert (
+        "1 rejected view can be loaded now" in spkd("extract", "teacher=none", "fbank=true", "manifest=m.csv").ok().out
+    )
+
+
+def test_kinds_of_json_lines(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("a.flac", audio()), ("a.spk", b"ann"), ("b.flac", audio())])
+    shards.index([tmp_path / "x.tar"], tmp_path / "m.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [row.get("speaker") for row in rows] == ["ann", None]
+    assert rows[0]["container_state"].startswith(f"{(tmp_path / 'x.tar').stat().st_size}@")
+
+
+def test_tone_is_heard_where_it_lies(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(300, 16_000), 16_000)
+    write_tar(tmp_path / "x.tar", [("a.wav", (tmp_path / "a.wav").read_bytes())])
+    manifest, _ = indexed(tmp_path, "x.tar")
+    assert np.array_equal(decode(manifest[0].path).wave, decode(str(tmp_path / "a.wav")).wave)
