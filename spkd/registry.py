@@ -267,6 +267,16 @@ EXPORTS = Registry(
     },
 )
 
+# Detectors of speech. A name that is none of them is a file of segments.
+DETECTORS = Registry(
+    "vad",
+    "",
+    {
+        "silero": ("spkd.corpus.vad.silero:Silero", ""),
+        "energy": ("spkd.corpus.vad.energy:Energy", ""),
+    },
+)
+
 # Settings of the commands: the sections of a settings file.
 COMMANDS = Registry(
     "command",

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import http.server
 import importlib.util
+import itertools
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -62,6 +64,61 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [(a, b) for i, a in enumerate(made) for b in made.utterances[i + 1 :]]
     (root / "trials.txt").write_text("".join(f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs))
     return root
+
+
+@dataclass(frozen=True)
+class Paused:
+    """A corpus of utterances with pauses.
+
+    Attributes:
+        root: folder with `whole.csv`; `cut.csv` of the same utterances without the pauses, cut and joined by hand;
+            `segments` that say where their speech is; and `trials.txt` of all pairs.
+        last: id of an utterance that is silent, which only `whole.csv` lists, last.
+    """
+
+    root: Path
+    last: str = "silent"
+
+    @property
+    def whole(self) -> str:
+        return f"manifest={self.root / 'whole.csv'}"
+
+    @property
+    def cut(self) -> str:
+        return f"manifest={self.root / 'cut.csv'}"
+
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
+
+
+@pytest.fixture(scope="session")
+def paused(tmp_path_factory: pytest.TempPathFactory) -> Paused:
+    """Four synthetic speakers, three utterances of two phrases each, between pauses with a little noise."""
+    root, random = tmp_path_factory.mktemp("paused"), np.random.RandomState(0)
+    tables, segments = {"whole": ["utt,path,speaker"], "cut": ["utt,path,speaker"]}, list[str]()
+    for s, u in itertools.product(range(4), range(3)):
+        name, place, pieces, phrases = f"s{s}-u{u}", 0, list[np.ndarray](), list[np.ndarray]()
+        for part in range(2):
+            quiet = (1e-4 * 32768 * random.randn(random.randint(4000, 9000))).astype(np.int16)
+            phrase = (32767 * utterance(speaker(s), 100 * s + 10 * u + part, 0.6 + 0.3 * part)).astype(np.int16)
+            place += len(quiet)
+            segments.append(f"{name}-{part} {name} {place / 16_000} {(place + len(phrase)) / 16_000}\n")
+            place += len(phrase)
+            pieces += [quiet, phrase]
+            phrases.append(phrase)
+        for kind, parts in (("whole", [*pieces, pieces[0]]), ("cut", phrases)):
+            soundfile.write(root / f"{name}-{kind}.flac", np.concatenate(parts), 16_000)
+            tables[kind].append(f"{name},{name}-{kind}.flac,s{s}")
+    soundfile.write(root / "silent.flac", np.zeros(32_000), 16_000)
+    names = [line.split(",")[0] for line in tables["cut"][1:]]
+    tables["whole"].append(f"{Paused.last},silent.flac,s0")
+    for kind, lines in tables.items():
+        (root / f"{kind}.csv").write_text("\n".join(lines))
+    (root / "segments").write_text("".join(segments))
+    pairs = itertools.combinations(names, 2)
+    (root / "trials.txt").write_text("".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
+    return Paused(root)
 
 
 @pytest.fixture

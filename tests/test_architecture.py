@@ -182,6 +182,7 @@ TESTED_TOGETHER = {
     "corpus/test_manifest": "corpus/layouts/* corpus/utterance",
     "corpus/test_stored": "corpus/kept",
     "corpus/test_view": "corpus/loader",
+    "corpus/vad/test_find": "corpus/vad/base",
     "eval/test_compare": "eval/training",
     "eval/test_formats": "eval/*_formats/*",
     "eval/test_run": "eval/efficiency eval/embed eval/page eval/plots pages/figures pages/html",

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.vad.base import joined
 from spkd.corpus.view import ViewPlan, Views, source_samples
 from spkd.files.text import counted
 
@@ -66,16 +67,20 @@ class ViewLoader:
         if (reason := self.refusal(view, self._min_seconds, self._max_seconds)) is not None:
             raise AudioError(utterance.path, reason)
         span = min(int(source_samples(samples, speed)), planned - start)
-        first, seconds = utterance.start + start / SAMPLE_RATE, span / SAMPLE_RATE
+        places = utterance.places(start, start + span)
+        begin, end = places[0][0], places[-1][1]
+        first, seconds = utterance.start + begin / SAMPLE_RATE, (end - begin) / SAMPLE_RATE
         decoded = decode(utterance.path, first, seconds, utterance.channel)
-        if len(decoded.wave) < span - SLACK * SAMPLE_RATE:
-            reason = _too_short(span, len(decoded.wave), utterance.duration or 0.0)
+        if len(decoded.wave) < end - begin - SLACK * SAMPLE_RATE:
+            reason = _too_short(end - begin, len(decoded.wave), utterance.whole or 0.0)
             raise AudioError(utterance.path, reason, decoded.state)
         if decoded.remark:
             self._remarks.setdefault(decoded.remark, set()).add(int(views.utterance[view]))
         # A file may end a little before its manifest says; its beginning there would be a jump within the view.
-        missing = span - len(decoded.wave)
+        missing = end - begin - len(decoded.wave)
         wave = np.pad(decoded.wave, (0, missing)) if missing > 0 else decoded.wave
+        if len(places) > 1:
+            wave = joined(wave, [(first - begin, last - begin) for first, last in places])
         wave = change_speed(wave, round(speed, 2))
         wave = shift_formants(wave, round(float(views.formants[view]), 2), self._plan.formants_version)
         wave = wave[:samples] if len(wave) >= samples else np.resize(wave, samples)
@@ -84,10 +89,11 @@ class ViewLoader:
 
     def refusal(self, view: int, min_seconds: float, max_seconds: float | None) -> str | None:
         """Reason why a view is too short or too long for a model; None where it is not."""
-        seconds = self.manifest[int(self.views.utterance[view])].duration or 0.0
-        samples = int(self.views.samples[view])
+        utterance, samples = self.manifest[int(self.views.utterance[view])], int(self.views.samples[view])
+        seconds = utterance.duration or 0.0
         if round(seconds * SAMPLE_RATE) < min_seconds * SAMPLE_RATE:
-            return f"too short ({seconds:.2f} s < {min_seconds:g} s)"
+            what = "" if utterance.speech is None else " of speech"
+            return f"too short ({seconds:.2f} s{what} < {min_seconds:g} s)"
         if max_seconds is not None and samples > max_seconds * SAMPLE_RATE:
             return (
                 f"{samples / SAMPLE_RATE:.0f} s are more than this model takes at once in bounded memory "

@@ -94,8 +94,8 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over ids, speakers, starts, durations (ms) and channels, but not over paths of the audio."""
-        return digest.of_blocks(_identity(u) for u in self.utterances)
+        """SHA-256 over ids, speakers, starts, durations (ms), channels and speech, but not over paths of the audio."""
+        return digest.of_blocks(identity(u) for u in self.utterances)
 
     @classmethod
     def load(cls, path: str | Path, columns: Sequence[str] = ()) -> Manifest:
@@ -283,11 +283,12 @@ def _counted(reader: Reader, utterances: Sequence[Utterance]) -> list[str]:
     return notes
 
 
-def _identity(u: Utterance) -> bytes:
+def identity(u: Utterance) -> bytes:
     """Bytes that identify an utterance, independent of the path of its audio."""
     duration = -1 if u.duration is None else round(u.duration * 1000)
     channel = [] if u.channel is None else [u.channel]
-    return json.dumps([u.id, u.speaker, round(u.start * 1000), duration, *channel]).encode()
+    speech = [] if u.speech is None else [round(u.speech.whole * 1000), u.speech.stretches]
+    return json.dumps([u.id, u.speaker, round(u.start * 1000), duration, *channel, *speech]).encode()
 
 
 def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, str]]:

@@ -9,6 +9,7 @@ from spkd.config import key
 
 CODER_NAMES = ("g711", "gsm", "opus", "mp3", "vorbis")
 MANIFEST = "manifest.csv"
+VAD = "leaves silence out: none, silero (spkd[vad]), energy (Kaldi's), or a file of segments (RTTM, Kaldi, WeSpeaker)"
 MAX_SEED = 2**40
 SEVERAL = re.compile("full:(?!0*1?$)[0-9]+")  # view plans of several views of the whole utterance
 AS_IT_IS = re.compile("full:0*1")  # that of one view, which is `full` without factors
@@ -76,6 +77,7 @@ class ViewConfig(AugmentationConfig, PlanConfig):
     """Settings of the view plan of a cache."""
 
     seed: int = key(0, "seed of crop positions, speeds and augmentation", low=0, high=MAX_SEED)
+    vad: str = key("none", VAD)
 
     def unused(self) -> dict[str, str]:
         reasons = super().unused()

@@ -22,6 +22,7 @@ from spkd.corpus.formants import FORMULAS
 from spkd.corpus.formants import VERSION as FORMANTS_VERSION
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import AS_IT_IS, ViewConfig
+from spkd.corpus.vad.base import VADCard
 from spkd.errors import SpkdError, UsageError
 
 VIEW_COLUMNS = ("utterance", "start", "samples", "speed", "seed", "formants")
@@ -63,6 +64,7 @@ class ViewCard:
         plan: the setting view.plan.
         seed: the setting view.seed.
         formants_version: version of the formula that moves formants; 1 where formants are not moved.
+        vad: what found the speech of which views are taken; None where they are of whole utterances.
     """
 
     plan: str
@@ -71,10 +73,13 @@ class ViewCard:
     augmentation: AugmentationCard
     formants: tuple[float, ...] = field(default=(1.0,), metadata={"low": 0.5, "high": 2.0})
     formants_version: int = field(default=1, metadata={"low": 1, "high": 1000})
+    vad: VADCard | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON; formants only where they are moved."""
+        """The fields as JSON; formants only where they are moved, and the detector where there is one."""
         tree = asdict(self)
+        if self.vad is None:
+            del tree["vad"]
         tree["augmentation"] = self.augmentation.to_json()
         if self.formants == (1.0,):
             del tree["formants"], tree["formants_version"]
@@ -92,6 +97,7 @@ class ViewPlan:
         count: number of views of each utterance, for drawn and crops; 1 for other kinds.
         seed: seed of everything that is drawn.
         formants_version: version of the formula that moves formants.
+        vad: as of `ViewCard`; the manifest of the views has the speech that was found.
     """
 
     kind: str
@@ -103,10 +109,11 @@ class ViewPlan:
     augmentation: Augmentation
     seed: int
     formants_version: int = FORMANTS_VERSION
+    vad: VADCard | None = None
 
     @classmethod
     def parse(cls, config: ViewConfig) -> ViewPlan:
-        """The plan of settings: `full`, `full:COUNT`, `windows:SECONDS/HOP` or `crops:COUNT,SECONDS`.
+        """The plan of settings: `full`, `full:COUNT`, `windows:SECONDS/HOP` or `crops:COUNT,SECONDS`; without `vad`.
 
         Raises:
             UsageError: another form, lengths that are not positive, or a factor outside 0.5-2 or finer than 0.01.
@@ -168,6 +175,7 @@ class ViewPlan:
             self.augmentation.card(),
             tuple(float(f) for f in self.formants),
             1 if self.formants == (1.0,) else self.formants_version,
+            self.vad,
         )
 
     @classmethod
@@ -200,6 +208,7 @@ class ViewPlan:
                 coder_prob=used.coder_prob,
             )
         ).as_in(card)
+        plan = replace(plan, vad=card.vad)
         if plan.card() != card:
             raise SpkdError(
                 "the cache's views were augmented with audio that is not the one given; give noise=FOLDER and "
