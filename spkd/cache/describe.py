@@ -128,6 +128,8 @@ def views_in_words(views: ViewCard) -> str:
         parts.append(f"speeds {', '.join(f'{s:g}' for s in views.speeds)}")
     if views.formants != (1.0,):
         parts.append(f"formants {', '.join(f'{f:g}' for f in views.formants)}")
+    if views.vad is not None:
+        parts.append(f"of speech alone ({views.vad})")
     if augmentation.noise:
         snr = " to ".join(f"{ratio:g}" for ratio in augmentation.snr)
         parts.append(f"noise with probability {augmentation.noise_prob:g} at {snr} dB")

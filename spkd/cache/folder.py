@@ -3,6 +3,7 @@
 card.json                card
 plan/N.npz               plan of part N
 plan/N.bin               what follows from it, to be mapped; no part of the cache
+speech/                  speech that was found, until the plan has it; no part of the cache
 head.safetensors         the teacher's classifier, where logits follow from it
 codec.safetensors        learnt parameters of the codecs
 zarr.json                the Zarr group; TARGET/zarr.json each array
@@ -44,8 +45,10 @@ REJECTED = "rejected.csv"
 VERIFIED = "verified.json"
 NOTES = "verified.log"
 PULLED = "pulled.json"  # origin of a copy; the time of the file is that of the copy's last use
-FOLDERS = ("claims", "commits", "plan")  # within a cache's folder, besides those of its targets
+FOLDERS = ("claims", "commits", "plan", "speech")  # within a cache's folder, besides those of its targets
 OPTIONAL = (HEAD, CODEC, REJECTED)  # files that not every cache has
+SPEECH = "speech"  # folder of the speech that was found before there is a plan
+SPEECH_BYTES = 1024  # of a plan for each second of speech, at most: a detector gives fewer than 100 stretches
 UINT32 = {"low": 0, "high": 2**32 - 1}
 
 
@@ -275,11 +278,12 @@ def read_rejected(path: Path) -> dict[str, str]:
 def most_bytes(card: Card) -> int:
     """Most bytes that a metadata file of a cache may have.
 
-    The largest are a plan, with some 30 bytes and a share of an id for each view, and a head, with the weights of each
-    class.
+    The largest are a plan, with some 30 bytes and a share of an id for each view and 8 for each stretch of speech, and
+    a head, with the weights of each class.
     """
     classes = 0 if card.head is None else len(card.head.classes)
-    return (64 << 20) + 128 * card.num_views + (classes << 14)
+    seconds = 0.0 if card.views.vad is None else 3600 * sum(part.hours for part in card.parts)
+    return (64 << 20) + 128 * card.num_views + (classes << 14) + round(SPEECH_BYTES * seconds)
 
 
 def metadata_digest(root: Path, card: Card, name: str) -> str | None:

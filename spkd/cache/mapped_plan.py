@@ -13,7 +13,7 @@ from spkd.cache.card import Card
 from spkd.cache.folder import COMPLETE, CompletionRecord, mapped_path, most_bytes, plan_path, users_files
 from spkd.cache.lazy import Joined, as_array
 from spkd.cache.mapped import AGAIN, AT_ONCE, Column, MappedFile, NotThis, Sections, Texts, write_mapped
-from spkd.cache.plan import COLUMNS, FACTORS_BELOW, UNLABELLED, Plan, Tables, class_keys
+from spkd.cache.plan import COLUMNS, FACTORS_BELOW, UNLABELLED, Plan, SpeechColumns, Tables, class_keys
 from spkd.corpus.view import VIEW_COLUMNS, Views
 from spkd.errors import SpkdError
 from spkd.files import digest
@@ -23,6 +23,9 @@ from spkd.outputs.target import Target
 
 VIEWS, UTTERANCES, IDS, SPEAKERS, NAMES = "views", "utterances", "ids", "speakers", "names"
 UNITS, CLASSES, FACTORS, UNKNOWN = "units", "classes", "factors", "unknown"
+SPEECH, STRETCHES = "speech", "stretches"
+SPEECH_OF_UTTERANCE = np.dtype([("end", "<i8"), ("whole", "<i8")])
+STRETCH = np.dtype([("first", "<i4"), ("last", "<i4")])
 BYTE, END, NUMBER = np.dtype([("byte", "u1")]), np.dtype([("end", "<i8")]), np.dtype([("number", "<i8")])
 
 
@@ -162,6 +165,9 @@ def _mapped(path: Path, record: CompletionRecord, part: int) -> tuple[Plan, Mapp
         VIEWS: {"utterance": (0, size.utterances - 1), "start": (0, 2**62), "samples": (1, 2**31 - 1)},
         UTTERANCES: {"end": (0, 2**62), "last": (0, size.views), "speaker": (UNLABELLED, size.utterances - 1)},
     }
+    if card.views.vad is not None:
+        bounds[SPEECH] = {"end": (1, 2**62), "whole": (0, 2**62)}
+        bounds[STRETCHES] = {"first": (0, 2**31 - 1), "last": (1, 2**31 - 1)}
     file = MappedFile(path, _content(record, part), bounds)
     if (file.count(VIEWS), file.count(UTTERANCES)) != (size.views, size.utterances):
         raise NotThis(f"{path}: damaged (not of so many views and utterances)")
@@ -182,8 +188,15 @@ def _mapped(path: Path, record: CompletionRecord, part: int) -> tuple[Plan, Mapp
         card.unit_views,
         card.unit_seconds,
         Mapped(file, _frames(card)),
+        None if card.views.vad is None else _speech(file),
     )
     return plan, file
+
+
+def _speech(file: MappedFile) -> SpeechColumns:
+    of_utterances = (as_array(Column(file, SPEECH, name)) for name in ("end", "whole"))
+    of_stretches = (as_array(Column(file, STRETCHES, name)) for name in ("first", "last"))
+    return SpeechColumns(*of_utterances, *of_stretches)
 
 
 def _numbers(file: MappedFile, section: str) -> np.ndarray:
@@ -225,6 +238,16 @@ def _sections(plan: Plan, content: dict[str, Any]) -> Sections:
         blobs = (np.frombuffer("".join(piece).encode(), BYTE) for piece in pieces)
         return BYTE, int(ends[-1]) if len(ends) else 0, blobs
 
+    speech: dict[str, tuple[np.dtype, int, Sequence[np.ndarray]]] = {}
+    if plan.speech is not None:
+        of_utterances, of_stretches = (
+            np.rec.fromarrays([getattr(plan.speech, name) for name in kind.names or ()], dtype=kind)
+            for kind in (SPEECH_OF_UTTERANCE, STRETCH)
+        )
+        speech = {
+            SPEECH: section(SPEECH_OF_UTTERANCE, of_utterances),
+            STRETCHES: section(STRETCH, of_stretches),
+        }
     return {
         VIEWS: (dtype, len(plan.views), views()),
         UTTERANCES: section(utterances.dtype, utterances),
@@ -235,6 +258,7 @@ def _sections(plan: Plan, content: dict[str, Any]) -> Sections:
         CLASSES: section(NUMBER, plan.tables.classes),
         FACTORS: section(NUMBER, plan.tables.factors),
         UNKNOWN: section(NUMBER, np.array([int((plan.speaker == UNLABELLED).sum())])),
+        **speech,
     }
 
 
@@ -266,7 +290,19 @@ def joined(plans: Sequence[Plan]) -> Plan:
         plans[0].unit_views,
         plans[0].unit_seconds,
         _JoinedTables(plans, known, np.array(shifts), np.array(ends)),
+        _joined_speech([plan.speech for plan in plans]),
     )
+
+
+def _joined_speech(columns: Sequence[SpeechColumns | None]) -> SpeechColumns | None:
+    """As `SpeechColumns.join`, without a copy."""
+    known = [each for each in columns if each is not None]
+    if len(known) < len(columns):
+        return None
+    before = np.cumsum([0, *(len(each.first) for each in known)]).tolist()
+    end = Joined([each.end for each in known], [partial(np.add, np.int64(count)) for count in before[:-1]])
+    others = (Joined([getattr(each, name) for each in known]) for name in ("whole", "first", "last"))
+    return SpeechColumns(as_array(end), *map(as_array, others))
 
 
 class _JoinedTables(Tables):

@@ -28,7 +28,7 @@ from spkd.cache.card import Card, Part
 from spkd.cache.folder import most_bytes, plan_path
 from spkd.cache.layout import shard_rows
 from spkd.corpus.audio import SAMPLE_RATE
-from spkd.corpus.manifest import Manifest
+from spkd.corpus.manifest import Manifest, Utterance
 from spkd.corpus.view import Views
 from spkd.errors import SpkdError, UsageError
 from spkd.files.atomic import writing
@@ -98,6 +98,63 @@ class Computed(Tables):
 
 
 @dataclass(frozen=True)
+class SpeechColumns:
+    """Speech of the utterances of a plan, as of `spkd.corpus.utterance.Speech`, in columns.
+
+    Attributes:
+        end: (utterances,) number of stretches of each utterance and those before it.
+        whole: (utterances,) duration of each utterance with its silence (ms).
+        first: (stretches,) first sample of each stretch.
+        last: (stretches,) the sample after its last.
+    """
+
+    end: np.ndarray
+    whole: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> SpeechColumns | None:
+        """The speech of the utterances of a manifest; None where they are whole."""
+        known = [utterance.speech for utterance in manifest if utterance.speech is not None]
+        if len(known) < len(manifest):
+            return None
+        stretches = np.array([pair for speech in known for pair in speech.stretches], np.int64).reshape(-1, 2)
+        end = np.cumsum([len(speech.stretches) for speech in known], dtype=np.int64)
+        whole = np.array([round(speech.whole * 1000) for speech in known], np.int64)
+        return cls(end, whole, stretches[:, 0].astype(np.int32), stretches[:, 1].astype(np.int32))
+
+    @classmethod
+    def join(cls, columns: Sequence[SpeechColumns | None]) -> SpeechColumns | None:
+        """The columns of several plans, one after the other; None where those of one are missing."""
+        known = [each for each in columns if each is not None]
+        if len(known) < len(columns):
+            return None
+        before = np.cumsum([0, *(len(each.first) for each in known)])
+        return cls(
+            np.concatenate([each.end + count for each, count in zip(known, before.tolist(), strict=False)]),
+            *(np.concatenate([getattr(each, name) for each in known]) for name in ("whole", "first", "last")),
+        )
+
+    def stretches(self, utterance: int) -> list[tuple[int, int]]:
+        """Stretches of speech of an utterance."""
+        begin, end = int(self.end[utterance - 1]) if utterance else 0, int(self.end[utterance])
+        return list(zip(self.first[begin:end].tolist(), self.last[begin:end].tolist(), strict=True))
+
+    def are_wrong(self, utterances: int) -> bool:
+        """Whether they are not columns of so many utterances, each of which has stretches in order."""
+        counts = np.diff(self.end, prepend=0)
+        if len(self.end) != utterances or len(self.whole) != utterances or (counts < 1).any():
+            return True
+        if len(self.first) != self.end[-1] or len(self.last) != self.end[-1]:
+            return True
+        later = np.ones(len(self.first), bool)
+        later[self.end[:-1]] = False  # stretches that follow one of the same utterance
+        overlap = self.first[1:][later[1:]] < self.last[:-1][later[1:]]
+        return bool((self.first < 0).any() or (self.last <= self.first).any() or overlap.any())
+
+
+@dataclass(frozen=True)
 class Plan:
     """Views of a cache, and their division into units and parts.
 
@@ -111,6 +168,7 @@ class Plan:
         unit_views: largest number of views in one unit.
         unit_seconds: most audio in one unit (s).
         mapped: what follows from the columns, where it is in a file; None: it is computed.
+        speech: speech of which views are taken; None where they are taken of whole utterances.
     """
 
     views: Views
@@ -121,6 +179,7 @@ class Plan:
     unit_views: int
     unit_seconds: float
     mapped: Tables | None = None
+    speech: SpeechColumns | None = None
 
     @cached_property
     def tables(self) -> Tables:
@@ -190,7 +249,8 @@ class Plan:
         index_of = {name: i for i, name in enumerate(speakers)}
         speaker = np.array([UNLABELLED if u.speaker is None else index_of[u.speaker] for u in manifest], np.int32)
         utterances = [u.id for u in manifest]
-        return cls(views, utterances, speakers, speaker, np.array(first), unit_views, unit_seconds)
+        speech = SpeechColumns.of(manifest)
+        return cls(views, utterances, speakers, speaker, np.array(first), unit_views, unit_seconds, speech=speech)
 
     @classmethod
     def join(cls, plans: Sequence[Plan]) -> Plan:
@@ -217,6 +277,7 @@ class Plan:
             np.concatenate(first),
             plans[0].unit_views,
             plans[0].unit_seconds,
+            speech=SpeechColumns.join([plan.speech for plan in plans]),
         )
 
     def save(self, root: Path, part: int) -> None:
@@ -239,6 +300,7 @@ class Plan:
             "utterance_speaker": self.speaker,
             "first": self.first,
             "unit": np.array([self.unit_views, self.unit_seconds]),
+            **({} if self.speech is None else {f"speech_{name}": getattr(self.speech, name) for name in SPEECH}),
         }
 
     @classmethod
@@ -310,6 +372,10 @@ class Plan:
             return "a speaker that is not listed"
         if len(set(self.utterances)) < len(self.utterances) or len(set(self.speakers)) < len(self.speakers):
             return "an utterance or a speaker is listed twice"
+        if (self.speech is None) != (card.views.vad is None):
+            return "it has the speech of utterances, or lacks it, other than the card says"
+        if self.speech is not None and self.speech.are_wrong(len(self.utterances)):
+            return "its stretches of speech are not those of its utterances"
         return None
 
     @classmethod
@@ -325,6 +391,9 @@ class Plan:
                 _column(arrays, "first", "i8"),
                 int(unit_views),
                 float(unit_seconds),
+                speech=SpeechColumns(*(_column(arrays, f"speech_{name}", kind) for name, kind in SPEECH.items()))
+                if "speech_end" in arrays
+                else None,
             )
         except (ValueError, KeyError, IndexError, OSError, EOFError, OverflowError, *ZIP_ERRORS) as error:
             raise SpkdError(
@@ -347,6 +416,7 @@ def class_keys(speaker: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 
 COLUMNS = {"utterance": "i4", "start": "i8", "samples": "i4", "speed": "f4", "seed": "u4", "formants": "f4"}
+SPEECH = {"end": "i8", "whole": "i8", "first": "i4", "last": "i4"}
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error)
 
 
@@ -381,6 +451,23 @@ def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
     if any(a > b for a, b in zip([0, *ends], [*ends, len(blob)], strict=True)):
         raise ValueError(f"{name} overlap")
     return [blob[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def with_speech(manifest: Manifest, plan: Plan) -> Manifest:
+    """A measured manifest with the speech that a plan has of its utterances; others, and changed ones, stay whole."""
+    if plan.speech is None:
+        return manifest
+    number = {name: index for index, name in enumerate(plan.utterances)}
+    columns = SpeechColumns(*(np.asarray(getattr(plan.speech, name)) for name in SPEECH))
+    whole = columns.whole.tolist()
+
+    def cut(utterance: Utterance) -> Utterance:
+        index = number.get(utterance.id)
+        if index is None or utterance.speech is not None or round((utterance.duration or 0.0) * 1000) != whole[index]:
+            return utterance
+        return utterance.of_speech(columns.stretches(index), SAMPLE_RATE)
+
+    return Manifest(tuple(map(cut, manifest)), manifest.source, manifest.notes)
 
 
 def part_of(manifest: Manifest, plan: Plan) -> Part:

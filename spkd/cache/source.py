@@ -16,7 +16,7 @@ from spkd.cache.codec import make_codec
 from spkd.cache.crop import Crop, Rows
 from spkd.cache.folder import CODEC, HEAD
 from spkd.cache.lazy import all_but, picked, shuffled
-from spkd.cache.plan import Plan
+from spkd.cache.plan import Plan, with_speech
 from spkd.corpus.loader import ViewLoader
 from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.view import ViewPlan
@@ -213,7 +213,7 @@ class SingleCache(CacheSource):
         return [self]
 
     def manifest(self, manifest: Manifest) -> Manifest:
-        parts = self.card.pick_parts(self.plan.utterances, manifest)
+        parts = self.card.pick_parts(self.plan.utterances, with_speech(manifest, self.plan))
         if parts is None:
             missing = [name for name in self.plan.utterances if name not in manifest.index_of]
             reason = (

@@ -31,6 +31,7 @@ from spkd.cache.folder import (
     GROUP,
     HEAD,
     REJECTED,
+    SPEECH,
     CommitRecord,
     CompletionRecord,
     ShardRecord,
@@ -138,7 +139,7 @@ def check_folder(root: Path, card: Card) -> None:
         if present.series != card.series:
             raise _another(root, card, present, [name for name in SERIES if name != "codecs"])
         return
-    ours = {"claims", "plan", HEAD, CODEC}
+    ours = {"claims", "plan", SPEECH, HEAD, CODEC}
     if root.is_dir() and any(p.name not in ours and p.suffix != PART for p in root.iterdir()):
         raise SpkdError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")
 

@@ -15,6 +15,8 @@ from spkd.cache.plan import Plan
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.loader import WaveBatch
 from spkd.corpus.manifest import Manifest, measure, note_left_out
+from spkd.corpus.vad import finder_of
+from spkd.corpus.vad.find import speech_alone
 from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
@@ -24,6 +26,7 @@ from spkd.extract.targets import chosen_targets, extract_targets
 from spkd.files.text import counted, format_bytes
 from spkd.outputs.features import FEATURES
 from spkd.outputs.target import Target
+from spkd.progress import log
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
 
@@ -76,7 +79,7 @@ class Estimate:
 def estimate(config: EstimateConfig) -> Estimate:
     """Plan an extraction, and time the teacher on noise of the views' lengths.
 
-    No audio is read where the manifest has all durations.
+    No audio is read where the manifest has all durations; a detector of speech is not run.
 
     Raises:
         UsageError: an unknown target or codec, or a view longer than a unit.
@@ -86,6 +89,12 @@ def estimate(config: EstimateConfig) -> Estimate:
     teacher = load_teacher(config.teacher, device)
     targets, view_plan = chosen_targets(config, teacher), ViewPlan.parse(config.view)
     manifest, unreadable = measure(Manifest.load(config.manifest))
+    finder = finder_of(config.view.vad)
+    if finder is not None and finder.is_costly:
+        log(f"note: view.vad={config.view.vad} leaves silence out: with it, the cache is smaller than estimated here")
+    elif finder is not None:
+        manifest, silent = speech_alone(manifest, finder)
+        unreadable |= silent
     manifest, too_long = fitting(manifest, config)
     note_left_out(manifest, unreadable | too_long)
     if not len(manifest):

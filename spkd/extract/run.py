@@ -24,6 +24,7 @@ from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
 from spkd.corpus.audio import SAMPLE_RATE, AudioError
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.corpus.manifest import Manifest, measure
+from spkd.corpus.vad import finder_of
 from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError
@@ -32,6 +33,7 @@ from spkd.extract.again import can_be_extracted, reopen_rejected
 from spkd.extract.fit_codecs import calibrate
 from spkd.extract.ranks import Rank, Work
 from spkd.extract.settings import ContentConfig, ExtractConfig
+from spkd.extract.speech import forget, found_speech
 from spkd.extract.targets import Outputs, begin_targets, features_of, targets_of_pass
 from spkd.files.text import counted
 from spkd.meter import Meter
@@ -121,11 +123,15 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     chosen = targets_of_pass([job.config for job in jobs], [job.teacher for job in jobs])
     listed = manifest
     manifest, unreadable = measure(manifest, config.workers * 4)
+    if (finder := finder_of(config.view.vad)) is not None:
+        view_plan = replace(view_plan, vad=finder.card)
+        manifest, silent = found_speech(Path(config.cache), manifest, finder, config.workers, rank)
+        unreadable |= silent
     manifest, too_long = fitting(manifest, config)
     unreadable |= too_long
     if not len(manifest):
         raise SpkdError(
-            f"{manifest.source}: none of {counted(len(unreadable), 'utterance')} can be read; "
+            f"{manifest.source}: none of {counted(len(unreadable), 'utterance')} can be used; "
             f"{_first(listed, unreadable)}"
         )
     # A bad response would end the extraction where it is drawn, and its folder without it is that of another cache.
@@ -133,6 +139,7 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
         view_plan.augmentation.check()
     # Extract.
     loader, stores = _prepared(jobs, chosen, manifest, view_plan)
+    forget(Path(config.cache))
     for store in stores:
         root, card, plan = store.root, store.card, store.plan
         store.damaged = reopen_damaged(root, card, can_be_extracted(root, card, plan, loader, config.workers))

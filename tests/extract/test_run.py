@@ -176,7 +176,7 @@ def test_nothing_usable_at_all(spkd: Callable, checkpoint: Path) -> None:
     Path("m.csv").write_text("utt,path\na,none.wav\n")
     done = spkd("extract", "teacher=checkpoint", f"teacher.weights={checkpoint}", "manifest=m.csv")
     assert done.code == 1
-    assert "m.csv: none of 1 utterance can be read; the first, none.wav: no such file" in done.err
+    assert "m.csv: none of 1 utterance can be used; the first, none.wav: no such file" in done.err
 
 
 @pytest.mark.parametrize(
