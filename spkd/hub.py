@@ -89,6 +89,7 @@ def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licen
         "Licence": licence or "not stated",
         "Teachers": ", ".join(run.teacher_families) or "none",
         "Caches (fingerprints)": ", ".join(run.caches) or "unknown",
+        "Voice activity detection": ", ".join(run.vad) or "none",
         "Losses": ", ".join(run.losses) or "unknown",
         "Steps": "unknown" if student.training.steps is None else student.training.steps,
     }

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from spkd.config import Given, keys
 from spkd.corpus.audio import FULL_SCALE, SAMPLE_RATE, AudioError, decode, remark_on, resample
+from spkd.corpus.vad import detector_of
+from spkd.corpus.vad.base import NONE, Detector, joined
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE, Calibration
+from spkd.eval.embed import notes_on_vad
 from spkd.files.reading import parse_json
 from spkd.hub import download, upload
 from spkd.outputs.target import EMBEDDING
-from spkd.registry import TEACHERS
+from spkd.progress import log
+from spkd.registry import DETECTORS, TEACHERS
 from spkd.students.description import DESCRIPTION
 from spkd.teachers import load_teacher, resolved
 from spkd.teachers.base import EmbeddingModel
@@ -104,10 +108,16 @@ class SpeakerModel:
         True
     """
 
-    def __init__(self, model: EmbeddingModel, name: str, calibration: Calibration | None = None) -> None:
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        name: str,
+        calibration: Calibration | None = None,
+        detector: Detector | None = None,
+    ) -> None:
         if EMBEDDING not in model.targets:
             raise UsageError(f"{name}: gives no embeddings")
-        self.name, self.calibration, self._model = name, calibration, model
+        self.name, self.calibration, self._model, self._detector = name, calibration, model, detector
         self.dim = model.targets[EMBEDDING].dim
 
     def __repr__(self) -> str:
@@ -162,10 +172,17 @@ class SpeakerModel:
                 log-likelihood ratio.
             sample_rate: sampling rate of waveforms (Hz).
         Raises:
-            UsageError: the model has no calibration, or no threshold of this name; or as of `embed`.
+            UsageError: the model has no calibration, one with another `vad`, or no threshold of this name; or as of
+                `embed`.
             SpkdError: as of `embed`.
         """
         # The threshold.
+        here = "" if self._detector is None else str(self._detector.card)
+        if self.calibration is not None and self.calibration.system.vad != here:
+            raise UsageError(
+                f"{self.name}: calibrated with vad={self.calibration.system.vad or NONE}, and loaded with "
+                f"vad={here or NONE}; load it with the same, or calibrate it with this one"
+            )
         if self.calibration is None:
             raise UsageError(
                 f"{self.name}: has no calibration; {self._way_to_calibrate()}; `score` needs none, and gives the cosine"
@@ -246,6 +263,11 @@ class SpeakerModel:
                 raise SpkdError(f"a waveform of numbers up to {peak:.6g}: at integer scale; divide them by 32768")
             remark = remark_on(wave, samples)
             wave = resample(np.ascontiguousarray(wave), int(sample_rate), SAMPLE_RATE)
+        if self._detector is not None:
+            stretches = self._detector.detect(np.ascontiguousarray(wave, np.float32))
+            if not stretches:
+                raise SpkdError(f"no speech in a recording of {len(wave) / SAMPLE_RATE:.2f} s ({self._detector.card})")
+            wave = joined(wave, stretches)
         least, most = self._model.min_samples, self._model.max_samples
         if len(wave) < least or (most is not None and len(wave) > most):
             limit = f"at least {least / SAMPLE_RATE:g} s" + (f", at most {most / SAMPLE_RATE:.0f} s" if most else "")
@@ -317,6 +339,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     weights: str | Path | None = None,
+    vad: str = NONE,
     **settings: Any,
 ) -> SpeakerModel:
     """Load a speaker model: a student, an ONNX file, or a teacher.
@@ -328,6 +351,7 @@ def load(
         revision: a branch, a tag or a commit on the hub, of a student.
         token: access token of a student that is private on the hub.
         weights: weights of a teacher family, as `model.weights`: a file, a folder or a hub id.
+        vad: detector of the speech that is taken of each recording, as of `spkd eval`: none, silero or energy.
         settings: settings of the teacher family, such as layer=9 of wavlm or input="nemo" of an ONNX file;
             `spkd eval --help model` lists them.
     Returns:
@@ -336,18 +360,20 @@ def load(
         UsageError: there is no model, or a wrong argument.
         SpkdError: the model is damaged, or the hub does not answer.
     """
+    if vad != NONE and vad not in DETECTORS:
+        raise UsageError(f"vad={vad!r}: {NONE}, {', '.join(DETECTORS)}{did_you_mean(vad, DETECTORS)}")
     name, path, where = str(source), Path(source), resolve(device)
     # An ONNX file, or a teacher. As in `spkd eval`, the folder of a student may have the name of a family.
     if path.suffix == ".onnx" and path.is_file():
         if weights is not None:
             raise UsageError(f"weights={str(weights)!r}: {name} holds its own")
         onnx = ModelConfig("onnx", name, settings=_settings("onnx", settings))
-        return SpeakerModel(load_teacher(onnx, where), name, _of_onnx(path))
+        return _loaded(load_teacher(onnx, where), name, _of_onnx(path), vad)
     if name in TEACHERS:
         file = None if weights is None else str(weights)
         teacher = resolved(ModelConfig(name, file, settings=_settings(name, settings)))
         if teacher.name == name:
-            return SpeakerModel(load_teacher(teacher, where), name)
+            return _loaded(load_teacher(teacher, where), name, None, vad)
     # A student.
     given = ({} if weights is None else {"weights": weights}) | settings
     if given:
@@ -363,7 +389,14 @@ def load(
     student = load_teacher(ModelConfig(CHECKPOINT, str(path)), where)
     calibration = path / FILE
     of_student = Calibration.of_student(calibration, student.weights_sha256) if calibration.is_file() else None
-    return SpeakerModel(student, name, of_student)
+    return _loaded(student, name, of_student, vad)
+
+
+def _loaded(model: EmbeddingModel, name: str, calibration: Calibration | None, vad: str) -> SpeakerModel:
+    """A loaded model, with a note where it was trained on other speech than it is given."""
+    for note in notes_on_vad([model], vad):
+        log(f"note: {note}")
+    return SpeakerModel(model, name, calibration, None if vad == NONE else detector_of(vad))
 
 
 def _settings(family: str, given: dict[str, Any]) -> Any:

@@ -165,6 +165,7 @@ EXTRACTION = Command(
                 "view.noise": "synthetic",
                 "view.rir": "M/rir view.rir_prob=1",
                 "view.coders": "[g711]",
+                "view.vad": "M/segments",
                 "fbank": "true",
                 "wave": "true",
                 "storage.codec": "float32",
@@ -337,6 +338,7 @@ TRAINING = Command(
                 "large_margin.lr": "0.1",
                 "large_margin.final_lr": "0.1",
                 "valid.manifest": "M/others.csv",
+                "valid.vad": "energy",
                 "valid.every": "3",
                 "valid.patience": "3",
                 "augment.noise_prob": "0.1",
@@ -419,7 +421,12 @@ TRAINING = Command(
         "validation": Context(
             f"{TRAIN} cache=M/full loss=cosine optim.lr=1e-9 optim.final_lr=1e-9 steps=4 valid.trials=M/others.txt "
             "valid.manifest=M/others.csv valid.every=1",
-            {"valid.manifest": "M/manifest.csv", "valid.every": "2", "valid.patience": "1"},
+            {
+                "valid.manifest": "M/manifest.csv",
+                "valid.vad": "M/segments",
+                "valid.every": "2",
+                "valid.patience": "1",
+            },
         ),
         "sampler=speakers": Context(
             f"{TRAIN} cache=M/full loss=cosine sampler=speakers", {"sampler.speakers.views": "1"}
@@ -574,6 +581,7 @@ OF_NOTHING = {
     "batch_size": "3",
     "workers": "1",
     "min_seconds": "0.2",
+    "vad": "energy",
     "device": "cpu",
     "enrol.model.name": "M/second",
     "backend": "plda",
@@ -584,6 +592,7 @@ OF_NOTHING = {
 SCORING_ACTS = {
     "model.name": "M/second",
     "min_seconds": "0.55",
+    "vad": "M/segments",
     "manifest": "M/others.csv",
     "format": "kaldi",
     "enrol.map": "M/map.txt",
@@ -679,7 +688,7 @@ EMBEDDING = Command(
     {
         "base": Context(
             "M/manifest.csv model=M/teacher",
-            {"model.name": "M/second", "out": "e.ark", "min_seconds": "0.55"},
+            {"model.name": "M/second", "out": "e.ark", "min_seconds": "0.55", "vad": "M/segments"},
             inert={"model.weights": "M/teacher"},
         ),
         **model_contexts("M/manifest.csv"),
@@ -747,6 +756,8 @@ def make_materials(root: Path) -> None:
         pairs = list(itertools.combinations(made, 2))
         lines = (f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs)
         (root / {"manifest": "trials.txt"}.get(name, f"{name}.txt")).write_text("".join(lines))
+        with (root / "segments").open("a") as file:
+            file.writelines(f"{one.id} 0.0 0.31\n" for one in made)
         if name == "manifest":
             ids = [one.id for one in made]
             (root / "map.txt").write_text(

@@ -69,9 +69,11 @@ def groups(
 
 
 def values_of_model(enrolment: Sequence[Utterance], column: str) -> list[str]:
-    """Values of a column in the utterances that define a model; of durations (s), their sum."""
+    """Values of a column in the utterances that define a model; of durations (s), also of speech, their sum."""
     values = list(dict.fromkeys(utterance.attribute(column) for utterance in enrolment))
     if column == "duration" and "" not in values:
+        return [str(round(sum(utterance.whole or 0.0 for utterance in enrolment), 6))]
+    if column == "speech" and all(utterance.speech is not None for utterance in enrolment):
         return [str(round(sum(utterance.duration or 0.0 for utterance in enrolment), 6))]
     return values
 

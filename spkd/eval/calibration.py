@@ -48,11 +48,21 @@ class System:
         models: SHA-256 of the weights of the models of both sides; () for scores from files.
         scores: number of scores of each trial.
         how: description of the scores, in sentences.
+        vad: what found the speech that was embedded, with its version; "" where utterances are embedded whole.
     """
 
     models: tuple[str, ...]
     scores: int = field(metadata={"low": 1, "high": 1000})
     how: tuple[str, ...]
+    vad: str = ""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Each step from audio to scores, in sentences."""
+        speech = (
+            f"Silence is left out: the speech of an utterance, found by vad={self.vad}, is joined and stands for it."
+        )
+        return (speech, *self.how) if self.vad else self.how
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ class Calibration:
             SpkdError: it was trained on another system's scores, or on the list, the speakers or the utterances that
                 are tested.
         """
-        for name in ("models", "scores", "how"):
+        for name in ("models", "scores", "how", "vad"):
             ours, trained = getattr(system, name), getattr(self.system, name)
             if ours != trained:
                 raise SpkdError(

@@ -14,6 +14,8 @@ from spkd.cache import Cache
 from spkd.cache.folder import CARD
 from spkd.corpus.address import parse
 from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.vad import finder_of
+from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, first_few
 from spkd.eval.embed import embed
 from spkd.eval.settings import ScoringConfig
@@ -103,7 +105,7 @@ class CohortSource:
             SpkdError: the cache is of another model or lacks its embeddings, or no utterance can be used.
         """
         if self.cache is not None:
-            return _of_cache(self.name, self.cache, model)
+            return _of_cache(self.name, self.cache, model, config.vad)
         assert self.manifest is not None
         embeddings = embed(model, self.manifest, config)
         if not len(embeddings.vectors):
@@ -140,11 +142,11 @@ def _overlap(first: Utterance, second: Utterance) -> bool:
     """Whether two utterances of one file share audio. An utterance without a channel is of all channels."""
     if first.channel != second.channel and None not in (first.channel, second.channel):
         return False
-    ends = [u.start + (u.duration if u.duration is not None else np.inf) for u in (first, second)]
+    ends = [u.start + (np.inf if u.whole is None else u.whole) for u in (first, second)]
     return first.start < ends[1] and second.start < ends[0]
 
 
-def _of_cache(name: str, cache: Cache, model: EmbeddingModel) -> Cohort:
+def _of_cache(name: str, cache: Cache, model: EmbeddingModel, vad: str) -> Cohort:
     card = model.described() if isinstance(model, Teacher) else None
     teacher = cache.card.teacher
     if card is None or (teacher.weights_sha256, teacher.details) != (card.weights_sha256, card.details):
@@ -171,6 +173,10 @@ def _of_cache(name: str, cache: Cache, model: EmbeddingModel) -> Cohort:
         )
     if not described.plan.startswith("full"):
         remarks.append(f"Embeddings of the cohort {name} are not of whole utterances: its views are {described.plan}.")
+    finder = finder_of(vad)
+    there, here = (NONE if card is None else str(card) for card in (described.vad, finder and finder.card))
+    if there != here:
+        remarks.append(f"Embeddings of the cohort {name} are with view.vad={there}, those of trials with vad={here}.")
     vectors = np.concatenate(
         [
             cache.batch(views[first : first + AT_ONCE], [EMBEDDING])[EMBEDDING].float().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,18 @@ from spkd.corpus.audio import SAMPLE_RATE, AudioError
 from spkd.corpus.loader import iterate_batches
 from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.corpus.settings import ViewConfig
+from spkd.corpus.vad import finder_of
+from spkd.corpus.vad.base import NONE
+from spkd.corpus.vad.find import speech_alone
 from spkd.corpus.view import ViewPlan
 from spkd.device import resolve
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import SpkdError, UsageError, listed
 from spkd.eval.settings import EmbedConfig
 from spkd.files.atomic import check_not_among, check_writable
 from spkd.files.text import counted
 from spkd.files.vectors import check_free, check_names, files_of, write_vectors
 from spkd.outputs.target import EMBEDDING
-from spkd.progress import track
+from spkd.progress import log, track
 from spkd.teachers import check_model, load_model
 from spkd.teachers.base import EmbeddingModel
 
@@ -42,15 +45,15 @@ class Embeddings:
 
 
 def embed(model: EmbeddingModel, manifest: Manifest, config: EmbedConfig) -> Embeddings:
-    """Embeddings of whole utterances.
+    """Embeddings of whole utterances, or of their speech.
 
     Raises:
-        UsageError: the model gives no embeddings.
+        UsageError: the model gives no embeddings, or `vad` is none that is known.
         SpkdError: some embeddings are not finite.
     """
     if EMBEDDING not in model.targets:
         raise UsageError(f"model={config.model.name} gives no embeddings to score")
-    manifest, rejected = measure(manifest)
+    manifest, rejected = measured(manifest, config)
     plan = ViewPlan.parse(ViewConfig())
     views = plan.views(manifest)
     loader = model.view_loader(manifest, views, plan, config.min_seconds)
@@ -80,6 +83,17 @@ def embed(model: EmbeddingModel, manifest: Manifest, config: EmbedConfig) -> Emb
     return Embeddings([manifest[int(view)] for view in kept], vectors, rejected)
 
 
+def measured(manifest: Manifest, config: EmbedConfig) -> tuple[Manifest, dict[str, str]]:
+    """The utterances with their durations and, where it is asked for, their speech.
+
+    Returns:
+        Those that can be used, and the id of each other -> the reason.
+    """
+    manifest, rejected = measure(manifest)
+    manifest, silent = speech_alone(manifest, finder_of(config.vad), config.workers)
+    return manifest, rejected | silent
+
+
 def embed_to_file(config: EmbedConfig, manifest: str | Path) -> tuple[int, dict[str, str]]:
     """Write the embeddings of a manifest's utterances into `config.out`.
 
@@ -98,13 +112,32 @@ def embed_to_file(config: EmbedConfig, manifest: str | Path) -> tuple[int, dict[
     check_not_among(files_of(out), [manifest, Path(manifest, "wav.scp")])  # of a Kaldi folder
     audio = Manifest.load(manifest)
     check_names(out, audio.index_of)
-    embeddings = embed(load_model(config.model, resolve(config.device)), audio, config)
+    model = load_model(config.model, resolve(config.device))
+    for note in notes_on_vad([model], config.vad):
+        log(f"note: {note}")
+    embeddings = embed(model, audio, config)
     if not embeddings.utterances:
         name, reason = next(iter(embeddings.rejected.items()))
         raise SpkdError(f"{manifest}: none of {counted(len(audio), 'utterance')} can be used; {name}: {reason}")
     return write_vectors(
         out, zip((u.id for u in embeddings.utterances), embeddings.vectors, strict=True)
     ), embeddings.rejected
+
+
+def notes_on_vad(models: Sequence[EmbeddingModel], vad: str) -> list[str]:
+    """Sentences on students that were trained on speech found in another way, or on whole utterances.
+
+    Args:
+        vad: the setting `vad`.
+    """
+    if all(model.training is None or model.training.steps is None for model in models):
+        return []
+    finder, notes = finder_of(vad), []
+    here = NONE if finder is None else str(finder.card)
+    for training in (model.training for model in models if model.training is not None):
+        if training.steps is not None and (trained := training.facts.vad or (NONE,)) != (here,):
+            notes.append(f"The student was trained with vad={listed(trained, 'and')}, and is used with vad={here}.")
+    return list(dict.fromkeys(notes))
 
 
 def real_time_factor(model: EmbeddingModel, seconds: float = 4.0, repeats: int = 5) -> float:

@@ -141,7 +141,7 @@ def _worst(report: Report, scored: Scored, audio: bool) -> str:
 def clip(utterance: Utterance) -> html.Html:
     """Player of the utterance's first 20 s, with the sound in the page; the reason where it cannot be loaded."""
     try:
-        seconds = min(utterance.duration or CLIP_SECONDS, CLIP_SECONDS)
+        seconds = min(utterance.whole or CLIP_SECONDS, CLIP_SECONDS)
         wave = decode(utterance.path, utterance.start, seconds, utterance.channel).wave
     except AudioError as error:
         return html.Html(escape(error.reason))

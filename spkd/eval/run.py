@@ -77,7 +77,7 @@ LEAST_ERRORS = 5  # misses, and false alarms, at the EER: with fewer, its interv
 # Settings, and sections of settings, that only the scores of a model need.
 OF_MODELS = (
     *("model", "enrol.model", "backend", "subtract_mean", "norm", "cohort"),
-    *("batch_size", "workers", "min_seconds", "device"),
+    *("batch_size", "workers", "min_seconds", "vad", "device"),
 )
 OF_MANIFESTS = ("by", "audio", "enrol.map")  # settings that only a manifest gives an effect
 # Settings that only error rates use.
@@ -519,7 +519,7 @@ def summarise(config: EvalConfig, evaluation: Evaluation, seconds: float, files:
         worst=Worst(_worst_trials(evaluation, targets), _worst_trials(evaluation, non_targets)),
         manifest=config.manifest if scored.people is not None else None,
         rejected=scored.rejected,
-        backend=(*scored.system.how, *_how_calibrated(evaluation.calibration)),
+        backend=(*scored.system.steps, *_how_calibrated(evaluation.calibration)),
         how=_how(config, evaluation),
         notes=(*(scored.people.notes if scored.people is not None else ()), *scored.notes, *evaluation.notes),
         bootstrap=config.bootstrap if evaluation.intervals else 0,

@@ -14,12 +14,14 @@ import numpy as np
 from spkd.config import values
 from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.corpus.settings import MANIFEST
+from spkd.corpus.vad import finder_of
+from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, listed
 from spkd.eval import speakers
 from spkd.eval.backend import Backend
 from spkd.eval.calibration import System, columns_of, score_names
 from spkd.eval.cohort import CohortSource, normalised
-from spkd.eval.embed import Embeddings, embed
+from spkd.eval.embed import Embeddings, embed, notes_on_vad
 from spkd.eval.enrolment import read_map
 from spkd.eval.metrics import curve, eer
 from spkd.eval.names import match
@@ -119,8 +121,8 @@ class Scored:
         for name in quality:
             if name not in self.measures:
                 raise UsageError(
-                    f"quality={name}: not known here; duration needs the manifest, magnitude and enrolments a model, "
-                    "cohort norm=as-norm"
+                    f"quality={name}: not known here; duration needs the manifest, speech needs vad, magnitude and "
+                    "enrolments a model, cohort norm=as-norm"
                 )
             of_enrolment, of_test = self.measures[name]()
             sides = [np.minimum(of_enrolment, of_test), np.maximum(of_enrolment, of_test)]
@@ -247,7 +249,9 @@ def score(
         raise SpkdError(f"{trials.source}: {wrong:,} of {len(scores):,} scores are not finite")
     # The trials that were scored, with their quality measures and notes.
     scored_trials, models = subset(trials, kept), [model] if enrol_model is None else [enrol_model, model]
-    system = System(tuple(m.weights_sha256 for m in models), 1, (*how_embedded(config), *backend.how))
+    finder = finder_of(config.vad)
+    how = (*how_embedded(config), *backend.how)
+    system = System(tuple(m.weights_sha256 for m in models), 1, how, "" if finder is None else str(finder.card))
     return Scored(
         scored_trials,
         len(trials) - len(kept),
@@ -264,6 +268,7 @@ def score(
             *notes_on_labels(scored_trials, sides.people),
             *backend.notes,
             *notes_on_training(models, scored_trials, sides.people),
+            *notes_on_vad(models, config.vad),
         ),
     )
 
@@ -324,6 +329,8 @@ def _measures(
         return np.log([len(rows) for rows in sides.enrolment_rows.values()])[i], np.zeros(len(j))
 
     measures = {"duration": lambda: _durations(trials, sides.people), "enrolments": enrolments, "magnitude": magnitude}
+    if all(utterance.speech is not None for utterance in sides.test.utterances):
+        measures["speech"] = lambda: _durations(trials, sides.people, of_speech=True)
     if statistics is not None:
         measures["cohort"] = lambda: (statistics[0][0][i], statistics[1][0][j])
     return measures
@@ -452,7 +459,8 @@ def _people(config: ScoringConfig, trials: Trials) -> tuple[People | None, tuple
 
 def config_columns(config: ScoringConfig) -> list[str]:
     """Columns of the manifest that the settings name, in addition to those that every manifest has."""
-    return [name for name in getattr(config, "by", []) if name not in ("duration", "speaker")]
+    own = ("duration", "speaker") if config.vad == NONE else ("duration", "speaker", "speech")
+    return [name for name in getattr(config, "by", []) if name not in own]
 
 
 def check_cohort(config: ScoringConfig) -> None:
@@ -533,13 +541,17 @@ def _averages(vectors: np.ndarray, rows: list[list[int]]) -> np.ndarray:
     return normalised(np.add.reduceat(vectors[flat], starts))
 
 
-def _durations(trials: Trials, people: People) -> Pair:
-    """Logarithm of the duration (s) of both sides of every trial."""
+def _durations(trials: Trials, people: People, of_speech: bool = False) -> Pair:
+    """Logarithm of the duration (s), with silence or of speech alone, of both sides of every trial."""
+
+    def seconds(utterance: Utterance) -> float:
+        return (utterance.duration if of_speech else utterance.whole) or 0.0
+
     enrolment, test = (np.zeros(len(trials.names)) for _ in range(2))
     index_of = {name: index for index, name in enumerate(trials.names)}
     for name, used in people.enrolment.items():
-        enrolment[index_of[name]] = sum(u.duration or 0.0 for u in used)
+        enrolment[index_of[name]] = sum(map(seconds, used))
     for name, utterance in people.test.items():
-        test[index_of[name]] = utterance.duration or 0.0
+        test[index_of[name]] = seconds(utterance)
     left, right = (np.log(np.maximum(side, 0.01)) for side in (enrolment, test))
     return left[trials.enrolment], right[trials.test]

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spkd.config import Settings, key, section
-from spkd.corpus.settings import MANIFEST, MAX_SEED
+from spkd.corpus.settings import MANIFEST, MAX_SEED, VAD
 from spkd.registry import TRIAL_FORMATS
 from spkd.teachers.settings import DEVICES, EnrolModelConfig, ScoredModelConfig
 
 ENROLMENTS = "enrolments"
-QUALITY = ("duration", "magnitude", ENROLMENTS, "cohort")  # quality measures
+QUALITY = ("duration", "speech", "magnitude", ENROLMENTS, "cohort")  # quality measures
 
 
 @dataclass
@@ -29,6 +29,7 @@ class EmbedConfig(Settings):
     )
     workers: int = key(2, "threads that decode", low=1, high=1024)
     min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
+    vad: str = key("none", VAD)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
 
 
@@ -86,7 +87,9 @@ class EvalConfig(ScoringConfig):
     llr: bool = key(False, "the scores of --scores are log-likelihood ratios (natural logarithm)")
     points: list[str] = key(["0.01", "0.05"], "points of minDCF and actDCF: P_TARGET or P_TARGET:C_MISS:C_FALSE_ALARM")
     false_accept: list[float] = key([0.01, 0.001], "false-alarm rates whose thresholds are given", low=0, high=1)
-    by: list[str] = key([], "columns of the manifest by which results are broken down, e.g. [gender,duration]")
+    by: list[str] = key(
+        [], "columns of the manifest, or speech (s, with vad), by which results are broken down, e.g. [gender,duration]"
+    )
     bootstrap: int = key(1000, "resamplings of the speakers for confidence intervals (0: none)", low=0, high=10**6)
     worst: int = key(10, "trials of each kind listed as the worst", low=0, high=1000)
     audio: bool = key(False, "put the audio of the worst trials into the report")
@@ -110,8 +113,8 @@ class CalibrateConfig(ScoringConfig):
     out: str = key("", "file to write (default: calibration.json in the student's folder)")
     quality: list[str] = key(
         [],
-        "quality measures next to the scores: duration, magnitude of the embedding, number of enrolment utterances, "
-        "mean cohort score",
+        "quality measures next to the scores: duration, that of speech alone (with vad), magnitude of the embedding, "
+        "number of enrolment utterances, mean cohort score",
         QUALITY,
     )
     p_target: float = key(0.05, "prior of a target trial for which the calibration is best", low=1e-6, high=0.999999)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, UsageError
+from spkd.eval.embed import measured
 from spkd.eval.score import ids_of, score
 from spkd.eval.settings import EvalConfig
 from spkd.eval.trials import digest_of_pairs, notes_on, read
@@ -24,8 +26,10 @@ class Validation:
         digest: digest of the trials, in any order.
     """
 
-    def __init__(self, trials: str, manifest: str | None, model: str, device: torch.device) -> None:
+    def __init__(self, trials: str, manifest: str | None, vad: str, model: str, device: torch.device) -> None:
         """
+        Args:
+            vad: what leaves silence out of the audio.
         Raises:
             UsageError: no such list or manifest.
             SpkdError: a list without both kinds of trials, or with utterances that the manifest lacks.
@@ -38,12 +42,16 @@ class Validation:
             log(f"note: {note}")
         if not self._trials.has_both_kinds:
             raise SpkdError(f"{trials}: validation needs labelled trials of both kinds")
-        self._config = EvalConfig(model=ScoredModelConfig(model))
+        self._config = EvalConfig(model=ScoredModelConfig(model), vad=vad)
         self.digest = digest_of_pairs(self._trials)
         ids = ids_of(self._trials, self._manifest)
         used = [self._manifest[self._manifest.index_of[name]] for name in ids.values()]
         self.utterances = frozenset({*ids, *ids.values()})
         self.speakers = frozenset(u.speaker for u in used if u.speaker is not None)
+        if vad != NONE:  # found once, and not at each validation
+            cut = measured(Manifest(tuple(dict.fromkeys(used)), self._manifest.source), self._config)[0]
+            known = {utterance.id: utterance for utterance in cut}
+            self._manifest = Manifest(tuple(known.get(u.id, u) for u in self._manifest), self._manifest.source)
 
     def __call__(self, network: Network) -> float:
         training = network.training
@@ -55,6 +63,8 @@ class Validation:
             network.train(training)
 
 
-def validation(trials: str | None, manifest: str | None, model: str, device: torch.device) -> Validation | None:
+def validation(
+    trials: str | None, manifest: str | None, vad: str, model: str, device: torch.device
+) -> Validation | None:
     """Validation of a student during training; None where no trials are named. Arguments and errors as Validation."""
-    return None if trials is None else Validation(trials, manifest, model, device)
+    return None if trials is None else Validation(trials, manifest, vad, model, device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.config import without_unused
-from spkd.errors import UsageError, public_address
+from spkd.errors import UsageError, listed, public_address
 from spkd.eval.calibration import FILE, Calibration
 from spkd.eval.run import run_trials
 from spkd.eval.settings import EvalConfig
@@ -44,6 +44,10 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     written.check(network)
     if not (has_choice := is_fbank(network.input_kind)):
         config = without_unused(config, {"waveform": "the student takes the waveform in any case"})
+    if vad := checkpoint.training.facts.vad:
+        log(
+            f"note: the student was trained with vad={listed(vad)}: what runs the file has to leave silence out as well"
+        )
     out = Path(config.out or Path(folder) / written.name(config.waveform))
     # Runtimes know a file by its suffix.
     if out.suffix != (suffix := Path(written.file).suffix) and suffix:

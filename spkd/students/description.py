@@ -34,12 +34,14 @@ class RunFacts:
     Attributes:
         losses: settings of each loss, by name.
         batch_size: number of views in one step; None where it is not known.
+        vad: what found the speech of the caches' views, with its version; () where views are of whole utterances.
     """
 
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     caches: tuple[str, ...] = ()
     teacher_families: tuple[str, ...] = ()
     batch_size: int | None = field(default=None, metadata={"low": 1})
+    vad: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> RunFacts:

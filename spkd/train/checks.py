@@ -13,19 +13,20 @@ from torch import nn
 
 from spkd.cache import CacheSource
 from spkd.corpus.settings import ViewConfig
+from spkd.corpus.vad.base import NONE, SEGMENTS
 from spkd.corpus.view import ViewPlan, unused_folders
 from spkd.errors import SpkdError, UsageError, listed
 from spkd.files.text import counted
 from spkd.outputs.features import FBANKS, FEATURES, is_fbank
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
 from spkd.progress import log
-from spkd.registry import LOSSES, STUDENTS, section_of
+from spkd.registry import DETECTORS, LOSSES, STUDENTS, section_of
 from spkd.students import is_of_library, make_student
 from spkd.train import mining
 from spkd.train.distributed import ProcessGroup, launched
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.losses.chosen import for_teachers
-from spkd.train.settings import TrainConfig
+from spkd.train.settings import TrainConfig, ValidConfig
 from spkd.train.teacher_logits import TeacherLogits
 
 SEEN_WITHIN = 60.0  # s after which every machine sees a new file on a shared file system (NFS keeps folders so long)
@@ -130,6 +131,14 @@ def note_views(cache: CacheSource, recipe: ViewConfig) -> None:
         meant = ", ".join(f"view.{name}={_shown(getattr(wanted, name))}" for name in differing)
         lacking = ": its pseudo-speakers are not there" if _pseudo(wanted) > _pseudo(stored) else ""
         log(f"note: {member.name} has {shown}; the recipe is for {meant}{lacking}; extract them with the same --recipe")
+
+
+def note_validation(cache: CacheSource, valid: ValidConfig) -> None:
+    """Log a note where validation takes other speech than the cache's views are of."""
+    trained = sorted({NONE if m.card.views.vad is None else m.card.views.vad.detector for m in cache.members})
+    here = valid.vad if valid.vad in (NONE, *DETECTORS) else SEGMENTS
+    if valid.trials is not None and trained != [here]:
+        log(f"note: the cache's views are with view.vad={listed(trained)}, validation is with valid.vad={valid.vad}")
 
 
 def _pseudo(view: ViewConfig) -> int:

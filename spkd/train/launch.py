@@ -20,7 +20,7 @@ from spkd.train.sweep import check_runs
 from spkd.train.trainer import Result, Validate, opened, train
 
 # Trials, manifest, name of the student and device -> a function that scores a student; None without trials.
-MakeValidation = Callable[[str | None, str | None, str, torch.device], Validate | None]
+MakeValidation = Callable[[str | None, str | None, str, str, torch.device], Validate | None]
 
 
 def train_each(
@@ -46,7 +46,7 @@ def train_each(
     for config in _in_effect(runs) if is_sweep else runs:
         try:
             valid = config.valid
-            scorer = make_validation(valid.trials, valid.manifest, config.out, resolve(config.device))
+            scorer = make_validation(valid.trials, valid.manifest, valid.vad, config.out, resolve(config.device))
             yield config, train(config, scorer, views)
         except Interrupted:
             raise

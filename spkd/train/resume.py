@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spkd.cache import CacheSource
 from spkd.cache.describe import growth
 from spkd.cache.lock import made_exclusive
+from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
 from spkd.files.atomic import remove, remove_abandoned, write_bytes, write_json
@@ -54,6 +55,9 @@ def run_settings(
     chosen = {name: value for name, value in asdict(config).items() if name not in (*PLACES, "loss", "given")}
     if finetune_cache is not None:
         chosen["finetune_caches"] = [member.fingerprint for member in finetune_cache.members]
+    members = [*cache.members, *(finetune_cache.members if finetune_cache is not None else ())]
+    if (vad := sorted({str(member.card.views.vad or NONE) for member in members})) != [NONE]:
+        chosen["vad"] = vad
     return {
         "losses": {
             name: {"weight": loss.weight, "final_weight": loss.final_weight, **_without_places(loss.settings)}

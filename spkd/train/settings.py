@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from spkd.config import Chooser, Settings, component, key, section
-from spkd.corpus.settings import MAX_SEED, AugmentationConfig
+from spkd.corpus.settings import MAX_SEED, VAD, AugmentationConfig
 from spkd.errors import did_you_mean
 from spkd.networks.settings import StudentConfig
 from spkd.registry import LOSSES, OPTIMISERS, SAMPLERS
@@ -138,11 +138,12 @@ class LargeMarginConfig:
 class ValidConfig:
     trials: str | None = key(None, "trial list that is scored during training, of speakers of its own")
     manifest: str | None = key(None, "manifest of its audio")
+    vad: str = key("none", VAD)
     every: int = key(500, "steps between two validations", low=1, high=10**9)
     patience: int = key(0, "validations without a lower EER after which training ends (0: never)", low=0, high=10**6)
 
     def unused(self) -> dict[str, str]:
-        return {} if self.trials else dict.fromkeys(("manifest", "every", "patience"), "no valid.trials are set")
+        return {} if self.trials else dict.fromkeys(("manifest", "vad", "every", "patience"), "no valid.trials are set")
 
 
 @dataclass

@@ -51,6 +51,7 @@ from spkd.train.checks import (
     check_settings,
     check_shared,
     check_targets,
+    note_validation,
     note_views,
     note_warmup,
     steps_of,
@@ -266,6 +267,7 @@ def train(config: TrainConfig, validate: Validate | None = None, views: ViewConf
     _check_validation(task, validate)
     if views is not None:
         note_views(task.cache, views)
+    note_validation(task.cache, task.config.valid)
     with ranks_of(task.device) as ranks:
         check_ranks(ranks, task.config)
         try:
