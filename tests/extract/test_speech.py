@@ -20,6 +20,7 @@ from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.utterance import Utterance
 from spkd.corpus.vad.base import Stretches
 from spkd.corpus.vad.energy import Energy
+from spkd.errors import SpkdError, UsageError
 from spkd.extract.ranks import Rank
 from spkd.extract.speech import forget, found_speech
 from tests.conftest import Paused, save_teacher
@@ -278,15 +279,13 @@ def test_eval_embed_calibrate_and_python_take_the_same_speech(spkd: Callable, pa
     np.testing.assert_array_equal(loaded.embed(paths), np.load("energy.npy"))
     wave = soundfile.read(paths[0], dtype="float32")[0]
     np.testing.assert_array_equal(loaded.embed(wave), loaded.embed(paths[0]))
-    with pytest.raises(package.SpkdError, match=r"no speech in a recording of 2.00 s \(energy 1\)"):
+    with pytest.raises(SpkdError, match=r"no speech in a recording of 2.00 s \(energy 1\)"):
         loaded.embed(str(paused.root / "silent.flac"))
     spkd(*calibrate, "vad=energy").ok()
     assert package.load("teacher", vad="energy", device="cpu").verify(paths[0], paths[1]).same is not None
-    with pytest.raises(
-        package.UsageError, match="calibrated with vad=energy 1, and loaded with vad=none; load it with"
-    ):
+    with pytest.raises(UsageError, match="calibrated with vad=energy 1, and loaded with vad=none; load it with"):
         package.load("teacher", device="cpu").verify(paths[0], paths[1])
-    with pytest.raises(package.UsageError, match="vad='silerro': none, silero, energy"):
+    with pytest.raises(UsageError, match="vad='silerro': none, silero, energy"):
         package.load("teacher", vad="silerro")
 
 
