@@ -332,10 +332,13 @@ MANIFEST_READERS = Registry(
     "manifest",
     "",
     {
+        "containers": "spkd.corpus.manifests.containers:Containers",
         "kaldi": "spkd.corpus.manifests.kaldi:KaldiFolder",
+        "lhotse-shar": "spkd.corpus.manifests.lhotse_shar:SharFolder",
         "lhotse": "spkd.corpus.manifests.lhotse:LhotseCuts",
         "wespeaker": "spkd.corpus.manifests.wespeaker:WeSpeaker",
         "speechbrain-json": "spkd.corpus.manifests.speechbrain:SpeechBrainJSON",
+        "tarred-nemo": "spkd.corpus.manifests.tarred_nemo:TarredNeMo",
         "json-lines": "spkd.corpus.manifests.json_lines:JSONLines",
         "speechbrain": "spkd.corpus.manifests.speechbrain:SpeechBrainTable",
         "3d-speaker": "spkd.corpus.manifests.three_d_speaker:ThreeDSpeaker",
@@ -353,6 +356,7 @@ CONTAINERS = Registry(
     {
         "tar": "spkd.corpus.containers.tar:Tar",
         "zip": "spkd.corpus.containers.zip:Zip",
+        "ark": "spkd.corpus.containers.ark:KaldiArchive",
     },
 )
 

@@ -87,3 +87,9 @@ def state_of_audio(path: str) -> State | None:
 def state_text(state: State) -> str:
     """State of a container as manifests keep it: `SIZE@TIME`, in bytes and in ns."""
     return f"{state[0]}@{state[1]}"
+
+
+def relative_path(path: str, folder: Path) -> str:
+    """A path as a manifest in a folder has it: relative where it lies below the folder."""
+    absolute = Path(path).resolve()
+    return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)

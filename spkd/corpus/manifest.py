@@ -22,9 +22,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spkd.corpus.address import parse, state_text
+from spkd.corpus.address import parse, relative_path, state_text
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
 from spkd.corpus.layouts.base import Layout
+from spkd.corpus.manifests.fields import HEADER as HEADER
 from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance as Utterance
@@ -37,7 +38,6 @@ from spkd.progress import log, track
 from spkd.registry import LAYOUTS, MANIFEST_READERS
 
 MANY = 20  # files: so many of one speaker are noted
-HEADER = ("utt", "path", "speaker", "duration", "start")  # first columns of a manifest that is written as CSV
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
 
 
@@ -348,12 +348,6 @@ def _place(path: str, folder: Path) -> dict[str, str]:
     if (address := parse(path)) is not None and (state := state_of(address.container)) is not None:
         place[STATE] = state_text(state)
     return place
-
-
-def relative_path(path: str, folder: Path) -> str:
-    """A path as a manifest in a folder has it: relative where it lies below the folder."""
-    absolute = Path(path).resolve()
-    return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
 
 
 def check_suffix(path: Path) -> None:

@@ -25,13 +25,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spkd.corpus.address import Address, state_text
+from spkd.corpus.address import Address, relative_path, state_text
 from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, probe
 from spkd.corpus.containers.container import SPEAKERS, Container, Entry, Wanted
 from spkd.corpus.layouts.base import MOST_FITTING, Layout
 from spkd.corpus.layouts.folder import level_of_speakers, notes_on_speakers
-from spkd.corpus.manifest import HEADER, relative_path
-from spkd.corpus.manifests.fields import STATE
+from spkd.corpus.manifests.fields import HEADER, STATE
 from spkd.errors import SpkdError, UsageError, did_you_mean, first_few
 from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, writing
 from spkd.files.reading import State, is_irregular, parse_json, state_of
@@ -43,6 +42,7 @@ PARTS = ".parts"  # suffix of the folder beside the manifest
 FORMAT = 1  # of the files in it
 BEGIN = 1024  # bytes by which a kind of container is recognised
 CHUNK = 512  # members that are measured together
+LISTS = (".list", ".lst", ".txt")  # suffixes of lists of containers, a path a line
 MOST_SHARDS = 1_000_000  # of one pattern
 PRIORITY = ("spk", *SPEAKERS, "cls", "txt")  # where speakers are looked for
 # Patterns as NeMo and WebDataset have them: audio_{0..127}.tar, audio__OP_0..127_CL_.tar; words: {train,dev}.tar
@@ -112,7 +112,7 @@ def _around(name: str) -> tuple[str, str]:
 
 
 def find(names: Sequence[str | Path]) -> list[Path]:
-    """The containers that arguments name: files, patterns, lists of files (`.list`, a path a line), folders.
+    """The containers that arguments name: files, patterns, lists of files, folders.
 
     Returns:
         Their paths, in this order, those of a folder sorted; none where an argument is a folder of audio.
@@ -141,7 +141,7 @@ def _listed(path: Path) -> list[Path]:
         raise UsageError(f"{path}: no such file or folder")
     if kind_of(path) is not None:
         return [path]
-    if path.suffix == ".list":
+    if path.suffix in LISTS:
         lines = [line.strip() for line in read_lines(path)]
         paths = [path.parent / line for line in lines if line and not line.startswith("#")]
         if paths and all(each.name.endswith(suffixes()) for each in paths):

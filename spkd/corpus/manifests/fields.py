@@ -23,6 +23,7 @@ START = ("start", "offset", "begin", "onset", "start_time", "begin_time", "start
 END = ("end", "end_time", "end_s", "end_sec", "end_seconds")
 DURATION = ("duration", "dur", "duration_s", "duration_sec", "duration_seconds")
 CHANNEL = ("channel", "channel_selector")
+HEADER = ("utt", "path", "speaker", "duration", "start")  # first columns of a manifest that is written as CSV
 STATE = "container_state"  # size and time of the container of an address, as spkd writes them
 ROLES = {
     "id": ID,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from spkd.corpus.address import ARK, Address
 from spkd.corpus.manifests.fields import names_of, number, utterance
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError, UsageError
 from spkd.files.text import MOST, numbered_lines
 
+IN_ARCHIVE = re.compile(r"(.+):(\d+)(\[.*\])?")  # ARCHIVE:OFFSET, and a range of its samples
 Table = dict[str, tuple[str, str]]  # first column -> (file and line, the rest)
 
 
@@ -22,6 +25,7 @@ class KaldiFolder(Reader):
     def __init__(self, source: Source, columns: Sequence[str]) -> None:
         super().__init__(source, columns)
         self.folder = source.path
+        self._archives: dict[str, str] = {}
 
     @classmethod
     def recognises(cls, source: Source) -> bool:
@@ -42,9 +46,8 @@ class KaldiFolder(Reader):
                 raise SpkdError(f"{where}: recording {recording!r} is not in wav.scp")
             used.add(recording)
             speaker = speakers.get(row["id"] or "", ("", None))[1]
-            path = wavs[recording][1]
             row |= {column: table.get(row["id"] or "", table.get(speaker or "")) for column, table in further.items()}
-            row |= {"speaker": speaker, "path": path if Path(path).is_file() else str(self.folder / path)}
+            row |= {"speaker": speaker, "path": self._audio(wavs[recording][1], where)}
             made, _ = utterance(row, names, where, Path(), self.columns)
             yield made
             if speakers.pop(made.id, None) is None and labels:
@@ -52,6 +55,24 @@ class KaldiFolder(Reader):
         self._count(len(unlabelled), "utterances without a speaker", unlabelled)
         self._count(len(speakers), "utterances with a speaker but without audio", speakers)
         self._count(len(wavs.keys() - used), "recordings of wav.scp without a segment", wavs.keys() - used)
+
+    def _audio(self, text: str, where: str) -> str:
+        """Path of a recording, or its address in an archive."""
+        if Path(text).is_file():
+            return text
+        if (match := IN_ARCHIVE.fullmatch(text)) is None:
+            return str(self.folder / text)
+        if match[3]:
+            raise SpkdError(f"{where}: a range ({match[3]}) of an entry; write segments instead")
+        return str(Address(self._archive(match[1]), int(match[2]), 0, ARK))
+
+    def _archive(self, path: str) -> str:
+        """An archive where it is: paths of ESPnet and Kaldi are relative to the folder of the recipe."""
+        if path not in self._archives:
+            above = (self.folder, *self.folder.absolute().parents)
+            found = path if Path(path).is_file() else next((f / path for f in above if (f / path).is_file()), None)
+            self._archives[path] = str(found or self.folder / path)
+        return self._archives[path]
 
     def _rows(self, wavs: Table, durations: Table) -> Iterator[tuple[dict[str, str | None], str, str]]:
         """Fields of each utterance, the file and line that names it, and its recording."""

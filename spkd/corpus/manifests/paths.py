@@ -38,8 +38,6 @@ class PathList(Reader):
             where = f"{self.source.path}:{number}"
             row = self.row(line.strip(), where)
             self._check_path(row["path"], where)
-            if row["path"].endswith(".tar"):
-                raise SpkdError(f"{where}: a list of tars (WeSpeaker's shard.list); give the raw.list they are made of")
             yield utterance(row, names, where, self.source.folder)[0]
 
     def _check_path(self, path: str, where: str) -> None:

@@ -1,0 +1,251 @@
+"""Manifests of other tools that name audio within containers, as these tools write them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from spkd.corpus.audio import AudioError, decode
+from spkd.corpus.manifest import Manifest, measure
+from spkd.errors import SpkdError, UsageError
+
+from .test_containers import write_tar
+from .test_shards import audio
+
+
+def waves(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Id -> waveform of each utterance."""
+    measured, rejected = measure(manifest)
+    assert rejected == {}
+    return {u.id: decode(u.path, u.start, u.duration, u.channel).wave for u in measured}
+
+
+def samples(number: int, count: int = 8000) -> np.ndarray:
+    """(count,) noise that 16 bits hold exactly."""
+    return np.random.RandomState(number).randint(-8000, 8000, count) / 32_768
+
+
+def test_wespeakers_shard_list(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for shard in range(2):
+        members = []
+        for number in range(2):
+            key = f"s{shard}-{number}"
+            members += [(f"{key}.spk", b"s%d" % shard), (f"{key}.wav", audio(seed=number, form="WAV"))]
+        write_tar(tmp_path / f"shards_{shard}.tar", [*members, ("bad.wav", b"x")])
+    (tmp_path / "shard.list").write_text("".join(f"{tmp_path}/shards_{n}.tar\n" for n in range(2)))
+    manifest = Manifest.load(tmp_path / "shard.list")
+    assert [(u.id, u.speaker, u.duration) for u in manifest] == [
+        (f"s{shard}-{number}", f"s{shard}", 0.5) for shard in range(2) for number in range(2)
+    ]
+    assert "left out: 2 (first: " in capsys.readouterr().out
+    assert len(Manifest.load(tmp_path / "shards_0.tar")) == 2
+    (tmp_path / "shard.list").write_text("none.tar\n")
+    with pytest.raises(UsageError, match="none.tar: no such file"):
+        Manifest.load(tmp_path / "shard.list")
+
+
+def write_ark(folder: Path, count: int = 4, **options: Any) -> dict[str, np.ndarray]:
+    """Write wav.ark and wav.scp, as kaldiio does. Returns key -> samples."""
+    kaldiio = pytest.importorskip("kaldiio")
+    arrays = {f"spk{n % 2}-{n}": np.round(samples(n) * 32_768).astype(np.int16) for n in range(count)}
+    for key, values in arrays.items():
+        kaldiio.save_ark(f"{folder}/wav.ark", {key: (16_000, values)}, f"{folder}/wav.scp", append=True, **options)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"write_function": "soundfile"},
+        {"write_function": "soundfile", "write_kwargs": {"format": "flac", "subtype": "PCM_16"}},
+    ],
+)
+def test_kaldis_archives(tmp_path: Path, options: dict[str, str]) -> None:
+    arrays = write_ark(tmp_path, **options)
+    (tmp_path / "utt2spk").write_text("".join(f"{key} {key.partition('-')[0]}\n" for key in arrays))
+    of_folder, of_archive = Manifest.load(tmp_path), Manifest.load(tmp_path / "wav.ark")
+    for manifest in (of_folder, of_archive):
+        found = waves(manifest)
+        assert list(found) == list(arrays)
+        for key, values in arrays.items():
+            assert np.array_equal(found[key], values / np.float32(32_768))
+    assert of_folder.speakers == ["spk0", "spk1"]
+    assert all(u.path.endswith("+0.ark") for u in of_folder)
+    assert [u.path.rpartition(".")[2] for u in of_archive] == ["flac" if "flac" in str(options) else "wav"] * 4
+
+
+def test_an_archive_of_copied_files(tmp_path: Path) -> None:
+    """wav-copy puts the files one after the other, as they are."""
+    with open(tmp_path / "x.ark", "wb") as file:
+        for number in range(3):
+            data = io.BytesIO()
+            soundfile.write(data, samples(number), 16_000, format="WAV", subtype="PCM_24")
+            file.write(b"utt%d " % number + data.getvalue())
+    found = waves(Manifest.load(tmp_path / "x.ark"))
+    assert all(np.allclose(found[f"utt{n}"], samples(n), atol=1e-7) for n in range(3))
+    whole = (tmp_path / "x.ark").read_bytes()
+    (tmp_path / "x.ark").write_bytes(whole[:-5])
+    assert len(Manifest.load(tmp_path / "x.ark")) == 2
+    at = len(whole) // 3
+    (tmp_path / "x.ark").write_bytes(whole[:at] + b"?" * 9000 + whole[at:])
+    assert len(Manifest.load(tmp_path / "x.ark")) == 1
+    streamed = bytearray(whole)
+    streamed[9:13] = b"\xff" * 4  # of a pipe: the size was never filled in
+    (tmp_path / "x.ark").write_bytes(streamed)
+    with pytest.raises(SpkdError, match="unknown length"):
+        Manifest.load(tmp_path / "x.ark")
+
+
+def test_espnets_dumps_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    data = tmp_path / "exp" / "dump" / "raw" / "dev"
+    data.mkdir(parents=True)
+    arrays = write_ark(data)
+    text = (data / "wav.scp").read_text().replace(str(tmp_path / "exp") + "/", "")
+    assert "dump/raw/dev/wav.ark:" in text
+    (data / "wav.scp").write_text(text)
+    (data / "segments").write_text("a spk0-0 0.1 0.3\nb spk1-1 0.0 -1\n")
+    found = waves(Manifest.load(data))
+    assert np.array_equal(found["a"], arrays["spk0-0"][1600:4800] / np.float32(32_768))
+    assert np.array_equal(found["b"], arrays["spk1-1"] / np.float32(32_768))
+    (data / "segments").unlink()
+    (data / "wav.scp").write_text(text.replace("\n", "[0:100]\n"))
+    with pytest.raises(SpkdError, match=r"wav.scp:1: a range \(\[0:100\]\)"):
+        Manifest.load(data)
+
+
+def test_an_archive_of_features_holds_no_audio(tmp_path: Path) -> None:
+    kaldiio = pytest.importorskip("kaldiio")
+    kaldiio.save_ark(str(tmp_path / "f.ark"), {"a": np.ones((3, 4), np.float32)}, scp=str(tmp_path / "wav.scp"))
+    with pytest.raises(AudioError, match="archives of features hold none"):
+        decode(Manifest.load(tmp_path)[0].path)
+
+
+def write_nemo(folder: Path, tars: Path, suffix: str = "") -> None:
+    """A corpus as NeMo's convert_to_tarred_audio_dataset.py leaves it: two tars, and a manifest of their members."""
+    rows = []
+    for shard in range(2):
+        members = [(f"a_{shard}_{n}.wav", audio(1.0, "WAV", 10 * shard + n)) for n in range(2)]
+        write_tar(tars / f"audio_{shard}{suffix}.tar", members)
+        for name, _ in members:
+            rows.append({"audio_filepath": name, "duration": 1.0, "text": "x", "label": f"s{shard}", "shard_id": shard})
+    first = rows[0]["audio_filepath"]
+    rows.append(rows[0] | {"audio_filepath": f"{first[:-4]}-sub1.wav", "offset": 0.25, "duration": 0.5})
+    (folder / "tarred_audio_manifest.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_nemos_tarred_manifests(tmp_path: Path) -> None:
+    write_nemo(tmp_path, tmp_path)
+    manifest = Manifest.load(tmp_path / "tarred_audio_manifest.json")
+    assert [(u.id, u.speaker) for u in manifest] == [
+        ("a_0_0", "s0"),
+        ("a_0_1", "s0"),
+        ("a_1_0", "s1"),
+        ("a_1_1", "s1"),
+        ("a_0_0-sub1", "s0"),
+    ]
+    found = waves(manifest)
+    for shard in range(2):
+        for n in range(2):
+            expected, _ = soundfile.read(io.BytesIO(audio(1.0, "WAV", 10 * shard + n)), dtype="float32")
+            assert np.array_equal(found[f"a_{shard}_{n}"], expected)
+    assert np.array_equal(found["a_0_0-sub1"], found["a_0_0"][4000:12_000])
+
+
+def test_nemos_sharded_manifests_and_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "sharded_manifests").mkdir()
+    write_nemo(tmp_path / "sharded_manifests", tmp_path)
+    path = tmp_path / "sharded_manifests" / "tarred_audio_manifest.json"
+    assert len(Manifest.load(path)) == 5
+    lines = path.read_text().splitlines(keepends=True)
+    for text, message in (
+        (lines[0].replace("a_0_0", "zzz"), "no member 'zzz.wav'"),
+        (lines[0].replace('"shard_id": 0', '"shard_id": 7'), "no tar beside it has the number 7"),
+        (lines[0].replace('"shard_id": 0', '"shard_id": "0"'), "no shard_id"),
+        (lines[0] * 2, "a_0_0.wav' of shard 0 is there twice"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SpkdError, match=message):
+            Manifest.load(path)
+    path.write_text(lines[0])
+    write_nemo(tmp_path, tmp_path, "_0")  # audio_0.tar and audio_0_0.tar
+    with pytest.raises(SpkdError, match="have the number 0"):
+        Manifest.load(path)
+
+
+def cuts_of(folder: Path) -> Any:
+    """Lhotse's cuts of three recordings, one of which is a stretch of its file."""
+    lhotse = pytest.importorskip("lhotse")
+    cuts = []
+    for n in range(5):
+        path = folder / f"{n}.wav"
+        soundfile.write(path, samples(n, 32_000), 16_000)
+        recording = lhotse.Recording.from_file(path, recording_id=f"rec{n}")
+        start, duration = (0.5, 1.0) if n == 1 else (0.0, 2.0)
+        supervision = lhotse.SupervisionSegment(f"sup{n}", f"rec{n}", 0.0, duration, speaker=f"s{n % 2}")
+        cuts.append(lhotse.MonoCut(f"cut{n}", start, duration, 0, [supervision], recording=recording))
+    return lhotse.CutSet.from_cuts(cuts)
+
+
+@pytest.mark.parametrize("form", ["wav", "flac"])
+@pytest.mark.parametrize("size", [2, None])
+def test_lhotse_shar(tmp_path: Path, form: str, size: int | None) -> None:
+    cuts, folder = cuts_of(tmp_path), tmp_path / "shar"
+    folder.mkdir()
+    shar = pytest.importorskip("lhotse.shar")
+    lhotse = pytest.importorskip("lhotse")
+    with shar.SharWriter(str(folder), fields={"recording": form}, shard_size=size) as writer:
+        for cut in cuts:
+            writer.write(cut)
+        writer.write(lhotse.MonoCut("none", 0, 1, 0, []))
+    manifest = Manifest.load(folder)
+    assert [(u.id, u.speaker) for u in manifest] == [(f"cut{n}", f"s{n % 2}") for n in range(5)]
+    assert any("cuts without a recording, left out: 1" in note for note in manifest.notes)
+    found = waves(manifest)
+    for cut in lhotse.CutSet.from_shar(in_dir=folder):
+        if cut.has_recording:
+            assert np.array_equal(found[cut.id], cut.load_audio()[0])
+    first = folder / ("cuts.000000.jsonl.gz" if size else "cuts.jsonl.gz")
+    assert len(Manifest.load(first)) == (size or 5)
+    tar = folder / first.name.replace("cuts", "recording").replace("jsonl.gz", "tar")
+    with tarfile.open(tar) as file:
+        members = [(m.name, file.extractfile(m).read()) for m in file.getmembers() if "cut0" not in m.name]
+    write_tar(tar, members)
+    with pytest.raises(SpkdError, match="the cut 'cut0' is not in the tar of its shard"):
+        Manifest.load(folder)
+    tar.unlink()
+    with pytest.raises(SpkdError, match=re.escape("no recording.*.tar of this shard") + "|cuts.jsonl"):
+        Manifest.load(first)
+
+
+def test_lhotses_recordings_and_supervisions(tmp_path: Path) -> None:
+    lhotse = pytest.importorskip("lhotse")
+    recordings, supervisions = [], []
+    for n in range(3):
+        soundfile.write(tmp_path / f"{n}.wav", samples(n, 32_000), 16_000)
+        recordings.append(lhotse.Recording.from_file(tmp_path / f"{n}.wav", recording_id=f"rec{n}"))
+        supervisions += [
+            lhotse.SupervisionSegment(f"u{n}-{k}", f"rec{n}", 0.5 * k, 0.5, speaker=f"s{n}") for k in range(2)
+        ]
+    lhotse.RecordingSet.from_recordings(recordings).to_file(tmp_path / "x_recordings_train.jsonl.gz")
+    lhotse.SupervisionSet.from_segments(supervisions).to_file(tmp_path / "x_supervisions_train.jsonl.gz")
+    manifest = Manifest.load(tmp_path / "x_supervisions_train.jsonl.gz")
+    cuts = lhotse.CutSet.from_manifests(
+        lhotse.RecordingSet.from_recordings(recordings), lhotse.SupervisionSet.from_segments(supervisions)
+    ).trim_to_supervisions()
+    found = waves(manifest)
+    expected = {cut.supervisions[0].id: cut.load_audio()[0] for cut in cuts}
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert manifest.speakers == ["s0", "s1", "s2"]
+    (tmp_path / "x_recordings_train.jsonl.gz").unlink()
+    with pytest.raises(SpkdError, match="lhotse cut simple"):
+        Manifest.load(tmp_path / "x_supervisions_train.jsonl.gz")
