@@ -7,20 +7,27 @@ model.verify("a.wav", "b.wav").same     # by the threshold that travels with the
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from spkd.version import __version__
 
 if TYPE_CHECKING:
-    from spkd.model import SpeakerModel, Verification, load
+    from spkd.model import Identification, SpeakerModel, Verification, load
+    from spkd.voiceprint import Voiceprint
+    from spkd.voices.store import Voices
 
-__all__ = ["SpeakerModel", "Verification", "__version__", "load"]
+__all__ = ["Identification", "SpeakerModel", "Verification", "Voiceprint", "Voices", "__version__", "load"]
+# Name in the interface -> its module.
+PLACES = {
+    **dict.fromkeys(("Identification", "SpeakerModel", "Verification", "load"), "spkd.model"),
+    "Voiceprint": "spkd.voiceprint",
+    "Voices": "spkd.voices.store",
+}
 
 
 def __getattr__(name: str) -> Any:
     """A name of the Python interface, imported on first use, so that the command line does not wait for the import."""
-    if name in ("SpeakerModel", "Verification", "load"):
-        from spkd import model
-
-        return getattr(model, name)
+    if name in PLACES:
+        return getattr(importlib.import_module(PLACES[name]), name)
     raise AttributeError(f"module 'spkd' has no attribute {name!r}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -38,6 +39,7 @@ from spkd.progress import log
 from spkd.registry import EXPORTS, LAYOUTS, LOSSES, plug_ins
 from spkd.train.settings import TrainConfig
 from spkd.version import __version__
+from spkd.voices.settings import VOICES, EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 
 MANIFEST, CATALOGUE = Path("manifest.csv"), Path("catalogue.html")  # what commands write that are given no name
 app = typer.Typer(
@@ -397,6 +399,80 @@ def embed(
     count, rejected = embed_to_file(settings, manifest)
     log(f"{settings.out}: {counted(count, 'embedding')}, {len(rejected)} rejected")
     _list_rejected(rejected, strict)
+
+
+@app.command(cls=with_keys(EnrolVoiceConfig), epilog=_example("spkd enrol ann ann1.wav ann2.wav model=student"))
+def enrol(
+    name: Annotated[str, typer.Argument(help="Name of the person.")],
+    given: Annotated[
+        list[str], typer.Argument(metavar="AUDIO... [KEY=VALUE]...", help="Recordings of the person, and settings.")
+    ],
+    config_file: ConfigFile = None,
+) -> None:
+    """Enrol a person: keep a voiceprint of one recording or several in the file of voices."""
+    recordings, overrides = _files_and_keys(given)
+    settings = config.load(EnrolVoiceConfig, overrides, config_file)
+    from spkd.voices.run import enrol as enrol_voice
+    from spkd.voices.run import line_of
+
+    made = enrol_voice(name, recordings, settings)
+    log(f"{settings.voices}: {line_of(name, made)}")
+    for remark in made.remarks:
+        log(f"  {remark}")
+
+
+@app.command(cls=with_keys(VerifyVoiceConfig), epilog=_example("spkd verify ann new.wav model=student"))
+def verify(
+    first: Annotated[str, typer.Argument(help="Recording, or the name of an enrolled person.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Decide whether two recordings are of one speaker, or a recording of an enrolled person."""
+    settings = config.load(VerifyVoiceConfig, overrides or [], config_file)
+    from spkd.voices.run import lines_of
+    from spkd.voices.run import verify as verify_sides
+
+    result = verify_sides(first, second, settings)
+    log("\n".join(lines_of(first, second, result, settings.threshold)))
+
+
+@app.command(cls=with_keys(IdentifyVoiceConfig), epilog=_example("spkd identify new.wav model=student"))
+def identify(
+    given: Annotated[list[str], typer.Argument(metavar="AUDIO... [KEY=VALUE]...", help="Recordings, and settings.")],
+    config_file: ConfigFile = None,
+) -> None:
+    """Find out which of the enrolled people spoke a recording."""
+    recordings, overrides = _files_and_keys(given)
+    settings = config.load(IdentifyVoiceConfig, overrides, config_file)
+    from spkd.voices.run import identify as identify_voice
+
+    for line in identify_voice(recordings, settings):
+        log(line)
+
+
+def _files_and_keys(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and settings of a command line. An argument `key=value` that is not a file is a setting."""
+    keys = [item for item in given if re.match(r"[\w.]+=", item) and not Path(item).exists()]
+    return [item for item in given if item not in keys], keys
+
+
+@app.command(cls=Command, epilog=_example("spkd voices"))
+def voices(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="File of the voices.")] = Path(VOICES),
+    remove: Annotated[str | None, typer.Option(help="Remove the person of this name.")] = None,
+) -> None:
+    """List the enrolled people, or remove one."""
+    from spkd.voices.run import line_of
+    from spkd.voices.run import remove as remove_voice
+    from spkd.voices.store import Voices
+
+    if remove is not None:
+        remove_voice(remove, path)
+        log(f"{path}: {remove} removed")
+        return
+    for name, made in Voices.load(path).items():
+        log(line_of(name, made))
 
 
 @app.command(cls=Command, epilog=_example("spkd demo --out spkd-demo"))

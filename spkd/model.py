@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spkd.config import Given, keys
@@ -20,6 +22,7 @@ from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE, Calibration
 from spkd.eval.embed import notes_on_vad
+from spkd.files import digest
 from spkd.files.reading import parse_json
 from spkd.hub import download, upload
 from spkd.outputs.target import EMBEDDING
@@ -27,9 +30,10 @@ from spkd.progress import log
 from spkd.registry import DETECTORS, TEACHERS
 from spkd.students.description import DESCRIPTION
 from spkd.teachers import load_teacher, resolved
-from spkd.teachers.base import EmbeddingModel
+from spkd.teachers.base import Teacher
 from spkd.teachers.onnx_file import CALIBRATION, is_exported
 from spkd.teachers.settings import CHECKPOINT, ModelConfig
+from spkd.voiceprint import Voiceprint
 
 Audio = str | Path | np.ndarray | Tensor | Sequence[float]
 
@@ -44,12 +48,12 @@ CLIPPED = "are clipped"  # start of the only remark with which a decision is sti
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of the verification of two recordings.
+    """Result of the verification of two recordings, or of a recording and a voiceprint.
 
     Attributes:
         same: the decision whether one speaker spoke both, `ratio >= threshold`. None, which is no acceptance, where a
             recording holds too little sound for a decision; `remarks` says which.
-        score: cosine of the embeddings.
+        score: cosine of the embeddings; of a voiceprint of several recordings, the mean of the cosines with them.
         ratio: log-likelihood ratio (natural logarithm).
         threshold: the threshold of the decision.
         remarks: problems of the quality of either recording, as phrases; usually ().
@@ -63,6 +67,34 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Identification:
+    """Result of the search of a recording's speaker among voiceprints.
+
+    Attributes:
+        name: name of the most similar voice; None where none reaches the threshold, or no decision could be made.
+        results: name of each voice -> its verification, the most similar first.
+    """
+
+    name: str | None
+    results: Mapping[str, Verification]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a verification.
+
+    Attributes:
+        embedding: (D,) float64, of length 1; of several recordings, the mean of theirs.
+        remarks: problems of its quality.
+        decides: whether a decision can be made with it.
+    """
+
+    embedding: np.ndarray
+    remarks: tuple[str, ...]
+    decides: bool
+
+
+@dataclass(frozen=True)
 class _Recording:
     """A recording, ready for the model.
 
@@ -73,6 +105,10 @@ class _Recording:
 
     wave: np.ndarray
     remark: str
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave) / SAMPLE_RATE
 
     def remarks(self) -> list[str]:
         """Problems of its quality, as phrases."""
@@ -110,7 +146,7 @@ class SpeakerModel:
 
     def __init__(
         self,
-        model: EmbeddingModel,
+        model: Teacher,
         name: str,
         calibration: Calibration | None = None,
         detector: Detector | None = None,
@@ -119,6 +155,12 @@ class SpeakerModel:
             raise UsageError(f"{name}: gives no embeddings")
         self.name, self.calibration, self._model, self._detector = name, calibration, model, detector
         self.dim = model.targets[EMBEDDING].dim
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides on its embeddings: the weights, the settings under which they run, and the speech."""
+        card, vad = self._model.described(), None if self._detector is None else str(self._detector.card)
+        return digest.of_tree({"weights": card.weights_sha256, "details": card.details, "vad": vad})
 
     def __repr__(self) -> str:
         calibrated = "calibrated" if self.calibration is not None else "no calibration"
@@ -155,28 +197,110 @@ class SpeakerModel:
             UsageError: as of `embed`.
             SpkdError: as of `embed`.
         """
-        return self._cosine(*self._model.embed([self._recording(side, sample_rate).wave for side in (first, second)]))
+        one, two = _units(self._model.embed([self._recording(side, sample_rate).wave for side in (first, second)]))
+        return float(one @ two)
+
+    def enrol(self, recordings: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE) -> Voiceprint:
+        """Voiceprint of a person, from one recording or several.
+
+        Where there are three recordings or more and the model has a calibration, each is compared with the others: one
+        that the threshold at equal error rates would reject is named in the remarks.
+
+        Args:
+            recordings: a recording, or a list of recordings.
+            sample_rate: sampling rate of waveforms (Hz).
+        Raises:
+            UsageError: as of `embed`.
+            SpkdError: as of `embed`; or a recording holds too little sound, as of `verify`.
+        """
+        several = [recordings] if _is_one(recordings) else recordings
+        if not isinstance(several, Sequence) or isinstance(several, str | bytes) or not several:
+            raise UsageError(f"expected recordings (paths or waveforms) or a list of them, got {_what(recordings)}")
+        read = [self._recording(audio, sample_rate) for audio in several]
+        remarks = []
+        for number, recording in enumerate(read, 1):
+            for remark in recording.remarks():
+                if not _is_minor(remark):
+                    raise SpkdError(f"recording {number}: {remark}")
+                remarks.append(f"recording {number}: {remark}")
+        units = _units(self._model.embed([recording.wave for recording in read]))
+        remarks += [f"recording {number}: may be of another speaker" for number in self._outliers(units)]
+        mean, seconds = units.mean(0).astype(np.float32), sum(recording.seconds for recording in read)
+        return Voiceprint(mean, self.digest, len(read), seconds, date.today().isoformat(), tuple(remarks))
+
+    def _outliers(self, units: np.ndarray) -> Iterator[int]:
+        """Numbers, from 1, of the recordings that are unlike the others.
+
+        Args:
+            units: (N, D) embeddings of length 1.
+        """
+        limit = None if self.calibration is None else self.calibration.thresholds.get("eer")
+        if self.calibration is None or limit is None or len(units) < 3:
+            return
+        for number, unit in enumerate(units):
+            others = np.delete(units, number, 0).mean(0)
+            if self.calibration({"score": np.array([unit @ others])})[0] < limit:
+                yield number + 1
 
     def verify(
-        self, first: Audio, second: Audio, threshold: str | float = "eer", sample_rate: int = SAMPLE_RATE
+        self,
+        first: Audio | Voiceprint,
+        second: Audio | Voiceprint,
+        threshold: str | float = "eer",
+        sample_rate: int = SAMPLE_RATE,
     ) -> Verification:
-        """Decide whether one speaker spoke two recordings.
+        """Decide whether one speaker spoke two recordings, or is the person of a voiceprint.
 
         No decision is made (`same` is None) where a recording holds less than half a second above -55 dB of full scale,
         where its channels cancel each other, or where it is mostly a constant offset; `remarks` says which.
 
         Args:
-            first: a recording.
-            second: another recording.
+            first: a recording, or a voiceprint of this model.
+            second: another one.
             threshold: a name in `calibration.thresholds` (`eer`, `min_dcf_0.01`, `false_alarm_0.01`, ...), or a
                 log-likelihood ratio.
             sample_rate: sampling rate of waveforms (Hz).
         Raises:
-            UsageError: the model has no calibration, one with another `vad`, or no threshold of this name; or as of
-                `embed`.
+            UsageError: the model has no calibration, one with another `vad`, or no threshold of this name; a voiceprint
+                of another model; or as of `embed`.
             SpkdError: as of `embed`.
         """
-        # The threshold.
+        limit = self._limit(threshold)
+        one, two = self._sides({"the first recording": first, "the second recording": second}, sample_rate)
+        return self._decide(one, two, limit)
+
+    def identify(
+        self,
+        recording: Audio,
+        voices: Mapping[str, Voiceprint],
+        threshold: str | float = "eer",
+        sample_rate: int = SAMPLE_RATE,
+    ) -> Identification:
+        """Find the speaker of a recording among voiceprints.
+
+        Each voice is verified by itself, so that the more voices there are, the more often a stranger is taken for one
+        of them: with N voices up to N times the false alarms of the threshold.
+
+        Args:
+            recording: the recording.
+            voices: name of each voice -> its voiceprint, by this model.
+            threshold: as of `verify`.
+            sample_rate: sampling rate of a waveform (Hz).
+        Raises:
+            UsageError: as of `verify`, or there are no voices.
+            SpkdError: as of `embed`.
+        """
+        if not voices:
+            raise UsageError("no voices to choose from; enrol some first")
+        limit = self._limit(threshold)
+        tested, *enrolled = self._sides({"the recording": recording} | dict(enumerate(voices.values())), sample_rate)
+        found = {name: self._decide(side, tested, limit) for name, side in zip(voices, enrolled, strict=True)}
+        ranked = dict(sorted(found.items(), key=lambda item: -item[1].score))
+        best = next(iter(ranked))
+        return Identification(best if ranked[best].same else None, ranked)
+
+    def _limit(self, threshold: str | float) -> float:
+        """Least log-likelihood ratio of an acceptance. Raises UsageError as `verify` does."""
         here = "" if self._detector is None else str(self._detector.card)
         if self.calibration is not None and self.calibration.system.vad != here:
             raise UsageError(
@@ -194,16 +318,34 @@ class SpeakerModel:
             )
         if not isinstance(threshold, str | Real) or threshold != threshold:
             raise UsageError(f"threshold={threshold!r}: give a number, or one of {', '.join(known)}")
-        limit = known[threshold] if isinstance(threshold, str) else float(threshold)
-        # The ratio.
-        sides = {"first": self._recording(first, sample_rate), "second": self._recording(second, sample_rate)}
-        score = self._cosine(*self._model.embed([side.wave for side in sides.values()]))
+        return known[threshold] if isinstance(threshold, str) else float(threshold)
+
+    def _sides(self, given: Mapping[Any, Audio | Voiceprint], sample_rate: int) -> list[_Side]:
+        """Sides of verifications, whose recordings are embedded together.
+
+        Args:
+            given: what a remark on a recording begins with -> the recording; any key -> a voiceprint.
+        Raises:
+            UsageError: a voiceprint of another model.
+        """
+        prints = {name: each for name, each in given.items() if isinstance(each, Voiceprint)}
+        if prints and {each.model for each in prints.values()} != {self.digest}:
+            raise UsageError(f"a voiceprint of another model than {self.name}; enrol the person again with it")
+        recordings = {name: self._recording(each, sample_rate) for name, each in given.items() if name not in prints}
+        embedded = self._model.embed([recording.wave for recording in recordings.values()])
+        sides = {name: _Side(each.embedding.astype(np.float64), (), True) for name, each in prints.items()}
+        for (name, recording), unit in zip(recordings.items(), _units(embedded), strict=True):
+            remarks = recording.remarks()
+            named = tuple(f"{name}: {remark}" for remark in remarks)
+            sides[name] = _Side(unit, named, all(map(_is_minor, remarks)))
+        return [sides[name] for name in given]
+
+    def _decide(self, first: _Side, second: _Side, limit: float) -> Verification:
+        assert self.calibration is not None
+        score = float(first.embedding @ second.embedding)
         ratio = float(self.calibration({"score": np.array([score])})[0])
-        # The decision, unless a recording is too poor.
-        remarks = [(name, remark) for name, side in sides.items() for remark in side.remarks()]
-        decided = all(remark.startswith(f"its samples {CLIPPED}") for _, remark in remarks)
-        named = tuple(f"the {name} recording: {remark}" for name, remark in remarks)
-        return Verification(ratio >= limit if decided else None, score, ratio, limit, named)
+        same = ratio >= limit if first.decides and second.decides else None
+        return Verification(same, score, ratio, limit, (*first.remarks, *second.remarks))
 
     def _way_to_calibrate(self) -> str:
         """Phrase that says how this model gets a calibration, which a student's folder and an exported file keep."""
@@ -274,10 +416,16 @@ class SpeakerModel:
             raise SpkdError(f"{len(wave) / SAMPLE_RATE:.2f} s of audio; {self.name} takes {limit}")
         return _Recording(wave, remark)
 
-    @staticmethod
-    def _cosine(first: np.ndarray, second: np.ndarray) -> float:
-        a, b = first.astype(np.float64), second.astype(np.float64)
-        return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+def _units(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings (N, D) divided by their lengths, float64."""
+    values = embeddings.astype(np.float64)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+
+def _is_minor(remark: str) -> bool:
+    """Whether a decision is made in spite of a remark on a recording."""
+    return remark.startswith(f"its samples {CLIPPED}")
 
 
 def _is_one(audio: object) -> bool:
@@ -360,20 +508,18 @@ def load(
         UsageError: there is no model, or a wrong argument.
         SpkdError: the model is damaged, or the hub does not answer.
     """
-    if vad != NONE and vad not in DETECTORS:
-        raise UsageError(f"vad={vad!r}: {NONE}, {', '.join(DETECTORS)}{did_you_mean(vad, DETECTORS)}")
     name, path, where = str(source), Path(source), resolve(device)
     # An ONNX file, or a teacher. As in `spkd eval`, the folder of a student may have the name of a family.
     if path.suffix == ".onnx" and path.is_file():
         if weights is not None:
             raise UsageError(f"weights={str(weights)!r}: {name} holds its own")
         onnx = ModelConfig("onnx", name, settings=_settings("onnx", settings))
-        return _loaded(load_teacher(onnx, where), name, _of_onnx(path), vad)
+        return open_model(onnx, where, name, vad)
     if name in TEACHERS:
         file = None if weights is None else str(weights)
         teacher = resolved(ModelConfig(name, file, settings=_settings(name, settings)))
         if teacher.name == name:
-            return _loaded(load_teacher(teacher, where), name, None, vad)
+            return open_model(teacher, where, name, vad)
     # A student.
     given = ({} if weights is None else {"weights": weights}) | settings
     if given:
@@ -386,17 +532,35 @@ def load(
                 f"{did_you_mean(name, TEACHERS)}"
             )
         path = download(name, revision, token)
-    student = load_teacher(ModelConfig(CHECKPOINT, str(path)), where)
-    calibration = path / FILE
-    of_student = Calibration.of_student(calibration, student.weights_sha256) if calibration.is_file() else None
-    return _loaded(student, name, of_student, vad)
+    return open_model(ModelConfig(CHECKPOINT, str(path)), where, name, vad)
 
 
-def _loaded(model: EmbeddingModel, name: str, calibration: Calibration | None, vad: str) -> SpeakerModel:
-    """A loaded model, with a note where it was trained on other speech than it is given."""
+def open_model(config: ModelConfig, device: torch.device, name: str | None = None, vad: str = NONE) -> SpeakerModel:
+    """Speaker model of the settings of a frozen model, with the calibration that goes with it.
+
+    A note says where it was trained on other speech than it is given.
+
+    Args:
+        config: settings; of a student, `name` is its folder.
+        name: name for messages; None: the file or folder of the weights, or else the family.
+        vad: as of `load`.
+    Raises:
+        UsageError: as of load_teacher, the model gives no embeddings, or there is no such detector.
+        SpkdError: as of load_teacher, or the calibration is damaged.
+    """
+    if vad != NONE and vad not in DETECTORS:
+        raise UsageError(f"vad={vad!r}: {NONE}, {', '.join(DETECTORS)}{did_you_mean(vad, DETECTORS)}")
+    chosen = resolved(config) if config.name != CHECKPOINT else config
+    model = load_teacher(chosen, device)
+    calibration = None
+    if chosen.name == "onnx" and chosen.weights is not None:
+        calibration = _of_onnx(Path(chosen.weights))
+    elif chosen.name == CHECKPOINT and (file := Path(chosen.weights or "student") / FILE).is_file():
+        calibration = Calibration.of_student(file, model.weights_sha256)
     for note in notes_on_vad([model], vad):
         log(f"note: {note}")
-    return SpeakerModel(model, name, calibration, None if vad == NONE else detector_of(vad))
+    detector = None if vad == NONE else detector_of(vad)
+    return SpeakerModel(model, name or chosen.weights or chosen.name, calibration, detector)
 
 
 def _settings(family: str, given: dict[str, Any]) -> Any:

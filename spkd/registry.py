@@ -288,6 +288,9 @@ COMMANDS = Registry(
         "calibrate": "spkd.eval.settings:CalibrateConfig",
         "embed": "spkd.eval.settings:EmbedConfig",
         "export": "spkd.export.settings:ExportConfig",
+        "enrol": "spkd.voices.settings:EnrolVoiceConfig",
+        "verify": "spkd.voices.settings:VerifyVoiceConfig",
+        "identify": "spkd.voices.settings:IdentifyVoiceConfig",
     },
 )
 

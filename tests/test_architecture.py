@@ -34,7 +34,7 @@ PACKAGE = ROOT / "spkd"
 # A room may import from those to its right.
 ORDER = (
     ("cli", "__main__"),
-    ("catalogue", "demo", "export"),
+    ("catalogue", "demo", "export", "voices"),
     ("model",),
     ("hub",),
     ("extract", "train", "eval"),
@@ -42,7 +42,7 @@ ORDER = (
     ("students",),
     ("networks",),
     ("cache",),
-    ("outputs", "pages"),
+    ("outputs", "pages", "voiceprint"),
     ("corpus",),
     ("config",),
     ("registry", "device"),
@@ -197,6 +197,7 @@ TESTED_TOGETHER = {
     "teachers/test_onnx": "teachers/onnx_child teachers/onnx_file teachers/onnx_probe teachers/onnx_session",
     "teachers/test_speechbrain": "teachers/hyperpyyaml teachers/speechbrain_features",
     "teachers/test_wespeaker": "networks/toolkits/* teachers/three_d_speaker teachers/toolkit",
+    "voices/test_run": "voices/store",
     "train/test_batches": "teachers/none train/labels train/specaugment",
     "train/test_caches": "cache/exchange/merge",
     "train/test_losses": "train/losses/*",

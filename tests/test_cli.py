@@ -297,8 +297,8 @@ def test_every_example_of_a_help_runs(spkd: Callable, corpus: Path, tiny_wavlm: 
     for name in ("trials.txt", "dev-trials.txt"):
         pairs = itertools.combinations(some, 2)
         Path(name).write_text("".join(f"{int(a.speaker == b.speaker)} {a.id} {b.id}\n" for a, b in pairs))
-    made = ["manifest", "extract", "train", "calibrate", "eval", "report", "embed", "export", "cache push"]
-    made += ["cache repair", "cache ls"]
+    made = ["manifest", "extract", "train", "calibrate", "eval", "report", "embed", "export", "enrol", "verify"]
+    made += ["identify", "voices", "cache push", "cache repair", "cache ls"]
     order = sorted(COMMANDS, key=lambda words: made.index(" ".join(words)) if " ".join(words) in made else len(made))
     for words in order:
         if words == ("demo",):  # minutes: tests/demo runs it on less
@@ -317,6 +317,10 @@ def ready(words: tuple[str, ...], spkd: Callable) -> None:
             Path("eval").mkdir()
             for name in ("ours", "teacher"):
                 shutil.copytree("evaluation", f"eval/{name}")
+        case ("enrol",):
+            recordings = [utterance.path for utterance in Manifest.load(Path("manifest.csv"))]
+            for path, name in zip(recordings, ("ann1.wav", "ann2.wav", "new.wav"), strict=False):
+                shutil.copy(path, name)
         case ("cache", "catalogue"):
             shutil.copytree("cache", "lab/wavlm")
         case ("cache", "merge"):

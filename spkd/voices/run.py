@@ -1,0 +1,147 @@
+"""Work of the commands `spkd enrol`, `spkd verify` and `spkd identify`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from spkd.device import resolve
+from spkd.errors import UsageError, did_you_mean
+from spkd.files.schema import NUMBER
+from spkd.files.text import counted
+from spkd.model import SpeakerModel, Verification, open_model
+from spkd.teachers import check_model
+from spkd.voiceprint import Voiceprint
+from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
+from spkd.voices.store import Voices, changing, check_name
+
+DECISIONS = {True: "the same speaker", False: "different speakers", None: "no decision"}
+
+
+def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Voiceprint:
+    """Enrol a person in the file of voices.
+
+    Args:
+        recordings: paths of the recordings.
+    Raises:
+        UsageError: no recordings, a name that cannot be one, or one that is enrolled; voices of another model.
+        SpkdError: a recording cannot be used, or holds too little sound.
+    """
+    check_name(name)
+    if not recordings:
+        raise UsageError(f"enrol {name}: name one recording or several")
+    path = Path(config.voices)
+    _check_new(name, Voices.load(path) if path.exists() else Voices(path, {}))
+    model = _opened(config)
+    made = model.enrol(list(recordings))
+    with changing(path) as voices:
+        _check_new(name, voices)
+        voices.check_model(model.digest, model.name)
+        replace(voices, prints={**voices.prints, name: made}).save()
+    return made
+
+
+def remove(name: str, path: Path) -> None:
+    """Remove a person from a file of voices. Raises UsageError: no such file or voice."""
+    Voices.load(path)
+    with changing(path) as voices:
+        voices[name]
+        replace(voices, prints={each: voices.prints[each] for each in voices.prints if each != name}).save()
+
+
+def verify(first: str, second: str, config: VerifyVoiceConfig) -> Verification:
+    """Verify two sides, each the path of a recording or the name of a voice.
+
+    Raises:
+        UsageError: a side is neither, or as of `SpeakerModel.verify`.
+        SpkdError: as of `SpeakerModel.verify`.
+    """
+    path = Path(config.voices)
+    voices = Voices.load(path) if path.exists() else Voices(path, {})
+    one, two = _side(first, voices), _side(second, voices)
+    return _opened(config).verify(one, two, _threshold(config.threshold))
+
+
+def identify(recordings: Sequence[str], config: IdentifyVoiceConfig) -> Iterator[str]:
+    """Lines that name the voice of each recording.
+
+    Args:
+        recordings: paths of the recordings.
+    Raises:
+        UsageError: no recordings, no voices, or as of `SpeakerModel.identify`.
+        SpkdError: as of `SpeakerModel.identify`.
+    """
+    if not recordings:
+        raise UsageError("identify: name one recording or several")
+    voices = Voices.load(config.voices)
+    model = _opened(config)
+    for recording in recordings:
+        found = model.identify(recording, voices, _threshold(config.threshold))
+        names = list(found.results)
+        best = found.results[names[0]]
+        shown = ", ".join(f"{name} {found.results[name].ratio:.2f}" for name in names[:3])
+        whom = found.name or ("no decision" if best.same is None else "nobody enrolled")
+        yield f"{recording}: {whom} (log-likelihood ratios: {shown}; threshold {best.threshold:.2f})"
+        yield from (f"  {remark}" for remark in best.remarks)
+
+
+def lines_of(first: str, second: str, result: Verification, threshold: str) -> Iterator[str]:
+    """The result of a verification in words."""
+    yield f"{first}, {second}: {DECISIONS[result.same]}"
+    times = math.exp(min(abs(result.ratio), 700.0))
+    whom = "one person than from two" if result.ratio >= 0 else "two people than from one"
+    likely = f"a cosine of {result.score:.3f} is {times:,.3g} times as likely from {whom}"
+    yield f"  log-likelihood ratio {result.ratio:.2f}: {likely}"
+    yield f"  threshold {result.threshold:.2f} ({threshold}){_meaning(threshold)}"
+    yield from (f"  {remark}" for remark in result.remarks)
+
+
+def line_of(name: str, made: Voiceprint) -> str:
+    """A voice in a line."""
+    return f"{name}: {counted(made.recordings, 'recording')}, {made.seconds:.1f} s, enrolled {made.enrolled}"
+
+
+def _meaning(threshold: str) -> str:
+    """Meaning of a threshold of a calibration, by its name, as the end of a line; "" of a number."""
+    name, _, value = threshold.rpartition("_")
+    if threshold == "eer":
+        return ": refuses as large a share of the pairs of one person as it accepts of the pairs of two"
+    if name == "false_alarm":
+        return f": accepts {100 * float(value):g} % of the pairs of two people"
+    if name == "min_dcf":
+        return f": has the least detection cost where {100 * float(value):g} % of the pairs are of one person"
+    return ""
+
+
+def _check_new(name: str, voices: Voices) -> None:
+    if name in voices:
+        raise UsageError(f"{voices.path}: {name} is enrolled; `spkd voices --remove {name}` first")
+
+
+def _opened(config: EnrolVoiceConfig) -> SpeakerModel:
+    check_model(config.model)
+    return open_model(config.model, resolve(config.device), vad=config.vad)
+
+
+def _side(text: str, voices: Voices) -> str | Voiceprint:
+    """A recording or a voice. Raises UsageError: neither, or both."""
+    if text in voices:
+        if Path(text).exists():
+            raise UsageError(f"{text}: a voice in {voices.path} and a file here; write ./{text} for the file")
+        return voices[text]
+    if not Path(text).exists():
+        hint = did_you_mean(text, voices) if len(voices) else ""
+        raise UsageError(f"{text}: no such file, and no voice in {voices.path}{hint}")
+    return text
+
+
+def _threshold(text: str) -> str | float:
+    """The name of a threshold, or a number."""
+    if not NUMBER.fullmatch(text):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text

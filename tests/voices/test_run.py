@@ -1,0 +1,162 @@
+"""People enrolled, verified and identified, from the command line and in Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import spkd as interface
+from spkd.corpus.manifest import Manifest
+from spkd.errors import SpkdError, UsageError
+from tests.eval.students import save_untrained
+
+
+@pytest.fixture
+def student(tmp_path: Path, corpus: Path, spkd: Callable) -> Path:
+    """A student with a calibration, and recordings in the current folder."""
+    folder = save_untrained(tmp_path / "student", corpus)
+    given = (corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "force=true")
+    spkd("calibrate", *given).ok()
+    for number, utterance in enumerate(Manifest.load(corpus / "manifest.csv")):
+        shutil.copy(utterance.path, f"{number}.wav")
+    return folder
+
+
+def expected_cosines(model: interface.SpeakerModel, enrolled: list[str], tested: str) -> np.ndarray:
+    """(N,): cosine of the test with each recording, by its formula in float64."""
+    test = model.embed(tested).astype(np.float64)
+    return np.array([e @ test / np.sqrt((e @ e) * (test @ test)) for e in model.embed(enrolled).astype(np.float64)])
+
+
+def test_a_voice_is_enrolled_verified_identified_and_removed(spkd: Callable, student: Path) -> None:
+    model = interface.load(student)
+    done = spkd("enrol", "ann", "0.wav", "1.wav", "2.wav").ok()
+    assert done.out.startswith("voices.json: ann: 3 recordings, ")
+    spkd("enrol", "bob", "6.wav", "voices=voices.json").ok()
+    # The score is the mean of the cosines with the recordings.
+    mean = expected_cosines(model, ["0.wav", "1.wav", "2.wav"], "4.wav").mean()
+    assert model.calibration is not None
+    ratio = float(model.calibration({"score": np.array([mean])})[0])
+    found = model.verify(interface.Voices.load("voices.json")["ann"], "4.wav")
+    assert (found.score, found.ratio) == (pytest.approx(mean, abs=1e-5), pytest.approx(ratio, abs=1e-3))
+    shown = spkd("verify", "ann", "4.wav").ok().out
+    assert shown.startswith(f"ann, 4.wav: {'the same speaker' if ratio >= found.threshold else 'different speakers'}")
+    assert f"log-likelihood ratio {ratio:.2f}: a cosine of {mean:.3f} is " in shown
+    assert "different speakers" in spkd("verify", "4.wav", "ann", "threshold=1e6").ok().out
+    assert "the same speaker" in spkd("verify", "0.wav", "1.wav", "threshold=-1e6").ok().out
+    # The nearest voice is named where it reaches the threshold.
+    near = {name: expected_cosines(model, files, "4.wav").mean() for name, files in {
+        "ann": ["0.wav", "1.wav", "2.wav"], "bob": ["6.wav"]}.items()}  # fmt: skip
+    best = max(near, key=lambda name: near[name])
+    assert spkd("identify", "4.wav", "threshold=-1e6").ok().out.startswith(f"4.wav: {best} (")
+    assert spkd("identify", "4.wav", "threshold=1e6").ok().out.startswith("4.wav: nobody enrolled (")
+    identified = model.identify("4.wav", interface.Voices.load("voices.json"), -1e6)
+    assert (identified.name, list(identified.results)) == (best, sorted(near, key=lambda name: -near[name]))
+    # List and remove.
+    assert [line.split(":")[0] for line in spkd("voices").ok().out.splitlines()] == ["ann", "bob"]
+    spkd("voices", "--remove", "ann").ok()
+    assert "no such file, and no voice in voices.json" in spkd("verify", "ann", "4.wav").err
+    assert list(interface.Voices.load("voices.json")) == ["bob"]
+
+
+def test_poor_recordings_get_no_decision(spkd: Callable, student: Path) -> None:
+    model, silence = interface.load(student), np.zeros(32_000, np.float32)
+    with pytest.raises(SpkdError, match="recording 2: its samples are digital silence"):
+        model.enrol(["0.wav", silence])
+    ann = model.enrol("0.wav")
+    assert model.verify(ann, silence, -1e6).same is None
+    found = model.identify(silence, {"ann": ann}, -1e6)
+    assert (found.name, found.results["ann"].same) == (None, None)
+    assert found.results["ann"].remarks == (
+        "the recording: its samples are digital silence",
+        "the recording: only 0.00 s are louder than -55 dB of full scale; a decision takes 0.5 s",
+    )
+    loud = np.clip(5 * np.random.RandomState(0).normal(size=32_000), -1, 1)
+    assert model.enrol(loud).remarks == ("recording 1: its samples are clipped in more than 2 % of their samples",)
+
+
+def test_a_recording_unlike_the_others_is_named(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = interface.load(student)
+    assert model.calibration is not None
+    files = [f"{number}.wav" for number in range(18)]
+    units = model.embed(files).astype(np.float64)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    # Two recordings that are alike, and one that is far from both, by brute force.
+    a, b = divmod(int((units @ units.T - 2 * np.eye(18)).argmax()), 18)
+    c = int((units @ (units[a] + units[b])).argmin())
+    middle = (units[a] @ units[b] + units[c] @ (units[a] + units[b]) / 2) / 2
+    limit = float(model.calibration({"score": np.array([middle])})[0])
+    monkeypatch.setitem(model.calibration.thresholds, "eer", limit)  # type: ignore[arg-type]
+    outliers = [
+        n + 1
+        for n, (one, others) in enumerate([(a, (b, c)), (b, (a, c)), (c, (a, b))])
+        if units[one] @ (units[others[0]] + units[others[1]]) / 2 < middle
+    ]
+    assert 3 in outliers
+    remarks = model.enrol([files[a], files[b], files[c]]).remarks
+    assert remarks == tuple(f"recording {n}: may be of another speaker" for n in outliers)
+
+
+def test_voices_of_another_model_are_refused(spkd: Callable, student: Path, corpus: Path) -> None:
+    spkd("enrol", "ann", "0.wav").ok()
+    save_untrained(Path("other"), corpus, seed=1)
+    shutil.copy(student / "calibration.json", "c.json")
+    done = spkd("enrol", "bob", "1.wav", "model=other")
+    assert (done.code, "of another model than other; enrol them again" in done.err) == (2, True)
+    assert list(interface.Voices.load("voices.json")) == ["ann"]
+    model = interface.load(student)
+    with pytest.raises(UsageError, match="a voiceprint of another model than .*student"):
+        model.verify(interface.load("other").enrol("0.wav"), "1.wav")
+    # The same student elsewhere is the same model.
+    shutil.copytree(student, "moved")
+    assert interface.load("moved").digest == model.digest
+    assert "the same speaker" in spkd("verify", "ann", "0.wav", "model=moved", "threshold=-1e6").ok().out
+
+
+def test_what_cannot_be_a_voice_is_refused(spkd: Callable, student: Path) -> None:
+    spkd("enrol", "ann", "0.wav").ok()
+    before = Path("voices.json").read_bytes()
+    for words, message in (
+        (("enrol", "ann", "1.wav"), "ann is enrolled; `spkd voices --remove ann` first"),
+        (("enrol", "a\nb", "1.wav"), "no name for a voice"),
+        (("enrol", "bob", "none.wav"), "none.wav: no such file"),
+        (("enrol", "bob", "model=student"), "name one recording or several"),
+        (("enrol", "bob", "1.wav", "thresold=1"), "unknown key"),
+        (("verify", "anne", "1.wav"), "no voice in voices.json; did you mean 'ann'"),
+        (("verify", "ann", "1.wav", "threshold=err"), "threshold='err'"),
+        (("identify", "1.wav", "voices=none.json"), "no voices none.json"),
+        (("voices", "--remove", "bob"), "no voice 'bob'"),
+    ):
+        done = spkd(*words)
+        assert (done.code, message in done.err) == (2, True) or (done.code == 1 and message in done.err), done.err
+    assert Path("voices.json").read_bytes() == before
+    shutil.copy("0.wav", "ann")
+    assert "a voice in voices.json and a file here; write ./ann" in spkd("verify", "ann", "1.wav").err
+    # Files of others stay.
+    Path("mine.json").write_text("{}")
+    assert "not a file of voices" in spkd("enrol", "bob", "1.wav", "voices=mine.json").err
+    assert Path("mine.json").read_text() == "{}"
+
+
+def test_a_changed_file_of_voices_is_damaged(spkd: Callable, student: Path) -> None:
+    spkd("enrol", "ann", "0.wav").ok()
+    tree = json.loads(Path("voices.json").read_text())
+    tree["voices"]["eve"] = tree["voices"].pop("ann")
+    Path("voices.json").write_text(json.dumps(tree))
+    done = spkd("identify", "1.wav")
+    assert (done.code, "damaged (its values are not those of its digest)" in done.err) == (1, True)
+
+
+def test_voices_with_a_detector_are_of_the_model_with_that_detector(spkd: Callable, student: Path) -> None:
+    plain = interface.load(student)
+    spoken = interface.load(student, vad="energy")
+    assert plain.digest != spoken.digest
+    with pytest.raises(UsageError, match="a voiceprint of another model"):
+        spoken._sides({"it": plain.enrol("0.wav")}, 16_000)
+    done = spkd("verify", "0.wav", "1.wav", "vad=energy")
+    assert (done.code, "calibrated with vad=none" in done.err) == (2, True)
