@@ -148,6 +148,8 @@ def manifest(
     speaker: Annotated[
         str, typer.Option(help="What names speakers in containers: a suffix beside the audio, a JSON key, a column.")
     ] = "",
+    utt: Annotated[str, typer.Option(help="Column with the ids of a table (parquet).")] = "",
+    audio: Annotated[str, typer.Option(help="Column with the audio of a table (parquet).")] = "",
     workers: Annotated[int, typer.Option(help="Threads that read audio headers.", min=1, max=1024)] = 8,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
 ) -> None:
@@ -162,13 +164,15 @@ def manifest(
         check_is_own(out, ",".join(HEADER).encode(), "--out FILE")
     if containers := shards.find(paths):
         check_not_among([out], containers)
-        indexed = shards.index(containers, out, layout, workers, suffix, speaker)
+        indexed = shards.index(containers, out, layout, workers, suffix, speaker, utt, audio)
         size = f"{counted(indexed.utterances, 'utterance')}, {counted(indexed.speakers, 'speaker')}"
         log(f"{out}: {size}, {indexed.seconds / 3600:.2f} h ({indexed.origin})")
         _list_rejected(indexed.left_out, strict)
         return
-    if len(paths) > 1 or speaker:
-        what = f"--speaker {speaker} is for containers" if speaker else "give one folder"
+    options = {"speaker": speaker, "utt": utt, "audio": audio}
+    if len(paths) > 1 or any(options.values()):
+        given = next((f"--{name} {value}" for name, value in options.items() if value), "")
+        what = f"{given} is for containers" if given else "give one folder"
         raise UsageError(f"{paths[0]}: a folder of audio; {what}")
     made, layout, left_out = build(paths[0], layout, workers, suffix)
     made.save(out)

@@ -337,6 +337,7 @@ MANIFEST_READERS = Registry(
     {
         "containers": "spkd.corpus.manifests.containers:Containers",
         "kaldi": "spkd.corpus.manifests.kaldi:KaldiFolder",
+        "audiofolder": "spkd.corpus.manifests.audiofolder:AudioFolder",
         "lhotse-shar": "spkd.corpus.manifests.lhotse_shar:SharFolder",
         "lhotse": "spkd.corpus.manifests.lhotse:LhotseCuts",
         "wespeaker": "spkd.corpus.manifests.wespeaker:WeSpeaker",
@@ -360,6 +361,7 @@ CONTAINERS = Registry(
         "tar": "spkd.corpus.containers.tar:Tar",
         "zip": "spkd.corpus.containers.zip:Zip",
         "ark": "spkd.corpus.containers.ark:KaldiArchive",
+        "parquet": "spkd.corpus.containers.parquet:Parquet",
     },
 )
 

@@ -177,7 +177,7 @@ TESTED_TOGETHER = {
     "cache/test_read": "cache/describe cache/source outputs/head",
     "cache/test_write": "cache/background",
     "corpus/test_audio": "corpus/ffmpeg",
-    "corpus/test_containers": "corpus/ark corpus/containers/*",
+    "corpus/test_containers": "corpus/ark corpus/containers/* corpus/rows",
     "corpus/test_foreign_manifests": "corpus/manifests/*",
     "corpus/test_manifest": "corpus/layouts/* corpus/utterance",
     "corpus/test_stored": "corpus/kept",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from spkd.corpus.address import is_cell
 from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
@@ -22,6 +23,7 @@ from spkd.corpus.view import ViewPlan, Views, source_samples
 from spkd.files.text import counted
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
+ROWS = 1024  # views in cells of tables that are loaded together, in the order of the rows but for their lengths
 WASTE = 0.2  # share of the longest view's length that may be padding in the shortest view of the same batch
 
 
@@ -206,8 +208,10 @@ def iterate_batches(
     rejected: Callable[[int, AudioError], None],
     mixed: bool = False,
 ) -> Iterator[WaveBatch]:
-    """`stream_batches` of one group."""
-    for _, batch in stream_batches(loader, [(None, views)], batch_size, workers, rejected, mixed):
+    """`stream_batches` of one group; of several where audio is in tables, whose cells are not read one by one."""
+    by_length = not any(is_cell(loader.manifest[index].path) for index in set(loader.views.utterance[views].tolist()))
+    groups = [views] if by_length else np.split(views, range(ROWS, len(views), ROWS))
+    for _, batch in stream_batches(loader, ((None, group) for group in groups), batch_size, workers, rejected, mixed):
         if batch is not None:
             yield batch
 

@@ -14,9 +14,10 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from spkd.corpus.address import ARK, DEFLATE, Address, parse
+from spkd.corpus.address import ARK, DEFLATE, ROW, Address, parse
 from spkd.corpus.ark import audio_at
 from spkd.corpus.kept import Kept
+from spkd.corpus.rows import cell
 from spkd.errors import SpkdError
 from spkd.files.reading import MOST_HOLES, read_bytes, state_of
 
@@ -148,6 +149,8 @@ def _kept(address: Address) -> bytes | None:
     state = state_of(address.container)
     if address.storage == DEFLATE:
         return _decompressed.get((address, state), lambda: _inflated(address))
+    if address.storage == ROW:
+        return cell(address, state)
     return None
 
 

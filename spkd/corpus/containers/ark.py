@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spkd.corpus.address import Address
 from spkd.corpus.ark import audio_at
-from spkd.corpus.containers.container import Container, Entry
+from spkd.corpus.containers.container import Container, Entry, Wanted
 from spkd.errors import SpkdError
 
 LONGEST_KEY = 4096  # bytes
@@ -20,7 +20,10 @@ class KaldiArchive(Container):
 
     describes = "Kaldi's wav.ark"
     suffixes = (".ark",)
-    has_names = False
+
+    def __init__(self, path: Path, wanted: Wanted) -> None:
+        super().__init__(path, wanted)
+        self.has_names = False
 
     @classmethod
     def recognises(cls, path: Path, begin: bytes) -> bool:

@@ -66,11 +66,11 @@ class Container(ABC):
 
     describes: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
-    has_names: ClassVar[bool] = True
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self.path, self.wanted = path, wanted
         self.left_out: dict[str, str] = {}
+        self.has_names = True
         self.unused: Counter[str] = Counter()
         self.share: Callable[[float], None] = lambda done: None
 

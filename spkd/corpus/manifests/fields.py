@@ -17,7 +17,7 @@ from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError, did_you_mean
 
 ID = ("utt", "id", "utt_id", "utterance", "utterance_id")
-PATH = ("path", "audio_filepath", "wav", "audio", "file", "filename", "file_path", "filepath")
+PATH = ("path", "audio_filepath", "wav", "audio", "file", "filename", "file_name", "file_path", "filepath")
 SPEAKER = ("speaker", "spk", "spk_id", "speaker_id", "label")
 START = ("start", "offset", "begin", "onset", "start_time", "begin_time", "start_s", "start_sec", "start_seconds")
 END = ("end", "end_time", "end_s", "end_sec", "end_seconds")

@@ -1,0 +1,125 @@
+"""Tables of the Parquet format with audio in their cells, as `datasets` and the Hugging Face hub hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from spkd.corpus.address import ROW, Address
+from spkd.corpus.audio import AUDIO_SUFFIXES
+from spkd.corpus.containers.container import IDS, SPEAKERS, Container, Entry, Wanted
+from spkd.corpus.rows import Table, table
+from spkd.errors import SpkdError, did_you_mean
+from spkd.files.reading import state_of
+
+MAGIC = b"PAR1"
+PATH = "path"  # field of a struct with audio: the name of the file that it was
+AUDIO = ("audio", "wav", "flac", "mp3", "speech", "sound")  # columns with audio, where there are several of bytes
+# First bytes of files -> suffix; libsndfile finds the format by itself, FFmpeg does not.
+FORMATS = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"\x1aE\xdf\xa3", ".mkv"), (b"#!AMR", ".amr"))
+LONGEST = 1000  # characters of an id
+
+
+class Parquet(Container):
+    """Reader of a table with a column of bytes, or of `{bytes, path}`, and of its columns with ids and speakers."""
+
+    describes = "parquet"
+    suffixes = (".parquet",)
+
+    def __init__(self, path: Path, wanted: Wanted) -> None:
+        super().__init__(path, wanted)
+        self.has_names = False
+
+    @classmethod
+    def recognises(cls, path: Path, begin: bytes) -> bool:
+        return begin.startswith(MAGIC)
+
+    def entries(self) -> Iterator[Entry]:
+        try:
+            rows = table(str(self.path), state_of(self.path))
+            yield from self._of_table(rows)
+        except ValueError as error:
+            raise SpkdError(f"{self.path}: {error}") from error
+
+    def _of_table(self, rows: Table) -> Iterator[Entry]:
+        column, columns, before = self._audio(rows), rows.schema.names, 0
+        has_path = rows.audio[column] != column and rows.schema.field(column).type.get_field_index(PATH) >= 0
+        named = {name: name.lower() for name in columns if name != column}
+        ids = [self.wanted.id] if self.wanted.id else [n for i in IDS for n, low in named.items() if low == i][:1]
+        if self.wanted.id and self.wanted.id not in named:
+            raise ValueError(f"no column {self.wanted.id!r}{did_you_mean(self.wanted.id, named)}")
+        speakers = [name for name, low in named.items() if low in SPEAKERS or low == self.wanted.speaker.lower()]
+        classes = _class_names(rows.schema.metadata)
+        kind = ROW if len(rows.audio) == 1 else f"{ROW}:{column}"
+        for group in range(rows.metadata.num_row_groups):
+            part = rows.read(group, [*ids, *speakers, *([f"{column}.{PATH}"] if has_path else [])])
+            count = rows.metadata.row_group(group).num_rows
+            paths = [None] * count
+            if has_path:
+                paths = part.column(column).combine_chunks().field(PATH).to_pylist()
+            cells = {name: part.column(name).to_pylist() for name in (*ids, *speakers)}
+            begins: Any = None
+            for number, path in enumerate(paths):
+                row, name = before + number, "" if path is None else str(path).lstrip("/")
+                if (suffix := PurePosixPath(name).suffix.lower()) not in AUDIO_SUFFIXES:
+                    begins = rows.cells(group, column) if begins is None else begins
+                    suffix = _suffix(begins[number])
+                if suffix not in self.wanted.suffixes:
+                    continue
+                self.has_names |= bool(name)
+                given = _text(cells[ids[0]][number]) if ids else ""
+                key = given or name.removesuffix(PurePosixPath(name).suffix) or f"{row:08d}"
+                found = {
+                    each: text
+                    for each in speakers
+                    if (text := _text(_class_name(cells[each][number], classes.get(each, ()))))
+                }
+                address = Address(str(self.path), row, 0, f"{suffix.lstrip('.')}.{kind}")
+                yield Entry(name or f"row {row}", key, address, found)
+            before += count
+            self.share((group + 1) / rows.metadata.num_row_groups)
+
+    def _audio(self, rows: Table) -> str:
+        """Column with audio. Raises ValueError where there is none, or several and none is named."""
+        if self.wanted.audio:
+            if self.wanted.audio not in rows.audio:
+                near = did_you_mean(self.wanted.audio, rows.audio)
+                raise ValueError(f"no column {self.wanted.audio!r} of bytes{near}")
+            return self.wanted.audio
+        if not rows.audio:
+            raise ValueError(f"no column of bytes, or of {{bytes, path}}, among {', '.join(rows.schema.names)}")
+        likely = [name for name in rows.audio if name.lower() in AUDIO]
+        if len(rows.audio) > 1 and len(likely) != 1:
+            raise ValueError(f"several columns of bytes; choose with --audio: {', '.join(rows.audio)}")
+        return (likely or list(rows.audio))[0]
+
+
+def _suffix(value: Any) -> str:
+    """Suffix of audio by its first bytes, as MP3 where they show nothing."""
+    begin = bytes(value.as_buffer()[:12]) if value.is_valid else b""
+    if begin[4:8] == b"ftyp":
+        return ".m4a"
+    return next((suffix for magic, suffix in FORMATS if begin.startswith(magic)), ".mp3")
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Column -> the names that its numbers stand for, as `datasets.ClassLabel` keeps them in a table's metadata."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(f["names"]) for name, f in features.items() if f.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _class_name(value: Any, names: list[str] | tuple[()]) -> Any:
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def _text(value: Any) -> str:
+    """A cell as an id or a speaker; "" where it is neither text nor a whole number."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return ""
+    text = str(value).strip()
+    return text if text.isprintable() and len(text) <= LONGEST else ""

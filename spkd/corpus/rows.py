@@ -1,0 +1,122 @@
+"""Cells with audio in tables of the Parquet format, such as those of data sets on the Hugging Face hub.
+
+A table is read by groups of rows, of which the column with audio is kept while its cells are asked for in turn.
+"""
+
+from __future__ import annotations
+
+import bisect
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from spkd.corpus.address import Address
+from spkd.corpus.kept import Kept
+from spkd.files.reading import State
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+MISSING = "needs pyarrow to be read: pip install 'spkd[parquet]'"
+MOST_KEPT = 1 << 28  # bytes of groups of rows that are kept
+MOST_OF_GROUP = 1 << 31  # bytes of a group's column with audio
+MOST_TABLES = 64  # tables whose metadata is kept
+BYTES = "bytes"  # field of a struct with audio, beside `path`
+
+
+class Table:
+    """A table, of which the metadata is read.
+
+    Attributes:
+        metadata: its footer.
+        schema: its columns, as of pyarrow.
+        audio: path of the bytes in each column that can hold audio, by the column's name.
+    Raises:
+        ValueError: it is not a table, or pyarrow is missing.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ValueError(MISSING) from error
+        self._path, self._parquet, self._error = path, parquet, pyarrow.ArrowException
+        try:
+            with parquet.ParquetFile(path) as file:
+                self.metadata, self.schema = file.metadata, file.schema_arrow
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"not a table of Parquet ({' '.join(str(error).split())[:200]})") from error
+        self.audio = {
+            each.name: each.name if _is_binary(pyarrow, each.type) else f"{each.name}.{BYTES}"
+            for each in self.schema
+            if _is_binary(pyarrow, each.type) or _holds_bytes(pyarrow, each.type)
+        }
+        self._ends = list(accumulate(self.metadata.row_group(n).num_rows for n in range(self.metadata.num_row_groups)))
+
+    def group_of(self, row: int) -> tuple[int, int]:
+        """Number of the group of a row, and the row's place in it. Raises ValueError where there is no such row."""
+        group = bisect.bisect_right(self._ends, row)
+        if group == len(self._ends):
+            raise ValueError(f"no row {row:,} in the table, which has {self.metadata.num_rows:,}")
+        return group, row - (self._ends[group - 1] if group else 0)
+
+    def read(self, group: int, columns: list[str]) -> Any:
+        """Columns of a group, as a table of pyarrow. Raises ValueError where they are damaged or too large."""
+        part = self.metadata.row_group(group)
+        chunks = [part.column(number) for number in range(part.num_columns)]
+        taken = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
+        if taken > MOST_OF_GROUP:
+            raise ValueError(
+                f"a group of rows with {taken:,} bytes, more than {MOST_OF_GROUP:,}; write the table again with fewer "
+                "rows in each (row_group_size)"
+            )
+        try:
+            with self._parquet.ParquetFile(self._path, metadata=self.metadata) as file:
+                return file.read_row_group(group, columns, use_threads=False)
+        except (self._error, OSError) as error:
+            raise ValueError(f"damaged ({' '.join(str(error).split())[:200]})") from error
+
+    def cells(self, group: int, column: str) -> Any:
+        """The bytes in a column with audio of a group, as an array of pyarrow; as `read`."""
+        values = self.read(group, [self.audio[column]]).column(column).combine_chunks()
+        return values if column == self.audio[column] else values.field(BYTES)
+
+
+def _is_binary(pyarrow: ModuleType, kind: Any) -> bool:
+    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+
+
+def _holds_bytes(pyarrow: ModuleType, kind: Any) -> bool:
+    """Whether a type is a struct with binary `bytes`, as that of `datasets.Audio`."""
+    if not pyarrow.types.is_struct(kind) or (at := kind.get_field_index(BYTES)) < 0:
+        return False
+    return _is_binary(pyarrow, kind.field(at).type)
+
+
+_tables: Kept[Table] = Kept(MOST_TABLES, lambda _: 1)
+_groups: Kept[Any] = Kept(MOST_KEPT, lambda values: int(values.nbytes))
+
+
+def table(path: str, state: State | None) -> Table:
+    """The metadata of a table, which is kept while the file stays the same. Raises as `Table`."""
+    return _tables.get((path, state), lambda: Table(path))
+
+
+def cell(address: Address, state: State | None) -> bytes:
+    """Bytes of audio in a cell.
+
+    Args:
+        state: state of the file.
+    Raises:
+        ValueError: the table cannot be read, or the cell holds no audio.
+    """
+    rows = table(address.container, state)
+    column = address.column or next(iter(rows.audio), "")
+    if column not in rows.audio:
+        raise ValueError(f"no column {column!r} of audio in the table")
+    group, place = rows.group_of(address.offset)
+    values = _groups.get((address.container, state, group, column), lambda: rows.cells(group, column))
+    value = values[place]
+    if not value.is_valid:
+        raise ValueError("no audio in this row")
+    return bytes(value.as_buffer())

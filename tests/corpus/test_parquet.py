@@ -1,0 +1,217 @@
+"""Tables with audio, as pyarrow and `datasets` write them."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from spkd.corpus import loader, rows, shards
+from spkd.corpus.audio import AudioError, decode, probe
+from spkd.corpus.kept import Kept
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.settings import ViewConfig
+from spkd.corpus.view import ViewPlan
+from spkd.errors import SpkdError
+
+from .test_audio import tone, write_compressed
+from .test_shards import audio, indexed
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def write(path: Path, columns: dict[str, Any], group: int = 3, **options: Any) -> Path:
+    table = columns if isinstance(columns, pyarrow.Table) else pyarrow.table(columns)
+    parquet.write_table(table, path, row_group_size=group, **options)
+    return path
+
+
+def structs(count: int, name: str = "u{}.flac", first: int = 0) -> list[dict[str, Any]]:
+    return [{"bytes": audio(0.5, seed=first + n), "path": name.format(first + n)} for n in range(count)]
+
+
+def expected(seed: int) -> np.ndarray:
+    return soundfile.read(io.BytesIO(audio(0.5, seed=seed)), dtype="float32")[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "none"}, {"compression": "zstd", "use_dictionary": False}])
+def test_rows_are_read_as_files(tmp_path: Path, options: dict[str, Any]) -> None:
+    write(tmp_path / "x.parquet", {"audio": structs(8), "speaker_id": [n % 3 for n in range(8)]}, **options)
+    manifest, summary = indexed(tmp_path, "x.parquet")
+    assert [(u.id, u.speaker, u.duration) for u in manifest] == [(f"u{n}", str(n % 3), 0.5) for n in range(8)]
+    assert manifest[4].path.endswith("x.parquet#4+0.flac.row")
+    for order in (range(8), (7, 0, 5)):
+        assert all(np.array_equal(decode(manifest[n].path).wave, expected(n)) for n in order)
+    assert np.array_equal(decode(manifest[3].path, 0.1, 0.2).wave, expected(3)[1600:4800])
+    assert (summary.origin, summary.left_out) == ("1 container, speakers from speaker_id", {})
+
+
+@pytest.mark.slow
+def test_tables_that_datasets_wrote(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = []
+    for n in range(6):
+        soundfile.write(tmp_path / f"{n}.wav", expected(n), 16_000, subtype="PCM_24")
+        names.append(str(tmp_path / f"{n}.wav"))
+    made = datasets.Dataset.from_dict({"audio": names, "speaker": [n % 2 for n in range(6)]})
+    made = made.cast_column("audio", datasets.Audio()).cast_column("speaker", datasets.ClassLabel(names=["ann", "bob"]))
+    made = made.with_format("arrow").map(datasets.table.embed_table_storage, batched=True).with_format(None)
+    for shard in range(2):
+        made.shard(2, shard).to_parquet(str(tmp_path / f"train-{shard:05d}-of-00002.parquet"))
+    manifest, _ = indexed(tmp_path, "train-{00000..00001}-of-00002.parquet")
+    assert [(u.id, u.speaker) for u in manifest] == [(str(n), ("ann", "bob")[n % 2]) for n in range(6)]
+    for n, utterance in enumerate(manifest):
+        assert np.array_equal(decode(utterance.path).wave, decode(str(tmp_path / f"{n}.wav")).wave)
+    bare = datasets.Dataset.from_dict({"audio": names}).cast_column("audio", datasets.Audio())
+    bare.to_parquet(str(tmp_path / "bare.parquet"))
+    with pytest.raises(SpkdError, match="no audio in this row"):
+        indexed(tmp_path, "bare.parquet")
+
+
+def test_columns_are_found_or_named(tmp_path: Path) -> None:
+    table = {"a": structs(2), "b": structs(2, first=5), "who": ["x", "y"], "utt": ["1", "2"], "other": ["p", "q"]}
+    write(tmp_path / "x.parquet", table)
+    with pytest.raises(SpkdError, match="several columns of bytes; choose with --audio: a, b"):
+        indexed(tmp_path, "x.parquet")
+    manifest, _ = indexed(tmp_path, "x.parquet", audio="b", speaker="Who", id_column="other")
+    assert [(u.id, u.speaker) for u in manifest] == [("p", "x"), ("q", "y")]
+    assert manifest[1].path.endswith("x.parquet#1+0.flac.row:b")
+    assert np.array_equal(decode(manifest[1].path).wave, expected(6))
+    for options, message in (
+        ({"audio": "c"}, "no column 'c' of bytes"),
+        ({"audio": "a", "id_column": "uttt"}, "no column 'uttt'; did you mean 'utt'"),
+    ):
+        with pytest.raises(SpkdError, match=message):
+            indexed(tmp_path, "x.parquet", **options)
+    image = [{"bytes": b"\x89PNG", "path": "1.png"}] * 2
+    write(tmp_path / "x.parquet", {"image": image, "audio": structs(2)})
+    assert [u.id for u in indexed(tmp_path, "x.parquet")[0]] == ["u0", "u1"]
+
+
+def test_bytes_without_a_name_are_told_apart_by_their_beginning(tmp_path: Path) -> None:
+    kinds = {"wav": None, "flac": None, "mp3": "libmp3lame", "m4a": "aac", "webm": "libopus"}
+    data = []
+    for suffix, codec in kinds.items():
+        path = tmp_path / f"a.{suffix}"
+        if codec is None:
+            soundfile.write(path, tone(300, 16_000), 16_000)
+        else:
+            write_compressed(path, tone(300, 16_000)[:, None], 16_000, codec)
+        data.append(path.read_bytes())
+    write(tmp_path / "1.parquet", {"audio": pyarrow.array(data, pyarrow.large_binary())})
+    write(tmp_path / "2.parquet", {"wav": data[:1]})
+    manifest, _ = indexed(tmp_path, "{1,2}.parquet")
+    assert [u.id for u in manifest] == [*(f"1/{n:08d}" for n in range(5)), "2/00000000"]
+    for suffix, utterance in zip(kinds, manifest, strict=False):
+        assert np.array_equal(decode(utterance.path).wave, decode(str(tmp_path / f"a.{suffix}")).wave)
+    assert len(indexed(tmp_path, "1.parquet", suffix="flac")[0]) == 1
+
+
+def test_paths_in_a_table_have_layouts(tmp_path: Path) -> None:
+    write(tmp_path / "x.parquet", {"audio": structs(4, "wav/id1027{}/5r0dWxy17C8/00001.wav")})
+    manifest, summary = indexed(tmp_path, "x.parquet")
+    assert (manifest[1].id, manifest[1].speaker) == ("id10271/5r0dWxy17C8/00001.wav", "id10271")
+    assert summary.origin == "1 container, layout voxceleb"
+
+
+def test_a_group_of_rows_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "x.parquet", {"audio": structs(12)}, group=4)
+    read = list[int]()
+    original = rows.Table.read
+    monkeypatch.setattr(rows.Table, "read", lambda s, group, columns: read.append(group) or original(s, group, columns))
+    manifest, _ = indexed(tmp_path, "x.parquet")
+    assert read == [0, 1, 2] * 2  # names, then headers of audio
+    read.clear()
+    monkeypatch.setattr(rows, "_groups", Kept(1, lambda values: values.nbytes))  # room for one
+    for utterance in manifest:
+        decode(utterance.path)
+    assert read == [0, 1, 2]
+
+
+def test_whole_tables_are_loaded_in_the_order_of_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by length, as files are: then each batch would read all groups of rows."""
+    cells = [{"bytes": audio(0.5 + 0.25 * (n % 3), seed=n), "path": f"{n}.flac"} for n in range(12)]
+    write(tmp_path / "x.parquet", {"audio": cells}, group=4)
+    manifest, _ = indexed(tmp_path, "x.parquet")
+    monkeypatch.setattr(rows, "_groups", Kept(1, lambda values: values.nbytes))  # room for one
+    monkeypatch.setattr(loader, "ROWS", 4)
+    read = list[int]()
+    original = rows.Table.read
+    monkeypatch.setattr(rows.Table, "read", lambda s, group, columns: read.append(group) or original(s, group, columns))
+    plan = ViewPlan.parse(ViewConfig())
+    views = loader.ViewLoader(manifest, plan.views(manifest), plan)
+    batches = list(loader.iterate_batches(views, np.arange(12), 2, 1, lambda *_: None))
+    assert read == [0, 1, 2]
+    assert sorted(int(view) for batch in batches for view in batch.views) == list(range(12))
+
+
+def test_what_is_wrong_with_a_table_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = [*structs(2), {"bytes": None, "path": "c.flac"}, None, {"bytes": b"", "path": "e.flac"}]
+    write(tmp_path / "1.parquet", {"audio": good})
+    write(tmp_path / "2.parquet", {"audio": ["text", "more"]})
+    (tmp_path / "3.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    (tmp_path / "4.parquet").write_bytes((tmp_path / "1.parquet").read_bytes()[:-200])
+    damaged = bytearray(write(tmp_path / "5.parquet", {"audio": structs(2)}, compression="gzip").read_bytes())
+    damaged[100:3000] = bytes(2900)
+    (tmp_path / "5.parquet").write_bytes(damaged)
+    manifest, summary = indexed(tmp_path, ".")
+    assert [u.id for u in manifest] == ["u0", "u1"]
+    reasons = {name.replace(f"{tmp_path}/", ""): reason for name, reason in summary.left_out.items()}
+    assert reasons["1.parquet: c.flac"] == "cannot be decoded (no audio in this row)"
+    assert reasons["1.parquet: e.flac"] == "empty file"
+    assert "no column of bytes" in reasons["2.parquet"]
+    assert all("not a table of Parquet" in reasons[f"{n}.parquet"] for n in (3, 4))
+    assert any("damaged" in reason for name, reason in reasons.items() if name.startswith("5.parquet"))
+    for address, message in (
+        (f"{tmp_path}/1.parquet#9+0.flac.row", "no row 9 in the table, which has 5"),
+        (f"{tmp_path}/1.parquet#0+0.flac.row:b", "no column 'b' of audio"),
+        (f"{tmp_path}/2.parquet#0+0.flac.row", "no column ''"),
+        (f"{tmp_path}/3.parquet#0+0.m4a.row", "not a table of Parquet"),
+    ):
+        for ask in (decode, probe):
+            with pytest.raises(AudioError, match=message):
+                ask(address)
+    monkeypatch.setattr(rows, "MOST_OF_GROUP", 100)
+    with pytest.raises(AudioError, match="row_group_size"):
+        decode(f"{write(tmp_path / '6.parquet', {'audio': structs(2)})}#0+0.flac.row")
+
+
+def test_a_table_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write(tmp_path / "x.parquet", {"audio": structs(1, first=seed)})
+        assert np.array_equal(decode(f"{tmp_path}/x.parquet#0+0.flac.row").wave, expected(seed))
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.parquet", {"audio": structs(1)})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SpkdError, match=r"needs pyarrow to be read: pip install 'spkd\[parquet\]'"):
+        shards.index([path], tmp_path / "m.csv")
+    with pytest.raises(AudioError, match="needs pyarrow"):
+        decode(f"{path}#0+0.flac.row")
+
+
+def test_audiofolders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        soundfile.write(tmp_path / split / "a" / "1.wav", tone(300, 16_000), 16_000)
+        table = [{"file_name": "a/1.wav", "speaker_id": split, "text": "x"}]
+        if split == "train":
+            (tmp_path / split / "metadata.csv").write_text("file_name,speaker_id,text\na/1.wav,train,x\n")
+        else:
+            (tmp_path / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    both = Manifest.load(tmp_path)
+    assert sorted((u.speaker, Path(u.path).is_file()) for u in both) == [("test", True), ("train", True)]
+    one = Manifest.load(tmp_path / "train")
+    assert [(u.id, u.speaker) for u in one] == [("1", "train")]
+    (tmp_path / "train" / "metadata.csv").write_text("x|y|z\n")
+    (tmp_path / "test" / "metadata.jsonl").unlink()
+    with pytest.raises(SpkdError, match=r"without wav.scp"):
+        Manifest.load(tmp_path)
