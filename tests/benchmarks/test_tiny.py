@@ -37,6 +37,7 @@ SLOW = {
         "recipe",
         "scale",
         "score_trials",
+        "silence",
     ),
     *("train_ddp", "train_resume", "metrics_agree", "teachers_equal"),
 }
@@ -50,6 +51,8 @@ def test_it_ends_with_one_line_of_json(
         pytest.skip("needs speechbrain")
     if name == "formants":
         pytest.importorskip("parselmouth")
+    if name == "silence":
+        pytest.importorskip("silero_vad")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--list" if name == "tables" else "--tiny"])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
