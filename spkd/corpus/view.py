@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +23,7 @@ from spkd.corpus.formants import FORMULAS
 from spkd.corpus.formants import VERSION as FORMANTS_VERSION
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import AS_IT_IS, ViewConfig
-from spkd.corpus.vad.base import VADCard
+from spkd.corpus.vad.base import SEGMENTS, VADCard
 from spkd.errors import SpkdError, UsageError
 
 VIEW_COLUMNS = ("utterance", "start", "samples", "speed", "seed", "formants")
@@ -74,6 +75,13 @@ class ViewCard:
     formants: tuple[float, ...] = field(default=(1.0,), metadata={"low": 0.5, "high": 2.0})
     formants_version: int = field(default=1, metadata={"low": 1, "high": 1000})
     vad: VADCard | None = None
+
+    @property
+    def arguments(self) -> str:
+        """Arguments of `spkd extract` that give this plan and this detector of speech, for a shell."""
+        names = {None: "", SEGMENTS: " view.vad=FILE"}
+        detector = None if self.vad is None else self.vad.detector
+        return f"view.plan={shlex.quote(self.plan)}{names.get(detector, f' view.vad={detector}')}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON; formants only where they are moved, and the detector where there is one."""

@@ -75,7 +75,7 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
             command = f"spkd extract teacher={family}"
             raise SpkdError(
                 f"--loss {loss.name} needs the target {', '.join(missing)}, which {cache.name} lacks; extract it: "
-                f"{command} {shlex.quote(f'teacher.targets=[{wanted}]')} view.plan={shlex.quote(card.views.plan)} "
+                f"{command} {shlex.quote(f'teacher.targets=[{wanted}]')} {card.views.arguments} "
                 f"cache=NEW_FOLDER (its targets: {command} --targets)"
             )
 

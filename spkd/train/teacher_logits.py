@@ -125,7 +125,7 @@ def _way_to_logits(cache: CacheSource, loss: str) -> str:
     prototypes = f"take loss.{loss}.logits=prototypes" if cache.labelled else "name the speaker of every utterance"
     return (
         f"{prototypes}, or extract logits of a teacher with a classifier: spkd extract teacher={family} "
-        f"'teacher.targets=[embedding,logits]' view.plan={shlex.quote(card.views.plan)} cache=NEW_FOLDER"
+        f"'teacher.targets=[embedding,logits]' {card.views.arguments} cache=NEW_FOLDER"
     )
 
 

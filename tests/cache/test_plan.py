@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.cache.plan import Plan
+from spkd.cache.plan import Plan, SpeechColumns
+from spkd.corpus.vad.base import VADCard
 from spkd.errors import SpkdError
 
 from .test_layout import FRAMES, make_card, make_plan
@@ -35,6 +36,50 @@ def test_a_plan_is_read_as_it_was_saved(tmp_path: Path) -> None:
     assert all(
         np.array_equal(a, b) for a, b in zip(read.views.columns().values(), PLAN.views.columns().values(), strict=True)
     )
+
+
+def of_speech(**columns: list[int]) -> Plan:
+    """The plan with two stretches of speech in each utterance, and changed columns of these."""
+    speech = {"end": range(2, 13, 2), "whole": [2000] * 6, "first": [0, 4000] * 6, "last": [2000, 6000] * 6} | columns
+    made = {
+        name: np.array(values, np.int64 if name in ("end", "whole") else np.int32) for name, values in speech.items()
+    }
+    return replace(PLAN, speech=SpeechColumns(**made))
+
+
+def test_the_speech_of_a_plan_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    card = replace(CARD, views=replace(CARD.views, vad=VADCard("energy")))
+    read = Plan.read(saved(of_speech(), tmp_path), card, 0, "p")
+    assert read.speech is not None
+    assert [read.speech.stretches(number) for number in range(6)] == [[(0, 2000), (4000, 6000)]] * 6
+    joined = Plan.join([read, replace(read, utterances=[f"v{number}" for number in range(6)])])
+    assert joined.speech is not None
+    assert [joined.speech.stretches(number) for number in range(12)] == [[(0, 2000), (4000, 6000)]] * 12
+    with pytest.raises(SpkdError, match="p: damaged .it has the speech of utterances, or lacks it"):
+        Plan.read(saved(of_speech(), tmp_path), CARD, 0, "p")
+    with pytest.raises(SpkdError, match="p: damaged .it has the speech of utterances, or lacks it"):
+        Plan.read(saved(PLAN, tmp_path), card, 0, "p")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        of_speech(end=[2, 4, 6, 8, 10]),
+        of_speech(end=[2, 4, 4, 8, 10, 12]),
+        of_speech(end=[2, 4, 6, 8, 10, 10**12]),
+        of_speech(end=[2, 4, 6, 8, 10, 11]),
+        of_speech(whole=[2000] * 5),
+        of_speech(first=[-1, 4000] * 6),
+        of_speech(first=[0, 1999] * 6),
+        of_speech(last=[0, 6000] * 6),
+        of_speech(last=[2000, 6000] * 5),
+    ],
+    ids=range(9),
+)
+def test_speech_that_no_utterances_have(tmp_path: Path, changed: Plan) -> None:
+    card = replace(CARD, views=replace(CARD.views, vad=VADCard("energy")))
+    with pytest.raises(SpkdError, match="p: damaged .its stretches of speech are not those of its utterances"):
+        Plan.read(saved(changed, tmp_path), card, 0, "p")
 
 
 @pytest.mark.parametrize(

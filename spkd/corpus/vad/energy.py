@@ -18,7 +18,7 @@ THRESHOLD, MEAN_SCALE, CONTEXT, PROPORTION = 5.5, 0.5, 2, 0.12
 WINDOW, HOP = 400, 160  # samples
 SCALE = 32768.0
 FLOOR = float(np.finfo(np.float32).eps)
-AT_ONCE = 1 << 14  # frames whose energies are computed together
+AT_ONCE = 1 << 12  # frames whose energies are computed together
 
 
 class Energy(Detector):
@@ -55,10 +55,10 @@ def log_energies(wave: np.ndarray) -> np.ndarray:
     # Frame t is around the middle of its hop; beyond the ends, the waveform is mirrored.
     before = (WINDOW - HOP) // 2
     after = max((count - 1) * HOP + WINDOW - before - len(wave), 0)
-    padded = np.pad(wave.astype(np.float64) * SCALE, (before, after), "symmetric")
+    padded = np.pad(wave, (before, after), "symmetric")
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][:count]
-    energies = np.concatenate([frames[at : at + AT_ONCE].var(1) for at in range(0, count, AT_ONCE)]) * WINDOW
-    return np.log(np.maximum(energies, FLOOR))
+    variances = [frames[at : at + AT_ONCE].astype(np.float64).var(1) for at in range(0, count, AT_ONCE)]
+    return np.log(np.maximum(WINDOW * SCALE**2 * np.concatenate(variances), FLOOR))
 
 
 def voiced(energies: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from spkd.corpus.manifest import Manifest
 from spkd.corpus.utterance import Utterance
 from spkd.corpus.vad.base import SEGMENTS, SpeechFinder, Stretches, VADCard
 from spkd.errors import SpkdError
-from spkd.files.text import numbered_lines
+from spkd.files.text import MOST, numbered_lines
 
 # First words of the lines of RTTM; those of SPEAKER are segments.
 RTTM = (
@@ -29,7 +29,6 @@ RTTM = (
 )
 COMMENT = ";;"  # beginning of comments in RTTM
 TO_THE_END = -1.0  # end of a segment of Kaldi that goes on to the end of its recording
-MOST = 1 << 12  # characters of a line
 
 
 class ListedSegments(SpeechFinder):

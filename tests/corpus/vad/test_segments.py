@@ -45,6 +45,12 @@ def test_every_format_gives_the_stretches_of_a_recording(tmp_path: Path, text: s
     assert str(segments.card) == "segments"
 
 
+def test_a_file_of_many_segments(tmp_path: Path) -> None:
+    names = [f"call-{number}" for number in range(5000)]
+    segments = listed(tmp_path, "".join(f"{name}-a {name} 0.5 2.0\n{name}-b {name} 3.0 3.125\n" for name in names))
+    assert all(segments.stretches(utterance(name)) == [(8000, 32_000), (48_000, 50_000)] for name in names)
+
+
 def test_a_gzipped_file(tmp_path: Path) -> None:
     (tmp_path / "x.rttm.gz").write_bytes(gzip.compress(RTTM.encode()))
     finder = finder_of(str(tmp_path / "x.rttm.gz"))
