@@ -235,7 +235,7 @@ def test_training_on_fresh_audio_takes_the_speech(spkd: Callable, paused: Paused
         "note: the student was trained with vad=segments: what runs the file has to leave silence out as well"
         in done.out
     )
-    done = spkd("train", "--loss", "kld", "cache=spoken", "student=tiny", "out=c")
+    done = spkd("train", "--loss", "kld", "cache=spoken", "student=tiny", "batch_size=4", "out=c")
     assert "view.plan=crops:3,0.6 view.vad=FILE" in done.err
     # Evaluation with anything else is noted, in the report too.
     trials, note = str(paused.root / "trials.txt"), "The student was trained with vad="
