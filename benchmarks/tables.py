@@ -244,6 +244,14 @@ def loader_speed_rows(result: dict) -> Iterator[Row]:
     yield "its stages, each on the views that it changes", f"{stages} hours"
 
 
+def operations_rows(result: dict) -> Iterator[Row]:
+    students, recipes = result["students"], result["recipes"]
+    found = ", ".join(f"{name} {counts['step']:,}" for name, counts in students.items())
+    yield "operations of a training step, students of default width with the losses of best-mini", found
+    found = ", ".join(f"{name} {counts['step']:,}" for name, counts in recipes.items() if not name.endswith("-mini"))
+    yield "the same for the recipes", found
+
+
 def extract_scale_rows(result: dict) -> Iterator[Row]:
     whats, seconds = zip(*result["seconds"].items(), strict=True)
     same = "the same bytes" if result["content_identical"] else "other bytes"
@@ -293,6 +301,7 @@ BENCHMARKS = {
     "loader_speed": Benchmark("quick", LOADER, loader_speed_rows),
     "extract_scale": Benchmark("quick", (), extract_scale_rows),
     "train_overhead": Benchmark("quick", (), train_overhead_rows),
+    "operations": Benchmark("quick", (), operations_rows),
     "train_resume": Benchmark("long", (), train_resume_rows),
     "train_ddp": Benchmark("long", (), train_ddp_rows),
     "eval_scale": Benchmark("quick", (), eval_scale_rows),

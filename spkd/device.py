@@ -1,14 +1,16 @@
-"""Choice of the device, and copies to it."""
+"""Choice of the device, copies to it, and functions that are compiled for it."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spkd.errors import UsageError
+from spkd.errors import SpkdError, UsageError, first_line
 
 NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")  # variables with the number of a process on its machine: torchrun, srun
@@ -46,3 +48,28 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()  # no copy where they are pinned
     return values.to(device, non_blocking=True)
+
+
+def compiled(function: Callable[..., Any], setting: str, **options: Any) -> Callable[..., Any]:
+    """Function of tensors that torch compiles when it is first called.
+
+    Args:
+        setting: the setting that asks for it, for the error.
+        options: keyword arguments of torch.compile.
+    Raises:
+        SpkdError: by the function, where it cannot be compiled.
+    """
+    fast = torch.compile(function, **options)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return fast(*arguments, **named)
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException  # there once something was compiled
+
+            if isinstance(error, TorchDynamoException):
+                reason = first_line(getattr(error, "inner_exception", error))
+                raise SpkdError(f"{setting}: {reason}; run without it") from error
+            raise
+
+    return call

@@ -4,6 +4,7 @@ Interspeech 2023, arXiv 2303.00332)."""
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,34 @@ class Dense(nn.Module):
         return self.linear(self.nonlinear(x)) if self._before else self.nonlinear(self.linear(x))
 
 
+class Segments(NamedTuple):
+    """Segments of views of T steps, as matrices. They work for lengths that are unknown when a graph is exported.
+
+    Attributes:
+        averaging: (T, segments), or (B, T, segments) with lengths: a product with it is the sum of the mean over the
+            view and the mean over each segment.
+        spreading: (segments, T): a product with it gives each step the value of its segment.
+        lengths: (B,) number of valid steps of each view; None: all are valid.
+    """
+
+    averaging: Tensor
+    spreading: Tensor
+    lengths: Tensor | None
+
+    @classmethod
+    def of(cls, x: Tensor, lengths: Tensor | None) -> Segments:
+        """Segments of the steps of x (B, C, T)."""
+        number = torch.arange(x.shape[-1], device=x.device) // SEGMENT
+        segment = torch.arange((x.shape[-1] + SEGMENT - 1) // SEGMENT, device=x.device)
+        member = (number[:, None] == segment).to(torch.promote_types(x.dtype, torch.float32))
+        if lengths is None:
+            averaging = member / member.sum(0) + 1 / member.sum()
+        else:  # the last segment of a view may be partly padding
+            counts = (padding.valid(x, lengths).to(member.dtype) @ member).clamp_min(1)
+            averaging = member / counts + 1 / lengths.view(-1, 1, 1).to(member.dtype)
+        return cls(averaging.to(x.dtype), member.mT.to(x.dtype), lengths)
+
+
 class Masked(nn.Module):
     """Context-aware masking: a convolution whose channels are gated by means of the whole view and of each segment."""
 
@@ -69,25 +98,10 @@ class Masked(nn.Module):
         self.linear1 = nn.Conv1d(inputs, inputs // 2, 1)
         self.linear2 = nn.Conv1d(inputs // 2, outputs, 1)
 
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        x = padding.mask(x, lengths)
-        member = _segments(x)
-        valid = x.new_ones(1, 1, x.shape[-1]) if lengths is None else padding.valid(x, lengths).to(x.dtype)
-        means = (x @ member) / (valid @ member).clamp_min(1)  # the last segment of a view may be partly padding
-        local = means @ member.T
-        context = self.linear2(relu(self.linear1(padding.mean(x, lengths) + local)))
-        return self.linear_local(x) * context.sigmoid()
-
-
-def _segments(x: Tensor) -> Tensor:
-    """Membership matrix (T, segments): 1 where a step of x (..., T) belongs to a segment.
-
-    A product with it sums over each segment, and one with its transpose spreads the result over the steps. Both work
-    for lengths that are unknown when a graph is exported.
-    """
-    number = torch.arange(x.shape[-1], device=x.device) // SEGMENT
-    segments = torch.arange((x.shape[-1] + SEGMENT - 1) // SEGMENT, device=x.device)
-    return (number[:, None] == segments).to(x.dtype)
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        x = padding.mask(x, segments.lengths)
+        gates = self.linear2(relu(self.linear1(x @ segments.averaging))).sigmoid()  # one for each segment
+        return self.linear_local(x) * (gates @ segments.spreading)
 
 
 class DenseLayer(nn.Module):
@@ -100,16 +114,16 @@ class DenseLayer(nn.Module):
         self.nonlinear2 = normalised(bottleneck)
         self.cam_layer = Masked(bottleneck, growth, dilation)
 
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        return torch.cat([x, self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))), lengths)], 1)
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        return torch.cat([x, self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))), segments)], 1)
 
 
-class DenseBlock(nn.Sequential):
+class DenseBlock(nn.ModuleDict):
     """Densely connected layers, one after the other."""
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        for layer in self:
-            x = layer(x, lengths)
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        for layer in self.values():
+            x = layer(x, segments)
         return x
 
 
@@ -164,8 +178,9 @@ class CAMPPlus(Network):
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         tdnn, *middle, last, dense = self.xvector
         frames, lengths = tdnn(self.head(features, lengths), lengths), padding.strided(lengths, 2)
-        for layer in middle:
-            frames = layer(frames, lengths)
+        segments = Segments.of(frames, lengths)
+        for layer in middle:  # dense blocks, and the transitions between them
+            frames = layer(frames, segments) if isinstance(layer, DenseBlock) else layer(frames, lengths)
         frames = last(frames)
         stats = sample_statistics(frames, lengths, self._floor)
         return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": dense(stats[..., None])[..., 0]}

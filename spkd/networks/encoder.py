@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
-from spkd.device import sent
 from spkd.networks import padding
+
+MOST_DISTANCE = 2**20  # steps; WavLM has 800
 
 
 class ConvolutionLayer(nn.Module):
@@ -130,12 +131,19 @@ class RelativeAttention(nn.Module):
         distance: distance from which all are in the last class.
     """
 
+    _classes: Tensor
+
     def __init__(self, width: int, heads: int, buckets: int | None, distance: int) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} attention heads do not divide a width of {width}")
-        self._heads, self._buckets, self._distance = heads, buckets, distance
+        if buckets is not None and not buckets // 4 < distance <= MOST_DISTANCE:
+            raise ValueError(f"{buckets} classes of positions up to a distance of {distance}")
+        self._heads, self._distance = heads, distance
         self.rel_attn_embed = None if buckets is None else nn.Embedding(buckets, heads)
+        # On the device from the beginning: a step copies nothing from the host, which no CUDA graph can repeat.
+        classes = None if buckets is None else classes_of_distances(buckets, distance)
+        self.register_buffer("_classes", classes, persistent=False)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.gru_rel_pos_linear = nn.Linear(width // heads, 8)
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, heads, 1, 1))
@@ -149,7 +157,9 @@ class RelativeAttention(nn.Module):
             bias: (1, heads, T, T) bias of the positions; None in the first layer, which computes it.
         """
         if self.rel_attn_embed is not None and bias is None:
-            bias = self.rel_attn_embed(sent(self._classes(x.shape[1]), x.device)).permute(2, 0, 1)[None]
+            step = torch.arange(x.shape[1], device=x.device)
+            offset = (step[None, :] - step[:, None]).clamp(-self._distance, self._distance)
+            bias = self.rel_attn_embed(self._classes[offset + self._distance]).permute(2, 0, 1)[None]
         assert bias is not None
         gates = self.gru_rel_pos_linear(split(x, self._heads)).unflatten(-1, (2, 4)).sum(-1).sigmoid()
         first, second = gates.chunk(2, -1)
@@ -161,19 +171,19 @@ class RelativeAttention(nn.Module):
         q, k, v = (split(values, self._heads) for values in projected.chunk(3, -1))
         return layer.out_proj(joined(scaled_dot_product_attention(q, k, v, gated.to(q.dtype)))), bias
 
-    def _classes(self, steps: int) -> Tensor:
-        """Class (T, T) of the distance of each pair of steps.
 
-        Half of the classes are for each sign. In each half, every short distance has its own class, and the longer
-        distances share logarithmic classes.
-        """
-        assert self._buckets is not None
-        offset = torch.arange(steps)[None, :] - torch.arange(steps)[:, None]
-        half, far = self._buckets // 2, offset.abs()
-        exact = half // 2
-        scaled = torch.log(far.float() / exact) / math.log(self._distance / exact) * (half - exact)
-        logarithmic = (exact + scaled.long()).clamp_max(half - 1)
-        return (offset > 0).long() * half + torch.where(far < exact, far, logarithmic)
+def classes_of_distances(buckets: int, distance: int) -> Tensor:
+    """Class (2 distance + 1) of each offset from -`distance` to `distance`; those beyond have the classes of the ends.
+
+    Half of the classes are for each sign. In each half, every short distance has its own class, and the longer
+    distances share logarithmic classes (WavLM's code).
+    """
+    offset = torch.arange(-distance, distance + 1)
+    half, far = buckets // 2, offset.abs()
+    exact = half // 2
+    scaled = torch.log(far.float() / exact) / math.log(distance / exact) * (half - exact)
+    logarithmic = (exact + scaled.long()).clamp_max(half - 1)
+    return (offset > 0).long() * half + torch.where(far < exact, far, logarithmic)
 
 
 def split(x: Tensor, heads: int) -> Tensor:

@@ -94,7 +94,7 @@ def describe(frames: int, vectors: dict[str, int], stride: int = 1) -> dict[str,
     return levels | {name: Target(name, dim) for name, dim in vectors.items()}
 
 
-def forward_crops(network: nn.Module, crops: list[Tensor]) -> list[dict[str, Tensor]]:
+def forward_crops(network: Callable[..., dict[str, Tensor]], crops: list[Tensor]) -> list[dict[str, Tensor]]:
     """Levels of each of several crops (B, T_i, F). Neighbours of equal length go through the network together."""
     outputs: list[dict[str, Tensor]] = []
     while len(outputs) < len(crops):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from spkd.errors import SpkdError, UsageError, first_line
+from spkd.errors import UsageError
 from spkd.progress import log
 from spkd.registry import TEACHERS
 from spkd.teachers.settings import CHECKPOINT, ModelConfig
@@ -30,6 +29,8 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
     """
     import torch
 
+    from spkd.device import compiled
+
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError("precision=fp16: needs a GPU; bf16 works everywhere")
     teacher: Teacher = TEACHERS[config.name].load(config, device)
@@ -38,25 +39,8 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
     lower = TYPES[config.precision]
     teacher.precision = None if lower is None else getattr(torch, lower)
     if config.compile:
-        teacher.forward = _compiled(teacher.forward)  # type: ignore[method-assign]
+        teacher.forward = compiled(teacher.forward, "compile=true")  # type: ignore[method-assign]
     return teacher
-
-
-def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Forward function that is compiled when it is first called. Raises SpkdError where that fails."""
-    import torch
-
-    fast = torch.compile(forward)
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        try:
-            return fast(*arguments, **named)
-        except SpkdError:
-            raise
-        except Exception as error:  # the compiler raises many kinds
-            raise SpkdError(f"compile=true: {first_line(error)}; run without it") from error
-
-    return call
 
 
 def check_model(config: ModelConfig, key: str = "model") -> None:

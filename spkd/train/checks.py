@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from spkd.cache import CacheSource
@@ -26,7 +27,7 @@ from spkd.train import mining
 from spkd.train.distributed import ProcessGroup, launched
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.losses.chosen import for_teachers
-from spkd.train.settings import TrainConfig, ValidConfig
+from spkd.train.settings import GRAPHS, TrainConfig, ValidConfig
 from spkd.train.teacher_logits import TeacherLogits
 
 SEEN_WITHIN = 60.0  # s after which every machine sees a new file on a shared file system (NFS keeps folders so long)
@@ -243,6 +244,12 @@ def note_warmup(config: TrainConfig) -> None:
         )
 
 
+def note_graphs(config: TrainConfig, device: torch.device) -> None:
+    """Log a note where CUDA graphs are asked for, and the device has none."""
+    if config.compile == GRAPHS and device.type != "cuda":
+        log(f"note: compile=reduce-overhead: CUDA graphs need device=cuda; on {device.type} it is compile=true")
+
+
 def unused_margins(losses: dict[str, ChosenLoss], logits: TeacherLogits | None) -> dict[str, str]:
     """Margins of the losses over logits that have no effect with these logits, with the reasons."""
     over = [f"loss.{section_of(name)}" for name, loss in losses.items() if loss.settings.logits_request() is not None]
@@ -263,6 +270,8 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
         UsageError: they are not.
         SpkdError: the cache has too few usable views.
     """
+    if config.compile == GRAPHS and config.sampler.name == "lengths":
+        raise UsageError("compile=reduce-overhead: CUDA graphs have fixed shapes, which sampler=lengths changes")
     if not cache.random_access and any(loss.settings.further_crops() for loss in losses.values()):
         raise UsageError("these losses need several crops of each view, which a stream lacks; pull or import the cache")
     kind = _input_kind(config).name

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from spkd.device import compiled
 from spkd.networks.network import forward_crops
 from spkd.students import Network
 from spkd.train.losses.base import LossInputs
 from spkd.train.losses.chosen import WeightedSum
+from spkd.train.settings import GRAPHS
 
 
 class TrainingModule(nn.Module):
@@ -26,9 +29,22 @@ class TrainingModule(nn.Module):
     def __init__(self, network: Network, objective: WeightedSum, swa_fraction: float = 0.0) -> None:
         super().__init__()
         self.network, self.objective, self._swa_fraction = network, objective, swa_fraction
+        self._run: Callable[..., dict[str, Tensor]] = network.__call__
         self.averaged = _RunningMean(network) if swa_fraction > 0 else None
         for loss in objective.by_name().values():
             loss.join(network)
+
+    def compile_student(self, setting: str) -> None:
+        """Compile the student's steps of training.
+
+        Validation and mining, with views of any length, run the network as it is.
+
+        Args:
+            setting: value of `compile`, other than false.
+        """
+        # Graphs have fixed shapes: one for each length of crops, of which there are few.
+        options = {"mode": GRAPHS, "dynamic": False} if setting == GRAPHS else {}
+        self._run = compiled(self.network.forward, f"compile={setting}", **options)
 
     def forward(
         self, crops: list[Tensor], inputs: LossInputs, finetune_batch: Tensor | None = None
@@ -41,14 +57,14 @@ class TrainingModule(nn.Module):
                 a batch with the first crops, which then take the path without adapters.
         """
         if finetune_batch is None:
-            first, *others = forward_crops(self.network, crops)
+            first, *others = forward_crops(self._run, crops)
         else:
             batch = torch.cat([crops[0], finetune_batch])
             split = [len(crops[0]), len(finetune_batch)]
-            levels = self.network(batch, split[0])
+            levels = self._run(batch, split[0])
             parts = {name: values.split(split) for name, values in levels.items()}
             first, finetuned = ({name: part[i] for name, part in parts.items()} for i in range(2))
-            others = forward_crops(self.network, crops[1:])
+            others = forward_crops(self._run, crops[1:])
             inputs = replace(inputs, finetune_levels=finetuned)
         # Losses are in fp32: bf16 has cosines to 1/256 only, which scales of 32 and temperatures of 0.05 enlarge.
         device = crops[0].device.type

@@ -13,6 +13,7 @@ from spkd.registry import LOSSES, OPTIMISERS, SAMPLERS
 from spkd.teachers.settings import DEVICES, PRECISIONS
 
 DEFAULT_AAM_WEIGHT = 0.3  # as in the recipe best-mini
+NOT_COMPILED, GRAPHS = "false", "reduce-overhead"  # values of compile
 
 
 @dataclass
@@ -234,7 +235,12 @@ class TrainConfig(Settings):
     sampler: SamplerConfig = section(SamplerConfig)
     augment: AugmentConfig = section(AugmentConfig)
     precision: str = key("fp32", "of the student's matrix products and convolutions (fp16: on a GPU)", PRECISIONS)
-    compile: bool = key(False, "compile the student (torch.compile): slow to start, faster on a GPU")
+    compile: str = key(
+        NOT_COMPILED,
+        "compile the student for training (torch.compile): slow to start, faster on a GPU; with reduce-overhead a GPU "
+        "also repeats its steps from CUDA graphs, without waiting for Python",
+        (NOT_COMPILED, "true", GRAPHS),
+    )
     channels_last: bool = key(False, "channels-last memory, faster for 2-d networks")
     loggers: list[str] = key(
         ["tensorboard"],

@@ -18,7 +18,7 @@ from spkd.train.distributed import ALONE, ProcessGroup, share_over_ranks
 from spkd.train.loading import TrainBatch
 from spkd.train.module import TrainingModule
 from spkd.train.optim import clip_gradients, learning_rate, make_optimiser
-from spkd.train.settings import TrainConfig
+from spkd.train.settings import GRAPHS, NOT_COMPILED, TrainConfig
 from spkd.train.sharding import divisions
 from spkd.train.specaugment import mask
 
@@ -44,8 +44,8 @@ class Optimisation:
         if config.channels_last:
             convert: Callable[..., nn.Module] = module.network.to  # torch 2.11 has no type for this argument
             convert(memory_format=torch.channels_last)
-        if config.compile:
-            module.network.compile()
+        if config.compile != NOT_COMPILED:
+            module.compile_student(config.compile)
         self._connected: nn.Module = module
         if ranks.world > 1:
             share_over_ranks(module, config.batch_size // ranks.world)
@@ -72,6 +72,8 @@ class Optimisation:
                 total, terms = self._forward(number, index, batch)
                 self.first_bad = torch.where((self.first_bad < 0) & ~total.isfinite(), number, self.first_bad)
                 self._scaler.scale(total / len(batches)).backward()
+            if self._config.compile == GRAPHS and len(of_batches) + 1 < len(batches):
+                _copy_gradients(module)
             of_batches.append({name: term.detach() for name, term in terms.items()})
         self._scaler.unscale_(self.optimiser)
         clip_gradients(config.optim, module)
@@ -88,6 +90,8 @@ class Optimisation:
 
     def _forward(self, number: int, index: int, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         config, module = self._config, self._module
+        if config.compile == GRAPHS:
+            torch.compiler.cudagraph_mark_step_begin()  # nothing uses the outputs of the last batch any more
         seed = seed_of(Purpose.STEP, config.seed, index)
         torch.manual_seed(seed)  # dropout and the adapters' noise are equal in a resumed run
         generator = torch.Generator().manual_seed(seed)
@@ -117,3 +121,10 @@ class Optimisation:
         if self._scaler.is_enabled() and state:
             integers = ("growth_interval", "_growth_tracker")
             self._scaler.load_state_dict({k: int(v) if k in integers else float(v) for k, v in state.items()})
+
+
+def _copy_gradients(module: nn.Module) -> None:
+    """Copy the gradients so far: those of a CUDA graph are in memory that its next run fills again."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()

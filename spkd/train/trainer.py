@@ -51,6 +51,7 @@ from spkd.train.checks import (
     check_settings,
     check_shared,
     check_targets,
+    note_graphs,
     note_validation,
     note_views,
     note_warmup,
@@ -372,6 +373,7 @@ def checked(config: TrainConfig) -> Task:
     check_settings(cache, losses, config)
     config = replace(config, steps=steps_of(config, cache))
     note_warmup(config)
+    note_graphs(config, device)
     return Task(config, device, with_ceilings(losses, cache), cache, finetune_cache, labels, logits)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,12 +12,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils import _foreach_utils as foreach
 
 from spkd import config
-from spkd.cache import Crop
 from spkd.device import sent
 from spkd.outputs.target import Target
 from spkd.registry import LOSSES, OPTIMISERS, STUDENTS
 from spkd.students import build
-from spkd.train.alignment import Alignment
 from spkd.train.distributed import share_over_ranks
 from spkd.train.loading import TrainBatch
 from spkd.train.losses.base import LossContext, LossInputs
@@ -28,58 +25,15 @@ from spkd.train.module import TrainingModule
 from spkd.train.settings import TrainConfig
 from spkd.train.step import Optimisation
 from tests.device.pretended import GPU, HostWaits, gpu
-
-VIEWS, SAMPLES, DIM, CLASSES, STEPS = 4, 9840, 8, 5, 10
-WIDTHS = {"resnet34": 8, "campplus": 32, "ssl": 32}
-FRAMES = {kind: Target(kind, 6, hop, 512) for kind, hop in (("frames", 200), ("frames.half", 160))}
-MEMO = ["loss=memo", "loss.memo.prototypes=12", "loss.memo.hidden=8", "loss.memo.bottleneck=4", "loss.memo.locals=1"]
-CASES = {
-    "contrastive": ["loss=contrastive"],
-    "contrastive, mined": ["loss=contrastive", "mining.negatives=3"],
-    "nontarget": ["loss=nontarget"],
-    "trkd": ["loss=trkd"],
-    "kld": ["loss=kld", "loss.kld.kd_warmup=0.8"],
-    "one-step": ["loss=one-step", "loss.one_step.targets=[frames]"],
-    "one-step, softmax": ["loss=one-step", "loss.one_step.targets=[frames]", "loss.one_step.classifier=softmax"],
-    "one-step, mse": ["loss=one-step", "loss.one_step.targets=[frames.half]", "loss.one_step.distance=mse"],
-    "multilevel": [
-        "loss=multilevel",
-        "loss.multilevel.levels={frames: frames.half, stats: stats, embedding: embedding}",
-    ],
-    "multilevel, mse": ["loss=multilevel", "loss.multilevel.levels={frames: frames}", "loss.multilevel.distance=mse"],
-    "multilevel, concat": ["loss=multilevel", "loss.multilevel.concat=[embedding, stats]"],
-    "memo": [*MEMO, "loss.memo.partner=tiny", "loss.memo.partner_channels=8"],
-    "dino": [*MEMO, "loss.memo.partner=none", "loss.memo.teacher_weight=1", "loss.memo.frozen_prototypes=0.9"],
-    "cosine": ["loss=cosine"],
-    "mse": ["loss=mse"],
-    "relational": ["loss=relational"],
-    "ntxent": ["loss=ntxent"],
-    "aam": ["loss=aam", "loss.aam.margin_warmup=[0,0.9]"],
-    "aam, sub-centres": ["loss=[aam, contrastive]", "loss.aam.subcentres=2", "loss.final_weights={contrastive: 0}"],
-}
-WAYS = {
-    "fp32": [],
-    "bf16": ["precision=bf16"],
-    "fp16": ["precision=fp16"],
-    "channels last": ["channels_last=true"],
-    "accumulated": ["accumulate=2", "precision=fp16"],
-    "averaged": ["optim.swa_fraction=0.9"],
-    "large margin": ["large_margin.steps=2"],
-    "clipped by tensor": ["optim.clip_by=tensor"],
-    "sgd": ["optim=sgd", "precision=fp16"],
-}
+from tests.device.steps import CASES, CLASSES, DIM, STEPS, VIEWS, WAYS, batch, module_of, network_of, students_of
 
 
 def step(student: str, case: str, way: str, ranks: int = 1) -> None:
     """Do a step on a pretended GPU, as one of several ranks."""
     options = config.load(TrainConfig, [*CASES[case], *WAYS[way], f"steps={STEPS}", "batch_size=4"], environ={})
-    adapters = {"adapters": 4, "layers": 1} if case.startswith("one-step") else {}
-    network = build(student, channels=WIDTHS.get(student, 16), embedding=DIM, **adapters)
-    targets = {name: Target(name, dim) for name, dim in (("embedding", DIM), ("logits", CLASSES), ("stats", 7))}
-    losses = {name: (chosen, "") for name, chosen in chosen_losses(options.loss).items()}
-    objective = WeightedSum(losses, LossContext(network.levels, targets | FRAMES, CLASSES))
-    module = TrainingModule(network, objective, options.optim.swa_fraction)
-    for loss in objective.by_name().values():
+    network = network_of(student, case)
+    module = module_of(options, network)
+    for loss in module.objective.by_name().values():
         if isinstance(loss, MeMo):
             loss._steps = 10  # it measures, and the run does not log
     if ranks > 1:
@@ -94,46 +48,6 @@ def step(student: str, case: str, way: str, ranks: int = 1) -> None:
     trained = [p for p in module.parameters() if p.grad is not None]
     assert trained
     assert all(p.grad.device == p.device == GPU for p in trained if p.grad is not None)
-
-
-def batch(network: torch.nn.Module, case: str) -> TrainBatch:
-    """A batch as the loader gives it. Its values do not matter."""
-    kind, level = network.input_kind, network.levels["frames"]
-    crops = [torch.randn(VIEWS, kind.num_frames(SAMPLES), kind.dim) for _ in range(2)]
-    if "memo" in case or "dino" in case:
-        crops.append(torch.randn(VIEWS, kind.num_frames(SAMPLES // 2), kind.dim))
-    elif case != "ntxent":
-        crops = crops[:1]
-    whole, crop = np.full(VIEWS, SAMPLES), Crop(np.zeros(VIEWS, int), SAMPLES)
-    targets = {
-        "embedding": torch.randn(VIEWS, DIM),
-        "logits": torch.randn(VIEWS, CLASSES),
-        "stats": torch.randn(VIEWS, 7),
-    }
-    for name, target in FRAMES.items():
-        values = torch.randn(VIEWS, int(target.num_frames(SAMPLES)), target.dim)
-        targets[name] = values.half() if "half" in name else values
-    label = torch.arange(VIEWS)
-    mined = {}
-    if "mined" in case:
-        mined = {"negatives": sent(torch.randn(VIEWS, 3, DIM), GPU), "is_negative": sent(torch.ones(VIEWS, 3) > 0, GPU)}
-    finetunes = case.startswith("one-step")
-    inputs = LossInputs(
-        {name: sent(values, GPU) for name, values in targets.items()},
-        *(sent(label, GPU) for _ in range(3)),
-        teacher_scale=9.0,
-        other_instance=[sent(label, GPU) for _ in crops[1:]],
-        alignments={name: Alignment.of(level, target, whole, crop).to(GPU) for name, target in FRAMES.items()},
-        finetune_label=sent(label, GPU),
-        **mined,
-    )
-    return TrainBatch([sent(x, GPU) for x in crops], inputs, sent(crops[0], GPU) if finetunes else None)
-
-
-def students_of(case: str) -> list[str]:
-    if case.startswith("one-step"):
-        return ["ssl"]
-    return [name for name in STUDENTS if name != "ssl" or case != "memo"]  # its partner here takes fbank
 
 
 def sampled() -> list[tuple[str, str, str]]:

@@ -139,6 +139,15 @@ def test_audio_is_not_decoded_where_its_augmentation_is_left_out(check: Callable
     assert check("loss=multilevel", FRAMES, file=given).config.manifest is None
 
 
+def test_graphs_need_fixed_shapes_and_a_gpu(check: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="fixed shapes, which sampler=lengths changes"):
+        check("loss=cosine", "compile=reduce-overhead", "sampler=lengths")
+    for setting in ("true", "reduce-overhead"):
+        check("loss=cosine", f"compile={setting}", "device=cpu")
+        printed = "".join(capsys.readouterr())
+        assert ("on cpu it is compile=true" in printed) == (setting == "reduce-overhead")
+
+
 def test_networks_with_2d_convolutions_take_channels_last(check: Callable) -> None:
     assert check("loss=cosine", "student=resnet34", "student.channels=8", "channels_last=true").config.channels_last
 

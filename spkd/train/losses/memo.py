@@ -94,8 +94,7 @@ class EmaPair(nn.Module):
         """Move the teacher's parameters by 1 - momentum towards the student's; batch-norm statistics are not moved."""
         pairs = ((self.teacher, network), (self.teacher_heads, self.heads))
         for teacher, student in pairs:
-            for averaged_values, current in zip(teacher.parameters(), student.parameters(), strict=True):
-                averaged_values.lerp_(current, 1.0 - momentum)
+            torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
 
 
 def _embeddings(network: nn.Module, crops: list[Tensor], precision: torch.dtype | None) -> list[Tensor]:
