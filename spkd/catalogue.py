@@ -10,12 +10,12 @@ from typing import Any
 from spkd.cache.card import Card
 from spkd.cache.describe import views_in_words
 from spkd.cache.exchange.remote import ListedCache, find, folders_with
-from spkd.cache.exchange.remote_folder import RemoteFolder
 from spkd.cache.folder import VERIFIED
 from spkd.errors import SpkdError
 from spkd.eval.calibration import PLAIN
 from spkd.eval.report import REPORT, Report, names_of_lists
 from spkd.files.reading import parse_json
+from spkd.files.remote_folder import RemoteFolder
 from spkd.files.text import counted, format_bytes, short_names
 from spkd.pages import html
 from spkd.progress import log

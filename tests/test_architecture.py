@@ -170,7 +170,7 @@ TESTED_TOGETHER = {
     "cache/exchange/test_exchange": (
         "cache/exchange/formats cache/exchange/hdf5 cache/exchange/stream cache/exchange/tars cache/exchange/transfer"
     ),
-    "cache/exchange/test_remote": "cache/exchange/remote_folder",
+    "cache/exchange/test_remote": "files/remote_folder",
     "cache/test_card": "cache/folder outputs/teacher_card",
     "cache/test_claims": "cache/owner",
     "cache/test_layout": "outputs/target",

@@ -22,14 +22,6 @@ import fsspec
 
 from spkd.cache.card import Card
 from spkd.cache.claims import changing, is_filled
-from spkd.cache.exchange.remote_folder import (
-    LARGEST_RECORD,
-    PARALLEL,
-    RemoteFolder,
-    in_parallel,
-    patiently,
-    send,
-)
 from spkd.cache.folder import (
     CARD,
     COMPLETE,
@@ -67,6 +59,14 @@ from spkd.files.atomic import (
     writing,
 )
 from spkd.files.reading import PROTOCOLS, is_foreign, parse_json, read_json, state_of
+from spkd.files.remote_folder import (
+    LARGEST_RECORD,
+    PARALLEL,
+    RemoteFolder,
+    in_parallel,
+    patiently,
+    send,
+)
 from spkd.files.text import counted
 from spkd.progress import log, track
 

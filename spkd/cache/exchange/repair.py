@@ -18,12 +18,12 @@ from spkd.cache.exchange.remote import (
     pulled_note,
     remove_left,
 )
-from spkd.cache.exchange.remote_folder import RemoteFolder, in_parallel
 from spkd.cache.folder import COMPLETE, PULLED, CompletionRecord, commit_path, load_card
 from spkd.cache.mapped_plan import mend
 from spkd.cache.verify import changed_metadata, damaged_shards, unit_shards
 from spkd.errors import SpkdError
 from spkd.files.atomic import check_no_links, write_bytes, write_json
+from spkd.files.remote_folder import RemoteFolder, in_parallel
 from spkd.files.text import counted
 from spkd.progress import track
 

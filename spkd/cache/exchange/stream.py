@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from spkd.cache.crop import Crop
-from spkd.cache.exchange.remote_folder import patiently
 from spkd.cache.exchange.tars import AUDIO, Export, Sample, tar_name
 from spkd.cache.layout import row_format
 from spkd.cache.plan import Plan
 from spkd.cache.source import SingleCache
 from spkd.errors import SpkdError
+from spkd.files.remote_folder import patiently
 from spkd.outputs.features import FEATURES, input_features
 from spkd.outputs.target import Target
 from spkd.seeding import Purpose, random_state

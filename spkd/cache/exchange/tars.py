@@ -27,7 +27,6 @@ import soundfile
 
 from spkd.cache import npy
 from spkd.cache.card import Card
-from spkd.cache.exchange.remote_folder import LARGEST_RECORD, RemoteFolder, checked_digest, send
 from spkd.cache.exchange.transfer import Metadata, building, checked, rejections
 from spkd.cache.folder import CARD, COMPLETE, most_bytes
 from spkd.cache.layout import row_bytes
@@ -39,6 +38,7 @@ from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
 from spkd.files.atomic import check_holds_no_other, check_no_links, writable_folder, write_bytes, write_json
 from spkd.files.reading import holds, parse_json
+from spkd.files.remote_folder import LARGEST_RECORD, RemoteFolder, checked_digest, send
 from spkd.files.sealed import CHECK, self_digest
 from spkd.progress import track
 

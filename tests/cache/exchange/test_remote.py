@@ -27,11 +27,11 @@ from spkd.cache import Cache
 from spkd.cache.claims import changing, claim
 from spkd.cache.exchange import remote
 from spkd.cache.exchange.remote import pull, push
-from spkd.cache.exchange.remote_folder import RemoteFolder
 from spkd.cache.folder import CommitRecord, CompletionRecord, claim_path, commit_path, load_card
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
 from spkd.files.atomic import machine_id, write_json
+from spkd.files.remote_folder import RemoteFolder
 from spkd.files.sealed import self_digest
 from tests import processes
 
@@ -215,7 +215,7 @@ def test_pull_over_plain_http(spkd: Callable, web: str, corpus: Path) -> None:
 
 
 def test_places_that_do_not_answer_or_exist(spkd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.WAIT", 0.001)
+    monkeypatch.setattr("spkd.files.remote_folder.WAIT", 0.001)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         done = spkd("cache", "pull", f"http://127.0.0.1:{closed.getsockname()[1]}/c", "copy")
@@ -605,7 +605,7 @@ def test_a_file_that_never_ends_is_given_up(
 ) -> None:
     make_cache(spkd, corpus, "c")
     monkeypatch.setattr(Odd, "endless", (name,))
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.LARGEST_RECORD", 1 << 20)
+    monkeypatch.setattr("spkd.files.remote_folder.LARGEST_RECORD", 1 << 20)
     done = spkd("cache", "pull", f"{odd_web}/c", "copy")
     assert (done.code, len(done.err.splitlines())) == (1, 1)
     assert "larger than" in done.err
@@ -619,7 +619,7 @@ def test_a_slow_but_steady_server_is_not_cut_off(
 ) -> None:
     make_cache(spkd, corpus, "c")
     monkeypatch.setattr(Odd, "slow", ("embedding/c/1/0", "plan/0.npz"))
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.SILENCE", 1.0)  # five pauses of 0.3 s are longer
+    monkeypatch.setattr("spkd.files.remote_folder.SILENCE", 1.0)  # five pauses of 0.3 s are longer
     assert "all checksums match" in spkd("cache", "pull", f"{odd_web}/c", "copy").out
 
 
@@ -641,8 +641,8 @@ def test_a_server_that_gives_a_byte_now_and_then_is_given_up(
     spkd: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: bytes
 ) -> None:
     monkeypatch.setattr(Trickle, "within", within)
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.WAIT", 0.001)
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.SILENCE", 0.2)
+    monkeypatch.setattr("spkd.files.remote_folder.WAIT", 0.001)
+    monkeypatch.setattr("spkd.files.remote_folder.SILENCE", 0.2)
     with served(tmp_path, Trickle) as url:
         for command in (("pull", f"{url}/c", "copy"), ("ls", f"{url}/c")):
             done = spkd("cache", *command)
@@ -672,7 +672,7 @@ def test_a_busy_server_is_asked_again(
     make_cache(spkd, corpus, "c")
     monkeypatch.setattr(Busy, "status", status)
     monkeypatch.setattr(Busy, "asked", Counter())
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.WAIT", 0.001)
+    monkeypatch.setattr("spkd.files.remote_folder.WAIT", 0.001)
     with served(tmp_path, Busy) as url:
         done = spkd("cache", "pull", f"{url}/c", "copy")
     assert (done.code, "all checksums match" in done.out) == (0, True), done.err
@@ -686,7 +686,7 @@ def test_the_status_of_a_server_is_said(
     monkeypatch.setattr(Busy, "status", status)
     monkeypatch.setattr(Busy, "times", 99)
     monkeypatch.setattr(Busy, "asked", Counter())
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.WAIT", 0.001)
+    monkeypatch.setattr("spkd.files.remote_folder.WAIT", 0.001)
     with served(tmp_path, Busy) as url:
         for command in (("pull", f"{url}/c", "copy"), ("ls", f"{url}/c"), ("import", f"{url}/c", "copy")):
             Busy.asked.clear()
@@ -842,7 +842,7 @@ def test_a_listing_of_a_bucket_without_end_is_given_up(
 ) -> None:
     monkeypatch.setattr(Bucket, "token", token)
     monkeypatch.setattr(Bucket, "pages", 0)
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.MOST_ENTRIES", 2500)
+    monkeypatch.setattr("spkd.files.remote_folder.MOST_ENTRIES", 2500)
     with served(tmp_path, Bucket) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         files = fsspec.filesystem("s3", endpoint_url=url, skip_instance_cache=True)
@@ -854,8 +854,8 @@ def test_a_listing_of_a_bucket_without_end_is_given_up(
 def test_a_bucket_that_gives_a_byte_now_and_then_is_given_up(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.SILENCE", 0.5)
-    monkeypatch.setattr("spkd.cache.exchange.remote_folder.SLOWEST", 4000.0)
+    monkeypatch.setattr("spkd.files.remote_folder.SILENCE", 0.5)
+    monkeypatch.setattr("spkd.files.remote_folder.SLOWEST", 4000.0)
     with served(tmp_path, Bucket) as url:
         files = fsspec.filesystem("s3", endpoint_url=url, skip_instance_cache=True)
         with pytest.raises(SpkdError, match=r"s3://b/x/COMPLETE.json: given up, since there was no whole answer"):
