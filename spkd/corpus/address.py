@@ -1,6 +1,7 @@
 """Addresses of audio within containers, `CONTAINER#OFFSET+LENGTH.KIND`: `/data/000.tar#1536+32044.flac`.
 
-An address stands wherever the path of an audio file may stand. A path that exists is a file, whatever its name.
+An address stands wherever the path of an audio file may stand. A path that exists is a file, whatever its name. The
+container may be elsewhere, `s3://bucket/000.tar#1536+32044.flac`, and so may a file, `https://host/a.flac`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from spkd.corpus.remote import opened
 from spkd.files.reading import State, state_of
 
 DEFLATE, ROW, ARK = "deflate", "row", "ark"
@@ -19,6 +21,8 @@ PATTERN = re.compile(
     re.DOTALL,
 )
 
+ELSEWHERE = re.compile(r"(?:s3|gs|gcs|az|abfs|hf|https?)://")
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -27,7 +31,8 @@ class Address:
     Attributes:
         container: path of the file that holds it.
         offset: place of its first byte; of a row of a table, its number from 0.
-        length: its bytes, as they are stored; of an entry of a Kaldi archive, 0 where its own header tells.
+        length: its bytes, as they are stored; 0 of a whole file elsewhere, and of an entry of a Kaldi archive whose own
+            header tells.
         kind: its format, as the suffix of a file has it (`flac`); followed by `.deflate` where it is compressed in a
             zip, and by `.row`, or `.row:COLUMN`, where it is a cell of a table; `ark`: an entry of a Kaldi archive,
             whose header names the format.
@@ -59,10 +64,19 @@ class Address:
         return self.kind.partition(":")[2]
 
 
+def is_elsewhere(path: str) -> bool:
+    """Whether a path is the URL of a file on another machine."""
+    return ELSEWHERE.match(path) is not None
+
+
 def parse(text: str) -> Address | None:
     """The address in a text; None where it is the path of a file, or has another form."""
+    elsewhere = is_elsewhere(text)
     match = PATTERN.fullmatch(text) if "#" in text else None
-    if match is None or os.path.lexists(text):
+    if match is None and elsewhere:
+        path = text.partition("?")[0] if text.startswith("http") else text
+        return Address(text, 0, 0, PurePosixPath(path).suffix.lower().lstrip("."))
+    if match is None or (not elsewhere and os.path.lexists(text)):
         return None
     return Address(match["container"], int(match["offset"]), int(match["length"]), match["kind"])
 
@@ -86,7 +100,17 @@ def suffix_of(path: str) -> str:
 
 def state_of_audio(path: str) -> State | None:
     """Size and time of the file that holds audio; None where there is none."""
-    return state_of(file_of(path))
+    return state_of_container(file_of(path))
+
+
+def state_of_container(path: str) -> State | None:
+    """Size and time of a container, or size and name of the content elsewhere; None where there is none."""
+    if not is_elsewhere(path):
+        return state_of(path)
+    try:
+        return opened(path).state
+    except OSError:
+        return None
 
 
 def state_text(state: State) -> str:
@@ -96,5 +120,7 @@ def state_text(state: State) -> str:
 
 def relative_path(path: str, folder: Path) -> str:
     """A path as a manifest in a folder has it: relative where it lies below the folder."""
+    if is_elsewhere(path):
+        return path
     absolute = Path(path).resolve()
     return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import torch
 
-from spkd.corpus.address import file_of, parse, state_of_audio
+from spkd.corpus.address import file_of, is_elsewhere, parse, state_of_audio
 from spkd.corpus.ffmpeg import FORMATS, MISSING, WARM_UP, FFmpegFile, takes
 from spkd.corpus.stored import descriptor, piecewise, read, size_of
 from spkd.corpus.whole import content_to_read, opus_jumps
@@ -308,10 +308,11 @@ def _opened(path: str, header: bool = False) -> soundfile.SoundFile | FFmpegFile
         AudioError: missing, unreadable, or not a regular file, since reading a fifo or a device may never end.
     """
     holder = file_of(path)
-    if is_irregular(holder):
-        raise AudioError(path, "not a regular file")
-    if not os.path.isfile(holder):
-        raise AudioError(path, "no such file")
+    if not is_elsewhere(holder):
+        if is_irregular(holder):
+            raise AudioError(path, "not a regular file")
+        if not os.path.isfile(holder):
+            raise AudioError(path, "no such file")
     try:
         if takes(path):
             return FFmpegFile(path)

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spkd.corpus.address import parse, relative_path, state_text
+from spkd.corpus.address import parse, relative_path, state_of_container, state_text
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
 from spkd.corpus.layouts.base import Layout
 from spkd.corpus.manifests.fields import HEADER as HEADER
@@ -32,7 +32,6 @@ from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
 from spkd.files import digest
 from spkd.files.atomic import find_files, write_bytes
-from spkd.files.reading import state_of
 from spkd.files.text import counted
 from spkd.progress import log, track
 from spkd.registry import LAYOUTS, MANIFEST_READERS
@@ -345,7 +344,7 @@ def _too_long(seconds: float | None) -> str:
 def _place(path: str, folder: Path) -> dict[str, str]:
     """Columns that say where audio is: its path, and the state of its container."""
     place = {"path": relative_path(path, folder)}
-    if (address := parse(path)) is not None and (state := state_of(address.container)) is not None:
+    if (address := parse(path)) is not None and (state := state_of_container(address.container)) is not None:
         place[STATE] = state_text(state)
     return place
 

@@ -6,11 +6,14 @@ A table is read by groups of rows, of which the column with audio is kept while 
 from __future__ import annotations
 
 import bisect
+import io
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from spkd.corpus.address import Address
+from spkd.corpus.address import Address, is_elsewhere
 from spkd.corpus.kept import Kept
+from spkd.corpus.ranges import Range
+from spkd.corpus.remote import opened
 from spkd.files.reading import State
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ class Table:
             raise ValueError(MISSING) from error
         self._path, self._parquet, self._error = path, parquet, pyarrow.ArrowException
         try:
-            with parquet.ParquetFile(path) as file:
+            with parquet.ParquetFile(_source(path)) as file:
                 self.metadata, self.schema = file.metadata, file.schema_arrow
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"not a table of Parquet ({' '.join(str(error).split())[:200]})") from error
@@ -71,7 +74,7 @@ class Table:
                 "rows in each (row_group_size)"
             )
         try:
-            with self._parquet.ParquetFile(self._path, metadata=self.metadata) as file:
+            with self._parquet.ParquetFile(_source(self._path), metadata=self.metadata) as file:
                 return file.read_row_group(group, columns, use_threads=False)
         except (self._error, OSError) as error:
             raise ValueError(f"damaged ({' '.join(str(error).split())[:200]})") from error
@@ -80,6 +83,14 @@ class Table:
         """The bytes in a column with audio of a group, as an array of pyarrow; as `read`."""
         values = self.read(group, [self.audio[column]]).column(column).combine_chunks()
         return values if column == self.audio[column] else values.field(BYTES)
+
+
+def _source(path: str) -> str | BinaryIO:
+    """What pyarrow opens: the path of a file, or a file elsewhere."""
+    if not is_elsewhere(path):
+        return path
+    file = opened(path)
+    return cast(BinaryIO, io.BufferedReader(Range(file, 0, file.size)))
 
 
 def _is_binary(pyarrow: ModuleType, kind: Any) -> bool:

@@ -11,12 +11,15 @@ import io
 import os
 import stat
 import zlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from spkd.corpus.address import ARK, DEFLATE, ROW, Address, parse
+from spkd.corpus.address import ARK, DEFLATE, ROW, Address, is_elsewhere, parse, state_of_container
 from spkd.corpus.ark import audio_at
 from spkd.corpus.kept import Kept
+from spkd.corpus.ranges import Range
+from spkd.corpus.remote import Remote, opened
 from spkd.corpus.rows import cell
 from spkd.errors import SpkdError
 from spkd.files.reading import MOST_HOLES, read_bytes, state_of
@@ -85,46 +88,23 @@ _open: Kept[Opened] = Kept(MOST_OPEN, lambda _: 1)
 _decompressed: Kept[bytes] = Kept(MOST_KEPT, len)
 
 
-def container(path: str) -> Opened:
+def container(path: str) -> Opened | Remote:
     """A container, which stays open. Raises OSError where it cannot be opened."""
+    if is_elsewhere(path):
+        return opened(path)
     return _open.get((path, state_of(path)), lambda: Opened(path))
 
 
-class _Range(io.RawIOBase):
-    """Range of a container as a file."""
-
-    def __init__(self, source: Opened, offset: int, length: int) -> None:
-        self._source, self._offset, self._length, self._place = source, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = max((0, self._place, self._length)[whence] + offset, 0)
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(min(len(buffer), self._length - self._place), 0)
-        buffer[:count] = self._source.read(self._offset + self._place, count)
-        self._place += count
-        return count
-
-
 def located(address: Address) -> Address:
-    """The address of the bytes themselves, of audio in an entry of a Kaldi archive.
+    """The address of the bytes themselves, of audio in an entry of a Kaldi archive and of a file elsewhere.
 
     Raises:
         ValueError: there is no audio, or its length is unknown.
         OSError: the container cannot be opened.
     """
     if address.storage != ARK:
-        return address
+        whole = address.length == 0 and is_elsewhere(address.container)
+        return replace(address, length=container(address.container).size) if whole else address
     source = container(address.container)
     return Address(address.container, *audio_at(source.read, source.size, address.offset))
 
@@ -146,7 +126,7 @@ def _inflated(address: Address) -> bytes:
 
 def _kept(address: Address) -> bytes | None:
     """Bytes that are not those of the container as they lie there; None where they are."""
-    state = state_of(address.container)
+    state = state_of_container(address.container)
     if address.storage == DEFLATE:
         return _decompressed.get((address, state), lambda: _inflated(address))
     if address.storage == ROW:
@@ -216,4 +196,4 @@ def piecewise(address: Address, header: bool = False) -> BinaryIO | None:
     source = container(address.container)
     if address.offset + address.length > source.size:
         raise ValueError(GONE)
-    return cast(BinaryIO, io.BufferedReader(_Range(source, address.offset, address.length), 4096 if header else BLOCK))
+    return cast(BinaryIO, io.BufferedReader(Range(source, address.offset, address.length), 4096 if header else BLOCK))

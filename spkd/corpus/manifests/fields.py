@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spkd.corpus.address import is_elsewhere
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError, did_you_mean
 
@@ -167,7 +168,7 @@ def utterance(
         duration = end - start
     made = Utterance(
         text(row, names.id, where) or "",
-        str(folder / path),
+        path if is_elsewhere(path) else str(folder / path),
         text(row, names.speaker, where),
         duration,
         start,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from spkd.corpus.address import ARK, Address
+from spkd.corpus.address import ARK, Address, is_elsewhere
 from spkd.corpus.manifests.fields import names_of, number, utterance
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.utterance import Utterance
@@ -61,13 +61,15 @@ class KaldiFolder(Reader):
         if Path(text).is_file():
             return text
         if (match := IN_ARCHIVE.fullmatch(text)) is None:
-            return str(self.folder / text)
+            return text if is_elsewhere(text) else str(self.folder / text)
         if match[3]:
             raise SpkdError(f"{where}: a range ({match[3]}) of an entry; write segments instead")
         return str(Address(self._archive(match[1]), int(match[2]), 0, ARK))
 
     def _archive(self, path: str) -> str:
         """An archive where it is: paths of ESPnet and Kaldi are relative to the folder of the recipe."""
+        if is_elsewhere(path):
+            return path
         if path not in self._archives:
             above = (self.folder, *self.folder.absolute().parents)
             found = path if Path(path).is_file() else next((f / path for f in above if (f / path).is_file()), None)

@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from spkd.corpus.address import file_of, state_text
+from spkd.corpus.address import file_of, state_of_container, state_text
 from spkd.corpus.manifests.fields import PATH, Names, utterance
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
-from spkd.files.reading import parse_json, state_of
+from spkd.files.reading import parse_json
 from spkd.files.text import MOST, numbered_lines, read_lines
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -131,7 +131,7 @@ class Reader(ABC):
         container = file_of(path)
         if self._containers.get(container) == there:
             return
-        if (state := state_of(container)) is not None and state_text(state) != there:
+        if (state := state_of_container(container)) is not None and state_text(state) != there:
             raise SpkdError(
                 f"{where}: {container} has changed since it was indexed ({there} then, {state_text(state)} now: bytes "
                 f"and ns); index it again: spkd manifest CONTAINERS --out {shlex.quote(str(self.source.path))}"

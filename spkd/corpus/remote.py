@@ -1,0 +1,156 @@
+"""Containers and files of audio elsewhere, by URLs of fsspec (s3://, gs://, hf://, http://): ranges of their bytes.
+
+Who reads one member after the other gets blocks, which are fetched ahead; who reads here and there gets the ranges
+that he asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, lru_cache
+from typing import Any
+
+from spkd.errors import SpkdError, public_address
+from spkd.files.reading import State
+from spkd.files.remote_folder import RemoteFolder, patiently
+
+BLOCK = 1 << 22  # bytes that are fetched at once of what is read in order
+AHEAD = 4  # blocks that are fetched ahead
+MOST_BLOCKS = 16  # that are kept of a file
+REQUESTS = 16  # under way at once in this process
+# Names under which places name the content of a file.
+TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime")
+TOUCHED = 64  # numbers of blocks that were read last, by which reading in order is recognised
+
+
+class Remote:
+    """File elsewhere, of which ranges are read by any number of threads.
+
+    Attributes:
+        size: its bytes.
+        state: its size, and a number made of what its place names its content by (an ETag, a time).
+    Raises:
+        OSError: it is not there, its place does not answer, does not give its size, or gives no parts of files.
+    """
+
+    def __init__(self, url: str) -> None:
+        base, mark, query = url.partition("?") if url.startswith("http") else (url, "", "")
+        parent, _, self._name = base.rpartition("/")
+        self._shown = public_address(url)
+        try:
+            self._folder = RemoteFolder.of(f"{parent}{mark}{query}")
+            self.state = patiently(self._state, self._shown)
+        except SpkdError as error:
+            raise OSError(str(error).removeprefix(f"{self._shown}: ")) from error
+        self.size = self.state[0]
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
+        self._touched: OrderedDict[int, None] = OrderedDict()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of a range.
+
+        Raises:
+            ValueError: the range lies beyond the end.
+            OSError: its place does not answer, or gives other bytes.
+        """
+        if offset + length > self.size:
+            raise ValueError("lies beyond the end of its container; was it truncated?")
+        if length == 0:
+            return b""
+        first, last = offset // BLOCK, (offset + length - 1) // BLOCK
+        with self._lock:
+            in_order = first in self._touched or first - 1 in self._touched
+            for number in range(first, last + 1):
+                self._touched[number] = None
+                self._touched.move_to_end(number)
+            while len(self._touched) > TOUCHED:
+                self._touched.popitem(last=False)
+            wanted = [self._begun(number) for number in range(first, last + 1)] if in_order else []
+            if in_order:
+                for number in range(last + 1, min(last + AHEAD, (self.size - 1) // BLOCK) + 1):
+                    self._begun(number)
+        if not in_order:
+            return self._fetched(offset, length)
+        data = b"".join(block.result() for block in wanted)
+        return data[offset - first * BLOCK : offset - first * BLOCK + length]
+
+    def _begun(self, number: int) -> Future[bytes]:
+        """A block that is there or under way. To be called with the lock."""
+        block = self._blocks.get(number)
+        if block is None or (block.done() and block.exception() is not None):
+            begin = number * BLOCK
+            block = _pool(os.getpid()).submit(self._fetched, begin, min(BLOCK, self.size - begin))
+            self._blocks[number] = block
+            while len(self._blocks) > MOST_BLOCKS:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(number)
+        return block
+
+    def _fetched(self, offset: int, length: int) -> bytes:
+        """Bytes of a range, asked for at its place. Raises OSError: no answer, or other bytes."""
+        files, path = self._folder.files, self._folder.at(self._name)
+
+        def once() -> bytes:
+            ask = lambda: files.cat_file(path, start=offset, end=offset + length)  # noqa: E731
+            data: bytes = self._folder.answer(ask, self._shown, length)
+            if len(data) != length:
+                raise OSError(f"{len(data):,} bytes came instead of {length:,}")
+            return data
+
+        with _requests(os.getpid()):
+            try:
+                return patiently(once, self._shown)
+            except SpkdError as error:
+                raise OSError(str(error).removeprefix(f"{self._shown}: ")) from error
+
+    def _state(self) -> State:
+        """Size, and a number of the content's name. Raises SpkdError: no answer, no size, or no parts of files."""
+        found = self._head() if self._folder.is_http else self._information()
+        if found.get("size") is None:
+            raise SpkdError(f"{self._shown}: its server does not give its size")
+        tag = next((str(found[name]) for name in TAGS if found.get(name)), "")
+        return int(found["size"]), int.from_bytes(hashlib.sha256(tag.encode()).digest()[:7], "big")
+
+    def _information(self) -> dict[str, Any]:
+        files, path = self._folder.files, self._folder.at(self._name)
+        found: dict[str, Any] = self._folder.answer(lambda: files.info(path), self._shown)
+        if found.get("type") == "directory":
+            raise SpkdError(f"{self._shown}: a folder")
+        return found
+
+    def _head(self) -> dict[str, Any]:
+        """What a web server answers for the first byte: others give the whole file, whatever is asked for."""
+        options = {"block_size": 0, "size": 1, "headers": {"Range": "bytes=0-0", "Accept-Encoding": "identity"}}
+        with self._folder.files.open(self._folder.at(self._name), "rb", **options) as file:
+            headers = file.r.headers
+            total = re.fullmatch(r"bytes 0-0/(\d+)", headers.get("Content-Range", ""))
+            if file.r.status != 206 or total is None:
+                raise SpkdError(f"{self._shown}: its server gives whole files alone, and no parts of them")
+            return {"size": int(total[1]), **{name: headers[name] for name in TAGS if name in headers}}
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads that fetch ahead, of this process: a forked one has none of those of its parent."""
+    return ThreadPoolExecutor(REQUESTS // 2, "fetch")
+
+
+@cache
+def _requests(process: int) -> threading.Semaphore:
+    return threading.Semaphore(REQUESTS)
+
+
+@lru_cache(maxsize=256)
+def _opened(url: str, process: int) -> Remote:
+    return Remote(url)
+
+
+def opened(url: str) -> Remote:
+    """A file elsewhere, which is asked for once in a process. Raises OSError as `Remote` does."""
+    return _opened(url, os.getpid())

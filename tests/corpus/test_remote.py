@@ -1,0 +1,204 @@
+"""Audio elsewhere: ranges of containers and files on web servers and in buckets."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import random
+import re
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from spkd.corpus import remote
+from spkd.corpus.audio import AudioError, decode, probe
+from spkd.corpus.manifest import Manifest
+from spkd.errors import SpkdError
+from spkd.files.vectors import read_vectors
+from spkd.students import Checkpoint, build, save_student
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """Web server that gives ranges, and counts the bytes and the requests of each kind."""
+
+    asked: list[tuple[int, int]]
+    gives_ranges = True
+    fails = 0
+    cut = False
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        kind, data = type(self), Path(self.translate_path(self.path)).read_bytes()
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if kind.fails > 0:
+            kind.fails -= 1
+            self.send_error(503)
+            return
+        if match is None or not kind.gives_ranges:
+            self.send_response(200)
+            part = data
+        else:
+            first, last = int(match[1]), int(match[2])
+            part = data[first : last + 1]
+            kind.asked.append((first, len(part)))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part[: len(part) // 2] if kind.cut and len(part) > 1000 else part)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, type[Ranges]]]:
+    """Address of a web server of the folder `web`, and its handler."""
+    handler = type("Own", (Ranges,), {"asked": []})
+    (tmp_path / "web").mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "web")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    remote._opened.cache_clear()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    server.server_close()
+    remote._opened.cache_clear()
+
+
+def shard(path: Path, count: int = 4) -> list[tuple[int, int, bytes]]:
+    """A tar of FLAC files of noise. Returns offset, length and content of each."""
+    noise, places = np.random.RandomState(0), []
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            data = io.BytesIO()
+            soundfile.write(data, 0.1 * noise.normal(size=16_000), 16_000, "PCM_16", format="FLAC")
+            info = tarfile.TarInfo(f"{number}.flac")
+            info.size = len(data.getvalue())
+            tar.addfile(info, io.BytesIO(data.getvalue()))
+    with tarfile.open(path) as tar:
+        for info in tar:
+            places.append((info.offset_data, info.size, path.read_bytes()[info.offset_data :][: info.size]))
+    return places
+
+
+def test_ranges_are_those_of_the_file(
+    web: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 1000)
+    data = random.Random(0).randbytes(50_001)
+    (tmp_path / "web" / "a.bin").write_bytes(data)
+    address, handler = web
+    file = remote.opened(f"{address}/a.bin")
+    assert file.size == len(data)
+    draw = random.Random(1)
+    ranges = [(first := draw.randrange(50_000), draw.randrange(min(7000, 50_001 - first) + 1)) for _ in range(60)]
+    ranges += [(0, 50_001), (50_000, 1), (999, 2), (1000, 1000)]
+    with ThreadPoolExecutor(8) as pool:
+        for (first, length), found in zip(ranges, pool.map(lambda each: file.read(*each), ranges), strict=True):
+            assert found == data[first : first + length]
+    with pytest.raises(ValueError, match="beyond the end"):
+        file.read(50_000, 2)
+    # In order, no byte is asked for twice; here and there, only what is wanted is.
+    for step, least, most in ((100, 50_000, 50_200), (4321, 12 * 100, 12 * 100)):
+        handler.asked.clear()
+        fresh = remote.Remote(f"{address}/a.bin")
+        handler.asked.clear()
+        for first in range(0, 50_000, step):
+            assert fresh.read(first, 100) == data[first : first + 100]
+        assert least <= sum(count for _, count in handler.asked) <= most + 1000
+
+
+def test_audio_elsewhere_is_that_of_the_file(web: tuple[str, type[Ranges]], tmp_path: Path, s3: str) -> None:
+    import fsspec
+
+    places = shard(tmp_path / "web" / "s.tar")
+    (tmp_path / "web" / "one.flac").write_bytes(places[0][2])
+    fsspec.filesystem("s3").put(str(tmp_path / "web"), f"{s3}/audio/", recursive=True)
+    (tmp_path / "here.flac").write_bytes(places[0][2])
+    expected = decode(str(tmp_path / "here.flac"), 0.25, 0.5)
+    bucket = f"{s3}/audio/web" if fsspec.filesystem("s3").exists(f"{s3}/audio/web/s.tar") else f"{s3}/audio"
+    for base in (web[0], bucket):
+        offset, length, _ = places[0]
+        for path in (f"{base}/s.tar#{offset}+{length}.flac", f"{base}/one.flac"):
+            assert probe(path) == 1.0
+            assert decode(path, 0.25, 0.5).wave.tobytes() == expected.wave.tobytes()
+
+
+def test_rows_of_a_table_elsewhere_are_read(web: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    contents = [content for _, _, content in shard(tmp_path / "s.tar")]
+    table = pyarrow.table({"audio": [{"bytes": content, "path": "a.flac"} for content in contents]})
+    parquet.write_table(table, tmp_path / "web" / "a.parquet", row_group_size=2)
+    for row, content in enumerate(contents):
+        (tmp_path / "a.flac").write_bytes(content)
+        found = decode(f"{web[0]}/a.parquet#{row}+{len(content)}.flac.row")
+        assert found.wave.tobytes() == decode(str(tmp_path / "a.flac")).wave.tobytes()
+
+
+def test_a_manifest_of_addresses_elsewhere_gives_the_same_embeddings(
+    web: tuple[str, type[Ranges]], spkd: Callable, tmp_path: Path
+) -> None:
+    places, address = shard(tmp_path / "web" / "s.tar"), web[0]
+    rows = {"remote.csv": [f"{address}/s.tar#{offset}+{length}.flac" for offset, length, _ in places], "here.csv": []}
+    for number, (_, _, content) in enumerate(places):
+        Path(f"{number}.flac").write_bytes(content)
+        rows["here.csv"].append(f"{number}.flac")
+    save_student("student", Checkpoint(build("tiny", channels=8, embedding=4)))
+    for name, paths in rows.items():
+        Path(name).write_text("utt,path\n" + "".join(f"{n},{path}\n" for n, path in enumerate(paths)))
+        spkd("embed", name, "model=student", f"out={name}.npy").ok()
+    far, near = (np.stack([vector for _, vector in read_vectors(Path(f"{name}.npy"))]) for name in rows)
+    assert far.shape == (4, 4)
+    assert far.tobytes() == near.tobytes()
+
+
+def test_a_server_that_fails_is_asked_again(
+    web: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.files.remote_folder.WAIT", 0.001)
+    (offset, length, _), *_ = shard(tmp_path / "web" / "s.tar")
+    path = f"{web[0]}/s.tar#{offset}+{length}.flac"
+    assert probe(path) == 1.0
+    web[1].fails = 2
+    assert len(decode(path).wave) == 16_000
+    # A server that ends early, or is away: the reason of one utterance.
+    web[1].cut = True
+    remote._opened.cache_clear()
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        decode(path, 0.1)
+    web[1].cut, web[1].fails = False, 100
+    remote._opened.cache_clear()
+    with pytest.raises(AudioError, match="the server answers 503"):
+        decode(path, 0.2)
+    with pytest.raises(AudioError, match="s.tar"):
+        decode("http://127.0.0.1:9/s.tar#0+10.flac")
+
+
+def test_a_server_without_ranges_is_refused(web: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    (offset, length, _), *_ = shard(tmp_path / "web" / "s.tar")
+    web[1].gives_ranges = False
+    with pytest.raises(AudioError, match="gives whole files alone"):
+        decode(f"{web[0]}/s.tar#{offset}+{length}.flac")
+
+
+def test_a_shard_that_changed_is_an_error(web: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    (offset, length, _), *_ = shard(tmp_path / "web" / "s.tar")
+    path = f"{web[0]}/s.tar#{offset}+{length}.flac"
+    made = Manifest.load(write(tmp_path / "m.csv", f"path,utt\n{path},a\n"))
+    made.save(tmp_path / "n.csv")
+    assert [u.path for u in Manifest.load(tmp_path / "n.csv")] == [path]
+    shard(tmp_path / "web" / "s.tar", 5)
+    remote._opened.cache_clear()
+    with pytest.raises(SpkdError, match="has changed since it was indexed"):
+        Manifest.load(tmp_path / "n.csv")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
