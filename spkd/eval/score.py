@@ -348,6 +348,15 @@ def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: 
         )
     utterances = [*itertools.chain.from_iterable(people.enrolment.values()), *people.test.values()]
     speakers, ids = {u.speaker for u in utterances if u.speaker is not None}, {u.id for u in utterances}
+    for chosen in (m.training.valid_people for m in models if m.training is not None and not notes):
+        for known, names, word in ((chosen.speakers, speakers, "speakers"), (chosen.utterances, ids, "utterances")):
+            if shared := known.shared(names):
+                count = f"{len(shared):,} of the {len(names):,} {word} of {trials.source} ({first_few(shared)})"
+                notes.append(
+                    f"The student was chosen among others of its run by trials (valid.trials) of {count}: its error "
+                    "rates may be too low."
+                )
+                break
     for training in (model.training for model in models if model.training is not None):
         for whom, known, names, word in (
             ("The student", training.people.speakers, speakers, "speakers"),
@@ -360,6 +369,11 @@ def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: 
                 some = first_few(shared)
                 notes.append(f"{whom} was trained on {count} of {trials.source} ({some}): its error rates are too low.")
                 break
+    if any(model.training is not None and model.training.people.unknown for model in models):
+        notes.append(
+            f"Whether the student was trained on speakers of {trials.source} is not known: it began as an exported "
+            "student without the model.json of its folder beside it."
+        )
     if any(model.training is not None and model.training.teacher_people.unknown for model in models):
         notes.append(
             f"Whether a teacher of the student was trained on speakers of {trials.source} is not known: it was an "

@@ -91,7 +91,9 @@ def _calibration(folder: str, config: ExportConfig, weights_sha256: str) -> dict
 def _public(training: Training) -> dict[str, Any]:
     """Description of the training for an exported model, without the speakers, which are private."""
     return {
-        name: value for name, value in asdict(training).items() if value and name not in ("people", "teacher_people")
+        name: value
+        for name, value in asdict(training).items()
+        if value and name not in ("people", "teacher_people", "valid_people")
     }
 
 

@@ -20,8 +20,8 @@ from spkd.networks.network import Network
 from spkd.networks.resnet import ResNet34
 from spkd.outputs.features import MELS
 from spkd.progress import log
+from spkd.students.description import EXPORT_KEY, EXPORT_RECORD
 from spkd.teachers.onnx import CARD
-from spkd.teachers.wespeaker import KEY, RECORD
 
 WEIGHTS, CONFIG = "avg_model.pt", "config.yaml"
 THEIRS = ((ResNet34, "ResNet34", 32), (CAMPPlus, "CAMPPlus", 128))  # network, WeSpeaker's name, its only width
@@ -31,7 +31,7 @@ class WeSpeaker(Export):
     """WeSpeaker's folder: the network alone; the toolkit computes its features."""
 
     file = "wespeaker"
-    folder = ((WEIGHTS, CONFIG, RECORD), {RECORD: KEY})
+    folder = ((WEIGHTS, CONFIG, EXPORT_RECORD), {EXPORT_RECORD: EXPORT_KEY})
     lacks = dict.fromkeys(
         ("waveform", "trials", *DESCRIPTION), "WeSpeaker's files hold the network alone, which takes fbank"
     )
@@ -81,6 +81,7 @@ def write_wespeaker(network: Network, folder: Path, weights_sha256: str) -> None
     torch.save({name: values.cpu() for name, values in network.state_dict().items()}, data)
     files = {WEIGHTS: data.getvalue(), CONFIG: yaml.safe_dump(config, sort_keys=False).encode()}
     digests = {name: digest.of_bytes(content) for name, content in files.items()}
-    write_json(folder / RECORD, {KEY: 1, "student": weights_sha256, "sha256": digests})
+    record = {EXPORT_KEY: 1, "student": weights_sha256, "features": toolkit, "sha256": digests}
+    write_json(folder / EXPORT_RECORD, record)
     for name, content in files.items():
         write_bytes(folder / name, content)

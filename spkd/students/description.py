@@ -9,13 +9,16 @@ from typing import Any
 
 from spkd.corpus.people import People
 from spkd.errors import SpkdError, did_you_mean
-from spkd.files.reading import parse_json, read_bytes
+from spkd.files import digest
+from spkd.files.reading import parse_json, read_bytes, read_json
 from spkd.files.schema import record
 from spkd.files.sealed import Format
 from spkd.registry import STUDENTS
 
 FORMAT = Format("spkd_model", 1, "a checkpoint", "update spkd to read it")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+# Record of a folder that spkd exported for WeSpeaker: digests of its files, and of the student's weights.
+EXPORT_RECORD, EXPORT_KEY = "export.json", "spkd_export"
 EARLIER = "model.earlier.safetensors"  # weights that model.json describes while new ones are written
 
 
@@ -59,6 +62,7 @@ class Training:
         last_terms: mean of each loss term over the last steps.
         valid_eer_percent: validation EER (%) of this student, where it was saved as the best.
         valid_trials: digest of the trials that chose this student as the best; "" where none did.
+        valid_people: speakers and utterances of these trials.
         reports: reports of the losses on the run, by name.
         people: speakers and utterances of its caches, and of the training of the student that it began as.
         teacher_people: people that their teachers were trained on, as far as spkd trained them.
@@ -70,6 +74,7 @@ class Training:
     best: Best | None = None
     valid_eer_percent: float | None = None
     valid_trials: str = ""
+    valid_people: People = field(default_factory=People)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     people: People = field(default_factory=People)
     teacher_people: People = field(default_factory=People)
@@ -127,6 +132,19 @@ def training_of(folder: Path, weights_sha256: object) -> Training | None:
     return description.training if description.weights_sha256 == weights_sha256 else None
 
 
+def record_of_export(weights: Path) -> dict[str, Any] | None:
+    """Content of the record beside a file of weights that spkd exported for WeSpeaker; None where spkd did not.
+
+    Its keys are `student`, the digest of the student's weights, and `features`, the toolkit whose fbank it takes.
+    """
+    if not (weights.parent / EXPORT_RECORD).is_file():
+        return None
+    content = read_json(weights.parent / EXPORT_RECORD)
+    if not isinstance(content, dict) or EXPORT_KEY not in content or not isinstance(content.get("sha256"), dict):
+        return None
+    return content if content["sha256"].get(weights.name) == digest.of_file(weights) else None
+
+
 def _checked(content: dict[str, Any], where: str) -> Description:
     description = record(Description, content, where)
     network, training = description.network, description.training
@@ -134,6 +152,7 @@ def _checked(content: dict[str, Any], where: str) -> Description:
         raise SpkdError(f"{where}: unknown network {network!r}{did_you_mean(network, STUDENTS)}")
     training.people.check(f"{where}: training")
     training.teacher_people.check(f"{where}: training")
+    training.valid_people.check(f"{where}: training")
     try:
         _ = training.facts
     except SpkdError as error:

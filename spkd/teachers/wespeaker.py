@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from spkd.errors import UsageError
-from spkd.files import digest
-from spkd.files.reading import read_json
 from spkd.networks.toolkits.recognise import recognise
 from spkd.networks.toolkits.redimnet import SHAPES
 from spkd.networks.toolkits.resnet import DEPTHS
 from spkd.outputs.head import Head
 from spkd.students import read_weights
-from spkd.students.description import training_of
+from spkd.students.description import record_of_export, training_of
 from spkd.teachers.settings import ModelConfig
 from spkd.teachers.toolkit import (
     ToolkitTeacher,
@@ -33,7 +31,6 @@ from spkd.teachers.toolkit import (
 )
 
 CONFIG, WEIGHTS = "config.yaml", ("avg_model.pt", "models/avg_model.pt", "model.pt")
-RECORD, KEY = "export.json", "spkd_export"  # record of a folder that spkd exported: digests of its files
 COSINE = re.compile(r"(add|arc)_margin")  # the logits of others (sphereface2, ham_margin) are functions of their own
 CITE = (
     "Wang et al., WeSpeaker: a research and production oriented speaker embedding learning toolkit, ICASSP 2023, "
@@ -84,7 +81,8 @@ class WeSpeaker(ToolkitTeacher):
         """Load a model.
 
         `weights` is the folder, or the file of weights in it. `input` is the fbank that the model was trained on, where
-        it is not WeSpeaker's (`campplus` and `eres2net` of its hub come from 3D-Speaker).
+        it is not WeSpeaker's (`campplus` and `eres2net` of its hub come from 3D-Speaker); a folder that spkd exported
+        says it.
         """
         return cls(config.weights, config.settings.input, device)
 
@@ -106,21 +104,13 @@ class WeSpeaker(ToolkitTeacher):
             ) from error
         fill(network, tensors, str(file), rules)
         head = _head(weights, projection, section(settings, "projection_args"))
-        kind = self.family if kind == "auto" else kind
+        exported = record_of_export(file)
+        if kind == "auto":  # a student keeps the features that it was trained on
+            kind = str((exported or {}).get("features", self.family))
         super().__init__(network, kaldi_front_end(kind, mels), head, device)
-        if (student := _student(file)) is not None:
-            self.training = training_of(file.parent.parent, student)
+        if exported is not None:
+            self.training = training_of(file.parent.parent, exported.get("student"))
             self.training_lost = self.training is None
-
-
-def _student(weights: Path) -> object:
-    """Digest of the weights of the student that spkd exported as this file; None where it did not."""
-    if not (weights.parent / RECORD).is_file():
-        return None
-    record = read_json(weights.parent / RECORD)
-    if not isinstance(record, dict) or KEY not in record or not isinstance(record.get("sha256"), dict):
-        return None
-    return record.get("student", "") if record["sha256"].get(weights.name) == digest.of_file(weights) else None
 
 
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spkd.cache import CacheSource
 from spkd.cache.describe import growth
 from spkd.cache.lock import made_exclusive
+from spkd.corpus.augment import SYNTHETIC, bank
 from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.files import digest
@@ -44,6 +45,7 @@ PLACES = (
     *("valid", "loggers"),
 )
 STATE, LOCK = "state.json", "run.lock"
+OF_MODELS = (".json", ".safetensors", ".bin", ".pt")  # suffixes of the files that make up a model of another library
 STATES = "state.*.safetensors*"  # pattern of the names of the files of tensors
 FORMAT = Format("spkd_state", 1, "a training state", "remove it to train from the beginning")
 
@@ -66,7 +68,34 @@ def run_settings(
         "caches": [member.fingerprint for member in cache.members],
         "teacher_families": list(dict.fromkeys(member.card.teacher.family for member in cache.members)),
         **chosen,
+        **({"contents": contents} if (contents := contents_of(config)) else {}),
     }
+
+
+def contents_of(config: TrainConfig) -> dict[str, str]:
+    """Digests of what a run reads beside its caches, by setting: the setting itself is a path alone.
+
+    A model on a hub has none, since its name stands for it.
+
+    Raises:
+        SpkdError: a file cannot be read, or a folder holds no audio.
+    """
+    contents = {
+        name: bank(folder).digest
+        for name, folder in (("augment.noise", config.augment.noise), ("augment.rir", config.augment.rir))
+        if folder is not None and folder != SYNTHETIC
+    }
+    init = None if config.student.init is None else Path(config.student.init)
+    if init is None or not init.exists():
+        return contents
+    if (init / DESCRIPTION).is_file():
+        return contents | {"student.init": Description.read(init / DESCRIPTION).weights_sha256}
+    files = [init] if init.is_file() else sorted(path for path in init.iterdir() if path.suffix in OF_MODELS)
+    try:
+        lines = [f"{path.relative_to(init)} {digest.of_file(path)}\n" for path in files]
+    except OSError as error:
+        raise SpkdError(f"student.init={init}: {error.strerror}") from error
+    return contents | {"student.init": digest.of_bytes("".join(lines).encode())}
 
 
 def check_same_run(
@@ -180,7 +209,8 @@ def _flat(settings: Mapping[str, Any], losses: Iterable[str]) -> dict[str, Any]:
         for weight in ("weight", "final_weight"):
             flat[f"loss.{weight}s.{loss}"] = of_loss.pop(weight, None)
         flat |= dotted(of_loss, f"loss.{section_of(loss)}.")
-    rest = {name: value for name, value in settings.items() if name not in ("losses", "teacher_families")}
+    flat |= {f"content of {name}": value for name, value in settings.get("contents", {}).items()}
+    rest = {name: value for name, value in settings.items() if name not in ("losses", "teacher_families", "contents")}
     renamed = {"caches": "fingerprints of cache", "finetune_caches": "fingerprints of finetune_cache"}
     return flat | dotted({renamed.get(name, name): _of_component(value) for name, value in rest.items()})
 

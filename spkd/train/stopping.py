@@ -52,11 +52,13 @@ class BestValidation:
         rate: lowest EER (%).
         step: step of the lowest EER.
         worse: number of validations since then.
+        trials: digest of the trials, with which rates on other trials are not compared; "" without validation.
     """
 
     rate: float = float("inf")
     step: int = -1
     worse: int = 0
+    trials: str = ""
 
     def add(self, step: int, eer_percent: float) -> bool:
         """Add a new result. Returns whether it is the best."""
@@ -72,11 +74,14 @@ class BestValidation:
 
     def state(self) -> dict[str, Tensor]:
         numbers = (self.rate, self.step, self.worse)
-        return {"best": torch.tensor(numbers, dtype=torch.float64)} if self.step >= 0 else {}
+        if self.step < 0:
+            return {}
+        trials = torch.tensor(list(bytes.fromhex(self.trials)), dtype=torch.uint8)
+        return {"best": torch.tensor(numbers, dtype=torch.float64), "trials": trials}
 
     @classmethod
     def of_state(cls, state: dict[str, Tensor]) -> BestValidation:
         if "best" not in state:
             return cls()
         rate, step, worse = state["best"].tolist()
-        return cls(rate, int(step), int(worse))
+        return cls(rate, int(step), int(worse), bytes(state["trials"].tolist()).hex())

@@ -39,7 +39,16 @@ from spkd.outputs.target import LOGITS, Target
 from spkd.progress import log, track
 from spkd.students import Checkpoint, Network, load_student, make_student, remove_leftovers, save_student
 from spkd.students.curves import LOG
-from spkd.students.description import DESCRIPTION, EARLIER, WEIGHTS, Best, Description, Training
+from spkd.students.description import (
+    DESCRIPTION,
+    EARLIER,
+    WEIGHTS,
+    Best,
+    Description,
+    Training,
+    record_of_export,
+    training_of,
+)
 from spkd.students.description import FORMAT as MODEL_FORMAT
 from spkd.train import mining, record, resume
 from spkd.train.batches import BatchContent, CropPlan, StepBatches, ViewOrder
@@ -238,7 +247,15 @@ class Run:
         optimiser, miner = self.optimisation.optimiser, self.loader.miner
         first, extra = resume.resume(self.out, self.module, optimiser, miner, self.config.total_steps)
         self.optimisation.load_state(_part(extra, "step."))
+        trials = "" if self.validate is None else self.validate.digest
         self.best = BestValidation.of_state(_part(extra, "valid."))
+        if trials and self.best.trials != trials:
+            if self.best.step >= 0:
+                log(
+                    f"note: {self.config.valid.trials} holds other trials than the validations before had: their "
+                    f"lowest EER, {self.best.rate:.3f} % after {counted(self.best.step, 'step')}, does not count"
+                )
+            self.best = BestValidation(trials=trials)
         if recent := _part(extra, "recent."):
             steps = zip(*(values.to(self.device) for values in recent.values()), strict=True)
             self.recent.extend(dict(zip(recent, values, strict=True)) for values in steps)
@@ -293,7 +310,7 @@ def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result
     resume.check_same_run(settings, task.losses, config, ranks)
     extendable = resume.can_be_extended(config, task.losses)
     if resume.is_finished(out, settings, config.total_steps if extendable else 0, config.cache):
-        _check_same_validation(config, out)
+        _check_same_validation(config, out, validate)
         log(f"{out}: this run is finished already")
         _remove_leftovers(out)
         if extendable:
@@ -466,10 +483,14 @@ def _needed_tables(config: TrainConfig) -> list[str]:
 
 def _before(config: TrainConfig) -> Training:
     """Training of the student that initialises this one; an empty one where none does."""
-    init = config.student.init
-    if init is None or not (Path(init) / DESCRIPTION).is_file():
+    init = None if config.student.init is None else Path(config.student.init)
+    if init is None:
         return Training()
-    return Description.read(Path(init) / DESCRIPTION).training
+    if (init / DESCRIPTION).is_file():
+        return Description.read(init / DESCRIPTION).training
+    if init.is_file() and (exported := record_of_export(init)) is not None:
+        return training_of(init.parent.parent, exported.get("student")) or Training(people=People(unknown=True))
+    return Training()
 
 
 def _check_validation(task: Task, validate: Validate | None) -> None:
@@ -499,12 +520,26 @@ def _check_validation(task: Task, validate: Validate | None) -> None:
             )
         if shared := of_teachers.shared(names):
             log(f"note: valid.trials: a teacher was trained on {len(shared)} of its {word} ({first_few(shared)})")
+    if before.unknown:
+        log("note: valid.trials: whether the exported student of student.init was trained on its speakers is not known")
     if teacher_people.unknown:
         log("note: valid.trials: whether a teacher, an exported student, was trained on its speakers is not known")
 
 
-def _check_same_validation(config: TrainConfig, out: Path) -> None:
-    """Check that a finished run had the validation that is asked for. A note says what a file or variable asks for."""
+def _check_same_validation(config: TrainConfig, out: Path, validate: Validate | None) -> None:
+    """Check that a finished run had the validation that is asked for. A note says what a file or variable asks for.
+
+    Raises:
+        UsageError: it had another.
+        SpkdError: its trials were others.
+    """
+    if validate is not None and (out / BEST / DESCRIPTION).is_file():
+        chosen_by = Description.read(out / BEST / DESCRIPTION).training.valid_trials
+        if chosen_by not in ("", validate.digest):
+            raise SpkdError(
+                f"{out}: finished, and {config.valid.trials} holds other trials than those that chose {out / BEST}; "
+                "choose another folder with out=FOLDER"
+            )
     if not (names := [name for name in config.given if name.startswith("valid.")]):
         return
     there, reason = record.validation_of(out), f"the run in {out} is finished without it; choose another out=FOLDER"
@@ -616,6 +651,7 @@ def _validate(run: Run, done: int, run_log: RunLog | None) -> bool:
             done,
             valid_eer_percent=rate,
             valid_trials=run.validate.digest,
+            valid_people=People(Names.of(run.validate.speakers), Names.of(run.validate.utterances)),
             people=run.people,
             teacher_people=run.task.teacher_people,
         )

@@ -4,10 +4,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from spkd.corpus.manifest import Manifest
 from spkd.corpus.people import Names, People
 from spkd.outputs.features import FBANKS
 from spkd.students import Checkpoint, Training, build, load_student, save_student
@@ -33,8 +35,6 @@ def test_what_is_written_loads_as_wespeakers(
     Path("m.csv").write_text("utt,path,speaker\n" + "".join(lines))
     for model, out in ((["model=s"], "a.npy"), (["model=wespeaker", "model.weights=w"], "b.npy")):
         spkd("embed", "m.csv", *model, f"out={out}").ok()
-    import numpy as np
-
     assert np.abs(np.load("a.npy") - np.load("b.npy")).max() < 1e-5
 
 
@@ -55,7 +55,37 @@ def test_an_export_below_its_student_has_its_training(spkd: Callable) -> None:
         assert (teacher.training and teacher.training.people, teacher.training_lost) == (known, is_lost)
 
 
-def test_other_features_are_remarked(spkd: Callable) -> None:
+@pytest.mark.slow
+def test_a_student_that_begins_as_an_export_knows_on_whom_that_was_trained(
+    spkd: Callable, corpus: Path, tmp_path: Path
+) -> None:
+    network = build("resnet34", channels=32, embedding=16).eval()
+    people = People(Names.of(["spk4", "spk5"]))
+    save_student("s", Checkpoint(network, training=Training(people=people)))
+    spkd("export", "s", "to=wespeaker").ok()
+    shutil.copytree("s/wespeaker", "away/wespeaker")
+    every = Manifest.load(corpus / "manifest.csv").utterances
+    Manifest(every[:12]).save("train.csv")
+    Manifest(every[12:]).save("test.csv")
+    Path("trials.txt").write_text(f"1 {every[12].id} {every[13].id}\n0 {every[12].id} {every[16].id}\n")
+    spkd("extract", "teacher=none", "manifest=train.csv", "fbank=true").ok()
+    small = ["--loss", "ntxent", "student=resnet34", "student.embedding=16", "steps=1", "batch_size=2", "crop=0.5"]
+    expected = {
+        "s": "The student was trained on 2 of the 2 speakers of trials.txt (spk4, spk5)",
+        "away": "Whether the student was trained on speakers of trials.txt is not known: it began as an exported",
+    }
+    for place, note in expected.items():
+        spkd("train", *small, f"student.init={place}/wespeaker/avg_model.pt", f"out={place}.out").ok()
+        done = spkd("eval", "trials.txt", "manifest=test.csv", f"model={place}.out", "bootstrap=0", f"out={place}.eval")
+        assert note in done.ok().out
+
+
+def test_other_features_are_remarked_and_kept(spkd: Callable, corpus: Path) -> None:
+    torch.manual_seed(0)
     save_student("s", Checkpoint(build("resnet34", channels=32, embedding=16).eval()))
+    Path("m.csv").write_text(f"utt,path\na,{corpus}/audio/spk0/u0.flac\nb,{corpus}/audio/spk1/u0.flac\n")
     assert "trained on those of kaldi" in spkd("export", "s", "to=wespeaker").out
+    for model, out in ((["model=s"], "a.npy"), (["model=wespeaker", "model.weights=s/wespeaker"], "b.npy")):
+        spkd("embed", "m.csv", *model, f"out={out}").ok()
+    assert np.abs(np.load("a.npy") - np.load("b.npy")).max() < 1e-5
     assert "the network alone, which takes fbank" in spkd("export", "s", "to=wespeaker", "waveform=true").err

@@ -13,10 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from spkd import config
+from spkd.corpus.augment import bank
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.people import Names, People
 from spkd.extract.run import extract
@@ -162,6 +165,64 @@ def test_validation_keeps_the_best_and_changes_nothing_else(spkd: Callable) -> N
         done = spkd("eval", trials, "manifest=valid.csv", "model=watched/best", "bootstrap=0")
         assert (done.code, f"chosen among others of its run by {trials}" in done.out) == (0, True)
     assert json.loads(Path("eval/report.json").read_text())["results"]["eer_percent"] == pytest.approx(rates[step])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cached")
+def test_rates_on_other_trials_are_not_compared(spkd: Callable) -> None:
+    """Utterances against themselves have an EER of 0 whatever the student is."""
+    names = sorted({name for line in Path("valid.txt").read_text().splitlines() for name in line.split()[1:]})
+    differing = [line for line in Path("valid.txt").read_text().splitlines() if line.startswith("0")]
+    Path("dev.txt").write_text("\n".join([*differing, *(f"1 {name} {name}" for name in names)]) + "\n")
+    valid = ["valid.trials=dev.txt", *VALID[1:]]
+    run = ["train", "--loss", "cosine", *SMALL, *valid, "optim.schedule=constant", "optim.lr=1e-9", "out=a"]
+    assert "lowest EER 0.000 % after 10 steps" in spkd(*run, "steps=10").ok().out
+    Path("dev.txt").write_text(Path("valid.txt").read_text())
+    done = spkd(*run, "steps=10")
+    assert (done.code, "dev.txt holds other trials than those that chose a/best" in done.err) == (1, True)
+    done = spkd(*run, "steps=30").ok()
+    assert "its lowest" not in done.out
+    assert "their lowest EER, 0.000 % after 10 steps, does not count" in done.out
+    rates = logged("a", "valid_eer_percent")
+    best = load_student("a").training.best
+    assert best.valid_eer_percent == min(rates[19], rates[29]) > 0
+    assert load_student("a/best").training.steps == best.step
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cached")
+def test_a_student_that_trials_chose_is_noted_on_others_of_the_same_people(spkd: Callable) -> None:
+    spkd("train", "--loss", "cosine", *SMALL, "steps=10", *VALID, "out=watched").ok()
+    Path("rest.txt").write_text("".join(Path("valid.txt").read_text().splitlines(keepends=True)[1:]))
+    done = spkd("eval", "rest.txt", "manifest=valid.csv", "model=watched/best", "bootstrap=0").ok()
+    assert "by trials (valid.trials) of 2 of the 2 speakers of rest.txt (spk4, spk5)" in done.out
+    Manifest(tuple(replace(u, speaker=None) for u in Manifest.load("valid.csv"))).save("ids.csv")
+    done = spkd("eval", "rest.txt", "manifest=ids.csv", "model=watched/best", "bootstrap=0", "out=ids").ok()
+    assert "by trials (valid.trials) of 6 of the 6 utterances of rest.txt" in done.out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cached")
+def test_a_run_is_another_where_what_it_reads_is(spkd: Callable, tmp_path: Path) -> None:
+    """Audio of noise, and weights to begin from, under the same names."""
+    Path("noise").mkdir()
+    noise = np.random.RandomState(0).randn(2, 16_000) / 10
+    soundfile.write("noise/a.wav", noise[0], 16_000)
+    fresh = ["augment.noise=noise", "manifest=train.csv", "workers=1", "out=noisy"]
+    spkd("train", "--loss", "cosine", *SMALL, "steps=2", "out=first").ok()
+    for given, change in (
+        (fresh, lambda: soundfile.write("noise/a.wav", noise[1], 16_000)),
+        (["student.init=first", "out=second"], lambda: shutil.copytree("noisy", "first", dirs_exist_ok=True)),
+    ):
+        run = ["train", "--loss", "cosine", *SMALL, "steps=2", *given]
+        spkd(*run).ok()
+        bank.cache_clear()
+        assert "finished already" in spkd(*run).ok().out
+        change()
+        bank.cache_clear()
+        done = spkd(*run)
+        name = given[0].partition("=")[0]
+        assert (done.code, f"with other settings (content of {name}: " in done.err) == (1, True), done.err
 
 
 @pytest.mark.usefixtures("cached")
