@@ -12,10 +12,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from spkd.cache.folder import CARD, FOLDERS, claim_path, commit_path, growth_path
+from spkd.cache.folder import CARD, FOLDERS, claim_path, commit_path, growth_path, withdrawn_path
 from spkd.cache.lock import exclusive, made_exclusive
 from spkd.cache.owner import in_words, is_gone, is_owned, owner_of, this_process
-from spkd.files.atomic import check_no_links, create_json, without_links
+from spkd.files.atomic import check_no_links, create_json, rename, without_links
 from spkd.progress import log
 
 
@@ -39,6 +39,8 @@ def claim(root: Path, unit: int) -> bool:
 def reopen(root: Path, unit: int, is_due: Callable[[int], bool]) -> bool:
     """Withdraw the commit record of a unit, so that the unit is filled again. The caller holds `changing`.
 
+    The record is kept aside until then, so that what the unit had is known, and can be put back.
+
     Args:
         is_due: function of the unit, asked while no other process can fill it, whether it is to be filled again.
     Returns:
@@ -48,10 +50,30 @@ def reopen(root: Path, unit: int, is_due: Callable[[int], bool]) -> bool:
         return False
     try:
         if due := is_due(unit):
-            commit_path(root, unit).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                rename(commit_path(root, unit), withdrawn_path(root, unit))
         return due
     finally:
         release(root, unit)
+
+
+def put_back(root: Path) -> None:
+    """Put the commit records back that were withdrawn for units which were not filled again, since a kill ended it.
+
+    Units that a living process fills are left to it.
+    """
+    for path in sorted((root / "commits").glob("*.withdrawn")):
+        if path.stem.isdecimal() and claim(root, unit := int(path.stem)):
+            try:
+                put_back_of(root, unit)
+            finally:
+                release(root, unit)
+
+
+def put_back_of(root: Path, unit: int) -> None:
+    """Put the withdrawn commit record of a unit back, if there is one. The caller holds the claim on the unit."""
+    if withdrawn_path(root, unit).is_file():
+        rename(withdrawn_path(root, unit), commit_path(root, unit))
 
 
 def is_filled(root: Path) -> bool:

@@ -11,6 +11,7 @@ TARGET/c/K/0             shard K of a target
 claims/K                 the worker that is filling unit K
 claims/growth            the worker that made the cache or let it grow last; locked while card or records change
 commits/K.json           commit record of unit K
+commits/K.withdrawn      that of a unit which is filled again, until it is
 COMPLETE.json            completion record, the only one that readers need
 rejected.csv             utterances and views that were left out, and why
 verified.json            time since which `spkd cache verify` has found every shard whole
@@ -19,18 +20,20 @@ verified.log             times at which it found each shard of this copy whole
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import shlex
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from spkd.cache.card import Card, check_format
 from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
-from spkd.files.reading import State, parse_json, read_bytes, read_json
+from spkd.files.reading import State, parse_json, read_bytes, read_json, state_of
 from spkd.files.schema import record
 from spkd.files.sealed import CHECK, self_digest
 from spkd.files.text import counted
@@ -73,6 +76,11 @@ def users_files(kind: str, name: str) -> list[Path]:
 
 def commit_path(root: Path, unit: int) -> Path:
     return root / "commits" / f"{unit}.json"
+
+
+def withdrawn_path(root: Path, unit: int) -> Path:
+    """Path of the commit record of a unit that is filled again, until it is."""
+    return commit_path(root, unit).with_suffix(".withdrawn")
 
 
 def claim_path(root: Path, unit: int) -> Path:
@@ -225,6 +233,30 @@ class CompletionRecord:
                 "`spkd extract` again"
             )
         return parse_completion(read_bytes(path), str(path))
+
+
+def committed_views(root: Path, card: Card, unit: int, views: range) -> list[int] | None:
+    """Views that a unit has or had: by its commit record, by the one that was withdrawn, or by the completion record.
+
+    Args:
+        views: numbers of all views of the unit.
+    Returns:
+        Their numbers; None where no record tells which they are.
+    """
+    for path in (commit_path(root, unit), withdrawn_path(root, unit)):
+        with contextlib.suppress(SpkdError):  # missing or damaged
+            rejected = CommitRecord.from_json(read_json(path), card, str(path)).rejected
+            return [view for view in views if view - views.start not in rejected]
+    complete = _completion(root, state_of(root / COMPLETE))
+    if complete is None or unit >= complete.card.units:
+        return None
+    return [view for view in views if view not in complete.rejected]
+
+
+@lru_cache(maxsize=8)
+def _completion(root: Path, state: State | None) -> CompletionRecord | None:
+    """The completion record of a cache, which is read once for each state of its file."""
+    return CompletionRecord.there(root)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from spkd.cache import mapped_plan
 from spkd.cache.card import Card
-from spkd.cache.claims import changing, reopen
+from spkd.cache.claims import changing, put_back, reopen
 from spkd.cache.folder import (
     CARD,
     COMPLETE,
@@ -115,7 +115,7 @@ def unit_problem(root: Path, card: Card, unit: int, notes: Notes | None = None) 
         unit: number of the unit. Nothing is wrong with one that is not committed.
         notes: notes of the cache, to read the rows too of the shards that were found damaged. Other rows are not read.
     """
-    if not commit_path(root, unit).is_file():
+    if not _is_committed(root, unit):
         return None
     try:
         shards = list(unit_shards(root, card, unit))
@@ -146,6 +146,7 @@ def reopen_damaged(root: Path, card: Card, can_fill: Callable[[int], bool]) -> l
     Returns:
         Numbers of the damaged units that stay.
     """
+    put_back(root)
     notes = Notes(root)
 
     def is_damaged(unit: int) -> bool:
@@ -162,19 +163,29 @@ def reopen_damaged(root: Path, card: Card, can_fill: Callable[[int], bool]) -> l
     return stay
 
 
-def damage_that_stays(root: Path, card: Card, units: Sequence[int], lacking: str) -> str:
+def damage_that_stays(
+    root: Path, card: Card, units: Collection[int], lacking: str, not_filled: Collection[int] = ()
+) -> str:
     """Lines that name damaged units which cannot be filled; "" where nothing is wrong with them by now.
 
     Args:
         units: their numbers, as of `reopen_damaged`.
+        not_filled: numbers of those that were to be filled, and lack views that they had.
         lacking: what they cannot be filled without.
     """
     notes = Notes(root)
-    problems = {unit: problem for unit in units if (problem := unit_problem(root, card, unit, notes)) is not None}
+    problems = {unit: f"{commit_path(root, unit)}: missing" for unit in not_filled if not _is_committed(root, unit)}
+    for unit in sorted({*units, *not_filled}):
+        if (problem := unit_problem(root, card, unit, notes)) is not None:
+            problems[unit] = problem
     if not problems:
         return ""
     what = f"damaged, and not filled again without {lacking}: {counted(len(problems), 'unit')}"
     return "\n".join([f"{root}: {what}; {only_from_copy(root)}", *problems.values()])
+
+
+def _is_committed(root: Path, unit: int) -> bool:
+    return commit_path(root, unit).is_file()
 
 
 def write_derived_again(root: Path) -> None:

@@ -37,6 +37,7 @@ from spkd.cache.folder import (
     ShardRecord,
     array_path,
     commit_path,
+    committed_views,
     load_card,
     mapped_path,
     metadata_digest,
@@ -45,6 +46,7 @@ from spkd.cache.folder import (
     only_from_copy,
     plan_path,
     shard_path,
+    withdrawn_path,
 )
 from spkd.cache.layout import (
     HEADER,
@@ -65,6 +67,7 @@ from spkd.files.atomic import (
     PROBE,
     PartFile,
     check_no_links,
+    remove,
     remove_abandoned,
     worker_id,
     write_bytes,
@@ -152,6 +155,10 @@ def _another(root: Path, card: Card, present: Card, names: Sequence[str] = CONTE
     return SpkdError(f"{root}: holds a cache of {card.difference(present, names)}{claims.last_change(root)}; {way}")
 
 
+class ViewsAway(SpkdError):
+    """A unit that is filled again lacks views that it had, whose audio is away: it is not committed."""
+
+
 class UnitWriter:
     """Writer of one claimed unit.
 
@@ -160,7 +167,7 @@ class UnitWriter:
     """
 
     def __init__(self, root: Path, card: Card, plan: Plan, unit: int, fitted: Mapping[str, Codec]) -> None:
-        self._root, self._plan, self._unit = root, plan, unit
+        self._root, self._card, self._plan, self._unit = root, card, plan, unit
         self._first = plan.unit(unit).start
         self._rejected: dict[int, str] = {}
         self._decoded: dict[int, State] = {}
@@ -201,10 +208,15 @@ class UnitWriter:
         Returns:
             Number of each rejected view -> the reason. None, with nothing written, where another worker took the unit
             over, because this one was stopped for longer than a claim lasts.
+        Raises:
+            ViewsAway: views are rejected that the unit had when it was committed before; its record is that of before.
         """
         sealed = {name: shard.seal(self._rejected) for name, shard in self._shards.items()}
         with claims.committing(self._root, self._unit) as is_held:
             if is_held and not commit_path(self._root, self._unit).is_file():
+                if lost := self._lost():
+                    claims.put_back_of(self._root, self._unit)
+                    raise ViewsAway(f"unit {self._unit}: {lost} of the views that it had cannot be loaded")
                 for shard in self._shards.values():
                     shard.publish()
                 record = CommitRecord(
@@ -214,11 +226,19 @@ class UnitWriter:
                     {"host": socket.gethostname(), "worker": worker_id()},
                 )
                 write_json(commit_path(self._root, self._unit), record.to_json())
+                remove(withdrawn_path(self._root, self._unit))
         if not is_held:
             self.abandon()
             return None
         claims.release(self._root, self._unit)
         return self._rejected
+
+    def _lost(self) -> int:
+        """Number of the rejected views that the unit had when it was committed before."""
+        if not self._rejected:
+            return 0
+        had = committed_views(self._root, self._card, self._unit, self._plan.unit(self._unit)) or []
+        return len(self._rejected.keys() & set(had))
 
     def abandon(self) -> None:
         """Remove the rows that were not committed, and release the claim."""
@@ -445,6 +465,10 @@ def _remove_leftovers(root: Path, card: Card) -> None:
     for folder, names in written.items():
         if _is_folder(folder):
             remove_abandoned(folder, names)
+    for path in _entries(root / "commits"):
+        # Of a unit that was filled again before a kill.
+        if path.suffix == withdrawn_path(root, 0).suffix and path.with_suffix(".json").is_file():
+            path.unlink(missing_ok=True)
     for path in _entries(root / "claims"):
         unit = path.name.partition(".")[0]
         if unit.isdecimal() and int(unit) < card.units:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spkd.cache.card import Card
 from spkd.cache.claims import changing, reopen
-from spkd.cache.folder import CommitRecord, CompletionRecord, commit_path
+from spkd.cache.folder import CommitRecord, commit_path, committed_views
 from spkd.cache.plan import Plan
 from spkd.corpus.address import state_of_audio
 from spkd.corpus.audio import AudioError
@@ -24,18 +24,11 @@ def can_be_extracted(root: Path, card: Card, plan: Plan, loader: ViewLoader, wor
 
     Where neither its own record nor that of the cache tells which views these are, nothing of it can be used.
     """
-    complete = CompletionRecord.there(root)
 
     def can_be(unit: int) -> bool:
-        views, commit = plan.unit(unit), _record(root, card, unit)
-        if commit is not None:
-            had = [view for view in views if view - views.start not in commit.rejected]
-        elif complete is not None and unit < complete.card.units:
-            had = [view for view in views if view not in complete.rejected]
-        else:
-            return True
+        had = committed_views(root, card, unit, plan.unit(unit))
         with ThreadPoolExecutor(workers) as pool:
-            return all(pool.map(partial(_loads, loader), had))
+            return all(pool.map(partial(_loads, loader), had or ()))
 
     return can_be
 

@@ -20,7 +20,7 @@ from spkd.cache.owner import kept_alive
 from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
 from spkd.cache.verify import damage_that_stays, reopen_damaged, write_derived_again
-from spkd.cache.write import UnitWriter, check_folder, finalize, initialise
+from spkd.cache.write import UnitWriter, ViewsAway, check_folder, finalize, initialise
 from spkd.corpus.audio import SAMPLE_RATE, AudioError
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.corpus.manifest import Manifest, measure
@@ -152,7 +152,9 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     # Complete the caches, and list what they lack.
     reports = []
     for store, count in zip(stores, views, strict=True):
-        damaged = damage_that_stays(store.root, store.card, store.damaged, "the audio of all their views")
+        damaged = damage_that_stays(
+            store.root, store.card, store.damaged, "the audio of all their views", store.not_filled
+        )
         complete = not damaged and finalize(store.root, store.card, store.plan, unreadable)
         rejected = store.rejected
         if complete:
@@ -173,6 +175,7 @@ class _Store:
         writers: number of each claimed unit -> its writer.
         rejected: name of each view that this run left out of committed units -> the reason.
         damaged: numbers of the damaged units that stay, since audio is away.
+        not_filled: numbers of the units that stay as they were, since audio went away while they were filled again.
     """
 
     root: Path
@@ -185,6 +188,7 @@ class _Store:
     writers: dict[int, UnitWriter] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     damaged: list[int] = field(default_factory=list)
+    not_filled: set[int] = field(default_factory=set)
 
 
 def _first(manifest: Manifest, unreadable: dict[str, str]) -> str:
@@ -374,14 +378,15 @@ def _extract(
 
 
 def _all_committed(store: _Store) -> bool:
-    return all(commit_path(store.root, unit).is_file() for unit in range(store.plan.units))
+    left = (unit for unit in range(store.plan.units) if unit not in store.not_filled)
+    return all(commit_path(store.root, unit).is_file() for unit in left)
 
 
 def _claimed(stores: list[_Store]) -> Iterator[tuple[int, np.ndarray]]:
     """Units that at least one cache lacks, with their views. Each is claimed for these caches before it is yielded."""
     plan = stores[0].plan
     for unit in range(plan.units):
-        takers = [store for store in stores if claim(store.root, unit)]
+        takers = [store for store in stores if unit not in store.not_filled and claim(store.root, unit)]
         for store in takers:
             store.writers[unit] = UnitWriter(store.root, store.card, store.plan, unit, store.codebook.codecs)
         if takers:
@@ -389,9 +394,16 @@ def _claimed(stores: list[_Store]) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _commit(store: _Store, unit: int) -> None:
-    """Commit a unit, and note its rejected views."""
-    lost = store.writers[unit].commit()
-    del store.writers[unit]
+    """Commit a unit, and note its rejected views. Where it would lack views that it had, it stays as it was."""
+    try:
+        lost = store.writers[unit].commit()
+    except ViewsAway as error:
+        store.writers[unit].abandon()
+        store.not_filled.add(unit)
+        log(f"note: {store.root}: {error} now; it stays as it was: run the same command again where all audio is there")
+        return
+    finally:
+        del store.writers[unit]
     if lost is None:
         log(f"unit {unit} was taken over by another worker while this one was stopped; the other worker will finish it")
         return

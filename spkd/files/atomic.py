@@ -332,6 +332,16 @@ def write_json(path: Path, tree: Any) -> None:
     write_bytes(path, _json(tree))
 
 
+def rename(path: Path, name: Path) -> None:
+    """Give a file another name in its folder, durably. Another file of that name is replaced.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    os.replace(path, name)
+    sync_folder(name.parent)
+
+
 def remove(path: Path) -> None:
     """Remove a file durably, if it is there."""
     if path.is_symlink() or path.exists():

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from spkd.cache import Background, Cache, claim_units, finalize, initialise, verify
-from spkd.cache.claims import release
+from spkd.cache.claims import release, reopen
 from spkd.cache.folder import commit_path, load_card
 from spkd.cache.layout import HEADER
 from spkd.cache.owner import _started, this_process
+from spkd.cache.write import ViewsAway
 from spkd.errors import SpkdError
 from spkd.outputs.target import Target
 from tests import processes
@@ -119,6 +120,33 @@ def test_a_shard_without_its_commit_record_is_done_again(tmp_path: Path) -> None
         fill(tmp_path / "c", plan, unit)
     commit_path(tmp_path / "c", 0).unlink()
     assert list(claim_units(tmp_path / "c", plan.units)) == [0]
+
+
+def test_a_unit_that_is_filled_again_keeps_the_views_that_it_had(tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    _, plan, made = begin(root, [4000] * 4, unit_views=2)
+    for unit in claim_units(root, plan.units):
+        fill(root, plan, unit)
+    assert finalize(root, made, plan)
+    record = commit_path(root, 0).read_bytes()
+    assert reopen(root, 0, lambda _: True)
+    # Its audio goes away meanwhile: the record of before is put back, and its shards are untouched.
+    assert list(claim_units(root, plan.units)) == [0]
+    writer = writer_of(root, plan, 0)
+    writer.put("embedding", [0], np.ones((1, 4)))
+    writer.reject(1, "no such file")
+    with pytest.raises(ViewsAway, match="unit 0: 1 of the views that it had"):
+        writer.commit()
+    writer.abandon()
+    assert commit_path(root, 0).read_bytes() == record
+    assert verify(root) == []
+    assert list((root / "claims").glob("[0-9]*")) == []
+    # It is filled.
+    assert reopen(root, 0, lambda _: True)
+    assert not commit_path(root, 0).exists()
+    for unit in claim_units(root, plan.units):
+        fill(root, plan, unit)
+    assert sorted(path.name for path in (root / "commits").iterdir()) == ["0.json", "1.json"]
 
 
 def test_what_the_teacher_gives_is_checked(tmp_path: Path) -> None:

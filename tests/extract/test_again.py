@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from spkd.cache import Cache
+from spkd.cache.claims import reopen
 
 COMMAND = ["extract", "teacher=none", "manifest=m.csv", "storage.unit_views=4"]
 
@@ -108,6 +109,46 @@ def test_a_damaged_unit_whose_audio_is_away_stays_as_it_is(
     assert shards("c") == shards("whole")
     assert Cache.open("c").fingerprint == Cache.open("whole").fingerprint
     assert "all checksums match" in spkd("cache", "verify", "c").out
+
+
+def test_a_kill_before_a_unit_is_filled_again_loses_none_of_its_views(spkd: Callable, audio: list[str]) -> None:
+    Path("u1.wav").rename("away1")
+    spkd(*COMMAND, "cache=c").ok()
+    before, record = shards("c"), Path("c/commits/0.json")
+    # Killed behind the withdrawal of the unit, whose rejected view can be loaded now; then all audio is away.
+    Path("away1").rename("u1.wav")
+    assert reopen(Path("c"), 0, lambda _: True)
+    assert not record.exists()
+    Path("audio").mkdir()
+    for name in audio:
+        Path(f"{name}.wav").rename(f"audio/{name}.wav")
+    done = spkd(*COMMAND, "cache=c").ok()
+    assert "0 views extracted, 1 rejected; complete" in done.out, done.out
+    assert shards("c") == before
+    assert listed("c") == {"u1": "no such file"}
+    spkd("cache", "verify", "c").ok()
+    # The audio is back.
+    for name in audio:
+        Path(f"audio/{name}.wav").rename(f"{name}.wav")
+    assert "4 views extracted, 0 rejected; complete" in spkd(*COMMAND, "cache=c").ok().out
+    assert sorted(path.name for path in Path("c/commits").iterdir()) == ["0.json", "1.json"]
+
+
+def test_a_unit_without_its_record_whose_audio_is_away_stays_as_it_is(spkd: Callable, audio: list[str]) -> None:
+    spkd(*COMMAND, "cache=c").ok()
+    before = shards("c")
+    Path("c/commits/0.json").unlink()
+    Path("u2.wav").rename("away2")
+    done = spkd(*COMMAND, "cache=c")
+    assert done.code == 1, done.out
+    assert "unit 0: 1 of the views that it had cannot be loaded now" in done.out
+    assert "c/commits/0.json: missing" in done.err
+    assert shards("c") == before
+    assert len(Cache.open("c").usable_views) == 8
+    Path("away2").rename("u2.wav")
+    assert "4 views extracted, 0 rejected; complete" in spkd(*COMMAND, "cache=c").ok().out
+    assert shards("c") == before
+    spkd("cache", "verify", "c").ok()
 
 
 def test_units_beside_a_damaged_one_are_extracted(spkd: Callable, audio: list[str]) -> None:

@@ -7,12 +7,23 @@ from pathlib import Path
 
 from spkd.cache.card import SERIES, Card
 from spkd.cache.claims import changing, claim, committing, release
-from spkd.cache.folder import CARD, CODEC, HEAD, CommitRecord, commit_path, load_card, most_bytes, remedy, shard_path
+from spkd.cache.folder import (
+    CARD,
+    CODEC,
+    HEAD,
+    CommitRecord,
+    commit_path,
+    load_card,
+    most_bytes,
+    remedy,
+    shard_path,
+    withdrawn_path,
+)
 from spkd.cache.plan import Plan
 from spkd.cache.verify import damage_that_stays, reopen_damaged, unit_problem, write_derived_again
 from spkd.cache.write import check_folder, finalize, initialise
 from spkd.errors import SpkdError, UsageError
-from spkd.files.atomic import check_no_links, write_bytes, write_copy, write_json
+from spkd.files.atomic import check_no_links, remove, write_bytes, write_copy, write_json
 from spkd.files.reading import read_bytes
 from spkd.files.sealed import open_tensors
 from spkd.progress import track
@@ -118,3 +129,4 @@ def _copy_unit(source: Path, unit: int, root: Path, number: int, card: Card) -> 
         check_no_links(root, [shard_path(Path(), target, number).parent])
         write_copy(shard_path(source, target, unit), shard_path(root, target, number))
     write_json(commit_path(root, number), commit.to_json())
+    remove(withdrawn_path(root, number))
