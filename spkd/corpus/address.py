@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from spkd.corpus.remote import opened
@@ -71,14 +72,20 @@ def is_elsewhere(path: str) -> bool:
 
 def parse(text: str) -> Address | None:
     """The address in a text; None where it is the path of a file, or has another form."""
-    elsewhere = is_elsewhere(text)
-    match = PATTERN.fullmatch(text) if "#" in text else None
-    if match is None and elsewhere:
+    if "#" not in text and not is_elsewhere(text):
+        return None
+    address = _parsed(text)
+    return None if address is None or (not is_elsewhere(text) and os.path.lexists(text)) else address
+
+
+@lru_cache(maxsize=1 << 12)
+def _parsed(text: str) -> Address | None:
+    if (match := PATTERN.fullmatch(text)) is not None:
+        return Address(match["container"], int(match["offset"]), int(match["length"]), match["kind"])
+    if is_elsewhere(text):
         path = text.partition("?")[0] if text.startswith("http") else text
         return Address(text, 0, 0, PurePosixPath(path).suffix.lower().lstrip("."))
-    if match is None or (not elsewhere and os.path.lexists(text)):
-        return None
-    return Address(match["container"], int(match["offset"]), int(match["length"]), match["kind"])
+    return None
 
 
 def is_cell(path: str) -> bool:

@@ -19,7 +19,7 @@ import torch
 
 from spkd.corpus.address import file_of, is_elsewhere, parse, state_of_audio
 from spkd.corpus.ffmpeg import FORMATS, MISSING, WARM_UP, FFmpegFile, takes
-from spkd.corpus.stored import descriptor, piecewise, read, size_of
+from spkd.corpus.stored import Memory, in_memory, piecewise, read, size_of
 from spkd.corpus.whole import content_to_read, opus_jumps
 from spkd.files.reading import State, is_irregular
 
@@ -213,16 +213,16 @@ class _Sequential(soundfile.SoundFile):
     wrong.
     """
 
-    def __init__(self, file: bytes | BinaryIO | int) -> None:
+    def __init__(self, file: bytes | BinaryIO | Memory) -> None:
         """
         Args:
-            file: path of a file, an open one, or a descriptor, which is closed with it.
+            file: path of a file, an open one, or one in memory, which is released with it.
         """
-        self._descriptor = file if isinstance(file, int) else None
+        self._memory = file if isinstance(file, Memory) else None
         try:
-            super().__init__(file, closefd=False)
+            super().__init__(file if self._memory is None else self._memory.descriptor, closefd=False)
         except BaseException:
-            self._close_descriptor()
+            self._release()
             raise
         if self.format == "OGG" and self.subtype == "OPUS":
             # Where times begin late, as after a cut, what the coder puts before the audio is left out by this alone.
@@ -230,12 +230,12 @@ class _Sequential(soundfile.SoundFile):
 
     def close(self) -> None:
         super().close()
-        self._close_descriptor()
+        self._release()
 
-    def _close_descriptor(self) -> None:
-        number, self._descriptor = self._descriptor, None
-        if number is not None:
-            os.close(number)
+    def _release(self) -> None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.release()
 
     def seekable(self) -> bool:
         return False
@@ -328,14 +328,14 @@ def _opened(path: str, header: bool = False) -> soundfile.SoundFile | FFmpegFile
         raise _unreadable(path, error) from error
 
 
-def _readable(path: str, header: bool) -> bytes | BinaryIO | int:
-    """What soundfile opens: the path of a file; a descriptor or an open file of audio in a container."""
+def _readable(path: str, header: bool) -> bytes | BinaryIO | Memory:
+    """What soundfile opens: the path of a file; for audio in a container, a file in memory, or one of its range."""
     if (address := parse(path)) is None:
         return os.fsencode(path)
     if (file := piecewise(address, header)) is not None:
         return file
-    number = descriptor(data := read(address))
-    return io.BytesIO(data) if number is None else number
+    memory = in_memory(data := read(address))
+    return io.BytesIO(data) if memory is None else memory
 
 
 def _read(file: soundfile.SoundFile | FFmpegFile | _Joined, frames: int | None) -> np.ndarray:

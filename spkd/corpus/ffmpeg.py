@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spkd.corpus.address import parse, suffix_of
-from spkd.corpus.stored import descriptor, read
+from spkd.corpus.stored import Memory, in_memory, read
 
 if TYPE_CHECKING:
     from av import AudioFrame
@@ -64,12 +63,12 @@ class FFmpegFile:
         except ImportError as error:
             raise RuntimeError(MISSING) from error
         self._av = av
-        self._descriptor: int | None = None  # of a file in memory
+        self._memory: Memory | None = None
         try:
             container = container or FORMATS[suffix_of(path)]
             self._file = av.open(self._readable(path), format=container, options={"protocol_whitelist": "file"})
         except (av.FFmpegError, ValueError, OSError) as error:
-            self._close_descriptor()
+            self._release()
             raise RuntimeError(str(error)) from error
         if not self._file.streams.audio:
             self.close()
@@ -96,19 +95,19 @@ class FFmpegFile:
 
     def close(self) -> None:
         self._file.close()
-        self._close_descriptor()
+        self._release()
 
     def _readable(self, path: str) -> str | io.BytesIO:
         """What PyAV opens. Audio of a container becomes a file in memory, so that FFmpeg finds its size, and seeks."""
         if (address := parse(path)) is None:
             return path
-        self._descriptor = descriptor(data := read(address))
-        return io.BytesIO(data) if self._descriptor is None else f"/proc/self/fd/{self._descriptor}"
+        self._memory = in_memory(data := read(address))
+        return io.BytesIO(data) if self._memory is None else f"/proc/self/fd/{self._memory.descriptor}"
 
-    def _close_descriptor(self) -> None:
-        number, self._descriptor = self._descriptor, None
-        if number is not None:
-            os.close(number)
+    def _release(self) -> None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.release()
 
     def seek(self, frame: int) -> None:
         """Go forwards to a frame.

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
+_all: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for kept in list(_all):
+        kept._renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
 
 
 class Kept(Generic[Value]):
@@ -22,6 +34,11 @@ class Kept(Generic[Value]):
         self._most, self._size = most, size
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._taken = 0
+        self._renew_locks()
+        _all.add(self)
+
+    def _renew_locks(self) -> None:
+        """Make new locks, for a forked process: threads of the other one hold the old ones for ever."""
         self._made: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
 

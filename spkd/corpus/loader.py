@@ -18,11 +18,13 @@ from spkd.corpus.address import is_cell
 from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.stored import read_ahead
 from spkd.corpus.vad.base import joined
 from spkd.corpus.view import ViewPlan, Views, source_samples
 from spkd.files.text import counted
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
+AHEAD = 1 << 16  # views of a group whose containers are read ahead; more of them are drawn from everywhere
 ROWS = 1024  # views in cells of tables that are loaded together, in the order of the rows but for their lengths
 WASTE = 0.2  # share of the longest view's length that may be padding in the shortest view of the same batch
 
@@ -287,6 +289,8 @@ def stream_batches(
     def planned() -> Iterator[tuple[Group, np.ndarray | None]]:
         """The views of each batch, and None at the end of each group."""
         for group, views in groups:
+            if len(views) <= AHEAD:
+                read_ahead({loader.manifest[index].path for index in loader.views.utterance[views].tolist()})
             for batch in batched(views, loader.views.samples[views], batch_size, WASTE if mixed else 0.0):
                 yield group, batch
             yield group, None

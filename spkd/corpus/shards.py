@@ -123,7 +123,7 @@ def find(names: Sequence[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found += [] if _holds_audio(path) else find_files(path, set(suffixes()))[0]
+            found += [] if _holds_audio(path) else _within(path)
         elif path.exists() or not BRACES.search(str(name)):
             found += _listed(path)
         else:
@@ -148,6 +148,12 @@ def _listed(path: Path) -> list[Path]:
             return paths
     kinds = ", ".join(kind.describes for kind in CONTAINERS.values())
     raise UsageError(f"{path}: neither a folder of audio nor a container of it ({kinds})")
+
+
+def _within(folder: Path) -> list[Path]:
+    """Containers in a folder, by their suffixes."""
+    files, _ = find_files(folder, {Path(f"_{suffix}").suffix for suffix in suffixes()})
+    return [path for path in files if path.name.lower().endswith(suffixes())]
 
 
 def _holds_audio(folder: Path) -> bool:

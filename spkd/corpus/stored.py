@@ -6,11 +6,14 @@ threads share a descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import stat
+import threading
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -27,6 +30,7 @@ from spkd.files.reading import MOST_HOLES, read_bytes, state_of
 MOST = 1 << 34  # bytes of audio that is read as a whole
 WHOLE = 1 << 22  # bytes: audio up to this size is read at once, larger audio piece by piece
 BLOCK = 1 << 16  # bytes of a piece
+MOST_AHEAD = 1 << 28  # bytes of a container that are read ahead at once
 MOST_OPEN = 64  # containers that stay open
 MOST_KEPT = 1 << 28  # bytes of decompressed audio that are kept, as views of one recording follow one another
 MOST_RATIO, SMALL = 100, 1 << 26  # most bytes for each compressed one, and bytes that any audio may have besides
@@ -70,6 +74,10 @@ class Opened:
             blocks.append(block)
         return b"".join(blocks)
 
+    def expect(self, offset: int, length: int) -> None:
+        """Ask the system to read a range, which is read soon. Raises OSError."""
+        os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
     def _holes(self, offset: int, length: int) -> int:
         """Bytes of a range that have no room on the disk; 0 where its file system does not tell."""
         stored, place, end = 0, offset, offset + length
@@ -92,7 +100,30 @@ def container(path: str) -> Opened | Remote:
     """A container, which stays open. Raises OSError where it cannot be opened."""
     if is_elsewhere(path):
         return opened(path)
+    return _local(path)
+
+
+def _local(path: str) -> Opened:
     return _open.get((path, state_of(path)), lambda: Opened(path))
+
+
+def read_ahead(paths: Iterable[str]) -> None:
+    """Ask the system to read the audio of addresses, each container from front to end, before it is decoded.
+
+    It is asked for no more than `MOST_AHEAD` bytes in each container, and not where most of what lies between is other
+    audio.
+    """
+    spans: dict[str, list[int]] = {}
+    for path in paths if hasattr(os, "posix_fadvise") else ():
+        address = None if is_elsewhere(path) else parse(path)
+        if address is not None and address.storage in ("", DEFLATE):
+            span = spans.setdefault(address.container, [address.offset, 0, 0])
+            span[0], span[1] = min(span[0], address.offset), max(span[1], address.offset + address.length)
+            span[2] += address.length
+    for path, (first, last, total) in spans.items():
+        if last - first <= min(2 * total + BLOCK, MOST_AHEAD):
+            with contextlib.suppress(OSError):  # the container is missing, which decoding finds
+                _local(path).expect(first, last - first)
 
 
 def located(address: Address) -> Address:
@@ -168,20 +199,48 @@ def size_of(path: str) -> int:
     return located(address).length if kept is None else len(kept)
 
 
-def descriptor(data: bytes) -> int | None:
-    """Descriptor of a file in memory, which libraries read as any file; None where there are no such files."""
+class Memory:
+    """File in memory, which libraries read as any file.
+
+    Attributes:
+        descriptor: its descriptor, at the beginning of what was written.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("audio", os.MFD_CLOEXEC)
+        self.process, self._size = os.getpid(), 0
+
+    def __del__(self) -> None:
+        if (descriptor := self.__dict__.pop("descriptor", None)) is not None:
+            os.close(descriptor)
+
+    def write(self, data: bytes) -> None:
+        """Replace the content. Raises OSError where there is no memory."""
+        view, place = memoryview(data), 0
+        while place < len(data):
+            place += os.pwrite(self.descriptor, view[place:], place)
+        os.ftruncate(self.descriptor, len(data))
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        self._size = len(data)
+
+    def release(self) -> None:
+        """Keep it for the next audio of this thread: what takes time is to make its pages."""
+        if self._size <= WHOLE:
+            _spare.memory = self
+
+
+_spare = threading.local()
+
+
+def in_memory(data: bytes) -> Memory | None:
+    """A file in memory with a content; None where the system has no such files. `release` it after its use."""
     if not hasattr(os, "memfd_create"):
         return None
-    number = os.memfd_create("audio", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(number, view) :]
-        os.lseek(number, 0, os.SEEK_SET)
-    except OSError:
-        os.close(number)
-        raise
-    return number
+    memory, _spare.memory = getattr(_spare, "memory", None), None
+    if memory is None or memory.process != os.getpid():  # that of a fork is its parent's, too
+        memory = Memory()
+    memory.write(data)
+    return memory
 
 
 def piecewise(address: Address, header: bool = False) -> BinaryIO | None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from spkd.corpus import shards
+from spkd.corpus import loader, shards
 from spkd.corpus.audio import decode
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
@@ -303,6 +303,40 @@ def test_from_tars_to_embeddings_as_from_files(spkd: Callable, tmp_path: Path, c
     assert "give one folder" in spkd("manifest", corpus / "audio", corpus / "audio").err
     assert "--speaker spk is for containers" in spkd("manifest", corpus / "audio", "--speaker", "spk").err
     assert spkd("manifest", "0.tar", "--out", "x.csv", "--strict").code == 0
+
+
+def test_an_extraction_reads_each_container_once_from_end_to_end(
+    spkd: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unit by unit; within a unit, which is read ahead, the shorter utterances come first."""
+    for shard in range(2):
+        members = [(f"{shard}-{n}.flac", audio(0.4 + 0.1 * (n * 7 % 5), seed=n)) for n in range(12)]
+        write_tar(tmp_path / f"{shard}.tar", members)
+    spkd("manifest", "{0..1}.tar", "--out", "m.csv").ok()
+    read = list[tuple[str, int]]()
+    monkeypatch.setattr(loader, "decode", lambda path, *rest: read.append(path) or decode(path, *rest))
+    spkd("extract", "teacher=none", "fbank=true", "manifest=m.csv", "workers=2", "storage.unit_views=4").ok()
+    paths = [u.path for u in Manifest.load("m.csv")]
+    assert len(paths) == 24
+    read = read[-24:]  # before, codecs are calibrated on a few views of all
+    assert all(set(read[unit : unit + 4]) == set(paths[unit : unit + 4]) for unit in range(0, 24, 4))
+
+
+def test_containers_in_a_folder_are_found_by_their_suffixes(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("d/b.TAR", "a.tar"):
+        write_tar(tmp_path / name, [("x.flac", audio())])
+    for name in ("c.tar.gz", "d/e.tgz"):
+        with tarfile.open(tmp_path / name, "w:gz") as file:
+            file.addfile(tarfile.TarInfo("y.flac"))
+    for name in ("notes.txt.gz", "m.train.csv.gz", "x.csv"):
+        (tmp_path / name).write_bytes(b"\x1f\x8b" + bytes(2000))
+    found = [str(path.relative_to(tmp_path)) for path in shards.find([tmp_path])]
+    assert found == ["a.tar", "c.tar.gz", "d/b.TAR", "d/e.tgz"]
+    _, summary = indexed(tmp_path, ".")
+    assert sorted(Path(name).name for name in summary.left_out) == ["c.tar.gz", "e.tgz"]
+    with pytest.raises(UsageError, match="neither a folder of audio nor a container"):
+        shards.find([tmp_path / "m.train.csv.gz"])
 
 
 def test_rejected_views_of_a_container_are_tried_again(spkd: Callable, tmp_path: Path) -> None:

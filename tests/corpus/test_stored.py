@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import tarfile
 import threading
+import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +142,71 @@ def test_threads_share_containers_more_than_stay_open(tmp_path: Path, monkeypatc
         if fd.isdigit() and os.path.islink(f"/proc/self/fd/{fd}")
     ]
     assert sum(name.startswith(str(tmp_path)) for name in descriptors) <= 2
-    assert not any("memfd:audio" in name for name in descriptors)
+    kept = sum("memfd:audio" in name for name in descriptors)
+    assert kept <= 1  # of this thread; those of the others ended with them
+
+
+def test_a_fork_has_locks_of_its_own() -> None:
+    """A thread that is making a value in the parent never ends in the child."""
+    kept: Kept[bytes] = Kept(10, len)
+    started, go = threading.Event(), threading.Event()
+
+    def make() -> bytes:
+        started.set()
+        go.wait()
+        return b"parent"
+
+    thread = threading.Thread(target=lambda: kept.get(1, make))
+    thread.start()
+    started.wait()
+    if (child := os.fork()) == 0:
+        os._exit(0 if kept.get(1, lambda: b"child") == b"child" else 1)
+    try:
+        assert os.waitstatus_to_exitcode(waited(child)) == 0
+    finally:
+        go.set()
+        thread.join()
+    assert kept.get(1, lambda: b"new") == b"parent"
+
+
+def test_a_fork_has_a_file_in_memory_of_its_own(tmp_path: Path) -> None:
+    """The one that a thread keeps for its next audio is shared with a fork, which would change what is decoded."""
+    for number, hertz in enumerate((300, 500)):
+        soundfile.write(tmp_path / f"{number}.wav", tone(hertz, 16_000), 16_000)
+    first, second = (in_tar(tmp_path / f"{number}.wav") for number in range(2))
+    expected = decode(first).wave
+    memory = stored.in_memory(b"parent")
+    assert memory is not None
+    memory.release()
+    if (child := os.fork()) == 0:
+        decode(second)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(waited(child)) == 0
+    assert os.pread(memory.descriptor, 6, 0) == b"parent"
+    assert np.array_equal(decode(first).wave, expected)
+
+
+def waited(child: int, seconds: float = 20.0) -> int:
+    """Status of a child, which is killed where it does not end."""
+    end = time.monotonic() + seconds
+    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.005)
+    return found[1]
+
+
+def test_what_lies_together_is_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, int, int]]()
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, length, advice: asked.append((offset, length, advice)))
+    (tmp_path / "x.tar").write_bytes(bytes(1 << 20))
+    members = [f"{tmp_path}/x.tar#{512 + n * 1024}+900.wav" for n in range(9)]
+    stored.read_ahead([*reversed(members), str(tmp_path / "a.wav"), f"{tmp_path}/none.tar#0+9.wav", "x#1+0.wav.row"])
+    assert asked == [(512, 8 * 1024 + 900, os.POSIX_FADV_WILLNEED)]
+    asked.clear()
+    stored.read_ahead([members[0], f"{tmp_path}/x.tar#{1 << 19}+900.wav"])
+    assert asked == []
 
 
 def test_a_container_that_was_replaced_is_read_anew(tmp_path: Path) -> None:

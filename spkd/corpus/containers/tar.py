@@ -36,8 +36,8 @@ class Tar(Archive):
 
     @classmethod
     def recognises(cls, path: Path, begin: bytes) -> bool:
-        if compression(begin) is not None and ".t" in path.name.lower():
-            return True
+        if compression(begin) is not None:
+            return path.name.lower().endswith(cls.suffixes)
         with contextlib.suppress(tarfile.TarError, ValueError):
             tarfile.TarInfo.frombuf(begin[:BLOCK], "utf-8", "surrogateescape")
             return True
