@@ -142,6 +142,11 @@ def check_folder(root: Path, card: Card) -> None:
         if present.series != card.series:
             raise _another(root, card, present, [name for name in SERIES if name != "codecs"])
         return
+    check_is_free(root)
+
+
+def check_is_free(root: Path) -> None:
+    """Check that a folder without a card holds nothing but what an interrupted start leaves. Raises SpkdError."""
     ours = {"claims", "plan", SPEECH, HEAD, CODEC}
     if root.is_dir() and any(p.name not in ours and p.suffix != PART for p in root.iterdir()):
         raise SpkdError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")

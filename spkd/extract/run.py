@@ -20,7 +20,7 @@ from spkd.cache.owner import kept_alive
 from spkd.cache.plan import Plan, part_of
 from spkd.cache.read import Cache
 from spkd.cache.verify import damage_that_stays, reopen_damaged, write_derived_again
-from spkd.cache.write import UnitWriter, ViewsAway, check_folder, finalize, initialise
+from spkd.cache.write import UnitWriter, ViewsAway, check_folder, check_is_free, finalize, initialise
 from spkd.corpus.audio import SAMPLE_RATE, AudioError
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.corpus.manifest import Manifest, measure
@@ -125,6 +125,8 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     manifest, unreadable = measure(manifest, config.workers * 4)
     if (finder := finder_of(config.view.vad)) is not None:
         view_plan = replace(view_plan, vad=finder.card)
+        for job in jobs:  # before the work
+            _check_views(Path(job.config.cache), view_plan)
         manifest, silent = found_speech(Path(config.cache), manifest, finder, config.workers, rank)
         unreadable |= silent
     manifest, too_long = fitting(manifest, config)
@@ -239,6 +241,14 @@ def _prepared(
         halves = [target.name for target in card.targets if codebook.codecs[target.name].dtype == HALF]
         stores.append(_Store(root, job.teacher, card, plan, codebook, accepted, halves))
     return loader, stores
+
+
+def _check_views(root: Path, view_plan: ViewPlan) -> None:
+    """Check that a folder can hold a cache of these views. Raises SpkdError: it holds another, or other files."""
+    if (present := _card_in(root)) is None:
+        check_is_free(root)
+    elif present.views != (views := view_plan.as_in(present.views).card()):
+        check_folder(root, replace(present, views=views))
 
 
 def _head(job: Job) -> Head | None:

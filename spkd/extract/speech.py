@@ -8,7 +8,7 @@ on other machines, a network may give other last bits, and so another stretch no
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from spkd.files.sealed import Format
 from spkd.progress import track
 
 FORMAT = Format("spkd_speech", 1, "a file of speech that was found", "remove it")
-CHUNK = 512  # utterances: some seconds of the work of a core, which are lost where a run is killed
+# Most of one chunk: some seconds of the work of a core, which are lost where a run is killed.
+CHUNK, SECONDS = 512, 3600.0  # utterances, s of audio
 
 
 def found_speech(
@@ -86,7 +87,7 @@ def _find(
 ) -> dict[str, str]:
     """Find the speech of utterances, and keep it. Returns the reason of each whose audio cannot be used."""
     check_no_links(root, [SPEECH])
-    chunks = [utterances[first : first + CHUNK] for first in range(0, len(utterances), CHUNK)]
+    chunks = list(_chunks(utterances))
     begin = 0 if rank is None else rank.number * len(chunks) // rank.world
     unusable: dict[str, str] = {}
     with track("finding speech", len(utterances), "utterances") as bar:
@@ -102,6 +103,19 @@ def _find(
                 create_json(path, FORMAT.seal({"vad": _card(finder), "stretches": results}))
             bar.advance(len(chunk))
     return unusable
+
+
+def _chunks(utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
+    """Chunks in order. Where whole ones are left out, the others stay the same."""
+    chunk, seconds = list[Utterance](), 0.0
+    for utterance in utterances:
+        chunk.append(utterance)
+        seconds += utterance.duration or 0.0
+        if len(chunk) == CHUNK or seconds >= SECONDS:
+            yield chunk
+            chunk, seconds = [], 0.0
+    if chunk:
+        yield chunk
 
 
 def _kept(root: Path, finder: SpeechFinder) -> dict[str, Stretches]:

@@ -188,6 +188,36 @@ def test_what_was_found_before_a_kill_is_not_found_again(measured: Manifest) -> 
     assert not Path("cache/speech").exists()
 
 
+def test_a_chunk_is_no_longer_than_some_hours(measured: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spkd.extract.speech.CHUNK", 100)
+    monkeypatch.setattr("spkd.extract.speech.SECONDS", 6.0)
+    with pytest.raises(KeyboardInterrupt):
+        found_speech(Path("cache"), measured, Counting(8), 1)
+    rest = Counting()
+    found_speech(Path("cache"), measured, rest, 1)
+    ends, seconds = [0], 0.0
+    for number, one in enumerate(measured, 1):
+        seconds += one.duration or 0.0
+        if seconds >= 6.0:
+            ends, seconds = [*ends, number], 0.0
+    kept = max(end for end in ends if end <= 8)
+    assert 0 < kept < 13
+    assert rest.asked == [u.id for u in measured][kept:]
+
+
+def test_nothing_is_listened_to_for_a_folder_that_is_refused(spkd: Callable, paused: Paused) -> None:
+    save_teacher(Path("teacher"))
+    Path("photos").mkdir()
+    Path("photos/a.jpg").write_bytes(b"x")
+    done = spkd("extract", *TEACHER, paused.whole, "view.vad=energy", "cache=photos")
+    assert (done.code, "photos: is not empty and holds no teacher cache" in done.err) == (1, True), done.err
+    assert [path.name for path in Path("photos").iterdir()] == ["a.jpg"]
+    spkd("extract", *TEACHER, paused.cut, "cache=c").ok()
+    done = spkd("extract", *TEACHER, paused.whole, "view.vad=energy", "cache=c")
+    assert (done.code, "holds a cache of another view plan (vad" in done.err) == (1, True), done.err
+    assert not Path("c/speech").exists()
+
+
 def test_ranks_share_the_work_and_agree(measured: Manifest) -> None:
     """Each begins at another chunk; where another was first, its result counts."""
     first, second = Counting(), Counting(shift=16)
