@@ -2,7 +2,8 @@
 
 Each utterance stands between 2 s before and 2 s after it, and over all of it lies a stretch of a recorded noise, drawn
 by a seed, at some ratio to the utterance's own power. `spkd eval` scores the same trials with each `vad`; `segments`
-are where the utterances stand, which nobody knows in practice. Also the hours of this audio that one core decodes, and
+are where the utterances stand, which nobody knows in practice. Utterances in which silero finds no speech as they were
+recorded are left out of all, so that none has easier trials. Also the hours of this audio that one core decodes, and
 in which it finds speech, in an hour (CPU time, decoding included).
 
     python benchmarks/silence.py --data DIR --teacher FILE
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +132,19 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3, help="of the noise")
     given = record.parse(options, seeds=1)
     corpus, ratios = given.data / "librispeech-mini", RATIOS[:3] if given.tiny else RATIOS
-    utterances = list(measure(Manifest.load(corpus / "test-short.csv"))[0])
+    heard, silent = speech_alone(measure(Manifest.load(corpus / "test-short.csv"))[0], finder_of("silero"))
+    utterances = [replace(one, duration=one.whole, speech=None) for one in heard]
     noises = [decode(str(path)).wave for path in sorted((given.data / "noise" / "noise").iterdir())]
     given.work.mkdir(parents=True, exist_ok=True)
     os.chdir(given.work)
     torch.set_num_threads(1)
+    Manifest(tuple(utterances)).save(given.work / "recorded.csv")
+    lines = (corpus / "trials-test-short.txt").read_text().splitlines(keepends=True)
+    trials = given.work / "trials.txt"
+    trials.write_text("".join(line for line in lines if not set(line.split()) & set(silent)))
     rows = []
     for ratio in ratios:
-        made = [corpus / "test-short.csv"]
+        made = [given.work / "recorded.csv"]
         if ratio is not None:
             made = []
             for seed in range(given.seeds):
@@ -146,7 +153,7 @@ def main() -> None:
                     make(folder, utterances, noises, ratio, seed)
                 made.append(folder / "manifest.csv")
         for vad in VADS if ratio is not None else VADS[:-1]:
-            found = [evaluated(corpus / "trials-test-short.txt", path, given.teacher, vad) for path in made]
+            found = [evaluated(trials, path, given.teacher, vad) for path in made]
             rates = [one["eer_percent"] for one in found]
             row = {
                 "ratio": ratio,
@@ -159,7 +166,13 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             rows.append(row)
     speed = speeds(Manifest.load(given.work / f"{ratios[1]:g}-0" / "manifest.csv"))
-    result = {"rows": rows, "ratios": ratios, "seeds": given.seeds, "audio_hours_per_core_hour": speed}
+    result = {
+        "rows": rows,
+        "ratios": ratios,
+        "seeds": given.seeds,
+        "left_out": sorted(silent),
+        "audio_hours_per_core_hour": speed,
+    }
     print(table(result))
     record.keep("silence", result, given.tiny)
 

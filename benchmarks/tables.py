@@ -29,6 +29,7 @@ import interval_coverage
 import papers
 import recipe
 import record
+import silence
 import students
 
 HERE = Path(__file__).parent
@@ -252,6 +253,12 @@ def operations_rows(result: dict) -> Iterator[Row]:
     yield "the same for the recipes", found
 
 
+def silence_rows(result: dict) -> Iterator[Row]:
+    speed = result["audio_hours_per_core_hour"]
+    found = ", ".join(f"{name} {speed[name]:,} hours" for name in ("silero", "energy"))
+    yield "finding speech in WAV in an hour of one core", f"{found}; decoding alone {speed['decoding']:,}"
+
+
 def extract_scale_rows(result: dict) -> Iterator[Row]:
     whats, seconds = zip(*result["seconds"].items(), strict=True)
     same = "the same bytes" if result["content_identical"] else "other bytes"
@@ -300,6 +307,7 @@ BENCHMARKS = {
     "extract_overhead": Benchmark("long", (), extract_overhead_rows),
     "loader_speed": Benchmark("quick", LOADER, loader_speed_rows),
     "extract_scale": Benchmark("quick", (), extract_scale_rows),
+    "silence": Benchmark("long", SPEECH, silence_rows),
     "train_overhead": Benchmark("quick", (), train_overhead_rows),
     "operations": Benchmark("quick", (), operations_rows),
     "train_resume": Benchmark("long", (), train_resume_rows),
@@ -364,7 +372,11 @@ def texts() -> dict[Path, dict[str, str]]:
         DOCS / "evaluation.md": {"interval_coverage.py": interval_coverage.table(record.kept("interval_coverage"))},
         DOCS / "export.md": {"export_agree.py": export_agree.table(record.kept("export_agree"))},
         DOCS / "students.md": {"students.py": students.table(record.kept("students"))},
-        DOCS / "results.md": {"papers.py": papers.tables(ours), "recipe.py": recipe.choice(record.kept("recipe"))},
+        DOCS / "results.md": {
+            "papers.py": papers.tables(ours),
+            "recipe.py": recipe.choice(record.kept("recipe")),
+            "silence.py": silence.table(record.kept("silence")),
+        },
     }
 
 
