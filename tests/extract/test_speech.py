@@ -15,13 +15,16 @@ import torch
 import spkd as package
 from spkd.cache import Cache
 from spkd.cache.plan import Plan
+from spkd.config import load
 from spkd.corpus.audio import AudioError
 from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.utterance import Utterance
 from spkd.corpus.vad.base import Stretches
 from spkd.corpus.vad.energy import Energy
 from spkd.errors import SpkdError, UsageError
+from spkd.extract.estimate import estimate
 from spkd.extract.ranks import Rank
+from spkd.extract.settings import EstimateConfig
 from spkd.extract.speech import forget, found_speech
 from tests.conftest import Paused, save_teacher
 
@@ -364,6 +367,24 @@ def test_silero_is_one_of_them(spkd: Callable, paused: Paused) -> None:
     embeddings = cache.batch(np.arange(len(names)), ["embedding"])["embedding"].float().numpy()
     np.testing.assert_allclose(np.load("x.npy"), embeddings, atol=1e-3)
     assert 0 < len(names) <= 12
+
+
+@pytest.mark.slow
+def test_an_estimate_counts_the_segments_and_notes_a_detector(
+    paused: Paused, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.extract.estimate.CALIBRATION", 0.01)
+    given = ["teacher=none", "fbank=true", paused.whole]
+    whole, spoken, detected = (
+        estimate(load(EstimateConfig, [*given, *keys], environ={})).hours
+        for keys in ([], [segments(paused)], ["view.vad=energy"])
+    )
+    assert spoken * 3600 == pytest.approx(
+        sum(u.duration or 0 for u in measure(Manifest.load(paused.root / "cut.csv"))[0])
+    )
+    assert whole == detected > spoken
+    printed = capsys.readouterr().out
+    assert "note: view.vad=energy leaves silence out: with it, the cache is smaller than estimated here" in printed
 
 
 def test_without_any_speech_nothing_is_extracted(spkd: Callable, paused: Paused) -> None:
