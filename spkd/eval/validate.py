@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.vad import finder_of
 from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.embed import measured
 from spkd.eval.score import ids_of, score
 from spkd.eval.settings import EvalConfig
 from spkd.eval.trials import digest_of_pairs, notes_on, read
+from spkd.files import digest
 from spkd.progress import log
 from spkd.students import Network
 from spkd.teachers.settings import ScoredModelConfig
@@ -24,6 +26,7 @@ class Validation:
         speakers: names of the speakers of the trials, where the manifest has them.
         utterances: ids of the utterances of the trials, as the list names them and as the manifest does.
         digest: digest of the trials, in any order.
+        measures: digest of the trials and of what finds their speech.
     """
 
     def __init__(self, trials: str, manifest: str | None, vad: str, model: str, device: torch.device) -> None:
@@ -44,6 +47,8 @@ class Validation:
             raise SpkdError(f"{trials}: validation needs labelled trials of both kinds")
         self._config = EvalConfig(model=ScoredModelConfig(model), vad=vad)
         self.digest = digest_of_pairs(self._trials)
+        finder = finder_of(vad)
+        self.measures = self.digest if finder is None else digest.of_tree([self.digest, finder.card.to_json()])
         ids = ids_of(self._trials, self._manifest)
         used = [self._manifest[self._manifest.index_of[name]] for name in ids.values()]
         self.utterances = frozenset({*ids, *ids.values()})

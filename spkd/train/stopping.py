@@ -52,7 +52,8 @@ class BestValidation:
         rate: lowest EER (%).
         step: step of the lowest EER.
         worse: number of validations since then.
-        trials: digest of the trials, with which rates on other trials are not compared; "" without validation.
+        trials: digest of the trials and of what finds their speech; rates of others are not compared; "" without
+            validation.
     """
 
     rate: float = float("inf")

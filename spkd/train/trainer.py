@@ -110,11 +110,13 @@ class Validate(Protocol):
     Attributes:
         utterances: ids of the utterances of its trials.
         digest: digest of its trials, in any order.
+        measures: digest of all that its rates depend on beside the student: its trials, and what finds their speech.
     """
 
     speakers: frozenset[str]
     utterances: frozenset[str]
     digest: str
+    measures: str
 
     def __call__(self, network: Network) -> float: ...
 
@@ -247,13 +249,14 @@ class Run:
         optimiser, miner = self.optimisation.optimiser, self.loader.miner
         first, extra = resume.resume(self.out, self.module, optimiser, miner, self.config.total_steps)
         self.optimisation.load_state(_part(extra, "step."))
-        trials = "" if self.validate is None else self.validate.digest
+        trials = "" if self.validate is None else self.validate.measures
         self.best = BestValidation.of_state(_part(extra, "valid."))
         if trials and self.best.trials != trials:
             if self.best.step >= 0:
                 log(
-                    f"note: {self.config.valid.trials} holds other trials than the validations before had: their "
-                    f"lowest EER, {self.best.rate:.3f} % after {counted(self.best.step, 'step')}, does not count"
+                    f"note: {self.config.valid.trials} holds other trials than the validations before, or they had "
+                    f"another valid.vad: their lowest EER, {self.best.rate:.3f} % after "
+                    f"{counted(self.best.step, 'step')}, does not count"
                 )
             self.best = BestValidation(trials=trials)
         if recent := _part(extra, "recent."):

@@ -347,6 +347,12 @@ def test_validation_takes_its_speech_once(spkd: Callable, paused: Paused) -> Non
     spkd("eval", "t.txt", "model=a", paused.whole, "vad=energy", "out=e", "bootstrap=0").ok()
     results = json.loads(Path("e/report.json").read_text())["results"]
     assert float(rates[1]) == pytest.approx(results["eer_percent"], abs=1e-3)
+    # Rates with other speech are not compared: a run that goes on begins anew with its best.
+    done = spkd("train", *keys[:-1], "steps=3", "optim.schedule=constant", *valid, "valid.vad=energy", "out=g").ok()
+    done = spkd("train", *keys[:-1], "steps=4", "optim.schedule=constant", *valid, "out=g").ok()
+    assert re.search(
+        r"or they had another valid.vad: their lowest EER, [\d.]+ % after \d steps?, does not count", done.out
+    )
     done = spkd("train", *keys, *valid, "out=b").ok()
     assert "note: the cache's views are with view.vad=energy, validation is with valid.vad=none" in done.out
     done = spkd("train", *keys, "valid.vad=energy", "out=d")
