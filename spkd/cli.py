@@ -139,7 +139,7 @@ def manifest(
         typer.Argument(
             metavar="PATHS...",
             help="Folder of audio files; or containers of audio (tar, zip, ...), patterns such as {000..127}.tar, "
-            "a shard.list, or a folder of containers.",
+            "a shard.list, or a folder of containers; also their URLs.",
         ),
     ],
     layout: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)} (default: detected).")] = None,

@@ -8,7 +8,13 @@ from typing import Any, Protocol
 
 
 class Source(Protocol):
-    """What gives bytes of a range."""
+    """What gives bytes of a range.
+
+    Attributes:
+        size: bytes of the whole.
+    """
+
+    size: int
 
     def read(self, offset: int, length: int) -> bytes: ...
 

@@ -111,7 +111,10 @@ class Remote:
 
     def _state(self) -> State:
         """Size, and a number of the content's name. Raises SpkdError: no answer, no size, or no parts of files."""
-        found = self._head() if self._folder.is_http else self._information()
+        try:
+            found = self._head() if self._folder.is_http else self._information()
+        except FileNotFoundError as error:
+            raise SpkdError(f"{self._shown}: not found") from error
         if found.get("size") is None:
             raise SpkdError(f"{self._shown}: its server does not give its size")
         tag = next((str(found[name]) for name in TAGS if found.get(name)), "")

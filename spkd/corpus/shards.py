@@ -20,20 +20,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from spkd.corpus.address import Address, relative_path, state_text
+from spkd.corpus.address import Address, is_elsewhere, relative_path, state_of_container, state_text
 from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, probe
 from spkd.corpus.containers.container import SPEAKERS, Container, Entry, Wanted
 from spkd.corpus.layouts.base import MOST_FITTING, Layout
 from spkd.corpus.layouts.folder import level_of_speakers, notes_on_speakers
 from spkd.corpus.manifests.fields import HEADER, STATE
-from spkd.errors import SpkdError, UsageError, did_you_mean, first_few
+from spkd.corpus.stored import container as container_of
+from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, public_address
 from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, writing
-from spkd.files.reading import State, is_irregular, parse_json, state_of
+from spkd.files.reading import State, is_irregular, parse_json
+from spkd.files.remote_folder import RemoteFolder
 from spkd.files.text import counted, read_lines, short_names
 from spkd.progress import log, track
 from spkd.registry import CONTAINERS, LAYOUTS
@@ -44,6 +46,7 @@ BEGIN = 1024  # bytes by which a kind of container is recognised
 CHUNK = 512  # members that are measured together
 LISTS = (".list", ".lst", ".txt")  # suffixes of lists of containers, a path a line
 MOST_SHARDS = 1_000_000  # of one pattern
+LONGEST_LIST = 1 << 26  # bytes of a list of containers elsewhere
 PRIORITY = ("spk", *SPEAKERS, "cls", "txt")  # where speakers are looked for
 # Patterns as NeMo and WebDataset have them: audio_{0..127}.tar, audio__OP_0..127_CL_.tar; words: {train,dev}.tar
 BRACES = re.compile(r"(?:\{|_OP_)([^{}]*?)(?:\}|_CL_)")
@@ -70,12 +73,15 @@ class Summary:
 # Finding containers.
 
 
-def kind_of(path: Path) -> type[Container] | None:
-    """Kind of a container, by its first bytes; None where it is none."""
-    if not path.is_file():
+def kind_of(path: str) -> type[Container] | None:
+    """Kind of a container, by its first bytes; None where it is none, or cannot be read."""
+    if not is_elsewhere(path) and not os.path.isfile(path):
         return None
-    with open(path, "rb") as file:
-        begin = file.read(BEGIN)
+    try:
+        source = container_of(path)
+        begin = source.read(0, min(BEGIN, source.size))
+    except (OSError, ValueError):
+        return None
     return next((kind for kind in CONTAINERS.values() if kind.recognises(path, begin)), None)
 
 
@@ -111,49 +117,90 @@ def _around(name: str) -> tuple[str, str]:
     return name[: match.start()], name[match.end() :]
 
 
-def find(names: Sequence[str | Path]) -> list[Path]:
-    """The containers that arguments name: files, patterns, lists of files, folders.
+def find(names: Sequence[str | Path]) -> list[str]:
+    """The containers that arguments name: files, patterns, lists of files, folders; here or elsewhere (URLs).
 
     Returns:
         Their paths, in this order, those of a folder sorted; none where an argument is a folder of audio.
     Raises:
         UsageError: there is no such file, or one is no container.
+        SpkdError: the place of a URL does not answer.
     """
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            found += [] if _holds_audio(path) else _within(path)
-        elif path.exists() or not BRACES.search(str(name)):
-            found += _listed(path)
+    found: list[str] = []
+    for name in map(str, names):
+        if is_elsewhere(name) and public_address(name) != name:
+            raise UsageError(
+                f"{public_address(name)}: the rest of the address (a password, a query) would be written into the "
+                "manifest; give credentials to the library (fsspec), in its files or variables"
+            )
+        if os.path.isdir(name):
+            found += [] if _holds_audio(Path(name)) else _within(Path(name))
+        elif is_elsewhere(name) and name.endswith("/"):
+            found += _within_elsewhere(name)
+        elif os.path.exists(name) or not BRACES.search(name):
+            found += _listed(name)
         else:
-            found += [each for pattern in expanded(str(name)) for each in _listed(Path(pattern))]
+            found += [each for pattern in expanded(name) for each in _listed(pattern)]
     return found
 
 
-def _listed(path: Path) -> list[Path]:
+def _listed(path: str) -> list[str]:
     """A container by itself, or those of a list."""
-    if ADDRESS.match(str(path)):
-        raise UsageError(f"{path}: an address; copy it to this machine first")
+    if is_elsewhere(path):
+        return _listed_elsewhere(path)
+    if ADDRESS.match(path):
+        raise UsageError(f"{path}: an address of another kind than s3://, gs://, hf://, http(s)://")
     if is_irregular(path):
         raise UsageError(f"{path}: not a regular file")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(f"{path}: no such file or folder")
     if kind_of(path) is not None:
         return [path]
-    if path.suffix in LISTS:
-        lines = [line.strip() for line in read_lines(path)]
-        paths = [path.parent / line for line in lines if line and not line.startswith("#")]
-        if paths and all(each.name.endswith(suffixes()) for each in paths):
-            return paths
+    if Path(path).suffix in LISTS:
+        lines = [line.strip() for line in read_lines(Path(path))]
+        named = [line for line in lines if line and not line.startswith("#")]
+        if named and all(line.endswith(suffixes()) for line in named):
+            return [line if is_elsewhere(line) else str(Path(path).parent / line) for line in named]
+    raise _no_container(path)
+
+
+def _listed_elsewhere(url: str) -> list[str]:
+    """As `_listed`. A list is read by its suffix, and its lines are relative to its folder."""
+    try:
+        source = container_of(url)
+        if PurePosixPath(url.partition("?")[0]).suffix in LISTS:
+            text = source.read(0, min(source.size, LONGEST_LIST)).decode()
+            lines = [line.strip() for line in text.splitlines()]
+            folder = url.partition("?")[0].rpartition("/")[0]
+            named = [line for line in lines if line and not line.startswith("#")]
+            if named and all(line.endswith(suffixes()) for line in named):
+                return [line if is_elsewhere(line) else f"{folder}/{line}" for line in named]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{public_address(url)}: {error}") from error
+    if kind_of(url) is None:
+        raise _no_container(public_address(url))
+    return [url]
+
+
+def _no_container(path: str) -> UsageError:
     kinds = ", ".join(kind.describes for kind in CONTAINERS.values())
-    raise UsageError(f"{path}: neither a folder of audio nor a container of it ({kinds})")
+    return UsageError(f"{path}: neither a folder of audio nor a container of it ({kinds})")
 
 
-def _within(folder: Path) -> list[Path]:
+def _within_elsewhere(url: str) -> list[str]:
+    """Containers in a folder elsewhere, by their suffixes, sorted. Raises UsageError: there are none."""
+    folder = RemoteFolder.of(url.rstrip("/"))
+    _, files = folder.entries()
+    found = [f"{url.rstrip('/')}/{name}" for name in sorted(files) if name.endswith(suffixes())]
+    if not found:
+        raise UsageError(f"{public_address(url)}: no containers of audio in this folder")
+    return found
+
+
+def _within(folder: Path) -> list[str]:
     """Containers in a folder, by their suffixes."""
     files, _ = find_files(folder, {Path(f"_{suffix}").suffix for suffix in suffixes()})
-    return [path for path in files if path.name.lower().endswith(suffixes())]
+    return [str(path) for path in files if path.name.lower().endswith(suffixes())]
 
 
 def _holds_audio(folder: Path) -> bool:
@@ -171,7 +218,7 @@ class _Part:
         file: the file; it appears whole.
     """
 
-    container: Path
+    container: str
     state: State
     file: Path
 
@@ -198,12 +245,13 @@ class _Part:
         return dict(parse_json(next(read_lines(self.file), "{}"), str(self.file)))
 
 
-def _part_of(container: Path, folder: Path, wanted: Wanted) -> _Part:
+def _part_of(container: str, folder: Path, wanted: Wanted) -> _Part:
     """Raises UsageError where there is no such file."""
-    if (state := state_of(container)) is None:
-        raise UsageError(f"{container}: no such file")
+    if (state := state_of_container(container)) is None:
+        raise UsageError(f"{public_address(container)}: no such file")
     asked = asdict(wanted) | {"suffixes": sorted(wanted.suffixes)}
-    text = json.dumps([FORMAT, os.path.realpath(container), state, asked])
+    place = container if is_elsewhere(container) else os.path.realpath(container)
+    text = json.dumps([FORMAT, place, state, asked])
     return _Part(container, state, folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.jsonl")
 
 
@@ -301,7 +349,8 @@ class _Naming:
 
 def _unpacked(part: _Part) -> Path:
     """Folder into which a container would be unpacked, beside which the lists of a corpus may be."""
-    return part.container.parent / part.container.name.partition(".")[0]
+    path = PurePosixPath(part.container) if is_elsewhere(part.container) else Path(part.container)
+    return Path(path.parent / path.name.partition(".")[0])
 
 
 def _naming(parts: Sequence[_Part], root: str, layout: str | None, speaker: str) -> _Naming:
@@ -391,7 +440,7 @@ def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
     repeated = set(values[counts > 1].tolist())
     if not repeated:
         return
-    seen: dict[str, tuple[Path, str]] = {}
+    seen: dict[str, tuple[str, str]] = {}
     across = 0
     for part, found in zip(parts, within, strict=True):
         entries = ((row, name) for row, name, _ in naming.named(part) if name)
@@ -415,7 +464,7 @@ def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
 
 
 def index(
-    containers: Sequence[Path],
+    containers: Sequence[str | Path],
     out: Path,
     layout: str | None = None,
     workers: int = 8,
@@ -446,7 +495,7 @@ def index(
     make_folder(folder.parent)
     remove_abandoned(folder)
     left_out: dict[str, str] = {}
-    parts = _distinct([_part_of(container, folder, wanted) for container in containers], left_out)
+    parts = _distinct([_part_of(str(container), folder, wanted) for container in containers], left_out)
     _read_all(parts, wanted, workers)
     naming = _naming(parts, root, layout, speaker)
     _check_ids(naming, parts, root)
@@ -464,10 +513,10 @@ def _distinct(parts: Sequence[_Part], left_out: dict[str, str]) -> list[_Part]:
     """The parts without those of links to containers that are there already."""
     kept: dict[Path, _Part] = {}
     for part in parts:
-        if not str(part.container).isprintable():
-            left_out[str(part.container)] = "its name holds control characters"
+        if not part.container.isprintable():
+            left_out[part.container] = "its name holds control characters"
         elif kept.setdefault(part.file, part) is not part:
-            left_out[str(part.container)] = "listed twice, or a link to what is listed under another name"
+            left_out[part.container] = "listed twice, or a link to what is listed under another name"
     return list(kept.values())
 
 
@@ -493,17 +542,17 @@ def _read_all(parts: Sequence[_Part], wanted: Wanted, workers: int) -> None:
 
 
 def _written(parts: Sequence[_Part], naming: _Naming, out: Path, root: str, left_out: dict[str, str]) -> Summary:
-    shorts = {path: name.partition(".")[0] for path, name in short_names(str(p.container) for p in parts).items()}
+    shorts = {path: name.partition(".")[0] for path, name in short_names(p.container for p in parts).items()}
     if len(set(shorts.values())) < len(shorts):
-        shorts = short_names(str(part.container) for part in parts)
+        shorts = short_names(part.container for part in parts)
     folder, speakers, seconds, count = out.parent.resolve(), set[str](), 0.0, 0
     with writing(out) as file:
         write = _csv_writer(file) if out.suffix == ".csv" else partial(_write_object, file)
         for part in parts:
-            container, state = relative_path(str(part.container), folder), state_text(part.state)
+            container, state = relative_path(part.container, folder), state_text(part.state)
             for name, reason in part.left_out():
-                left_out[f"{part.container}: {name}" if name else str(part.container)] = reason
-            for row, name, given in naming.named(part, shorts[str(part.container)]):
+                left_out[f"{part.container}: {name}" if name else part.container] = reason
+            for row, name, given in naming.named(part, shorts[part.container]):
                 if not name:
                     left_out[f"{part.container}: {row[0]}"] = f"does not fit the layout {naming.layout}"
                     continue

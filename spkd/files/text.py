@@ -10,6 +10,7 @@ import math
 import re
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -166,14 +167,12 @@ def counted(count: int, what: str) -> str:
 def short_names(paths: Iterable[str]) -> dict[str, str]:
     """Path or URL -> short name: its last part, and as many parts before it as make the name unique."""
     parts = {path: path.rstrip("/").split("/") for path in paths}
-
-    def is_unique(path: str, count: int) -> bool:
-        return sum(words[-count:] == parts[path][-count:] for words in parts.values()) == 1
-
-    return {
-        path: "/".join(words[-next((n for n in range(1, len(words)) if is_unique(path, n)), len(words)) :])
-        for path, words in parts.items()
-    }
+    names, left = dict[str, str](), dict(parts)
+    for count in range(1, max(map(len, parts.values()), default=0) + 1):
+        repeats = Counter(tuple(words[-count:]) for words in parts.values())
+        for path in [path for path, words in left.items() if repeats[tuple(words[-count:])] == 1]:
+            names[path] = "/".join(left.pop(path)[-count:])
+    return {path: names.get(path, path.rstrip("/")) for path in parts}
 
 
 def format_bytes(count: float) -> str:

@@ -34,9 +34,9 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarf
 
 def entries_of(path: Path, wanted: Wanted = WANTED) -> tuple[dict[str, Entry], Container]:
     """Name within the container -> entry, and the container."""
-    kind = kind_of(path)
+    kind = kind_of(str(path))
     assert kind is not None
-    container = kind(path, wanted)
+    container = kind(str(path), wanted)
     return {entry.name: entry for entry in container.entries()}, container
 
 
@@ -290,4 +290,10 @@ def test_kinds_are_recognised_by_content(tmp_path: Path) -> None:
         file.writestr("a.wav", b"")
     (tmp_path / "wav").write_bytes(b"RIFF" * 500)
     (tmp_path / "empty").touch()
-    assert [kind_of(tmp_path / name) for name in ("tar", "zip", "wav", "empty", "")] == [Tar, Zip, None, None, None]
+    assert [kind_of(str(tmp_path / name)) for name in ("tar", "zip", "wav", "empty", "")] == [
+        Tar,
+        Zip,
+        None,
+        None,
+        None,
+    ]

@@ -8,6 +8,7 @@ import random
 import re
 import tarfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -37,7 +38,11 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        kind, data = type(self), Path(self.translate_path(self.path)).read_bytes()
+        kind, path = type(self), Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
         if kind.fails > 0:
             kind.fails -= 1
@@ -156,6 +161,63 @@ def test_a_manifest_of_addresses_elsewhere_gives_the_same_embeddings(
     far, near = (np.stack([vector for _, vector in read_vectors(Path(f"{name}.npy"))]) for name in rows)
     assert far.shape == (4, 4)
     assert far.tobytes() == near.tobytes()
+
+
+@pytest.mark.parametrize("place", ["web", "s3"])
+def test_shards_elsewhere_are_indexed_as_those_here(
+    web: tuple[str, type[Ranges]], spkd: Callable, tmp_path: Path, s3: str, place: str
+) -> None:
+    import fsspec
+
+    folder = tmp_path / "web" / "shards"
+    folder.mkdir()
+    for number in range(3):
+        shard(folder / f"{number}.tar", 3)
+    with zipfile.ZipFile(folder / "vox.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(3):
+            file.writestr(f"wav/id1027{number}/v/00001.wav", wav(number))
+    (folder / "shard.list").write_text("0.tar\n2.tar\n")
+    base = f"{web[0]}/shards"
+    if place == "s3":
+        base = f"{s3}/{tmp_path.name}"
+        fsspec.filesystem("s3").put([str(path) for path in folder.iterdir()], f"{base}/")
+    for name, names in {
+        "tars": ["{0..2}.tar"],
+        "list": ["shard.list"],
+        "zip": ["vox.zip"],
+        "all": [""] if place == "s3" else ["0.tar", "1.tar", "2.tar", "vox.zip"],
+    }.items():
+        spkd("manifest", *(f"{base}/{each}" for each in names), "--out", f"far-{name}.csv").ok()
+        here = [f"{folder}/{each}" for each in names]
+        spkd("manifest", *here, "--out", f"near-{name}.csv").ok()
+        far, near = Manifest.load(Path(f"far-{name}.csv")), Manifest.load(Path(f"near-{name}.csv"))
+        assert [(u.id, u.speaker, u.duration) for u in far] == [(u.id, u.speaker, u.duration) for u in near]
+        assert [u.path for u in far] == [u.path.replace("web/shards", base) for u in near]
+        for one, two in zip(far, near, strict=True):
+            assert decode(one.path).wave.tobytes() == decode(two.path).wave.tobytes()
+
+
+def wav(seed: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, 0.1 * np.random.RandomState(seed).normal(size=8000), 16_000, "PCM_16", format="WAV")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.tar", "not found"),
+        ("text.bin", "neither a folder of audio nor a container"),
+        ("s.tar?token=1", "would be written into the manifest"),
+    ],
+)
+def test_what_is_no_container_elsewhere_is_refused(
+    web: tuple[str, type[Ranges]], spkd: Callable, tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "web" / "text.bin").write_text("no tar\n" * 300)
+    done = spkd("manifest", f"{web[0]}/{name}", "--out", "m.csv")
+    assert (done.code, message in done.err, "token" in done.err) == (2, True, False), done.err
+    assert not Path("m.csv").exists()
 
 
 def test_a_server_that_fails_is_asked_again(

@@ -43,7 +43,8 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_there", [True, False])
 @pytest.mark.parametrize(
-    "read", [reading.read_bytes, digest.of_file, audio.probe, lambda path: exclusive(path).__enter__()]
+    "read",
+    [reading.read_bytes, digest.of_file, lambda path: audio.probe(str(path)), lambda path: exclusive(path).__enter__()],
 )
 def test_a_file_that_comes_or_goes_meanwhile_is_regular_or_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object], is_there: bool

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from spkd.corpus.address import Address
 from spkd.corpus.ark import audio_at
@@ -21,12 +20,12 @@ class KaldiArchive(Container):
     describes = "Kaldi's wav.ark"
     suffixes = (".ark",)
 
-    def __init__(self, path: Path, wanted: Wanted) -> None:
+    def __init__(self, path: str, wanted: Wanted) -> None:
         super().__init__(path, wanted)
         self.has_names = False
 
     @classmethod
-    def recognises(cls, path: Path, begin: bytes) -> bool:
+    def recognises(cls, path: str, begin: bytes) -> bool:
         return BEGIN.match(begin) is not None
 
     def entries(self) -> Iterator[Entry]:
@@ -47,6 +46,6 @@ class KaldiArchive(Container):
                     f"damaged from byte {at:,} on ({error}); what lies before is taken: {count:,} entries"
                 )
                 return
-            yield Entry(name, name, Address(str(self.path), offset, length, kind))
+            yield Entry(name, name, Address(self.path, offset, length, kind))
             at, count = offset + length, count + 1
             self.share(at / source.size)

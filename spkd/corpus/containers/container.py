@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from spkd.corpus.address import Address
 from spkd.corpus.manifests.fields import SPEAKER
-from spkd.corpus.stored import Opened
+from spkd.corpus.ranges import Source
+from spkd.corpus.stored import container
 from spkd.errors import SpkdError
 
 # Names of keys and columns that hold a speaker, the likeliest first: those of manifests, and those of public corpora.
@@ -67,7 +67,7 @@ class Container(ABC):
     describes: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
 
-    def __init__(self, path: Path, wanted: Wanted) -> None:
+    def __init__(self, path: str, wanted: Wanted) -> None:
         self.path, self.wanted = path, wanted
         self.left_out: dict[str, str] = {}
         self.has_names = True
@@ -76,7 +76,7 @@ class Container(ABC):
 
     @classmethod
     @abstractmethod
-    def recognises(cls, path: Path, begin: bytes) -> bool:
+    def recognises(cls, path: str, begin: bytes) -> bool:
         """Whether a file is of this kind.
 
         Args:
@@ -91,9 +91,9 @@ class Container(ABC):
             SpkdError: nothing of it can be read.
         """
 
-    def opened(self) -> Opened:
+    def opened(self) -> Source:
         """The open file. Raises SpkdError where it cannot be opened."""
         try:
-            return Opened(str(self.path))
+            return container(self.path)
         except OSError as error:
             raise SpkdError(f"{self.path}: {error.strerror or error}") from error

@@ -74,7 +74,7 @@ class Archive(Container):
         placed = [(member, key, len(group) == 1) for key, group in audio.items() for member in group]
         for member, key, alone in sorted(placed, key=lambda each: each[0].offset):
             speakers = self._speakers(beside.get(key, {}))
-            yield Entry(member.name, key if alone else member.name, member.address(str(self.path)), speakers)
+            yield Entry(member.name, key if alone else member.name, member.address(self.path), speakers)
 
     def members(self) -> Iterator[Member]:
         """The regular files, in the order in which they lie; links are counted in `left_out`.
@@ -95,7 +95,7 @@ class Archive(Container):
                 self.unused[f".{suffix} of more than {LARGEST:,} bytes"] += 1
                 continue
             try:
-                text = read(member.address(str(self.path))).decode("utf-8-sig")
+                text = read(member.address(self.path)).decode("utf-8-sig")
                 found |= self._of_json(text) if suffix == "json" else self._of_text(suffix, text)
             except (SpkdError, OSError, ValueError):  # ValueError: not UTF-8, too
                 self.unused[f".{suffix} that cannot be read"] += 1

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-from spkd.corpus.address import ROW, Address
+from spkd.corpus.address import ROW, Address, state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES
 from spkd.corpus.containers.container import IDS, SPEAKERS, Container, Entry, Wanted
 from spkd.corpus.rows import Table, table
 from spkd.errors import SpkdError, did_you_mean
-from spkd.files.reading import state_of
 
 MAGIC = b"PAR1"
 PATH = "path"  # field of a struct with audio: the name of the file that it was
@@ -28,17 +27,17 @@ class Parquet(Container):
     describes = "parquet"
     suffixes = (".parquet",)
 
-    def __init__(self, path: Path, wanted: Wanted) -> None:
+    def __init__(self, path: str, wanted: Wanted) -> None:
         super().__init__(path, wanted)
         self.has_names = False
 
     @classmethod
-    def recognises(cls, path: Path, begin: bytes) -> bool:
+    def recognises(cls, path: str, begin: bytes) -> bool:
         return begin.startswith(MAGIC)
 
     def entries(self) -> Iterator[Entry]:
         try:
-            rows = table(str(self.path), state_of(self.path))
+            rows = table(self.path, state_of_container(self.path))
             yield from self._of_table(rows)
         except ValueError as error:
             raise SpkdError(f"{self.path}: {error}") from error
@@ -76,7 +75,7 @@ class Parquet(Container):
                     for each in speakers
                     if (text := _text(_class_name(cells[each][number], classes.get(each, ()))))
                 }
-                address = Address(str(self.path), row, 0, f"{suffix.lstrip('.')}.{kind}")
+                address = Address(self.path, row, 0, f"{suffix.lstrip('.')}.{kind}")
                 yield Entry(name or f"row {row}", key, address, found)
             before += count
             self.share((group + 1) / rows.metadata.num_row_groups)

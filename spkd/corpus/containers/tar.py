@@ -7,11 +7,10 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from spkd.corpus.containers.members import Archive, Member
-from spkd.corpus.stored import Opened
+from spkd.corpus.ranges import Source
 from spkd.errors import SpkdError
 
 LARGEST_HEADER = 1 << 24  # bytes of a long name or of a PAX header
@@ -35,13 +34,13 @@ class Tar(Archive):
     suffixes = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
     @classmethod
-    def recognises(cls, path: Path, begin: bytes) -> bool:
+    def recognises(cls, path: str, begin: bytes) -> bool:
         if compression(begin) is not None:
-            return path.name.lower().endswith(cls.suffixes)
+            return path.lower().endswith(cls.suffixes)
         with contextlib.suppress(tarfile.TarError, ValueError):
             tarfile.TarInfo.frombuf(begin[:BLOCK], "utf-8", "surrogateescape")
             return True
-        return path.suffix.lower() == ".tar"
+        return path.lower().endswith(".tar")
 
     def members(self) -> Iterator[Member]:
         source = self.opened()
@@ -96,7 +95,7 @@ class Tar(Archive):
     def _damaged(self, reason: str) -> None:
         self.left_out[""] = reason
 
-    def _check_end(self, source: Opened, end: int, count: int) -> None:
+    def _check_end(self, source: Source, end: int, count: int) -> None:
         """Note where the last header that was read is not the end of the archive, as tarfile stops at what is none."""
         mark = source.read(end, max(min(2 * BLOCK, source.size - end), 0))
         behind = source.read(end, max(min(PADDING, source.size - end), 0))
@@ -125,7 +124,7 @@ def compression(begin: bytes) -> str | None:
     return next((command for magic, command in COMPRESSED.items() if begin.startswith(magic)), None)
 
 
-def _start(source: Opened) -> bytes:
+def _start(source: Source) -> bytes:
     return source.read(0, min(source.size, BLOCK))
 
 
@@ -136,7 +135,7 @@ class _Headers:
         tarfile.ReadError: a header of more bytes than one has.
     """
 
-    def __init__(self, source: Opened) -> None:
+    def __init__(self, source: Source) -> None:
         self._source, self._place = source, 0
         self._window, self._begin = b"", 0
         self.name, self.mode = "", "rb"

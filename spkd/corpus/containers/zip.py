@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from spkd.corpus.containers.members import Archive, Member
-from spkd.corpus.stored import Opened
+from spkd.corpus.ranges import Range, Source
 from spkd.errors import SpkdError
 
 LOCAL = struct.Struct("<4s5H3I2H")  # header before a member (APPNOTE.TXT 4.3.7)
@@ -22,13 +24,13 @@ class Zip(Archive):
     suffixes = (".zip",)
 
     @classmethod
-    def recognises(cls, path: Path, begin: bytes) -> bool:
-        return begin[:4] in (b"PK\3\4", b"PK\5\6") or path.suffix.lower() == ".zip"
+    def recognises(cls, path: str, begin: bytes) -> bool:
+        return begin[:4] in (b"PK\3\4", b"PK\5\6") or path.lower().endswith(".zip")
 
     def members(self) -> Iterator[Member]:
         source = self.opened()
         try:
-            with zipfile.ZipFile(self.path) as file:
+            with zipfile.ZipFile(cast(BinaryIO, io.BufferedReader(Range(source, 0, source.size)))) as file:
                 infos = sorted(file.infolist(), key=lambda info: info.header_offset)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, EOFError) as error:
             raise SpkdError(
@@ -69,7 +71,7 @@ def _name(info: zipfile.ZipInfo) -> str | None:
         return None
 
 
-def _offset(source: Opened, info: zipfile.ZipInfo) -> int | None:
+def _offset(source: Source, info: zipfile.ZipInfo) -> int | None:
     """Place of the bytes of a member, behind its own header; None where there is no such header."""
     try:
         header = LOCAL.unpack(source.read(info.header_offset, LOCAL.size))

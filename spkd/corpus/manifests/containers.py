@@ -23,7 +23,7 @@ class Containers(Reader):
             return False
         if f".{source.suffix}" in shards.LISTS:
             return source.first_line.strip().endswith(shards.suffixes())
-        return source.path.name.endswith(shards.suffixes()) and shards.kind_of(source.path) is not None
+        return source.path.name.endswith(shards.suffixes()) and shards.kind_of(str(source.path)) is not None
 
     def utterances(self) -> Iterator[Utterance]:
         self.notes.append("indexed for this run; `spkd manifest` does so once for all")

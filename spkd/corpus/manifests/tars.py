@@ -15,5 +15,5 @@ def addresses(tar: Path) -> dict[str, str]:
     Raises:
         SpkdError: the tar is missing, or nothing of it can be read.
     """
-    members = Tar(tar, Wanted(frozenset(AUDIO_SUFFIXES))).members()
+    members = Tar(str(tar), Wanted(frozenset(AUDIO_SUFFIXES))).members()
     return {member.name: str(member.address(str(tar))) for member in members}
