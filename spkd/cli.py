@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -41,6 +42,7 @@ from spkd.train.settings import TrainConfig
 from spkd.version import __version__
 from spkd.voices.settings import VOICES, EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 
+AGAIN = 0.05  # s until an interruption is asked for again
 MANIFEST, CATALOGUE = Path("manifest.csv"), Path("catalogue.html")  # what commands write that are given no name
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
@@ -730,6 +732,21 @@ def _interrupt(*_: object) -> None:
     raise Interrupted("interrupted; everything committed stays valid, and the same command continues")
 
 
+def _ask_again(unraisable: Any) -> None:
+    """Hook for errors that Python cannot raise, as in a finaliser: of an interruption, the process is asked again."""
+
+    def ask() -> None:
+        if signal.getsignal(signal.SIGTERM) is _interrupt:  # the command still runs
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if isinstance(unraisable.exc_value, Interrupted):
+        again = threading.Timer(AGAIN, ask)
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def _leave_the_folder_out() -> None:
     """Import nothing from the current folder, which may be anybody's: not here, nor in a process that is started."""
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -746,21 +763,23 @@ def main() -> None:
     _leave_the_folder_out()
     # Handled here, because Typer would turn KeyboardInterrupt into a silent abort.
     before = {which: signal.signal(which, _interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
+    sys.unraisablehook = _ask_again
     try:
         code = app(prog_name="spkd", standalone_mode=False)
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         sys.exit(reported(_as_ours(error), sys.argv, plug_ins))
     finally:
+        sys.unraisablehook = sys.__unraisablehook__
         for which, handler in before.items():
             signal.signal(which, handler)
     if code:
         sys.exit(code)
 
 
-def _as_ours(error: Any) -> Exception:
+def _as_ours(error: Any) -> Exception | Interrupted:
     """An error in the words and options of the command line, which typer raises, as one of ours."""
     if not hasattr(error, "format_message"):
-        return cast(Exception, error)
+        return cast(Exception | Interrupted, error)
     if not (text := error.format_message()):  # its message was the help
         sys.exit(error.exit_code)
     command = error.ctx.command_path if error.ctx is not None else "spkd"

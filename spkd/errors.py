@@ -34,8 +34,11 @@ class UsageError(SpkdError):
     exit_code = 2
 
 
-class Interrupted(SpkdError):
-    """Interruption by the user. Exit code 130, as in shells."""
+class Interrupted(BaseException):
+    """Interruption by the user. Exit code 130, as in shells.
+
+    It is raised anywhere, and is no Exception, so that no code that reads a file takes it for damage of the file.
+    """
 
     exit_code = 130
 
@@ -142,7 +145,9 @@ def _folded(word: str) -> str:
     return word.casefold().replace("_", "-")
 
 
-def reported(error: Exception, command: Sequence[str], plug_ins: Callable[[], Sequence[str]] = tuple) -> int:
+def reported(
+    error: Exception | Interrupted, command: Sequence[str], plug_ins: Callable[[], Sequence[str]] = tuple
+) -> int:
     """Print an error in one line.
 
     Args:
@@ -151,7 +156,7 @@ def reported(error: Exception, command: Sequence[str], plug_ins: Callable[[], Se
     Returns:
         The exit code.
     """
-    if isinstance(error, SpkdError):
+    if isinstance(error, SpkdError | Interrupted):
         # Some errors have further lines, one for each damaged file.
         lines, code = str(error).split("\n"), error.exit_code
     elif isinstance(error, BrokenPipeError):  # the reader of the output has ended, such as `| head`

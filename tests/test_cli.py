@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,66 @@ def interrupted(*arguments: str) -> None:
 
     run.begin_targets = interrupt
     processes.command(*arguments)
+
+
+def interrupted_at(name: str, *arguments: str) -> None:
+    """The command line, and SIGTERM as it opens a file of this name for the first time."""
+    asked = []
+
+    def watch(event: str, given: tuple) -> None:
+        if event == "open" and not asked and str(given[0]).endswith(f"/{name}"):
+            asked.append(name)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sys.addaudithook(watch)
+    processes.command(*arguments)
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_no_damage_of_the_file_that_is_read(spkd: Callable, corpus: Path) -> None:
+    extract = ["extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "fbank=true"]
+    spkd(*extract).ok()
+    train = ["train", "--loss", "aam", "cache=cache", "student.channels=8", "batch_size=4", "crop=0.3", "device=cpu"]
+    train += ["optim.schedule=constant", "save_every=2", "out=student"]
+    spkd(*train, "steps=2").ok()
+    for name, *arguments in (
+        ("0.json", "cache", "verify", "cache"),
+        ("zarr.json", "cache", "export", "cache", "cache.h5"),
+        ("COMPLETE.json", *extract),
+        ("manifest.csv", *extract),
+        ("state.json", *train, "steps=4"),
+        ("state.2.safetensors", *train, "steps=4"),
+    ):
+        done = processes.Running(interrupted_at, name, *arguments)
+        _, error = done.communicate()
+        expected = "error: interrupted; everything committed stays valid, and the same command continues\n"
+        assert (done.returncode, error.endswith(expected)) == (130, True), (name, error)
+    assert "continuing student at step 2" in spkd(*train, "steps=4").ok().out
+
+
+def interrupted_in_a_finaliser(*arguments: str) -> None:
+    """The command line, and SIGTERM in a finaliser, which no error leaves, as it opens a completion record."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def watch(event: str, given: tuple) -> None:
+        if event == "open" and str(given[0]).endswith("COMPLETE.json"):
+            Finalised()
+            time.sleep(2.0)
+
+    sys.addaudithook(watch)
+    processes.command(*arguments)
+
+
+def test_an_interrupt_in_a_finaliser_ends_the_command(spkd: Callable) -> None:
+    Path("cache").mkdir()
+    Path("cache/COMPLETE.json").write_text("{}")
+    done = processes.Running(interrupted_in_a_finaliser, "cache", "verify", "cache")
+    _, error = done.communicate()
+    assert done.returncode == 130, error
+    assert error == "error: interrupted; everything committed stays valid, and the same command continues\n"
 
 
 def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> None:

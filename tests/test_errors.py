@@ -86,7 +86,7 @@ def test_an_address_whose_password_cannot_be_told_is_refused(url: str) -> None:
     ],
 )
 def test_every_failure_is_a_line(
-    capsys: pytest.CaptureFixture[str], error: Exception, code: int, expected: str
+    capsys: pytest.CaptureFixture[str], error: Exception | Interrupted, code: int, expected: str
 ) -> None:
     assert reported(error, ["spkd", "train"]) == code
     printed = capsys.readouterr().err

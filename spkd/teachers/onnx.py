@@ -129,8 +129,6 @@ class ONNX(Teacher):
                 self._session.run([self._names[name] for name in wanted], self._input.feed(batch), seconds)
                 for batch in batches
             ]
-        except SpkdError:  # a signal
-            raise
         except Exception as error:  # onnxruntime's own kinds
             raise SpkdError(
                 f"{self._path}: fails on {waves.shape[1] / SAMPLE_RATE:g} s ({first_line(error)})"

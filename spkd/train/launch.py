@@ -12,7 +12,7 @@ import torch
 from spkd import config as settings
 from spkd.corpus.settings import ViewConfig
 from spkd.device import resolve
-from spkd.errors import Interrupted, SpkdError, UsageError
+from spkd.errors import SpkdError, UsageError
 from spkd.registry import COMMANDS
 from spkd.train.distributed import launched
 from spkd.train.settings import TrainConfig
@@ -48,8 +48,6 @@ def train_each(
             valid = config.valid
             scorer = make_validation(valid.trials, valid.manifest, valid.vad, config.out, resolve(config.device))
             yield config, train(config, scorer, views)
-        except Interrupted:
-            raise
         except SpkdError as error:
             if not is_sweep:
                 raise
