@@ -12,6 +12,7 @@ Data have HDF5's own checksum (fletcher32), so that any tool detects damage.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -51,7 +52,7 @@ def export_hdf5(cache: Cache, path: Path) -> None:
     plan, small = cache.plan, Metadata.of(cache)
     speakers = [*plan.speakers, ""]
     digests = {f"files/{name}": digest.of_bytes(data) for name, data in small.files.items()}
-    with writing(path) as whole, _opened(whole, _most_bytes(cache, small)) as file:
+    with writing(path) as whole, _written(whole) as (file, check_disk):
         file.attrs["spkd_cache"] = EXPORT_FORMAT
         file.attrs["card"] = json.dumps(cache.card.to_json())
         file.attrs["rejected"] = json.dumps(cache.rejected)
@@ -66,44 +67,71 @@ def export_hdf5(cache: Cache, path: Path) -> None:
         with track("writing HDF5", plan.units * len(cache.targets), "shards") as bar:
             checks = checked(cache)
             for target in cache.targets.values():
-                digests[f"targets/{target.name}"] = _export_target(cache, target, file, checks)
+                digests[f"targets/{target.name}"] = _export_target(cache, target, file, checks, check_disk)
                 bar.advance(plan.units)
         file.attrs["digests"] = json.dumps(digests | {CHECK: _check(file, digests)})
 
 
-def _opened(whole: BinaryIO, size: int) -> h5py.File:
-    """An empty file, opened by libhdf5, with room for so many bytes: libhdf5 crashes where a write fails.
+class _Disk(io.RawIOBase):
+    """File for libhdf5 of which no call fails: where one does, libhdf5 crashes, or leaves out what it could not write.
 
-    Raises:
-        OSError: there is no such room.
+    Attributes:
+        error: the first error of a call, or interruption, behind which nothing is written.
     """
-    empty = io.BytesIO()
-    with h5py.File(empty, "w"):
-        pass
-    whole.write(empty.getvalue())
-    whole.flush()
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(whole.fileno(), 0, size)
-    return h5py.File(whole.name, "r+", locking=False)  # it is locked by its own writer
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._place, self._end = file, 0, 0  # bytes
+        self.error: BaseException | None = None
+
+    def check(self) -> None:
+        """Raise the first error, if there is one."""
+        if self.error is not None:
+            raise self.error
+
+    def _try(self, call: Callable[..., Any], *arguments: Any) -> None:
+        if self.error is None:
+            try:
+                self._file.seek(self._place)
+                call(*arguments)
+            except BaseException as error:
+                self.error = error
+
+    def write(self, data: Any) -> int:
+        self._try(self._file.write, data)
+        self._place += len(data)
+        self._end = max(self._end, self._place)
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        self._try(self._file.readinto, buffer)  # type: ignore[attr-defined]
+        self._place += len(buffer)
+        return len(buffer)
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self._place = place + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._end}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def truncate(self, size: int | None = None) -> int:
+        self._end = self._place if size is None else size
+        self._try(self._file.truncate, self._end)
+        return self._end
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
 
 
-def _most_bytes(cache: Cache, small: Metadata) -> int:
-    """Bytes that the file of a cache has at most: those of its content, and HDF5's own for each array, chunk and text.
-
-    A chunk is listed in 40 bytes of a node that may be half empty, and a text in 40 with padding; collections of texts
-    have at least 4096 bytes, as have the nodes of each array.
-    """
-    plan, targets = cache.plan, cache.targets.values()
-    texts = [*plan.utterances, *(plan.speakers[i] if i >= 0 else "" for i in np.asarray(plan.speaker))]
-    attributes = json.dumps([cache.card.to_json(), cache.rejected])
-    size = 2 * len(attributes) + sum(len(data) for data in small.files.values())
-    size += sum(64 + len(text.encode()) for text in texts)
-    size += sum(np.asarray(column).nbytes for column in plan.views.columns().values())
-    for target in targets:
-        rows, (columns, dtype) = int(target.num_frames(plan.views.samples).sum()), row_format(target)
-        height = _chunk_rows(target, rows)
-        size += -(-rows // height) * (height * columns * dtype.itemsize + 128) + 8 * (len(plan.views) + 1)
-    return size + (1 << 16) + (1 << 13) * (len(small.files) + len(targets))
+@contextlib.contextmanager
+def _written(whole: BinaryIO) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """A new HDF5 file, and the function that raises the first error of the disk, as the end of the block does."""
+    disk = _Disk(whole)
+    try:
+        with h5py.File(disk, "w") as file:
+            yield file, disk.check
+    finally:
+        disk.check()  # in the place of what libhdf5 makes of it
 
 
 def _check(file: h5py.File, digests: Mapping[str, str]) -> str:
@@ -111,7 +139,13 @@ def _check(file: h5py.File, digests: Mapping[str, str]) -> str:
     return digest.of_tree({**digests, **{name: _attribute(file, name) for name in ("card", "rejected")}})
 
 
-def _export_target(cache: Cache, target: Target, file: h5py.File, check: Callable[[int, Target], None]) -> str:
+def _export_target(
+    cache: Cache,
+    target: Target,
+    file: h5py.File,
+    check: Callable[[int, Target], None],
+    check_disk: Callable[[], None],
+) -> str:
     """Write a target of every view. Returns the SHA-256 of the rows of all usable views, one after the other."""
     counts = target.num_frames(cache.plan.views.samples)
     ends = np.cumsum(counts)
@@ -126,6 +160,7 @@ def _export_target(cache: Cache, target: Target, file: h5py.File, check: Callabl
     state = hashlib.sha256()
     for unit in range(cache.plan.units):
         check(unit, target)
+        check_disk()
         views = np.array(cache.plan.unit(unit))
         kept = cache.are_usable(views)
         usable = cache.ragged(views[kept], target.name)
