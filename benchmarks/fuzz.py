@@ -61,7 +61,7 @@ import spkd.eval.run
 import spkd.extract.run
 import spkd.train.trainer  # noqa: F401  imported before the processes are forked, as those above
 from spkd import config
-from spkd.cache.folder import CARD, COMPLETE
+from spkd.cache.folder import CARD, COMPLETE, commit_path
 from spkd.cli import main as spkd_main
 from spkd.demo.synthesis import speaker, utterance
 from spkd.eval.settings import EvalConfig
@@ -140,6 +140,9 @@ def reseal(root: Path) -> None:
     tree = json.loads(path.read_bytes())
     tree["card"] = json.loads((root / CARD).read_bytes())
     tree["sha256"] = {n: digest.of_file(root / n) if (root / n).is_file() else v for n, v in tree["sha256"].items()}
+    units = range(len(tree["commits_sha256"]) // 64)
+    commits = [commit_path(root, unit) for unit in units]
+    tree["commits_sha256"] = "".join(digest.of_file(path) if path.is_file() else "0" * 64 for path in commits)
     path.write_text(json.dumps(tree | {"check": self_digest(tree)}))
 
 

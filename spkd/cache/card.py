@@ -31,7 +31,7 @@ from spkd.outputs.target import Target
 from spkd.outputs.teacher_card import TeacherCard
 from spkd.version import __version__
 
-FORMAT = 3
+FORMAT = 4
 # Content that all parts of a cache share.
 SERIES = ("teacher", "targets", "views", "min_seconds", "layout", "head", "codecs")
 CONTENT = (*SERIES, "parts")  # content that the identity covers

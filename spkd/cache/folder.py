@@ -24,7 +24,9 @@ import contextlib
 import csv
 import io
 import os
+import re
 import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +54,8 @@ FOLDERS = ("claims", "commits", "plan", "speech")  # within a cache's folder, be
 OPTIONAL = (HEAD, CODEC, REJECTED)  # files that not every cache has
 SPEECH = "speech"  # folder of the speech that was found before there is a plan
 SPEECH_BYTES = 1024  # of a plan for each second of speech, at most: a detector gives fewer than 100 stretches
+COMMIT = re.compile(r"commits/(0|[1-9][0-9]{0,17})\.json")
+SHA256_BYTES = 32
 UINT32 = {"low": 0, "high": 2**32 - 1}
 
 
@@ -74,8 +78,13 @@ def users_files(kind: str, name: str) -> list[Path]:
     return [base / "spkd" / kind / name]
 
 
+def commit_name(unit: int) -> str:
+    """Path of the commit record of a unit within a cache's folder."""
+    return f"commits/{unit}.json"
+
+
 def commit_path(root: Path, unit: int) -> Path:
-    return root / "commits" / f"{unit}.json"
+    return root / commit_name(unit)
 
 
 def withdrawn_path(root: Path, unit: int) -> Path:
@@ -117,7 +126,7 @@ def only_from_copy(root: Path) -> str:
 def metadata_files(card: Card) -> list[str]:
     """Names of the files of a cache that neither are shards nor follow from the card; some are OPTIONAL."""
     names = [*OPTIONAL, *(str(plan_path(part)) for part in range(len(card.parts)))]
-    return names + [f"commits/{unit}.json" for unit in range(card.units)]
+    return names + [commit_name(unit) for unit in range(card.units)]
 
 
 @dataclass(frozen=True)
@@ -174,6 +183,37 @@ class CommitRecord:
         return cls.from_json(read_json(path), card, str(path))
 
 
+class Digests(Mapping[str, str]):
+    """Digests of the metadata files of a cache, by name.
+
+    A cache of 100 million views has 100,000 commit records; as a dict, their digests would take most of the time and
+    memory of opening it.
+
+    Args:
+        files: digests of the other files.
+        commits: SHA-256 of the commit record of each unit, 32 bytes each.
+    """
+
+    def __init__(self, files: Mapping[str, str], commits: bytes) -> None:
+        self._files, self._commits = files, commits
+
+    def __getitem__(self, name: str) -> str:
+        if name in self._files:
+            return self._files[name]
+        found = COMMIT.fullmatch(name)
+        if found is None or int(found[1]) >= len(self._commits) // SHA256_BYTES:
+            raise KeyError(name)
+        start = int(found[1]) * SHA256_BYTES
+        return self._commits[start : start + SHA256_BYTES].hex()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._files
+        yield from map(commit_name, range(len(self._commits) // SHA256_BYTES))
+
+    def __len__(self) -> int:
+        return len(self._files) + len(self._commits) // SHA256_BYTES
+
+
 @dataclass(frozen=True)
 class CompletionRecord:
     """Record of a complete cache.
@@ -187,7 +227,7 @@ class CompletionRecord:
     card: Card
     rejected: dict[int, str]
     bytes: int
-    sha256: dict[str, str]
+    sha256: Mapping[str, str]
 
     @property
     def fingerprint(self) -> str:
@@ -208,7 +248,8 @@ class CompletionRecord:
             "card": self.card.to_json(),
             "rejected": self.rejected,
             "bytes": self.bytes,
-            "sha256": self.sha256,
+            "sha256": {name: value for name, value in self.sha256.items() if not COMMIT.fullmatch(name)},
+            "commits_sha256": "".join(self.sha256[commit_name(unit)] for unit in range(self.card.units)),
         }
         return tree | {CHECK: self_digest(tree)}
 
@@ -281,17 +322,26 @@ def parse_completion(data: bytes, where: str) -> CompletionRecord:
     sha256 = tree.get("sha256")
     if not isinstance(sha256, dict) or not all(type(value) is str for value in sha256.values()):
         raise SpkdError(f"{where}: damaged (no digests of its files)")
-    if card.units > len(sha256):  # before so many names are built
+    plans = {str(plan_path(part)) for part in range(len(card.parts))}
+    if not plans <= sha256.keys() <= plans | set(OPTIONAL):
         raise SpkdError(f"{where}: damaged (its files are not those of its card)")
-    names = set(metadata_files(card))
-    if not names - set(OPTIONAL) <= sha256.keys() <= names:
-        raise SpkdError(f"{where}: damaged (its files are not those of its card)")
+    commits = _commits(tree.get("commits_sha256"), card.units, where)
     if any(not 0 <= view < card.num_views for view in rest.rejected):
         raise SpkdError(f"{where}: damaged (it rejects views that there are not)")
-    complete = CompletionRecord(card, rest.rejected, rest.bytes, sha256)
+    complete = CompletionRecord(card, rest.rejected, rest.bytes, Digests(sha256, commits))
     if tree.get("fingerprint") != complete.fingerprint:
         raise SpkdError(f"{where}: damaged (it does not match its fingerprint)")
     return complete
+
+
+def _commits(listed: Any, units: int, where: str) -> bytes:
+    """Digests of the commit records of all units, 32 bytes each, from their digits. Raises SpkdError: others."""
+    if isinstance(listed, str) and len(listed) == 2 * SHA256_BYTES * units:
+        with contextlib.suppress(ValueError):
+            digests = bytes.fromhex(listed)
+            if len(digests) == SHA256_BYTES * units:  # no spaces
+                return digests
+    raise SpkdError(f"{where}: damaged (not the digest of a commit record for each of {counted(units, 'unit')})")
 
 
 def read_rejected(path: Path) -> dict[str, str]:

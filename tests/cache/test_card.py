@@ -143,6 +143,13 @@ def test_what_is_no_card(tree: object) -> None:
         lambda t: t["sha256"].update({"../x": "0"}),
         lambda t: t["sha256"].pop("plan/0.npz"),
         lambda t: t.pop("sha256"),
+        lambda t: t["sha256"].update({"commits/0.json": "0" * 64}),
+        lambda t: t.pop("commits_sha256"),
+        lambda t: t.update(commits_sha256=t["commits_sha256"][:-1]),
+        lambda t: t.update(commits_sha256=t["commits_sha256"][:-1] + "g"),
+        lambda t: t.update(commits_sha256=t["commits_sha256"][:-2] + "  "),
+        lambda t: t.update(commits_sha256=t["commits_sha256"] + "0" * 64),
+        lambda t: t.update(commits_sha256=[]),
         lambda t: t.update(card=[]),
     ],
 )

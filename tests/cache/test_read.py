@@ -87,11 +87,11 @@ def test_a_cache_of_a_newer_spkd_or_none_at_all(tmp_path: Path) -> None:
     write(tmp_path / "c", [4000], [EMBEDDING])
     path = tmp_path / "c" / "COMPLETE.json"
     record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 4}}))
-    with pytest.raises(SpkdError, match="format 4.*update spkd"):
+    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 5}}))
+    with pytest.raises(SpkdError, match="format 5.*update spkd"):
         Cache.open(tmp_path / "c")
-    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 2}}))
-    with pytest.raises(SpkdError, match="format 2.*extract it again"):
+    path.write_text(json.dumps(record | {"card": record["card"] | {"spkd_cache": 3}}))
+    with pytest.raises(SpkdError, match="format 3.*extract it again"):
         Cache.open(tmp_path / "c")
     path.write_text(json.dumps(record | {"card": record["card"] | {"targets": []}}))
     with pytest.raises(SpkdError, match="does not match its own digest"):

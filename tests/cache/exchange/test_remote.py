@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -227,8 +228,8 @@ def test_a_record_cannot_name_files_elsewhere(spkd: Callable, corpus: Path, tmp_
     """Whoever writes the record of a cache decides nothing about where a pull writes."""
     make_cache(spkd, corpus, "c")
     record = json.loads(Path("c/COMPLETE.json").read_text())
-    record["sha256"]["../escaped.json"] = record["sha256"]["commits/0.json"]
     Path("escaped.json").write_bytes(Path("c/commits/0.json").read_bytes())
+    record["sha256"]["../escaped.json"] = hashlib.sha256(Path("escaped.json").read_bytes()).hexdigest()
     Path("c/COMPLETE.json").write_text(json.dumps(record | {"check": self_digest(record)}))
     assert "its files are not those of its card" in spkd("cache", "pull", str(tmp_path / "c"), "x/y/copy").err
     assert not Path("x").exists()
