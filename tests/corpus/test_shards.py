@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,13 @@ import numpy as np
 import pytest
 import soundfile
 
+import spkd as spkd_package
 from spkd.corpus import loader, shards
 from spkd.corpus.audio import decode
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
 
+from ..conftest import save_teacher
 from .test_audio import tone
 from .test_containers import write_tar
 
@@ -276,33 +279,66 @@ def test_a_killed_index_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "m.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-@pytest.mark.slow
-def test_from_tars_to_embeddings_as_from_files(spkd: Callable, tmp_path: Path, corpus: Path) -> None:
-    """`spkd manifest` of tars and of a zip, and what is made of them, is what is made of the files, to the bit."""
+def in_containers(corpus: Path, spkd: Callable) -> dict[str, Path]:
+    """Manifests of the same audio as files, tars and a compressed zip, of the same ids, by `spkd manifest`."""
     files = sorted((corpus / "audio").rglob("*.*"))
     names = [str(path.relative_to(corpus / "audio")) for path in files]
     for number, part in enumerate((slice(0, 9), slice(9, 18))):
-        members = list(zip(names[part], (path.read_bytes() for path in files[part]), strict=True))
-        write_tar(tmp_path / f"{number}.tar", members)
-    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        write_tar(Path(f"{number}.tar"), list(zip(names[part], (f.read_bytes() for f in files[part]), strict=True)))
+    with zipfile.ZipFile("all.zip", "w", zipfile.ZIP_DEFLATED) as file:
         for name, path in zip(names, files, strict=True):
             file.write(path, name)
-    arks = {}
-    for name, given in (("files", [corpus / "audio"]), ("tars", ["{0..1}.tar"]), ("zip", ["all.zip"])):
-        done = spkd("manifest", *given, "--out", f"{name}.csv").ok()
-        assert "18 utterances, 6 speakers" in done.out
-        spkd("extract", "teacher=none", "fbank=true", f"manifest={name}.csv", f"cache={name}", "view=crops:2,0.5").ok()
-        spkd("cache", "verify", name, "--live", "4", "teacher=none", f"manifest={name}.csv").ok()
-        arks[name] = {
-            str(p.relative_to(name)): p.read_bytes() for p in Path(name).rglob("*") if "c/" in str(p) and p.is_file()
+    made = {}
+    for kind, given in (("files", corpus / "audio"), ("tars", "{0..1}.tar"), ("zip", "all.zip")):
+        made[kind] = Path(f"{kind}.csv")
+        assert "18 utterances, 6 speakers" in spkd("manifest", given, "--out", made[kind]).ok().out
+    return made
+
+
+@pytest.mark.slow
+def test_caches_of_containers_are_those_of_files(spkd: Callable, corpus: Path) -> None:
+    held = {}
+    for kind, manifest in in_containers(corpus, spkd).items():
+        given = ("teacher=none", f"manifest={manifest}")
+        spkd("extract", *given, "fbank=true", f"cache={kind}", "view=crops:2,0.5").ok()
+        spkd("cache", "verify", kind, "--live", "4", *given).ok()
+        held[kind] = {
+            str(p.relative_to(kind)): p.read_bytes() for p in Path(kind).rglob("*") if "c/" in str(p) and p.is_file()
         }
-    assert arks["files"]
-    assert arks["files"] == arks["tars"] == arks["zip"]
-    digests = {Manifest.load(f"{name}.csv").digest for name in arks}
-    assert len(digests) == 1
+    assert held["files"]
+    assert held["files"] == held["tars"] == held["zip"]
+    assert len({Manifest.load(f"{kind}.csv").digest for kind in held}) == 1
     assert "give one folder" in spkd("manifest", corpus / "audio", corpus / "audio").err
     assert "--speaker spk is for containers" in spkd("manifest", corpus / "audio", "--speaker", "spk").err
     assert spkd("manifest", "0.tar", "--out", "x.csv", "--strict").code == 0
+
+
+@pytest.mark.slow
+def test_commands_and_python_read_containers_as_files(spkd: Callable, corpus: Path) -> None:
+    """Embeddings, scores, reports with audio, calibrations, and a training with fresh audio."""
+    save_teacher(Path("teacher"))
+    model, found = ("model=teacher", "device=cpu"), dict[str, list[object]]()
+    for kind, manifest in in_containers(corpus, spkd).items():
+        given = (*model, f"manifest={manifest}")
+        spkd("embed", manifest, *model, f"out={kind}.npy").ok()
+        spkd("eval", corpus / "trials.txt", *given, f"out={kind}-eval", "audio=true", "worst=2", "bootstrap=0").ok()
+        spkd("calibrate", corpus / "trials.txt", *given, f"out={kind}.json", "force=true").ok()
+        taught = ("teacher=checkpoint", "teacher.weights=teacher", f"manifest={manifest}", f"cache={kind}-cache")
+        spkd("extract", *taught).ok()
+        fresh = ("augment.noise=synthetic", "augment.noise_prob=1", "steps=3", "batch_size=4", "crop=0.5", "workers=1")
+        spkd("train", f"cache={kind}-cache", f"manifest={manifest}", *fresh, f"out={kind}-student", "device=cpu").ok()
+        page = Path(f"{kind}-eval/report.html").read_text()
+        assert page.count("<audio") == 8
+        paths = [u.path for u in Manifest.load(manifest)][:3]
+        found[kind] = [
+            Path(f"{kind}.npy").read_bytes(),
+            Path(f"{kind}-eval/scores.txt").read_bytes(),
+            page.count("data:audio/flac;base64,"),
+            re.findall('base64,[^"]+', page),
+            spkd_package.load("teacher").embed(paths).tobytes(),
+            next(Path(f"{kind}-student").glob("*.safetensors")).stat().st_size,
+        ]
+    assert found["files"] == found["tars"] == found["zip"]
 
 
 def test_an_extraction_reads_each_container_once_from_end_to_end(
