@@ -16,10 +16,11 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -42,6 +43,7 @@ from spkd.registry import CONTAINERS, LAYOUTS
 
 PARTS = ".parts"  # suffix of the folder beside the manifest
 FORMAT = 1  # of the files in it
+LONGEST_FACTS = 1 << 16  # bytes of the last line of such a file
 BEGIN = 1024  # bytes by which a kind of container is recognised
 CHUNK = 512  # members that are measured together
 LISTS = (".list", ".lst", ".txt")  # suffixes of lists of containers, a path a line
@@ -212,7 +214,7 @@ def _holds_audio(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one container holds, in a file of JSON lines: a header, then entries and what was left out.
+    """What one container holds, in a file of JSON lines: entries, what was left out, and facts in the last line.
 
     Attributes:
         file: the file; it appears whole.
@@ -230,7 +232,7 @@ class _Part:
         """
         for number, line in enumerate(read_lines(self.file), 1):
             row = parse_json(line, f"{self.file}:{number}")
-            if number > 1:
+            if isinstance(row, list):
                 yield row
 
     def entries(self) -> Iterator[list[Any]]:
@@ -239,10 +241,12 @@ class _Part:
     def left_out(self) -> Iterator[list[str]]:
         return (row for row in self.rows() if len(row) == 2)
 
-    @property
-    def head(self) -> dict[str, Any]:
-        """Facts on the container: `has_names`, and the members that nothing uses (`unused`)."""
-        return dict(parse_json(next(read_lines(self.file), "{}"), str(self.file)))
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """`has_names`, and the members that nothing uses (`unused`)."""
+        with open(self.file, "rb") as file:
+            file.seek(max(self.file.stat().st_size - LONGEST_FACTS, 0))
+            return dict(parse_json(file.read().rpartition(b"\n")[2], str(self.file)))
 
 
 def _part_of(container: str, folder: Path, wanted: Wanted) -> _Part:
@@ -261,36 +265,49 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
     Args:
         share: function of the share of the container that was read so far.
     """
-    kind = kind_of(part.container)
     left_out: dict[str, str] = {}
+    has_names, unused = False, dict[str, int]()
     with writing(part.file) as file:
-        if kind is None:
-            _write(file, {"has_names": False, "unused": {}}, [["", "no container that is read here"]])
-            return
-        container = kind(part.container, wanted)
-        container.share = lambda done: share(done / 2)
         try:
-            entries = list(container.entries())
+            container = _opened(part, wanted)
+            container.share = share
+            entries = container.entries()
+            while chunk := _next(entries, part):
+                for entry, seconds in zip(chunk, pool.map(_seconds, chunk), strict=True):
+                    if isinstance(seconds, str):
+                        left_out[entry.name] = seconds
+                        continue
+                    at = entry.address
+                    row = [entry.name, entry.key, at.offset, at.length, at.kind, seconds, dict(entry.speakers)]
+                    file.write(json.dumps(row).encode() + b"\n")
+                left_out |= container.left_out
+                has_names, unused = container.has_names, dict(container.unused)
+            left_out |= container.left_out
         except SpkdError as error:
-            entries, left_out[""] = [], str(error).removeprefix(f"{part.container}: ")
-        left_out |= container.left_out
-        _write(file, {"has_names": container.has_names, "unused": dict(container.unused)}, [])
-        for first in range(0, len(entries), CHUNK):
-            chunk = entries[first : first + CHUNK]
-            for entry, seconds in zip(chunk, pool.map(_seconds, chunk), strict=True):
-                if isinstance(seconds, str):
-                    left_out[entry.name] = seconds
-                    continue
-                at = entry.address
-                row = [entry.name, entry.key, at.offset, at.length, at.kind, seconds, dict(entry.speakers)]
-                file.write(json.dumps(row).encode() + b"\n")
-            share(0.5 + (first + len(chunk)) / len(entries) / 2)
+            left_out[""] = str(error).removeprefix(f"{part.container}: ")
         for name, reason in left_out.items():
             file.write(json.dumps([name, reason]).encode() + b"\n")
+        file.write(json.dumps({"has_names": has_names, "unused": unused}).encode())
 
 
-def _write(file: BinaryIO, head: dict[str, Any], rows: Iterable[list[Any]]) -> None:
-    file.writelines(json.dumps(line).encode() + b"\n" for line in (head, *rows))
+def _opened(part: _Part, wanted: Wanted) -> Container:
+    """Raises SpkdError where it cannot be opened, or is of no kind that is read."""
+    try:
+        container_of(part.container)
+    except (OSError, ValueError) as error:
+        raise SpkdError(getattr(error, "strerror", None) or str(error)) from error
+    if (kind := kind_of(part.container)) is None:
+        raise SpkdError("no container that is read here")
+    made: Container = kind(part.container, wanted)
+    return made
+
+
+def _next(entries: Iterator[Entry], part: _Part) -> list[Entry]:
+    """The next entries. Raises SpkdError where they cannot be read."""
+    try:
+        return list(islice(entries, CHUNK))
+    except OSError as error:  # of the container: what is written raises its own
+        raise SpkdError(f"{part.container}: {error.strerror or error}") from error
 
 
 def _seconds(entry: Entry) -> float | str:
@@ -392,7 +409,7 @@ def _layout_of(parts: Sequence[_Part], total: int) -> str:
     """
     fitting, in_folders = Counter[str](), 0
     for part in parts:
-        if not part.head["has_names"]:
+        if not part.facts["has_names"]:
             continue
         files = [Path(row[0]) for row in part.entries()]
         in_folders += sum(len(file.parts) > 1 for file in files)
@@ -593,7 +610,7 @@ def _write_object(file: BinaryIO, row: list[Any]) -> None:
 def _unused(parts: Sequence[_Part]) -> Iterator[str]:
     unused: Counter[str] = Counter()
     for part in parts:
-        unused.update(part.head["unused"])
+        unused.update(part.facts["unused"])
     if unused:
         shown = [f"{kind} ({count:,})" for kind, count in unused.most_common()]
         yield f"members that nothing uses: {first_few(shown, most=6)}"

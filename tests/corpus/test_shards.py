@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -88,6 +89,26 @@ def test_a_zip_of_a_corpus_has_the_ids_of_its_layout(tmp_path: Path) -> None:
     assert list(summary.left_out) == [f"{tmp_path}/vox1.zip: wav/readme.wav"]
     manifest, _ = indexed(tmp_path, "vox1.zip", layout="folder")
     assert (manifest[0].id, manifest[0].speaker) == ("wav/id10270/5r0dWxy17C8/00000.wav", "id10270")
+
+
+def test_a_container_that_cannot_be_opened_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(write_tar(tmp_path / f"{number}.tar", [(f"{number}.flac", audio())])) for number in range(2)]
+    opened = os.open
+
+    def denied(path: object, *arguments: object, **options: object) -> int:
+        if path == paths[0]:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", denied)
+    summary = shards.index(paths, tmp_path / "m.csv")
+    assert (summary.utterances, summary.left_out) == (1, {paths[0]: "Permission denied"})
+
+
+def test_members_of_many_kinds_are_counted_together(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_tar(tmp_path / "x.tar", [("a.flac", audio()), *((f"a.k{n}", b"") for n in range(500))])
+    indexed(tmp_path, "x.tar")
+    assert "others (460)" in capsys.readouterr().out
 
 
 def test_the_name_of_a_tar_stands_for_a_folder(tmp_path: Path) -> None:
@@ -341,6 +362,7 @@ def test_commands_and_python_read_containers_as_files(spkd: Callable, corpus: Pa
     assert found["files"] == found["tars"] == found["zip"]
 
 
+@pytest.mark.slow
 def test_an_extraction_reads_each_container_once_from_end_to_end(
     spkd: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ class Container(ABC):
         left_out: name of each member with audio that is left out -> the reason; filled while it is read.
         unused: kind of members that nothing uses -> their number.
         has_names: whether names are paths, of which a layout may read ids and speakers.
-        share: function of the share of its headers that was read so far, called now and then.
+        share: function of the share of it that was read so far, called now and then.
     """
 
     describes: ClassVar[str]

@@ -24,6 +24,8 @@ KEY = re.compile(r"((?:.*/|)[^./][^./]*)\.[^/]*", re.DOTALL)
 BESIDE = ("spk", "json", "cls", "txt")  # suffixes of members that may name a speaker
 LARGEST = 1 << 16  # bytes of such a member that is read
 LONGEST = 200  # characters of a speaker
+MOST_KINDS, LONGEST_KIND = 40, 20  # kinds of members that are counted, and characters of one
+STEP = 256  # members between two reports of progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,15 @@ class Archive(Container):
             elif match is not None and (end := member.name[len(match[1]) + 1 :].lower()) in BESIDE:
                 beside[match[1]][end] = member
             else:
-                self.unused[suffix or "without a suffix"] += 1
+                kind = suffix or "without a suffix"
+                known = kind in self.unused or (len(self.unused) < MOST_KINDS and len(kind) < LONGEST_KIND)
+                self.unused[kind if known and kind.isprintable() else "others"] += 1
         placed = [(member, key, len(group) == 1) for key, group in audio.items() for member in group]
-        for member, key, alone in sorted(placed, key=lambda each: each[0].offset):
+        placed.sort(key=lambda each: each[0].offset)
+        for number, (member, key, alone) in enumerate(placed):
             speakers = self._speakers(beside.get(key, {}))
+            if number % STEP == 0:
+                self.share(0.5 + number / len(placed) / 2)
             yield Entry(member.name, key if alone else member.name, member.address(self.path), speakers)
 
     def members(self) -> Iterator[Member]:

@@ -78,7 +78,7 @@ class Tar(Archive):
                     by_name[name] = place
                     count += 1
                     if count % 1024 == 0:
-                        self.share(end / source.size)
+                        self.share(end / source.size / 2)
                     yield Member(name, *place)
                 end = tar.offset
                 self._check_end(source, end, count)
