@@ -7,10 +7,12 @@ that he asks for.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any
@@ -21,11 +23,13 @@ from spkd.files.remote_folder import RemoteFolder, patiently
 
 BLOCK = 1 << 22  # bytes that are fetched at once of what is read in order
 AHEAD = 4  # blocks that are fetched ahead
-MOST_BLOCKS = 16  # that are kept of a file
+MOST_BLOCKS = 64  # that are kept of all files together
 REQUESTS = 16  # under way at once in this process
 # Names under which places name the content of a file.
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime")
 TOUCHED = 64  # numbers of blocks that were read last, by which reading in order is recognised
+
+_numbers = itertools.count()  # of the files that were opened: an address in memory may be given twice
 
 
 class Remote:
@@ -48,8 +52,8 @@ class Remote:
         except SpkdError as error:
             raise OSError(str(error).removeprefix(f"{self._shown}: ")) from error
         self.size = self.state[0]
+        self._number = next(_numbers)
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -80,17 +84,20 @@ class Remote:
         data = b"".join(block.result() for block in wanted)
         return data[offset - first * BLOCK : offset - first * BLOCK + length]
 
+    def expect(self, offset: int, length: int) -> None:
+        """Begin to fetch a range, which is read soon in any order; nothing where it is too long to be kept."""
+        first, last = offset // BLOCK, (offset + length - 1) // BLOCK
+        if not length > 0 or offset + length > self.size or last - first >= MOST_BLOCKS // 2:
+            return
+        with self._lock:
+            for number in range(first, last + 1):
+                self._touched[number] = None
+                self._begun(number)
+
     def _begun(self, number: int) -> Future[bytes]:
-        """A block that is there or under way. To be called with the lock."""
-        block = self._blocks.get(number)
-        if block is None or (block.done() and block.exception() is not None):
-            begin = number * BLOCK
-            block = _pool(os.getpid()).submit(self._fetched, begin, min(BLOCK, self.size - begin))
-            self._blocks[number] = block
-            while len(self._blocks) > MOST_BLOCKS:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(number)
-        return block
+        """A block that is there or under way."""
+        begin = number * BLOCK
+        return _blocks(os.getpid()).get((self._number, number), self._fetched, begin, min(BLOCK, self.size - begin))
 
     def _fetched(self, offset: int, length: int) -> bytes:
         """Bytes of a range, asked for at its place. Raises OSError: no answer, or other bytes."""
@@ -138,10 +145,30 @@ class Remote:
             return {"size": int(total[1]), **{name: headers[name] for name in TAGS if name in headers}}
 
 
+class _Blocks:
+    """Blocks of all files that were read last, and those under way."""
+
+    def __init__(self) -> None:
+        self._futures: OrderedDict[tuple[int, int], Future[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(REQUESTS // 2, "fetch")
+
+    def get(self, key: tuple[int, int], fetch: Callable[[int, int], bytes], begin: int, length: int) -> Future[bytes]:
+        """The block of a key; where it is not there, or could not be fetched, `fetch(begin, length)` is begun."""
+        with self._lock:
+            block = self._futures.get(key)
+            if block is None or (block.done() and block.exception() is not None):
+                block = self._futures[key] = self._pool.submit(fetch, begin, length)
+            self._futures.move_to_end(key)
+            while len(self._futures) > MOST_BLOCKS:
+                self._futures.popitem(last=False)
+            return block
+
+
 @cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads that fetch ahead, of this process: a forked one has none of those of its parent."""
-    return ThreadPoolExecutor(REQUESTS // 2, "fetch")
+def _blocks(process: int) -> _Blocks:
+    """Blocks and threads of this process: a forked one has no threads of its parent."""
+    return _Blocks()
 
 
 @cache

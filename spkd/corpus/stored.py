@@ -76,7 +76,8 @@ class Opened:
 
     def expect(self, offset: int, length: int) -> None:
         """Ask the system to read a range, which is read soon. Raises OSError."""
-        os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def _holes(self, offset: int, length: int) -> int:
         """Bytes of a range that have no room on the disk; 0 where its file system does not tell."""
@@ -100,30 +101,26 @@ def container(path: str) -> Opened | Remote:
     """A container, which stays open. Raises OSError where it cannot be opened."""
     if is_elsewhere(path):
         return opened(path)
-    return _local(path)
-
-
-def _local(path: str) -> Opened:
     return _open.get((path, state_of(path)), lambda: Opened(path))
 
 
 def read_ahead(paths: Iterable[str]) -> None:
-    """Ask the system to read the audio of addresses, each container from front to end, before it is decoded.
+    """Ask the system, or the place of a URL, for audio that is decoded soon, each container from front to end.
 
     It is asked for no more than `MOST_AHEAD` bytes in each container, and not where most of what lies between is other
     audio.
     """
     spans: dict[str, list[int]] = {}
-    for path in paths if hasattr(os, "posix_fadvise") else ():
-        address = None if is_elsewhere(path) else parse(path)
-        if address is not None and address.storage in ("", DEFLATE):
+    for path in paths:
+        address = parse(path)
+        if address is not None and address.length and address.storage in ("", DEFLATE):
             span = spans.setdefault(address.container, [address.offset, 0, 0])
             span[0], span[1] = min(span[0], address.offset), max(span[1], address.offset + address.length)
             span[2] += address.length
     for path, (first, last, total) in spans.items():
         if last - first <= min(2 * total + BLOCK, MOST_AHEAD):
             with contextlib.suppress(OSError):  # the container is missing, which decoding finds
-                _local(path).expect(first, last - first)
+                container(path).expect(first, last - first)
 
 
 def located(address: Address) -> Address:

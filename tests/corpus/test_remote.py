@@ -119,6 +119,26 @@ def test_ranges_are_those_of_the_file(
         assert least <= sum(count for _, count in handler.asked) <= most + 1000
 
 
+def test_what_is_expected_is_fetched_once_whatever_the_order(
+    web: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 1000)
+    data = random.Random(0).randbytes(50_001)
+    (tmp_path / "web" / "a.bin").write_bytes(data)
+    address, handler = web
+    file = remote.Remote(f"{address}/a.bin")
+    handler.asked.clear()
+    file.expect(5_500, 20_000)
+    places = list(range(5_500, 25_000, 500))
+    random.Random(1).shuffle(places)
+    assert all(file.read(place, 500) == data[place : place + 500] for place in places)
+    assert sorted(handler.asked) == [(number * 1000, 1000) for number in range(5, 26)]
+    # What cannot be kept is not begun.
+    handler.asked.clear()
+    file.expect(0, 49_000)
+    assert handler.asked == []
+
+
 def test_audio_elsewhere_is_that_of_the_file(web: tuple[str, type[Ranges]], tmp_path: Path, s3: str) -> None:
     import fsspec
 
