@@ -100,7 +100,8 @@ def _find(
                         unusable[utterance.id] = result.reason
                     else:
                         results[_key(utterance)] = result
-                create_json(path, FORMAT.seal({"vad": _card(finder), "stretches": results}))
+                if results:  # a chunk without any is tried again
+                    create_json(path, FORMAT.seal({"vad": _card(finder), "stretches": results}))
             bar.advance(len(chunk))
     return unusable
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 import spkd as package
 from spkd.cache import Cache
-from spkd.cache.plan import Plan
+from spkd.cache.plan import Plan, with_speech
 from spkd.config import load
 from spkd.corpus.audio import AudioError
 from spkd.corpus.manifest import Manifest, measure
@@ -219,6 +220,13 @@ def test_nothing_is_listened_to_for_a_folder_that_is_refused(spkd: Callable, pau
     done = spkd("extract", *TEACHER, paused.whole, "view.vad=energy", "cache=c")
     assert (done.code, "holds a cache of another view plan (vad" in done.err) == (1, True), done.err
     assert not Path("c/speech").exists()
+    # What was found is in the plan, and not beside it.
+    spkd("extract", *TEACHER, paused.whole, "view.vad=energy", "cache=d").ok()
+    assert not Path("d/speech").exists()
+    whole, plan = measure(Manifest.load(paused.root / "whole.csv"))[0], Cache.open("d").plan
+    assert [u.speech is None for u in with_speech(whole, plan)] == [False] * 12 + [True]
+    other = Manifest(tuple(replace(u, duration=(u.duration or 0) + 0.002) for u in whole))
+    assert all(u.speech is None for u in with_speech(other, plan))
 
 
 def test_ranks_share_the_work_and_agree(measured: Manifest) -> None:
@@ -230,18 +238,39 @@ def test_ranks_share_the_work_and_agree(measured: Manifest) -> None:
     assert found.utterances[4:8] == begun.utterances
 
 
-def test_audio_that_cannot_be_used_is_tried_again(measured: Manifest) -> None:
+def test_a_rank_leaves_out_what_another_found_meanwhile(measured: Manifest) -> None:
+    class Slow(Counting):
+        def stretches(self, utterance: Utterance) -> Stretches:
+            if not self.asked:
+                found_speech(Path("cache"), measured, other, 1, Rank(1, 2, "x"))
+            return super().stretches(utterance)
+
+    slow, other = Slow(), Counting()
+    found_speech(Path("cache"), measured, slow, 1, Rank(0, 2, "x"))
+    names = [u.id for u in measured]
+    assert slow.asked == names[:2]  # the chunk that it had begun
+    assert other.asked == [*names[6:], *names[:6]]
+
+
+@pytest.mark.parametrize("failing", [["s1-u0"], ["s0-u0", "s0-u1"], "all"])
+def test_audio_that_cannot_be_used_is_tried_again(measured: Manifest, failing: list[str] | str) -> None:
     class Failing(Counting):
         def stretches(self, utterance: Utterance) -> Stretches:
-            if utterance.id == "s1-u0":
+            if failing == "all" or utterance.id in failing:
+                self.asked.append(utterance.id)
                 raise AudioError(utterance.path, "cannot be decoded")
             return super().stretches(utterance)
 
-    found, left_out = found_speech(Path("cache"), measured, Failing(), 1)
-    assert left_out["s1-u0"] == "cannot be decoded"
+    for _ in range(2):
+        tried = Failing()
+        found, left_out = found_speech(Path("cache"), measured, tried, 1)
+        bad = [u.id for u in measured if failing == "all" or u.id in failing]
+        assert [name for name in left_out if left_out[name] == "cannot be decoded"] == bad
+        assert set(bad) <= set(tried.asked)
     again = Counting()
-    assert len(found_speech(Path("cache"), measured, again, 1)[0]) == len(found) + 1
-    assert again.asked == ["s1-u0"]
+    assert len(found_speech(Path("cache"), measured, again, 1)[0]) == 12
+    assert again.asked == bad
+    assert len(found) == len([name for name in (u.id for u in measured) if name not in {*bad, "silent"}])
 
 
 def losses(folder: str) -> dict[str, torch.Tensor]:
