@@ -132,9 +132,9 @@ def test_what_is_expected_is_fetched_once_whatever_the_order(
     places = list(range(5_500, 25_000, 500))
     random.Random(1).shuffle(places)
     assert all(file.read(place, 500) == data[place : place + 500] for place in places)
-    asked = sorted(handler.asked)
-    assert asked == [(number * 1000, 1000) for number in range(5, 5 + len(asked))]
-    assert 21 <= len(asked) <= 21 + remote.AHEAD
+    asked = sorted(handler.asked)  # blocks that are fetched ahead may still be under way
+    assert asked[:21] == [(number * 1000, 1000) for number in range(5, 26)]
+    assert len(asked) == len(set(asked)) <= 21 + remote.AHEAD
     # What cannot be kept is not begun.
     file = remote.Remote(f"{address}/a.bin")
     handler.asked.clear()
