@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from numbers import Real
 from pathlib import Path
@@ -557,10 +557,23 @@ def open_model(config: ModelConfig, device: torch.device, name: str | None = Non
         calibration = _of_onnx(Path(chosen.weights))
     elif chosen.name == CHECKPOINT and (file := Path(chosen.weights or "student") / FILE).is_file():
         calibration = Calibration.of_student(file, model.weights_sha256)
+    if calibration is not None and (acting := _acting(chosen)):
+        log(f"note: {name or chosen.weights}: its calibration is not of the scores with {acting}, and is not used")
+        calibration = None
     for note in notes_on_vad([model], vad):
         log(f"note: {note}")
     detector = None if vad == NONE else detector_of(vad)
     return SpeakerModel(model, name or chosen.weights or chosen.name, calibration, detector)
+
+
+def _acting(config: ModelConfig) -> str:
+    """Settings with which a model gives other scores than by itself, as text; "" where there are none."""
+    usual = {} if config.settings is None else asdict(type(config.settings)())
+    given = {} if config.settings is None else asdict(config.settings)
+    acting = {name: value for name, value in given.items() if value != usual[name]}
+    if config.precision != ModelConfig().precision:
+        acting["precision"] = config.precision
+    return ", ".join(f"{name}={value}" for name, value in acting.items())
 
 
 def _settings(family: str, given: dict[str, Any]) -> Any:

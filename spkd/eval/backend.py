@@ -54,11 +54,11 @@ class Backend:
         name, moved = config.cohort.source, config.subtract_mean or config.backend == "plda"
         means = None if cohorts is None or not moved else (cohorts[0].vectors.mean(0), cohorts[1].vectors.mean(0))
         how = [
-            f"The mean of the {len(cohorts[1].vectors):,} embeddings of {name} is subtracted from every embedding."
+            f"The mean of the {len(cohorts[1].vectors):,} embeddings of {cohorts[1].known_as} is subtracted from every "
+            "embedding."
             if means is not None and cohorts is not None
             else PLAIN[0],
             PLAIN[1],
-            *(cohorts[1].remarks if cohorts is not None else ()),
         ]
         notes = list(cohorts[1].remarks) if cohorts is not None else []
         if means is not None and cohorts is not None:
@@ -73,7 +73,8 @@ class Backend:
             self = replace(self, plda=plda)
             how.append(
                 "A score is the log-likelihood ratio of a two-covariance PLDA (EM, 20 iterations) trained on "
-                f"{counted(len(speaker), 'utterance')} of {counted(int(speaker.max()) + 1, 'speaker')} of {name}."
+                f"{counted(len(speaker), 'utterance')} of {counted(int(speaker.max()) + 1, 'speaker')} of "
+                f"{cohorts[1].known_as}."
             )
         else:
             how.append(PLAIN[2])
@@ -90,7 +91,7 @@ class Backend:
             notes += _check_size(min(self.top, size), kind, str(name))
             how.append(
                 f"AS-norm: each side normalises by mean and deviation of its {min(self.top, size):,} highest scores "
-                f"with {size:,} {kind} of {name}, and the two are averaged."
+                f"with {size:,} {kind} of {cohorts[1].known_as}, and the two are averaged."
             )
         return replace(self, how=tuple(how), notes=tuple(notes))
 

@@ -49,12 +49,14 @@ class System:
         scores: number of scores of each trial.
         how: description of the scores, in sentences.
         vad: what found the speech that was embedded, with its version; "" where utterances are embedded whole.
+        origins: of scores from files, digest of the system of each that `spkd eval` wrote, "" for others.
     """
 
     models: tuple[str, ...]
     scores: int = field(metadata={"low": 1, "high": 1000})
     how: tuple[str, ...]
     vad: str = ""
+    origins: tuple[str, ...] = ()
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -154,6 +156,13 @@ class Calibration:
                 raise SpkdError(
                     f"{source}: trained on the scores of another system ({name}: {str(trained)[:200]}; here "
                     f"{str(ours)[:200]})"
+                )
+        origins = zip(system.origins, self.system.origins, strict=False)
+        for number, (ours, trained) in enumerate(origins, 1):
+            if ours and trained and ours != trained:
+                raise SpkdError(
+                    f"{source}: trained on the scores of another system (the report beside score file {number} is of "
+                    "another model or back-end); give the files in the order of `spkd calibrate`"
                 )
         if shared := sorted(set(self.trained_on.speakers) & set(speakers)):
             raise SpkdError(

@@ -13,12 +13,13 @@ import numpy as np
 from spkd.cache import Cache
 from spkd.cache.folder import CARD
 from spkd.corpus.address import parse
-from spkd.corpus.manifest import Manifest, Utterance
+from spkd.corpus.manifest import Manifest, Utterance, identity
 from spkd.corpus.vad import finder_of
 from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, first_few
 from spkd.eval.embed import embed
 from spkd.eval.settings import ScoringConfig
+from spkd.files import digest
 from spkd.files.text import counted
 from spkd.outputs.target import EMBEDDING
 from spkd.teachers.base import EmbeddingModel, Teacher
@@ -34,13 +35,25 @@ class Cohort:
     Attributes:
         vectors: (N, D) embeddings as the model gives them.
         speaker: (N,) number of the speaker, from 0; UNKNOWN where there is no label.
+        digest: digest of its utterances, or fingerprint of its cache: a path may lead to another cohort.
         remarks: sentences on views of a cache that are not whole utterances as they were recorded.
     """
 
     vectors: np.ndarray
     speaker: np.ndarray
     source: str
+    digest: str
     remarks: tuple[str, ...] = ()
+
+    @property
+    def known_as(self) -> str:
+        """Phrase that identifies it wherever it lies."""
+        return f"the cohort {self.digest[:12]}"
+
+    @property
+    def place(self) -> str:
+        """Sentence that says where it was."""
+        return f"The cohort {self.digest[:12]} is {self.source}."
 
     @property
     def labelled(self) -> bool:
@@ -112,7 +125,9 @@ class CohortSource:
             raise SpkdError(
                 f"cohort={self.name}: no utterance can be used ({next(iter(embeddings.rejected.values()))})"
             )
-        return Cohort(embeddings.vectors, indices([u.speaker for u in embeddings.utterances]), self.name)
+        speaker = indices([u.speaker for u in embeddings.utterances])
+        used = digest.of_blocks(identity(u) for u in embeddings.utterances)
+        return Cohort(embeddings.vectors, speaker, self.name, used)
 
 
 def in_both(tested: Iterable[Utterance], others: Iterable[Utterance]) -> list[str]:
@@ -184,7 +199,8 @@ def _of_cache(name: str, cache: Cache, model: EmbeddingModel, vad: str) -> Cohor
         ]
     )
     names = [*cache.plan.speakers, None]  # unlabelled views have the number -1
-    return Cohort(vectors, indices([names[number] for number in cache.speaker(views)]), name, tuple(remarks))
+    speaker = indices([names[number] for number in cache.speaker(views)])
+    return Cohort(vectors, speaker, name, cache.fingerprint, tuple(remarks))
 
 
 def indices(names: list[str | None]) -> np.ndarray:

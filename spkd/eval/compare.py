@@ -16,7 +16,7 @@ from spkd.errors import SpkdError, UsageError
 from spkd.eval import plots
 from spkd.eval.bootstrap import Difference, SpeakerTrials, compare
 from spkd.eval.metrics import METRICS, Curve, MetricDescription, curve
-from spkd.eval.report import SCORES, SPEAKERS, Report, names_of_lists
+from spkd.eval.report import MODELS, SCORES, SPEAKERS, Report, names_of_lists
 from spkd.eval.score import subset
 from spkd.eval.speakers import numbered
 from spkd.eval.trials import Trials, in_order_of, read_scores
@@ -175,11 +175,14 @@ def _differences(systems: Sequence[System], resamplings: int, seed: int) -> dict
     shared = first
     for system in systems[1:]:
         shared = _common(shared, system.scores[0])
-    speaker = _speakers(systems[0].file(SPEAKERS))
-    if missing := [n for n in shared.names if n not in speaker]:
-        raise SpkdError(f"{systems[0].folder / SPEAKERS}: no speaker of {missing[0]!r}")
+    # With an enrolment map, the name of a model may be that of an utterance of somebody else.
+    names = [MODELS if MODELS in systems[0].report.files else SPEAKERS, SPEAKERS]
+    enrolment, test = (_speakers(systems[0].file(name)) for name in names)
+    for name, speaker, side in zip(names, (enrolment, test), (shared.enrolment, shared.test), strict=True):
+        if missing := [shared.names[i] for i in np.unique(side) if shared.names[i] not in speaker]:
+            raise SpkdError(f"{systems[0].folder / name}: no speaker of {missing[0]!r}")
     assert shared.label is not None
-    trials = SpeakerTrials(*numbered(shared, speaker, speaker), shared.label)
+    trials = SpeakerTrials(*numbered(shared, enrolment, test), shared.label)
     base = in_order_of(shared, *systems[0].scores)
     try:
         return {

@@ -13,6 +13,7 @@ from spkd.errors import SpkdError, UsageError
 from spkd.eval.breakdown import Group
 from spkd.eval.metrics import MetricDescription
 from spkd.eval.training import TrainingSummary
+from spkd.files import digest
 from spkd.files.reading import parse_json, read_bytes
 from spkd.files.schema import record
 from spkd.files.sealed import Format
@@ -20,7 +21,8 @@ from spkd.files.text import counted, short_names
 from spkd.outputs.teacher_card import TeacherCard
 
 SCORES, SPEAKERS, REPORT, PAGE = "scores.txt", "utt2spk", "report.json", "report.html"
-FILES = (SCORES, SPEAKERS, REPORT, PAGE)
+MODELS = "model2spk"  # speakers of the models of an enrolment map, whose names may be those of other utterances
+FILES = (SCORES, SPEAKERS, MODELS, REPORT, PAGE)
 FORMAT = Format("spkd_report", 3, "a report", "evaluate again with this version")
 
 
@@ -223,6 +225,20 @@ class Report:
                 f"{folder}: no evaluation ({REPORT}); make one with `spkd eval TRIALS out={shlex.quote(str(folder))}`"
             )
         return cls.parse(read_bytes(path), str(path))
+
+
+def system_of(scores: Path) -> str:
+    """Digest of the models and the back-end of scores that `spkd eval` wrote; "" for other files.
+
+    Raises:
+        SpkdError: the report beside them is damaged.
+    """
+    if scores.name != SCORES or not (scores.parent / REPORT).is_file():
+        return ""
+    report = Report.read(scores.parent)
+    if not report.models or report.files.get(SCORES) != digest.of_file(scores):
+        return ""
+    return digest.of_tree([list(report.weights), list(report.backend)])
 
 
 def names_of_lists(reports: Sequence[Report]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from spkd.eval.metrics import (
 from spkd.eval.report import (
     FILES,
     FORMAT,
+    MODELS,
     PAGE,
     REPORT,
     SCORES,
@@ -46,6 +46,7 @@ from spkd.eval.report import (
     TrialSummary,
     Worst,
     WorstTrial,
+    system_of,
 )
 from spkd.eval.score import Scored, check_cohort, config_columns, score, score_from_files
 from spkd.eval.settings import EvalConfig, ScoringConfig
@@ -58,6 +59,7 @@ from spkd.files.atomic import (
     check_not_among,
     check_replaces_none,
     check_writable,
+    remove,
     writable_folder,
     write_bytes,
     write_json,
@@ -233,7 +235,7 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
         files = [trial_lists.read_scores(path, lambda: _known(config, trials)) for path in scores]
         listed = None if trials is None else _read_trials(config, trials, files[0][0].names)
         _check_labels(config, files[0][0] if listed is None else listed)
-        scored = score_from_files(config, files, listed)
+        scored = score_from_files(config, files, listed, [system_of(Path(path)) for path in scores])
     else:
         assert trials is not None
         audio, device = Manifest.load(config.manifest, config_columns(config)), resolve(config.device)
@@ -413,7 +415,7 @@ def evaluate_trials(config: EvalConfig, trials: str | None, scores: Sequence[Pat
 
 
 def evaluate(config: EvalConfig, scored: Scored, started: float) -> Report:
-    """Assess scored trials; write scores.txt, utt2spk, report.json and report.html into `config.out`.
+    """Assess scored trials; write scores.txt, utt2spk, model2spk, report.json and report.html into `config.out`.
 
     Args:
         started: start of the command (s since the epoch).
@@ -425,17 +427,23 @@ def evaluate(config: EvalConfig, scored: Scored, started: float) -> Report:
     if (there := _evaluation_in(out)) is not None and (replaced := _replaced(there, scored)):
         log(f"note: {out}: {replaced} is replaced")
     enrolment, test, _ = scored.speakers()
-    listed = sorted((enrolment | test).items())
-    _, gap = as_written(itertools.chain.from_iterable(listed))
-    speakers = "".join(f"{name}{gap}{speaker}\n" for name, speaker in listed).encode()
+    _, gap = as_written({*enrolment, *enrolment.values(), *test, *test.values()})
+    tables = {SPEAKERS: enrolment | test} | ({MODELS: enrolment} if config.enrol.map is not None else {})
+    texts = {
+        name: "".join(f"{k}{gap}{v}\n" for k, v in sorted(table.items())).encode() for name, table in tables.items()
+    }
     with writing(out / SCORES) as file:
-        files = {SCORES: _write_scores(file, evaluation), SPEAKERS: digest.of_bytes(speakers)}
+        files = {SCORES: _write_scores(file, evaluation)} | {k: digest.of_bytes(text) for k, text in texts.items()}
         report = summarise(config, evaluation, time.time() - started, files)
         file.flush()
         os.fsync(file.fileno())
         # The report comes first: by it, the command knows the folder for its own where a kill follows.
         write_json(out / REPORT, report.to_json())
-    write_bytes(out / SPEAKERS, speakers)
+    for name in (SPEAKERS, MODELS):
+        if name in texts:
+            write_bytes(out / name, texts[name])
+        else:
+            remove(out / name)  # of an earlier evaluation
     write_bytes(out / PAGE, page.evaluation(report, evaluation.curve, evaluation.scores, scored, config.audio).encode())
     return report
 
@@ -572,6 +580,7 @@ def _how(config: EvalConfig, evaluation: Evaluation) -> tuple[str, ...]:
             "each trial is counted as often as its speakers are. The intervals of Cllr and min Cllr contain the true "
             "value in less than 95 % of evaluations."
         )
+    how += filter(None, [evaluation.scored.cohort])
     if evaluation.scored.left_out:
         how.append("Trials with an utterance that could not be used are left out; the utterances are listed.")
     return tuple(how)

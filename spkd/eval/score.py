@@ -76,6 +76,7 @@ class Scored:
         models: models that embedded the two sides; [] for scores from files.
         measures: functions that give a quality measure of both sides of every trial, by name.
         llr: whether the scores are log-likelihood ratios already.
+        cohort: sentence that says where the cohort is; "" without.
     """
 
     trials: Trials
@@ -87,6 +88,7 @@ class Scored:
     models: list[EmbeddingModel] = field(default_factory=list)
     measures: dict[str, Callable[[], Pair]] = field(default_factory=dict)
     llr: bool = False
+    cohort: str = ""
     notes: tuple[str, ...] = ()
 
     def speakers(self) -> tuple[dict[str, str], dict[str, str], str]:
@@ -262,9 +264,11 @@ def score(
         models,
         _measures(scored_trials, sides, (i, j), statistics),
         llr=backend.plda is not None and backend.cohorts is None,
+        cohort="" if cohorts is None else cohorts[1].place,
         notes=(
-            *notes_on(trials),
+            *notes_on(trials, config.enrol.map is not None),
             *notes,
+            *notes_on_rejected(trials, sides.rejected, len(trials) - len(kept)),
             *notes_on_labels(scored_trials, sides.people),
             *backend.notes,
             *notes_on_training(models, scored_trials, sides.people),
@@ -297,9 +301,8 @@ def how_embedded(config: ScoringConfig) -> list[str]:
     """Differences of the enrolment side from the test side, and settings that change what a model gives, in
     sentences."""
     how = ["Embeddings of the enrolment utterances of one model are averaged."] if config.enrol.map else []
-    enrolment, test = config.enrol.model.name, config.model.name
-    if enrolment is not None:
-        how.append(f"Enrolment utterances are embedded by {enrolment}, test utterances by {test}.")
+    if config.enrol.model.name is not None:
+        how.append("Enrolment utterances are embedded by another model than test utterances.")
     acting = [
         f"{k.name}={value}"
         for k, value in values(config)
@@ -334,6 +337,20 @@ def _measures(
     if statistics is not None:
         measures["cohort"] = lambda: (statistics[0][0][i], statistics[1][0][j])
     return measures
+
+
+def notes_on_rejected(trials: Trials, rejected: Mapping[str, str], left_out: int) -> list[str]:
+    """Note on utterances that cannot be used, in a sentence.
+
+    Args:
+        rejected: reason for each.
+        left_out: number of trials that have no score, since a side cannot be used.
+    """
+    if not rejected:
+        return []
+    name, reason = next(iter(rejected.items()))
+    count = counted(len(rejected), "utterance")
+    return [f"{trials.source}: {count} cannot be used ({name}: {reason}); trials left out: {left_out:,}"]
 
 
 def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: People) -> list[str]:
@@ -418,13 +435,17 @@ def notes_on_labels(trials: Trials, people: People) -> list[str]:
 
 
 def score_from_files(
-    config: ScoringConfig, files: Sequence[tuple[Trials, np.ndarray]], trials: Trials | None
+    config: ScoringConfig,
+    files: Sequence[tuple[Trials, np.ndarray]],
+    trials: Trials | None,
+    origins: Sequence[str] = (),
 ) -> Scored:
     """Scores of other systems for the same trials.
 
     Args:
         files: trials and scores of each system, as `read_scores` gives them.
         trials: trial list that gives order and labels; None: the trials of the first file.
+        origins: digest of the system of each file, "" where it is not known.
     Raises:
         SpkdError: a trial without a score.
     """
@@ -443,8 +464,9 @@ def score_from_files(
     measures = {} if people is None else {"duration": lambda: _durations(listed, people)}
     if people is not None:
         notes = (*notes, *notes_on_labels(listed, people))
-    system = System((), len(scores), ("Scores are as their files have them.",))
-    return Scored(listed, 0, scores, system, people, measures=measures, notes=(*notes_on(listed), *notes))
+    system = System((), len(scores), ("Scores are as their files have them.",), origins=tuple(origins))
+    notes = (*notes_on(listed, config.enrol.map is not None), *notes)
+    return Scored(listed, 0, scores, system, people, measures=measures, notes=notes)
 
 
 def _people(config: ScoringConfig, trials: Trials) -> tuple[People | None, tuple[str, ...]]:

@@ -289,11 +289,14 @@ def _is_known(name: str, known: Collection[str]) -> bool:
     )
 
 
-def notes_on(trials: Trials) -> tuple[str, ...]:
+def notes_on(trials: Trials, of_models: bool = False) -> tuple[str, ...]:
     """Notes on a list: assumptions when it was read, and trials that it should not have.
 
     These are trials of an utterance with itself, repeated trials, and pairs that are both target and non-target trials.
     The order of the two utterances of a pair does not matter.
+
+    Args:
+        of_models: whether the enrolment side names models, so that the same name on the test side is something else.
     """
     notes = list(trials.notes)
 
@@ -301,10 +304,12 @@ def notes_on(trials: Trials) -> tuple[str, ...]:
         if count:
             notes.append(f"{what}: {count:,} (first: line {int(trials.line[places].min())})")
 
-    same = np.flatnonzero(trials.enrolment == trials.test)
-    note(len(same), "trials of an utterance with itself", same)
-    low, high = (take(trials.enrolment, trials.test) for take in (np.minimum, np.maximum))
-    keys = low.astype(np.int64) * len(trials.names) + high
+    keys = trials.keys
+    if not of_models:
+        same = np.flatnonzero(trials.enrolment == trials.test)
+        note(len(same), "trials of an utterance with itself", same)
+        low, high = (take(trials.enrolment, trials.test) for take in (np.minimum, np.maximum))
+        keys = low.astype(np.int64) * len(trials.names) + high
     order = np.argsort(keys, kind="stable")
     # Places, in this order, of trials that repeat the previous one.
     again = np.flatnonzero(np.diff(keys[order]) == 0) + 1

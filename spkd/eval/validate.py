@@ -9,7 +9,7 @@ from spkd.corpus.vad import finder_of
 from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.embed import measured
-from spkd.eval.score import ids_of, score
+from spkd.eval.score import ids_of, notes_on_rejected, score
 from spkd.eval.settings import EvalConfig
 from spkd.eval.trials import digest_of_pairs, notes_on, read
 from spkd.files import digest
@@ -46,6 +46,7 @@ class Validation:
         if not self._trials.has_both_kinds:
             raise SpkdError(f"{trials}: validation needs labelled trials of both kinds")
         self._config = EvalConfig(model=ScoredModelConfig(model), vad=vad)
+        self._noted = ""  # the note on utterances that cannot be used, which is printed once
         self.digest = digest_of_pairs(self._trials)
         finder = finder_of(vad)
         self.measures = self.digest if finder is None else digest.of_tree([self.digest, finder.card.to_json()])
@@ -63,7 +64,12 @@ class Validation:
         try:
             front_end = FrontEnd(network.input_kind, network.features, "as in training")
             model = NetworkModel(network, front_end, self._device)
-            return score(self._config, model, self._manifest, self._trials).eer_percent
+            scored = score(self._config, model, self._manifest, self._trials)
+            for note in notes_on_rejected(self._trials, scored.rejected, scored.left_out):
+                if note != self._noted:
+                    log(f"note: {note}")
+                self._noted = note
+            return scored.eer_percent
         finally:
             network.train(training)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,55 @@ def test_quality_measures_are_features(spkd: Callable, cohort: Path) -> None:
     assert (done.code, "without an enrolment map (enrol.map=FILE)" in done.err) == (2, True)
     done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "quality=[duration]")
     assert (done.code, "name the file to write (out=FILE)" in done.err) == (2, True)
+
+
+@pytest.mark.usefixtures("lists")
+def test_a_cohort_is_known_by_its_utterances_wherever_it_is(spkd: Callable, cohort: Path) -> None:
+    """Two cohorts of as many speakers have one name in two folders, and one of them another name in a third."""
+    others = Manifest.load(cohort)
+    halves = [[u for u in others if u.speaker in others.speakers[part]] for part in (slice(0, 10), slice(2, 12))]
+    assert len(halves[0]) == len(halves[1])
+    for folder, name, some in (("a", "c.csv", halves[0]), ("b", "c.csv", halves[1]), ("moved", "d.csv", halves[0])):
+        Path(folder).mkdir()
+        Manifest(tuple(some)).save(f"{folder}/{name}")
+    given = ["norm=as-norm", "cohort.top=10"]
+    spkd("calibrate", "dev.txt", "manifest=dev.csv", *given, "cohort=a/c.csv", "out=cal.json", "force=true").ok()
+    test = ["eval", "test.txt", "manifest=test.csv", *given, "calibration=cal.json"]
+    for path in ("a/c.csv", "moved/d.csv"):
+        spkd(*test, f"cohort={path}").ok()
+        assert any(f"is {path}." in text for text in json.loads(Path("eval/report.json").read_text())["how"])
+    shutil.copy("b/c.csv", "a/c.csv")
+    done = spkd(*test, "cohort=a/c.csv")
+    assert (done.code, "trained on the scores of another system (how: " in done.err) == (1, True)
+
+
+@pytest.mark.usefixtures("lists")
+def test_scores_that_spkd_wrote_are_fused_in_the_same_order(spkd: Callable, corpus: Path) -> None:
+    save_untrained(Path("other"), corpus, seed=5)
+    for model in ("student", "other"):
+        for name in ("dev", "test"):
+            given = [f"manifest={name}.csv", f"model={model}", "bootstrap=0", f"out={model}.{name}"]
+            spkd("eval", f"{name}.txt", *given).ok()
+    scores = {name: [f"{model}.{name}/scores.txt" for model in ("student", "other")] for name in ("dev", "test")}
+    first, second = scores["test"]
+    dev = [word for path in scores["dev"] for word in ("--scores", path)]
+    spkd("calibrate", "dev.txt", *dev, "out=f.json", "force=true").ok()
+    test = ["eval", "test.txt", "calibration=f.json", "bootstrap=0"]
+    spkd(*test, "--scores", first, "--scores", second).ok()
+    done = spkd(*test, "--scores", second, "--scores", first)
+    assert (done.code, "the report beside score file 1 is of another model" in done.err) == (1, True)
+    shutil.copy(first, "copy.txt")  # nobody knows whose scores these are
+    spkd(*test, "--scores", "copy.txt", "--scores", second).ok()
+
+
+@pytest.mark.usefixtures("lists")
+def test_what_cannot_be_used_is_counted(spkd: Callable) -> None:
+    head, first, *rest = Path("dev.csv").read_text().splitlines()
+    gone = first.replace(first.split(",")[1], "gone.wav")
+    Path("dev.csv").write_text("\n".join([head, gone, *rest]) + "\n")
+    done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "force=true").ok()
+    assert "note: dev.txt: 1 utterance cannot be used (spk0/u0.flac: " in done.out
+    assert "; trials left out: 8\n" in done.out  # of 36 pairs of nine
 
 
 @pytest.mark.usefixtures("lists")

@@ -133,6 +133,20 @@ def test_what_goes_with_the_model_is_in_the_file(spkd: Callable, student: Path, 
     assert str(corpus) not in json.dumps(found)  # nor where its list lies
 
 
+def test_the_calibration_of_a_file_is_not_for_other_features(
+    spkd: Callable, student: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Cosines of embeddings of other features have other error rates at its thresholds."""
+    spkd("export", "student", "to=onnx").ok()
+    assert package.load("student/model.onnx").calibration is not None
+    assert package.load("student/model.onnx", input="auto").calibration is not None
+    other = package.load("student/model.onnx", input="wespeaker")
+    assert other.calibration is None
+    assert "its calibration is not of the scores with input=wespeaker" in capsys.readouterr().out
+    with pytest.raises(SpkdError, match="has no calibration"):
+        other.verify(*([0.1, -0.1] * 8000 for _ in range(2)))
+
+
 def test_an_address_with_credentials_is_not_written_into_a_model(spkd: Callable, student: Path) -> None:
     for key in ("url=https://bob:hunter2@lab.example/m", "licence=see https://lab.example/m?sig=hunter2"):
         done = spkd("export", "student", "to=pt2", key)
