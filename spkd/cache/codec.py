@@ -35,6 +35,8 @@ class Codec(ABC):
         training_rows: number of rows that `fit` uses; 0 where nothing is learnt.
         least_rows: smallest number of rows that `fit` accepts.
         lossless: whether the values read are the values written, up to the rounding of floats.
+        most_lost: largest error of rows read back, over their own length; more means that the numbers are too small for
+            it. None where there is no such limit.
         only: the only target that it may be used for; None where all may use it.
         parameters: the learnt arrays, by name; the cache keeps them.
     """
@@ -43,6 +45,7 @@ class Codec(ABC):
     training_rows = 0
     least_rows = 0
     lossless = False
+    most_lost: float | None = None
     only: str | None = None
 
     def __init__(self, dim: int) -> None:
@@ -75,6 +78,7 @@ class Float16(Codec):
 
     dtype: np.dtype = np.dtype("<f2")
     lossless = True
+    most_lost = 0.01
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         # An overflow becomes infinite, which the writer refuses. torch rounds as numpy does, 2.5 times faster.
@@ -119,6 +123,7 @@ class Int8(Codec):
     dtype = np.dtype("i1")
     training_rows = 2048
     least_rows = 2
+    most_lost = 0.5
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -379,6 +384,16 @@ def error(codec: Codec, values: np.ndarray) -> dict[str, float]:
         "cosine_min": float(cosine.min()),
         "relative_mse": float(((values - back) ** 2).mean()) / variance,
     }
+
+
+def lost(codec: Codec, values: np.ndarray) -> float:
+    """Error of rows (n, dim) read back, over the rows: the root of the sum of squares of each; 0 for rows of zeros.
+
+    Of a codec that learns, and so the mean of the rows too, it is over their differences from the mean.
+    """
+    error = decoded(codec, values).astype(np.float64) - values
+    length = float(np.linalg.norm(values - values.mean(0, np.float64) if codec.training_rows else values))
+    return float(np.linalg.norm(error)) / length if length else 0.0
 
 
 def divergence(logits: np.ndarray, read: np.ndarray) -> dict[str, float]:

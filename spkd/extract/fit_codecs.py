@@ -39,7 +39,7 @@ def calibrate(
     Returns:
         The fitted codecs, with their errors.
     Raises:
-        SpkdError: fewer usable rows than a codec needs, or outputs that are not finite.
+        SpkdError: fewer usable rows than a codec needs, or outputs that are not finite or too small for a codec.
     """
     fitted = {target.name: codecs.make_codec(target.codec, target.dim) for target in targets}
     wanted = {n: codec.training_rows + HELD_OUT if codec.training_rows else PLAIN for n, codec in fitted.items()}
@@ -60,6 +60,11 @@ def calibrate(
             if not np.isfinite(list(errors[name].values())).all():
                 raise SpkdError(
                     f"target {name}: values that are not finite as {stored_as[name]}; try storage.codec=float32"
+                )
+            if codec.most_lost is not None and (share := codecs.lost(codec, held_out)) > codec.most_lost:
+                raise SpkdError(
+                    f"target {name}: values up to {np.abs(held_out).max():.2g} are too small for {stored_as[name]}, "
+                    f"which loses {100 * share:.3g} % of them; try storage.codec=float32"
                 )
     return Codebook(fitted, errors)
 

@@ -24,6 +24,7 @@ from spkd.files.text import numbered_lines
 
 KALDI = (".ark", ".scp")
 SUFFIXES = (*KALDI, ".npy")
+LEAST = 1e-30  # a vector of smaller numbers has few digits in float32, and no length
 SECOND = {".ark": ".scp", ".npy": ".txt"}  # suffix of a file of vectors -> that of the file beside it
 
 
@@ -176,7 +177,7 @@ def read_vectors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         if path.suffix == ".npy":
             _check(path, path, _second(path))
             values = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false shape takes no memory
-            names = read_text(_second(path)).split("\n")
+            names = read_text(_second(path)).replace("\r\n", "\n").split("\n")
             names = names[:-1] if names and not names[-1] else names
             if values.ndim != 2 or len(names) != len(values):
                 raise SpkdError(f"{path}: shape {values.shape}, but {len(names)} names in {_second(path)}")
@@ -209,7 +210,15 @@ def _of_scp(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _vector(name: str, values: Any) -> np.ndarray:
     """A vector (D,), or the row of a matrix (1, D), as a vector."""
-    array = np.asarray(values, np.float32)
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiu":
+        raise SpkdError(f"{name}: holds {given.dtype}, expected real numbers")
+    with np.errstate(over="ignore"):
+        array = given.astype(np.float32)
+    if 0 < float(np.abs(given).max(initial=0)) < LEAST:
+        raise SpkdError(
+            f"{name}: numbers up to {np.abs(given).max():.2g}, which float32 cannot hold; scale the vectors"
+        )
     if array.ndim == 2 and len(array) == 1:
         array = array[0]
     if array.ndim != 1 or not np.isfinite(array).all():

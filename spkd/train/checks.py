@@ -280,8 +280,9 @@ def check_settings(cache: CacheSource, losses: dict[str, ChosenLoss], config: Tr
             raise UsageError(f"--loss {name}: {kind} is the student's own input; choose targets of the teacher")
     if config.mining.positives and config.mining.embeddings == "student" and config.manifest is not None:
         raise UsageError("mining.positives: of the student's embeddings need cached features (fbank=true)")
-    if config.mining.negatives or config.mining.positives:
-        mining.check(cache, config.mining)
+    groups = config.sampler.name == "hard"
+    if config.mining.negatives or config.mining.positives or groups:
+        mining.check(cache, config.mining, groups)
     if len(cache.usable_views) < config.batch_size:
         raise SpkdError(
             f"{cache.name}: {counted(len(cache.usable_views), 'usable view')}, fewer than "

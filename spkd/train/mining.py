@@ -84,9 +84,13 @@ class Neighbours:
 Tables = dict[str, Neighbours]
 
 
-def check(cache: CacheSource, config: MiningConfig) -> None:
-    """Check that a cache can be searched. Raises UsageError where it cannot."""
-    if EMBEDDING not in cache.names and (config.negatives or config.embeddings == "teacher"):
+def check(cache: CacheSource, config: MiningConfig, groups: bool = False) -> None:
+    """Check that a cache can be searched. Raises UsageError where it cannot.
+
+    Args:
+        groups: whether batches are made of the teacher's neighbours (sampler=hard).
+    """
+    if EMBEDDING not in cache.names and (config.negatives or groups or config.embeddings == "teacher"):
         raise UsageError("mining: needs one teacher's embeddings (teachers=concatenate or average)")
     if not cache.random_access:
         raise UsageError("mining: a stream cannot be searched; pull or import the cache")

@@ -175,7 +175,7 @@ class SamplerConfig(Chooser):
     name: str = key(
         "shuffled",
         "which views share a batch: any; several views of each of its speakers; views of similar length, whose "
-        "crop is as long as the shortest; a share of each corpus; or groups of neighbours",
+        "crop is as long as the shortest; a share of each corpus; or groups of the teacher's neighbours",
         SAMPLERS,
     )
     settings: Any = component(SAMPLERS)
@@ -283,6 +283,10 @@ class TrainConfig(Settings):
             reasons = dict.fromkeys(("neighbours", "embeddings", "refresh", "nprobe", "floor"), reason)
         elif not (mining.negatives or hard):
             reasons["neighbours"] = "no negatives are mined (mining.negatives, sampler=hard)"
+        if hard and not (mining.negatives or mining.positives):
+            reasons |= dict.fromkeys(
+                ("embeddings", "refresh"), "sampler=hard takes the teacher's neighbours throughout"
+            )
         if not mining.positives:
             reasons.setdefault("floor", "no positives are mined (mining.positives)")
         if mining.embeddings != "student":

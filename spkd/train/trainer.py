@@ -437,7 +437,7 @@ def _loader(task: Task, network: Network, finetune: FinetunePath | None, ranks: 
     )
     miner = None
     if tables := _needed_tables(config):
-        mining.check(cache, config.mining)
+        mining.check(cache, config.mining, config.sampler.name == "hard")
         miner = Miner(content, config.mining, mining_ceiling(task.losses), config.crop, tables, ranks, task.device)
     table = miner.tables.get(NEGATIVES) if miner is not None else None
     sampler = SamplerContext(cache, config.batch_size, config.seed, table)

@@ -502,6 +502,29 @@ def test_every_student_is_a_teacher_too(spkd: Callable, corpus: Path, tmp_path: 
             )
 
 
+@pytest.mark.parametrize(("codec", "lost"), [("float16", "100"), ("int8", "[1-9][0-9.e+]*")])
+def test_outputs_too_small_for_a_codec_are_refused(spkd: Callable, corpus: Path, codec: str, lost: str) -> None:
+    """Numbers of 1e-9: float16 has none below 6e-8, and the scale of int8 ends at 6e-5 of a deviation."""
+    network = build("xvector", channels=16, embedding=8).eval()
+    with torch.no_grad():
+        for values in network.segment_b[2].parameters():
+            values *= 1e-9
+    save_student(Path("small"), Checkpoint(network))
+    common = [
+        "extract",
+        "teacher=checkpoint",
+        "teacher.weights=small",
+        f"manifest={corpus / 'manifest.csv'}",
+        "cache=c",
+    ]
+    done = spkd(*common, f"storage.codec={codec}")
+    message = rf"target embedding: values up to [\d.]+e-(09|10) are too small for {codec}, which loses {lost} %"
+    assert (done.code, bool(re.search(message, done.err))) == (1, True), done.err
+    spkd(*common, "storage.codec=float32").ok()
+    stored = Cache.open("c").batch(np.arange(4), ["embedding"])["embedding"]
+    assert (stored.norm(dim=1) > 0).all()
+
+
 def test_outputs_beyond_float16_name_the_codec_that_holds_them(spkd: Callable, corpus: Path) -> None:
     network = build("xvector", channels=16, embedding=8).eval()
     with torch.no_grad():

@@ -329,3 +329,27 @@ def test_names_with_spaces_and_numbers_are_kept(tmp_path: Path) -> None:
     rows = [(name, np.ones(3, np.float32)) for name in ("ann lee", "007", "#1", "x,y")]
     write_vectors(tmp_path / "x.npy", rows)
     assert [name for name, _ in read_vectors(tmp_path / "x.npy")] == [name for name, _ in rows]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.ones((2, 3)) * 1j, "holds complex128, expected real numbers"),
+        (np.ones((2, 3), bool), "holds bool"),
+        (np.ones((2, 3)).astype("U4"), "holds <U4"),
+        (np.ones((2, 3)).astype("M8[s]"), "holds datetime64"),
+        (np.full((2, 3), 1e-42), "numbers up to 1e-42, which float32 cannot hold"),
+        (np.full((2, 3), 1e39), "not a vector of finite numbers"),
+    ],
+)
+def test_numbers_that_would_change_are_refused(tmp_path: Path, values: np.ndarray, reason: str) -> None:
+    np.save(tmp_path / "x.npy", values)
+    (tmp_path / "x.txt").write_text("a\nb\n")
+    with pytest.raises(SpkdError, match=reason):
+        list(read_vectors(tmp_path / "x.npy"))
+
+
+def test_names_may_have_the_line_ends_of_windows(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(6).reshape(2, 3))
+    (tmp_path / "x.txt").write_bytes(b"a\r\nb\r\n")
+    assert as_lists(read_vectors(tmp_path / "x.npy")) == [("a", [0, 1, 2]), ("b", [3, 4, 5])]

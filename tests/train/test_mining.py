@@ -183,6 +183,18 @@ def test_what_cannot_be_mined(spkd: Callable, extract: Callable, corpus: Path) -
     assert "a stream cannot be searched" in spkd(*train, "--loss", "contrastive").err
 
 
+def test_groups_are_of_the_teachers_neighbours(spkd: Callable, extract: Callable, corpus: Path) -> None:
+    """The order of an epoch is known before the student is."""
+    extract("c")
+    train = ["train", "out=s", "batch_size=6", "sampler=hard", "sampler.hard.group=2", "mining.embeddings=student"]
+    done = spkd(*train, "--loss", "contrastive", "cache=c")
+    reason = "mining.embeddings=student has no effect: sampler=hard takes the teacher's neighbours throughout"
+    assert (done.code, reason in done.err) == (2, True), done.err
+    spkd("extract", "teacher=none", f"manifest={corpus / 'manifest.csv'}", "cache=none").ok()
+    done = spkd(*train[:-1], "--loss", "ntxent", "cache=none")
+    assert (done.code, "mining: needs one teacher's embeddings" in done.err) == (2, True), done.err
+
+
 def test_mining_over_the_student_is_refreshed_at_fixed_steps(extract: Callable, spkd: Callable) -> None:
     cache = extract("c")
     labels = Labels.of(cache)

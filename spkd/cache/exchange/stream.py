@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spkd.cache.crop import Crop
-from spkd.cache.exchange.tars import AUDIO, Export, Sample, tar_name
+from spkd.cache.exchange.tars import AUDIO, SCALE, Export, Sample, tar_name
 from spkd.cache.layout import row_format
 from spkd.cache.plan import Plan
 from spkd.cache.source import SingleCache
@@ -124,7 +124,8 @@ class Stream(SingleCache):
             if view not in self.plan.unit(unit):
                 raise SpkdError(f"{where}: view {view} does not belong here")
             if computed:
-                wave = self._audio(view, sample.pop(AUDIO, None), where)
+                scale = float(sample.pop(SCALE, np.array(1.0)))
+                wave = self._audio(view, sample.pop(AUDIO, None), where) * scale
                 sample |= {name: input_features(FEATURES[name], wave)[0].numpy() for name in computed}
             for name in set(asked) - {AUDIO}:
                 (columns, dtype), target = row_format(self.targets[name]), self.targets[name]

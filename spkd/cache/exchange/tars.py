@@ -4,7 +4,8 @@
     plan/0.npz, ...         metadata files of the cache
     000000.tar              unit 0: for every view VIEW (nine digits)
         VIEW.json           utterance, speaker, start (samples), samples, speed, seed
-        VIEW.flac           the view's waveform, 16 kHz, 16 bit (where a manifest is given)
+        VIEW.flac           the view's waveform, 16 kHz, 16 bit (where a manifest is given), divided by the `scale` of
+                            VIEW.json where that is there: noise and reverberation may exceed full scale
         VIEW.TARGET.npy     (rows, columns) as stored
 
 Any WebDataset reader can read the tars. On import, nothing from a tar is executed, and no file name of a tar is used
@@ -45,7 +46,8 @@ from spkd.progress import track
 INDEX = "index.json"
 EXPORT_FORMAT = 1
 MEMBER = 4096  # bytes for header, padding, .npy header and description of a tar's member
-AUDIO = "audio"
+AUDIO, SCALE = "audio", "scale"
+LARGEST_SCALE = 1e6
 Sample = dict[str, np.ndarray]
 
 
@@ -132,10 +134,14 @@ def _tar(cache: Cache, unit: int, loader: ViewLoader | None) -> bytes:
                 "speaker": plan.speakers[speaker] if speaker >= 0 else None,
                 **{name: column[view].item() for name, column in plan.views.columns().items() if name != "utterance"},
             }
+            audio = io.BytesIO()
+            if loader is not None:
+                wave = loader(view)
+                if (peak := float(np.abs(wave).max(initial=0.0))) > 1:
+                    described[SCALE] = peak
+                soundfile.write(audio, wave / max(peak, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
             sample: dict[str, Any] = {"__key__": f"{view:09d}", "json": json.dumps(described).encode()}
             if loader is not None:
-                audio = io.BytesIO()
-                soundfile.write(audio, loader(view).clip(-1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
                 sample["flac"] = audio.getvalue()
             for name, pieces in targets.items():
                 array = io.BytesIO()
@@ -244,7 +250,7 @@ def read_tar(file: IO[bytes], where: str, known: set[str], names: Sequence[str])
 
     Args:
         known: names of all targets that the tar may hold.
-        names: names of the targets to read; AUDIO reads the FLAC file as its bytes (uint8).
+        names: names of the targets to read; AUDIO reads the FLAC file as its bytes (uint8), and SCALE beside it.
     Yields:
         Number of each view, and its arrays by target.
     Raises:
@@ -276,6 +282,8 @@ def read_tar(file: IO[bytes], where: str, known: set[str], names: Sequence[str])
                     raise SpkdError(f"{where}: damaged (view {current} is there twice)")
                 body = tar.extractfile(member)
                 assert body is not None
+                if member.name.endswith(".json") and AUDIO in names:
+                    sample[SCALE] = np.array(_scale(parse_json(body.read(), where), where))
                 if name in names:
                     data = body.read()
                     sample[name] = np.frombuffer(data, np.uint8) if name == AUDIO else npy.parse(data)
@@ -283,6 +291,14 @@ def read_tar(file: IO[bytes], where: str, known: set[str], names: Sequence[str])
         raise SpkdError(f"{where}: damaged ({' '.join(str(error).split())[:200]})") from error
     if current >= 0:
         yield current, sample
+
+
+def _scale(described: Any, where: str) -> float:
+    """Number by which the audio of a view is multiplied. Raises SpkdError where it is none."""
+    scale = described.get(SCALE, 1.0) if isinstance(described, dict) else None
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 1 <= scale <= LARGEST_SCALE:
+        raise SpkdError(f"{where}: damaged (the scale of a view is {str(scale)[:40]})")
+    return float(scale)
 
 
 def import_tars(url: str, root: Path) -> None:

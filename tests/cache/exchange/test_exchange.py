@@ -11,6 +11,7 @@ import resource
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_tars_are_readable_without_us_and_carry_the_audio(spkd: Callable, corpus
         assert np.array_equal(sample["embedding.npy"][0], cache.batch(np.array([row]), ["embedding"])["embedding"][0])
         wave, rate = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
         assert rate == 16_000
-        assert np.abs(wave - loader(row).clip(-1, 1)).max() <= 2.0**-15
+        assert np.abs(wave - loader(row)).max() <= 2.0**-15
         assert sample["json"]["utterance"] == cache.plan.utterances[cache.plan.views.utterance[row]]
 
 
@@ -357,6 +358,36 @@ def test_a_stream_computes_features_from_its_audio(spkd: Callable, corpus: Path)
         whole = fbank(wave[None])[0]
         assert torch.allclose(outputs["fbank"][i], whole[crop.start[i] // 160 :][:48], atol=1e-3)
         assert torch.equal(outputs["wave"][i].flatten(), wave[crop.start[i] :][:8000])
+
+
+def test_audio_beyond_full_scale_is_the_same_in_tars(spkd: Callable, corpus: Path) -> None:
+    """Noise as loud as loud speech: most waveforms exceed 1. Any reader gets them by the scale in the JSON."""
+    Path("loud").mkdir()
+    some = []
+    for number, utterance in enumerate(Manifest.load(corpus / "manifest.csv").utterances[:6]):
+        wave, rate = soundfile.read(utterance.path)
+        soundfile.write(f"loud/{number}.wav", wave / np.abs(wave).max(), rate, subtype="FLOAT")
+        some.append(replace(utterance, path=f"loud/{number}.wav"))
+    Manifest(tuple(some)).save("loud.csv")
+    noise = ["view.noise=synthetic", "view.noise_prob=1", "view.snr=[0,0]"]
+    spkd("extract", "teacher=none", "manifest=loud.csv", "cache=c", "wave=true", "storage.codec=float32", *noise).ok()
+    spkd("cache", "export", "c", "tars", "--audio", "manifest=loud.csv").ok()
+    cache, stream = Cache.open("c"), Stream("tars")
+    beyond = 0
+    for row, sample in enumerate(wds.WebDataset(["tars/000000.tar"], shardshuffle=False).decode()):
+        heard = cache.batch(np.array([row]), ["wave"])["wave"][0].numpy().ravel()
+        wave, _ = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
+        scale = sample["json"].get("scale", 1.0)
+        assert scale == pytest.approx(max(np.abs(heard).max(), 1.0), rel=1e-3)
+        assert np.abs(scale * wave[: len(heard)] - heard).max() <= scale * 2.0**-14
+        beyond += scale > 1
+    assert beyond > 3
+    del stream.targets["wave"]  # as where it is computed from the audio
+    stream.order(0, 0)
+    given = np.arange(2), ["wave"], Crop(np.zeros(2, np.int64), 8000)
+    theirs = stream.decode(stream.stored(*given[:2], given[2]), ["wave"])["wave"]
+    ours = cache.decode(cache.stored(*given[:2], given[2]), ["wave"])["wave"]
+    assert torch.allclose(theirs, ours, atol=1e-4)
 
 
 @pytest.mark.parametrize("place", ["folder", "http", "s3"])
