@@ -60,6 +60,7 @@ def key(
     high: float | None = None,
     positive: bool = False,
     not_from_files: Collection[str] = (),
+    is_replaced: bool = False,
 ) -> Any:
     """A dataclass field with its meaning, and optionally its choices or its range.
 
@@ -69,9 +70,11 @@ def key(
         low: least number allowed, also for each item of lists and dicts.
         positive: whether numbers must be above 0.
         not_from_files: values that a settings file, which may be anybody's, cannot give.
+        is_replaced: whether the command replaces what is there under the name that the value is. A settings file cannot
+            name what is outside of the current folder.
     """
     limits = {"low": low, "high": high, "positive": positive, "choices": choices}
-    metadata = {"meaning": meaning, "not_from_files": not_from_files, **limits}
+    metadata = {"meaning": meaning, "not_from_files": not_from_files, "is_replaced": is_replaced, **limits}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -179,12 +182,22 @@ class Key:
                 raise UsageError(
                     f"{given.where}: {self.name}={text} is not taken from a file; type {self.name}={whole}"
                 )
+            if given.from_file and self.limits.get("is_replaced") and _is_elsewhere(text):
+                raise UsageError(
+                    f"{given.where}: {self.name}={text} is there already, outside of the current folder, and is not "
+                    f"replaced for a file that may be anybody's; type {self.name}={shlex.quote(text)}"
+                )
             if given.from_file and isinstance(text, str) and is_foreign(text):
                 raise UsageError(
                     f"{given.where}: {self.name}={text}: of addresses, a file may name those of "
                     f"{', '.join(PROTOCOLS)} alone; others are typed, as {self.name}=ADDRESS"
                 )
         return converted
+
+
+def _is_elsewhere(path: str) -> bool:
+    """Whether something is there under a name, outside of the current folder."""
+    return os.path.lexists(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath("."))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import pytest
 
 from spkd import config
 from spkd.errors import UsageError
-from spkd.eval.settings import CalibrateConfig, EvalConfig
+from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig
 from spkd.export.settings import ExportConfig
 from spkd.extract.settings import ExtractConfig
 from spkd.registry import COMMANDS
@@ -67,6 +67,28 @@ def test_a_file_starts_no_engine(tmp_path: Path) -> None:
         config.load(ExtractConfig, [], file, {})
     assert config.load(ExtractConfig, [], environ={"SPKD_ENGINE": "ray"}).engine == "ray"
     assert config.load(ExtractConfig, ["engine=auto"], file, {}).engine == "auto"
+
+
+@pytest.mark.parametrize("schema", [EvalConfig, EmbedConfig, CalibrateConfig, ExportConfig])
+def test_a_file_names_nothing_elsewhere_that_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: type
+) -> None:
+    checkout, home = tmp_path / "checkout", tmp_path / "home"
+    checkout.mkdir()
+    home.mkdir()
+    monkeypatch.chdir(checkout)
+    (home / "mine").write_text("precious")
+    Path("link").symlink_to(home / "mine")
+    Path("there").write_text("of the checkout")
+    for name in (str(home / "mine"), "../home/mine", "link"):
+        Path("spkd.yaml").write_text(f"{schema.COMMAND}: {{out: {name}}}\n")
+        with pytest.raises(UsageError, match="outside of the current folder.*type out="):
+            config.load(schema)
+        assert config.load(schema, [f"out={name}"]).out == name
+        assert config.load(schema, environ={"SPKD_OUT": name}).out == name
+    for name in (str(home / "new"), "there", "new"):
+        Path("spkd.yaml").write_text(f"{schema.COMMAND}: {{out: {name}}}\n")
+        assert config.load(schema).out == name
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -109,6 +109,8 @@ def remove_gone(path: Path) -> bool:
             path.unlink()
     except FileNotFoundError:
         pass
+    except PermissionError:  # of another user; it cannot be locked
+        return False
     return True
 
 

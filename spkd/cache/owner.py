@@ -103,6 +103,8 @@ def is_gone(path: Path) -> bool:
         return True
     if abs(silent) > STALE:  # a time far ahead was not given by this file system
         return True
+    if _is_hidden(path):  # its heartbeat alone decides
+        return False
     owner = owner_of(path)
     if owner is None:  # torn by a kill or a power cut; a live owner would have filled it by now
         return silent > TORN
@@ -114,6 +116,15 @@ def is_gone(path: Path) -> bool:
         return not _is_running(int(owner["pid"]), owner.get("started"))
     except (KeyError, TypeError, ValueError, OverflowError):
         return True
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file is of another user, whose files nobody else can read (umask 077)."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def silence(path: Path) -> float:

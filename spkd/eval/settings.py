@@ -20,7 +20,7 @@ class EmbedConfig(Settings):
     HINTS: ClassVar[dict[str, str]] = {"teacher": "model", "student": "model"}
 
     model: ScoredModelConfig = section(ScoredModelConfig)
-    out: str = key("embeddings.npy", "X.npy and the names in X.txt, or Kaldi's X.ark and X.scp")
+    out: str = key("embeddings.npy", "X.npy and the names in X.txt, or Kaldi's X.ark and X.scp", is_replaced=True)
     batch_size: int = key(
         32,
         "utterances in one batch; of different length only where padding does not change what the model gives",
@@ -82,7 +82,7 @@ class ScoringConfig(EmbedConfig):
 class EvalConfig(ScoringConfig):
     COMMAND: ClassVar[str] = "eval"
 
-    out: str = key("eval", "folder of scores.txt, report.json and report.html")
+    out: str = key("eval", "folder of scores.txt, report.json and report.html", is_replaced=True)
     calibration: str | None = key(None, "file that `spkd calibrate` wrote: scores become log-likelihood ratios")
     llr: bool = key(False, "the scores of --scores are log-likelihood ratios (natural logarithm)")
     points: list[str] = key(["0.01", "0.05"], "points of minDCF and actDCF: P_TARGET or P_TARGET:C_MISS:C_FALSE_ALARM")
@@ -110,7 +110,7 @@ class EvalConfig(ScoringConfig):
 class CalibrateConfig(ScoringConfig):
     COMMAND: ClassVar[str] = "calibrate"
 
-    out: str = key("", "file to write (default: calibration.json in the student's folder)")
+    out: str = key("", "file to write (default: calibration.json in the student's folder)", is_replaced=True)
     quality: list[str] = key(
         [],
         "quality measures next to the scores: duration, that of speech alone (with vad), magnitude of the embedding, "

@@ -30,7 +30,11 @@ class ExportConfig(Chooser, Settings):
     COMMAND: ClassVar[str] = "export"
 
     to: str = key("onnx", "format", EXPORTS)
-    out: str = key("", "file to write, wespeaker: folder (default: in the student's folder, named after the format)")
+    out: str = key(
+        "",
+        "file to write, wespeaker: folder (default: in the student's folder, named after the format)",
+        is_replaced=True,
+    )
     waveform: bool = key(False, "take the waveform: the features are computed within the graph")
     calibration: str = key(
         "", "file of `spkd calibrate` that goes with the model (default: the one in the student's folder, if any)"

@@ -42,7 +42,7 @@ HOLDS = {
 }
 _UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EACCES, errno.EXDEV)
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as typed, or as a path has it, whose slashes are one
-_PART_NAME = re.compile(rf"(.+)\.([0-9a-f]{{6}})[0-9a-f]{{10}}{re.escape(PART)}")
+_PART_NAME = re.compile(rf"(.+)\.([0-9a-f]{{6}})[0-9a-f]{{10}}{re.escape(PART)}", re.DOTALL)
 
 
 @cache
@@ -583,4 +583,5 @@ def check_writable(path: str | Path) -> None:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise SpkdError(f"{path}: cannot be written ({error.strerror})") from error
-    remove_abandoned(target.parent, [target.name])
+    for place in {folder, target.absolute().parent}:
+        remove_abandoned(place, [target.name])

@@ -1,10 +1,11 @@
-"""Remote folders, as URLs of fsspec: s3://, file://, memory:// and others; http:// for reading."""
+"""Remote folders, as URLs of fsspec: s3://, file:// and others; http:// for reading."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import html
+import os
 import re
 import shutil
 import time
@@ -22,7 +23,7 @@ import fsspec
 
 from spkd.errors import FULL, SpkdError, UsageError, check_address, first_line, public_address, without_secrets
 from spkd.files import digest
-from spkd.files.atomic import check_no_links, remove_abandoned, writing
+from spkd.files.atomic import ADDRESS, check_no_links, remove_abandoned, writing
 from spkd.files.reading import is_irregular
 from spkd.files.text import counted
 from spkd.progress import Ticker, track
@@ -60,13 +61,21 @@ class RemoteFolder:
 
     @classmethod
     def of(cls, url: str) -> RemoteFolder:
-        """The folder of a URL.
+        """The folder of a URL. What is no URL is the path of a folder here, whatever its name holds.
 
         Raises:
-            UsageError: the package for this kind of URL is not installed, or as `check_address`.
+            UsageError: the package for this kind of URL is not installed, there is no such kind, or as `check_address`.
             SpkdError: the place does not answer.
         """
+        if "://" not in url:
+            if ADDRESS.match(url):
+                raise UsageError(f"{public_address(url)}: an address is written with ://")
+            return cls(public_address(url), fsspec.filesystem("file"), os.path.abspath(url).rstrip("/"))
         check_address(url)
+        kinds = url.partition("://")[0].split("::")
+        # In a chain, fsspec takes an unknown kind for a path; and what is in memory is gone with this process.
+        if unknown := [kind for kind in kinds if kind == "memory" or kind not in fsspec.available_protocols()]:
+            raise UsageError(f"{public_address(url)}: {unknown[0]}:// is no place for files")
         # A name of a file is put before a query. On other places than web servers, a name may hold a question mark.
         address, mark, query = url.partition("?") if url.startswith(HTTP) else (url, "", "")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,37 @@ def test_an_empty_claim_is_given_a_moment_and_then_taken(root: Path) -> None:
     old = time.time() - 10
     os.utime(claim_path(root, 0), (old, old))
     assert next(claim_units(root, 1), None) == 0
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be a user whom others keep from their files, as root is not."""
+    before = os.geteuid()
+    os.seteuid(65534 if before == 0 else before)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_claim_that_cannot_be_read_is_not_torn(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a user of the group with umask 077, whose locks on another machine are not seen here."""
+    monkeypatch.chdir(root)  # the folders above are closed to others
+    claim = claim_path(Path(), 0)
+    claim.parent.mkdir()
+    claim.write_text(json.dumps({"host": "elsewhere", "pid": 1, "worker": "x"}))
+    claim.chmod(0o000)
+    claim.parent.chmod(0o777)
+    os.utime(claim, (time.time() - 60,) * 2)  # of its last heartbeat
+    with as_nobody():
+        assert not owner.is_gone(claim)
+        assert not claims.remove_gone(claim)
+    os.utime(claim, (time.time() - owner.STALE - 1,) * 2)
+    with as_nobody():
+        assert owner.is_gone(claim)
+        assert not claims.remove_gone(claim)  # it cannot be locked
+    claim.chmod(0o600)
+    assert list(claim_units(root, 2)) == [0, 1]
 
 
 def test_a_claim_dated_ahead_of_the_clock_is_taken_over(root: Path) -> None:

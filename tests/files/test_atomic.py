@@ -272,6 +272,19 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
     assert raised.value.filename == str(tmp_path / "shard")
 
 
+def test_what_a_kill_left_of_a_check_goes_where_the_folder_is_not_there_yet(tmp_path: Path) -> None:
+    left = killed_while_writing(tmp_path / "report.json", "writing")
+    atomic.check_writable(tmp_path / "new" / "eval" / "report.json")
+    assert not left.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_of_a_name_of_two_lines_goes(tmp_path: Path) -> None:
+    left = killed_while_writing(tmp_path / "a\nb", "writing")
+    atomic.remove_abandoned(tmp_path, ["a\nb"])
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
 def test_who_may_write_a_file_is_what_the_user_set(tmp_path: Path, umask: int) -> None:
     """As of files that Python opens, so that several users can lock the files of one cache."""

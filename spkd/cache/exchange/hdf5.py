@@ -218,7 +218,7 @@ def main() -> None:
     except MemoryError:
         sys.exit(f"{path}: damaged, or more than fits into memory")
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and (error.errno in FULL or error.filename):  # of the new cache
             sys.exit(of_system(error))
         sys.exit(f"{path}: damaged, or not an export of a cache ({' '.join(str(error).split())[:200]})")
 

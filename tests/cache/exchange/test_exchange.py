@@ -484,6 +484,15 @@ def test_an_hdf5_file_for_which_there_is_no_room_fails_in_one_line(spkd: Callabl
     spkd("cache", "export", "c", "out.h5").ok()
 
 
+@pytest.mark.slow
+def test_a_name_that_is_too_long_is_no_damage_of_the_imported_file(spkd: Callable, corpus: Path) -> None:
+    make_cache(spkd, corpus, "c")
+    spkd("cache", "export", "c", "c.h5").ok()
+    done = spkd("cache", "import", "c.h5", "x" * 240)
+    assert (done.code, "damaged" in done.err) == (1, False), done.err
+    assert done.err.endswith(": File name too long\n")
+
+
 class FailsOnce(io.BytesIO):
     """A file of which one write fails, as on a network file system or a bad disk.
 

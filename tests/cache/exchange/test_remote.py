@@ -941,6 +941,25 @@ def test_a_full_disk_is_named(spkd: Callable, corpus: Path, command: list[str], 
         subprocess.run(["umount", "small"], check=True)
 
 
+@pytest.mark.parametrize("name", ["a::b", "memory::x", "~", "data:,x"])
+def test_a_folder_here_has_any_name(spkd: Callable, corpus: Path, name: str) -> None:
+    make_cache(spkd, corpus, "c")
+    spkd("cache", "push", "c", f"r/{name}").ok()
+    assert sorted(path.name for path in Path("r").iterdir()) == [name]
+    Path("r", name).rename(name)
+    spkd("cache", "pull", name, "copy").ok()
+    assert "all checksums match" in spkd("cache", "verify", "copy").out
+
+
+@pytest.mark.parametrize("url", ["x::file:///tmp/x", "memory://x", "memory::s3://b/x", "nosuch://x", "s3:/b/x"])
+def test_what_is_no_place_is_refused(spkd: Callable, corpus: Path, url: str) -> None:
+    make_cache(spkd, corpus, "c")
+    before = sorted(Path().iterdir())
+    done = spkd("cache", "push", "c", url)
+    assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+    assert sorted(Path().iterdir()) == before
+
+
 def test_a_pull_removes_what_kills_left_of_it(spkd: Callable, corpus: Path) -> None:
     make_cache(spkd, corpus, "c")
     spkd("cache", "pull", "c", "copy").ok()
