@@ -335,6 +335,7 @@ MANIFEST_READERS = Registry(
     "manifest",
     "",
     {
+        "several": "spkd.corpus.manifests.several:Several",
         "containers": "spkd.corpus.manifests.containers:Containers",
         "kaldi": "spkd.corpus.manifests.kaldi:KaldiFolder",
         "audiofolder": "spkd.corpus.manifests.audiofolder:AudioFolder",

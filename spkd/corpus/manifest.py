@@ -28,6 +28,7 @@ from spkd.corpus.layouts.base import Layout
 from spkd.corpus.manifests.fields import HEADER as HEADER
 from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown
 from spkd.corpus.manifests.reader import Reader, Source
+from spkd.corpus.manifests.several import Several
 from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
 from spkd.files import digest
@@ -163,7 +164,7 @@ class Manifest:
 
 def _reader_of(path: Path) -> type[Reader]:
     """The first reader that recognises a file."""
-    if not path.exists():
+    if not path.exists() and not Several.recognises(Source(path)):
         out = shlex.quote(str(path if path.suffix in SUFFIXES else path.with_suffix(".csv")))
         raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {out}`")
     source = Source(path)

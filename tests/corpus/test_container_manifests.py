@@ -160,6 +160,25 @@ def test_nemos_tarred_manifests(tmp_path: Path) -> None:
     assert np.array_equal(found["a_0_0-sub1"], found["a_0_0"][4000:12_000])
 
 
+def test_a_pattern_of_manifests_is_all_of_them(tmp_path: Path) -> None:
+    write_nemo(tmp_path, tmp_path)
+    (tmp_path / "sharded").mkdir()
+    rows = (tmp_path / "tarred_audio_manifest.json").read_text().splitlines(keepends=True)
+    for shard in range(2):
+        mine = [row for row in rows if f'"shard_id": {shard}' in row]
+        (tmp_path / "sharded" / f"manifest_{shard}.json").write_text("".join(mine))
+    for pattern in ("manifest_{0..1}.json", "manifest__OP_0..1_CL_.json"):
+        manifest = Manifest.load(tmp_path / "sharded" / pattern)
+        assert [u.id for u in manifest] == ["a_0_0", "a_0_1", "a_0_0-sub1", "a_1_0", "a_1_1"]
+    assert any(note == "columns not used: 'text'" for note in manifest.notes)
+    for pattern, message in (("manifest_{0..2}.json", "manifest_2.json: no such manifest"), ("x.json", "no manifest")):
+        with pytest.raises(UsageError, match=message):
+            Manifest.load(tmp_path / "sharded" / pattern)
+    (tmp_path / "sharded" / "manifest_2.json").write_text(rows[0])
+    with pytest.raises(SpkdError, match="duplicate utterance id 'a_0_0'"):
+        Manifest.load(tmp_path / "sharded" / "manifest_{0..2}.json")
+
+
 def test_nemos_sharded_manifests_and_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "sharded_manifests").mkdir()
     write_nemo(tmp_path / "sharded_manifests", tmp_path)
