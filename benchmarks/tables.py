@@ -259,6 +259,23 @@ def silence_rows(result: dict) -> Iterator[Row]:
     yield "finding speech in WAV in an hour of one core", f"{found}; decoding alone {speed['decoding']:,}"
 
 
+def audio_in_rows(result: dict) -> Iterator[Row]:
+    of = {(row["format"], row["kind"]): row for row in result["rows"]}
+    for form in ("flac", "wav"):
+        ratios = [f"{kind} {row['over_files']:.2f}" for (f, kind), row in of.items() if f == form and kind != "files"]
+        same = "the same bytes" if result["bit_equal"] else "other bytes"
+        load = f" (beside {result['load']:.0f} other processes)" if result["load"] > 2 else ""
+        speed = f"{of[form, 'files']['hours_per_hour']:,} hours in an hour of one core"
+        what = f"features of {form.upper()} from containers, over the speed from files ({speed})"
+        yield what, f"{', '.join(ratios)}; {same}{load}"
+    index = [
+        f"{kind} {row['members_per_second']:,} ({row['share_read']:.0%})"
+        for (f, kind), row in of.items()
+        if f == "flac"
+    ]
+    yield "members that an index reads in a second of one core, and its share of the bytes", ", ".join(index)
+
+
 def extract_scale_rows(result: dict) -> Iterator[Row]:
     whats, seconds = zip(*result["seconds"].items(), strict=True)
     same = "the same bytes" if result["content_identical"] else "other bytes"
@@ -306,6 +323,7 @@ BENCHMARKS = {
     "mining": Benchmark("quick", ("--per-label", "182"), mining_rows),
     "extract_overhead": Benchmark("long", (), extract_overhead_rows),
     "loader_speed": Benchmark("quick", LOADER, loader_speed_rows),
+    "audio_in": Benchmark("quick", LOADER, audio_in_rows),
     "extract_scale": Benchmark("quick", (), extract_scale_rows),
     "silence": Benchmark("long", SPEECH, silence_rows),
     "train_overhead": Benchmark("quick", (), train_overhead_rows),

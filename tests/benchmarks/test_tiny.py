@@ -17,6 +17,7 @@ SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if 'if __name__ =
 # import speechbrain, whose lazy modules break hypothesis in the tests that follow in the same process.
 SLOW = {
     *(
+        "audio_in",
         "buffers",
         "busy",
         "cache_codecs",
