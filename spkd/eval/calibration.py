@@ -153,9 +153,14 @@ class Calibration:
         for name in ("models", "scores", "how", "vad"):
             ours, trained = getattr(system, name), getattr(self.system, name)
             if ours != trained:
+                if name == "how":  # the sentences that differ
+                    trained, ours = (
+                        " ".join(text for text in one if text not in other) or "none of that"
+                        for one, other in ((trained, ours), (ours, trained))
+                    )
                 raise SpkdError(
-                    f"{source}: trained on the scores of another system ({name}: {str(trained)[:200]}; here "
-                    f"{str(ours)[:200]})"
+                    f"{source}: trained on the scores of another system ({name}: {str(trained)[:400]}; here "
+                    f"{str(ours)[:400]})"
                 )
         origins = zip(system.origins, self.system.origins, strict=False)
         for number, (ours, trained) in enumerate(origins, 1):

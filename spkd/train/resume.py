@@ -98,6 +98,27 @@ def contents_of(config: TrainConfig) -> dict[str, str]:
     return contents | {"student.init": digest.of_bytes("".join(lines).encode())}
 
 
+def note_contents(run: Path, configs: Iterable[TrainConfig]) -> None:
+    """Print a note of what a repetition reads under the names of a run, and that has changed since.
+
+    Args:
+        run: folder of the run.
+        configs: settings of its repetitions.
+    """
+    if not (run / DESCRIPTION).is_file():
+        return
+    settings = Description.read(run / DESCRIPTION).training.settings
+    before, there = settings.get("contents", {}), dotted(settings)
+    changed = {
+        f"{name}={value}"
+        for config in configs
+        for name, content in contents_of(config).items()
+        if (value := dotted(asdict(config)).get(name)) == there.get(name) and before.get(name, content) != content
+    }
+    for setting in sorted(changed):
+        log(f"note: {setting} has another content than for the run in {run}")
+
+
 def check_same_run(
     settings: Mapping[str, Any], losses: Mapping[str, ChosenLoss], config: TrainConfig, ranks: ProcessGroup
 ) -> None:

@@ -53,7 +53,10 @@ def load_runs(
             raise
         raise UsageError(f"{error}; a run for each of several values: spkd train -m") from error
     if from_run is not None:
+        from spkd.train.resume import note_contents
+
         note_growth(from_run, {cache for run in runs for cache in run.cache})
+        note_contents(from_run, runs)
     return runs
 
 

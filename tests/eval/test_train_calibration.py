@@ -159,7 +159,7 @@ def test_a_cohort_is_known_by_its_utterances_wherever_it_is(spkd: Callable, coho
         assert any(f"is {path}." in text for text in json.loads(Path("eval/report.json").read_text())["how"])
     shutil.copy("b/c.csv", "a/c.csv")
     done = spkd(*test, "cohort=a/c.csv")
-    assert (done.code, "trained on the scores of another system (how: " in done.err) == (1, True)
+    assert (done.code, "trained on the scores of another system (how: AS-norm: " in done.err) == (1, True)
 
 
 @pytest.mark.usefixtures("lists")
