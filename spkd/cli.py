@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
@@ -43,6 +43,9 @@ from spkd.version import __version__
 from spkd.voices.settings import VOICES, EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 
 AGAIN = 0.05  # s until an interruption is asked for again
+if TYPE_CHECKING:
+    from spkd.corpus.manifest import Manifest
+
 MANIFEST, CATALOGUE = Path("manifest.csv"), Path("catalogue.html")  # what commands write that are given no name
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
@@ -141,7 +144,7 @@ def manifest(
         typer.Argument(
             metavar="PATHS...",
             help="Folder of audio files; or containers of audio (tar, zip, ...), patterns such as {000..127}.tar, "
-            "a shard.list, or a folder of containers; also their URLs.",
+            "a shard.list, or a folder of containers; also their URLs; or a manifest of another tool.",
         ),
     ],
     layout: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)} (default: detected).")] = None,
@@ -155,15 +158,28 @@ def manifest(
     workers: Annotated[int, typer.Option(help="Threads that read audio headers.", min=1, max=1024)] = 8,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a file was left out.")] = False,
 ) -> None:
-    """Build a manifest of a folder of audio, or of containers of audio, with durations."""
+    """Build a manifest of a folder of audio, of containers of audio, or from one of another tool, with durations."""
     from spkd.corpus import shards
-    from spkd.corpus.manifest import HEADER, build, check_suffix
+    from spkd.corpus.manifest import HEADER, Manifest, build, check_suffix, is_manifest, measure
     from spkd.files.atomic import check_is_own, check_not_among, check_writable
 
     check_suffix(out)
     check_writable(out)
     if out == MANIFEST:
         check_is_own(out, ",".join(HEADER).encode(), "--out FILE")
+    options = {"speaker": speaker, "utt": utt, "audio": audio}
+    given = next((f"--{name} {value}" for name, value in options.items() if value), "")
+    if len(paths) == 1 and is_manifest(paths[0]):
+        if given := next((f"--{n} {v}" for n, v in ({"layout": layout, "suffix": suffix} | options).items() if v), ""):
+            raise UsageError(f"{given} has no effect: {paths[0]} is a manifest, which names its utterances")
+        check_not_among([out], paths)
+        made, left_out = measure(Manifest.load(paths[0]), workers)
+        if not len(made):
+            name, reason = next(iter(left_out.items()))
+            raise SpkdError(f"{paths[0]}: none of {counted(len(left_out), 'utterance')} can be read ({name}: {reason})")
+        _write_manifest(made, out, f"from {paths[0]}")
+        _list_rejected(left_out, strict)
+        return
     if containers := shards.find(paths):
         check_not_among([out], containers)
         indexed = shards.index(containers, out, layout, workers, suffix, speaker, utt, audio)
@@ -171,16 +187,18 @@ def manifest(
         log(f"{out}: {size}, {indexed.seconds / 3600:.2f} h ({indexed.origin})")
         _list_rejected(indexed.left_out, strict)
         return
-    options = {"speaker": speaker, "utt": utt, "audio": audio}
-    if len(paths) > 1 or any(options.values()):
-        given = next((f"--{name} {value}" for name, value in options.items() if value), "")
+    if len(paths) > 1 or given:
         what = f"{given} is for containers" if given else "give one folder"
         raise UsageError(f"{paths[0]}: a folder of audio; {what}")
     made, layout, left_out = build(paths[0], layout, workers, suffix)
+    _write_manifest(made, out, f"layout {layout}")
+    _list_rejected(left_out, strict)
+
+
+def _write_manifest(made: Manifest, out: Path, origin: str) -> None:
     made.save(out)
     size = f"{counted(len(made), 'utterance')}, {counted(len(made.speakers), 'speaker')}, {made.seconds / 3600:.2f} h"
-    log(f"{out}: {size} (layout {layout})")
-    _list_rejected(left_out, strict)
+    log(f"{out}: {size} ({origin})")
 
 
 @app.command(

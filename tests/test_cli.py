@@ -88,7 +88,14 @@ def test_damage_is_reported_by_verify(spkd: Callable, corpus: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("extract nonsense", "nonsense", "manifest", "manifest nosuch", "manifest made --workers x", "manifest m.csv"),
+        *(
+            "extract nonsense",
+            "nonsense",
+            "manifest",
+            "manifest nosuch",
+            "manifest made --workers x",
+            "manifest m.csv --layout folder",
+        ),
         *("manifest made --workers 1_0", "manifest made --workers=\uff13", "report made --bootstrap"),
         *("extract manifest=nosuch teacher=none", "extract manifest=m.csv teacher=checkpoint teacher.weights=nosuch"),
         *("train", "train cache=nosuch", "train cache=m.csv", "train --from nosuch", "train --config nosuch.yaml"),

@@ -22,13 +22,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spkd.corpus.address import parse, relative_path, state_of_container, state_text
+from spkd.corpus.address import is_elsewhere, parse, relative_path, state_of_container, state_text
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
 from spkd.corpus.layouts.base import Layout
 from spkd.corpus.manifests.fields import HEADER as HEADER
 from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.manifests.several import Several
+from spkd.corpus.shards import holds_audio, suffixes
 from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
 from spkd.files import digest
@@ -176,6 +177,16 @@ def _reader_of(path: Path) -> type[Reader]:
         raise UsageError(f"{path}: a folder without wav.scp; if it holds audio, make a manifest with `{command}`")
     known = "; ".join(reader.describes for reader in MANIFEST_READERS.values())
     raise UsageError(f"{path}: unknown manifest format; known: {known}")
+
+
+def is_manifest(name: str) -> bool:
+    """Whether a file of this machine, or a folder without files of audio, is a manifest of another tool or of spkd."""
+    path = Path(name)
+    if is_elsewhere(name) or (path.is_dir() and holds_audio(path)):
+        return False
+    source = Source(path)
+    kind = next((each for each, reader in MANIFEST_READERS.items() if reader.recognises(source)), None)
+    return kind not in (None, "containers") and (kind != "several" or not name.endswith(suffixes()))
 
 
 def _distinct(utterances: Iterable[Utterance], path: Path) -> Iterator[Utterance]:

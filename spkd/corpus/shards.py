@@ -136,7 +136,7 @@ def find(names: Sequence[str | Path]) -> list[str]:
                 "manifest; give credentials to the library (fsspec), in its files or variables"
             )
         if os.path.isdir(name):
-            found += [] if _holds_audio(Path(name)) else _within(Path(name))
+            found += [] if holds_audio(Path(name)) else _within(Path(name))
         elif is_elsewhere(name) and name.endswith("/"):
             found += _within_elsewhere(name)
         elif os.path.exists(name) or not BRACES.search(name):
@@ -205,7 +205,8 @@ def _within(folder: Path) -> list[str]:
     return [str(path) for path in files if path.name.lower().endswith(suffixes())]
 
 
-def _holds_audio(folder: Path) -> bool:
+def holds_audio(folder: Path) -> bool:
+    """Whether there is a file of audio in a folder or below."""
     return any(Path(name).suffix.lower() in AUDIO_SUFFIXES for _, _, names in os.walk(folder) for name in names)
 
 
@@ -388,9 +389,9 @@ def _naming(parts: Sequence[_Part], root: str, layout: str | None, speaker: str)
         if not naming.source:
             raise UsageError(f"{root}: nothing names speakers by {speaker!r}{did_you_mean(speaker, sources)}")
     elif layout is None:
-        # That of most entries; of those of as many, the likeliest.
-        ranked = sorted(sources, key=lambda name: (-sources[name], _rank(name)))
-        naming.source = ranked[0] if ranked else ""
+        # The likeliest of those that most entries have: a few may lack a name, and all have a label of another kind.
+        often = [name for name, count in sources.items() if 2 * count >= max(sources.values())]
+        naming.source = min(often, key=_rank, default="")
         naming.layout = "" if naming.source else _layout_of(parts, total)
     if naming.source and (lacking := total - sources[naming.source]):
         naming.notes.append(f"utterances without a speaker ({naming.source}): {lacking:,}")

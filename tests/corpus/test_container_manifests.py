@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,31 @@ def test_lhotse_shar(tmp_path: Path, form: str, size: int | None) -> None:
     tar.unlink()
     with pytest.raises(SpkdError, match=re.escape("no recording.*.tar of this shard") + "|cuts.jsonl"):
         Manifest.load(first)
+
+
+def test_a_manifest_of_another_tool_is_written_with_durations(spkd: Callable, tmp_path: Path) -> None:
+    """A folder of Lhotse Shar holds tars, whose members alone would have no speakers."""
+    write_nemo(tmp_path, tmp_path)
+    done = spkd("manifest", "tarred_audio_manifest.json", "--out", "m.csv").ok()
+    assert "5 utterances, 2 speakers, 0.00 h (from tarred_audio_manifest.json)" in done.out
+    made, given = Manifest.load("m.csv"), Manifest.load("tarred_audio_manifest.json")
+    assert [(u.id, u.start, u.duration) for u in made] == [(u.id, u.start, u.duration) for u in given]
+    write_tar(Path("audio_0.tar"), [("a.wav", audio())])
+    with pytest.raises(SpkdError, match="has changed since it was indexed"):
+        Manifest.load("m.csv")
+    write_tar(Path("shar.tar"), [("x.wav", audio())])
+    Path("shar").mkdir()
+    rows = {"id": "x", "start": 0, "duration": 0.5, "channel": 0, "supervisions": [{"id": "x", "speaker": "ann"}]}
+    recording = {"id": "x", "sources": [{"type": "shar", "channels": [0], "source": ""}], "sampling_rate": 16_000}
+    Path("shar/cuts.000000.jsonl").write_text(json.dumps(rows | {"recording": recording}) + "\n")
+    Path("shar.tar").rename("shar/recording.000000.tar")
+    assert "1 utterance, 1 speaker" in spkd("manifest", "shar", "--out", "s.csv").ok().out
+    assert "has no effect" in spkd("manifest", "shar", "--layout", "folder").err
+    Path("gone.csv").write_text("path\ngone.wav\n")
+    done = spkd("manifest", "gone.csv", "--out", "g.csv")
+    assert (done.code, "none of 1 utterance can be read (gone: no such file)" in done.err) == (1, True)
+    assert not Path("g.csv").exists()
+    assert "would replace" in spkd("manifest", "s.csv", "--out", "s.csv").err
 
 
 def test_lhotses_recordings_and_supervisions(tmp_path: Path) -> None:
