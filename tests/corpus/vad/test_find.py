@@ -14,7 +14,7 @@ from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import ViewConfig
 from spkd.corpus.utterance import Speech, Utterance
 from spkd.corpus.vad import finder_of
-from spkd.corpus.vad.base import joined
+from spkd.corpus.vad.base import VADCard, joined
 from spkd.corpus.vad.energy import Energy
 from spkd.corpus.vad.find import speech_alone
 from spkd.corpus.view import ViewPlan
@@ -121,3 +121,10 @@ def test_too_little_speech_is_refused_as_such(both: tuple[Manifest, Manifest]) -
     loader = ViewLoader(both[0], plan.views(both[0]), plan, min_seconds=1.5)
     assert loader.refusal(0, 1.5, None) == "too short (1.24 s of speech < 1.5 s)"
     assert loader.refusal(1, 1.5, None) is None
+
+
+def test_a_card_gives_the_arguments_that_extract_its_views_again() -> None:
+    card = ViewPlan.parse(ViewConfig(plan="crops:3,0.6")).card()
+    assert card.arguments == "view.plan=crops:3,0.6"
+    assert replace(card, vad=Energy().card).arguments == "view.plan=crops:3,0.6 view.vad=energy"
+    assert replace(card, vad=VADCard("segments")).arguments == "view.plan=crops:3,0.6 view.vad=FILE"
