@@ -370,6 +370,9 @@ def finalize(root: Path, card: Card, plan: Plan, left_out: Mapping[str, str] = M
     if not _all_committed(root, card):
         return False
     if _is_covered(root, card, plan, left_out):
+        for folder in ("claims", "commits", "plan"):
+            if _is_folder(root / folder):
+                remove_abandoned(root / folder)
         mapped_plan.mend(root, CompletionRecord.load(root))
         return True
     with claims.changing(root):

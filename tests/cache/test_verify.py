@@ -21,7 +21,7 @@ from spkd.cache.verify import expected_shards
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError
 from spkd.files import digest
-from spkd.files.atomic import write_json
+from spkd.files.atomic import machine_id, write_json
 from spkd.files.sealed import self_digest
 from spkd.outputs.target import Target
 
@@ -160,6 +160,11 @@ def test_damaged_rows_that_were_found_are_extracted_again(spkd: Callable, corpus
     assert "all checksums match" in spkd("cache", "verify", "c").out
 
 
+def left_by_a_kill(path: Path) -> None:
+    """A file that a process of this machine was writing under a name when it was killed."""
+    path.with_name(f"{path.name}.{machine_id()}0123456789.part").write_bytes(b"half")
+
+
 def test_damaged_units_of_a_merged_cache_are_copied_again_by_the_same_command(spkd: Callable, corpus: Path) -> None:
     utterances = Manifest.load(corpus / "manifest.csv").utterances
     for name, part in (("a", utterances[:9]), ("b", utterances[9:])):
@@ -170,9 +175,13 @@ def test_damaged_units_of_a_merged_cache_are_copied_again_by_the_same_command(sp
     before = files(Path("c"))
     for shard in list(before)[::3]:
         Path(shard).unlink()
+        left_by_a_kill(Path(shard))
+    for name in ("claims/0", "claims/growth.lock", "commits/0.json"):
+        left_by_a_kill(Path("c", name))
     done = spkd(*merge)
     assert "units damaged and filled again" in done.out, done.err
     assert files(Path("c")) == before
+    assert not list(Path("c").rglob("*.part"))
     assert "all checksums match" in spkd("cache", "verify", "c").out
 
 

@@ -23,7 +23,7 @@ from spkd.cache.plan import Plan
 from spkd.cache.verify import damage_that_stays, reopen_damaged, unit_problem, write_derived_again
 from spkd.cache.write import check_folder, finalize, initialise
 from spkd.errors import SpkdError, UsageError
-from spkd.files.atomic import check_no_links, remove, write_bytes, write_copy, write_json
+from spkd.files.atomic import check_no_links, remove, remove_abandoned, write_bytes, write_copy, write_json
 from spkd.files.reading import read_bytes
 from spkd.files.sealed import open_tensors
 from spkd.progress import track
@@ -127,6 +127,7 @@ def _copy_unit(source: Path, unit: int, root: Path, number: int, card: Card) -> 
     commit = CommitRecord.load(source, card, unit)
     for target in card.targets:
         check_no_links(root, [shard_path(Path(), target, number).parent])
+        remove_abandoned(shard_path(root, target, number).parent)
         write_copy(shard_path(source, target, unit), shard_path(root, target, number))
     write_json(commit_path(root, number), commit.to_json())
     remove(withdrawn_path(root, number))

@@ -230,7 +230,11 @@ def pull(url: str, root: Path, limit: int | None = None) -> int:
 
 def remove_left(root: Path, record: CompletionRecord) -> None:
     """Remove files that killed processes were writing beside those of a copy that are no shards."""
-    for folder in {root, *((root / name).parent for name in (*record.sha256, *derived_files(record.card)))}:
+    for folder in {
+        root,
+        root / "claims",
+        *((root / name).parent for name in (*record.sha256, *derived_files(record.card))),
+    }:
         remove_abandoned(folder)
 
 

@@ -78,12 +78,12 @@ def repair(root: Path, url: str) -> Repaired:
             in_parallel([partial(attempt, name) for name in names], bar)
         return sum(done.values())
 
+    remove_left(root, record)
     # Metadata first: the commit records say how the shards must be.
     changed, derived = changed_metadata(root, record), derived_files(card)
     if changed:
         with changing(root):
             check_no_links(root, {Path(name).parent for name in changed})
-            remove_left(root, record)
             for name in changed & derived.keys():
                 write_json(root / name, derived[name])
             fetch(sorted(changed - derived.keys()), partial(fetch_metadata, place, root, record), 0)

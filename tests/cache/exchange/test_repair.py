@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from spkd.corpus.manifest import Manifest, Utterance
+from spkd.files.atomic import machine_id
 from tests import processes
 
 from .test_exchange import make_cache
@@ -122,6 +123,13 @@ def test_a_killed_repair_continues(spkd: Callable, cache: Path, tmp_path: Path) 
     assert f"{len(shards) - len(arrived)} shards" in done.out, done.err
     assert {path: path.stat().st_mtime_ns for path in arrived} == arrived
     assert "all checksums match" in spkd("cache", "verify", "c").out
+
+
+def test_what_kills_left_goes_where_nothing_is_damaged_any_more(spkd: Callable, cache: Path) -> None:
+    for name in ("claims/growth.lock", "commits/0.json", "card.json"):
+        (cache / f"{name}.{machine_id()}0123456789.part").write_bytes(b"half")
+    spkd("cache", "repair", "c", "--from", "there").ok()
+    assert not list(cache.rglob("*.part"))
 
 
 def test_a_lost_or_changed_head_is_written_again(spkd: Callable, corpus: Path) -> None:
