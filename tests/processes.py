@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -112,19 +114,72 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def machines(count: int, *arguments: str) -> list[subprocess.Popen]:
-    """The command line as one rank on each of several machines, whose torchruns meet at an address of the loopback."""
-    main = Path(__file__).parents[1] / "benchmarks" / "spkd_main.py"
-    meeting = ["--nnodes", str(count), "--master-addr", "127.0.0.2", "--master-port", str(free_port())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(main.parents[1])}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *meeting, f"--node-rank={number}",
-             f"--local-addr=127.0.0.{2 + number}", str(main), *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+class Machine(NamedTuple):
+    """A pretended machine.
+
+    Attributes:
+        address: its address among the others.
+        prefix: words before a command that runs there.
+        variables: of the environment of such a command.
+    """
+
+    address: str
+    prefix: tuple[str, ...] = ()
+    variables: Mapping[str, str] = MappingProxyType({})
+
+    def start(self, *words: str) -> subprocess.Popen:
+        """Start a command there."""
+        root = Path(__file__).parents[1]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **self.variables}
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*self.prefix, *words], env=environment, text=True, **pipes)
+
+
+ON_LOOPBACK = (Machine("127.0.0.2"), Machine("127.0.0.3"))
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[tuple[Machine, Machine]]:
+    """Two machines with networks of their own, which one cable joins: neither has the other's loopback.
+
+    The test is skipped where the system lets nobody make them.
+    """
+    names = [f"spkd-{os.getpid()}-{number}" for number in range(2)]
+    addresses = [f"10.213.77.{1 + number}" for number in range(2)]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                stack.callback(ip, "netns", "del", name)
+            ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+            for name, address in zip(names, addresses, strict=True):
+                ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
+                for link in ("cable", "lo"):
+                    ip("-n", name, "link", "set", link, "up")
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("no network namespaces here")
+        variables = {"GLOO_SOCKET_IFNAME": "cable"}  # the name of this machine has another address
+        first, second = (
+            Machine(address, ("ip", "netns", "exec", name), variables)
+            for name, address in zip(names, addresses, strict=True)
         )
-        for number in range(count)
-    ]  # fmt: skip
+        yield first, second
+
+
+def machines(joined: Sequence[Machine], *arguments: str) -> list[subprocess.Popen]:
+    """The command line as one rank on each of several machines, whose torchruns meet at the first."""
+    main = Path(__file__).parents[1] / "benchmarks" / "spkd_main.py"
+    count, first = str(len(joined)), joined[0].address
+    meeting = ["--nnodes", count, "--master-addr", first, "--master-port", str(free_port())]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting]
+    return [
+        machine.start(*torchrun, f"--node-rank={number}", f"--local-addr={machine.address}", str(main), *arguments)
+        for number, machine in enumerate(joined)
+    ]
 
 
 def lose(machine: subprocess.Popen) -> None:

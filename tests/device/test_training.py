@@ -109,7 +109,7 @@ def test_a_wait_and_a_mix_are_found() -> None:
         for wait in (lambda: torch.randn(3).to(GPU), lambda: torch.tensor(1.0, device=GPU)):
             with pytest.raises(HostWaits):
                 wait()
-        with pytest.raises(RuntimeError, match="same device"):
+        with pytest.raises(RuntimeError, match="same device|two different devices"):  # of torch 2.14, and 2.11
             values + torch.randn(3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -21,7 +22,7 @@ from spkd.device import resolve
 from spkd.errors import SpkdError
 from spkd.extract.ranks import Rank, Work, merged
 from tests.conftest import save_teacher
-from tests.processes import lose, machines
+from tests.processes import ON_LOOPBACK, apart, free_port, lose, machines
 
 RUN = "from spkd.cli import main; main()"
 
@@ -98,7 +99,7 @@ def test_a_killed_rank_costs_its_uncommitted_unit_alone(spkd: Callable, keys: li
 def test_two_machines_make_the_same_cache_and_one_may_be_lost(spkd: Callable, keys: list[str]) -> None:
     """The other takes over what it had not committed; the same commands find nothing left to do."""
     spkd("extract", *keys, "cache=alone").ok()
-    first, second = machines(2, "extract", *keys, "cache=mended")
+    first, second = machines(ON_LOOPBACK, "extract", *keys, "cache=mended")
     while not list(Path("mended").glob("commits/*.json")):
         time.sleep(0.01)
         assert first.poll() is None, first.communicate()
@@ -106,7 +107,7 @@ def test_two_machines_make_the_same_cache_and_one_may_be_lost(spkd: Callable, ke
     assert second.wait(timeout=300) == 0, second.communicate()
     assert equal("alone", "mended")
     before = {path: path.stat().st_mtime_ns for path in Path("mended").glob("commits/*.json")}
-    for machine in machines(2, "extract", *keys, "cache=mended"):
+    for machine in machines(ON_LOOPBACK, "extract", *keys, "cache=mended"):
         assert machine.wait(timeout=300) == 0, machine.communicate()
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -161,6 +162,33 @@ def test_two_raylets_make_the_same_cache_and_one_may_be_lost(spkd: Callable, key
     out, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
     assert equal("alone", "mended")
+
+
+@pytest.mark.slow
+def test_two_machines_with_networks_of_their_own_make_the_same_cache(spkd: Callable, keys: list[str]) -> None:
+    """By torchrun, and by the actors of a Ray cluster."""
+    pytest.importorskip("ray")
+    spkd("extract", *keys, "cache=alone").ok()
+    raylet = (str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1")
+    with apart() as (head, other), contextlib.ExitStack() as stack:
+        for machine in machines((head, other), "extract", *keys, "cache=both"):
+            assert machine.wait(timeout=300) == 0, machine.communicate()
+        port = free_port()
+        variables = {"RAY_ADDRESS": f"{head.address}:{port}", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        for machine, more in (
+            (head, ("--head", f"--port={port}", "--include-dashboard=false")),
+            (other, (f"--address={head.address}:{port}",)),
+        ):
+            store = "--object-store-memory=80000000"
+            started = machine.start(*raylet, store, f"--node-ip-address={machine.address}", *more)
+            stack.callback(started.communicate)
+            stack.callback(started.terminate)
+        driver = head._replace(variables={**head.variables, **variables})
+        given = ["extract", *keys, "cache=by-ray", "engine=ray", "processes=2"]
+        out, err = driver.start(sys.executable, "-c", RUN, *given).communicate(timeout=300)
+        assert "2 actors, each with one CPU" in out, err
+    assert equal("alone", "both")
+    assert equal("alone", "by-ray")
 
 
 def test_a_job_array_for_slurm(spkd: Callable, keys: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ from spkd.train.checks import check_ranks
 from spkd.train.distributed import ProcessGroup, is_of_connection
 from spkd.train.settings import TrainConfig
 from tests.conftest import save_teacher
-from tests.processes import SERVER, Running, command, free_port, lose, machines
+from tests.processes import ON_LOOPBACK, SERVER, Running, apart, command, free_port, lose, machines
 from tests.train.ranks import (
     NORMALISED,
     environment,
@@ -174,24 +176,26 @@ def test_two_ranks_of_torchrun_train_one_student_and_continue_exactly(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cached")
-def test_two_machines_train_one_student_and_one_may_be_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [partial(nullcontext, ON_LOOPBACK), apart], ids=["loopback", "apart"])
+def test_two_machines_train_one_student_and_one_may_be_lost(tmp_path: Path, network: Callable) -> None:
     """As two ranks of one machine do. The rank that stays ends with advice, and the same commands continue."""
     arguments, port = ["train", "--loss", "contrastive", *SMALL, "steps=40", "save_every=10"], free_port()
     ranks = [Running(command, *arguments, "out=whole", env=environment(number, 2, port)) for number in range(2)]
     for rank in ranks:
         _, error = rank.communicate(timeout=300)
         assert rank.returncode == 0, error
-    first, second = machines(2, *arguments, "out=lost")
-    while not (tmp_path / "lost" / "state.json").is_file():
-        time.sleep(0.01)
-        assert first.poll() is None, first.communicate()
-    lose(second)
-    _, error = first.communicate(timeout=300)
-    assert "error: another rank has ended; start the same command again" in error
-    assert first.returncode
-    for machine in machines(2, *arguments, "out=lost"):
-        _, error = machine.communicate(timeout=300)
-        assert machine.returncode == 0, error
+    with network() as joined:
+        first, second = machines(joined, *arguments, "out=lost")
+        while not (tmp_path / "lost" / "state.json").is_file():
+            time.sleep(0.01)
+            assert first.poll() is None, first.communicate()
+        lose(second)
+        _, error = first.communicate(timeout=300)
+        assert "error: another rank has ended; start the same command again" in error
+        assert first.returncode
+        for machine in machines(joined, *arguments, "out=lost"):
+            _, error = machine.communicate(timeout=300)
+            assert machine.returncode == 0, error
     for name in ("model.safetensors", "log.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "lost" / name).read_bytes()
 
