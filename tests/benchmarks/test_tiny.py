@@ -18,6 +18,7 @@ SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if 'if __name__ =
 SLOW = {
     *(
         "audio_in",
+        "audio_remote",
         "buffers",
         "busy",
         "cache_codecs",
