@@ -389,8 +389,12 @@ def build(
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}{did_you_mean(layout, LAYOUTS)}")
     wanted = AUDIO_SUFFIXES if suffix is None else {f".{suffix.lower().lstrip('.')}"}
-    paths, repeated = find_files(root, wanted if suffix is not None else wanted | OTHER_SUFFIXES)
-    found = [path.relative_to(root) for path in paths]
+    archives = {Path(f"_{each}").suffix for each in suffixes()} if suffix is None else set()
+    paths, repeated = find_files(root, wanted if suffix is not None else wanted | OTHER_SUFFIXES | archives)
+    found = [path.relative_to(root) for path in paths if path.suffix.lower() not in archives]
+    repeated = [path for path in repeated if path.suffix.lower() not in archives]
+    if unread := [path for path in paths if path.name.lower().endswith(suffixes())]:
+        log(f"note: {root}: not read, as there are files of audio: {counted(len(unread), 'container')} ({unread[0]})")
     files = [path for path in found if path.suffix.lower() in wanted]
     others = {
         str(path): f"{path.suffix} is not decoded here; convert it to WAV or FLAC"

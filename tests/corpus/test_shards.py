@@ -23,7 +23,7 @@ import soundfile
 import spkd as spkd_package
 from spkd.corpus import loader, shards
 from spkd.corpus.audio import decode
-from spkd.corpus.manifest import Manifest
+from spkd.corpus.manifest import Manifest, build
 from spkd.errors import SpkdError, UsageError
 
 from ..conftest import save_teacher
@@ -397,6 +397,15 @@ def test_containers_in_a_folder_are_found_by_their_suffixes(tmp_path: Path) -> N
     assert sorted(Path(name).name for name in summary.left_out) == ["c.tar.gz", "e.tgz"]
     with pytest.raises(UsageError, match="neither a folder of audio nor a container"):
         shards.find([tmp_path / "m.train.csv.gz"])
+
+
+def test_containers_beside_files_of_audio_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / "1.flac").write_bytes(audio())
+    for name in ("more.tar", "ann/all.tar.gz", "notes.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(build(tmp_path)[0]) == 1
+    assert f"as there are files of audio: 2 containers ({tmp_path}/ann/all.tar.gz)" in capsys.readouterr().out
 
 
 def test_rejected_views_of_a_container_are_tried_again(spkd: Callable, tmp_path: Path) -> None:

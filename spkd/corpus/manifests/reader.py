@@ -128,9 +128,9 @@ class Reader(ABC):
         return made
 
     def _check_container(self, path: str, there: str, where: str) -> None:
-        container = file_of(path)
-        if self._containers.get(container) == there:
+        if self._containers.get(path.rpartition("#")[0]) == there:
             return
+        container = file_of(path)
         if (state := state_of_container(container)) is not None and state_text(state) != there:
             raise SpkdError(
                 f"{where}: {container} has changed since it was indexed ({there} then, {state_text(state)} now: bytes "
