@@ -12,10 +12,12 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any
+
+from fsspec.asyn import sync
 
 from spkd.errors import SpkdError, public_address
 from spkd.files.reading import State
@@ -27,6 +29,7 @@ MOST_BLOCKS = 64  # that are kept of all files together
 REQUESTS = 16  # under way at once in this process
 # Names under which places name the content of a file.
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime")
+RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 TOUCHED = 64  # numbers of blocks that were read last, by which reading in order is recognised
 
 _numbers = itertools.count()  # of the files that were opened: an address in memory may be given twice
@@ -39,10 +42,13 @@ class Remote:
         size: its bytes.
         state: its size, and a number made of what its place names its content by (an ETag, a time).
     Raises:
-        OSError: it is not there, its place does not answer, does not give its size, or gives no parts of files.
+        OSError: it is not there, its place does not answer, does not give its size, or gives no parts of files; or a
+            web server is never sent a part of the URL, the one behind #.
     """
 
     def __init__(self, url: str) -> None:
+        if url.startswith("http") and "#" in url:
+            raise OSError("what follows # in a URL is not sent to its server; write %23 for a # in a name")
         base, mark, query = url.partition("?") if url.startswith("http") else (url, "", "")
         parent, _, self._name = base.rpartition("/")
         self._shown = public_address(url)
@@ -61,7 +67,7 @@ class Remote:
 
         Raises:
             ValueError: the range lies beyond the end.
-            OSError: its place does not answer, or gives other bytes.
+            OSError: its place does not answer, or gives other bytes; the file has changed since it was opened.
         """
         if offset + length > self.size:
             raise ValueError("lies beyond the end of its container; was it truncated?")
@@ -100,12 +106,12 @@ class Remote:
         return _blocks(os.getpid()).get((self._number, number), self._fetched, begin, min(BLOCK, self.size - begin))
 
     def _fetched(self, offset: int, length: int) -> bytes:
-        """Bytes of a range, asked for at its place. Raises OSError: no answer, or other bytes."""
-        files, path = self._folder.files, self._folder.at(self._name)
+        """Bytes of a range, asked for at its place. Raises OSError: no answer, other bytes, or a file that changed."""
+        kind = self._folder.kind
+        ask = {"http": self._from_web, "s3": self._from_bucket}.get(kind, self._from_elsewhere)
 
         def once() -> bytes:
-            ask = lambda: files.cat_file(path, start=offset, end=offset + length)  # noqa: E731
-            data: bytes = self._folder.answer(ask, self._shown, length)
+            data: bytes = self._folder.answer(lambda: ask(offset, length), self._shown, length)
             if len(data) != length:
                 raise OSError(f"{len(data):,} bytes came instead of {length:,}")
             return data
@@ -116,6 +122,46 @@ class Remote:
             except SpkdError as error:
                 raise OSError(str(error).removeprefix(f"{self._shown}: ")) from error
 
+    def _from_elsewhere(self, offset: int, length: int) -> bytes:
+        path = self._folder.at(self._name)
+        data: bytes = self._folder.files.cat_file(path, start=offset, end=offset + length)
+        return data
+
+    def _from_web(self, offset: int, length: int) -> bytes:
+        with self._asked(f"bytes={offset}-{offset + length - 1}") as file:
+            status, headers = file.r.status, file.r.headers
+            if status != 206:
+                raise OSError(f"the whole file came instead of {length:,} bytes (status {status})")
+            self._check(offset, headers.get("Content-Range", ""), headers)
+            data: bytes = file.read()
+        return data
+
+    def _from_bucket(self, offset: int, length: int) -> bytes:
+        files = self._folder.files
+        bucket, key, _ = files.split_path(self._folder.at(self._name))
+        wanted = f"bytes={offset}-{offset + length - 1}"
+        found = files.call_s3("get_object", Bucket=bucket, Key=key, Range=wanted, **files.req_kw)
+        self._check(offset, found.get("ContentRange", ""), found)
+        data: bytes = sync(files.loop, found["Body"].read)
+        return data
+
+    def _check(self, offset: int, content_range: str, answer: Mapping[str, Any]) -> None:
+        """Check that an answer is of the file as it was opened, and of the range that was asked for.
+
+        Args:
+            content_range: as RFC 9110, 14.4, has it: `bytes FIRST-LAST/SIZE`.
+            answer: what may name the content, as of `TAGS`.
+        Raises:
+            SpkdError: of a file that has changed.
+            OSError: of another range.
+        """
+        part = RANGE.fullmatch(content_range)
+        if part is None or int(part[1]) != offset:
+            raise OSError(f"another range came than the one from byte {offset:,} on ({content_range[:80]!r})")
+        tag = _tag(answer)
+        if (part[2] != "*" and int(part[2]) != self.size) or (tag and _number(tag) != self.state[1]):
+            raise SpkdError(f"{self._shown}: has changed since it was opened; index it again (spkd manifest)")
+
     def _state(self) -> State:
         """Size, and a number of the content's name. Raises SpkdError: no answer, no size, or no parts of files."""
         try:
@@ -124,8 +170,7 @@ class Remote:
             raise SpkdError(f"{self._shown}: not found") from error
         if found.get("size") is None:
             raise SpkdError(f"{self._shown}: its server does not give its size")
-        tag = next((str(found[name]) for name in TAGS if found.get(name)), "")
-        return int(found["size"]), int.from_bytes(hashlib.sha256(tag.encode()).digest()[:7], "big")
+        return int(found["size"]), _number(_tag(found))
 
     def _information(self) -> dict[str, Any]:
         files, path = self._folder.files, self._folder.at(self._name)
@@ -136,13 +181,26 @@ class Remote:
 
     def _head(self) -> dict[str, Any]:
         """What a web server answers for the first byte: others give the whole file, whatever is asked for."""
-        options = {"block_size": 0, "size": 1, "headers": {"Range": "bytes=0-0", "Accept-Encoding": "identity"}}
-        with self._folder.files.open(self._folder.at(self._name), "rb", **options) as file:
+        with self._asked("bytes=0-0") as file:
             headers = file.r.headers
             total = re.fullmatch(r"bytes 0-0/(\d+)", headers.get("Content-Range", ""))
             if file.r.status != 206 or total is None:
                 raise SpkdError(f"{self._shown}: its server gives whole files alone, and no parts of them")
             return {"size": int(total[1]), **{name: headers[name] for name in TAGS if name in headers}}
+
+    def _asked(self, wanted: str) -> Any:
+        """What a web server answers for a range, as a file of fsspec."""
+        options = {"block_size": 0, "size": 1, "headers": {"Range": wanted, "Accept-Encoding": "identity"}}
+        return self._folder.files.open(self._folder.at(self._name), "rb", **options)
+
+
+def _tag(answer: Mapping[str, Any]) -> str:
+    """What names the content of a file in an answer; "" where nothing does."""
+    return next((str(answer[name]) for name in TAGS if answer.get(name)), "")
+
+
+def _number(tag: str) -> int:
+    return int.from_bytes(hashlib.sha256(tag.encode()).digest()[:7], "big")
 
 
 class _Blocks:

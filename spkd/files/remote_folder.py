@@ -99,6 +99,11 @@ class RemoteFolder:
         return "http" in self._protocols()
 
     @property
+    def kind(self) -> str:
+        """Protocol by which it is read: `http`, also of https://, `s3`, or another name of fsspec."""
+        return next((kind for kind in ("http", "s3") if kind in self._protocols()), self._protocols()[0])
+
+    @property
     def is_local(self) -> bool:
         """Whether it is on this machine."""
         return "file" in self._protocols()

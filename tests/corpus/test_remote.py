@@ -9,6 +9,7 @@ import re
 import tarfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,6 +34,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
     gives_ranges = True
     fails = 0
     cut = False
+    first_alone = False  # whatever range is asked for, the one from byte 0 on comes, as it was named
 
     def log_message(self, *_: object) -> None:
         pass
@@ -53,10 +55,12 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
             part = data
         else:
             first, last = int(match[1]), int(match[2])
+            first, last = (0, last - first) if kind.first_alone else (first, last)
             part = data[first : last + 1]
             kind.asked.append((first, len(part)))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+            self.send_header("ETag", f'"{zlib.crc32(data):08x}"')
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         self.wfile.write(part[: len(part) // 2] if kind.cut and len(part) > 1000 else part)
@@ -282,6 +286,68 @@ def test_a_shard_that_changed_is_an_error(web: tuple[str, type[Ranges]], tmp_pat
     remote._opened.cache_clear()
     with pytest.raises(SpkdError, match="has changed since it was indexed"):
         Manifest.load(tmp_path / "n.csv")
+
+
+@pytest.mark.parametrize("place", ["web", "s3"])
+def test_a_shard_that_changes_while_it_is_read_is_an_error(
+    web: tuple[str, type[Ranges]], tmp_path: Path, s3: str, place: str
+) -> None:
+    """The later shard is of the same size, so that all addresses lead to audio, but to other audio."""
+    import fsspec
+
+    files = [tmp_path / "web" / name for name in ("0.tar", "1.tar")]
+    for path, seed in zip(files, (0, 1), strict=True):
+        with tarfile.open(path, "w") as tar:
+            for number in range(3):
+                data = wav(10 * seed + number)
+                info = tarfile.TarInfo(f"{number}.wav")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    with tarfile.open(files[0]) as tar:
+        places = [f"#{info.offset_data}+{info.size}.wav" for info in tar]
+    shared = f"{s3}/changing.tar" if place == "s3" else f"{web[0]}/0.tar"
+
+    def replace(path: Path) -> None:
+        if place == "s3":
+            fsspec.filesystem("s3").put(str(path), shared)
+        else:
+            files[0].write_bytes(path.read_bytes())
+
+    replace(files[0])
+    assert len(decode(f"{shared}{places[0]}").wave) == 8000
+    replace(files[1])
+    with pytest.raises(AudioError, match="has changed since it was opened"):
+        decode(f"{shared}{places[2]}")
+
+
+def test_another_range_than_was_asked_for_is_refused(
+    web: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.files.remote_folder.WAIT", 0.001)
+    for number in range(2):  # files of one length, one after the other, as a Kaldi archive without keys
+        with (tmp_path / "web" / "all.tar").open("ab") as file:
+            file.write(wav(number))
+    size, address = len(wav(0)), f"{web[0]}/all.tar"
+    assert decode(f"{address}#{size}+{size}.wav").wave.tobytes() == decode(holding(tmp_path, wav(1))).wave.tobytes()
+    web[1].first_alone = True
+    remote._opened.cache_clear()
+    with pytest.raises(AudioError, match="another range came"):
+        decode(f"{address}#{size}+{size}.wav")
+
+
+def test_a_fragment_of_a_url_is_no_part_of_a_name(web: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    (tmp_path / "web" / "a").write_bytes(wav(0))  # which is all of the URL that a server is sent
+    (tmp_path / "web" / "a#1.wav").write_bytes(wav(1))
+    with pytest.raises(AudioError, match="what follows # .* write %23"):
+        decode(f"{web[0]}/a#1.wav")
+    found = decode(f"{web[0]}/a%231.wav")
+    assert found.wave.tobytes() == decode(holding(tmp_path, wav(1))).wave.tobytes()
+
+
+def holding(folder: Path, data: bytes) -> str:
+    """Path of a file with a content."""
+    (folder / "expected.wav").write_bytes(data)
+    return str(folder / "expected.wav")
 
 
 def write(path: Path, text: str) -> Path:
