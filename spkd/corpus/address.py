@@ -120,11 +120,6 @@ def state_of_container(path: str) -> State | None:
         return None
 
 
-def state_text(state: State) -> str:
-    """State of a container as manifests keep it: `SIZE@TIME`, in bytes and in ns."""
-    return f"{state[0]}@{state[1]}"
-
-
 def relative_path(path: str, folder: Path) -> str:
     """A path as a manifest in a folder has it: relative where it lies below the folder."""
     if is_elsewhere(path):

@@ -22,8 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spkd.corpus.address import is_elsewhere, parse, relative_path, state_of_container, state_text
+from spkd.corpus.address import is_elsewhere, parse, relative_path, state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
+from spkd.corpus.expected import state_text
 from spkd.corpus.layouts.base import Layout
 from spkd.corpus.manifests.fields import HEADER as HEADER
 from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown

@@ -26,12 +26,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spkd.corpus.address import Address, is_elsewhere, relative_path, state_of_container, state_text
+from spkd.corpus.address import Address, is_elsewhere, relative_path, state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, probe
 from spkd.corpus.containers.container import SPEAKERS, Container, Entry, Wanted
+from spkd.corpus.expected import forget, state_text
 from spkd.corpus.layouts.base import MOST_FITTING, Layout
 from spkd.corpus.layouts.folder import level_of_speakers, notes_on_speakers
 from spkd.corpus.manifests.fields import HEADER, STATE
+from spkd.corpus.manifests.relative import place_of
 from spkd.corpus.stored import container as container_of
 from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, public_address
 from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, writing
@@ -79,6 +81,7 @@ def kind_of(path: str) -> type[Container] | None:
     """Kind of a container, by its first bytes; None where it is none, or cannot be read."""
     if not is_elsewhere(path) and not os.path.isfile(path):
         return None
+    forget(path)
     try:
         source = container_of(path)
         begin = source.read(0, min(BEGIN, source.size))
@@ -162,7 +165,8 @@ def _listed(path: str) -> list[str]:
         lines = [line.strip() for line in read_lines(Path(path))]
         named = [line for line in lines if line and not line.startswith("#")]
         if named and all(line.endswith(suffixes()) for line in named):
-            return [line if is_elsewhere(line) else str(Path(path).parent / line) for line in named]
+            folder = Path(path).parent
+            return [line if is_elsewhere(line) else place_of(line, folder, path, above=True) for line in named]
     raise _no_container(path)
 
 
@@ -254,6 +258,7 @@ def _part_of(container: str, folder: Path, wanted: Wanted) -> _Part:
     """Raises UsageError where there is no such file."""
     if (state := state_of_container(container)) is None:
         raise UsageError(f"{public_address(container)}: no such file")
+    forget(container)
     asked = asdict(wanted) | {"suffixes": sorted(wanted.suffixes)}
     place = container if is_elsewhere(container) else os.path.realpath(container)
     text = json.dumps([FORMAT, place, state, asked])
@@ -275,10 +280,11 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
             entries = container.entries()
             while chunk := _next(entries, part):
                 for entry, seconds in zip(chunk, pool.map(_seconds, chunk), strict=True):
-                    if isinstance(seconds, str):
-                        left_out[entry.name] = seconds
-                        continue
                     at = entry.address
+                    if isinstance(seconds, str):  # names may repeat, as those of all rows
+                        name = entry.name
+                        left_out[name if name not in left_out else f"{name} (at {at.offset:,})"] = seconds
+                        continue
                     row = [entry.name, entry.key, at.offset, at.length, at.kind, seconds, dict(entry.speakers)]
                     file.write(json.dumps(row).encode() + b"\n")
                 left_out |= container.left_out
@@ -458,14 +464,15 @@ def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
     repeated = set(values[counts > 1].tolist())
     if not repeated:
         return
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str, int]] = {}
     across = 0
     for part, found in zip(parts, within, strict=True):
         entries = ((row, name) for row, name, _ in naming.named(part) if name)
         for digest, (row, name) in zip(found.tolist(), entries, strict=True):
             if digest not in repeated:
                 continue
-            if (earlier := seen.setdefault(name, (part.container, row[0]))) == (part.container, row[0]):
+            place = (part.container, row[0], row[2])
+            if (earlier := seen.setdefault(name, place)) == place:
                 continue
             if naming.layout or earlier[0] == part.container:
                 where = f"{earlier[0]} ({earlier[1]}) and {part.container} ({row[0]})"

@@ -20,6 +20,7 @@ from typing import BinaryIO, cast
 
 from spkd.corpus.address import ARK, DEFLATE, ROW, Address, is_elsewhere, parse, state_of_container
 from spkd.corpus.ark import audio_at
+from spkd.corpus.expected import check
 from spkd.corpus.kept import Kept
 from spkd.corpus.ranges import Range
 from spkd.corpus.remote import Remote, opened
@@ -98,10 +99,18 @@ _decompressed: Kept[bytes] = Kept(MOST_KEPT, len)
 
 
 def container(path: str) -> Opened | Remote:
-    """A container, which stays open. Raises OSError where it cannot be opened."""
+    """A container, which stays open.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it has changed since its manifest was read.
+    """
     if is_elsewhere(path):
+        check(path, opened(path).state)
         return opened(path)
-    return _open.get((path, state_of(path)), lambda: Opened(path))
+    state = state_of(path)
+    check(path, state)
+    return _open.get((path, state), lambda: Opened(path))
 
 
 def read_ahead(paths: Iterable[str]) -> None:
@@ -119,7 +128,7 @@ def read_ahead(paths: Iterable[str]) -> None:
             span[2] += address.length
     for path, (first, last, total) in spans.items():
         if last - first <= min(2 * total + BLOCK, MOST_AHEAD):
-            with contextlib.suppress(OSError):  # the container is missing, which decoding finds
+            with contextlib.suppress(OSError, ValueError):  # it is missing or has changed, which decoding finds
                 container(path).expect(first, last - first)
 
 
@@ -127,7 +136,7 @@ def located(address: Address) -> Address:
     """The address of the bytes themselves, of audio in an entry of a Kaldi archive and of a file elsewhere.
 
     Raises:
-        ValueError: there is no audio, or its length is unknown.
+        ValueError: there is no audio, its length is unknown, or the container has changed.
         OSError: the container cannot be opened.
     """
     if address.storage != ARK:
@@ -155,6 +164,7 @@ def _inflated(address: Address) -> bytes:
 def _kept(address: Address) -> bytes | None:
     """Bytes that are not those of the container as they lie there; None where they are."""
     state = state_of_container(address.container)
+    check(address.container, state)
     if address.storage == DEFLATE:
         return _decompressed.get((address, state), lambda: _inflated(address))
     if address.storage == ROW:

@@ -123,6 +123,30 @@ def test_espnets_dumps_are_relative_to_the_recipe(tmp_path: Path) -> None:
         Manifest.load(data)
 
 
+def test_a_path_of_two_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        write_ark(tmp_path / name, 1)
+        (tmp_path / name / "wav.scp").write_text("a wav.ark:8\n")
+        (tmp_path / name / "a.wav").write_bytes(audio(form="WAV"))
+    monkeypatch.chdir(tmp_path / "test")
+    assert len(Manifest.load("../test")) == 1
+    for text in ("a wav.ark:8\n", "a a.wav\n"):
+        (tmp_path / "train" / "wav.scp").write_text(text)
+        with pytest.raises(SpkdError, match="wav.scp:1: .* is ../train/.* and .*/test/"):
+            Manifest.load("../train")
+
+
+def test_relative_paths_of_manifests_that_point_into_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nemo").mkdir()
+    write_tar(tmp_path / "nemo" / "audio_0.tar", [("a.wav", audio(form="WAV"))])
+    line = '{"audio_filepath": "a.wav", "duration": 0.5, "shard_id": 0}\n'
+    (tmp_path / "nemo" / "tarred_audio_manifest.json").write_text(line)
+    monkeypatch.chdir(tmp_path)
+    ((_, wave),) = waves(Manifest.load("nemo/tarred_audio_manifest.json")).items()
+    assert len(wave) == 8000
+
+
 def test_an_archive_of_features_holds_no_audio(tmp_path: Path) -> None:
     kaldiio = pytest.importorskip("kaldiio")
     kaldiio.save_ark(str(tmp_path / "f.ark"), {"a": np.ones((3, 4), np.float32)}, scp=str(tmp_path / "wav.scp"))

@@ -152,6 +152,20 @@ def test_whole_tables_are_loaded_in_the_order_of_their_rows(tmp_path: Path, monk
     assert sorted(int(view) for batch in batches for view in batch.views) == list(range(12))
 
 
+def test_rows_are_counted_one_by_one(tmp_path: Path) -> None:
+    """Names and ids repeat, and speakers are numbers of pandas, which are floats where some are missing."""
+    good = [{"bytes": audio(seed=number), "path": "audio.flac"} for number in range(3)]
+    bad = [{"bytes": b"none", "path": "audio.flac"}] * 3
+    table = pyarrow.table({"audio": [*good, *bad], "speaker": [1.0, 2.0, None, 1.0, 1.0, 1.0]})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    manifest, summary = indexed(tmp_path, "x.parquet")
+    assert [(u.id, u.speaker) for u in manifest] == [("audio", "1"), ("audio@1", "2"), ("audio@2", None)]
+    assert len(summary.left_out) == 3
+    parquet.write_table(pyarrow.table({"audio": good, "id": [1, 1, 2]}), tmp_path / "y.parquet")
+    with pytest.raises(SpkdError, match="would both be the utterance '1'"):
+        indexed(tmp_path, "y.parquet")
+
+
 def test_what_is_wrong_with_a_table_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = [*structs(2), {"bytes": None, "path": "c.flac"}, None, {"bytes": b"", "path": "e.flac"}]
     write(tmp_path / "1.parquet", {"audio": good})

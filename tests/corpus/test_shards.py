@@ -72,8 +72,33 @@ def test_tars_that_wespeaker_writes(tmp_path: Path) -> None:
         write_tar(tmp_path / f"shards_00000000{shard}.tar", members)
     (tmp_path / "shard.list").write_text("".join(f"{tmp_path}/shards_00000000{n}.tar\n" for n in range(2)))
     manifest, _ = indexed(tmp_path, "shard.list")
-    assert {u.speaker for u in manifest} == {"id10000", "id10001"}
-    assert len(manifest) == 4
+    assert [(u.id, u.speaker) for u in manifest] == [
+        (f"id1000{shard}/abc/0000{number}.wav", f"id1000{shard}") for shard in range(2) for number in range(2)
+    ]
+
+
+def test_keys_of_wespeaker_may_have_dots(tmp_path: Path) -> None:
+    keys = {"a.1": "ann", "a.2": "bob", "b": "ann"}
+    members = [
+        m for k, s in keys.items() for m in ((f"{k}.txt", b"-"), (f"{k}.spk", s.encode()), (f"{k}.wav", audio()))
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    manifest, _ = indexed(tmp_path, "x.tar")
+    assert {u.id: u.speaker for u in manifest} == keys
+
+
+def test_a_list_of_shards_is_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """make_shard_list.py writes the paths as it was given them, which the recipes do relative to their own folder."""
+    folders = [tmp_path / name / "data" / "dev" for name in ("one", "two")]
+    for folder in folders:
+        (folder / "shards").mkdir(parents=True)
+        write_tar(folder / "shards" / "0.tar", [("a.spk", b"ann"), ("a.wav", audio())])
+        (folder / "shard.list").write_text("data/dev/shards/0.tar\n")
+    assert shards.find([folders[0] / "shard.list"]) == [str(folders[0] / "shards" / "0.tar")]
+    monkeypatch.chdir(tmp_path / "one")
+    assert len(indexed(tmp_path, "one/data/dev/shard.list")[0]) == 1
+    with pytest.raises(SpkdError, match="two/data/dev/shards/0.tar and .*one/data/dev/shards/0.tar"):
+        shards.find([folders[1] / "shard.list"])
 
 
 def test_a_zip_of_a_corpus_has_the_ids_of_its_layout(tmp_path: Path) -> None:

@@ -97,3 +97,5 @@ class Container(ABC):
             return container(self.path)
         except OSError as error:
             raise SpkdError(f"{self.path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise SpkdError(f"{self.path}: {error}") from error

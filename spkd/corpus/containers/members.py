@@ -1,14 +1,15 @@
 """Members of archives, and those that belong together: audio, and what is beside it under the same key.
 
 The key of a member is its name up to the first dot after its folders, as WebDataset has it; WeSpeaker's shards hold
-`KEY.wav`, `KEY.spk` and `KEY.txt`.
+`KEY.wav`, `KEY.spk` and `KEY.txt`, with keys that may have dots (`id10270/5r0dWxy17C8/00001.wav` in its recipe of
+VoxCeleb), so that the key is all before the last dot where there is a `.spk` of this name.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -62,15 +63,16 @@ class Archive(Container):
         audio, beside = defaultdict[str, list[Member]](list), defaultdict[str, dict[str, Member]](dict)
         for member in kept.values():
             suffix, match = _suffix(member.name), KEY.fullmatch(member.name)
+            key = "" if match is None else _key(member.name, match[1], kept)
             if suffix in self.wanted.suffixes:
                 if (reason := _unusable(member.name)) is not None or match is None:
                     self.left_out[_shown(member.name)] = reason or "a hidden file"
                 else:
-                    audio[match[1]].append(member)
+                    audio[key].append(member)
             elif suffix in OTHER_SUFFIXES:
                 self.left_out[_shown(member.name)] = f"{suffix} is not decoded here; convert it to WAV or FLAC"
-            elif match is not None and (end := member.name[len(match[1]) + 1 :].lower()) in BESIDE:
-                beside[match[1]][end] = member
+            elif match is not None and (end := member.name[len(key) + 1 :].lower()) in BESIDE:
+                beside[key][end] = member
             else:
                 kind = suffix or "without a suffix"
                 known = kind in self.unused or (len(self.unused) < MOST_KINDS and len(kind) < LONGEST_KIND)
@@ -126,6 +128,17 @@ class Archive(Container):
 
 def _is_name(text: str) -> bool:
     return 0 < len(text.strip()) <= LONGEST and text.strip().isprintable()
+
+
+def _key(name: str, begin: str, names: Collection[str]) -> str:
+    """Key of a member.
+
+    Args:
+        begin: its name up to the first dot.
+        names: names of all members.
+    """
+    stem = name.rpartition(".")[0]
+    return stem if f"{stem}.spk" in names else begin
 
 
 def _suffix(name: str) -> str:

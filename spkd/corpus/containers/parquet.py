@@ -52,6 +52,7 @@ class Parquet(Container):
         speakers = [name for name, low in named.items() if low in SPEAKERS or low == self.wanted.speaker.lower()]
         classes = _class_names(rows.schema.metadata)
         kind = ROW if len(rows.audio) == 1 else f"{ROW}:{column}"
+        seen = set[str]()
         for group in range(rows.metadata.num_row_groups):
             part = rows.read(group, [*ids, *speakers, *([f"{column}.{PATH}"] if has_path else [])])
             count = rows.metadata.row_group(group).num_rows
@@ -70,6 +71,9 @@ class Parquet(Container):
                 self.has_names |= bool(name)
                 given = _text(cells[ids[0]][number]) if ids else ""
                 key = given or name.removesuffix(PurePosixPath(name).suffix) or f"{row:08d}"
+                if not given:
+                    key = f"{key}@{row}" if key in seen else key  # names that say nothing: audio.wav
+                    seen.add(key)
                 found = {
                     each: text
                     for each in speakers
@@ -117,7 +121,11 @@ def _class_name(value: Any, names: list[str] | tuple[()]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A cell as an id or a speaker; "" where it is neither text nor a whole number."""
+    """A cell as an id or a speaker; "" where it is neither text nor a whole number.
+
+    A column of whole numbers with gaps is one of floats, as pandas writes it.
+    """
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     if not isinstance(value, str | int) or isinstance(value, bool):
         return ""
     text = str(value).strip()

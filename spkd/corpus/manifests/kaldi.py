@@ -9,6 +9,7 @@ from pathlib import Path
 from spkd.corpus.address import ARK, Address, is_elsewhere
 from spkd.corpus.manifests.fields import names_of, number, utterance
 from spkd.corpus.manifests.reader import Reader, Source
+from spkd.corpus.manifests.relative import place_of
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError, UsageError
 from spkd.files.text import MOST, numbered_lines
@@ -59,21 +60,19 @@ class KaldiFolder(Reader):
     def _audio(self, text: str, where: str) -> str:
         """Path of a recording, or its address in an archive."""
         if Path(text).is_file():
-            return text
+            return place_of(text, self.folder, where)
         if (match := IN_ARCHIVE.fullmatch(text)) is None:
             return text if is_elsewhere(text) else str(self.folder / text)
         if match[3]:
             raise SpkdError(f"{where}: a range ({match[3]}) of an entry; write segments instead")
-        return str(Address(self._archive(match[1]), int(match[2]), 0, ARK))
+        return str(Address(self._archive(match[1], where), int(match[2]), 0, ARK))
 
-    def _archive(self, path: str) -> str:
+    def _archive(self, path: str, where: str) -> str:
         """An archive where it is: paths of ESPnet and Kaldi are relative to the folder of the recipe."""
         if is_elsewhere(path):
             return path
         if path not in self._archives:
-            above = (self.folder, *self.folder.absolute().parents)
-            found = path if Path(path).is_file() else next((f / path for f in above if (f / path).is_file()), None)
-            self._archives[path] = str(found or self.folder / path)
+            self._archives[path] = place_of(path, self.folder, where, above=True)
         return self._archives[path]
 
     def _rows(self, wavs: Table, durations: Table) -> Iterator[tuple[dict[str, str | None], str, str]]:

@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from spkd.corpus.address import file_of, state_of_container, state_text
+from spkd.corpus.address import file_of, state_of_container
+from spkd.corpus.expected import expect, state_text
 from spkd.corpus.manifests.fields import PATH, Names, utterance
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
@@ -136,4 +137,5 @@ class Reader(ABC):
                 f"{where}: {container} has changed since it was indexed ({there} then, {state_text(state)} now: bytes "
                 f"and ns); index it again: spkd manifest CONTAINERS --out {shlex.quote(str(self.source.path))}"
             )
+        expect(container, there)
         self._containers[container] = there

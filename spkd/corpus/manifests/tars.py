@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from spkd.corpus.address import state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES
 from spkd.corpus.containers.container import Wanted
 from spkd.corpus.containers.tar import Tar
+from spkd.corpus.expected import expect, state_text
 
 
 def addresses(tar: Path) -> dict[str, str]:
@@ -15,5 +18,8 @@ def addresses(tar: Path) -> dict[str, str]:
     Raises:
         SpkdError: the tar is missing, or nothing of it can be read.
     """
+    if (state := state_of_container(str(tar))) is not None:
+        expect(str(tar), state_text(state))
     members = Tar(str(tar), Wanted(frozenset(AUDIO_SUFFIXES))).members()
-    return {member.name: str(member.address(str(tar))) for member in members}
+    path = os.path.abspath(tar)  # as readers put relative ones behind the folder of the manifest
+    return {member.name: str(member.address(path)) for member in members}
