@@ -454,11 +454,10 @@ def verify(
 ) -> None:
     """Decide whether two recordings are of one speaker, or a recording of an enrolled person."""
     settings = config.load(VerifyVoiceConfig, overrides or [], config_file)
-    from spkd.voices.run import lines_of
     from spkd.voices.run import verify as verify_sides
 
-    result = verify_sides(first, second, settings)
-    log("\n".join(lines_of(first, second, result, settings.threshold)))
+    for line in verify_sides(first, second, settings):
+        log(line)
 
 
 @app.command(cls=with_keys(IdentifyVoiceConfig), epilog=_example("spkd identify new.wav model=student"))

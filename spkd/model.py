@@ -186,19 +186,19 @@ class SpeakerModel:
         recordings = [self._recording(item, sample_rate) for item in audio]  # type: ignore[union-attr]
         return self._model.embed([recording.wave for recording in recordings])
 
-    def score(self, first: Audio, second: Audio, sample_rate: int = SAMPLE_RATE) -> float:
-        """Cosine of the embeddings of two recordings.
+    def score(self, first: Audio | Voiceprint, second: Audio | Voiceprint, sample_rate: int = SAMPLE_RATE) -> float:
+        """Cosine of the embeddings of two recordings; of a voiceprint, the mean of the cosines with its recordings.
 
         Args:
-            first: a recording.
-            second: another recording.
+            first: a recording, or a voiceprint of this model.
+            second: another one.
             sample_rate: sampling rate of waveforms (Hz).
         Raises:
-            UsageError: as of `embed`.
+            UsageError: as of `embed`, or a voiceprint of another model.
             SpkdError: as of `embed`.
         """
-        one, two = _units(self._model.embed([self._recording(side, sample_rate).wave for side in (first, second)]))
-        return float(one @ two)
+        one, two = self._sides({"the first recording": first, "the second recording": second}, sample_rate)
+        return float(one.embedding @ two.embedding)
 
     def enrol(self, recordings: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE) -> Voiceprint:
         """Voiceprint of a person, from one recording or several.
@@ -309,7 +309,7 @@ class SpeakerModel:
             )
         if self.calibration is None:
             raise UsageError(
-                f"{self.name}: has no calibration; {self._way_to_calibrate()}; `score` needs none, and gives the cosine"
+                f"{self.name}: has no calibration; {self.way_to_calibrate()}; `score` needs none, and gives the cosine"
             )
         known = self.calibration.thresholds
         if isinstance(threshold, str) and threshold not in known:
@@ -347,7 +347,7 @@ class SpeakerModel:
         same = ratio >= limit if first.decides and second.decides else None
         return Verification(same, score, ratio, limit, (*first.remarks, *second.remarks))
 
-    def _way_to_calibrate(self) -> str:
+    def way_to_calibrate(self) -> str:
         """Phrase that says how this model gets a calibration, which a student's folder and an exported file keep."""
         if is_exported(Path(self.name)):
             command = f"spkd calibrate TRIALS model=onnx model.weights={shlex.quote(self.name)} manifest=FILE"

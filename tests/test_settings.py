@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ from spkd.students import Checkpoint, build, save_student
 from spkd.teachers.base import EmbeddingModel
 from spkd.train import resume
 from spkd.train.settings import TrainConfig
+from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 from tests.conftest import TINY_SSL
 from tests.teachers.test_wespeaker import save_wespeaker, weights_of
 
@@ -737,7 +739,54 @@ EXPORT = Command(
     },
 )
 
-COMMANDS = (EXTRACTION, VERIFICATION, CACHE_EXPORT, TRAINING, EVALUATION, CALIBRATION, EMBEDDING, EXPORT)
+
+def voice_contexts(arguments: str, more: dict[str, str]) -> dict[str, Context]:
+    """Contexts of a command of voices, whose other model than the calibrated student has voices of its own."""
+    own = Context(
+        f"{arguments} model=checkpoint model.weights=M/teacher voices=M/voices_none.json",
+        {"model.weights": "M/second", "model.precision": "bf16", "device": "cuda:15"},
+        {"model.compile": ("true", "compiled")},
+    )
+    base = Context(
+        f"{arguments} model=M/calibrated voices=M/voices_none.json",
+        {"model.name": "M/second", "vad": "energy", **more},
+        inert={"model.weights": "M/teacher"},
+    )
+    return {"base": base, "model": own, **family_contexts(f"{arguments} voices=M/voices_none.json", "model")}
+
+
+def voices_of(arguments: str) -> str:
+    """Name of the file with voices of the model that arguments name."""
+    family = re.search(r" model=([\w-]+)", arguments)
+    of_student = family is None or family[1] in ("M", "checkpoint")
+    return "voices_teacher" if of_student else f"voices_{family[1].replace('-', '_')}"
+
+
+ONE, OTHER = "M/audio_long/spk20/u0.flac", "M/audio_long/spk21/u1.flac"
+ENROLMENT = Command(
+    "enrol",
+    EnrolVoiceConfig,
+    {
+        name: replace(context, arguments=context.arguments.replace("M/voices_none.json", "v.json"))
+        for name, context in voice_contexts(f"ann {ONE}", {"voices": "w.json"}).items()
+    },
+)
+VOICE_VERIFICATION = Command(
+    "verify", VerifyVoiceConfig, voice_contexts(f"{ONE} {OTHER}", {"voices": "M/trials.txt", "threshold": "-1000"})
+)
+IDENTIFICATION = Command(
+    "identify",
+    IdentifyVoiceConfig,
+    {
+        name: replace(context, arguments=context.arguments.replace("voices_none", voices_of(context.arguments)))
+        for name, context in voice_contexts(OTHER, {"voices": "M/trials.txt", "threshold": "-1000"}).items()
+    },
+)
+
+COMMANDS = (
+    *(EXTRACTION, VERIFICATION, CACHE_EXPORT, TRAINING, EVALUATION, CALIBRATION, EMBEDDING, EXPORT),
+    *(ENROLMENT, VOICE_VERIFICATION, IDENTIFICATION),
+)
 
 
 def make_materials(root: Path) -> None:
@@ -777,6 +826,7 @@ def make_materials(root: Path) -> None:
         torch.manual_seed(seed)
         head = torch.randn(4, 6), [f"spk{s}" for s in range(4)], 20.0
         save_student(root / name, Checkpoint(_centred(build("tiny", channels=4, embedding=6).eval(), root), *head))
+    shutil.copytree(root / "teacher", root / "calibrated")
     save_student(root / "resnet34", Checkpoint(build("resnet34", embedding=4).eval()))
     save_student(root / "ssl", Checkpoint(build("ssl", channels=16, embedding=4).eval()))
     _make_families(root)
@@ -794,6 +844,12 @@ def make_materials(root: Path) -> None:
             for name, context in family_contexts("manifest=M/manifest.csv", "teacher").items()
         ),
         "calibrate M/others.txt manifest=M/others.csv model=M/teacher out=M/calibration.json force=true",
+        "calibrate M/others.txt manifest=M/others.csv model=M/calibrated force=true",
+        *(
+            f"enrol ann {context.arguments.replace(OTHER, ONE).replace('identify ', '')}"
+            for name, context in IDENTIFICATION.contexts.items()
+            if name != "base"
+        ),
     ):
         with contextlib.chdir(root):
             code, out, err = run_command(given.replace("M/", f"{root}/").split())
@@ -996,7 +1052,7 @@ def observe(command: Command, context: Context, more: str, materials: Path, fold
             results[name] = hashlib.sha256(_content(path)).hexdigest()
             if path.name in ("model.json", "run.yaml", "card.json"):
                 records[name] = WRITTEN.sub("", path.read_text())
-    if command.name in ("cache verify", "export") or "--slurm-script" in given:
+    if command.name in ("cache verify", "export", "verify", "identify") or "--slurm-script" in given:
         results["standard output"] = TIMED.sub("", out)
     results["error"] = "" if code == 0 else err
     results["exit code"] = str(code)

@@ -51,8 +51,8 @@ def remove(name: str, path: Path) -> None:
         replace(voices, prints={each: voices.prints[each] for each in voices.prints if each != name}).save()
 
 
-def verify(first: str, second: str, config: VerifyVoiceConfig) -> Verification:
-    """Verify two sides, each the path of a recording or the name of a voice.
+def verify(first: str, second: str, config: VerifyVoiceConfig) -> Iterator[str]:
+    """Verify two sides, each the path of a recording or the name of a voice. Lines that say the result.
 
     Raises:
         UsageError: a side is neither, or as of `SpeakerModel.verify`.
@@ -61,7 +61,12 @@ def verify(first: str, second: str, config: VerifyVoiceConfig) -> Verification:
     path = Path(config.voices)
     voices = Voices.load(path) if path.exists() else Voices(path, {})
     one, two = _side(first, voices), _side(second, voices)
-    return _opened(config).verify(one, two, _threshold(config.threshold))
+    model = _opened(config)
+    if model.calibration is None:
+        yield f"{first}, {second}: no decision, as {model.name} has no calibration"
+        yield f"  cosine {model.score(one, two):.6f}; {model.way_to_calibrate()}"
+        return
+    yield from lines_of(first, second, model.verify(one, two, _threshold(config.threshold)), config.threshold)
 
 
 def identify(recordings: Sequence[str], config: IdentifyVoiceConfig) -> Iterator[str]:
@@ -78,6 +83,12 @@ def identify(recordings: Sequence[str], config: IdentifyVoiceConfig) -> Iterator
     voices = Voices.load(config.voices)
     model = _opened(config)
     for recording in recordings:
+        if model.calibration is None:
+            scores = {name: model.score(each, recording) for name, each in voices.items()}
+            ranked = sorted(scores, key=lambda name: -scores[name])[:3]
+            shown = ", ".join(f"{name} {scores[name]:.3f}" for name in ranked)
+            yield f"{recording}: no decision, as {model.name} has no calibration (cosines: {shown})"
+            continue
         found = model.identify(recording, voices, _threshold(config.threshold))
         names = list(found.results)
         best = found.results[names[0]]

@@ -160,3 +160,13 @@ def test_voices_with_a_detector_are_of_the_model_with_that_detector(spkd: Callab
         spoken._sides({"it": plain.enrol("0.wav")}, 16_000)
     done = spkd("verify", "0.wav", "1.wav", "vad=energy")
     assert (done.code, "calibrated with vad=none" in done.err) == (2, True)
+
+
+def test_without_a_calibration_there_is_a_cosine_and_no_decision(spkd: Callable, student: Path) -> None:
+    (student / "calibration.json").unlink()
+    spkd("enrol", "ann", "0.wav", "1.wav").ok()
+    cosine = expected_cosines(interface.load(student), ["0.wav", "1.wav"], "4.wav").mean()
+    out = spkd("verify", "ann", "4.wav").ok().out
+    assert out.startswith("ann, 4.wav: no decision, as student has no calibration")
+    assert float(out.split("cosine ")[1].split(";")[0]) == pytest.approx(cosine, abs=1e-5)
+    assert f"(cosines: ann {cosine:.3f})" in spkd("identify", "4.wav").ok().out
