@@ -32,6 +32,7 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
+        self.sent = 0  # bytes of files
 
     def app(self) -> Any:
         app = flask.Flask(__name__)
@@ -81,6 +82,8 @@ class Hub:
             response = flask.Response(data)
             response.headers["ETag"] = f'"{hashlib.sha1(data).hexdigest()}"'
             response.headers["X-Repo-Commit"] = revision
+            response.make_conditional(flask.request, accept_ranges=True, complete_length=len(data))
+            self.sent += response.calculate_content_length() or 0
             return response
 
         return app
@@ -162,6 +165,23 @@ def test_a_card_shows_error_rates_of_its_own_weights_alone(spkd: Callable, corpu
     for wrong in (["of-other"], ["of-ours", "of-other"]):
         with pytest.raises(UsageError, match="of-other: error rates of another model"):
             package.load(tmp_path / "ours").push_to_hub("lab/ours", evaluations=wrong)
+
+
+@pytest.mark.slow
+def test_ranges_of_a_file_on_the_hub(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    store, address = hub
+    data = np.random.RandomState(0).bytes(6_000_000)
+    store.files["lab/data"] = {"0.tar": data}
+    code = (
+        "from spkd.corpus.remote import opened\nfile = opened('hf://lab/data/0.tar')\n"
+        "print(file.size, file.read(5_000_000, 10).hex(), file.read(70, 10).hex(), file.read(5_999_990, 10).hex())\n"
+    )
+    done = python(code, address, tmp_path)
+    assert done.returncode == 0, done.stderr
+    places = (5_000_000, 70, 5_999_990)
+    assert done.stdout.split() == ["6000000", *(data[place : place + 10].hex() for place in places)]
+    # The last range lies in a block that was touched, so that the whole block comes: 5,999,990 and 5,000,000.
+    assert store.sent <= 20 + 6_000_000 - (1 << 22)
 
 
 def test_what_is_not_there_is_a_line(hub: tuple[Hub, str], tmp_path: Path, corpus: Path) -> None:

@@ -124,7 +124,9 @@ class Remote:
 
     def _from_elsewhere(self, offset: int, length: int) -> bytes:
         path = self._folder.at(self._name)
-        data: bytes = self._folder.files.cat_file(path, start=offset, end=offset + length)
+        # The hub's files are read ahead by 5 MiB each time they are opened, which they are for each range.
+        options = {"cache_type": "none"} if self._folder.kind == "hf" else {}
+        data: bytes = self._folder.files.cat_file(path, start=offset, end=offset + length, **options)
         return data
 
     def _from_web(self, offset: int, length: int) -> bytes:
