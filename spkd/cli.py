@@ -23,6 +23,7 @@ from spkd.errors import (
     Interrupted,
     SpkdError,
     UsageError,
+    bracketed,
     first_line,
     listed,
     printable,
@@ -160,13 +161,12 @@ def manifest(
 ) -> None:
     """Build a manifest of a folder of audio, of containers of audio, or from one of another tool, with durations."""
     from spkd.corpus import shards
-    from spkd.corpus.manifest import HEADER, Manifest, build, check_suffix, is_manifest, measure
-    from spkd.files.atomic import check_is_own, check_not_among, check_writable
+    from spkd.corpus.manifest import Manifest, build, check_is_own, check_suffix, is_manifest, measure
+    from spkd.files.atomic import check_not_among, check_writable
 
     check_suffix(out)
     check_writable(out)
-    if out == MANIFEST:
-        check_is_own(out, ",".join(HEADER).encode(), "--out FILE")
+    check_is_own(out)
     options = {"speaker": speaker, "utt": utt, "audio": audio}
     given = next((f"--{name} {value}" for name, value in options.items() if value), "")
     if len(paths) == 1 and is_manifest(paths[0]):
@@ -281,6 +281,8 @@ def train(
         return
     if loss and any(item.startswith(("loss=", "loss.names=")) for item in given):
         raise UsageError("name the losses by --loss or by loss=[...], not by both")
+    if several := next((name for name in loss or () if "," in name), None):
+        raise UsageError(f"--loss {several}: one loss for each --loss{bracketed('loss', several)}")
     given += [f"loss=[{','.join(loss)}]"] if loss else []
     from spkd.train.sweep import load_runs
 

@@ -492,7 +492,7 @@ def _names(
             yield from _items(owned, full, given._replace(value=value))
         return
     everything = [*known, *(k.name for k in component_keys(schema))]
-    others = [command for command in COMMANDS if COMMANDS[command] is not schema and _is_key(COMMANDS[command], name)]
+    others = [command for command in COMMANDS if COMMANDS[command] is not schema and _has(COMMANDS[command], name)]
     is_near = any(k.rpartition(".")[2] == name.rpartition(".")[2] for k in everything)
     is_foreign = "." in name and not any(k.partition(".")[0] == name.partition(".")[0] for k in everything)
     if others and (is_foreign or not is_near) and _moved(name, everything, schema) is None:
@@ -643,7 +643,7 @@ def _hint(name: str, known: Iterable[str], schema: type | None = None) -> str:
     if (moved := _moved(name, known, schema)) is not None:
         return f"; did you mean {moved!r}?"
     ending = [k for k in known if k.rpartition(".")[2] == last]
-    ending = [k for k in ending if k.startswith(f"{first}.")] or ending
+    ending = [k for k in ending if k.endswith(f".{name}")] or [k for k in ending if k.startswith(f"{first}.")] or ending
     if not ending:
         return did_you_mean(name, known)
     more = [f"{len(ending) - MOST_HINTS} more"] if len(ending) > MOST_HINTS else []
@@ -743,6 +743,11 @@ def named_alike(schema: type, name: str) -> list[str]:
         return [name]
     every = (k.name for k in (*keys(schema), *component_keys(schema)))
     return [full for full in every if full.rpartition(".")[2] == name][:MOST_HINTS]
+
+
+def _has(schema: type, name: str) -> bool:
+    """Whether a command, or a component of one, has a key: unlike `_is_key`, which asks for the component alone."""
+    return _is_item(schema, _full_name(schema, name)) or any(k.name == name for k in component_keys(schema))
 
 
 def _is_key(schema: type, name: str) -> bool:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import typer
 
 from spkd import cli, config
@@ -111,12 +113,28 @@ def test_damage_is_reported_by_verify(spkd: Callable, corpus: Path) -> None:
         *(f"cache {each} nosuch" for each in ("info", "verify", "ls", "catalogue", "merge")),
         *(f"cache {each} nosuch x" for each in ("push", "pull", "import", "export", "merge m.csv")),
         *("cache import nosuch.h5 x", "cache import nosuch.ark x --manifest m.csv", "cache export nosuch x.h5"),
+        *("extract manifest=n.csv cache=other teacher=none", "extract manifest=n.csv cache=t.txt teacher=none"),
+        *(
+            "manifest audio --layout voxceleb",
+            "manifest audio --suffix mp3",
+        ),
+        *(f"extract manifest=n.csv teacher=none view.{given}" for given in ("noise=nosuch", "rir=m.csv")),
+        *("eval t.txt manifest=m.csv model=ok", "eval m.csv manifest=m.csv model=ok"),
         *("cache estimate manifest=nosuch teacher=none", "cache estimate --hour inf", "cache estimate --hour nan"),
     ],
 )
 def test_what_has_to_be_typed_otherwise_ends_with_2(spkd: Callable, command: str) -> None:
-    Path("made").mkdir()
+    from spkd.students import Checkpoint, build, save_student
+
+    for folder in ("made", "other", "audio/x/y/z"):
+        Path(folder).mkdir(parents=True)
+    Path("other/notes.txt").write_text("x")
+    soundfile.write("audio/a.wav", np.random.RandomState(0).normal(0, 0.1, 16_000), 16_000)
     Path("m.csv").write_text("utt,path\na,a.wav\n")
+    Path("n.csv").write_text("utt,path\na,audio/a.wav\n")
+    Path("t.txt").write_text("1 b c\n0 c b\n")
+    if "model=ok" in command:
+        save_student("ok", Checkpoint(build("tiny", channels=4, embedding=4)))
     done = spkd(*command.split())
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert done.err.startswith("error: ")
@@ -125,7 +143,7 @@ def test_what_has_to_be_typed_otherwise_ends_with_2(spkd: Callable, command: str
 @pytest.mark.parametrize(
     "command",
     [
-        *("manifest made", "extract manifest=m.csv teacher=none", "extract manifest=m.csv cache=made teacher=none"),
+        *("manifest made", "extract manifest=m.csv teacher=none"),
         *("embed m.csv model=broken", "report broken", "eval t.txt manifest=m.csv model=broken", "cache info broken"),
         *(
             "train cache=broken",
@@ -157,7 +175,8 @@ def test_success_ends_with_0(spkd: Callable) -> None:
 @pytest.mark.parametrize(
     ("command", "form"),
     [
-        ("train loss=aam,cosine", "; a list is written loss=[aam,cosine]"),
+        ("train loss=aam,cosine", "loss=aam,cosine: no such loss; a list is written loss=[aam,cosine]"),
+        ("train --loss aam,cosine", "--loss aam,cosine: one loss for each --loss; a list is written loss=[aam,cosine]"),
         ("train --loss cosine cache=a,b", "cache=a,b: no such folder; a list is written cache=[a,b]"),
         ("train optim.lr=0.1,0.2", "must be a number, not '0.1,0.2'; a run for each of several values: spkd train -m"),
         ("train student=tiny,ssl", "; a run for each of several values: spkd train -m"),
@@ -405,7 +424,7 @@ def ready(words: tuple[str, ...], spkd: Callable) -> None:
 
 def test_settings_are_used_or_refused_never_dropped(spkd: Callable, tmp_path: Path) -> None:
     Path("new.yaml").write_text("train: {loss: [hubbub]}\n")
-    assert "--loss hubbub" in spkd("train", "--config", "new.yaml").err
+    assert "loss=hubbub" in spkd("train", "--config", "new.yaml").err
     assert "not by both" in spkd("train", "--loss", "aam", "loss=[mse]").err
     assert "not by both" in spkd("export", "s", "--to", "onnx", "to=pt2").err
     assert "to must not be empty" in spkd("export", "s", "to=").err
@@ -420,7 +439,7 @@ def test_settings_are_used_or_refused_never_dropped(spkd: Callable, tmp_path: Pa
         assert (done.code, "unknown key" in done.err) == (2, True)
     done = spkd("cache", "estimate", "teacher=none", "device=cpu")
     assert (done.code, "device=cpu has no effect: teacher=none runs no model" in done.err) == (2, True)
-    assert "--loss hubbub" in spkd("train", "loss=[contrastive,hubbub]").err
+    assert "loss=hubbub" in spkd("train", "loss=[contrastive,hubbub]").err
     assert "did you mean 'optim.lr'" in spkd("train", "lr=0.1").err
 
 

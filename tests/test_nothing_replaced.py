@@ -63,7 +63,7 @@ def test_files_of_others_stay(spkd: Callable, inputs: Path) -> None:
             path.parent.mkdir(parents=True)
             path.write_text("{}")
             done = spkd(*command)
-            assert (done.code, f"{path}: " in done.err, done.err.count("\n")) == (1, True, 1), (command, done.err)
+            assert (done.code, f"{path}: " in done.err, done.err.count("\n")) == (2, True, 1), (command, done.err)
             assert path.read_text() == "{}", (command, name)
             shutil.rmtree("out")
         # Other files do not matter, and its own are replaced: also where a kill left but the first of them.
@@ -93,19 +93,40 @@ def test_what_nobody_named_replaces_its_own_alone(spkd: Callable, inputs: Path) 
             "no",
         ),
         (("cache", "catalogue", "."), "catalogue.html", "spkd did not write it); choose --out FILE, or remove it"),
-        (("manifest", "audio"), "manifest.csv", "spkd did not write it); choose --out FILE, or remove it"),
     ):
         Path(name).write_text("utt,wav\nprecious\n")
         done = spkd(*command)
-        assert (done.code, f"{name}: would be replaced" in done.err, message in done.err) == (1, True, True), done.err
+        assert (done.code, f"{name}: would be replaced" in done.err, message in done.err) == (2, True, True), done.err
         assert Path(name).read_text() == "utt,wav\nprecious\n"
         Path(name).unlink()
         spkd(*command).ok()
         first = Path(name).stat().st_ino
         spkd(*command).ok()
         assert Path(name).stat().st_ino != first
-    Path("named.csv").write_text("precious")
-    spkd("manifest", "audio", "--out", "named.csv").ok()
+
+
+def test_a_manifest_replaces_manifests_of_spkd_alone(spkd: Callable, corpus: Path) -> None:
+    shutil.copytree(corpus / "audio/spk0", "audio/spk0")
+    header = "utt,path,speaker,duration,start"
+    for name, text in {
+        "manifest.csv": f"{header},age\n",
+        "notes.csv": "my notes\n",
+        "mine.csv": "path,speaker\n",
+        "of-nemo.jsonl": '{"audio_filepath": "a.wav", "duration": 1, "text": "hello"}\n',
+        "other.jsonl": '{"id": "a", "audio_filepath": "a.wav", "duration": 1, "text": "hello"}\n',
+    }.items():
+        Path(name).write_text(text)
+        done = spkd("manifest", "audio", "--out", name)
+        message = f"error: {name}: would be replaced (spkd did not write it); choose another --out FILE, or remove it\n"
+        assert (done.code, done.err, Path(name).read_text()) == (2, message, text)
+    Path("empty.csv").write_text("")
+    Path("written.csv").write_text(f"{header},channel,container_state\n")
+    for name in ("empty.csv", "written.csv", "new.csv", "new.jsonl"):
+        spkd("manifest", "audio", "--out", name).ok()
+        whole = Path(name).read_text()
+        Path(name).write_text("\n".join(whole.split("\n")[:2]))
+        spkd("manifest", "audio", "--out", name).ok()
+        assert Path(name).read_text() == whole
 
 
 def test_the_lock_of_another_program_stays(spkd: Callable, inputs: Path) -> None:
@@ -113,7 +134,7 @@ def test_the_lock_of_another_program_stays(spkd: Callable, inputs: Path) -> None
     Path("out/run.lock").write_text("4711\n")
     command = ("train", "--loss", "aam", "cache=cache", *SMALL, "out=out")
     done = spkd(*command)
-    assert (done.code, "out/run.lock: would be removed" in done.err) == (1, True), done.err
+    assert (done.code, "out/run.lock: would be removed" in done.err) == (2, True), done.err
     assert Path("out/run.lock").read_text() == "4711\n"
     Path("out/run.lock").write_text("")  # as a kill leaves that of spkd
     spkd(*command).ok()
@@ -133,7 +154,7 @@ def test_no_export_is_written_over_a_cache_or_another_export(spkd: Callable, inp
         for folder in refused:
             before = content(Path(folder))
             done = spkd(*command, folder)
-            assert (done.code, f"{folder}: holds " in done.err) == (1, True), (command, folder, done.err)
+            assert (done.code, f"{folder}: holds " in done.err) == (2, True), (command, folder, done.err)
             after = content(Path(folder))
             assert {path: after[path] for path in before} == before, (command, folder)
     spkd("cache", "verify", "other").ok()
@@ -158,7 +179,7 @@ def test_no_input_is_replaced(spkd: Callable, inputs: Path) -> None:
     ):
         before = Path(name).read_bytes()
         done = spkd(*command)
-        assert (done.code, "would replace" in done.err or "would be replaced" in done.err) == (1, True), done.err
+        assert (done.code, "would replace" in done.err or "would be replaced" in done.err) == (2, True), done.err
         assert Path(name).read_bytes() == before
     assert content(Path("evaluation")) == evaluation
 

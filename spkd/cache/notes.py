@@ -98,6 +98,11 @@ class Notes:
         notes = (found.get(self._name(path)) for found in self._found)
         return any(note is not None and note[1] < 0 and _content(note[0]) == _content(present) for note in notes)
 
+    def damaged(self) -> list[Path]:
+        """The shards that were found damaged, and whose content has not changed since."""
+        names = {name for found in self._found for name, (_, at) in found.items() if at < 0}
+        return [path for name in sorted(names) if self.is_damaged(path := self._root / name)]
+
     def add(self, path: Path, state: FileState | None, at: float) -> None:
         """Note that a shard is whole or damaged.
 

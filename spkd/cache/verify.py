@@ -23,6 +23,7 @@ from spkd.cache.folder import (
     CommitRecord,
     CompletionRecord,
     ShardRecord,
+    commit_name,
     commit_path,
     load_card,
     metadata_digest,
@@ -213,25 +214,41 @@ def write_derived_again(root: Path) -> None:
     log(f"{root}: written again, as {COMPLETE} has it: {listed(sorted(again))}")
 
 
-def check_sizes(cache: Cache) -> None:
-    """Check that all shards of a cache are there, by their size alone.
+def check_usable(cache: Cache) -> None:
+    """Check that all shards of a cache are there, by their size alone, and that none is noted as damaged.
 
     Raises:
-        SpkdError: a shard is missing, or has another size than at its commit.
+        SpkdError: a shard is missing, has another size than at its commit, or was found damaged and not mended since.
     """
 
     def size(target: Target) -> int:
         return sum(_size(shard_path(cache.root, target, unit)) for unit in range(cache.card.units))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        if sum(pool.map(size, cache.card.targets)) == cache.bytes:
-            return
-    damaged = damaged_units(cache.root, cache.card)
+        is_there = sum(pool.map(size, cache.card.targets)) == cache.bytes
+    notes = Notes(cache.root)
+    damaged = noted_units(cache, notes) if is_there else damaged_units(cache.root, cache.card, notes)
+    if is_there and not damaged:
+        return
     first = next(iter(damaged.values()), "the sizes of its shards are not those of its record")
     raise SpkdError(
         f"{cache.root}: damaged in {len(damaged)} of {counted(cache.card.units, 'unit')} ({first}); "
         f"{remedy(cache.root)}"
     )
+
+
+def noted_units(cache: Cache, notes: Notes) -> dict[int, str]:
+    """Number of each unit with a shard that is noted as damaged, and still is -> what is wrong with it."""
+    noted, root, card = set(notes.damaged()), cache.root, cache.card
+    units = [unit for unit in range(card.units) if noted & {shard_path(root, target, unit) for target in card.targets}]
+    problems = {unit: unit_problem(root, card, unit, notes) or _odd_unit(cache, unit) for unit in units if noted}
+    return {unit: problem for unit, problem in problems.items() if problem is not None}
+
+
+def _odd_unit(cache: Cache, unit: int) -> str | None:
+    """What `_odd_values` finds in the shards of a whole unit."""
+    found = ((shard, _odd_values(cache, shard)) for shard in unit_shards(cache.root, cache.card, unit))
+    return next((f"{shard.path}: {wrong}" for shard, wrong in found if wrong), None)
 
 
 def _size(path: Path) -> int:
@@ -244,7 +261,11 @@ def _size(path: Path) -> int:
 
 def metadata_problems(root: Path, record: CompletionRecord) -> list[str]:
     """One line for each metadata file that is missing or changed."""
-    return [f"{root / name}: missing or changed" for name in sorted(changed_metadata(root, record))]
+    return _lines(root, changed_metadata(root, record))
+
+
+def _lines(root: Path, changed: Collection[str]) -> list[str]:
+    return [f"{root / name}: missing or changed" for name in sorted(changed)]
 
 
 def changed_metadata(root: Path, record: CompletionRecord) -> set[str]:
@@ -301,18 +322,26 @@ def verify(root: str | Path, older_than: float | None = None) -> list[str]:
     """
     root = Path(root)
     record = CompletionRecord.load(root)
-    if damaged := metadata_problems(root, record) or [*mapped_plan.problems(root, record)]:
+    commits = {commit_name(unit): unit for unit in range(record.card.units)}
+    changed = changed_metadata(root, record)
+    damaged = _lines(root, changed)
+    # What follows from the record, and the records of other units, are not needed to read a shard.
+    if changed - commits.keys() - {CARD, *zarr_files(record.card)}:
         return damaged
+    if found := [*mapped_plan.problems(root, record)]:
+        return damaged + found
     try:
         cache = Cache.open(root)
 
         def problem(shard: ExpectedShard) -> str | None:
             return shard.problem() or _odd_values(cache, shard)  # while the values are in memory
 
-        shards = list(expected_shards(root, record.card))
-        return [f"{shard.path}: {wrong}" for shard, wrong in damaged_shards(root, record, shards, problem, older_than)]
+        units = [unit for name, unit in commits.items() if name not in changed]
+        shards = [shard for unit in units for shard in unit_shards(root, record.card, unit)]
+        found = [f"{shard.path}: {wrong}" for shard, wrong in damaged_shards(root, record, shards, problem, older_than)]
     except SpkdError as error:
-        return [str(error)]
+        found = [str(error)]
+    return damaged + found
 
 
 def check_shard(root: Path, shard: ExpectedShard) -> None:

@@ -60,7 +60,7 @@ from spkd.cache.layout import (
     zarr_files,
 )
 from spkd.cache.plan import Plan
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.files import digest
 from spkd.files.atomic import (
     PART,
@@ -146,18 +146,18 @@ def check_folder(root: Path, card: Card) -> None:
 
 
 def check_is_free(root: Path) -> None:
-    """Check that a folder without a card holds nothing but what an interrupted start leaves. Raises SpkdError."""
+    """Check that a folder without a card holds nothing but what an interrupted start leaves. Raises UsageError."""
     ours = {"claims", "plan", SPEECH, HEAD, CODEC}
     if root.is_dir() and any(p.name not in ours and p.suffix != PART for p in root.iterdir()):
-        raise SpkdError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")
+        raise UsageError(f"{root}: is not empty and holds no teacher cache; choose another folder with cache=FOLDER")
 
 
-def _another(root: Path, card: Card, present: Card, names: Sequence[str] = CONTENT) -> SpkdError:
+def _another(root: Path, card: Card, present: Card, names: Sequence[str] = CONTENT) -> UsageError:
     """Error for a folder that holds another cache than that of `card`; `names` are the parts that are compared."""
     way = "choose another folder with cache=FOLDER"
     if present.series == card.series:
         way = f"give a manifest that also has the utterances of the cache, to which it adds the others, or {way}"
-    return SpkdError(f"{root}: holds a cache of {card.difference(present, names)}{claims.last_change(root)}; {way}")
+    return UsageError(f"{root}: holds a cache of {card.difference(present, names)}{claims.last_change(root)}; {way}")
 
 
 class ViewsAway(SpkdError):

@@ -345,9 +345,12 @@ class Bank:
 
 @lru_cache
 def bank(folder: str) -> Bank:
-    """The bank of a folder, or of "synthetic". Raises SpkdError: the folder holds no audio."""
+    """The bank of a folder, or of "synthetic". Raises UsageError: no such folder; SpkdError: it holds no audio."""
     if folder == SYNTHETIC:
         return Bank(folder, ())
+    if not Path(folder).is_dir():
+        what = "not a folder" if Path(folder).exists() else "no such folder"
+        raise UsageError(f"{folder}: {what}; augmentation takes a folder of audio")
     files, _ = find_files(Path(folder), AUDIO_SUFFIXES)
     if not files:
         raise SpkdError(f"{folder}: no audio files for augmentation")

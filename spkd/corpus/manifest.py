@@ -41,6 +41,7 @@ from spkd.registry import LAYOUTS, MANIFEST_READERS
 
 MANY = 20  # files: so many of one speaker are noted
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
+KEYS = ("id", "audio_filepath", "duration", "speaker", "offset", "channel", STATE)  # of their JSON lines
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Manifest:
                     "channel": row["channel"],
                     STATE: row.get(STATE),
                 }
-                out.write(json.dumps({k: v for k, v in named.items() if v is not None}) + "\n")
+                out.write(json.dumps({k: named[k] for k in KEYS if named[k] is not None}) + "\n")
         write_bytes(path, out.getvalue().encode())
 
 
@@ -368,6 +369,22 @@ def check_suffix(path: Path) -> None:
         raise UsageError(f"{path}: manifests are written as .csv or .jsonl")
 
 
+def check_is_own(path: Path) -> None:
+    """Check that a manifest that is written replaces no file but such a manifest, or an empty file.
+
+    Raises:
+        UsageError: there is another file, such as a table with columns that would be lost.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return
+    source = Source(path)
+    line = source.first_line
+    is_table = line in (",".join([*HEADER, *more]) for more in ([], ["channel"], [STATE], ["channel", STATE]))
+    names = list(source.first_object)
+    if not is_table and not (names[:2] == list(KEYS[:2]) and set(names) <= set(KEYS)):
+        raise UsageError(f"{path}: would be replaced (spkd did not write it); choose another --out FILE, or remove it")
+
+
 def build(
     root: str | Path, layout: str | None = None, workers: int = 8, suffix: str | None = None
 ) -> tuple[Manifest, str, dict[str, str]]:
@@ -404,7 +421,8 @@ def build(
     }
     if not files:
         first = f"; {len(others):,} others ({next(iter(others))}) are not decoded" if others else ""
-        raise SpkdError(f"{root}: no audio files ({', '.join(sorted(wanted))}){first}")
+        kind = SpkdError if suffix is None else UsageError
+        raise kind(f"{root}: no audio files ({', '.join(sorted(wanted))}){first}")
     # Choose the layout.
     if layout is None:
         layout = next(name for name, kind in LAYOUTS.items() if kind.detects(root, files))
@@ -431,7 +449,7 @@ def build(
             speaker = None if parsed[1] is None else unicodedata.normalize("NFC", parsed[1])
             utterances[parsed[0]] = Utterance(parsed[0], str(root / relative), speaker)
     if not utterances:
-        raise SpkdError(
+        raise UsageError(
             f"{root}: none of {counted(len(files), 'audio file')} fits the layout {layout}; choose another --layout "
             f"({', '.join(LAYOUTS)}), or give a table with the columns path,speaker"
         )

@@ -21,7 +21,7 @@ from spkd import config
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.eval.compare import compare_systems, load_systems
 from spkd.eval.report import Report
 from spkd.eval.run import evaluate_trials
@@ -76,7 +76,7 @@ def run_demo(out: Path, seed: int) -> list[Row]:
     writable_folder(out)
     check_no_links(out, os.listdir(out))
     if (out / MARKER).is_file() and read_text(out / MARKER) != f"{seed}\n":
-        raise SpkdError(f"{out}: holds the demo of another seed; choose another folder with --out")
+        raise UsageError(f"{out}: holds the demo of another seed; choose another folder with --out")
     write_bytes(out / MARKER, f"{seed}\n".encode())
     log(f"spkd demo ({LABEL}), in {out}/")
     # The corpus.

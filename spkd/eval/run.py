@@ -49,7 +49,7 @@ from spkd.eval.report import (
     system_of,
 )
 from spkd.eval.score import Scored, check_cohort, config_columns, score, score_from_files
-from spkd.eval.settings import EvalConfig, ScoringConfig
+from spkd.eval.settings import CalibrateConfig, EvalConfig, ScoringConfig
 from spkd.eval.speakers import numbered
 from spkd.eval.training import TrainingSummary
 from spkd.eval.trials import Trials, as_written
@@ -197,7 +197,7 @@ def check(config: EvalConfig, trials: str | None, scores: Sequence[Path]) -> Non
     names = [] if scores else _model_names(config)
     if there is not None and [_place(model.name) for model in there.models] != list(map(_place, names)):
         of = [listed([model.name for model in there.models] or ["scores from files"]), listed(names or ["--scores"])]
-        raise SpkdError(
+        raise UsageError(
             f"{config.out}: holds the evaluation of {of[0]}, not of {of[1]}; choose another folder (out=FOLDER)"
         )
 
@@ -258,21 +258,33 @@ def _known(config: ScoringConfig, trials: str | None) -> Collection[str]:
 
 
 def _read_trials(config: ScoringConfig, trials: str, known: Collection[str]) -> Trials:
-    """Read a trial list. Where it allows no error rates, this is logged before the work.
+    """Read a trial list.
 
     Args:
         known: names of utterances, which distinguish a first trial from a header.
     """
-    listed = trial_lists.read(trials, config.format, known)
-    _note_one_kind(listed.source, listed.label)
-    return listed
+    return trial_lists.read(trials, config.format, known)
 
 
 def _check_labels(config: ScoringConfig, trials: Trials) -> None:
-    """Check that no setting of error rates is typed for a list that allows none. Raises UsageError where one is."""
-    if not trials.has_both_kinds:
+    """Check before the work what a list without labels of both kinds allows; of error rates, this is logged.
+
+    Raises:
+        UsageError: a setting of error rates is typed for a list that allows none.
+        SpkdError: as `check_both_kinds`, for a calibration.
+    """
+    if isinstance(config, CalibrateConfig):
+        check_both_kinds(trials)
+    elif not trials.has_both_kinds:
+        _note_one_kind(trials.source, trials.label)
         reason = "the list has no labels" if trials.label is None else "the list has trials of one kind alone"
         without_unused(config, dict.fromkeys(OF_LABELS, reason))
+
+
+def check_both_kinds(trials: Trials) -> None:
+    """Check that a list can train a calibration. Raises SpkdError where it has no labels of both kinds."""
+    if not trials.has_both_kinds:
+        raise SpkdError(f"{trials.source}: a calibration needs labelled trials of both kinds")
 
 
 def assess(config: EvalConfig, scored: Scored) -> Evaluation:

@@ -527,7 +527,7 @@ def _members(config: ScoringConfig, trials: Trials) -> tuple[dict[str, list[str]
     for name in names:
         if name not in models:
             near = did_you_mean(name, list(models)[:10_000])
-            raise SpkdError(f"{trials.source}:{_line_of(trials, name)}: {name!r} is not in {config.enrol.map}{near}")
+            raise UsageError(f"{trials.source}:{_line_of(trials, name)}: {name!r} is not in {config.enrol.map}{near}")
     notes = [f"{config.enrol.map}: {note}" for note in enrolment_map.notes]
     enrolled = trials_of_enrolled(trials, models)
     if len(enrolled):
@@ -537,7 +537,7 @@ def _members(config: ScoringConfig, trials: Trials) -> tuple[dict[str, list[str]
 
 
 def ids_of(trials: Trials, manifest: Manifest) -> dict[str, str]:
-    """Ids in the manifest by name in the trials. Raises SpkdError where the manifest lacks one."""
+    """Ids in the manifest by name in the trials. Raises UsageError where the manifest lacks one."""
     return _found(trials.names, manifest, trials, {})
 
 
@@ -552,7 +552,7 @@ def _found(names: list[str], manifest: Manifest, trials: Trials, members: Mappin
             advice = "; the manifest is of other recordings, or has other ids"
         else:
             advice = did_you_mean(name, list(manifest.index_of)[:10_000])
-        raise SpkdError(
+        raise UsageError(
             f"{trials.source}:{_line_of(trials, owner)}: utterance {name!r} is not in {manifest.source} "
             f"({len(missing)} such of {len(wanted)}){advice}"
         )

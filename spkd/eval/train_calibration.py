@@ -22,15 +22,17 @@ from spkd.eval.metrics import (
     next_above,
     threshold_at,
 )
-from spkd.eval.run import check_inputs, in_use, in_use_with, run_trials
+from spkd.eval.run import check_both_kinds, check_inputs, in_use, in_use_with, run_trials
 from spkd.eval.score import Scored, how_embedded
 from spkd.eval.settings import CalibrateConfig
 from spkd.files.atomic import check_not_among, check_replaces_none, check_writable, write_bytes
+from spkd.files.reading import parse_json
 from spkd.progress import log
 from spkd.students.description import DESCRIPTION
 from spkd.teachers import resolved
-from spkd.teachers.onnx_file import is_exported, with_calibration
+from spkd.teachers.onnx_file import CALIBRATION, calibration_text, is_exported, with_calibration
 
+EXPORTED = (".onnx", ".pt2")  # suffixes of exported files that may hold a calibration
 LEAST_TRIALS = 30  # trials of each kind: the mean of 30 scores has a standard error of a fifth of their deviation
 
 
@@ -74,11 +76,54 @@ def calibrate_trials(config: CalibrateConfig, trials: str | None, scores: Sequen
         check_replaces_none(out.parent, [out.name], {out.name: FORMAT.key})  # a model, for example
     scored = run_trials(config, trials, scores)
     calibration = calibrate(in_use_with(config, scored), scored)
-    if not config.out and out.suffix == ".onnx":
+    in_export = not config.out and out.suffix == ".onnx"
+    _note_replaced(out, _in_export(out) if in_export else _kept(out), calibration)
+    if in_export:
         write_bytes(out, with_calibration(out, json.dumps(calibration.public().to_json(), ensure_ascii=False)))
     else:
         calibration.save(out)
+        if out.name == FILE and (out.parent / DESCRIPTION).is_file():
+            _note_exports(out.parent, calibration)
     return out, calibration
+
+
+def _kept(path: Path) -> Calibration | None:
+    """The calibration in a file; None where there is none that can be read."""
+    try:
+        return Calibration.load(path)
+    except SpkdError:
+        return None
+
+
+def _in_export(path: Path) -> Calibration | None:
+    """The calibration in an exported ONNX model; None where there is none that can be read."""
+    try:
+        return Calibration.from_json(parse_json(calibration_text(path) or "", str(path)), str(path))
+    except SpkdError:
+        return None
+
+
+def _note_replaced(out: Path, earlier: Calibration | None, new: Calibration) -> None:
+    """Log the list of the calibration that is replaced, where that is another one."""
+    if earlier is None or earlier.trained_on.sha256 == new.trained_on.sha256:
+        return
+    known = earlier.trained_on
+    name = known.trials if earlier.names_speakers else "another list"
+    log(
+        f"note: {out}: the calibration on {name} ({known.targets:,} target and {known.non_targets:,} non-target "
+        "trials) is replaced"
+    )
+
+
+def _note_exports(folder: Path, calibration: Calibration) -> None:
+    """Log the exported files in a student's folder that hold another calibration than the student's."""
+    text = json.dumps(calibration.public().to_json(), ensure_ascii=False)
+    # As the metadata of ONNX hold it, and within the JSON of an exported program.
+    forms = [form.encode() for form in (text, json.dumps(text)[1:-1])]
+    for path in sorted(file for suffix in EXPORTED for file in folder.glob(f"*{suffix}") if file.is_file()):
+        data = path.read_bytes()
+        if CALIBRATION.encode() in data and not any(form in data for form in forms):
+            log(f"note: {path}: holds an earlier calibration; export the student again")
 
 
 def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
@@ -88,8 +133,8 @@ def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:
         SpkdError: trials without labels of both kinds, too few trials, or scores too large for the computation.
     """
     trials = scored.trials
-    if trials.label is None or not trials.has_both_kinds:
-        raise SpkdError(f"{trials.source}: a calibration needs labelled trials of both kinds")
+    check_both_kinds(trials)
+    assert trials.label is not None
     targets, non_targets = int(trials.label.sum()), int((1 - trials.label).sum())
     if min(targets, non_targets) < LEAST_TRIALS and not config.force:
         raise SpkdError(

@@ -7,6 +7,7 @@ semicolons. `-` is standard input.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from spkd.corpus.manifests.reader import Source
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.formats import COLUMNS, Format
 from spkd.files import digest
@@ -161,6 +163,8 @@ def _first_that_fits(
             expected += "; it looks like a header that is not known, leave it out"
     else:
         expected = f"`{shape}`"
+    if (manifest := Source(path)).table[1] or manifest.first_object:
+        raise UsageError(f"{source}: a manifest, not a {kind}; it goes with one as manifest={shlex.quote(source)}")
     raise SpkdError(f"{source}:{furthest}: {line[:200]!r} is not {expected}")
 
 

@@ -47,6 +47,8 @@ def extract_all(configs: Sequence[ExtractConfig]) -> list[Report]:
     configs = without_effect(configs)
     manifest = Manifest.load(configs[0].manifest)
     for config in configs:
+        if Path(config.cache).is_file():
+            raise UsageError(f"cache={config.cache}: a file; a cache is a folder")
         card = Path(config.cache) / CARD
         if card.is_file() or not os.path.lexists(card):  # what else is in its place is replaced by the extraction
             check_writable(card)

@@ -495,11 +495,11 @@ def check_holds_no_other(folder: str | Path, what: str) -> None:
     Args:
         what: what it may hold, as `HOLDS` names it.
     Raises:
-        SpkdError: it holds something else.
+        UsageError: it holds something else.
     """
     for name, held in HOLDS.items():
         if held != what and (Path(folder) / name).is_file():
-            raise SpkdError(f"{folder}: holds {held} ({name}); choose another folder for {what}")
+            raise UsageError(f"{folder}: holds {held} ({name}); choose another folder for {what}")
 
 
 def check_replaces_none(folder: str | Path, names: Iterable[str], records: Mapping[str, str]) -> None:
@@ -510,7 +510,7 @@ def check_replaces_none(folder: str | Path, names: Iterable[str], records: Mappi
         records: name of each file by which it knows a folder of its own, which it writes before the others -> key that
             is near the beginning of such a file.
     Raises:
-        SpkdError: one of the files is there, and none of the records.
+        UsageError: one of the files is there, and none of the records.
     """
     for name, key in records.items():
         with contextlib.suppress(OSError), open(Path(folder) / name, "rb", opener=without_waiting) as file:
@@ -519,7 +519,7 @@ def check_replaces_none(folder: str | Path, names: Iterable[str], records: Mappi
     for path in (Path(folder) / name for name in names):
         if os.path.lexists(path):
             reason = f"no {' or '.join(records)} of spkd is beside it"
-            raise SpkdError(f"{path}: would be replaced ({reason}); choose another folder, or remove it")
+            raise UsageError(f"{path}: would be replaced ({reason}); choose another folder, or remove it")
 
 
 def check_is_own(path: Path, mark: bytes, other: str) -> None:
@@ -530,7 +530,7 @@ def check_is_own(path: Path, mark: bytes, other: str) -> None:
         mark: bytes that are in each such file.
         other: how another name is given.
     Raises:
-        SpkdError: there is a file without them.
+        UsageError: there is a file without them.
     """
     if not path.is_file():
         return
@@ -540,7 +540,7 @@ def check_is_own(path: Path, mark: bytes, other: str) -> None:
             if mark in (end := end + block):
                 return
             end = end[-len(mark) :]
-    raise SpkdError(f"{path}: would be replaced (spkd did not write it); choose {other}, or remove it")
+    raise UsageError(f"{path}: would be replaced (spkd did not write it); choose {other}, or remove it")
 
 
 def check_not_among(out: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:
@@ -550,12 +550,12 @@ def check_not_among(out: Iterable[str | Path], inputs: Iterable[str | Path | Non
         out: files that it writes.
         inputs: files that it reads, which may be missing, or no names of files.
     Raises:
-        SpkdError: a file is both.
+        UsageError: a file is both.
     """
     read = [path for path in inputs if path is not None and os.path.exists(path)]
     for path in out:
         if os.path.exists(path) and (same := next((one for one in read if os.path.samefile(one, path)), None)):
-            raise SpkdError(f"{path}: would replace {same}, which is read; choose another name")
+            raise UsageError(f"{path}: would replace {same}, which is read; choose another name")
 
 
 def check_writable(path: str | Path) -> None:

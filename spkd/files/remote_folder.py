@@ -387,7 +387,7 @@ def send(
         if arrived(name, size, check):
             return
         if not replaces and name not in sent and place.size(name) is not None:
-            raise SpkdError(f"{url}/{name}: would be replaced (no copy is there); choose another place, or remove it")
+            raise UsageError(f"{url}/{name}: would be replaced (no copy is there); choose another place, or remove it")
         sent.add(name)
         if place.is_local:
             with writing(Path(place.at(name))) as file, open(files[name], "rb") as source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
     from spkd.device import compiled
 
     if config.precision == "fp16" and device.type == "cpu":
-        raise UsageError("precision=fp16: needs a GPU; bf16 works everywhere")
+        raise UsageError(f"{config.SECTION}.precision=fp16: needs a GPU; bf16 works everywhere")
     teacher: Teacher = TEACHERS[config.name].load(config, device)
     own = asdict(config.settings)
     teacher.own_settings = {name: own[name] for name in own if name not in teacher.on_card}
@@ -80,8 +80,8 @@ def resolved(config: ModelConfig) -> ModelConfig:
         # A folder may have the name of a family: whoever names weights or settings of the family means that.
         is_plain = config.weights is None and config.settings == TEACHERS.settings(folder)()
         if not is_plain or not (Path(folder) / DESCRIPTION).is_file():
-            return ModelConfig(folder, config.weights, config.precision, config.compile, config.settings)
-    return ModelConfig(CHECKPOINT, folder, config.precision, config.compile)
+            return config
+    return replace(config, name=CHECKPOINT, weights=folder, settings=None)
 
 
 __all__ = ["check_model", "load_model", "load_teacher", "resolved"]

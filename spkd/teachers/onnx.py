@@ -69,11 +69,12 @@ class ONNX(Teacher):
     def load(cls, config: ModelConfig, device: torch.device) -> ONNX:
         """Load a model: `weights` is the file, `onnx.input` the kind of features, `onnx.outputs` the names of embedding
         and frames in the graph, where they are ambiguous."""
-        return cls(config.weights, config.settings.input, config.settings.outputs, device)
+        if config.weights is None:
+            raise UsageError(f"onnx: name the model's file ({config.SECTION}.weights=FILE.onnx)")
+        asked = Asked(config.settings.input, config.settings.outputs, f"{config.SECTION}.onnx")
+        return cls(config.weights, asked, device)
 
-    def __init__(self, weights: str | None, kind: str, outputs: dict[str, str], device: torch.device) -> None:
-        if weights is None:
-            raise UsageError("onnx: name the model's file (teacher.weights=FILE.onnx, model.weights=FILE.onnx)")
+    def __init__(self, weights: str, asked: Asked, device: torch.device) -> None:
         self._path, self.device = Path(weights), device
         files = files_of(self._path)
         self._digest = digest_of(files)
@@ -85,9 +86,9 @@ class ONNX(Teacher):
             _check_rate(weights, probe.metadata)
             self.training = _training(self._path, probe.metadata)
             self.training_lost = self.training is None and CARD in probe.metadata
-            self._input, self._names, runs = _understood(weights, probe, kind, outputs)
-            if EMBEDDING not in outputs:
-                _check_no_probabilities(self._path, self._names[EMBEDDING])
+            self._input, self._names, runs = _understood(weights, probe, asked)
+            if EMBEDDING not in asked.outputs:
+                _check_no_probabilities(self._path, self._names[EMBEDDING], asked)
             _check_repeats(weights, probe, self._input, self._names)
             self._input = _with_masks(weights, probe, self._input, self._names[EMBEDDING])
             _check_embedding(weights, probe, self._input, self._names[EMBEDDING])
@@ -157,6 +158,21 @@ class ONNX(Teacher):
         )
         self._details["batch"] = "one view, since the views of a batch change one another's outputs"
         return False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the settings say of a graph.
+
+    Attributes:
+        kind: kind of features, or "auto".
+        outputs: names of embedding and frames in the graph, where they are given.
+        section: section of these settings in those of the command, for messages.
+    """
+
+    kind: str
+    outputs: dict[str, str]
+    section: str
 
 
 @dataclass(frozen=True)
@@ -255,23 +271,17 @@ class GraphInput:
         return ([batch], count) if len(node.shape) == 1 else ([batch, steps], self.valid)
 
 
-def _understood(
-    source: str, probe: Probe, kind: str, named: dict[str, str]
-) -> tuple[GraphInput, dict[str, str], list[dict[str, Output]]]:
-    """Input of a graph, names of embedding and frames, and shapes of its outputs at each of PROBES.
-
-    Args:
-        kind: kind of features, or "auto".
-        named: names of embedding and frames in the graph, where the settings give them.
-    """
+def _understood(source: str, probe: Probe, asked: Asked) -> tuple[GraphInput, dict[str, str], list[dict[str, Output]]]:
+    """Input of a graph, names of embedding and frames, and shapes of its outputs at each of PROBES."""
+    named = asked.outputs
     for target, name in named.items():
         if target not in (EMBEDDING, FRAMES) or name not in probe.outputs:
-            raise UsageError(f"onnx.outputs: {target}: {name}; {source} has {', '.join(probe.outputs)}")
+            raise UsageError(f"{asked.section}.outputs: {target}: {name}; {source} has {', '.join(probe.outputs)}")
     wanted = sorted(set(named.values())) if EMBEDDING in named else probe.outputs
     problems = []
     # Where the dimensions are ambiguous, the right order of the axes is the one for which the graph runs and gives
     # outputs of one width.
-    for given in _inputs(source, probe, kind):
+    for given in _inputs(source, probe, asked):
         lengths = PROBES if given.samples is None else (given.samples,)
         runs: list[dict[str, Output]] = []
         for samples in lengths:
@@ -282,7 +292,7 @@ def _understood(
             runs.append(outputs)
         else:
             try:
-                return given, _outputs(source, runs, named, probe.metadata), runs
+                return given, _outputs(source, runs, asked, probe.metadata), runs
             except UsageError as error:
                 problems.append(str(error))
     raise UsageError(problems[0])
@@ -301,7 +311,7 @@ def _check_rate(source: str, described: dict[str, str]) -> None:
         raise UsageError(f"{source}: trained on audio of {rate[:40]} Hz; this project has {SAMPLE_RATE} Hz")
 
 
-def _inputs(source: str, probe: Probe, kind: str) -> list[GraphInput]:
+def _inputs(source: str, probe: Probe, asked: Asked) -> list[GraphInput]:
     """Possible inputs of a graph for a waveform, the likeliest first."""
     shapes = ", ".join(f"{node.name} {node.shape} {node.type}" for node in probe.inputs)[:400]
     mains = [node for node in probe.inputs if node.type in FLOATS and len(node.shape) in (2, 3)]
@@ -314,26 +324,26 @@ def _inputs(source: str, probe: Probe, kind: str) -> list[GraphInput]:
         is_mask = len(node.shape) == 2 and node.type in MASKS
         if not is_length and not is_mask:
             raise UsageError(f"{source}: inputs {shapes}; what is {node.name}? {TAKEN}")
-    if len(main.shape) == 2 or 1 in main.shape[1:] or kind == WAVEFORM:
-        if kind not in ("auto", WAVEFORM):
-            raise UsageError(f"onnx.input={kind}: {source} takes a waveform")
+    if len(main.shape) == 2 or 1 in main.shape[1:] or asked.kind == WAVEFORM:
+        if asked.kind not in ("auto", WAVEFORM):
+            raise UsageError(f"{asked.section}.input={asked.kind}: {source} takes a waveform")
         fixed = next((size for size in main.shape[1:] if isinstance(size, int) and size != 1), None)
         if fixed is not None and fixed < WINDOW:
             raise UsageError(f"{source}: takes {fixed} numbers at a time, which is no waveform; {TAKEN}")
         return [GraphInput(main, others, None, samples=fixed)]
-    return _of_bands(source, probe, main, others, kind)
+    return _of_bands(source, probe, main, others, asked)
 
 
-def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], kind: str) -> list[GraphInput]:
+def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], asked: Asked) -> list[GraphInput]:
     """Possible inputs of a graph that takes features."""
-    described, sherpa = probe.metadata, None
+    described, kind, sherpa = probe.metadata, asked.kind, None
     if kind == "auto" and "spkd_features" in described:  # exported by spkd
         kind = described["spkd_features"]
     if kind == "auto" and (sherpa := sherpa_front_end(source, described)) is None:
         kind = described.get("framework", kind)
     if sherpa is None and kind not in (*FBANKS, NEMO):
         raise UsageError(
-            f"{source}: takes fbank {main.shape}, but not whose: set onnx.input (in Python: "
+            f"{source}: takes fbank {main.shape}, but not whose: set {asked.section}.input (in Python: "
             f"spkd.load(FILE, input=...)) to {', '.join(FBANKS)} or {NEMO}"
         )
     of_nemo = NEMO in (kind, described.get("framework") if sherpa is not None else None)
@@ -351,12 +361,12 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], k
         if sherpa.frames.dim != mels:
             raise UsageError(
                 f"{source}: takes {mels} bands; sherpa-onnx gives {sherpa.frames.dim} to a model of such metadata; "
-                f"set onnx.input to {', '.join(FBANKS)} or {NEMO}"
+                f"set {asked.section}.input to {', '.join(FBANKS)} or {NEMO}"
             )
         if "not normalised" in sherpa.words and not of_nemo:
             log(
                 f"note: {Path(source).name}: its features are not mean-normalised, as sherpa-onnx reads its metadata; "
-                f"onnx.input={described['framework']} gives it those of its toolkit"
+                f"{asked.section}.input={described['framework']} gives it those of its toolkit"
             )
         return [GraphInput(main, others, sherpa, first) for first in orders]
     front_end = nemo_front_end(mels) if kind == NEMO else _centred(kaldi_front_end(kind, mels))
@@ -382,15 +392,13 @@ def _centred(front_end: FrontEnd) -> FrontEnd:
     return replace(front_end, compute=compute)
 
 
-def _outputs(
-    source: str, runs: list[dict[str, Output]], named: dict[str, str], described: dict[str, str]
-) -> dict[str, str]:
+def _outputs(source: str, runs: list[dict[str, Output]], asked: Asked, described: dict[str, str]) -> dict[str, str]:
     """Names in the graph of the embedding and, where there are any, of the frames.
 
     Args:
         runs: shapes of the outputs for views of several lengths.
-        named: names that the settings give.
     """
+    named = asked.outputs
     floats = [name for name, output in runs[0].items() if output.type in ("float16", "float32", "float64")]
     shapes = {name: [run[name].shape for run in runs] for name in floats}
     vectors = [name for name in floats if _is_vector(shapes[name])]
@@ -405,7 +413,8 @@ def _outputs(
         likely = _likely(vectors, list(runs[0]), shapes, described)
         if len(likely) != 1:
             raise UsageError(
-                f"{source}: which of {', '.join(runs[0])} is the embedding? Set onnx.outputs={{embedding: NAME}}"
+                f"{source}: which of {', '.join(runs[0])} is the embedding? Set "
+                f"{asked.section}.outputs={{embedding: NAME}}"
             )
         names_of[EMBEDDING] = likely[0]
     steps = [name for name in floats if len(shapes[name][0]) == 3 and name not in vectors]
@@ -432,12 +441,12 @@ def _likely(
     return sized or [name for name in vectors if "emb" in name.lower()] or vectors
 
 
-def _check_no_probabilities(path: Path, output: str) -> None:
+def _check_no_probabilities(path: Path, output: str, asked: Asked) -> None:
     """Refuse probabilities of classes as an embedding. Raises UsageError where the output is that of a softmax."""
     if (operation := operation_of(path, output)) in PROBABILITIES:
         raise UsageError(
             f"{path}: its output {output} is that of {operation}: probabilities of classes, no embedding; export the "
-            f"layer before the classifier too, or set onnx.outputs={{embedding: {output}}}"
+            f"layer before the classifier too, or set {asked.section}.outputs={{embedding: {output}}}"
         )
 
 

@@ -70,6 +70,14 @@ def is_exported(path: Path) -> bool:
     return _place_of_digest(data) >= 0
 
 
+def calibration_text(path: Path) -> str | None:
+    """The calibration in the metadata of an exported model, as JSON; None where there is none."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    return next((entry.value for entry in model.metadata_props if entry.key == CALIBRATION), None)
+
+
 def with_calibration(path: Path, calibration: str) -> bytes:
     """Content of an exported model's file with another calibration in its metadata, as JSON."""
     import onnx

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from spkd.config import Chooser, component, key
 from spkd.registry import TEACHERS, section_of
@@ -37,7 +37,13 @@ class ONNXSettings(FrontEndSettings):
 
 @dataclass
 class ModelConfig(Chooser):
-    """Settings of a frozen model."""
+    """Settings of a frozen model.
+
+    Attributes:
+        SECTION: section of a command's settings that they are, for messages.
+    """
+
+    SECTION: ClassVar[str] = "teacher"
 
     name: str = key("dvector", "teacher family; none stores only features, for training without a teacher", TEACHERS)
     weights: str | None = key(
@@ -75,6 +81,8 @@ class TeacherConfig(ModelConfig):
 class ScoredModelConfig(ModelConfig):
     """Settings of the model that embeds the utterances of trials: a student or a teacher."""
 
+    SECTION: ClassVar[str] = "model"
+
     name: str = key("student", "folder of a student, or a teacher family (then see model.weights)")
     settings: Any = component(TEACHERS, otherwise=CHECKPOINT)
 
@@ -85,6 +93,8 @@ class ScoredModelConfig(ModelConfig):
 @dataclass
 class EnrolModelConfig(ScoredModelConfig):
     """Settings of the model of the enrolment side."""
+
+    SECTION: ClassVar[str] = "enrol.model"
 
     name: str | None = key(  # type: ignore[assignment]
         None, "another model for the enrolment side, with embeddings of the same space: a student's own teacher"

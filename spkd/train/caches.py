@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,9 @@ from spkd.cache.exchange.tars import INDEX
 from spkd.cache.mapped_plan import joined
 from spkd.cache.read import Cache
 from spkd.cache.source import CacheSource, SingleCache
-from spkd.cache.verify import check_sizes
+from spkd.cache.verify import check_usable
 from spkd.corpus.manifest import Manifest
-from spkd.errors import SpkdError, UsageError, bracketed, first_few
+from spkd.errors import SpkdError, UsageError, bracketed, first_few, public_address
 from spkd.files import digest
 from spkd.files.text import counted
 from spkd.outputs.features import FEATURES
@@ -48,6 +49,9 @@ def open_caches(paths: Sequence[str], teachers: str = CONCATENATE) -> CacheSourc
         if (hint := bracketed("cache", paths[0])) and "://" not in paths[0] and not Path(paths[0]).exists():
             raise UsageError(f"cache={paths[0]}: no such folder{hint}")
         return _open(paths[0])
+    places = Counter(path if "://" in path else os.path.realpath(path) for path in paths)
+    if twice := next((path for path in paths if places[path if "://" in path else os.path.realpath(path)] > 1), None):
+        raise UsageError(f"{public_address(twice)}: named twice among the caches; name each once")
     opened = [_open(path) for path in paths]
     streams = [cache.name for cache in opened if not cache.random_access]
     if streams:
@@ -79,7 +83,7 @@ def _open(path: str) -> SingleCache:
                 f"`spkd cache pull {shlex.quote(path)} FOLDER`)"
             ) from error
     cache = Cache.open(path)
-    check_sizes(cache)
+    check_usable(cache)
     return cache
 
 

@@ -209,7 +209,7 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target) -> Input
     if config.manifest is None and fresh.is_used:
         raise UsageError("augment: fresh augmentation needs the audio: give manifest=FILE")
     if config.manifest is None:
-        raise SpkdError(
+        raise UsageError(
             f"{cache.name} holds no {kind.name}, so training needs the audio: give manifest=FILE, or extract with "
             f"{_extracted_by(kind)}{_other_fbank(cache, kind)}"
         )

@@ -191,18 +191,23 @@ def is_finished(out: Path, settings: dict[str, Any], saved: int, caches: Sequenc
         if stored == ours:
             finished = finished or name == DESCRIPTION
         elif not _is_beginning(stored, ours):
-            what = "an unfinished run" if name == STATE else "a student"
-            raise SpkdError(
+            what = "a student" if _student_of(out) == stored else "an unfinished run"
+            raise UsageError(
                 f"{out}: holds {what} with other settings{_differences(stored, ours, caches)}; choose another folder "
                 "with out=FOLDER"
             )
         elif not (out / STATE).is_file():
-            raise SpkdError(
+            raise UsageError(
                 f"{out}: finished with steps={stored['steps']}, and its learning rate, weights or margins depend on "
                 "that number; only runs with optim.schedule=constant, and without such settings, can be continued; "
                 "choose another folder with out=FOLDER"
             )
     return finished and not ((out / STATE).is_file() and _State.read(out).step < saved)
+
+
+def _student_of(out: Path) -> dict[str, Any] | None:
+    """Settings of the student in a folder, which is written at the end of a run; None where there is none."""
+    return Description.read(out / DESCRIPTION).training.settings if (out / DESCRIPTION).is_file() else None
 
 
 def _differences(stored: dict[str, Any], ours: dict[str, Any], caches: Sequence[str]) -> str:

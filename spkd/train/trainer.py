@@ -350,7 +350,7 @@ def _check_replaces_none(out: Path) -> None:
     check_replaces_none(out, names, keys)
     lock = out / resume.LOCK  # removed at the end; the locks of other programs hold a number, or text
     if lock.is_file() and not lock.is_symlink() and lock.stat().st_size:
-        raise SpkdError(f"{lock}: would be removed (that of spkd is empty); choose another folder, or remove it")
+        raise UsageError(f"{lock}: would be removed (that of spkd is empty); choose another folder, or remove it")
 
 
 def opened(config: TrainConfig, left_out: dict[str, str] | None = None) -> Opened:
@@ -539,7 +539,7 @@ def _check_same_validation(config: TrainConfig, out: Path, validate: Validate | 
     if validate is not None and (out / BEST / DESCRIPTION).is_file():
         chosen_by = Description.read(out / BEST / DESCRIPTION).training.valid_trials
         if chosen_by not in ("", validate.digest):
-            raise SpkdError(
+            raise UsageError(
                 f"{out}: finished, and {config.valid.trials} holds other trials than those that chose {out / BEST}; "
                 "choose another folder with out=FOLDER"
             )

@@ -155,6 +155,11 @@ def test_damaged_rows_that_were_found_are_extracted_again(spkd: Callable, corpus
     done = spkd("cache", *reader)
     assert (done.code, "fbank/c/1/0: changed in rows" in done.err) == (1, True), done.err
     assert "the `spkd extract` that made c makes again what is damaged" in done.err
+    done = spkd("train", "--loss", "cosine", "cache=c", "student=tiny", "steps=1")
+    message = (
+        "error: c: damaged in 1 of 6 units (c/fbank/c/1/0: changed in rows 0 to 127); the `spkd extract` that made c"
+    )
+    assert (done.code, done.err.startswith(message), Path("student").exists()) == (1, True, False), done.err
     assert "c: 1 unit damaged and filled again (c/fbank/c/1/0: changed in rows" in spkd(*command).out
     assert files(Path("c")) == before
     assert "all checksums match" in spkd("cache", "verify", "c").out
@@ -255,6 +260,17 @@ def test_what_follows_from_record_or_manifest_is_written_again(
     assert (done.code, "0 views extracted, 0 rejected; complete" in done.out) == (0, True), done.err
     assert {path: path.read_bytes() for path in whole} == whole
     assert "all checksums match" in spkd("cache", "verify", "c").out
+
+
+def test_every_damaged_file_is_listed(spkd: Callable, corpus: Path) -> None:
+    spkd(*EXTRACT, f"manifest={corpus / 'manifest.csv'}").ok()
+    shutil.rmtree("c/fbank")
+    Path("c/commits/4.json").unlink()
+    done = spkd("cache", "verify", "c")
+    listed = {line.partition(": ")[0] for line in done.err.splitlines()}
+    shards = {f"c/fbank/c/{unit}/0" for unit in (0, 1, 2, 3, 5)}  # that of unit 4 has no record
+    assert (done.code, listed >= shards | {"c/fbank/zarr.json", "c/commits/4.json"}) == (1, True), done.err
+    assert "c: 7 damaged" in done.err
 
 
 def test_a_damaged_plan_of_another_manifest_is_fetched_alone(spkd: Callable, corpus: Path) -> None:

@@ -65,10 +65,10 @@ def test_another_evaluation_is_not_overwritten_in_silence(spkd: Callable, corpus
     kept = Path("eval/report.json").read_bytes()
     done = spkd(*command, "model=other")
     assert (done.code, done.err) == (
-        1,
+        2,
         "error: eval: holds the evaluation of student, not of other; choose another folder (out=FOLDER)\n",
     )
-    assert spkd("eval", "--scores", "eval/scores.txt").code == 1
+    assert spkd("eval", "--scores", "eval/scores.txt").code == 2
     assert Path("eval/report.json").read_bytes() == kept
     done = spkd(*command, "model=./student/")
     assert (done.code, "is replaced" in done.out) == (0, False), done.err
@@ -294,10 +294,10 @@ def test_an_output_folder_that_holds_something_else_is_refused(spkd: Callable, c
             before = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
             done = spkd(*command, f"{option}{folder}")
             expected = "holds no teacher cache" if own == "cache" else f"{folder}: holds {what} ("
-            assert (done.code, expected in done.err, len(done.err.splitlines())) == (1, True, 1), done.err
+            assert (done.code, expected in done.err, len(done.err.splitlines())) == (2, True, 1), done.err
             assert {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()} == before
     done = spkd("cache", "export", "cache", "student")
-    assert (done.code, "student: holds a student (model.json)" in done.err) == (1, True)
+    assert (done.code, "student: holds a student (model.json)" in done.err) == (2, True)
 
 
 @pytest.mark.usefixtures("student")

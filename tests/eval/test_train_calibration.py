@@ -58,6 +58,29 @@ def test_a_students_calibration_stays_with_it_and_is_applied(spkd: Callable) -> 
     assert report["results"]["eer_percent"] == json.loads(Path("raw/report.json").read_text())["results"]["eer_percent"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("lists")
+def test_the_list_of_a_replaced_calibration_is_noted(spkd: Callable) -> None:
+    replaced = "the calibration on dev.txt (9 target and 27 non-target trials) is replaced"
+    exported = [Path("student/mine.onnx"), Path("student/model.onnx"), Path("student/model.pt2")]
+    assert "note" not in spkd("calibrate", "dev.txt", "manifest=dev.csv", "force=true").ok().out
+    spkd("export", "student").ok()
+    spkd("export", "student", "to=pt2").ok()
+    shutil.copy("student/model.onnx", "student/mine.onnx")
+    assert "note" not in spkd("calibrate", "dev.txt", "manifest=dev.csv", "force=true").ok().out
+    out = spkd("calibrate", "test.txt", "manifest=test.csv", "force=true").ok().out
+    assert out.startswith(f"note: student/calibration.json: {replaced}\n")
+    earlier = [f"note: {path}: holds an earlier calibration; export the student again" for path in exported]
+    assert [line for line in out.splitlines() if "earlier" in line] == earlier
+    spkd("export", "student").ok()
+    spkd("export", "student", "to=pt2").ok()
+    again = spkd("calibrate", "test.txt", "manifest=test.csv", "force=true").ok().out
+    assert [line for line in again.splitlines() if line.startswith("note")] == earlier[:1]
+    onnx = ["model=onnx", "model.weights=student/mine.onnx", "manifest=test.csv", "force=true"]
+    out = spkd("calibrate", "test.txt", *onnx).ok().out
+    assert "note: student/mine.onnx: the calibration on another list (9 target and 27 non-target trials) is" in out
+
+
 @pytest.mark.usefixtures("lists")
 def test_a_missing_student_is_named(spkd: Callable) -> None:
     done = spkd("calibrate", "dev.txt", "manifest=dev.csv", "model=later")
@@ -218,6 +241,10 @@ def test_a_calibration_needs_labels_of_both_kinds(spkd: Callable) -> None:
     Path("t.txt").write_text("spk0/u0.flac spk0/u1.flac\n")
     done = spkd("calibrate", "t.txt", "manifest=dev.csv")
     assert (done.code, "needs labelled trials of both kinds" in done.err) == (1, True)
+    Path("t.txt").write_text("1 spk0/u0.flac spk0/u1.flac\n")
+    done = spkd("calibrate", "t.txt", "manifest=dev.csv")  # no scores are written
+    assert (done.code, done.out) == (1, ""), done.out
+    assert done.err == "error: t.txt: a calibration needs labelled trials of both kinds\n"
     assert not Path("student/calibration.json").exists()
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from spkd.errors import Interrupted, SpkdError, UsageError
 from spkd.outputs.features import FBANK, fbank_of
-from spkd.teachers import load_teacher
+from spkd.teachers import load_model, load_teacher
 from spkd.teachers.base import Teacher
 from spkd.teachers.onnx import nemo_fbank
-from spkd.teachers.settings import ModelConfig, ONNXSettings
+from spkd.teachers.settings import EnrolModelConfig, ModelConfig, ONNXSettings, ScoredModelConfig
 
 from .fixed import fixed_wave
 
@@ -101,8 +101,11 @@ def test_a_model_with_the_metadata_of_sherpa(tmp_path: Path, toolkit: str) -> No
 def test_whose_fbank_it_is_can_be_named_and_is_not_guessed(tmp_path: Path) -> None:
     model = OfBands()
     file = save(tmp_path / "m.onnx", model, (torch.randn(1, 60, 80),), {"x": {1: "T"}, "frames": {1: "U"}})
-    with pytest.raises(UsageError, match=r"takes fbank .* not whose: set onnx.input"):
+    with pytest.raises(UsageError, match=r"takes fbank .* not whose: set teacher.onnx.input \(in"):
         load(file)
+    for settings in (ScoredModelConfig("onnx", str(file)), EnrolModelConfig("onnx", str(file))):
+        with pytest.raises(UsageError, match=f"not whose: set {settings.SECTION}.onnx.input"):
+            load_model(settings, torch.device("cpu"))
     waves = torch.cat([WAVE, 0.5 * WAVE.flip(1)])  # the graph takes one view at a time
     outputs = load(file, input="kaldi").extract(waves, ["embedding"])
     with torch.no_grad():
@@ -597,7 +600,7 @@ def test_the_whole_model_is_that_of_sherpa(tmp_path: Path) -> None:
         (["B", "T", "F"], {"feat_dim": "-3"}, "feat_dim='-3'"),
         (["B", "T", 40], {"normalize_samples": "0", "framework": "wespeaker"}, "takes 40 bands; sherpa-onnx gives 80"),
         (["B", "T", 80], {"sample_rate": "8000"}, "audio of 8000 Hz"),
-        (["B", "T", 80], {"framework": "speechbrain"}, "not whose: set onnx.input"),
+        (["B", "T", 80], {"framework": "speechbrain"}, "not whose: set teacher.onnx.input"),
         (["T", 80], {}, "takes 80 numbers at a time"),
         (["B", 1, "T", 80], {}, "inputs x .*; spkd loads graphs of"),
     ],

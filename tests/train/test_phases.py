@@ -222,7 +222,7 @@ def test_a_run_is_another_where_what_it_reads_is(spkd: Callable, tmp_path: Path)
         bank.cache_clear()
         done = spkd(*run)
         name = given[0].partition("=")[0]
-        assert (done.code, f"with other settings (content of {name}: " in done.err) == (1, True), done.err
+        assert (done.code, f"with other settings (content of {name}: " in done.err) == (2, True), done.err
         again = spkd("train", "--from", given[-1].partition("=")[2], f"out=again-{name}").ok()
         assert f"note: {given[0]} has another content than for the run in " in again.out
 

@@ -106,7 +106,7 @@ def test_links_in_the_folder_of_a_run_are_not_written_through(spkd: Callable, na
     Path("run", name).symlink_to("../precious")
     done = spkd("train", "--loss", "aam", *SMALL, "steps=2", "out=run")
     assert Path("precious").read_text() == "kept"
-    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert (done.code, done.err.count("\n")) == (1 if name == "run.lock" else 2, 1), done.err
     reason = "a symbolic link, which is not written through" if name == "run.lock" else "would be replaced"
     assert f"{name}: {reason}" in done.err
     # The folder itself may be a link.

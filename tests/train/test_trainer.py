@@ -189,13 +189,17 @@ def test_a_killed_run_continues_to_the_same_weights(spkd: Callable, tmp_path: Pa
 def test_a_folder_with_another_run_is_not_overwritten(spkd: Callable) -> None:
     spkd("train", "--loss", "mse", *SMALL).ok()
     done = spkd("train", "--loss", "cosine", *SMALL[1:], "student.channels=8", "mask.bands=4")
-    assert done.code == 1
+    assert done.code == 2
     assert done.err == (
         "error: student: holds a student with other settings (loss: [mse] there, [cosine] now; student.channels: 16 "
         "there, 8 now; mask.bands: 10 there, 4 now); choose another folder with out=FOLDER\n"
     )
     done = spkd("train", "--loss", "mse", *SMALL, "loss.weights.mse=0.5", "seed=3")
     assert "(loss.weights.mse: 1.0 there, 0.5 now; seed: 0 there, 3 now)" in done.err
+    # The state of such a run is kept, so that it can be continued with more steps.
+    spkd("train", "--loss", "mse", *SMALL, "optim.schedule=constant", "out=s").ok()
+    done = spkd("train", "--loss", "mse", *SMALL, "optim.schedule=constant", "out=s", "seed=3")
+    assert done.err.startswith("error: s: holds a student with other settings (seed: 0 there, 3 now)"), done.err
 
 
 def test_audio_is_loaded_where_no_features_are_cached(spkd: Callable, corpus: Path, teacher: Path) -> None:

@@ -104,7 +104,7 @@ def push(root: Path, url: str) -> int:
     ):
         there = _card_at(place)
         if there is not None and not _same_or_less(there, record.card):
-            raise SpkdError(f"{url}: holds another cache")
+            raise UsageError(f"{url}: holds another cache")
         if lost := lost_views(place, local_folder(root), record):
             advice = f"run the `spkd extract` that made {root} again where all audio is there, or choose another place"
             raise SpkdError(f"{url}: holds {counted(lost, 'view')} that {root} lacks, as they were rejected; {advice}")
@@ -136,7 +136,7 @@ def _card_at(place: RemoteFolder) -> Card | None:
         try:
             return completion_at(place)[0].card
         except SpkdError:
-            raise SpkdError(f"{error}; remove that copy, or choose another place") from error
+            raise UsageError(f"{error}; remove that copy, or choose another place") from error
 
 
 def lost_views(old: RemoteFolder, new: RemoteFolder, record: CompletionRecord) -> int:
@@ -303,7 +303,7 @@ def _check_destination(root: Path, place: RemoteFolder, record: CompletionRecord
     if not root.is_dir() or all(path.name == "claims" for path in root.iterdir()):
         return
     if not (root / PULLED).is_file():
-        raise SpkdError(f"{root}: is not empty and was not pulled; choose another folder")
+        raise UsageError(f"{root}: is not empty and was not pulled; choose another folder")
     pulled, own = pulled_note(root).get("fingerprint"), CompletionRecord.there(root)
     card = None if own is None else own.card
     with contextlib.suppress(SpkdError):  # a missing or damaged file, which is written anew
@@ -311,7 +311,7 @@ def _check_destination(root: Path, place: RemoteFolder, record: CompletionRecord
     if (card and record.card.grows_to(card)) or (own and own.fingerprint not in (pulled, record.fingerprint)):
         raise SpkdError(f"{root}: was extended here, which a pull would undo; push it, or choose another folder")
     if not (_same_or_less(card, record.card) if card else pulled == record.fingerprint):
-        raise SpkdError(f"{root}: holds a copy of another cache; choose another folder, or remove it")
+        raise UsageError(f"{root}: holds a copy of another cache; choose another folder, or remove it")
     if lost := lost_views(local_folder(root), place, record):
         lacks = f"holds {counted(lost, 'view')} that {place.url} lacks, as they were rejected"
         raise SpkdError(f"{root}: {lacks}; push it, or choose another folder")

@@ -71,7 +71,7 @@ def export_tars(cache: Cache, folder: Path, loader: ViewLoader | None) -> None:
         path = folder / name
         if name not in earlier and os.path.lexists(path) and not holds(path, data):
             reason = f"no {INDEX} beside it names it"
-            raise SpkdError(f"{path}: would be replaced ({reason}); choose another folder, or remove it")
+            raise UsageError(f"{path}: would be replaced ({reason}); choose another folder, or remove it")
 
     check_no_links(folder, {Path(name).parent for name in small.files})
     for name, data in small.files.items():
@@ -104,16 +104,16 @@ def _names_of_earlier(card: Card, url: str) -> set[str] | None:
     """Names of the files of an earlier export of a cache, perhaps before it grew; None where there is no export.
 
     Raises:
-        SpkdError: there is the export of another cache, or a file that is none, or damaged.
+        UsageError: there is the export of another cache, or a file that is none, or damaged.
     """
     if RemoteFolder.of(url).read(INDEX, LARGEST_RECORD) is None:
         return None
     try:
         export = Export(url)
     except SpkdError as error:
-        raise SpkdError(f"{error}; it would be replaced: choose another folder, or remove it") from error
+        raise UsageError(f"{error}; it would be replaced: choose another folder, or remove it") from error
     if export.card.identity != card.identity and not export.card.grows_to(card):
-        raise SpkdError(f"{export.url}: holds the export of another cache; choose another folder")
+        raise UsageError(f"{export.url}: holds the export of another cache; choose another folder")
     return {*export.index["small"], *export.index["tars"]}
 
 
@@ -164,7 +164,7 @@ def push_tars(folder: Path, url: str) -> int:
     index = export.index
     for name in (CARD, COMPLETE):
         if place.size(name) is not None:
-            raise SpkdError(f"{place.url}: holds a teacher cache ({name}); choose another place")
+            raise UsageError(f"{place.url}: holds a teacher cache ({name}); choose another place")
     is_continued = _names_of_earlier(export.card, url) is not None
     digests = {**index["small"], **index["tars"]}
     digests[INDEX] = digest.of_file(folder / INDEX)

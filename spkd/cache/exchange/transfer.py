@@ -20,7 +20,7 @@ from spkd.cache.plan import Plan
 from spkd.cache.read import Cache
 from spkd.cache.verify import check_shard, expected_shards, metadata_problems
 from spkd.cache.write import UnitWriter, finalize, initialise
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.files.atomic import write_bytes, writing_folder
 from spkd.files.reading import read_bytes
 from spkd.outputs.target import Target
@@ -151,7 +151,7 @@ def building(
         SpkdError: `root` exists already, or the new cache is not complete.
     """
     if root.exists():
-        raise SpkdError(f"{root}: is there already; choose another folder")
+        raise UsageError(f"{root}: is there already; choose another folder")
     try:
         with writing_folder(root) as work:
             plans = metadata.plans(work)

@@ -33,9 +33,9 @@ def chosen_losses(config: LossConfig) -> dict[str, ChosenLoss]:
     """
     for name in config.names:
         if name not in LOSSES:
-            raise UsageError(f"--loss {name}: no such loss{bracketed('loss', name) or did_you_mean(name, LOSSES)}")
+            raise UsageError(f"loss={name}: no such loss{bracketed('loss', name) or did_you_mean(name, LOSSES)}")
     if len(set(config.names)) < len(config.names):
-        raise UsageError("--loss: name each loss once; weights are set by loss.weights.NAME")
+        raise UsageError("loss: name each loss once; weights are set by loss.weights.NAME")
     chosen = {}
     for name in config.names:
         kind, settings = LOSSES[name], config.settings[name]

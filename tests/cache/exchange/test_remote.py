@@ -286,7 +286,7 @@ def test_emptied_files_of_a_copy_are_written_again(spkd: Callable, corpus: Path,
         assert same(Path("c"), Path(copy))
         Path(copy, "card.json").write_bytes(b"")
         done = again("d")
-        assert (done.code, "another cache" in done.err) == (1, True), done.err
+        assert (done.code, "another cache" in done.err) == (2, True), done.err
         Path(copy, "COMPLETE.json").write_bytes(b"")
     done = again("c")  # by the note of the pull
     assert done.code == 0, done.err
@@ -883,7 +883,7 @@ def test_two_pushes_into_one_bucket_never_say_that_a_mixture_is_whole(
 
     monkeypatch.setattr(files, "put_file", meanwhile)
     first = spkd("cache", "push", "c", url)
-    assert (first.code, "would be replaced" in first.err, begun) == (1, True, ["lab/both/card.json"]), first.err
+    assert (first.code, "would be replaced" in first.err, begun) == (2, True, ["lab/both/card.json"]), first.err
     spkd("cache", "pull", url, "copy").ok()
     assert same(Path("d"), Path("copy"))
     last = spkd("cache", "push", "c", f"{s3}/late")
