@@ -64,7 +64,9 @@ class ListedSegments(SpeechFinder):
         """Stretches of speech of a measured utterance, from the segments of its id, or of its file."""
         found = self._segments.get(utterance.id) or self._segments.get(PurePath(utterance.path).stem, [])
         channels = {channel for _, _, channel in found}
-        if utterance.channel is not None and len(channels) > 1:
+        # Tools that know of no channels write 1 or 0 for all.
+        tells = len(channels) > 1 or any(word.isdecimal() and int(word) > 1 for word in channels)
+        if utterance.channel is not None and tells:
             found = [segment for segment in found if segment[2] == str(utterance.channel + 1)]
         most = round((utterance.duration or 0.0) * SAMPLE_RATE)
         moved = sorted(

@@ -71,6 +71,8 @@ def test_channels_of_rttm_count_from_1(tmp_path: Path) -> None:
     assert segments.stretches(utterance("call-2", channel=1)) == [(16_000, 20_000)]
     assert segments.stretches(utterance("call-2", channel=0)) == [(0, 4000)]
     assert segments.stretches(utterance("call-2")) == [(0, 4000), (16_000, 20_000)]
+    second = listed(tmp_path, "SPEAKER a 2 0.5 0.25 <NA> <NA> A <NA> <NA>\n")
+    assert [second.stretches(utterance("a", channel=number)) for number in (0, 1)] == [[], [(8000, 12_000)]]
     # Where all are of one channel, tools wrote 1 for any.
     assert segments.stretches(utterance("call-1", channel=1)) == [(8000, 32_000), (48_000, 50_000)]
 
