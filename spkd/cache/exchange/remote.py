@@ -136,7 +136,7 @@ def _card_at(place: RemoteFolder) -> Card | None:
         try:
             return completion_at(place)[0].card
         except SpkdError:
-            raise UsageError(f"{error}; remove that copy, or choose another place") from error
+            raise SpkdError(f"{error}; remove that copy, or choose another place") from error
 
 
 def lost_views(old: RemoteFolder, new: RemoteFolder, record: CompletionRecord) -> int:
