@@ -240,4 +240,4 @@ def test_a_training_does_not_go_on_over_a_cache_that_changed(spkd: Callable, aud
     Path("away").rename("u1.wav")
     spkd(*COMMAND, "cache=c").ok()
     done = spkd(*train)
-    assert (done.code, "fingerprints of cache" in done.err) == (1, True), done.err
+    assert (done.code, "fingerprints of cache" in done.err) == (2, True), done.err

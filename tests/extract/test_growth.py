@@ -93,7 +93,7 @@ def check_growers(spkd: Callable, ended: list[tuple[processes.Running, list[str]
             assert "; complete" in text or "other workers are still busy" in text, text
             accepted |= set(ids)
         else:
-            assert code == 1
+            assert code == 2
             winner = re.search(rf"made or extended last by process (\d+) on {socket.gethostname()} \(\S+Z\)", text)
             assert winner, text
             assert winner[1] in pids
