@@ -81,7 +81,7 @@ def part_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{machine_id()}{secrets.token_hex(5)}{PART}")
 
 
-def _check_is_path(path: str | Path) -> None:
+def check_is_path(path: str | Path) -> None:
     """Check that an output has no address. Raises UsageError: it has one, which would become folders here."""
     if ADDRESS.match(str(path)):
         raise UsageError(f"{public_address(str(path))}: an address; write to a folder of this machine")
@@ -91,7 +91,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder durably, with those above it, unless it exists. Raises UsageError: it is an address."""
     if folder.is_dir():
         return
-    _check_is_path(folder)
+    check_is_path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
@@ -568,7 +568,7 @@ def check_writable(path: str | Path) -> None:
         SpkdError: it is a folder, a device or another thing that is no regular file, its name is too long to be written
             under a temporary one, or its folder cannot be made or written.
     """
-    _check_is_path(path)
+    check_is_path(path)
     target = Path(path)
     if os.path.lexists(target) and not target.is_file():
         kind = "a folder" if target.is_dir() else "not a regular file"

@@ -127,7 +127,7 @@ def test_a_group_of_rows_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
     original = rows.Table.read
     monkeypatch.setattr(rows.Table, "read", lambda s, group, columns: read.append(group) or original(s, group, columns))
     manifest, _ = indexed(tmp_path, "x.parquet")
-    assert read == [0, 1, 2] * 2  # names, then headers of audio
+    assert (read[:3], sorted(read[3:])) == ([0, 1, 2], [0, 1, 2])  # names, then headers of audio, by several threads
     read.clear()
     monkeypatch.setattr(rows, "_groups", Kept(1, lambda values: values.nbytes))  # room for one
     for utterance in manifest:

@@ -17,7 +17,7 @@ from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import AugmentationFolders
 from spkd.corpus.view import unused_folders
 from spkd.errors import SpkdError, UsageError, public_address
-from spkd.files.atomic import check_writable
+from spkd.files.atomic import check_is_path, check_writable
 from spkd.files.text import counted
 from spkd.files.vectors import SUFFIXES, files_of
 from spkd.outputs.target import EMBEDDING
@@ -41,10 +41,11 @@ def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None)
     Returns:
         Phrase that says what was written.
     Raises:
-        UsageError: audio for a format that holds none, a target for a format that holds all, or a folder of audio that
+        UsageError: an address, audio for a format that holds none, a target for a format that holds all, or a folder of audio that
             the views of the cache do not need.
         SpkdError: no complete cache there, or its plan or what follows from it is damaged.
     """
+    check_is_path(out)
     if audio is not None and out.suffix in (*HDF5, *SUFFIXES):
         raise UsageError(f"--audio: {out.suffix} files hold no audio; export to a folder of tars")
     if target is not None and out.suffix not in SUFFIXES:
