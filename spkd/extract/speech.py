@@ -1,4 +1,4 @@
-"""Speech of the utterances of an extraction, kept in the folder of its cache, so that each is listened to once.
+"""Speech of the utterances of an extraction, kept in the folder of its cache, so that each is searched once.
 
 Before there is a plan, each chunk of utterances is a file of `speech/`; the plan has it afterwards. Of several
 processes, each begins at another chunk, and leaves out those that are there. A chunk is what its first writer found:

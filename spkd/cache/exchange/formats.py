@@ -41,8 +41,8 @@ def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None)
     Returns:
         Phrase that says what was written.
     Raises:
-        UsageError: an address, audio for a format that holds none, a target for a format that holds all, or a folder of audio that
-            the views of the cache do not need.
+        UsageError: an address, audio for a format that holds none, a target for a format that holds all, or a folder of
+            audio that the views of the cache do not need.
         SpkdError: no complete cache there, or its plan or what follows from it is damaged.
     """
     check_is_path(out)
