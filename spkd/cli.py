@@ -111,7 +111,11 @@ def _print_keys(title: str, keys: Iterable[config.Key]) -> None:
     alike: dict[tuple[str, ...], list[str]] = {}
     for key in keys:
         choices = f" ({' | '.join(key.choices)})" if key.choices else ""
-        what = (key.name.rpartition(".")[2], f"  {key.kind}, default {key.default!s}", key.meaning + choices)
+        what = (
+            key.name.rpartition(".")[2],
+            f"  {key.kind}, default {'none' if key.default == '' else key.default!s}",
+            key.meaning + choices,
+        )
         alike.setdefault(what, []).append(key.name)
     console = Console()
     if title and alike:
@@ -384,9 +388,10 @@ def report(
         raise UsageError(f"--seed {seed} has no effect: --bootstrap 0 draws nothing")
     from spkd.eval.compare import compare_systems, in_words, load_systems
 
-    for name, differences in compare_systems(load_systems(evaluations), out, bootstrap, seed or 0).items():
+    systems = load_systems(evaluations)
+    for name, differences in compare_systems(systems, out, bootstrap, seed or 0).items():
         for label, difference in differences.items():
-            log(f"{name}: EER of {label} less that of the first {in_words(difference)}")
+            log(f"{name}: EER of {label} less that of {systems[0].label} {in_words(difference)}")
     log(f"{out}/: comparison.html, .md, .csv, .tex, .json")
 
 

@@ -699,7 +699,7 @@ def _from_command_line(overrides: Sequence[str]) -> Iterator[tuple[str, Given]]:
     for item in overrides:
         name, equals, text = item.partition("=")
         if not equals or not name:
-            raise UsageError(f"{item!r} is not key=value")
+            raise UsageError(f"{item!r} is not key=value, written without spaces and after files")
         yield name, Given(item, text, True)
 
 

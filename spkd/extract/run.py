@@ -150,7 +150,7 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     views, meter = _extract(config, loader, stores, rank)
     loader.report_remarks()
     if rank is None:
-        speed.report(meter, config.workers)
+        speed.report(meter, config.workers, any(job.teacher.family != "none" for job in jobs))
     # Complete the caches, and list what they lack.
     reports = []
     for store, count in zip(stores, views, strict=True):

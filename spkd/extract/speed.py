@@ -27,19 +27,28 @@ def cores_needed(meter: Meter) -> int:
     return max(math.ceil(meter.share(CORES) / max(1 - meter.share(LOADING), 1e-3) - 0.05), 1)
 
 
-def report(meter: Meter, workers: int) -> None:
-    """Log the speed, and the bottleneck if there is one."""
+def report(meter: Meter, workers: int, runs_teacher: bool) -> None:
+    """Log the speed, and the bottleneck if there is one.
+
+    Args:
+        workers: number of threads that load.
+        runs_teacher: whether there is a teacher, which could wait for them.
+    """
     if meter.is_short or not meter.done:
         return
     loading, writing = meter.share(LOADING), meter.share(WRITING)
-    log(
-        f"{meter.done / 3600:.2f} h of audio in {meter.seconds:.0f} s: {meter.rate:.0f} hours per hour; the teacher "
-        f"was busy {meter.share(TEACHER):.0%} of the time, waited {loading:.0%} for audio and {writing:.0%} for the "
-        "disk"
-    )
-    used, needed = meter.share(CORES), cores_needed(meter)
-    log(f"loading took {used:.2g} cores; so that this teacher never waits, it needs {needed} here (workers={workers})")
-    if loading > HELD_UP:
+    speed = f"{meter.done / 3600:.2f} h of audio in {meter.seconds:.0f} s: {meter.rate:.0f} hours per hour"
+    used = meter.share(CORES)
+    if not runs_teacher:
+        log(f"{speed}; loading took {used:.2g} cores (workers={workers})")
+    else:
+        log(
+            f"{speed}; the teacher was busy {meter.share(TEACHER):.0%} of the time, waited {loading:.0%} for audio and "
+            f"{writing:.0%} for the disk"
+        )
+        needed = f"it needs {cores_needed(meter)} here (workers={workers})"
+        log(f"loading took {used:.2g} cores; so that this teacher never waits, {needed}")
+    if runs_teacher and loading > HELD_UP:
         cores = usable()
         more = f"raise workers={workers}" if workers < cores else "take faster storage or more cores"
         log(f"bottleneck: decoding and augmentation; {more} ({counted(cores, 'core')} may be used)")

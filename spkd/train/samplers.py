@@ -127,7 +127,9 @@ def by_shares(settings: SharesSettings, context: SamplerContext) -> Order:
         UsageError: shares that the corpora do not allow.
     """
     corpora, shares, batch_size = context.cache.corpora_views, settings.shares, context.batch_size
-    if len(corpora) < 2 or len(shares) != len(corpora) or not 0.999 < sum(shares) < 1.001:
+    if len(corpora) < 2:
+        raise UsageError("sampler=shares: divides batches among several caches, and one is given (cache=[a,b])")
+    if len(shares) != len(corpora) or not 0.999 < sum(shares) < 1.001:
         raise UsageError(
             f"sampler.shares.shares={shares}: give one share for each of {len(corpora)} corpora (cache=[a,b]), 1 in all"
         )

@@ -405,9 +405,10 @@ def build(task: Task, out: Path, ranks: ProcessGroup = ALONE) -> Run:
     finetune = finetune_path(config, task.losses, task.cache, task.finetune_cache, network, ranks)
     speakers = task.labels.names if finetune is None else finetune.content.labels.names
     module = _module(task, network, len(speakers))
+    macs = count_macs(network) / 1e6
     log(
         f"{config.student.name}: {count_parameters(network):,} parameters, "
-        f"{count_macs(network) / 1e6:,.0f} M MACs per second of speech"
+        f"{macs:,.{0 if macs >= 10 else 1}f} M MACs per second of speech"
     )
     loader = _loader(task, network, finetune, ranks)
     optimisation = Optimisation(config, module, task.device, ranks)

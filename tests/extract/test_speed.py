@@ -38,9 +38,15 @@ def test_the_bottleneck_is_named(
         meter.spend("cores", 15.0)
         meter.count(4 * 50.0)
     assert note(meter) == "20 h/h"
-    report(meter, workers=1)
+    report(meter, workers=1, runs_teacher=True)
     out = capsys.readouterr().out
     assert f"0.06 h of audio in {sum(waits):.0f} s: 20 hours per hour; the teacher was busy" in out
     assert ("bottleneck" in out) == bool(word)
     assert word in out
     assert f"loading took 1.5 cores; so that this teacher never waits, it needs {cores} here (workers=1)" in out
+    report(meter, workers=1, runs_teacher=False)
+    out = capsys.readouterr().out
+    assert out.startswith(
+        f"0.06 h of audio in {sum(waits):.0f} s: 20 hours per hour; loading took 1.5 cores (workers=1)"
+    )
+    assert "teacher" not in out
