@@ -70,10 +70,12 @@ class Command:
 
 COMMANDS = {
     "manifest": Command(("manifest", "audio", "--out", "o/m.csv")),
+    "manifest, a tar": Command(("manifest", "shard.tar", "--out", "o/m.csv")),
     "extract": Command((*EXTRACT, "manifest=manifest.csv", "cache=o/cache")),
     "extract, a longer manifest": Command(
         (*EXTRACT, "manifest=manifest.csv", "cache=o/cache"), ((*EXTRACT, "manifest=few.csv", "cache=o/cache"),)
     ),
+    "extract, silence left out": Command((*EXTRACT, "manifest=manifest.csv", "view.vad=energy", "cache=o/cache")),
     "cache export, HDF5": Command(("cache", "export", "cache", "o/out.h5")),
     "cache export, tars": Command(("cache", "export", "cache", "o/tars")),
     "cache export, ark": Command(("cache", "export", "cache", "o/v.ark")),
@@ -101,6 +103,11 @@ COMMANDS = {
     "report": Command(("report", "one", "two", "--bootstrap", "5", "--out", "o/comparison")),
     "embed, ark": Command(("embed", "manifest.csv", "model=student", "device=cpu", "out=o/e.ark")),
     "embed, npy": Command(("embed", "manifest.csv", "model=student", "device=cpu", "out=o/e.npy")),
+    "enrol": Command(("enrol", "ann", "audio/s0/0.wav", "model=student", "device=cpu", "voices=o/v.json")),
+    "enrol, another": Command(
+        ("enrol", "bob", "audio/s1/0.wav", "model=student", "device=cpu", "voices=o/v.json"),
+        (("enrol", "ann", "audio/s0/0.wav", "model=student", "device=cpu", "voices=o/v.json"),),
+    ),
     "export, ONNX": Command(("export", "student", "--to", "onnx", "out=o/m.onnx")),
     "export, 8-bit ONNX": Command(
         ("export", "student", "--to", "onnx-int8", "onnx_int8.manifest=manifest.csv", "out=o/m.onnx")

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,16 @@ STUDENT = ("student.channels=16", "student.embedding=8", "batch_size=6", "crop=0
 VOLATILE = ("seconds", "real_time_factor", "digest", "check", "made", "at", "writer")  # values that no two runs share
 PAGES = (".html", ".svg")
 # Files of times and places.
-UNCOMPARED = ("run.json", "run.lock", "run.lock.lock", "verified.json", "verified.log", "pulled.json", "zarr.json")
+UNCOMPARED = (
+    "run.json",
+    "run.lock",
+    "run.lock.lock",
+    "v.json.lock",
+    "verified.json",
+    "verified.log",
+    "pulled.json",
+    "zarr.json",
+)
 
 
 def spkd(*arguments: str) -> tuple[int, str]:
@@ -59,7 +69,8 @@ def prepare() -> None:
 
     manifest.csv (four speakers, one file that is not there), few.csv and rest.csv (its halves), trials.txt over all
     pairs; dev.csv and dev.txt (other speakers); teacher, a student with classes; cache, share0 and share1 (of the
-    halves); student, with a calibration; one and two (evaluations); out.h5, tars and vectors.ark (exports).
+    halves); student, with a calibration; one and two (evaluations); out.h5, tars and vectors.ark (exports); shard.tar
+    (the audio of manifest.csv).
     """
     for s in range(2 * SPEAKERS):
         folder = Path("audio" if s < SPEAKERS else "audio-dev") / f"s{s}"
@@ -87,6 +98,8 @@ def prepare() -> None:
         must("eval", "trials.txt", "manifest=manifest.csv", f"model={model}", "bootstrap=0", "device=cpu", f"out={out}")
     for out in ("out.h5", "tars", "vectors.ark"):
         must("cache", "export", "cache", out)
+    with tarfile.open("shard.tar", "w") as tar:
+        tar.add("audio")
 
 
 def content(root: Path) -> str:

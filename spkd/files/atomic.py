@@ -376,12 +376,13 @@ def write_copy(source: Path, path: Path) -> None:
 def create_json(path: Path, tree: Any) -> bool:
     """Write a JSON file unless it exists; of several processes exactly one succeeds. Its folder is made if need be.
 
-    It is for claims and locks: atomic, but not durable, as after a power cut nobody holds any.
+    It is for claims and locks: atomic, but not durable, as after a power cut nobody holds any. Folders that it makes
+    are durable, since who finds them later takes them for such.
 
     Returns:
         Whether this process wrote it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = part_path(path)
     try:
         with open(temporary, "xb") as file:

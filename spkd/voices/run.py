@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from spkd.device import resolve
 from spkd.errors import UsageError, did_you_mean
 from spkd.files.schema import NUMBER
@@ -26,19 +28,23 @@ def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Voi
     Args:
         recordings: paths of the recordings.
     Raises:
-        UsageError: no recordings, a name that cannot be one, or one that is enrolled; voices of another model.
+        UsageError: no recordings, a name that cannot be one, or one that is enrolled with other recordings; voices of
+            another model.
         SpkdError: a recording cannot be used, or holds too little sound.
     """
     check_name(name)
     if not recordings:
         raise UsageError(f"enrol {name}: name one recording or several")
     path = Path(config.voices)
-    _check_new(name, Voices.load(path) if path.exists() else Voices(path, {}))
     model = _opened(config)
     made = model.enrol(list(recordings))
     with changing(path) as voices:
-        _check_new(name, voices)
         voices.check_model(model.digest, model.name)
+        if name in voices:
+            # The same command again, as after a power cut, finds its own work.
+            if not _is_same(voices[name], made):
+                raise UsageError(f"{path}: {name} is enrolled; `spkd voices --remove {name}` first")
+            return voices[name]
         replace(voices, prints={**voices.prints, name: made}).save()
     return made
 
@@ -126,9 +132,9 @@ def _meaning(threshold: str) -> str:
     return ""
 
 
-def _check_new(name: str, voices: Voices) -> None:
-    if name in voices:
-        raise UsageError(f"{voices.path}: {name} is enrolled; `spkd voices --remove {name}` first")
+def _is_same(one: Voiceprint, other: Voiceprint) -> bool:
+    """Whether two voiceprints are of the same recordings: other days and the last bits of a device may differ."""
+    return one.recordings == other.recordings and bool(np.abs(one.embedding - other.embedding).max() < 1e-5)
 
 
 def _opened(config: EnrolVoiceConfig) -> SpeakerModel:

@@ -10,7 +10,7 @@ from typing import Any
 
 from spkd.cache.lock import made_exclusive
 from spkd.errors import SpkdError, UsageError, did_you_mean
-from spkd.files.atomic import write_json
+from spkd.files.atomic import remove_abandoned, write_json
 from spkd.files.reading import parse_json, read_bytes
 from spkd.files.sealed import Format
 from spkd.voiceprint import Voiceprint
@@ -83,7 +83,9 @@ def changing(path: Path) -> Iterator[Voices]:
     Raises:
         SpkdError: another file has this name, or a damaged one.
     """
-    with made_exclusive(path.with_name(f"{path.name}.lock")):
+    lock = path.with_name(f"{path.name}.lock")
+    with made_exclusive(lock):
+        remove_abandoned(path.parent, [path.name, lock.name, f"{lock.name}.lock"])
         yield Voices.load(path) if path.exists() else Voices(path, {})
 
 
