@@ -24,6 +24,11 @@ def expect(container: str, state: str) -> None:
     _states[_key(container)] = state
 
 
+def states() -> dict[str, str]:
+    """Containers with their states, as `expect` takes them; for a process that is not forked from this one."""
+    return dict(_states)
+
+
 def forget(container: str) -> None:
     """Read a container as it is, as it is indexed anew."""
     _states.pop(_key(container), None)

@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from spkd.corpus import expected
 from spkd.corpus.address import is_cell
 from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.corpus.formants import shift_formants
@@ -53,6 +54,15 @@ class ViewLoader:
         self._plan, self._min_seconds, self._max_seconds = plan, min_seconds, max_seconds
         self._notify, self._notified = notify, set[str]()
         self._remarks: dict[str, set[int]] = {}  # remark on the audio -> numbers of the utterances
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a spawned process needs: the states of containers as well, which a forked one has."""
+        return {**self.__dict__, "_expected": expected.states()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for container, then in state.pop("_expected").items():
+            expected.expect(container, then)
+        self.__dict__.update(state)
 
     def __call__(self, view: int) -> np.ndarray:
         """The waveform of a view.
