@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -133,7 +133,8 @@ def _is_same(one: ScoredModelConfig, other: ScoredModelConfig) -> bool:
     """Whether settings are of the same model, run in the same way."""
     if one.name is None:
         return False
-    one_, other_ = (replace(of, weights=_place(of.weights or "")) for of in map(resolved, (one, other)))
+    # Their classes differ, as one is of the enrolment side.
+    one_, other_ = (asdict(replace(of, weights=_place(of.weights or ""))) for of in map(resolved, (one, other)))
     return one_ == other_
 
 

@@ -45,7 +45,8 @@ def extract_with_ray(configs: Sequence[ExtractConfig], manifest: Manifest) -> li
             # Ray lets the actors import from the current folder, where anybody's modules may lie: it gets an empty one.
             empty = stack.enter_context(tempfile.TemporaryDirectory(prefix="spkd-ray-"))
             with contextlib.chdir(empty):
-                address = "auto" if os.environ.get("RAY_ADDRESS") else None
+                # By default, ray waits for whatever cluster was started last, which may be gone.
+                address = "auto" if os.environ.get("RAY_ADDRESS") else "local"
                 ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
             stack.callback(ray.shutdown)
         return _run(ray, configs, configs[0], manifest)

@@ -119,7 +119,7 @@ def test_a_run_of_constant_rate_can_be_continued_and_others_say_why_not(spkd: Ca
     assert "this run is finished already" in spkd("train", *constant, "steps=50", "out=whole").out
     spkd("train", "--loss", "cosine", *SMALL, "steps=20", "out=cosine").ok()
     done = spkd("train", "--loss", "cosine", *SMALL, "steps=50", "out=cosine")
-    assert (done.code, "finished with steps=20, and its learning rate" in done.err) == (1, True)
+    assert (done.code, "finished with steps=20, and its learning rate" in done.err) == (2, True)
     done = spkd("train", *constant, "steps=10", "out=part")
     assert "with other settings" in done.err
 
@@ -179,7 +179,7 @@ def test_rates_on_other_trials_are_not_compared(spkd: Callable) -> None:
     assert "lowest EER 0.000 % after 10 steps" in spkd(*run, "steps=10").ok().out
     Path("dev.txt").write_text(Path("valid.txt").read_text())
     done = spkd(*run, "steps=10")
-    assert (done.code, "dev.txt holds other trials than those that chose a/best" in done.err) == (1, True)
+    assert (done.code, "dev.txt holds other trials than those that chose a/best" in done.err) == (2, True)
     done = spkd(*run, "steps=30").ok()
     assert "its lowest" not in done.out
     assert "their lowest EER, 0.000 % after 10 steps, does not count" in done.out
