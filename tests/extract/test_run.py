@@ -119,7 +119,7 @@ def test_a_cache_of_something_else_is_refused(spkd: Callable, corpus: Path, chec
     done = spkd(*command, "manifest=few.csv")
     assert (done.code, "holds a cache of another manifest" in done.err) == (2, True)
     done = spkd(*command, f"manifest={corpus / 'manifest.csv'}", "view=crops:1,1")
-    assert done.code == 1
+    assert done.code == 2
     assert "holds a cache of another view plan (plan: full there, crops:1,1 now)" in done.err
     assert "manifest" not in done.err
 
@@ -476,7 +476,7 @@ def test_the_precision_is_on_the_card(spkd: Callable, corpus: Path, checkpoint: 
     done = spkd("extract", *keys, "cache=a", "teacher.precision=bf16")
     assert (done.code, "holds a cache of" in done.err) == (2, True)
     done = spkd("extract", *keys, "cache=c", "device=cpu", "teacher.precision=fp16")
-    assert (done.code, done.err) == (2, "error: precision=fp16: needs a GPU; bf16 works everywhere\n")
+    assert (done.code, done.err) == (2, "error: teacher.precision=fp16: needs a GPU; bf16 works everywhere\n")
     assert not Path("c").exists()
 
 

@@ -141,7 +141,7 @@ def test_an_utterance_that_changed_is_refused(spkd: Callable, shares: list[str],
     changed = [dataclasses.replace(u, speaker="other") if u.id == first else u for u in changed]
     Manifest(tuple(changed)).save("changed.csv")
     done = extract(spkd, "changed.csv", "c", teachers[0])
-    assert (done.code, "another manifest" in done.err) == (1, True)
+    assert (done.code, "another manifest" in done.err) == (2, True)
 
 
 def test_merged_utterances_are_those_of_one_extraction(spkd: Callable, shares: list[str], teachers: list[str]) -> None:

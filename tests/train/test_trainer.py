@@ -214,7 +214,7 @@ def test_audio_is_loaded_where_no_features_are_cached(spkd: Callable, corpus: Pa
     spkd(*extract, "cache=with", "fbank=true", "storage.codec=float32").ok()
     spkd(*extract, "cache=without", "storage.codec=float32").ok()
     done = spkd("train", "--loss", "mse", *SMALL)
-    assert (done.code, "give manifest=FILE, or extract with fbank=true" in done.err) == (1, True)
+    assert (done.code, "give manifest=FILE, or extract with fbank=true" in done.err) == (2, True)
     spkd("train", "--loss", "mse", *SMALL, "cache=with", "out=a").ok()
     spkd("train", "--loss", "mse", *SMALL, "cache=without", "out=b", f"manifest={corpus / 'manifest.csv'}").ok()
     a, b = load_file("a/model.safetensors"), load_file("b/model.safetensors")
