@@ -132,8 +132,8 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3, help="of the noise")
     given = record.parse(options, seeds=1)
     corpus, ratios = given.data / "librispeech-mini", RATIOS[:3] if given.tiny else RATIOS
-    heard, silent = speech_alone(measure(Manifest.load(corpus / "test-short.csv"))[0], finder_of("silero"))
-    utterances = [replace(one, duration=one.whole, speech=None) for one in heard]
+    spoken, silent = speech_alone(measure(Manifest.load(corpus / "test-short.csv"))[0], finder_of("silero"))
+    utterances = [replace(one, duration=one.whole, speech=None) for one in spoken]
     noises = [decode(str(path)).wave for path in sorted((given.data / "noise" / "noise").iterdir())]
     given.work.mkdir(parents=True, exist_ok=True)
     os.chdir(given.work)

@@ -34,10 +34,10 @@ def audio_at(read: Callable[[int, int], bytes], size: int, offset: int) -> tuple
         head = read(offset, min(4, size - offset))
         kind = FORMATS.get(head[:4], "wav")
     elif head[:4] in (b"RIFF", b"RIFX"):
-        told = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-        if told in STREAMED:
+        stated = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        if stated in STREAMED:
             raise ValueError("a WAV of unknown length, as its writer never filled it in; write the archive again")
-        length, kind = 8 + told, "wav"
+        length, kind = 8 + stated, "wav"
     elif head[:4] == b"fLaC":  # kaldiio reads up to the end, too
         length, kind = size - offset, "flac"
     else:

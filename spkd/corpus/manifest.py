@@ -28,7 +28,7 @@ from spkd.corpus.expected import state_text
 from spkd.corpus.layouts.base import Layout
 from spkd.corpus.manifests.fields import HEADER as HEADER
 from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown
-from spkd.corpus.manifests.reader import Reader, Source
+from spkd.corpus.manifests.reader import Reader, Source, name_of_reader
 from spkd.corpus.manifests.several import Several
 from spkd.corpus.shards import holds_audio, suffixes
 from spkd.corpus.utterance import Utterance as Utterance
@@ -170,10 +170,9 @@ def _reader_of(path: Path) -> type[Reader]:
     if not path.exists() and not Several.recognises(Source(path)):
         out = shlex.quote(str(path if path.suffix in SUFFIXES else path.with_suffix(".csv")))
         raise UsageError(f"no manifest {path}; make one with `spkd manifest AUDIO_FOLDER --out {out}`")
-    source = Source(path)
-    for reader in MANIFEST_READERS.values():
-        if reader.recognises(source):
-            return reader
+    if (kind := name_of_reader(Source(path))) is not None:
+        reader: type[Reader] = MANIFEST_READERS[kind]
+        return reader
     if path.is_dir():
         command = f"spkd manifest {shlex.quote(str(path))}"
         raise UsageError(f"{path}: a folder without wav.scp; if it holds audio, make a manifest with `{command}`")
@@ -187,7 +186,7 @@ def is_manifest(name: str) -> bool:
     if is_elsewhere(name) or (path.is_dir() and holds_audio(path)):
         return False
     source = Source(path)
-    kind = next((each for each, reader in MANIFEST_READERS.items() if reader.recognises(source)), None)
+    kind = name_of_reader(source)
     return kind not in (None, "containers") and (kind != "several" or not name.endswith(suffixes()))
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -161,12 +161,9 @@ def _listed(path: str) -> list[str]:
         raise UsageError(f"{path}: no such file or folder")
     if kind_of(path) is not None:
         return [path]
-    if Path(path).suffix in LISTS:
-        lines = [line.strip() for line in read_lines(Path(path))]
-        named = [line for line in lines if line and not line.startswith("#")]
-        if named and all(line.endswith(suffixes()) for line in named):
-            folder = Path(path).parent
-            return [line if is_elsewhere(line) else place_of(line, folder, path, above=True) for line in named]
+    if Path(path).suffix in LISTS and (named := _named_in(read_lines(Path(path)))):
+        folder = Path(path).parent
+        return [line if is_elsewhere(line) else place_of(line, folder, path, above=True) for line in named]
     raise _no_container(path)
 
 
@@ -176,16 +173,21 @@ def _listed_elsewhere(url: str) -> list[str]:
         source = container_of(url)
         if PurePosixPath(url.partition("?")[0]).suffix in LISTS:
             text = source.read(0, min(source.size, LONGEST_LIST)).decode()
-            lines = [line.strip() for line in text.splitlines()]
             folder = url.partition("?")[0].rpartition("/")[0]
-            named = [line for line in lines if line and not line.startswith("#")]
-            if named and all(line.endswith(suffixes()) for line in named):
+            if named := _named_in(text.splitlines()):
                 return [line if is_elsewhere(line) else f"{folder}/{line}" for line in named]
     except (OSError, ValueError) as error:
         raise UsageError(f"{public_address(url)}: {error}") from error
     if kind_of(url) is None:
         raise _no_container(public_address(url))
     return [url]
+
+
+def _named_in(lines: Iterable[str]) -> list[str]:
+    """Containers that the lines of a list name; none where a line names something else."""
+    stripped = (line.strip() for line in lines)
+    named = [line for line in stripped if line and not line.startswith("#")]
+    return named if all(line.endswith(suffixes()) for line in named) else []
 
 
 def _no_container(path: str) -> UsageError:

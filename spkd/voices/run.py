@@ -64,8 +64,7 @@ def verify(first: str, second: str, config: VerifyVoiceConfig) -> Iterator[str]:
         UsageError: a side is neither, or as of `SpeakerModel.verify`.
         SpkdError: as of `SpeakerModel.verify`.
     """
-    path = Path(config.voices)
-    voices = Voices.load(path) if path.exists() else Voices(path, {})
+    voices = Voices.at(Path(config.voices))
     one, two = _side(first, voices), _side(second, voices)
     model = _opened(config)
     if model.calibration is None:

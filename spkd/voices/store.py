@@ -61,6 +61,11 @@ class Voices(Mapping[str, Voiceprint]):
         tree = parse_json(read_bytes(path, LARGEST), str(path))
         return cls(path, FORMAT.open(tree, str(path), _checked))
 
+    @classmethod
+    def at(cls, path: Path) -> Voices:
+        """Voices of a file, none where there is no file; raises SpkdError as `load`."""
+        return cls.load(path) if path.exists() else cls(path, {})
+
     def save(self) -> None:
         """Write the file, whole or not at all."""
         write_json(self.path, FORMAT.seal({"voices": {name: each.to_json() for name, each in self.prints.items()}}))
@@ -86,7 +91,7 @@ def changing(path: Path) -> Iterator[Voices]:
     lock = path.with_name(f"{path.name}.lock")
     with made_exclusive(lock):
         remove_abandoned(path.parent, [path.name, lock.name, f"{lock.name}.lock"])
-        yield Voices.load(path) if path.exists() else Voices(path, {})
+        yield Voices.at(path)
 
 
 def _checked(content: dict[str, Any], where: str) -> dict[str, Voiceprint]:

@@ -96,12 +96,16 @@ def shard(path: Path, count: int = 4) -> list[tuple[int, int, bytes]]:
     return places
 
 
-def test_ranges_are_those_of_the_file(
-    web: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def data(web: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Content of a.bin on the web server, of which blocks of 1,000 bytes are fetched."""
     monkeypatch.setattr(remote, "BLOCK", 1000)
-    data = random.Random(0).randbytes(50_001)
-    (tmp_path / "web" / "a.bin").write_bytes(data)
+    content = random.Random(0).randbytes(50_001)
+    (tmp_path / "web" / "a.bin").write_bytes(content)
+    return content
+
+
+def test_ranges_are_those_of_the_file(web: tuple[str, type[Ranges]], data: bytes) -> None:
     address, handler = web
     file = remote.opened(f"{address}/a.bin")
     assert file.size == len(data)
@@ -123,12 +127,7 @@ def test_ranges_are_those_of_the_file(
         assert least <= sum(count for _, count in handler.asked) <= most + 1000
 
 
-def test_what_is_expected_is_fetched_once_whatever_the_order(
-    web: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "BLOCK", 1000)
-    data = random.Random(0).randbytes(50_001)
-    (tmp_path / "web" / "a.bin").write_bytes(data)
+def test_what_is_expected_is_fetched_once_whatever_the_order(web: tuple[str, type[Ranges]], data: bytes) -> None:
     address, handler = web
     file = remote.Remote(f"{address}/a.bin")
     handler.asked.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from spkd.files.text import MOST, numbered_lines
 
@@ -14,13 +13,7 @@ Named = tuple[str, str | None]  # id and speaker of an utterance
 
 
 class Layout(ABC):
-    """Base class of layouts. Ids are those of the corpus's public trial lists, whatever format the audio is kept in.
-
-    Attributes:
-        describes: the corpora, for the docs.
-    """
-
-    describes: ClassVar[str]
+    """Base class of layouts. Ids are those of the corpus's public trial lists, whatever format the audio is kept in."""
 
     @classmethod
     @abstractmethod

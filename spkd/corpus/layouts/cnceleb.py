@@ -14,8 +14,6 @@ class CNCeleb(Layout):
     Ids as in trials.lst: `id00800-enroll`, `test/id00800-singing-01-001.wav`; training: `id00000/singing-01-001`.
     """
 
-    describes = "CN-Celeb1, CN-Celeb2"
-
     @classmethod
     def read(cls, path: Path) -> Named | None:
         folder = path.parent.name

@@ -17,8 +17,6 @@ class CommonVoice(Layout):
     Files that no table names do not fit.
     """
 
-    describes = "Common Voice"
-
     @classmethod
     def read(cls, path: Path) -> Named | None:
         """None: a path alone does not name a speaker."""

@@ -34,8 +34,6 @@ FEW = 10  # folders: so many speakers or fewer, which have folders within, are n
 class Folder(Layout):
     """`ann/any/depth/1.wav`: the first folder is the speaker, unless it is a part of the corpus."""
 
-    describes = "any other: a folder for each speaker"
-
     @classmethod
     def read(cls, path: Path) -> Named | None:
         return (str(path), path.parts[0]) if len(path.parts) >= 2 else None

@@ -11,8 +11,6 @@ from spkd.corpus.layouts.base import Layout, Named
 class LibriSpeech(Layout):
     """`.../1688/142285/1688-142285-0000.flac`: the id is the file's stem."""
 
-    describes = "LibriSpeech"
-
     @classmethod
     def read(cls, path: Path) -> Named | None:
         match = re.fullmatch(r"(\d+)-\d+-\d+", path.stem)

@@ -18,8 +18,6 @@ class SdSV(Layout):
     The speakers of the training data are those of docs/train_labels.txt; the others are unknown.
     """
 
-    describes = "SdSV"
-
     @classmethod
     def read(cls, path: Path) -> Named | None:
         return (path.stem, None) if STEM.fullmatch(path.stem) else None

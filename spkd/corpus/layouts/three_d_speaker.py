@@ -13,8 +13,6 @@ PARTS = ("train", "test")
 class ThreeDSpeaker(Layout):
     """Files of `files/train_wav.scp` and `files/test_wav.scp`, with ids and speakers as these and utt2spk have them."""
 
-    describes = "3D-Speaker"
-
     @classmethod
     def read(cls, path: Path) -> Named | None:
         """None: a path alone does not name an utterance."""

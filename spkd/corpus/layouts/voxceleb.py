@@ -13,8 +13,6 @@ SPEAKER = re.compile(r"id\d{5,6}")  # six digits: VoxBlink2
 class VoxCeleb(Layout):
     """`.../id10270/5r0dWxy17C8/00001.wav`: the id is the last three parts, as in veri_test2.txt."""
 
-    describes = "VoxCeleb1, VoxCeleb2, VoxBlink, VoxBlink2"
-
     @classmethod
     def read(cls, path: Path) -> Named | None:
         speaker = path.parts[-3] if len(path.parts) >= 3 else ""

@@ -18,6 +18,7 @@ from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
 from spkd.files.reading import parse_json
 from spkd.files.text import MOST, numbered_lines, read_lines
+from spkd.registry import MANIFEST_READERS
 
 DELIMITERS = (",", "\t", ";", "|")
 UNQUOTED = ("\t", "|")  # delimiters of tables in which a quotation mark is a letter, as in Common Voice's sentences
@@ -81,6 +82,11 @@ class Source:
     def text(self) -> Iterator[str]:
         """Every line, with a line feed at its end."""
         return (f"{line}\n" for line in read_lines(self.path, most=MOST))
+
+
+def name_of_reader(source: Source) -> str | None:
+    """Name in MANIFEST_READERS of the first reader that recognises a file; None where there is none."""
+    return next((name for name, reader in MANIFEST_READERS.items() if reader.recognises(source)), None)
 
 
 class Reader(ABC):

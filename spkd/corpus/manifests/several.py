@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spkd.corpus import shards
-from spkd.corpus.manifests.reader import Reader, Source
+from spkd.corpus.manifests.reader import Reader, Source, name_of_reader
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError, UsageError
 from spkd.registry import MANIFEST_READERS
@@ -28,10 +28,9 @@ class Several(Reader):
             source = Source(Path(name))
             if not source.path.exists():
                 raise UsageError(f"{name}: no such manifest")
-            kind = next((kind for kind in MANIFEST_READERS.values() if kind.recognises(source)), None)
-            if kind is None:
+            if (kind := name_of_reader(source)) is None:
                 raise SpkdError(f"{name}: unknown manifest format")
-            reader: Reader = kind(source, self.columns)
+            reader: Reader = MANIFEST_READERS[kind](source, self.columns)
             yield from reader.utterances()
             self.unused.update(reader.unused)
             self.differing += reader.differing

@@ -375,11 +375,11 @@ def test_audio_beyond_full_scale_is_the_same_in_tars(spkd: Callable, corpus: Pat
     cache, stream = Cache.open("c"), Stream("tars")
     beyond = 0
     for row, sample in enumerate(wds.WebDataset(["tars/000000.tar"], shardshuffle=False).decode()):
-        heard = cache.batch(np.array([row]), ["wave"])["wave"][0].numpy().ravel()
+        streamed = cache.batch(np.array([row]), ["wave"])["wave"][0].numpy().ravel()
         wave, _ = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
         scale = sample["json"].get("scale", 1.0)
-        assert scale == pytest.approx(max(np.abs(heard).max(), 1.0), rel=1e-3)
-        assert np.abs(scale * wave[: len(heard)] - heard).max() <= scale * 2.0**-14
+        assert scale == pytest.approx(max(np.abs(streamed).max(), 1.0), rel=1e-3)
+        assert np.abs(scale * wave[: len(streamed)] - streamed).max() <= scale * 2.0**-14
         beyond += scale > 1
     assert beyond > 3
     del stream.targets["wave"]  # as where it is computed from the audio
