@@ -26,10 +26,12 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import record
 import torch
 from audio_in import content, members, write_tar
+from s3fs import S3FileSystem
 
 from spkd import config
 from spkd.corpus import shards
@@ -89,6 +91,20 @@ def serve(kind: str, folder: str, latency: float) -> None:
 
 
 @contextlib.contextmanager
+def bucket_of(store: str) -> Iterator[S3FileSystem]:
+    """The file system of the store at an address, named in the environment for a time, as a user would.
+
+    File systems that were opened before belong to other stores; they are forgotten before and after.
+    """
+    S3FileSystem.clear_instance_cache()
+    with mock.patch.dict(os.environ, KEYS | {"AWS_ENDPOINT_URL": store}):
+        files = S3FileSystem()
+        files.mkdir(BUCKET)
+        yield files
+    S3FileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
 def server(kind: str, folder: Path, latency: float) -> Iterator[str]:
     """Address of a server in a process of its own."""
     command = [sys.executable, __file__, "--serve", kind, str(folder), str(latency)]
@@ -137,12 +153,7 @@ def main() -> None:
     for number in range(given.shards):
         write_tar(folder / f"{number}.tar", "flac", every[number :: given.shards])
     names = [f"{number}.tar" for number in range(given.shards)]
-    with server("http", folder, given.latency) as web, server("s3", folder, given.latency) as store:
-        os.environ |= KEYS | {"AWS_ENDPOINT_URL": store}
-        import fsspec
-
-        files = fsspec.filesystem("s3")
-        files.mkdir(BUCKET)
+    with server("http", folder, given.latency) as web, server("s3", folder, given.latency) as store, bucket_of(store) as files:
         files.put([str(folder / name) for name in names], f"{BUCKET}/")
         places = {"files": str(folder), "http": web, "s3": f"s3://{BUCKET}"}
         manifests = {kind: given.work / f"{kind}.csv" for kind in places}

@@ -263,8 +263,8 @@ def web(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A bucket on a server of its own."""
-    import fsspec
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -276,8 +276,11 @@ def s3() -> Iterator[str]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    fsspec.filesystem("s3").mkdir("lab")
+    # File systems that another test opened are kept by fsspec, with the address of its own server.
+    S3FileSystem.clear_instance_cache()
+    S3FileSystem().mkdir("lab")
     yield "s3://lab"
+    S3FileSystem.clear_instance_cache()
     server.stop()
     os.environ.clear()
     os.environ.update(kept)
