@@ -153,7 +153,11 @@ def main() -> None:
     for number in range(given.shards):
         write_tar(folder / f"{number}.tar", "flac", every[number :: given.shards])
     names = [f"{number}.tar" for number in range(given.shards)]
-    with server("http", folder, given.latency) as web, server("s3", folder, given.latency) as store, bucket_of(store) as files:
+    with (
+        server("http", folder, given.latency) as web,
+        server("s3", folder, given.latency) as store,
+        bucket_of(store) as files,
+    ):
         files.put([str(folder / name) for name in names], f"{BUCKET}/")
         places = {"files": str(folder), "http": web, "s3": f"s3://{BUCKET}"}
         manifests = {kind: given.work / f"{kind}.csv" for kind in places}

@@ -32,6 +32,7 @@ from spkd.corpus.manifest import Manifest, Utterance
 from spkd.corpus.view import Views
 from spkd.errors import SpkdError, UsageError
 from spkd.files.atomic import writing
+from spkd.files.packed import PackedTexts
 from spkd.files.reading import read_bytes
 from spkd.outputs.target import Target
 
@@ -116,13 +117,11 @@ class SpeechColumns:
     @classmethod
     def of(cls, manifest: Manifest) -> SpeechColumns | None:
         """The speech of the utterances of a manifest; None where they are whole."""
-        known = [utterance.speech for utterance in manifest if utterance.speech is not None]
-        if len(known) < len(manifest):
+        columns = manifest.utterances
+        if np.isnan(columns.whole).any():
             return None
-        stretches = np.array([pair for speech in known for pair in speech.stretches], np.int64).reshape(-1, 2)
-        end = np.cumsum([len(speech.stretches) for speech in known], dtype=np.int64)
-        whole = np.array([round(speech.whole * 1000) for speech in known], np.int64)
-        return cls(end, whole, stretches[:, 0].astype(np.int32), stretches[:, 1].astype(np.int32))
+        whole = np.rint(columns.whole * 1000).astype(np.int64)
+        return cls(columns.ends, whole, *(column.astype(np.int32) for column in columns.stretches.T))
 
     @classmethod
     def join(cls, columns: Sequence[SpeechColumns | None]) -> SpeechColumns | None:
@@ -247,10 +246,10 @@ class Plan:
         # Number the speakers.
         speakers = manifest.speakers
         index_of = {name: i for i, name in enumerate(speakers)}
-        speaker = np.array([UNLABELLED if u.speaker is None else index_of[u.speaker] for u in manifest], np.int32)
-        utterances = [u.id for u in manifest]
-        speech = SpeechColumns.of(manifest)
-        return cls(views, utterances, speakers, speaker, np.array(first), unit_views, unit_seconds, speech=speech)
+        columns = manifest.utterances
+        numbers = np.array([*(index_of.get(name, UNLABELLED) for name in columns.speakers), UNLABELLED], np.int32)
+        speaker, speech = numbers[columns.speaker], SpeechColumns.of(manifest)
+        return cls(views, manifest.ids, speakers, speaker, np.array(first), unit_views, unit_seconds, speech=speech)
 
     @classmethod
     def join(cls, plans: Sequence[Plan]) -> Plan:
@@ -260,18 +259,18 @@ class Plan:
         speakers = sorted({name for plan in plans for name in plan.speakers})
         index_of = {name: i for i, name in enumerate(speakers)}
         views, speaker, first = [], [], [np.zeros(1, np.int64)]
-        utterances: list[str] = []
+        utterances, count = [PackedTexts.of(plan.utterances) for plan in plans], 0
         # Shift utterances, speakers and units of each plan by those of the plans before it.
         for plan in plans:
-            views.append(dataclasses.replace(plan.views, utterance=plan.views.utterance + np.int32(len(utterances))))
+            views.append(dataclasses.replace(plan.views, utterance=plan.views.utterance + np.int32(count)))
             known = np.array([*(index_of[name] for name in plan.speakers), UNLABELLED], np.int32)
             speaker.append(known[plan.speaker])
             first.append(plan.first[1:] + first[-1][-1])
-            utterances += plan.utterances
+            count += len(plan.utterances)
         columns = zip(*(v.columns().values() for v in views), strict=True)
         return cls(
             Views(*map(np.concatenate, columns)),
-            utterances,
+            PackedTexts.join(utterances),
             speakers,
             np.concatenate(speaker),
             np.concatenate(first),
@@ -370,7 +369,7 @@ class Plan:
             return "a unit is longer than the card allows"
         if (self.speaker < UNLABELLED).any() or (self.speaker >= len(self.speakers)).any():
             return "a speaker that is not listed"
-        if len(set(self.utterances)) < len(self.utterances) or len(set(self.speakers)) < len(self.speakers):
+        if any(PackedTexts.of(names).repeated() is not None for names in (self.utterances, self.speakers)):
             return "an utterance or a speaker is listed twice"
         if (self.speech is None) != (card.views.vad is None):
             return "it has the speech of utterances, or lacks it, other than the card says"
@@ -386,7 +385,7 @@ class Plan:
             return cls(
                 Views(*(_column(arrays, name, COLUMNS[name]) for name in COLUMNS)),
                 _unpack(arrays, "utterances"),
-                _unpack(arrays, "speakers"),
+                list(_unpack(arrays, "speakers")),
                 _column(arrays, "utterance_speaker", "i4"),
                 _column(arrays, "first", "i8"),
                 int(unit_views),
@@ -441,23 +440,22 @@ def _column(arrays: Mapping[str, np.ndarray], name: str, kind: str) -> np.ndarra
 
 def _pack(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Strings as one array of bytes, and an array with the end of each: readable without pickle, fast for millions."""
-    encoded = [text.encode() for text in texts]
-    ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
-    return {name: np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
+    packed = PackedTexts.of(texts)
+    return {name: packed.data, f"{name}_end": packed.ends}
 
 
-def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
-    blob, ends = _column(arrays, name, "u1").tobytes(), _column(arrays, f"{name}_end", "i8").tolist()
-    if any(a > b for a, b in zip([0, *ends], [*ends, len(blob)], strict=True)):
-        raise ValueError(f"{name} overlap")
-    return [blob[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
+def _unpack(arrays: Mapping[str, np.ndarray], name: str) -> PackedTexts:
+    texts = PackedTexts(_column(arrays, name, "u1"), _column(arrays, f"{name}_end", "i8"))
+    if texts.is_damaged():
+        raise ValueError(f"{name} overlap, or are no texts")
+    return texts
 
 
 def with_speech(manifest: Manifest, plan: Plan) -> Manifest:
     """A measured manifest with the speech that a plan has of its utterances; others, and changed ones, stay whole."""
     if plan.speech is None:
         return manifest
-    number = {name: index for index, name in enumerate(plan.utterances)}
+    number = PackedTexts.of(plan.utterances).places
     columns = SpeechColumns(*(np.asarray(getattr(plan.speech, name)) for name in SPEECH))
     whole = columns.whole.tolist()
 
@@ -467,7 +465,7 @@ def with_speech(manifest: Manifest, plan: Plan) -> Manifest:
             return utterance
         return utterance.of_speech(columns.stretches(index), SAMPLE_RATE)
 
-    return Manifest(tuple(map(cut, manifest)), manifest.source, manifest.notes)
+    return Manifest(map(cut, manifest), manifest.source, manifest.notes)
 
 
 def part_of(manifest: Manifest, plan: Plan) -> Part:

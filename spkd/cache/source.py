@@ -222,7 +222,7 @@ class SingleCache(CacheSource):
                 else "has other speakers, starts, durations or channels"
             )
             raise SpkdError(f"{self.name}: extracted from another manifest than {manifest.source}, which {reason}")
-        return Manifest(tuple(u for part in parts for u in part), manifest.source)
+        return Manifest.join(parts, manifest.source)
 
     def decode(self, stored: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         decoded = {name: self.codebook.codecs[name].decode(values) for name, values in stored.items()}

@@ -17,13 +17,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from spkd.corpus.address import is_elsewhere, parse, relative_path, state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
+from spkd.corpus.columns import CHUNK, Columns, Filled
 from spkd.corpus.expected import state_text
 from spkd.corpus.layouts.base import Layout
 from spkd.corpus.manifests.fields import HEADER as HEADER
@@ -34,35 +37,45 @@ from spkd.corpus.shards import holds_audio, suffixes
 from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
 from spkd.files import digest
-from spkd.files.atomic import find_files, write_bytes
+from spkd.files.atomic import find_files, writing
+from spkd.files.packed import PackedTexts
 from spkd.files.text import counted
 from spkd.progress import log, track
 from spkd.registry import LAYOUTS, MANIFEST_READERS
 
 MANY = 20  # files: so many of one speaker are noted
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
-KEYS = ("id", "audio_filepath", "duration", "speaker", "offset", "channel", STATE)  # of their JSON lines
+# Keys of their JSON lines -> columns of their tables.
+KEYS = {
+    "id": "utt",
+    "audio_filepath": "path",
+    "duration": "duration",
+    "speaker": "speaker",
+    "offset": "start",
+    "channel": "channel",
+    STATE: STATE,
+}
+CHECKED = 1 << 14  # utterances after which repeated ids are looked for, and then again after four times as many
+MOST_CONTAINERS = 1 << 12  # whose states are kept while a manifest is written
 
 
-@dataclass(frozen=True)
 class Manifest:
     """An ordered set of utterances with unique ids.
 
-    Attributes:
+    Args:
+        utterances: the utterances, which are taken one by one.
         source: path of the file or folder, for messages.
         notes: remarks on what was left out or assumed when it was read.
+    Attributes:
+        utterances: the utterances in columns, of which each is made where it is asked for.
+    Raises:
+        SpkdError: two utterances have one id.
     """
 
-    utterances: tuple[Utterance, ...]
-    source: str = ""
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        seen: set[str] = set()
-        for utterance in self.utterances:
-            if utterance.id in seen:
-                raise SpkdError(f"{self.source}: duplicate utterance id {utterance.id!r}")
-            seen.add(utterance.id)
+    def __init__(self, utterances: Iterable[Utterance], source: str = "", notes: Iterable[str] = ()) -> None:
+        self.utterances, self.source, self.notes = Columns.of(utterances), source, tuple(notes)
+        if (repeated := self.utterances.ids.repeated()) is not None:
+            raise SpkdError(f"{source}: duplicate utterance id {repeated!r}")
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -71,29 +84,44 @@ class Manifest:
         return iter(self.utterances)
 
     def __getitem__(self, index: int) -> Utterance:
-        return self.utterances[index]
+        made: Utterance = self.utterances[index]
+        return made
 
-    @cached_property
-    def index_of(self) -> dict[str, int]:
+    @property
+    def ids(self) -> PackedTexts:
+        return self.utterances.ids
+
+    @property
+    def index_of(self) -> Mapping[str, int]:
         """Id of each utterance -> its index."""
-        return {utterance.id: index for index, utterance in enumerate(self.utterances)}
+        return self.ids.places
+
+    def take(self, indices: np.ndarray | Sequence[int]) -> Manifest:
+        """The utterances of these indices, or of a mask, in this order; the notes are left behind."""
+        chosen = np.asarray(indices) if len(indices) else np.zeros(0, np.int64)
+        return Manifest(self.utterances.take(chosen), self.source)
 
     def pick(self, ids: Iterable[str]) -> Manifest | None:
         """The utterances with these ids, in this order; None where one is missing."""
-        indices = [self.index_of.get(name) for name in ids]
-        if None in indices:
-            return None
-        return Manifest(tuple(self.utterances[index] for index in indices if index is not None))
+        indices = np.fromiter((self.index_of.get(name, -1) for name in ids), np.int64)
+        return None if (indices < 0).any() else self.take(indices)
+
+    @classmethod
+    def join(cls, manifests: Sequence[Manifest], source: str) -> Manifest:
+        """The utterances of several manifests, one after the other."""
+        return cls(Columns.join([manifest.utterances for manifest in manifests]), source)
 
     @property
     def speakers(self) -> list[str]:
         """Sorted names of the labelled speakers."""
-        return sorted({u.speaker for u in self.utterances if u.speaker is not None})
+        columns = self.utterances
+        return sorted(name for name, count in zip(columns.speakers, columns.spoken(), strict=True) if count)
 
     @property
     def seconds(self) -> float:
         """Total measured duration (s)."""
-        return sum(u.duration or 0.0 for u in self.utterances)
+        # One after the other, since this becomes a part of a cache's identity; np.sum adds in another order.
+        return float(np.cumsum(np.nan_to_num(self.utterances.duration, nan=0.0))[-1]) if len(self) else 0.0
 
     @cached_property
     def digest(self) -> str:
@@ -115,8 +143,8 @@ class Manifest:
         """
         path = Path(path)
         reader = _reader_of(path)(Source(path), columns)
-        named, note = _named(list(_distinct(reader.utterances(), path)), path.parent)
-        if not named:
+        named, note = _named(_read(reader.utterances(), path), path.parent)
+        if not len(named):
             raise SpkdError(f"{path}: holds no utterances")
         normal, merged = _in_one_form(named)
         utterances, unknown = _without_placeholders(normal)
@@ -139,30 +167,42 @@ class Manifest:
         path = Path(path)
         check_suffix(path)
         folder = path.parent.resolve()
-        rows = [dataclasses.asdict(u) | _place(u.path, folder) for u in self.utterances]
-        out = io.StringIO()
-        if path.suffix == ".csv":
-            fields = [*HEADER]
-            fields += ["channel"] if any(u.channel is not None for u in self.utterances) else []
-            fields += [STATE] if any(STATE in row for row in rows) else []
-            writer = csv.DictWriter(out, fields, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
+        places = _Places(folder)
+        rows = (_row(u) | places.of(u.path) for u in self)
+        with writing(path) as file:
+            write: Callable[[dict[str, Any]], None] = partial(_write_object, file)
+            if path.suffix == ".csv":
+                fields = [*HEADER]
+                fields += ["channel"] if (self.utterances.channel >= 0).any() else []
+                fields += [STATE] if any(STATE in places.of(path) for path in self.utterances.paths()) else []
+                write = _csv_writer(file, fields)
             for row in rows:
-                row["utt"] = row.pop("id")
-                writer.writerow({k: "" if v is None else v for k, v in row.items()})
-        else:
-            for row in rows:
-                named = {
-                    "id": row["id"],
-                    "audio_filepath": row["path"],
-                    "duration": row["duration"],
-                    "speaker": row["speaker"],
-                    "offset": row["start"],
-                    "channel": row["channel"],
-                    STATE: row.get(STATE),
-                }
-                out.write(json.dumps({k: named[k] for k in KEYS if named[k] is not None}) + "\n")
-        write_bytes(path, out.getvalue().encode())
+                write(row)
+
+
+def _row(u: Utterance) -> dict[str, Any]:
+    """Values of an utterance as manifests that are written have them, by the columns of tables."""
+    return {"utt": u.id, "speaker": u.speaker, "duration": u.duration, "start": u.start, "channel": u.channel}
+
+
+def _csv_writer(file: BinaryIO, fields: Sequence[str]) -> Callable[[dict[str, Any]], None]:
+    """Function that writes a row of a table, after the header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+
+    def write(row: dict[str, Any]) -> None:
+        writer.writerow({name: "" if value is None else value for name, value in row.items()})
+        file.write(text.getvalue().encode())
+        text.seek(0)
+        text.truncate()
+
+    return write
+
+
+def _write_object(file: BinaryIO, row: dict[str, Any]) -> None:
+    named = {key: row.get(name) for key, name in KEYS.items()}
+    file.write(json.dumps({key: value for key, value in named.items() if value is not None}).encode() + b"\n")
 
 
 def _reader_of(path: Path) -> type[Reader]:
@@ -190,106 +230,121 @@ def is_manifest(name: str) -> bool:
     return kind not in (None, "containers") and (kind != "several" or not name.endswith(suffixes()))
 
 
-def _distinct(utterances: Iterable[Utterance], path: Path) -> Iterator[Utterance]:
-    """The utterances of a manifest, up to the first that is there twice: a short file could hold one without end.
+def _read(utterances: Iterator[Utterance], path: Path) -> Columns:
+    """The utterances of a manifest in columns. Repeated ids are found while it is read: a short file could hold one
+    without end.
 
-    Args:
-        utterances: the utterances; an id of "" is missing.
+    Raises:
+        SpkdError: an utterance is there twice.
     """
-    seen: set[Any] = set()
-    for utterance in utterances:
-        known_by = utterance.id or (utterance.path, utterance.start, utterance.channel)
-        if known_by in seen:
-            name = utterance.id or f"{utterance.path}@{utterance.start}"
+    made, due, rest = Filled(), 4 * CHECKED, _distinct(utterances, path)
+    while made.add(islice(rest, CHUNK)):
+        if len(made) >= due:
+            due *= 4
+            _check_distinct(made.columns(), path)
+    columns = made.columns()
+    _check_distinct(columns, path)
+    return columns
+
+
+def _distinct(utterances: Iterator[Utterance], path: Path) -> Iterator[Utterance]:
+    """The utterances, of which the first ones are compared with one another. Raises SpkdError: one is there twice."""
+    seen = set[str]()
+    for u in islice(utterances, CHECKED):
+        if (name := _name_of(u)) in seen:
             raise SpkdError(f"{path}: duplicate utterance id {name!r}")
-        seen.add(known_by)
-        yield utterance
+        seen.add(name)
+        yield u
+    yield from utterances
 
 
-def _named(utterances: Sequence[Utterance], folder: Path) -> tuple[tuple[Utterance, ...], list[str]]:
+def _check_distinct(columns: Columns, path: Path) -> None:
+    """Check that no utterance is there twice. Raises SpkdError."""
+    is_named = (np.diff(columns.ids.ends, prepend=0) > 0).all()
+    names = columns.ids if is_named else PackedTexts.of(map(_name_of, columns))
+    if (repeated := names.repeated()) is not None:
+        raise SpkdError(f"{path}: duplicate utterance id {repeated!r}")
+
+
+def _name_of(u: Utterance) -> str:
+    """Id of an utterance or, where it has none, its place."""
+    return u.id or f"{u.path}@{u.start}{_side(u)}"
+
+
+def _side(u: Utterance) -> str:
+    return "" if u.channel is None else f":{u.channel}"
+
+
+def _named(columns: Columns, folder: Path) -> tuple[Columns, list[str]]:
     """Give an id to the utterances that have none.
 
     The id is the stem of the file's name. Where stems repeat, it is the path as the manifest has it; where paths repeat
     too, it is `path@start` (seconds), `path:channel` or `path@start:channel`.
 
     Args:
-        utterances: the utterances; an id of "" is missing.
+        columns: the utterances; an id of "" is missing.
     Returns:
         The utterances, and a note where stems repeat.
     """
-    nameless = [u for u in utterances if not u.id]
-    if not nameless:
-        return tuple(utterances), []
-    given = {u.id for u in utterances if u.id}
-    paths = {u.path: u.path.removeprefix(f"{folder}/") for u in nameless}
+    nameless = np.diff(columns.ids.ends, prepend=0) == 0
+    if not (missing := int(nameless.sum())):
+        return columns, []
 
-    def side(u: Utterance) -> str:
-        return "" if u.channel is None else f":{u.channel}"
+    def path(u: Utterance) -> str:
+        return u.path.removeprefix(f"{folder}/")
 
     ways: dict[str, Callable[[Utterance], str]] = {
         "": lambda u: Path(u.path).stem,
-        "their paths": lambda u: paths[u.path],
-        "`path@start`": lambda u: f"{paths[u.path]}@{u.start}",
-        "`path:channel`": lambda u: f"{paths[u.path]}{side(u)}",
-        "`path@start:channel`": lambda u: f"{paths[u.path]}@{u.start}{side(u)}",
+        "their paths": path,
+        "`path@start`": lambda u: f"{path(u)}@{u.start}",
+        "`path:channel`": lambda u: f"{path(u)}{_side(u)}",
+        "`path@start:channel`": lambda u: f"{path(u)}@{u.start}{_side(u)}",
     }
-
-    def tells_apart(name: Callable[[Utterance], str]) -> bool:
-        made = {name(u) for u in nameless}
-        return len(made) == len(nameless) and not made & given
-
+    way, ids = "", columns.ids
+    for way, name in ways.items():  # noqa: B007  # the way is named in the note
+        ids = PackedTexts.of(u.id or name(u) for u in columns)
+        if ids.repeated() is None:
+            break
     # Where all of these repeat, the last way is taken, and `Manifest` names the duplicate id.
-    way, name = next((item for item in ways.items() if tells_apart(item[1])), list(ways.items())[-1])
-    named = tuple(u if u.id else dataclasses.replace(u, id=name(u)) for u in utterances)
-    return named, [
-        f"utterances without an id, whose file names repeat and whose ids are {way}: {len(nameless):,}"
-    ] * bool(way)
-
-
-def _in_one_form(utterances: tuple[Utterance, ...]) -> tuple[tuple[Utterance, ...], list[str]]:
-    """The utterances with speakers in Unicode normal form C, and a note on those that were in several forms."""
-    names = {u.speaker for u in utterances if u.speaker is not None}
-    normal = {name: unicodedata.normalize("NFC", name) for name in names}
-    changed = {name for name in names if normal[name] != name}
-    if not changed:
-        return utterances, []
-    kept = tuple(
-        dataclasses.replace(u, speaker=normal[u.speaker]) if u.speaker is not None and u.speaker in changed else u
-        for u in utterances
+    named = dataclasses.replace(columns, ids=ids)
+    return named, [f"utterances without an id, whose file names repeat and whose ids are {way}: {missing:,}"] * bool(
+        way
     )
-    counts = Counter(normal.values())
-    several = sorted(name for name, count in counts.items() if count > 1)
+
+
+def _in_one_form(columns: Columns) -> tuple[Columns, list[str]]:
+    """The utterances with speakers in Unicode normal form C, and a note on those that were in several forms."""
+    normal = [unicodedata.normalize("NFC", name) for name in columns.speakers]
+    several = sorted(name for name, count in Counter(normal).items() if count > 1)
+    kept = columns if normal == columns.speakers else columns.speaking(normal)
     return kept, [f"speakers written in several Unicode forms, each taken for one person: {first_few(several)}"] * bool(
         several
     )
 
 
-def _without_placeholders(utterances: tuple[Utterance, ...]) -> tuple[tuple[Utterance, ...], list[str]]:
+def _without_placeholders(columns: Columns) -> tuple[Columns, list[str]]:
     """The utterances, without speakers that stand for an unknown one, and notes that count them."""
-    speakers = Counter(u.speaker for u in utterances if u.speaker is not None)
-    counts = {name: count for name, count in speakers.items() if stands_for_unknown(name)}
-    if not counts:
-        return utterances, []
-    kept = tuple(dataclasses.replace(u, speaker=None) if u.speaker in counts else u for u in utterances)
-    return kept, [
-        f"utterances whose speaker is the placeholder {name!r}, unknown: {count:,}" for name, count in counts.items()
+    counts = dict(zip(columns.speakers, columns.spoken().tolist(), strict=True))
+    unknown = {name: count for name, count in counts.items() if stands_for_unknown(name)}
+    if not unknown:
+        return columns, []
+    return columns.speaking([None if name in unknown else name for name in columns.speakers]), [
+        f"utterances whose speaker is the placeholder {name!r}, unknown: {count:,}" for name, count in unknown.items()
     ]
 
 
-def _counted(reader: Reader, utterances: Sequence[Utterance]) -> list[str]:
+def _counted(reader: Reader, columns: Columns) -> list[str]:
     """Notes on durations and columns that are not used, and on speakers that may stand for an unknown speaker."""
     notes = []
     if wrong := reader.differing:
         notes.append(f"durations that are not end - start, which counts: {len(wrong):,} (first: {wrong[0]})")
     if unused := [repr(name) for name in reader.unused if name not in reader.columns]:
         notes.append(f"columns not used: {first_few(unused, most=8)}")
-    speakers = Counter(u.speaker for u in utterances if u.speaker is not None)
-    notes += [
-        f"utterances of a speaker named {name!r}: {count:,}" for name, count in speakers.items() if may_be_unknown(name)
-    ]
-    if len(utterances) > 1 and all(u.speaker == u.id for u in utterances):
+    counts = zip(columns.speakers, columns.spoken().tolist(), strict=True)
+    notes += [f"utterances of a speaker named {name!r}: {count:,}" for name, count in counts if may_be_unknown(name)]
+    if len(columns.speakers) == len(columns) > 1 and all(u.speaker == u.id for u in columns):
         notes.append(
-            f"each of {len(utterances):,} utterances is of a speaker of its own id, as Kaldi writes unknown speakers; "
+            f"each of {len(columns):,} utterances is of a speaker of its own id, as Kaldi writes unknown speakers; "
             "if they are unknown, leave the speakers out"
         )
     return notes
@@ -311,32 +366,33 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
     Returns:
         The manifest without the utterances that cannot be used, and the id of each of these -> the reason.
     """
-    missing = [u for u in manifest if u.duration is None]
-    measured: dict[str, float] = {}
-    rejected = {u.id: _too_long(u.duration) for u in manifest if (u.duration or 0.0) > MAX_SECONDS}
-    if not missing and not rejected:
+    durations = manifest.utterances.duration
+    missing, long = np.flatnonzero(np.isnan(durations)), np.flatnonzero(durations > MAX_SECONDS)
+    if not len(missing) and not len(long):
         return manifest, {}
+    rejected = {manifest.ids[i]: _too_long(durations[i]) for i in long.tolist()}
+    kept, durations = np.ones(len(manifest), bool), durations.copy()
+    kept[long] = False
 
-    def duration_or_reason(utterance: Utterance) -> tuple[str, float | str]:
+    def duration_or_reason(index: int) -> float | str:
+        utterance = manifest[index]
         try:
             seconds = probe(utterance.path) - utterance.start
-            return utterance.id, seconds if seconds > 0 else "its start is beyond the end of the file"
+            return seconds if seconds > 0 else "its start is beyond the end of the file"
         except AudioError as error:
-            return utterance.id, error.reason
+            return error.reason
 
     with track("measuring audio", len(missing), "files") as bar, ThreadPoolExecutor(workers) as pool:
-        for name, result in pool.map(duration_or_reason, missing):
-            if isinstance(result, str):
-                rejected[name] = result
-            else:
-                measured[name] = result
-            bar.advance(1)
-    kept = tuple(
-        dataclasses.replace(u, duration=measured[u.id]) if u.id in measured else u
-        for u in manifest
-        if u.id not in rejected
-    )
-    return Manifest(kept, manifest.source, manifest.notes), rejected
+        for first in range(0, len(missing), CHUNK):
+            some = missing[first : first + CHUNK].tolist()
+            for index, result in zip(some, pool.map(duration_or_reason, some), strict=True):
+                if isinstance(result, str):
+                    rejected[manifest.ids[index]], kept[index] = result, False
+                else:
+                    durations[index] = result
+                bar.advance(1)
+    columns = dataclasses.replace(manifest.utterances, duration=durations)
+    return Manifest(columns if kept.all() else columns.take(kept), manifest.source, manifest.notes), rejected
 
 
 def note_left_out(manifest: Manifest, reasons: Mapping[str, str]) -> None:
@@ -350,16 +406,32 @@ def note_left_out(manifest: Manifest, reasons: Mapping[str, str]) -> None:
         log(f"note: {manifest.source}: {counted(len(reasons), 'utterance')} left out ({name}: {reason})")
 
 
-def _too_long(seconds: float | None) -> str:
+def _too_long(seconds: float) -> str:
     return f"lasts {seconds:.0f} s in its manifest; durations are in seconds, of at most {MAX_SECONDS:.0f}"
 
 
-def _place(path: str, folder: Path) -> dict[str, str]:
-    """Columns that say where audio is: its path, and the state of its container."""
-    place = {"path": relative_path(path, folder)}
-    if (address := parse(path)) is not None and (state := state_of_container(address.container)) is not None:
-        place[STATE] = state_text(state)
-    return place
+class _Places:
+    """Columns that say where audio is: its path, and the state of its container, which is asked for once.
+
+    Args:
+        folder: folder of the manifest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._containers: dict[str, tuple[str, str | None]] = {}  # container -> its relative path and state
+
+    def of(self, path: str) -> dict[str, str]:
+        if (address := parse(path)) is None:
+            return {"path": relative_path(path, self._folder)}
+        if (known := self._containers.get(address.container)) is None:
+            state = state_of_container(address.container)
+            known = relative_path(address.container, self._folder), None if state is None else state_text(state)
+            if len(self._containers) == MOST_CONTAINERS:
+                self._containers.clear()
+            self._containers[address.container] = known
+        place = {"path": known[0] + path.removeprefix(address.container)}
+        return place if known[1] is None else place | {STATE: known[1]}
 
 
 def check_suffix(path: Path) -> None:
@@ -380,7 +452,7 @@ def check_is_own(path: Path) -> None:
     line = source.first_line
     is_table = line in (",".join([*HEADER, *more]) for more in ([], ["channel"], [STATE], ["channel", STATE]))
     names = list(source.first_object)
-    if not is_table and not (names[:2] == list(KEYS[:2]) and set(names) <= set(KEYS)):
+    if not is_table and not (names[:2] == list(KEYS)[:2] and set(names) <= set(KEYS)):
         raise UsageError(f"{path}: would be replaced (spkd did not write it); choose another --out FILE, or remove it")
 
 
@@ -454,7 +526,7 @@ def build(
         )
     for note in chosen.notes(root, files):
         log(f"note: {root}: {note}")
-    manifest, unreadable = measure(Manifest(tuple(utterances.values()), str(root)), workers)
+    manifest, unreadable = measure(Manifest(utterances.values(), str(root)), workers)
     if len(manifest.speakers) == 1 and len(manifest) >= MANY:
         log(
             f"note: {root}: all of {len(manifest):,} files are of one speaker, {manifest.speakers[0]!r}, by the layout "

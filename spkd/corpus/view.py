@@ -19,6 +19,7 @@ import numpy as np
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.augment import SYNTHETIC, VERSIONS, Augmentation, AugmentationCard
+from spkd.corpus.columns import NONE as UNKNOWN
 from spkd.corpus.formants import FORMULAS
 from spkd.corpus.formants import VERSION as FORMANTS_VERSION
 from spkd.corpus.manifest import Manifest
@@ -239,15 +240,17 @@ class ViewPlan:
         Args:
             manifest: the utterances, all measured.
         """
-        total = np.array([round((u.duration or 0.0) * SAMPLE_RATE) for u in manifest], np.int64)
-        ids = np.array([zlib.crc32(u.id.encode()) for u in manifest], np.uint64)
+        columns = manifest.utterances
+        total = np.rint(np.nan_to_num(columns.duration) * SAMPLE_RATE).astype(np.int64)
+        ids = _checksums(manifest.ids)
         if self.kind in ("drawn", "crops"):
             utterance = np.repeat(np.arange(len(manifest), dtype=np.int32), self.count)
             number = np.tile(np.arange(self.count, dtype=np.uint64), len(manifest))
             keys = ids[utterance]
             if self.kind == "drawn":
                 # Factors are drawn for each speaker: all utterances of a speaker have the same pseudo-speakers.
-                keys = np.array([zlib.crc32((u.speaker or u.id).encode()) for u in manifest], np.uint64)[utterance]
+                speakers = np.append(_checksums(columns.speakers), np.uint64(0))  # the last for unknown ones
+                keys = np.where(columns.speaker == UNKNOWN, ids, speakers[columns.speaker])[utterance]
             speed = self._drawn(self.speeds, keys, number, 0)
             formants = self._drawn(self.formants, keys, number, 3)
             if self.kind == "drawn":
@@ -290,6 +293,11 @@ class ViewPlan:
         """
         choice = np.array(factors, np.float32)[_hash(ids, number, self.seed, purpose) % np.uint64(len(factors))]
         return np.where((number == 0) & (self.kind == "drawn"), np.float32(1.0), choice)
+
+
+def _checksums(texts: Collection[str]) -> np.ndarray:
+    """(N,) CRC-32 of each text."""
+    return np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64, len(texts))
 
 
 def _check_version(what: str, version: int, known: Collection[int]) -> None:

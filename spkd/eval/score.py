@@ -565,7 +565,7 @@ def _line_of(trials: Trials, name: str) -> int:
 
 
 def _part(manifest: Manifest, ids: Iterable[str]) -> Manifest:
-    return Manifest(tuple(manifest[manifest.index_of[name]] for name in dict.fromkeys(ids)), manifest.source)
+    return manifest.take([manifest.index_of[name] for name in dict.fromkeys(ids)])
 
 
 def _averages(vectors: np.ndarray, rows: list[list[int]]) -> np.ndarray:

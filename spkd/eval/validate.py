@@ -55,9 +55,9 @@ class Validation:
         self.utterances = frozenset({*ids, *ids.values()})
         self.speakers = frozenset(u.speaker for u in used if u.speaker is not None)
         if vad != NONE:  # found once, and not at each validation
-            cut = measured(Manifest(tuple(dict.fromkeys(used)), self._manifest.source), self._config)[0]
+            cut = measured(Manifest(dict.fromkeys(used), self._manifest.source), self._config)[0]
             known = {utterance.id: utterance for utterance in cut}
-            self._manifest = Manifest(tuple(known.get(u.id, u) for u in self._manifest), self._manifest.source)
+            self._manifest = Manifest((known.get(u.id, u) for u in self._manifest), self._manifest.source)
 
     def __call__(self, network: Network) -> float:
         training = network.training

@@ -35,6 +35,7 @@ from spkd.extract.ranks import Rank, Work
 from spkd.extract.settings import ContentConfig, ExtractConfig
 from spkd.extract.speech import forget, found_speech
 from spkd.extract.targets import Outputs, begin_targets, features_of, targets_of_pass
+from spkd.files.packed import PackedTexts
 from spkd.files.text import counted
 from spkd.meter import Meter
 from spkd.outputs.features import FEATURES
@@ -220,7 +221,7 @@ def _prepared(
                 raise UsageError(f"{root}: has other parts than {roots[0]}; extract it by itself")
         view_plan = next((view_plan.as_in(card.views) for card in present if card is not None), view_plan)
         plans = [Plan.make(m, view_plan.views(m), storage.unit_views, storage.unit_seconds) for m in manifests]
-        plan, joined = Plan.join(plans), Manifest(tuple(u for m in manifests for u in m), manifest.source)
+        plan, joined = Plan.join(plans), Manifest.join(manifests, manifest.source)
         loader = ViewLoader(joined, plan.views, view_plan, min(least for least, _ in limits), log, longest)
         parts = tuple(part_of(m, p) for m, p in zip(manifests, plans, strict=True))
         cards = [_card(job, targets, parts, storage, view_plan) for job, targets in zip(jobs, chosen, strict=True)]
@@ -448,8 +449,9 @@ def fitting(manifest: Manifest, config: ContentConfig) -> tuple[Manifest, dict[s
     if not config.view.plan.startswith("full"):
         return manifest, {}
     reason = "{:.0f} s in one view; take view=windows:SECONDS/HOP, or raise storage.unit_seconds ({:g})"
-    long = {u.id: reason.format(u.duration, most) for u in manifest if (u.duration or 0.0) > most}
-    return Manifest(tuple(u for u in manifest if u.id not in long), manifest.source), long
+    is_long = manifest.utterances.duration > most
+    long = {manifest.ids[i]: reason.format(manifest.utterances.duration[i], most) for i in np.flatnonzero(is_long)}
+    return manifest.take(~is_long), long
 
 
 def split_by_parts(root: Path, card: Card | None, manifest: Manifest) -> list[Manifest]:
@@ -468,7 +470,7 @@ def split_by_parts(root: Path, card: Card | None, manifest: Manifest) -> list[Ma
     try:
         known = Plan.load(root, card).utterances
     except SpkdError as error:  # it follows from the manifest, if that has the utterances in the order of the parts
-        known, damaged = [utterance.id for utterance in manifest][: ends[-1]], error
+        known, damaged = manifest.ids.take(np.arange(min(ends[-1], len(manifest)))), error
     if len(manifest) in ends:
         card = card.with_parts(card.parts[: int(np.searchsorted(ends, len(manifest))) + 1])
     parts = card.pick_parts(known, manifest)
@@ -476,6 +478,6 @@ def split_by_parts(root: Path, card: Card | None, manifest: Manifest) -> list[Ma
         if damaged is not None:
             raise SpkdError(f"{damaged}; {only_from_copy(root)}") from damaged
         return [manifest]
-    present = set(known)
-    new = tuple(u for u in manifest if u.id not in present)
-    return [*parts, *([Manifest(new, manifest.source)] if new else [])]
+    present = PackedTexts.of(known).places
+    new = manifest.take(np.fromiter((name not in present for name in manifest.ids), bool, len(manifest)))
+    return [*parts, *([new] if len(new) else [])]

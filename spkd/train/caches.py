@@ -175,7 +175,7 @@ class CombinedCache(CacheSource):
 
     def manifest(self, manifest: Manifest) -> Manifest:
         parts = [members[0].manifest(manifest) for members in self.corpora]
-        return Manifest(tuple(u for part in parts for u in part), manifest.source)
+        return Manifest.join(parts, manifest.source)
 
     def _agree(self) -> dict[str, Target]:
         """Targets served: those that every corpus has of every teacher, and features that any teacher's cache has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from spkd.corpus.audio import SAMPLE_RATE, AudioError
@@ -74,9 +75,9 @@ def with_stretches(
     Args:
         stretches: stretches of speech by id; other utterances are left out where their speech is not known already.
     """
-    known = [u.of_speech(stretches[u.id], SAMPLE_RATE) if u.id in stretches else u for u in manifest]
-    silent = {
-        u.id: f"no speech in it ({finder.card})" for u in known if u.speech is not None and not u.speech.stretches
-    }
-    kept = tuple(u for u in known if u.speech is not None and u.speech.stretches)
-    return Manifest(kept, manifest.source, manifest.notes), silent
+    with_speech = (u.of_speech(stretches[u.id], SAMPLE_RATE) if u.id in stretches else u for u in manifest)
+    known = Manifest(with_speech, manifest.source, manifest.notes)
+    columns, counts = known.utterances, np.diff(known.utterances.ends, prepend=0)
+    without = np.flatnonzero(~np.isnan(columns.whole) & (counts == 0))
+    silent = {known.ids[index]: f"no speech in it ({finder.card})" for index in without.tolist()}
+    return Manifest(columns.take(counts > 0), manifest.source, manifest.notes), silent
