@@ -88,11 +88,6 @@ def _parsed(text: str) -> Address | None:
     return None
 
 
-def is_cell(path: str) -> bool:
-    """Whether audio is in a cell of a table, which is not read by itself."""
-    return f".{ROW}" in path and (address := parse(path)) is not None and address.storage == ROW
-
-
 def file_of(path: str) -> str:
     """Path of the file that holds audio: the container of an address, and else the path itself."""
     address = parse(path)

@@ -83,9 +83,8 @@ class Columns(Sequence[Utterance]):
         if isinstance(key, slice):
             return tuple(self[number] for number in range(*key.indices(len(self))))
         number = range(len(self))[int(key)]
-        path = self.folders[int(self.folder[number])] + self.names[number]
         values = (getattr(self, name)[number].item() for name in VALUES)
-        return self._made(number, self.ids[number], path, *values)
+        return self._made(number, self.ids[number], self.path(number), *values)
 
     def __iter__(self) -> Iterator[Utterance]:
         texts = zip(self.ids, self.paths(), strict=True)
@@ -93,6 +92,11 @@ class Columns(Sequence[Utterance]):
             rows = zip(*(getattr(self, name)[start : start + CHUNK].tolist() for name in VALUES), strict=True)
             for number, values in enumerate(rows, start):
                 yield self._made(number, *next(texts), *values)
+
+    def path(self, number: int) -> str:
+        """Path of an utterance."""
+        path: str = self.folders[int(self.folder[number])] + self.names[number]
+        return path
 
     def paths(self) -> Iterator[str]:
         """Path of each utterance."""

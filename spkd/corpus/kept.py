@@ -26,12 +26,13 @@ class Kept(Generic[Value]):
     """The values used last, each made once however many threads ask for it.
 
     Args:
-        most: most of what `size` gives for all values together; the value that was made last always stays.
+        most: most of what `size` gives for all values together.
         size: function of a value.
+        least: number of values, of those that were used last, that stay whatever their sizes.
     """
 
-    def __init__(self, most: int, size: Callable[[Value], int]) -> None:
-        self._most, self._size = most, size
+    def __init__(self, most: int, size: Callable[[Value], int], least: int = 1) -> None:
+        self._most, self._size, self._least = most, size, least
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._taken = 0
         self._renew_locks()
@@ -58,7 +59,7 @@ class Kept(Generic[Value]):
                 with self._lock:
                     self._values[key] = value
                     self._taken += self._size(value)
-                    while self._taken > self._most and len(self._values) > 1:
+                    while self._taken > self._most and len(self._values) > self._least:
                         _, dropped = self._values.popitem(last=False)
                         self._taken -= self._size(dropped)
             finally:

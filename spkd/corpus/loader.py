@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from spkd.corpus import expected
-from spkd.corpus.address import is_cell
 from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.order import by_place
 from spkd.corpus.stored import read_ahead
 from spkd.corpus.vad.base import joined
 from spkd.corpus.view import ViewPlan, Views, source_samples
@@ -26,7 +26,6 @@ from spkd.files.text import counted
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
 AHEAD = 1 << 16  # views of a group whose containers are read ahead; more of them are drawn from everywhere
-ROWS = 1024  # views in cells of tables that are loaded together, in the order of the rows but for their lengths
 WASTE = 0.2  # share of the longest view's length that may be padding in the shortest view of the same batch
 
 
@@ -220,10 +219,10 @@ def iterate_batches(
     rejected: Callable[[int, AudioError], None],
     mixed: bool = False,
 ) -> Iterator[WaveBatch]:
-    """`stream_batches` of one group; of several where audio is in tables, whose cells are not read one by one."""
-    by_length = not any(is_cell(loader.manifest[index].path) for index in set(loader.views.utterance[views].tolist()))
-    groups = [views] if by_length else np.split(views, range(ROWS, len(views), ROWS))
-    for _, batch in stream_batches(loader, ((None, group) for group in groups), batch_size, workers, rejected, mixed):
+    """`stream_batches` of one group; of several where audio lies in containers, each of which is read once."""
+    places = by_place(loader.manifest.utterances, loader.views.utterance[views])
+    groups = ((None, views[group]) for group in places)
+    for _, batch in stream_batches(loader, groups, batch_size, workers, rejected, mixed):
         if batch is not None:
             yield batch
 
@@ -300,7 +299,8 @@ def stream_batches(
         """The views of each batch, and None at the end of each group."""
         for group, views in groups:
             if len(views) <= AHEAD:
-                read_ahead({loader.manifest[index].path for index in loader.views.utterance[views].tolist()})
+                utterances = loader.manifest.utterances
+                read_ahead({utterances.path(index) for index in loader.views.utterance[views].tolist()})
             for batch in batched(views, loader.views.samples[views], batch_size, WASTE if mixed else 0.0):
                 yield group, batch
             yield group, None

@@ -104,7 +104,8 @@ def _holds_bytes(pyarrow: ModuleType, kind: Any) -> bool:
 
 
 _tables: Kept[Table] = Kept(MOST_TABLES, lambda _: 1)
-_groups: Kept[Any] = Kept(MOST_KEPT, lambda values: int(values.nbytes))
+# Two stay, as the threads of a loader are at the end of one and at the beginning of the next.
+_groups: Kept[Any] = Kept(MOST_KEPT, lambda values: int(values.nbytes), least=2)
 
 
 def table(path: str, state: State | None) -> Table:

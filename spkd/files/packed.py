@@ -50,16 +50,21 @@ class PackedTexts(Sequence[str]):
         return len(self.ends)
 
     def __getitem__(self, key: Any) -> Any:
+        """A text, or a list of those of a slice."""
         if isinstance(key, slice):
-            return [self[number] for number in range(*key.indices(len(self)))]
+            start, stop, step = key.indices(len(self))
+            return list(self._stretch(start, stop)) if step == 1 else [self[n] for n in range(start, stop, step)]
         number = range(len(self))[key]
         begin = int(self.ends[number - 1]) if number else 0
         return self.data[begin : int(self.ends[number])].tobytes().decode(errors=ERRORS)
 
     def __iter__(self) -> Iterator[str]:
-        begin = 0
-        for start in range(0, len(self), AT_ONCE):
-            ends = self.ends[start : start + AT_ONCE].tolist()
+        return self._stretch(0, len(self))
+
+    def _stretch(self, start: int, stop: int) -> Iterator[str]:
+        begin = int(self.ends[start - 1]) if start else 0
+        for place in range(start, stop, AT_ONCE):
+            ends = self.ends[place : min(place + AT_ONCE, stop)].tolist()
             data, first = self.data[begin : ends[-1]].tobytes(), begin
             for end in ends:
                 yield data[begin - first : end - first].decode(errors=ERRORS)

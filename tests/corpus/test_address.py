@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spkd.corpus.address import Address, file_of, is_cell, parse, state_of_audio, suffix_of
+from spkd.corpus.address import Address, file_of, parse, state_of_audio, suffix_of
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,6 @@ def test_an_address_is_a_text(text: str, address: Address, suffix: str, storage:
 def test_other_texts_are_paths(text: str) -> None:
     assert parse(text) is None
     assert file_of(text) == text
-
-
-def test_cells_of_tables_are_known() -> None:
-    assert is_cell("x.parquet#1+0.wav.row:a")
-    assert not any(map(is_cell, ("x.tar#1+2.wav", "/a.row/b.wav", "x#1+2.wav.deflate", "a.wav.row")))
 
 
 def test_what_exists_is_a_file(tmp_path: Path) -> None:
