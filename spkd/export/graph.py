@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 
@@ -16,13 +17,15 @@ from spkd.errors import SpkdError
 from spkd.networks.network import Network
 from spkd.outputs.features import (
     FBANKS,
+    FFT,
     HOP,
+    PREEMPHASIS,
     WAVE,
     WINDOW,
-    frame_spectra,
     is_fbank,
     mel_filters,
     mirrored,
+    scaled_window,
     without_padding,
 )
 from spkd.outputs.target import EMBEDDING, Target
@@ -31,35 +34,82 @@ BATCH = torch.export.Dim("batch", min=1, max=65_536)
 # Shortest inputs (frames or samples) for which the exporter verifies that one graph serves. Networks that pool segments
 # of frames need the second, which is longer than a segment of CAM++ (100 of its frames, 200 of fbank).
 SHORTEST = {False: (16, 256), True: (3200, 256 * HOP + WINDOW)}
+ROWS, COLUMNS = 16, 32  # the Fourier transform is one of ROWS points and one of COLUMNS
+FILLED = -(-WINDOW // COLUMNS)  # rows that hold samples of a frame; zeros fill the others
 FLOOR = torch.finfo(torch.float32).eps
 
 
 class Fbank(nn.Module):
-    """Fbank of one of FBANKS, with its linear steps as one convolution.
+    """Fbank of one of FBANKS, of products with small matrices: no runtime needs an operator for Fourier transforms.
 
-    Removal of the mean, pre-emphasis, window and Fourier transform of a frame are linear together.
+    The transform of 512 points is one of 16 points and one of 32, with factors between them (Cooley and Tukey, An
+    Algorithm for the Machine Calculation of Complex Fourier Series, 1965). As one product it would take 0.8 MB and four
+    times the multiplications. With n = 32 n1 + n2 and k = k1 + 16 k2,
+
+        X[k] = sum_n2 w32^(n2 k2) w512^(n2 k1) sum_n1 x[n] w16^(n1 k1),   wN = exp(-2 pi i / N)
+
+    Bins above 255 are left out, as the filters do not take them.
     """
 
-    kernels: Tensor
+    window: Tensor
+    first: Tensor
+    cosines: Tensor
+    sines: Tensor
+    second: Tensor
     filters: Tensor
 
     def __init__(self, toolkit: str) -> None:
         super().__init__()
-        spectra = frame_spectra(toolkit)
-        self.register_buffer("kernels", torch.cat([spectra.real, spectra.imag]).float()[:, None])
-        self.register_buffer("filters", mel_filters(toolkit).T.contiguous())
         self._kind = FBANKS[toolkit]
         self._centred = self._kind.window < WINDOW
+        inner, outer = torch.arange(ROWS), torch.arange(COLUMNS)
+        bins = inner[:, None] + ROWS * inner  # (k1, k2)
+        transform = _roots(inner[:, None] * torch.arange(FILLED), ROWS)
+        factors = _roots(inner[:, None] * outer, FFT)
+        last = _roots(outer[:, None] * inner, COLUMNS)
+        self.register_buffer("window", scaled_window(toolkit))
+        self.register_buffer("first", torch.cat([transform.real, transform.imag]).float())
+        self.register_buffer("cosines", factors.real.float())
+        self.register_buffer("sines", factors.imag.float())
+        # A complex product as a real one: rows for real and imaginary parts of the input, columns for those of the result.
+        rows = torch.cat([last.real, last.imag], 1), torch.cat([-last.imag, last.real], 1)
+        self.register_buffer("second", torch.cat(rows).float())
+        self.register_buffer("filters", mel_filters(toolkit)[bins.flatten()].contiguous())
 
     def forward(self, waves: Tensor, lengths: Tensor | None) -> Tensor:
         """Fbank (B, T, 80) of waveforms (B, samples)."""
         waves = mirrored(waves, lengths) if self._centred else without_padding(waves, lengths)
-        spectra = nn.functional.conv1d(waves[:, None], self.kernels, stride=HOP)
-        real, imaginary = spectra.chunk(2, 1)
-        return (self.filters @ (real.square() + imaginary.square())).clamp_min(FLOOR).log().transpose(1, 2)
+        frames = _frames(waves)
+        frames = frames - frames.mean(-1, keepdim=True)
+        previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
+        frames = nn.functional.pad((frames - PREEMPHASIS * previous) * self.window, (0, FILLED * COLUMNS - WINDOW))
+        real, imaginary = (self.first @ frames.unflatten(-1, (FILLED, COLUMNS))).chunk(2, -2)
+        turned = (
+            real * self.cosines - imaginary * self.sines,
+            real * self.sines + imaginary * self.cosines,
+        )
+        real, imaginary = (torch.cat(turned, -1) @ self.second).chunk(2, -1)
+        power = (real.square() + imaginary.square()).flatten(-2)
+        return (power @ self.filters).clamp_min(FLOOR).log()
 
     def num_frames(self, lengths: Tensor) -> Tensor:
         return self._kind.num_frames(lengths)
+
+
+def _frames(waves: Tensor) -> Tensor:
+    """Frames (B, T, 400), 160 samples apart, that fit whole into waveforms (B, samples)."""
+    # Of two rows of 160 samples and half of a third each; other operators for it are slow or missing in runtimes.
+    # A row more than is taken, lest the graph depend on whether the last one is full.
+    waves = nn.functional.pad(waves, (0, 4 * HOP - WINDOW))
+    count = waves.shape[1] // HOP - 1
+    rows = waves[:, : count * HOP].unflatten(1, (count, HOP))
+    return torch.cat([rows[:, :-2], rows[:, 1:-1], rows[:, 2:, : WINDOW - 2 * HOP]], -1)
+
+
+def _roots(powers: Tensor, order: int) -> Tensor:
+    """exp(-2 pi i power / order), complex, double precision."""
+    angles = -2 * math.pi * (powers % order).double() / order
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 class Samples(nn.Module):

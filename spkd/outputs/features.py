@@ -173,20 +173,10 @@ def mel_filters(toolkit: str, mels: int = MELS) -> Tensor:
     return _filters(CPU, mels, SHERPA_HIGH_HZ if toolkit == "sherpa" else HIGH_HZ)
 
 
-def frame_spectra(toolkit: str) -> Tensor:
-    """Linear map from one frame of samples in [-1, 1] to its spectrum.
-
-    It consists of subtraction of the mean, pre-emphasis, window and Fourier transform.
-
-    Args:
-        toolkit: a name in FBANKS.
-    Returns:
-        (257, 400), complex, double precision.
-    """
-    device = torch.device("cpu")
-    window = (hamming if toolkit == "wespeaker" else povey)(device).double()
-    frames = torch.eye(WINDOW, dtype=torch.float64) * (1.0 if toolkit == "3d-speaker" else INT16)
-    return torch.fft.rfft(_windowed(frames, window), FFT).T
+def scaled_window(toolkit: str) -> Tensor:
+    """(400,): the window of a toolkit, a name in FBANKS, times its scale of the samples."""
+    window = (hamming if toolkit == "wespeaker" else povey)(CPU)
+    return window * (1.0 if toolkit == "3d-speaker" else INT16)
 
 
 def _windowed(frames: Tensor, window: Tensor) -> Tensor:
