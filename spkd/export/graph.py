@@ -71,7 +71,7 @@ class Fbank(nn.Module):
         self.register_buffer("first", torch.cat([transform.real, transform.imag]).float())
         self.register_buffer("cosines", factors.real.float())
         self.register_buffer("sines", factors.imag.float())
-        # A complex product as a real one: rows for real and imaginary parts of the input, columns for those of the result.
+        # A complex product as a real one: rows for real and imaginary parts of the input, columns of the result.
         rows = torch.cat([last.real, last.imag], 1), torch.cat([-last.imag, last.real], 1)
         self.register_buffer("second", torch.cat(rows).float())
         self.register_buffer("filters", mel_filters(toolkit)[bins.flatten()].contiguous())
