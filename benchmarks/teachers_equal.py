@@ -10,10 +10,10 @@ hyperparams.yaml, of WeSpeaker's config.yaml, and of sherpa-onnx's metadata, eac
 
 With --tiny, the first models of the families whose libraries are installed, on one second; nothing is kept.
 
-    python benchmarks/teachers_equal.py --wespeaker CLONE --3d-speaker CLONE
+    python benchmarks/teachers_equal.py --wespeaker CLONE --3d-speaker CLONE --redimnet CLONE --redimnet2 CLONE
 
-WeSpeaker and 3D-Speaker are on no package index: clones of their repositories. Oracles that are not installed are
-skipped by name. Prints a table and, as its last line, one JSON object; keeps it in
+WeSpeaker, 3D-Speaker and ReDimNet are on no package index: clones of their repositories. Oracles that are not installed
+are skipped by name. Prints a table and, as its last line, one JSON object; keeps it in
 benchmarks/results/teachers_equal.json.
 """
 
@@ -177,6 +177,54 @@ def three_d_speaker(clone: Path, work: Path) -> Iterator[Case]:
 
         config = ModelConfig("3d-speaker", str(folder))
         yield Case(f"3d-speaker {name}", config, oracle, f"3D-Speaker {revision(clone)}")
+
+
+REDIMNET_GRID: dict[str, dict[str, Any]] = {
+    "two outputs a stage": {"dual_agg": True, "agg_gnorm": True, "out_channels": 32},
+    "a layer for each band": {"out_channels": 10, "return_2d_output": True, "emb_bn": True},
+    "group norms": {"agg_gnorm": True, "compress_tconvs": False, "global_context_att": False},
+    **{kind: {"block_2d_type": kind} for kind in ("convnext_like", "convnext_like_relu", "basic_resnet_fwse")},
+    **{f"1-d {kind}": {"block_1d_type": kind, "group_divisor": None} for kind in ("fc", "conv", "att")},
+    **{f"pooling {kind}": {"pooling_func": kind} for kind in ("TSTP", "TAP", "TSDP")},
+    "features": {"spec_params": {"spec_norm": "mvn", "norm_signal": True, "do_preemph": False, "n_fft": 1024,
+                 "win_length": 640, "f_min": 50, "f_max": 7000}},
+}  # fmt: skip
+
+
+def redimnet(first: Path | None, second: Path | None, work: Path) -> Iterator[Case]:
+    """Checkpoints of the authors: ReDimNet, and ReDimNet2 with a grid of its settings."""
+    from spkd.networks.toolkits.redimnet import SHAPES
+    from spkd.teachers.redimnet import SECOND, config_of
+
+    cases: list[tuple[str, Path, str, dict[str, Any]]] = []
+    if second is not None:
+        sys.path.insert(0, str(second))
+        small = [[[1, 1], 1, 2, [[3, 3]], 36], [[2, 1], 1, 1, [[3, 3]], None], [[1, 2], 1, 0.5, [[3, 5]], 18]]
+        shape = {"F": 24, "C": 12, "stages_setup": small, "causal": "none"}
+        home = "redimnet2.redimnet2:ReDimNet2Wrap"
+        cases += [(f"redimnet {name}", second, home, config_of(name) | {"causal": "none"}) for name in SECOND]
+        cases += [(f"redimnet grid: {name}", second, home, shape | changed) for name, changed in REDIMNET_GRID.items()]
+    if first is not None:
+        sys.path.insert(0, str(first))
+        for name, known in SHAPES.items():
+            stages = [[s.bands, s.blocks, s.expansion, [[3, 3]], s.reduction] for s in known.stages]
+            config = {"F": known.bands, "C": known.channels, "stages_setup": stages, "block_1d_type": known.context,
+                      "block_2d_type": known.block, "group_divisor": known.divisor}  # fmt: skip
+            cases.append((f"redimnet {name}", first, "redimnet.model:ReDimNetWrap", config))
+    work.mkdir(parents=True, exist_ok=True)
+    for name, clone, home, config in cases:
+        module, _, kind = home.partition(":")
+        model = randomise(getattr(importlib.import_module(module), kind)(**config))
+        for part in model.modules():
+            if part.__class__.__name__ == "weigth1d":  # means of equal weights would hide their order
+                part.w.data.normal_()
+        file = work / "model.pt"
+        torch.save({"model_config": config, "state_dict": model.state_dict()}, file)
+
+        def oracle(wave: Tensor, model: nn.Module = model) -> Tensor:
+            return model(wave[None])[0]
+
+        yield Case(name, ModelConfig("redimnet", str(file)), oracle, f"{clone.name} {revision(clone)}")
 
 
 def speechbrain(work: Path) -> Iterator[Case]:
@@ -412,6 +460,8 @@ def main() -> None:
     options = record.options(__doc__)
     options.add_argument("--wespeaker", type=Path, help="a clone of github.com/wenet-e2e/wespeaker")
     options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path, help="a clone of modelscope/3D-Speaker")
+    options.add_argument("--redimnet", type=Path, help="a clone of IDRnD/ReDimNet")
+    options.add_argument("--redimnet2", type=Path, help="a clone of PalabraAI/redimnet2")
     options.add_argument("--only", default="", help="names that begin with this")
     options.add_argument("--hour", action="store_true", help="a WAV of one hour through every family besides")
     options.add_argument("--dvector", help="weights of the GE2E d-vector, for --hour")
@@ -428,6 +478,7 @@ def main() -> None:
             "wespeaker": lambda: wespeaker(given.wespeaker, work / "wespeaker", WESPEAKER),
             "wespeaker grid": lambda: wespeaker(given.wespeaker, work / "wespeaker-grid", WESPEAKER_GRID),
             "3d-speaker": lambda: three_d_speaker(given.three_d_speaker, work / "3d-speaker"),
+            "redimnet": lambda: redimnet(given.redimnet, given.redimnet2, work / "redimnet"),
             "speechbrain": lambda: speechbrain(work / "speechbrain"),
             "transformers": lambda: transformers(work / "transformers"),
             "onnx": lambda: onnx(work / "onnx"),
@@ -437,9 +488,9 @@ def main() -> None:
         for family, cases in sources.items():
             if not family.startswith(given.only):
                 continue
-            if (family.startswith("wespeaker") and not given.wespeaker) or (
-                family == "3d-speaker" and not given.three_d_speaker
-            ):
+            clones = {"wespeaker": given.wespeaker, "3d-speaker": given.three_d_speaker,
+                      "redimnet": given.redimnet or given.redimnet2}  # fmt: skip
+            if not clones.get(family.split()[0], True):
                 print(f"skipped: {family} (no clone named)")
                 continue
             needed = {"speechbrain": "speechbrain", "transformers": "transformers", "sherpa": "sherpa_onnx"}
@@ -471,7 +522,7 @@ def main() -> None:
         return
     grids = {
         f"{name}_grid": max(distances)
-        for name in ("speechbrain", "sherpa", "wespeaker")
+        for name in ("speechbrain", "sherpa", "wespeaker", "redimnet")
         if (distances := [row["cosine_distance"] for row in rows if row["name"].startswith(f"{name} grid")])
     }
     report = {

@@ -227,6 +227,7 @@ TEACHERS = Registry(
         "w2v-bert": ("spkd.teachers.ssl:W2VBert", "spkd.teachers.settings:TransformersSettings"),
         "wespeaker": ("spkd.teachers.wespeaker:WeSpeaker", "spkd.teachers.settings:FrontEndSettings"),
         "3d-speaker": ("spkd.teachers.three_d_speaker:ThreeDSpeaker", "spkd.teachers.settings:FrontEndSettings"),
+        "redimnet": ("spkd.teachers.redimnet:ReDimNetTeacher", ""),
         "speechbrain": ("spkd.teachers.speechbrain:SpeechBrain", ""),
         "onnx": ("spkd.teachers.onnx:ONNX", "spkd.teachers.settings:ONNXSettings"),
         "checkpoint": ("spkd.teachers.checkpoint:CheckpointTeacher", ""),

@@ -196,6 +196,7 @@ TESTED_TOGETHER = {
     "networks/test_networks": "networks/*",
     "teachers/test_dvector": "teachers/base",
     "teachers/test_onnx": "teachers/onnx_child teachers/onnx_file teachers/onnx_probe teachers/onnx_session",
+    "teachers/test_redimnet": "teachers/redimnet_features",
     "teachers/test_speechbrain": "teachers/hyperpyyaml teachers/speechbrain_features",
     "teachers/test_wespeaker": "networks/toolkits/* teachers/three_d_speaker teachers/toolkit",
     "voices/test_run": "voices/store",

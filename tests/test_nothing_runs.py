@@ -243,6 +243,7 @@ PAYLOADS = {
     "3d-speaker": ("w.pt", torch_file(), (*EXTRACT, "teacher=3d-speaker", "teacher.weights=w.pt")),
     "joblib": ("w.pt", pickle.dumps(Marked()), (*EXTRACT, "teacher=3d-speaker", "teacher.weights=w.pt")),
     "dvector": ("w.pt", torch_file(), (*EXTRACT, "teacher=dvector", "teacher.weights=w.pt")),
+    "redimnet": ("w.pt", torch_file(), (*EXTRACT, "teacher=redimnet", "teacher.weights=w.pt")),
     "wespeaker": ("w/config.yaml", f"model: {YAML}", (*EXTRACT, "teacher=wespeaker", "teacher.weights=w")),
     "wespeaker, weights": ("w/avg_model.pt", torch_file(), (*EXTRACT, "teacher=wespeaker", "teacher.weights=w")),
     "speechbrain": (

@@ -16,9 +16,11 @@ from spkd.students.checkpoint import (
     Checkpoint,
     check_student,
     load_student,
+    read_state,
     read_weights,
     remove_leftovers,
     save_student,
+    weights_of,
 )
 from spkd.students.description import DESCRIPTION, Description, Training
 
@@ -106,7 +108,9 @@ __all__ = [
     "is_of_library",
     "load_student",
     "make_student",
+    "read_state",
     "read_weights",
     "remove_leftovers",
     "save_student",
+    "weights_of",
 ]

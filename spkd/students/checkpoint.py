@@ -67,30 +67,47 @@ def read_weights(file: str) -> dict[str, Tensor]:
         UsageError: no such file.
         SpkdError: the file cannot be read as weights, or some of its tensors are not weights.
     """
+    return weights_of(read_state(file), file)
+
+
+def read_state(file: str) -> Any:
+    """Read all that a file of weights holds, without executing any code.
+
+    Raises:
+        UsageError: no such file.
+        SpkdError: the file cannot be read as weights.
+    """
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"{file}: no such file of weights")
     try:
         if path.suffix == ".safetensors":
-            state: Any = load_tensors(read_bytes(path, MOST_OF_FOREIGN))
-        elif path.stat().st_size > MOST_OF_FOREIGN:
+            return load_tensors(read_bytes(path, MOST_OF_FOREIGN))
+        if path.stat().st_size > MOST_OF_FOREIGN:
             raise ValueError(f"larger than the {MOST_OF_FOREIGN:,} bytes that it may have")
-        elif any(part.compress_type for part in _parts(path)):
+        if any(part.compress_type for part in _parts(path)):
             raise ValueError("its parts are compressed, as torch never writes them")
-        elif sum(part.file_size for part in _parts(path)) > path.stat().st_size:
+        if sum(part.file_size for part in _parts(path)) > path.stat().st_size:
             raise ValueError("its parts overlap: together they are larger than the file")
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise SpkdError(f"{path}: cannot be read as weights ({_reason(path, error)})") from error
+
+
+def weights_of(state: Any, file: str) -> dict[str, Tensor]:
+    """Tensors by name of the content of a file.
+
+    Raises:
+        SpkdError: it holds no weights, or some of its tensors are not weights.
+    """
     for key in ("model_state", "state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
-        raise SpkdError(f"{path}: holds a {type(state).__name__}, expected tensors by name (a state dictionary)")
+        raise SpkdError(f"{file}: holds a {type(state).__name__}, expected tensors by name (a state dictionary)")
     tensors = {name: values for name, values in state.items() if isinstance(values, Tensor)}
     for name, values in tensors.items():
         if (problem := _no_weights(name, values)) is not None:
-            raise SpkdError(f"{path}: {str(name)[:100]!r} {problem}; expected dense floating-point weights by name")
+            raise SpkdError(f"{file}: {str(name)[:100]!r} {problem}; expected dense floating-point weights by name")
     return tensors
 
 

@@ -14,7 +14,7 @@ from spkd.networks.network import Network
 from spkd.networks.resnet import FLOOR
 from spkd.networks.toolkits.ecapa import SpeechBrainECAPA, WeSpeakerECAPA
 from spkd.networks.toolkits.eres2net import ERes2Net, ERes2NetV2
-from spkd.networks.toolkits.redimnet import SHAPES, ReDimNet
+from spkd.networks.toolkits.redimnet import SHAPES, ReDimNet, names_of
 from spkd.networks.toolkits.resnet import DEPTHS, ResNet, SimAMResNet
 from spkd.networks.toolkits.xvector import WeSpeakerXVector
 from spkd.outputs.features import MELS
@@ -60,7 +60,6 @@ WESPEAKER_ERES2NET = (
     (r"^(layer[34]\.\d+)\.(conv|bn)s\.(\d)\.", lambda m: f"{m[1]}.{m[2]}s.{int(m[3]) - 1}."),
     (r"^(layer[34]\.\d+)\.(conv|bn)s\.-1\.", r"\1.\g<2>2_1."),
 )
-REDIMNET = ((r"^(backbone\.stage\d\.\d+)\.((conv|bn)[12]|conv[12]pw|se|dwconvs|norm|pwconv1)\.", r"\1.conv_block.\2."),)
 SIMAM = (
     (r"^(conv1|bn1|layer\d)\.", r"front.\1."),
     (r"\.shortcut\.", ".downsample."),
@@ -99,8 +98,9 @@ def recognise(
     if "backbone.stem.0.weight" in tensors:
         if name not in SHAPES:
             raise ValueError(f"a ReDimNet that is not known here ({name})")
-        segment = "seg_2.weight" in tensors
-        return ReDimNet(name, len(tensors["seg_1.weight"]), mels, pooling or "ASTP", segment), REDIMNET
+        tensors.pop("backbone.inputs_weights.0", None)  # the first stage has one input, whose weight is 1
+        redimnet = ReDimNet(name, len(tensors["seg_1.weight"]), mels, pooling or "ASTP", "seg_2.weight" in tensors)
+        return redimnet, names_of(redimnet.shape, wespeaker=True)
     pooling = pooling or "TSTP"
     if "xvector.tdnn.linear.weight" in tensors:
         # 3D-Speaker adds no floor to the variance in this network, unlike in its others.
