@@ -196,6 +196,7 @@ LOSSES = Registry(
         "nontarget": ("spkd.train.losses.logits:NonTarget", "spkd.train.losses.settings:NonTargetSettings"),
         "trkd": ("spkd.train.losses.logits:Triage", "spkd.train.losses.settings:TriageSettings"),
         "multilevel": ("spkd.train.losses.multilevel:MultiLevel", "spkd.train.losses.settings:MultiLevelSettings"),
+        "codebook": ("spkd.train.losses.codebook:Codebook", "spkd.train.losses.settings:CodebookSettings"),
         "one-step": ("spkd.train.losses.onestep:OneStep", "spkd.train.losses.settings:OneStepSettings"),
         "memo": ("spkd.train.losses.memo:MeMo", "spkd.train.losses.settings:MeMoSettings"),
     },
@@ -310,6 +311,8 @@ CODECS = Registry(
         "pqMx4": "spkd.cache.codec:Product4",
         "opqMx8": "spkd.cache.codec:RotatedProduct8",
         "opqMx4": "spkd.cache.codec:RotatedProduct4",
+        "rqMxB": "spkd.cache.codec:Residual",
+        "lsqMxB": "spkd.cache.codec:LocalSearch",
         "topkK": "spkd.cache.codec:TopK",
     },
 )

@@ -477,6 +477,9 @@ TRAINING = Command(
                 },
             ),
         ),
+        "codebook": Context(
+            f"{TRAIN} cache=M/coded loss=codebook", of_loss("codebook", {"levels.embedding": "embedding"})
+        ),
         "one-step without frames": Context(
             f"{TRAIN} cache=M/full loss=one-step student=ssl student.channels=16 student.ssl.adapters=2",
             {"loss.one_step.targets": "[frames]"},
@@ -839,6 +842,8 @@ def make_materials(root: Path) -> None:
         f"extract {EXTRACT} cache=M/others_cache fbank=true manifest=M/others.csv",
         f"extract {EXTRACT} cache=M/bare",
         f"extract {EXTRACT} cache=M/augmented {augmented}",
+        f"extract {every.removesuffix(',logits]')}] cache=M/coded storage.codecs.frames=rq4x2 "
+        "storage.codecs.embedding=rq4x2",
         *(
             f"extract {context.arguments} cache=M/of_{name.removeprefix('teacher=')}"
             for name, context in family_contexts("manifest=M/manifest.csv", "teacher").items()

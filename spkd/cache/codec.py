@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.faiss_library import load_faiss
@@ -21,6 +22,9 @@ from spkd.registry import CODECS
 
 ZSTD = "+zstd"
 TEMPERATURES = (1.0, 2.0, 4.0)
+MOST_PARTS = 64  # most codebooks of an additive codec
+BEAM = 16  # rows of codes that a residual encoding keeps from one codebook to the next
+TURNS, CHANGES = 16, 4  # local searches of an encoding, and codes changed before each; as FAISS's
 FLOATS = {2: torch.float16, 4: torch.float32}
 Parameters = dict[str, np.ndarray]
 
@@ -38,6 +42,7 @@ class Codec(ABC):
         most_lost: largest error of rows read back, over their own length; more means that the numbers are too small for
             it. None where there is no such limit.
         only: the only target that it may be used for; None where all may use it.
+        classes: number of values that each code of a row can have, where a row is stored as codes; else 0.
         parameters: the learnt arrays, by name; the cache keeps them.
     """
 
@@ -47,6 +52,7 @@ class Codec(ABC):
     lossless = False
     most_lost: float | None = None
     only: str | None = None
+    classes = 0
 
     def __init__(self, dim: int) -> None:
         self.dim = self.columns = dim
@@ -63,6 +69,10 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, stored: Tensor) -> Tensor:
         """(..., columns) -> (..., dim) on the same device; float32, or the stored dtype where nothing is coded."""
+
+    def codes(self, stored: Tensor) -> Tensor:
+        """(..., columns) -> (..., codes) integers below `classes`, where a row is stored as codes."""
+        raise NotImplementedError
 
     def _on(self, device: torch.device, name: str) -> Tensor:
         if (name, device) not in self._tensors:
@@ -221,7 +231,7 @@ class Product(Codec):
         self.name = f"{'o' * self.rotated}pq{parts}x{self.bits}"
         if dim % parts or (parts * self.bits) % 8:
             raise UsageError(f"codec {self.name}: {dim} channels do not divide into {parts} parts of whole bytes")
-        self.parts, self.columns = parts, parts * self.bits // 8
+        self.parts, self.columns, self.classes = parts, parts * self.bits // 8, 2**self.bits
         self.training_rows, self.least_rows = 40 * 2**self.bits, 2**self.bits
 
     def _quantiser(self) -> Any:
@@ -246,8 +256,11 @@ class Product(Codec):
         values = values @ self.parameters["rotation"].T if self.rotated else values
         return quantiser.compute_codes(np.ascontiguousarray(values, np.float32))
 
+    def codes(self, stored: Tensor) -> Tensor:
+        return unpack(stored, self.bits, self.parts)
+
     def decode(self, stored: Tensor) -> Tensor:
-        codes = unpack(stored, self.bits, self.parts).long()
+        codes = self.codes(stored).long()
         part = torch.arange(self.parts, device=stored.device)
         values = self._on(stored.device, "centroids")[part, codes].flatten(-2)
         return values @ self._on(stored.device, "rotation") if self.rotated else values
@@ -275,6 +288,121 @@ class RotatedProduct4(Product4):
     """Product quantisation with 4 bits per sub-vector, after a learnt rotation: M / 2 bytes."""
 
     rotated = True
+
+
+class Additive(Codec):
+    """Base class of codecs by FAISS's additive quantisers: a row is the sum of one entry of each codebook.
+
+    Args:
+        parts: number of codebooks (M).
+        bits: bits of a code (B); each codebook has 2^B entries.
+    """
+
+    kind: str
+
+    def __init__(self, dim: int, parts: int, bits: int) -> None:
+        super().__init__(dim)
+        self.name = f"{self.kind}{parts}x{bits}"
+        if bits > 8 or parts > MOST_PARTS or (parts * bits) % 8:
+            raise UsageError(
+                f"codec {self.name}: give at most {MOST_PARTS} codes of at most 8 bits, in whole bytes; "
+                f"e.g. {self.kind}8x8"
+            )
+        self.parts, self.bits, self.columns, self.classes = parts, bits, parts * bits // 8, 2**bits
+        self.training_rows, self.least_rows = 40 * self.classes, self.classes
+        self._encoder: Any = None
+
+    @abstractmethod
+    def _quantiser(self) -> Any:
+        """FAISS's quantiser, without codebooks."""
+
+    def fit(self, values: np.ndarray) -> None:
+        faiss, quantiser = load_faiss(f"codec {self.name}"), self._quantiser()
+        quantiser.train(np.ascontiguousarray(values, np.float32))
+        shape = (self.parts, self.classes, self.dim)
+        self.parameters, self._encoder = {"codebooks": faiss.vector_to_array(quantiser.codebooks).reshape(shape)}, None
+
+    def _trained(self) -> Any:
+        """FAISS's quantiser with these codebooks, and its tables for encoding."""
+        quantiser = self._quantiser()
+        load_faiss(f"codec {self.name}").copy_array_to_vector(self.parameters["codebooks"].ravel(), quantiser.codebooks)
+        quantiser.is_trained = True
+        return quantiser
+
+    def codes(self, stored: Tensor) -> Tensor:
+        return unpack(stored, self.bits, self.parts)
+
+    def decode(self, stored: Tensor) -> Tensor:
+        shape, first = stored.shape[:-1], torch.arange(self.parts, device=stored.device) * self.classes
+        entries = self.codes(stored).long() + first
+        books = self._on(stored.device, "codebooks").flatten(0, 1)
+        return embedding_bag(entries.flatten(0, -2), books, mode="sum").reshape(*shape, self.dim)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_encoder": None}
+
+
+class Residual(Additive):
+    """Residual quantisation (Chen, Guan and Wang, Sensors 2010): M B / 8 bytes.
+
+    Each codebook is learnt from what the ones before it leave. Encoding is a beam search.
+    """
+
+    kind = "rq"
+
+    def __init__(self, dim: int, parts: int, bits: int) -> None:
+        super().__init__(dim, parts, bits)
+        # FAISS clusters in the rows' principal components, of which there are fewer than rows.
+        self.least_rows = max(self.least_rows, dim + 1)
+
+    def _quantiser(self) -> Any:
+        quantiser = load_faiss(f"codec {self.name}").ResidualQuantizer(self.dim, self.parts, self.bits)
+        quantiser.use_beam_LUT = 1  # the same codes, five times faster
+        return quantiser
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        if self._encoder is None:
+            self._encoder = self._trained()
+            self._encoder.max_beam_size = BEAM
+            self._encoder.compute_codebook_tables()
+        return self._encoder.compute_codes(np.ascontiguousarray(values, np.float32))
+
+
+class LocalSearch(Additive):
+    """Quantisation with codebooks learnt together, by local search (LSQ++: Martinez et al., ECCV 2018): M B / 8 bytes.
+
+    Encoding improves codes one codebook at a time, then changes some of them and improves again. FAISS's own encoding
+    changes random codes of each row, so that the codes of a row depend on the rows beside it; here all rows change by
+    the same list, which gives the same error at the same speed (benchmarks/cache_codecs.py).
+    """
+
+    kind = "lsq"
+
+    def _quantiser(self) -> Any:
+        return load_faiss(f"codec {self.name}").LocalSearchQuantizer(self.dim, self.parts, self.bits)
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        place = load_faiss(f"codec {self.name}").swig_ptr
+        if self._encoder is None:
+            between = np.empty((self.parts, self.parts, self.classes, self.classes), np.float32)
+            quantiser = self._trained()
+            quantiser.compute_binary_terms(place(between))
+            self._encoder = quantiser, between
+        (quantiser, between), books = self._encoder, self.parameters["codebooks"]
+        rows, part, random = np.ascontiguousarray(values, np.float32), np.arange(self.parts), np.random.RandomState(0)
+        best, least = np.zeros((len(rows), self.parts), np.int32), np.full(len(rows), np.inf, np.float32)
+        alone = np.empty((self.parts, len(rows), self.classes), np.float32)
+        quantiser.compute_unary_terms(place(rows), place(alone), len(rows))
+        for turn in range(TURNS):
+            # All codes are changed in the first turn, then some of the best ones.
+            changed = random.permutation(self.parts)[: CHANGES if turn else None]
+            codes = best.copy()
+            codes[:, changed] = random.randint(0, self.classes, len(changed))
+            quantiser.icm_encode_step(place(codes), place(alone), place(between), len(rows), quantiser.icm_iters)
+            error = np.square(rows - books[part, codes].sum(1)).sum(1)
+            better = error < least
+            best[better], least[better] = codes[better], error[better]
+        return pack(best, self.bits)
 
 
 class TopK(Codec):
@@ -328,6 +456,12 @@ def unpack(stored: Tensor, bits: int, count: int) -> Tensor:
     first = position // 8
     wide = padded[..., first] | (padded[..., first + 1] << 8)
     return (wide >> (position % 8)) & (2**bits - 1)
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """(n, count) codes of `bits` bits each -> (n, bytes) uint8, from the lowest bit; count * bits are whole bytes."""
+    each = codes[..., None] >> np.arange(bits) & 1
+    return np.packbits(each.astype(bool).reshape(len(codes), -1), axis=1, bitorder="little")
 
 
 def compressed(name: str) -> bool:

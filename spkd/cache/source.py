@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spkd.cache.card import Card
@@ -23,7 +25,7 @@ from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError, did_you_mean
 from spkd.files.text import counted
 from spkd.outputs.head import STORED, Head
-from spkd.outputs.target import EMBEDDING, LOGITS, Target
+from spkd.outputs.target import CODES, EMBEDDING, LOGITS, Target
 
 
 class CacheSource(ABC):
@@ -176,13 +178,32 @@ class SingleCache(CacheSource):
 
     @property
     def names(self) -> list[str]:
-        """Names of the stored targets, and of logits where they follow from embedding and head."""
-        return [*self.targets, *([LOGITS] if self.card.head and LOGITS not in self.targets else [])]
+        """Names of the targets that can be read.
+
+        These are the stored ones, logits where they follow from embedding and head, and the codes of targets whose
+        codec stores codes.
+        """
+        return [
+            *self.targets,
+            *([LOGITS] if self.card.head and LOGITS not in self.targets else []),
+            *self._codes,
+        ]
+
+    @cached_property
+    def _codes(self) -> dict[str, Target]:
+        """Codes of the targets whose codec stores codes, by name: numbers below the codec's `classes`."""
+        found = {}
+        for name, target in self.targets.items():
+            codec = make_codec(target.codec, target.dim)
+            if codec.classes:
+                codes = codec.codes(torch.zeros(1, codec.columns, dtype=torch.uint8))
+                found[name + CODES] = replace(target, name=name + CODES, dim=codes.shape[-1])
+        return found
 
     def target(self, name: str) -> Target:
         if name == LOGITS and LOGITS not in self.targets and self.head is not None:
             return Target(LOGITS, len(self.head.classes))
-        return self.targets[name]
+        return self.targets[name] if name in self.targets else self._codes[name]
 
     @cached_property
     def head(self) -> Head | None:
@@ -225,10 +246,16 @@ class SingleCache(CacheSource):
         return Manifest.join(parts, manifest.source)
 
     def decode(self, stored: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        decoded = {name: self.codebook.codecs[name].decode(values) for name, values in stored.items()}
+        codecs = self.codebook.codecs
+        # What is asked for as codes alone is not decoded.
+        asked = set(names) | ({EMBEDDING} if LOGITS in names and LOGITS not in stored else set())
+        decoded = {name: codecs[name].decode(values) for name, values in stored.items() if name in asked}
         if LOGITS in names and LOGITS not in decoded:
             assert self.head is not None
             decoded[LOGITS] = self.head.logits(decoded[EMBEDDING])
+        for name in self._codes.keys() & set(names):
+            base = name.removesuffix(CODES)
+            decoded[name] = codecs[base].codes(stored[base])
         return {name: decoded[name] for name in names}
 
     def check(self, views: np.ndarray) -> None:
@@ -246,7 +273,8 @@ class SingleCache(CacheSource):
         for name in names:
             if name not in self.names:
                 raise SpkdError(f"{self.name}: no target {name!r} in this cache{did_you_mean(name, self.names)}")
-        return list(dict.fromkeys(name if name in self.targets else EMBEDDING for name in names))
+        computed = {LOGITS: EMBEDDING} | {name: name.removesuffix(CODES) for name in self._codes}
+        return list(dict.fromkeys(name if name in self.targets else computed[name] for name in names))
 
     def rows(self, target: Target, views: np.ndarray, crop: Crop | None) -> Rows:
         """The rows of a target to read of each view.

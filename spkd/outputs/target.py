@@ -13,6 +13,7 @@ from spkd.corpus.audio import SAMPLE_RATE
 
 EMBEDDING = "embedding"
 LOGITS = "logits"
+CODES = ".codes"  # end of the name of a target's codes, which a cache gives beside the target where it stores codes
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from spkd.errors import SpkdError, UsageError, bracketed, first_few, public_addr
 from spkd.files import digest
 from spkd.files.text import counted
 from spkd.outputs.features import FEATURES
-from spkd.outputs.target import LOGITS, Target
+from spkd.outputs.target import CODES, LOGITS, Target
 from spkd.progress import log
 
 CONCATENATE, AVERAGE, SEPARATE = "concatenate", "average", "separate"
@@ -186,6 +186,8 @@ class CombinedCache(CacheSource):
             together = len(first) > 1 and self._teachers != SEPARATE
             if name in FEATURES or (name == LOGITS and together):  # classes of several teachers do not add up
                 continue
+            if name.endswith(CODES) and (together or not self._of_one_codebook(name.removesuffix(CODES))):
+                continue
             targets = [cache.target(name) for cache in first]
             times = [[_times(cache.target(name)) for cache in members] for members in self.corpora]
             if any(of_corpus != times[0] for of_corpus in times) or (together and len(set(times[0])) > 1):
@@ -208,6 +210,16 @@ class CombinedCache(CacheSource):
             if all(any(name in cache.names for cache in members) for members in self.corpora):
                 served[name] = target
         return served
+
+    def _of_one_codebook(self, name: str) -> bool:
+        """Whether the codes of a target stand for the same vectors in all corpora."""
+        first = [cache.codebook.codecs[name] for cache in self.corpora[0]]
+        return all(
+            (cache.target(name).codec, cache.dim(name)) == (own.target(name).codec, own.dim(name))
+            and all(np.array_equal(v, cache.codebook.codecs[name].parameters[k]) for k, v in codec.parameters.items())
+            for members in self.corpora[1:]
+            for cache, own, codec in zip(members, self.corpora[0], first, strict=True)
+        )
 
     def stored(self, views: np.ndarray, names: Sequence[str], crop: Crop | None = None) -> dict[str, Tensor]:
         for name in names:

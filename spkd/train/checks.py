@@ -19,7 +19,7 @@ from spkd.corpus.view import ViewPlan, unused_folders
 from spkd.errors import SpkdError, UsageError, listed
 from spkd.files.text import counted
 from spkd.outputs.features import FBANKS, FEATURES, is_fbank
-from spkd.outputs.target import EMBEDDING, LOGITS, Target
+from spkd.outputs.target import CODES, EMBEDDING, LOGITS, Target
 from spkd.progress import log
 from spkd.registry import DETECTORS, LOSSES, STUDENTS, section_of
 from spkd.students import is_of_library, make_student
@@ -70,15 +70,36 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
         missing = [name for name in stored_targets(loss, logits) if name + suffix not in stored]
         if missing and not suffix and any("@" in name for name in stored):
             raise UsageError(f"--loss {loss.name} needs one teacher; concatenate or average them (teachers=...)")
+        coded = [name.removesuffix(CODES) for name in missing if name.endswith(CODES)]
+        for name in coded:
+            _check_codes(cache, loss.name, name, suffix)
         if missing:
+            missing = [name.removesuffix(CODES) for name in missing]
             family = "NAME" if card.teacher.family == "none" else shlex.quote(card.teacher.family)
-            wanted = ",".join([*(t for t in stored if t not in FEATURES), *missing])
+            kept = [name for name in stored if name not in FEATURES and not name.endswith(CODES)]
+            targets = shlex.quote(f"teacher.targets=[{','.join([*kept, *missing])}]")
+            codecs = "".join(f" {shlex.quote(f'storage.codecs={{{name}: rq8x8}}')}" for name in coded)
             command = f"spkd extract teacher={family}"
             raise SpkdError(
                 f"--loss {loss.name} needs the target {', '.join(missing)}, which {cache.name} lacks; extract it: "
-                f"{command} {shlex.quote(f'teacher.targets=[{wanted}]')} {card.views.arguments} "
-                f"cache=NEW_FOLDER (its targets: {command} --targets)"
+                f"{command} {targets}{codecs} {card.views.arguments} cache=NEW_FOLDER (its targets: {command} "
+                "--targets)"
             )
+
+
+def _check_codes(cache: CacheSource, loss: str, name: str, suffix: str) -> None:
+    """Refuse a target that the cache has, but not as codes of one codebook. Raises SpkdError."""
+    if name + suffix not in cache.names:
+        return
+    if all(name + CODES in member.names for member in cache.members):
+        raise SpkdError(
+            f"--loss {loss} needs codes of one codebook, and the caches have several of {name}; train on one of them, "
+            "or give teachers=separate for several teachers of one corpus"
+        )
+    raise SpkdError(
+        f"--loss {loss} needs codes, and {cache.name} has {name} as {cache.target(name + suffix).codec}; extract it "
+        f"with a codec that stores codes: {shlex.quote(f'storage.codecs={{{name}: rq8x8}}')}"
+    )
 
 
 def check_ranks(ranks: ProcessGroup, config: TrainConfig) -> None:

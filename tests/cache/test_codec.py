@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import faiss
 import numpy as np
 import pytest
@@ -112,13 +114,65 @@ def test_product_codes_are_those_of_faiss(name: str) -> None:
         assert np.allclose(codec.parameters["rotation"] @ codec.parameters["rotation"].T, np.eye(16), atol=1e-4)
 
 
-@given(st.integers(1, 9), st.sampled_from([4, 6, 8]), st.integers(0, 2**32 - 1))
+@pytest.mark.parametrize("name", ["rq4x8", "rq2x4", "rq8x5", "lsq4x8", "lsq4x6"])
+def test_additive_codes_are_read_as_faiss_reads_them(name: str) -> None:
+    """FAISS decodes them to the same vectors, and its own encoding has no smaller error."""
+    values = vectors(1200)
+    codec = fitted(name, values)
+    assert isinstance(codec, codecs.Additive)
+    kind = {"rq": faiss.ResidualQuantizer, "lsq": faiss.LocalSearchQuantizer}[codec.kind]
+    reference = kind(16, codec.parts, codec.bits)
+    faiss.copy_array_to_vector(codec.parameters["codebooks"].ravel(), reference.codebooks)
+    reference.is_trained = True
+    stored = codec.encode(values)
+    assert (stored.shape, stored.dtype) == ((1200, codec.columns), np.uint8)
+    back = codec.decode(torch.from_numpy(stored)).numpy()
+    assert np.allclose(back, reference.decode(stored), atol=1e-4)
+    assert np.allclose(codec.decode(torch.from_numpy(stored).unflatten(0, (4, 300))).numpy().reshape(1200, 16), back)
+    if codec.kind == "rq":
+        reference.compute_codebook_tables()
+        reference.max_beam_size = codecs.BEAM
+    theirs = reference.decode(reference.compute_codes(values))
+    assert np.square(back - values).sum() < 1.05 * np.square(theirs - values).sum()
+    books = codec.parameters["codebooks"].astype(np.float64)
+    codes = codec.codes(torch.from_numpy(stored)).numpy()
+    assert codes.max() < codec.classes == books.shape[1]
+    assert np.allclose(books[np.arange(codec.parts), codes].sum(1), back, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rq4x8", "lsq4x8"])
+def test_additive_codes_of_a_row_do_not_depend_on_its_neighbours(name: str) -> None:
+    """But where two choices are equally good up to the rounding of a matrix product."""
+    values = np.random.RandomState(0).randn(3000, 16).astype(np.float32)
+    codec = fitted(name, values)
+    values = values[:60]
+    whole = codec.encode(values)
+    again = pickle.loads(pickle.dumps(codec))
+    assert np.array_equal(again.encode(values), whole)
+    parts = np.concatenate([codec.encode(values[i : i + 7]) for i in range(0, 60, 7)])
+    for other in (parts, codec.encode(values[::-1])[::-1]):
+        assert (other == whole).all(1).mean() > 0.96
+        left, same = (np.square(codec.decode(torch.tensor(s.copy())).numpy() - values).sum(1) for s in (whole, other))
+        assert np.allclose(left, same, rtol=1e-4)
+
+
+def test_sums_of_entries_are_nearer_than_parts_of_vectors() -> None:
+    """Of vectors whose channels depend on one another, in the same bytes."""
+    random = np.random.RandomState(0)
+    values = (random.randn(3000, 6) @ random.randn(6, 32)).astype(np.float32)
+    product, *additive = (codecs.error(fitted(n, values), values)["relative_mse"] for n in ("pq4x8", "rq4x8", "lsq4x8"))
+    assert max(additive) < 0.7 * product
+
+
+@given(st.integers(1, 9), st.sampled_from([3, 4, 5, 6, 8]), st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
 def test_codes_are_packed_from_the_lowest_bit(count: int, bits: int, seed: int) -> None:
     codes = np.random.RandomState(seed).randint(0, 2**bits, (3, count))
     bit = (codes[:, :, None] >> np.arange(bits)) & 1
     packed = np.packbits(bit.reshape(3, -1).astype(np.uint8), axis=1, bitorder="little")
     assert np.array_equal(codecs.unpack(torch.from_numpy(packed), bits, count).numpy(), codes)
+    if count * bits % 8 == 0:
+        assert np.array_equal(codecs.pack(codes, bits), packed)
 
 
 @pytest.mark.parametrize("classes", [9, 70_000])
@@ -158,6 +212,9 @@ def test_errors_are_ordered_as_the_bytes() -> None:
         ("floot16", 4, "did you mean 'float16'"),
         ("pq3x8", 16, "do not divide into 3 parts"),
         ("pq1x4", 16, "whole bytes"),
+        ("rq3x4", 16, "codec rq3x4: give at most 64 codes of at most 8 bits, in whole bytes; e.g. rq8x8"),
+        ("lsq8x9", 16, "codec lsq8x9: give at most 64 codes of at most 8 bits, in whole bytes; e.g. lsq8x8"),
+        ("rq65x8", 16, "at most 64 codes"),
         ("topk4", 4, "k must be between 1 and 3"),
         ("int8+zst", 4, "codec 'int8\\+zst'"),
     ],
@@ -165,6 +222,13 @@ def test_errors_are_ordered_as_the_bytes() -> None:
 def test_codecs_that_do_not_exist_or_fit(name: str, dim: int, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         codecs.make_codec(name, dim)
+
+
+@pytest.mark.parametrize("name", ["rq4x2", "rq2x4", "lsq4x2", "rq1x8"])
+def test_the_fewest_rows_that_an_additive_codec_accepts(name: str) -> None:
+    codec = codecs.make_codec(name, 16)
+    codecs.fit("t", codec, vectors(codec.least_rows))
+    assert codecs.error(codec, vectors(300))["cosine_mean"] > 0.3
 
 
 def test_too_few_rows_are_refused() -> None:

@@ -21,6 +21,7 @@ from tests.device.pretended import GPU
 VIEWS, SAMPLES, DIM, CLASSES, STEPS = 4, 9840, 8, 5, 10
 WIDTHS = {"resnet34": 8, "campplus": 32, "ssl": 32}
 FRAMES = {kind: Target(kind, 6, hop, 512) for kind, hop in (("frames", 200), ("frames.half", 160))}
+FRAMES["frames.codes"] = Target("frames.codes", 2, 200, 512, "rq2x8")
 MEMO = ["loss=memo", "loss.memo.prototypes=12", "loss.memo.hidden=8", "loss.memo.bottleneck=4", "loss.memo.locals=1"]
 CASES = {
     "contrastive": ["loss=contrastive"],
@@ -37,6 +38,7 @@ CASES = {
     ],
     "multilevel, mse": ["loss=multilevel", "loss.multilevel.levels={frames: frames}", "loss.multilevel.distance=mse"],
     "multilevel, concat": ["loss=multilevel", "loss.multilevel.concat=[embedding, stats]"],
+    "codebook": ["loss=codebook"],
     "memo": [*MEMO, "loss.memo.partner=tiny", "loss.memo.partner_channels=8"],
     "dino": [*MEMO, "loss.memo.partner=none", "loss.memo.teacher_weight=1", "loss.memo.frozen_prototypes=0.9"],
     "cosine": ["loss=cosine"],
@@ -90,6 +92,7 @@ def batch(network: Network, case: str, device: torch.device = GPU) -> TrainBatch
     for name, target in FRAMES.items():
         values = torch.randn(VIEWS, int(target.num_frames(SAMPLES)), target.dim)
         targets[name] = values.half() if "half" in name else values
+    targets["frames.codes"] = torch.randint(256, targets["frames.codes"].shape, dtype=torch.uint8)
     label = torch.arange(VIEWS)
     mined = {}
     if "mined" in case:

@@ -25,6 +25,7 @@ from tests.conftest import CommandLine
 from tests.device.pretended import GPU, NoWaits, gpu, real
 
 NAMES = {"pqMx8": "pq4x8", "pqMx4": "pq4x4", "opqMx8": "opq4x8", "opqMx4": "opq4x4", "topkK": "topk3"}
+NAMES |= {"rqMxB": "rq4x8", "lsqMxB": "lsq4x6"}
 KEYS = ["student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "device=cpu", "cache=c"]
 KEYS += ["loss=[contrastive,kld]", "loss.kld.logits=prototypes", "mining.negatives=2", "class_means=true"]
 
@@ -40,6 +41,8 @@ def test_codes_are_decoded_on_the_device(name: str) -> None:
         codec.decode(on_gpu)  # places the learnt parameters
         with NoWaits():
             decoded = codec.decode(on_gpu)
+            if codec.classes:
+                assert codec.codes(on_gpu).device == GPU
     assert (decoded.device, decoded.shape) == (GPU, (2, 3, 16))
 
 

@@ -171,6 +171,33 @@ def test_folders_that_no_view_used_are_refused(check: Callable, corpus: Path, ke
         check("loss=cosine", *given)
 
 
+CODED = ["--loss", "codebook", "loss.codebook.levels={frames: frames, embedding: embedding}"]
+
+
+def test_codes_are_learnt_from_caches_of_one_codebook(spkd: Callable, folder: Path, corpus: Path) -> None:
+    extract = ["extract", "teacher=checkpoint", f"teacher.weights={folder / 'teacher'}", "fbank=true"]
+    extract += ["teacher.targets=[embedding,frames]"]
+    codecs = "storage.codecs={frames: rq4x4, embedding: lsq4x2}"
+    head, *rows = (corpus / "manifest.csv").read_text().splitlines()
+    for name, kept in {"coded": rows[::2], "other": rows[1::2]}.items():
+        Path(f"{name}.csv").write_text("\n".join([head, *kept]).replace(",audio/", f",{corpus}/audio/"))
+        spkd(*extract, f"manifest={name}.csv", f"cache={name}", codecs).ok()
+    save_teacher(Path("second"), seed=1)
+    spkd(*extract, "manifest=coded.csv", "cache=again", codecs, "teacher.weights=second").ok()
+    spkd(*extract, "manifest=coded.csv", "cache=plain").ok()
+    done = spkd("train", *SMALL, *CODED, "cache=coded", "out=s").ok()
+    assert "mean of the last steps: codebook" in done.out
+    for cache, reason in (
+        ("plain", "needs codes, and plain has frames as float16; extract it with a codec that stores codes"),
+        ("[coded,other]", "needs codes of one codebook, and the caches have several of frames; train on one of them"),
+        ("[coded,again]", "needs codes of one codebook"),
+        (str(folder / "cache"), "'storage.codecs={frames: rq8x8}'"),
+    ):
+        done = spkd("train", *SMALL, *CODED, f"cache={cache}", "out=t")
+        assert (done.code, reason in done.err, len(done.err.splitlines())) == (1, True, 1), done.err
+    spkd("train", *SMALL, *CODED, "cache=[coded,again]", "teachers=separate", "out=u").ok()
+
+
 def test_a_refused_run_leaves_no_folder(spkd: Callable, folder: Path) -> None:
     refused = [
         ["--loss", "kosine"],

@@ -62,6 +62,7 @@ RUNS = {
         "loss.multilevel.levels={frames: frames, embedding: embedding}",
         *("loss.multilevel.concat=[embedding]", "student=ecapa"),
     ],
+    "codebook": ["loss=codebook", "cache=coded", "loss.codebook.levels={frames: frames, embedding: embedding}"],
     "aam, divided": ["loss=aam", "loss.aam.sharded=true"],
     "aam, divided, partly labelled": ["loss=aam", "loss.aam.sharded=true", "loss.aam.subcentres=3", PARTLY],
     "one-step": SSL,
@@ -81,10 +82,10 @@ def cached(spkd: Callable, corpus: Path, tmp_path: Path) -> Callable:
     classes = [f"spk{s}{speed}" for s in range(6) for speed in ("@0.90", "")]
     save_teacher(tmp_path / "teacher", 12, classes, 9.0)
 
-    def extract(manifest: str, cache: str) -> None:
+    def extract(manifest: str, cache: str, *settings: str) -> None:
         given = ["teacher=checkpoint", "teacher.weights=teacher", "fbank=true", "wave=true", "view.speeds=[0.9,1.0]"]
         targets = "teacher.targets=[embedding,frames,logits]"
-        spkd("extract", *given, targets, f"manifest={manifest}", f"cache={cache}").ok()
+        spkd("extract", *given, targets, f"manifest={manifest}", f"cache={cache}", *settings).ok()
 
     extract(str(corpus / "manifest.csv"), "cache")
     return extract
@@ -109,6 +110,7 @@ def test_two_ranks_are_one_process_for_every_loss(cached: Callable, corpus: Path
     some = [replace(utterance, speaker=None) if i % 5 else utterance for i, utterance in enumerate(every)]
     Manifest(tuple(some)).save("partly.csv")
     cached("partly.csv", "partly")
+    cached(str(corpus / "manifest.csv"), "coded", "storage.codecs={frames: rq4x4, embedding: lsq4x2}")
     runs = {name: last_of([*SMALL, "optim.clip=0", *keys]) for name, keys in RUNS.items()}
     (alone,), ranks = (steps(world, runs, ["fp32", "bf16", "fp16"], tmp_path / f"of{world}") for world in (1, 2))
     for name, one in alone.items():

@@ -21,6 +21,7 @@ from spkd.train.losses import multilevel
 from spkd.train.losses.aam import AAM, AAMSettings, add_margin, margin_ramp
 from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs
 from spkd.train.losses.chosen import WeightedSum, chosen_losses, for_teachers
+from spkd.train.losses.codebook import Codebook, CodebookSettings
 from spkd.train.losses.contrastive import Contrastive, ContrastiveSettings
 from spkd.train.losses.logits import (
     KLD,
@@ -39,6 +40,7 @@ from spkd.train.settings import LossConfig, TrainConfig
 
 DIM = 6
 FRAMES = Target("frames", 7, 320, 400)
+CODES = Target("frames.codes", 3, 320, 400, "rq3x8")
 FROM_LEVELS = [name for name in LOSSES if name != "memo"]  # memo computes levels of its own: see test_memo
 
 
@@ -52,6 +54,8 @@ def setting(
     teacher["logits"] = 30.0 * (2 * torch.rand(batch, classes, generator=generator) - 1)
     student["frames"] = torch.randn(batch, 24, DIM, generator=generator)
     teacher["frames"] = torch.randn(batch, 24, 7, generator=generator)
+    teacher["frames.codes"] = torch.randint(256, (batch, 24, 3), generator=generator, dtype=torch.uint8)
+    teacher["embedding.codes"] = torch.randint(256, (batch, 3), generator=generator, dtype=torch.uint8)
     others = [{"embedding": torch.randn(batch, DIM, generator=generator)}]
     tuned = {"embedding": torch.randn(batch, DIM, generator=generator)}
     inputs = LossInputs(
@@ -64,7 +68,8 @@ def setting(
         finetune_levels=tuned,
         finetune_label=label,
         alignments={
-            "frames": Alignment.of(FRAMES, FRAMES, np.full(batch, 7760), Crop(np.zeros(batch, int), 7760)),
+            name: Alignment.of(FRAMES, FRAMES, np.full(batch, 7760), Crop(np.zeros(batch, int), 7760))
+            for name in ("frames", "frames.codes")
         },
     )
     return student, inputs
@@ -73,10 +78,13 @@ def setting(
 def build(kind: type[Loss], settings: object = None, classes: int = 5, teacher_dim: int = DIM) -> Loss:
     torch.manual_seed(1)
     targets = {"embedding": Target("embedding", teacher_dim), "logits": Target("logits", classes), "frames": FRAMES}
+    targets |= {CODES.name: CODES, "embedding.codes": Target("embedding.codes", 3, codec="rq3x8")}
     levels = {"embedding": Target("embedding", DIM), "frames": Target("frames", DIM, 320, 400)}
     settings = settings or kind.Settings()
     if kind is LOSSES["one-step"]:
         settings = replace(settings, targets=["frames"])  # type: ignore[type-var]
+    if kind is LOSSES["codebook"]:
+        settings = replace(settings, levels={"frames": "frames", "embedding": "embedding"})  # type: ignore[type-var]
     return kind(settings, LossContext(levels, targets, classes))
 
 
@@ -610,6 +618,52 @@ def test_levels_that_do_not_go_together(change: dict, expected: str) -> None:
 
     with pytest.raises(UsageError, match=expected):
         make()
+
+
+@pytest.mark.parametrize("codec", ["rq4x4", "lsq4x8", "pq4x8"])
+def test_codebook(codec: str) -> None:
+    """Cross-entropy written out in float64: frames at the teacher's times, and vectors."""
+    targets, student, inputs = levels_setting(320, 400)
+    classes, random = 2 ** int(codec[-1]), torch.Generator().manual_seed(4)
+    codes = {
+        "frames": torch.randint(classes, (*inputs.targets["frames"].shape[:2], 4), generator=random),
+        "stats": torch.randint(classes, (3, 4), generator=random),
+    }
+    for name, values in codes.items():
+        inputs.targets[f"{name}.codes"] = values.to(torch.uint8)
+        targets[f"{name}.codes"] = replace(targets[name], dim=4, codec=codec)
+    inputs.alignments["frames.codes"] = inputs.alignments["frames"]
+    settings = CodebookSettings({"frames": "frames", "embedding": "stats"})
+    assert settings.needed_targets() == ("frames.codes", "stats.codes")
+    loss = Codebook(settings, LossContext(levels_of(student), targets, 1))
+    weights = [(f64(layer.weight), f64(layer.bias)) for layer in loss.classify.values()]  # type: ignore[arg-type]
+
+    def crossed(x: np.ndarray, chosen: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> float:
+        logits = (layer[0] @ x + layer[1]).reshape(4, classes)
+        return float(np.mean([np.log(np.exp(of).sum()) - of[i] for of, i in zip(logits, chosen, strict=True)]))
+
+    s, found = f64(student["frames"]), []
+    for j in range(codes["frames"].shape[1]):
+        place = (j * 320 + 200 - 200) / 160
+        if place <= 47.5:
+            place = min(place, 47.0)
+            at = [np.array([np.interp(place, np.arange(48), s[b, :, c]) for c in range(s.shape[2])]) for b in range(3)]
+            found += [crossed(x, codes["frames"][b, j].numpy(), weights[0]) for b, x in enumerate(at)]
+    vectors = zip(f64(student["embedding"]), codes["stats"].numpy(), strict=True)
+    expected = np.mean(found) + np.mean([crossed(x, chosen, weights[1]) for x, chosen in vectors])
+    assert loss(student, inputs).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_codes_of_levels_that_the_student_lacks() -> None:
+    targets, student, _ = levels_setting(160, 400)
+    targets |= {f"{name}.codes": replace(target, dim=8, codec="rq8x8") for name, target in targets.items()}
+    context = LossContext(levels_of(student), targets, 1)
+    with pytest.raises(UsageError, match="did you mean 'frames'"):
+        Codebook(CodebookSettings({"frame": "frames"}), context)
+    with pytest.raises(UsageError, match="compares frames with a vector"):
+        Codebook(CodebookSettings({"frames": "stats"}), context)
+    with pytest.raises(UsageError, match="name at least one pair"):
+        CodebookSettings({}).check()
 
 
 @pytest.mark.parametrize("distance", ["cosine", "mse"])

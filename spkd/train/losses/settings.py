@@ -13,6 +13,7 @@ NO_PARTNER = "none"
 GLOBALS = 2  # long crops of MeMo, which its teachers take too
 CONCAT = "concat"  # the level that learns several targets, concatenated
 EMBEDDING = "embedding"  # spkd.outputs.target has the names of targets, but imports torch
+CODES = ".codes"
 
 
 class LogitsRequest(NamedTuple):
@@ -208,6 +209,20 @@ class MultiLevelSettings(LossSettings):
 
     def needed_targets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.levels.values(), *self.concat]))
+
+
+@dataclass
+class CodebookSettings(LossSettings):
+    levels: dict[str, str] = key(
+        {"frames": "frames"}, "student level -> target whose codes it predicts, e.g. {frames: frames.layer8}"
+    )
+
+    def check(self) -> None:
+        if not self.levels:
+            raise UsageError("loss.codebook.levels: name at least one pair of a student level and a target")
+
+    def needed_targets(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name + CODES for name in self.levels.values()))
 
 
 @dataclass
