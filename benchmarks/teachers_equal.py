@@ -41,12 +41,14 @@ import yaml
 from torch import Tensor, nn
 
 from spkd.demo.synthesis import speaker, utterance
+from spkd.networks.toolkits.pooling import POOLINGS
 from spkd.teachers import load_teacher
 from spkd.teachers.base import Teacher
 from spkd.teachers.settings import ModelConfig, ONNXSettings
+from spkd.teachers.wespeaker_networks import REPVGG
 
 HERE = Path(__file__).parent
-SECONDS = (1.0, 1.5, 2.3, 4.0)
+SECONDS = (1.0, 1.51, 2.3, 4.0)  # 1.51 s have an odd number of frames of fbank
 # Prints the peak of its own memory in the end.
 RUN = """
 import atexit
@@ -97,51 +99,158 @@ WESPEAKER: list[tuple[str, dict[str, Any]]] = [
     ("CAMPPlus", {}), ("XVEC", {}), ("ERes2Net34_Base", {}), ("ERes2Net34_Large", {}), ("ERes2Net34_aug", {}),
     ("SimAM_ResNet34_ASP", {}), ("SimAM_ResNet100_ASP", {}), ("ReDimNetB0", {"feat_dim": 60}),
     *((f"ReDimNetB{i}", {"feat_dim": 72}) for i in range(1, 7)),
+    ("XI_VEC_ECAPA_TDNN_c512", {}), ("XI_VEC_ECAPA_TDNN_c1024", {}), ("XI_VEC_XVEC", {}),
+    ("Res2Net34_Base", {}), ("Res2Net34_Large", {"two_emb_layer": True}),
+    *((f"Gemini_DF_ResNet{layers}", {}) for layers in (60, 114, 183, 237)),
+    *((f"REPVGG_{size}", {}) for size in REPVGG),
 ]  # fmt: skip
 WESPEAKER_GRID: list[tuple[str, dict[str, Any]]] = [
-    *(("ResNet18", {"pooling_func": pooling}) for pooling in ("TAP", "TSDP", "TSTP", "ASTP")),
-    *(("XVEC", {"pooling_func": pooling, "feat_dim": 40}) for pooling in ("TAP", "TSDP", "TSTP", "ASTP")),
+    *(("ResNet18", {"pooling_func": pooling}) for pooling in ("TAP", "TSDP", "TSTP", "ASTP", "MHASTP", "MQMHASTP")),
+    *(("XVEC", {"pooling_func": pooling, "feat_dim": 40}) for pooling in ("TAP", "TSDP", "TSTP", "ASTP", "MHASTP",
+                                                                          "XI")),
+    *(("ECAPA_TDNN_GLOB_c512", {"pooling_func": pooling}) for pooling in POOLINGS),
+    *(("CAMPPlus", {"pooling_func": pooling}) for pooling in POOLINGS),
     *(("ResNet18", {"feat_dim": bands, "two_emb_layer": True}) for bands in (40, 64, 96)),
     ("ECAPA_TDNN_c512", {"emb_bn": True, "feat_dim": 64}), ("CAMPPlus", {"feat_dim": 40}),
     ("ERes2Net34_Base", {"pooling_func": "ASTP", "two_emb_layer": True}),
+    ("Res2Net34_Base", {"pooling_func": "MQMHASTP", "feat_dim": 64}),
+    ("Gemini_DF_ResNet60", {"pooling_func": "MHASTP", "two_emb_layer": True, "feat_dim": 64}),
+    ("REPVGG_TINY_A0", {"pooling_func": "ASTP", "feat_dim": 64, "use_se": True}),
+    ("REPVGG_A1", {"deploy": True, "pooling_func": "MQMHASTP"}), ("REPVGG_RSBB_A2", {"deploy": True}),
+    ("REPVGG_RSBB_A0", {"use_se": True}),
 ]  # fmt: skip
+SMALL_WHISPER = {"n_mels": 80, "num_blocks": 4, "output_size": 64, "n_head": 4, "layer_st": 1, "layer_ed": 2}
+SMALL_LORA = {"r": 4, "lora_alpha": 12, "target_modules": ["linear_q", "linear_v"], "lora_dropout": 0.1, "bias": "none"}
+# Networks on speech encoders: model, its arguments, front end, its arguments, further settings of data.
+WESPEAKER_ENCODERS: list[tuple[str, dict[str, Any], str, dict[str, Any], dict[str, Any]]] = [
+    ("whisper_PMFA_large_v2", {}, "whisper_encoder", SMALL_WHISPER, {}),
+    ("whisper_PMFA_large_v2", {}, "whisper_encoder", SMALL_WHISPER | {"n_mels": 128, "layer_ed": 3}, {"cmvn": False}),
+    ("whisper_PMFA_large_v2", {}, "whisper_encoder", SMALL_WHISPER | {"layer_st": 0},
+     {"cmvn_args": {"norm_mean": True, "norm_var": True}}),
+    ("ECAPA_TDNN_GLOB_c512", {}, "whisper_encoder", SMALL_WHISPER, {}),
+    ("XVEC", {"pooling_func": "TAP"}, "whisper_encoder", SMALL_WHISPER, {"cmvn_args": {"norm_mean": False}}),
+    ("W2VBert_Adapter_MFA", {"adapter_dim": 32}, "w2vbert", {"use_lora": False, "frozen": False}, {"cmvn": False}),
+    ("W2VBert_Adapter_MFA", {"adapter_dim": 32}, "w2vbert", {"use_lora": True, "lora_config_args": SMALL_LORA},
+     {"cmvn": False}),
+    ("W2VBert_Adapter_MFA", {"adapter_dim": 48, "n_mfa_layers": 3}, "w2vbert",
+     {"use_lora": True, "lora_config_args": SMALL_LORA | {"target_modules": ["linear_k", "linear_out"]}},
+     {"cmvn": False}),
+]  # fmt: skip
+
+
+def wespeaker_package(clone: Path) -> None:
+    """Make WeSpeaker's modules importable, without what its packages import besides (commands, other front ends)."""
+    for name in ("wespeaker", "wespeaker.frontend"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(clone / name.replace(".", "/"))]
+        sys.modules[name] = package
+
+
+def save_wespeaker(folder: Path, config: dict[str, Any], model: nn.Module) -> ModelConfig:
+    """A folder as WeSpeaker leaves it, trained on several GPUs."""
+    folder.mkdir(parents=True)
+    projection = {"project_type": "arc_margin", "scale": 32.0, "easy_margin": False}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"projection_args": projection}))
+    state = {f"module.{k}": v for k, v in model.state_dict().items()}
+    torch.save(state | {"module.projection.weight": torch.randn(7, 192)}, folder / "avg_model.pt")
+    return ModelConfig("wespeaker", str(folder))
 
 
 def wespeaker(clone: Path, work: Path, models: list[tuple[str, dict[str, Any]]]) -> Iterator[Case]:
     from torchaudio.compliance import kaldi
 
-    package = types.ModuleType("wespeaker")  # its own __init__ imports the command line and what that needs
-    package.__path__ = [str(clone / "wespeaker")]
-    sys.modules["wespeaker"] = package
-    homes = {"ResNet": "resnet", "ECAPA": "ecapa_tdnn", "CAMP": "campplus", "XVEC": "tdnn", "ERes": "eres2net",
-             "ReDim": "redimnet"}  # fmt: skip
+    wespeaker_package(clone)
+    find = importlib.import_module("wespeaker.models.speaker_model").get_speaker_model
     for number, (name, arguments) in enumerate(models):
-        home = next((module for start, module in homes.items() if name.startswith(start)), "samresnet")
-        build = getattr(importlib.import_module(f"wespeaker.models.{home}"), name)
-        mels = {"acoustic_dim": 80} if home == "samresnet" else {"feat_dim": 80} | arguments
+        mels = {"acoustic_dim": 80} if name.startswith("SimAM") else {"feat_dim": 80} | arguments
         bands = mels.get("feat_dim", 80)
-        model = randomise(build(**(mels | arguments), embed_dim=192))
-        folder = work / str(number)
-        folder.mkdir(parents=True)
+        model = randomise(find(name)(**(mels | arguments), embed_dim=192))
         config = {
             "model": name,
             "model_args": {**mels, "embed_dim": 192, **arguments},
             "dataset_args": {"resample_rate": 16000, "fbank_args": {"num_mel_bins": bands, "frame_length": 25,
                              "frame_shift": 10, "dither": 1.0}},
-            "projection_args": {"project_type": "arc_margin", "scale": 32.0, "easy_margin": False},
         }  # fmt: skip
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        state = {f"module.{k}": v for k, v in model.state_dict().items()}
-        torch.save(state | {"module.projection.weight": torch.randn(7, 192)}, folder / "avg_model.pt")
+        saved = save_wespeaker(work / str(number), config, model)
 
         def oracle(wave: Tensor, model: nn.Module = model, bands: int = bands) -> Tensor:
             bank = kaldi.fbank(wave[None] * 32768, num_mel_bins=bands, window_type="hamming", dither=0.0)
             out = model((bank - bank.mean(0))[None])
-            return (out[-1] if isinstance(out, tuple) else out)[0]
+            return (out[-1] if isinstance(out, tuple) else out).flatten()
 
         changed = " ".join(f"{key}={value}" for key, value in arguments.items())
         label = f"wespeaker grid: {name} {changed}" if models is WESPEAKER_GRID else f"wespeaker {name}"
-        yield Case(label, ModelConfig("wespeaker", str(folder)), oracle, f"wespeaker {revision(clone)}")
+        yield Case(label, saved, oracle, f"wespeaker {revision(clone)}")
+
+
+def wespeaker_encoders(clone: Path, work: Path) -> Iterator[Case]:
+    import transformers as library
+
+    wespeaker_package(clone)
+    find = importlib.import_module("wespeaker.models.speaker_model").get_speaker_model
+    normalise = importlib.import_module("wespeaker.dataset.dataset_utils").apply_cmvn
+    hub = work / "w2v-bert-2.0"
+    config = library.Wav2Vec2BertConfig(
+        hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192, layer_norm_eps=1e-4
+    )
+    library.Wav2Vec2BertModel(config).save_pretrained(hub)
+    library.SeamlessM4TFeatureExtractor(padding_value=1).save_pretrained(hub)
+    classes = {"whisper_encoder": ("whisper_encoder", "whisper_encoder"), "w2vbert": ("w2vbert", "W2VBertFrontend")}
+    for number, (name, arguments, front_end, its_arguments, data) in enumerate(WESPEAKER_ENCODERS):
+        module, kind = classes[front_end]
+        its_arguments = its_arguments | ({"model_name": str(hub)} if front_end == "w2vbert" else {})
+        front = getattr(importlib.import_module(f"wespeaker.frontend.{module}"), kind)(
+            **its_arguments, sample_rate=16_000
+        )
+        if front_end == "w2vbert":
+            arguments = arguments | {"num_frontend_hidden_layers": 4}
+        arguments = arguments | {"feat_dim": front.output_size(), "embed_dim": 192}
+        model = find(name)(**arguments)
+        model.add_module("frontend", front)
+        randomise(model)
+        for parameter, values in model.named_parameters():
+            if "lora_B" in parameter:  # zero at the begin of training
+                values.data.normal_(0, 0.1)
+        data = {"frontend": front_end, f"{front_end}_args": its_arguments, "resample_rate": 16000} | data
+        saved = save_wespeaker(
+            work / str(number), {"model": name, "model_args": arguments, "dataset_args": data}, model
+        )
+
+        def oracle(wave: Tensor, model: nn.Module = model, data: dict[str, Any] = data) -> Tensor:
+            features, _ = model.frontend(wave[None], torch.tensor([len(wave)]))
+            if data.get("cmvn", True):
+                features = normalise(features, **data.get("cmvn_args", {}))
+            out = model(features)
+            return (out[-1] if isinstance(out, tuple) else out).flatten()
+
+        label = f"wespeaker encoder: {name} {number}"
+        yield Case(label, saved, oracle, f"wespeaker {revision(clone)}")
+
+
+def pyannote(work: Path) -> Iterator[Case]:
+    # Without the part that reports the use of models to a server.
+    sys.modules["pyannote.audio.telemetry"] = types.SimpleNamespace(  # type: ignore[assignment]
+        **dict.fromkeys(("set_opentelemetry_log_level", "set_telemetry_metrics", "track_model_init",
+                         "track_pipeline_init", "track_pipeline_apply"), lambda *_, **__: None)
+    )  # fmt: skip
+    models = importlib.import_module("pyannote.audio.models.embedding.wespeaker")
+    task = importlib.import_module("pyannote.audio.core.task")
+    for layers in (34, 152):
+        model = randomise(getattr(models, f"WeSpeakerResNet{layers}")())
+        model.specifications = task.Specifications(
+            problem=task.Problem.REPRESENTATION, resolution=task.Resolution.CHUNK, duration=5.0
+        )
+        saved = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+        model.on_save_checkpoint(saved)
+        folder = work / str(layers)
+        folder.mkdir(parents=True)
+        torch.save(saved, folder / "pytorch_model.bin")
+
+        def oracle(wave: Tensor, model: nn.Module = model) -> Tensor:
+            return model(wave[None, None])[0]
+
+        package = f"pyannote.audio {importlib.metadata.version('pyannote.audio')}"
+        yield Case(f"pyannote ResNet{layers}", ModelConfig("wespeaker", str(folder)), oracle, package)
 
 
 def three_d_speaker(clone: Path, work: Path) -> Iterator[Case]:
@@ -452,6 +561,24 @@ def one_hour(work: Path, config: ModelConfig) -> list[dict[str, Any]]:
     return found
 
 
+NEEDED = {
+    "speechbrain": ("speechbrain",), "speechbrain grid": ("speechbrain",), "transformers": ("transformers",),
+    "sherpa grid": ("sherpa_onnx",), "wespeaker encoder": ("transformers", "peft", "whisper"),
+    "pyannote": ("pyannote.audio",),
+}  # fmt: skip
+
+
+def missing(family: str) -> str | None:
+    """A package that the cases of a family need and that is not installed; None: all are."""
+    for name in NEEDED.get(family, ()):
+        try:
+            if importlib.util.find_spec(name) is None:
+                return name
+        except ModuleNotFoundError:  # a package that it is part of
+            return name
+    return None
+
+
 def wave(number: int, seconds: float) -> Tensor:
     return torch.from_numpy(utterance(speaker(number % 6), number, seconds))
 
@@ -462,7 +589,7 @@ def main() -> None:
     options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path, help="a clone of modelscope/3D-Speaker")
     options.add_argument("--redimnet", type=Path, help="a clone of IDRnD/ReDimNet")
     options.add_argument("--redimnet2", type=Path, help="a clone of PalabraAI/redimnet2")
-    options.add_argument("--only", default="", help="names that begin with this")
+    options.add_argument("--only", default="", help="families or models whose names begin with this")
     options.add_argument("--hour", action="store_true", help="a WAV of one hour through every family besides")
     options.add_argument("--dvector", help="weights of the GE2E d-vector, for --hour")
     given = record.parse(options)
@@ -477,6 +604,8 @@ def main() -> None:
         sources: dict[str, Callable[[], Iterator[Case]]] = {
             "wespeaker": lambda: wespeaker(given.wespeaker, work / "wespeaker", WESPEAKER),
             "wespeaker grid": lambda: wespeaker(given.wespeaker, work / "wespeaker-grid", WESPEAKER_GRID),
+            "wespeaker encoder": lambda: wespeaker_encoders(given.wespeaker, work / "wespeaker-encoders"),
+            "pyannote": lambda: pyannote(work / "pyannote"),
             "3d-speaker": lambda: three_d_speaker(given.three_d_speaker, work / "3d-speaker"),
             "redimnet": lambda: redimnet(given.redimnet, given.redimnet2, work / "redimnet"),
             "speechbrain": lambda: speechbrain(work / "speechbrain"),
@@ -486,19 +615,19 @@ def main() -> None:
             "sherpa grid": lambda: sherpa_grid(work / "sherpa-grid"),
         }
         for family, cases in sources.items():
-            if not family.startswith(given.only):
+            if not (family.startswith(given.only) or given.only.startswith(f"{family} ")):
                 continue
             clones = {"wespeaker": given.wespeaker, "3d-speaker": given.three_d_speaker,
                       "redimnet": given.redimnet or given.redimnet2}  # fmt: skip
             if not clones.get(family.split()[0], True):
                 print(f"skipped: {family} (no clone named)")
                 continue
-            needed = {"speechbrain": "speechbrain", "transformers": "transformers", "sherpa": "sherpa_onnx"}
-            library = needed.get(family.split()[0])
-            if library is not None and importlib.util.find_spec(library) is None:
+            if (library := missing(family)) is not None:
                 print(f"skipped: {family} ({library} is not installed)")
                 continue
             for case in itertools.islice(cases(), 2 if given.tiny else None):
+                if not (family.startswith(given.only) or case.name.startswith(given.only)):
+                    continue
                 if given.hour:
                     hours += one_hour(work, case.config)
                     break

@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 
 from spkd.networks import padding
 from spkd.networks.network import Network, describe
-from spkd.networks.resnet import FLOOR, BasicBlock, sample_statistics
+from spkd.networks.resnet import BasicBlock, SampleStatistics
 from spkd.outputs.features import MELS
 
 DENSE = ((12, 1), (24, 2), (16, 2))  # layers and dilation of each dense block
@@ -138,7 +138,8 @@ class CAMPPlus(Network):
     Args:
         channels: width C.
         embedding: width E of the embedding.
-        floor: number added to a variance before its root (3D-Speaker has none).
+        pool: pooling layer that takes frames (B, D, T) and their lengths; None: mean and standard deviation.
+        pooled: width of its output over D.
 
     Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
     """
@@ -147,7 +148,12 @@ class CAMPPlus(Network):
     takes_lengths = True
 
     def __init__(
-        self, channels: int = default_channels, embedding: int = 192, floor: float = FLOOR, mels: int = MELS
+        self,
+        channels: int = default_channels,
+        embedding: int = 192,
+        mels: int = MELS,
+        pool: nn.Module | None = None,
+        pooled: int = 2,
     ) -> None:
         if channels % 8:
             raise ValueError(f"student.channels={channels}: campplus needs a multiple of 8")
@@ -169,10 +175,10 @@ class CAMPPlus(Network):
             width //= 2
         layers["out_nonlinear"] = normalised(width)
         layers["dense"] = Dense(
-            nn.Conv1d(2 * width, embedding, 1, bias=False), normalised(embedding, active=False, affine=False)
+            nn.Conv1d(pooled * width, embedding, 1, bias=False), normalised(embedding, active=False, affine=False)
         )
-        self.xvector, self._floor = nn.Sequential(layers), floor
-        self.levels = describe(width, {"stats": 2 * width, "embedding": embedding}, stride=2)
+        self.xvector, self.pool = nn.Sequential(layers), SampleStatistics() if pool is None else pool
+        self.levels = describe(width, {"stats": pooled * width, "embedding": embedding}, stride=2)
         self.widest = growth * mels
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
@@ -182,5 +188,5 @@ class CAMPPlus(Network):
         for layer in middle:  # dense blocks, and the transitions between them
             frames = layer(frames, segments) if isinstance(layer, DenseBlock) else layer(frames, lengths)
         frames = last(frames)
-        stats = sample_statistics(frames, lengths, self._floor)
+        stats = self.pool(frames, lengths)
         return {"frames": frames.transpose(1, 2), "stats": stats, "embedding": dense(stats[..., None])[..., 0]}

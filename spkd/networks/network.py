@@ -28,6 +28,7 @@ class Network(nn.Module):
         levels: description of its outputs, as for a teacher: the width D of every level, and the times of the frames.
         settings: arguments with which `build` makes the same network.
         widest: numbers in its widest layer for each 10 ms, which determine its memory.
+        longest: number of feature frames of the longest view that it takes; None: any.
         default_channels: width unless another is asked for.
         adapters: whether it has a second path, through adapters (see `forward`).
         takes_lengths: whether views of different lengths can share a batch without changing their outputs.
@@ -37,6 +38,7 @@ class Network(nn.Module):
     levels: dict[str, Target]
     settings: dict[str, Any]
     widest: int = 4096
+    longest: int | None = None
     default_channels: int
     adapters: bool = False
     takes_lengths: bool = False

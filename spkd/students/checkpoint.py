@@ -30,7 +30,7 @@ from spkd.registry import STUDENTS
 from spkd.students.description import DESCRIPTION, EARLIER, WEIGHTS, Description, Training
 from spkd.version import __version__
 
-MOST_OF_FOREIGN = 1 << 31  # bytes of weights of another program; the largest speaker networks have half a billion
+MOST_OF_FOREIGN = 1 << 32  # bytes of weights of another program: the largest speaker networks have 600 M in float32
 MAGIC = {  # first bytes of files that are given by mistake
     b"RIFF": "audio or another RIFF file",
     b"fLaC": "audio (FLAC)",
@@ -38,6 +38,7 @@ MAGIC = {  # first bytes of files that are given by mistake
     b"\x93NUMPY": "an array of numpy",
     b"\x1f\x8b": "gzipped",
 }
+TORCH_VERSION = "torch.torch_version.TorchVersion"
 HEADER = 1 << 16  # most bytes that describe a tensor in its file
 CLASSIFIER = "head.weight"  # name of the classifier's weights, where training had a classifier
 
@@ -70,9 +71,11 @@ def read_weights(file: str) -> dict[str, Tensor]:
     return weights_of(read_state(file), file)
 
 
-def read_state(file: str) -> Any:
+def read_state(file: str, others: str = "") -> Any:
     """Read all that a file of weights holds, without executing any code.
 
+    Args:
+        others: name of a package whose objects may be in the file; objects without content are made in their place.
     Raises:
         UsageError: no such file.
         SpkdError: the file cannot be read as weights.
@@ -89,9 +92,27 @@ def read_state(file: str) -> Any:
             raise ValueError("its parts are compressed, as torch never writes them")
         if sum(part.file_size for part in _parts(path)) > path.stat().st_size:
             raise ValueError("its parts overlap: together they are larger than the file")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        allowed = _empty_objects(path, others) if others and _parts(path) else []
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise SpkdError(f"{path}: cannot be read as weights ({_reason(path, error)})") from error
+
+
+class _Empty:
+    """Object without content, in place of another program's."""
+
+    def __init__(self, *content: Any) -> None:
+        pass
+
+    def __setstate__(self, content: Any) -> None:
+        pass
+
+
+def _empty_objects(path: Path, package: str) -> list[Any]:
+    """What torch takes to make empty objects in place of those of a package, and of torch's version."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(_Empty, name) for name in names if name.split(".")[0] == package or name == TORCH_VERSION]
 
 
 def weights_of(state: Any, file: str) -> dict[str, Tensor]:
@@ -100,7 +121,7 @@ def weights_of(state: Any, file: str) -> dict[str, Tensor]:
     Raises:
         SpkdError: it holds no weights, or some of its tensors are not weights.
     """
-    for key in ("model_state", "state_dict", "model"):
+    for key in ("model_state", "state_dict", "model", "modules", "spk_model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
         raise SpkdError(f"{file}: holds a {type(state).__name__}, expected tensors by name (a state dictionary)")

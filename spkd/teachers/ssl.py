@@ -175,7 +175,7 @@ class SSLTeacher(Teacher):
             preprocessing=self.preprocessing(),
             details={
                 "embedding": pooled if self._xvector is None else "x-vector of the model's own speaker head",
-                "config": digest.of_tree(_acting(self._config)),
+                "config": digest.of_tree(acting(self._config)),
             },
             library=f"transformers {version('transformers')}",
         )
@@ -336,7 +336,7 @@ class W2VBert(SSLTeacher):
         return tuple(self._model(pairs, attention_mask=mask, output_hidden_states=True).hidden_states)
 
 
-def _acting(config: Any) -> dict[str, Any]:
+def acting(config: Any) -> dict[str, Any]:
     """Settings of a transformers model that differ from the defaults of the library and may change an output."""
     settings = json.loads(config.to_json_string(use_diff=True))
     return {key: value for key, value in settings.items() if not WITHOUT_EFFECT.search(key)}

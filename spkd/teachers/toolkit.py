@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, did_you_mean
@@ -72,7 +72,8 @@ class NetworkModel(EmbeddingModel):
         given = front_end.frames
         self.targets = {name: level.after(network.input_kind, given) for name, level in network.levels.items()}
         self.min_samples = max(WINDOW, *(target.window for target in self.targets.values()))
-        self.max_samples = HOP * (LAYER_BYTES // (4 * network.widest))
+        steps = LAYER_BYTES // (4 * network.widest)
+        self.max_samples = HOP * (steps if network.longest is None else min(steps, network.longest))
 
     def forward(self, waves: Tensor, names: list[str], lengths: Tensor | None = None) -> dict[str, Tensor]:
         counts = None if lengths is None else self.front_end.frames.num_frames(lengths)
@@ -133,7 +134,7 @@ def bare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): values for name, values in tensors.items()}
 
 
-def fill(network: Network, tensors: dict[str, Tensor], source: str, rules: Rules = ()) -> None:
+def fill(network: nn.Module, tensors: dict[str, Tensor], source: str, rules: Rules = ()) -> None:
     """Load the weights that a toolkit saved into a network.
 
     Args:
@@ -168,7 +169,7 @@ def fill(network: Network, tensors: dict[str, Tensor], source: str, rules: Rules
 # Names of weights that identify models of other kinds.
 _OTHERS = (
     ("torch_spec.", "a speaker encoder of Coqui TTS"),
-    ("resnet.conv1.", "a model of pyannote.audio"),
+    ("resnet.conv1.", "a model of pyannote.audio; take teacher=wespeaker with its folder"),
     ("sincnet.", "a model of pyannote.audio"),
     ("preprocessor.featurizer.", "a model of NeMo; export it to ONNX and take teacher=onnx"),
     ("wavlm.", "a model of transformers; take teacher=wavlm with its folder"),

@@ -10,27 +10,15 @@ import torch
 from torch import Tensor
 
 from spkd.errors import UsageError
-from spkd.networks.toolkits.recognise import recognise
-from spkd.networks.toolkits.redimnet import SHAPES
-from spkd.networks.toolkits.resnet import DEPTHS
 from spkd.outputs.head import Head
-from spkd.students import read_weights
+from spkd.students import read_state, weights_of
 from spkd.students.description import record_of_export, training_of
 from spkd.teachers.settings import ModelConfig
-from spkd.teachers.toolkit import (
-    ToolkitTeacher,
-    bare,
-    check_keys,
-    check_rate,
-    fill,
-    foreign,
-    kaldi_front_end,
-    lacking,
-    read_settings,
-    section,
-)
+from spkd.teachers.toolkit import ToolkitTeacher, bare, foreign, lacking, read_settings, section
+from spkd.teachers.wespeaker_layouts import PYANNOTE, authors_settings, is_authors, is_pyannotes, of_pyannote
+from spkd.teachers.wespeaker_networks import CONFIG, Model, build, text
 
-CONFIG, WEIGHTS = "config.yaml", ("avg_model.pt", "models/avg_model.pt", "model.pt")
+WEIGHTS = ("avg_model.pt", "models/avg_model.pt", "model.pt", "pytorch_model.bin")
 COSINE = re.compile(r"(add|arc)_margin")  # the logits of others (sphereface2, ham_margin) are functions of their own
 CITE = (
     "Wang et al., WeSpeaker: a research and production oriented speaker embedding learning toolkit, ICASSP 2023, "
@@ -38,39 +26,12 @@ CITE = (
 )
 
 
-NETWORKS = (
-    *(f"ResNet{n}" for n in DEPTHS),
-    *("ECAPA_TDNN_c512", "ECAPA_TDNN_c1024", "ECAPA_TDNN_GLOB_c512", "ECAPA_TDNN_GLOB_c1024", "CAMPPlus", "XVEC"),
-    *("ERes2Net34_Base", "ERes2Net34_Large", "ERes2Net34_aug", "SimAM_ResNet34_ASP", "SimAM_ResNet100_ASP"),
-    *SHAPES,
-)
-POOLINGS = ("TSTP", "ASTP", "TAP", "TSDP")
-# Settings of networks: pooling, those that the shapes of the weights tell, and one with an effect only in training.
-MODEL_KEYS = (
-    "pooling_func",
-    *("feat_dim", "acoustic_dim", "embed_dim", "two_emb_layer", "emb_bn", "in_planes", "hid_dim", "stats_dim"),
-    *("expansion", "baseWidth", "scale", "growth_rate", "bn_size", "init_channels"),
-    "dropout",
-)
-FBANK_KEYS = (
-    *("num_mel_bins", "frame_length", "frame_shift", "resample_rate"),
-    *("dither", "raw_wav"),  # only in training
-)
-# Settings of data: those that are read here, and those with an effect only in training.
-DATA_KEYS = (
-    *("resample_rate", "frontend", "fbank_args", "cmvn", "cmvn_args"),
-    *("aug_prob", "chunk_info_args", "filter", "filter_args", "musan_scp", "num_frms", "rirs_scp", "shuffle"),
-    *("sample_num_per_epoch", "shuffle_args", "spec_aug", "spec_aug_args", "speed_perturb", "speed_perturb_mode"),
-    *("train_label", "train_scp", "s3prl_args", "tfmel_args", "w2vbert_args", "whisper_encoder_args"),
-)
-
-
 class WeSpeaker(ToolkitTeacher):
-    """WeSpeaker's ResNet18 to 293, ECAPA-TDNN (c512, c1024, GLOB), CAM++, x-vector, ERes2Net, SimAM-ResNet and
-    ReDimNet B0 to B6.
+    """Networks of WeSpeaker (`wespeaker_networks.NETWORKS`), also as pyannote.audio and the authors of w2v-BERT 2.0
+    with adapters save them.
 
-    Targets: frames, stats, embedding, segment.a where there are two embedding layers, and logits over the training
-    speakers where the projection is in the file.
+    Targets: frames, stats, embedding, segment.a where there are two embedding layers, frames.layerN where the network
+    is on a speech encoder, and logits over the training speakers where the projection is in the file.
     """
 
     cite = CITE
@@ -89,96 +50,52 @@ class WeSpeaker(ToolkitTeacher):
     def __init__(self, weights: str | None, kind: str, device: torch.device) -> None:
         if weights is None:
             raise UsageError(f"{self.family}: name the folder of avg_model.pt and config.yaml by weights=...")
-        file, settings = _find(Path(weights))
-        tensors = bare(read_weights(str(file)))
-        projection = {n: tensors.pop(n) for n in list(tensors) if n.startswith("projection.")}
-        mels = _mels(settings, weights)
-        self.source, self.architecture = file.parent.name, _text(settings.get("model"))
-        pooling = _pooling(settings, self.architecture, weights)
-        self.settings = {} if pooling is None else {"pooling": pooling}
-        try:
-            network, rules = recognise(tensors, mels, pooling, name=self.architecture)
-        except (ValueError, KeyError, IndexError) as error:
-            raise UsageError(
-                f"{file}: these are not the weights of {self.architecture} ({lacking(error)}); {foreign(tensors)}"
-            ) from error
-        fill(network, tensors, str(file), rules)
-        head = _head(weights, projection, section(settings, "projection_args"))
+        file = _find(Path(weights))
         exported = record_of_export(file)
-        if kind == "auto":  # a student keeps the features that it was trained on
-            kind = str((exported or {}).get("features", self.family))
-        super().__init__(network, kaldi_front_end(kind, mels), head, device)
+        model = _read(file, weights, str((exported or {}).get("features", self.family)))
+        if kind != "auto":  # a student keeps the features that it was trained on
+            model.features = kind
+        projection = {n: model.tensors.pop(n) for n in list(model.tensors) if n.startswith("projection.")}
+        self.source, self.architecture = file.parent.name, text(model.settings.get("model"))
+        try:
+            built = build(model)
+        except (ValueError, KeyError, IndexError, RuntimeError) as error:
+            raise UsageError(
+                f"{file}: these are not the weights of {self.architecture} ({lacking(error)}); {foreign(model.tensors)}"
+            ) from error
+        self.settings = built.settings
+        head = _head(weights, projection, section(model.settings, "projection_args"))
+        super().__init__(built.network, built.front_end, head, device)
         if exported is not None:
             self.training = training_of(file.parent.parent, exported.get("student"))
             self.training_lost = self.training is None
 
 
-def _find(path: Path) -> tuple[Path, dict[str, Any]]:
-    """File of weights, and the settings next to it or in a folder above."""
-    folder = path if path.is_dir() else path.parent
-    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None) if path.is_dir() else path
+def _find(path: Path) -> Path:
+    """File of weights at a path."""
+    file = next((path / name for name in WEIGHTS if (path / name).is_file()), None) if path.is_dir() else path
     if file is None:
         raise UsageError(f"{path}: no {WEIGHTS[0]} there")
+    return file
+
+
+def _read(file: Path, source: str, features: str) -> Model:
+    """Weights and settings of a model, whoever saved them."""
+    state = read_state(str(file), PYANNOTE)
+    tensors = bare(weights_of(state, str(file)))
+    if is_pyannotes(tensors):
+        return of_pyannote(state, tensors, file)
+    if is_authors(state):
+        return Model(str(file), tensors, authors_settings(file), features, padded=False)
     config = next((f / CONFIG for f in (file.parent, file.parent.parent) if (f / CONFIG).is_file()), None)
     if config is None:
-        raise UsageError(f"{path}: no {CONFIG} next to the weights; WeSpeaker writes both")
-    return file, read_settings(config)
-
-
-def _text(value: Any) -> str:
-    """Name in a settings file, as shown in errors."""
-    return value[:100] if isinstance(value, str) else f"a {type(value).__name__}"
-
-
-def _pooling(settings: dict[str, Any], architecture: str, source: str) -> str | None:
-    """WeSpeaker's name of the pooling of a network; None: the pooling of the architecture."""
-    if "model" not in settings:
-        raise UsageError(f"{source}: no model in its {CONFIG}, which names the network")
-    if architecture not in NETWORKS:
-        raise UsageError(f"{source}: model is {architecture}, which spkd does not have; taken: {', '.join(NETWORKS)}")
-    arguments = section(settings, "model_args")
-    check_keys(arguments, MODEL_KEYS, f"{source}: model_args")
-    pooling = arguments.get("pooling_func")
-    if pooling not in (None, *POOLINGS):
-        raise UsageError(f"{source}: model_args.pooling_func is {_text(pooling)}; taken: {', '.join(POOLINGS)}")
-    fixed = _FIXED_POOLING.get(architecture.split("_")[0])
-    if pooling is not None and fixed is not None and pooling != fixed:
-        raise UsageError(f"{source}: model_args.pooling_func is {pooling}; of {architecture} spkd has {fixed}")
-    return pooling
-
-
-_FIXED_POOLING = {"ECAPA": "ASTP", "CAMPPlus": "TSTP"}
-
-
-def _mels(settings: dict[str, Any], source: str) -> int:
-    """Number of bands of the fbank."""
-    data = section(settings, "dataset_args")
-    check_keys(data, DATA_KEYS, f"{source}: dataset_args")
-    check_rate(data, "resample_rate", source)
-    if (front_end := data.get("frontend", "fbank")) != "fbank":
-        raise UsageError(f"{source}: its front end is {_text(front_end)}; spkd loads WeSpeaker's models of fbank")
-    # Earlier releases of WeSpeaker have the settings of features at the top level.
-    bank, norm = section(data, "fbank_args") or section(settings, "feature_args"), section(data, "cmvn_args")
-    check_rate(bank, "resample_rate", source)
-    check_keys(bank, FBANK_KEYS, f"{source}: dataset_args.fbank_args")
-    check_keys(norm, ("norm_mean", "norm_var"), f"{source}: dataset_args.cmvn_args")
-    for key, expected in (("frame_length", 25), ("frame_shift", 10)):
-        if (given := bank.get(key, expected)) != expected:
-            shown = given if isinstance(given, int | float) else _text(given)
-            raise UsageError(f"{source}: fbank_args.{key} is {shown} ms; spkd has {expected}")
-    if not data.get("cmvn", True) or not norm.get("norm_mean", True) or norm.get("norm_var", False):
-        raise UsageError(
-            f"{source}: its features are not mean-normalised as WeSpeaker's recipes have it (cmvn, norm_mean, norm_var)"
-        )
-    mels = bank.get("num_mel_bins", 80)
-    if not isinstance(mels, int) or not 8 <= mels <= 256:
-        raise UsageError(f"{source}: fbank_args.num_mel_bins: expected 8 to 256")
-    return mels
+        raise UsageError(f"{source}: no {CONFIG} next to the weights; WeSpeaker writes both")
+    return Model(source, tensors, read_settings(config), features)
 
 
 def _head(source: str, projection: dict[str, Tensor], arguments: dict[str, Any]) -> Head | None:
     """Classifier over the training speakers; None where the file has none that gives cosine logits."""
-    kind = _text(arguments.get("project_type", "softmax"))
+    kind = text(arguments.get("project_type", "softmax"))
     scale, subcentres = arguments.get("scale", 32.0), arguments.get("K", 3) if "subcenter" in kind else 1
     if (
         not isinstance(scale, int | float)

@@ -1,6 +1,8 @@
 """Writes oracles.json: what WeSpeaker's and 3D-Speaker's own code gives, for tests on machines without it.
 
 python -m tests.teachers.record --wespeaker CLONE --3d-speaker CLONE
+
+What a toolkit gives that is not named stays as it is. A name is that of the model, and words that tell its settings.
 """
 
 from __future__ import annotations
@@ -30,6 +32,17 @@ WESPEAKER: dict[str, tuple[str, dict[str, Any]]] = {
     "XVEC": ("tdnn", {"feat_dim": 40}),
     "ERes2Net34_Base": ("eres2net", {"feat_dim": 80}),
     "SimAM_ResNet34_ASP": ("samresnet", {"acoustic_dim": 80}),
+    "XI_VEC_ECAPA_TDNN_c512": ("xi_vector", {"feat_dim": 80}),
+    "XI_VEC_XVEC": ("xi_vector", {"feat_dim": 40}),
+    "Res2Net34_Base": ("res2net", {"feat_dim": 80}),
+    "Gemini_DF_ResNet60": ("gemini_dfresnet", {"feat_dim": 80, "two_emb_layer": True}),
+    "REPVGG_TINY_A0": ("repvgg", {"feat_dim": 80, "use_se": True}),
+    "REPVGG_TINY_A0 deployed": ("repvgg", {"feat_dim": 80, "deploy": True}),
+    "REPVGG_TINY_RSBB_A0": ("repvgg", {"feat_dim": 64}),
+    "ResNet18 heads": ("resnet", {"feat_dim": 80, "pooling_func": "MHASTP"}),
+    "ResNet18 queries": ("resnet", {"feat_dim": 40, "pooling_func": "MQMHASTP"}),
+    "ECAPA_TDNN_c512 mean": ("ecapa_tdnn", {"feat_dim": 80, "pooling_func": "TAP"}),
+    "CAMPPlus xi": ("campplus", {"feat_dim": 80, "pooling_func": "XI"}),
     "ReDimNetB0": ("redimnet", {"feat_dim": 60}),
     "ReDimNetB1": ("redimnet", {"feat_dim": 72, "two_emb_layer": True}),
     "ReDimNetB3": ("redimnet", {"feat_dim": 72}),
@@ -53,22 +66,28 @@ def fixed(model: nn.Module) -> nn.Module:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--wespeaker", type=Path, required=True)
-    options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path, required=True)
+    options.add_argument("--wespeaker", type=Path)
+    options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path)
     given = options.parse_args()
-    package = types.ModuleType("wespeaker")  # its own __init__ imports the command line and what that needs
-    package.__path__ = [str(given.wespeaker / "wespeaker")]
-    sys.modules["wespeaker"] = package
-    sys.modules.setdefault("thop", types.SimpleNamespace(profile=None))  # type: ignore[arg-type]
-    sys.path.insert(0, str(given.three_d_speaker))
+    oracles = Path(__file__).with_name("oracles.json")
+    found: dict[str, dict[str, Any]] = json.loads(oracles.read_text())
     wave = torch.from_numpy(fixed_wave())[None]
-    found: dict[str, dict[str, Any]] = {"wespeaker": {}, "3d-speaker": {}}
-    for name, (home, arguments) in WESPEAKER.items():
-        model = fixed(getattr(importlib.import_module(f"wespeaker.models.{home}"), name)(embed_dim=192, **arguments))
+    if given.wespeaker:
+        package = types.ModuleType("wespeaker")  # its own __init__ imports the command line and what that needs
+        package.__path__ = [str(given.wespeaker / "wespeaker")]
+        sys.modules["wespeaker"] = package
+        found["wespeaker"] = {}
+    for name, (home, arguments) in WESPEAKER.items() if given.wespeaker else ():
+        kind = getattr(importlib.import_module(f"wespeaker.models.{home}"), name.split()[0])
         mels = arguments.get("feat_dim", 80)
         bank = kaldi.fbank(wave * 32768, num_mel_bins=mels, window_type="hamming", dither=0.0)
+        model = fixed(kind(embed_dim=192, **arguments))
         found["wespeaker"][name] = record(model, bank) | {"model_args": arguments | {"embed_dim": 192}}
-    for name, (home, arguments) in THREE_D_SPEAKER.items():
+    if given.three_d_speaker:
+        sys.modules.setdefault("thop", types.SimpleNamespace(profile=None))  # type: ignore[arg-type]
+        sys.path.insert(0, str(given.three_d_speaker))
+        found["3d-speaker"] = {}
+    for name, (home, arguments) in THREE_D_SPEAKER.items() if given.three_d_speaker else ():
         model = fixed(getattr(importlib.import_module(f"speakerlab.models.{home}"), name)(**arguments))
         found["3d-speaker"][name] = record(model, kaldi.fbank(wave, num_mel_bins=80, dither=0.0))
     lines = [
@@ -77,7 +96,7 @@ def main() -> None:
         + "}"
         for toolkit, models in found.items()
     ]
-    Path(__file__).with_name("oracles.json").write_text("{" + ",\n".join(lines) + "}\n")
+    oracles.write_text("{" + ",\n".join(lines) + "}\n")
 
 
 def record(model: nn.Module, bank: torch.Tensor) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from spkd.networks.ecapa import (
     SqueezeExcitation,
 )
 from spkd.networks.network import ConvBlock, Network, describe
-from spkd.networks.toolkits.pooling import Attentive
+from spkd.networks.toolkits.pooling import make_pooling
 from spkd.outputs.features import MELS
 
 
@@ -136,17 +136,26 @@ class WeSpeakerECAPA(ECAPA):
     Args:
         context: whether the attention takes mean and deviation of the view in addition to the frames (GLOB).
         normalised: whether batch-norm follows the embedding (`emb_bn`).
+        pooling: WeSpeaker's name of the pooling.
     """
 
     WIDE = 1536
 
     def __init__(
-        self, channels: int, embedding: int, mels: int = MELS, context: bool = False, normalised: bool = False
+        self,
+        channels: int,
+        embedding: int,
+        mels: int = MELS,
+        context: bool = False,
+        normalised: bool = False,
+        pooling: str = "ASTP",
     ) -> None:
         super().__init__(channels, embedding, mels)
         self.blocks = nn.ModuleList(SERes2Block(channels, dilation, kind=AllGroups) for dilation in (2, 3, 4))
-        self.levels = describe(self.WIDE, {"stats": 2 * self.WIDE, "embedding": embedding})
+        pool, factor = make_pooling(pooling, self.WIDE, context)
+        pooled = factor * self.WIDE
+        self.levels = describe(self.WIDE, {"stats": pooled, "embedding": embedding})
         self.join = nn.Sequential(nn.Conv1d(3 * channels, self.WIDE, 1), nn.ReLU())
-        self.pool = nn.ModuleList([Attentive(self.WIDE, context), nn.BatchNorm1d(2 * self.WIDE)])
-        project = nn.Linear(2 * self.WIDE, embedding)
+        self.pool = nn.ModuleList([pool, nn.BatchNorm1d(pooled)])
+        project = nn.Linear(pooled, embedding)
         self.project = nn.Sequential(project, nn.BatchNorm1d(embedding)) if normalised else project

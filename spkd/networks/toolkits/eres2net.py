@@ -1,5 +1,5 @@
-"""ERes2Net (Chen et al., Interspeech 2023, arXiv 2305.12838) and ERes2NetV2 (Chen et al., Interspeech 2024, arXiv
-2406.02167), with the names of 3D-Speaker and WeSpeaker."""
+"""Res2Net (Gao et al., IEEE TPAMI 2021, arXiv 1904.01169), ERes2Net (Chen et al., Interspeech 2023, arXiv 2305.12838)
+and ERes2NetV2 (Chen et al., Interspeech 2024, arXiv 2406.02167), with the names of 3D-Speaker and WeSpeaker."""
 
 from __future__ import annotations
 
@@ -48,33 +48,65 @@ class Res2Block(nn.Module):
         scale: number of groups.
         expansion: channels of the output over the width.
         fused: whether a group and the previous one are joined by attention; else they are added.
+        untouched: number of groups at the end that no convolution takes.
     """
 
     def __init__(
-        self, inputs: int, width: int, stride: tuple[int, int], base: int, scale: int, expansion: int, fused: bool
+        self,
+        inputs: int,
+        width: int,
+        stride: tuple[int, int],
+        base: int,
+        scale: int,
+        expansion: int,
+        fused: bool = False,
+        untouched: int = 0,
     ) -> None:
         super().__init__()
-        group = int(width * (base / 64.0))
+        group, count = int(width * (base / 64.0)), scale - untouched
         self.conv1 = nn.Conv2d(inputs, group * scale, 1, stride, bias=False)
         self.bn1 = nn.BatchNorm2d(group * scale)
-        self.convs = nn.ModuleList(nn.Conv2d(group, group, 3, padding=1, bias=False) for _ in range(scale))
-        self.bns = nn.ModuleList(nn.BatchNorm2d(group) for _ in range(scale))
+        self.convs = nn.ModuleList(nn.Conv2d(group, group, 3, padding=1, bias=False) for _ in range(count))
+        self.bns = nn.ModuleList(nn.BatchNorm2d(group) for _ in range(count))
         if fused:
             self.fuse_models = nn.ModuleList(Fusion(group) for _ in range(scale - 1))
         self.conv3 = nn.Conv2d(group * scale, width * expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * expansion)
         self.shortcut = shortcut(inputs, width * expansion, stride)
-        self._step, self._fused = stride[1], fused
+        self._step, self._fused, self._scale = stride[1], fused, scale
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         after = padding.strided(lengths, self._step)
-        groups = clipped(self.bn1(self.conv1(x))).chunk(len(self.convs), 1)
+        groups = clipped(self.bn1(self.conv1(x))).chunk(self._scale, 1)
         outputs: list[Tensor] = []
-        for i, (group, conv, norm) in enumerate(zip(groups, self.convs, self.bns, strict=True)):
+        for i, (group, conv, norm) in enumerate(zip(groups, self.convs, self.bns, strict=False)):
             if i:
                 group = self.fuse_models[i - 1](outputs[-1], group) if self._fused else outputs[-1] + group
             outputs.append(clipped(norm(conv(padding.mask(group, after)))))
+        outputs += groups[len(outputs) :]
         return clipped(self.bn3(self.conv3(torch.cat(outputs, 1))) + self.shortcut(x))
+
+
+class Res2Net(Network2d):
+    """Res2 stages without fusion; the last group of every block goes around the convolutions.
+
+    C = 32 is WeSpeaker's base model, C = 64 the large one.
+
+    Args:
+        pooling: WeSpeaker's name of the pooling.
+        segment: whether the embedding comes from a second linear layer.
+    """
+
+    EXPANSION = 2
+
+    def __init__(
+        self, channels: int, embedding: int, base: int, scale: int, mels: int, pooling: str, segment: bool
+    ) -> None:
+        def block(inputs: int, width: int, stride: tuple[int, int]) -> nn.Module:
+            return Res2Block(inputs, width, stride, base, scale, self.EXPANSION, untouched=1)
+
+        pool, pooled = make_pooling(pooling, 8 * self.EXPANSION * channels * (mels // 8))
+        super().__init__([block] * 4, DEPTHS, channels, embedding, self.EXPANSION, pool, pooled, mels, segment)
 
 
 class _Res2Network(Network2d):
@@ -99,7 +131,7 @@ class _Res2Network(Network2d):
         floor: float,
     ) -> None:
         def plain(inputs: int, width: int, stride: tuple[int, int]) -> nn.Module:
-            return Res2Block(inputs, width, stride, base, scale, expansion, False)
+            return Res2Block(inputs, width, stride, base, scale, expansion)
 
         def fused(inputs: int, width: int, stride: tuple[int, int]) -> nn.Module:
             return Res2Block(inputs, width, stride, base, scale, expansion, True)

@@ -13,9 +13,13 @@ from spkd.networks.campplus import CAMPPlus
 from spkd.networks.network import Network
 from spkd.networks.resnet import FLOOR
 from spkd.networks.toolkits.ecapa import SpeechBrainECAPA, WeSpeakerECAPA
-from spkd.networks.toolkits.eres2net import ERes2Net, ERes2NetV2
+from spkd.networks.toolkits.eres2net import ERes2Net, ERes2NetV2, Res2Net
+from spkd.networks.toolkits.gemini import GeminiDFResNet
+from spkd.networks.toolkits.pooling import make_pooling
 from spkd.networks.toolkits.redimnet import SHAPES, ReDimNet, names_of
+from spkd.networks.toolkits.repvgg import BlockShape, RepVGG
 from spkd.networks.toolkits.resnet import DEPTHS, ResNet, SimAMResNet
+from spkd.networks.toolkits.whisper import PMFA
 from spkd.networks.toolkits.xvector import WeSpeakerXVector
 from spkd.outputs.features import MELS
 
@@ -60,6 +64,10 @@ WESPEAKER_ERES2NET = (
     (r"^(layer[34]\.\d+)\.(conv|bn)s\.(\d)\.", lambda m: f"{m[1]}.{m[2]}s.{int(m[3]) - 1}."),
     (r"^(layer[34]\.\d+)\.(conv|bn)s\.-1\.", r"\1.\g<2>2_1."),
 )
+REPVGG = ((r"^stage0\.0\.", "stage0."),)
+WHISPER_PMFA = ((r"^pool\.", "pooling."), (r"^norm\.", "bn.norm."), (r"^project\.", "fc."))
+# Weights that tell a pooling where the settings leave it to the architecture.
+_POOLINGS = {"pool.linear1.weight": "ASTP", "pool.prior_mean": "XI"}
 SIMAM = (
     (r"^(conv1|bn1|layer\d)\.", r"front.\1."),
     (r"\.shortcut\.", ".downsample."),
@@ -101,35 +109,44 @@ def recognise(
         tensors.pop("backbone.inputs_weights.0", None)  # the first stage has one input, whose weight is 1
         redimnet = ReDimNet(name, len(tensors["seg_1.weight"]), mels, pooling or "ASTP", "seg_2.weight" in tensors)
         return redimnet, names_of(redimnet.shape, wespeaker=True)
-    pooling = pooling or "TSTP"
+    pooling = pooling or next((p for n, p in _POOLINGS.items() if n in tensors), "TSTP")
     if "xvector.tdnn.linear.weight" in tensors:
         # 3D-Speaker adds no floor to the variance in this network, unlike in its others.
         floor = FLOOR if floor == FLOOR else 0.0
-        return CAMPPlus(rows("xvector.tdnn.linear.weight"), rows("xvector.dense.linear.weight"), floor, mels), ()
+        channels, embedding = rows("xvector.tdnn.linear.weight"), rows("xvector.dense.linear.weight")
+        return CAMPPlus(channels, embedding, mels, *make_pooling(pooling, 4 * channels, floor=floor)), ()
+    if "bn.norm.weight" in tensors:
+        return PMFA(tensors["pooling.linear2.weight"].shape[0], rows("fc.weight")), WHISPER_PMFA
     if "fc.conv.weight" in tensors:
         return speechbrain_ecapa(tensors), SPEECHBRAIN_ECAPA
     if "layer2.se_res2block.0.conv.weight" in tensors:
-        stem = tensors["layer1.conv.weight"]
-        context = tensors["pool.linear1.weight"].shape[1] == 3 * WeSpeakerECAPA.WIDE
-        embedding = rows("linear.weight")
-        return (
-            WeSpeakerECAPA(stem.shape[0], embedding, stem.shape[1], context, "bn2.weight" in tensors),
-            WESPEAKER_ECAPA,
-        )
+        channels, bands, _ = tensors["layer1.conv.weight"].shape
+        attention = tensors.get("pool.linear1.weight")
+        context = attention is not None and attention.shape[1] == 3 * WeSpeakerECAPA.WIDE
+        normalised = "bn2.weight" in tensors
+        ecapa = WeSpeakerECAPA(channels, rows("linear.weight"), bands, context, normalised, pooling)
+        return ecapa, WESPEAKER_ECAPA
     if "frame_1.conv_1d.weight" in tensors:
         first, last = tensors["frame_1.conv_1d.weight"], tensors["frame_5.conv_1d.weight"]
         return WeSpeakerXVector(first.shape[0], last.shape[0], rows("seg_1.weight"), first.shape[1], pooling), ()
     if "front.conv1.weight" in tensors:
         layers = {16: 34, 49: 100}[sum(count(f"front.layer{i}.*.conv1") for i in range(1, 5))]
         return SimAMResNet(layers, rows("front.conv1.weight"), rows("bottleneck.weight"), mels), SIMAM
-    # ERes2Nets and ResNets, whose shapes tell widths and depths.
-    if "pool.linear1.weight" in tensors:
-        pooling = "ASTP"
+    if "downsample_layers.0.0.weight" in tensors:
+        widths = [rows(f"downsample_layers.{i}.0.weight") for i in range(5)]
+        blocks = [count(f"stages.{i}.*.conv1") for i in range(4)]
+        segment = "seg_2.weight" in tensors
+        return GeminiDFResNet(widths, blocks, rows("seg_1.weight"), mels, pooling, segment), ()
+    if "stage0.rbr_reparam.weight" in tensors:
+        return RepVGG(repvgg_stages(tensors), rows("seg.weight"), mels, pooling), REPVGG
+    # Res2Nets, ERes2Nets and ResNets, whose shapes tell widths and depths.
     channels, embedding, segment = rows("conv1.weight"), rows("seg_1.weight"), "seg_2.weight" in tensors
     if "layer1.0.convs.0.weight" in tensors:
         scale = count("layer1.0.convs.*.")
         expansion = rows("layer1.0.conv3.weight") // channels
         base = 64 * rows("layer4.0.convs.0.weight") // (8 * channels)
+        if "layer3_ds.weight" not in tensors and "layer3_downsample.weight" not in tensors:
+            return Res2Net(channels, embedding, base, scale + 1, mels, pooling, segment), ()
         kind: type[ERes2Net] | type[ERes2NetV2] = ERes2NetV2 if "layer3_ds.weight" in tensors else ERes2Net
         names = WESPEAKER_ERES2NET if "layer3.0.conv2_1.weight" in tensors else ()
         return kind(channels, embedding, base, scale, expansion, mels, pooling, segment, floor), names
@@ -139,6 +156,25 @@ def recognise(
     if not layers:
         raise ValueError("an architecture that is not known here")
     return ResNet(layers, channels, embedding, mels, pooling, segment, floor), ()
+
+
+def repvgg_stages(tensors: dict[str, Tensor]) -> list[list[BlockShape]]:
+    """Shapes of the blocks of a deployed RepVGG, for each of its five stages."""
+    stages: list[list[BlockShape]] = [[] for _ in range(5)]
+    inputs = 1
+    for number, stage in enumerate(stages):
+        while True:
+            prefix = f"stage{number}." if number == 0 else f"stage{number}.{len(stage)}."
+            kernel = tensors.get(f"{prefix}rbr_reparam.weight")
+            if kernel is None or (number == 0 and stage):
+                break
+            outputs, own, size, _ = kernel.shape
+            squeeze = tensors.get(f"{prefix}se.fc_1.weight")
+            stage.append(BlockShape(inputs, outputs, size, inputs // own, 0 if squeeze is None else len(squeeze)))
+            inputs = outputs
+        if not stage:
+            raise KeyError(f"{prefix}rbr_reparam.weight")
+    return stages
 
 
 def speechbrain_ecapa(tensors: dict[str, Tensor], groups: int = 1, **unseen: Any) -> SpeechBrainECAPA:
