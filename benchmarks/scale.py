@@ -5,6 +5,8 @@ touches, are left out. Each cache is opened in a fresh process: `open` is until 
 order and places of the first batch are there; `mb` is what the peak of the memory grew by, with the pages of mapped
 files, which all processes share, and `private_mb` what stays of this process alone. The commands are the
 estimate, one pass of claims over all units, the completion of a cache whose units are committed, and the catalogue.
+As many members of tars are indexed, and the manifest is read and planned. `load` is the number of processes that wanted
+a core at the start; `ten_million` is what 10 million members would take by the growth between the last two sizes.
 
     python benchmarks/scale.py
 
@@ -13,10 +15,14 @@ Prints a table and, as its last line, one JSON object; keeps it in benchmarks/re
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +107,30 @@ print(json.dumps(measured(main)[1]))
 """
 
 
+MEMBERS = """
+from spkd.cache import Plan
+from spkd.cli import main
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.settings import ViewConfig
+from spkd.corpus.view import ViewPlan
+
+def index():
+    sys.argv = ["spkd", "manifest", sys.argv[1] + "/tars", "--out", sys.argv[1] + "/members.csv"]
+    main()
+
+def planned():
+    return Plan.make(manifest, ViewPlan.parse(ViewConfig()).views(manifest), 1024, 1280.0)
+
+if sys.argv[2] == "index":
+    print(json.dumps(measured(index)[1]))
+else:
+    manifest, load = measured(lambda: Manifest.load(sys.argv[1] + "/members.csv"))
+    plan, plan_of = measured(planned)
+    print(json.dumps({"load_members": load, "plan_members": plan_of}))
+"""
+PER_TAR = 10_000  # members
+
+
 def in_process(script: str, *arguments: str) -> dict:
     """The last line that a script prints in a process of its own."""
     command = [sys.executable, "-c", MEASURED + script, *arguments]
@@ -135,6 +165,43 @@ def make(root: Path, manifest: Manifest, crops: int) -> None:
     write_json(root / COMPLETE, record.to_json())
 
 
+def write_tars(root: Path, members: int) -> None:
+    """Tars of members of 20 ms, since all that an index reads is headers."""
+    root.mkdir()
+    header = b"RIFF" + struct.pack(
+        "<I4s4sIHHIIHH4sI", 676, b"WAVE", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", 640
+    )
+    audio = header + bytes(640)
+    for number, utterance in enumerate(named(members)):
+        if number % PER_TAR == 0:
+            tar = tarfile.open(root / f"{number // PER_TAR:05d}.tar", "w")
+        info = tarfile.TarInfo(utterance.id)
+        info.size = len(audio)
+        tar.addfile(info, io.BytesIO(audio))
+        if (number + 1) % PER_TAR == 0 or number + 1 == members:
+            tar.close()
+
+
+def members(root: Path, count: int) -> dict:
+    """Seconds and memory of an index of so many members, and of a plan of them."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    write_tars(root / "tars", count)
+    found = {"index": in_process(MEMBERS, str(root), "index")}
+    return {"members": count, **found, **in_process(MEMBERS, str(root), "plan")}
+
+
+def extrapolated(rows: list[dict], count: int) -> dict:
+    """Seconds and MB of each step for so many members, by a line through the last two sizes."""
+    (a, b), steps = rows[-2:], [name for name in rows[-1] if name != "members"]
+
+    def at(step: str, kind: str) -> float:
+        slope = (b[step][kind] - a[step][kind]) / (b["members"] - a["members"])
+        return round(b[step][kind] + slope * (count - b["members"]), 1)
+
+    return {step: {kind: at(step, kind) for kind in ("seconds", "cpu_seconds", "mb")} for step in steps}
+
+
 def commands(root: Path, utterances: int) -> dict:
     """Seconds and memory of the commands at so many utterances."""
     shutil.rmtree(root, ignore_errors=True)
@@ -151,8 +218,9 @@ def main() -> None:
     options.add_argument("--utterances", type=int, default=1_000_000, help="of the caches that are opened")
     options.add_argument("--crops", type=int, nargs="+", default=[8, 100], help="views of each utterance")
     options.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="for the commands")
-    given = record.parse(options, utterances=2000, crops=[1, 2], sizes=[100])
-    rows, table, manifest = [], [], named(given.utterances)
+    options.add_argument("--members", type=int, nargs="+", default=[100_000, 1_000_000], help="of tars, to index")
+    given = record.parse(options, utterances=2000, crops=[1, 2], sizes=[100], members=[20, 100])
+    load, rows, table, indexed, manifest = os.getloadavg()[0], [], [], [], named(given.utterances)
     print(f"{'views':>12} {'open (s)':>9} {'ready (s)':>10} {'private (MB)':>13}")
     for crops in given.crops:
         make(given.work, manifest, crops)
@@ -169,6 +237,11 @@ def main() -> None:
         table.append(row)
         times = (f"{name} {row[name]['seconds']:.2f} s {row[name]['mb']} MB" for name in row if name != "utterances")
         print(f"{size:12,} utterances: {', '.join(times)}", flush=True)
+    for count in given.members:
+        row = members(given.work, count)
+        indexed.append(row)
+        times = (f"{name} {row[name]['seconds']:.2f} s {row[name]['mb']} MB" for name in row if name != "members")
+        print(f"{count:12,} members: {', '.join(times)}", flush=True)
     shutil.rmtree(given.work)
     last = rows[-1]["open"]
     result = {
@@ -176,6 +249,9 @@ def main() -> None:
         "open_100m_mb": last["mb"],
         "rows": rows,
         "commands": table,
+        "members": indexed,
+        "ten_million": extrapolated(indexed, 10_000_000),
+        "load": round(load, 1),
     }
     record.keep("scale", result, given.tiny)
 

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -48,6 +49,7 @@ FORMAT = 1  # of the files in it
 LONGEST_FACTS = 1 << 16  # bytes of the last line of such a file
 BEGIN = 1024  # bytes by which a kind of container is recognised
 CHUNK = 512  # members that are measured together
+AT_ONCE = 32  # of them by one thread: to hand over a single one takes longer than to read its header
 LISTS = (".list", ".lst", ".txt")  # suffixes of lists of containers, a path a line
 MOST_SHARDS = 1_000_000  # of one pattern
 LONGEST_LIST = 1 << 26  # bytes of a list of containers elsewhere
@@ -281,7 +283,9 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
             container.share = share
             entries = container.entries()
             while chunk := _next(entries, part):
-                for entry, seconds in zip(chunk, pool.map(_seconds, chunk), strict=True):
+                some = [chunk[first : first + AT_ONCE] for first in range(0, len(chunk), AT_ONCE)]
+                measured = itertools.chain.from_iterable(pool.map(_seconds_of, some))
+                for entry, seconds in zip(chunk, measured, strict=True):
                     at = entry.address
                     if isinstance(seconds, str):  # names may repeat, as those of all rows
                         name = entry.name
@@ -317,6 +321,10 @@ def _next(entries: Iterator[Entry], part: _Part) -> list[Entry]:
         return list(islice(entries, CHUNK))
     except OSError as error:  # of the container: what is written raises its own
         raise SpkdError(f"{part.container}: {error.strerror or error}") from error
+
+
+def _seconds_of(entries: Sequence[Entry]) -> list[float | str]:
+    return [_seconds(entry) for entry in entries]
 
 
 def _seconds(entry: Entry) -> float | str:

@@ -36,7 +36,12 @@ class Layout(ABC):
         Args:
             files: their paths, relative to `root`.
         """
-        return sum(cls.fits(path) for path in anchored(root, files)) >= MOST_FITTING * len(files)
+        left = len(files)  # of those that fit; most layouts are ruled out by the first files
+        for path in anchored(root, files):
+            left -= not cls.fits(path)
+            if left < MOST_FITTING * len(files):
+                return False
+        return True
 
     @classmethod
     def names(cls, root: Path, files: Sequence[Path]) -> Iterator[Named | None]:
@@ -49,9 +54,10 @@ class Layout(ABC):
         return iter(())
 
 
-def anchored(root: Path, files: Sequence[Path]) -> list[Path]:
+def anchored(root: Path, files: Sequence[Path]) -> Iterator[Path]:
     """Paths with the name of their folder before them, so that it may be the corpus or a folder within it."""
-    return [Path(root.resolve().name) / path for path in files]
+    name = root.resolve().name
+    return (Path(name, path) for path in files)
 
 
 def list_of(root: Path, name: str) -> Path | None:

@@ -19,8 +19,10 @@ class SITW(Layout):
 
     @classmethod
     def detects(cls, root: Path, files: Sequence[Path]) -> bool:
+        if not super().detects(root, files):
+            return False
         beside = {(root / path).resolve().parent.parent for path in files}
-        return super().detects(root, files) and all((place / name).is_dir() for place in beside for name in LISTS)
+        return all((place / name).is_dir() for place in beside for name in LISTS)
 
     @classmethod
     def notes(cls, root: Path, files: Sequence[Path]) -> Iterator[str]:
