@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from spkd import cli
 from spkd.config import Key, component_keys, keys
+from spkd.corpus.manifest import Manifest
 from spkd.corpus.manifest import build as build_manifest
 from spkd.demo.synthesis import speaker, utterance
 from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig
@@ -37,7 +38,8 @@ from spkd.teachers.base import EmbeddingModel
 from spkd.train import resume
 from spkd.train.settings import TrainConfig
 from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
-from tests.conftest import TINY_SSL
+from tests.conftest import TINY_SSL, served
+from tests.corpus.test_remote import Ranges
 from tests.teachers.test_wespeaker import save_wespeaker, weights_of
 
 onnx = pytest.importorskip("onnx")
@@ -131,6 +133,12 @@ def enrolment_contexts(arguments: str, more: str) -> dict[str, Context]:
     return found
 
 
+def fetch_context(arguments: str) -> dict[str, Context]:
+    """A context of the keys of copies of what is elsewhere, which are among the files that a command leaves."""
+    acts = {"fetch.cache": "elsewhere", "fetch.limit": "0.000001"}
+    return {"fetch": Context(f"{arguments} manifest=M/elsewhere.csv fetch.cache=copies", acts)}
+
+
 TEACHER = "teacher=checkpoint teacher.weights=M/teacher"
 EXTRACT = f"{TEACHER} manifest=M/manifest.csv"
 AUGMENTED = {
@@ -191,9 +199,11 @@ EXTRACTION = Command(
                 "view.seed": "1",
                 "features": "sherpa",
                 "processes": "3",
+                "fetch.limit": "3",
             },
             constants={"sys.modules.ray": None},
         ),
+        **fetch_context(TEACHER),
         "no teacher": Context("manifest=M/manifest.csv", {"teacher.name": "none"}),
         "teacher=none": Context(
             "teacher=none manifest=M/manifest.csv",
@@ -380,8 +390,9 @@ TRAINING = Command(
                 "augment.speeds": "[1.2]",
             },
             {"workers": ("1", "loaders")},
-            {"noise": "M/noise", "rir": "M/rir"},
+            {"noise": "M/noise", "rir": "M/rir", "fetch.cache": "copies", "fetch.limit": "3"},
         ),
+        **fetch_context(f"{TRAIN} cache=M/bare loss=cosine workers=0"),
         **augmentation_contexts(f"{TRAIN} cache=M/bare loss=cosine manifest=M/manifest.csv workers=0", "augment"),
         "noise": Context(
             f"{TRAIN} cache=M/augmented loss=cosine manifest=M/manifest.csv workers=0 rir=M/rir", {"noise": "M/noise"}
@@ -587,6 +598,7 @@ OF_NOTHING = {
     "workers": "1",
     "min_seconds": "0.2",
     "vad": "energy",
+    "fetch.cache": "copies",
     "device": "cpu",
     "enrol.model.name": "M/second",
     "backend": "plda",
@@ -607,6 +619,7 @@ SCORING_ACTS = {
     "norm": "as-norm cohort=M/others.csv",
 }
 SCORING_INERT = {
+    "fetch.limit": "3",
     "model.weights": "M/teacher",
     "cohort.source": "M/others.csv",
     "cohort.average": "false",
@@ -619,6 +632,7 @@ SCORING_INERT = {
 
 def scoring_contexts(more: str) -> dict[str, Context]:
     return {
+        **fetch_context(f"{EVAL} {more}"),
         "no cohort": Context(f"{EVAL} {more} norm=as-norm", {"cohort.source": "M/others.csv"}),
         "one model": Context(f"{EVAL} {more}", inert={"enrol.model.name": "M/teacher/"}),
         "plda": Context(f"{EVAL} {more} backend=plda cohort=M/others.csv", inert={"subtract_mean": "true"}),
@@ -694,7 +708,11 @@ EMBEDDING = Command(
         "base": Context(
             "M/manifest.csv model=M/teacher",
             {"model.name": "M/second", "out": "e.ark", "min_seconds": "0.55", "vad": "M/segments"},
-            inert={"model.weights": "M/teacher"},
+            inert={"model.weights": "M/teacher", "fetch.limit": "3"},
+        ),
+        "fetch": Context(
+            "M/elsewhere.csv model=M/teacher fetch.cache=copies",
+            {"fetch.cache": "elsewhere", "fetch.limit": "0.000001"},
         ),
         **model_contexts("M/manifest.csv"),
     },
@@ -792,8 +810,12 @@ COMMANDS = (
 )
 
 
-def make_materials(root: Path) -> None:
-    """Corpora, models and caches that the contexts name, small."""
+def make_materials(root: Path, address: str) -> None:
+    """Corpora, models and caches that the contexts name, small.
+
+    Args:
+        address: at which the folder is served.
+    """
     for name, numbers, seconds in (
         ("manifest", range(4), 0.5),
         ("others", range(10, 16), 0.4),
@@ -811,6 +833,8 @@ def make_materials(root: Path) -> None:
         with (root / "segments").open("a") as file:
             file.writelines(f"{one.id} 0.0 0.31\n" for one in made)
         if name == "manifest":
+            away = (replace(one, path=one.path.replace(str(root), address)) for one in made)
+            Manifest(away).save(root / "elsewhere.csv")
             ids = [one.id for one in made]
             (root / "map.txt").write_text(
                 "".join(f"{a} {a} {b}\n" for a, b in zip(ids, ids[1:] + ids[:1], strict=True))
@@ -1163,10 +1187,11 @@ def accepted(command: Command, name: str, materials: Path, folder: Path) -> list
 
 
 @pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("materials")
-    make_materials(root)
-    return root
+    with served(root, type("Kept", (Ranges,), {"asked": []})) as address:
+        make_materials(root, address)
+        yield root
 
 
 EACH = [(command, name) for command in COMMANDS for name in command.contexts]

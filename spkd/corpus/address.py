@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from spkd.corpus.remote import is_elsewhere as is_elsewhere
 from spkd.corpus.remote import opened
 from spkd.files.reading import State, state_of
 
@@ -21,8 +22,6 @@ PATTERN = re.compile(
     rf"\.(?P<kind>[a-z0-9]{{1,8}}(?:\.{DEFLATE}|\.{ROW}(?::.+)?)?)",
     re.DOTALL,
 )
-
-ELSEWHERE = re.compile(r"(?:s3|gs|gcs|az|abfs|hf|https?)://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +62,6 @@ class Address:
     def column(self) -> str:
         """Column of a cell of a table; "" where the only one with audio is meant."""
         return self.kind.partition(":")[2]
-
-
-def is_elsewhere(path: str) -> bool:
-    """Whether a path is the URL of a file on another machine."""
-    return ELSEWHERE.match(path) is not None
 
 
 def parse(text: str) -> Address | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from spkd.corpus import expected
+from spkd.corpus import expected, fetched
 from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
@@ -55,12 +55,13 @@ class ViewLoader:
         self._remarks: dict[str, set[int]] = {}  # remark on the audio -> numbers of the utterances
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a spawned process needs: the states of containers as well, which a forked one has."""
-        return {**self.__dict__, "_expected": expected.states()}
+        """What a spawned process needs: the states of containers and the folder of copies, which a forked one has."""
+        return {**self.__dict__, "_expected": expected.states(), "_copies": fetched.copies()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for container, then in state.pop("_expected").items():
             expected.expect(container, then)
+        fetched.use(state.pop("_copies"))
         self.__dict__.update(state)
 
     def __call__(self, view: int) -> np.ndarray:

@@ -29,10 +29,16 @@ MOST_BLOCKS = 64  # that are kept of all files together
 REQUESTS = 16  # under way at once in this process
 # Names under which places name the content of a file.
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime")
+ELSEWHERE = re.compile(r"(?:s3|gs|gcs|az|abfs|hf|https?)://")
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 TOUCHED = 64  # numbers of blocks that were read last, by which reading in order is recognised
 
 _numbers = itertools.count()  # of the files that were opened: an address in memory may be given twice
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether a path is the URL of a file on another machine."""
+    return ELSEWHERE.match(path) is not None
 
 
 class Remote:
@@ -40,6 +46,7 @@ class Remote:
 
     Attributes:
         size: its bytes.
+        shown: its URL without credentials, for messages.
         state: its size, and a number made of what its place names its content by (an ETag, a time).
     Raises:
         OSError: it is not there, its place does not answer, does not give its size, or gives no parts of files; or a
@@ -51,12 +58,12 @@ class Remote:
             raise OSError("what follows # in a URL is not sent to its server; write %23 for a # in a name")
         base, mark, query = url.partition("?") if url.startswith("http") else (url, "", "")
         parent, _, self._name = base.rpartition("/")
-        self._shown = public_address(url)
+        self.shown = public_address(url)
         try:
             self._folder = RemoteFolder.of(f"{parent}{mark}{query}")
-            self.state = patiently(self._state, self._shown)
+            self.state = patiently(self._state, self.shown)
         except SpkdError as error:
-            raise OSError(str(error).removeprefix(f"{self._shown}: ")) from error
+            raise OSError(str(error).removeprefix(f"{self.shown}: ")) from error
         self.size = self.state[0]
         self._number = next(_numbers)
         self._lock = threading.Lock()
@@ -86,7 +93,7 @@ class Remote:
                 for number in range(last + 1, min(last + AHEAD, (self.size - 1) // BLOCK) + 1):
                     self._begun(number)
         if not in_order:
-            return self._fetched(offset, length)
+            return self.fetched(offset, length)
         data = b"".join(block.result() for block in wanted)
         return data[offset - first * BLOCK : offset - first * BLOCK + length]
 
@@ -103,24 +110,24 @@ class Remote:
     def _begun(self, number: int) -> Future[bytes]:
         """A block that is there or under way."""
         begin = number * BLOCK
-        return _blocks(os.getpid()).get((self._number, number), self._fetched, begin, min(BLOCK, self.size - begin))
+        return _blocks(os.getpid()).get((self._number, number), self.fetched, begin, min(BLOCK, self.size - begin))
 
-    def _fetched(self, offset: int, length: int) -> bytes:
+    def fetched(self, offset: int, length: int) -> bytes:
         """Bytes of a range, asked for at its place. Raises OSError: no answer, other bytes, or a file that changed."""
         kind = self._folder.kind
         ask = {"http": self._from_web, "s3": self._from_bucket}.get(kind, self._from_elsewhere)
 
         def once() -> bytes:
-            data: bytes = self._folder.answer(lambda: ask(offset, length), self._shown, length)
+            data: bytes = self._folder.answer(lambda: ask(offset, length), self.shown, length)
             if len(data) != length:
                 raise OSError(f"{len(data):,} bytes came instead of {length:,}")
             return data
 
         with _requests(os.getpid()):
             try:
-                return patiently(once, self._shown)
+                return patiently(once, self.shown)
             except SpkdError as error:
-                raise OSError(str(error).removeprefix(f"{self._shown}: ")) from error
+                raise OSError(str(error).removeprefix(f"{self.shown}: ")) from error
 
     def _from_elsewhere(self, offset: int, length: int) -> bytes:
         path = self._folder.at(self._name)
@@ -162,23 +169,23 @@ class Remote:
             raise OSError(f"another range came than the one from byte {offset:,} on ({content_range[:80]!r})")
         tag = _tag(answer)
         if (part[2] != "*" and int(part[2]) != self.size) or (tag and _number(tag) != self.state[1]):
-            raise SpkdError(f"{self._shown}: has changed since it was opened; index it again (spkd manifest)")
+            raise SpkdError(f"{self.shown}: has changed since it was opened; index it again (spkd manifest)")
 
     def _state(self) -> State:
         """Size, and a number of the content's name. Raises SpkdError: no answer, no size, or no parts of files."""
         try:
             found = self._head() if self._folder.is_http else self._information()
         except FileNotFoundError as error:
-            raise SpkdError(f"{self._shown}: not found") from error
+            raise SpkdError(f"{self.shown}: not found") from error
         if found.get("size") is None:
-            raise SpkdError(f"{self._shown}: its server does not give its size")
+            raise SpkdError(f"{self.shown}: its server does not give its size")
         return int(found["size"]), _number(_tag(found))
 
     def _information(self) -> dict[str, Any]:
         files, path = self._folder.files, self._folder.at(self._name)
-        found: dict[str, Any] = self._folder.answer(lambda: files.info(path), self._shown)
+        found: dict[str, Any] = self._folder.answer(lambda: files.info(path), self.shown)
         if found.get("type") == "directory":
-            raise SpkdError(f"{self._shown}: a folder")
+            raise SpkdError(f"{self.shown}: a folder")
         return found
 
     def _head(self) -> dict[str, Any]:
@@ -187,7 +194,7 @@ class Remote:
             headers = file.r.headers
             total = re.fullmatch(r"bytes 0-0/(\d+)", headers.get("Content-Range", ""))
             if file.r.status != 206 or total is None:
-                raise SpkdError(f"{self._shown}: its server gives whole files alone, and no parts of them")
+                raise SpkdError(f"{self.shown}: its server gives whole files alone, and no parts of them")
             return {"size": int(total[1]), **{name: headers[name] for name in TAGS if name in headers}}
 
     def _asked(self, wanted: str) -> Any:

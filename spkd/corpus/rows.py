@@ -11,9 +11,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from spkd.corpus.address import Address, is_elsewhere
+from spkd.corpus.fetched import opened_or_copied
 from spkd.corpus.kept import Kept
 from spkd.corpus.ranges import Range
-from spkd.corpus.remote import opened
 from spkd.files.reading import State
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _source(path: str) -> str | BinaryIO:
     """What pyarrow opens: the path of a file, or a file elsewhere."""
     if not is_elsewhere(path):
         return path
-    file = opened(path)
+    file = opened_or_copied(path)
     return cast(BinaryIO, io.BufferedReader(Range(file, 0, file.size)))
 
 

@@ -92,6 +92,17 @@ class ViewConfig(AugmentationConfig, PlanConfig):
 
 
 @dataclass
+class FetchConfig:
+    """Settings of the copies of files elsewhere on this machine."""
+
+    cache: str | None = key(None, "folder of copies of containers and files of audio elsewhere, made when read")
+    limit: float = key(200, "most that these copies take (GB); those used last stay", positive=True, high=1e9)
+
+    def unused(self) -> dict[str, str]:
+        return {"limit": "no fetch.cache is set"} if self.cache is None else {}
+
+
+@dataclass
 class AugmentationFolders:
     """Folders of the audio that augmented a cache's views."""
 

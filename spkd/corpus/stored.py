@@ -7,10 +7,8 @@ threads share a descriptor.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
-import stat
 import threading
 import zlib
 from collections.abc import Iterable
@@ -21,12 +19,15 @@ from typing import BinaryIO, cast
 from spkd.corpus.address import ARK, DEFLATE, ROW, Address, is_elsewhere, parse, state_of_container
 from spkd.corpus.ark import audio_at
 from spkd.corpus.expected import check
+from spkd.corpus.fetched import opened_or_copied
 from spkd.corpus.kept import Kept
+from spkd.corpus.local import GONE
+from spkd.corpus.local import Opened as Opened
 from spkd.corpus.ranges import Range
 from spkd.corpus.remote import Remote, opened
 from spkd.corpus.rows import cell
 from spkd.errors import SpkdError
-from spkd.files.reading import MOST_HOLES, read_bytes, state_of
+from spkd.files.reading import read_bytes, state_of
 
 MOST = 1 << 34  # bytes of audio that is read as a whole
 WHOLE = 1 << 22  # bytes: audio up to this size is read at once, larger audio piece by piece
@@ -35,63 +36,6 @@ MOST_AHEAD = 1 << 28  # bytes of a container that are read ahead at once
 MOST_OPEN = 64  # containers that stay open
 MOST_KEPT = 1 << 28  # bytes of decompressed audio that are kept, as views of one recording follow one another
 MOST_RATIO, SMALL = 100, 1 << 26  # most bytes for each compressed one, and bytes that any audio may have besides
-GONE = "lies beyond the end of its container; was it truncated?"
-
-
-class Opened:
-    """An open container.
-
-    Attributes:
-        size: its bytes.
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        self.size = status.st_size
-
-    def __del__(self) -> None:
-        # Threads may still read from a container that is kept open no more; the last of them closes it.
-        if (descriptor := self.__dict__.pop("_descriptor", None)) is not None:
-            os.close(descriptor)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Bytes of a range. Raises ValueError where it lies beyond the end, or is gigabytes of nothing."""
-        if offset + length > self.size:
-            raise ValueError(GONE)
-        if length > MOST_HOLES and (empty := self._holes(offset, length)) > MOST_HOLES:
-            raise ValueError(f"{empty:,} of its {length:,} bytes are holes; `cp --sparse=never` fills them")
-        data = os.pread(self._descriptor, length, offset)
-        if len(data) == length:
-            return data
-        blocks = [data]  # a read gives 2 GiB at most
-        while (left := length - sum(map(len, blocks))) > 0:
-            if not (block := os.pread(self._descriptor, left, offset + length - left)):
-                raise ValueError(GONE)
-            blocks.append(block)
-        return b"".join(blocks)
-
-    def expect(self, offset: int, length: int) -> None:
-        """Ask the system to read a range, which is read soon. Raises OSError."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-
-    def _holes(self, offset: int, length: int) -> int:
-        """Bytes of a range that have no room on the disk; 0 where its file system does not tell."""
-        stored, place, end = 0, offset, offset + length
-        try:
-            while place < end:
-                first = os.lseek(self._descriptor, place, os.SEEK_DATA)
-                place = os.lseek(self._descriptor, first, os.SEEK_HOLE)
-                stored += max(min(place, end) - min(first, end), 0)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                return 0
-        return length - stored
 
 
 _open: Kept[Opened] = Kept(MOST_OPEN, lambda _: 1)
@@ -107,7 +51,7 @@ def container(path: str) -> Opened | Remote:
     """
     if is_elsewhere(path):
         check(path, opened(path).state)
-        return opened(path)
+        return opened_or_copied(path)
     state = state_of(path)
     check(path, state)
     return _open.get((path, state), lambda: Opened(path))

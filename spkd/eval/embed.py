@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from spkd.corpus.audio import SAMPLE_RATE, AudioError
+from spkd.corpus.fetched import copy_to
 from spkd.corpus.loader import iterate_batches
 from spkd.corpus.manifest import Manifest, Utterance, measure
 from spkd.corpus.settings import ViewConfig
@@ -111,6 +112,7 @@ def embed_to_file(config: EmbedConfig, manifest: str | Path) -> tuple[int, dict[
         check_writable(file)
     check_not_among(files_of(out), [manifest, Path(manifest, "wav.scp")])  # of a Kaldi folder
     audio = Manifest.load(manifest)
+    copy_to(config, audio)
     check_names(out, audio.index_of)
     model = load_model(config.model, resolve(config.device))
     for note in notes_on_vad([model], config.vad):

@@ -13,6 +13,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 
 from spkd.config import without_unused
+from spkd.corpus.fetched import copy_to
 from spkd.corpus.manifest import Manifest
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, listed
@@ -79,7 +80,7 @@ LEAST_ERRORS = 5  # misses, and false alarms, at the EER: with fewer, its interv
 # Settings, and sections of settings, that only the scores of a model need.
 OF_MODELS = (
     *("model", "enrol.model", "backend", "subtract_mean", "norm", "cohort"),
-    *("batch_size", "workers", "min_seconds", "vad", "device"),
+    *("batch_size", "workers", "min_seconds", "vad", "fetch.cache", "fetch.limit", "device"),
 )
 OF_MANIFESTS = ("by", "audio", "enrol.map")  # settings that only a manifest gives an effect
 # Settings that only error rates use.
@@ -240,6 +241,7 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
     else:
         assert trials is not None
         audio, device = Manifest.load(config.manifest, config_columns(config)), resolve(config.device)
+        copy_to(config, audio)
         listed = _read_trials(config, trials, audio.index_of)
         _check_labels(config, listed)
         model, enrol_config = load_model(config.model, device), config.enrol.model

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spkd.config import Settings, key, section
-from spkd.corpus.settings import MANIFEST, MAX_SEED, VAD
+from spkd.corpus.settings import MANIFEST, MAX_SEED, VAD, FetchConfig
 from spkd.registry import TRIAL_FORMATS
 from spkd.teachers.settings import DEVICES, EnrolModelConfig, ScoredModelConfig
 
@@ -30,6 +30,7 @@ class EmbedConfig(Settings):
     workers: int = key(2, "threads that decode", low=1, high=1024)
     min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
     vad: str = key("none", VAD)
+    fetch: FetchConfig = section(FetchConfig)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
 
 

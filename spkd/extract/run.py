@@ -22,6 +22,7 @@ from spkd.cache.read import Cache
 from spkd.cache.verify import damage_that_stays, reopen_damaged, write_derived_again
 from spkd.cache.write import UnitWriter, ViewsAway, check_folder, check_is_free, finalize, initialise
 from spkd.corpus.audio import SAMPLE_RATE, AudioError
+from spkd.corpus.fetched import copy_to
 from spkd.corpus.loader import ViewLoader, WaveBatch, stream_batches
 from spkd.corpus.manifest import Manifest, measure
 from spkd.corpus.vad import finder_of
@@ -122,6 +123,7 @@ def extract_jobs(jobs: Sequence[Job], manifest: Manifest, rank: Rank | None = No
     if note := view_plan.note:
         log(f"note: {note}")
     chosen = targets_of_pass([job.config for job in jobs], [job.teacher for job in jobs])
+    copy_to(config, manifest)
     listed = manifest
     manifest, unreadable = measure(manifest, config.workers * 4)
     if (finder := finder_of(config.view.vad)) is not None:

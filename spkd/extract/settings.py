@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from spkd.config import Settings, key, load, section
-from spkd.corpus.settings import MANIFEST, AugmentationFolders, ViewConfig
+from spkd.corpus.settings import MANIFEST, AugmentationFolders, FetchConfig, ViewConfig
 from spkd.errors import UsageError
 from spkd.networks.settings import FBANK_NAMES
 from spkd.outputs.settings import StorageConfig
@@ -58,6 +58,7 @@ class ExtractConfig(ContentConfig):
         ("auto", "ray"),
         not_from_files=("ray",),
     )
+    fetch: FetchConfig = section(FetchConfig)
     processes: int = key(
         0, "actors of engine=ray, or tasks of --slurm-script (0: by the GPUs, or the CPUs)", low=0, high=100_000
     )

@@ -186,7 +186,7 @@ def without_effect(
         reasons["student.channels"] = f"the width is that of {config.student.init}"
     if kind.name in cache.names and not config.augment.is_used:
         reason = f"the cache holds {kind.name}, and so no audio is decoded"
-        reasons |= dict.fromkeys(("manifest", "noise", "rir", "workers"), reason)
+        reasons |= dict.fromkeys(("manifest", "noise", "rir", "fetch.cache", "fetch.limit", "workers"), reason)
     if not any(loss.settings.finetunes() for loss in losses.values()):
         reasons["finetune_cache"] = (
             f"{listed(list(losses))} {'does' if len(losses) == 1 else 'do'} not fine-tune; one-step does"

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spkd.cache import CacheSource
 from spkd.corpus.augment import Augmentation
+from spkd.corpus.fetched import copy_to
 from spkd.corpus.manifest import Manifest
 from spkd.device import sent
 from spkd.errors import SpkdError, UsageError
@@ -213,7 +214,9 @@ def input_source(config: TrainConfig, cache: CacheSource, kind: Target) -> Input
             f"{cache.name} holds no {kind.name}, so training needs the audio: give manifest=FILE, or extract with "
             f"{_extracted_by(kind)}{_other_fbank(cache, kind)}"
         )
-    loader = cache.view_loader(Manifest.load(config.manifest), config.noise, config.rir)
+    manifest = Manifest.load(config.manifest)
+    copy_to(config, manifest)
+    loader = cache.view_loader(manifest, config.noise, config.rir)
     if not fresh.is_used:
         return InputSource(kind, loader)
     augmentation = Augmentation.of(fresh)

@@ -41,7 +41,7 @@ from spkd.version import __version__
 
 # Settings of the place of a run and of its saving; all others identify the run.
 PLACES = (
-    *("cache", "finetune_cache", "out", "manifest", "noise", "rir", "workers", "device", "save_every"),
+    *("cache", "finetune_cache", "out", "manifest", "noise", "rir", "fetch", "workers", "device", "save_every"),
     *("valid", "loggers"),
 )
 STATE, LOCK = "state.json", "run.lock"

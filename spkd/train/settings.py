@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from spkd.config import Chooser, Settings, component, key, section
-from spkd.corpus.settings import MAX_SEED, VAD, AugmentationConfig
+from spkd.corpus.settings import MAX_SEED, VAD, AugmentationConfig, FetchConfig
 from spkd.errors import did_you_mean
 from spkd.networks.settings import StudentConfig
 from spkd.registry import LOSSES, OPTIMISERS, SAMPLERS
@@ -217,6 +217,7 @@ class TrainConfig(Settings):
     manifest: str | None = key(None, "manifest of the audio; only needed when the cache holds no features")
     noise: str | None = key(None, "folder of the noise that augmented the cache's views; needed as manifest is")
     rir: str | None = key(None, "folder of the impulse responses of the cache's views; needed as manifest is")
+    fetch: FetchConfig = section(FetchConfig)
     out: str = key("student", "folder of the trained student")
     student: StudentConfig = section(StudentConfig)
     loss: LossConfig = section(LossConfig)
@@ -265,7 +266,9 @@ class TrainConfig(Settings):
         if len(self.cache) < 2:
             reasons["teachers"] = "one cache is given"
         if self.manifest is None:
-            reasons |= dict.fromkeys(("noise", "rir"), "no manifest is given, so no audio is decoded")
+            reasons |= dict.fromkeys(
+                ("noise", "rir", "fetch.cache", "fetch.limit"), "no manifest is given, so no audio is decoded"
+            )
         if self.epochs is not None:
             # Given later is given with precedence: on the command line, after a file.
             later = [name for name in self.given if name in ("steps", "epochs")][-1:]
