@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 import spkd as package
 from spkd.corpus.manifest import Manifest
@@ -33,6 +38,7 @@ class Hub:
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.sent = 0  # bytes of files
+        self.asked: list[str] = []  # files of data sets
 
     def app(self) -> Any:
         app = flask.Flask(__name__)
@@ -85,6 +91,29 @@ class Hub:
             response.make_conditional(flask.request, accept_ranges=True, complete_length=len(data))
             self.sent += response.calculate_content_length() or 0
             return response
+
+        @app.get("/api/datasets/<user>/<name>")
+        @app.get("/api/datasets/<user>/<name>/revision/<branch>")
+        def data_set(user: str, name: str, branch: str = "main") -> Any:
+            return info("datasets/" + user, name, branch)
+
+        @app.get("/api/datasets/<user>/<name>/tree/<branch>")
+        @app.get("/api/datasets/<user>/<name>/tree/<branch>/<path:folder>")
+        def data_tree(user: str, name: str, branch: str, folder: str = "") -> Any:
+            below = f"{folder}/" if folder else ""
+            files = self.files[f"datasets/{user}/{name}"].items()
+            listed = {
+                p: {"type": "file", "path": p, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for p, d in files
+            }
+            for path in [path for path in listed if path.startswith(below) and "/" in path[len(below) :]]:
+                within = below + path[len(below) :].partition("/")[0]
+                listed[within] = {"type": "directory", "path": within, "oid": hashlib.sha1(b"").hexdigest()}
+            return [one for path, one in listed.items() if path.rpartition("/")[0] == folder]
+
+        @app.get("/datasets/<user>/<name>/resolve/<branch>/<path:path>")
+        def data_file(user: str, name: str, branch: str, path: str) -> Any:
+            self.asked.append(path)
+            return resolve("datasets/" + user, name, branch, path)
 
         return app
 
@@ -182,6 +211,53 @@ def test_ranges_of_a_file_on_the_hub(hub: tuple[Hub, str], tmp_path: Path) -> No
     assert done.stdout.split() == ["6000000", *(data[place : place + 10].hex() for place in places)]
     # The last range lies in a block that was touched, so that the whole block comes: 5,999,990 and 5,000,000.
     assert store.sent <= 20 + 6_000_000 - (1 << 22)
+
+
+@pytest.mark.slow
+def test_a_data_set_of_the_hub_is_a_corpus(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    store, address = hub
+    files = store.files.setdefault("datasets/lab/speech", {"README.md": b"x"})
+    for split, ids in (("data/train-00000-of-00001.parquet", "abcd"), ("data/more/test-00000-of-00001.parquet", "ef")):
+        cells = [{"bytes": wave(ord(name)), "path": f"{name}.wav"} for name in ids]
+        table = {"audio": cells, "client": [f"spk-{name}" for name in ids], "name": [f"{name}-1" for name in ids]}
+        parquet.write_table(pyarrow.table(table), tmp_path / "x.parquet", row_group_size=2)
+        files[split] = (tmp_path / "x.parquet").read_bytes()
+    done = python(
+        "import sys\nfrom spkd.cli import main\nsys.argv = ['spkd', 'manifest', 'hf://datasets/lab/speech', '--speaker', "
+        "'client', '--utt', 'name', '--out', 'm.csv']\nmain()",
+        address,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "m.csv").open()))
+    assert [(row["utt"], row["speaker"]) for row in rows] == [(f"{n}-1", f"spk-{n}") for n in "efabcd"]
+    assert rows[0]["path"].startswith("hf://datasets/lab/speech/data/more/test-00000-of-00001.parquet#0+")
+    code = "from spkd.corpus.audio import decode\nimport csv, zlib\n"
+    code += "print([zlib.crc32(decode(row['path']).wave.tobytes()) for row in csv.DictReader(open('m.csv'))])"
+    done = python(code, address, tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = [zlib.crc32(soundfile.read(io.BytesIO(wave(ord(n))), dtype="float32")[0].tobytes()) for n in "efabcd"]
+    assert json.loads(done.stdout) == expected
+    for url, message in (
+        ("hf://datasets/lab/none", "lab/none"),
+        ("hf://datasets/lab/speech/data/more/x", "no containers|not found|No such"),
+    ):
+        failed = python(
+            f"import sys\nfrom spkd.cli import main\nsys.argv = ['spkd', 'manifest', '{url}']\nmain()",
+            address,
+            tmp_path,
+        )
+        assert failed.returncode in (1, 2)
+        assert re.search(message, failed.stderr)
+        assert "Traceback" not in failed.stderr
+
+
+def wave(seed: int) -> bytes:
+    """A WAV file of noise."""
+    data = io.BytesIO()
+    soundfile.write(data, 0.1 * np.random.RandomState(seed).normal(size=4000), 16_000, "PCM_16", format="WAV")
+    return data.getvalue()
 
 
 def test_what_is_not_there_is_a_line(hub: tuple[Hub, str], tmp_path: Path, corpus: Path) -> None:

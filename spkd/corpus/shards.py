@@ -52,6 +52,7 @@ CHUNK = 512  # members that are measured together
 AT_ONCE = 32  # of them by one thread: to hand over a single one takes longer than to read its header
 LISTS = (".list", ".lst", ".txt")  # suffixes of lists of containers, a path a line
 MOST_SHARDS = 1_000_000  # of one pattern
+MOST_FOLDERS = 100_000  # within a folder elsewhere
 LONGEST_LIST = 1 << 26  # bytes of a list of containers elsewhere
 PRIORITY = ("spk", *SPEAKERS, "cls", "txt")  # where speakers are looked for
 # Patterns as NeMo and WebDataset have them: audio_{0..127}.tar, audio__OP_0..127_CL_.tar; words: {train,dev}.tar
@@ -142,7 +143,7 @@ def find(names: Sequence[str | Path]) -> list[str]:
             )
         if os.path.isdir(name):
             found += [] if holds_audio(Path(name)) else _within(Path(name))
-        elif is_elsewhere(name) and name.endswith("/"):
+        elif is_elsewhere(name) and (name.endswith("/") or _is_on_hub(name)):
             found += _within_elsewhere(name)
         elif os.path.exists(name) or not BRACES.search(name):
             found += _listed(name)
@@ -197,14 +198,28 @@ def _no_container(path: str) -> UsageError:
     return UsageError(f"{path}: neither a folder of audio nor a container of it ({kinds})")
 
 
+def _is_on_hub(url: str) -> bool:
+    """Whether a URL is of a folder on the Hugging Face hub, such as a whole data set: hf://datasets/USER/NAME."""
+    return url.startswith("hf://") and not url.endswith((*suffixes(), *LISTS))
+
+
 def _within_elsewhere(url: str) -> list[str]:
-    """Containers in a folder elsewhere, by their suffixes, sorted. Raises UsageError: there are none."""
-    folder = RemoteFolder.of(url.rstrip("/"))
-    _, files = folder.entries()
-    found = [f"{url.rstrip('/')}/{name}" for name in sorted(files) if name.endswith(suffixes())]
+    """Containers in a folder elsewhere and in those within, by their suffixes, sorted.
+
+    Raises:
+        UsageError: there are none, or the folders have no end.
+    """
+    found, left, count = list[str](), [(url.rstrip("/"), RemoteFolder.of(url.rstrip("/")))], 0
+    while left:
+        place, folder = left.pop()
+        folders, files = folder.entries()
+        found += [f"{place}/{name}" for name in sorted(files) if name.endswith(suffixes())]
+        left += [(f"{place}/{within.path.rpartition('/')[2]}", within) for within in folders]
+        if (count := count + 1) > MOST_FOLDERS or len(found) > MOST_SHARDS:
+            raise UsageError(f"{public_address(url)}: more than {MOST_FOLDERS:,} folders; name one within")
     if not found:
         raise UsageError(f"{public_address(url)}: no containers of audio in this folder")
-    return found
+    return sorted(found)
 
 
 def _within(folder: Path) -> list[str]:
