@@ -101,10 +101,7 @@ class Hub:
         @app.get("/api/datasets/<user>/<name>/tree/<branch>/<path:folder>")
         def data_tree(user: str, name: str, branch: str, folder: str = "") -> Any:
             below = f"{folder}/" if folder else ""
-            files = self.files[f"datasets/{user}/{name}"].items()
-            listed = {
-                p: {"type": "file", "path": p, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for p, d in files
-            }
+            listed = {one["path"]: one for one in tree("datasets/" + user, name, branch)}
             for path in [path for path in listed if path.startswith(below) and "/" in path[len(below) :]]:
                 within = below + path[len(below) :].partition("/")[0]
                 listed[within] = {"type": "directory", "path": within, "oid": hashlib.sha1(b"").hexdigest()}
@@ -224,8 +221,8 @@ def test_a_data_set_of_the_hub_is_a_corpus(hub: tuple[Hub, str], tmp_path: Path)
         parquet.write_table(pyarrow.table(table), tmp_path / "x.parquet", row_group_size=2)
         files[split] = (tmp_path / "x.parquet").read_bytes()
     done = python(
-        "import sys\nfrom spkd.cli import main\nsys.argv = ['spkd', 'manifest', 'hf://datasets/lab/speech', '--speaker', "
-        "'client', '--utt', 'name', '--out', 'm.csv']\nmain()",
+        "import sys\nfrom spkd.cli import main\nsys.argv = ['spkd', 'manifest', 'hf://datasets/lab/speech', "
+        "'--speaker', 'client', '--utt', 'name', '--out', 'm.csv']\nmain()",
         address,
         tmp_path,
     )
