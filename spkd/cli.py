@@ -177,7 +177,7 @@ def manifest(
         if given := next((f"--{n} {v}" for n, v in ({"layout": layout, "suffix": suffix} | options).items() if v), ""):
             raise UsageError(f"{given} has no effect: {paths[0]} is a manifest, which names its utterances")
         check_not_among([out], paths)
-        made, left_out = measure(Manifest.load(paths[0]), workers)
+        made, left_out = measure(Manifest.load(paths[0]), workers, shards.parts_of(out))
         if not len(made):
             name, reason = next(iter(left_out.items()))
             raise SpkdError(f"{paths[0]}: none of {counted(len(left_out), 'utterance')} can be read ({name}: {reason})")
@@ -194,13 +194,17 @@ def manifest(
     if len(paths) > 1 or given:
         what = f"{given} is for containers" if given else "give one folder"
         raise UsageError(f"{paths[0]}: a folder of audio; {what}")
-    made, layout, left_out = build(paths[0], layout, workers, suffix)
+    made, layout, left_out = build(paths[0], layout, workers, suffix, shards.parts_of(out))
     _write_manifest(made, out, f"layout {layout}")
     _list_rejected(left_out, strict)
 
 
 def _write_manifest(made: Manifest, out: Path, origin: str) -> None:
+    from spkd.corpus.manifest import forget_measured
+    from spkd.corpus.shards import parts_of
+
     made.save(out)
+    forget_measured(parts_of(out))
     size = f"{counted(len(made), 'utterance')}, {counted(len(made.speakers), 'speaker')}, {made.seconds / 3600:.2f} h"
     log(f"{out}: {size} ({origin})")
 

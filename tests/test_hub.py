@@ -92,6 +92,12 @@ class Hub:
             self.sent += response.calculate_content_length() or 0
             return response
 
+        @app.get("/test/swap")
+        def swap() -> Any:
+            files = self.files["lab/data"]
+            files["0.tar"], files["1.tar"] = files["1.tar"], files["0.tar"]
+            return {}
+
         @app.get("/api/datasets/<user>/<name>")
         @app.get("/api/datasets/<user>/<name>/revision/<branch>")
         def data_set(user: str, name: str, branch: str = "main") -> Any:
@@ -208,6 +214,21 @@ def test_ranges_of_a_file_on_the_hub(hub: tuple[Hub, str], tmp_path: Path) -> No
     assert done.stdout.split() == ["6000000", *(data[place : place + 10].hex() for place in places)]
     # The last range lies in a block that was touched, so that the whole block comes: 5,999,990 and 5,000,000.
     assert store.sent <= 20 + 6_000_000 - (1 << 22)
+
+
+@pytest.mark.slow
+def test_a_file_of_the_hub_that_changes_while_it_is_read_is_an_error(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    store, address = hub
+    store.files["lab/data"] = {"0.tar": bytes(20_000), "1.tar": b"other" * 4000}
+    code = (
+        "from spkd.corpus import remote\nimport urllib.request\nremote.AGAIN = 0\n"
+        "file = remote.opened('hf://lab/data/0.tar')\nprint(file.read(0, 4) == bytes(4))\n"
+        f"urllib.request.urlopen('{address}/test/swap').read()\n"
+        "try:\n    file.read(10_000, 4)\nexcept OSError as error:\n    print(error)\n"
+    )
+    done = python(code, address, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True\nhas changed since it was opened; index it again (spkd manifest)\n"
 
 
 @pytest.mark.slow

@@ -323,6 +323,7 @@ def stream_batches(
         while pending:
             yield from finished(*pending.popleft())
     finally:
+        # No thread may decode when this process is forked: the other one would have the locks that it holds, for ever.
         for executor in (pool, collector):
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)  # for threads to come: torch keeps the number that any thread set last

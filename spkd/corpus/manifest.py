@@ -7,6 +7,7 @@ audio. `manifests/README.md` shows a small example of each format.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -24,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spkd.corpus.address import is_elsewhere, parse, relative_path, state_of_container
+from spkd.corpus.address import is_elsewhere, parse, relative_path, state_of_audio, state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
 from spkd.corpus.columns import CHUNK, Columns, Filled
 from spkd.corpus.expected import state_text
@@ -37,8 +38,9 @@ from spkd.corpus.shards import holds_audio, suffixes
 from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
 from spkd.files import digest
-from spkd.files.atomic import find_files, writing
+from spkd.files.atomic import find_files, write_json, writing
 from spkd.files.packed import PackedTexts
+from spkd.files.reading import State, read_json
 from spkd.files.text import counted
 from spkd.progress import log, track
 from spkd.registry import LAYOUTS, MANIFEST_READERS
@@ -358,11 +360,12 @@ def identity(u: Utterance) -> bytes:
     return json.dumps([u.id, u.speaker, round(u.start * 1000), duration, *channel, *speech]).encode()
 
 
-def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, str]]:
+def measure(manifest: Manifest, workers: int = 8, kept: Path | None = None) -> tuple[Manifest, dict[str, str]]:
     """Measure missing durations, from the headers of the audio files, in parallel.
 
     Args:
         workers: number of threads.
+        kept: folder in which what was measured is kept, so that a measurement that was stopped goes on.
     Returns:
         The manifest without the utterances that cannot be used, and the id of each of these -> the reason.
     """
@@ -371,28 +374,59 @@ def measure(manifest: Manifest, workers: int = 8) -> tuple[Manifest, dict[str, s
     if not len(missing) and not len(long):
         return manifest, {}
     rejected = {manifest.ids[i]: _too_long(durations[i]) for i in long.tolist()}
-    kept, durations = np.ones(len(manifest), bool), durations.copy()
-    kept[long] = False
+    usable, durations = np.ones(len(manifest), bool), durations.copy()
+    usable[long] = False
 
-    def duration_or_reason(index: int) -> float | str:
+    def measured(index: int) -> Measured:
         utterance = manifest[index]
+        state = state_of_audio(utterance.path)
         try:
             seconds = probe(utterance.path) - utterance.start
-            return seconds if seconds > 0 else "its start is beyond the end of the file"
+            return utterance.path, state, seconds if seconds > 0 else "its start is beyond the end of the file"
         except AudioError as error:
-            return error.reason
+            return utterance.path, state, error.reason
 
     with track("measuring audio", len(missing), "files") as bar, ThreadPoolExecutor(workers) as pool:
-        for first in range(0, len(missing), CHUNK):
+        for number, first in enumerate(range(0, len(missing), CHUNK)):
             some = missing[first : first + CHUNK].tolist()
-            for index, result in zip(some, pool.map(duration_or_reason, some), strict=True):
+            file = None if kept is None else kept / f"measured-{number}.json"
+            before = _kept_in(file, [manifest.utterances.path(index) for index in some])
+            rows = []
+            for index, row in zip(some, pool.map(measured, some) if before is None else before, strict=True):
+                rows.append(row)
+                result = row[2]
                 if isinstance(result, str):
-                    rejected[manifest.ids[index]], kept[index] = result, False
+                    rejected[manifest.ids[index]], usable[index] = result, False
                 else:
                     durations[index] = result
                 bar.advance(1)
+            if file is not None and before is None:
+                write_json(file, rows)
     columns = dataclasses.replace(manifest.utterances, duration=durations)
-    return Manifest(columns if kept.all() else columns.take(kept), manifest.source, manifest.notes), rejected
+    return Manifest(columns if usable.all() else columns.take(usable), manifest.source, manifest.notes), rejected
+
+
+Measured = tuple[str, State | None, float | str]  # path, state of its file, and the duration (s) or the reason
+
+
+def _kept_in(file: Path | None, paths: list[str]) -> list[Measured] | None:
+    """What was measured before of these paths; None where there is nothing, or a file has changed."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        rows: list[Measured] = [(p, None if s is None else (s[0], s[1]), r) for p, s, r in read_json(file)]
+    except (SpkdError, TypeError, ValueError):
+        return None
+    is_same = [row[0] for row in rows] == paths and all(row[1] == state_of_audio(row[0]) for row in rows)
+    return rows if is_same else None
+
+
+def forget_measured(kept: Path) -> None:
+    """Remove what `measure` kept in a folder, and the folder where nothing else is in it."""
+    for file in kept.glob("measured-*.json"):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        kept.rmdir()
 
 
 def note_left_out(manifest: Manifest, reasons: Mapping[str, str]) -> None:
@@ -457,7 +491,11 @@ def check_is_own(path: Path) -> None:
 
 
 def build(
-    root: str | Path, layout: str | None = None, workers: int = 8, suffix: str | None = None
+    root: str | Path,
+    layout: str | None = None,
+    workers: int = 8,
+    suffix: str | None = None,
+    kept: Path | None = None,
 ) -> tuple[Manifest, str, dict[str, str]]:
     """Build a manifest of every audio file below a folder, measured in parallel.
 
@@ -465,14 +503,26 @@ def build(
         layout: a name in LAYOUTS; None takes the first that is detected.
         workers: number of threads.
         suffix: suffix of the files to take; None takes all audio files.
+        kept: as of `measure`.
     Returns:
         The manifest, the name of the layout, and the path (relative to `root`) of each file left out -> the reason.
     Raises:
         UsageError: no such folder or layout.
         SpkdError: no audio there, a layout that fits no file, two files with the same id, or a list that is malformed.
     """
+    utterances, layout, left_out = _listed(Path(root), layout, suffix)
+    manifest, unreadable = measure(Manifest(utterances, str(root)), workers, kept)
+    if len(manifest.speakers) == 1 and len(manifest) >= MANY:
+        log(
+            f"note: {root}: all of {len(manifest):,} files are of one speaker, {manifest.speakers[0]!r}, by the layout "
+            f"{layout}; if they are of several, choose another --layout ({', '.join(LAYOUTS)}), or the folder above"
+        )
+    return manifest, layout, left_out | unreadable
+
+
+def _listed(root: Path, layout: str | None, suffix: str | None) -> tuple[Columns, str, dict[str, str]]:
+    """The audio files below a folder as utterances that are not measured, and the rest of what `build` gives."""
     # Find the files.
-    root = Path(root)
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder")
     if layout is not None and layout not in LAYOUTS:
@@ -499,40 +549,37 @@ def build(
         layout = next(name for name, kind in LAYOUTS.items() if kind.detects(root, files))
     # Read id and speaker of each file from its path.
     chosen: type[Layout] = LAYOUTS[layout]
-    utterances = dict[str, Utterance]()
     left_out = others | {
         str(path.relative_to(root)): "a link to what is listed under another name" for path in repeated
     }
-    for relative, parsed in zip(files, chosen.names(root, files), strict=True):
-        if not _is_utf8(str(relative)):
-            left_out[str(relative)] = "its name is not UTF-8"
-        elif not str(relative).isprintable():
-            left_out[str(relative)] = "its name holds control characters"
-        elif parsed is None:
-            left_out[str(relative)] = f"does not fit the layout {layout}"
-        elif parsed[0] in utterances:
-            earlier = Path(utterances[parsed[0]].path).relative_to(root)
-            raise SpkdError(
-                f"{root}: {earlier} and {relative} would both be the utterance {parsed[0]!r}; choose with --suffix "
-                f"{relative.suffix.lstrip('.')}, or another --layout"
-            )
-        else:
-            speaker = None if parsed[1] is None else unicodedata.normalize("NFC", parsed[1])
-            utterances[parsed[0]] = Utterance(parsed[0], str(root / relative), speaker)
-    if not utterances:
+
+    def named() -> Iterator[Utterance]:
+        for relative, parsed in zip(files, chosen.names(root, files), strict=True):
+            if not _is_utf8(str(relative)):
+                left_out[str(relative)] = "its name is not UTF-8"
+            elif not str(relative).isprintable():
+                left_out[str(relative)] = "its name holds control characters"
+            elif parsed is None:
+                left_out[str(relative)] = f"does not fit the layout {layout}"
+            else:
+                speaker = None if parsed[1] is None else unicodedata.normalize("NFC", parsed[1])
+                yield Utterance(parsed[0], str(root / relative), speaker)
+
+    utterances = Columns.of(named())
+    if (twice := utterances.ids.repeated()) is not None:
+        earlier, later, *_ = (Path(u.path).relative_to(root) for u in utterances if u.id == twice)
+        raise SpkdError(
+            f"{root}: {earlier} and {later} would both be the utterance {twice!r}; choose with --suffix "
+            f"{later.suffix.lstrip('.')}, or another --layout"
+        )
+    if not len(utterances):
         raise UsageError(
             f"{root}: none of {counted(len(files), 'audio file')} fits the layout {layout}; choose another --layout "
             f"({', '.join(LAYOUTS)}), or give a table with the columns path,speaker"
         )
     for note in chosen.notes(root, files):
         log(f"note: {root}: {note}")
-    manifest, unreadable = measure(Manifest(utterances.values(), str(root)), workers)
-    if len(manifest.speakers) == 1 and len(manifest) >= MANY:
-        log(
-            f"note: {root}: all of {len(manifest):,} files are of one speaker, {manifest.speakers[0]!r}, by the layout "
-            f"{layout}; if they are of several, choose another --layout ({', '.join(LAYOUTS)}), or the folder above"
-        )
-    return manifest, layout, left_out | unreadable
+    return utterances, layout, left_out
 
 
 def _is_utf8(name: str) -> bool:

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ REQUESTS = 16  # under way at once in this process
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime")
 ELSEWHERE = re.compile(r"(?:s3|gs|gcs|az|abfs|hf|https?)://")
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+AGAIN = 60.0  # s after which places that name no content in their answers are asked for it again
 TOUCHED = 64  # numbers of blocks that were read last, by which reading in order is recognised
 
 _numbers = itertools.count()  # of the files that were opened: an address in memory may be given twice
@@ -65,7 +67,7 @@ class Remote:
         except SpkdError as error:
             raise OSError(str(error).removeprefix(f"{self.shown}: ")) from error
         self.size = self.state[0]
-        self._number = next(_numbers)
+        self._number, self._known_until = next(_numbers), time.monotonic() + AGAIN
         self._lock = threading.Lock()
         self._touched: OrderedDict[int, None] = OrderedDict()
 
@@ -130,6 +132,7 @@ class Remote:
                 raise OSError(str(error).removeprefix(f"{self.shown}: ")) from error
 
     def _from_elsewhere(self, offset: int, length: int) -> bytes:
+        self._check_again()
         path = self._folder.at(self._name)
         # The hub's files are read ahead by 5 MiB each time they are opened, which they are for each range.
         options = {"cache_type": "none"} if self._folder.kind == "hf" else {}
@@ -169,6 +172,20 @@ class Remote:
             raise OSError(f"another range came than the one from byte {offset:,} on ({content_range[:80]!r})")
         tag = _tag(answer)
         if (part[2] != "*" and int(part[2]) != self.size) or (tag and _number(tag) != self.state[1]):
+            raise SpkdError(f"{self.shown}: has changed since it was opened; index it again (spkd manifest)")
+
+    def _check_again(self) -> None:
+        """Check now and then that the file is as it was opened, where answers do not name the content they are of.
+
+        Raises:
+            SpkdError: it has changed.
+        """
+        with self._lock:
+            if time.monotonic() < self._known_until:
+                return
+            self._known_until = time.monotonic() + AGAIN
+        self._folder.files.invalidate_cache(self._folder.files._parent(self._folder.at(self._name)))
+        if self._state() != self.state:
             raise SpkdError(f"{self.shown}: has changed since it was opened; index it again (spkd manifest)")
 
     def _state(self) -> State:

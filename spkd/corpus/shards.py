@@ -541,7 +541,7 @@ def index(
         frozenset(AUDIO_SUFFIXES if suffix is None else {f".{suffix.lower().lstrip('.')}"}), speaker, id_column, audio
     )
     root = str(containers[0]) if len(containers) == 1 else f"{containers[0]} and {len(containers) - 1:,} others"
-    folder = out.with_name(out.name + PARTS)
+    folder = parts_of(out)
     make_folder(folder.parent)
     remove_abandoned(folder)
     left_out: dict[str, str] = {}
@@ -557,6 +557,11 @@ def index(
     with contextlib.suppress(OSError):  # parts of another index
         folder.rmdir()
     return summary
+
+
+def parts_of(out: Path) -> Path:
+    """Folder in which what was read is kept until a manifest is written."""
+    return out.with_name(out.name + PARTS)
 
 
 def _distinct(parts: Sequence[_Part], left_out: dict[str, str]) -> list[_Part]:

@@ -84,6 +84,19 @@ def test_kaldis_archives(tmp_path: Path, options: dict[str, str]) -> None:
     assert [u.path.rpartition(".")[2] for u in of_archive] == ["flac" if "flac" in str(options) else "wav"] * 4
 
 
+def test_an_archive_that_changed_since_its_scp_was_read_is_refused(tmp_path: Path) -> None:
+    write_ark(tmp_path)
+    manifest = Manifest.load(tmp_path)
+    Manifest(manifest).save(tmp_path / "m.csv")
+    decode(manifest[1].path)
+    content = (tmp_path / "wav.ark").read_bytes()
+    (tmp_path / "wav.ark").write_bytes(content + b"x")
+    with pytest.raises(AudioError, match="has changed since it was indexed"):
+        decode(manifest[1].path)
+    with pytest.raises(SpkdError, match="m.csv:2: .*wav.ark has changed since it was indexed"):
+        Manifest.load(tmp_path / "m.csv")
+
+
 def test_an_archive_of_copied_files(tmp_path: Path) -> None:
     """wav-copy puts the files one after the other, as they are."""
     with open(tmp_path / "x.ark", "wb") as file:

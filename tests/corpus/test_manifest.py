@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from spkd.corpus.audio import AudioError, decode
+from spkd.corpus import manifest as manifest_module
+from spkd.corpus.audio import AudioError, decode, probe
 from spkd.corpus.manifest import Manifest, Utterance, build, measure
 from spkd.errors import SpkdError, UsageError
 
@@ -646,3 +649,34 @@ def test_a_duration_in_another_unit_is_rejected_with_the_reason(tmp_path: Path) 
     kept, rejected = measure(manifest)
     assert [u.id for u in kept] == ["b"]
     assert "durations are in seconds" in rejected["a"]
+
+
+def test_a_measurement_that_was_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spkd: Callable
+) -> None:
+    """A kill after the second of three groups of files: only the third is measured, and a file that changed."""
+    folder, opened = tmp_path / "audio" / "ann", list[str]()
+    for number in range(5):
+        write_audio(folder / f"{number}.wav", 0.5 + number / 10)
+    (folder / "5.wav").write_bytes(b"none")
+    monkeypatch.setattr(manifest_module, "CHUNK", 2)
+
+    def probed(path: str) -> float:
+        if len(opened) == stops:
+            raise KeyboardInterrupt
+        opened.append(Path(path).name)
+        return probe(path)
+
+    monkeypatch.setattr(manifest_module, "probe", probed)
+    stops = 4
+    with contextlib.suppress(BaseException):
+        spkd("manifest", tmp_path / "audio", "--out", "m.csv", "--workers", 1)
+    assert sorted(opened) == [f"{number}.wav" for number in range(4)]
+    assert sorted(path.name for path in Path("m.csv.parts").iterdir()) == ["measured-0.json", "measured-1.json"]
+    write_audio(folder / "2.wav", 3.0)
+    opened.clear()
+    stops = 100
+    spkd("manifest", tmp_path / "audio", "--out", "m.csv", "--workers", 1).ok()
+    assert sorted(opened) == [f"{number}.wav" for number in (2, 3, 4, 5)]
+    assert [u.duration for u in Manifest.load("m.csv")] == [0.5, 0.6, 3.0, 0.8, 0.9]
+    assert not Path("m.csv.parts").exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -236,6 +237,17 @@ def test_every_view_is_loaded_once_in_batches_of_one_length(manifest: Manifest, 
         seen += batch.views.tolist()
     assert sorted(seen + list(rejected)) == list(range(len(views)))
     assert {view: error.reason for view, error in rejected.items()} == {6: "no such file", 7: "no such file"}
+
+
+def test_no_thread_decodes_any_more_when_batches_are_left(manifest: Manifest) -> None:
+    """A process that is forked then would have the locks that such a thread holds."""
+    plan = ViewPlan.parse(ViewConfig(speeds=[0.9, 1.0, 1.1]))
+    views, before = plan.views(manifest), set(threading.enumerate())
+    batches = iterate_batches(ViewLoader(manifest, views, plan), np.arange(len(views)), 1, 4, pytest.fail)
+    next(batches)
+    assert set(threading.enumerate()) - before
+    batches.close()
+    assert not set(threading.enumerate()) - before
 
 
 def test_threads_that_load_compute_features_on_a_core_each(manifest: Manifest) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from spkd.corpus.address import ARK, Address, is_elsewhere
+from spkd.corpus.expected import expect, state_text
 from spkd.corpus.manifests.fields import names_of, number, utterance
 from spkd.corpus.manifests.reader import Reader, Source
 from spkd.corpus.manifests.relative import place_of
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError, UsageError
+from spkd.files.reading import state_of
 from spkd.files.text import MOST, numbered_lines
 
 IN_ARCHIVE = re.compile(r"(.+):(\d+)(\[.*\])?")  # ARCHIVE:OFFSET, and a range of its samples
@@ -72,7 +74,9 @@ class KaldiFolder(Reader):
         if is_elsewhere(path):
             return path
         if path not in self._archives:
-            self._archives[path] = place_of(path, self.folder, where, above=True)
+            self._archives[path] = archive = place_of(path, self.folder, where, above=True)
+            if (state := state_of(archive)) is not None:
+                expect(archive, state_text(state))
         return self._archives[path]
 
     def _rows(self, wavs: Table, durations: Table) -> Iterator[tuple[dict[str, str | None], str, str]]:
