@@ -1,9 +1,10 @@
 """Extraction from shards on a web server and in a bucket against the same shards as local files.
 
-The shards are tars of FLAC. The servers run in a process of their own on this machine, and wait before each answer as
-a network does (--latency). What is timed is `teacher=none fbank=true` with two workers, by the clock, local and remote
-in turn; ratios are medians over the rounds, and need an idle machine: `load` is the number of processes that wanted a
-core at the start. `remote_over_files` is the worst ratio, `bit_equal` whether all caches have the same bytes.
+The shards are tars of FLAC. The servers run in a process of their own on this machine, on a core of their own, as other
+machines would, and wait before each answer as a network does (--latency). What is timed is `teacher=none fbank=true`
+with two workers on the other cores, by the clock, local and remote in turn; ratios are medians over the rounds, and
+need an idle machine: `load` is the number of processes that wanted a core at the start. `remote_over_files` is the
+worst ratio, `bit_equal` whether all caches have the same bytes.
 
     python benchmarks/audio_remote.py --data DIR
 
@@ -42,6 +43,8 @@ from spkd.memory import keep_large_buffers
 from spkd.teachers import load_teacher
 
 BUCKET = "shards"
+CORES = os.sched_getaffinity(0)
+SERVERS = {max(CORES)}  # cores of the servers
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -69,8 +72,9 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def serve(kind: str, folder: str, latency: float) -> None:
-    """Serve a folder by HTTP, or an empty store by S3; print the port."""
+def serve(kind: str, folder: str, latency: float, core: int) -> None:
+    """Serve a folder by HTTP, or an empty store by S3, on one core; print the port."""
+    os.sched_setaffinity(0, {core})
     if kind == "http":
         handler = type("Late", (Ranges,), {"latency": latency})
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder))
@@ -107,7 +111,8 @@ def bucket_of(store: str) -> Iterator[S3FileSystem]:
 @contextlib.contextmanager
 def server(kind: str, folder: Path, latency: float) -> Iterator[str]:
     """Address of a server in a process of its own."""
-    command = [sys.executable, __file__, "--serve", kind, str(folder), str(latency)]
+    core = str(max(SERVERS))
+    command = [sys.executable, __file__, "--serve", kind, str(folder), str(latency), core]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -133,7 +138,7 @@ def extracted(manifest: Path, cache: Path) -> tuple[float, str]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], sys.argv[3], float(sys.argv[4]))
+        serve(sys.argv[2], sys.argv[3], float(sys.argv[4]), int(sys.argv[5]))
         return
     options = record.options(__doc__, "audio_remote", data=True, teacher=False)
     options.add_argument("--rounds", type=int, default=5)
@@ -143,6 +148,7 @@ def main() -> None:
     options.add_argument("--latency", type=float, default=0.02, help="of an answer (s)")
     given = record.parse(options, rounds=1, members=4, copies=1, shards=2)
     load = os.getloadavg()[0]
+    os.sched_setaffinity(0, CORES - SERVERS or CORES)
     keep_large_buffers()
     torch.set_num_threads(1)
     shutil.rmtree(given.work, ignore_errors=True)
