@@ -43,6 +43,7 @@ from spkd.train.settings import TrainConfig
 from spkd.version import __version__
 from spkd.voices.settings import VOICES, EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 
+WORDS = "spkd.words"  # name under which a command keeps its words while a shell completes its line
 AGAIN = 0.05  # s until an interruption is asked for again
 if TYPE_CHECKING:
     from spkd.corpus.manifest import Manifest
@@ -51,7 +52,6 @@ MANIFEST, CATALOGUE = Path("manifest.csv"), Path("catalogue.html")  # what comma
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 cache_app = typer.Typer(help="Inspect, check, estimate, merge, copy and convert teacher caches.", no_args_is_help=True)
@@ -68,6 +68,9 @@ class Command(TyperCommand):
     schema: type | None = None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # while a shell completes the line
+            ctx.meta[WORDS] = list(args)
+            return super().parse_args(ctx, args)
         options = {name for param in self.params for name in param.opts}
         numbers = {name for param in self.params if getattr(param, "min", None) is not None for name in param.opts}
         for item, following in itertools.zip_longest(args, args[1:], fillvalue=""):
@@ -125,13 +128,42 @@ def _print_keys(title: str, keys: Iterable[config.Key]) -> None:
         console.print(Padding(Text(meaning, overflow="fold"), (0, 0, 0, 4)))
 
 
+def _settings(ctx: Any, incomplete: str) -> list[str]:
+    """Settings with which a shell completes a word of a command line."""
+    from spkd.completion import completed, of_bash
+
+    schema, words = ctx.command.schema, ctx.meta.get(WORDS, [])
+    if schema is None:
+        return []
+    if "COMP_WORDS" not in os.environ:
+        return completed(schema, words, incomplete)
+    return of_bash(schema, os.environ["COMP_WORDS"].split(), int(os.environ["COMP_CWORD"]))
+
+
+def _starting(names: Iterable[str]) -> Any:
+    """Function that completes the value of an option: the names that begin with it."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
 def _example(text: str) -> str:
     return f"Example: {text}"
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; see the keys below.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings; see the keys below.", autocompletion=_settings),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML settings (default: ./spkd.yaml if there).")]
-Recipe = Annotated[str | None, typer.Option(help=f"Settings of a paper: {', '.join(config.recipes())}.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Settings of a paper: {', '.join(config.recipes())}.", autocompletion=_starting(config.recipes())
+    ),
+]
 CachePath = Annotated[Path, typer.Argument(help="Cache folder.")]
 
 
@@ -152,7 +184,9 @@ def manifest(
             "a shard.list, or a folder of containers; also their URLs; or a manifest of another tool.",
         ),
     ],
-    layout: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)} (default: detected).")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help=f"{', '.join(LAYOUTS)} (default: detected).", autocompletion=_starting(LAYOUTS))
+    ] = None,
     out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .jsonl.")] = MANIFEST,
     suffix: Annotated[str | None, typer.Option(help="Take only files of this kind, e.g. flac.")] = None,
     speaker: Annotated[
@@ -263,7 +297,10 @@ def extract(
 def train(
     overrides: Overrides = None,
     loss: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(LOSSES)}; several add up. As loss=[NAME,NAME].")
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(LOSSES)}; several add up. As loss=[NAME,NAME].", autocompletion=_starting(LOSSES)
+        ),
     ] = None,
     config_file: ConfigFile = None,
     recipe: Recipe = None,
@@ -323,7 +360,10 @@ Scores = Annotated[
     ),
 ]
 TrialList = Annotated[
-    str | None, typer.Argument(help="Trial list, - for standard input; may be left out where --scores has labels.")
+    str | None,
+    typer.Argument(
+        help="Trial list, - for standard input; may be left out where --scores has labels.", autocompletion=_settings
+    ),
 ]
 
 
@@ -403,7 +443,9 @@ def report(
 def export_student(
     student: Annotated[str, typer.Argument(help="Folder of the student.")],
     overrides: Overrides = None,
-    to: Annotated[str | None, typer.Option(help=f"{', '.join(EXPORTS)}; as to=FORMAT.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help=f"{', '.join(EXPORTS)}; as to=FORMAT.", autocompletion=_starting(EXPORTS))
+    ] = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Write a student for another runtime, and measure it there."""
@@ -440,7 +482,10 @@ def embed(
 def enrol(
     name: Annotated[str, typer.Argument(help="Name of the person.")],
     given: Annotated[
-        list[str], typer.Argument(metavar="AUDIO... [KEY=VALUE]...", help="Recordings of the person, and settings.")
+        list[str],
+        typer.Argument(
+            metavar="AUDIO... [KEY=VALUE]...", help="Recordings of the person, and settings.", autocompletion=_settings
+        ),
     ],
     config_file: ConfigFile = None,
 ) -> None:
@@ -473,7 +518,10 @@ def verify(
 
 @app.command(cls=with_keys(IdentifyVoiceConfig), epilog=_example("spkd identify new.wav model=student"))
 def identify(
-    given: Annotated[list[str], typer.Argument(metavar="AUDIO... [KEY=VALUE]...", help="Recordings, and settings.")],
+    given: Annotated[
+        list[str],
+        typer.Argument(metavar="AUDIO... [KEY=VALUE]...", help="Recordings, and settings.", autocompletion=_settings),
+    ],
     config_file: ConfigFile = None,
 ) -> None:
     """Find out which of the enrolled people spoke a recording."""
@@ -518,6 +566,17 @@ def demo(
     from spkd.demo.run import run_demo
 
     run_demo(out, seed)
+
+
+@app.command(cls=Command, epilog=_example("spkd doctor"))
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print versions, devices, what is missing for what, and what is broken: a block for a bug report."""
+    from spkd.doctor.report import examine
+
+    report = examine()
+    print(json.dumps(report.to_json()) if as_json else report.text())
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @cache_app.command("info", cls=Command, epilog=_example("spkd cache info cache"))

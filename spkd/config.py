@@ -468,7 +468,7 @@ def _names(
         known: full name of each key of the command -> the key.
     """
     # A key of the command.
-    name = _full_name(schema, name)
+    name = full_name(schema, name)
     if (full := _key_or_item(known, name)) is not None:
         yield from _items(known, full, given)
         return
@@ -683,7 +683,7 @@ def _assembled(
     return schema(**arguments)
 
 
-def _full_name(schema: type, name: str) -> str:
+def full_name(schema: type, name: str) -> str:
     """Full name of a key: `teacher.name` for `teacher`, since a plain value for a section sets its first key."""
     node = schema
     for part in name.split("."):
@@ -747,11 +747,11 @@ def named_alike(schema: type, name: str) -> list[str]:
 
 def _has(schema: type, name: str) -> bool:
     """Whether a command, or a component of one, has a key: unlike `_is_key`, which asks for the component alone."""
-    return _is_item(schema, _full_name(schema, name)) or any(k.name == name for k in component_keys(schema))
+    return _is_item(schema, full_name(schema, name)) or any(k.name == name for k in component_keys(schema))
 
 
 def _is_key(schema: type, name: str) -> bool:
-    full = _full_name(schema, name)
+    full = full_name(schema, name)
     return _is_item(schema, full) or any(_is_of(slot, full) for slot in slots(schema))
 
 

@@ -56,21 +56,30 @@ def _by_quota() -> int:
     return NO_QUOTA if quota == math.inf else max(math.ceil(quota), 1)
 
 
-def _quotas() -> Iterator[float]:
-    """Quotas (cores) of the control groups that this process is in, of version 2 and of version 1."""
+def group_folders(controller: str) -> Iterator[tuple[Path, bool]]:
+    """Folders of the control groups that this process is in, and whether each is of version 1.
+
+    Args:
+        controller: what the groups limit, of version 1: cpu or memory.
+    """
     try:
         lines = OWN_GROUPS.read_text().splitlines()
     except OSError:  # not Linux
         return
     for line in lines:
         _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         root = GROUPS / controllers if controllers else GROUPS
         # In a container, the path may be one of the host; the own group is then the root.
         for place in (PurePosixPath(group), *PurePosixPath(group).parents):
-            folder = root / place.relative_to("/")
-            yield from _quota(folder, "cpu.cfs_quota_us" if controllers else "cpu.max")
+            yield root / place.relative_to("/"), bool(controllers)
+
+
+def _quotas() -> Iterator[float]:
+    """Quotas (cores) of the control groups that this process is in, of version 2 and of version 1."""
+    for folder, is_first in group_folders("cpu"):
+        yield from _quota(folder, "cpu.cfs_quota_us" if is_first else "cpu.max")
 
 
 def _quota(folder: Path, name: str) -> Iterator[float]:

@@ -35,7 +35,7 @@ PACKAGE = ROOT / "spkd"
 # A room may import from those to its right.
 ORDER = (
     ("cli", "__main__"),
-    ("catalogue", "demo", "export", "voices"),
+    ("catalogue", "completion", "demo", "doctor", "export", "voices"),
     ("model",),
     ("hub",),
     ("extract", "train", "eval"),
@@ -184,6 +184,7 @@ TESTED_TOGETHER = {
     "corpus/test_stored": "corpus/kept corpus/local corpus/ranges",
     "corpus/test_view": "corpus/loader",
     "corpus/vad/test_find": "corpus/vad/base",
+    "doctor/test_report": "doctor/*",
     "eval/test_compare": "eval/training",
     "eval/test_formats": "eval/*_formats/*",
     "eval/test_run": "eval/efficiency eval/embed eval/page eval/plots pages/figures pages/html",

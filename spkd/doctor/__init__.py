@@ -1,0 +1,1 @@
+"""What `spkd doctor` prints: what is installed, what works, and what is missing for what."""
