@@ -109,10 +109,11 @@ def _anchor(fingerprint: str) -> str:
 def _section(fingerprint: str, copies: Copies, names: dict[str, str], students: Sequence[Student]) -> str:
     card, teacher = copies.card, copies.card.teacher
     places = {f"place {number}" if number > 1 else "place": cache for number, cache in enumerate(copies.caches, 1)}
+    weights = f", weights {teacher.weights_sha256[:12]}" if teacher.weights_sha256 else ""  # no teacher has none
     utterances = counted(sum(part.utterances for part in card.parts), "utterance")
     facts: dict[str, object] = {
         **{name: f"{cache.url} (checked: {_verified(cache)})" for name, cache in places.items()},
-        "teacher": f"{teacher.family} ({teacher.source}), weights {teacher.weights_sha256[:12]}",
+        "teacher": f"{teacher.family} ({teacher.source}){weights}",
         "licence": teacher.licence,
         "input": teacher.preprocessing,
         "views": f"{card.num_views:,}: {views_in_words(card.views)}",

@@ -126,6 +126,7 @@ def _time_last(gradient: Tensor | None) -> Tensor | None:
 
 
 def count_parameters(module: nn.Module) -> int:
+    """Number of parameters of a module."""
     return sum(p.numel() for p in module.parameters())
 
 

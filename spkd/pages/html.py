@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-MOST_COLUMNS = 4  # most columns that fit on a phone
+MOST_COLUMNS = 3  # most columns that fit on a phone
 STYLE = """
 :root { color-scheme: light }
 * { box-sizing: border-box }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222;
 background: #fff }
 h1 { font-size: 1.55rem; line-height: 1.25; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem;
 overflow-wrap: anywhere }
@@ -26,7 +26,8 @@ pre { overflow-x: auto; background: #f5f5f5; padding: .7rem .9rem; border-radius
 .command { display: flex; gap: .5rem; align-items: center } .command pre { flex: 1; min-width: 0; margin: .3rem 0 }
 code { font-size: .9em; overflow-wrap: anywhere }
 @media (max-width: 40rem) { body { font-size: 15px; margin: 1rem auto } th, td { padding-right: .7rem }
-table.many tr:has(> th) { display: none } table.many tr { display: block; padding: .4rem 0 }
+table.many, table.many tbody { display: block } table.many tr:has(> th) { display: none }
+table.many tr { display: block; padding: .4rem 0 } table.many tr > :first-child { font-weight: 600 }
 table.many td { display: flex; gap: 1rem; border: 0; padding: .1rem 0; text-align: left; white-space: normal }
 table.many td::before { content: attr(data-head); flex: 0 0 8rem; color: #555 }
 table.many tr { border-bottom: 1px solid #e4e4e4 } table.many td { overflow-wrap: anywhere } }

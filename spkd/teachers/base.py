@@ -147,6 +147,7 @@ class EmbeddingModel(ABC):
 
     @property
     def weights_sha256(self) -> str:
+        """SHA-256 of its weights; "" where they are in no file."""
         return ""
 
 
@@ -184,6 +185,7 @@ class Teacher(EmbeddingModel):
 
     @property
     def weights_sha256(self) -> str:
+        """SHA-256 of its weights; "" where they are in no file."""
         return self.card().weights_sha256
 
     def described(self) -> TeacherCard:
