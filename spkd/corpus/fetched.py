@@ -1,4 +1,4 @@
-"""Copies of files elsewhere in a folder of this machine, below a total size, which all processes of it share.
+"""Copies of files elsewhere, and of decompressed tables, in a folder of this machine, which all processes of it share.
 
 A copy appears whole under a name that is made of its URL and of the state of the file there, so that one of a file that
 has changed is never read. It is locked as long as a process reads it. Where a new one finds no room, those that nobody
@@ -11,15 +11,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from spkd.config import without_unused
+from spkd.corpus.address import ROW
 from spkd.corpus.kept import Kept
 from spkd.corpus.local import Opened
 from spkd.corpus.remote import Remote, is_elsewhere, opened
@@ -50,33 +52,46 @@ class Copies:
 
     def of(self, url: str, file: Remote) -> Opened | None:
         """The copy of a file, which is made where it is not there; None where there is no room for it."""
-        name = hashlib.sha256(f"{url}@{file.state[0]}@{file.state[1]}".encode()).hexdigest()[:32]
-        path = self.folder / f"{name}.copy"
-        with self._locked(f"{name}.lock"):  # of those that want one copy, one makes it
-            if (found := _held(path)) is None and self._make(path, file):
-                found = _held(path)
-        return found
 
-    def _make(self, path: Path, file: Remote) -> bool:
-        """Make a copy. Returns whether there was room."""
-        try:
-            if (part := self._room(path, file.size)) is None:
-                return False
-        except OSError as error:
-            log(f"note: fetch.cache={self.folder}: {error.strerror}; {file.shown} is read from its place")
-            return False
-        try:
+        def fill(part: PartFile) -> None:
             with ThreadPoolExecutor(REQUESTS, "copy") as pool:
                 for _ in pool.map(lambda place: _fill(part, file, place), range(0, file.size, BLOCK)):
                     pass
+
+        return self.copy(json.dumps([url, file.state]), lambda: (file.size, fill))
+
+    def copy(self, content: str, make: Callable[[], tuple[int, Callable[[PartFile], None]]]) -> Opened | None:
+        """The copy of a content, which is made where it is not there; None where there is no room for it.
+
+        Args:
+            content: what it is a copy of, and of which state of that.
+            make: gives its bytes, and a function that writes them into a file of this size.
+        Raises:
+            OSError: of what is copied.
+        """
+        name = hashlib.sha256(content.encode()).hexdigest()[:32]
+        path = self.folder / f"{name}.copy"
+        with self._locked(f"{name}.lock"):  # of those that want one copy, one makes it
+            if (found := _held(path)) is None and self._make(path, *make()):
+                found = _held(path)
+        return found
+
+    def _make(self, path: Path, size: int, fill: Callable[[PartFile], None]) -> bool:
+        """Make a copy. Returns whether there was room."""
+        part: PartFile | None = None
+        try:
+            if (part := self._room(path, size)) is None:
+                return False
+            fill(part)
             part.publish()
         except OSError as error:
-            if error.errno is None:  # of the place, not of this disk
+            if error.errno is None:  # of what is copied, not of this disk
                 raise
-            log(f"note: fetch.cache={self.folder}: {error.strerror}; {file.shown} is read from its place")
+            log(f"note: fetch.cache={self.folder}: {error.strerror}; audio is read from its place")
             return False
         finally:
-            part.abandon()
+            if part is not None:
+                part.abandon()
         return True
 
     def _room(self, path: Path, size: int) -> PartFile | None:
@@ -180,14 +195,15 @@ def copy_to(config: Fetching, manifest: Manifest) -> None:
     """Read the audio of a manifest from copies in the folder that is set, if any.
 
     Raises:
-        UsageError: the folder is an address, or was typed though no audio of the manifest is elsewhere.
+        UsageError: the folder is an address, or was typed though no audio of the manifest is elsewhere or in a table.
         SpkdError: the folder cannot be written.
     """
     if config.fetch.cache is None:
         return
     check_is_path(config.fetch.cache)
-    if not any(is_elsewhere(path) for path in manifest.utterances.folders):
-        without_unused(config, {"fetch": f"no path in {manifest.source} is a URL"})
+    columns = manifest.utterances
+    if not any(map(is_elsewhere, columns.folders)) and not any(f".{ROW}" in name for name in columns.names):
+        without_unused(config, {"fetch": f"no path in {manifest.source} is a URL, or in a table of Parquet"})
     else:
         use(Copies(writable_folder(config.fetch.cache), round(config.fetch.limit * 1e9)))
 

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import bisect
 import io
+import json
+from collections.abc import Callable
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+import numpy as np
+
 from spkd.corpus.address import Address, is_elsewhere
-from spkd.corpus.fetched import opened_or_copied
+from spkd.corpus.fetched import copies, opened_or_copied
 from spkd.corpus.kept import Kept
+from spkd.corpus.local import Opened
 from spkd.corpus.ranges import Range
+from spkd.files.atomic import PartFile
 from spkd.files.reading import State
 
 if TYPE_CHECKING:
@@ -104,6 +110,7 @@ def _holds_bytes(pyarrow: ModuleType, kind: Any) -> bool:
 
 
 _tables: Kept[Table] = Kept(MOST_TABLES, lambda _: 1)
+_copied: Kept[Opened | None] = Kept(MOST_TABLES, lambda _: 1)
 # Two stay, as the threads of a loader are at the end of one and at the beginning of the next.
 _groups: Kept[Any] = Kept(MOST_KEPT, lambda values: int(values.nbytes), least=2)
 
@@ -126,8 +133,34 @@ def cell(address: Address, state: State | None) -> bytes:
     if column not in rows.audio:
         raise ValueError(f"no column {column!r} of audio in the table")
     group, place = rows.group_of(address.offset)
-    values = _groups.get((address.container, state, group, column), lambda: rows.cells(group, column))
-    value = values[place]
+    key = address.container, state, group, column
+    if (copy := _copy(rows, *key)) is not None:
+        begin, end = np.frombuffer(copy.read(8 * place, 16), "<i8").tolist()
+        if begin < end:  # else it is empty, or there is none
+            return copy.read(begin, end - begin)
+    value = _groups.get(key, lambda: rows.cells(group, column))[place]
     if not value.is_valid:
         raise ValueError("no audio in this row")
     return bytes(value.as_buffer())
+
+
+def _copy(rows: Table, path: str, state: State | None, group: int, column: str) -> Opened | None:
+    """The cells of a group in a copy on this machine: the places of all, and their bytes.
+
+    None where no folder of copies is set, or there is no room.
+    """
+    if (folder := copies()) is None:
+        return None
+
+    def make() -> tuple[int, Callable[[PartFile], None]]:
+        cells = [value.as_buffer() if value.is_valid else b"" for value in rows.cells(group, column)]
+        ends = np.cumsum([8 * (len(cells) + 1), *map(len, cells)], dtype="<i8")
+
+        def fill(part: PartFile) -> None:
+            part.file.write(ends.tobytes())
+            part.file.writelines(cells)
+
+        return int(ends[-1]), fill
+
+    content = json.dumps([path, state, group, column])
+    return _copied.get((folder, content), lambda: folder.copy(content, make))

@@ -95,7 +95,7 @@ class ViewConfig(AugmentationConfig, PlanConfig):
 class FetchConfig:
     """Settings of the copies of files elsewhere on this machine."""
 
-    cache: str | None = key(None, "folder of copies of containers and files of audio elsewhere, made when read")
+    cache: str | None = key(None, "folder of copies of audio elsewhere, and of decompressed tables, made when read")
     limit: float = key(200, "most that these copies take (GB); those used last stay", positive=True, high=1e9)
 
     def unused(self) -> dict[str, str]:

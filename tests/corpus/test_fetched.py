@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.corpus import fetched, remote
+from spkd.corpus import fetched, remote, rows, stored
 from spkd.corpus.fetched import Copies
 from spkd.corpus.kept import Kept
 from spkd.corpus.local import Opened
@@ -173,12 +173,45 @@ def test_embeddings_are_those_without_copies(
     assert all(count == 1 for _, count in web[1].asked)  # but for the state, nothing is asked for again
     Path("here.csv").write_text("utt,path\na,0.wav\n")
     for name, key, expected in (
-        ("here.csv", "fetch.cache=copies", "no path in here.csv is a URL"),
+        ("here.csv", "fetch.cache=copies", "no path in here.csv is a URL, or in a table"),
         ("m.csv", "fetch.limit=3", "no fetch.cache is set"),
         ("m.csv", "fetch.cache=s3://a/b", "an address"),
     ):
         done = spkd("embed", name, "model=student", "out=d.npy", key)
         assert (done.code, expected in done.err) == (2, True), done.err
+
+
+def test_tables_are_decompressed_once_in_any_order(
+    tmp_path: Path, spkd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    cells = [content for _, _, content in shard(tmp_path / "s.tar", 6)]
+    table = pyarrow.table({"audio": [*({"bytes": content, "path": "a.flac"} for content in cells), None]})
+    parquet.write_table(table, "a.parquet", row_group_size=2)
+    read, original = list[int](), rows.Table.read
+    monkeypatch.setattr(rows.Table, "read", lambda s, group, columns: read.append(group) or original(s, group, columns))
+    monkeypatch.setattr(rows, "_groups", Kept(1, lambda values: values.nbytes))  # room for one
+    monkeypatch.setattr(rows, "_copied", Kept(1, lambda _: 1))
+    fetched.use(Copies(tmp_path, 10**9))
+    for place in [0, 2, 4, 1, 3, 5] * 2:
+        assert stored.content(f"a.parquet#{place}+0.flac.row") == cells[place]
+    assert sorted(read) == [0, 1, 2]
+    with pytest.raises(ValueError, match="no audio in this row"):
+        stored.content("a.parquet#6+0.flac.row")
+    (tmp_path / "none").mkdir()
+    fetched.use(Copies(tmp_path / "none", 100))  # no room: as without copies
+    assert stored.content("a.parquet#3+0.flac.row") == cells[3]
+    table = pyarrow.table({"audio": [{"bytes": content, "path": "a.flac"} for content in cells[::-1]]})
+    parquet.write_table(table, "a.parquet", row_group_size=2)
+    fetched.use(Copies(tmp_path, 10**9))
+    assert stored.content("a.parquet#0+0.flac.row") == cells[5]  # of the file as it is now
+    spkd("manifest", "a.parquet", "--out", "m.csv").ok()
+    save_student("student", Checkpoint(build("tiny", channels=8, embedding=4)))
+    for out, keys in {"a.npy": [], "b.npy": ["fetch.cache=copies"]}.items():
+        spkd("embed", "m.csv", "model=student", f"out={out}", *keys).ok()
+        fetched.use(None)
+    assert Path("a.npy").read_bytes() == Path("b.npy").read_bytes()
+    assert len(list(Path("copies").glob("*.copy"))) == 3
 
 
 def test_spawned_loaders_have_the_folder(tmp_path: Path) -> None:
