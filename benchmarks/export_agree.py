@@ -1,20 +1,24 @@
-"""A student in other runtimes: onnxruntime, sherpa-onnx, 8-bit integers, PyTorch programs, LiteRT.
+"""A student in other runtimes: onnxruntime, sherpa-onnx, 8-bit integers, PyTorch programs, ExecuTorch, LiteRT, Core ML.
 
 Trains a student on sherpa-onnx's features from the teacher's cache (once; a finished run is taken as it is), exports it
 by `spkd export` to everything, and compares embeddings, error rates, bytes and speed on the utterances of a trial list.
+LiteRT's graph has one length: recordings are repeated or cut to it, for the student too.
+Core ML's package is written, but runs on macOS alone.
 
-    python benchmarks/export_agree.py --data DIR --teacher FILE [--litert-python PYTHON]
+    python benchmarks/export_agree.py --data DIR --teacher FILE
 
-DIR holds librispeech-mini, FILE is the weights of the d-vector.
+DIR holds librispeech-mini, FILE is the weights of the d-vector. Runtimes are left out where their extra (executorch,
+litert, coreml) is not installed.
 
-Prints, as its last line, one JSON object; keeps it in benchmarks/results/export_agree.json. LiteRT's converter wants
-another torch than torchaudio does: --litert-python names the interpreter of an environment that has it.
+Prints, as its last line, one JSON object; keeps it in benchmarks/results/export_agree.json.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +32,18 @@ from spkd.corpus.manifest import Manifest
 from spkd.eval.metrics import curve, eer
 from spkd.eval.pairs import Side, score_pairs
 from spkd.eval.trials import read
+from spkd.export.litert import load_litert
+from spkd.export.onnx import Session
+from spkd.export.pte import load_pte
 from spkd.students import load_student
 
 HERE = Path(__file__).parent
 SPEEDS = "view.speeds=[0.8,0.9,1.0,1.1,1.2]"
 STUDENT = ["student=xvector", "student.embedding=192", "student.features=sherpa"]
 Embed = Callable[[np.ndarray], np.ndarray]
+# Format -> package that it needs beyond the extra `export`.
+PACKAGES = {"pte": "executorch", "litert": "litert_torch", "coreml": "coremltools"}
+LITERT = 4.0  # length of LiteRT's graph (s)
 
 
 def sherpa(path: Path) -> Embed:
@@ -60,13 +70,17 @@ def measured(embed: Embed, waves: dict[str, np.ndarray]) -> tuple[np.ndarray, fl
     return vectors, (time.perf_counter() - start) * 16_000 / sum(map(len, waves.values()))
 
 
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 def table(result: dict) -> str:
     """The table of docs/export.md."""
     lines = ["| | least cosine with the student | EER (%) | size | real-time factor |", "|---|---|---|---|---|"]
     for name, row in result["runtimes"].items():
-        rate = f"{row['eer_percent']:.2f}" if "eer_percent" in row else ""
-        size = f"{row['bytes'] / 1e6:.2f} MB"
-        lines.append(f"| {name} | {row['least_cosine']:.6f} | {rate} | {size} | {row['real_time_factor']:.4f} |")
+        figures = (("least_cosine", ".6f"), ("eer_percent", ".2f"), ("real_time_factor", ".4f"))
+        cosine, rate, factor = (f"{row[figure]:{form}}" if figure in row else "" for figure, form in figures)
+        lines.append(f"| {name} | {cosine} | {rate} | {row['bytes'] / 1e6:.2f} MB | {factor} |")
     return "\n".join(lines)
 
 
@@ -75,7 +89,6 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=1000)
     options.add_argument("--batch-size", type=int, default=64)
     options.add_argument("--channels", type=int, default=192, help="width of the student")
-    options.add_argument("--litert-python", type=Path, help="interpreter that has LiteRT's converter")
     given = record.parse(options, steps=2, batch_size=8, channels=16)
     torch.set_num_threads(2)
     given.work.mkdir(parents=True, exist_ok=True)
@@ -105,15 +118,20 @@ def main() -> None:
         "onnx, waveform": ["to=onnx", "waveform=true", f"out={student / 'model.wave.onnx'}"],
         "onnx, lengths": ["to=onnx", "onnx.lengths=true", f"out={student / 'model.lengths.onnx'}"],
         "onnx-int8": ["to=onnx-int8", f"onnx_int8.{train}"],
+        "ort": ["to=ort"],
         "pt2": ["to=pt2"],
+        "pte": ["to=pte", "pte.seconds=40"],
+        "litert": ["to=litert", f"litert.seconds={LITERT}"],
+        "coreml": ["to=coreml", "coreml.seconds=40"],
     }
+    # Converters take most of the time; a test of the others is enough.
+    missing = {name for name, package in PACKAGES.items() if given.tiny or find_spec(package) is None}
+    formats = {name: keys for name, keys in formats.items() if name not in missing}
     files = {name: Path(run("export", student, *keys).splitlines()[-1].split(":")[0]) for name, keys in formats.items()}
-    printed = ""
-    if given.litert_python:
-        printed = command(given.work, threads, "export", str(student), "to=litert", python=given.litert_python)
-        files["litert"] = student / "model.tflite"
 
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):  # ExecuTorch takes as many threads as there are cores
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     trials, audio = read(data / "trials-test-short.txt"), Manifest.load(data / "test-short.csv")
     waves = {}
     for name in trials.names:
@@ -122,23 +140,40 @@ def main() -> None:
         waves[name] = soundfile.read(
             utterance.path, dtype="float32", start=round(utterance.start * 16_000), frames=frames
         )[0]
-    graph = torch.export.load(str(files["pt2"])).module()
+    whole = spkd.load(student, "cpu").embed
     features = load_student(student).network.features
 
-    def pt2(wave: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return graph(features(torch.from_numpy(wave)[None]))[0].numpy()
+    def with_features(run: Callable[[torch.Tensor], np.ndarray]) -> Embed:
+        def embed(wave: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return run(features(torch.from_numpy(wave)[None]))[0]
 
-    runtimes: dict[str, Embed] = {"student": spkd.load(student, "cpu").embed}
+        return embed
+
+    def of_one_length(embed: Embed) -> Embed:
+        return lambda wave: embed(np.resize(wave, round(LITERT * 16_000)))
+
+    runtimes: dict[str, Embed] = {"student": whole}
     runtimes |= {name: spkd.load(files[name], "cpu").embed for name in formats if name.startswith("onnx")}
-    runtimes |= {"sherpa-onnx": sherpa(files["onnx"]), "pt2": pt2}
+    graph = torch.export.load(str(files["pt2"])).module()
+    runtimes |= {
+        "sherpa-onnx": sherpa(files["onnx"]),
+        "ort": with_features(Session(files["ort"])),
+        "pt2": with_features(lambda x: graph(x).numpy()),
+    }
+    if "pte" in files:
+        runtimes["pte"] = with_features(load_pte(files["pte"]))
+    if "litert" in files:
+        runtimes["litert"] = of_one_length(with_features(load_litert(files["litert"])))
     files |= {"student": student / "model.safetensors", "sherpa-onnx": files["onnx"]}
     rows: dict[str, dict[str, float]] = {}
-    reference = None
+    references = {"whole": unit_rows(measured(whole, waves)[0])}
+    if "litert" in runtimes:
+        references["cut"] = unit_rows(measured(of_one_length(whole), waves)[0])
     for name, embed in runtimes.items():
         vectors, factor = measured(embed, waves)
-        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        reference = unit if reference is None else reference
+        unit = unit_rows(vectors)
+        reference = references["cut" if name == "litert" else "whole"]
         scores = score_pairs(Side(unit), Side(unit), trials.enrolment, trials.test)
         assert trials.label is not None
         rows[name] = {
@@ -149,13 +184,8 @@ def main() -> None:
             "real_time_factor": float(f"{factor:.3g}"),
         }
         print(f"{name:16}", rows[name], flush=True)
-    if given.litert_python:  # of one length: checked and timed by the command itself
-        line = next(line for line in printed.splitlines() if line.startswith("litert"))
-        rows["litert"] = {
-            "least_cosine": float(line.split("student ")[1]),
-            "bytes": files["litert"].stat().st_size,
-            "real_time_factor": float(line.split("real-time factor ")[1].split()[0]),
-        }
+    if "coreml" in files:
+        rows["coreml"] = {"bytes": sum(path.stat().st_size for path in files["coreml"].rglob("*") if path.is_file())}
     result = {
         "cosine_onnx": min(rows[name]["least_cosine"] for name in ("onnx", "onnx, waveform", "onnx, lengths")),
         "cosine_sherpa": rows["sherpa-onnx"]["least_cosine"],

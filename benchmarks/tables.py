@@ -341,7 +341,7 @@ BENCHMARKS = {
     "busy": Benchmark("quick", (), busy_rows),
     "students": Benchmark("quick"),
     "teachers_equal": Benchmark("long", CLONES, teachers_equal_rows),
-    "export_agree": Benchmark("long", (*SPEECH, "--litert-python", "{litert_python}"), export_agree_rows),
+    "export_agree": Benchmark("long", SPEECH, export_agree_rows),
     "fuzz": Benchmark("long", (), fuzz_rows),
     "papers": Benchmark("hours", SPEECH),
     "papers_why": Benchmark("hours", SPEECH),
@@ -443,7 +443,6 @@ def main() -> None:
     options.add_argument("--teacher", type=Path, help="weights of the GE2E d-vector")
     options.add_argument("--wespeaker", type=Path, help="a clone of github.com/wenet-e2e/wespeaker")
     options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path, help="a clone of modelscope/3D-Speaker")
-    options.add_argument("--litert-python", type=Path, help="interpreter that has LiteRT's converter")
     given = options.parse_args()
     chosen = [name for name, benchmark in BENCHMARKS.items() if {name, benchmark.group} & set(given.run)]
     failed = run(chosen, given)

@@ -265,6 +265,9 @@ EXPORTS = Registry(
         "onnx-int8": ("spkd.export.int8:ONNXInt8", "spkd.export.settings:Int8Settings"),
         "pt2": ("spkd.export.pt2:PT2", ""),
         "litert": ("spkd.export.litert:LiteRT", "spkd.export.settings:LiteRTSettings"),
+        "pte": ("spkd.export.pte:PTE", "spkd.export.settings:PTESettings"),
+        "coreml": ("spkd.export.coreml:CoreML", "spkd.export.settings:CoreMLSettings"),
+        "ort": ("spkd.export.ort:ORT", ""),
         "wespeaker": ("spkd.export.wespeaker:WeSpeaker", ""),
     },
 )

@@ -189,6 +189,7 @@ TESTED_TOGETHER = {
     "eval/test_formats": "eval/*_formats/*",
     "eval/test_run": "eval/efficiency eval/embed eval/page eval/plots pages/figures pages/html",
     "eval/test_score": "eval/backend eval/cohort",
+    "export/test_beside": "export/coreml export/ort export/pte",
     "export/test_run": "export/base export/int8 export/litert export/onnx export/pt2",
     "extract/test_engines": "extract/launch extract/ranks extract/ray_engine extract/slurm",
     "extract/test_recheck": "extract/estimate",

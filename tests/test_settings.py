@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -80,6 +81,12 @@ class Command:
     def keys(self) -> dict[str, Key]:
         return {k.name: k for k in (*keys(self.schema), *component_keys(self.schema))}
 
+
+# Modules of converters, which are not run here.
+CONVERTERS = (
+    *("executorch", "executorch.backends", "executorch.backends.xnnpack", "executorch.backends.xnnpack.partition"),
+    *("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch.exir", "coremltools"),
+)
 
 # Families of foreign models, with the setting of each that changes what it gives.
 FAMILIES = {
@@ -738,8 +745,9 @@ EXPORT = Command(
         "trials": Context("M/teacher out=model.onnx trials=M/trials.txt", {"trials_manifest": "M/manifest.csv"}),
         "wespeaker": Context(
             "M/resnet34 to=wespeaker out=w",
+            {"url": OF_DESCRIPTION["url"], "licence": OF_DESCRIPTION["licence"]},
             inert={
-                **OF_DESCRIPTION,
+                "calibration": OF_DESCRIPTION["calibration"],
                 "waveform": "true",
                 "trials": "M/trials.txt",
             },
@@ -755,8 +763,19 @@ EXPORT = Command(
         "litert": Context(
             "M/teacher to=litert out=model.tflite",
             watched={"litert.seconds": ("2", "examples")},
-            inert={**OF_DESCRIPTION, "trials": "M/trials.txt"},
+            inert={"trials": "M/trials.txt"},
         ),
+        "pte": Context(
+            "M/teacher to=pte out=model.pte",
+            watched={"pte.seconds": ("2", "traced")},
+            inert={"trials": "M/trials.txt"},
+        ),
+        "coreml": Context(
+            "M/teacher to=coreml out=model.mlpackage",
+            watched={"coreml.seconds": ("2", "traced")},
+            inert={"trials": "M/trials.txt"},
+        ),
+        "ort": Context("M/teacher to=ort out=model.ort", OF_DESCRIPTION, inert={"trials": "M/trials.txt"}),
     },
 )
 
@@ -996,6 +1015,11 @@ class Watch:
             raise ValueError("this converter converts nothing")
 
         converter.convert = convert  # type: ignore[attr-defined]
+
+        def traced_alone(_: Any, seconds: float) -> None:
+            note("traced", seconds)
+            raise ValueError("this graph is not traced")
+
         with patch.context() as patched:
             # Times and pages are not compared: they would cost half of the walk.
             patched.setattr("spkd.eval.efficiency.real_time_factor", lambda *_, **__: 1.0)
@@ -1011,6 +1035,10 @@ class Watch:
             patched.setattr("spkd.corpus.loader.ThreadPoolExecutor", watched_pool)
             patched.setattr(faiss, "index_factory", lambda dim, *_: Index(dim))
             patched.setitem(sys.modules, "litert_torch", converter)
+            for module in CONVERTERS:
+                patched.setitem(sys.modules, module, MagicMock())
+            patched.setattr("spkd.export.pte.traced_alone", traced_alone)
+            patched.setattr("spkd.export.coreml.traced_alone", traced_alone)
             for name, value in constants.items():
                 if name.startswith("sys.modules."):
                     patched.setitem(sys.modules, name.removeprefix("sys.modules."), value)

@@ -188,6 +188,16 @@ class Calibration:
         if self.features != (SCORE,) or self.system.how != PLAIN:
             raise UsageError(f"{source}: takes more than the cosine of two embeddings, so it cannot go with a model")
 
+    def decision(self) -> dict[str, Any]:
+        """Map from the cosine of two embeddings to a log-likelihood ratio, with its thresholds, for other programs.
+
+        Raises:
+            UsageError: it takes more than the cosine.
+        """
+        self.check_plain("the calibration")
+        weight, offset = self.weights[0], self.offset
+        return {"weight": weight, "offset": offset, "vad": self.system.vad, "thresholds": self.thresholds}
+
     def public(self) -> Calibration:
         """The calibration without names of speakers and utterances and without the path of its list."""
         return replace(self, trained_on=replace(self.trained_on, speakers=(), utterances=Names(0), trials="its list"))

@@ -25,10 +25,11 @@ from spkd.eval.metrics import (
 from spkd.eval.run import check_both_kinds, check_inputs, in_use, in_use_with, run_trials
 from spkd.eval.score import Scored, how_embedded
 from spkd.eval.settings import CalibrateConfig
-from spkd.files.atomic import check_not_among, check_replaces_none, check_writable, write_bytes
-from spkd.files.reading import parse_json
+from spkd.files import digest
+from spkd.files.atomic import check_not_among, check_replaces_none, check_writable, write_bytes, write_json
+from spkd.files.reading import parse_json, read_json
 from spkd.progress import log
-from spkd.students.description import DESCRIPTION
+from spkd.students.description import DESCRIPTION, EXPORT_KEY, beside
 from spkd.teachers import resolved
 from spkd.teachers.onnx_file import CALIBRATION, calibration_text, is_exported, with_calibration
 
@@ -80,11 +81,21 @@ def calibrate_trials(config: CalibrateConfig, trials: str | None, scores: Sequen
     _note_replaced(out, _in_export(out) if in_export else _kept(out), calibration)
     if in_export:
         write_bytes(out, with_calibration(out, json.dumps(calibration.public().to_json(), ensure_ascii=False)))
+        _describe(out, calibration)
     else:
         calibration.save(out)
         if out.name == FILE and (out.parent / DESCRIPTION).is_file():
             _note_exports(out.parent, calibration)
     return out, calibration
+
+
+def _describe(out: Path, calibration: Calibration) -> None:
+    """Bring the description beside an exported model up to date, where `spkd export` left one."""
+    path = beside(out)
+    about = read_json(path) if path.is_file() else None
+    if isinstance(about, dict) and EXPORT_KEY in about:
+        changed = {"calibration": calibration.decision(), "sha256": {out.name: digest.of_file(out)}}
+        write_json(path, about | changed)
 
 
 def _kept(path: Path) -> Calibration | None:

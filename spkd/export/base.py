@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError
 from spkd.eval.embed import median_time
+from spkd.export.beside import Runtime
 from spkd.export.graph import Embedder
+from spkd.files.atomic import check_holds_no_other, check_is_own, check_replaces_none, check_writable, writable_folder
 from spkd.files.text import format_bytes
 from spkd.networks.network import Network
 
@@ -22,7 +25,6 @@ CHECKED = (1.0, 2.5, 4.0, 8.0)  # lengths of the inputs of the comparison (s)
 LEAST = 0.9999  # least cosine of embeddings of an export in floating point with the student's
 SECONDS, REPEATS = 4.0, 9  # length of the view (s) and number of repetitions for the latency
 COMMENT = "trained by spkd"  # in the metadata of files that have any
-DESCRIPTION = ("url", "licence", "calibration")  # keys of what the description of a file holds
 Run = Callable[[Tensor], np.ndarray]
 
 
@@ -33,21 +35,22 @@ class Exported:
     Attributes:
         cosine: least cosine of its embeddings with the student's; None for the student itself.
         real_time_factor: processing time over audio time on one thread; features count only where the model computes
-            them.
+            them. None where the model cannot be run on this machine.
         eer_percent: EER (%) on the trials; None without trials.
     """
 
     name: str
     bytes: int
     cosine: float | None
-    real_time_factor: float
+    real_time_factor: float | None
     eer_percent: float | None = None
 
     def line(self) -> str:
         """The measures in a line."""
         cosine = "" if self.cosine is None else f"   cosine with the student {self.cosine:.6f}"
         rate = "" if self.eer_percent is None else f"   EER {self.eer_percent:.3f} %"
-        speed = f"real-time factor {self.real_time_factor:.5f} on one thread"
+        factor = self.real_time_factor
+        speed = "not run here" if factor is None else f"real-time factor {factor:.5f} on one thread"
         return f"{self.name:12} {format_bytes(self.bytes):>9}   {speed}{cosine}{rate}"
 
 
@@ -62,6 +65,7 @@ class Export(ABC):
         folder: of a format that writes a folder: names of its files, and records as of `check_replaces_none`.
         mark: bytes in each file of the format, by which one in the student's folder is known; empty: there are none.
         lacks: name of each key of `spkd export` that has no effect with the format -> the reason.
+        runtime: what the files beside the model say of its runtime, from `write` on; None: there are no such files.
     """
 
     file: ClassVar[str]
@@ -71,6 +75,7 @@ class Export(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+        self.runtime: Runtime | None = None
 
     def check(self, network: Network) -> None:  # noqa: B027  most formats take every network
         """Check settings and network. Raises UsageError for missing settings, or a network that the format lacks."""
@@ -82,6 +87,28 @@ class Export(ABC):
             waveform: whether the graph takes the waveform where it could take features.
         """
         return tagged(self.file, "wave") if waveform else self.file
+
+    def check_out(self, out: Path, is_named: bool) -> None:
+        """Check that the file or folder can be written.
+
+        Args:
+            is_named: whether the user named it, who may want a file replaced.
+        Raises:
+            UsageError: something would be replaced that is no export.
+            SpkdError: it cannot be written.
+        """
+        if not Path(self.file).suffix:
+            check_holds_no_other(out, "an export")
+            check_replaces_none(out, *self.folder)
+            writable_folder(out)
+            return
+        check_writable(out)
+        if self.mark and not is_named:
+            check_is_own(out, self.mark, "out=FILE")
+
+    def changes_scores(self, network: Network) -> str:
+        """Reason why the scores of the written model are not the student's, so that it gets no calibration; or ""."""
+        return ""
 
     @abstractmethod
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
@@ -101,6 +128,16 @@ def tagged(file: str, tag: str) -> str:
     return f"{stem}.{tag}{dot}{suffixes}"
 
 
+def lengths_within(samples: tuple[int, int]) -> tuple[float, ...]:
+    """Lengths (s) for the comparison: those of CHECKED that a graph takes, or the nearest one.
+
+    Args:
+        samples: least and greatest number of samples of a recording.
+    """
+    least, most = (count / SAMPLE_RATE for count in samples)
+    return tuple(s for s in CHECKED if least <= s <= most) or (min(max(CHECKED[0], least), most),)
+
+
 def checked(name: str, out: Path, embedder: Embedder, run: Run, seconds: Sequence[float] = CHECKED) -> Exported:
     """Measures of an export in floating point. Raises SpkdError where its embeddings differ from the student's.
 
@@ -110,7 +147,7 @@ def checked(name: str, out: Path, embedder: Embedder, run: Run, seconds: Sequenc
     cosine = least_cosine(in_torch(embedder), run, [embedder.example(s, seed=i) for i, s in enumerate(seconds)])
     if not cosine >= LEAST:
         raise SpkdError(f"{out}: its embeddings differ from the student's (cosine {cosine:.6f})")
-    timed = seconds[0] if len(seconds) == 1 else SECONDS
+    timed = SECONDS if SECONDS in seconds else seconds[-1]
     return Exported(name, out.stat().st_size, cosine, real_time_factor(run, embedder, timed))
 
 

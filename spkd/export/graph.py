@@ -8,6 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -174,25 +175,71 @@ def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedPr
         SpkdError: the network has recurrent layers.
         Exception: errors of many kinds, where torch cannot export the network.
     """
+    example = embedder.example(4.0, batch=2)
+    inputs: tuple[Tensor, ...] = (example,)
+    if lengths:
+        inputs += (torch.tensor([example.shape[1], example.shape[1] // 2]),)
+    return _of_any_length(embedder, inputs, {0: BATCH}, 10**7)
+
+
+def traced_alone(embedder: Embedder, seconds: float) -> torch.export.ExportedProgram:
+    """Graph of an embedder for a single view: of features up to a length, of the waveform of this length alone.
+
+    Runtimes of phones lack the arithmetic on lengths by which the features of any waveform are found.
+
+    Args:
+        seconds: greatest length (s), or the only one.
+    Raises:
+        SpkdError: the network has recurrent layers, or is for longer views.
+        Exception: errors of many kinds, where torch cannot export the network.
+    """
+    example = embedder.example(seconds)
+    if embedder.front_end is None:
+        return _of_any_length(embedder, (example,), {}, example.shape[1])
+    _refuse_recurrent(embedder)
+    with quiet(), torch.no_grad():
+        return torch.export.export(embedder, (example,), strict=False)
+
+
+def samples_of(program: torch.export.ExportedProgram, embedder: Embedder) -> tuple[int, int]:
+    """Least and greatest number of samples of a recording whose input a graph takes."""
+    node = next(node for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0])
+    length = node.meta["val"].shape[1]
+    if isinstance(length, int):
+        return length, length
+    limits = program.range_constraints[length.node.expr]
+    least, most = int(limits.lower), int(limits.upper)
+    if embedder.front_end is not None:
+        return least, most
+    return least * HOP + WINDOW - HOP, most * HOP
+
+
+def _refuse_recurrent(embedder: Embedder) -> None:
     if recurrent := next((m for m in embedder.network.modules() if isinstance(m, nn.RNNBase)), None):
         raise SpkdError(
             f"it has a recurrent layer ({type(recurrent).__name__}), which torch exports for one length alone: take "
             "convolutions or attention, or run it in Python from its folder (spkd.load)"
         )
-    example = embedder.example(4.0, batch=2)
-    inputs: tuple[Tensor, ...] = (example,)
-    if lengths:
-        inputs += (torch.tensor([example.shape[1], example.shape[1] // 2]),)
+
+
+def _of_any_length(
+    embedder: Embedder, inputs: tuple[Tensor, ...], batch: dict[int, Any], longest: int
+) -> torch.export.ExportedProgram:
+    _refuse_recurrent(embedder)
     shorter, longer = SHORTEST[embedder.front_end is not None]
     try:
-        return _traced(embedder, inputs, shorter)
+        return _traced(embedder, inputs, batch, shorter, longest)
     except torch._dynamo.exc.UserError:
-        return _traced(embedder, inputs, longer)
+        if longest <= longer:
+            raise SpkdError(f"it takes {longer} frames or more; give it more seconds") from None
+        return _traced(embedder, inputs, batch, longer, longest)
 
 
-def _traced(embedder: Embedder, inputs: tuple[Tensor, ...], shortest: int) -> torch.export.ExportedProgram:
-    length = torch.export.Dim("length", min=shortest, max=10**7)
-    dynamic = ({0: BATCH, 1: length}, {0: BATCH})[: len(inputs)]
+def _traced(
+    embedder: Embedder, inputs: tuple[Tensor, ...], batch: dict[int, Any], shortest: int, longest: int
+) -> torch.export.ExportedProgram:
+    length = torch.export.Dim("length", min=shortest, max=longest)
+    dynamic = ({**batch, 1: length}, batch)[: len(inputs)]
     with quiet(), torch.no_grad():
         return torch.export.export(
             embedder, inputs, dynamic_shapes=dynamic, strict=False, prefer_deferred_runtime_asserts_over_guards=True

@@ -16,7 +16,7 @@ from spkd.corpus.manifest import Manifest, Utterance, measure, note_left_out
 from spkd.errors import SpkdError, UsageError
 from spkd.export.base import COMMENT, Export, Exported, checked, in_torch, least_cosine, real_time_factor
 from spkd.export.graph import Embedder, quiet
-from spkd.export.onnx import NAMES, Session, write_onnx
+from spkd.export.onnx import NAMES, Session, runtime_of, write_onnx
 from spkd.export.settings import Int8Settings
 from spkd.files.atomic import write_bytes
 from spkd.files.text import counted
@@ -40,6 +40,9 @@ class ONNXInt8(Export):
         "calibrates the written file"
     }
 
+    def changes_scores(self, network: Network) -> str:
+        return self.lacks["calibration"]
+
     def check(self, network: Network) -> None:
         if not self.settings.manifest:
             raise UsageError("to=onnx-int8: name speech on which ranges are measured by onnx_int8.manifest=FILE")
@@ -47,7 +50,8 @@ class ONNXInt8(Export):
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         with tempfile.TemporaryDirectory() as folder:
             unquantised = Path(folder) / out.name
-            write_onnx(embedder, unquantised, False, metadata)
+            samples = write_onnx(embedder, unquantised, False, metadata)
+            self.runtime = runtime_of(embedder, "ONNX, in 8-bit integers", samples)
             rows = [checked("onnx", unquantised, embedder, Session(unquantised))]
             manifest, unreadable = measure(Manifest.load(self.settings.manifest))
             note_left_out(manifest, unreadable)

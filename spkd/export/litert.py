@@ -5,17 +5,31 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.export.base import DESCRIPTION, Export, Exported, checked
+from spkd.export.base import Export, Exported, checked
+from spkd.export.beside import Runtime
 from spkd.export.graph import Embedder, quiet
 from spkd.export.settings import LiteRTSettings
 from spkd.files.atomic import write_bytes
+
+CODE = """
+from ai_edge_litert.interpreter import Interpreter
+
+GRAPH = Interpreter(str(MODEL))
+GRAPH.allocate_tensors()
+
+
+def run(x):
+    GRAPH.set_tensor(GRAPH.get_input_details()[0]["index"], x)
+    GRAPH.invoke()
+    return GRAPH.get_tensor(GRAPH.get_output_details()[0]["index"])[0]
+"""
 
 
 class LiteRT(Export):
@@ -24,10 +38,12 @@ class LiteRT(Export):
     Settings = LiteRTSettings
     file = "model.tflite"
     mark = b"TFL3"  # of any file of the format, which has no metadata
-    lacks: ClassVar = {**Export.lacks, **dict.fromkeys(DESCRIPTION, "the file holds the graph alone")}
 
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         write_litert(embedder, out, self.settings.seconds)
+        samples = round(self.settings.seconds * SAMPLE_RATE)
+        names = "args_0", "output_0"
+        self.runtime = Runtime("LiteRT (TensorFlow Lite)", "numpy ai-edge-litert", CODE, *names, (samples, samples))
         return [checked("litert", out, embedder, load_litert(out), (self.settings.seconds,))]
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import COMMENT, Export, Exported, checked, tagged
-from spkd.export.graph import Embedder, quiet, toolkit_of, traced
+from spkd.export.beside import Runtime
+from spkd.export.graph import Embedder, quiet, samples_of, toolkit_of, traced
 from spkd.export.settings import ONNXSettings
 from spkd.files.atomic import write_bytes
 from spkd.outputs.features import FBANKS, is_fbank
@@ -25,6 +26,16 @@ from spkd.teachers.onnx_file import CALIBRATION, sealed
 OPSET = 20
 NAMES = {False: "feats", True: "wave"}  # name of the input, by whether it is the waveform; WeSpeaker's convention
 OUTPUT = "embs"
+CODE = """
+import onnxruntime
+
+SESSION = onnxruntime.InferenceSession(str(MODEL), providers=["CPUExecutionProvider"])
+
+
+def run(x):
+    names = [node.name for node in SESSION.get_inputs()]  # the second, where there is one, takes the valid lengths
+    return SESSION.run(None, dict(zip(names, [x, np.array([x.shape[1]])])))[0][0]
+"""
 
 
 class ONNX(Export):
@@ -39,7 +50,8 @@ class ONNX(Export):
         return tagged(super().name(waveform), "lengths") if self.settings.lengths else super().name(waveform)
 
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
-        write_onnx(embedder, out, self.settings.lengths, metadata)
+        samples = write_onnx(embedder, out, self.settings.lengths, metadata)
+        self.runtime = runtime_of(embedder, "ONNX", samples)
         if not sherpa_metadata(embedder, self.settings.lengths):
             log(
                 f"note: {out} is not for sherpa-onnx, which computes features in its own way: for phones train with "
@@ -48,11 +60,19 @@ class ONNX(Export):
         return [checked("onnx", out, embedder, Session(out))]
 
 
-def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str, str]) -> None:
+def runtime_of(embedder: Embedder, name: str, samples: tuple[int, int]) -> Runtime:
+    """onnxruntime, for the files beside a graph; `name` is that of the format, and `samples` as of `samples_of`."""
+    waveform = embedder.front_end is not None
+    return Runtime(name, "numpy onnxruntime", CODE, NAMES[waveform], OUTPUT, samples, batch=True)
+
+
+def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str, str]) -> tuple[int, int]:
     """Write the graph, for any batch size and length, with its metadata.
 
     Args:
         lengths: whether the graph has a second input `lengths` (B,).
+    Returns:
+        Least and greatest number of samples of a recording.
     Raises:
         UsageError: onnx or onnxscript is missing.
         SpkdError: the network cannot be exported.
@@ -80,6 +100,7 @@ def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str,
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
     write_bytes(out, sealed(model))
+    return samples_of(program, embedder)
 
 
 def _name_dimensions(model: Any, names: list[str]) -> None:

@@ -12,10 +12,10 @@ from spkd.eval.calibration import FILE, Calibration
 from spkd.eval.run import run_trials
 from spkd.eval.settings import EvalConfig
 from spkd.export.base import Exported, in_torch, real_time_factor
+from spkd.export.beside import check_beside, description, write_beside
 from spkd.export.graph import Embedder
 from spkd.export.onnx import metadata_of
 from spkd.export.settings import ExportConfig
-from spkd.files.atomic import check_holds_no_other, check_is_own, check_replaces_none, check_writable, writable_folder
 from spkd.outputs.features import is_fbank
 from spkd.progress import log
 from spkd.registry import EXPORTS
@@ -52,14 +52,8 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     # Runtimes know a file by its suffix.
     if out.suffix != (suffix := Path(written.file).suffix) and suffix:
         raise UsageError(f"out={out}: to={config.to} writes {suffix} files")
-    if suffix:
-        check_writable(out)
-        if written.mark and not config.out:
-            check_is_own(out, written.mark, "out=FILE")
-    else:
-        check_holds_no_other(out, "an export")
-        check_replaces_none(out, *written.folder)
-        writable_folder(out)
+    written.check_out(out, bool(config.out))
+    check_beside(out)
     embedder = Embedder(network, config.waveform or not has_choice)
     card = {
         "url": config.url,
@@ -70,9 +64,14 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         "settings": network.settings,
         "training": _public(checkpoint.training),
     }
-    has_calibration = "calibration" not in written.lacks
-    calibration = _calibration(folder, config, checkpoint.weights_sha256) if has_calibration else None
-    measured = written.write(embedder, out, metadata_of(embedder, card, calibration))
+    if (other := written.changes_scores(network)) and config.calibration:
+        raise UsageError(f"calibration={config.calibration} has no effect: to={config.to}: {other}")
+    calibration = None if other else _calibration(folder, config, checkpoint.weights_sha256)
+    decision = None if calibration is None else calibration.decision()
+    metadata = metadata_of(embedder, card, None if calibration is None else calibration.to_json())
+    measured = written.write(embedder, out, metadata)
+    if written.runtime:
+        write_beside(out, description(embedder, out, config.to, written.runtime, card, decision), written.runtime)
     if not measured:
         return out, []
     student = Exported("student", weights.stat().st_size, None, real_time_factor(in_torch(embedder), embedder))
@@ -80,12 +79,12 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     return out, _with_error_rates(config, folder, out, rows) if config.trials else rows
 
 
-def _calibration(folder: str, config: ExportConfig, weights_sha256: str) -> dict[str, Any] | None:
+def _calibration(folder: str, config: ExportConfig, weights_sha256: str) -> Calibration | None:
     """Calibration for the exported model, without its speakers, utterances and the path of its list (private)."""
     path = Path(config.calibration) if config.calibration else Path(folder) / FILE
     if not config.calibration and not path.is_file():
         return None
-    return Calibration.of_student(path, weights_sha256).public().to_json()
+    return Calibration.of_student(path, weights_sha256).public()
 
 
 def _public(training: Training) -> dict[str, Any]:

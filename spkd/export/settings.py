@@ -26,13 +26,23 @@ class LiteRTSettings:
 
 
 @dataclass
+class PTESettings:
+    seconds: float = key(10.0, "greatest length that the graph takes (s); of the waveform the only one", low=1, high=60)
+
+
+@dataclass
+class CoreMLSettings:
+    seconds: float = key(10.0, "greatest length that the graph takes (s); of the waveform the only one", low=1, high=60)
+
+
+@dataclass
 class ExportConfig(Chooser, Settings):
     COMMAND: ClassVar[str] = "export"
 
     to: str = key("onnx", "format", EXPORTS)
     out: str = key(
         "",
-        "file to write, wespeaker: folder (default: in the student's folder, named after the format)",
+        "file to write; of wespeaker a folder (default: in the student's folder, named after the format)",
         is_replaced=True,
     )
     waveform: bool = key(False, "take the waveform: the features are computed within the graph")

@@ -11,18 +11,30 @@ import yaml
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
-from spkd.export.base import DESCRIPTION, Export, Exported
-from spkd.export.graph import Embedder, toolkit_of
+from spkd.export.base import Export, Exported
+from spkd.export.beside import Runtime
+from spkd.export.graph import SHORTEST, Embedder, toolkit_of
 from spkd.files import digest
 from spkd.files.atomic import write_bytes, write_json
 from spkd.networks.campplus import CAMPPlus
 from spkd.networks.network import Network
 from spkd.networks.resnet import ResNet34
-from spkd.outputs.features import MELS
+from spkd.outputs.features import HOP, MELS
 from spkd.progress import log
 from spkd.students.description import EXPORT_KEY, EXPORT_RECORD
 from spkd.teachers.onnx import CARD
 
+PACKAGES = "numpy git+https://github.com/wenet-e2e/wespeaker"
+CODE = """
+import torch
+import wespeaker
+
+SPEAKER = wespeaker.load_model_local(str(MODEL))
+
+
+def run(x):
+    return SPEAKER.extract_embedding_from_pcm(torch.from_numpy(x * 32768), ABOUT["sample_rate"]).numpy()
+"""
 WEIGHTS, CONFIG = "avg_model.pt", "config.yaml"
 THEIRS = ((ResNet34, "ResNet34", 32), (CAMPPlus, "CAMPPlus", 128))  # network, WeSpeaker's name, its only width
 
@@ -32,16 +44,20 @@ class WeSpeaker(Export):
 
     file = "wespeaker"
     folder = ((WEIGHTS, CONFIG, EXPORT_RECORD), {EXPORT_RECORD: EXPORT_KEY})
-    lacks = dict.fromkeys(
-        ("waveform", "trials", *DESCRIPTION), "WeSpeaker's files hold the network alone, which takes fbank"
-    )
+    lacks = dict.fromkeys(("waveform", "trials"), "WeSpeaker's files hold the network alone, which takes fbank")
 
     def check(self, network: Network) -> None:
         if _name(network) is None:
             has = ", ".join(f"{theirs} of {width} channels" for _, theirs, width in THEIRS)
             raise UsageError(f"to=wespeaker: WeSpeaker does not have this network; of spkd's students it has {has}")
 
+    def changes_scores(self, network: Network) -> str:
+        kit = toolkit_of(network.input_kind)
+        return "" if kit == "wespeaker" else f"WeSpeaker computes its own features, not the student's of {kit}"
+
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
+        limits = (SHORTEST[False][1] * HOP, 10**7 * HOP)
+        self.runtime = Runtime("WeSpeaker", PACKAGES, CODE, "pcm", "embedding", limits, has_features=True)
         write_wespeaker(embedder.network, out, json.loads(metadata[CARD])["weights_sha256"])
         return []
 

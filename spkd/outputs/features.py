@@ -122,6 +122,7 @@ def mirrored(waves: Tensor, lengths: Tensor | None) -> Tensor:
     after = (count + HOP // 2) // HOP * HOP + WINDOW - HOP if count >= HOP // 2 else WINDOW
     steps = torch.arange(-before, after - before, device=waves.device)[None]
     last = torch.full((1, 1), count, device=waves.device) if lengths is None else lengths[:, None]
+    steps = torch.maximum(steps, -1 - steps)  # mirrored at 0; runtimes differ in remainders of negative numbers
     steps = steps.remainder(2 * last)
     steps = torch.minimum(steps, 2 * last - 1 - steps)
     return waves.gather(1, steps.expand(waves.shape[0], -1))

@@ -22,6 +22,11 @@ EXPORT_RECORD, EXPORT_KEY = "export.json", "spkd_export"
 EARLIER = "model.earlier.safetensors"  # weights that model.json describes while new ones are written
 
 
+def beside(exported: Path) -> Path:
+    """Path of the description of an exported model: model.onnx -> model.onnx.json."""
+    return exported.with_name(f"{exported.name}.json")
+
+
 @dataclass(frozen=True)
 class Best:
     """Lowest EER (%) of the validations, and the number of steps after which it was measured."""
