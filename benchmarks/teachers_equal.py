@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,10 @@ WESPEAKER_ENCODERS: list[tuple[str, dict[str, Any], str, dict[str, Any], dict[st
     ("whisper_PMFA_large_v2", {}, "whisper_encoder", SMALL_WHISPER | {"n_mels": 128, "layer_ed": 3}, {"cmvn": False}),
     ("whisper_PMFA_large_v2", {}, "whisper_encoder", SMALL_WHISPER | {"layer_st": 0},
      {"cmvn_args": {"norm_mean": True, "norm_var": True}}),
+    ("ReDimNet2B0", {}, "tfmel", {"n_mels": 72, "norm_signal": True, "eps": 1e-8}, {"cmvn": False}),
+    ("ReDimNet2B2", {"pooling_func": "TSTP"}, "tfmel", {"n_mels": 72, "do_preemph": False, "eps": 1e-6},
+     {"cmvn": False}),
+    ("ReDimNet2B6", {"emb_bn": True}, "tfmel", {"n_mels": 72, "f_min": 50, "f_max": 7000}, {"cmvn": False}),
     ("ECAPA_TDNN_GLOB_c512", {}, "whisper_encoder", SMALL_WHISPER, {}),
     ("XVEC", {"pooling_func": "TAP"}, "whisper_encoder", SMALL_WHISPER, {"cmvn_args": {"norm_mean": False}}),
     ("W2VBert_Adapter_MFA", {"adapter_dim": 32}, "w2vbert", {"use_lora": False, "frozen": False}, {"cmvn": False}),
@@ -195,7 +199,11 @@ def wespeaker_encoders(clone: Path, work: Path) -> Iterator[Case]:
     )
     library.Wav2Vec2BertModel(config).save_pretrained(hub)
     library.SeamlessM4TFeatureExtractor(padding_value=1).save_pretrained(hub)
-    classes = {"whisper_encoder": ("whisper_encoder", "whisper_encoder"), "w2vbert": ("w2vbert", "W2VBertFrontend")}
+    classes = {
+        "whisper_encoder": ("whisper_encoder", "whisper_encoder"),
+        "w2vbert": ("w2vbert", "W2VBertFrontend"),
+        "tfmel": ("tfmel", "TFMelFrontend"),
+    }
     for number, (name, arguments, front_end, its_arguments, data) in enumerate(WESPEAKER_ENCODERS):
         module, kind = classes[front_end]
         its_arguments = its_arguments | ({"model_name": str(hub)} if front_end == "w2vbert" else {})
@@ -561,6 +569,13 @@ def one_hour(work: Path, config: ModelConfig) -> list[dict[str, Any]]:
     return found
 
 
+def chosen(families: Collection[str], only: str) -> list[str]:
+    """Families whose names begin with `only`, or else the one with whose name the model `only` begins."""
+    return [name for name in families if name.startswith(only)] or [
+        max((name for name in families if only.startswith(name)), key=len, default="")
+    ]
+
+
 NEEDED = {
     "speechbrain": ("speechbrain",), "speechbrain grid": ("speechbrain",), "transformers": ("transformers",),
     "sherpa grid": ("sherpa_onnx",), "wespeaker encoder": ("transformers", "peft", "whisper"),
@@ -615,7 +630,7 @@ def main() -> None:
             "sherpa grid": lambda: sherpa_grid(work / "sherpa-grid"),
         }
         for family, cases in sources.items():
-            if not (family.startswith(given.only) or given.only.startswith(f"{family} ")):
+            if family not in chosen(sources, given.only):
                 continue
             clones = {"wespeaker": given.wespeaker, "3d-speaker": given.three_d_speaker,
                       "redimnet": given.redimnet or given.redimnet2}  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
 from spkd.files import digest
 from spkd.networks.network import Network
@@ -21,10 +22,11 @@ from spkd.networks.toolkits.repvgg import deployed
 from spkd.networks.toolkits.resnet import DEPTHS
 from spkd.networks.toolkits.w2vbert import W2VBertMFA, merged, shape_of
 from spkd.networks.toolkits.whisper import WhisperEncoder
-from spkd.outputs.features import FBANK
+from spkd.outputs.features import FBANK, HOP
+from spkd.teachers.redimnet import SECOND, Given, of_wespeaker
 from spkd.teachers.ssl import acting
 from spkd.teachers.toolkit import FrontEnd, check_keys, check_rate, fill, kaldi_front_end, section
-from spkd.teachers.wespeaker_features import whisper_front_end
+from spkd.teachers.wespeaker_features import TFMel, tfmel_front_end, whisper_front_end
 
 CONFIG = "config.yaml"
 WHISPER, W2VBERT = ("whisper_PMFA_large_v2", "Whisper_PMFA_large_v2"), "W2VBert_Adapter_MFA"
@@ -41,10 +43,12 @@ NETWORKS = (
     *(f"Gemini_DF_ResNet{n}" for n in (60, 114, 183, 237)),
     *(f"REPVGG_{name}" for name in REPVGG),
     *SHAPES,
+    *SECOND,
     *WHISPER,
     W2VBERT,
 )
-FRONT_ENDS = ("fbank", "whisper_encoder", "w2vbert")
+FRONT_ENDS = ("fbank", "tfmel", "whisper_encoder", "w2vbert")
+TFMEL_TRAINING = ("do_spec_aug", "freq_mask_width", "time_mask_width")  # settings of `tfmel` that act only in training
 # Settings of networks: pooling, those that the shapes of the weights tell, and one with an effect only in training.
 MODEL_KEYS = (
     "pooling_func",
@@ -139,10 +143,12 @@ def build(model: Model) -> Built:
     front_end = data.get("frontend", "fbank")
     if front_end not in FRONT_ENDS:
         raise UsageError(f"{source}: its front end is {text(front_end)}; taken: {', '.join(FRONT_ENDS)}")
-    if (name == W2VBERT) != (front_end == "w2vbert"):
+    if (name == W2VBERT) != (front_end == "w2vbert") or (name in SECOND) != (front_end == "tfmel"):
         raise UsageError(f"{source}: model {name} on the front end {front_end}, which WeSpeaker cannot run either")
     if name == W2VBERT:
         return _w2vbert(model, data)
+    if name in SECOND:
+        return _redimnet2(model, data, name)
     return _whisper(model, data, name) if front_end == "whisper_encoder" else _of_fbank(model, data, name)
 
 
@@ -171,6 +177,38 @@ def _of_fbank(model: Model, data: dict[str, Any], name: str) -> Built:
         raise UsageError(f"{source}: fbank_args.num_mel_bins: expected 8 to 256")
     network, settings = _recognised(model, name, mels, model.tensors)
     return Built(network, kaldi_front_end(model.features, mels), settings)
+
+
+def _redimnet2(model: Model, data: dict[str, Any], name: str) -> Built:
+    """ReDimNet2, which takes `tfmel` alone: fbank has its axes in another order in WeSpeaker."""
+    source, where = model.source, f"{model.source}: tfmel_args"
+    given = Given(section(data, "tfmel_args"), where)
+    given.ignore(*TFMEL_TRAINING)
+    given.choice("sample_rate", SAMPLE_RATE, (SAMPLE_RATE,))
+    given.choice("hop_length", HOP, (HOP,))
+    settings = TFMel(
+        given.whole("n_mels", 80, 8, 256),
+        given.whole("n_fft", 512, 64, 8192),
+        given.whole("win_length", 400, 64, 8192),
+        given.number("f_min", 20.0, 0, 4000),
+        given.number("f_max", 7600.0, 4000, 8000),
+        given.flag("norm_signal", False),
+        given.flag("do_preemph", True),
+        given.number("eps", 1e-8, 1e-12, 1e-2),
+    )
+    given.finish()
+    if settings.win_length > settings.n_fft or settings.n_fft % 2:
+        raise UsageError(f"{where}: windows of {settings.win_length} samples, n_fft {settings.n_fft}")
+    if data.get("cmvn", True):
+        raise UsageError(
+            f"{source}: dataset_args.cmvn is not false, with which WeSpeaker subtracts the mean over bands"
+        )
+    tensors = {n: values for n, values in model.tensors.items() if not n.startswith("frontend.")}  # windows and filters
+    arguments = section(model.settings, "model_args")
+    network, rules = of_wespeaker(name, arguments, settings.n_mels, tensors, f"{source}: model_args")
+    tensors.pop(f"backbone.stage0{'_pre' if network.shape.dual else ''}.0.w", None)  # its only input has the weight 1
+    fill(network, tensors, source, rules)
+    return Built(network, tfmel_front_end(settings), {"features": asdict(settings), "model_args": arguments})
 
 
 def _recognised(model: Model, name: str, bands: int, tensors: dict[str, Tensor]) -> tuple[Network, dict[str, Any]]:

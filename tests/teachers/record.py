@@ -46,7 +46,9 @@ WESPEAKER: dict[str, tuple[str, dict[str, Any]]] = {
     "ReDimNetB0": ("redimnet", {"feat_dim": 60}),
     "ReDimNetB1": ("redimnet", {"feat_dim": 72, "two_emb_layer": True}),
     "ReDimNetB3": ("redimnet", {"feat_dim": 72}),
+    "ReDimNet2B0": ("redimnet2", {"feat_dim": 72}),
 }
+TFMEL = {"n_mels": 72, "norm_signal": True, "f_min": 20, "f_max": 7600, "eps": 1e-8}  # its front end
 THREE_D_SPEAKER: dict[str, tuple[str, dict[str, Any]]] = {
     "CAMPPlus": ("campplus.DTDNN", {"feat_dim": 80, "embedding_size": 192}),
     "ERes2Net": ("eres2net.ERes2Net", {"feat_dim": 80, "embedding_size": 192}),
@@ -75,21 +77,30 @@ def main() -> None:
     if given.wespeaker:
         package = types.ModuleType("wespeaker")  # its own __init__ imports the command line and what that needs
         package.__path__ = [str(given.wespeaker / "wespeaker")]
-        sys.modules["wespeaker"] = package
+        front_ends = types.ModuleType("wespeaker.frontend")
+        front_ends.__path__ = [str(given.wespeaker / "wespeaker" / "frontend")]
+        sys.modules |= {"wespeaker": package, "wespeaker.frontend": front_ends}
         found["wespeaker"] = {}
     for name, (home, arguments) in WESPEAKER.items() if given.wespeaker else ():
         kind = getattr(importlib.import_module(f"wespeaker.models.{home}"), name.split()[0])
         mels = arguments.get("feat_dim", 80)
-        bank = kaldi.fbank(wave * 32768, num_mel_bins=mels, window_type="hamming", dither=0.0)
         model = fixed(kind(embed_dim=192, **arguments))
-        found["wespeaker"][name] = record(model, bank) | {"model_args": arguments | {"embed_dim": 192}}
+        kept: dict[str, Any] = {"model_args": arguments | {"embed_dim": 192}}
+        if home == "redimnet2":
+            bank = importlib.import_module("wespeaker.frontend.tfmel").TFMelFrontend(**TFMEL)(wave)[0][0]
+            kept["dataset_args"] = {"frontend": "tfmel", "tfmel_args": TFMEL, "cmvn": False}
+        else:
+            bank = kaldi.fbank(wave * 32768, num_mel_bins=mels, window_type="hamming", dither=0.0)
+            bank = bank - bank.mean(0)
+        found["wespeaker"][name] = record(model, bank) | kept
     if given.three_d_speaker:
         sys.modules.setdefault("thop", types.SimpleNamespace(profile=None))  # type: ignore[arg-type]
         sys.path.insert(0, str(given.three_d_speaker))
         found["3d-speaker"] = {}
     for name, (home, arguments) in THREE_D_SPEAKER.items() if given.three_d_speaker else ():
         model = fixed(getattr(importlib.import_module(f"speakerlab.models.{home}"), name)(**arguments))
-        found["3d-speaker"][name] = record(model, kaldi.fbank(wave, num_mel_bins=80, dither=0.0))
+        bank = kaldi.fbank(wave, num_mel_bins=80, dither=0.0)
+        found["3d-speaker"][name] = record(model, bank - bank.mean(0))
     lines = [
         f"{json.dumps(toolkit)}: {{\n"
         + ",\n".join(f"{json.dumps(n)}: {json.dumps(m)}" for n, m in models.items())
@@ -102,7 +113,7 @@ def main() -> None:
 def record(model: nn.Module, bank: torch.Tensor) -> dict[str, Any]:
     """Names and shapes of the weights, the first numbers of the embedding and its norm."""
     with torch.no_grad():
-        out = model((bank - bank.mean(0))[None])
+        out = model(bank[None])
     embedding = (out[-1] if isinstance(out, tuple) else out)[0]
     weights = {n: list(v.shape) for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     return {

@@ -36,10 +36,11 @@ def save_wespeaker(folder: Path, name: str, extra: dict[str, Tensor] | None = No
     folder.mkdir(exist_ok=True)
     arguments = ORACLES["wespeaker"][name]["model_args"]
     mels = arguments.get("feat_dim", 80)
+    bank = {"resample_rate": 16000, "fbank_args": {"num_mel_bins": mels, "frame_length": 25}}
     config: dict[str, Any] = {
         "model": name.split()[0],
         "model_args": arguments,
-        "dataset_args": {"resample_rate": 16000, "fbank_args": {"num_mel_bins": mels, "frame_length": 25}},
+        "dataset_args": ORACLES["wespeaker"][name].get("dataset_args", bank),
         "projection_args": {"project_type": "arc_margin", "scale": 32.0},
     }
     config |= settings
@@ -139,7 +140,7 @@ def test_3d_speakers_classifier_beside_the_weights_gives_logits(tmp_path: Path) 
     ("settings", "message"),
     [
         ({"dataset_args": {"frontend": "s3prl"}}, "its front end is s3prl"),
-        ({"dataset_args": {"frontend": "tfmel", "tfmel_args": {"n_mels": 80}}}, "its front end is tfmel"),
+        ({"dataset_args": {"frontend": "tfmel", "tfmel_args": {"n_mels": 80}}}, "ResNet18 on the front end tfmel"),
         ({"dataset_args": {"resample_rate": 8000}}, "trained on audio of 8000 Hz"),
         ({"dataset_args": {"cmvn_args": {"norm_var": True}}}, "not mean-normalised"),
         ({"dataset_args": {"cmvn_args": {"norm_mean": False}}}, "not mean-normalised"),
@@ -158,7 +159,7 @@ def test_3d_speakers_classifier_beside_the_weights_gives_logits(tmp_path: Path) 
         ({"model": "SimAM_ResNet34_ASP", "model_args": {"pooling_func": "TAP"}}, "pooling_func is TAP; taken: ASP"),
         ({"model_args": {"config_str": "relu-batchnorm"}}, "model_args.config_str is not known"),
         ({"model": "REPVGG_TINY_A9"}, "model is REPVGG_TINY_A9, which spkd does not have; taken: ResNet18"),
-        ({"model": "ReDimNet2B0"}, "model is ReDimNet2B0"),
+        ({"model": "ReDimNet2B9"}, "model is ReDimNet2B9"),
         ({"model": ["ResNet18"]}, "model is a list"),
         ({"projection_args": {"project_type": "arc_margin", "scale": "big"}}, "scale or K is no number"),
     ],

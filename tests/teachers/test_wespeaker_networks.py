@@ -372,6 +372,30 @@ def test_settings_of_whisper_are_refused_by_name(tmp_path: Path, data: dict[str,
         load(save_whisper(tmp_path, whisper()[1], **data))
 
 
+# ReDimNet2
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"frontend": "fbank"}, "model ReDimNet2B0 on the front end fbank"),
+        ({"cmvn": True}, "dataset_args.cmvn is not false"),
+        ({"tfmel_args": {"hop_length": 200}}, "tfmel_args.hop_length is 200: spkd takes 160"),
+        ({"tfmel_args": {"n_fft": 256}}, "windows of 400 samples, n_fft 256"),
+        ({"tfmel_args": {"f_max": 9_000}}, "tfmel_args.f_max is 9000"),
+        ({"tfmel_args": {"window": "hann"}}, "tfmel_args.window is not known"),
+        ({"tfmel_args": {"n_mels": 64}}, "feat_dim is 72: spkd takes the 64 bands"),
+        ({"tfmel_args": {"n_mels": 72}}, "no weights|more than the file has"),
+    ],
+)
+def test_settings_of_tfmel_are_refused_by_name(tmp_path: Path, data: dict[str, Any], message: str) -> None:
+    """What it gives for what is taken is compared with WeSpeaker's own code in benchmarks/teachers_equal.py."""
+    given = {"frontend": "tfmel", "cmvn": False} | data
+    folder = save(tmp_path, "ReDimNet2B0", {"linear.weight": torch.ones(192, 4)}, given, feat_dim=72)
+    with pytest.raises(UsageError, match=message):
+        load(folder)
+
+
 # Times of frames
 
 
