@@ -211,6 +211,7 @@ STUDENTS = Registry(
         "ecapa": ("spkd.networks.ecapa:ECAPA", ""),
         "resnet34": ("spkd.networks.resnet:ResNet34", ""),
         "campplus": ("spkd.networks.campplus:CAMPPlus", ""),
+        "redimnet2": ("spkd.networks.redimnet:ReDimNet2", ""),
         "ssl": ("spkd.networks.ssl:SSLStudent", "spkd.networks.settings:SSLSettings"),
         "tiny": ("spkd.networks.tiny:Tiny", ""),
     },

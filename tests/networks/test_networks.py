@@ -74,6 +74,7 @@ def test_parameter_counts_are_those_of_the_docstrings() -> None:
     assert round(count_parameters(build("resnet34", channels=16, embedding=256)) / 1e6, 1) == 2.0
     assert round(count_parameters(build("ssl", channels=192, embedding=192)) / 1e6, 1) == 1.5
     assert round(count_parameters(build("tiny", channels=96, embedding=192)) / 1e6, 2) == 0.19
+    assert round(count_parameters(build("redimnet2", channels=16, embedding=192)) / 1e6, 2) == 0.71
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from spkd.networks.ecapa import SqueezeExcitation
 from spkd.networks.encoder import PositionalConvolution, RelativeAttention
 from spkd.networks.network import Network
 from spkd.networks.ssl import SSLStudent
+from spkd.networks.toolkits.redimnet import TimeContext
 from spkd.outputs.features import FBANK, FBANKS, HOP, input_features, is_fbank
 from spkd.outputs.target import Target
 from spkd.students import build
@@ -122,6 +123,7 @@ def families() -> dict[str, Callable[[], Network]]:
         "ecapa": lambda: build("ecapa", channels=16, embedding=8),
         "resnet34": lambda: build("resnet34", channels=4, embedding=8),
         "campplus": lambda: build("campplus", channels=16, embedding=8),
+        "redimnet2": lambda: build("redimnet2", channels=4, embedding=8),
         "wavlm": lambda: SSLStudent(32, 6, 1, relative=True, shape=shape),
     }
 
@@ -135,6 +137,7 @@ def without_context(network: Network) -> Network:
             SqueezeExcitation: lambda m: m.gate[2].weight,
             PositionalConvolution: lambda m: m.conv.parametrizations.weight.original0,
             RelativeAttention: lambda m: m.attention.out_proj.weight,
+            TimeContext: lambda m: m.exp_dim_conv.weight,
         }.get(type(module))
         if constant is not None:
             constant(module).data.zero_()

@@ -60,7 +60,7 @@ class Shape:
     """Shape of a ReDimNet.
 
     Attributes:
-        bands: bands F of the input.
+        bands: bands of the input.
         channels: channels C of the first stage.
         block: kind of the 2-d blocks, of MAPS.
         context: kind of the 1-d blocks, of CONTEXTS.
@@ -71,6 +71,7 @@ class Shape:
         compressed: whether the strided convolutions are grouped.
         dual: whether stages with a 1-d block give its input as well.
         normalised: whether outputs of stages are normalised by groups of F values.
+        stem: strides of the first convolution over bands and time, after which there are F bands.
     """
 
     bands: int
@@ -85,23 +86,34 @@ class Shape:
     compressed: bool = False
     dual: bool = False
     normalised: bool = False
+    stem: tuple[int, int] = (1, 1)
+
+    @property
+    def rows(self) -> int:
+        """Number F of bands after the first convolution."""
+        return self.bands // self.stem[0]
 
     @property
     def wide(self) -> int:
         """Number of values in a frame."""
-        return self.bands * self.channels
+        return self.rows * self.channels
 
     @property
     def pooled(self) -> int:
         """Width of the frames that are pooled."""
         if self.outputs is None:
             return self.wide
-        return self.outputs if self.flat else self.outputs * (self.bands // math.prod(s.bands for s in self.stages))
+        return self.outputs if self.flat else self.outputs * (self.rows // math.prod(s.bands for s in self.stages))
+
+    @property
+    def repeated(self) -> int:
+        """Number of frames after the first convolution in a frame of the slowest stage."""
+        return math.prod(stage.time for stage in self.stages)
 
     @property
     def step(self) -> int:
         """Number of input frames in a frame of the slowest stage."""
-        return math.prod(stage.time for stage in self.stages)
+        return self.stem[1] * self.repeated
 
 
 def _first(channels: int, block: str, divisor: int, stages: Iterable[tuple[int, int, int, int | None]]) -> Shape:
@@ -258,6 +270,9 @@ class TimeAttention(Layer):
         return super().forward(x.transpose(1, 2), mask, None)[0].transpose(1, 2)
 
 
+_OVER_TIME = (ConvNeXt, Positions, TimeAttention)  # layers that take the lengths
+
+
 class TimeContext(nn.Module):
     """Layers over time at a lower width, with a shortcut."""
 
@@ -280,8 +295,7 @@ class TimeContext(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         out = self.red_dim_conv(x)
         for layer in self.tcm:
-            whole = isinstance(layer, ConvNeXt | Positions | TimeAttention)
-            out = layer(out, lengths) if whole else layer(out)
+            out = layer(out, lengths) if isinstance(layer, _OVER_TIME) else layer(out)
         return x + self.exp_dim_conv(out)
 
 
@@ -297,7 +311,7 @@ class Stage(nn.Module):
         super().__init__()
         own, before = shape.stages[number], shape.stages[:number]
         factor = math.prod(stage.bands for stage in before)
-        self._channels, self._bands = factor * shape.channels, shape.bands // factor
+        self._channels, self._bands = factor * shape.channels, shape.rows // factor
         self._time = math.prod(stage.time for stage in shape.stages[: number + 1])
         if self._bands % own.bands:
             raise ValueError(f"{self._bands} bands cannot be divided by {own.bands}")
@@ -329,7 +343,7 @@ class Stage(nn.Module):
         if self._dual:
             outputs.insert(0, x)
         if self._time > 1:
-            outputs = [out.repeat_interleave(self._time, -1) for out in outputs]
+            outputs = [out[..., None].expand(*out.shape, self._time).flatten(-2) for out in outputs]
         if self.norms:
             outputs = [norm(out, lengths) for norm, out in zip(self.norms, outputs, strict=True)]
         return outputs
@@ -364,7 +378,11 @@ class Backbone(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, shape.channels, 3, padding="same"), ChannelNorm(shape.channels))
+        bands, time = shape.stem
+        # A stride over the bands takes each of them once; an odd kernel over time takes every frame.
+        kernel = (3 if bands == 1 else bands, max(3, time // 2 * 2 + 1))
+        conv = nn.Conv2d(1, shape.channels, kernel, shape.stem, (int(bands == 1), kernel[1] // 2))
+        self.stem = nn.Sequential(conv, ChannelNorm(shape.channels))
         self.norm = GroupNorm(shape.channels, shape.wide) if shape.normalised else None
         self.stages = nn.ModuleList(Stage(shape, number) for number in range(len(shape.stages)))
         counts = [1]
@@ -381,9 +399,11 @@ class Backbone(nn.Module):
             bands = math.prod(stage.bands for stage in shape.stages)
             self.last = nn.Conv2d(shape.channels * bands, shape.outputs, 1)
         self._bands = 0 if shape.outputs is None or shape.flat else shape.pooled // shape.outputs
+        self._stride = shape.stem[1]
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> Tensor:
         first = self.stem(padding.mask(features[:, None], lengths)).transpose(1, 2).flatten(1, 2)
+        lengths = None if lengths is None else lengths // self._stride
         outputs = [first if self.norm is None else self.norm(first, lengths)]
         x = outputs[0]
         for stage, weights in zip(self.stages, self.means, strict=True):
@@ -441,7 +461,7 @@ class AuthorsReDimNet(Network):
         context: whether attention of the pooling also takes mean and deviation of the whole view.
         normalised: whether there is a batch-norm after the embedding.
 
-    Levels: frames (B, T / s, D), each the mean of s frames; stats (B, 2 D); embedding (B, E).
+    Levels: frames (B, T / s, D), each the mean over a frame of the slowest stage; stats (B, 2 D); embedding (B, E).
     """
 
     takes_lengths = True
@@ -450,7 +470,7 @@ class AuthorsReDimNet(Network):
         self, shape: Shape, embedding: int, pooling: str = "ASTP", context: bool = True, normalised: bool = False
     ) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self._step, self._repeated, self._stride = shape, shape.step, shape.repeated, shape.stem[1]
         self.backbone = Backbone(shape)
         self.pool, factor = make_pooling(pooling, shape.pooled, context)
         pooled = factor * shape.pooled
@@ -460,14 +480,14 @@ class AuthorsReDimNet(Network):
         self.widest = _widest(shape)
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        step = self.shape.step
+        step = self._step
         whole = features.shape[-1] // step * step
         lengths = None if lengths is None else lengths // step * step
         frames = self.backbone(features[..., :whole], lengths)
-        stats = self.pool(frames, lengths)
+        stats = self.pool(frames, None if lengths is None else lengths // self._stride)
         embedding = self.linear(self.bn(stats))
         return {
-            "frames": frames.transpose(1, 2).unflatten(1, (-1, step)).mean(2),
+            "frames": frames.transpose(1, 2).unflatten(1, (-1, self._repeated)).mean(2),
             "stats": stats,
             "embedding": embedding if self.bn2 is None else self.bn2(embedding),
         }
