@@ -1,8 +1,8 @@
 """What each student costs: parameters, and multiply-accumulates per second of speech.
 
 Then what those of about the same size cost on a processor, and why: forward and backward pass of 64 crops of 2 s on one
-core, in float32 and in bfloat16, and an embedding of 4 s. Shapes of ReDimNet2 follow, from the authors' B0 to the student,
-each with one thing changed. CPU time, of which other processes take little part, the least of several rounds.
+core, in float32 and in bfloat16, and an embedding of 4 s. Shapes of ReDimNet2 follow, from the authors' B0 to the
+student, each with one thing changed. CPU time, of which other processes take little part, the least of several rounds.
 
     python benchmarks/students.py
 
@@ -106,8 +106,8 @@ def time_table(rows: Iterable[dict[str, Any]]) -> str:
     lines = ["| | parameters | step, fp32 | step, bf16 | a second of speech |", "|---|---|---|---|---|"]
     for row in rows:
         lines.append(
-            f"| {row['name']} | {row['parameters'] / 1e6:.2f} M | {row['step_ms']:.0f} ms | {row['step_bf16_ms']:.0f} ms | "
-            f"{row['speech_ms']:.2f} ms |"
+            f"| {row['name']} | {row['parameters'] / 1e6:.2f} M | {row['step_ms']:.0f} ms | "
+            f"{row['step_bf16_ms']:.0f} ms | {row['speech_ms']:.2f} ms |"
         )
     return "\n".join(lines)
 

@@ -47,8 +47,8 @@ FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(do
 INTEGERS = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
 MASKS = FLOATS | INTEGERS | {"tensor(bool)": np.bool_}
 TAKEN = (
-    "spkd loads graphs of a waveform (B, samples) or (B, 1, samples), or of fbank (B, T, mels) or (B, mels, T), each "
-    "with lengths (B,) or a mask (B, T) or without"
+    "spkd loads graphs of a waveform (B, samples) or (B, 1, samples), or of fbank (B, T, mels) or (B, mels, T), with a "
+    "further axis of 1 or without, each with lengths (B,) or a mask (B, T) or without"
 )
 
 
@@ -57,9 +57,10 @@ class ONNX(Teacher):
 
     Targets: embedding, and frames where the graph has such an output.
 
-    The input is the waveform (B, samples) or (B, 1, samples), or fbank (B, T, mels) or (B, mels, T), in half, single or
-    double precision; further inputs are lengths (B,) or masks (B, T). The features are those that sherpa-onnx computes,
-    where the file has its metadata; else those of the toolkit that the metadata `framework` or onnx.input names.
+    The input is the waveform (B, samples) or (B, 1, samples), or fbank (B, T, mels) or (B, mels, T), also with an axis
+    of 1 before or after both, of any length or of one, in half, single or double precision; further inputs are lengths
+    (B,) or masks (B, T). The features are those that sherpa-onnx computes, where the file has its metadata; else those
+    of the toolkit that the metadata `framework` or onnx.input names.
     """
 
     family = "onnx"
@@ -95,7 +96,8 @@ class ONNX(Teacher):
             self._batches = self._input.takes_batches and self._runs_batches(probe)
             self.targets = _targets(self._path.name, probe, self._input, self._names, runs)
         if self._input.samples is not None:
-            self.min_samples = self.max_samples = self._input.samples
+            self.min_samples = self._input.samples
+            self.max_samples = self._input.samples + self._input.spare
         else:
             self.min_samples = max(self._input.least, *(target.window for target in self.targets.values()))
             self.max_samples = LONGEST
@@ -185,7 +187,8 @@ class GraphInput:
         front_end: computation of the features; None: the waveform itself.
         bands_first: whether the axis of the bands comes before that of time.
         multiple: number to a multiple of which the frames are padded.
-        samples: length of the waveform, where the graph takes only one length (samples).
+        samples: least length of the waveform, where the graph takes only one length (samples).
+        channel: place of a further axis of 1 in features; None: there is none.
         valid: value of a mask at steps that are valid.
     """
 
@@ -195,7 +198,13 @@ class GraphInput:
     bands_first: bool = False
     multiple: int = 1
     samples: int | None = None
+    channel: int | None = None
     valid: int = 1
+
+    @property
+    def spare(self) -> int:
+        """Number of further samples that change nothing, where the graph takes only one length."""
+        return 0 if self.front_end is None else (self.front_end.frames.hop or 1) - 1
 
     @property
     def takes_batches(self) -> bool:
@@ -219,6 +228,8 @@ class GraphInput:
         steps = values.shape[1]
         if self.bands_first:
             values = values.transpose(1, 2)
+        if self.channel is not None:
+            values = values.unsqueeze(self.channel)
         if self.front_end is None:
             values = values.reshape(self._shape(len(waves), steps))
         feed = {self.main.name: values.cpu().contiguous().numpy().astype(FLOATS[self.main.type], copy=False)}
@@ -250,7 +261,8 @@ class GraphInput:
         count = samples if self.front_end is None else self.front_end.frames.num_frames(samples)
         steps = count + -count % self.multiple
         shape = self._shape(batch, steps)
-        time = 2 if self.bands_first or shape[1] == 1 else 1
+        time = 2 if self.bands_first or (self.channel is None and shape[1] == 1) else 1
+        time += self.channel == 1
         feeds = {self.main.name: Feed(self.main.type, shape, None, time, seeds, levels)}
         for node in self.others:
             halves = mask if len(node.shape) == 2 else None
@@ -261,7 +273,8 @@ class GraphInput:
         """Shape of the main input."""
         if self.front_end is not None:
             mels = self.front_end.frames.dim
-            return [batch, mels, steps] if self.bands_first else [batch, steps, mels]
+            shape = [batch, mels, steps] if self.bands_first else [batch, steps, mels]
+            return shape if self.channel is None else [*shape[: self.channel], 1, *shape[self.channel :]]
         if len(self.main.shape) == 2:
             return [batch, steps]
         return [batch, steps, 1] if self.main.shape[2] == 1 else [batch, 1, steps]
@@ -314,17 +327,23 @@ def _check_rate(source: str, described: dict[str, str]) -> None:
 def _inputs(source: str, probe: Probe, asked: Asked) -> list[GraphInput]:
     """Possible inputs of a graph for a waveform, the likeliest first."""
     shapes = ", ".join(f"{node.name} {node.shape} {node.type}" for node in probe.inputs)[:400]
-    mains = [node for node in probe.inputs if node.type in FLOATS and len(node.shape) in (2, 3)]
+    mains = [node for node in probe.inputs if node.type in FLOATS and len(node.shape) in (2, 3, 4)]
     if not mains:
         raise UsageError(f"{source}: inputs {shapes}; {TAKEN}")
-    main = next((node for node in mains if len(node.shape) == 3), mains[0])
+    main = next((node for node in mains if len(node.shape) > 2), mains[0])
+    if isinstance(main.shape[0], int) and main.shape[0] != 1:
+        raise UsageError(
+            f"{source}: takes exactly {main.shape[0]} views at a time; export it for 1 or any number of them"
+        )
     others = tuple(node for node in probe.inputs if node is not main)
     for node in others:
         is_length = len(node.shape) == 1 and node.type in INTEGERS
         is_mask = len(node.shape) == 2 and node.type in MASKS
         if not is_length and not is_mask:
             raise UsageError(f"{source}: inputs {shapes}; what is {node.name}? {TAKEN}")
-    if len(main.shape) == 2 or 1 in main.shape[1:] or asked.kind == WAVEFORM:
+    if len(main.shape) == 2 or (len(main.shape) == 3 and 1 in main.shape[1:]) or asked.kind == WAVEFORM:
+        if len(main.shape) == 4:
+            raise UsageError(f"{asked.section}.input={asked.kind}: {source} takes features {main.shape}")
         if asked.kind not in ("auto", WAVEFORM):
             raise UsageError(f"{asked.section}.input={asked.kind}: {source} takes a waveform")
         fixed = next((size for size in main.shape[1:] if isinstance(size, int) and size != 1), None)
@@ -347,14 +366,16 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], a
             f"spkd.load(FILE, input=...)) to {', '.join(FBANKS)} or {NEMO}"
         )
     of_nemo = NEMO in (kind, described.get("framework") if sherpa is not None else None)
-    steps, last = main.shape[1:]
+    (steps, last), channel = _axes(source, main)
     # The bands are the fixed dimension; where none is fixed, both orders of the axes are tried.
     orders = [isinstance(steps, int)] if isinstance(steps, int) != isinstance(last, int) else [of_nemo, not of_nemo]
+    length = None  # frames, where the graph takes only one length
     if isinstance(steps, int) and isinstance(last, int):
-        raise UsageError(f"{source}: takes exactly {steps} frames of {last} bands; spkd loads graphs of any length")
-    mels = next((size for size in (steps, last) if isinstance(size, int)), None)
-    if mels is None:
-        mels = _bands(source, described) if sherpa is None else sherpa.frames.dim
+        mels = _bands_among(source, described, steps, last)
+        orders, length = [mels == steps], last if mels == steps else steps
+    else:
+        fixed = next((size for size in (steps, last) if isinstance(size, int)), None)
+        mels = fixed or (_bands(source, described) if sherpa is None else sherpa.frames.dim)
     if not BANDS[0] <= mels <= BANDS[1]:
         raise UsageError(f"{source}: takes exactly {mels} frames, or that many bands; spkd loads graphs of any length")
     if sherpa is not None:
@@ -368,9 +389,37 @@ def _of_bands(source: str, probe: Probe, main: Node, others: tuple[Node, ...], a
                 f"note: {Path(source).name}: its features are not mean-normalised, as sherpa-onnx reads its metadata; "
                 f"{asked.section}.input={described['framework']} gives it those of its toolkit"
             )
-        return [GraphInput(main, others, sherpa, first) for first in orders]
-    front_end = nemo_front_end(mels) if kind == NEMO else _centred(kaldi_front_end(kind, mels))
-    return [GraphInput(main, others, front_end, first, PAD if kind == NEMO else 1) for first in orders]
+        front_end, multiple = sherpa, 1
+    else:
+        front_end = nemo_front_end(mels) if kind == NEMO else _centred(kaldi_front_end(kind, mels))
+        multiple = PAD if kind == NEMO and length is None else 1
+    samples = None if length is None else front_end.frames.window + (length - 1) * HOP
+    return [GraphInput(main, others, front_end, first, multiple, samples, channel) for first in orders]
+
+
+def _axes(source: str, main: Node) -> tuple[list[int | str | None], int | None]:
+    """Sizes of the axes of time and bands, in their order, and the place of a further axis of 1."""
+    if len(main.shape) == 3:
+        return main.shape[1:], None
+    ones = [place for place in (1, 3) if main.shape[place] == 1]
+    if len(ones) != 1:
+        raise UsageError(f"{source}: takes {main.shape}, of which the second or the last has to be 1; {TAKEN}")
+    return [size for place, size in enumerate(main.shape) if place not in (0, ones[0])], ones[0]
+
+
+def _bands_among(source: str, described: dict[str, str], *sizes: int) -> int:
+    """Number of bands of a graph that takes only one length: that of its metadata, else 80.
+
+    Raises:
+        UsageError: neither or both of its axes have this size.
+    """
+    bands = _bands(source, described)
+    if sizes.count(bands) != 1:
+        raise UsageError(
+            f"{source}: takes exactly {sizes[0]} x {sizes[1]} numbers, of which {bands} are not the bands of one axis; "
+            "name their number in its metadata (feat_dim)"
+        )
+    return bands
 
 
 def _bands(source: str, described: dict[str, str]) -> int:

@@ -192,13 +192,73 @@ def test_files_that_are_no_such_model(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
     with pytest.raises(SpkdError, match="cannot be loaded as an ONNX model"):
         load(tmp_path / "bad.onnx")
-    file = save(tmp_path / "m.onnx", OfBands(), (torch.randn(1, 60, 80),), {"x": {0: "B"}}, framework="wespeaker")
-    with pytest.raises(UsageError, match="takes exactly 60 frames"):
-        load(file)
     file = save(
         tmp_path / "n.onnx", OfBands(), (torch.randn(2, 60, 80),), FREE, framework="3d-speaker", sample_rate="8000"
     )
     with pytest.raises(UsageError, match="8000 Hz"):
+        load(file)
+
+
+class OfMaps(nn.Module):
+    """Features with an axis of 1 before or after both others, or of one length."""
+
+    def __init__(self, mels: int = 80, channel: int | None = None, bands_first: bool = False) -> None:
+        super().__init__()
+        self.out, self._channel, self._first = nn.Linear(mels, 7), channel, bands_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self._channel is None else x.squeeze(self._channel)
+        x = x.transpose(1, 2) if self._first else x
+        return self.out((x * torch.linspace(0, 1, x.shape[1])[:, None]).abs().mean(1))  # frames have a place
+
+
+def given_to(bank: Tensor, channel: int | None, bands_first: bool) -> np.ndarray:
+    bank = bank.transpose(1, 2) if bands_first else bank
+    return (bank if channel is None else bank.unsqueeze(channel)).numpy()
+
+
+@pytest.mark.parametrize("bands_first", [False, True])
+@pytest.mark.parametrize(
+    ("channel", "mels", "frames"), [(1, 80, None), (3, 80, None), (1, 32, 76), (3, 32, 76), (None, 80, 198)]
+)
+def test_maps_and_features_of_one_length(
+    tmp_path: Path, channel: int | None, mels: int, frames: int | None, bands_first: bool
+) -> None:
+    """As with openWakeWord's embedding (76 frames of 32 bands, last axis 1): what onnxruntime itself gives."""
+    model = OfMaps(mels, channel, bands_first)
+    example = torch.from_numpy(given_to(torch.randn(2, frames or 60, mels), channel, bands_first))
+    axis = [place for place, size in enumerate(example.shape) if size == (frames or 60)][-1]
+    free = {"x": {0: "B"} | ({} if frames else {axis: "T"}), "out": {0: "B"}}
+    if frames is None:  # its length would be fixed by the trace
+        model.forward = lambda x: model.out(  # type: ignore[method-assign]
+            (x.squeeze(channel).transpose(1, 2) if bands_first else x.squeeze(channel)).abs().mean(1)
+        )
+    file = save(tmp_path / "m.onnx", model, (example,), free, feat_dim=str(mels))
+    teacher = load(file, input="3d-speaker")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    samples = WAVE.shape[1] if frames is None else 400 + (frames - 1) * 160
+    for extra in (0, 159):
+        waves = torch.randn(3, samples + extra, generator=torch.Generator().manual_seed(1)) * 0.1
+        bank = centred(fbank_of("3d-speaker", waves, mels))
+        expected = session.run(["out"], {"x": given_to(bank, channel, bands_first)})[0]
+        assert np.allclose(teacher.extract(waves, ["embedding"])["embedding"], expected, atol=1e-5)
+    if frames is not None:
+        assert (teacher.min_samples, teacher.max_samples) == (samples, samples + 159)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 1, 60, 80), "takes exactly 2 views at a time"),
+        ((1, 3, 60, 80), "of which the second or the last has to be 1"),
+        ((1, 60, 64), "takes exactly 60 x 64 numbers, of which 80 are not the bands of one axis"),
+        ((1, 80, 80), "takes exactly 80 x 80 numbers"),
+    ],
+)
+def test_shapes_that_do_not_tell_time_from_bands(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
+    file = save(tmp_path / "m.onnx", nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape[1:]), 7)), (
+        torch.randn(shape),), {}, framework="wespeaker")  # fmt: skip
+    with pytest.raises(UsageError, match=message):
         load(file)
 
 
@@ -602,7 +662,7 @@ def test_the_whole_model_is_that_of_sherpa(tmp_path: Path) -> None:
         (["B", "T", 80], {"sample_rate": "8000"}, "audio of 8000 Hz"),
         (["B", "T", 80], {"framework": "speechbrain"}, "not whose: set teacher.onnx.input"),
         (["T", 80], {}, "takes 80 numbers at a time"),
-        (["B", 1, "T", 80], {}, "inputs x .*; spkd loads graphs of"),
+        (["B", 1, 1, "T", 80], {}, "inputs x .*; spkd loads graphs of"),
     ],
 )
 def test_metadata_and_shapes_that_cannot_be_taken(tmp_path: Path, shape: list, described: dict, message: str) -> None:
