@@ -30,6 +30,7 @@ from spkd.teachers.toolkit import (
 
 CONFIG, POOLING = "config.yaml", "TSTP"
 NETWORKS = "CAM++, ERes2Net, ERes2NetV2, ECAPA-TDNN and ResNet34 of 3D-Speaker"
+FEATURES = "speakerlab.process.processor.FBank"
 FEATURE_KEYS = ("n_mels", "sample_rate", "mean_nor")
 # Settings of networks: pooling, those that the shapes of the weights tell, and two without effect.
 NETWORK_KEYS = (
@@ -112,7 +113,10 @@ def _check_settings(file: Path) -> int:
     """Number of bands in the recipe's config.yaml, where that is in a folder above the weights; else 80."""
     config = next((f / CONFIG for f in list(file.parents)[:3] if (f / CONFIG).is_file()), None)
     settings = {} if config is None else read_settings(config)
-    arguments = section(section(settings, "feature_extractor"), "args")
+    extractor = section(settings, "feature_extractor")
+    if (kind := str(extractor.get("obj", FEATURES))) != FEATURES:
+        raise UsageError(f"{config}: feature_extractor.obj is {kind[:100]}; spkd has {FEATURES} alone")
+    arguments = section(extractor, "args")
     network = section(section(settings, "embedding_model"), "args")
     check_keys(arguments, FEATURE_KEYS, f"{config}: feature_extractor")
     check_keys(network, NETWORK_KEYS, f"{config}: embedding_model")

@@ -224,6 +224,10 @@ def test_the_folder_of_a_recipe_of_3d_speaker_has_its_last_checkpoint(tmp_path: 
         teacher = load("3d-speaker", place)
         check(teacher, ORACLES["3d-speaker"]["ResNet"])
         assert teacher.targets["logits"].dim == 5
+    other = (folder / "config.yaml").read_text().replace("processor.FBank", "processor.MFCC")
+    (folder / "config.yaml").write_text(other)
+    with pytest.raises(UsageError, match=r"feature_extractor.obj is speakerlab.process.processor.MFCC; spkd has"):
+        load("3d-speaker", folder)
 
 
 @pytest.mark.parametrize(
