@@ -99,17 +99,35 @@ def flips_rows(result: dict) -> Iterator[Row]:
     yield what, f"{found}, {result['harmless']:,} without effect, {result['silent']} unnoticed"
 
 
+def beside(result: dict) -> str:
+    """Words on the other processes that wanted a core; "" where there were hardly any."""
+    return f" (beside {result['load']:.0f} other processes)" if result["load"] > 2 else ""
+
+
 def scale_rows(result: dict) -> Iterator[Row]:
     rows = result["rows"]
     views = " and ".join(f"{row['views'] // 10**6}" for row in rows)
     seconds = " and ".join(f"{row['open']['seconds']:.2f}" for row in rows)
     memory = " and ".join(f"{row['open']['mb']}" for row in rows)
-    yield f"opening {views} million views", f"{seconds} s, {memory} MB in each process"
+    load = beside(result)
+    yield f"opening {views} million views", f"{seconds} s, {memory} MB in each process{load}"
     last = result["commands"][-1]
     found = (
         f"{last[n]['seconds']:.1f} s and {last[n]['mb']} MB" for n in ("estimate", "claim", "finalize", "catalogue")
     )
-    yield f"{last['utterances']:,} utterances: estimate, claims, completion, catalogue", ", ".join(found)
+    yield f"{last['utterances']:,} utterances: estimate, claims, completion, catalogue", f"{', '.join(found)}{load}"
+    yield from members_of(result)
+
+
+def members_of(result: dict) -> Iterator[Row]:
+    last, far, load = result["members"][-1], result["ten_million"], beside(result)
+    for step, what in (("index", "indexed"), ("load_members", "manifest read"), ("plan_members", "planned")):
+        found, by_growth = last[step], far[step]
+        yield (
+            f"{last['members']:,} members of tars: {what} (10 million by the growth)",
+            f"{found['seconds']:.1f} s, {found['cpu_seconds']:.1f} s of a core, {found['mb']} MB "
+            f"({by_growth['cpu_seconds']:,.0f} s of a core, {by_growth['mb']:,.0f} MB){load}",
+        )
 
 
 def cache_scale_rows(result: dict) -> Iterator[Row]:
@@ -264,7 +282,7 @@ def audio_in_rows(result: dict) -> Iterator[Row]:
     for form in ("flac", "wav"):
         ratios = [f"{kind} {row['over_files']:.2f}" for (f, kind), row in of.items() if f == form and kind != "files"]
         same = "the same bytes" if result["bit_equal"] else "other bytes"
-        load = f" (beside {result['load']:.0f} other processes)" if result["load"] > 2 else ""
+        load = beside(result)
         speed = f"{of[form, 'files']['hours_per_hour']:,} hours in an hour of one core"
         what = f"features of {form.upper()} from containers, over the speed from files ({speed})"
         yield what, f"{', '.join(ratios)}; {same}{load}"
@@ -274,6 +292,13 @@ def audio_in_rows(result: dict) -> Iterator[Row]:
         if f == "flac"
     ]
     yield "members that an index reads in a second of one core, and its share of the bytes", ", ".join(index)
+
+
+def audio_remote_rows(result: dict) -> Iterator[Row]:
+    ratios = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in result["ratios"].items())
+    same = "the same bytes" if result["bit_equal"] else "other bytes"
+    what = f"features from shards elsewhere, {result['latency'] * 1000:.0f} ms away, over the speed from local shards"
+    yield what, f"{ratios}; {same}{beside(result)}"
 
 
 def extract_scale_rows(result: dict) -> Iterator[Row]:
@@ -317,13 +342,14 @@ BENCHMARKS = {
     "cache_crash": Benchmark("long", (), cache_crash_rows),
     "power_cut": Benchmark("long", (), power_cut_rows),
     "flips": Benchmark("long", (), flips_rows),
-    "scale": Benchmark("quick", (), scale_rows),
+    "scale": Benchmark("long", (), scale_rows),
     "cache_scale": Benchmark("quick", (), cache_scale_rows),
     "cache_codecs": Benchmark("long", SPEECH),
     "mining": Benchmark("quick", ("--per-label", "182"), mining_rows),
     "extract_overhead": Benchmark("long", (), extract_overhead_rows),
     "loader_speed": Benchmark("quick", LOADER, loader_speed_rows),
     "audio_in": Benchmark("quick", LOADER, audio_in_rows),
+    "audio_remote": Benchmark("quick", LOADER, audio_remote_rows),
     "extract_scale": Benchmark("quick", (), extract_scale_rows),
     "silence": Benchmark("long", SPEECH, silence_rows),
     "train_overhead": Benchmark("quick", (), train_overhead_rows),
