@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import bundled
 import cache_codecs
 import export_agree
 import interval_coverage
@@ -372,6 +373,7 @@ BENCHMARKS = {
     "papers": Benchmark("hours", SPEECH),
     "papers_why": Benchmark("hours", SPEECH),
     "recipe": Benchmark("hours", SPEECH),
+    "bundled": Benchmark("long", SPEECH),
 }
 
 
@@ -405,10 +407,16 @@ def when(result: dict) -> str:
 
 def texts() -> dict[Path, dict[str, str]]:
     """What stands between the marks of each file, by the name in the mark."""
-    codecs, ours = record.kept("cache_codecs"), record.kept("papers")
+    codecs, ours, shipped = record.kept("cache_codecs"), record.kept("papers"), record.kept("bundled")
     return {
         README: {"tables.py": readme_table(), "papers.py": papers.readme_table(ours)},
         DOCS / "benchmarks.md": {"tables.py": table()},
+        DOCS / "bundled.md": {
+            "bundled.py, speech": bundled.speech_table(shipped),
+            "bundled.py, lists": bundled.table(shipped),
+            "bundled.py, enrolments": bundled.enrolments_table(shipped),
+            "bundled.py, identification": bundled.identification(shipped),
+        },
         DOCS / "cache.md": {
             "cache_codecs.py, embeddings": cache_codecs.embeddings_table(codecs),
             "cache_codecs.py, frames": cache_codecs.frames_table(codecs),

@@ -1,5 +1,6 @@
 """Distillation of heavy speaker-verification teachers into students small enough for a phone.
 
+model = spkd.load()                     # the small model that comes with spkd
 model = spkd.load("student")            # also an exported .onnx file, USER/NAME on the Hugging Face hub, or a teacher
 model.embed(["a.wav", "b.wav"])         # (2, D)
 model.verify("a.wav", "b.wav").same     # by the threshold that travels with the model

@@ -441,7 +441,7 @@ def report(
 
 @app.command("export", cls=with_keys(ExportConfig), epilog=_example("spkd export student --to onnx waveform=true"))
 def export_student(
-    student: Annotated[str, typer.Argument(help="Folder of the student.")],
+    student: Annotated[str, typer.Argument(help="Folder of the student, or bundled, which comes with spkd.")],
     overrides: Overrides = None,
     to: Annotated[
         str | None, typer.Option(help=f"{', '.join(EXPORTS)}; as to=FORMAT.", autocompletion=_starting(EXPORTS))
@@ -478,7 +478,7 @@ def embed(
     _list_rejected(rejected, strict)
 
 
-@app.command(cls=with_keys(EnrolVoiceConfig), epilog=_example("spkd enrol ann ann1.wav ann2.wav model=student"))
+@app.command(cls=with_keys(EnrolVoiceConfig), epilog=_example("spkd enrol ann ann1.wav ann2.wav"))
 def enrol(
     name: Annotated[str, typer.Argument(help="Name of the person.")],
     given: Annotated[
@@ -493,15 +493,12 @@ def enrol(
     recordings, overrides = _files_and_keys(given)
     settings = config.load(EnrolVoiceConfig, overrides, config_file)
     from spkd.voices.run import enrol as enrol_voice
-    from spkd.voices.run import line_of
 
-    made = enrol_voice(name, recordings, settings)
-    log(f"{settings.voices}: {line_of(name, made)}")
-    for remark in made.remarks:
-        log(f"  {remark}")
+    for line in enrol_voice(name, recordings, settings):
+        log(line)
 
 
-@app.command(cls=with_keys(VerifyVoiceConfig), epilog=_example("spkd verify ann new.wav model=student"))
+@app.command(cls=with_keys(VerifyVoiceConfig), epilog=_example("spkd verify ann new.wav"))
 def verify(
     first: Annotated[str, typer.Argument(help="Recording, or the name of an enrolled person.")],
     second: Annotated[str, typer.Argument(help="Another one.")],
@@ -516,7 +513,7 @@ def verify(
         log(line)
 
 
-@app.command(cls=with_keys(IdentifyVoiceConfig), epilog=_example("spkd identify new.wav model=student"))
+@app.command(cls=with_keys(IdentifyVoiceConfig), epilog=_example("spkd identify new.wav"))
 def identify(
     given: Annotated[
         list[str],

@@ -31,8 +31,9 @@ from spkd.registry import DETECTORS, TEACHERS
 from spkd.students.description import DESCRIPTION
 from spkd.teachers import load_teacher, resolved
 from spkd.teachers.base import Teacher
+from spkd.teachers.bundled import FOLDER, model_card
 from spkd.teachers.onnx_file import CALIBRATION, is_exported
-from spkd.teachers.settings import CHECKPOINT, ModelConfig
+from spkd.teachers.settings import BUNDLED, CHECKPOINT, STUDENT, ModelConfig
 from spkd.voiceprint import Voiceprint
 
 Audio = str | Path | np.ndarray | Tensor | Sequence[float]
@@ -135,6 +136,7 @@ class SpeakerModel:
         name: the folder, the file or the hub id.
         calibration: calibration of the cosine of two embeddings; None where the model has none.
         dim: numbers in an embedding.
+        card: of the model that comes with spkd: what it was trained on, error rates, licences (Markdown); otherwise "".
 
     Example:
         >>> model = spkd.load("student")  # doctest: +SKIP
@@ -150,10 +152,12 @@ class SpeakerModel:
         name: str,
         calibration: Calibration | None = None,
         detector: Detector | None = None,
+        card: str = "",
     ) -> None:
         if EMBEDDING not in model.targets:
             raise UsageError(f"{name}: gives no embeddings")
         self.name, self.calibration, self._model, self._detector = name, calibration, model, detector
+        self.card = card
         self.dim = model.targets[EMBEDDING].dim
 
     @property
@@ -380,6 +384,8 @@ class SpeakerModel:
                 is missing.
             SpkdError: the hub refuses it.
         """
+        if self.card:
+            raise UsageError(f"{BUNDLED}: comes with spkd, and is not yours to push; train a student of your own")
         if not (Path(self.name) / DESCRIPTION).is_file():
             raise UsageError(f"{self.name}: only the folder of a student can be pushed")
         return upload(Path(self.name), name, evaluations, licence, private, token)
@@ -482,7 +488,7 @@ def _of_onnx(path: Path) -> Calibration | None:
 
 
 def load(
-    source: str | Path,
+    source: str | Path = BUNDLED,
     device: str = "auto",
     revision: str | None = None,
     token: str | None = None,
@@ -494,7 +500,7 @@ def load(
 
     Args:
         source: folder of a student, an ONNX file, USER/NAME on the Hugging Face hub, or a teacher family, as
-            `model=` of `spkd eval` takes it.
+            `model=` of `spkd eval` takes it; by default the small model that comes with spkd, a demonstration.
         device: auto, cpu, mps, cuda or cuda:N.
         revision: a branch, a tag or a commit on the hub, of a student.
         token: access token of a student that is private on the hub.
@@ -515,7 +521,9 @@ def load(
             raise UsageError(f"weights={str(weights)!r}: {name} holds its own")
         onnx = ModelConfig("onnx", name, settings=_settings("onnx", settings))
         return open_model(onnx, where, name, vad)
-    if name in TEACHERS:
+    if name == BUNDLED and isinstance(source, str) and weights is not None:
+        raise UsageError(f"weights={str(weights)!r}: {BUNDLED} has weights of its own")
+    if name in TEACHERS and not (name == BUNDLED and isinstance(source, Path)):
         file = None if weights is None else str(weights)
         teacher = resolved(ModelConfig(name, file, settings=_settings(name, settings)))
         if teacher.name == name:
@@ -553,9 +561,10 @@ def open_model(config: ModelConfig, device: torch.device, name: str | None = Non
     chosen = resolved(config) if config.name != CHECKPOINT else config
     model = load_teacher(chosen, device)
     calibration = None
+    students = {CHECKPOINT: Path(chosen.weights or STUDENT), BUNDLED: FOLDER}
     if chosen.name == "onnx" and chosen.weights is not None:
         calibration = _of_onnx(Path(chosen.weights))
-    elif chosen.name == CHECKPOINT and (file := Path(chosen.weights or "student") / FILE).is_file():
+    elif chosen.name in students and (file := students[chosen.name] / FILE).is_file():
         calibration = Calibration.of_student(file, model.weights_sha256)
     if calibration is not None and (acting := _acting(chosen)):
         log(f"note: {name or chosen.weights}: its calibration is not of the scores with {acting}, and is not used")
@@ -563,7 +572,8 @@ def open_model(config: ModelConfig, device: torch.device, name: str | None = Non
     for note in notes_on_vad([model], vad):
         log(f"note: {note}")
     detector = None if vad == NONE else detector_of(vad)
-    return SpeakerModel(model, name or chosen.weights or chosen.name, calibration, detector)
+    card = model_card() if chosen.name == BUNDLED else ""
+    return SpeakerModel(model, name or chosen.weights or chosen.name, calibration, detector, card)
 
 
 def _acting(config: ModelConfig) -> str:

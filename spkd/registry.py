@@ -233,6 +233,7 @@ TEACHERS = Registry(
         "speechbrain": ("spkd.teachers.speechbrain:SpeechBrain", ""),
         "onnx": ("spkd.teachers.onnx:ONNX", "spkd.teachers.settings:ONNXSettings"),
         "checkpoint": ("spkd.teachers.checkpoint:CheckpointTeacher", ""),
+        "bundled": ("spkd.teachers.bundled:BundledTeacher", ""),
         "none": ("spkd.teachers.none:NoTeacher", ""),
     },
 )

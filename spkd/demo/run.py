@@ -97,6 +97,7 @@ def run_demo(out: Path, seed: int) -> list[Row]:
     _compare(out)
     _print(rows)
     log(f"{LABEL}. {time.monotonic() - started:.0f} s in all; {out}/comparison/comparison.html has the curves.")
+    log("next: `spkd verify a.wav b.wav` compares two recordings of real speech, by a small model that comes with spkd")
     return rows
 
 

@@ -21,7 +21,8 @@ from spkd.progress import log
 from spkd.registry import EXPORTS
 from spkd.students import Training, load_student
 from spkd.students.description import WEIGHTS
-from spkd.teachers.settings import ScoredModelConfig
+from spkd.teachers.bundled import FOLDER
+from spkd.teachers.settings import BUNDLED, ScoredModelConfig
 from spkd.version import __version__
 
 
@@ -34,6 +35,10 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         UsageError: invalid settings, or a missing package.
         SpkdError: the folder has no student, or the written model does not give the student's embeddings.
     """
+    if folder == BUNDLED:
+        if not config.out:
+            raise UsageError(f"{BUNDLED}: is no folder of yours; name the file to write (out=FILE)")
+        folder = str(FOLDER)
     checkpoint, weights = load_student(folder), Path(folder) / WEIGHTS
     network, written = checkpoint.network, EXPORTS[config.to](config.settings)
     if config.trials and not config.trials_manifest:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from spkd.errors import UsageError
 from spkd.progress import log
 from spkd.registry import TEACHERS
-from spkd.teachers.settings import CHECKPOINT, ModelConfig
+from spkd.teachers.settings import BUNDLED, CHECKPOINT, ModelConfig
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,8 @@ def resolved(config: ModelConfig) -> ModelConfig:
     from spkd.students.description import DESCRIPTION
 
     folder = config.name
+    if folder == BUNDLED:  # not what happens to lie in the current folder
+        return config
     if folder in TEACHERS:
         # A folder may have the name of a family: whoever names weights or settings of the family means that.
         is_plain = config.weights is None and config.settings == TEACHERS.settings(folder)()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from spkd.config import Chooser, component, key
@@ -12,6 +13,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cuda", "mps", "cpu", *(f"cuda:{i}" for i in range(16)))
 INPUTS = ("auto", "kaldi", "sherpa", "wespeaker", "3d-speaker", "nemo", "waveform")
 CHECKPOINT = "checkpoint"  # family of students trained by spkd
+STUDENT = "student"  # folder that `spkd train` writes by default
+BUNDLED = "bundled"  # the student that comes with spkd
 
 
 @dataclass
@@ -59,6 +62,8 @@ class ModelConfig(Chooser):
     def unused(self) -> dict[str, str]:
         if self.name == "none":
             return dict.fromkeys(("weights", "precision", "compile"), "teacher=none runs no model")
+        if self.name == BUNDLED:
+            return {"weights": f"{self.SECTION}={BUNDLED} has weights of its own"}
         if self.name == "onnx" and self.weights is not None:  # else a student may be in a folder of that name
             return dict.fromkeys(("precision", "compile"), "onnxruntime runs the graph as it is")
         return {}
@@ -83,7 +88,7 @@ class ScoredModelConfig(ModelConfig):
 
     SECTION: ClassVar[str] = "model"
 
-    name: str = key("student", "folder of a student, or a teacher family (then see model.weights)")
+    name: str = key(STUDENT, "folder of a student, or a teacher family (then see model.weights)")
     settings: Any = component(TEACHERS, otherwise=CHECKPOINT)
 
     def unused(self) -> dict[str, str]:
@@ -91,17 +96,41 @@ class ScoredModelConfig(ModelConfig):
 
 
 @dataclass
-class EnrolModelConfig(ScoredModelConfig):
-    """Settings of the model of the enrolment side."""
+class OptionalModelConfig(ScoredModelConfig):
+    """Settings of a model that need not be named."""
 
-    SECTION: ClassVar[str] = "enrol.model"
-
-    name: str | None = key(  # type: ignore[assignment]
-        None, "another model for the enrolment side, with embeddings of the same space: a student's own teacher"
-    )
+    name: str | None = key(None, "")  # type: ignore[assignment]
 
     def unused(self) -> dict[str, str]:
         if self.name is None:
             names = ("weights", "precision", "compile", *map(section_of, TEACHERS))
-            return dict.fromkeys(names, "no enrol.model is set")
+            return dict.fromkeys(names, f"no {self.SECTION} is set")
         return super().unused()
+
+
+@dataclass
+class EnrolModelConfig(OptionalModelConfig):
+    """Settings of the model of the enrolment side."""
+
+    SECTION: ClassVar[str] = "enrol.model"
+
+    name: str | None = key(
+        None, "another model for the enrolment side, with embeddings of the same space: a student's own teacher"
+    )
+
+
+@dataclass
+class VoiceModelConfig(OptionalModelConfig):
+    """Settings of the model of voices."""
+
+    name: str | None = key(
+        None,
+        f"folder of a student, or a teacher family (default: ./{STUDENT} where it is there, otherwise {BUNDLED}, the "
+        "small model that comes with spkd)",
+    )
+
+    def chosen(self) -> ScoredModelConfig:
+        """Settings of the model in use."""
+        if self.name is None:
+            return ScoredModelConfig(STUDENT if Path(STUDENT).exists() else BUNDLED)
+        return ScoredModelConfig(self.name, self.weights, self.precision, self.compile, self.settings)

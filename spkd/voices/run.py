@@ -15,6 +15,7 @@ from spkd.files.schema import NUMBER
 from spkd.files.text import counted
 from spkd.model import SpeakerModel, Verification, open_model
 from spkd.teachers import check_model
+from spkd.teachers.settings import BUNDLED
 from spkd.voiceprint import Voiceprint
 from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 from spkd.voices.store import Voices, changing, check_name
@@ -22,8 +23,8 @@ from spkd.voices.store import Voices, changing, check_name
 DECISIONS = {True: "the same speaker", False: "different speakers", None: "no decision"}
 
 
-def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Voiceprint:
-    """Enrol a person in the file of voices.
+def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Iterator[str]:
+    """Enrol a person in the file of voices. Lines that say what is kept.
 
     Args:
         recordings: paths of the recordings.
@@ -44,9 +45,12 @@ def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Voi
             # The same command again, as after a power cut, finds its own work.
             if not _is_same(voices[name], made):
                 raise UsageError(f"{path}: {name} is enrolled; `spkd voices --remove {name}` first")
-            return voices[name]
-        replace(voices, prints={**voices.prints, name: made}).save()
-    return made
+            made = voices[name]
+        else:
+            replace(voices, prints={**voices.prints, name: made}).save()
+    yield f"{path}: {line_of(name, made)}"
+    yield from (f"  {remark}" for remark in made.remarks)
+    yield _model_line(model)
 
 
 def remove(name: str, path: Path) -> None:
@@ -72,6 +76,7 @@ def verify(first: str, second: str, config: VerifyVoiceConfig) -> Iterator[str]:
         yield f"  cosine {model.score(one, two):.6f}; {model.way_to_calibrate()}"
         return
     yield from lines_of(first, second, model.verify(one, two, _threshold(config.threshold)), config.threshold)
+    yield f"  {_model_line(model)}"
 
 
 def identify(recordings: Sequence[str], config: IdentifyVoiceConfig) -> Iterator[str]:
@@ -101,6 +106,7 @@ def identify(recordings: Sequence[str], config: IdentifyVoiceConfig) -> Iterator
         whom = found.name or ("no decision" if best.same is None else "nobody enrolled")
         yield f"{recording}: {whom} (log-likelihood ratios: {shown}; threshold {best.threshold:.2f})"
         yield from (f"  {remark}" for remark in best.remarks)
+    yield _model_line(model)
 
 
 def lines_of(first: str, second: str, result: Verification, threshold: str) -> Iterator[str]:
@@ -137,8 +143,16 @@ def _is_same(one: Voiceprint, other: Voiceprint) -> bool:
 
 
 def _opened(config: EnrolVoiceConfig) -> SpeakerModel:
-    check_model(config.model)
-    return open_model(config.model, resolve(config.device), vad=config.vad)
+    chosen = config.model.chosen()
+    check_model(chosen)
+    return open_model(chosen, resolve(config.device), vad=config.vad)
+
+
+def _model_line(model: SpeakerModel) -> str:
+    """The model that was used, in a line."""
+    if model.card:
+        return f"model: {BUNDLED}, a small demonstration that comes with spkd (model=FOLDER: a student of yours)"
+    return f"model: {model.name}"
 
 
 def _side(text: str, voices: Voices) -> str | Voiceprint:

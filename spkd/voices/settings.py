@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spkd.config import Settings, key, section
-from spkd.teachers.settings import DEVICES, ScoredModelConfig
+from spkd.teachers.settings import DEVICES, VoiceModelConfig
 
 VOICES = "voices.json"
 
@@ -16,7 +16,7 @@ class EnrolVoiceConfig(Settings):
     COMMAND: ClassVar[str] = "enrol"
     HINTS: ClassVar[dict[str, str]] = {"student": "model", "out": "voices"}
 
-    model: ScoredModelConfig = section(ScoredModelConfig)
+    model: VoiceModelConfig = section(VoiceModelConfig)
     vad: str = key("none", "leaves silence out, as at the calibration: none, silero (spkd[vad]) or energy (Kaldi's)")
     voices: str = key(VOICES, "file of the enrolled voices")
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)

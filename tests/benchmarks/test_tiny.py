@@ -20,6 +20,7 @@ SLOW = {
         "audio_in",
         "audio_remote",
         "buffers",
+        "bundled",
         "busy",
         "cache_codecs",
         "cache_crash",

@@ -1,0 +1,37 @@
+"""Student that comes with spkd: a demonstration, which needs no download."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from spkd.files.reading import read_text
+from spkd.outputs.teacher_card import TeacherCard
+from spkd.teachers.checkpoint import CheckpointTeacher
+from spkd.teachers.settings import BUNDLED, ModelConfig
+
+FOLDER = Path(__file__).parents[1] / "bundled"  # made by benchmarks/bundled.py
+CARD = "card.md"
+
+
+class BundledTeacher(CheckpointTeacher):
+    """Student that comes with spkd, as a teacher.
+
+    Targets: every level of the network.
+    """
+
+    family = BUNDLED
+
+    @classmethod
+    def load(cls, config: ModelConfig, device: torch.device) -> BundledTeacher:
+        return cls(FOLDER, device)
+
+    def card(self) -> TeacherCard:
+        return replace(super().card(), licence="apache-2.0", source="spkd")
+
+
+def model_card() -> str:
+    """Content of its card: what it was trained on, its error rates, licences."""
+    return read_text(FOLDER / CARD)
