@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import log10
 
 import torch
 from torch import Tensor
@@ -89,31 +90,29 @@ def tfmel(waves: Tensor, lengths: Tensor | None, settings: TFMel) -> Tensor:
         waves = waves - PREEMPHASIS * torch.cat([waves[:, 1:2], waves[:, :-1]], 1)
     edge = HOP // 2
     frames = pad(without_padding(waves, lengths), (edge, edge)).unfold(1, settings.win_length, HOP)
-    window = torch.hamming_window(settings.win_length, periodic=False, dtype=torch.float64, device="cpu")
-    spectra = torch.fft.rfft(frames * window.float().to(waves.device), settings.n_fft)[..., :-1]
+    window = torch.hamming_window(settings.win_length, periodic=False, device=waves.device)
+    spectra = torch.fft.rfft(frames * window, settings.n_fft)[..., :-1]
     low, high = settings.eps, 1 / settings.eps
     power = (spectra.real.square() + spectra.imag.square()).clamp(low, high)
-    filters = tfmel_filters(settings.n_mels, settings.n_fft, settings.f_min, settings.f_max).to(waves.device)
+    filters = tfmel_filters(settings.n_mels, settings.n_fft, settings.f_min, settings.f_max, waves.device)
     logarithms = ((power @ filters).clamp(low, high) + settings.eps).log().transpose(1, 2)
     counts = None if lengths is None else (lengths + 2 * edge - settings.win_length) // HOP + 1
     return (logarithms - padding.mean(logarithms, counts)).transpose(1, 2)
 
 
 @lru_cache
-def tfmel_filters(mels: int, fft: int, low: float, high: float) -> Tensor:
+def tfmel_filters(mels: int, fft: int, low: float, high: float, device: torch.device) -> Tensor:
     """(fft / 2, mels): triangular filters equally spaced on mel = 2595 log10(1 + f / 700), without the bin at 0 Hz."""
 
-    def mel(hz: Tensor) -> Tensor:
-        return 2595 * (1 + hz / 700).log10()
-
-    first, last = mel(torch.tensor([low, high], dtype=torch.float64))
-    edges = torch.linspace(float(first), float(last), mels + 2, dtype=torch.float64)
-    bins = mel(torch.linspace(0, SAMPLE_RATE // 2, fft // 2, dtype=torch.float64))[:, None]
+    first, last = (2595 * log10(1 + hz / 700) for hz in (low, high))
+    edges = torch.linspace(first, last, mels + 2, dtype=torch.float64)
+    hertz = torch.linspace(0, SAMPLE_RATE // 2, fft // 2, dtype=torch.float64)[:, None]
+    bins = 2595 * (1 + hertz / 700).log10()
     rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     weights = torch.minimum(rise, fall).clamp_min(0.0)
     weights[0] = 0.0
-    return weights.float()
+    return weights.float().to(device)
 
 
 def tfmel_front_end(settings: TFMel) -> FrontEnd:
