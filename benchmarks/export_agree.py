@@ -190,6 +190,8 @@ def main() -> None:
         "cosine_onnx": min(rows[name]["least_cosine"] for name in ("onnx", "onnx, waveform", "onnx, lengths")),
         "cosine_sherpa": rows["sherpa-onnx"]["least_cosine"],
         "cosine_int8": rows["onnx-int8"]["mean_cosine"],
+        "steps": given.steps,
+        "load": round(os.getloadavg()[0], 1),
         "runtimes": rows,
     }
     record.keep("export_agree", result, given.tiny)
