@@ -44,33 +44,35 @@ TIMED = (
     ("redimnet2", 12),
     ("redimnet2", 16),
 )
+LONG = 4.0  # seconds of a step that is not repeated
 BATCH, CROP, UTTERANCE = 64, 198, 398  # crops of a step; frames of a crop of 2 s and of an utterance of 4 s
 
 
 def shapes() -> dict[str, Shape]:
     """Shapes of ReDimNet2: the authors' B0 at 80 bands, and what leads from it to the student."""
-    strides = [
-        (1, 1, 2, 2, 40),
-        (2, 1, 3, 1, 40),
-        (1, 2, 4, 1, 40),
-        (2, 1, 5, 1, 40),
-        (1, 2, 4, 1, 20),
-        (2, 1, 3, 1, 20),
-    ]
-    stages = tuple(StageShape(*stage) for stage in strides)
-    first = Shape(80, 12, stages, "basic_resnet", "conv+att", 1, True, 64, True, True)
+    first = Shape(80, 12, b0(40, 20, 2), "basic_resnet", "conv+att", 1, True, 64, True, True)
     ours = ReDimNet2().shape
+    last = replace(ours.stages[-1], bands=1)
     return {
         "B0 of the authors": first,
-        "... of as many stages and blocks as the student": replace(first, stages=ours.stages, outputs=192),
-        "... and 25 frames a second": replace(first, stages=ours.stages, outputs=192, stem=(1, 4)),
-        "... and 20 bands (the student's channels)": replace(ours, divisor=1, compressed=True),
+        "... strided at the first layer (20 bands, 25 frames a second)": replace(
+            first, stem=ours.stem, channels=16, stages=b0(10, 5, 1)
+        ),
+        "... and of four stages, two of them with 1-d blocks": replace(ours, divisor=1, compressed=True),
         "the student: dense 2-d convolutions": ours,
         "... with ConvNeXt blocks": replace(ours, block="convnext_like", divisor=1),
-        "... with attention and one convolution in the 1-d blocks": replace(ours, context="att"),
+        "... with one convolution beside the attention": replace(ours, context="att"),
         "... without layers over time in the 1-d blocks": replace(ours, context="fc"),
-        "... with 10 bands of twice as many channels": replace(ours, stem=(8, 4), channels=32),
+        "... with 10 bands of twice as many channels": replace(
+            ours, stem=(8, 4), channels=32, stages=(*ours.stages[:-1], last)
+        ),
     }
+
+
+def b0(first: int, last: int, bands: int) -> tuple[StageShape, ...]:
+    """Stages of the authors' B0, with other reductions, and another stride over the bands in the last."""
+    strides = [(1, 1, 2, 2), (2, 1, 3, 1), (1, 2, 4, 1), (2, 1, 5, 1), (1, 2, 4, 1), (bands, 1, 3, 1)]
+    return tuple(StageShape(*stage, first if number < 4 else last) for number, stage in enumerate(strides))
 
 
 def timed(network: Network, rounds: int, batch: int) -> dict[str, Any]:
@@ -91,7 +93,12 @@ def timed(network: Network, rounds: int, batch: int) -> dict[str, Any]:
         return time.process_time() - begin
 
     network.train()
-    steps = [min(step(halved) for _ in range(1 + rounds)) for halved in (False, True)]
+    steps = []
+    for halved in (False, True):
+        taken = [step(halved)]
+        while len(taken) <= rounds and taken[0] < LONG:
+            taken.append(step(halved))
+        steps.append(min(taken))
     network.eval()
     return {
         "parameters": count_parameters(network),

@@ -303,6 +303,7 @@ REDIMNET_GRID: dict[str, dict[str, Any]] = {
     **{kind: {"block_2d_type": kind} for kind in ("convnext_like", "convnext_like_relu", "basic_resnet_fwse")},
     **{f"1-d {kind}": {"block_1d_type": kind, "group_divisor": None} for kind in ("fc", "conv", "att")},
     **{f"pooling {kind}": {"pooling_func": kind} for kind in ("TSTP", "TAP", "TSDP")},
+    "features tf": {"feat_type": "tf", "spec_params": {"norm_signal": True, "f_min": 50}},
     "features": {"spec_params": {"spec_norm": "mvn", "norm_signal": True, "do_preemph": False, "n_fft": 1024,
                  "win_length": 640, "f_min": 50, "f_max": 7000}},
 }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError, did_you_mean
 from spkd.networks.network import count_parameters
 from spkd.networks.toolkits.redimnet import CONTEXTS, MAPS, AuthorsReDimNet, Shape, StageShape, names_of
@@ -18,6 +19,7 @@ from spkd.students import read_state, weights_of
 from spkd.teachers.redimnet_features import MelBanks, mel_filters, mel_front_end
 from spkd.teachers.settings import ModelConfig
 from spkd.teachers.toolkit import FrontEnd, ToolkitTeacher, fill
+from spkd.teachers.wespeaker_features import TFMel, tfmel_filters, tfmel_front_end
 
 CONFIG, STATE = "model_config", "state_dict"
 CITE = (
@@ -253,29 +255,30 @@ def network_of(given: Given, shape: Shape, tensors: dict[str, Tensor]) -> Author
         raise UsageError(f"{given.where}: {error}") from error
 
 
-def front_end_of(given: Given, shape: Shape, where: str) -> tuple[FrontEnd, MelBanks]:
-    """Front end that settings describe, and its own settings."""
-    given.choice("feat_type", "pt", ("pt", "pt_mel"))
+def front_end_of(given: Given, shape: Shape, where: str) -> tuple[FrontEnd, Tensor]:
+    """Front end that settings describe, and its mel filters."""
+    is_tf = given.choice("feat_type", "pt", ("pt", "pt_mel", "tf", "tf_mel")).startswith("tf")
     given.choice("hop_length", HOP, (HOP,))
     spec = given.raw("spec_params", {})
     if not isinstance(spec, dict):
         raise given.wrong("spec_params", spec, "settings by name")
     own = Given(spec, f"{where}.spec_params")
-    own.choice("sample_rate", 16_000, (16_000,))
-    own.ignore("do_spec_aug", "freq_start_bin", "num_apply_spec_aug", "freq_mask_width", "time_mask_width")
-    settings = MelBanks(
-        own.whole("n_fft", 512, 64, 8192),
-        own.whole("win_length", 400, 64, 8192),
-        own.number("f_min", 20.0, 0, 4000),
-        own.number("f_max", 7600.0, 4000, 8000),
-        own.flag("norm_signal", False),
-        own.flag("do_preemph", True),
-        own.choice("spec_norm", "mn", ("mn", "mvn")),
-    )
+    own.choice("sample_rate", SAMPLE_RATE, (SAMPLE_RATE,))
+    own.ignore("do_spec_aug", "freq_start_bin", "freq_mask_width", "time_mask_width")
+    points, window = own.whole("n_fft", 512, 64, 8192), own.whole("win_length", 400, 64, 8192)
+    low, high = own.number("f_min", 20.0, 0, 4000), own.number("f_max", 7600.0, 4000, 8000)
+    norm, emphasis = own.flag("norm_signal", False), own.flag("do_preemph", True)
+    if window > points or points % 2:
+        raise UsageError(f"{where}.spec_params: windows of {window} samples, n_fft {points}")
+    if is_tf:
+        least = own.number("eps", 1e-8, 1e-12, 1e-2)
+        own.finish()
+        described = TFMel(shape.bands, points, window, low, high, norm, emphasis, least)
+        return tfmel_front_end(described), tfmel_filters(shape.bands, points, low, high)
+    own.ignore("num_apply_spec_aug")
+    settings = MelBanks(points, window, low, high, norm, emphasis, own.choice("spec_norm", "mn", ("mn", "mvn")))
     own.finish()
-    if settings.win_length > settings.n_fft or settings.n_fft % 2:
-        raise UsageError(f"{where}.spec_params: windows of {settings.win_length} samples, n_fft {settings.n_fft}")
-    return mel_front_end(shape.bands, settings), settings
+    return mel_front_end(shape.bands, settings), mel_filters(shape.bands, points, low, high)
 
 
 class ReDimNetTeacher(ToolkitTeacher):
@@ -306,7 +309,7 @@ class ReDimNetTeacher(ToolkitTeacher):
         given, second = Given(config, where), is_second(config)
         shape = shape_of(given, second)
         network = network_of(given, shape, tensors)
-        front_end, settings = front_end_of(given, shape, where)
+        front_end, filters = front_end_of(given, shape, where)
         if second:
             _check_whole(given)
             given.ignore("num_classes")
@@ -315,17 +318,19 @@ class ReDimNetTeacher(ToolkitTeacher):
         given.finish()
         self.source = Path(weights).name
         self.architecture = "ReDimNet2" if second else "ReDimNet"
-        _check_features(tensors, shape, settings, weights)
+        _check_features(tensors, filters, weights)
         tensors.pop(f"backbone.stage0{'_pre' if shape.dual else ''}.0.w", None)  # its only input has the weight 1
         fill(network, tensors, weights, names_of(shape))
         super().__init__(network, front_end, None, device)
 
 
-def _check_features(tensors: dict[str, Tensor], shape: Shape, settings: MelBanks, source: str) -> None:
-    """Take the filters out of the weights. Raises UsageError where they are not those of the settings."""
-    filters = tensors.get("spec.torchfbank.2.mel_scale.fb")
-    expected = mel_filters(shape.bands, settings.n_fft, settings.f_min, settings.f_max)
-    if filters is not None and (filters.shape != expected.shape or not torch.allclose(filters, expected, atol=1e-4)):
-        raise UsageError(f"{source}: its mel filters are not those of its settings")
+def _check_features(tensors: dict[str, Tensor], filters: Tensor, source: str) -> None:
+    """Take windows and filters out of the weights. Raises UsageError where filters are not those of the settings."""
     for name in [name for name in tensors if name.startswith("spec.torchfbank.")]:
-        del tensors[name]
+        values = tensors.pop(name)
+        if name.endswith(".melbanks_pt"):  # of the form (mels, bins, 1)
+            values = values.squeeze(-1).T
+        elif not name.endswith(".mel_scale.fb"):
+            continue
+        if values.shape != filters.shape or not torch.allclose(values, filters, atol=1e-4):
+            raise UsageError(f"{source}: its mel filters are not those of its settings")

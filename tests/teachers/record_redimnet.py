@@ -32,6 +32,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"block_2d_type": "basic_resnet_fwse", "block_1d_type": "conv", "group_divisor": None},
     "ReDimNet2 of dense layers, other features": SECOND
     | {"block_1d_type": "fc", "global_context_att": False, "spec_params": FEATURES | {"f_min": 50, "f_max": 7000}},
+    "ReDimNet2 of other mel bands": SECOND | {"feat_type": "tf", "spec_params": {"norm_signal": True}},
     "ReDimNet": {"F": 24, "C": 8, "block_1d_type": "conv+att", "block_2d_type": "basic_resnet", "group_divisor": 2}
     | {"stages_setup": [[1, 1, 2, [[3, 3]], 12], [2, 1, 1, [[3, 3]], None], [3, 1, 1, [[3, 3]], 6]]}
     | {"out_channels": 20},
