@@ -423,7 +423,11 @@ def texts() -> dict[Path, dict[str, str]]:
         },
         DOCS / "evaluation.md": {"interval_coverage.py": interval_coverage.table(record.kept("interval_coverage"))},
         DOCS / "export.md": {"export_agree.py": export_agree.table(record.kept("export_agree"))},
-        DOCS / "students.md": {"students.py": students.table(record.kept("students"))},
+        DOCS / "students.md": {
+            "students.py": students.table(record.kept("students")),
+            "students.py, time": students.time_table(record.kept("students")["steps"]),
+            "students.py, shapes": students.time_table(record.kept("students")["shapes"]),
+        },
         DOCS / "results.md": {
             "papers.py": papers.tables(ours),
             "recipe.py": recipe.choice(record.kept("recipe")),
