@@ -14,7 +14,7 @@ from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError, did_you_mean
 from spkd.networks.network import count_parameters
 from spkd.networks.toolkits.redimnet import CONTEXTS, MAPS, AuthorsReDimNet, Shape, StageShape, names_of
-from spkd.outputs.features import HOP
+from spkd.outputs.features import CPU, HOP
 from spkd.students import read_state, weights_of
 from spkd.teachers.redimnet_features import MelBanks, mel_filters, mel_front_end
 from spkd.teachers.settings import ModelConfig
@@ -274,11 +274,11 @@ def front_end_of(given: Given, shape: Shape, where: str) -> tuple[FrontEnd, Tens
         least = own.number("eps", 1e-8, 1e-12, 1e-2)
         own.finish()
         described = TFMel(shape.bands, points, window, low, high, norm, emphasis, least)
-        return tfmel_front_end(described), tfmel_filters(shape.bands, points, low, high)
+        return tfmel_front_end(described), tfmel_filters(shape.bands, points, low, high, CPU)
     own.ignore("num_apply_spec_aug")
     settings = MelBanks(points, window, low, high, norm, emphasis, own.choice("spec_norm", "mn", ("mn", "mvn")))
     own.finish()
-    return mel_front_end(shape.bands, settings), mel_filters(shape.bands, points, low, high)
+    return mel_front_end(shape.bands, settings), mel_filters(shape.bands, points, low, high, CPU)
 
 
 class ReDimNetTeacher(ToolkitTeacher):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.networks import padding
-from spkd.outputs.features import HOP, PREEMPHASIS, in_float32
+from spkd.outputs.features import CPU, HOP, PREEMPHASIS, in_float32
 from spkd.outputs.target import Target
 from spkd.teachers.toolkit import FrontEnd
 
@@ -63,7 +64,7 @@ def mel_banks(waves: Tensor, lengths: Tensor | None, mels: int, settings: MelBan
         waves, settings.n_fft, HOP, settings.win_length, window, center=False, return_complex=True
     ).transpose(1, 2)
     power = spectra.real.square() + spectra.imag.square()
-    filters = mel_filters(mels, settings.n_fft, settings.f_min, settings.f_max).to(waves.device)
+    filters = mel_filters(mels, settings.n_fft, settings.f_min, settings.f_max, waves.device)
     bands = ((power @ filters) + LEAST).log().transpose(1, 2)
     counts = None if lengths is None else 1 + lengths // HOP
     if settings.spec_norm == "mvn":
@@ -73,19 +74,19 @@ def mel_banks(waves: Tensor, lengths: Tensor | None, mels: int, settings: MelBan
 
 
 @lru_cache
-def mel_filters(mels: int, fft: int, low: float, high: float) -> Tensor:
+def mel_filters(mels: int, fft: int, low: float, high: float, device: torch.device) -> Tensor:
     """Triangular filters with corners equally spaced on mel = 2595 log10(1 + f / 700), and sides linear in Hz.
 
     Returns:
         (fft // 2 + 1, mels).
     """
-    ends = 2595 * (1 + torch.tensor([low, high], dtype=torch.float64) / 700).log10()
-    corners = torch.linspace(float(ends[0]), float(ends[1]), mels + 2, dtype=torch.float64)
+    first, last = (2595 * math.log10(1 + hz / 700) for hz in (low, high))
+    corners = torch.linspace(first, last, mels + 2, dtype=torch.float64, device=CPU)
     hertz = 700 * (10 ** (corners / 2595) - 1)
-    bins = torch.linspace(0, SAMPLE_RATE // 2, fft // 2 + 1, dtype=torch.float64)[:, None]
+    bins = torch.linspace(0, SAMPLE_RATE // 2, fft // 2 + 1, dtype=torch.float64, device=CPU)[:, None]
     rise = (bins - hertz[:-2]) / (hertz[1:-1] - hertz[:-2])
     fall = (hertz[2:] - bins) / (hertz[2:] - hertz[1:-1])
-    return torch.minimum(rise, fall).clamp_min(0.0).float()
+    return torch.minimum(rise, fall).clamp_min(0.0).float().to(device)
 
 
 def mel_front_end(mels: int, settings: MelBanks) -> FrontEnd:
