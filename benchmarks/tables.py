@@ -26,6 +26,7 @@ from pathlib import Path
 import bundled
 import cache_codecs
 import export_agree
+import install
 import interval_coverage
 import papers
 import recipe
@@ -370,6 +371,7 @@ BENCHMARKS = {
     "teachers_equal": Benchmark("long", CLONES, teachers_equal_rows),
     "export_agree": Benchmark("long", SPEECH, export_agree_rows),
     "fuzz": Benchmark("long", (), fuzz_rows),
+    "install": Benchmark("long"),
     "papers": Benchmark("hours", SPEECH),
     "papers_why": Benchmark("hours", SPEECH),
     "recipe": Benchmark("hours", SPEECH),
@@ -428,6 +430,7 @@ def texts() -> dict[Path, dict[str, str]]:
             "students.py, time": students.time_table(record.kept("students")["steps"]),
             "students.py, shapes": students.time_table(record.kept("students")["shapes"]),
         },
+        DOCS / "install.md": {"install.py": install.table(record.kept("install"))},
         DOCS / "results.md": {
             "papers.py": papers.tables(ours),
             "recipe.py": recipe.choice(record.kept("recipe")),

@@ -199,12 +199,12 @@ def manifest(
 ) -> None:
     """Build a manifest of a folder of audio, of containers of audio, or from one of another tool, with durations."""
     from spkd.corpus import shards
-    from spkd.corpus.manifest import Manifest, build, check_is_own, check_suffix, is_manifest, measure
+    from spkd.corpus.manifest import Manifest, build, check_replaces_manifest, check_suffix, is_manifest, measure
     from spkd.files.atomic import check_not_among, check_writable
 
     check_suffix(out)
     check_writable(out)
-    check_is_own(out)
+    check_replaces_manifest(out)
     options = {"speaker": speaker, "utt": utt, "audio": audio}
     given = next((f"--{name} {value}" for name, value in options.items() if value), "")
     if len(paths) == 1 and is_manifest(paths[0]):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -174,6 +175,11 @@ class Key:
             converted = convert(self.type, value, limits, given.where, text=True)
         except (ValueError, SpkdError) as error:
             text = str(given.value)
+            if isinstance(self.default, dict) and not isinstance(value, dict):
+                raise UsageError(
+                    f"{given.where}: {self.name} {error}; write {self.name}.NAME=VALUE for one item, or "
+                    f"{shlex.quote(f'{self.name}={{NAME: VALUE}}')} for all"
+                ) from error
             way = f"; write {self.name}=[{shlex.quote(text)}]" if is_list and "," in text else ""
             raise UsageError(f"{given.where}: {self.name} {error}{'' if is_literal else way}") from error
         for text in converted if isinstance(converted, list) else [converted]:
@@ -696,10 +702,13 @@ def full_name(schema: type, name: str) -> str:
 
 
 def _from_command_line(overrides: Sequence[str]) -> Iterator[tuple[str, Given]]:
-    for item in overrides:
+    for place, item in enumerate(overrides):
         name, equals, text = item.partition("=")
         if not equals or not name:
-            raise UsageError(f"{item!r} is not key=value, written without spaces and after files")
+            around = " ".join(overrides[max(place - 1, 0) : place + 3])
+            found = re.search(r"([\w.]+)(?: = ?|= )(\S+)", around)
+            way = f"; write {found[1]}={shlex.quote(found[2])}" if found else ""
+            raise UsageError(f"{item!r} is not key=value, written without spaces and after files{way}")
         yield name, Given(item, text, True)
 
 

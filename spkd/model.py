@@ -27,7 +27,7 @@ from spkd.files.reading import parse_json
 from spkd.hub import download, upload
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
-from spkd.registry import DETECTORS, TEACHERS
+from spkd.registry import TEACHERS
 from spkd.students.description import DESCRIPTION
 from spkd.teachers import load_teacher, resolved
 from spkd.teachers.base import Teacher
@@ -556,8 +556,7 @@ def open_model(config: ModelConfig, device: torch.device, name: str | None = Non
         UsageError: as of load_teacher, the model gives no embeddings, or there is no such detector.
         SpkdError: as of load_teacher, or the calibration is damaged.
     """
-    if vad != NONE and vad not in DETECTORS:
-        raise UsageError(f"vad={vad!r}: {NONE}, {', '.join(DETECTORS)}{did_you_mean(vad, DETECTORS)}")
+    detector = detector_of(vad)
     chosen = resolved(config) if config.name != CHECKPOINT else config
     model = load_teacher(chosen, device)
     calibration = None
@@ -571,7 +570,6 @@ def open_model(config: ModelConfig, device: torch.device, name: str | None = Non
         calibration = None
     for note in notes_on_vad([model], vad):
         log(f"note: {note}")
-    detector = None if vad == NONE else detector_of(vad)
     card = model_card() if chosen.name == BUNDLED else ""
     return SpeakerModel(model, name or chosen.weights or chosen.name, calibration, detector, card)
 

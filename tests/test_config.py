@@ -340,6 +340,23 @@ def test_a_key_in_two_spellings_is_refused(tmp_path: Path) -> None:
         config.load(TrainConfig, [], tmp_path / "s.yaml", {})
 
 
+@pytest.mark.parametrize(
+    ("given", "way"),
+    [
+        (["steps=5", "student", "=", "tiny"], "; write student=tiny"),
+        (["steps=5", "student=", "tiny"], "; write student=tiny"),
+        (["steps=5", "student", "=tiny"], "; write student=tiny"),
+        (
+            ["loss.weights=0.5"],
+            r"; write loss\.weights\.NAME=VALUE for one item, or 'loss\.weights={NAME: VALUE}' for all",
+        ),
+    ],
+)
+def test_a_wrong_form_is_answered_with_the_right_one(given: list[str], way: str) -> None:
+    with pytest.raises(UsageError, match=f"{way}$"):
+        config.load(TrainConfig, given, environ={})
+
+
 def test_items_of_a_mapping_are_added_to_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("train: {loss: {names: [aam, mse], weights: {aam: 0.5, mse: 2}}}\n")
     loaded = config.load(TrainConfig, ["loss.weights.aam=0.1"], tmp_path / "s.yaml", {})

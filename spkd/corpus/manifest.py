@@ -13,6 +13,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import unicodedata
 from collections import Counter
@@ -153,7 +154,8 @@ class Manifest:
         manifest = cls(utterances, str(path), (*reader.notes, *note, *merged, *unknown, *_counted(reader, utterances)))
         for name in columns:
             if not any(utterance.attribute(name) for utterance in manifest):
-                raise UsageError(f"{path}: no column {name!r}, or nothing in it{bracketed('by', name)}")
+                near = bracketed("by", name) or _near(name, Source(path))
+                raise UsageError(f"{path}: no column {name!r}, or nothing in it{near}")
         for text in manifest.notes:
             log(f"note: {path}: {text}")
         return manifest
@@ -474,7 +476,15 @@ def check_suffix(path: Path) -> None:
         raise UsageError(f"{path}: manifests are written as .csv or .jsonl")
 
 
-def check_is_own(path: Path) -> None:
+def _near(name: str, source: Source) -> str:
+    """Hint for an unknown column of a table or of JSON lines; "" of other manifests."""
+    if not source.path.is_file():
+        return ""
+    columns = list(source.first_object) or re.split(r"[,\t]", source.first_line)
+    return did_you_mean(name, columns) if len(columns) > 1 else ""
+
+
+def check_replaces_manifest(path: Path) -> None:
     """Check that a manifest that is written replaces no file but such a manifest, or an empty file.
 
     Raises:

@@ -91,7 +91,10 @@ def changing(path: Path) -> Iterator[Voices]:
     lock = path.with_name(f"{path.name}.lock")
     with made_exclusive(lock):
         remove_abandoned(path.parent, [path.name, lock.name, f"{lock.name}.lock"])
-        yield Voices.at(path)
+        try:
+            yield Voices.at(path)
+        finally:
+            lock.unlink(missing_ok=True)  # a process that waits for it then finds out, and makes another
 
 
 def _checked(content: dict[str, Any], where: str) -> dict[str, Voiceprint]:

@@ -34,6 +34,7 @@ SLOW = {
         "frame_times",
         "fuzz",
         "gpu",
+        "install",
         "papers",
         "papers_why",
         "power_cut",

@@ -680,3 +680,11 @@ def test_a_measurement_that_was_stopped_goes_on(
     assert sorted(opened) == [f"{number}.wav" for number in (2, 3, 4, 5)]
     assert [u.duration for u in Manifest.load("m.csv")] == [0.5, 0.6, 3.0, 0.8, 0.9]
     assert not Path("m.csv.parts").exists()
+
+
+def test_a_column_that_is_not_there_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("utt,path,speaker,gender\na,a.wav,x,f\n")
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav", "speaker": "x", "gender": "f"}\n')
+    for file in ("m.csv", "m.jsonl"):
+        with pytest.raises(UsageError, match="no column 'gendr', or nothing in it; did you mean 'gender'?"):
+            Manifest.load(tmp_path / file, ["gendr"])

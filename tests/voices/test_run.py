@@ -13,6 +13,8 @@ import pytest
 import spkd as interface
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
+from spkd.voices.store import changing
+from tests import processes
 from tests.eval.students import save_untrained
 
 
@@ -62,6 +64,24 @@ def test_a_voice_is_enrolled_verified_identified_and_removed(spkd: Callable, stu
     spkd("voices", "--remove", "ann").ok()
     assert "no such file, and no voice in voices.json" in spkd("verify", "ann", "4.wav").err
     assert list(interface.Voices.load("voices.json")) == ["bob"]
+    assert list(Path().glob("voices.json.*")) == []  # no lock stays
+
+
+def count(path: Path, times: int) -> None:
+    """Add to the number in a file, reading and writing it, each time while the voices are locked."""
+    for _ in range(times):
+        with changing(path.with_name("voices.json")):
+            path.write_text(str(int(path.read_text()) + 1))
+
+
+@pytest.mark.slow
+def test_locks_that_are_removed_keep_processes_apart(tmp_path: Path) -> None:
+    path = tmp_path / "number"
+    path.write_text("0")
+    running = [processes.Running(count, path, 25) for _ in range(4)]
+    for each in running:
+        assert each.communicate()[1] == ""
+    assert (path.read_text(), [file.name for file in tmp_path.iterdir()]) == ("100", ["number"])
 
 
 def test_poor_recordings_get_no_decision(spkd: Callable, student: Path) -> None:

@@ -11,9 +11,19 @@ from spkd.errors import UsageError, did_you_mean
 from spkd.registry import DETECTORS
 
 
+def detector_of(name: str) -> Detector | None:
+    """The detector of a name in DETECTORS, one for the whole process; None for `none`.
+
+    Raises:
+        UsageError: there is no such detector, or a package is missing.
+    """
+    if name != NONE and name not in DETECTORS:
+        raise UsageError(f"vad={name}: {NONE}, {', '.join(DETECTORS)}{did_you_mean(name, [NONE, *DETECTORS])}")
+    return None if name == NONE else _made(name)
+
+
 @functools.cache
-def detector_of(name: str) -> Detector:
-    """The detector of a name in DETECTORS, one for the whole process. Raises UsageError: a package is missing."""
+def _made(name: str) -> Detector:
     detector: Detector = DETECTORS[name]()
     return detector
 
@@ -27,9 +37,7 @@ def finder_of(name: str) -> SpeechFinder | None:
         UsageError: neither of these, or a package is missing.
         SpkdError: a malformed file.
     """
-    if name == NONE:
-        return None
-    if name in DETECTORS:
+    if name == NONE or name in DETECTORS:
         return detector_of(name)
     if not Path(name).is_file():
         raise UsageError(
