@@ -33,6 +33,7 @@ import recipe
 import record
 import silence
 import students
+import web
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -370,6 +371,7 @@ BENCHMARKS = {
     "students": Benchmark("quick"),
     "teachers_equal": Benchmark("long", CLONES, teachers_equal_rows),
     "export_agree": Benchmark("long", SPEECH, export_agree_rows),
+    "web": Benchmark("long", (*SPEECH, "--runtime", "{runtime}")),
     "fuzz": Benchmark("long", (), fuzz_rows),
     "install": Benchmark("long"),
     "papers": Benchmark("hours", SPEECH),
@@ -424,13 +426,16 @@ def texts() -> dict[Path, dict[str, str]]:
             "cache_codecs.py, frames": cache_codecs.frames_table(codecs),
         },
         DOCS / "evaluation.md": {"interval_coverage.py": interval_coverage.table(record.kept("interval_coverage"))},
-        DOCS / "export.md": {"export_agree.py": export_agree.table(record.kept("export_agree"))},
         DOCS / "students.md": {
             "students.py": students.table(record.kept("students")),
             "students.py, time": students.time_table(record.kept("students")["steps"]),
             "students.py, shapes": students.time_table(record.kept("students")["shapes"]),
         },
         DOCS / "install.md": {"install.py": install.table(record.kept("install"))},
+        DOCS / "export.md": {
+            "export_agree.py": export_agree.table(record.kept("export_agree")),
+            "web.py": web.sentence(record.kept("web")),
+        },
         DOCS / "results.md": {
             "papers.py": papers.tables(ours),
             "recipe.py": recipe.choice(record.kept("recipe")),
@@ -484,6 +489,7 @@ def main() -> None:
     options.add_argument("--teacher", type=Path, help="weights of the GE2E d-vector")
     options.add_argument("--wespeaker", type=Path, help="a clone of github.com/wenet-e2e/wespeaker")
     options.add_argument("--3d-speaker", dest="three_d_speaker", type=Path, help="a clone of modelscope/3D-Speaker")
+    options.add_argument("--runtime", type=Path, help="npm package onnxruntime-web")
     given = options.parse_args()
     chosen = [name for name, benchmark in BENCHMARKS.items() if {name, benchmark.group} & set(given.run)]
     failed = run(chosen, given)

@@ -271,6 +271,7 @@ EXPORTS = Registry(
         "coreml": ("spkd.export.coreml:CoreML", "spkd.export.settings:CoreMLSettings"),
         "ort": ("spkd.export.ort:ORT", ""),
         "wespeaker": ("spkd.export.wespeaker:WeSpeaker", ""),
+        "web": ("spkd.export.web:Web", "spkd.export.settings:WebSettings"),
     },
 )
 

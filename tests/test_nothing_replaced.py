@@ -12,6 +12,7 @@ import pytest
 from spkd.corpus.manifest import Manifest
 from spkd.outputs.features import FBANKS
 from spkd.students import Checkpoint, build, save_student
+from tests.export.npm import write_package
 
 SMALL = ["student=tiny", "student.channels=8", "student.embedding=6", "steps=2", "batch_size=4", "crop=0.5"]
 # Commands that write a folder -> files that they write there.
@@ -30,6 +31,7 @@ FOLDERS: dict[tuple[str, ...], tuple[str, ...]] = {
         *("index.json", "plan/0.npz", "codec.safetensors", "000000.tar", "000002.tar"),
     ),
     ("export", "wide", "to=wespeaker", "out=out"): ("avg_model.pt", "config.yaml", "export.json"),
+    ("export", "student", "to=web", "web.runtime=runtime", "out=out"): ("index.html", "model.onnx", "export.json"),
     ("cache", "push", "cache", "out"): ("plan/0.npz", "codec.safetensors", "commits/0.json", "fbank/c/0/0"),
     ("cache", "push", "tars", "out"): ("index.json", "plan/0.npz", "000001.tar"),
 }
@@ -49,6 +51,7 @@ def inputs(spkd: Callable, corpus: Path) -> Path:
     lines = (corpus / "manifest.csv").read_text().replace(",audio/", f",{corpus}/audio/")
     Path("m.csv").write_text(lines)
     shutil.copy(corpus / "trials.txt", "trials.txt")
+    write_package(Path("runtime"))
     storage = ("storage.codec=sq8", "storage.unit_views=7")
     spkd("extract", "teacher=none", "manifest=m.csv", "cache=cache", *storage).ok()
     spkd("cache", "export", "cache", "tars").ok()

@@ -41,6 +41,7 @@ from spkd.train.settings import TrainConfig
 from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 from tests.conftest import TINY_SSL, served
 from tests.corpus.test_remote import Ranges
+from tests.export.npm import write_package
 from tests.teachers.test_wespeaker import save_wespeaker, weights_of
 
 onnx = pytest.importorskip("onnx")
@@ -752,6 +753,11 @@ EXPORT = Command(
                 "trials": "M/trials.txt",
             },
         ),
+        "web": Context(
+            "M/teacher to=web out=page web.runtime=M/runtime",
+            {"web.runtime": "M/newer_runtime", "web.seconds": "2"},
+            inert={"waveform": "true", "trials": "M/trials.txt"},
+        ),
         "int8 without speech": Context(
             "M/teacher to=onnx-int8 out=model.onnx", {"onnx_int8.manifest": "M/long.csv onnx_int8.speech=10"}
         ),
@@ -873,6 +879,8 @@ def make_materials(root: Path, address: str) -> None:
         head = torch.randn(4, 6), [f"spk{s}" for s in range(4)], 20.0
         save_student(root / name, Checkpoint(_centred(build("tiny", channels=4, embedding=6).eval(), root), *head))
     shutil.copytree(root / "teacher", root / "calibrated")
+    write_package(root / "runtime", "1.30.0")
+    write_package(root / "newer_runtime", "1.31.0")
     save_student(root / "resnet34", Checkpoint(build("resnet34", embedding=4).eval()))
     save_student(root / "ssl", Checkpoint(build("ssl", channels=16, embedding=4).eval()))
     _make_families(root)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError
+from spkd.eval.calibration import Calibration
 from spkd.eval.embed import median_time
 from spkd.export.beside import Runtime
 from spkd.export.graph import Embedder
@@ -64,6 +65,7 @@ class Export(ABC):
         file: name of the file, or folder, in the student's folder; see `name`.
         folder: of a format that writes a folder: names of its files, and records as of `check_replaces_none`.
         mark: bytes in each file of the format, by which one in the student's folder is known; empty: there are none.
+        takes_waveform: whether the graph takes the waveform in any case.
         lacks: name of each key of `spkd export` that has no effect with the format -> the reason.
         runtime: what the files beside the model say of its runtime, from `write` on; None: there are no such files.
     """
@@ -71,6 +73,7 @@ class Export(ABC):
     file: ClassVar[str]
     folder: ClassVar[tuple[Sequence[str], Mapping[str, str]]] = ((), {})
     mark: ClassVar[bytes] = b""
+    takes_waveform: ClassVar[bool] = False
     lacks: ClassVar[Mapping[str, str]] = {"trials": "spkd scores ONNX models alone"}
 
     def __init__(self, settings: Any) -> None:
@@ -79,6 +82,9 @@ class Export(ABC):
 
     def check(self, network: Network) -> None:  # noqa: B027  most formats take every network
         """Check settings and network. Raises UsageError for missing settings, or a network that the format lacks."""
+
+    def check_calibration(self, calibration: Calibration) -> None:  # noqa: B027  most formats carry any
+        """Check the calibration that goes with the model. Raises UsageError for one that the format lacks."""
 
     def name(self, waveform: bool) -> str:
         """Name of the file in the student's folder, which depends on the input.

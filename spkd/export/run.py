@@ -47,6 +47,11 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         if (shown := public_address(text)) != text:
             raise UsageError(f"{name}={shown}: everybody who has the file could read what stands for ***; leave it out")
     written.check(network)
+    if (other := written.changes_scores(network)) and config.calibration:
+        raise UsageError(f"calibration={config.calibration} has no effect: to={config.to}: {other}")
+    calibration = None if other else _calibration(folder, config, checkpoint.weights_sha256)
+    if calibration is not None:
+        written.check_calibration(calibration)
     if not (has_choice := is_fbank(network.input_kind)):
         config = without_unused(config, {"waveform": "the student takes the waveform in any case"})
     if vad := checkpoint.training.facts.vad:
@@ -59,7 +64,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         raise UsageError(f"out={out}: to={config.to} writes {suffix} files")
     written.check_out(out, bool(config.out))
     check_beside(out)
-    embedder = Embedder(network, config.waveform or not has_choice)
+    embedder = Embedder(network, config.waveform or written.takes_waveform or not has_choice)
     card = {
         "url": config.url,
         "licence": config.licence,
@@ -69,9 +74,6 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         "settings": network.settings,
         "training": _public(checkpoint.training),
     }
-    if (other := written.changes_scores(network)) and config.calibration:
-        raise UsageError(f"calibration={config.calibration} has no effect: to={config.to}: {other}")
-    calibration = None if other else _calibration(folder, config, checkpoint.weights_sha256)
     decision = None if calibration is None else calibration.decision()
     metadata = metadata_of(embedder, card, None if calibration is None else calibration.to_json())
     measured = written.write(embedder, out, metadata)

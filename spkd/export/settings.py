@@ -33,6 +33,11 @@ class PTESettings:
 @dataclass
 class CoreMLSettings:
     seconds: float = key(10.0, "greatest length that the graph takes (s); of the waveform the only one", low=1, high=60)
+class WebSettings:
+    runtime: str = key(
+        "", "folder of the npm package onnxruntime-web, which goes along (default: node_modules/onnxruntime-web)"
+    )
+    seconds: float = key(4.0, "length of a recording with the microphone (s)", low=1, high=60)
 
 
 @dataclass
@@ -42,7 +47,7 @@ class ExportConfig(Chooser, Settings):
     to: str = key("onnx", "format", EXPORTS)
     out: str = key(
         "",
-        "file to write; of wespeaker a folder (default: in the student's folder, named after the format)",
+        "file to write; of wespeaker and web a folder (default: in the student's folder, named after the format)",
         is_replaced=True,
     )
     waveform: bool = key(False, "take the waveform: the features are computed within the graph")

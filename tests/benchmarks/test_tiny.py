@@ -42,6 +42,7 @@ SLOW = {
         "scale",
         "score_trials",
         "silence",
+        "web",
     ),
     *("train_ddp", "train_resume", "metrics_agree", "teachers_equal"),
 }

@@ -1,0 +1,344 @@
+"""`spkd export --to web`: the folder, its scripts in Node, and the page in a browser."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import scipy.signal
+import soundfile
+import torch
+
+import spkd as package
+from spkd.corpus.audio import remark_on, resample
+from spkd.corpus.manifest import Manifest
+from spkd.errors import SpkdError
+from spkd.eval.calibration import Calibration
+from spkd.export.graph import Embedder
+from spkd.export.settings import WebSettings
+from spkd.export.web import Web, runtime_of
+from spkd.model import _Recording
+from spkd.students import Checkpoint, build, load_student, save_student
+from tests import browser
+from tests.conftest import CommandLine
+from tests.export.npm import write_package
+from tests.export.test_graph import Recurrent
+
+PAGE = Path(package.__file__).parent / "export" / "page"
+
+
+@pytest.fixture
+def student(tmp_path: Path, corpus: Path, spkd: CommandLine) -> Path:
+    """A calibrated student, and the package of the runtime in node_modules."""
+    torch.manual_seed(0)
+    network = build("tiny", channels=8, embedding=8).eval()  # seconds less to export than the others
+    save_student("student", Checkpoint(network))
+    given = [corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "force=true"]
+    spkd.once("student/calibration.json", "calibrate", *given)
+    write_package(tmp_path / "node_modules" / "onnxruntime-web")
+    return tmp_path / "student"
+
+
+def test_the_folder_has_all_that_the_page_loads(spkd: Callable, student: Path, corpus: Path) -> None:
+    done = spkd("export", "student", "--to", "web", "licence=apache-2.0", "web.seconds=3").ok()
+    assert done.out.splitlines()[-1] == "student/web: written"
+    page = student / "web"
+    record = json.loads((page / "export.json").read_text())
+    names = {path.name for path in page.iterdir()}
+    assert names == {*record["sha256"], "export.json"}
+    for name, expected in record["sha256"].items():
+        assert hashlib.sha256((page / name).read_bytes()).hexdigest() == expected
+    assert gzip.decompress((page / "ort.wasm.packed").read_bytes()) == b"\0asm" * 1000
+    assert (record["runtime"], record["seconds"], record["dim"]) == ("1.30.0", 3.0, 8)
+    kept = json.loads((student / "calibration.json").read_text())
+    assert record["calibration"] == {
+        "weight": kept["weights"][0],
+        "offset": kept["offset"],
+        "thresholds": kept["thresholds"],
+    }
+    # Who took part, and where, stays in the laboratory.
+    assert "spk0" not in json.dumps(record)
+    assert str(corpus) not in json.dumps(record)
+    assert b"spk0" not in (page / "model.onnx").read_bytes()
+    # All that is loaded is in the folder, and is kept for use without a network.
+    kept_files = json.loads(re.search(r"^const FILES = (.*);$", (page / "sw.js").read_text(), re.M)[1])  # type: ignore[index]
+    assert {*kept_files} == names - {"sw.js", "README.md"}
+    html = (page / "index.html").read_text()
+    assert {*re.findall(r'(?:src|href)="([^"]+)"', html)} <= names
+    for script in page.glob("*.js"):
+        assert {f"{name}" for name in re.findall(r'from "\./([^"]+)"', script.read_text())} <= names
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)[1]  # type: ignore[index]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    assert "unsafe-inline" not in policy
+    session = onnxruntime.InferenceSession(page / "model.onnx", providers=["CPUExecutionProvider"])
+    model = package.load("student", "cpu")
+    for utterance in Manifest.load(corpus / "manifest.csv").utterances[:4]:
+        wave = soundfile.read(utterance.path, dtype="float32")[0]
+        found, expected = session.run(None, {"wave": wave[None]})[0][0].astype(float), model.embed(wave).astype(float)
+        assert found @ expected / np.linalg.norm(found) / np.linalg.norm(expected) > 1 - 1e-6
+
+
+@pytest.mark.slow
+def test_voices_are_of_weights_and_features_and_the_worker_is_of_all_files(spkd: Callable, student: Path) -> None:
+    def exported() -> tuple[str, str]:
+        spkd("export", "student", "to=web").ok()
+        record = json.loads(Path("student/web/export.json").read_text())
+        assert (record["calibration"] is None) == (not Path("student/calibration.json").is_file())
+        return record["model"], Path("student/web/sw.js").read_text().split("\n")[1]
+
+    first = exported()
+    assert exported() == first
+    shutil.rmtree("node_modules")
+    write_package(Path("node_modules/onnxruntime-web"), "1.31.0")
+    newer = exported()
+    assert (newer[0] == first[0], newer[1] == first[1]) == (True, False)
+    Path("student/calibration.json").unlink()
+    without = exported()
+    assert (without[0] == first[0], without[1] in (first[1], newer[1])) == (True, False)
+    network = load_student("student").network
+    next(network.parameters()).data[0] += 0.1
+    save_student("student", Checkpoint(network))
+    assert exported()[0] != first[0]
+
+
+def test_the_package_of_the_runtime_is_found_or_asked_for(spkd: Callable, student: Path, tmp_path: Path) -> None:
+    shutil.move("node_modules", "elsewhere")
+    write_package(Path("other"), name="onnxruntime-node")
+    write_package(Path("old"))
+    Path("old/dist/ort.wasm.bundle.min.mjs").unlink()
+    write_package(Path("damaged"))
+    Path("damaged/package.json").write_text("{")
+    for given, text in (
+        ([], "npm install onnxruntime-web"),
+        (["web.runtime=nosuch"], "no package onnxruntime-web there"),
+        (["web.runtime=other"], "no package onnxruntime-web there"),
+        (["web.runtime=old"], "take a newer onnxruntime-web"),
+    ):
+        done = spkd("export", "student", "to=web", *given)
+        assert (done.code, text in done.err, done.err.count("\n")) == (2, True, 1), done.err
+    done = spkd("export", "student", "to=web", "web.runtime=damaged")
+    assert (done.code, "package.json" in done.err, done.err.count("\n")) == (1, True, 1), done.err
+    assert not Path("student/web").exists()
+    found = [runtime_of(f"elsewhere{part}") for part in ("", "/onnxruntime-web", "/onnxruntime-web/dist")]
+    assert found == [(Path("elsewhere/onnxruntime-web"), "1.30.0")] * 3
+
+
+def test_what_a_page_cannot_do_is_refused(spkd: Callable, student: Path) -> None:
+    calibration = Calibration.load(student / "calibration.json")
+    replace(calibration, system=replace(calibration.system, vad="energy 1")).save(student / "calibration.json")
+    done = spkd("export", "student", "to=web")
+    assert (done.code, "vad=energy 1" in done.err, done.err.count("\n")) == (2, True, 1), done.err
+    done = spkd("export", "student", "to=web", "waveform=true")
+    assert (done.code, "the page takes the waveform in any case" in done.err) == (2, True)
+    assert not Path("student/web").exists()
+
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+
+
+def in_node(folder: Path, script: str, given: Any) -> Any:
+    """What a script gives, to which `given` and the functions of speaker.js are known."""
+    shutil.copy(PAGE / "speaker.js", folder / "speaker.mjs")
+    (folder / "given.json").write_text(json.dumps(given))
+    (folder / "run.mjs").write_text(
+        'import * as speaker from "./speaker.mjs";\nimport { readFileSync } from "node:fs";\n'
+        f'const given = JSON.parse(readFileSync("given.json"));\n{script}\nconsole.log(JSON.stringify(result));\n'
+    )
+    done = subprocess.run(["node", "run.mjs"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def recordings() -> dict[str, np.ndarray]:
+    """Recordings at the edges of the rules of quality, 16 kHz."""
+    random = np.random.RandomState(0)
+    noise = 0.1 * random.randn(16_000)
+    short = np.concatenate([noise[:7_000], np.zeros(9_000)])
+    made = {
+        "good": noise,
+        "short": short,
+        "just enough": np.concatenate([noise[:8_000], np.zeros(8_000)]),
+        "quiet": 0.01 * noise,
+        "level of the limit": 10 ** (-55 / 20) * random.choice([-1.0, 1.0], 16_000),
+        "silence": np.zeros(16_000),
+        "offset": 0.5 + 0.1 * noise,
+        "clipped": np.clip(12 * noise, -1, 1),
+        "a few peaks": np.where(np.arange(16_000) % 100 == 0, 1.0, noise),
+        "one sample": np.array([0.5]),
+    }
+    return {name: wave.astype(np.float32) for name, wave in made.items()}
+
+
+@needs_node
+def test_quality_in_the_browser_has_the_rules_of_spkd(tmp_path: Path) -> None:
+    waves = recordings()
+    script = """const limits = { frame: 320, level: -55, seconds: 0.5 };
+    const result = given.map((wave) => speaker.remarks(Float32Array.from(wave), limits).map((each) => each.text));"""
+    found = in_node(tmp_path, script, [wave.tolist() for wave in waves.values()])
+    for (name, wave), remarks in zip(waves.items(), found, strict=True):
+        assert remarks == _Recording(wave, remark_on(wave, wave[:, None])).remarks(), name
+
+
+@needs_node
+def test_scores_in_the_browser_are_the_formulas(tmp_path: Path) -> None:
+    random = np.random.RandomState(1)
+    vectors, test = random.randn(4, 192), random.randn(192)
+    vectors[:3] += 3 * test  # the last one is unlike the others
+    calibration = {"weight": 21.5, "offset": -7.25, "thresholds": {"eer": 0.4}}
+    script = """const units = given.vectors.map(speaker.unit);
+    const score = speaker.cosine(speaker.mean(units), speaker.unit(given.test));
+    const likelihood = speaker.ratio(score, given.calibration);
+    const unlike = speaker.outliers(units, given.calibration);
+    const words = [[0.7, 5], [0.2, -3], [1, 20]].map(([cosine, ratio]) => speaker.inWords(cosine, ratio));
+    const meanings = ["eer", "false_alarm_0.001", "min_dcf_0.05"].map(speaker.meaning);
+    const result = { score, likelihood, unlike, words, meanings };"""
+    given = {"vectors": vectors.tolist(), "test": test.tolist(), "calibration": calibration}
+    found = in_node(tmp_path, script, given)
+    cosines = vectors @ test / np.linalg.norm(vectors, axis=1) / np.linalg.norm(test)
+    assert found["score"] == pytest.approx(cosines.mean(), abs=1e-12)
+    assert found["likelihood"] == pytest.approx(21.5 * cosines.mean() - 7.25, abs=1e-10)
+    assert found["unlike"] == [4]
+    assert found["words"] == [
+        "A cosine of 0.700 is 148 times as likely from one person than from two.",  # e^5
+        "A cosine of 0.200 is 20.1 times as likely from two people than from one.",  # e^3
+        "A cosine of 1.000 is 4.9e+8 times as likely from one person than from two.",  # e^20
+    ]
+    assert "accepts 0.1 % of the pairs of two people" in found["meanings"]
+
+
+@needs_node
+@pytest.mark.parametrize("rate", [44_100, 48_000, 22_050, 8_000])
+def test_the_microphone_is_resampled_without_aliases(tmp_path: Path, rate: int) -> None:
+    time = np.arange(rate // 4) / rate
+    wave = (0.3 * np.sin(2 * np.pi * 1_000 * time) + 0.3 * np.sin(2 * np.pi * 11_000 * time)).astype(np.float32)
+    if rate <= 22_050:  # above half of the rate
+        wave = (0.3 * np.sin(2 * np.pi * 1_000 * time)).astype(np.float32)
+    script = "const result = Array.from(speaker.resample(Float32Array.from(given.wave), given.rate));"
+    found = np.array(in_node(tmp_path, script, {"wave": wave.tolist(), "rate": rate}))
+    assert np.abs(found - resample(wave, rate, 16_000)).max() < 1e-5
+    expected = 0.3 * np.sin(2 * np.pi * 1_000 * np.arange(len(found)) / 16_000)
+    inside = slice(400, -400)
+    assert np.abs(found - expected)[inside].max() < 2e-3
+    theirs = scipy.signal.resample_poly(wave.astype(float), 16_000, rate)
+    assert np.abs(found - theirs)[inside].max() < 5e-3
+
+
+needs_browser = pytest.mark.skipif(
+    not browser.CHROMIUM or importlib.util.find_spec("playwright") is None or not browser.RUNTIME.is_dir(),
+    reason="needs Chromium, playwright and onnxruntime-web (tests/browser.py)",
+)
+
+
+@pytest.fixture
+def speech(corpus: Path, tmp_path: Path) -> list[Path]:
+    """Four recordings as WAV files of 16 bits, of the first two speakers in turn."""
+    files = []
+    for number, index in enumerate((0, 1, 2, 3)):
+        wave = soundfile.read(Manifest.load(corpus / "manifest.csv")[index].path)[0]
+        files.append(tmp_path / f"speech{number}.wav")
+        soundfile.write(files[-1], wave, 16_000, subtype="PCM_16")
+    return files
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_voice_is_enrolled_and_verified_in_a_browser(
+    spkd: Callable, student: Path, speech: list[Path], tmp_path: Path
+) -> None:
+    spkd("export", "student", "to=web", f"web.runtime={browser.RUNTIME}", "web.seconds=2").ok()
+    model, person = package.load("student", "cpu"), "Ann <img src=x onerror=alert(1)>"
+    voiceprint = model.enrol([str(path) for path in speech[:3]])
+    expected = model.verify(voiceprint, str(speech[3]))
+    soundfile.write("silent.wav", np.zeros(32_000), 16_000)
+    Path("text.wav").write_text("no audio")
+    # Of whatever 2 s the microphone gives, the embedding is nearly the same.
+    voice = np.tile(soundfile.read(speech[0], dtype="float32")[0][4_000:8_000], 16)
+    soundfile.write("microphone.wav", resample(voice, 16_000, 48_000), 48_000, subtype="PCM_16")
+    with browser.browser(tmp_path / "microphone.wav") as context:
+        with browser.served(student / "web") as origin:
+            page = browser.page_of(context, origin)
+            page.open()
+            # Files: what is kept and shown is what spkd computes.
+            assert "first" in page.enrol("", speech[:3])
+            assert page.enrol(person, speech[:3]).startswith(f"{person} is enrolled")
+            kept = page.voice(person)
+            ours, theirs = np.array(kept["embedding"]), voiceprint.embedding.astype(float)
+            assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 1 - 1e-6
+            assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(theirs), abs=1e-4)
+            assert kept["seconds"] == pytest.approx(voiceprint.seconds, abs=1e-3)
+            result = page.verify(speech[3])
+            assert result.startswith("The same speaker" if expected.same else "Different speakers")
+            assert f"Log-likelihood ratio {expected.ratio:.2f}." in result
+            assert f"A cosine of {expected.score:.3f} is" in result
+            assert "is enrolled: delete that voice first" in page.enrol(person, speech[:3])
+            assert page.verify(tmp_path / "silent.wav").startswith("No decision")
+            assert "does not read it as audio" in page.verify(tmp_path / "text.wav")
+            # The microphone, which repeats a recording.
+            assert page.enrol_by_microphone("Bob").startswith("Bob is enrolled")
+            heard = np.array(page.voice("Bob")["embedding"])
+            again = model.embed("microphone.wav").astype(float)
+            assert (
+                heard @ again / np.linalg.norm(heard) / np.linalg.norm(again) > 0.97
+            )  # Chromium takes the highest frequencies away
+            assert page.verify(None).split("\n")[0].endswith("Bob")
+            page.tab.evaluate("() => navigator.serviceWorker.ready.then(() => 0)")
+            assert page.elsewhere == []
+            assert page.errors == []
+        # Without the server.
+        page.open()
+        assert page.tab.inner_text("#voices").count("3 recordings") == 2
+        assert f"A cosine of {expected.score:.3f} is" in page.verify_of(person, speech[3])
+        page.tab.get_by_role("button", name="Delete Bob").click()
+        assert page.tab.evaluate("() => Object.keys(localStorage)") == [f"spkd.voice.{person}"]
+        assert page.errors == []
+
+
+@pytest.mark.slow
+@needs_browser
+def test_voices_of_another_model_and_damaged_files_are_refused(
+    spkd: Callable, student: Path, speech: list[Path], tmp_path: Path
+) -> None:
+    (student / "calibration.json").unlink()
+    spkd("export", "student", "to=web", f"web.runtime={browser.RUNTIME}").ok()
+    save_student("second", Checkpoint(build("tiny", channels=16, embedding=8).eval()))
+    spkd("export", "second", "to=web", f"web.runtime={browser.RUNTIME}").ok()
+    # One address, and no worker that keeps the files of the first.
+    with browser.served(tmp_path) as root, browser.browser(service_workers="block") as context:
+        first, second = (browser.page_of(context, f"{root}{name}/web/") for name in ("student", "second"))
+        first.open()
+        assert "no decision is made" in first.tab.inner_text("#state")
+        first.enrol("Ann", speech[:3])
+        result = first.verify(speech[3])
+        assert result.startswith("No decision")
+        assert "Cosine with Ann: " in result
+        assert "cannot be used" in first.verify(None) or "no microphone" in first.verify(None)
+        second.open()
+        assert "of another model" in second.tab.inner_text("#voices")
+        assert "Enrol a voice first" in second.verify(speech[3])
+        second.tab.evaluate("() => localStorage.setItem('spkd.voice.Eve', '{')")
+        second.open()
+        assert "damaged: delete it" in second.tab.inner_text("#voices")
+        data = bytearray((student / "web" / "model.onnx").read_bytes())
+        data[len(data) // 2] ^= 1
+        (student / "web" / "model.onnx").write_bytes(data)
+        first.open()
+        assert "model.onnx is damaged" in first.tab.inner_text("#state")
+
+
+def test_a_recurrent_student_is_refused_as_by_onnx(student: Path) -> None:
+    with pytest.raises(SpkdError, match="recurrent layer"):
+        Web(WebSettings()).write(Embedder(Recurrent().eval(), waveform=True), Path("out"), {})
+    assert not Path("out").exists()
