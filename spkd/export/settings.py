@@ -33,6 +33,8 @@ class PTESettings:
 @dataclass
 class CoreMLSettings:
     seconds: float = key(10.0, "greatest length that the graph takes (s); of the waveform the only one", low=1, high=60)
+
+
 class WebSettings:
     runtime: str = key(
         "", "folder of the npm package onnxruntime-web, which goes along (default: node_modules/onnxruntime-web)"
