@@ -35,6 +35,7 @@ class CoreMLSettings:
     seconds: float = key(10.0, "greatest length that the graph takes (s); of the waveform the only one", low=1, high=60)
 
 
+@dataclass
 class WebSettings:
     runtime: str = key(
         "", "folder of the npm package onnxruntime-web, which goes along (default: node_modules/onnxruntime-web)"
