@@ -51,8 +51,8 @@ def page(name: str, command: Any) -> str:
         rows = [[f"`{_metavar(p)}`", p.help] for p in described]
         parts += [table(["argument", "meaning"], rows)]
     if options:
-        rows = [[", ".join(f"`{o}`" for o in p.opts), _default(p.default), p.help or ""] for p in options]
-        parts += [table(["option", "default", "meaning"], rows)]
+        rows = [[" ".join([*(f"`{o}`" for o in p.opts), _default(p.default)]), p.help or ""] for p in options]
+        parts += [table(["option, default", "meaning"], rows)]
     if (schema := getattr(command, "schema", None)) is not None:
         parts += ["## Keys", "Written `key=value`.", keys(settings.keys(schema))]
         owned = sorted(settings.component_keys(schema), key=lambda key: key.owner)
@@ -63,8 +63,8 @@ def page(name: str, command: Any) -> str:
 
 def keys(every: Iterator[settings.Key]) -> str:
     """Table of keys with type, default and meaning."""
-    rows = [[f"`{key.name}`", key.kind, _default(key.default), key.meaning + _limits(key)] for key in every]
-    return table(["key", "type", "default", "meaning"], rows)
+    rows = [[f"`{key.name}`", f"{key.kind} {_default(key.default)}", key.meaning + _limits(key)] for key in every]
+    return table(["key", "type, default", "meaning"], rows)
 
 
 def _limits(key: settings.Key) -> str:
@@ -78,7 +78,10 @@ def _limits(key: settings.Key) -> str:
 
 
 def _default(value: Any) -> str:
-    return "" if value in (None, "", False, ...) or value == [] or value == {} else f"`{value}`"
+    """A default as a user would write it; "" where there is none."""
+    if value is None or value is ... or value is False or value in ("", [], {}):
+        return ""
+    return f"`[{','.join(map(str, value))}]`" if isinstance(value, list) else f"`{value}`"
 
 
 def _metavar(argument: Any) -> str:
