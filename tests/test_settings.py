@@ -894,7 +894,7 @@ def make_materials(root: Path, address: str) -> None:
         f"extract {EXTRACT} cache=M/bare",
         f"extract {EXTRACT} cache=M/augmented {augmented}",
         f"extract {every.removesuffix(',logits]')}] cache=M/coded storage.codecs.frames=rq4x2 "
-        "storage.codecs.embedding=rq4x2",
+        "storage.codecs.embedding=lsq4x2",
         *(
             f"extract {context.arguments} cache=M/of_{name.removeprefix('teacher=')}"
             for name, context in family_contexts("manifest=M/manifest.csv", "teacher").items()
