@@ -29,7 +29,7 @@ CODE = """
 import torch
 import wespeaker
 
-SPEAKER = wespeaker.load_model_local(str(MODEL))
+SPEAKER = wespeaker.load_model(str(MODEL))
 
 
 def run(x):
