@@ -37,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             made, resources={"unique_key": name, "output_files_dir": f"{name}_files"}
         )
         note = f'Made by <a href="../{name}.ipynb" download>this notebook</a>, which runs as it is.\n'
-        head, _, rest = text.lstrip().replace("```python\n%%bash -e\n", "```bash\n").partition("\n")
+        head, _, rest = text.lstrip().replace("```bash\n%%bash -e\n", "```bash\n").partition("\n")
         files.append(File.generated(config, place, content=f"{head}\n\n{note}\n{rest}"))
         for output, data in resources["outputs"].items():
             files.append(File.generated(config, f"tutorials/{output}", content=data))

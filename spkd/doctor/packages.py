@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from spkd import faiss_library
 
 PROJECT = "spkd"
-FOR_TESTS = ("dev", "oracles")  # extras that no command needs
+FOR_TESTS = ("dev", "oracles", "site")  # extras that no command needs
 
 
 @dataclass(frozen=True)
