@@ -47,8 +47,8 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         if (shown := public_address(text)) != text:
             raise UsageError(f"{name}={shown}: everybody who has the file could read what stands for ***; leave it out")
     written.check(network)
-    if (other := written.changes_scores(network)) and config.calibration:
-        raise UsageError(f"calibration={config.calibration} has no effect: to={config.to}: {other}")
+    if other := written.changes_scores(network):
+        config = without_unused(config, {"calibration": other})
     calibration = None if other else _calibration(folder, config, checkpoint.weights_sha256)
     if calibration is not None:
         written.check_calibration(calibration)

@@ -15,6 +15,7 @@ import torch
 from spkd import config
 from spkd.cache import CacheSource
 from spkd.cache.describe import growth
+from spkd.corpus.settings import FetchConfig
 from spkd.errors import SpkdError, UsageError, without_secrets
 from spkd.files import digest
 from spkd.files.atomic import write_bytes, write_json
@@ -80,7 +81,8 @@ class RunRecord:
 
 def start(out: Path, settings: TrainConfig, cache: CacheSource, device: torch.device) -> None:
     """Write run.json, by which a folder is known as a run's, and run.yaml, which `spkd train --from` repeats."""
-    dumped = config.dump(settings).encode()
+    # The folder of copies is this machine's, and changes no result.
+    dumped = config.dump(replace(settings, fetch=FetchConfig())).encode()
     versions = {
         "spkd": __version__,
         "python": platform.python_version(),

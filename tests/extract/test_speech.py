@@ -351,7 +351,7 @@ def test_eval_embed_calibrate_and_python_take_the_same_speech(spkd: Callable, pa
     assert package.load("teacher", vad="energy", device="cpu").verify(paths[0], paths[1]).same is not None
     with pytest.raises(UsageError, match="calibrated with vad=energy 1, and loaded with vad=none; load it with"):
         package.load("teacher", device="cpu").verify(paths[0], paths[1])
-    with pytest.raises(UsageError, match="vad='silerro': none, silero, energy"):
+    with pytest.raises(UsageError, match="vad=silerro: none, silero, energy"):
         package.load("teacher", vad="silerro")
 
 
