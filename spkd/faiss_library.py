@@ -1,4 +1,7 @@
-"""FAISS, which several packages bring as one module: faiss-cpu for every machine, others for CUDA."""
+"""Mined negatives, codecs with codebooks and k-means by FAISS.
+
+Several packages bring it as one module: faiss-cpu for every machine, others for CUDA.
+"""
 
 from __future__ import annotations
 

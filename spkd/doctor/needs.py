@@ -18,7 +18,8 @@ def users() -> dict[str, list[str]]:
     """Name of each extra that the code names -> what uses it.
 
     A choice, such as `to=litert`, uses the extras that its module names, or one that this imports from its own folder.
-    A choice that has the name of an extra uses it: `engine=ray`. Other modules are described by their docstring.
+    A choice that has the name of an extra uses it: `engine=ray`; but not `device=cpu`, which needs no FAISS. Other
+    modules are described by their docstring.
     """
     found: dict[str, list[str]] = {}
     covered: set[Path] = set()
@@ -33,7 +34,7 @@ def users() -> dict[str, list[str]]:
         for command in COMMANDS
         for key in config.keys(COMMANDS[command])
         for choice in key.choices
-        if not any(choice in registry for registry in CHOSEN)
+        if key.name != "device" and not any(choice in registry for registry in CHOSEN)
     }
     for file in sorted(ROOT.rglob("*.py")):
         for extra in _named(file) if file not in covered else ():
