@@ -42,7 +42,6 @@ class Codec(ABC):
         most_lost: largest error of rows read back, over their own length; more means that the numbers are too small for
             it. None where there is no such limit.
         only: the only target that it may be used for; None where all may use it.
-        classes: number of values that each code of a row can have, where a row is stored as codes; else 0.
         parameters: the learnt arrays, by name; the cache keeps them.
     """
 
@@ -52,7 +51,6 @@ class Codec(ABC):
     lossless = False
     most_lost: float | None = None
     only: str | None = None
-    classes = 0
 
     def __init__(self, dim: int) -> None:
         self.dim = self.columns = dim
@@ -69,10 +67,6 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, stored: Tensor) -> Tensor:
         """(..., columns) -> (..., dim) on the same device; float32, or the stored dtype where nothing is coded."""
-
-    def codes(self, stored: Tensor) -> Tensor:
-        """(..., columns) -> (..., codes) integers below `classes`, where a row is stored as codes."""
-        raise NotImplementedError
 
     def _on(self, device: torch.device, name: str) -> Tensor:
         if (name, device) not in self._tensors:
@@ -213,7 +207,28 @@ class Scalar4(Scalar):
     bits = 4
 
 
-class Product(Codec):
+class Coded(Codec):
+    """Base class of codecs that store a row as codes, packed from the lowest bit.
+
+    Attributes:
+        name: name of the codec, for messages.
+        parts: number of codes in a row (M).
+        bits: bits of a code (B).
+        classes: number of values of a code, 2^B.
+    """
+
+    def __init__(self, name: str, dim: int, parts: int, bits: int) -> None:
+        super().__init__(dim)
+        self.name, self.parts, self.bits = name, parts, bits
+        self.columns, self.classes = parts * bits // 8, 2**bits
+        self.training_rows, self.least_rows = 40 * self.classes, self.classes
+
+    def codes(self, stored: Tensor) -> Tensor:
+        """(..., columns) -> (..., parts) integers below `classes`."""
+        return unpack(stored, self.bits, self.parts)
+
+
+class Product(Coded):
     """Base class of codecs by FAISS's ProductQuantizer.
 
     The vector is divided into `parts` sub-vectors, and each is replaced by the nearest of 2^bits centroids. Optimised
@@ -227,12 +242,9 @@ class Product(Codec):
     rotated = False
 
     def __init__(self, dim: int, parts: int) -> None:
-        super().__init__(dim)
-        self.name = f"{'o' * self.rotated}pq{parts}x{self.bits}"
+        super().__init__(f"{'o' * self.rotated}pq{parts}x{self.bits}", dim, parts, self.bits)
         if dim % parts or (parts * self.bits) % 8:
             raise UsageError(f"codec {self.name}: {dim} channels do not divide into {parts} parts of whole bytes")
-        self.parts, self.columns, self.classes = parts, parts * self.bits // 8, 2**self.bits
-        self.training_rows, self.least_rows = 40 * 2**self.bits, 2**self.bits
 
     def _quantiser(self) -> Any:
         return load_faiss(f"codec {self.name}").ProductQuantizer(self.dim, self.parts, self.bits)
@@ -247,7 +259,7 @@ class Product(Codec):
             self.parameters["rotation"] = faiss.vector_to_array(rotation.A).reshape(self.dim, self.dim).copy()
             values = values @ self.parameters["rotation"].T
         quantiser.train(values)
-        shape = (self.parts, 2**self.bits, self.dim // self.parts)
+        shape = (self.parts, self.classes, self.dim // self.parts)
         self.parameters["centroids"] = faiss.vector_to_array(quantiser.centroids).reshape(shape).copy()
 
     def encode(self, values: np.ndarray) -> np.ndarray:
@@ -255,9 +267,6 @@ class Product(Codec):
         load_faiss(f"codec {self.name}").copy_array_to_vector(self.parameters["centroids"].ravel(), quantiser.centroids)
         values = values @ self.parameters["rotation"].T if self.rotated else values
         return quantiser.compute_codes(np.ascontiguousarray(values, np.float32))
-
-    def codes(self, stored: Tensor) -> Tensor:
-        return unpack(stored, self.bits, self.parts)
 
     def decode(self, stored: Tensor) -> Tensor:
         codes = self.codes(stored).long()
@@ -290,7 +299,7 @@ class RotatedProduct4(Product4):
     rotated = True
 
 
-class Additive(Codec):
+class Additive(Coded):
     """Base class of codecs by FAISS's additive quantisers: a row is the sum of one entry of each codebook.
 
     Args:
@@ -301,15 +310,12 @@ class Additive(Codec):
     kind: str
 
     def __init__(self, dim: int, parts: int, bits: int) -> None:
-        super().__init__(dim)
-        self.name = f"{self.kind}{parts}x{bits}"
+        super().__init__(f"{self.kind}{parts}x{bits}", dim, parts, bits)
         if bits > 8 or parts > MOST_PARTS or (parts * bits) % 8:
             raise UsageError(
                 f"codec {self.name}: give at most {MOST_PARTS} codes of at most 8 bits, in whole bytes; "
                 f"e.g. {self.kind}8x8"
             )
-        self.parts, self.bits, self.columns, self.classes = parts, bits, parts * bits // 8, 2**bits
-        self.training_rows, self.least_rows = 40 * self.classes, self.classes
         self._encoder: Any = None
 
     @abstractmethod
@@ -323,14 +329,11 @@ class Additive(Codec):
         self.parameters, self._encoder = {"codebooks": faiss.vector_to_array(quantiser.codebooks).reshape(shape)}, None
 
     def _trained(self) -> Any:
-        """FAISS's quantiser with these codebooks, and its tables for encoding."""
+        """FAISS's quantiser with these codebooks."""
         quantiser = self._quantiser()
         load_faiss(f"codec {self.name}").copy_array_to_vector(self.parameters["codebooks"].ravel(), quantiser.codebooks)
         quantiser.is_trained = True
         return quantiser
-
-    def codes(self, stored: Tensor) -> Tensor:
-        return unpack(stored, self.bits, self.parts)
 
     def decode(self, stored: Tensor) -> Tensor:
         shape, first = stored.shape[:-1], torch.arange(self.parts, device=stored.device) * self.classes
@@ -357,7 +360,7 @@ class Residual(Additive):
 
     def _quantiser(self) -> Any:
         quantiser = load_faiss(f"codec {self.name}").ResidualQuantizer(self.dim, self.parts, self.bits)
-        quantiser.use_beam_LUT = 1  # the same codes, five times faster
+        quantiser.use_beam_LUT = 1  # distances from tables of products of the codebooks
         return quantiser
 
     def encode(self, values: np.ndarray) -> np.ndarray:
@@ -373,7 +376,7 @@ class LocalSearch(Additive):
 
     Encoding improves codes one codebook at a time, then changes some of them and improves again. FAISS's own encoding
     changes random codes of each row, so that the codes of a row depend on the rows beside it; here all rows change by
-    the same list, which gives the same error at the same speed (benchmarks/cache_codecs.py).
+    the same list.
     """
 
     kind = "lsq"

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spkd.cache.card import Card
 from spkd.cache.codebook import Codebook
-from spkd.cache.codec import make_codec
+from spkd.cache.codec import Coded, make_codec
 from spkd.cache.crop import Crop, Rows
 from spkd.cache.folder import CODEC, HEAD
 from spkd.cache.lazy import all_but, picked, shuffled
@@ -191,13 +191,12 @@ class SingleCache(CacheSource):
 
     @cached_property
     def _codes(self) -> dict[str, Target]:
-        """Codes of the targets whose codec stores codes, by name: numbers below the codec's `classes`."""
+        """Codes of the targets whose codec stores codes, by name: integers below the codec's `classes`."""
         found = {}
         for name, target in self.targets.items():
             codec = make_codec(target.codec, target.dim)
-            if codec.classes:
-                codes = codec.codes(torch.zeros(1, codec.columns, dtype=torch.uint8))
-                found[name + CODES] = replace(target, name=name + CODES, dim=codes.shape[-1])
+            if isinstance(codec, Coded):
+                found[name + CODES] = replace(target, name=name + CODES, dim=codec.parts)
         return found
 
     def target(self, name: str) -> Target:
@@ -255,7 +254,7 @@ class SingleCache(CacheSource):
             decoded[LOGITS] = self.head.logits(decoded[EMBEDDING])
         for name in self._codes.keys() & set(names):
             base = name.removesuffix(CODES)
-            decoded[name] = codecs[base].codes(stored[base])
+            decoded[name] = cast(Coded, codecs[base]).codes(stored[base])
         return {name: decoded[name] for name in names}
 
     def check(self, views: np.ndarray) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import COMMENT, Export, Exported, Run, checked, lengths_within
 from spkd.export.beside import Runtime
-from spkd.export.graph import Embedder, quiet, samples_of, traced_alone
+from spkd.export.graph import Embedder, lengths_of, quiet, samples_of, traced_alone
 from spkd.export.onnx import NAMES, OUTPUT
-from spkd.export.settings import CoreMLSettings
+from spkd.export.settings import LongestSettings
 from spkd.files.atomic import check_is_own, check_writable, set_aside, write_bytes, writing_folder
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
@@ -39,7 +39,7 @@ def run(x):
 class CoreML(Export):
     """Core ML's package, for a single view, in float32. Core ML runs on macOS and iOS alone."""
 
-    Settings = CoreMLSettings
+    Settings = LongestSettings
     file = "model.mlpackage"
     mark = COMMENT.encode()
 
@@ -89,9 +89,7 @@ def write_coreml(embedder: Embedder, out: Path, seconds: float) -> tuple[int, in
         example = embedder.example(seconds)
         length: Any = example.shape[1]
         if samples[0] < samples[1]:
-            node = next(node for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0])
-            limits = program.range_constraints[node.meta["val"].shape[1].node.expr]
-            length = coremltools.RangeDim(int(limits.lower), int(limits.upper), default=length)
+            length = coremltools.RangeDim(*lengths_of(program), default=length)
         shape = (1, length, *example.shape[2:])
         with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():  # it draws bars there
             model = coremltools.convert(

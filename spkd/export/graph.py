@@ -201,15 +201,20 @@ def traced_alone(embedder: Embedder, seconds: float) -> torch.export.ExportedPro
         return torch.export.export(embedder, (example,), strict=False)
 
 
-def samples_of(program: torch.export.ExportedProgram, embedder: Embedder) -> tuple[int, int]:
-    """Least and greatest number of samples of a recording whose input a graph takes."""
+def lengths_of(program: torch.export.ExportedProgram) -> tuple[int, int]:
+    """Least and greatest length of the input of a graph, in frames or samples."""
     node = next(node for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0])
     length = node.meta["val"].shape[1]
     if isinstance(length, int):
         return length, length
     limits = program.range_constraints[length.node.expr]
-    least, most = int(limits.lower), int(limits.upper)
-    if embedder.front_end is not None:
+    return int(limits.lower), int(limits.upper)
+
+
+def samples_of(program: torch.export.ExportedProgram, embedder: Embedder) -> tuple[int, int]:
+    """Least and greatest number of samples of a recording whose input a graph takes."""
+    least, most = lengths_of(program)
+    if embedder.front_end is not None or least == most:
         return least, most
     return least * HOP + WINDOW - HOP, most * HOP
 

@@ -12,7 +12,7 @@ from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import Export, Exported, Run, checked, lengths_within
 from spkd.export.beside import Runtime
 from spkd.export.graph import Embedder, quiet, samples_of, traced_alone
-from spkd.export.settings import PTESettings
+from spkd.export.settings import LongestSettings
 from spkd.files.atomic import write_bytes
 
 CODE = """
@@ -30,7 +30,7 @@ def run(x):
 class PTE(Export):
     """ExecuTorch's program, for a single view."""
 
-    Settings = PTESettings
+    Settings = LongestSettings
     file = "model.pte"
     mark = b"ET12"  # of any file of the format, which has no metadata
 

@@ -26,12 +26,9 @@ class LiteRTSettings:
 
 
 @dataclass
-class PTESettings:
-    seconds: float = key(10.0, "greatest length that the graph takes (s); of the waveform the only one", low=1, high=60)
+class LongestSettings:
+    """Settings of formats with graphs for a single view, up to a length."""
 
-
-@dataclass
-class CoreMLSettings:
     seconds: float = key(10.0, "greatest length that the graph takes (s); of the waveform the only one", low=1, high=60)
 
 

@@ -42,6 +42,22 @@ class MelBanks:
     spec_norm: str = "mn"
 
 
+def prepared(waves: Tensor, lengths: Tensor | None, normal: bool, emphasis: bool, least: float) -> Tensor:
+    """Waveforms (B, samples) as they are framed, float32.
+
+    Args:
+        lengths: (B,) samples of each waveform, where shorter ones are padded; None where all have the full length.
+        normal: whether each has zero mean and unit variance.
+        emphasis: whether it is pre-emphasised, its first sample by the second.
+        least: number added to the deviation.
+    """
+    waves = waves.float()
+    if normal:
+        variance, mean = padding.var_mean(waves, lengths)
+        waves = (waves - mean) / (variance.sqrt() + least)
+    return waves - PREEMPHASIS * torch.cat([waves[:, 1:2], waves[:, :-1]], 1) if emphasis else waves
+
+
 @in_float32
 def mel_banks(waves: Tensor, lengths: Tensor | None, mels: int, settings: MelBanks) -> Tensor:
     """Log-mel energies: (B, samples) -> (B, 1 + samples // 160, mels), normalised over time.
@@ -52,12 +68,7 @@ def mel_banks(waves: Tensor, lengths: Tensor | None, mels: int, settings: MelBan
         waves: (B, samples), at 16 kHz, more than n_fft / 2 of each view.
         lengths: (B,) samples of each waveform, where shorter ones are padded; None where all have the full length.
     """
-    waves = waves.float()
-    if settings.norm_signal:
-        variance, mean = padding.var_mean(waves, lengths)
-        waves = (waves - mean) / (variance.sqrt() + LEAST)
-    if settings.do_preemph:
-        waves = waves - PREEMPHASIS * torch.cat([waves[:, 1:2], waves[:, :-1]], 1)
+    waves = prepared(waves, lengths, settings.norm_signal, settings.do_preemph, LEAST)
     window = torch.hamming_window(settings.win_length, device=waves.device)
     waves = padding.reflect(waves[:, None], settings.n_fft // 2, lengths)[:, 0]
     spectra = torch.stft(

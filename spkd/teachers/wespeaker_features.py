@@ -12,8 +12,9 @@ from torch.nn.functional import pad
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.networks import padding
-from spkd.outputs.features import HOP, PREEMPHASIS, WINDOW, in_float32, slaney_filters, without_padding
+from spkd.outputs.features import HOP, WINDOW, in_float32, slaney_filters, without_padding
 from spkd.outputs.target import Target
+from spkd.teachers.redimnet_features import prepared
 from spkd.teachers.toolkit import FrontEnd
 
 
@@ -82,12 +83,7 @@ def tfmel(waves: Tensor, lengths: Tensor | None, settings: TFMel) -> Tensor:
         waves: (B, samples), at 16 kHz.
         lengths: (B,) samples of each waveform, where shorter ones are padded; None where all have the full length.
     """
-    waves = waves.float()
-    if settings.norm_signal:
-        variance, mean = padding.var_mean(waves, lengths)
-        waves = (waves - mean) / (variance.sqrt() + settings.eps)
-    if settings.do_preemph:
-        waves = waves - PREEMPHASIS * torch.cat([waves[:, 1:2], waves[:, :-1]], 1)
+    waves = prepared(waves, lengths, settings.norm_signal, settings.do_preemph, settings.eps)
     edge = HOP // 2
     frames = pad(without_padding(waves, lengths), (edge, edge)).unfold(1, settings.win_length, HOP)
     window = torch.hamming_window(settings.win_length, periodic=False, device=waves.device)

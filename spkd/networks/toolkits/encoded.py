@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from spkd.networks import padding
 from spkd.networks.network import Network
+from spkd.networks.resnet import FLOOR
 from spkd.outputs.features import HOP
 from spkd.outputs.target import Target
-
-FLOOR = 1e-7  # number added to a variance before its root
 
 
 class Encoder(nn.Module):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from spkd.cache.codec import make_codec
+from spkd.cache.codec import Coded, make_codec
 from spkd.errors import UsageError, did_you_mean
 from spkd.outputs.target import CODES, Target
 from spkd.train.alignment import align, mean_over_frames
@@ -62,4 +64,4 @@ class Codebook(Loss):
 
 def classes(codes: Target) -> int:
     """Number of values of each code."""
-    return make_codec(codes.codec, codes.dim).classes
+    return cast(Coded, make_codec(codes.codec, codes.dim)).classes
