@@ -70,8 +70,9 @@ class Rows:
         """
         hop, height, count = target.hop or 1, target.num_frames(crop.samples), target.num_frames(samples)
         # Crops within their view. Times are doubled, because the middle of a crop may lie between two samples.
-        middle = 2 * crop.start + crop.samples - round(2 * target.middle) - (height - 1) * hop
-        first = ((middle + hop) // (2 * hop)).clip(0, np.maximum(count - height, 0))
+        middle = 2 * crop.start + (crop.samples - round(2 * target.middle) - (height - 1) * hop)
+        last = np.maximum(count - height, 0)
+        first = np.minimum(np.maximum((middle + hop) // (2 * hop), 0), last)
         is_whole = crop.start + crop.samples <= samples
         if is_whole.all():
             return cls(first, count, height)

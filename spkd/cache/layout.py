@@ -40,7 +40,7 @@ FRAME_CHUNK = 128
 EMPTY = 2**64 - 1
 HEADER = 128  # bytes
 ZSTD_LEVEL = 1
-CHECKED_EVERY = 1.0  # s after which the size of a mapped shard is compared again
+CHECKED_EVERY = 1.0  # s after which the size of a mapped file is compared again
 ZARR_TYPES = {"<f2": "float16", "<f4": "float32", "|i1": "int8", "|u1": "uint8"}
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 
+from spkd.cache.layout import CHECKED_EVERY
 from spkd.cache.lazy import Lazy
 from spkd.errors import SpkdError
 from spkd.files import digest
@@ -68,13 +70,17 @@ class MappedFile:
             raise NotThis(f"{path}: cannot be used ({str(error)[:200]})") from error
         if digest.of_bytes(self._checks.tobytes()) != checks["sha256"]:
             raise NotThis(f"{path}: damaged (its checksums are not those of its header)")
-        self._end = end
+        self._end, self._sized = end, time.monotonic()
         self._seen = np.zeros(len(self._checks), bool)
         self._rows = {
             name: self._bytes[place["offset"] : place["offset"] + place["bytes"]].view(_dtype(place["fields"]))
             for name, place in places.items()
         }
+        self._fields = {
+            name: {field: rows[field] for field in rows.dtype.names or ()} for name, rows in self._rows.items()
+        }
         self._offset = {name: place["offset"] for name, place in places.items()}
+        self._unchecked = {name for name, rows in self._rows.items() if len(rows)}  # sections with unseen blocks
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A spawned process maps the file itself.
@@ -91,19 +97,20 @@ class MappedFile:
         """Whether a section has so many records of a type."""
         return section in self._rows and self._rows[section].dtype == dtype and len(self._rows[section]) == count
 
-    def take(self, section: str, numbers: np.ndarray) -> np.ndarray:
-        """Records of the given numbers. Raises SpkdError: a block is damaged, or the file was cut off."""
-        self._check_size()
-        rows = self._rows[section]
-        if len(numbers):
-            if numbers.min() < 0 or numbers.max() >= len(rows):
-                raise IndexError(f"{section}: a number outside of 0 to {len(rows) - 1}")
+    def take(self, section: str, name: str, numbers: np.ndarray) -> np.ndarray:
+        """A field of the records of some numbers. Raises SpkdError: a block is damaged, or the file was cut off."""
+        # Every batch of a training comes through here: what costs more than the records do is done once in a while.
+        if time.monotonic() - self._sized >= CHECKED_EVERY:
+            self._check_size()
+        rows, numbers = self._rows[section], numbers.astype(np.int64, copy=False)
+        # As numbers without a sign, those below 0 are the largest of all.
+        if len(numbers) and numbers.view(np.uint64).max() >= len(rows):
+            raise IndexError(f"{section}: a number outside of 0 to {len(rows) - 1}")
+        if section in self._unchecked:
             width = rows.dtype.itemsize
-            first = numbers.astype(np.int64) * width + (self._offset[section] - HEADER)
-            blocks, last = first // BLOCK, (first + (width - 1)) // BLOCK
-            if not (self._seen[blocks].all() and self._seen[last].all()):
-                self._check(np.concatenate([blocks, last]))
-        return rows[numbers]
+            first = numbers * width + (self._offset[section] - HEADER)
+            self._check(np.concatenate([first // BLOCK, (first + (width - 1)) // BLOCK]))
+        return self._fields[section][name][numbers]
 
     def part(self, section: str, start: int, stop: int) -> np.ndarray:
         """Records `start` to `stop` - 1, which are not copied. Raises SpkdError: as of `take`."""
@@ -128,15 +135,24 @@ class MappedFile:
         if (size := self._map.size()) < len(self._bytes):
             cut = f"{size} bytes instead of {len(self._bytes)}"
             raise SpkdError(f"{self._path}: cut off while it was being read ({cut}); {AGAIN}")
+        self._sized = time.monotonic()
 
     def _check(self, blocks: np.ndarray) -> None:
-        for block in np.unique(blocks[~self._seen[blocks]]).tolist():
+        new = blocks[~self._seen[blocks]]
+        if not len(new):
+            return
+        for block in np.unique(new).tolist():
             start = HEADER + block * BLOCK
             stop = min(start + BLOCK, self._end)
             wrong = google_crc32c.value(self._bytes[start:stop].tobytes()) != self._checks[block]
             if wrong or not self._within_bounds(start, stop):
                 raise SpkdError(f"{self._path}: damaged; {AGAIN}")
             self._seen[block] = True
+        for section in list(self._unchecked):
+            begin = self._offset[section] - HEADER
+            end = begin + self._rows[section].nbytes
+            if self._seen[begin // BLOCK : -(-end // BLOCK)].all():
+                self._unchecked.remove(section)
 
     def _within_bounds(self, start: int, stop: int) -> bool:
         """Whether the records that begin in a block have values that they may have."""
@@ -164,7 +180,7 @@ class Column(Lazy):
         return np.ascontiguousarray(self._file.part(self._section, start, stop)[self._name])
 
     def at(self, places: np.ndarray) -> np.ndarray:
-        return self._file.take(self._section, places)[self._name]
+        return self._file.take(self._section, self._name, places)
 
 
 class Texts(Sequence[str]):

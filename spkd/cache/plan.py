@@ -207,12 +207,15 @@ class Plan:
         """Number of rows of every shard of a target."""
         return shard_rows(target, self.unit_views, self.unit_seconds)
 
+    def begins(self, target: Target, views: np.ndarray) -> np.ndarray:
+        """(B,) first row of each view (B,) within its shard."""
+        if target.hop is None:
+            return views - self.first[self.units_of(views)]
+        return self.tables.begins(target)[views]
+
     def places(self, target: Target, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B,) first row of each view (B,) within its shard, and (B,) its number of rows."""
-        counts = target.num_frames(self.views.samples[views])
-        if target.hop is None:
-            return views - self.first[self.units_of(views)], counts
-        return self.tables.begins(target)[views], counts
+        return self.begins(target, views), target.num_frames(self.views.samples[views])
 
     def unit_places(self, target: Target, unit: int) -> tuple[np.ndarray, np.ndarray]:
         """`places` of the views of one unit."""

@@ -43,9 +43,13 @@ def test_it_holds_what_was_written(path: Path) -> None:
     for each in (file, pickle.loads(pickle.dumps(file))):
         assert np.array_equal(each.whole("rows"), ROWS)
         numbers = np.array([999, 0, 31, 32, 512])
-        assert np.array_equal(each.take("rows", numbers), ROWS[numbers])
+        for field in ("a", "b"):
+            assert np.array_equal(each.take("rows", field, numbers), ROWS[field][numbers])
         assert np.array_equal(Column(each, "rows", "b")[10:300:7], ROWS["b"][10:300:7])
-        assert np.array_equal(each.take("rows", np.array([200, 250], np.uint8)), ROWS[[200, 250]])
+        assert np.array_equal(each.take("rows", "b", np.array([200, 250], np.uint8)), ROWS["b"][[200, 250]])
+        for outside in ([1000], [-1], [3, -(2**62)]):
+            with pytest.raises(IndexError):
+                each.take("rows", "a", np.array(outside))
         texts = Texts(each, "texts", "ends")
         assert list(texts) == TEXTS
         assert texts == TEXTS
@@ -71,10 +75,11 @@ def test_only_what_is_touched_is_checked(path: Path) -> None:
     bad[mapped.HEADER + 12 * 500] ^= 1
     path.write_bytes(bad)
     file = opened(path)
-    assert np.array_equal(file.take("rows", np.arange(400)), ROWS[:400])
+    assert np.array_equal(file.take("rows", "a", np.arange(400)), ROWS["a"][:400])
     for _ in range(2):
         with pytest.raises(SpkdError, match=r"f\.bin: damaged; remove it"):
-            file.take("rows", np.array([3, 500]))
+            file.take("rows", "a", np.array([3, 500]))
+    assert np.array_equal(file.take("rows", "b", np.arange(600, 900)), ROWS["b"][600:900])
 
 
 def test_short_and_foreign_files_are_not_used(path: Path, tmp_path: Path) -> None:
@@ -119,4 +124,4 @@ def test_headers_that_somebody_signed_anew_are_checked(path: Path, change: objec
 def test_values_out_of_bounds_are_refused_whatever_the_checksums_say(path: Path) -> None:
     opened(path).check()
     with pytest.raises(SpkdError, match="damaged"):
-        opened(path, low=1).take("rows", np.array([0]))
+        opened(path, low=1).take("rows", "a", np.array([0]))

@@ -204,8 +204,10 @@ def test_a_file_that_is_cut_off_while_it_is_mapped_is_an_error(tmp_path: Path) -
     record = saved(tmp_path, [plan_of(np.random.RandomState(0), 0, 3000)])
     mend(tmp_path, record)
     code = """
-import os, sys
+import itertools, os, sys, time
 from pathlib import Path
+seconds = itertools.count()
+time.monotonic = lambda: float(next(seconds))
 from spkd.cache.folder import CompletionRecord
 from spkd.cache.mapped_plan import open_plan
 from spkd.errors import SpkdError

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,27 @@ def test_a_compressed_chunk_that_claims_more_than_it_may_hold_is_refused() -> No
     for bad in (bomb, whole[:-1], b"", b"\x28\xb5\x2f\xfd\xa0" + b"\xff" * 20, whole[:4] + b"\0" + whole[5:]):
         with pytest.raises(ValueError, match=r"."):
             decompress(bad, 1000)
+
+
+def test_large_batches_are_whole_in_several_threads_and_with_two_threads_each(tmp_path: Path) -> None:
+    """Half of a batch above 1 MB is copied by a second thread, which the callers of one reader share."""
+    frames = Target("frames", 256, 160, 0)
+    values = write(tmp_path / "c", [160 * 99] * 64, [frames], unit_views=16)["frames"]
+    whole = np.concatenate(values).reshape(64, 100, 256)
+    cache, before = Cache.open(tmp_path / "c"), torch.get_num_threads()
+
+    def read(seed: int) -> bool:
+        views = np.random.RandomState(seed).randint(0, 64, 48)
+        return bool(np.array_equal(cache.batch(views, ["frames"])["frames"].numpy(), whole[views]))
+
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(read, range(40)))
+        out = torch.zeros(64, 99, 256, dtype=torch.float16)  # a row too few
+        for _ in range(3):
+            with pytest.raises((ValueError, RuntimeError)):
+                cache.batch(np.arange(64), ["frames"], None, {"frames": out})
+            assert read(1)
+    finally:
+        torch.set_num_threads(before)
