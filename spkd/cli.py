@@ -39,7 +39,7 @@ from spkd.files.text import counted
 from spkd.memory import keep_large_buffers
 from spkd.progress import log
 from spkd.registry import EXPORTS, LAYOUTS, LOSSES, plug_ins
-from spkd.train.settings import TrainConfig
+from spkd.train.settings import ClusterConfig, TrainConfig
 from spkd.version import __version__
 from spkd.voices.settings import VOICES, EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 
@@ -48,7 +48,8 @@ AGAIN = 0.05  # s until an interruption is asked for again
 if TYPE_CHECKING:
     from spkd.corpus.manifest import Manifest
 
-MANIFEST, CATALOGUE = Path("manifest.csv"), Path("catalogue.html")  # what commands write that are given no name
+# What commands write that are given no name.
+MANIFEST, CATALOGUE, LABELS = Path("manifest.csv"), Path("catalogue.html"), Path("labels.csv")
 app = typer.Typer(
     help="Distil heavy speaker-verification teachers into phone-sized students, from a shared cache.",
     no_args_is_help=True,
@@ -636,6 +637,35 @@ def cache_estimate(
     from spkd.extract.estimate import estimate
 
     log("\n".join(estimate(settings).lines(hour, terabyte)))
+
+
+@cache_app.command(
+    "cluster", cls=with_keys(ClusterConfig), epilog=_example("spkd cache cluster cache --out labels.csv")
+)
+def cache_cluster(
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CACHE... [KEY=VALUE]...", help="Caches with embeddings, and settings.", autocompletion=_settings
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="File of the labels to write: a table of utt,speaker.")] = LABELS,
+    config_file: ConfigFile = None,
+) -> None:
+    """Group the utterances of a cache by voice, into labels for `spkd train labels=FILE`."""
+    paths, overrides = _files_and_keys(given)
+    settings = config.load(ClusterConfig, overrides, config_file)
+    from spkd.files.atomic import check_writable
+    from spkd.train.cluster import labels_of
+    from spkd.train.label_file import write_labels
+
+    check_writable(out)
+    if out.exists():
+        raise UsageError(f"{out}: exists already; choose another --out FILE, or remove it")
+    rows, lines = labels_of(paths, settings)
+    write_labels(out, rows)
+    for line in lines:
+        log(f"{out}: {line}")
 
 
 @cache_app.command("ls", cls=Command, epilog=_example("spkd cache ls s3://lab/caches"))

@@ -292,6 +292,7 @@ COMMANDS = Registry(
     {
         "extract": "spkd.extract.settings:ExtractConfig",
         "train": "spkd.train.settings:TrainConfig",
+        "cluster": "spkd.train.settings:ClusterConfig",
         "eval": "spkd.eval.settings:EvalConfig",
         "calibrate": "spkd.eval.settings:CalibrateConfig",
         "embed": "spkd.eval.settings:EmbedConfig",

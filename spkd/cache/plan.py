@@ -37,6 +37,7 @@ from spkd.files.reading import read_bytes
 from spkd.outputs.target import Target
 
 UNLABELLED = -1
+AT_ONCE = 1 << 20  # views that are looked at together
 
 
 class Tables(ABC):
@@ -96,6 +97,40 @@ class Computed(Tables):
     def views_of(self, utterances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         column = self._views.utterance
         return np.searchsorted(column, utterances), np.searchsorted(column, utterances, side="right")
+
+
+class Relabelled(Tables):
+    """Tables of a plan whose utterances have other speakers than those of the manifest.
+
+    Args:
+        speaker: (utterances,) number of the speaker of each utterance, or UNLABELLED.
+    """
+
+    def __init__(self, tables: Tables, views: Views, speaker: np.ndarray) -> None:
+        self._tables, self._views, self._speaker = tables, views, speaker
+
+    @cached_property
+    def labelled(self) -> bool:  # type: ignore[override]
+        return bool((self._speaker != UNLABELLED).all())
+
+    @cached_property
+    def factors(self) -> np.ndarray:  # type: ignore[override]
+        return self._tables.factors
+
+    @cached_property
+    def classes(self) -> np.ndarray:  # type: ignore[override]
+        found = np.zeros(0, np.int64)
+        for start in range(0, len(self._views), AT_ONCE):
+            rows = self._views[start : start + AT_ONCE]
+            keys = class_keys(self._speaker[rows.utterance], factors_of(rows.speed, rows.formants))
+            found = np.union1d(found, keys[keys >= 0])
+        return found
+
+    def begins(self, target: Target) -> np.ndarray:
+        return self._tables.begins(target)
+
+    def views_of(self, utterances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._tables.views_of(utterances)
 
 
 @dataclass(frozen=True)
@@ -168,6 +203,7 @@ class Plan:
         unit_seconds: most audio in one unit (s).
         mapped: what follows from the columns, where it is in a file; None: it is computed.
         speech: speech of which views are taken; None where they are taken of whole utterances.
+        of_manifest: speakers of the manifest, where `speakers` are others; (): they are the same.
     """
 
     views: Views
@@ -179,6 +215,17 @@ class Plan:
     unit_seconds: float
     mapped: Tables | None = None
     speech: SpeechColumns | None = None
+    of_manifest: Sequence[str] = ()
+
+    def relabelled(self, speakers: Sequence[str], speaker: np.ndarray) -> Plan:
+        """The same views with other speakers than those of the manifest.
+
+        Args:
+            speakers: sorted names of the speakers.
+            speaker: (utterances,) index in `speakers` of each utterance, or UNLABELLED.
+        """
+        tables = Relabelled(self.tables, self.views, speaker)
+        return dataclasses.replace(self, speakers=speakers, speaker=speaker, mapped=tables, of_manifest=self.speakers)
 
     @cached_property
     def tables(self) -> Tables:

@@ -33,12 +33,13 @@ from spkd.progress import log
 CONCATENATE, AVERAGE, SEPARATE = "concatenate", "average", "separate"
 
 
-def open_caches(paths: Sequence[str], teachers: str = CONCATENATE) -> CacheSource:
+def open_caches(paths: Sequence[str], teachers: str = CONCATENATE, labelled: bool = True) -> CacheSource:
     """The cache at a path, an export to stream from (a folder or URL of tars), or several caches combined.
 
     Args:
         paths: folders of caches; or one folder or URL of an export.
         teachers: combination of the outputs of several teachers; see CombinedCache.
+        labelled: whether the labels of the manifests are used.
     Raises:
         UsageError: no path, or a stream among several caches.
         SpkdError: caches that cannot be combined, or one that cannot be opened.
@@ -57,7 +58,8 @@ def open_caches(paths: Sequence[str], teachers: str = CONCATENATE) -> CacheSourc
     if streams:
         raise UsageError(f"{streams[0]}: a stream cannot be combined with other caches; import it: spkd cache import")
     corpora = _corpora(opened)
-    _note_shared_speakers([members[0] for members in corpora])
+    if labelled:
+        _note_shared_speakers([members[0] for members in corpora])
     return CombinedCache(corpora, teachers)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spkd.cache import CacheSource
-from spkd.corpus.settings import ViewConfig
+from spkd.corpus.settings import SEVERAL, ViewConfig
 from spkd.corpus.vad.base import NONE, SEGMENTS
 from spkd.corpus.view import ViewPlan, unused_folders
 from spkd.errors import SpkdError, UsageError, listed
@@ -38,9 +38,11 @@ def stored_targets(loss: ChosenLoss, logits: TeacherLogits | None) -> list[str]:
     return [logits.source if name == LOGITS and logits is not None else name for name in loss.needed_targets]
 
 
-def check_labels(cache: CacheSource, losses: dict[str, ChosenLoss]) -> None:
+def check_labels(cache: CacheSource, losses: dict[str, ChosenLoss], file: str | None = None) -> None:
     """Check that the cache has the speaker labels that the losses need.
 
+    Args:
+        file: file of the labels; None: they are those of the manifest.
     Raises:
         SpkdError: a loss needs the speaker of every view and some are unknown, or it needs some and all are unknown.
     """
@@ -52,8 +54,11 @@ def check_labels(cache: CacheSource, losses: dict[str, ChosenLoss]) -> None:
         if loss.kind.needs_labels == "some" and known:
             log(f"{name}: {known:,} of {counted(len(views), 'view')} have a speaker label; it learns from those")
         elif loss.kind.needs_labels:
+            lacking = f"the manifest of {cache.name} has utterances without"
+            if file is not None:
+                lacking = f"labels={file} has none for some utterances (spkd cache cluster smallest=1 leaves none out)"
             raise SpkdError(
-                f"--loss {name} needs speaker labels, and the manifest of {cache.name} has utterances without; "
+                f"--loss {name} needs speaker labels, and {lacking}; "
                 f"choose a loss without labels ({', '.join(n for n in LOSSES if not LOSSES[n].needs_labels)})"
             )
 
@@ -163,6 +168,18 @@ def note_validation(cache: CacheSource, valid: ValidConfig) -> None:
         log(f"note: the cache's views are with view.vad={listed(trained)}, validation is with valid.vad={valid.vad}")
 
 
+def note_drawn(cache: CacheSource, config: TrainConfig) -> None:
+    """Log a note where labels come from a file, and pseudo-speakers are not those of its speakers."""
+    for member in cache.members if config.labels is not None else ():
+        card = member.card.views
+        if SEVERAL.fullmatch(card.plan) and len(card.speeds) * len(card.formants) > 1:
+            log(
+                f"note: {member.name}: view.plan={card.plan} draws pseudo-speakers for each speaker of the manifest, "
+                f"and for each utterance without one, not for the speakers of labels={config.labels}; extract with "
+                "view=full and lists of view.speeds and view.formants, so that all utterances have the same ones"
+            )
+
+
 def _pseudo(view: ViewConfig) -> int:
     """Number of pseudo-speakers per speaker: pairs of speed and formant factor other than those of the recording."""
     return len({(s, f) for s in view.speeds for f in view.formants} - {(1.0, 1.0)})
@@ -226,12 +243,30 @@ def _of_losses(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainC
         reasons["class_means"] = f"{named} {'learns' if one else 'learn'} nothing from the teacher's embeddings"
     elif config.class_means and (EMBEDDING not in cache.names or (cache.plan.speaker < 0).all()):
         reasons["class_means"] = "it needs one teacher's embeddings, and speaker labels"
+    if not _use_labels(losses, config):
+        reasons["labels"] = f"{named} {'learns' if one else 'learn'} from no labels; add --loss aam"
     if config.optim.swa_fraction and (averaging := [n for n, loss in losses.items() if loss.kind.averages_weights]):
         reasons["optim.swa_fraction"] = f"{averaging[0]} keeps a moving average of its own"
     learned = {name for loss in losses.values() for name in loss.needed_targets}
     if config.augment.speeds != [1.0] and any(cache.target(n).hop is not None for n in learned & set(cache.names)):
         reasons["augment.speeds"] = "frames of the teacher do not follow another speed"
     return reasons
+
+
+def _use_labels(losses: dict[str, ChosenLoss], config: TrainConfig) -> bool:
+    """Whether anything in a run depends on labels."""
+    return (
+        config.class_means
+        or config.mining.negatives > 0
+        or config.sampler.name in ("speakers", "hard")
+        or any(
+            loss.kind.needs_labels
+            or loss.settings.finetunes()
+            or loss.settings.logits_request() is not None
+            or (loss.settings.contrasts() and loss.settings.ceiling is None)  # measured on different speakers
+            for loss in losses.values()
+        )
+    )
 
 
 def steps_of(config: TrainConfig, cache: CacheSource) -> int:

@@ -85,17 +85,23 @@ def contents_of(config: TrainConfig) -> dict[str, str]:
         for name, folder in (("augment.noise", config.augment.noise), ("augment.rir", config.augment.rir))
         if folder is not None and folder != SYNTHETIC
     }
+    if config.labels is not None:
+        contents["labels"] = _digest("labels", Path(config.labels))
     init = None if config.student.init is None else Path(config.student.init)
     if init is None or not init.exists():
         return contents
     if (init / DESCRIPTION).is_file():
         return contents | {"student.init": Description.read(init / DESCRIPTION).weights_sha256}
     files = [init] if init.is_file() else sorted(path for path in init.iterdir() if path.suffix in OF_MODELS)
-    try:
-        lines = [f"{path.relative_to(init)} {digest.of_file(path)}\n" for path in files]
-    except OSError as error:
-        raise SpkdError(f"student.init={init}: {error.strerror}") from error
+    lines = [f"{path.relative_to(init)} {_digest('student.init', path)}\n" for path in files]
     return contents | {"student.init": digest.of_bytes("".join(lines).encode())}
+
+
+def _digest(setting: str, path: Path) -> str:
+    try:
+        return digest.of_file(path)
+    except OSError as error:
+        raise SpkdError(f"{setting}={path}: {error.strerror}") from error
 
 
 def note_contents(run: Path, configs: Iterable[TrainConfig]) -> None:

@@ -207,6 +207,11 @@ class TrainConfig(Settings):
         "several teachers: concatenate or average their normalised vectors, or separate (each loss once for each)",
         ("concatenate", "average", "separate"),
     )
+    labels: str | None = key(
+        None,
+        "file with the columns utt,speaker, as `spkd cache cluster` writes it: its speakers take the place of those of "
+        "the manifests; utterances that it lacks have no label",
+    )
     class_means: bool = key(
         False,
         "replace each embedding of the teacher by its mean over the views of the same speaker or pseudo-speaker",
@@ -295,3 +300,29 @@ class TrainConfig(Settings):
         if mining.embeddings != "student":
             reasons.setdefault("refresh", "the teacher's embeddings do not change (mining.embeddings=student)")
         return {f"mining.{name}": reason for name, reason in reasons.items()}
+
+
+@dataclass
+class ClusterConfig(Settings):
+    COMMAND: ClassVar[str] = "cluster"
+
+    centres: int = key(
+        0,
+        "clusters of k-means, whose centres are merged (0: 10,000, or each utterance by itself where there are no "
+        "more); merging takes 8 bytes for each pair of them",
+        low=0,
+        high=200_000,
+    )
+    speakers: int = key(0, "clusters that remain after merging (0: as similarity says)", low=0, high=200_000)
+    similarity: float | None = key(
+        None,
+        "merge while two clusters have a mean cosine of at least this (default: the cut with the largest mean "
+        "silhouette)",
+        low=-1,
+        high=1,
+    )
+    smallest: int = key(2, "utterances of clusters with fewer are left out, and have no label", low=1, high=10**9)
+    seed: int = key(0, "seed of k-means", low=0, high=2**31 - 1)
+
+    def unused(self) -> dict[str, str]:
+        return {"similarity": f"speakers={self.speakers} sets the number of clusters"} if self.speakers else {}

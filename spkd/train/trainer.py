@@ -60,6 +60,7 @@ from spkd.train.checks import (
     check_settings,
     check_shared,
     check_targets,
+    note_drawn,
     note_graphs,
     note_validation,
     note_views,
@@ -78,6 +79,7 @@ from spkd.train.distributed import (
     ranks_of,
     summed,
 )
+from spkd.train.label_file import put_labels
 from spkd.train.labels import Labels, mean_embeddings
 from spkd.train.loading import (
     BatchLoader,
@@ -228,10 +230,14 @@ class Run:
 
     @cached_property
     def people(self) -> People:
-        """Speakers and utterances of the caches, and of the student that initialised this one."""
+        """Speakers and utterances of the caches, and of the student that initialised this one.
+
+        With a file of labels, speakers are those of the manifests, too: their speech is trained on.
+        """
         people = _before(self.config).people
         for plan in self.task.plans:
-            people = people.with_those_of(People(Names.of(plan.speakers), Names.of(plan.utterances)))
+            speakers = Names.of({*plan.speakers, *plan.of_manifest})
+            people = people.with_those_of(People(speakers, Names.of(plan.utterances)))
         return people
 
     def save(self, step: int) -> None:
@@ -363,20 +369,24 @@ def opened(config: TrainConfig, left_out: dict[str, str] | None = None) -> Opene
         SpkdError: a cache cannot be opened.
     """
     losses = chosen_losses(config.loss) if config.loss.names else None  # a wrong name is found before all else
-    cache = open_caches(config.cache, config.teachers)
+    cache = open_caches(config.cache, config.teachers, config.labels is None)
+    finetunes = losses is not None and any(loss.settings.finetunes() for loss in losses.values())
+    finetune_cache = None
+    if finetunes and config.finetune_cache:
+        finetune_cache = open_caches(config.finetune_cache, labelled=config.labels is None)
+    if config.labels is not None:
+        put_labels(config.labels, [cache] if finetune_cache is None else [cache, finetune_cache])
     labels = Labels.of(cache)
     if losses is None:
         config = chosen(config, default_losses(labelled=bool(labels.names)), left_out)
         log(f"--loss is not given: {listed(config.loss.names)} by default")
         losses = chosen_losses(config.loss)
-    finetunes = any(loss.settings.finetunes() for loss in losses.values())
-    finetune_cache = open_caches(config.finetune_cache) if finetunes and config.finetune_cache else None
     # Without a setting, others may have no effect: audio is not decoded where its augmentation is left out.
     while (
         used := without_unused(config, without_effect(cache, finetune_cache, losses, config), left_out)
     ) is not config:
         config, losses = used, chosen_losses(used.loss)
-    check_labels(cache, losses)
+    check_labels(cache, losses, config.labels)
     logits = teacher_logits(cache, labels, losses)
     config = without_unused(config, unused_margins(losses, logits), left_out)
     return Opened(config, chosen_losses(config.loss), cache, finetune_cache, labels, logits)
@@ -394,6 +404,7 @@ def checked(config: TrainConfig) -> Task:
     config = replace(config, steps=steps_of(config, cache))
     note_warmup(config)
     note_graphs(config, device)
+    note_drawn(cache, config)
     return Task(config, device, with_ceilings(losses, cache), cache, finetune_cache, labels, logits)
 
 
@@ -509,7 +520,13 @@ def _check_validation(task: Task, validate: Validate | None) -> None:
         return
     before, teacher_people = _before(task.config).people, task.teacher_people
     for word, names, known, trained, of_teachers in (
-        ("speakers", validate.speakers, [p.speakers for p in task.plans], before.speakers, teacher_people.speakers),
+        (
+            "speakers",
+            validate.speakers,
+            [names for p in task.plans for names in (p.speakers, p.of_manifest)],
+            before.speakers,
+            teacher_people.speakers,
+        ),
         (
             "utterances",
             validate.utterances,
