@@ -24,6 +24,7 @@ MOST_MERGED = 10_000  # centres that are merged by default: 400 MB of distances,
 ITERATIONS = 20  # of k-means
 CUTS = 50  # numbers of clusters whose silhouettes are compared
 READ_AT_ONCE, COMPARED_AT_ONCE = 4096, 512  # views; vectors that are compared with all clusters
+EQUAL = 1e-12  # cosine distance of vectors that are the same
 NONE = -1
 
 
@@ -210,6 +211,8 @@ def mean_silhouette(vectors: np.ndarray, cluster: np.ndarray) -> float:
         cluster: (N,), two clusters at least.
     """
     _, cluster, size = np.unique(cluster, return_inverse=True, return_counts=True)
+    vectors = vectors.astype(np.float64)  # differences of nearly parallel vectors are below the precision of float32
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     sums = np.zeros((len(size), vectors.shape[1]))
     np.add.at(sums, cluster, vectors)
     total = 0.0
@@ -221,7 +224,7 @@ def mean_silhouette(vectors: np.ndarray, cluster: np.ndarray) -> float:
         distances = 1 - rows / size
         distances[places] = np.inf
         nearest = distances.min(1)
-        largest = np.maximum(np.maximum(within, nearest), np.finfo(np.float64).tiny)
+        largest = np.maximum(np.maximum(within, nearest), EQUAL)
         total += float(np.where(number > 1, (nearest - within) / largest, 0.0).sum())
     return total / len(vectors)
 

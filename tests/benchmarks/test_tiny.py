@@ -38,6 +38,7 @@ SLOW = {
         "papers",
         "papers_why",
         "power_cut",
+        "pseudo_label",
         "recipe",
         "scale",
         "score_trials",

@@ -115,6 +115,15 @@ def test_the_silhouette_is_that_of_scikit_learn(seed: int) -> None:
         assert mean_silhouette(vectors, labels) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_silhouette_of_nearly_parallel_vectors_is_none_of_rounding() -> None:
+    """As of a network of random weights: groups at angles of 1e-4, whose cosines differ by less than float32 has."""
+    vectors, of = speakers(4, 6, 0.1)
+    near = unit(np.eye(16)[0] + 1e-4 * vectors)
+    assert 0 < mean_silhouette(near, of) <= 1
+    assert mean_silhouette(np.repeat(near[:1], 6, axis=0), np.arange(6) % 2) == pytest.approx(0, abs=1e-3)
+    assert mean_silhouette(np.repeat(near[:2], 6, axis=0), np.arange(12) // 6) == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_purity_and_nmi_are_those_of_their_formulas(seed: int) -> None:
     random = np.random.RandomState(seed)
