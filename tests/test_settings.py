@@ -37,7 +37,7 @@ from spkd.networks.network import Network
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers.base import EmbeddingModel
 from spkd.train import resume
-from spkd.train.settings import TrainConfig
+from spkd.train.settings import ClusterConfig, TrainConfig
 from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 from tests.conftest import TINY_SSL, served
 from tests.corpus.test_remote import Ranges
@@ -375,8 +375,9 @@ TRAINING = Command(
             file="train:\n  " + TRAIN.replace("=", ": ").replace(" ", "\n  ").replace(":\n  ", ": "),
         ),
         "two losses": Context(
-            f"{TRAIN} cache=M/full loss=[contrastive,cosine]",
+            f"{TRAIN} cache=M/full loss=[contrastive,cosine] loss.contrastive.ceiling=0.9",
             {"loss.weights.cosine": "0.5", "loss.final_weights.cosine": "0.5"},
+            inert={"labels": "M/labels.csv"},
         ),
         "two teachers": Context(f"{TRAIN} cache=[M/full,M/second_cache] loss=cosine", {"teachers": "average"}),
         "no schedule, no clipping": Context(
@@ -465,7 +466,7 @@ TRAINING = Command(
         ),
         "aam": Context(
             f"{TRAIN} cache=M/full loss=aam",
-            of_loss("aam", {**LABELS, "subcentres": "2"}),
+            {**of_loss("aam", {**LABELS, "subcentres": "2"}), "labels": "M/labels.csv"},
             inert={"class_means": "true", "mining.negatives": "2", "mining.positives": "2"},
         ),
         "no margin": Context(
@@ -829,8 +830,22 @@ IDENTIFICATION = Command(
     },
 )
 
+CLUSTERING = Command(
+    "cache cluster",
+    ClusterConfig,
+    {
+        "base": Context(
+            "M/full similarity=0.9 smallest=1",
+            {"centres": "3", "speakers": "2", "similarity": "-1", "smallest": "2"},
+            inert={"seed": "3"},
+        ),
+        "k-means": Context("M/full centres=4 smallest=1 similarity=1", {"seed": "3"}),
+        "a number": Context("M/full speakers=2", inert={"similarity": "0.5", "seed": "3"}),
+    },
+)
+
 COMMANDS = (
-    *(EXTRACTION, VERIFICATION, CACHE_EXPORT, TRAINING, EVALUATION, CALIBRATION, EMBEDDING, EXPORT),
+    *(EXTRACTION, VERIFICATION, CACHE_EXPORT, CLUSTERING, TRAINING, EVALUATION, CALIBRATION, EMBEDDING, EXPORT),
     *(ENROLMENT, VOICE_VERIFICATION, IDENTIFICATION),
 )
 
@@ -864,6 +879,8 @@ def make_materials(root: Path, address: str) -> None:
             (root / "map.txt").write_text(
                 "".join(f"{a} {a} {b}\n" for a, b in zip(ids, ids[1:] + ids[:1], strict=True))
             )
+            lines = (f"{one.id},{number % 3}\n" for number, one in enumerate(made))
+            (root / "labels.csv").write_text("".join(["utt,speaker\n", *lines]))
             scores = np.random.RandomState(0).randn(len(pairs))
             rows = zip(pairs, scores, strict=True)
             (root / "scores.txt").write_text(

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from spkd.cache import CacheSource
 from spkd.cache.plan import UNLABELLED, factors_of
+from spkd.config import without_unused
 from spkd.errors import SpkdError, UsageError
 from spkd.faiss_library import load_faiss
 from spkd.files.text import counted
@@ -268,6 +269,8 @@ def labels_of(paths: Sequence[str | Path], config: ClusterConfig) -> tuple[list[
     """
     cache = open_caches([str(path) for path in paths], labelled=False)
     voices = Voices.of(cache)
+    if (config.centres or MOST_MERGED) >= len(voices.vectors):
+        config = without_unused(config, {"seed": "there is no k-means: each utterance is merged by itself"})
     clusters = cluster(voices.vectors, config)
     kept = np.flatnonzero(clusters.cluster != NONE)
     utterances = cache.plan.utterances

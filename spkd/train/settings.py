@@ -309,7 +309,7 @@ class ClusterConfig(Settings):
     centres: int = key(
         0,
         "clusters of k-means, whose centres are merged (0: 10,000, or each utterance by itself where there are no "
-        "more); merging takes 8 bytes for each pair of them",
+        "more); merging takes 16 bytes for each pair of them",
         low=0,
         high=200_000,
     )

@@ -374,11 +374,12 @@ def opened(config: TrainConfig, left_out: dict[str, str] | None = None) -> Opene
     finetune_cache = None
     if finetunes and config.finetune_cache:
         finetune_cache = open_caches(config.finetune_cache, labelled=config.labels is None)
+    sources = [cache] if finetune_cache is None else [cache, finetune_cache]
+    plans = [source.plan for source in sources]
     if config.labels is not None:
-        put_labels(config.labels, [cache] if finetune_cache is None else [cache, finetune_cache])
-    labels = Labels.of(cache)
+        put_labels(config.labels, sources)
     if losses is None:
-        config = chosen(config, default_losses(labelled=bool(labels.names)), left_out)
+        config = chosen(config, default_losses(labelled=bool(Labels.of(cache).names)), left_out)
         log(f"--loss is not given: {listed(config.loss.names)} by default")
         losses = chosen_losses(config.loss)
     # Without a setting, others may have no effect: audio is not decoded where its augmentation is left out.
@@ -386,6 +387,10 @@ def opened(config: TrainConfig, left_out: dict[str, str] | None = None) -> Opene
         used := without_unused(config, without_effect(cache, finetune_cache, losses, config), left_out)
     ) is not config:
         config, losses = used, chosen_losses(used.loss)
+    if config.labels is None:  # it may have been without effect
+        for source, plan in zip(sources, plans, strict=True):
+            source.plan = plan
+    labels = Labels.of(cache)
     check_labels(cache, losses, config.labels)
     logits = teacher_logits(cache, labels, losses)
     config = without_unused(config, unused_margins(losses, logits), left_out)
