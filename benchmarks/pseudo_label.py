@@ -8,7 +8,7 @@ fresh weights with as many steps. Tests are those of papers.py, on other speaker
     python benchmarks/pseudo_label.py --data DIR --teacher FILE --seeds 3
 
 DIR holds librispeech-mini, speechocean-mini and arabic-commands-mini. What is left to a user (the smallest cluster that
-is kept, the weight of the labels, sub-centres) was chosen on the 58 training speakers that recipe.py keeps aside, by
+is kept, the weight of the labels) was chosen on the 58 training speakers that recipe.py keeps aside, by
 students of the other 250. Finished runs are kept as papers.py keeps them. Prints tables and, as its last line, one JSON
 object; keeps it in benchmarks/results/pseudo_label.json, from which tables.py makes the tables of docs/results.md.
 """
@@ -50,14 +50,12 @@ class Row:
             "": no labels.
         clustering: settings of `spkd cache cluster`.
         weight: weight of AAM-softmax.
-        settings: further settings of the training.
     """
 
     title: str
     before: str = ""
     clustering: tuple[str, ...] = ()
     weight: float = 0.3
-    settings: tuple[str, ...] = ()
 
 
 KEPT = ("smallest=1",)
@@ -74,9 +72,6 @@ CHOICES = {
     "one": Row("clusters of that student", LABEL_FREE, KEPT),
     "two": Row("of two utterances at least", LABEL_FREE, ("smallest=2",)),
     "heavy": Row("weight of the labels 1", LABEL_FREE, KEPT, 1.0),
-    "subcentres": Row("three sub-centres of each class", LABEL_FREE, KEPT, settings=("loss.aam.subcentres=3",)),
-    "teacher": Row("clusters of the teacher", TEACHER, KEPT),
-    TRUTH: Row("labels of the corpora", TRUTH),
 }
 
 
@@ -99,7 +94,7 @@ class Table:
         """The rows as papers.py has them: the file of labels of each names the student that it follows from."""
         found: dict[str, Method] = {}
         for name, row in self.rows.items():
-            losses, settings = ("contrastive", "ntxent"), (*TEMPERATURES, *row.settings)
+            losses, settings = ("contrastive", "ntxent"), TEMPERATURES
             if row.before:
                 losses = (*losses, "aam")
                 settings = (*settings, f"loss.weights.aam={row.weight}", f"labels={self._labels(row, found, seed)}")
