@@ -72,6 +72,10 @@ CHOICES = {
     "one": Row("clusters of that student", LABEL_FREE, KEPT),
     "two": Row("of two utterances at least", LABEL_FREE, ("smallest=2",)),
     "heavy": Row("weight of the labels 1", LABEL_FREE, KEPT, 1.0),
+    TRUTH: Row("labels of the corpora", TRUTH),
+    "many": Row("300 clusters", LABEL_FREE, (*KEPT, "speakers=300")),
+    "most": Row("500 clusters", LABEL_FREE, (*KEPT, "speakers=500")),
+    "teacher": Row("clusters of the teacher", TEACHER, KEPT),
 }
 
 

@@ -17,6 +17,7 @@ from spkd.errors import SpkdError, UsageError
 from spkd.faiss_library import load_faiss
 from spkd.files.text import counted
 from spkd.outputs.target import EMBEDDING
+from spkd.progress import track
 from spkd.train.caches import open_caches
 from spkd.train.mining import gpus
 from spkd.train.settings import ClusterConfig
@@ -78,14 +79,16 @@ class Voices:
 
 def _own_voice(cache: CacheSource) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Utterances (B,) and embeddings (B, D) float32 of the views in the speaker's own voice, in pieces."""
-    own = int(factors_of(np.ones(1), np.ones(1))[0])
-    for start in range(0, len(cache.usable_views), READ_AT_ONCE):
-        views = cache.usable_views[start : start + READ_AT_ONCE]
-        rows = cache.plan.views[views]
-        is_own = factors_of(rows.speed, rows.formants) == own
-        if is_own.any():
-            stored = cache.stored(views[is_own], [EMBEDDING])
-            yield rows.utterance[is_own].astype(np.int64), cache.decode(stored, [EMBEDDING])[EMBEDDING].float()
+    own, usable = int(factors_of(np.ones(1), np.ones(1))[0]), cache.usable_views
+    with track("reading embeddings", len(usable)) as bar:
+        for start in range(0, len(usable), READ_AT_ONCE):
+            views = usable[start : start + READ_AT_ONCE]
+            rows = cache.plan.views[views]
+            is_own = factors_of(rows.speed, rows.formants) == own
+            if is_own.any():
+                stored = cache.stored(views[is_own], [EMBEDDING])
+                yield rows.utterance[is_own].astype(np.int64), cache.decode(stored, [EMBEDDING])[EMBEDDING].float()
+            bar.advance(len(views))
 
 
 @dataclass(frozen=True)
@@ -172,13 +175,17 @@ def _clearest(centres: np.ndarray, tree: np.ndarray) -> tuple[float, np.ndarray]
     """The largest mean silhouette of the cuts of a tree of scipy, and the cluster (N,) of each centre in this cut."""
     from scipy.cluster.hierarchy import fcluster
 
-    low, high, best = 2, len(centres) - 1, 2
+    low, high, found = 2, len(centres) - 1, dict[int, float]()
     for _ in range(2):
         numbers = np.unique(np.rint(np.geomspace(low, high, CUTS)).astype(int)).tolist()
-        found = [mean_silhouette(centres, fcluster(tree, number, "maxclust")) for number in numbers]
-        place = int(np.argmax(found))
-        best, low, high = numbers[place], numbers[max(place - 1, 0)], numbers[min(place + 1, len(numbers) - 1)]
-    return found[place], fcluster(tree, best, "maxclust")
+        with track("comparing numbers of clusters", len(numbers), "numbers") as bar:
+            for number in numbers:
+                found[number] = mean_silhouette(centres, fcluster(tree, number, "maxclust"))
+                bar.advance(1)
+        place = numbers.index(max(numbers, key=found.__getitem__))
+        low, high = numbers[max(place - 1, 0)], numbers[min(place + 1, len(numbers) - 1)]
+    best = max(found, key=found.__getitem__)
+    return found[best], fcluster(tree, best, "maxclust")
 
 
 def k_means(vectors: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

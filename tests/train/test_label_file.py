@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import pickle
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from spkd import config
 from spkd.corpus.manifest import Manifest, Utterance
 from spkd.students import load_student
+from spkd.train.caches import open_caches
+from spkd.train.label_file import put_labels
 from spkd.train.settings import TrainConfig
 from tests.conftest import save_teacher
 
@@ -37,13 +40,13 @@ def write(path: str, rows: list[tuple[str, str]], header: tuple[str, ...] = ("ut
         csv.writer(file).writerows([header, *rows])
 
 
-def extract(spkd: Callable, utterances: list[Utterance], cache: str, speakers: list[str | None]) -> None:
+def extract(spkd: Callable, utterances: list[Utterance], cache: str, speakers: list[str | None], *more: str) -> None:
     """A cache of these utterances by a manifest that names these speakers."""
     save_teacher(Path("teacher"), 8)
     lines = [f"{u.id},{u.path},{who or ''}" for u, who in zip(utterances, speakers, strict=True)]
     Path(f"{cache}.csv").write_text("\n".join(["utt,path,speaker", *lines]))
     given = ["teacher=checkpoint", "teacher.weights=teacher", "view.speeds=[0.9,1.0]", "fbank=true"]
-    spkd.once(cache, "extract", *given, f"manifest={cache}.csv", f"cache={cache}")  # type: ignore[attr-defined]
+    spkd.once(cache, "extract", *given, *more, f"manifest={cache}.csv", f"cache={cache}")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,41 @@ def test_training_is_that_from_a_manifest_with_these_speakers(
     assert any(ours[k].tolist() != other.get(k, ours[k]).tolist() for k in ours), "labels make no difference here"
 
 
+@pytest.mark.slow
+def test_fine_tuning_learns_the_labels_of_the_file(spkd: Callable, utterances: list[Utterance]) -> None:
+    """Of the views of `finetune_cache`, and of those of the cache where it is not given."""
+    speakers: list[str | None] = [renamed(n) for n in range(len(utterances))]
+    extract(spkd, utterances, "expected", speakers, "wave=true", "teacher.targets=[embedding,frames]")
+    extract(
+        spkd, utterances, "true", [u.speaker for u in utterances], "wave=true", "teacher.targets=[embedding,frames]"
+    )
+    write("labels.csv", [(u.id, str(who)) for u, who in zip(utterances, speakers, strict=True)])
+    given = [*SMALL[1:], "student=ssl", "student.channels=16", "student.ssl.adapters=2", "loss=one-step"]
+    given += ["loss.one_step.targets=[frames]"]
+    spkd("train", *given, "cache=expected", "out=e").ok()
+    spkd("train", *given, "cache=true", "labels=labels.csv", "out=a").ok()
+    spkd("train", *given, "cache=true", "finetune_cache=[true]", "labels=labels.csv", "out=b").ok()
+    expected = load_file("e/model.safetensors")
+    for out in "ab":
+        assert {k: v.tolist() for k, v in load_file(f"{out}/model.safetensors").items()} == {
+            k: v.tolist() for k, v in expected.items()
+        }
+        assert load_student(out).classes == load_student("e").classes
+
+
+@pytest.mark.slow
+def test_a_stream_takes_the_labels_of_the_file(spkd: Callable, utterances: list[Utterance]) -> None:
+    speakers: list[str | None] = [renamed(n) for n in range(len(utterances))]
+    extract(spkd, utterances, "expected", speakers)
+    extract(spkd, utterances, "true", [u.speaker for u in utterances])
+    write("labels.csv", [(u.id, str(who)) for u, who in zip(utterances, speakers, strict=True)])
+    for cache, labels in (("expected", []), ("true", ["labels=labels.csv"])):
+        spkd("cache", "export", cache, f"{cache}-tars").ok()
+        spkd("train", "loss=aam", *SMALL, f"cache={cache}-tars", *labels, f"out={cache}-s").ok()
+    ours, expected = (load_file(f"{name}-s/model.safetensors") for name in ("true", "expected"))
+    assert {k: v.tolist() for k, v in ours.items()} == {k: v.tolist() for k, v in expected.items()}
+
+
 @pytest.fixture
 def halves(spkd: Callable, utterances: list[Utterance]) -> None:
     """Two caches, of which the second has no labels."""
@@ -107,6 +145,18 @@ def test_a_speaker_of_several_caches_is_one_class(spkd: Callable, utterances: li
     )
     assert f"labels=labels.csv: {counts} first + second\n" in done.out
     assert sorted(load_student("student").classes) == sorted(f"other{n}{at}" for n in range(4) for at in ("", "@0.90"))
+
+
+@pytest.mark.usefixtures("halves")
+def test_a_loader_in_another_process_has_the_labels_too(utterances: list[Utterance]) -> None:
+    """One that is spawned gets a copy of the cache."""
+    write("labels.csv", [(u.id, renamed(n)) for n, u in enumerate(utterances)])
+    for cache in (open_caches(["first"]), open_caches(["first", "second"])):
+        put_labels("labels.csv", [cache])
+        again, views = pickle.loads(pickle.dumps(cache)), cache.usable_views[:]
+        names = [again.plan.speakers[n] for n in again.speaker(views).tolist()]
+        assert names == [renamed(n) for n in cache.plan.views.utterance[views].tolist()]
+        assert again.plan.tables.classes.tolist() == cache.plan.tables.classes.tolist()
 
 
 @pytest.mark.usefixtures("halves")
