@@ -31,6 +31,7 @@ from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, Audio
 from spkd.corpus.columns import CHUNK, Columns, Filled
 from spkd.corpus.expected import state_text
 from spkd.corpus.layouts.base import Layout
+from spkd.corpus.manifests.audiofolder import METADATA
 from spkd.corpus.manifests.fields import HEADER as HEADER
 from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown
 from spkd.corpus.manifests.reader import Reader, Source, name_of_reader
@@ -46,6 +47,7 @@ from spkd.files.text import counted
 from spkd.progress import log, track
 from spkd.registry import LAYOUTS, MANIFEST_READERS
 
+IN_FOLDERS = ("wav.scp", *METADATA)  # files by which folders are manifests
 MANY = 20  # files: so many of one speaker are noted
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
 # Keys of their JSON lines -> columns of their tables.
@@ -224,14 +226,31 @@ def _reader_of(path: Path) -> type[Reader]:
     raise UsageError(f"{path}: unknown manifest format; known: {known}")
 
 
-def is_manifest(name: str) -> bool:
-    """Whether a file of this machine, or a folder without files of audio, is a manifest of another tool or of spkd."""
+def is_manifest(name: str, layout: str | None = None) -> bool:
+    """Whether a file or folder of this machine is a manifest of another tool or of spkd.
+
+    Args:
+        layout: the layout that was asked for: with one, a folder of audio is no manifest, whatever lists are in it.
+    """
     path = Path(name)
-    if is_elsewhere(name) or (path.is_dir() and holds_audio(path)):
+    if is_elsewhere(name) or (layout is not None and path.is_dir() and holds_audio(path)):
         return False
     source = Source(path)
     kind = name_of_reader(source)
     return kind not in (None, "containers") and (kind != "several" or not name.endswith(suffixes()))
+
+
+def note_folder(manifest: Manifest, folder: str | Path) -> None:
+    """Print of a manifest that is a folder of audio, too, how it was read, and how many files it does not name."""
+    root = Path(folder)
+    if not root.is_dir() or not holds_audio(root):
+        return
+    named = {os.path.realpath(path) for path in set(manifest.utterances.paths())}
+    files, _ = find_files(root, AUDIO_SUFFIXES)
+    others = [str(path.relative_to(root)) for path in files if os.path.realpath(path) not in named]
+    log(f"note: {folder}: read as {name_of_reader(Source(root))}; --layout NAME takes the files of audio in it instead")
+    if others:
+        log(f"note: {folder}: files of audio that no line of it names: {len(others):,} (first: {others[0]})")
 
 
 def _read(utterances: Iterator[Utterance], path: Path) -> Columns:
@@ -539,11 +558,14 @@ def _listed(root: Path, layout: str | None, suffix: str | None) -> tuple[Columns
         raise UsageError(f"unknown layout {layout!r}{did_you_mean(layout, LAYOUTS)}")
     wanted = AUDIO_SUFFIXES if suffix is None else {f".{suffix.lower().lstrip('.')}"}
     archives = {Path(f"_{each}").suffix for each in suffixes()} if suffix is None else set()
-    paths, repeated = find_files(root, wanted if suffix is not None else wanted | OTHER_SUFFIXES | archives)
-    found = [path.relative_to(root) for path in paths if path.suffix.lower() not in archives]
-    repeated = [path for path in repeated if path.suffix.lower() not in archives]
-    if unread := [path for path in paths if path.name.lower().endswith(suffixes())]:
+    lists = {Path(each).suffix for each in IN_FOLDERS}
+    paths, repeated = find_files(root, lists | (wanted if suffix is not None else wanted | OTHER_SUFFIXES | archives))
+    found = [path.relative_to(root) for path in paths if path.suffix.lower() not in archives | lists]
+    repeated = [path for path in repeated if path.suffix.lower() not in archives | lists]
+    if unread := [path for path in paths if suffix is None and path.name.lower().endswith(suffixes())]:
         log(f"note: {root}: not read, as there are files of audio: {counted(len(unread), 'container')} ({unread[0]})")
+    if unread := [path for path in paths if path.name in IN_FOLDERS and name_of_reader(Source(path.parent))]:
+        log(f"note: {root}: not read, as a layout is: {counted(len(unread), 'manifest')} ({unread[0]})")
     files = [path for path in found if path.suffix.lower() in wanted]
     others = {
         str(path): f"{path.suffix} is not decoded here; convert it to WAV or FLAC"

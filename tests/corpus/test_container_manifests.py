@@ -198,6 +198,18 @@ def test_nemos_tarred_manifests(tmp_path: Path) -> None:
     assert np.array_equal(found["a_0_0-sub1"], found["a_0_0"][4000:12_000])
 
 
+def test_names_that_repeat_among_the_tars_of_nemo(tmp_path: Path) -> None:
+    rows = [{"audio_filepath": "a.wav", "duration": 1.0, "label": f"s{shard}", "shard_id": shard} for shard in range(2)]
+    for shard in range(2):
+        write_tar(tmp_path / f"audio_{shard}.tar", [("a.wav", audio(1.0, "WAV", shard))])
+    (tmp_path / "t.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = Manifest.load(tmp_path / "t.json")
+    assert [(u.id, u.speaker) for u in manifest] == [("0/a.wav", "s0"), ("1/a.wav", "s1")]
+    for shard, wave in enumerate(waves(manifest).values()):
+        expected, _ = soundfile.read(io.BytesIO(audio(1.0, "WAV", shard)), dtype="float32")
+        assert np.array_equal(wave, expected)
+
+
 def test_a_pattern_of_manifests_is_all_of_them(tmp_path: Path) -> None:
     write_nemo(tmp_path, tmp_path)
     (tmp_path / "sharded").mkdir()
@@ -320,6 +332,15 @@ def test_lhotses_recordings_and_supervisions(tmp_path: Path) -> None:
     lhotse.RecordingSet.from_recordings(recordings).to_file(tmp_path / "x_recordings_train.jsonl.gz")
     lhotse.SupervisionSet.from_segments(supervisions).to_file(tmp_path / "x_supervisions_train.jsonl.gz")
     manifest = Manifest.load(tmp_path / "x_supervisions_train.jsonl.gz")
+    assert_as_lhotse_reads(manifest, recordings, supervisions)
+    (tmp_path / "x_recordings_train.jsonl.gz").unlink()
+    with pytest.raises(SpkdError, match="lhotse cut simple"):
+        Manifest.load(tmp_path / "x_supervisions_train.jsonl.gz")
+
+
+def assert_as_lhotse_reads(manifest: Manifest, recordings: list[Any], supervisions: list[Any]) -> None:
+    import lhotse
+
     cuts = lhotse.CutSet.from_manifests(
         lhotse.RecordingSet.from_recordings(recordings), lhotse.SupervisionSet.from_segments(supervisions)
     ).trim_to_supervisions()
@@ -328,6 +349,21 @@ def test_lhotses_recordings_and_supervisions(tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
     assert manifest.speakers == ["s0", "s1", "s2"]
-    (tmp_path / "x_recordings_train.jsonl.gz").unlink()
-    with pytest.raises(SpkdError, match="lhotse cut simple"):
-        Manifest.load(tmp_path / "x_supervisions_train.jsonl.gz")
+
+
+def test_lhotses_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lhotse = pytest.importorskip("lhotse")
+    monkeypatch.chdir(tmp_path)
+    recordings, supervisions = [], []
+    for n in range(3):
+        Path("data/wav").mkdir(parents=True, exist_ok=True)
+        soundfile.write(f"data/wav/{n}.wav", samples(n, 16_000), 16_000)
+        recordings.append(lhotse.Recording.from_file(f"data/wav/{n}.wav", recording_id=f"rec{n}"))
+        supervisions.append(lhotse.SupervisionSegment(f"u{n}", f"rec{n}", 0.25, 0.5, speaker=f"s{n}"))
+    lhotse.RecordingSet.from_recordings(recordings).to_file("data/x_recordings_train.jsonl.gz")
+    lhotse.SupervisionSet.from_segments(supervisions).to_file("data/x_supervisions_train.jsonl.gz")
+    assert_as_lhotse_reads(Manifest.load("data/x_supervisions_train.jsonl.gz"), recordings, supervisions)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    made = Manifest.load("../data/x_supervisions_train.jsonl.gz")
+    assert [Path(u.path).resolve() for u in made] == [tmp_path / "data" / "wav" / f"{n}.wav" for n in range(3)]

@@ -433,6 +433,31 @@ def test_containers_beside_files_of_audio_are_noted(tmp_path: Path, capsys: pyte
     assert f"as there are files of audio: 2 containers ({tmp_path}/ann/all.tar.gz)" in capsys.readouterr().out
 
 
+def test_a_manifest_in_a_folder_of_audio_names_its_utterances(spkd: Callable, tmp_path: Path) -> None:
+    """As in every command that is given the folder, and as `datasets` and Kaldi have it."""
+    for name in ("data/0", "data/1", "data/2", "more/x"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(f"{name}.flac").write_bytes(audio(2.0))
+    Path("metadata.csv").write_text("file_name,speaker\ndata/0.flac,ann\ndata/1.flac,bob\ndata/2.flac,bob\n")
+    done = spkd("manifest", ".", "--out", "m.csv").ok()
+    assert "read as audiofolder; --layout NAME takes the files" in done.out
+    assert "files of audio that no line of it names: 1 (first: more/x.flac)" in done.out
+    assert [(u.id, u.speaker) for u in Manifest.load("m.csv")] == [("0", "ann"), ("1", "bob"), ("2", "bob")]
+    spkd("manifest", ".", "--layout", "folder", "--out", "f.csv").ok()
+    assert len(Manifest.load("f.csv")) == 4
+    Path("metadata.csv").unlink()
+    Path("wav.scp").write_text("rec data/0.flac\n")
+    Path("segments").write_text("u1 rec 0.5 1.0\nu2 rec 1.0 2.0\n")
+    done = spkd("manifest", ".", "--out", "k.csv").ok()
+    assert "neither utt2spk nor spk2utt: speakers are unknown" in done.out
+    Path("utt2spk").write_text("u1 ann\nu2 bob\n")
+    spkd("manifest", ".", "--out", "k.csv").ok()
+    found = [(u.id, u.speaker, u.start, u.duration) for u in Manifest.load("k.csv")]
+    assert found == [("u1", "ann", 0.5, 0.5), ("u2", "bob", 1.0, 1.0)]
+    done = spkd("manifest", "..", "--out", "up.csv")
+    assert f"not read, as a layout is: 1 manifest (../{tmp_path.name}/wav.scp)" in done.out
+
+
 def test_rejected_views_of_a_container_are_tried_again(spkd: Callable, tmp_path: Path) -> None:
     """A container that was mended is another one: its rejected views are tried again."""
     damaged = bytearray(audio(2.0))

@@ -55,6 +55,8 @@ class KaldiFolder(Reader):
             yield made
             if speakers.pop(made.id, None) is None and labels:
                 unlabelled.add(made.id)
+        if not labels:
+            self.notes.append("neither utt2spk nor spk2utt: speakers are unknown")
         self._count(len(unlabelled), "utterances without a speaker", unlabelled)
         self._count(len(speakers), "utterances with a speaker but without audio", speakers)
         self._count(len(wavs.keys() - used), "recordings of wav.scp without a segment", wavs.keys() - used)

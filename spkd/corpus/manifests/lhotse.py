@@ -7,6 +7,7 @@ Supervisions are read with the recordings that are beside them under a like name
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spkd.corpus.address import is_elsewhere
 from spkd.corpus.manifests.fields import PATH, names_of
 from spkd.corpus.manifests.json_lines import JSONLines
 from spkd.corpus.manifests.reader import Source
+from spkd.corpus.manifests.relative import place_of
 from spkd.corpus.manifests.tars import addresses
 from spkd.corpus.utterance import Utterance
 from spkd.errors import SpkdError
@@ -40,6 +43,7 @@ class LhotseCuts(JSONLines):
     def __init__(self, source: Source, columns: Sequence[str]) -> None:
         super().__init__(source, columns)
         self.without = 0
+        self._places: dict[str, str] = {}
 
     @classmethod
     def recognises(cls, source: Source) -> bool:
@@ -83,6 +87,13 @@ class LhotseCuts(JSONLines):
             cut = {name: row.get(name) for name in ("id", "start", "duration", "channel")}
             cut["channel"] = 0 if cut["channel"] is None else cut["channel"]
             yield where, cut | {"recording": recording, "supervisions": [row | {"start": 0.0}]}
+
+    def _place(self, path: str, where: str) -> str:
+        """A file where it is: Lhotse writes paths as they were given, mostly relative to the folder of the recipe."""
+        # Absolute, as readers put relative ones behind the folder of the manifest.
+        if path not in self._places:
+            self._places[path] = os.path.abspath(place_of(path, self.source.folder, where, above=True))
+        return self._places[path]
 
     @cached_property
     def _members(self) -> dict[str, str]:
@@ -163,6 +174,8 @@ class LhotseCuts(JSONLines):
                 raise SpkdError(f"{where}: the cut {str(cut['id'])[:80]!r} is not in the tar of its shard")
         elif source["type"] != "file":
             raise SpkdError(f"{where}: cut with a {source['type']!r} source; only files and Lhotse Shar can be read")
+        elif not is_elsewhere(path):
+            path = self._place(path, where)
         channels = source.get("channels", [0])
         if isinstance(channel, list) and sorted(channel) != sorted(channels):
             raise SpkdError(f"{where}: a cut of several channels ({channel}); choose one, or all of its recording")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -35,7 +34,7 @@ class TarredNeMo(JSONLines):
 
     def utterances(self) -> Iterator[Utterance]:
         members = cache(addresses)
-        made: list[tuple[str, Utterance]] = []
+        made: list[tuple[int, str, Utterance]] = []
         seen = set[str]()
         for where, row in self.rows():
             number, name = row.pop(SHARD, None), row.get(PATH[1])
@@ -52,12 +51,24 @@ class TarredNeMo(JSONLines):
             if key in seen:  # at once, since a short gzipped file could repeat a line without end
                 raise SpkdError(f"{where}: {name[:80]!r} of shard {number} is there twice")
             seen.add(key)
-            made.append((name, utterance))
-        # Ids are those that the files had, where these differ.
-        stems = Counter(PurePosixPath(name).stem for name, each in made if not each.id)
-        unique = all(count == 1 for count in stems.values())
-        for name, each in made:
-            yield each if each.id else replace(each, id=PurePosixPath(name).stem if unique else name)
+            made.append((number, name, utterance))
+        # Ids are those that the files had, where these differ; else their names, or these with the number of the shard.
+        nameless = [each for each in made if not each[2].id]
+        ways: list[Callable[[int, str], str]] = [
+            lambda number, name: PurePosixPath(name).stem,
+            lambda number, name: name,
+            lambda number, name: f"{number}/{name}",
+        ]
+        way = next(
+            (way for way in ways if len({way(number, name) for number, name, _ in nameless}) == len(nameless)), ways[-1]
+        )
+        if way is ways[-1]:
+            self.notes.append(
+                f"utterances without an id, whose names repeat among the shards and whose ids are `shard/name`: "
+                f"{len(nameless):,}"
+            )
+        for number, name, each in made:
+            yield each if each.id else replace(each, id=way(number, name))
 
     def _tar(self, number: int, where: str) -> Path:
         """The tar of a number. Raises SpkdError where there is none, or several."""
