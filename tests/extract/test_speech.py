@@ -65,7 +65,7 @@ def test_a_cache_of_speech_is_that_of_the_audio_cut_by_hand(spkd: Callable, paus
         np.testing.assert_array_equal(values, theirs[name])
     info = spkd("cache", "info", "spoken").ok().out
     assert "of speech alone (segments)" in info
-    assert Path("spoken/rejected.csv").read_text().splitlines()[1] == f"{paused.last},no speech in it (segments)"
+    assert Path("spoken/rejected.csv").read_text().splitlines()[1] == f"{paused.last},not in the file of segments"
     assert not Path("spoken/speech").exists()
     assert Cache.open("spoken").card.identity != Cache.open("cut").card.identity
 
@@ -317,7 +317,7 @@ def test_eval_embed_calibrate_and_python_take_the_same_speech(spkd: Callable, pa
     vad = f"vad={paused.segments}"
     # Embeddings and scores are those of the audio cut by hand.
     done = spkd("embed", paused.root / "whole.csv", model, vad, "out=spoken.npy").ok()
-    assert f"{paused.last}: no speech in it (segments)" in done.err
+    assert f"{paused.last}: not in the file of segments" in done.err
     spkd("embed", paused.root / "cut.csv", model, "out=cut.npy").ok()
     np.testing.assert_array_equal(np.load("spoken.npy"), np.load("cut.npy"))
     by = "by=[duration,speech]"

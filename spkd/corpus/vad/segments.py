@@ -5,17 +5,20 @@
     call-1 12.30 15.05                                    the same without a name
 
 A recording is the id of an utterance or, where all utterances of the name are of one file, the name of its file without
-the suffix. Times are those within the file. Segments that overlap are one.
+the suffix; of audio in a container, the last part of its id stands for that name. Times are those within the file.
+Segments that overlap are one. What lies up to `OVERSHOOT` beyond the end of the file is cut off, as Kaldi's
+extract-segments does by default (--max-overshoot); segments farther beyond it are of another file, or not in seconds.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath, PurePosixPath
 
-from spkd.corpus.audio import MAX_SECONDS, SAMPLE_RATE
+from spkd.corpus.address import parse
+from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, SAMPLE_RATE, AudioError, probe
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.utterance import Utterance
 from spkd.corpus.vad.base import SEGMENTS, SpeechFinder, Stretches, VADCard
@@ -28,6 +31,7 @@ RTTM = (
     *("EDIT", "IP", "SU", "CB", "A/P"),
 )
 COMMENT = ";;"  # beginning of comments in RTTM
+OVERSHOOT = 0.5  # s beyond the end of a file that a segment may have
 TO_THE_END = -1.0  # end of a segment of Kaldi that goes on to the end of its recording
 
 
@@ -42,17 +46,17 @@ class ListedSegments(SpeechFinder):
 
     def __init__(self, path: Path) -> None:
         self.path, self.card = path, VADCard(SEGMENTS)
-        self._segments: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+        segments: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
         for recording, start, end, channel in _read(path):
-            self._segments[recording].append((start, end, channel))
+            segments[recording].append((start, end, channel))
+        self._segments, self._ends = dict(segments), dict[str, float]()
         if not self._segments:
             raise SpkdError(f"{path}: holds no segments")
 
     def check(self, manifest: Manifest) -> None:
         files: dict[str, str] = {}
         for utterance in manifest:
-            name = PurePath(utterance.path).stem
-            if utterance.id in self._segments or name not in self._segments:
+            if utterance.id in self._segments or (name := _file_name(utterance)) not in self._segments:
                 continue
             if files.setdefault(name, utterance.path) != utterance.path:
                 raise SpkdError(
@@ -61,8 +65,15 @@ class ListedSegments(SpeechFinder):
                 )
 
     def stretches(self, utterance: Utterance) -> Stretches:
-        """Stretches of speech of a measured utterance, from the segments of its id, or of its file."""
-        found = self._segments.get(utterance.id) or self._segments.get(PurePath(utterance.path).stem, [])
+        """Stretches of speech of a measured utterance, from the segments of its id, or of its file.
+
+        Raises:
+            AudioError: the file has none of either, or has some that lie beyond the end of the audio.
+        """
+        found = self._segments.get(utterance.id) or self._segments.get(_file_name(utterance))
+        if found is None:
+            raise AudioError(utterance.path, "not in the file of segments")
+        self._check_within(utterance, found)
         channels = {channel for _, _, channel in found}
         # Tools that know of no channels write 1 or 0 for all.
         tells = len(channels) > 1 or any(word.isdecimal() and int(word) > 1 for word in channels)
@@ -81,6 +92,29 @@ class ListedSegments(SpeechFinder):
             else:
                 merged.append((first, last))
         return merged
+
+    def _check_within(self, utterance: Utterance, segments: Iterable[tuple[float, float, str]]) -> None:
+        """Check that the segments of a recording lie in its file, of which an utterance may be a part."""
+        last = max(start if end == math.inf else end for start, end, _ in segments)
+        path = utterance.path
+        if last <= utterance.start + (utterance.whole or 0.0) + OVERSHOOT:
+            return
+        if path not in self._ends:
+            self._ends[path] = probe(path)
+        if last > self._ends[path] + OVERSHOOT:
+            reason = f"its segments go up to {last:.10g} s, but its file ends at {self._ends[path]:.5g} s"
+            raise AudioError(path, f"{reason}; are they in seconds, and of this file?")
+
+
+def _file_name(utterance: Utterance) -> str:
+    """Name of the file of an utterance without the suffix; of audio in a container, the last part of its id."""
+    address = parse(utterance.path)
+    if address is None:
+        return PurePath(utterance.path).stem
+    if address.length == 0 and not address.storage:  # a whole file elsewhere
+        return PurePosixPath(address.container.partition("?")[0]).stem
+    name = PurePosixPath(utterance.id)
+    return name.stem if name.suffix.lower() in AUDIO_SUFFIXES else name.name
 
 
 def _sample(seconds: float, most: int) -> int:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
+from spkd.corpus.audio import AudioError
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.utterance import Utterance
 from spkd.corpus.vad import finder_of
@@ -32,6 +36,11 @@ def utterance(name: str, seconds: float = 10.0, start: float = 0.0, channel: int
     return Utterance(name, f"/data/{name}.wav", "a", seconds, start, channel)
 
 
+def silence(tmp_path: Path, seconds: float) -> str:
+    soundfile.write(tmp_path / "silence.wav", np.zeros(round(16_000 * seconds), np.int16), 16_000)
+    return str(tmp_path / "silence.wav")
+
+
 def listed(tmp_path: Path, text: str) -> ListedSegments:
     (tmp_path / "speech").write_text(text)
     return ListedSegments(tmp_path / "speech")
@@ -41,7 +50,8 @@ def listed(tmp_path: Path, text: str) -> ListedSegments:
 def test_every_format_gives_the_stretches_of_a_recording(tmp_path: Path, text: str) -> None:
     segments = listed(tmp_path, text)
     assert segments.stretches(utterance("call-1")) == [(8000, 32_000), (48_000, 50_000)]
-    assert segments.stretches(utterance("another")) == []
+    with pytest.raises(AudioError, match="not in the file of segments"):
+        segments.stretches(utterance("another"))
     assert str(segments.card) == "segments"
 
 
@@ -62,8 +72,55 @@ def test_times_count_from_the_beginning_of_the_file(tmp_path: Path) -> None:
     """An utterance that is cut from a recording takes its part of the recording's segments."""
     cut = Utterance("call-1-b", "/data/call-1.flac", "a", 2.05, 1.5)
     assert listed(tmp_path, KALDI).stretches(cut) == [(0, 8000), (24_000, 26_000)]
-    assert listed(tmp_path, KALDI).stretches(utterance("call-1", 1.0)) == [(8000, 16_000)]
+    short = Utterance("call-1", silence(tmp_path, 10.0), "a", 1.0)
+    assert listed(tmp_path, KALDI).stretches(short) == [(8000, 16_000)]
     assert listed(tmp_path, KALDI).stretches(utterance("call-3", 10.0)) == [(152_000, 160_000)]
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("call-1 0 3000\n", "3000"),  # in ms
+        ("call-1-a call-1 0 48000\ncall-1-b call-1 64000 96000\n", "96000"),  # in samples
+        ("SPEAKER call-1 1 1 2 <NA> <NA> A <NA> <NA>\nSPEAKER call-1 1 100 6 <NA> <NA> A <NA> <NA>\n", "106"),
+        ("call-1 12 -1\n", "12"),
+        ("call-1 1 10.51\n", "10.51"),
+    ],
+)
+def test_segments_beyond_the_end_of_their_file_are_a_reason_to_reject_it(tmp_path: Path, text: str, last: str) -> None:
+    """Those of another file, and in another unit: clipped, they would be all of the audio, or none."""
+    path = silence(tmp_path, 10.0)
+    reason = rf"its segments go up to {last} s, but its file ends at 10 s; are they in seconds"
+    for used in (Utterance("call-1", path, "a", 10.0), Utterance("call-1", path, "a", 4.0, 1.0)):
+        cut, left_out = speech_alone(Manifest((used,)), listed(tmp_path, text))
+        assert len(cut) == 0
+        assert re.match(reason, left_out["call-1"])
+
+
+def test_an_end_that_is_rounded_up_is_cut_off(tmp_path: Path) -> None:
+    """Kaldi's extract-segments cuts off up to 0.5 s by default (--max-overshoot), and leaves out what has more."""
+    recording = Utterance("call-1", silence(tmp_path, 10.0), "a", 10.0)
+    assert listed(tmp_path, "call-1 1 10.49\n").stretches(recording) == [(16_000, 160_000)]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("id10270/5r0dWxy17C8/00001.wav", "/data/vox.tar#1536+320044.wav"),  # an id of the layout voxceleb
+        ("shard-3/00001", "/data/shard-3.tar#1536+320044.flac"),  # a key that repeats among containers
+        ("00001", "/data/wav.ark#10+0.ark"),
+        ("a/00001.wav", "/data/0.parquet#7+0.wav.row:audio"),
+        ("any", "https://host/vox/00001.wav?version=1.2"),
+        ("any", "s3://bucket/vox/00001.flac"),
+    ],
+)
+def test_segments_of_audio_in_containers_and_elsewhere_are_found_by_its_name(
+    tmp_path: Path, name: str, path: str
+) -> None:
+    found = listed(tmp_path, "00001 2 4\n")
+    assert found.stretches(Utterance(name, path, "a", 10.0)) == [(32_000, 64_000)]
+    with pytest.raises(AudioError, match="not in the file of segments"):
+        found.stretches(Utterance("id10270/x/00002.wav", "/data/vox.tar#400000+320044.wav", "a", 10.0))
 
 
 def test_channels_of_rttm_count_from_1(tmp_path: Path) -> None:
