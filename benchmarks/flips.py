@@ -1,10 +1,10 @@
 """Single flipped bits in everything that a command loads: is every one found, or without effect?
 
-The real commands make caches (complete, half-extracted), a student with its calibration, an unfinished training, two
-evaluations and exports. One bit at a time is flipped in them, in every kind of file as often; then the command that
-loads the file runs, in a copy. It is `detected` where the command fails and names the file, `harmless` where it gives
-what it gives without the flip, and `silent` where it gives something else. The shards of a cache are read whole by
-`cache verify` alone; a training maps them, and compares their sizes and indices.
+The real commands make caches (complete, half-extracted), a student with its calibration, a map to it, an unfinished
+training, two evaluations and exports. One bit at a time is flipped in them, in every kind of file as often; then the
+command that loads the file runs, in a copy. It is `detected` where the command fails and names the file, `harmless`
+where it gives what it gives without the flip, and `silent` where it gives something else. The shards of a cache are
+read whole by `cache verify` alone; a training maps them, and compares their sizes and indices.
 
     python benchmarks/flips.py --flips 1000
 
@@ -64,6 +64,7 @@ PARTS = {
     "calibration, by evaluation": Part(
         "student", (*EVAL, "model=student", "calibration=student/calibration.json"), ("calibration.json",)
     ),
+    "map, by evaluation": Part("map", (*EVAL, "model=student", "enrol.model=teacher", "enrol.map_by=map")),
     "training state, by training": Part("o/run", RUN),
     "settings of a run, by --from": Part(
         "student", ("train", "--from", "student", "out=o/again"), ("run.yaml", "run.json")
@@ -86,6 +87,9 @@ def begin() -> None:
     for name in ("commits/1.json", "embedding/c/1/0"):
         Path("begun/half", name).unlink()
     must("export", "student", "--to", "onnx", "out=m.onnx")
+    given = ("teacher=checkpoint", "teacher.weights=student", "manifest=manifest.csv", "device=cpu")
+    must("extract", *given, "cache=of-student")
+    must("map", "cache", "of-student", "steps=2", "hidden=4")
     must("cache", "pull", "cache", "begun/copy")
     Path("begun/copy/embedding/c/1/0").unlink()
     must(*(argument.replace("o/run", "whole") for argument in RUN))

@@ -1,11 +1,12 @@
 """Damaged and odd input of every kind through the real commands: does any end in a traceback, a hang or a crash?
 
 Every input is a copy of something valid (manifests of five dialects, audio of five kinds, trial lists, caches, their
-exports and pulled copies, copies on a web server, student and teacher folders, checkpoints, training states, records of
-runs, files of vectors, settings) with one change: flipped, lost, repeated or random bytes; an odd value in the place of
-a field; a pipe, a socket, a device, an endless file, a folder or a loop of links in the place of a file; parts of files
-of torch, NumPy, gzip and YAML that stand for gigabytes or name code; and for caches also odd values behind checksums
-that were made to match. A command that reads it then runs in a process of its own, under a limit of time and of memory.
+exports and pulled copies, copies on a web server, student and teacher folders, maps, voices, checkpoints, training
+states, records of runs, files of vectors, settings) with one change: flipped, lost, repeated or random bytes; an odd
+value in the place of a field; a pipe, a socket, a device, an endless file, a folder or a loop of links in the place of
+a file; parts of files of torch, NumPy, gzip and YAML that stand for gigabytes or name code; and for caches also odd
+values behind checksums that were made to match. A command that reads it then runs in a process of its own, under a
+limit of time and of memory.
 
     python benchmarks/fuzz.py --inputs 3000 --seed 0
 
@@ -213,6 +214,22 @@ CASES = {
             ("export", "student", "to=pt2", "out=new.pt2"),
         ),
     ),
+    "map": Case(
+        ("map/*",),
+        (
+            evaluate("model=newer", "enrol.model=student", "enrol.map_by=map"),
+            ("voices", "voices.json", "--map", "map", "--out", "new.json"),
+            ("map", "cache", "newer-cache", "steps=2", "hidden=4"),
+        ),
+    ),
+    "voices": Case(
+        ("voices.json",),
+        (
+            ("voices", "voices.json"),
+            ("identify", "audio/s0/0.wav", "model=student", "device=cpu"),
+            ("voices", "voices.json", "--map", "map", "--out", "new.json"),
+        ),
+    ),
     "evaluation": Case(
         ("evaluation/*", "student/model.json"),
         (
@@ -371,6 +388,17 @@ def make_cohort(root: Path) -> None:
     run(root, extract("manifest=others.csv", "cache=others", *WITH_TEACHER))
 
 
+def make_map(root: Path) -> None:
+    """Another student, a map to it with its calibration, and a voice of the first student."""
+    save_student(root / "newer", Checkpoint(build("xvector", channels=8, embedding=4).eval()))
+    newer = ("teacher=checkpoint", "teacher.weights=newer", "teacher.targets=[embedding]")
+    run(root, extract("manifest=manifest.csv", "cache=newer-cache", *newer))
+    run(root, ("map", "cache", "newer-cache", "steps=2", "hidden=4"))
+    both = ("model=newer", "enrol.model=student", "enrol.map_by=map", "device=cpu")
+    run(root, ("calibrate", "trials.txt", "manifest=manifest.csv", *both, "force=true"))
+    run(root, ("enrol", "ann", "audio/s0/0.wav", "model=student", "device=cpu"))
+
+
 def make(root: Path) -> None:
     """Everything of which copies are changed; made by the commands themselves where one makes it."""
     root.mkdir(parents=True)
@@ -432,6 +460,7 @@ def make(root: Path) -> None:
     make_cohort(root)
     run(root, ("calibrate", "trials.txt", "manifest=manifest.csv", "model=student", "force=true"))
     run(root, ("calibrate", "--scores", "dev.txt", "out=calibration.json", "force=true"))
+    make_map(root)
     scp = root / "vectors.scp"
     scp.write_text(scp.read_text().replace(f"{root.resolve()}/", ""))
     for digests in root.glob("vectors.*.sha256"):  # which would refuse every change

@@ -14,14 +14,26 @@ from typing import TYPE_CHECKING, Any
 from spkd.version import __version__
 
 if TYPE_CHECKING:
+    from spkd.mapping.embedding_map import EmbeddingMap, load_map
     from spkd.model import Identification, SpeakerModel, Verification, load
     from spkd.voiceprint import Voiceprint
     from spkd.voices.store import Voices
 
-__all__ = ["Identification", "SpeakerModel", "Verification", "Voiceprint", "Voices", "__version__", "load"]
+__all__ = [
+    "EmbeddingMap",
+    "Identification",
+    "SpeakerModel",
+    "Verification",
+    "Voiceprint",
+    "Voices",
+    "__version__",
+    "load",
+    "load_map",
+]
 # Name in the interface -> its module.
 PLACES = {
     **dict.fromkeys(("Identification", "SpeakerModel", "Verification", "load"), "spkd.model"),
+    **dict.fromkeys(("EmbeddingMap", "load_map"), "spkd.mapping.embedding_map"),
     "Voiceprint": "spkd.voiceprint",
     "Voices": "spkd.voices.store",
 }

@@ -36,6 +36,7 @@ from spkd.export.settings import ExportConfig
 from spkd.extract.settings import CacheExportConfig, EstimateConfig, ExtractConfig, VerifyConfig, load_pass
 from spkd.files.schema import NUMBER
 from spkd.files.text import counted
+from spkd.mapping.settings import MapConfig
 from spkd.memory import keep_large_buffers
 from spkd.progress import log
 from spkd.registry import EXPORTS, LAYOUTS, LOSSES, plug_ins
@@ -489,6 +490,23 @@ def embed(
     _list_rejected(rejected, strict)
 
 
+@app.command("map", cls=with_keys(MapConfig), epilog=_example("spkd map old-cache new-cache out=map"))
+def map_spaces(
+    old: Annotated[str, typer.Argument(metavar="OLD_CACHE", help="Cache with the embeddings of the old model.")],
+    new: Annotated[
+        str, typer.Argument(metavar="NEW_CACHE", help="Cache with those of the new model, of the same views.")
+    ],
+    overrides: Overrides = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Train a map from the embeddings of an old model to those of a new one: nobody need be enrolled anew."""
+    settings = config.load(MapConfig, overrides or [], config_file)
+    from spkd.mapping.fit import train_map
+
+    for line in train_map(old, new, settings):
+        log(line)
+
+
 @app.command(cls=with_keys(EnrolVoiceConfig), epilog=_example("spkd enrol ann ann1.wav ann2.wav"))
 def enrol(
     name: Annotated[str, typer.Argument(help="Name of the person.")],
@@ -551,12 +569,22 @@ def _files_and_keys(given: Sequence[str]) -> tuple[list[str], list[str]]:
 def voices(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="File of the voices.")] = Path(VOICES),
     remove: Annotated[str | None, typer.Option(help="Remove the person of this name.")] = None,
+    map_by: Annotated[
+        str | None, typer.Option("--map", help="Map all voices to a new model, by the map in this folder (`spkd map`).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New file of the mapped voices.")] = None,
 ) -> None:
-    """List the enrolled people, or remove one."""
-    from spkd.voices.run import line_of
+    """List the enrolled people, remove one, or map all to a new model."""
+    from spkd.voices.run import line_of, map_voices
     from spkd.voices.run import remove as remove_voice
     from spkd.voices.store import Voices
 
+    if (map_by is None) != (out is None) or (map_by is not None and remove is not None):
+        raise UsageError("voices are mapped by --map MAP and --out FILE together, and without --remove")
+    if map_by is not None and out is not None:
+        for line in map_voices(path, map_by, out):
+            log(line)
+        return
     if remove is not None:
         remove_voice(remove, path)
         log(f"{path}: {remove} removed")

@@ -22,9 +22,9 @@ from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE, Calibration
 from spkd.eval.embed import notes_on_vad
-from spkd.files import digest
 from spkd.files.reading import parse_json
 from spkd.hub import download, upload
+from spkd.mapping.embedding_map import load_map
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 from spkd.registry import TEACHERS
@@ -86,6 +86,7 @@ class _Side:
 
     Attributes:
         embedding: (D,) float64, of length 1; of several recordings, the mean of theirs.
+        mapped_by: fingerprint of the map by which it came from another model; "" where it did not.
         remarks: problems of its quality.
         decides: whether a decision can be made with it.
     """
@@ -93,6 +94,7 @@ class _Side:
     embedding: np.ndarray
     remarks: tuple[str, ...]
     decides: bool
+    mapped_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class SpeakerModel:
     Attributes:
         name: the folder, the file or the hub id.
         calibration: calibration of the cosine of two embeddings; None where the model has none.
+        map_calibration: calibration of the cosine of a voiceprint that a map brought from another model with an
+            embedding of this one, and the fingerprint of the map before it; None where none is given.
         dim: numbers in an embedding.
         card: of the model that comes with spkd: what it was trained on, error rates, licences (Markdown); otherwise "".
 
@@ -153,18 +157,18 @@ class SpeakerModel:
         calibration: Calibration | None = None,
         detector: Detector | None = None,
         card: str = "",
+        map_calibration: tuple[str, Calibration] | None = None,
     ) -> None:
         if EMBEDDING not in model.targets:
             raise UsageError(f"{name}: gives no embeddings")
         self.name, self.calibration, self._model, self._detector = name, calibration, model, detector
-        self.card = card
+        self.card, self.map_calibration = card, map_calibration
         self.dim = model.targets[EMBEDDING].dim
 
     @property
     def digest(self) -> str:
         """Digest of what decides on its embeddings: the weights, the settings under which they run, and the speech."""
-        card, vad = self._model.described(), None if self._detector is None else str(self._detector.card)
-        return digest.of_tree({"weights": card.weights_sha256, "details": card.details, "vad": vad})
+        return self._model.described().model_digest(None if self._detector is None else str(self._detector.card))
 
     def __repr__(self) -> str:
         calibrated = "calibrated" if self.calibration is not None else "no calibration"
@@ -265,13 +269,14 @@ class SpeakerModel:
                 log-likelihood ratio.
             sample_rate: sampling rate of waveforms (Hz).
         Raises:
-            UsageError: the model has no calibration, one with another `vad`, or no threshold of this name; a voiceprint
-                of another model; or as of `embed`.
+            UsageError: the model has no calibration, or none of the map by which a voiceprint came from another model;
+                one with another `vad`, or no threshold of this name; a voiceprint of another model; or as of `embed`.
             SpkdError: as of `embed`.
         """
-        limit = self._limit(threshold)
+        calibration = self._calibration(first, second)
+        limit = self._limit(threshold, calibration)
         one, two = self._sides({"the first recording": first, "the second recording": second}, sample_rate)
-        return self._decide(one, two, limit)
+        return _decided(one, two, limit, calibration)
 
     def identify(
         self,
@@ -296,29 +301,60 @@ class SpeakerModel:
         """
         if not voices:
             raise UsageError("no voices to choose from; enrol some first")
-        limit = self._limit(threshold)
+        calibrations = [self._calibration(each) for each in voices.values()]
+        limits = [self._limit(threshold, each) for each in calibrations]
         tested, *enrolled = self._sides({"the recording": recording} | dict(enumerate(voices.values())), sample_rate)
-        found = {name: self._decide(side, tested, limit) for name, side in zip(voices, enrolled, strict=True)}
-        ranked = dict(sorted(found.items(), key=lambda item: -item[1].score))
+        found = {
+            name: _decided(side, tested, limit, calibration)
+            for name, side, limit, calibration in zip(voices, enrolled, limits, calibrations, strict=True)
+        }
+        # Scores of mapped voices and of others are not comparable; their ratios are.
+        is_mixed = len({side.mapped_by for side in enrolled}) > 1
+        ranked = dict(sorted(found.items(), key=lambda item: -(item[1].ratio if is_mixed else item[1].score)))
         best = next(iter(ranked))
         return Identification(best if ranked[best].same else None, ranked)
 
-    def _limit(self, threshold: str | float) -> float:
+    def why_undecided(self, *sides: Audio | Voiceprint) -> tuple[str, str] | None:
+        """Reason for which no decision can be made between two sides, or of one, and the way to one; None: it can.
+
+        Args:
+            sides: recordings and voiceprints of this model.
+        """
+        mapped = [side.mapped_by for side in sides if isinstance(side, Voiceprint) and side.mapped_by]
+        if len(mapped) > 1:
+            return "both were mapped from another model", "compare a voice with a recording"
+        if mapped and (self.map_calibration is None or self.map_calibration[0] != mapped[0]):
+            name = f"the map {mapped[0][:12]}"
+            return (
+                f"no calibration of {name} is given",
+                f"give it (map_by=MAP), or {way_to_calibrate_map('MAP', self.name)}",
+            )
+        if not mapped and self.calibration is None:
+            return f"{self.name} has no calibration", self.way_to_calibrate()
+        return None
+
+    def _calibration(self, *sides: Audio | Voiceprint) -> Calibration:
+        """Calibration of the scores of two sides, or of one with a recording. Raises UsageError: there is none."""
+        if reason := self.why_undecided(*sides):
+            why = reason[0].removeprefix(f"{self.name} ")
+            raise UsageError(f"{self.name}: {why}; {reason[1]}; `score` needs none, and gives the cosine")
+        is_mapped = any(isinstance(side, Voiceprint) and side.mapped_by for side in sides)
+        found = self.map_calibration[1] if is_mapped and self.map_calibration is not None else self.calibration
+        assert found is not None
+        return found
+
+    def _limit(self, threshold: str | float, calibration: Calibration) -> float:
         """Least log-likelihood ratio of an acceptance. Raises UsageError as `verify` does."""
         here = "" if self._detector is None else str(self._detector.card)
-        if self.calibration is not None and self.calibration.system.vad != here:
+        if calibration.system.vad != here:
             raise UsageError(
-                f"{self.name}: calibrated with vad={self.calibration.system.vad or NONE}, and loaded with "
+                f"{self.name}: calibrated with vad={calibration.system.vad or NONE}, and loaded with "
                 f"vad={here or NONE}; load it with the same, or calibrate it with this one"
             )
-        if self.calibration is None:
-            raise UsageError(
-                f"{self.name}: has no calibration; {self.way_to_calibrate()}; `score` needs none, and gives the cosine"
-            )
-        known = self.calibration.thresholds
+        known = calibration.thresholds
         if isinstance(threshold, str) and threshold not in known:
             raise UsageError(
-                f"threshold={threshold!r}: {self.name} has {', '.join(known)}{self.calibration.lacks(threshold)}"
+                f"threshold={threshold!r}: {self.name} has {', '.join(known)}{calibration.lacks(threshold)}"
             )
         if not isinstance(threshold, str | Real) or threshold != threshold:
             raise UsageError(f"threshold={threshold!r}: give a number, or one of {', '.join(known)}")
@@ -334,22 +370,20 @@ class SpeakerModel:
         """
         prints = {name: each for name, each in given.items() if isinstance(each, Voiceprint)}
         if prints and {each.model for each in prints.values()} != {self.digest}:
-            raise UsageError(f"a voiceprint of another model than {self.name}; enrol the person again with it")
+            raise UsageError(
+                f"a voiceprint of another model than {self.name}; enrol the person again with it, or map the "
+                "voiceprint (`spkd map`, then spkd.load_map)"
+            )
         recordings = {name: self._recording(each, sample_rate) for name, each in given.items() if name not in prints}
         embedded = self._model.embed([recording.wave for recording in recordings.values()])
-        sides = {name: _Side(each.embedding.astype(np.float64), (), True) for name, each in prints.items()}
+        sides = {
+            name: _Side(each.embedding.astype(np.float64), (), True, each.mapped_by) for name, each in prints.items()
+        }
         for (name, recording), unit in zip(recordings.items(), _units(embedded), strict=True):
             remarks = recording.remarks()
             named = tuple(f"{name}: {remark}" for remark in remarks)
             sides[name] = _Side(unit, named, all(map(_is_minor, remarks)))
         return [sides[name] for name in given]
-
-    def _decide(self, first: _Side, second: _Side, limit: float) -> Verification:
-        assert self.calibration is not None
-        score = float(first.embedding @ second.embedding)
-        ratio = float(self.calibration({"score": np.array([score])})[0])
-        same = ratio >= limit if first.decides and second.decides else None
-        return Verification(same, score, ratio, limit, (*first.remarks, *second.remarks))
 
     def way_to_calibrate(self) -> str:
         """Phrase that says how this model gets a calibration, which a student's folder and an exported file keep."""
@@ -423,6 +457,20 @@ class SpeakerModel:
         return _Recording(wave, remark)
 
 
+def _decided(first: _Side, second: _Side, limit: float, calibration: Calibration) -> Verification:
+    """Verification of two sides by a calibration of their scores."""
+    score = float(first.embedding @ second.embedding)
+    ratio = float(calibration({"score": np.array([score])})[0])
+    same = ratio >= limit if first.decides and second.decides else None
+    return Verification(same, score, ratio, limit, (*first.remarks, *second.remarks))
+
+
+def way_to_calibrate_map(folder: str, model: str = "NEW_MODEL") -> str:
+    """Phrase that says how a map gets a calibration, which its folder keeps."""
+    given = f"model={shlex.quote(model)} enrol.model=OLD_MODEL enrol.map_by={shlex.quote(folder)} manifest=FILE"
+    return f"make one with `spkd calibrate TRIALS {given}` (labelled trials of other speakers)"
+
+
 def _units(embeddings: np.ndarray) -> np.ndarray:
     """Embeddings (N, D) divided by their lengths, float64."""
     values = embeddings.astype(np.float64)
@@ -494,6 +542,7 @@ def load(
     token: str | None = None,
     weights: str | Path | None = None,
     vad: str = NONE,
+    map_by: str | Path | None = None,
     **settings: Any,
 ) -> SpeakerModel:
     """Load a speaker model: a student, an ONNX file, or a teacher.
@@ -506,13 +555,15 @@ def load(
         token: access token of a student that is private on the hub.
         weights: weights of a teacher family, as `model.weights`: a file, a folder or a hub id.
         vad: detector of the speech that is taken of each recording, as of `spkd eval`: none, silero or energy.
+        map_by: folder of a map to this model (`spkd map`), whose calibration decides on voiceprints that it brought
+            from another model.
         settings: settings of the teacher family, such as layer=9 of wavlm or input="nemo" of an ONNX file;
             `spkd eval --help model` lists them.
     Returns:
         The model, with `embed`, `score`, `verify` and `push_to_hub`.
     Raises:
         UsageError: there is no model, or a wrong argument.
-        SpkdError: the model is damaged, or the hub does not answer.
+        SpkdError: the model or the map is damaged, or the hub does not answer.
     """
     name, path, where = str(source), Path(source), resolve(device)
     # An ONNX file, or a teacher. As in `spkd eval`, the folder of a student may have the name of a family.
@@ -520,14 +571,14 @@ def load(
         if weights is not None:
             raise UsageError(f"weights={str(weights)!r}: {name} holds its own")
         onnx = ModelConfig("onnx", name, settings=_settings("onnx", settings))
-        return open_model(onnx, where, name, vad)
+        return open_model(onnx, where, name, vad, map_by)
     if name == BUNDLED and isinstance(source, str) and weights is not None:
         raise UsageError(f"weights={str(weights)!r}: {BUNDLED} has weights of its own")
     if name in TEACHERS and not (name == BUNDLED and isinstance(source, Path)):
         file = None if weights is None else str(weights)
         teacher = resolved(ModelConfig(name, file, settings=_settings(name, settings)))
         if teacher.name == name:
-            return open_model(teacher, where, name, vad)
+            return open_model(teacher, where, name, vad, map_by)
     # A student.
     given = ({} if weights is None else {"weights": weights}) | settings
     if given:
@@ -540,10 +591,16 @@ def load(
                 f"{did_you_mean(name, TEACHERS)}"
             )
         path = download(name, revision, token)
-    return open_model(ModelConfig(CHECKPOINT, str(path)), where, name, vad)
+    return open_model(ModelConfig(CHECKPOINT, str(path)), where, name, vad, map_by)
 
 
-def open_model(config: ModelConfig, device: torch.device, name: str | None = None, vad: str = NONE) -> SpeakerModel:
+def open_model(
+    config: ModelConfig,
+    device: torch.device,
+    name: str | None = None,
+    vad: str = NONE,
+    map_by: str | Path | None = None,
+) -> SpeakerModel:
     """Speaker model of the settings of a frozen model, with the calibration that goes with it.
 
     A note says where it was trained on other speech than it is given.
@@ -552,9 +609,10 @@ def open_model(config: ModelConfig, device: torch.device, name: str | None = Non
         config: settings; of a student, `name` is its folder.
         name: name for messages; None: the file or folder of the weights, or else the family.
         vad: as of `load`.
+        map_by: as of `load`.
     Raises:
-        UsageError: as of load_teacher, the model gives no embeddings, or there is no such detector.
-        SpkdError: as of load_teacher, or the calibration is damaged.
+        UsageError: as of load_teacher, the model gives no embeddings, there is no such detector, or no map to it.
+        SpkdError: as of load_teacher, or the calibration or the map is damaged.
     """
     detector = detector_of(vad)
     chosen = resolved(config) if config.name != CHECKPOINT else config
@@ -571,7 +629,20 @@ def open_model(config: ModelConfig, device: torch.device, name: str | None = Non
     for note in notes_on_vad([model], vad):
         log(f"note: {note}")
     card = model_card() if chosen.name == BUNDLED else ""
-    return SpeakerModel(model, name or chosen.weights or chosen.name, calibration, detector, card)
+    made = SpeakerModel(model, name or chosen.weights or chosen.name, calibration, detector, card)
+    if map_by is not None:
+        made.map_calibration = _of_map(Path(map_by), made)
+    return made
+
+
+def _of_map(folder: Path, model: SpeakerModel) -> tuple[str, Calibration]:
+    """Fingerprint of a map to a model, and the calibration beside it. Raises UsageError: it is to another, or none."""
+    the_map = load_map(folder)
+    if the_map.new.digest != model.digest:
+        raise UsageError(f"map_by={folder}: maps to {the_map.new.name}, not to {model.name}")
+    if not (folder / FILE).is_file():
+        raise UsageError(f"map_by={folder}: has no calibration; {way_to_calibrate_map(str(folder), model.name)}")
+    return the_map.fingerprint, Calibration.of_map(folder / FILE, the_map)
 
 
 def _acting(config: ModelConfig) -> str:

@@ -296,6 +296,7 @@ COMMANDS = Registry(
         "eval": "spkd.eval.settings:EvalConfig",
         "calibrate": "spkd.eval.settings:CalibrateConfig",
         "embed": "spkd.eval.settings:EmbedConfig",
+        "map": "spkd.mapping.settings:MapConfig",
         "export": "spkd.export.settings:ExportConfig",
         "enrol": "spkd.voices.settings:EnrolVoiceConfig",
         "verify": "spkd.voices.settings:VerifyVoiceConfig",

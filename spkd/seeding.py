@@ -23,6 +23,7 @@ class Purpose(Enum):
     NEGATIVES = (1, 0)  # index: step
     AUGMENT = (15_486_047, 32_452_843)  # index: batch; fresh augmentation of the student's input
     BOOTSTRAP = (2_750_159, 0)  # index: resampling
+    MAP = (49_979_687, 0)  # index: 0 views, 1 speakers kept aside, 2 weights and batches
 
 
 def seed_of(purpose: Purpose, seed: int, index: int, crop: int = 0) -> int:

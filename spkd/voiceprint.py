@@ -6,7 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Voiceprint:
         seconds: their total duration (s).
         enrolled: date of the enrolment, as 2026-11-30.
         remarks: problems of the recordings, as phrases; usually ().
+        mapped_by: fingerprint of the map by which it came from another model (`EmbeddingMap`); "" where `model` itself
+            embedded the recordings.
     """
 
     embedding: np.ndarray
@@ -41,6 +43,7 @@ class Voiceprint:
     seconds: float = field(metadata={"low": 0, "high": 1e12})
     enrolled: str
     remarks: tuple[str, ...] = ()
+    mapped_by: str = ""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Voiceprint) and self.to_json() == other.to_json()
@@ -57,6 +60,7 @@ class Voiceprint:
             "seconds": self.seconds,
             "enrolled": self.enrolled,
             "remarks": list(self.remarks),
+            "mapped_by": self.mapped_by,
         }
 
     @classmethod
@@ -72,7 +76,7 @@ class Voiceprint:
         if not 0 < len(values) <= MOST or not math.isfinite(length) or not 0 < length < 1.001:
             raise SpkdError(f"{where}: damaged (embedding: no mean of unit vectors)")
         rest = schema.record(_Rest, {name: value for name, value in tree.items() if name != "embedding"}, where)
-        return cls(values, rest.model, rest.recordings, rest.seconds, rest.enrolled, rest.remarks)
+        return cls(values, **{f.name: getattr(rest, f.name) for f in fields(_Rest)})
 
     def to_bytes(self) -> bytes:
         """The voiceprint as bytes, to be kept anywhere."""
@@ -97,3 +101,4 @@ class _Rest:
     seconds: float = field(metadata={"low": 0, "high": 1e12})
     enrolled: str
     remarks: tuple[str, ...]
+    mapped_by: str = ""

@@ -39,6 +39,7 @@ ORDER = (
     ("model",),
     ("hub",),
     ("extract", "train", "eval"),
+    ("mapping",),
     ("teachers",),
     ("students",),
     ("networks",),

@@ -408,6 +408,10 @@ def ready(words: tuple[str, ...], spkd: Callable) -> None:
             recordings = [utterance.path for utterance in Manifest.load(Path("manifest.csv"))]
             for path, name in zip(recordings, ("ann1.wav", "ann2.wav", "new.wav"), strict=False):
                 shutil.copy(path, name)
+        case ("map",):
+            for name in ("old", "new"):  # of a student, and of the family
+                given = ("teacher=checkpoint", "teacher.weights=student") if name == "old" else ("teacher=wavlm",)
+                spkd("extract", *given, "manifest=manifest.csv", f"cache={name}-cache").ok()
         case ("cache", "catalogue"):
             shutil.copytree("cache", "lab/wavlm")
         case ("cache", "merge"):

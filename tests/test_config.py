@@ -305,7 +305,7 @@ def test_a_setting_without_effect_is_refused_where_typed_and_left_out_elsewhere(
         (TrainConfig, "view=full", "it is a setting of spkd extract"),
         (TrainConfig, "view.noise=a", "did you mean 'augment.noise'"),
         (TrainConfig, "teacher.weights=x", "it is a setting of spkd extract"),
-        (CalibrateConfig, "steps=1", "it is a setting of spkd train$"),
+        (CalibrateConfig, "save_every=1", "it is a setting of spkd train$"),
         (ExtractConfig, "enrol.map=m", "it is a setting of spkd eval and calibrate$"),
     ],
 )

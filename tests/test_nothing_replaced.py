@@ -27,6 +27,7 @@ FOLDERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("report", "evaluation", "--bootstrap", "0", "--out", "out"): (
         *("comparison.json", "comparison.csv", "comparison.tex", "comparison.md", "comparison.html"),
     ),
+    ("map", "of-student", "of-narrow", "steps=2", "out=out"): ("map.safetensors", "map.json"),
     ("cache", "export", "cache", "out"): (
         *("index.json", "plan/0.npz", "codec.safetensors", "000000.tar", "000002.tar"),
     ),
@@ -55,6 +56,10 @@ def inputs(spkd: Callable, corpus: Path) -> Path:
     storage = ("storage.codec=sq8", "storage.unit_views=7")
     spkd("extract", "teacher=none", "manifest=m.csv", "cache=cache", *storage).ok()
     spkd("cache", "export", "cache", "tars").ok()
+    save_student("narrow", Checkpoint(build("tiny", channels=8, embedding=4).eval()))
+    for name, cache in (("student", "of-student"), ("narrow", "of-narrow")):
+        given = ("teacher=checkpoint", f"teacher.weights={name}", "manifest=m.csv", f"cache={cache}")
+        spkd("extract", *given).ok()
     spkd("eval", "trials.txt", "manifest=m.csv", "model=student", "bootstrap=0", "out=evaluation").ok()
     return Path().absolute()
 

@@ -33,6 +33,7 @@ from spkd.demo.synthesis import speaker, utterance
 from spkd.eval.settings import CalibrateConfig, EmbedConfig, EvalConfig
 from spkd.export.settings import ExportConfig
 from spkd.extract.settings import CacheExportConfig, ExtractConfig, VerifyConfig
+from spkd.mapping.settings import MapConfig
 from spkd.networks.network import Network
 from spkd.students import Checkpoint, build, save_student
 from spkd.teachers.base import EmbeddingModel
@@ -610,6 +611,7 @@ OF_NOTHING = {
     "fetch.cache": "copies",
     "device": "cpu",
     "enrol.model.name": "M/second",
+    "enrol.map_by": "M/map",
     "backend": "plda",
     "subtract_mean": "true",
     "norm": "as-norm",
@@ -636,6 +638,7 @@ SCORING_INERT = {
     "enrol.model.weights": "M/teacher",
     "enrol.model.precision": "bf16",
     "enrol.model.compile": "true",
+    "enrol.map_by": "M/map",
 }
 
 
@@ -644,6 +647,7 @@ def scoring_contexts(more: str) -> dict[str, Context]:
         **fetch_context(f"{EVAL} {more}"),
         "no cohort": Context(f"{EVAL} {more} norm=as-norm", {"cohort.source": "M/others.csv"}),
         "one model": Context(f"{EVAL} {more}", inert={"enrol.model.name": "M/teacher/"}),
+        "two models": Context(f"{EVAL} {more} enrol.model=M/second", {"enrol.map_by": "M/map"}),
         "plda": Context(f"{EVAL} {more} backend=plda cohort=M/others.csv", inert={"subtract_mean": "true"}),
         "cohort": Context(
             f"{EVAL} {more} norm=as-norm cohort=M/others.csv",
@@ -797,7 +801,7 @@ def voice_contexts(arguments: str, more: dict[str, str]) -> dict[str, Context]:
     base = Context(
         f"{arguments} model=M/calibrated voices=M/voices_none.json",
         {"model.name": "M/second", "vad": "energy", **more},
-        inert={"model.weights": "M/teacher"},
+        inert={"model.weights": "M/teacher"} | ({"map_by": "M/map"} if "threshold" in more else {}),
     )
     return {"base": base, "model": own, **family_contexts(f"{arguments} voices=M/voices_none.json", "model")}
 
@@ -819,7 +823,12 @@ ENROLMENT = Command(
     },
 )
 VOICE_VERIFICATION = Command(
-    "verify", VerifyVoiceConfig, voice_contexts(f"{ONE} {OTHER}", {"voices": "M/trials.txt", "threshold": "-1000"})
+    "verify",
+    VerifyVoiceConfig,
+    {
+        **voice_contexts(f"{ONE} {OTHER}", {"voices": "M/trials.txt", "threshold": "-1000"}),
+        "mapped": Context(f"ann {OTHER} model=M/teacher voices=M/mapped.json", {"map_by": "M/map"}),
+    },
 )
 IDENTIFICATION = Command(
     "identify",
@@ -827,6 +836,18 @@ IDENTIFICATION = Command(
     {
         name: replace(context, arguments=context.arguments.replace("voices_none", voices_of(context.arguments)))
         for name, context in voice_contexts(OTHER, {"voices": "M/trials.txt", "threshold": "-1000"}).items()
+    }
+    | {"mapped": Context(f"{OTHER} model=M/teacher voices=M/mapped.json", {"map_by": "M/map"})},
+)
+
+MAPPING = Command(
+    "map",
+    MapConfig,
+    {
+        "base": Context(
+            "M/second_cache M/full hidden=64 steps=100",
+            {"out": "elsewhere", "hidden": "0", "steps": "1", "held_out": "0.5", "views": "5", "seed": "1"},
+        )
     },
 )
 
@@ -846,7 +867,7 @@ CLUSTERING = Command(
 
 COMMANDS = (
     *(EXTRACTION, VERIFICATION, CACHE_EXPORT, CLUSTERING, TRAINING, EVALUATION, CALIBRATION, EMBEDDING, EXPORT),
-    *(ENROLMENT, VOICE_VERIFICATION, IDENTIFICATION),
+    *(ENROLMENT, VOICE_VERIFICATION, IDENTIFICATION, MAPPING),
 )
 
 
@@ -921,8 +942,13 @@ def make_materials(root: Path, address: str) -> None:
         *(
             f"enrol ann {context.arguments.replace(OTHER, ONE).replace('identify ', '')}"
             for name, context in IDENTIFICATION.contexts.items()
-            if name != "base"
+            if name not in ("base", "mapped")
         ),
+        "map M/second_cache M/full out=M/map",
+        "calibrate M/others.txt manifest=M/others.csv model=M/teacher enrol.model=M/second enrol.map_by=M/map "
+        "force=true",
+        f"enrol ann {ONE} model=M/second voices=M/voices_second.json",
+        "voices M/voices_second.json --map M/map --out M/mapped.json",
     ):
         with contextlib.chdir(root):
             code, out, err = run_command(given.replace("M/", f"{root}/").split())

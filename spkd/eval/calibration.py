@@ -22,6 +22,7 @@ from spkd.files.atomic import write_json
 from spkd.files.reading import read_json
 from spkd.files.schema import record
 from spkd.files.sealed import Format
+from spkd.mapping.embedding_map import EmbeddingMap
 
 FORMAT = Format(
     "spkd_calibration", 1, "a calibration", "make one with `spkd calibrate TRIALS model=MODEL manifest=FILE`"
@@ -38,6 +39,19 @@ PLAIN = (
     "Embeddings are of whole utterances, each computed once, and divided by their length.",
     "A score is the cosine of two embeddings.",
 )
+OTHER_MODEL = "Enrolment utterances are embedded by another model than test utterances."
+
+
+def how_mapped(fingerprint: str) -> tuple[str, ...]:
+    """Description of enrolments by another model that are mapped, in sentences.
+
+    Args:
+        fingerprint: that of the map.
+    """
+    return (
+        OTHER_MODEL,
+        f"Enrolment embeddings are mapped into the space of test embeddings by the map {fingerprint[:12]}.",
+    )
 
 
 @dataclass(frozen=True)
@@ -235,6 +249,22 @@ class Calibration:
         if calibration.system.models != (weights_sha256,):
             again = f"spkd calibrate TRIALS model={shlex.quote(str(path.parent))} manifest=FILE"
             raise SpkdError(f"{path}: of other weights than the student's; run `{again}` again")
+        return calibration
+
+    @classmethod
+    def of_map(cls, path: Path, the_map: EmbeddingMap) -> Calibration:
+        """Calibration of the cosines of mapped enrolments with the embeddings of the new model.
+
+        Raises:
+            UsageError: no such file, or the calibration takes more than these cosines.
+            SpkdError: the file is damaged, or of other models or another map.
+        """
+        calibration = cls.load(path)
+        if calibration.features != (SCORE,) or calibration.system.how[2:] != PLAIN:
+            raise UsageError(f"{path}: takes more than the cosine of a mapped and another embedding")
+        weights = tuple(model.card.weights_sha256 for model in (the_map.old, the_map.new))
+        if (calibration.system.models, calibration.system.how[:2]) != (weights, how_mapped(the_map.fingerprint)):
+            raise SpkdError(f"{path}: of another map than the one beside it; run `spkd calibrate` with it again")
         return calibration
 
     @classmethod

@@ -67,6 +67,7 @@ from spkd.files.atomic import (
     writing,
 )
 from spkd.files.text import counted
+from spkd.mapping.embedding_map import load_map
 from spkd.progress import log
 from spkd.teachers import check_model, load_model, resolved
 from spkd.teachers.base import Teacher
@@ -79,7 +80,7 @@ LABELS = ("nontarget", "target")
 LEAST_ERRORS = 5  # misses, and false alarms, at the EER: with fewer, its interval holds the true value too rarely
 # Settings, and sections of settings, that only the scores of a model need.
 OF_MODELS = (
-    *("model", "enrol.model", "backend", "subtract_mean", "norm", "cohort"),
+    *("model", "enrol.model", "enrol.map_by", "backend", "subtract_mean", "norm", "cohort"),
     *("batch_size", "workers", "min_seconds", "vad", "fetch.cache", "fetch.limit", "device"),
 )
 OF_MANIFESTS = ("by", "audio", "enrol.map")  # settings that only a manifest gives an effect
@@ -168,6 +169,8 @@ def check_inputs(config: ScoringConfig, trials: str | None, scores: Sequence[Pat
         check_model(config.model)
         if config.enrol.model.name is not None:
             check_model(config.enrol.model, "enrol.model")
+        if config.enrol.map_by is not None:
+            load_map(config.enrol.map_by)
 
 
 def check(config: EvalConfig, trials: str | None, scores: Sequence[Path]) -> None:
@@ -244,10 +247,13 @@ def run_trials(config: ScoringConfig, trials: str | None, scores: Sequence[Path]
         copy_to(config, audio)
         listed = _read_trials(config, trials, audio.index_of)
         _check_labels(config, listed)
-        model, enrol_config = load_model(config.model, device), config.enrol.model
-        scored = score(
-            config, model, audio, listed, None if enrol_config.name is None else load_model(enrol_config, device)
-        )
+        model, enrol_model, the_map = load_model(config.model, device), None, None
+        if config.enrol.model.name is not None:
+            enrol_model = load_model(config.enrol.model, device)
+            if config.enrol.map_by is not None:
+                the_map = load_map(config.enrol.map_by)
+                the_map.check_models(enrol_model.described(), model.described(), f"enrol.map_by={config.enrol.map_by}")
+        scored = score(config, model, audio, listed, enrol_model, the_map)
     for note in scored.notes:
         log(f"note: {note}")
     return scored
@@ -595,7 +601,7 @@ def _how(config: EvalConfig, evaluation: Evaluation) -> tuple[str, ...]:
             "each trial is counted as often as its speakers are. The intervals of Cllr and min Cllr contain the true "
             "value in less than 95 % of evaluations."
         )
-    how += filter(None, [evaluation.scored.cohort])
+    how += evaluation.scored.places
     if evaluation.scored.left_out:
         how.append("Trials with an utterance that could not be used are left out; the utterances are listed.")
     return tuple(how)

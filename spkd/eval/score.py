@@ -19,7 +19,7 @@ from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, listed
 from spkd.eval import speakers
 from spkd.eval.backend import Backend
-from spkd.eval.calibration import System, columns_of, score_names
+from spkd.eval.calibration import OTHER_MODEL, System, columns_of, how_mapped, score_names
 from spkd.eval.cohort import CohortSource, normalised
 from spkd.eval.embed import Embeddings, embed, notes_on_vad
 from spkd.eval.enrolment import read_map
@@ -37,6 +37,7 @@ from spkd.eval.trials import (
     without_trial,
 )
 from spkd.files.text import counted
+from spkd.mapping.embedding_map import EmbeddingMap
 from spkd.progress import log
 from spkd.teachers.base import EmbeddingModel
 
@@ -76,7 +77,7 @@ class Scored:
         models: models that embedded the two sides; [] for scores from files.
         measures: functions that give a quality measure of both sides of every trial, by name.
         llr: whether the scores are log-likelihood ratios already.
-        cohort: sentence that says where the cohort is; "" without.
+        places: sentences that say where the cohort and the map are.
     """
 
     trials: Trials
@@ -88,7 +89,7 @@ class Scored:
     models: list[EmbeddingModel] = field(default_factory=list)
     measures: dict[str, Callable[[], Pair]] = field(default_factory=dict)
     llr: bool = False
-    cohort: str = ""
+    places: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def speakers(self) -> tuple[dict[str, str], dict[str, str], str]:
@@ -209,12 +210,14 @@ def score(
     manifest: Manifest,
     trials: Trials,
     enrol_model: EmbeddingModel | None = None,
+    the_map: EmbeddingMap | None = None,
 ) -> Scored:
     """Scores of every trial whose two sides can be used.
 
     Args:
         model: model of the test side, and of the enrolment side unless there is an enrol_model.
         enrol_model: model of the enrolment side; None: the same.
+        the_map: map from its embeddings to those of `model`; None: they are compared as they are.
     Raises:
         UsageError: settings without the cohort they need, or models whose embeddings are not comparable.
         SpkdError: a trial names an utterance that the manifest lacks, no trial can be scored, the cohort holds tested
@@ -234,7 +237,7 @@ def score(
     test = embed(model, _part(manifest, test_ids if enrol_model else [*enrolled, *test_ids]), config)
     enrolment = embed(enrol_model, _part(manifest, enrolled), config) if enrol_model else test
     sides = _Sides(members, tested, ids, enrolment, test, manifest.notes)
-    _check_usable(config, trials, sides)
+    _check_usable(config, trials, sides, the_map)
     kept, i, j = sides.pairs(trials)
     if not len(kept):
         raise SpkdError(f"{trials.source}: no trial has two sides that can be used ({_first(sides.rejected)})")
@@ -242,9 +245,12 @@ def score(
     cohorts = None
     if cohort is not None:
         of_test = cohort.embedded(config, model)
-        cohorts = (of_test if enrol_model is None else cohort.embedded(config, enrol_model)), of_test
+        of_enrolment = of_test if enrol_model is None else cohort.embedded(config, enrol_model)
+        # Enrolments of the cohort go the way of those of the trials, so that both sides are in the space of `model`.
+        cohorts = replace(of_enrolment, vectors=_mapped(of_enrolment.vectors, the_map)), of_test
     backend = Backend.of(config, cohorts)
-    left = _averages(backend.prepared(enrolment.vectors, 0), list(sides.enrolment_rows.values()))
+    vectors = _mapped(enrolment.vectors, the_map)
+    left = _averages(backend.prepared(vectors, 0), list(sides.enrolment_rows.values()))
     right = backend.prepared(test.vectors, 1)
     scores, statistics = backend.score(left, right, i, j)
     if wrong := int((~np.isfinite(scores)).sum()):
@@ -252,7 +258,7 @@ def score(
     # The trials that were scored, with their quality measures and notes.
     scored_trials, models = subset(trials, kept), [model] if enrol_model is None else [enrol_model, model]
     finder = finder_of(config.vad)
-    how = (*how_embedded(config), *backend.how)
+    how = (*how_embedded(config, the_map), *backend.how)
     system = System(tuple(m.weights_sha256 for m in models), 1, how, "" if finder is None else str(finder.card))
     return Scored(
         scored_trials,
@@ -264,20 +270,40 @@ def score(
         models,
         _measures(scored_trials, sides, (i, j), statistics),
         llr=backend.plda is not None and backend.cohorts is None,
-        cohort="" if cohorts is None else cohorts[1].place,
+        places=(
+            *([] if cohorts is None else [cohorts[1].place]),
+            *([] if the_map is None else [f"{the_map.name.capitalize()} is {config.enrol.map_by}."]),
+        ),
         notes=(
             *notes_on(trials, config.enrol.map is not None),
             *notes,
             *notes_on_rejected(trials, sides.rejected, len(trials) - len(kept)),
             *notes_on_labels(scored_trials, sides.people),
             *backend.notes,
-            *notes_on_training(models, scored_trials, sides.people),
+            *notes_on_training(models, scored_trials, sides.people, the_map),
             *notes_on_vad(models, config.vad),
+            *_notes_on_map(the_map, system.vad),
         ),
     )
 
 
-def _check_usable(config: ScoringConfig, trials: Trials, sides: _Sides) -> None:
+def _mapped(vectors: np.ndarray, the_map: EmbeddingMap | None) -> np.ndarray:
+    """Embeddings (N, D) of the enrolment side in the space of the test side."""
+    return vectors if the_map is None else the_map.map(vectors)
+
+
+def _notes_on_map(the_map: EmbeddingMap | None, vad: str) -> list[str]:
+    """Notes on a map whose caches have another detector of speech than the trials, in sentences."""
+    there = {model.vad or NONE for model in (the_map.old, the_map.new)} if the_map is not None else set()
+    if the_map is None or there == {vad or NONE}:
+        return []
+    return [
+        f"{the_map.name.capitalize()} was trained with view.vad={listed(sorted(there), 'and')}, and trials are with "
+        f"vad={vad or NONE}."
+    ]
+
+
+def _check_usable(config: ScoringConfig, trials: Trials, sides: _Sides, the_map: EmbeddingMap | None) -> None:
     """Check the embeddings of both sides."""
     widths = sides.enrolment.vectors.shape[1], sides.test.vectors.shape[1]
     if not len(sides.test.vectors) or not len(sides.enrolment.vectors):
@@ -285,11 +311,11 @@ def _check_usable(config: ScoringConfig, trials: Trials, sides: _Sides) -> None:
             f"{trials.source}: none of its {counted(len(sides.found), 'utterance')} can be used "
             f"({_first(sides.rejected)})"
         )
-    if widths[0] != widths[1]:
+    if widths[0] != widths[1] and the_map is None:
         raise UsageError(
             f"enrol.model={config.enrol.model.name}: embeddings of {widths[0]} dimensions, those of "
             f"model={config.model.name} have {widths[1]}; the two must be of one space, as a teacher's and a "
-            "student's that was trained with a loss on embeddings"
+            "student's that was trained with a loss on embeddings, or be mapped (enrol.map_by=FOLDER, by `spkd map`)"
         )
 
 
@@ -297,12 +323,14 @@ def _first(rejected: Mapping[str, str]) -> str:
     return next(iter(rejected.values()))
 
 
-def how_embedded(config: ScoringConfig) -> list[str]:
+def how_embedded(config: ScoringConfig, the_map: EmbeddingMap | None = None) -> list[str]:
     """Differences of the enrolment side from the test side, and settings that change what a model gives, in
     sentences."""
     how = ["Embeddings of the enrolment utterances of one model are averaged."] if config.enrol.map else []
-    if config.enrol.model.name is not None:
-        how.append("Enrolment utterances are embedded by another model than test utterances.")
+    if the_map is not None:
+        how += how_mapped(the_map.fingerprint)
+    elif config.enrol.model.name is not None:
+        how.append(OTHER_MODEL)
     acting = [
         f"{k.name}={value}"
         for k, value in values(config)
@@ -353,9 +381,11 @@ def notes_on_rejected(trials: Trials, rejected: Mapping[str, str], left_out: int
     return [f"{trials.source}: {count} cannot be used ({name}: {reason}); trials left out: {left_out:,}"]
 
 
-def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: People) -> list[str]:
-    """Notes on models of which they or their teachers were trained on tested speakers or utterances, or may have been,
-    or which were chosen by the list, in sentences."""
+def notes_on_training(
+    models: Sequence[EmbeddingModel], trials: Trials, people: People, the_map: EmbeddingMap | None = None
+) -> list[str]:
+    """Notes on models of which they, their teachers or the map between them were trained on tested speakers or
+    utterances, or may have been, or which were chosen by the list, in sentences."""
     notes = []
     chosen_by = {model.training.valid_trials for model in models if model.training is not None} - {""}
     if chosen_by and digest_of_pairs(trials) in chosen_by:
@@ -374,12 +404,15 @@ def notes_on_training(models: Sequence[EmbeddingModel], trials: Trials, people: 
                     "rates may be too low."
                 )
                 break
-    for training in (model.training for model in models if model.training is not None):
+    taught = [
+        (("The student", training.people), ("A teacher of the student", training.teacher_people))
+        for training in (model.training for model in models if model.training is not None)
+    ]
+    for those in [*taught, *([] if the_map is None else [(("The map", the_map.people),)])]:
         for whom, known, names, word in (
-            ("The student", training.people.speakers, speakers, "speakers"),
-            ("The student", training.people.utterances, ids, "utterances"),
-            ("A teacher of the student", training.teacher_people.speakers, speakers, "speakers"),
-            ("A teacher of the student", training.teacher_people.utterances, ids, "utterances"),
+            found
+            for who, of in those
+            for found in ((who, of.speakers, speakers, "speakers"), (who, of.utterances, ids, "utterances"))
         ):
             if shared := known.shared(names):
                 count = f"{'at least ' if known.is_sample else ''}{len(shared):,} of the {len(names):,} {word}"

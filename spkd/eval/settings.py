@@ -42,6 +42,12 @@ class EnrolConfig:
         None, "enrolment map: lines `model utterance ...`, for trials whose enrolment side names a model"
     )
     model: EnrolModelConfig = section(EnrolModelConfig)
+    map_by: str | None = key(
+        None, "folder of a map (`spkd map`) from the space of enrol.model to that of model, by which enrolments go"
+    )
+
+    def unused(self) -> dict[str, str]:
+        return {} if self.model.name is not None else {"map_by": "no enrol.model is set, whose embeddings it maps"}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spkd.corpus.people import Names
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.calibration import FALSE_ALARMS, FILE, FORMAT, Calibration, TrainedOn, fit
+from spkd.eval.calibration import FALSE_ALARMS, FILE, FORMAT, Calibration, TrainedOn, fit, how_mapped
 from spkd.eval.metrics import (
     DEFAULT_POINTS,
     Point,
@@ -28,6 +28,7 @@ from spkd.eval.settings import CalibrateConfig
 from spkd.files import digest
 from spkd.files.atomic import check_not_among, check_replaces_none, check_writable, write_bytes, write_json
 from spkd.files.reading import parse_json, read_json
+from spkd.mapping.embedding_map import load_map
 from spkd.progress import log
 from spkd.students.description import DESCRIPTION, EXPORT_KEY, beside
 from spkd.teachers import resolved
@@ -54,11 +55,17 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
     student = not of_files and is_of_folder and (Path(config.model.name) / DESCRIPTION).is_file()
     weights = Path(config.model.weights or "") if config.model.name == "onnx" and not of_files else None
     exported = weights if weights is not None and is_exported(weights) else None
+    the_map = None if of_files or config.enrol.map_by is None else load_map(config.enrol.map_by)
     plain = config.norm == "none" and config.backend == "cosine" and not config.subtract_mean and not config.quality
-    if not ((student or exported) and plain and not how_embedded(config)):
+    if the_map is not None and plain and how_embedded(config, the_map) == [*how_mapped(the_map.fingerprint)]:
+        kept = Path(str(config.enrol.map_by)) / FILE
+        check_writable(kept)
+        return kept
+    if not ((student or exported) and plain and not how_embedded(config, the_map)):
         raise UsageError(
             "name the file to write (out=FILE): the calibration of a student's plain cosines alone, of single "
-            "recordings and with the settings by which it is loaded, is kept in its folder or exported file"
+            "recordings and with the settings by which it is loaded, is kept in its folder or exported file, and that "
+            "of mapped enrolments with the map"
         )
     kept = exported or Path(config.model.name) / FILE
     check_writable(kept)

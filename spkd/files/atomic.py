@@ -39,6 +39,7 @@ HOLDS = {
     "run.json": "a student",
     "report.json": "an evaluation",
     "comparison.json": "a comparison",
+    "map.json": "a map",
 }
 _UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EACCES, errno.EXDEV)
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as typed, or as a path has it, whose slashes are one

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from spkd.errors import SpkdError
+from spkd.files import digest
 from spkd.files.schema import record
 
 
@@ -29,6 +30,14 @@ class TeacherCard:
     cite: str | None = None
     library: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    def model_digest(self, vad: str | None) -> str:
+        """Digest of what decides on the model's embeddings: the weights, the settings under which they run, the speech.
+
+        Args:
+            vad: what finds the speech that it is given; None where it is given whole utterances.
+        """
+        return digest.of_tree({"weights": self.weights_sha256, "details": self.details, "vad": vad})
 
     def to_json(self) -> dict[str, Any]:
         """The description as JSON, with the details at its top level."""

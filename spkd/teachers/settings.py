@@ -115,7 +115,9 @@ class EnrolModelConfig(OptionalModelConfig):
     SECTION: ClassVar[str] = "enrol.model"
 
     name: str | None = key(
-        None, "another model for the enrolment side, with embeddings of the same space: a student's own teacher"
+        None,
+        "another model for the enrolment side, with embeddings of the same space, as a student's own teacher, or that "
+        "are mapped to it (enrol.map_by)",
     )
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from spkd.config import without_unused
 from spkd.device import resolve
 from spkd.errors import UsageError, did_you_mean
+from spkd.eval.calibration import FILE
+from spkd.files.atomic import check_writable
 from spkd.files.schema import NUMBER
 from spkd.files.text import counted
-from spkd.model import SpeakerModel, Verification, open_model
+from spkd.mapping.embedding_map import load_map
+from spkd.model import SpeakerModel, Verification, open_model, way_to_calibrate_map
 from spkd.teachers import check_model
 from spkd.teachers.settings import BUNDLED
 from spkd.voiceprint import Voiceprint
 from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
 from spkd.voices.store import Voices, changing, check_name
 
+Verifying = TypeVar("Verifying", bound=VerifyVoiceConfig)
 DECISIONS = {True: "the same speaker", False: "different speakers", None: "no decision"}
 
 
@@ -61,6 +67,33 @@ def remove(name: str, path: Path) -> None:
         replace(voices, prints={each: voices.prints[each] for each in voices.prints if each != name}).save()
 
 
+def map_voices(path: Path, folder: str, out: Path) -> Iterator[str]:
+    """Write the voices of a file, mapped to another model, into a new file. Lines that say what is there.
+
+    Args:
+        folder: folder of the map.
+    Raises:
+        UsageError: no such file or map, voices of another model than the map takes, or another file there.
+        SpkdError: the file or the map is damaged.
+    """
+    voices, the_map = Voices.load(path), load_map(folder)
+    if not len(voices):
+        raise UsageError(f"{path}: holds no voices")
+    try:
+        mapped = {name: the_map.map_voiceprint(each) for name, each in voices.items()}
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    check_writable(out)
+    with changing(out) as there:
+        # The same command again, as after a power cut, finds its own work.
+        if len(there) and dict(there) != mapped:
+            raise UsageError(f"{out}: holds other voices; choose another file (--out FILE)")
+        replace(there, prints=mapped).save()
+    yield f"{out}: {counted(len(mapped), 'voice')}, mapped from {the_map.old.name} to {the_map.new.name}"
+    if not (Path(folder) / FILE).is_file():
+        yield f"  no decision on them without a calibration of the map: {way_to_calibrate_map(folder)}"
+
+
 def verify(first: str, second: str, config: VerifyVoiceConfig) -> Iterator[str]:
     """Verify two sides, each the path of a recording or the name of a voice. Lines that say the result.
 
@@ -70,10 +103,11 @@ def verify(first: str, second: str, config: VerifyVoiceConfig) -> Iterator[str]:
     """
     voices = Voices.at(Path(config.voices))
     one, two = _side(first, voices), _side(second, voices)
+    config = _in_use(config, [side for side in (one, two) if isinstance(side, Voiceprint)])
     model = _opened(config)
-    if model.calibration is None:
-        yield f"{first}, {second}: no decision, as {model.name} has no calibration"
-        yield f"  cosine {model.score(one, two):.6f}; {model.way_to_calibrate()}"
+    if reason := model.why_undecided(one, two):
+        yield f"{first}, {second}: no decision, as {reason[0]}"
+        yield f"  cosine {model.score(one, two):.6f}; {reason[1]}"
         return
     yield from lines_of(first, second, model.verify(one, two, _threshold(config.threshold)), config.threshold)
     yield f"  {_model_line(model)}"
@@ -91,13 +125,14 @@ def identify(recordings: Sequence[str], config: IdentifyVoiceConfig) -> Iterator
     if not recordings:
         raise UsageError("identify: name one recording or several")
     voices = Voices.load(config.voices)
+    config = _in_use(config, voices.values())
     model = _opened(config)
     for recording in recordings:
-        if model.calibration is None:
+        if reason := next(filter(None, (model.why_undecided(each) for each in voices.values())), None):
             scores = {name: model.score(each, recording) for name, each in voices.items()}
             ranked = sorted(scores, key=lambda name: -scores[name])[:3]
             shown = ", ".join(f"{name} {scores[name]:.3f}" for name in ranked)
-            yield f"{recording}: no decision, as {model.name} has no calibration (cosines: {shown})"
+            yield f"{recording}: no decision, as {reason[0]} (cosines: {shown})"
             continue
         found = model.identify(recording, voices, _threshold(config.threshold))
         names = list(found.results)
@@ -122,7 +157,8 @@ def lines_of(first: str, second: str, result: Verification, threshold: str) -> I
 
 def line_of(name: str, made: Voiceprint) -> str:
     """A voice in a line."""
-    return f"{name}: {counted(made.recordings, 'recording')}, {made.seconds:.1f} s, enrolled {made.enrolled}"
+    of = f", mapped by {made.mapped_by[:12]}" if made.mapped_by else ""
+    return f"{name}: {counted(made.recordings, 'recording')}, {made.seconds:.1f} s, enrolled {made.enrolled}{of}"
 
 
 def _meaning(threshold: str) -> str:
@@ -142,10 +178,18 @@ def _is_same(one: Voiceprint, other: Voiceprint) -> bool:
     return one.recordings == other.recordings and bool(np.abs(one.embedding - other.embedding).max() < 1e-5)
 
 
+def _in_use(config: Verifying, prints: Iterable[Voiceprint]) -> Verifying:
+    """Settings without the map where no voice was mapped. Raises UsageError where it was typed."""
+    if any(each.mapped_by for each in prints):
+        return config
+    return without_unused(config, {"map_by": "no voice here was mapped"})
+
+
 def _opened(config: EnrolVoiceConfig) -> SpeakerModel:
     chosen = config.model.chosen()
     check_model(chosen)
-    return open_model(chosen, resolve(config.device), vad=config.vad)
+    map_by = config.map_by if isinstance(config, VerifyVoiceConfig) else None
+    return open_model(chosen, resolve(config.device), vad=config.vad, map_by=map_by)
 
 
 def _model_line(model: SpeakerModel) -> str:

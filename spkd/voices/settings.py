@@ -29,6 +29,9 @@ class VerifyVoiceConfig(EnrolVoiceConfig):
     threshold: str = key(
         "eer", "threshold of the calibration (eer, min_dcf_0.01, false_alarm_0.01, ...), or a log-likelihood ratio"
     )
+    map_by: str | None = key(
+        None, "folder of the map by which voices came from another model: its calibration decides on them"
+    )
 
 
 @dataclass

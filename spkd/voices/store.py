@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,11 @@ class Voices(Mapping[str, Voiceprint]):
             name: name of the model.
         """
         if any(each.model != digest for each in self.prints.values()):
-            raise UsageError(f"{self.path}: its voices are of another model than {name}; enrol them again with it")
+            file = shlex.quote(str(self.path))
+            raise UsageError(
+                f"{self.path}: its voices are of another model than {name}; enrol them again with it, or map them: "
+                f"`spkd map OLD_CACHE NEW_CACHE`, then `spkd voices {file} --map map --out FILE`"
+            )
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Maps between the embedding spaces of two models: a new model without enrolling anew."""

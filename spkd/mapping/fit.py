@@ -1,0 +1,214 @@
+"""`spkd map`: train a map from the embeddings of one cache to those of another, over the views that both have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from spkd.cache import Cache
+from spkd.errors import UsageError
+from spkd.files.atomic import check_holds_no_other, check_replaces_none, check_writable, writable_folder
+from spkd.files.text import counted
+from spkd.mapping.embedding_map import DESCRIPTION, FORMAT, WEIGHTS, EmbeddingMap, MapNetwork, Model, TrainedOn
+from spkd.mapping.pairs import Pairs, read_pairs
+from spkd.mapping.settings import MapConfig
+from spkd.outputs.target import EMBEDDING
+from spkd.progress import track
+from spkd.seeding import Purpose, random_state, seed_of
+
+RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # tried for the linear part that training begins with
+BATCH, RATE = 256, 1e-3
+MOST_SPREAD = 3.0  # greatest factor of the spread: what predicts nothing is not blown up
+CHECK = 50  # steps between two looks at the speakers kept aside
+PATIENCE = 6  # looks without a gain that end the training
+
+
+def train_map(old: str, new: str, config: MapConfig) -> Iterator[str]:
+    """Train a map and write it into `config.out`. Lines that say what it was trained on and how well it does.
+
+    Args:
+        old: folder of the cache with the old model's embeddings.
+        new: folder of the cache with those of the new model.
+    Raises:
+        UsageError: caches of one model, without embeddings, without a view in common or with too few speakers; or
+            `out` holds something else.
+        SpkdError: a damaged cache, or `out` cannot be written.
+    """
+    out = Path(config.out)
+    check_writable(out / DESCRIPTION)
+    check_holds_no_other(out, "a map")
+    check_replaces_none(out, (WEIGHTS, DESCRIPTION), {DESCRIPTION: FORMAT.key})
+    caches = Cache.open(old), Cache.open(new)
+    models = [_model(cache) for cache in caches]
+    if models[0].digest == models[1].digest:
+        raise UsageError(f"{old} and {new}: both of {models[0].name}; a map is between the spaces of two models")
+    pairs = read_pairs(*caches, config.views, config.seed)
+    of_old, of_new, in_both = pairs.counts
+    drawn = "" if len(pairs) == in_both else f", {len(pairs):,} of them drawn (views={config.views})"
+    left_out = f"{of_old - in_both:,} of {old} and {of_new - in_both:,} of {new}"
+    yield f"{counted(in_both, 'view')} in both caches{drawn}"
+    yield f"left out, as they are not in both or the same as another view: {left_out}"
+    aside = speakers_aside(pairs, config.held_out, config.seed)
+    made = fit(models[0], models[1], pairs, aside, config, [cache.fingerprint for cache in caches])
+    made.save(writable_folder(out))
+    trained = made.trained_on
+    kind = "speaker" if pairs.labelled else "speaker or utterance without a label"
+    before = f"{made.old.width} and {made.new.width} numbers" if trained.before is None else f"{trained.before:.3f}"
+    yield (
+        f"cosine of the old with the new embedding of a view, {counted(trained.kept_aside, kind)} kept aside of "
+        f"{trained.speakers:,}: {before} before, {trained.after:.3f} mapped (step {trained.steps:,})"
+    )
+    yield f"{out}/: {DESCRIPTION}, {WEIGHTS}; maps from {made.old.name} to {made.new.name}"
+
+
+def _model(cache: Cache) -> Model:
+    vad = cache.card.views.vad
+    return Model(
+        cache.card.teacher, None if vad is None else str(vad), cache.dim(EMBEDDING) if EMBEDDING in cache.names else 1
+    )
+
+
+def speakers_aside(pairs: Pairs, share: float, seed: int) -> np.ndarray:
+    """(N,): whether a view is of a speaker who is kept aside.
+
+    Raises:
+        UsageError: there is one speaker only.
+    """
+    speakers = int(pairs.speaker.max()) + 1
+    if speakers < 2:
+        raise UsageError("the views in both caches are of one speaker; a map takes two, one of whom is kept aside")
+    count = min(max(round(share * speakers), 1), speakers - 1)
+    return np.isin(pairs.speaker, random_state(Purpose.MAP, seed, 1).permutation(speakers)[:count])
+
+
+def fit(
+    old: Model, new: Model, pairs: Pairs, aside: np.ndarray, config: MapConfig, fingerprints: list[str]
+) -> EmbeddingMap:
+    """Train a map on the pairs that are not kept aside.
+
+    It begins as the linear map with the least squares (ridge regression, with the penalty that is best for the pairs
+    kept aside) and goes on by AdamW, on the squared distances from the new model's embeddings of length 1. The weights
+    with which the pairs kept aside have the greatest mean cosine are kept. Least squares draw what they cannot predict
+    towards the mean, and embeddings near the mean are alike: the spread around it is then made that of the new model's
+    embeddings, which lowers error rates.
+
+    The idea is that of Gao et al., "Post-training embedding alignment for decoupling enrollment and runtime speaker
+    recognition models" (NESSA, arXiv 2401.12440): a light network, trained on the embeddings of both models. The
+    network and its loss are ours.
+
+    Args:
+        aside: (N,) whether a pair is kept aside.
+        fingerprints: those of both caches.
+    """
+    start = seed_of(Purpose.MAP, config.seed, 2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(start)
+        network = MapNetwork(old.width, new.width, config.hidden)
+    taught, kept = ([torch.from_numpy(side[chosen]) for side in (pairs.old, pairs.new)] for chosen in (~aside, aside))
+    tried = []
+    for ridge in RIDGES:
+        _make_linear(network, linear(taught[0], taught[1], ridge))
+        tried.append(Best.of(network, 0, _cosine(network, *kept)))
+    best = max(tried, key=lambda each: each.cosine)
+    network.load_state_dict(best.weights)
+    generator = torch.Generator().manual_seed(start)
+    optimiser = torch.optim.AdamW(network.parameters(), RATE)
+    with track("map", config.steps, "steps") as bar:
+        for step in range(1, config.steps + 1):
+            rows = torch.randint(len(taught[0]), (BATCH,), generator=generator)
+            aims = functional.normalize(taught[1][rows], dim=1)
+            loss = (network(taught[0][rows]) - aims).square().sum(1).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if step % CHECK == 0 or step == config.steps:
+                cosine = _cosine(network, *kept)
+                bar.advance(min(CHECK, step), f"cosine {cosine:.4f}")
+                if cosine > best.cosine:
+                    best = Best.of(network, step, cosine)
+                elif step - best.step >= PATIENCE * CHECK:
+                    break
+    network.load_state_dict(best.weights)
+    _restore_spread(network, *kept)
+    before = functional.cosine_similarity(kept[0], kept[1]).mean().item() if old.width == new.width else None
+    trained_on = TrainedOn(
+        old=fingerprints[0],
+        new=fingerprints[1],
+        views=len(pairs),
+        speakers=int(pairs.speaker.max()) + 1,
+        kept_aside=len(np.unique(pairs.speaker[aside])),
+        before=before,
+        after=_cosine(network, *kept),
+        steps=best.step,
+        seed=config.seed,
+    )
+    return EmbeddingMap.of(old, new, config.hidden, trained_on, pairs.people, network)
+
+
+@dataclass(frozen=True)
+class Best:
+    """Weights with the greatest cosine on the speakers kept aside so far."""
+
+    weights: dict[str, torch.Tensor]
+    step: int
+    cosine: float
+
+    @classmethod
+    def of(cls, network: MapNetwork, step: int, cosine: float) -> Best:
+        return cls(copy.deepcopy(network.state_dict()), step, cosine)
+
+
+def linear(old: torch.Tensor, new: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Linear map (with an offset) of the least squares between embeddings divided by their lengths.
+
+        W = argmin ||[X 1] W - Y||^2 + ridge ||W||^2
+
+    Args:
+        old: (N, D_old) embeddings.
+        new: (N, D_new) embeddings.
+    Returns:
+        (D_old + 1, D_new) float64; the last row is the offset.
+    """
+    x, y = (functional.normalize(side.double(), dim=1) for side in (old, new))
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    return torch.linalg.solve(x.mT @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.mT @ y)
+
+
+def _make_linear(network: MapNetwork, solution: torch.Tensor) -> None:
+    """Make the network a linear map, to which the hidden layer adds nothing yet."""
+    with torch.no_grad():
+        network.linear.weight.copy_(solution[:-1].mT)
+        network.linear.bias.copy_(solution[-1])
+        if hasattr(network, "outer"):
+            network.outer.weight.zero_()
+            network.outer.bias.zero_()
+
+
+def _restore_spread(network: MapNetwork, old: torch.Tensor, new: torch.Tensor) -> None:
+    """Let mapped embeddings be as far from their mean as those of the new model are from theirs.
+
+    f(x) becomes m + a (f(x) - m), where m is the mean of y, a^2 = sum |y - m|^2 / sum |f(x) - mean f(x)|^2, and y are
+    the new model's embeddings divided by their lengths.
+    """
+    with torch.no_grad():
+        mapped, y = network(old), functional.normalize(new, dim=1)
+        mean = y.mean(0)
+        ratio = (y - mean).square().sum() / (mapped - mapped.mean(0)).square().sum().clamp_min(1e-12)
+        scale = ratio.sqrt().clamp(1.0, MOST_SPREAD)
+        network.linear.weight.mul_(scale)
+        network.linear.bias.sub_(mean).mul_(scale).add_(mean)
+        if hasattr(network, "outer"):
+            network.outer.weight.mul_(scale)
+            network.outer.bias.mul_(scale)
+
+
+def _cosine(network: MapNetwork, old: torch.Tensor, new: torch.Tensor) -> float:
+    """Mean cosine of mapped with new embeddings."""
+    with torch.inference_mode():
+        return float(functional.cosine_similarity(network(old), new).mean())
