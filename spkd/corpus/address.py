@@ -16,10 +16,10 @@ from spkd.corpus.remote import is_elsewhere as is_elsewhere
 from spkd.corpus.remote import opened
 from spkd.files.reading import State, state_of
 
-DEFLATE, ROW, ARK = "deflate", "row", "ark"
+DEFLATE, ROW, ARK, CRC = "deflate", "row", "ark", "crc"
 PATTERN = re.compile(
     rf"(?P<container>.+)#(?P<offset>\d{{1,19}})\+(?P<length>\d{{1,19}})"
-    rf"\.(?P<kind>[a-z0-9]{{1,8}}(?:\.{DEFLATE}|\.{ROW}(?::.+)?)?)",
+    rf"\.(?P<kind>[a-z0-9]{{1,8}}(?:\.{DEFLATE}(?::[0-9a-f]{{8}})?|\.{CRC}:[0-9a-f]{{8}}|\.{ROW}(?::.+)?)?)",
     re.DOTALL,
 )
 
@@ -33,9 +33,10 @@ class Address:
         offset: place of its first byte; of a row of a table, its number from 0.
         length: its bytes, as they are stored; 0 of a whole file elsewhere, and of an entry of a Kaldi archive whose own
             header tells.
-        kind: its format, as the suffix of a file has it (`flac`); followed by `.deflate` where it is compressed in a
-            zip, and by `.row`, or `.row:COLUMN`, where it is a cell of a table; `ark`: an entry of a Kaldi archive,
-            whose header names the format.
+        kind: its format, as the suffix of a file has it (`flac`); followed by `.deflate:CRC` where it is compressed in
+            a zip (without the CRC, it is not compared), by `.crc:CRC` where it is stored there, and by `.row`, or
+            `.row:COLUMN`, where it is a cell of a table; `ark`: an entry of a Kaldi archive, whose header names the
+            format.
     """
 
     container: str
@@ -56,12 +57,19 @@ class Address:
         """How it is stored: DEFLATE, ROW, ARK, or "" where its bytes are those of a file."""
         if self.kind == ARK:
             return ARK
-        return self.kind.partition(".")[2].partition(":")[0]
+        storage = self.kind.partition(".")[2].partition(":")[0]
+        return "" if storage == CRC else storage
 
     @property
     def column(self) -> str:
         """Column of a cell of a table; "" where the only one with audio is meant."""
-        return self.kind.partition(":")[2]
+        return self.kind.partition(":")[2] if self.storage == ROW else ""
+
+    @property
+    def crc(self) -> int | None:
+        """CRC-32 of the audio, as the directory of its zip has it; None where none is known."""
+        storage, _, stated = self.kind.partition(".")[2].partition(":")
+        return int(stated, 16) if stated and storage in (CRC, DEFLATE) else None
 
 
 def parse(text: str) -> Address | None:

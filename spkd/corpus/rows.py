@@ -79,7 +79,9 @@ class Table:
                 "rows in each (row_group_size)"
             )
         try:
-            with self._parquet.ParquetFile(_source(self._path), metadata=self.metadata) as file:
+            source = _source(self._path)
+            # Checksums of pages are compared where the table has some (as Spark writes them by default).
+            with self._parquet.ParquetFile(source, metadata=self.metadata, page_checksum_verification=True) as file:
                 return file.read_row_group(group, columns, use_threads=False)
         except (self._error, OSError) as error:
             raise ValueError(f"damaged ({' '.join(str(error).split())[:200]})") from error

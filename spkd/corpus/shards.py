@@ -45,7 +45,7 @@ from spkd.progress import log, track
 from spkd.registry import CONTAINERS, LAYOUTS
 
 PARTS = ".parts"  # suffix of the folder beside the manifest
-FORMAT = 1  # of the files in it
+FORMAT = 2  # of the files in it
 LONGEST_FACTS = 1 << 16  # bytes of the last line of such a file
 BEGIN = 1024  # bytes by which a kind of container is recognised
 CHUNK = 512  # members that are measured together

@@ -102,7 +102,14 @@ def _inflated(address: Address) -> bytes:
     if not stream.eof:
         ends = "longer than audio can be" if len(made) == most else "its compressed bytes end early"
         raise ValueError(f"damaged in its zip ({ends})")
-    return made
+    return _compared(made, address)
+
+
+def _compared(data: bytes, address: Address) -> bytes:
+    """The data. Raises ValueError where they are not those of which the directory of the zip has the CRC."""
+    if address.crc is not None and zlib.crc32(data) != address.crc:
+        raise ValueError("damaged in its zip (its CRC is not that of the directory)")
+    return data
 
 
 def _kept(address: Address) -> bytes | None:
@@ -126,8 +133,9 @@ def read(address: Address) -> bytes:
     address = located(address)
     if address.length > MOST:
         raise ValueError(f"larger than the {MOST:,} bytes that it may have")
-    kept = _kept(address)
-    return container(address.container).read(address.offset, address.length) if kept is None else kept
+    if (kept := _kept(address)) is not None:
+        return kept
+    return _compared(container(address.container).read(address.offset, address.length), address)
 
 
 def content(path: str) -> bytes:

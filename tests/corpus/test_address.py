@@ -12,6 +12,8 @@ from spkd.corpus.address import Address, file_of, parse, state_of_audio, suffix_
     [
         ("/d/000.tar#1536+32044.flac", Address("/d/000.tar", 1536, 32_044, "flac"), ".flac", "", ""),
         ("a.zip#7+9.wav.deflate", Address("a.zip", 7, 9, "wav.deflate"), ".wav", "deflate", ""),
+        ("a.zip#7+9.wav.deflate:0a1b2c3d", Address("a.zip", 7, 9, "wav.deflate:0a1b2c3d"), ".wav", "deflate", ""),
+        ("a.zip#7+9.wav.crc:0a1b2c3d", Address("a.zip", 7, 9, "wav.crc:0a1b2c3d"), ".wav", "", ""),
         ("a#1+2.wav#3+4.mp3", Address("a#1+2.wav", 3, 4, "mp3"), ".mp3", "", ""),
         ("x.parquet#17+900.m4a.row", Address("x.parquet", 17, 900, "m4a.row"), ".m4a", "row", ""),
         ("x.parquet#17+9.wav.row:a.b: c", Address("x.parquet", 17, 9, "wav.row:a.b: c"), ".wav", "row", "a.b: c"),
@@ -22,11 +24,23 @@ def test_an_address_is_a_text(text: str, address: Address, suffix: str, storage:
     assert parse(text) == address
     assert str(address) == text
     assert (address.suffix, address.storage, address.column) == (suffix, storage, column)
+    assert address.crc == (0x0A1B2C3D if text.endswith(":0a1b2c3d") else None)
     assert (file_of(text), suffix_of(text)) == (address.container, suffix)
 
 
 @pytest.mark.parametrize(
-    "text", ["a.wav", "", "#1+2.wav", "a.tar#1+2", "a.tar#-1+2.wav", "a.tar#1+2.WAV", "a.tar#1+2.wav.gz", "C#/a.wav"]
+    "text",
+    [
+        "a.wav",
+        "",
+        "#1+2.wav",
+        "a.tar#1+2",
+        "a.tar#-1+2.wav",
+        "a.tar#1+2.WAV",
+        "a.tar#1+2.wav.gz",
+        "C#/a.wav",
+        "a.zip#1+2.wav.crc",
+    ],
 )
 def test_other_texts_are_paths(text: str) -> None:
     assert parse(text) is None

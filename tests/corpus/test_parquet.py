@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,22 @@ def test_tables_that_datasets_wrote(tmp_path: Path) -> None:
     bare.to_parquet(str(tmp_path / "bare.parquet"))
     with pytest.raises(SpkdError, match="no audio in this row"):
         indexed(tmp_path, "bare.parquet")
+
+
+def test_a_flipped_bit_is_found_where_pages_have_checksums(tmp_path: Path) -> None:
+    """Spark and pyarrow's `write_page_checksum` write them (parquet-format, PageHeader.crc)."""
+    plain = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    path = write(tmp_path / "x.parquet", {"audio": structs(2)}, **plain)
+    manifest, _ = indexed(tmp_path, "x.parquet")
+    data = bytearray(path.read_bytes())
+    place = data.index(audio(0.5, seed=1)) + 4000
+    data[place] ^= 1
+    status = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    rows._groups, rows._tables = Kept(1 << 28, lambda values: int(values.nbytes)), Kept(64, lambda _: 1)
+    with pytest.raises(AudioError, match="damaged"):
+        decode(manifest[1].path)
 
 
 def test_columns_are_found_or_named(tmp_path: Path) -> None:

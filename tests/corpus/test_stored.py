@@ -19,9 +19,12 @@ import pytest
 import soundfile
 
 from spkd.corpus import stored
-from spkd.corpus.address import Address
+from spkd.corpus.address import Address, parse
 from spkd.corpus.audio import AudioError, decode, exact_length, probe, sample_rate
+from spkd.corpus.expected import forget
 from spkd.corpus.kept import Kept
+from spkd.corpus.manifest import Manifest
+from spkd.corpus.shards import index
 
 from .test_audio import tone, write_compressed
 from .test_whole import VARIABLE, WITHOUT_XING, speech_like
@@ -249,6 +252,36 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         with pytest.raises(AudioError, match=reason):
             probe(address)
     assert rest.endswith(".wav.deflate")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_a_member_of_a_zip_whose_bits_changed_is_refused(tmp_path: Path, method: int) -> None:
+    """The oracle is zipfile; most flips within deflate leave a stream that ends well."""
+    path, archive = tmp_path / "a.wav", tmp_path / "a.zip"
+    soundfile.write(path, 0.1 * np.random.RandomState(0).randn(16_000), 16_000)
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.write(path, "a.wav")
+        file.writestr("a.spk", "ann")
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+    index([archive], tmp_path / "m.csv")
+    (utterance,) = Manifest.load(tmp_path / "m.csv")
+    assert utterance.speaker == "ann"
+    assert np.array_equal(decode(utterance.path).wave, decode(str(path)).wave)
+    whole, begin = archive.read_bytes(), parse(utterance.path)
+    assert begin is not None
+    refused = 0
+    for place in range(begin.offset + 100, begin.offset + members[0].compress_size, 2999):
+        flipped = bytearray(whole)
+        flipped[place] ^= 16
+        archive.write_bytes(flipped)
+        forget(str(archive))
+        with zipfile.ZipFile(archive) as file, pytest.raises((zipfile.BadZipFile, zlib.error)):
+            file.read("a.wav")
+        with pytest.raises(AudioError, match="damaged in its zip"):
+            decode(utterance.path)
+        refused += 1
+    assert refused >= 10
 
 
 def test_gigabytes_of_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from spkd.corpus.address import DEFLATE, Address
+from spkd.corpus.address import CRC, DEFLATE, Address
 from spkd.corpus.audio import OTHER_SUFFIXES
 from spkd.corpus.containers.container import SPEAKERS, Container, Entry
 from spkd.corpus.stored import read
@@ -37,16 +37,20 @@ class Member:
         offset: place of its first byte in the archive.
         length: bytes that it takes there.
         compressed: whether it is compressed by deflate.
+        crc: CRC-32 of its content; None where the archive has none.
     """
 
     name: str
     offset: int
     length: int
     compressed: bool = False
+    crc: int | None = None
 
     def address(self, container: str) -> Address:
         suffix = PurePosixPath(self.name).suffix.lower().lstrip(".")
-        return Address(container, self.offset, self.length, f"{suffix}.{DEFLATE}" if self.compressed else suffix)
+        crc = "" if self.crc is None else f":{self.crc:08x}"
+        storage = f".{DEFLATE}{crc}" if self.compressed else f".{CRC}{crc}" if crc else ""
+        return Address(container, self.offset, self.length, suffix + storage)
 
 
 class Archive(Container):

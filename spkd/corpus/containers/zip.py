@@ -54,7 +54,8 @@ class Zip(Archive):
             elif (offset := _offset(source, info)) is None:
                 self._leave_out(name, "damaged (its header is not that of the directory)")
             else:
-                yield Member(name, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED)
+                compressed = info.compress_type == zipfile.ZIP_DEFLATED
+                yield Member(name, offset, info.compress_size, compressed, info.CRC)
 
     def _leave_out(self, name: str, reason: str) -> None:
         if Path(name).suffix.lower() in self.wanted.suffixes:
