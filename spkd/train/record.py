@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class RunRecord:
         git_commit: commit of spkd's own checkout; None where it was installed as a package.
         code: digest of spkd's own modules; it shows whether they differ from those of the commit or version.
         settings_sha256: digest of run.yaml.
+        contents: digests of what the run reads beside its caches, such as labels, by setting.
         speed: speed of the run; None before its end, and for a run too short to be measured.
     """
 
@@ -58,6 +59,7 @@ class RunRecord:
     code: str
     caches: dict[str, str]
     settings_sha256: str
+    contents: dict[str, str] = field(default_factory=dict)
     speed: Speed | None = None
 
     @classmethod
@@ -76,11 +78,18 @@ class RunRecord:
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         if self.speed is not None:
             facts["speed"] = str(self.speed)
+        facts |= {f"content of {name}": content for name, content in self.contents.items()}
         return facts | {f"cache {name}": fingerprint for name, fingerprint in self.caches.items()}
 
 
-def start(out: Path, settings: TrainConfig, cache: CacheSource, device: torch.device) -> None:
-    """Write run.json, by which a folder is known as a run's, and run.yaml, which `spkd train --from` repeats."""
+def start(
+    out: Path, settings: TrainConfig, cache: CacheSource, device: torch.device, contents: Mapping[str, str]
+) -> None:
+    """Write run.json, by which a folder is known as a run's, and run.yaml, which `spkd train --from` repeats.
+
+    Args:
+        contents: as of RunRecord.
+    """
     # The folder of copies is this machine's, and changes no result.
     dumped = config.dump(replace(settings, fetch=FetchConfig())).encode()
     versions = {
@@ -99,6 +108,7 @@ def start(out: Path, settings: TrainConfig, cache: CacheSource, device: torch.de
         _digest_of(CHECKOUT / "spkd"),
         {member.name: member.fingerprint for member in cache.members},
         digest.of_bytes(dumped),
+        dict(contents),
     ).write(out / RUN)
     write_bytes(out / SETTINGS, dumped)
 

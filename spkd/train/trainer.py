@@ -337,7 +337,7 @@ def _train(task: Task, validate: Validate | None, ranks: ProcessGroup) -> Result
         ranks.barrier()  # before the first rank writes there
         if ranks.is_first:
             _remove_leftovers(out)
-            record.start(out, config, task.cache, task.device)
+            record.start(out, config, task.cache, task.device, settings.get("contents", {}))
         return _finish(run, _run(run, first))
 
 

@@ -167,6 +167,8 @@ def test_the_file_is_recorded_by_its_digest(spkd: Callable, utterances: list[Utt
     settings = json.loads(Path("student/model.json").read_text())["training"]["settings"]
     assert settings["contents"] == {"labels": hashlib.sha256(Path("labels.csv").read_bytes()).hexdigest()}
     assert config.load(TrainConfig, file="student/run.yaml", environ={}).labels == "labels.csv"
+    assert json.loads(Path("student/run.json").read_text())["contents"] == settings["contents"]
+    assert settings["contents"]["labels"] in Path("student/train.html").read_text()
     assert "is finished already" in spkd(*given).ok().out
     # Other labels are another run.
     write("labels.csv", [(u.id, renamed(n // 2)) for n, u in enumerate(utterances[:9])])

@@ -184,7 +184,9 @@ def test_a_sweep_goes_on_after_a_failure_and_says_so(spkd: Callable) -> None:
 def test_every_changed_value_of_the_record_is_a_line_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     first = RunRecord(
-        ("--loss", "aam"), "2026", "h", "cpu", {"spkd": "1"}, None, "c0de", {"c": "f"}, "d1", Speed(9.0, 0.1, 1.5)
+        *(("--loss", "aam"), "2026", "h", "cpu", {"spkd": "1"}, None, "c0de", {"c": "f"}, "d1"),
+        contents={"labels": "d2"},
+        speed=Speed(9.0, 0.1, 1.5),
     )
     first.write(path)
     assert RunRecord.read(path) == first
