@@ -8,12 +8,13 @@ model.verify("a.wav", "b.wav").same     # by the threshold that travels with the
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 from spkd.version import __version__
 
 if TYPE_CHECKING:
+    from spkd.errors import SpkdError, UsageError
     from spkd.mapping.embedding_map import EmbeddingMap, load_map
     from spkd.model import Identification, SpeakerModel, Verification, load
     from spkd.voiceprint import Voiceprint
@@ -23,6 +24,8 @@ __all__ = [
     "EmbeddingMap",
     "Identification",
     "SpeakerModel",
+    "SpkdError",
+    "UsageError",
     "Verification",
     "Voiceprint",
     "Voices",
@@ -31,7 +34,8 @@ __all__ = [
     "load_map",
 ]
 # Name in the interface -> its module.
-PLACES = {
+_PLACES = {
+    **dict.fromkeys(("SpkdError", "UsageError"), "spkd.errors"),
     **dict.fromkeys(("Identification", "SpeakerModel", "Verification", "load"), "spkd.model"),
     **dict.fromkeys(("EmbeddingMap", "load_map"), "spkd.mapping.embedding_map"),
     "Voiceprint": "spkd.voiceprint",
@@ -41,6 +45,10 @@ PLACES = {
 
 def __getattr__(name: str) -> Any:
     """A name of the Python interface, imported on first use, so that the command line does not wait for the import."""
-    if name in PLACES:
-        return getattr(importlib.import_module(PLACES[name]), name)
+    if name in _PLACES:
+        return getattr(_import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'spkd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,6 +10,7 @@ from pathlib import Path
 from spkd import config
 
 MOST_FILES = 200
+NAMES = "names"  # of components, where a value may be something else, too
 
 
 def completed(schema: type, before: Sequence[str], word: str, files: bool = True) -> list[str]:
@@ -47,6 +48,8 @@ def _keys(schema: type, given: Mapping[str, str]) -> dict[str, config.Key]:
         chooser, default = _short(schema, slot.chooser), own[slot.chooser].default
         if isinstance(default, list):
             known[chooser] = replace(known[chooser], limits={"choices": tuple(slot.registry)})
+        elif not known[chooser].choices:  # a name, or a file
+            known[chooser] = replace(known[chooser], limits={NAMES: tuple(slot.registry)})
         chosen = given.get(chooser, given.get(slot.chooser))
         names = default if chosen is None else chosen.strip("[]").split(",")
         for name in slot.chosen(names):
@@ -70,7 +73,8 @@ def _values(key: config.Key, begun: str, files: bool) -> Iterator[str]:
     choices = ("true", "false") if key.type is bool else key.choices
     if choices:
         yield from (f"{head}{choice}" for choice in choices if choice.startswith(begun) and choice not in head)
-    elif key.type is str or "Path" in key.kind:
+    elif key.type is str or "Path" in key.kind or NAMES in key.limits:
+        yield from (name for name in key.limits.get(NAMES, ()) if name.startswith(begun))
         yield from sorted(_marked(path) for path in glob(f"{escape(begun)}*")[:MOST_FILES]) if files else ()
     elif str(key.default).startswith(begun) and not isinstance(key.default, list | dict) and key.default is not None:
         yield str(key.default)

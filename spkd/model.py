@@ -349,7 +349,8 @@ class SpeakerModel:
         if calibration.system.vad != here:
             raise UsageError(
                 f"{self.name}: calibrated with vad={calibration.system.vad or NONE}, and loaded with "
-                f"vad={here or NONE}; load it with the same, or calibrate it with this one"
+                f"vad={here or NONE}; load it with vad={calibration.system.vad or NONE}, or calibrate it with "
+                f"vad={here or NONE}"
             )
         known = calibration.thresholds
         if isinstance(threshold, str) and threshold not in known:
@@ -536,12 +537,12 @@ def _of_onnx(path: Path) -> Calibration | None:
 
 
 def load(
-    source: str | Path = BUNDLED,
+    source: str | Path = "bundled",
     device: str = "auto",
     revision: str | None = None,
     token: str | None = None,
     weights: str | Path | None = None,
-    vad: str = NONE,
+    vad: str = "none",
     map_by: str | Path | None = None,
     **settings: Any,
 ) -> SpeakerModel:
@@ -558,9 +559,9 @@ def load(
         map_by: folder of a map to this model (`spkd map`), whose calibration decides on voiceprints that it brought
             from another model.
         settings: settings of the teacher family, such as layer=9 of wavlm or input="nemo" of an ONNX file;
-            `spkd eval --help model` lists them.
+            `spkd eval --help` lists them (`model.wavlm.layer`).
     Returns:
-        The model, with `embed`, `score`, `verify` and `push_to_hub`.
+        The model: `embed`, `score`, `verify`, `enrol`, `identify`, `push_to_hub`.
     Raises:
         UsageError: there is no model, or a wrong argument.
         SpkdError: the model or the map is damaged, or the hub does not answer.

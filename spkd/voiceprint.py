@@ -37,7 +37,7 @@ class Voiceprint:
             embedded the recordings.
     """
 
-    embedding: np.ndarray
+    embedding: np.ndarray = field(repr=False)
     model: str
     recordings: int = field(metadata={"low": 1, "high": 10**9})
     seconds: float = field(metadata={"low": 0, "high": 1e12})

@@ -51,6 +51,9 @@ def asked(shell: str, line: str, **variables: str) -> str:
         ("spkd train --loss mu", ["multilevel"]),
         ("spkd eval trials.txt backend", ["backend=cosine", "backend=plda"]),
         ("spkd eval backend", ["backend=cosine", "backend=plda"]),
+        ("spkd eval trials.txt model=wav", ["wavlm", "wav2vec2"]),
+        ("spkd verify a.wav b.wav model=bun", ["bundled"]),
+        ("spkd eval trials.txt enrol.model=red", ["redimnet"]),
         ("spkd extract manifest=", []),  # bash completes files by itself
         ("spkd cache inf", ["info"]),
     ],

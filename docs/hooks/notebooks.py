@@ -62,6 +62,7 @@ def executed(notebooks: list[Path]) -> list[nbformat.NotebookNode]:
     with tempfile.TemporaryDirectory() as folder:
         for path, notebook in zip(notebooks, every, strict=True):
             began = time.monotonic()
+            log.info("%s: is being executed, which takes a minute or two", path.name)
             NotebookClient(notebook, timeout=LONGEST, resources={"metadata": {"path": folder}}).execute()
             _tidy(notebook)
             log.info("%s: executed in %.0f s", path.name, time.monotonic() - began)

@@ -58,7 +58,7 @@ class Voices(Mapping[str, Voiceprint]):
         """
         path = Path(path)
         if not path.exists():
-            raise UsageError(f"no voices {path}; enrol some with `spkd enrol NAME AUDIO... model=MODEL`")
+            raise UsageError(f"no voices {path}; enrol some with `spkd enrol NAME AUDIO...`")
         tree = parse_json(read_bytes(path, LARGEST), str(path))
         return cls(path, FORMAT.open(tree, str(path), _checked))
 
