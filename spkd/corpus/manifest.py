@@ -30,7 +30,7 @@ from spkd.corpus.address import is_elsewhere, parse, relative_path, state_of_aud
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
 from spkd.corpus.columns import CHUNK, Columns, Filled
 from spkd.corpus.expected import state_text
-from spkd.corpus.layouts.base import Layout
+from spkd.corpus.layouts.base import MANY, Layout
 from spkd.corpus.manifests.audiofolder import METADATA
 from spkd.corpus.manifests.fields import HEADER as HEADER
 from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown
@@ -48,7 +48,6 @@ from spkd.progress import log, track
 from spkd.registry import LAYOUTS, MANIFEST_READERS
 
 IN_FOLDERS = ("wav.scp", *METADATA)  # files by which folders are manifests
-MANY = 20  # files: so many of one speaker are noted
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
 # Keys of their JSON lines -> columns of their tables.
 KEYS = {

@@ -15,9 +15,10 @@ import itertools
 import json
 import os
 import re
+import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -31,13 +32,14 @@ from spkd.corpus.address import Address, is_elsewhere, relative_path, state_of_c
 from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, probe
 from spkd.corpus.containers.container import SPEAKERS, Container, Entry, Wanted
 from spkd.corpus.expected import forget, state_text
-from spkd.corpus.layouts.base import MOST_FITTING, Layout
+from spkd.corpus.layouts.base import MANY, MOST_FITTING, Layout
 from spkd.corpus.layouts.folder import level_of_speakers, notes_on_speakers
 from spkd.corpus.manifests.fields import HEADER, STATE
 from spkd.corpus.manifests.relative import place_of
 from spkd.corpus.stored import container as container_of
+from spkd.corpus.stored import read
 from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, public_address
-from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, writing
+from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, write_bytes, writing
 from spkd.files.reading import State, is_irregular, parse_json
 from spkd.files.remote_folder import RemoteFolder
 from spkd.files.text import counted, read_lines, short_names
@@ -57,6 +59,8 @@ LONGEST_LIST = 1 << 26  # bytes of a list of containers elsewhere
 PRIORITY = ("spk", *SPEAKERS, "cls", "txt")  # where speakers are looked for
 # Patterns as NeMo and WebDataset have them: audio_{0..127}.tar, audio__OP_0..127_CL_.tar; words: {train,dev}.tar
 BRACES = re.compile(r"(?:\{|_OP_)([^{}]*?)(?:\}|_CL_)")
+# Names of members that are lists of a corpus, with the folders of the corpus before them.
+LISTS_OF_CORPORA = re.compile(rf"(?:.*/)?(?:{'|'.join(kind.lists for kind in LAYOUTS.values() if kind.lists)})")
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,11 @@ class _Part:
     def left_out(self) -> Iterator[list[str]]:
         return (row for row in self.rows() if len(row) == 2)
 
+    @property
+    def lists(self) -> Path:
+        """Folder with the lists of a corpus that are in the container, named as the one beside it (`_unpacked`)."""
+        return self.file.with_suffix(".lists") / _unpacked(self).name
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """`has_names`, and the members that nothing uses (`unused`)."""
@@ -295,7 +304,7 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
     with writing(part.file) as file:
         try:
             container = _opened(part, wanted)
-            container.share = share
+            container.share, container.lists = share, LISTS_OF_CORPORA
             entries = container.entries()
             while chunk := _next(entries, part):
                 some = [chunk[first : first + AT_ONCE] for first in range(0, len(chunk), AT_ONCE)]
@@ -311,11 +320,22 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
                 left_out |= container.left_out
                 has_names, unused = container.has_names, dict(container.unused)
             left_out |= container.left_out
+            _keep_lists(part, container.found_lists)
         except SpkdError as error:
             left_out[""] = str(error).removeprefix(f"{part.container}: ")
         for name, reason in left_out.items():
             file.write(json.dumps([name, reason]).encode() + b"\n")
         file.write(json.dumps({"has_names": has_names, "unused": unused}).encode())
+
+
+def _keep_lists(part: _Part, found: Mapping[str, Address]) -> None:
+    """Write the lists of a corpus that are in a container to a folder. Raises SpkdError where one cannot be read."""
+    for name, address in found.items():
+        if ".." not in PurePosixPath(name).parts:
+            try:
+                write_bytes(part.lists / name, read(address))
+            except (OSError, ValueError) as error:
+                raise SpkdError(f"{part.container}: {name}: {error}") from error
 
 
 def _opened(part: _Part, wanted: Wanted) -> Container:
@@ -386,7 +406,8 @@ class _Naming:
         rows = list(part.entries())
         files = [Path(row[0]) for row in rows]
         layout: type[Layout] = LAYOUTS[self.layout]
-        found = map(layout.read, files) if self.layout == FOLDER else layout.names(_unpacked(part), files)
+        is_folder = self.layout == FOLDER
+        found = map(layout.read, files) if is_folder else layout.names(_root(part, layout, files), files)
         for row, file, named in zip(rows, files, found, strict=True):
             name, speaker = named or ("", None)
             if self.source:
@@ -394,6 +415,17 @@ class _Naming:
             elif named and self.layout == FOLDER:
                 speaker = file.parts[self.level]
             yield row, name, speaker
+
+
+def _roots(part: _Part) -> list[Path]:
+    """Folders that may be that of a corpus: with the lists that are in a container, and that beside it."""
+    return [*([part.lists] if part.lists.is_dir() else []), _unpacked(part)]
+
+
+def _root(part: _Part, layout: type[Layout], files: Sequence[Path]) -> Path:
+    """The one of these folders that has a layout."""
+    roots = _roots(part)
+    return next((root for root in roots if layout.detects(root, files)), roots[0])
 
 
 def _unpacked(part: _Part) -> Path:
@@ -428,6 +460,8 @@ def _naming(parts: Sequence[_Part], root: str, layout: str | None, speaker: str)
         naming.notes.append(f"utterances without a speaker ({naming.source}): {lacking:,}")
     if naming.source and (others := sorted(sources.keys() - {naming.source})):
         naming.notes.append(f"speakers are those of {naming.source}, not of {first_few(others)} (--speaker NAME)")
+    if naming.layout and naming.layout != FOLDER:
+        naming.notes += _notes_of(LAYOUTS[naming.layout], parts)
     if naming.layout == FOLDER and not naming.source:
         _by_folders(naming, root, sorted({Path(row[0]).parts[:-1] for part in parts for row in part.entries()}))
     return naming
@@ -446,10 +480,19 @@ def _layout_of(parts: Sequence[_Part], total: int) -> str:
         files = [Path(row[0]) for row in part.entries()]
         in_folders += sum(len(file.parts) > 1 for file in files)
         for name, kind in LAYOUTS.items():
-            if name != FOLDER and files and kind.detects(_unpacked(part), files):
+            if name != FOLDER and files and any(kind.detects(root, files) for root in _roots(part)):
                 fitting[name] += len(files)
     found = next((name for name in LAYOUTS if fitting[name] >= MOST_FITTING * total > 0), "")
     return found or (FOLDER if in_folders >= MOST_FITTING * total > 0 else "")
+
+
+def _notes_of(layout: type[Layout], parts: Sequence[_Part]) -> list[str]:
+    """Notes of a layout on all containers, each of them once."""
+    notes: dict[str, None] = {}
+    for part in parts:
+        files = [Path(row[0]) for row in part.entries()]
+        notes |= dict.fromkeys(layout.notes(_root(part, layout, files), files))
+    return list(notes)
 
 
 def _rank(source: str) -> int:
@@ -554,6 +597,7 @@ def index(
         log(f"note: {root}: {note}")
     for part in parts:
         part.file.unlink(missing_ok=True)
+        shutil.rmtree(part.lists.parent, ignore_errors=True)
     with contextlib.suppress(OSError):  # parts of another index
         folder.rmdir()
     return summary
@@ -618,6 +662,11 @@ def _written(parts: Sequence[_Part], naming: _Naming, out: Path, root: str, left
         if not count:
             name, reason = next(iter(left_out.items()), (root, "no audio"))
             raise SpkdError(f"{root}: holds no audio that can be used ({name}: {reason})")
+    if len(speakers) == 1 and count >= MANY:
+        log(
+            f"note: {root}: all of {count:,} utterances are of one speaker, {min(speakers)!r}; if they are of several, "
+            f"name what has the speakers (--speaker NAME), or choose another --layout ({', '.join(LAYOUTS)})"
+        )
     places = [f"layout {naming.layout}"] if naming.layout else []
     places += [f"speakers from {naming.source}"] if naming.source else []
     origin = ", ".join([counted(len(parts), "container"), *(places or ["speakers unknown"])])

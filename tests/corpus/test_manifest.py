@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 
 from spkd.corpus import manifest as manifest_module
+from spkd.corpus import shards
 from spkd.corpus.audio import AudioError, decode, probe
 from spkd.corpus.manifest import Manifest, Utterance, build, measure
 from spkd.errors import SpkdError, UsageError
@@ -297,6 +299,7 @@ LISTS = {  # as the corpora have them, by the recipes of Kaldi, 3D-Speaker, Hype
 def test_speakers_are_those_of_the_lists_of_a_corpus(
     tmp_path: Path, layout: str, expected: dict[str, tuple[str, str | None]]
 ) -> None:
+    """In a folder of the corpus, and in a tar of it that holds the lists, too."""
     for name, text in LISTS[layout].items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -306,6 +309,58 @@ def test_speakers_are_those_of_the_lists_of_a_corpus(
         made, found, left_out = build(tmp_path, asked)
         assert (found, left_out) == (layout, {})
         assert {u.path: (u.id, u.speaker) for u in made} == {str(tmp_path / k): v for k, v in expected.items()}
+    with tarfile.open(tmp_path / "corpus.tar", "w") as tar:
+        for path in sorted(path for path in tmp_path.iterdir() if path.is_dir() or path.suffix != ".tar"):
+            tar.add(path, path.name)
+    for asked in (None, layout):
+        shards.index([tmp_path / "corpus.tar"], tmp_path / "elsewhere" / "m.csv", asked)
+        loaded = Manifest.load(tmp_path / "elsewhere" / "m.csv")
+        assert {(u.id, u.speaker) for u in loaded} == set(expected.values())
+        assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["m.csv"]
+
+
+def test_common_voice_as_it_is_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Releases hold languages, and these their tables and `clips`."""
+    for language in ("de", "en"):
+        write_audio(tmp_path / "cv-corpus-23.0" / language / "clips" / f"common_voice_{language}_1.wav")
+        write_audio(tmp_path / "cv-corpus-23.0" / language / "clips" / f"common_voice_{language}_2.wav")
+        rows = "".join(f"ab{n}{language}\tcommon_voice_{language}_{n}.wav\tYes.\n" for n in (1, 2))
+        (tmp_path / "cv-corpus-23.0" / language / "validated.tsv").write_text("client_id\tpath\tsentence\n" + rows)
+    speakers = [f"ab{n}{language}" for n in (1, 2) for language in ("de", "en")]
+    for folder, expected in (("", speakers), ("en", speakers[1::2]), ("en/clips", speakers[1::2])):
+        made, layout, left_out = build(tmp_path / "cv-corpus-23.0" / folder)
+        assert (layout, made.speakers, left_out) == ("common-voice", expected, {})
+    with tarfile.open(tmp_path / "cv-en.tar", "w") as tar:
+        tar.add(tmp_path / "cv-corpus-23.0", "cv-corpus-23.0")
+    shards.index([tmp_path / "cv-en.tar"], tmp_path / "m.csv")
+    assert {u.id: u.speaker for u in Manifest.load(tmp_path / "m.csv")} == {
+        f"common_voice_{language}_{n}": f"ab{n}{language}" for n in (1, 2) for language in ("de", "en")
+    }
+
+
+def test_lists_beside_the_tars_of_a_corpus(tmp_path: Path) -> None:
+    """3D-Speaker is downloaded as test.tar and train.tar, with the folder `files` beside these."""
+    for name, text in LISTS["3d-speaker"].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for part, name in (("train", "train/0001/0001_Device01.wav"), ("test", "test/9/9_Device02.wav")):
+        write_audio(tmp_path / name)
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as tar:
+            tar.add(tmp_path / part, part)
+    shards.index([tmp_path / "train.tar", tmp_path / "test.tar"], tmp_path / "m.csv")
+    assert [(u.id, u.speaker) for u in Manifest.load(tmp_path / "m.csv")] == [
+        ("0001_Device01", "0001"),
+        ("9_Device02", "9"),
+    ]
+
+
+def test_one_speaker_of_all_members_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_audio(tmp_path / "a.wav")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number in range(20):
+            tar.add(tmp_path / "a.wav", f"corpus/{number}.wav")
+    shards.index([tmp_path / "x.tar"], tmp_path / "m.csv")
+    assert "all of 20 utterances are of one speaker, 'corpus'; if they are of several" in capsys.readouterr().out
 
 
 def test_lists_that_a_corpus_lacks_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +62,8 @@ class Container(ABC):
         left_out: name of each member with audio that is left out -> the reason; filled while it is read.
         unused: kind of members that nothing uses -> their number.
         has_names: whether names are paths, of which a layout may read ids and speakers.
+        lists: pattern of the names of members that are lists of a corpus.
+        found_lists: name of each member that is such a list -> its address.
         share: function of the share of it that was read so far, called now and then.
     """
 
@@ -72,6 +75,8 @@ class Container(ABC):
         self.left_out: dict[str, str] = {}
         self.has_names = True
         self.unused: Counter[str] = Counter()
+        self.lists: re.Pattern[str] | None = None
+        self.found_lists: dict[str, Address] = {}
         self.share: Callable[[float], None] = lambda done: None
 
     @classmethod

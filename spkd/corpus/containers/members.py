@@ -75,6 +75,8 @@ class Archive(Container):
                     audio[key].append(member)
             elif suffix in OTHER_SUFFIXES:
                 self.left_out[_shown(member.name)] = f"{suffix} is not decoded here; convert it to WAV or FLAC"
+            elif self.lists is not None and self.lists.fullmatch(member.name) and not _unusable(member.name):
+                self.found_lists[member.name] = member.address(self.path)
             elif match is not None and (end := member.name[len(key) + 1 :].lower()) in BESIDE:
                 beside[key][end] = member
             else:

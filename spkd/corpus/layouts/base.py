@@ -5,15 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from spkd.files.text import MOST, numbered_lines
 
+MANY = 20  # files: so many of one speaker are noted
 MOST_FITTING = 0.9  # share of the files that fit a layout which is detected
 Named = tuple[str, str | None]  # id and speaker of an utterance
 
 
 class Layout(ABC):
-    """Base class of layouts. Ids are those of the corpus's public trial lists, whatever format the audio is kept in."""
+    """Base class of layouts. Ids are those of the corpus's public trial lists, whatever format the audio is kept in.
+
+    Attributes:
+        lists: pattern of the names of the lists that it reads, from a folder of the corpus on; "" where there are none.
+    """
+
+    lists: ClassVar[str] = ""
 
     @classmethod
     @abstractmethod

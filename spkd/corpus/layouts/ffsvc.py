@@ -16,6 +16,8 @@ LISTS = ("dev_meta_list", "dev_meta_list.txt")  # lines of original name and fil
 class FFSVC(Layout):
     """`dev/ffsvc22_dev_000001.wav`: the id is the file's name, as in the trials; dev_meta_list has the speakers."""
 
+    lists = r"dev_meta_list(?:\.txt)?"
+
     @classmethod
     def read(cls, path: Path) -> Named | None:
         return (f"{path.stem}.wav", None) if STEM.fullmatch(path.stem) else None

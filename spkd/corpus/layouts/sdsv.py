@@ -18,6 +18,8 @@ class SdSV(Layout):
     The speakers of the training data are those of docs/train_labels.txt; the others are unknown.
     """
 
+    lists = re.escape(LABELS)
+
     @classmethod
     def read(cls, path: Path) -> Named | None:
         return (path.stem, None) if STEM.fullmatch(path.stem) else None

@@ -13,6 +13,8 @@ LISTS = ("lists", "keys")  # folders beside `audio`
 class SITW(Layout):
     """`eval/audio/unaob.flac`, beside the folders `lists` and `keys`: the id is `audio/unaob.flac`, as in these."""
 
+    lists = rf"(?:{'|'.join(LISTS)})/[^/]+"
+
     @classmethod
     def read(cls, path: Path) -> Named | None:
         return (f"audio/{path.stem}.flac", None) if path.parent.name == "audio" else None

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from spkd.corpus.layouts.base import Layout, Named, columns_of, list_of
+from spkd.corpus.layouts.base import MOST_FITTING, Layout, Named, columns_of, list_of
 
 PARTS = ("train", "test")
 
 
 class ThreeDSpeaker(Layout):
     """Files of `files/train_wav.scp` and `files/test_wav.scp`, with ids and speakers as these and utt2spk have them."""
+
+    lists = r"files/(?:train|test)_(?:wav\.scp|utt2spk)"
 
     @classmethod
     def read(cls, path: Path) -> Named | None:
@@ -20,7 +22,9 @@ class ThreeDSpeaker(Layout):
 
     @classmethod
     def detects(cls, root: Path, files: Sequence[Path]) -> bool:
-        return any((root / "files" / f"{part}_wav.scp").is_file() for part in PARTS)
+        if all(list_of(root, f"files/{part}_wav.scp") is None for part in PARTS):
+            return False
+        return sum(named is not None for named in cls.names(root, files)) >= MOST_FITTING * len(files) > 0
 
     @classmethod
     def names(cls, root: Path, files: Sequence[Path]) -> Iterator[Named | None]:
