@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from spkd.corpus.audio import AUDIO_SUFFIXES
 from spkd.progress import log
 
+MOST_FOLDERS = 2  # that are left out in front of some names: of enrolment and of test
 SIDE = re.compile(r"(?P<segment>.+?)(?:\.sph)?[:_-](?P<side>[ab])", re.IGNORECASE)
 
 
@@ -18,7 +19,9 @@ def match(names: Sequence[str], known: Mapping[str, int]) -> dict[str, str]:
 
     Equal ids match. Where some names have no equal id, rules are tried one after the other: the other Unicode normal
     form, a suffix or a common folder that only one side has, another audio suffix, or the side of a recording as NIST
-    writes it. A rule is used only where every name matches and no two names get the same id; it is printed.
+    writes it; then each name by itself without its suffix of audio and without folders, of which there may be two, as
+    the lists of CN-Celeb have `enroll/a.wav`, `test/b.wav` and `c/d.wav`. A rule is used only where every name matches
+    and no two names get the same id; it is printed.
     """
     exact = {name: name for name in names if name in known}
     if len(exact) == len(names):
@@ -31,7 +34,32 @@ def match(names: Sequence[str], known: Mapping[str, int]) -> dict[str, str]:
         if len(ids) == len(names) == len(set(ids.values())) and len(by_key) == len(known):
             log(f"note: the trials' utterances are matched with the manifest's {rule}")
             return ids
-    return exact
+    return _each_by_itself(names, known) or exact
+
+
+def _each_by_itself(names: Sequence[str], known: Mapping[str, int]) -> dict[str, str]:
+    """Ids by trial names, without suffixes of audio, and without folders that some names have; {} where one is unsure."""
+    by_key = {_without_audio_suffix(identity): identity for identity in known}
+    if len(by_key) < len(known):
+        return {}
+    ids, folders = dict[str, str](), set[str]()
+    for name in names:
+        key = _without_audio_suffix(name)
+        places = [0, *(match.end() for match in re.finditer("/", key))]
+        if (place := next((at for at in places if key[at:] in by_key), None)) is None:
+            return {}
+        ids[name] = by_key[key[place:]]
+        folders |= {key[:place]} - {""}
+    if len(folders) > MOST_FOLDERS or len(set(ids.values())) < len(ids):
+        return {}
+    without = ["its suffix of audio", *sorted(folders)]
+    log(f"note: the trials' utterances are matched with the manifest's, each without {', '.join(without)}")
+    return ids
+
+
+def _without_audio_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in AUDIO_SUFFIXES else name
 
 
 Key = Callable[[str], str]  # name -> the text that must be equal on both sides
