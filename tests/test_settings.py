@@ -856,11 +856,11 @@ CLUSTERING = Command(
     ClusterConfig,
     {
         "base": Context(
-            "M/full similarity=0.9 smallest=1",
+            "M/full similarity=0.9",
             {"centres": "3", "speakers": "2", "similarity": "-1", "smallest": "2"},
             inert={"seed": "3"},
         ),
-        "k-means": Context("M/full centres=4 smallest=1 similarity=1", {"seed": "3"}),
+        "k-means": Context("M/full centres=4 similarity=1", {"seed": "3"}),
         "a number": Context("M/full speakers=2", inert={"similarity": "0.5", "seed": "3"}),
     },
 )

@@ -321,7 +321,9 @@ class ClusterConfig(Settings):
         low=-1,
         high=1,
     )
-    smallest: int = key(2, "utterances of clusters with fewer are left out, and have no label", low=1, high=10**9)
+    smallest: int = key(
+        1, "least utterances of a cluster; those of smaller ones are left out, and have no label", low=1, high=10**9
+    )
     seed: int = key(0, "seed of k-means", low=0, high=2**31 - 1)
 
     def unused(self) -> dict[str, str]:
