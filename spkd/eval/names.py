@@ -38,7 +38,7 @@ def match(names: Sequence[str], known: Mapping[str, int]) -> dict[str, str]:
 
 
 def _each_by_itself(names: Sequence[str], known: Mapping[str, int]) -> dict[str, str]:
-    """Ids by trial names, without suffixes of audio, and without folders that some names have; {} where one is unsure."""
+    """Ids by trial names, without suffixes of audio and folders that some names have; {} where one is unsure."""
     by_key = {_without_audio_suffix(identity): identity for identity in known}
     if len(by_key) < len(known):
         return {}

@@ -454,8 +454,9 @@ def test_a_manifest_in_a_folder_of_audio_names_its_utterances(spkd: Callable, tm
     spkd("manifest", ".", "--out", "k.csv").ok()
     found = [(u.id, u.speaker, u.start, u.duration) for u in Manifest.load("k.csv")]
     assert found == [("u1", "ann", 0.5, 0.5), ("u2", "bob", 1.0, 1.0)]
-    done = spkd("manifest", "..", "--out", "up.csv")
-    assert f"not read, as a layout is: 1 manifest (../{tmp_path.name}/wav.scp)" in done.out
+    Path("wav.scp").rename("data/wav.scp")
+    done = spkd("manifest", ".", "--out", "up.csv").ok()
+    assert "not read, as a layout is: 1 manifest (data/wav.scp)" in done.out
 
 
 def test_rejected_views_of_a_container_are_tried_again(spkd: Callable, tmp_path: Path) -> None:
