@@ -8,9 +8,10 @@ fresh weights with as many steps. Tests are those of papers.py, on other speaker
     python benchmarks/pseudo_label.py --data DIR --teacher FILE --seeds 3
 
 DIR holds librispeech-mini, speechocean-mini and arabic-commands-mini. What is left to a user (the smallest cluster that
-is kept, the weight of the labels) was chosen on the 58 training speakers that recipe.py keeps aside, by
-students of the other 250. Finished runs are kept as papers.py keeps them. Prints tables and, as its last line, one JSON
-object; keeps it in benchmarks/results/pseudo_label.json, from which tables.py makes the tables of docs/results.md.
+is kept, the weight of the labels) was chosen on the 58 training speakers that recipe.py keeps aside, by students of the
+other 250; on those the rule that chooses the number of clusters is tried, too. Finished runs are kept as papers.py
+keeps them. Prints tables and, as its last line, one JSON object; keeps it in benchmarks/results/pseudo_label.json, from
+which tables.py makes the tables of docs/results.md.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ VOICES = ("view=full", "view.speeds=[0.8,0.9,1.0,1.15]", "view.formants=[0.88,1.
 FEW = ("view=full", "view.speeds=[0.85,1.0]", "view.formants=[0.9,1.0]")
 TRUTH = "truth"
 SHORT, SHORT_SEEDS = 1200, 1  # of the choices
-LABEL_FREE, LAST = "label_free", "round_3"
+LABEL_FREE, LAST, RULE = "label_free", "round_3", "rule"
 ASIDE = {"speechocean": "speechocean", "librispeech": "LibriSpeech"}
 
 
@@ -183,6 +184,30 @@ class Table:
         }
 
 
+def rule(choices: Table) -> list[dict[str, Any]]:
+    """Clusters of the speakers kept aside by the embeddings of the teacher and of a student that was trained on others;
+    their number is chosen by `spkd cache cluster`."""
+    study = choices.of(0)
+    models = {
+        "teacher": ("teacher=dvector", f"teacher.weights={study.weights}"),
+        "student": ("teacher=checkpoint", f"teacher.weights={study.folder(LABEL_FREE, 0)}"),
+    }
+    found = []
+    for name, (manifest, _) in study.lists.items():
+        with open(manifest, newline="") as file:
+            speakers = len({row["speaker"] for row in csv.DictReader(file)})
+        for whose, model in models.items():
+            cache = f"{RULE}-{name}-{whose}"
+            if not (study.work / f"{cache}.csv").is_file():
+                spkd(
+                    study.work, study.threads, "extract", *model, f"manifest={manifest}", f"cache={cache}", "view=full"
+                )
+                spkd(study.work, study.threads, "cache", "cluster", cache, "--out", f"{cache}.csv")
+            row = {"list": name, "embeddings": whose, "speakers": speakers}
+            found.append(row | agreement(study.work / f"{cache}.csv", manifest))
+    return found
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Mean and standard deviation."""
     return {
@@ -271,6 +296,15 @@ def tables(given: Any) -> tuple[Table, Table]:
     )
 
 
+def rules(result: dict[str, Any]) -> str:
+    """The table of the rule that chooses the number of clusters."""
+    lines = ["| speakers kept aside | embeddings | speakers | clusters | purity | NMI |", "|---" * 6 + "|"]
+    for row in result[RULE]:
+        figures = f"{row['speakers']} | {row['clusters']} | {row['purity']:.3f} | {row['nmi']:.3f}"
+        lines.append(f"| {ASIDE[row['list']]} | of the {row['embeddings']} | {figures} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = papers.training_options(__doc__, "pseudo_label")
     given = record.parse(options, seeds=1)
@@ -278,8 +312,10 @@ def main() -> None:
     of_rounds, of_choices = tables(given)
     if not given.report:
         of_choices.run(SHORT_SEEDS)
+        of_choices.study.runs.keep(RULE, 0, {"rows": rule(of_choices)})
         of_rounds.run(given.seeds)
     result = of_rounds.report(given.seeds) | {"aside": of_choices.report(SHORT_SEEDS)}
+    result[RULE] = (of_choices.study.runs.get(RULE, 0) or {"rows": []})["rows"]
     records = of_rounds.finished(given.seeds)
     result["differences"] = {
         name: papers.compare(runs[:shared], records[LABEL_FREE][:shared])
