@@ -44,7 +44,7 @@ class Student:
     """A student in the catalogue.
 
     Attributes:
-        evaluations: evaluations of its weights.
+        evaluations: evaluations of its weights, at every size of its embedding.
     """
 
     url: str
@@ -166,20 +166,25 @@ def _trained(students: Sequence[Student]) -> str:
     backends = list(dict.fromkeys(backend for _, backend in columns if backend != PLAIN))
     rows = []
     for student in students:
-        training = student.description.training
-        rates: dict[tuple[str, tuple[str, ...]], set[float]] = {}
-        for report in student.evaluations:
-            rates.setdefault(_column(report), set()).add(report.results["eer_percent"])
-        rows.append(
-            [
-                student.url,
-                student.description.network,
-                ", ".join(training.facts.losses),
-                "" if training.steps is None else f"{training.steps:,}",
-                *(", ".join(f"{rate:.2f}" for rate in sorted(rates.get(column, ()))) for column in columns),
-            ]
-        )
-    header = ["student", "network", "losses", "steps"]
+        training, described = student.description.training, student.description
+        for known, part in described.digests.items():
+            rates: dict[tuple[str, tuple[str, ...]], set[float]] = {}
+            for report in student.evaluations:
+                if report.weights[-1] == known:
+                    rates.setdefault(_column(report), set()).add(report.results["eer_percent"])
+            if part is not None and not rates:
+                continue
+            rows.append(
+                [
+                    student.url,
+                    described.network,
+                    str(part or described.sizes[-1]),
+                    ", ".join(training.facts.losses),
+                    "" if training.steps is None else f"{training.steps:,}",
+                    *(", ".join(f"{rate:.2f}" for rate in sorted(rates.get(column, ()))) for column in columns),
+                ]
+            )
+    header = ["student", "network", "embedding", "losses", "steps"]
     for sha, backend in columns:
         header.append(f"EER (%), {lists[sha]}{f' [{backends.index(backend) + 1}]' if backend in backends else ''}")
     notes = [html.note(f"[{number}] {' '.join(backend)}") for number, backend in enumerate(backends, 1)]
@@ -218,7 +223,7 @@ def _students(roots: Sequence[str]) -> list[Student]:
             except SpkdError as error:
                 log(f"note: {error}")
     for student in students.values():
-        student.evaluations = evaluations.get(student.description.weights_sha256, [])
+        student.evaluations = [one for known in student.description.digests for one in evaluations.get(known, [])]
     return list(students.values())
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 
 from spkd.errors import SpkdError, UsageError, first_line
-from spkd.eval.calibration import FILE, Calibration
+from spkd.eval.calibration import Calibration, file_of
 from spkd.eval.compare import SIZE, load_systems, markdown, paper_table
 from spkd.students.description import DESCRIPTION, WEIGHTS, Description
 from spkd.version import __version__
 
-STUDENT_FILES = (DESCRIPTION, WEIGHTS, FILE)  # files of a student's folder that are uploaded and downloaded
+CALIBRATIONS = "calibration*.json"  # of every size of the embedding
+STUDENT_FILES = (DESCRIPTION, WEIGHTS, CALIBRATIONS)  # files of a student's folder that are uploaded and downloaded
 CARD = "README.md"
 
 
@@ -45,15 +46,19 @@ def upload(
 ) -> str:
     """Upload the folder of a student, with a model card; arguments, result and errors as `SpeakerModel.push_to_hub`."""
     card = model_card(folder, name, evaluations, licence)
-    weights = Description.read(folder / DESCRIPTION).weights_sha256
-    calibration = Calibration.of_student(folder / FILE, weights) if (folder / FILE).is_file() else None
+    digests = Description.read(folder / DESCRIPTION).digests
+    calibrations = {
+        file_of(part): Calibration.of_student(folder / file_of(part), model)
+        for model, part in digests.items()
+        if (folder / file_of(part)).is_file()
+    }
     hub = _hub()
     api = hub.HfApi(token=token)
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
         operations = [hub.CommitOperationAdd(file, str(folder / file)) for file in (DESCRIPTION, WEIGHTS)]
-        if calibration is not None:
-            operations.append(hub.CommitOperationAdd(FILE, json.dumps(calibration.public().to_json()).encode()))
+        for file, calibration in calibrations.items():
+            operations.append(hub.CommitOperationAdd(file, json.dumps(calibration.public().to_json()).encode()))
         operations.append(hub.CommitOperationAdd(CARD, card.encode()))
         api.create_commit(name, operations, commit_message=f"Student trained by spkd {__version__}")
     except Exception as error:  # classes of the hub's package and of its network library
@@ -76,7 +81,7 @@ def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licen
     run = student.training.facts
     systems = load_systems([str(item) for item in evaluations])
     for system in systems:
-        if system.report.weights[-1:] != (student.weights_sha256,):
+        if not system.report.weights or system.report.weights[-1] not in student.digests:
             raise UsageError(f"{system.folder}: error rates of another model than {folder}, or of its earlier weights")
     head: dict[str, Any] = {"license": licence} if licence else {}
     head |= {
@@ -85,6 +90,7 @@ def model_card(folder: Path, name: str, evaluations: Sequence[str | Path], licen
     }
     facts = {
         "Network": f"{student.network}, {student.settings}",
+        "Sizes of the embedding": ", ".join(map(str, student.sizes)),
         "Features": student.features,
         "Licence": licence or "not stated",
         "Teachers": ", ".join(run.teacher_families) or "none",

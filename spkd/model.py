@@ -20,7 +20,7 @@ from spkd.corpus.vad import detector_of
 from spkd.corpus.vad.base import NONE, Detector, joined
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
-from spkd.eval.calibration import FILE, Calibration
+from spkd.eval.calibration import Calibration, file_of
 from spkd.eval.embed import notes_on_vad
 from spkd.files.reading import parse_json
 from spkd.hub import download, upload
@@ -31,9 +31,10 @@ from spkd.registry import TEACHERS
 from spkd.students.description import DESCRIPTION
 from spkd.teachers import load_teacher, resolved
 from spkd.teachers.base import Teacher
-from spkd.teachers.bundled import FOLDER, model_card
+from spkd.teachers.bundled import model_card
+from spkd.teachers.checkpoint import CheckpointTeacher
 from spkd.teachers.onnx_file import CALIBRATION, is_exported
-from spkd.teachers.settings import BUNDLED, CHECKPOINT, STUDENT, ModelConfig
+from spkd.teachers.settings import BUNDLED, CHECKPOINT, ModelConfig
 from spkd.voiceprint import Voiceprint
 
 Audio = str | Path | np.ndarray | Tensor | Sequence[float]
@@ -393,7 +394,9 @@ class SpeakerModel:
             return f"make one with `{command}` (labelled trials of other speakers), then load the model again"
         if not (Path(self.name) / DESCRIPTION).is_file():
             return "a calibration is that of a student in its folder, which export and push take along"
-        command = f"spkd calibrate TRIALS model={shlex.quote(self.name)} manifest=FILE"
+        taken = self._model.part if isinstance(self._model, CheckpointTeacher) else None
+        part = "" if taken is None else f" model.dimension={taken}"
+        command = f"spkd calibrate TRIALS model={shlex.quote(self.name)}{part} manifest=FILE"
         return f"make one with `{command}` (labelled trials of other speakers), then load the model again"
 
     def push_to_hub(
@@ -544,6 +547,7 @@ def load(
     weights: str | Path | None = None,
     vad: str = "none",
     map_by: str | Path | None = None,
+    dimension: int | None = None,
     **settings: Any,
 ) -> SpeakerModel:
     """Load a speaker model: a student, an ONNX file, or a teacher.
@@ -558,6 +562,8 @@ def load(
         vad: detector of the speech that is taken of each recording, as of `spkd eval`: none, silero or energy.
         map_by: folder of a map to this model (`spkd map`), whose calibration decides on voiceprints that it brought
             from another model.
+        dimension: numbers of the embedding, the first ones, that are taken of a student trained with student.nested;
+            None: all. Calibration and voiceprints are those of this dimension.
         settings: settings of the teacher family, such as layer=9 of wavlm or input="nemo" of an ONNX file;
             `spkd eval --help` lists them (`model.wavlm.layer`).
     Returns:
@@ -571,13 +577,13 @@ def load(
     if path.suffix == ".onnx" and path.is_file():
         if weights is not None:
             raise UsageError(f"weights={str(weights)!r}: {name} holds its own")
-        onnx = ModelConfig("onnx", name, settings=_settings("onnx", settings))
+        onnx = ModelConfig("onnx", name, dimension=dimension, settings=_settings("onnx", settings))
         return open_model(onnx, where, name, vad, map_by)
     if name == BUNDLED and isinstance(source, str) and weights is not None:
         raise UsageError(f"weights={str(weights)!r}: {BUNDLED} has weights of its own")
     if name in TEACHERS and not (name == BUNDLED and isinstance(source, Path)):
         file = None if weights is None else str(weights)
-        teacher = resolved(ModelConfig(name, file, settings=_settings(name, settings)))
+        teacher = resolved(ModelConfig(name, file, dimension=dimension, settings=_settings(name, settings)))
         if teacher.name == name:
             return open_model(teacher, where, name, vad, map_by)
     # A student.
@@ -592,7 +598,7 @@ def load(
                 f"{did_you_mean(name, TEACHERS)}"
             )
         path = download(name, revision, token)
-    return open_model(ModelConfig(CHECKPOINT, str(path)), where, name, vad, map_by)
+    return open_model(ModelConfig(CHECKPOINT, str(path), dimension=dimension), where, name, vad, map_by)
 
 
 def open_model(
@@ -619,10 +625,9 @@ def open_model(
     chosen = resolved(config) if config.name != CHECKPOINT else config
     model = load_teacher(chosen, device)
     calibration = None
-    students = {CHECKPOINT: Path(chosen.weights or STUDENT), BUNDLED: FOLDER}
     if chosen.name == "onnx" and chosen.weights is not None:
         calibration = _of_onnx(Path(chosen.weights))
-    elif chosen.name in students and (file := students[chosen.name] / FILE).is_file():
+    elif isinstance(model, CheckpointTeacher) and (file := model.folder / file_of(model.part)).is_file():
         calibration = Calibration.of_student(file, model.weights_sha256)
     if calibration is not None and (acting := _acting(chosen)):
         log(f"note: {name or chosen.weights}: its calibration is not of the scores with {acting}, and is not used")

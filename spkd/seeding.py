@@ -20,6 +20,7 @@ class Purpose(Enum):
     STEP = (1_000_003, 0)  # index: step; masks, dropout and noise of adapters
     CROP = (1_000_003, 7_368_787)  # index: step
     CROP_VIEW = (1_000_003, 15_485_863)  # index: step; view of an instance from which a further crop is cut
+    CROP_LENGTH = (4_256_233, 0)  # index: batch; length of its crops, where that is drawn
     NEGATIVES = (1, 0)  # index: step
     AUGMENT = (15_486_047, 32_452_843)  # index: batch; fresh augmentation of the student's input
     BOOTSTRAP = (2_750_159, 0)  # index: resampling

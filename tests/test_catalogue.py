@@ -66,6 +66,18 @@ def test_lists_and_back_ends_have_a_column_each(spkd: Callable, lab: Path, corpu
     assert "[1] The mean of the" in page
 
 
+def test_a_nested_student_has_a_row_for_each_size_that_was_evaluated(spkd: Callable, lab: Path, corpus: Path) -> None:
+    small = ["student.channels=16", "student.embedding=16", "student.nested=[2,4,16]", "steps=2", "batch_size=4"]
+    spkd("train", "--loss", "cosine", "cache=lab/wavlm", "out=lab/students/sizes", "crop=0.5", *small).ok()
+    given = ["eval", corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "model=lab/students/sizes"]
+    spkd(*given, "model.dimension=4", "out=lab/evals/part", "bootstrap=0").ok()
+    spkd("cache", "catalogue", "lab", "--out", "page.html").ok()
+    rows = [row for row in Path("page.html").read_text().split("<tr>") if "lab/students/sizes<" in row]
+    shown = [re.findall(r'data-head="(?:embedding|EER [^"]*)">([^<]*)<', row) for row in rows]
+    rate = json.loads((lab / "evals/part/report.json").read_text())["results"]["eer_percent"]
+    assert shown == [["16", ""], ["4", f"{rate:.2f}"]]
+
+
 def test_students_may_be_elsewhere_and_caches_in_a_bucket(spkd: Callable, lab: Path, s3: str) -> None:
     spkd("cache", "verify", "lab/wavlm").ok()
     spkd("cache", "push", "lab/wavlm", f"{s3}/cat/wavlm").ok()

@@ -122,7 +122,7 @@ def model_contexts(arguments: str) -> dict[str, Context]:
     """Contexts of the keys of a model that is scored."""
     own = Context(
         f"{arguments} model=checkpoint model.weights=M/teacher",
-        {"model.weights": "M/second", "model.precision": "bf16", "device": "cuda:15"},
+        {"model.weights": "M/second", "model.precision": "bf16", "model.dimension": "3", "device": "cuda:15"},
         {"model.compile": ("true", "compiled"), "batch_size": ("1", "batches"), "workers": ("1", "threads")},
     )
     return {"model": own, **family_contexts(arguments, "model")}
@@ -132,7 +132,7 @@ def enrolment_contexts(arguments: str, more: str) -> dict[str, Context]:
     """Contexts of the keys of the enrolment side's model; the test side has another of the same space."""
     own = Context(
         f"{arguments} {more} model=M/teacher enrol.model=checkpoint enrol.model.weights=M/second",
-        {"enrol.model.weights": "M/teacher", "enrol.model.precision": "bf16"},
+        {"enrol.model.weights": "M/teacher", "enrol.model.precision": "bf16", "enrol.model.dimension": "3"},
         {"enrol.model.compile": ("true", "compiled")},
     )
     found = {"enrol.model": own}
@@ -177,6 +177,7 @@ EXTRACTION = Command(
                 "cache": "elsewhere",
                 "teacher.weights": "M/second",
                 "teacher.precision": "bf16",
+                "teacher.dimension": "3",
                 "teacher.targets": "[embedding,frames]",
                 "view.plan": "crops:2,0.3",
                 "view.speeds": "[0.9]",
@@ -221,6 +222,7 @@ EXTRACTION = Command(
                 "teacher.weights": "M/teacher",
                 "teacher.precision": "bf16",
                 "teacher.compile": "true",
+                "teacher.dimension": "3",
                 "teacher.targets": "[frames]",
             },
         ),
@@ -242,6 +244,7 @@ VERIFICATION = Command(
                 "teacher.name": "none",
                 "teacher.weights": "M/second",
                 "teacher.precision": "bf16",
+                "teacher.dimension": "3",
                 "device": "cuda:15",
             },
             {"teacher.compile": ("true", "compiled")},
@@ -314,6 +317,7 @@ TRAINING = Command(
                 "student.name": "xvector",
                 "student.channels": "6",
                 "student.embedding": "4",
+                "student.nested": "[3,6]",
                 "student.init": "M/teacher",
                 "loss.names": "[cosine]",
                 "loss.contrastive.temperature": "0.5",
@@ -367,8 +371,12 @@ TRAINING = Command(
                 "augment.rir_prob": "0.1",
                 "augment.coder_prob": "0.1",
                 "loss.weights.cosine": "0.5",
+                "student.nested_crops": "[0.3,0.4]",
                 **NO_EMBEDDINGS_MINED,
             },
+        ),
+        "nested": Context(
+            f"{TRAIN} cache=M/full loss=cosine student.nested=[3,6] steps=4", {"student.nested_crops": "[0.2,0.4]"}
         ),
         "epochs": Context(
             "cache=M/full loss=contrastive",
@@ -499,7 +507,9 @@ TRAINING = Command(
             ),
         ),
         "codebook": Context(
-            f"{TRAIN} cache=M/coded loss=codebook", of_loss("codebook", {"levels.embedding": "embedding"})
+            f"{TRAIN} cache=M/coded loss=codebook",
+            of_loss("codebook", {"levels.embedding": "embedding"}),
+            inert={"student.nested": "[3,6]"},
         ),
         "one-step without frames": Context(
             f"{TRAIN} cache=M/full loss=one-step student=ssl student.channels=16 student.ssl.adapters=2",
@@ -617,6 +627,7 @@ OF_NOTHING = {
     "norm": "as-norm",
     "cohort.source": "M/others.csv",
 }
+OF_MODEL = {"model.precision": "bf16", "model.compile": "true", "model.dimension": "3"}
 SCORING_ACTS = {
     "model.name": "M/second",
     "min_seconds": "0.55",
@@ -639,6 +650,7 @@ SCORING_INERT = {
     "enrol.model.precision": "bf16",
     "enrol.model.compile": "true",
     "enrol.map_by": "M/map",
+    "enrol.model.dimension": "3",
 }
 
 
@@ -685,7 +697,7 @@ EVALUATION = Command(
         "scores": Context(
             "--scores M/scores.txt bootstrap=0",
             {"llr": "true"},
-            inert={**OF_NOTHING, "model.precision": "bf16", "model.compile": "true", "audio": "true"},
+            inert={**OF_NOTHING, **OF_MODEL, "audio": "true"},
         ),
         **scoring_contexts("bootstrap=0 worst=0"),
     },
@@ -708,7 +720,7 @@ CALIBRATION = Command(
         ),
         "scores": Context(
             "--scores M/scores.txt out=c.json force=true",
-            inert={**OF_NOTHING, "model.precision": "bf16", "model.compile": "true"},
+            inert={**OF_NOTHING, **OF_MODEL},
         ),
         **scoring_contexts("out=c.json force=true"),
     },
@@ -742,6 +754,7 @@ EXPORT = Command(
                 "to": "pt2",
                 "out": "other.onnx",
                 "waveform": "true",
+                "model.dimension": "3",
                 **OF_DESCRIPTION,
                 "trials": "M/trials.txt trials_manifest=M/manifest.csv",
                 "onnx.lengths": "true",
@@ -795,7 +808,7 @@ def voice_contexts(arguments: str, more: dict[str, str]) -> dict[str, Context]:
     """Contexts of a command of voices, whose other model than the calibrated student has voices of its own."""
     own = Context(
         f"{arguments} model=checkpoint model.weights=M/teacher voices=M/voices_none.json",
-        {"model.weights": "M/second", "model.precision": "bf16", "device": "cuda:15"},
+        {"model.weights": "M/second", "model.precision": "bf16", "model.dimension": "3", "device": "cuda:15"},
         {"model.compile": ("true", "compiled")},
     )
     base = Context(
@@ -915,7 +928,9 @@ def make_materials(root: Path, address: str) -> None:
     for seed, name in enumerate(("teacher", "second")):
         torch.manual_seed(seed)
         head = torch.randn(4, 6), [f"spk{s}" for s in range(4)], 20.0
-        save_student(root / name, Checkpoint(_centred(build("tiny", channels=4, embedding=6).eval(), root), *head))
+        network = _centred(build("tiny", channels=4, embedding=6).eval(), root)
+        network.nested = (3, 6)
+        save_student(root / name, Checkpoint(network, *head))
     shutil.copytree(root / "teacher", root / "calibrated")
     write_package(root / "runtime", "1.30.0")
     write_package(root / "newer_runtime", "1.31.0")

@@ -54,6 +54,15 @@ def how_mapped(fingerprint: str) -> tuple[str, ...]:
     )
 
 
+def file_of(part: int | None) -> str:
+    """Name of the calibration in a student's folder.
+
+    Args:
+        part: number of numbers of the embedding that are taken; None: all. Each size has a calibration of its own.
+    """
+    return FILE if part is None else f"calibration.{part}.json"
+
+
 @dataclass(frozen=True)
 class System:
     """System whose scores a calibration takes.
@@ -237,18 +246,24 @@ class Calibration:
             raise SpkdError(f"{error}; it is to be a file of `spkd calibrate`") from error
 
     @classmethod
-    def of_student(cls, path: Path, weights_sha256: str) -> Calibration:
+    def of_student(cls, path: Path, model: str) -> Calibration:
         """Calibration of the cosines of a student's embeddings.
+
+        Args:
+            path: the file.
+            model: digest of the student's weights, and of the part of the embedding that is taken.
 
         Raises:
             UsageError: no such file, or the calibration takes more than cosines.
-            SpkdError: the file is damaged, or belongs to other weights.
+            SpkdError: the file is damaged, or belongs to other weights or another dimension.
         """
         calibration = cls.load(path)
         calibration.check_plain(str(path))
-        if calibration.system.models != (weights_sha256,):
-            again = f"spkd calibrate TRIALS model={shlex.quote(str(path.parent))} manifest=FILE"
-            raise SpkdError(f"{path}: of other weights than the student's; run `{again}` again")
+        if calibration.system.models != (model,):
+            part = path.name.removeprefix("calibration.").removesuffix("json").rstrip(".")
+            dimension = f" model.dimension={part}" if part.isdigit() else ""
+            again = f"spkd calibrate TRIALS model={shlex.quote(str(path.parent))}{dimension} manifest=FILE"
+            raise SpkdError(f"{path}: of other weights than the student's, or another dimension; run `{again}` again")
         return calibration
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from spkd.eval.embed import real_time_factor
 from spkd.eval.report import Efficiency
 from spkd.networks.network import count_macs
+from spkd.outputs.target import EMBEDDING
 from spkd.teachers.base import EmbeddingModel
 from spkd.teachers.toolkit import NetworkModel
 
@@ -17,4 +18,4 @@ def efficiency(model: EmbeddingModel) -> Efficiency:
         macs = count_macs(model.network, features=model.front_end.compute)
     if model.device.type == "cpu":
         factor = float(f"{real_time_factor(model):.3g}")
-    return Efficiency(model.num_parameters, size, macs, factor)
+    return Efficiency(model.num_parameters, model.targets[EMBEDDING].dim, size, macs, factor)

@@ -216,8 +216,8 @@ def _evaluation_in(folder: Path) -> Report | None:
 
 
 def _model_names(config: ScoringConfig) -> list[str]:
-    """Names of the models of both sides; one where they are the same."""
-    return [config.model.name] if config.enrol.model.name is None else [config.enrol.model.name, config.model.name]
+    """Names of the models of both sides, with their dimensions where these are given; one where they are the same."""
+    return [config.model.label] if config.enrol.model.name is None else [config.enrol.model.label, config.model.label]
 
 
 def _place(name: str) -> str:

@@ -42,7 +42,8 @@ from spkd.progress import log
 from spkd.teachers.base import EmbeddingModel
 
 MODEL_KEY = re.compile(r"(enrol\.)?model\.")
-OF_THE_SAME_SCORES = ("name", "weights", "compile")  # settings of models that their weights, or nothing, stand for
+# Settings of models that their digests, or nothing, stand for.
+OF_THE_SAME_SCORES = ("name", "weights", "compile", "dimension")
 Pair = tuple[np.ndarray, np.ndarray]  # (N,) values of the trials' enrolment sides, and of their test sides
 
 

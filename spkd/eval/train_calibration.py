@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spkd.corpus.people import Names
 from spkd.errors import SpkdError, UsageError
-from spkd.eval.calibration import FALSE_ALARMS, FILE, FORMAT, Calibration, TrainedOn, fit, how_mapped
+from spkd.eval.calibration import FALSE_ALARMS, FILE, FORMAT, Calibration, TrainedOn, file_of, fit, how_mapped
 from spkd.eval.metrics import (
     DEFAULT_POINTS,
     Point,
@@ -30,7 +30,7 @@ from spkd.files.atomic import check_not_among, check_replaces_none, check_writab
 from spkd.files.reading import parse_json, read_json
 from spkd.mapping.embedding_map import load_map
 from spkd.progress import log
-from spkd.students.description import DESCRIPTION, EXPORT_KEY, beside
+from spkd.students.description import DESCRIPTION, EXPORT_KEY, Description, beside
 from spkd.teachers import resolved
 from spkd.teachers.onnx_file import CALIBRATION, calibration_text, is_exported, with_calibration
 
@@ -56,6 +56,10 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
     weights = Path(config.model.weights or "") if config.model.name == "onnx" and not of_files else None
     exported = weights if weights is not None and is_exported(weights) else None
     the_map = None if of_files or config.enrol.map_by is None else load_map(config.enrol.map_by)
+    name = FILE
+    if student:
+        described = Description.read(Path(config.model.name) / DESCRIPTION)
+        name = file_of(described.part(config.model.dimension, config.model.name))
     plain = config.norm == "none" and config.backend == "cosine" and not config.subtract_mean and not config.quality
     if the_map is not None and plain and how_embedded(config, the_map) == [*how_mapped(the_map.fingerprint)]:
         kept = Path(str(config.enrol.map_by)) / FILE
@@ -67,7 +71,7 @@ def place(config: CalibrateConfig, of_files: bool) -> Path:
             "recordings and with the settings by which it is loaded, is kept in its folder or exported file, and that "
             "of mapped enrolments with the map"
         )
-    kept = exported or Path(config.model.name) / FILE
+    kept = exported or Path(config.model.name) / name
     check_writable(kept)
     return kept
 
@@ -80,19 +84,22 @@ def calibrate_trials(config: CalibrateConfig, trials: str | None, scores: Sequen
     check_inputs(config, trials, scores)
     out = place(config, bool(scores))
     check_not_among([out], [trials, *scores, config.manifest, config.enrol.map, config.cohort.source])
-    if config.out or out.name == FILE:
+    in_export = not config.out and out.suffix == ".onnx"
+    if not in_export:
         check_replaces_none(out.parent, [out.name], {out.name: FORMAT.key})  # a model, for example
     scored = run_trials(config, trials, scores)
     calibration = calibrate(in_use_with(config, scored), scored)
-    in_export = not config.out and out.suffix == ".onnx"
     _note_replaced(out, _in_export(out) if in_export else _kept(out), calibration)
     if in_export:
         write_bytes(out, with_calibration(out, json.dumps(calibration.public().to_json(), ensure_ascii=False)))
         _describe(out, calibration)
     else:
         calibration.save(out)
-        if out.name == FILE and (out.parent / DESCRIPTION).is_file():
-            _note_exports(out.parent, calibration)
+        if (out.parent / DESCRIPTION).is_file():
+            described = Description.read(out.parent / DESCRIPTION)
+            part = described.digests.get(calibration.system.models[-1]) if calibration.system.models else None
+            if out.name == file_of(part):
+                _note_exports(out.parent, calibration, described)
     return out, calibration
 
 
@@ -133,14 +140,22 @@ def _note_replaced(out: Path, earlier: Calibration | None, new: Calibration) -> 
     )
 
 
-def _note_exports(folder: Path, calibration: Calibration) -> None:
-    """Log the exported files in a student's folder that hold another calibration than the student's."""
-    text = json.dumps(calibration.public().to_json(), ensure_ascii=False)
-    # As the metadata of ONNX hold it, and within the JSON of an exported program.
-    forms = [form.encode() for form in (text, json.dumps(text)[1:-1])]
+def _note_exports(folder: Path, calibration: Calibration, described: Description) -> None:
+    """Log the exported files in a student's folder that hold another calibration than the student's.
+
+    Those of the student at another dimension hold a calibration of their own.
+    """
+
+    def forms_of(text: str) -> list[bytes]:
+        # As the metadata of ONNX hold it, and within the JSON of an exported program.
+        return [form.encode() for form in (text, json.dumps(text)[1:-1])]
+
+    forms = forms_of(json.dumps(calibration.public().to_json(), ensure_ascii=False))
+    elsewhere = [[known] for known in described.digests if [known] != list(calibration.system.models)]
+    others = [form for models in elsewhere for form in forms_of(json.dumps(models))]
     for path in sorted(file for suffix in EXPORTED for file in folder.glob(f"*{suffix}") if file.is_file()):
         data = path.read_bytes()
-        if CALIBRATION.encode() in data and not any(form in data for form in forms):
+        if CALIBRATION.encode() in data and not any(form in data for form in (*forms, *others)):
             log(f"note: {path}: holds an earlier calibration; export the student again")
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from spkd.config import without_unused
 from spkd.errors import UsageError, listed, public_address
-from spkd.eval.calibration import FILE, Calibration
+from spkd.eval.calibration import Calibration, file_of
 from spkd.eval.run import run_trials
 from spkd.eval.settings import EvalConfig
-from spkd.export.base import Exported, in_torch, real_time_factor
+from spkd.export.base import Exported, in_torch, real_time_factor, tagged
 from spkd.export.beside import check_beside, description, write_beside
 from spkd.export.graph import Embedder
 from spkd.export.onnx import metadata_of
@@ -19,7 +19,7 @@ from spkd.export.settings import ExportConfig
 from spkd.outputs.features import is_fbank
 from spkd.progress import log
 from spkd.registry import EXPORTS
-from spkd.students import Training, load_student
+from spkd.students import Checkpoint, Training, load_student
 from spkd.students.description import WEIGHTS
 from spkd.teachers.bundled import FOLDER
 from spkd.teachers.settings import BUNDLED, ScoredModelConfig
@@ -39,7 +39,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         if not config.out:
             raise UsageError(f"{BUNDLED}: is no folder of yours; name the file to write (out=FILE)")
         folder = str(FOLDER)
-    checkpoint, weights = load_student(folder), Path(folder) / WEIGHTS
+    checkpoint, weights = load_student(folder, config.model.dimension), Path(folder) / WEIGHTS
     network, written = checkpoint.network, EXPORTS[config.to](config.settings)
     if config.trials and not config.trials_manifest:
         raise UsageError("trials: name the manifest of their audio (trials_manifest=FILE)")
@@ -49,7 +49,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     written.check(network)
     if other := written.changes_scores(network):
         config = without_unused(config, {"calibration": other})
-    calibration = None if other else _calibration(folder, config, checkpoint.weights_sha256)
+    calibration = None if other else _calibration(folder, config, checkpoint)
     if calibration is not None:
         written.check_calibration(calibration)
     if not (has_choice := is_fbank(network.input_kind)):
@@ -58,7 +58,8 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         log(
             f"note: the student was trained with vad={listed(vad)}: what runs the file has to leave silence out as well"
         )
-    out = Path(config.out or Path(folder) / written.name(config.waveform))
+    name = written.name(config.waveform)
+    out = Path(config.out or Path(folder) / (name if checkpoint.part is None else tagged(name, str(checkpoint.part))))
     # Runtimes know a file by its suffix.
     if out.suffix != (suffix := Path(written.file).suffix) and suffix:
         raise UsageError(f"out={out}: to={config.to} writes {suffix} files")
@@ -72,6 +73,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         "weights_sha256": checkpoint.weights_sha256,
         "network": type(network).__name__,
         "settings": network.settings,
+        **({} if checkpoint.part is None else {"dimension": checkpoint.part}),
         "training": _public(checkpoint.training),
     }
     decision = None if calibration is None else calibration.decision()
@@ -86,12 +88,12 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     return out, _with_error_rates(config, folder, out, rows) if config.trials else rows
 
 
-def _calibration(folder: str, config: ExportConfig, weights_sha256: str) -> Calibration | None:
+def _calibration(folder: str, config: ExportConfig, checkpoint: Checkpoint) -> Calibration | None:
     """Calibration for the exported model, without its speakers, utterances and the path of its list (private)."""
-    path = Path(config.calibration) if config.calibration else Path(folder) / FILE
+    path = Path(config.calibration) if config.calibration else Path(folder) / file_of(checkpoint.part)
     if not config.calibration and not path.is_file():
         return None
-    return Calibration.of_student(path, weights_sha256).public()
+    return Calibration.of_student(path, checkpoint.digest).public()
 
 
 def _public(training: Training) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def _public(training: Training) -> dict[str, Any]:
 
 def _with_error_rates(config: ExportConfig, folder: str, out: Path, rows: list[Exported]) -> list[Exported]:
     """Measures of the student and of the written model, with their EERs."""
-    models = ScoredModelConfig(folder), ScoredModelConfig("onnx", str(out))
+    models = ScoredModelConfig(folder, dimension=config.model.dimension), ScoredModelConfig("onnx", str(out))
     student, exported = (
         run_trials(EvalConfig(model=model, manifest=config.trials_manifest, device="cpu"), config.trials)
         for model in models

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from spkd.config import Chooser, Settings, component, key
+from spkd.config import Chooser, Settings, component, key, section
 from spkd.registry import EXPORTS
 
 
@@ -41,6 +41,19 @@ class WebSettings:
 
 
 @dataclass
+class ExportedModelConfig:
+    """Settings of the exported student."""
+
+    dimension: int | None = key(
+        None,
+        "numbers of the embedding, the first ones, that the exported model gives, of a student trained with "
+        "student.nested (default: all)",
+        low=1,
+        high=65_536,
+    )
+
+
+@dataclass
 class ExportConfig(Chooser, Settings):
     COMMAND: ClassVar[str] = "export"
 
@@ -50,6 +63,7 @@ class ExportConfig(Chooser, Settings):
         "file to write; of wespeaker and web a folder (default: in the student's folder, named after the format)",
         is_replaced=True,
     )
+    model: ExportedModelConfig = section(ExportedModelConfig)
     waveform: bool = key(False, "take the waveform: the features are computed within the graph")
     calibration: str = key(
         "", "file of `spkd calibrate` that goes with the model (default: the one in the student's folder, if any)"

@@ -75,6 +75,7 @@ class Web(Export):
             "weights": card["weights_sha256"],
             "features": embedder.network.input_kind.name,
             "settings": embedder.network.settings,
+            "dimension": embedder.network.levels[EMBEDDING].dim,
         }
         record = {
             EXPORT_KEY: 1,

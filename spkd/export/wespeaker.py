@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
@@ -20,6 +21,7 @@ from spkd.networks.campplus import CAMPPlus
 from spkd.networks.network import Network
 from spkd.networks.resnet import ResNet34
 from spkd.outputs.features import HOP, MELS
+from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 from spkd.students.description import EXPORT_KEY, EXPORT_RECORD
 from spkd.teachers.onnx import CARD
@@ -81,7 +83,8 @@ def write_wespeaker(network: Network, folder: Path, weights_sha256: str) -> None
             f"note: WeSpeaker computes its own features, and this student was trained on those of {toolkit}; train "
             "with student.features=wespeaker"
         )
-    arguments = {"feat_dim": MELS, "embed_dim": network.settings["embedding"], "pooling_func": "TSTP"}
+    dimension = network.levels[EMBEDDING].dim
+    arguments = {"feat_dim": MELS, "embed_dim": dimension, "pooling_func": "TSTP"}
     config = {
         "model": name,
         "model_args": arguments | ({"two_emb_layer": False} if name == "ResNet34" else {}),
@@ -94,10 +97,22 @@ def write_wespeaker(network: Network, folder: Path, weights_sha256: str) -> None
         },
     }
     data = io.BytesIO()
-    torch.save({name: values.cpu() for name, values in network.state_dict().items()}, data)
+    torch.save(_weights(network, dimension), data)
     files = {WEIGHTS: data.getvalue(), CONFIG: yaml.safe_dump(config, sort_keys=False).encode()}
     digests = {name: digest.of_bytes(content) for name, content in files.items()}
     record = {EXPORT_KEY: 1, "student": weights_sha256, "features": toolkit, "sha256": digests}
     write_json(folder / EXPORT_RECORD, record)
     for name, content in files.items():
         write_bytes(folder / name, content)
+
+
+def _weights(network: Network, dimension: int) -> dict[str, Tensor]:
+    """Weights of the same network with an embedding of the first numbers alone.
+
+    The last layers are linear, a convolution or a batch-norm, whose first axis is that of the embedding.
+    """
+    weights = {name: values.cpu() for name, values in network.state_dict().items()}
+    if dimension == network.settings["embedding"]:
+        return weights
+    smaller = type(network)(**network.settings | {"embedding": dimension}).state_dict()
+    return {name: values[: len(smaller[name])].clone() if values.ndim else values for name, values in weights.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from spkd.corpus.audio import SAMPLE_RATE
 from spkd.networks import padding
 from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANK, HOP, WINDOW, input_features
-from spkd.outputs.target import Target
+from spkd.outputs.target import EMBEDDING, Target
 
 FRAME_LEVEL = "frames"
 
@@ -32,6 +34,7 @@ class Network(nn.Module):
         default_channels: width unless another is asked for.
         adapters: whether it has a second path, through adapters (see `forward`).
         takes_lengths: whether views of different lengths can share a batch without changing their outputs.
+        nested: sizes at which the embedding was trained to be usable by its first numbers alone; (): the whole.
     """
 
     input_kind: Target = FBANK
@@ -42,6 +45,7 @@ class Network(nn.Module):
     default_channels: int
     adapters: bool = False
     takes_lengths: bool = False
+    nested: tuple[int, ...] = ()
 
     @classmethod
     def from_pretrained(cls, source: str, config: StudentConfig) -> Network | None:
@@ -60,6 +64,14 @@ class Network(nn.Module):
         """Use the fbank of another toolkit. Its windows determine those of the frames."""
         self.levels = {name: level.after(self.input_kind, kind) for name, level in self.levels.items()}
         self.input_kind = kind
+
+    def keep(self, size: int) -> None:
+        """Keep the first numbers of the embedding alone, as the embedding.
+
+        A hook does it, since some networks have a `forward` of their own.
+        """
+        self.levels = self.levels | {EMBEDDING: replace(self.levels[EMBEDDING], dim=size)}
+        self.register_forward_hook(partial(_first_numbers, size))
 
     def features(self, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Input features (B, T, F) of waveforms (B, samples) at 16 kHz; lengths as for `input_features`."""
@@ -82,6 +94,10 @@ class Network(nn.Module):
     @abstractmethod
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         """Levels from mean-normalised features (B, 80, T); lengths as for `forward`."""
+
+
+def _first_numbers(size: int, network: nn.Module, given: object, levels: dict[str, Tensor]) -> dict[str, Tensor]:
+    return levels | {EMBEDDING: levels[EMBEDDING][:, :size]}
 
 
 def describe(frames: int, vectors: dict[str, int], stride: int = 1) -> dict[str, Target]:

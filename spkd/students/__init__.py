@@ -47,6 +47,7 @@ def make_student(config: StudentConfig) -> Network:
     name, trained = config.name, config.init is not None and (Path(config.init) / DESCRIPTION).is_file()
     kind: type[Network] = STUDENTS[name]
     if config.init is not None and not trained and (network := kind.from_pretrained(config.init, config)) is not None:
+        network.nested = tuple(config.nested)
         return network
     settings = {"channels": config.channels or kind.default_channels, "embedding": config.embedding}
     settings |= asdict(config.settings)
@@ -58,6 +59,7 @@ def make_student(config: StudentConfig) -> Network:
         network.take(FBANKS[config.features])
     elif config.features != "kaldi":
         raise UsageError(f"student.features={config.features}: {name} takes the waveform")
+    network.nested = tuple(config.nested)
     return network if config.init is None else initialise_from(network, config.init, trained)
 
 

@@ -27,7 +27,7 @@ from spkd.networks.settings import StudentConfig
 from spkd.outputs.features import FBANKS, HOP, MELS, WINDOW, is_fbank
 from spkd.outputs.target import EMBEDDING, Target
 from spkd.registry import STUDENTS
-from spkd.students.description import DESCRIPTION, EARLIER, WEIGHTS, Description, Training
+from spkd.students.description import DESCRIPTION, EARLIER, WEIGHTS, Description, Training, digest_of_part
 from spkd.version import __version__
 
 MOST_OF_FOREIGN = 1 << 32  # bytes of weights of another program: the largest speaker networks have 600 M in float32
@@ -51,6 +51,7 @@ class Checkpoint:
         head: (classes, D) rows of a cosine classifier.
         scale: scale of the classifier's logits.
         weights_sha256: digest of the file of weights that it was read from.
+        part: number of numbers of the embedding, the first ones, that are taken; None: all.
     """
 
     network: Network
@@ -59,6 +60,12 @@ class Checkpoint:
     scale: float = 1.0
     training: Training = field(default_factory=Training)
     weights_sha256: str = ""
+    part: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """Digest that stands for the model: of its weights, and of the part of the embedding that is taken."""
+        return self.weights_sha256 if self.part is None else digest_of_part(self.weights_sha256, self.part)
 
 
 def read_weights(file: str) -> dict[str, Tensor]:
@@ -202,6 +209,7 @@ def save_student(folder: str | Path, checkpoint: Checkpoint) -> None:
         checkpoint.scale,
         checkpoint.training,
         __version__,
+        network.nested,
     )
     write_json(folder / DESCRIPTION, described.to_json())
     remove(folder / EARLIER)
@@ -231,17 +239,21 @@ def check_student(folder: str | Path) -> None:
         raise UsageError(f"{folder}: {what} ({DESCRIPTION}, {WEIGHTS}); {way}")
 
 
-def load_student(folder: str | Path) -> Checkpoint:
+def load_student(folder: str | Path, dimension: int | None = None) -> Checkpoint:
     """Read a checkpoint, with the network in evaluation mode on the CPU.
 
+    Args:
+        dimension: number of numbers of the embedding, the first ones, that are taken; None: all. The classifier is that
+            of the whole embedding, and is left out where a part is taken.
     Raises:
-        UsageError: the folder holds no checkpoint.
+        UsageError: the folder holds no checkpoint, or its embedding is not usable at this dimension.
         SpkdError: the checkpoint is damaged, of another format, or its weights are not finite.
     """
     folder = Path(folder)
     path, weights = folder / DESCRIPTION, folder / WEIGHTS
     check_student(folder)
     described = Description.read(path)
+    part = described.part(dimension, str(folder))
     expected = _expected(described, weights)
     most = min(MOST_OF_WEIGHTS, _most_bytes(expected, len(described.classes)))
     data = read_bytes(weights, most)
@@ -266,8 +278,14 @@ def load_student(folder: str | Path) -> Checkpoint:
         raise SpkdError(
             f"{weights}: damaged (a classifier of shape {tuple(head.shape)}, {len(described.classes)} classes)"
         )
+    network.nested = described.nested
+    if network.nested and network.nested[-1] != network.levels[EMBEDDING].dim:
+        raise SpkdError(f"{path}: damaged (its nested sizes are not those of this network)")
+    if part is not None:
+        network.keep(part)
+        head = None
     return Checkpoint(
-        network.eval(), head, described.classes, described.scale, described.training, described.weights_sha256
+        network.eval(), head, described.classes, described.scale, described.training, described.weights_sha256, part
     )
 
 

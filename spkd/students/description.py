@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.corpus.people import People
-from spkd.errors import SpkdError, did_you_mean
+from spkd.errors import SpkdError, UsageError, did_you_mean, listed
 from spkd.files import digest
 from spkd.files.reading import parse_json, read_bytes, read_json
 from spkd.files.schema import record
@@ -104,6 +104,7 @@ class Description:
         features: description of its input features.
         classes: names of the speakers of its classifier.
         scale: scale of the classifier's logits.
+        nested: sizes at which the embedding is usable by its first numbers alone; (): the whole.
     """
 
     network: str
@@ -114,6 +115,35 @@ class Description:
     scale: float = field(default=1.0, metadata={"positive": True})
     training: Training = field(default_factory=Training)
     version: str = ""
+    nested: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes at which the embedding can be used, the whole last."""
+        return self.nested or (self.settings.get("embedding", 0),)
+
+    def part(self, dimension: int | None, where: str) -> int | None:
+        """Size of the part of the embedding that a user asks for; None for the whole.
+
+        Args:
+            dimension: number of numbers; None: all.
+            where: folder of the student, for the message.
+        Raises:
+            UsageError: the embedding is not usable at this size.
+        """
+        if dimension is None or dimension == self.sizes[-1]:
+            return None
+        if dimension not in self.sizes:
+            sizes = listed([str(size) for size in self.sizes])
+            more = "" if self.nested else "; it was trained without student.nested, so that a part of it means nothing"
+            raise UsageError(f"dimension={dimension}: the embedding of {where} has {sizes} numbers{more}")
+        return dimension
+
+    @property
+    def digests(self) -> dict[str, int | None]:
+        """Digest that stands for the model at each size, with the size; that of the whole is of the weights, None."""
+        parts = {digest_of_part(self.weights_sha256, size): size for size in self.nested[:-1]}
+        return {self.weights_sha256: None, **parts}
 
     def to_json(self) -> dict[str, Any]:
         return FORMAT.seal(asdict(self))
@@ -127,6 +157,12 @@ class Description:
     def read(cls, path: Path) -> Description:
         """Read a description from its file. Raises as `parse`."""
         return cls.parse(read_bytes(path), str(path))
+
+
+def digest_of_part(weights_sha256: str, size: int) -> str:
+    """Digest that stands for a model of which the first numbers of the embedding are taken, as its weights' does for
+    the whole: scores, calibrations, voices and caches of the two have nothing in common."""
+    return digest.of_tree({"weights": weights_sha256, "dimension": size})
 
 
 def training_of(folder: Path, weights_sha256: object) -> Training | None:

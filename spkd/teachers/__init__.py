@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from spkd.errors import UsageError
 from spkd.progress import log
 from spkd.registry import TEACHERS
-from spkd.teachers.settings import BUNDLED, CHECKPOINT, ModelConfig
+from spkd.teachers.settings import BUNDLED, CHECKPOINT, STUDENT, ModelConfig
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,8 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
     """Teacher of a family, with its weights, on a device.
 
     Raises:
-        UsageError: unknown family, missing weights or packages, or a precision that the device lacks.
+        UsageError: unknown family, missing weights or packages, a precision that the device lacks, or a dimension that
+            the model lacks.
         SpkdError: damaged weights.
     """
     import torch
@@ -33,6 +34,7 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
 
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError(f"{config.SECTION}.precision=fp16: needs a GPU; bf16 works everywhere")
+    _check_dimension(config)
     teacher: Teacher = TEACHERS[config.name].load(config, device)
     own = asdict(config.settings)
     teacher.own_settings = {name: own[name] for name in own if name not in teacher.on_card}
@@ -47,7 +49,7 @@ def check_model(config: ModelConfig, key: str = "model") -> None:
     """Check that the model that `spkd eval` scores is there, before anything else is done.
 
     Raises:
-        UsageError: neither the folder of a student nor a teacher family.
+        UsageError: neither the folder of a student nor a teacher family, or a dimension that it lacks.
     """
     from spkd.students import check_student
 
@@ -58,6 +60,30 @@ def check_model(config: ModelConfig, key: str = "model") -> None:
         check_student(path)
     elif resolved(config).weights == config.name:
         log(f"note: {key}={path} is the student in that folder; for the family of its name, name {key}.weights")
+    _check_dimension(resolved(config))
+
+
+def _check_dimension(config: ModelConfig) -> None:
+    """Check that a model can be used at the dimension that is asked for. Raises UsageError where it cannot."""
+    from spkd.students.description import DESCRIPTION, Description
+
+    if config.dimension is None:
+        return
+    if config.name not in (CHECKPOINT, BUNDLED):
+        way = "; export the student at the dimension" if config.name == "onnx" else ""
+        raise UsageError(
+            f"dimension={config.dimension}: {config.name} has embeddings of one size; only a student that was trained "
+            f"with student.nested has several{way}"
+        )
+    if config.name == BUNDLED:
+        from spkd.teachers.bundled import FOLDER
+
+        folder, where = FOLDER, BUNDLED
+    else:
+        folder = Path(config.weights or STUDENT)
+        where = str(folder)
+    if (folder / DESCRIPTION).is_file():
+        Description.read(folder / DESCRIPTION).part(config.dimension, where)
 
 
 def load_model(config: ModelConfig, device: torch.device) -> Teacher:

@@ -26,7 +26,7 @@ class BundledTeacher(CheckpointTeacher):
 
     @classmethod
     def load(cls, config: ModelConfig, device: torch.device) -> BundledTeacher:
-        return cls(FOLDER, device)
+        return cls(FOLDER, device, config.dimension)
 
     def card(self) -> TeacherCard:
         return replace(super().card(), licence="apache-2.0", source="spkd")

@@ -57,11 +57,23 @@ class ModelConfig(Chooser):
     )
     precision: str = key("fp32", "of the model's matrix products and convolutions (fp16: on a GPU)", PRECISIONS)
     compile: bool = key(False, "compile the model (torch.compile): slow to start, faster on a GPU")
+    dimension: int | None = key(
+        None,
+        "numbers of the embedding, the first ones, that are taken of a student trained with student.nested (default: "
+        "all)",
+        low=1,
+        high=65_536,
+    )
     settings: Any = component(TEACHERS)
+
+    @property
+    def label(self) -> str:
+        """Its name, with the dimension where that is given, for records."""
+        return self.name if self.dimension is None else f"{self.name}, dimension={self.dimension}"
 
     def unused(self) -> dict[str, str]:
         if self.name == "none":
-            return dict.fromkeys(("weights", "precision", "compile"), "teacher=none runs no model")
+            return dict.fromkeys(("weights", "precision", "compile", "dimension"), "teacher=none runs no model")
         if self.name == BUNDLED:
             return {"weights": f"{self.SECTION}={BUNDLED} has weights of its own"}
         if self.name == "onnx" and self.weights is not None:  # else a student may be in a folder of that name
@@ -103,7 +115,7 @@ class OptionalModelConfig(ScoredModelConfig):
 
     def unused(self) -> dict[str, str]:
         if self.name is None:
-            names = ("weights", "precision", "compile", *map(section_of, TEACHERS))
+            names = ("weights", "precision", "compile", "dimension", *map(section_of, TEACHERS))
             return dict.fromkeys(names, f"no {self.SECTION} is set")
         return super().unused()
 
@@ -135,4 +147,4 @@ class VoiceModelConfig(OptionalModelConfig):
         """Settings of the model in use."""
         if self.name is None:
             return ScoredModelConfig(STUDENT if Path(STUDENT).exists() else BUNDLED)
-        return ScoredModelConfig(self.name, self.weights, self.precision, self.compile, self.settings)
+        return ScoredModelConfig(self.name, self.weights, self.precision, self.compile, self.dimension, self.settings)

@@ -84,6 +84,9 @@ class CropPlan:
             of the same instance, or from a mined positive.
         later: number of the batch from which the first crop, and all of the same length, have another length, and that
             length (s); None: the length never changes.
+        drawn: lengths (s) of which each batch before `later` has one, in place of that of the first crop and of all of
+            its length; (): that does not change.
+        seed: seed of these draws.
         to_shortest: whether crops are shortened to the shortest view of the batch.
         positives: function that gives for each view the one from which further crops are cut; None: another view of the
             same instance.
@@ -92,6 +95,8 @@ class CropPlan:
 
     seconds: tuple[float, ...]
     later: tuple[int, float] | None = None
+    drawn: tuple[float, ...] = ()
+    seed: int = 0
     to_shortest: bool = False
     positives: Positives | None = None
     level: Target | None = None
@@ -99,8 +104,12 @@ class CropPlan:
     def samples(self, which: int, step: int) -> int:
         """Length (samples) of crop number `which` at a step."""
         seconds = self.seconds[which]
-        if self.later is not None and step >= self.later[0] and seconds == self.seconds[0]:
+        if seconds != self.seconds[0]:
+            return whole_hops(seconds)
+        if self.later is not None and step >= self.later[0]:
             seconds = self.later[1]
+        elif self.drawn:
+            seconds = self.drawn[random_state(Purpose.CROP_LENGTH, self.seed, step).randint(len(self.drawn))]
         return whole_hops(seconds)
 
 

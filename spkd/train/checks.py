@@ -247,6 +247,9 @@ def _of_losses(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainC
         reasons["labels"] = f"{named} {'learns' if one else 'learn'} from no labels; add --loss aam"
     if config.optim.swa_fraction and (averaging := [n for n, loss in losses.items() if loss.kind.averages_weights]):
         reasons["optim.swa_fraction"] = f"{averaging[0]} keeps a moving average of its own"
+    if config.student.nested and not any(loss.settings.on_embedding() for loss in losses.values()):
+        names = ("student.nested", "student.nested_crops")
+        reasons |= dict.fromkeys(names, f"{named} {'does' if one else 'do'} not act on the student's embedding")
     learned = {name for loss in losses.values() for name in loss.needed_targets}
     if config.augment.speeds != [1.0] and any(cache.target(n).hop is not None for n in learned & set(cache.names)):
         reasons["augment.speeds"] = "frames of the teacher do not follow another speed"

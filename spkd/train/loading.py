@@ -187,7 +187,8 @@ def finetune_path(
     # The order differs from that of the other path even where both use the same cache.
     seed = config.seed + 1
     order = ViewOrder(shuffled_views(labelled, seed, chosen), config.batch_size)
-    crops = CropPlan((config.crop,), second_crop(config))
+    # The views of both paths go through the network together, and so have crops of one length.
+    crops = CropPlan((config.crop,), second_crop(config), tuple(config.student.nested_crops), config.seed)
     return FinetunePath(content, StepBatches(content, order, crops, seed, ranks.part(config.batch_size)))
 
 

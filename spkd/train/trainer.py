@@ -400,6 +400,7 @@ def opened(config: TrainConfig, left_out: dict[str, str] | None = None) -> Opene
 def checked(config: TrainConfig) -> Task:
     """Caches and losses that the settings name, checked for compatibility. Raises as `train`."""
     device = resolve(config.device)
+    config.student.check_nested(config.crop)
     config, losses, cache, finetune_cache, labels, logits = opened(config)
     for member in (*cache.members, *([] if finetune_cache is None else finetune_cache.members)):
         member.pinned = device.type == "cuda"
@@ -438,7 +439,8 @@ def _module(task: Task, network: Network, speakers: int) -> TrainingModule:
     if task.logits is not None:
         targets[LOGITS] = Target(LOGITS, len(task.logits.classes))
     terms = for_teachers(task.losses, task.cache.names)
-    objective = WeightedSum(terms, LossContext(network.levels, targets, speakers))
+    nested_crops = tuple(task.config.student.nested_crops)
+    objective = WeightedSum(terms, LossContext(network.levels, targets, speakers, network.nested, nested_crops))
     return TrainingModule(network, objective, task.config.optim.swa_fraction).to(task.device)
 
 
@@ -462,6 +464,8 @@ def _loader(task: Task, network: Network, finetune: FinetunePath | None, ranks: 
     crops = CropPlan(
         _crop_lengths(task),
         later=second_crop(config),
+        drawn=tuple(config.student.nested_crops),
+        seed=config.seed,
         to_shortest=config.sampler.name == "lengths",
         positives=miner.positives if miner is not None and config.mining.positives else None,
         level=network.levels.get(FRAME_LEVEL),

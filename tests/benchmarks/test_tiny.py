@@ -35,6 +35,7 @@ SLOW = {
         "fuzz",
         "gpu",
         "install",
+        "nested",
         "papers",
         "papers_why",
         "power_cut",

@@ -46,6 +46,12 @@ CASES = {
     "relational": ["loss=relational"],
     "ntxent": ["loss=ntxent"],
     "aam": ["loss=aam", "loss.aam.margin_warmup=[0,0.9]"],
+    "aam, nested": ["loss=[aam, contrastive, kld, relational, multilevel]", "student.nested=[2, 4, 8]"],
+    "multilevel, nested": [
+        "loss=multilevel",
+        "loss.multilevel.levels={frames: frames.half, embedding: embedding}",
+        *("student.nested=[4, 8]", "student.nested_crops=[0.3, 2]"),
+    ],
     "aam, sub-centres": ["loss=[aam, contrastive]", "loss.aam.subcentres=2", "loss.final_weights={contrastive: 0}"],
 }
 WAYS = {
@@ -71,7 +77,8 @@ def module_of(options: TrainConfig, network: Network) -> TrainingModule:
     """A student with the losses of a run, over targets of small widths."""
     targets = {name: Target(name, dim) for name, dim in (("embedding", DIM), ("logits", CLASSES), ("stats", 7))}
     losses = {name: (chosen, "") for name, chosen in chosen_losses(options.loss).items()}
-    objective = WeightedSum(losses, LossContext(network.levels, targets | FRAMES, CLASSES))
+    nested = tuple(options.student.nested), tuple(options.student.nested_crops)
+    objective = WeightedSum(losses, LossContext(network.levels, targets | FRAMES, CLASSES, *nested))
     return TrainingModule(network, objective, options.optim.swa_fraction)
 
 

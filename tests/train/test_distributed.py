@@ -71,6 +71,15 @@ RUNS = {
     "memo": MEMO,
     "memo with a teacher": [*MEMO, "loss.memo.teacher_weight=1", "mining.negatives=2"],
     "dino and contrastive": [*DINO, "loss=[memo,contrastive]", "loss.memo.partner=none", "mining.positives=2"],
+    "nested": [
+        "loss=[contrastive,aam,ntxent,kld,multilevel]",
+        "loss.multilevel.levels={frames: frames, embedding: embedding}",
+        *("student.nested=[2,4,8]", "mining.negatives=2"),
+    ],
+    "nested, short crops, divided": [
+        *("loss=[cosine,aam]", "loss.aam.sharded=true", "student.nested=[4,8]", "student.nested_crops=[0.3,0.6]"),
+        *("seed=1", "accumulate=2"),
+    ],
     "2-d": ["loss=cosine", "student=resnet34", "student.channels=8"],
 }
 MAIN = "from spkd.cli import main; main()"

@@ -67,11 +67,15 @@ class LossContext:
 
     Attributes:
         num_classes: number of speaker classes of the labelled views.
+        nested: sizes of the student's embedding at which it is usable by its first numbers alone; (): the whole.
+        nested_crops: length (s) of the shortest crops that train each of these sizes; (): all crops train all sizes.
     """
 
     levels: dict[str, Target]
     targets: dict[str, Target]
     num_classes: int
+    nested: tuple[int, ...] = ()
+    nested_crops: tuple[float, ...] = ()
 
 
 class TrainedClassifier(NamedTuple):

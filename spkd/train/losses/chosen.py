@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spkd.errors import UsageError, bracketed, did_you_mean
 from spkd.registry import LOSSES
 from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs
+from spkd.train.losses.nested import make_loss
 from spkd.train.settings import DEFAULT_AAM_WEIGHT, LossConfig
 
 
@@ -68,7 +69,7 @@ class WeightedSum(nn.Module):
         self._terms = terms
         self.losses = nn.ModuleDict(
             {
-                key: loss.kind(loss.settings, replace(context, targets=_of(context.targets, suffix)))
+                key: make_loss(loss, replace(context, targets=_of(context.targets, suffix)))
                 for key, (loss, suffix) in terms.items()
             }
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from spkd.config import key, section
@@ -68,6 +68,17 @@ class LossSettings:
     def further_crops(self) -> tuple[float, ...]:
         """Lengths (s) of further crops of each instance; 0: the length of the first crop."""
         return ()
+
+    def on_embedding(self) -> LossSettings | None:
+        """Settings of the part of the loss that takes the student's embedding, and no other level of it.
+
+        With student.nested this part acts on each of the nested sizes. None: the loss takes other levels alone.
+        """
+        return self
+
+    def beside_embedding(self) -> LossSettings | None:
+        """Settings of the other part of the loss, which student.nested does not change; None: there is none."""
+        return None
 
 
 def check_warmup(between: list[float], name: str) -> None:
@@ -210,6 +221,14 @@ class MultiLevelSettings(LossSettings):
     def needed_targets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.levels.values(), *self.concat]))
 
+    def on_embedding(self) -> MultiLevelSettings | None:
+        part = replace(self, levels=_on_embedding(self.levels))
+        return part if part.levels or part.concat else None
+
+    def beside_embedding(self) -> MultiLevelSettings | None:
+        part = replace(self, levels=_beside_embedding(self.levels), concat=[])
+        return part if part.levels else None
+
 
 @dataclass
 class CodebookSettings(LossSettings):
@@ -223,6 +242,22 @@ class CodebookSettings(LossSettings):
 
     def needed_targets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name + CODES for name in self.levels.values()))
+
+    def on_embedding(self) -> CodebookSettings | None:
+        part = replace(self, levels=_on_embedding(self.levels))
+        return part if part.levels else None
+
+    def beside_embedding(self) -> CodebookSettings | None:
+        part = replace(self, levels=_beside_embedding(self.levels))
+        return part if part.levels else None
+
+
+def _on_embedding(levels: dict[str, str]) -> dict[str, str]:
+    return {level: target for level, target in levels.items() if level == EMBEDDING}
+
+
+def _beside_embedding(levels: dict[str, str]) -> dict[str, str]:
+    return {level: target for level, target in levels.items() if level != EMBEDDING}
 
 
 @dataclass
@@ -248,6 +283,12 @@ class OneStepSettings(LossSettings):
 
     def needed_targets(self) -> tuple[str, ...]:
         return tuple(self.targets)
+
+    def on_embedding(self) -> OneStepSettings | None:
+        return replace(self, targets=[]) if self.finetunes() else None
+
+    def beside_embedding(self) -> OneStepSettings:
+        return replace(self, finetune_weight=0.0)
 
     def finetunes(self) -> bool:
         return self.finetune_weight > 0
