@@ -20,7 +20,7 @@ from spkd.corpus.vad import detector_of
 from spkd.corpus.vad.base import NONE, Detector, joined
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
-from spkd.eval.calibration import Calibration, file_of
+from spkd.eval.calibration import FILE, Calibration, file_of
 from spkd.eval.embed import notes_on_vad
 from spkd.files.reading import parse_json
 from spkd.hub import download, upload
