@@ -60,7 +60,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         time.sleep(self.latency)
         with open(self.translate_path(self.path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            size, changed = os.fstat(file.fileno()).st_size, os.fstat(file.fileno()).st_mtime
             match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or f"bytes=0-{size - 1}")
             first, last = int(match[1]), min(int(match[2]), size - 1)  # type: ignore[index]
             file.seek(first)
@@ -68,6 +68,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.send_header("Content-Length", str(len(data)))
+        self.send_header("Last-Modified", self.date_time_string(changed))
         self.end_headers()
         self.wfile.write(data)
 

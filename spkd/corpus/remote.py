@@ -51,8 +51,8 @@ class Remote:
         shown: its URL without credentials, for messages.
         state: its size, and a number made of what its place names its content by (an ETag, a time).
     Raises:
-        OSError: it is not there, its place does not answer, does not give its size, or gives no parts of files; or a
-            web server is never sent a part of the URL, the one behind #.
+        OSError: it is not there, its place does not answer, does not give its size, names its content by nothing, or
+            gives no parts of files; or a web server is never sent a part of the URL, the one behind #.
     """
 
     def __init__(self, url: str) -> None:
@@ -170,9 +170,9 @@ class Remote:
         part = RANGE.fullmatch(content_range)
         if part is None or int(part[1]) != offset:
             raise OSError(f"another range came than the one from byte {offset:,} on ({content_range[:80]!r})")
-        tag = _tag(answer)
-        if (part[2] != "*" and int(part[2]) != self.size) or (tag and _number(tag) != self.state[1]):
-            raise SpkdError(f"{self.shown}: has changed since it was opened; index it again (spkd manifest)")
+        if (part[2] != "*" and int(part[2]) != self.size) or _number(_tag(answer)) != self.state[1]:
+            reason = "has changed since it was opened, or its server gives another ETag with each answer"
+            raise SpkdError(f"{self.shown}: {reason}; index it again (spkd manifest)")
 
     def _check_again(self) -> None:
         """Check now and then that the file is as it was opened, where answers do not name the content they are of.
@@ -189,14 +189,17 @@ class Remote:
             raise SpkdError(f"{self.shown}: has changed since it was opened; index it again (spkd manifest)")
 
     def _state(self) -> State:
-        """Size, and a number of the content's name. Raises SpkdError: no answer, no size, or no parts of files."""
+        """Size, and a number of the content's name. Raises SpkdError: no answer, not both, or no parts of files."""
         try:
             found = self._head() if self._folder.is_http else self._information()
         except FileNotFoundError as error:
             raise SpkdError(f"{self.shown}: not found") from error
         if found.get("size") is None:
             raise SpkdError(f"{self.shown}: its server does not give its size")
-        return int(found["size"]), _number(_tag(found))
+        if not (tag := _tag(found)):
+            reason = "its server gives neither an ETag nor Last-Modified, by which a change would be noticed"
+            raise SpkdError(f"{self.shown}: {reason}; copy it to this machine")
+        return int(found["size"]), _number(tag)
 
     def _information(self) -> dict[str, Any]:
         files, path = self._folder.files, self._folder.at(self._name)

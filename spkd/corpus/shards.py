@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spkd.corpus.address import Address, is_elsewhere, relative_path, state_of_container
+from spkd.corpus.address import Address, is_elsewhere, relative_path
 from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, probe
 from spkd.corpus.containers.container import SPEAKERS, Container, Entry, Wanted
 from spkd.corpus.expected import forget, state_text
@@ -36,11 +36,12 @@ from spkd.corpus.layouts.base import MANY, MOST_FITTING, Layout
 from spkd.corpus.layouts.folder import level_of_speakers, notes_on_speakers
 from spkd.corpus.manifests.fields import HEADER, STATE
 from spkd.corpus.manifests.relative import place_of
+from spkd.corpus.remote import opened
 from spkd.corpus.stored import container as container_of
 from spkd.corpus.stored import read
 from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, public_address
 from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, write_bytes, writing
-from spkd.files.reading import State, is_irregular, parse_json
+from spkd.files.reading import State, is_irregular, parse_json, state_of
 from spkd.files.remote_folder import RemoteFolder
 from spkd.files.text import counted, read_lines, short_names
 from spkd.progress import log, track
@@ -85,15 +86,13 @@ class Summary:
 
 
 def kind_of(path: str) -> type[Container] | None:
-    """Kind of a container, by its first bytes; None where it is none, or cannot be read."""
-    if not is_elsewhere(path) and not os.path.isfile(path):
-        return None
+    """Kind of a container, by its first bytes; None where it is none. Raises SpkdError where it cannot be read."""
     forget(path)
     try:
         source = container_of(path)
         begin = source.read(0, min(BEGIN, source.size))
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        raise SpkdError(f"{public_address(path)}: {getattr(error, 'strerror', None) or error}") from error
     return next((kind for kind in CONTAINERS.values() if kind.recognises(path, begin)), None)
 
 
@@ -283,9 +282,13 @@ class _Part:
 
 
 def _part_of(container: str, folder: Path, wanted: Wanted) -> _Part:
-    """Raises UsageError where there is no such file."""
-    if (state := state_of_container(container)) is None:
-        raise UsageError(f"{public_address(container)}: no such file")
+    """Raises UsageError where there is no such file, or its place does not answer."""
+    try:
+        state = opened(container).state if is_elsewhere(container) else state_of(container)
+    except OSError as error:
+        raise UsageError(f"{public_address(container)}: {error}") from error
+    if state is None:
+        raise UsageError(f"{container}: no such file")
     forget(container)
     asked = asdict(wanted) | {"suffixes": sorted(wanted.suffixes)}
     place = container if is_elsewhere(container) else os.path.realpath(container)
@@ -340,10 +343,6 @@ def _keep_lists(part: _Part, found: Mapping[str, Address]) -> None:
 
 def _opened(part: _Part, wanted: Wanted) -> Container:
     """Raises SpkdError where it cannot be opened, or is of no kind that is read."""
-    try:
-        container_of(part.container)
-    except (OSError, ValueError) as error:
-        raise SpkdError(getattr(error, "strerror", None) or str(error)) from error
     if (kind := kind_of(part.container)) is None:
         raise SpkdError("no container that is read here")
     made: Container = kind(part.container, wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import itertools
 import random
 import re
 import tarfile
@@ -35,6 +36,8 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
     fails = 0
     cut = False
     first_alone = False  # whatever range is asked for, the one from byte 0 on comes, as it was named
+    short = 0  # bytes that are missing at the end of each longer answer, of which it states no more than it has
+    names = staticmethod(lambda data: [("ETag", f'"{zlib.crc32(data):08x}"')])  # of the content
 
     def log_message(self, *_: object) -> None:
         pass
@@ -60,7 +63,9 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
             kind.asked.append((first, len(part)))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
-            self.send_header("ETag", f'"{zlib.crc32(data):08x}"')
+            for name, value in kind.names(data):
+                self.send_header(name, value)
+        part = part[: len(part) - kind.short] if len(part) > 100 else part
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         self.wfile.write(part[: len(part) // 2] if kind.cut and len(part) > 1000 else part)
@@ -273,6 +278,46 @@ def test_a_server_without_ranges_is_refused(web: tuple[str, type[Ranges]], tmp_p
     web[1].gives_ranges = False
     with pytest.raises(AudioError, match="gives whole files alone"):
         decode(f"{web[0]}/s.tar#{offset}+{length}.flac")
+
+
+@pytest.mark.parametrize("name", ["ETag", "Last-Modified"])
+def test_a_server_that_names_no_content_is_refused(
+    web: tuple[str, type[Ranges]], spkd: Callable, tmp_path: Path, name: str
+) -> None:
+    """Either of both is enough; without them, a file of the same size with other audio would be read as the first."""
+    (offset, length, _), *_ = shard(tmp_path / "web" / "s.tar")
+    path = f"{web[0]}/s.tar#{offset}+{length}.flac"
+    web[1].names = staticmethod(lambda data: [(name, "Tue, 01 Dec 2026 00:00:00 GMT")])
+    assert probe(path) == 1.0
+    web[1].names = staticmethod(lambda data: [])
+    with pytest.raises(OSError, match="or its server gives another ETag"):
+        remote.opened(f"{web[0]}/s.tar").fetched(0, 10)  # it named the content before
+    remote._opened.cache_clear()
+    with pytest.raises(AudioError, match="its server gives neither an ETag nor Last-Modified"):
+        decode(path, 0.2)
+    done = spkd("manifest", f"{web[0]}/s.tar", "--out", "m.csv")
+    assert (done.code, "gives neither an ETag nor Last-Modified" in done.err) == (2, True), done.err
+
+
+def test_a_server_that_cannot_be_read_from_says_why(
+    web: tuple[str, type[Ranges]], spkd: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.files.remote_folder.WAIT", 0.001)
+    shard(tmp_path / "web" / "s.tar")
+    web[1].short = 7
+    done = spkd("manifest", f"{web[0]}/s.tar", "--out", "m.csv")
+    assert (done.code, "s.tar: 1,017 bytes came instead of 1,024" in done.err) == (1, True), done.err
+    web[1].short, tags = 0, itertools.count()
+    web[1].names = staticmethod(lambda data: [("ETag", f'"{next(tags)}"')])
+    remote._opened.cache_clear()
+    done = spkd("manifest", f"{web[0]}/s.tar", "--out", "m.csv")
+    assert (done.code, "or its server gives another ETag with each answer" in done.err) == (1, True), done.err
+    (tmp_path / "shard.list").write_text(f"{web[0]}/s.tar\n{web[0]}/t.tar\n")
+    web[1].fails = 1000
+    remote._opened.cache_clear()
+    done = spkd("manifest", "shard.list", "--out", "m.csv")
+    assert (done.code, "s.tar: the server answers 503" in done.err) == (2, True), done.err
+    assert not Path("m.csv").exists()
 
 
 def test_a_shard_that_changed_is_an_error(web: tuple[str, type[Ranges]], tmp_path: Path) -> None:
