@@ -171,6 +171,16 @@ class SpeakerModel:
         """Digest of what decides on its embeddings: the weights, the settings under which they run, and the speech."""
         return self._model.described().model_digest(None if self._detector is None else str(self._detector.card))
 
+    @property
+    def part(self) -> int | None:
+        """Number of numbers of a student's embedding, the first ones, that are taken; None: all."""
+        return self._model.part if isinstance(self._model, CheckpointTeacher) else None
+
+    @property
+    def label(self) -> str:
+        """Its name, with the dimension where a part of the embedding is taken."""
+        return self.name if self.part is None else f"{self.name}, dimension={self.part}"
+
     def __repr__(self) -> str:
         calibrated = "calibrated" if self.calibration is not None else "no calibration"
         return f"SpeakerModel({self.name!r}, dim={self.dim}, {calibrated})"
@@ -373,7 +383,7 @@ class SpeakerModel:
         prints = {name: each for name, each in given.items() if isinstance(each, Voiceprint)}
         if prints and {each.model for each in prints.values()} != {self.digest}:
             raise UsageError(
-                f"a voiceprint of another model than {self.name}; enrol the person again with it, or map the "
+                f"a voiceprint of another model than {self.label}; enrol the person again with it, or map the "
                 "voiceprint (`spkd map`, then spkd.load_map)"
             )
         recordings = {name: self._recording(each, sample_rate) for name, each in given.items() if name not in prints}
@@ -394,8 +404,7 @@ class SpeakerModel:
             return f"make one with `{command}` (labelled trials of other speakers), then load the model again"
         if not (Path(self.name) / DESCRIPTION).is_file():
             return "a calibration is that of a student in its folder, which export and push take along"
-        taken = self._model.part if isinstance(self._model, CheckpointTeacher) else None
-        part = "" if taken is None else f" model.dimension={taken}"
+        part = "" if self.part is None else f" model.dimension={self.part}"
         command = f"spkd calibrate TRIALS model={shlex.quote(self.name)}{part} manifest=FILE"
         return f"make one with `{command}` (labelled trials of other speakers), then load the model again"
 

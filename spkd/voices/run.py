@@ -46,7 +46,7 @@ def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Ite
     model = _opened(config)
     made = model.enrol(list(recordings))
     with changing(path) as voices:
-        voices.check_model(model.digest, model.name)
+        voices.check_model(model.digest, model.label)
         if name in voices:
             # The same command again, as after a power cut, finds its own work.
             if not _is_same(voices[name], made):
@@ -196,7 +196,7 @@ def _model_line(model: SpeakerModel) -> str:
     """The model that was used, in a line."""
     if model.card:
         return f"model: {BUNDLED}, a small demonstration that comes with spkd (model=FOLDER: a student of yours)"
-    return f"model: {model.name}"
+    return f"model: {model.label}"
 
 
 def _side(text: str, voices: Voices) -> str | Voiceprint:
