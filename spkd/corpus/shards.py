@@ -47,6 +47,13 @@ from spkd.files.text import counted, read_lines, short_names
 from spkd.progress import log, track
 from spkd.registry import CONTAINERS, LAYOUTS
 
+# Columns and keys that an index counts beside the audio -> the note on them.
+BESIDE_AUDIO = {
+    "columns": "columns and keys that nothing uses",
+    "bounding": "columns and keys that seem to bound the audio and are not used, as they are not start with end or "
+    "duration in seconds, or are there in addition to these",
+}
+CLOSE = 0.1  # s by which a stretch may differ from the whole audio: what was rounded, or padded by a codec
 PARTS = ".parts"  # suffix of the folder beside the manifest
 FORMAT = 2  # of the files in it
 LONGEST_FACTS = 1 << 16  # bytes of the last line of such a file
@@ -57,7 +64,8 @@ LISTS = (".list", ".lst", ".txt")  # suffixes of lists of containers, a path a l
 MOST_SHARDS = 1_000_000  # of one pattern
 MOST_FOLDERS = 100_000  # within a folder elsewhere
 LONGEST_LIST = 1 << 26  # bytes of a list of containers elsewhere
-PRIORITY = ("spk", *SPEAKERS, "cls", "txt")  # where speakers are looked for
+UNSURE = ("label", "cls", "txt")  # names under which there may be classes of another kind
+PRIORITY = ("spk", *(name for name in SPEAKERS if name not in UNSURE), *UNSURE)  # where speakers are looked for
 # Patterns as NeMo and WebDataset have them: audio_{0..127}.tar, audio__OP_0..127_CL_.tar; words: {train,dev}.tar
 BRACES = re.compile(r"(?:\{|_OP_)([^{}]*?)(?:\}|_CL_)")
 # Names of members that are lists of a corpus, with the folders of the corpus before them.
@@ -252,7 +260,7 @@ class _Part:
     file: Path
 
     def rows(self) -> Iterator[list[Any]]:
-        """`[name, key, offset, length, kind, duration, speakers]` of an entry, `[name, reason]` of what was left out.
+        """`[name, key, offset, length, kind, duration, bounds, speakers]` of an entry, `[name, reason]` of others.
 
         Raises:
             SpkdError: the file is damaged.
@@ -275,7 +283,7 @@ class _Part:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`has_names`, and the members that nothing uses (`unused`)."""
+        """`has_names`, and the members and columns that nothing uses (`unused`, `columns`, `bounding`)."""
         with open(self.file, "rb") as file:
             file.seek(max(self.file.stat().st_size - LONGEST_FACTS, 0))
             return dict(parse_json(file.read().rpartition(b"\n")[2], str(self.file)))
@@ -303,7 +311,7 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
         share: function of the share of the container that was read so far.
     """
     left_out: dict[str, str] = {}
-    has_names, unused = False, dict[str, int]()
+    facts: dict[str, Any] = {"has_names": False}
     with writing(part.file) as file:
         try:
             container = _opened(part, wanted)
@@ -318,17 +326,23 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
                         name = entry.name
                         left_out[name if name not in left_out else f"{name} (at {at.offset:,})"] = seconds
                         continue
-                    row = [entry.name, entry.key, at.offset, at.length, at.kind, seconds, dict(entry.speakers)]
+                    place = at.offset, at.length, at.kind
+                    row = [entry.name, entry.key, *place, seconds, entry.bounds, dict(entry.speakers)]
                     file.write(json.dumps(row).encode() + b"\n")
                 left_out |= container.left_out
-                has_names, unused = container.has_names, dict(container.unused)
+                facts = _facts(container)
             left_out |= container.left_out
             _keep_lists(part, container.found_lists)
         except SpkdError as error:
             left_out[""] = str(error).removeprefix(f"{part.container}: ")
         for name, reason in left_out.items():
             file.write(json.dumps([name, reason]).encode() + b"\n")
-        file.write(json.dumps({"has_names": has_names, "unused": unused}).encode())
+        file.write(json.dumps(facts).encode())
+
+
+def _facts(container: Container) -> dict[str, Any]:
+    counted = {name: dict(getattr(container, name)) for name in ("unused", *BESIDE_AUDIO)}
+    return {"has_names": container.has_names, **counted}
 
 
 def _keep_lists(part: _Part, found: Mapping[str, Address]) -> None:
@@ -440,11 +454,12 @@ def _naming(parts: Sequence[_Part], root: str, layout: str | None, speaker: str)
         UsageError: nothing has the speakers that were asked for.
         SpkdError: folders of the layout `folder` that cannot be speakers.
     """
-    sources, total = Counter[str](), 0
+    sources, total, first, several = Counter[str](), 0, dict[str, str](), set[str]()
     for part in parts:
         for row in part.entries():
             total += 1
             sources.update(row[-1].keys())
+            several.update(name for name, value in row[-1].items() if first.setdefault(name, value) != value)
     naming = _Naming(layout or "")
     if speaker:
         naming.source = next((name for name in sources if name.lower() == speaker.lower()), "")
@@ -454,7 +469,16 @@ def _naming(parts: Sequence[_Part], root: str, layout: str | None, speaker: str)
         # The likeliest of those that most entries have: a few may lack a name, and all have a label of another kind.
         often = [name for name, count in sources.items() if 2 * count >= max(sources.values())]
         naming.source = min(often, key=_rank, default="")
-        naming.layout = "" if naming.source else _layout_of(parts, total)
+        # A class may be of another kind, above all where it is one for all.
+        is_sure = naming.source and _rank(naming.source) < _rank(UNSURE[0])
+        of_paths = "" if is_sure else _layout_of(parts, total)
+        if naming.source and of_paths not in ("", FOLDER):
+            if naming.source in several:
+                naming.notes.append(f"ids and speakers of the layout {of_paths} are not taken (--layout {of_paths})")
+            else:
+                naming.notes.append(f"{naming.source} is {first[naming.source]!r} for all, and passed over (--speaker)")
+                naming.source = ""
+        naming.layout = "" if naming.source else of_paths
     if naming.source and (lacking := total - sources[naming.source]):
         naming.notes.append(f"utterances without a speaker ({naming.source}): {lacking:,}")
     if naming.source and (others := sorted(sources.keys() - {naming.source})):
@@ -591,7 +615,9 @@ def index(
     _read_all(parts, wanted, workers)
     naming = _naming(parts, root, layout, speaker)
     _check_ids(naming, parts, root)
-    summary = _written(parts, naming, out, root, left_out)
+    stretches, notes = _stretches(parts)
+    naming.notes += notes
+    summary = _written(parts, naming, out, root, left_out, stretches)
     for note in (*naming.notes, *_unused(parts)):
         log(f"note: {root}: {note}")
     for part in parts:
@@ -600,6 +626,35 @@ def index(
     with contextlib.suppress(OSError):  # parts of another index
         folder.rmdir()
     return summary
+
+
+def _stretch(bounds: tuple[float, float | None] | None, seconds: float) -> tuple[float, float]:
+    """Start and duration (s) of the stretch of an audio that columns beside it give; all of it where it is whole."""
+    if bounds is None:
+        return 0.0, seconds
+    start, length = bounds[0], seconds - bounds[0] if bounds[1] is None else bounds[1]
+    return (0.0, seconds) if abs(length - seconds) <= CLOSE and start <= CLOSE else (start, length)
+
+
+def _stretches(parts: Sequence[_Part]) -> tuple[bool, list[str]]:
+    """Whether columns of start, end and duration are stretches of the audio beside them, and a note on it.
+
+    They are where more of those that are not the whole audio lie within it than beyond it. Else they are taken for
+    times in the recording of which the audio was cut, as in many data sets of the Hugging Face hub.
+    """
+    within, beyond = 0, 0
+    for part in parts:
+        for row in part.entries():
+            start, length = _stretch(row[6], row[5])
+            is_beyond = length <= 0 or start + length > row[5] + CLOSE
+            beyond += is_beyond
+            within += not is_beyond and (start > 0 or length < row[5])
+    if within > beyond:
+        return True, [f"stretches of the audio, by start and end or duration beside it: {within:,}"]
+    return False, [
+        f"start and end or duration beside the audio are not stretches of it, which is taken whole, as they lie beyond "
+        f"its end: {beyond:,} (within it: {within:,})"
+    ] * bool(beyond)
 
 
 def parts_of(out: Path) -> Path:
@@ -639,7 +694,9 @@ def _read_all(parts: Sequence[_Part], wanted: Wanted, workers: int) -> None:
             share(1.0)
 
 
-def _written(parts: Sequence[_Part], naming: _Naming, out: Path, root: str, left_out: dict[str, str]) -> Summary:
+def _written(
+    parts: Sequence[_Part], naming: _Naming, out: Path, root: str, left_out: dict[str, str], stretches: bool
+) -> Summary:
     shorts = {path: name.partition(".")[0] for path, name in short_names(p.container for p in parts).items()}
     if len(set(shorts.values())) < len(shorts):
         shorts = short_names(part.container for part in parts)
@@ -654,14 +711,21 @@ def _written(parts: Sequence[_Part], naming: _Naming, out: Path, root: str, left
                 if not name:
                     left_out[f"{part.container}: {row[0]}"] = f"does not fit the layout {naming.layout}"
                     continue
+                start, length = _stretch(row[6], row[5]) if stretches else (0.0, row[5])
+                if start + length > row[5] + CLOSE:
+                    left_out[f"{part.container}: {row[0]} (utterance {name})"] = (
+                        f"its stretch, of {length:g} s from {start:g} s on, ends behind the audio of {row[5]:g} s"
+                    )
+                    continue
                 speaker = None if given is None else unicodedata.normalize("NFC", given)
-                write([name, str(Address(container, row[2], row[3], row[4])), speaker, row[5], 0.0, state])
-                count, seconds = count + 1, seconds + row[5]
+                address = str(Address(container, row[2], row[3], row[4]))
+                write([name, address, speaker, min(length, row[5] - start), start, state])
+                count, seconds = count + 1, seconds + length
                 speakers.update([] if speaker is None else [speaker])
         if not count:
             name, reason = next(iter(left_out.items()), (root, "no audio"))
             raise SpkdError(f"{root}: holds no audio that can be used ({name}: {reason})")
-    if len(speakers) == 1 and count >= MANY:
+    if len(speakers) == 1 and (count >= MANY or (count > 1 and naming.source.lower() in UNSURE)):
         log(
             f"note: {root}: all of {count:,} utterances are of one speaker, {min(speakers)!r}; if they are of several, "
             f"name what has the speakers (--speaker NAME), or choose another --layout ({', '.join(LAYOUTS)})"
@@ -696,9 +760,18 @@ def _write_object(file: BinaryIO, row: list[Any]) -> None:
 def _unused(parts: Sequence[_Part]) -> Iterator[str]:
     unused: Counter[str] = Counter()
     for part in parts:
-        unused.update(part.facts["unused"])
+        unused.update(part.facts.get("unused", {}))
     if unused:
-        shown = [f"{kind} ({count:,})" for kind, count in unused.most_common()]
-        yield f"members that nothing uses: {first_few(shown, most=6)}"
+        yield f"members that nothing uses: {_shown(unused)}"
+    for kind, note in BESIDE_AUDIO.items():
+        columns: Counter[str] = Counter()
+        for part in parts:
+            columns.update(part.facts.get(kind, {}))
+        if columns:
+            yield f"{note}: {_shown(columns)}"
     if unused[".txt"]:
         yield "speakers are not looked for in .txt, which mostly are transcripts (--speaker txt)"
+
+
+def _shown(counts: Counter[str]) -> str:
+    return first_few([f"{kind} ({count:,})" for kind, count in counts.most_common()], most=6)

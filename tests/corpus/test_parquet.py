@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError
 
 from .test_audio import tone, write_compressed
+from .test_containers import write_tar
 from .test_shards import audio, indexed
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -90,6 +92,66 @@ def test_a_flipped_bit_is_found_where_pages_have_checksums(tmp_path: Path) -> No
     rows._groups, rows._tables = Kept(1 << 28, lambda values: int(values.nbytes)), Kept(64, lambda _: 1)
     with pytest.raises(AudioError, match="damaged"):
         decode(manifest[1].path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_stretches_of_the_audio(tmp_path: Path, capsys: pytest.CaptureFixture, kind: str) -> None:
+    """Columns and keys that bound audio act as in tables, unless they are times in another recording, or are noted."""
+
+    def made(**columns: list[Any]) -> Manifest:
+        count = len(next(iter(columns.values())))
+        if kind == "parquet":
+            cells = [{"bytes": whole, "path": f"u{n}.flac"} for n in range(count)]
+            write(tmp_path / "x.parquet", {"audio": cells} | columns)
+        else:
+            rows = [{name: values[n] for name, values in columns.items()} for n in range(count)]
+            members = [(f"u{n}.json", json.dumps(row).encode()) for n, row in enumerate(rows)]
+            write_tar(tmp_path / "x.tar", [*members, *((f"u{n}.flac", whole) for n in range(count))])
+        return indexed(tmp_path, f"x.{kind}")[0]
+
+    whole = audio(5.0)
+    wave, _ = soundfile.read(io.BytesIO(whole), dtype="float32")
+    manifest = made(start=[0.5, 1.0, 0.0, None], end=[1.0, 3.0, 5.05, None], text=["yes"] * 4, start_ms=[1] * 4)
+    assert [(u.start, u.duration) for u in manifest] == [(0.5, 0.5), (1.0, 2.0), (0.0, 5.0), (0.0, 5.0)]
+    u = manifest[1]
+    assert np.array_equal(decode(u.path, u.start, u.duration).wave, wave[16_000:48_000])
+    out = capsys.readouterr().out
+    assert "stretches of the audio, by start and end or duration beside it: 2" in out
+    assert "columns and keys that nothing uses: text (4)" in out
+    assert re.search(r"seem to bound the audio and are not used, .*: start_ms \(4\)", out)
+    # Durations of the audio itself, and times in the recording of which it was cut.
+    assert [u.duration for u in made(duration=[5.0, 4.96])] == [5.0, 5.0]
+    assert "note: " not in capsys.readouterr().out
+    manifest = made(start=[60.0, 70.0, 0.0], end=[65.0, 75.0, 4.0])
+    assert [(u.start, u.duration) for u in manifest] == [(0.0, 5.0)] * 3
+    out = capsys.readouterr().out
+    assert "are not stretches of it, which is taken whole, as they lie beyond its end: 2 (within it: 1)" in out
+    # Of the others, what lies beyond the audio is listed.
+    names = [f"u{n}.flac" for n in range(4)]
+    path = tmp_path / f"x.{kind}"
+    made(onset=[1, 2, 3, 4], dur=[1.0, 1.0, 1.0, 3.0])
+    summary = shards.index([path], tmp_path / "m.csv")
+    reason = "its stretch, of 3 s from 4 s on, ends behind the audio of 5 s"
+    assert (summary.utterances, summary.left_out) == (3, {f"{path}: {names[3]} (utterance u3)": reason})
+
+
+def test_columns_that_name_no_speaker_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    structs_of_speakers = [{"id": f"s{n}"} for n in range(3)]
+    write(tmp_path / "x.parquet", {"audio": structs(3), "target_audio": structs(3), "speaker": structs_of_speakers})
+    assert indexed(tmp_path, "x.parquet")[0].speakers == []
+    out = capsys.readouterr().out
+    assert "columns and keys that nothing uses: target_audio (audio) (3), speaker (no text) (3)" in out
+    paths = [f"id1027{n % 2}/5r0dWxy17C8/0000{n}.flac" for n in range(4)]
+    rows = [{"bytes": audio(seed=n), "path": path} for n, path in enumerate(paths)]
+    write(tmp_path / "x.parquet", {"audio": rows, "label": [0] * 4})
+    assert indexed(tmp_path, "x.parquet")[0].speakers == ["id10270", "id10271"]
+    assert "label is '0' for all, and passed over (--speaker)" in capsys.readouterr().out
+    write(tmp_path / "x.parquet", {"audio": rows, "label": [0, 1] * 2})
+    assert indexed(tmp_path, "x.parquet")[0].speakers == ["0", "1"]
+    assert "ids and speakers of the layout voxceleb are not taken (--layout voxceleb)" in capsys.readouterr().out
+    write(tmp_path / "x.parquet", {"audio": structs(2), "label": ["yes"] * 2})
+    assert indexed(tmp_path, "x.parquet")[0].speakers == ["yes"]
+    assert "all of 2 utterances are of one speaker, 'yes'" in capsys.readouterr().out
 
 
 def test_columns_are_found_or_named(tmp_path: Path) -> None:

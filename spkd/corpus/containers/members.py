@@ -16,7 +16,8 @@ from typing import Any
 
 from spkd.corpus.address import CRC, DEFLATE, Address
 from spkd.corpus.audio import OTHER_SUFFIXES
-from spkd.corpus.containers.container import SPEAKERS, Container, Entry
+from spkd.corpus.containers.container import SPEAKERS, Bounds, Container, Entry, of_times, seems_to_bound
+from spkd.corpus.manifests.fields import is_stretch
 from spkd.corpus.stored import read
 from spkd.errors import SpkdError
 from spkd.files.reading import parse_json
@@ -25,7 +26,6 @@ KEY = re.compile(r"((?:.*/|)[^./][^./]*)\.[^/]*", re.DOTALL)
 BESIDE = ("spk", "json", "cls", "txt")  # suffixes of members that may name a speaker
 LARGEST = 1 << 16  # bytes of such a member that is read
 LONGEST = 200  # characters of a speaker
-MOST_KINDS, LONGEST_KIND = 40, 20  # kinds of members that are counted, and characters of one
 STEP = 256  # members between two reports of progress
 
 
@@ -80,16 +80,14 @@ class Archive(Container):
             elif match is not None and (end := member.name[len(key) + 1 :].lower()) in BESIDE:
                 beside[key][end] = member
             else:
-                kind = suffix or "without a suffix"
-                known = kind in self.unused or (len(self.unused) < MOST_KINDS and len(kind) < LONGEST_KIND)
-                self.unused[kind if known and kind.isprintable() else "others"] += 1
+                self.count(self.unused, suffix or "without a suffix")
         placed = [(member, key, len(group) == 1) for key, group in audio.items() for member in group]
         placed.sort(key=lambda each: each[0].offset)
         for number, (member, key, alone) in enumerate(placed):
-            speakers = self._speakers(beside.get(key, {}))
+            speakers, bounds = self._beside(beside.get(key, {}))
             if number % STEP == 0:
                 self.share(0.5 + number / len(placed) / 2)
-            yield Entry(member.name, key if alone else member.name, member.address(self.path), speakers)
+            yield Entry(member.name, key if alone else member.name, member.address(self.path), speakers, bounds)
 
     def members(self) -> Iterator[Member]:
         """The regular files, in the order in which they lie; links are counted in `left_out`.
@@ -99,9 +97,10 @@ class Archive(Container):
         """
         raise NotImplementedError
 
-    def _speakers(self, beside: dict[str, Member]) -> dict[str, str]:
-        """Speakers that the members beside audio name, by the suffix or the JSON key."""
+    def _beside(self, beside: dict[str, Member]) -> tuple[dict[str, str], Bounds | None]:
+        """Speakers that members beside audio name, by the suffix or the JSON key, and the stretch that they give."""
         found: dict[str, str] = {}
+        bounds: Bounds | None = None
         for suffix, member in beside.items():
             if suffix == "txt" and self.wanted.speaker != "txt":  # transcripts, mostly
                 self.unused[".txt"] += 1
@@ -111,22 +110,33 @@ class Archive(Container):
                 continue
             try:
                 text = read(member.address(self.path)).decode("utf-8-sig")
-                found |= self._of_json(text) if suffix == "json" else self._of_text(suffix, text)
+                if suffix == "json":
+                    named, bounds = self._of_json(text)
+                    found |= named
+                else:
+                    found |= self._of_text(suffix, text)
             except (SpkdError, OSError, ValueError):  # ValueError: not UTF-8, too
                 self.unused[f".{suffix} that cannot be read"] += 1
-        return found
+        return found, bounds
 
-    def _of_json(self, text: str) -> dict[str, str]:
+    def _of_json(self, text: str) -> tuple[dict[str, str], Bounds | None]:
         tree: Any = parse_json(text, "")
         if not isinstance(tree, dict):
-            return {}
+            return {}, None
         names = (*SPEAKERS, self.wanted.speaker)
-        named = {str(key): value for key, value in tree.items() if str(key) in names or str(key).lower() in names}
-        return {
-            key: str(value).strip()
-            for key, value in named.items()
-            if isinstance(value, str | int) and not isinstance(value, bool) and _is_name(str(value))
-        }
+        lower = {str(key).lower(): value for key, value in tree.items()}
+        times = of_times(lower)
+        found: dict[str, str] = {}
+        for key, value in tree.items():
+            name, low = str(key), str(key).lower()
+            is_text = isinstance(value, str | int) and not isinstance(value, bool) and _is_name(str(value))
+            if is_text and (name in names or low in names):
+                found[name] = str(value).strip()
+            elif low not in times and value not in (None, "", [], {}):
+                bounding = seems_to_bound(low) or is_stretch(low, value)
+                no_text = " (no text)" if low in SPEAKERS else ""
+                self.count(self.bounding if bounding else self.columns, name + no_text)
+        return found, self.bounds(lower)
 
     def _of_text(self, suffix: str, text: str) -> dict[str, str]:
         return {suffix: text.strip()} if _is_name(text) else {}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from spkd.corpus.address import ROW, Address, state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES
-from spkd.corpus.containers.container import IDS, SPEAKERS, Container, Entry, Wanted
+from spkd.corpus.containers.container import IDS, SPEAKERS, Container, Entry, Wanted, of_times, seems_to_bound
+from spkd.corpus.manifests.fields import STRETCH
 from spkd.corpus.rows import Table, table
 from spkd.errors import SpkdError, did_you_mean
 
@@ -50,16 +52,18 @@ class Parquet(Container):
         if self.wanted.id and self.wanted.id not in named:
             raise ValueError(f"no column {self.wanted.id!r}{did_you_mean(self.wanted.id, named)}")
         speakers = [name for name, low in named.items() if low in SPEAKERS or low == self.wanted.speaker.lower()]
+        times = {n for n, low in named.items() if low in of_times(named.values()) and _is_number(rows.schema, n)}
+        self._count_unused(rows, {*ids, *speakers, *times, column})
         classes = _class_names(rows.schema.metadata)
         kind = ROW if len(rows.audio) == 1 else f"{ROW}:{column}"
         seen = set[str]()
         for group in range(rows.metadata.num_row_groups):
-            part = rows.read(group, [*ids, *speakers, *([f"{column}.{PATH}"] if has_path else [])])
+            part = rows.read(group, [*ids, *speakers, *times, *([f"{column}.{PATH}"] if has_path else [])])
             count = rows.metadata.row_group(group).num_rows
             paths = [None] * count
             if has_path:
                 paths = part.column(column).combine_chunks().field(PATH).to_pylist()
-            cells = {name: part.column(name).to_pylist() for name in (*ids, *speakers)}
+            cells = {name: part.column(name).to_pylist() for name in (*ids, *speakers, *times)}
             begins: Any = None
             for number, path in enumerate(paths):
                 row, name = before + number, "" if path is None else str(path).lstrip("/")
@@ -79,10 +83,26 @@ class Parquet(Container):
                     for each in speakers
                     if (text := _text(_class_name(cells[each][number], classes.get(each, ()))))
                 }
+                for each in {*speakers} - found.keys():
+                    if cells[each][number] not in (None, ""):
+                        self.count(self.columns, f"{each} (no text)")
                 address = Address(self.path, row, 0, f"{suffix.lstrip('.')}.{kind}")
-                yield Entry(name or f"row {row}", key, address, found)
+                bounds = self.bounds({named[each]: cells[each][number] for each in times})
+                yield Entry(name or f"row {row}", key, address, found, bounds)
             before += count
             self.share((group + 1) / rows.metadata.num_row_groups)
+
+    def _count_unused(self, rows: Table, used: Collection[str]) -> None:
+        """Count the columns that nothing uses, and note those that seem to bound the audio."""
+        for each in rows.schema:
+            if each.name in used:
+                continue
+            low = each.name.lower()
+            is_bound = seems_to_bound(low) or (each.type.num_fields and STRETCH.search(low))
+            if is_bound and each.name not in rows.audio:
+                self.count(self.bounding, each.name, rows.metadata.num_rows)
+            else:
+                self.count(self.columns, each.name + " (audio)" * (each.name in rows.audio), rows.metadata.num_rows)
 
     def _audio(self, rows: Table) -> str:
         """Column with audio. Raises ValueError where there is none, or several and none is named."""
@@ -97,6 +117,11 @@ class Parquet(Container):
         if len(rows.audio) > 1 and len(likely) != 1:
             raise ValueError(f"several columns of bytes; choose with --audio: {', '.join(rows.audio)}")
         return (likely or list(rows.audio))[0]
+
+
+def _is_number(schema: Any, name: str) -> bool:
+    """Whether a column holds numbers, or text that may be numbers, but neither times of day nor nested values."""
+    return re.match(r"u?int|float|double|halffloat|decimal|(?:large_)?string", str(schema.field(name).type)) is not None
 
 
 def _suffix(value: Any) -> str:

@@ -150,7 +150,7 @@ def utterance(
     if PLACEHOLDER.match(path) and not (folder / path).exists():
         raise SpkdError(f"{where}: {path[:80]!r} has a placeholder of SpeechBrain; put the corpus' folder there")
     for name in names.unused:
-        if _is_stretch(name, row.get(name)):
+        if is_stretch(name, row.get(name)):
             raise SpkdError(
                 f"{where}: {name!r} lists stretches of the file; write one line for each, with start and end"
             )
@@ -178,7 +178,7 @@ def utterance(
     return made, differs
 
 
-def _is_stretch(name: str, value: object) -> bool:
+def is_stretch(name: str, value: object) -> bool:
     """Whether a cell that no field takes bounds utterances: a list of pairs of times, or such a cell by its name."""
     if STRETCH.search(name):
         return (isinstance(value, list | dict) and bool(value)) or (
