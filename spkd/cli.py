@@ -246,11 +246,10 @@ def manifest(
 
 
 def _write_manifest(made: Manifest, out: Path, origin: str) -> None:
-    from spkd.corpus.manifest import forget_measured
-    from spkd.corpus.shards import parts_of
+    from spkd.corpus.shards import forget_parts
 
     made.save(out)
-    forget_measured(parts_of(out))
+    forget_parts(out)
     size = f"{counted(len(made), 'utterance')}, {counted(len(made.speakers), 'speaker')}, {made.seconds / 3600:.2f} h"
     log(f"{out}: {size} ({origin})")
 

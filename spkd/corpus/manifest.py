@@ -7,7 +7,6 @@ audio. `manifests/README.md` shows a small example of each format.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -439,14 +438,6 @@ def _kept_in(file: Path | None, paths: list[str]) -> list[Measured] | None:
         return None
     is_same = [row[0] for row in rows] == paths and all(row[1] == state_of_audio(row[0]) for row in rows)
     return rows if is_same else None
-
-
-def forget_measured(kept: Path) -> None:
-    """Remove what `measure` kept in a folder, and the folder where nothing else is in it."""
-    for file in kept.glob("measured-*.json"):
-        file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        kept.rmdir()
 
 
 def note_left_out(manifest: Manifest, reasons: Mapping[str, str]) -> None:

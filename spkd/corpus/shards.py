@@ -56,6 +56,8 @@ BESIDE_AUDIO = {
 CLOSE = 0.1  # s by which a stretch may differ from the whole audio: what was rounded, or padded by a codec
 PARTS = ".parts"  # suffix of the folder beside the manifest
 FORMAT = 2  # of the files in it
+LISTS_OF_PART = ".lists"  # suffix of folders in it
+OF_PART = re.compile(r"[0-9a-f]{24}\.(?:jsonl|lists)|measured-\S+\.json")  # names of these, and of what `measure` keeps
 LONGEST_FACTS = 1 << 16  # bytes of the last line of such a file
 BEGIN = 1024  # bytes by which a kind of container is recognised
 CHUNK = 512  # members that are measured together
@@ -279,7 +281,7 @@ class _Part:
     @property
     def lists(self) -> Path:
         """Folder with the lists of a corpus that are in the container, named as the one beside it (`_unpacked`)."""
-        return self.file.with_suffix(".lists") / _unpacked(self).name
+        return self.file.with_suffix(LISTS_OF_PART) / _unpacked(self).name
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -620,11 +622,7 @@ def index(
     summary = _written(parts, naming, out, root, left_out, stretches)
     for note in (*naming.notes, *_unused(parts)):
         log(f"note: {root}: {note}")
-    for part in parts:
-        part.file.unlink(missing_ok=True)
-        shutil.rmtree(part.lists.parent, ignore_errors=True)
-    with contextlib.suppress(OSError):  # parts of another index
-        folder.rmdir()
+    forget_parts(out)
     return summary
 
 
@@ -660,6 +658,18 @@ def _stretches(parts: Sequence[_Part]) -> tuple[bool, list[str]]:
 def parts_of(out: Path) -> Path:
     """Folder in which what was read is kept until a manifest is written."""
     return out.with_name(out.name + PARTS)
+
+
+def forget_parts(out: Path) -> None:
+    """Remove what was read for a manifest that is written now, also for one of other containers that was stopped."""
+    folder = parts_of(out)
+    for path in folder.glob("*"):
+        if path.suffix == LISTS_OF_PART and OF_PART.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif OF_PART.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # other files in it
+        folder.rmdir()
 
 
 def _distinct(parts: Sequence[_Part], left_out: dict[str, str]) -> list[_Part]:

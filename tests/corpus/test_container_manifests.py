@@ -119,6 +119,28 @@ def test_an_archive_of_copied_files(tmp_path: Path) -> None:
         Manifest.load(tmp_path / "x.ark")
 
 
+def test_flac_that_was_put_together_without_lengths_is_refused(tmp_path: Path) -> None:
+    """Nothing tells where one ends: kaldiio's own load_ark stops at the first. What follows must not be left out."""
+    kaldiio = pytest.importorskip("kaldiio")
+    places = []
+    with open(tmp_path / "x.ark", "wb") as file:
+        for number in range(3):
+            data = io.BytesIO()
+            soundfile.write(data, samples(number), 16_000, format="FLAC", subtype="PCM_16")
+            file.write(b"utt%d " % number)
+            places.append(file.tell())
+            file.write(data.getvalue())
+    assert len(list(kaldiio.load_ark(str(tmp_path / "x.ark")))) == 1
+    with pytest.raises(SpkdError, match="FLAC of unknown length, as another entry begins near byte"):
+        Manifest.load(tmp_path / "x.ark")
+    for place in places[:2]:
+        with pytest.raises(AudioError, match="FLAC of unknown length"):
+            decode(f"{tmp_path}/x.ark#{place}+0.ark")
+    assert np.allclose(decode(f"{tmp_path}/x.ark#{places[2]}+0.ark").wave, samples(2), atol=1e-4)
+    (tmp_path / "last.ark").write_bytes((tmp_path / "x.ark").read_bytes()[places[2] - 5 :])
+    assert [u.id for u in Manifest.load(tmp_path / "last.ark")] == ["utt2"]
+
+
 def test_espnets_dumps_are_relative_to_the_recipe(tmp_path: Path) -> None:
     data = tmp_path / "exp" / "dump" / "raw" / "dev"
     data.mkdir(parents=True)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -302,9 +301,26 @@ def test_an_index_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.M
     shards.index(paths, tmp_path / "m.csv")
     assert [Path(name).stem for name in read] == ["0", "1", "2", "1", "2"]
     assert [(u.id, u.duration) for u in Manifest.load(tmp_path / "m.csv")] == [("0", 0.5), ("new", 1.0), ("2", 0.5)]
-    left = list((tmp_path / "m.csv.parts").glob("*"))
-    assert len(left) == 1  # of the container as it was
-    shutil.rmtree(tmp_path / "m.csv.parts")
+    assert not (tmp_path / "m.csv.parts").exists()  # nor the part of the container as it was
+
+
+def test_parts_of_containers_that_are_gone_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spkd: Callable
+) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", [(f"{number}.flac", audio(seed=number))])
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / "a.flac").write_bytes(audio())
+    parts = tmp_path / "m.csv.parts"
+    for then in ("2.tar", "ann"):
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "_naming", lambda *_: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                shards.index(shards.find([tmp_path / "{0..1}.tar"]), tmp_path / "m.csv")
+        assert len(set(os.listdir(parts)) - {"mine.jsonl"}) == 2
+        (parts / "mine.jsonl").touch()
+        spkd("manifest", tmp_path / then, "--out", tmp_path / "m.csv").ok()
+        assert os.listdir(parts) == ["mine.jsonl"]
 
 
 @pytest.mark.slow
