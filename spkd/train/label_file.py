@@ -43,6 +43,8 @@ def read_labels(path: Path) -> Iterator[tuple[int, str, str]]:
         UsageError: the file is missing.
         SpkdError: it is no table with the columns utt and speaker, or a row has another number of cells, or no id.
     """
+    if path.is_dir():
+        raise UsageError(f"labels={path}: a folder; name a file with the columns {UTTERANCE},{SPEAKER}")
     if not path.is_file():
         raise UsageError(f"labels={path}: no such file; `spkd cache cluster CACHE --out {path}` makes one")
     reader = csv.reader((f"{line}\n" for line in read_lines(path, most=MOST)), strict=True)

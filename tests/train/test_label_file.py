@@ -203,6 +203,7 @@ def test_the_speakers_of_the_manifest_are_trained_on_all_the_same(
     ("text", "given", "code", "message"),
     [
         (None, [], 2, "labels=labels.csv: no such file; `spkd cache cluster CACHE --out labels.csv` makes one"),
+        ("FOLDER", [], 2, "labels=labels.csv: a folder; name a file with the columns utt,speaker"),
         ("", [], 1, "labels.csv:1: expected the columns utt,speaker"),
         ("a,b\nc,d\n", [], 1, "labels.csv:1: expected the columns utt,speaker"),
         ("utt,speaker\n", [], 2, "labels=labels.csv: holds no labels"),
@@ -220,7 +221,9 @@ def test_a_file_of_no_use_is_refused(
     spkd: Callable, utterances: list[Utterance], text: str | None, given: list[str], code: int, message: str
 ) -> None:
     message = message.replace("FIRST", utterances[0].id)
-    if text is not None:
+    if text == "FOLDER":
+        Path("labels.csv").mkdir()
+    elif text is not None:
         Path("labels.csv").write_text(text.replace("FIRST", utterances[0].id))
     done = spkd("train", *(given or ["loss=aam"]), *SMALL, "cache=first", "labels=labels.csv")
     assert (done.code, message in done.err, len(done.err.splitlines())) == (code, True, 1), done.err
