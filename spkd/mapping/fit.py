@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ BATCH, RATE = 256, 1e-3
 MOST_SPREAD = 3.0  # greatest factor of the spread: what predicts nothing is not blown up
 CHECK = 50  # steps between two looks at the speakers kept aside
 PATIENCE = 6  # looks without a gain that end the training
+Both = tuple[torch.Tensor, torch.Tensor]  # (N, D_old) and (N, D_new): embeddings of the same views by both models
 
 
 def train_map(old: str, new: str, config: MapConfig) -> Iterator[str]:
@@ -106,35 +106,12 @@ def fit(
         aside: (N,) whether a pair is kept aside.
         fingerprints: those of both caches.
     """
-    start = seed_of(Purpose.MAP, config.seed, 2)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(start)
+        torch.manual_seed(seed_of(Purpose.MAP, config.seed, 2))
         network = MapNetwork(old.width, new.width, config.hidden)
-    taught, kept = ([torch.from_numpy(side[chosen]) for side in (pairs.old, pairs.new)] for chosen in (~aside, aside))
-    tried = []
-    for ridge in RIDGES:
-        _make_linear(network, linear(taught[0], taught[1], ridge))
-        tried.append(Best.of(network, 0, _cosine(network, *kept)))
-    best = max(tried, key=lambda each: each.cosine)
-    network.load_state_dict(best.weights)
-    generator = torch.Generator().manual_seed(start)
-    optimiser = torch.optim.AdamW(network.parameters(), RATE)
-    with track("map", config.steps, "steps") as bar:
-        for step in range(1, config.steps + 1):
-            rows = torch.randint(len(taught[0]), (BATCH,), generator=generator)
-            aims = functional.normalize(taught[1][rows], dim=1)
-            loss = (network(taught[0][rows]) - aims).square().sum(1).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            if step % CHECK == 0 or step == config.steps:
-                cosine = _cosine(network, *kept)
-                bar.advance(min(CHECK, step), f"cosine {cosine:.4f}")
-                if cosine > best.cosine:
-                    best = Best.of(network, step, cosine)
-                elif step - best.step >= PATIENCE * CHECK:
-                    break
-    network.load_state_dict(best.weights)
+    taught, kept = (as_tensors(pairs, chosen) for chosen in (~aside, aside))
+    begin_linear(network, taught, kept)
+    step = train(network, taught, kept, config.steps, config.seed)
     _restore_spread(network, *kept)
     before = functional.cosine_similarity(kept[0], kept[1]).mean().item() if old.width == new.width else None
     trained_on = TrainedOn(
@@ -144,24 +121,58 @@ def fit(
         speakers=int(pairs.speaker.max()) + 1,
         kept_aside=len(np.unique(pairs.speaker[aside])),
         before=before,
-        after=_cosine(network, *kept),
-        steps=best.step,
+        after=cosine(network, kept),
+        steps=step,
         seed=config.seed,
     )
     return EmbeddingMap.of(old, new, config.hidden, trained_on, pairs.people, network)
 
 
-@dataclass(frozen=True)
-class Best:
-    """Weights with the greatest cosine on the speakers kept aside so far."""
+def as_tensors(pairs: Pairs, chosen: np.ndarray) -> Both:
+    """Old and new embeddings of the chosen pairs."""
+    return torch.from_numpy(pairs.old[chosen]), torch.from_numpy(pairs.new[chosen])
 
-    weights: dict[str, torch.Tensor]
-    step: int
-    cosine: float
 
-    @classmethod
-    def of(cls, network: MapNetwork, step: int, cosine: float) -> Best:
-        return cls(copy.deepcopy(network.state_dict()), step, cosine)
+def train(network: torch.nn.Module, taught: Both, kept: Both, steps: int, seed: int) -> int:
+    """Train a network as `fit` does, and leave it with the weights that are best for the pairs kept aside.
+
+    Args:
+        network: network from old embeddings (N, D_old) to new ones (N, D_new).
+        taught: embeddings on which it is trained.
+        kept: embeddings that are kept aside.
+        steps: most steps.
+    Returns:
+        The step of these weights; 0: those that it began with.
+    """
+    best, best_step, highest = copy.deepcopy(network.state_dict()), 0, cosine(network, kept)
+    generator = torch.Generator().manual_seed(seed_of(Purpose.MAP, seed, 2))
+    optimiser = torch.optim.AdamW(network.parameters(), RATE)
+    with track("map", steps, "steps") as bar:
+        for step in range(1, steps + 1):
+            rows = torch.randint(len(taught[0]), (BATCH,), generator=generator)
+            aims = functional.normalize(taught[1][rows], dim=1)
+            loss = (network(taught[0][rows]) - aims).square().sum(1).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if step % CHECK == 0 or step == steps:
+                reached = cosine(network, kept)
+                bar.advance(step - bar.done, f"cosine {reached:.4f}")
+                if reached > highest:
+                    best, best_step, highest = copy.deepcopy(network.state_dict()), step, reached
+                elif step - best_step >= PATIENCE * CHECK:
+                    break
+    network.load_state_dict(best)
+    return best_step
+
+
+def begin_linear(network: MapNetwork, taught: Both, kept: Both) -> None:
+    """Make a network the linear map of the least squares, with the penalty that is best for the pairs kept aside."""
+    tried: dict[float, float] = {}
+    for ridge in RIDGES:
+        _make_linear(network, linear(*taught, ridge))
+        tried[ridge] = cosine(network, kept)
+    _make_linear(network, linear(*taught, max(tried, key=lambda ridge: tried[ridge])))
 
 
 def linear(old: torch.Tensor, new: torch.Tensor, ridge: float) -> torch.Tensor:
@@ -208,7 +219,7 @@ def _restore_spread(network: MapNetwork, old: torch.Tensor, new: torch.Tensor) -
             network.outer.bias.mul_(scale)
 
 
-def _cosine(network: MapNetwork, old: torch.Tensor, new: torch.Tensor) -> float:
+def cosine(network: torch.nn.Module, pairs: Both) -> float:
     """Mean cosine of mapped with new embeddings."""
     with torch.inference_mode():
-        return float(functional.cosine_similarity(network(old), new).mean())
+        return float(functional.cosine_similarity(network(pairs[0]), pairs[1]).mean())

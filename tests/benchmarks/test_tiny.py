@@ -36,6 +36,7 @@ SLOW = {
         "gpu",
         "install",
         "nested",
+        "mapping",
         "papers",
         "papers_why",
         "power_cut",
