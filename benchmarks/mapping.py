@@ -78,19 +78,18 @@ def model(study: Study, direction: str, seed: int, section: str) -> list[str]:
     return [f"{section}={study.folder('old', seed)}"]
 
 
-def students(study: Study, seeds: int) -> None:
-    """Train the students that are not there."""
-    folders = {(name, seed): study.folder(name, seed) for name in study.methods for seed in range(seeds)}
-    missing = [key for key, folder in folders.items() if not (study.work / folder / "model.json").is_file()]
+def students(study: Study, seed: int) -> None:
+    """Train the students of a seed that are not there."""
+    folders = {name: study.folder(name, seed) for name in study.methods}
+    missing = [name for name, folder in folders.items() if not (study.work / folder / "model.json").is_file()]
     if missing:
         extract(study, CACHE)
-    for name, seed in missing:
+    for name in missing:
         method = study.methods[name]
         losses = [argument for loss in method.losses for argument in ("--loss", loss)]
-        settings = [*method.student, *method.settings, f"steps={method.steps}", f"seed={seed}"]
-        out = f"out={folders[name, seed]}"
-        spkd(study.work, study.threads, "train", *losses, f"cache={CACHE}", *settings, out)
-        print(f"trained {folders[name, seed]}", flush=True)
+        settings = [*method.student, *method.settings, f"steps={method.steps}", f"seed={seed}", f"out={folders[name]}"]
+        spkd(study.work, study.threads, "train", *losses, f"cache={CACHE}", *settings)
+        print(f"trained {folders[name]}", flush=True)
 
 
 def embeddings(study: Study, name: str, *teacher: str) -> str:
@@ -265,11 +264,12 @@ def main() -> None:
     study = prepared(given)
     methods = {name: shorter(each) if given.tiny else each for name, each in METHODS.items()}
     study = replace(study, methods=methods)
-    students(study, given.seeds)
-    found = {
-        direction: of_direction([runs(study, direction, seed) for seed in range(given.seeds)])
-        for direction in DIRECTIONS
-    }
+    kept_runs: dict[str, list[dict[str, dict]]] = {direction: [] for direction in DIRECTIONS}
+    for seed in range(given.seeds):
+        students(study, seed)
+        for direction, of_seeds in kept_runs.items():
+            of_seeds.append(runs(study, direction, seed))
+    found = {direction: of_direction(of_seeds) for direction, of_seeds in kept_runs.items()}
     names = next(iter(found.values()))
     result: dict[str, Any] = {name: {direction: each[name] for direction, each in found.items()} for name in names}
     result["seeds"] = given.seeds
