@@ -5,7 +5,10 @@ and reverberation. Each stage is timed alone, on the views that it changes, and 
 `hours_per_hour_core_best`, and with the input features that `fbank=true` stores `hours_per_hour_core_features`. What
 counts is the time of the processor, for each view the least of the rounds: what other processes do to its caches is
 left out as far as it goes. `two_workers_over_one` is measured by the clock, with one and two workers in turn (median of
-the rounds), and needs two idle cores; `load` is the number of processes that wanted a core at the start.
+the rounds), once the two are processes; `two_threads_over_one` is the same of two threads, as short runs have them.
+Both need two idle cores; `load` is the number of other processes that want a core at the start. `start_seconds` is the
+time until there are two processes, and `mb_of_process` the memory of each then, with its share of what they have in
+common (proportional set size), and with the noise and impulse responses of DIR.
 
     python benchmarks/loader_speed.py --data DIR
 
@@ -15,10 +18,13 @@ benchmarks/results/loader_speed.json.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +33,7 @@ import record
 import torch
 
 from spkd import config
+from spkd.corpus import loader as loading
 from spkd.corpus.audio import SAMPLE_RATE, change_speed, decode
 from spkd.corpus.augment import VERSION, bank, convolve, fast_coloured_noise, mix
 from spkd.corpus.formants import VERSION as FORMANTS_VERSION
@@ -42,6 +49,7 @@ from spkd.outputs.features import FBANK
 RECIPE = Path(__file__).parents[1] / "spkd" / "recipes" / "best.yaml"
 BATCH = 32
 WHOLE, WITH_FEATURES = "whole", "with features"
+AHEAD = 8  # batches that may have been loaded while a stream was left alone
 
 
 def plan_of(data: Path, given: Sequence[str]) -> ViewPlan:
@@ -98,13 +106,38 @@ def least(calls: Sequence[Callable[[], object]], before: np.ndarray | float) -> 
     return np.minimum(times, before)
 
 
+def wanting_cores() -> int:
+    """Number of other processes that want a core now."""
+    try:
+        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1
+    except OSError:
+        return round(os.getloadavg()[0])
+
+
+def started(batches: Iterator[None]) -> float:
+    """Time until two processes load (s)."""
+    start = time.perf_counter()
+    while len(multiprocessing.active_children()) < 2:
+        next(batches)
+    return time.perf_counter() - start
+
+
+def private(process: int) -> float:
+    """Memory of a process (MB), with its share of what it has in common with others; 0 where the system gives none."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("Pss:"))
+    return 0.0
+
+
 def main() -> None:
     options = record.options(__doc__, "loader_speed", data=True, teacher=False)
     options.add_argument("--views", type=int, default=400, help="in a round, at most")
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--batches", type=int, default=24, help="of a round by one and two workers")
     options.add_argument("--seconds", type=float, default=3.0, help="of a crop")
-    given = record.parse(options, views=8, rounds=1, seconds=0.5)
-    load = os.getloadavg()[0]
+    given = record.parse(options, views=8, rounds=1, batches=1, seconds=0.5)
+    load = wanting_cores()
     keep_large_buffers()
     torch.set_num_threads(1)
     manifest, _ = measure(Manifest.load(given.data / "librispeech-mini" / "train.csv"))
@@ -115,31 +148,52 @@ def main() -> None:
     def failed(view: int, error: Exception) -> None:
         raise SystemExit(f"view {view}: {error}")
 
-    def seconds(workers: int) -> float:
+    def stream(workers: int) -> Iterator[None]:
+        """Batches without end."""
+        groups = itertools.repeat((0, views))
+        for _, batch in stream_batches(loader, groups, BATCH, workers, failed):
+            if batch is not None:
+                yield
+
+    def seconds(batches: Iterator[None]) -> float:
+        for _ in range(AHEAD):
+            next(batches)
         start = time.perf_counter()
-        for _ in stream_batches(loader, [(0, views)], BATCH, workers, failed):
-            pass
+        for _ in range(given.batches):
+            next(batches)
         return time.perf_counter() - start
 
-    seconds(2)  # files, impulse responses and tables of filters are in memory from here on
+    one, threads, processes = stream(1), stream(2), stream(2)
+    loading.AFTER = np.inf
+    for each in (one, threads):  # files, impulse responses and tables of filters are in memory from here on
+        seconds(each)
+    loading.AFTER = 0.0
+    start_seconds = started(processes)
+    loading.AFTER = np.inf
+    seconds(processes)
+    megabytes = statistics.mean(private(child.pid or 0) for child in multiprocessing.active_children())
     calls = stages(loader, given.data, views)
     times: dict[str, np.ndarray | float] = dict.fromkeys(calls, np.inf)
-    ratios = []
+    ratios, of_threads = [], []
     for _ in range(given.rounds):
         times = {name: least(calls[name], before) for name, before in times.items()}
-        ratios.append(seconds(1) / seconds(2))
+        ratios.append(seconds(one) / seconds(processes))
+        of_threads.append(seconds(one) / seconds(threads))
     speeds = {name: round(given.seconds * len(calls[name]) / float(np.sum(each))) for name, each in times.items()}
     result = {
         "hours_per_hour_core_best": speeds.pop(WHOLE),
         "hours_per_hour_core_features": speeds.pop(WITH_FEATURES),
         "two_workers_over_one": round(statistics.median(ratios), 2),
+        "two_threads_over_one": round(statistics.median(of_threads), 2),
+        "start_seconds": round(start_seconds, 1),
+        "mb_of_process": round(megabytes),
         "stages": speeds,
         "ratios": [round(ratio, 2) for ratio in ratios],
         "views": len(views),
         "rounds": given.rounds,
         "crop_seconds": given.seconds,
         "versions": {"formants": FORMANTS_VERSION, "augmentation": VERSION},
-        "load": round(load, 1),
+        "load": load,
     }
     for name, speed in result["stages"].items():
         print(f"{name:<16}{speed:>8,} hours per hour and core")

@@ -258,10 +258,13 @@ def extract_overhead_rows(result: dict) -> Iterator[Row]:
 def loader_speed_rows(result: dict) -> Iterator[Row]:
     what = f"views of recipe best (crops of {result['crop_seconds']:g} s of FLAC) in an hour of one core"
     found = f"{result['hours_per_hour_core_best']:,} hours, {result['hours_per_hour_core_features']:,} with fbank; "
-    found += f"two workers {result['two_workers_over_one']:.2f} times one"
-    if result["load"] > 1:
-        found += f" (beside {result['load']:.0f} other processes)"
+    found += (
+        f"two workers {result['two_workers_over_one']:.2f} times one, as threads {result['two_threads_over_one']:.2f}"
+    )
+    if result["load"]:
+        found += f" (beside {result['load']} other processes)"
     yield what, found
+    yield "a process that loads them", f"{result['mb_of_process']} MB; two start in {result['start_seconds']:g} s"
     stages = ", ".join(f"{name} {speed:,}" for name, speed in result["stages"].items())
     yield "its stages, each on the views that it changes", f"{stages} hours"
 

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -52,7 +52,10 @@ class AudioError(Exception):
 
     def __init__(self, path: str, reason: str, state: State | None = None) -> None:
         super().__init__(f"{path}: {reason}")
-        self.reason, self.state = reason, state
+        self._path, self.reason, self.state = path, reason, state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AudioError, (self._path, self.reason, self.state)
 
 
 @dataclass(frozen=True)

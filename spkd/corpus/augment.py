@@ -343,9 +343,24 @@ class Bank:
         return _kept(path, channel) if self.is_kept else _decoded(path, channel=channel)
 
 
+_banks: dict[str, Bank] = {}  # of the process that started this one
+
+
+def banks(augmentation: Augmentation) -> dict[str, Bank]:
+    """The banks of an augmentation by their folders; for a process that is not forked from this one."""
+    return {folder: bank(folder) for folder in (augmentation.noise, augmentation.rir) if folder is not None}
+
+
+def use(banks: dict[str, Bank]) -> None:
+    """Take these banks from now on, as the process has them that started this one, whatever the folders hold now."""
+    _banks.update(banks)
+
+
 @lru_cache
 def bank(folder: str) -> Bank:
     """The bank of a folder, or of "synthetic". Raises UsageError: no such folder; SpkdError: it holds no audio."""
+    if folder in _banks:
+        return _banks[folder]
     if folder == SYNTHETIC:
         return Bank(folder, ())
     if not Path(folder).is_dir():

@@ -1,31 +1,41 @@
-"""Loading of views: decode, cut, change speed and formants, augment; in threads, with prefetching, in batches."""
+"""Loading of views: decode, cut, change speed and formants, augment; in threads or processes, ahead, in batches."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from spkd.corpus import expected, fetched
+from spkd.cores import usable
+from spkd.corpus import augment, expected, fetched, remote
+from spkd.corpus.address import ROW, is_elsewhere, parse
 from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_speed, decode
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.order import by_place
+from spkd.corpus.processes import Passed, Processes, killed
 from spkd.corpus.stored import read_ahead
+from spkd.corpus.utterance import Utterance
 from spkd.corpus.vad.base import joined
 from spkd.corpus.view import ViewPlan, Views, source_samples
 from spkd.files.text import counted
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
 AHEAD = 1 << 16  # views of a group whose containers are read ahead; more of them are drawn from everywhere
+# s of cores that loading takes before processes are started: what they save of as much again pays for their start.
+AFTER = 10.0
+JOB = 16  # views; batches of fewer are passed by a process together, until they have so many
+WAVES = ""  # in place of the name of input features
 WASTE = 0.2  # share of the longest view's length that may be padding in the shortest view of the same batch
 
 
@@ -51,18 +61,52 @@ class ViewLoader:
     ) -> None:
         self.manifest, self.views = manifest, views
         self._plan, self._min_seconds, self._max_seconds = plan, min_seconds, max_seconds
-        self._notify, self._notified = notify, set[str]()
+        self._notify, self._notified = notify, dict[str, str]()  # kind of a note -> the note
         self._remarks: dict[str, set[int]] = {}  # remark on the audio -> numbers of the utterances
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a spawned process needs: the states of containers and the folder of copies, which a forked one has."""
-        return {**self.__dict__, "_expected": expected.states(), "_copies": fetched.copies()}
+        """What a spawned process needs: states of containers, the folder of copies and the files of augmentation, which
+        a forked one has. It notifies nobody."""
+        of_process = {
+            "_expected": expected.states(),
+            "_copies": fetched.copies(),
+            "_banks": augment.banks(self._plan.augmentation),
+        }
+        return {**self.__dict__, "_notify": None, **of_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for container, then in state.pop("_expected").items():
             expected.expect(container, then)
         fetched.use(state.pop("_copies"))
+        augment.use(state.pop("_banks"))
         self.__dict__.update(state)
+
+    def part(self, views: np.ndarray) -> tuple[tuple[Utterance, ...], Views]:
+        """The utterances of views (N,), and the table of the views, which counts these utterances: a few kB."""
+        table = self.views[views]
+        numbers, places = np.unique(table.utterance, return_inverse=True)
+        return tuple(self.manifest[int(number)] for number in numbers), replace(table, utterance=places)
+
+    def of(self, utterances: tuple[Utterance, ...], views: Views) -> ViewLoader:
+        """A loader of the same kind of what `part` gives, which notifies nobody."""
+        return ViewLoader(Manifest(utterances), views, self._plan, self._min_seconds, None, self._max_seconds)
+
+    @property
+    def noted(self) -> tuple[dict[str, str], dict[str, set[int]]]:
+        """Notes by their kinds, and the numbers of utterances by the remarks on them, so far."""
+        return self._notified, self._remarks
+
+    def note(self, views: np.ndarray, notes: Mapping[str, str], remarks: Mapping[str, set[int]]) -> None:
+        """Add what a loader of a `part` noted.
+
+        Args:
+            views: (N,) numbers of the views of the part.
+        """
+        for kind, text in notes.items():
+            self._notify_once(kind, text)
+        numbers = np.unique(self.views.utterance[views])
+        for remark, utterances in remarks.items():
+            self._remarks.setdefault(remark, set()).update(numbers[list(utterances)].tolist())
 
     def __call__(self, view: int) -> np.ndarray:
         """The waveform of a view.
@@ -129,8 +173,13 @@ class ViewLoader:
             "channels": averaged and f"audio with {decoded.channels} channels is averaged to one",
         }
         for kind, note in notes.items():
-            if note and self._notify is not None and kind not in self._notified:
-                self._notified.add(kind)
+            if note:
+                self._notify_once(kind, note)
+
+    def _notify_once(self, kind: str, note: str) -> None:
+        if kind not in self._notified:
+            self._notified[kind] = note
+            if self._notify is not None:
                 self._notify(f"note: {note} (this note is not repeated)")
 
 
@@ -168,21 +217,6 @@ class WaveBatch:
     cores: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """Loaded view.
-
-    Attributes:
-        wave: (samples,).
-        features: its input features (T, F) by name.
-        cores: time that a core took (s).
-    """
-
-    wave: Tensor
-    features: Mapping[str, Tensor]
-    cores: float
-
-
 def batched(views: np.ndarray, samples: np.ndarray, batch_size: int, waste: float) -> list[np.ndarray]:
     """Divide views into batches of similar length, shortest first.
 
@@ -207,6 +241,145 @@ def batched(views: np.ndarray, samples: np.ndarray, batch_size: int, waste: floa
         batches.append(views[first:last])
         first = last
     return batches
+
+
+Features = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Loaded view.
+
+    Attributes:
+        wave: (samples,).
+        features: its input features (T, F) by name.
+        cores: time that a core took (s).
+    """
+
+    wave: np.ndarray
+    features: Mapping[str, np.ndarray]
+    cores: float
+
+
+def _load(loader: ViewLoader, features: Features | None, view: int) -> _Loaded | AudioError:
+    """A view, or the error where it cannot be loaded."""
+    start = time.thread_time()
+    try:
+        wave = np.ascontiguousarray(loader(view))
+        computed = {} if features is None else features(torch.from_numpy(wave)[None])
+        return _Loaded(wave, {name: values[0].numpy() for name, values in computed.items()}, time.thread_time() - start)
+    except AudioError as error:
+        return error
+    except MemoryError:
+        reason = "does not fit into memory; take shorter views (view=windows:SECONDS/HOP or crops:COUNT,SECONDS)"
+        return AudioError(loader.manifest[int(loader.views.utterance[view])].path, reason)
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Views of a batch that were loaded.
+
+    Attributes:
+        views: (B,) numbers of those that could be loaded.
+        arrays: WAVES -> (B, samples) their waveforms, and the name of each kind of input features -> (B, T, F); with
+            zeros after the end of shorter ones. `Passed` on their way from a process.
+        lengths: (B,) samples of each waveform.
+        errors: number and error of each other view.
+        cores: time that cores took (s).
+    """
+
+    views: np.ndarray
+    arrays: Mapping[str, Any]
+    lengths: np.ndarray
+    errors: Sequence[tuple[int, AudioError]]
+    cores: float
+
+
+def _padded(values: Sequence[np.ndarray]) -> np.ndarray:
+    """(B, longest, ...): arrays (length, ...) with zeros after their ends."""
+    made = np.zeros((len(values), max(map(len, values)), *values[0].shape[1:]), values[0].dtype)
+    for row, value in zip(made, values, strict=True):
+        row[: len(value)] = value
+    return made
+
+
+def _collected(views: Sequence[int], results: Sequence[_Loaded | AudioError]) -> _Collected:
+    """The views of a batch together, of which `_load` gave the results."""
+    start = time.thread_time()
+    errors, kept, loaded = [], [], []
+    for view, result in zip(views, results, strict=True):
+        if isinstance(result, AudioError):
+            errors.append((view, result))
+        else:
+            kept.append(view)
+            loaded.append(result)
+
+    arrays: dict[str, np.ndarray] = {}
+    if loaded:
+        arrays[WAVES] = _padded([each.wave for each in loaded])
+        arrays |= {name: _padded([each.features[name] for each in loaded]) for name in loaded[0].features}
+    lengths = np.array([len(each.wave) for each in loaded], np.int64)
+    cores = sum(each.cores for each in loaded) + time.thread_time() - start
+    return _Collected(np.array(kept, np.int64), arrays, lengths, errors, cores)
+
+
+def _batch_of(found: _Collected, pinned: bool) -> WaveBatch | None:
+    """The batch of the views that could be loaded; None where there are none."""
+    if not len(found.views):
+        return None
+    arrays = dict(found.arrays)
+    waves, lengths = torch.from_numpy(arrays.pop(WAVES)), torch.from_numpy(found.lengths)
+    uneven = len(lengths.unique()) > 1
+    pinned_waves = waves.pin_memory() if pinned else waves
+    return WaveBatch(found.views, pinned_waves, lengths if uneven else None, arrays, found.cores)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Batches that a process loads.
+
+    Attributes:
+        utterances: as of `ViewLoader.part`.
+        views: as of `ViewLoader.part`.
+        sizes: number of views of each batch.
+    """
+
+    utterances: tuple[Utterance, ...]
+    views: Views
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Batches of a job, whose views are counted from 0; and what the loader noted."""
+
+    batches: Sequence[_Collected]
+    notes: Mapping[str, str]
+    remarks: Mapping[str, set[int]]
+
+
+class _InProcess:
+    """What a process does with a job. It holds nothing of the manifest, of which a job has its own utterances.
+
+    Args:
+        count: number of such processes, which share the requests for audio elsewhere.
+    """
+
+    def __init__(self, loader: ViewLoader, features: Features | None, count: int) -> None:
+        self._loader, self._features = loader.of(*loader.part(np.zeros(0, np.int64))), features
+        self._requests = max(remote.REQUESTS // count, 1)
+
+    def __call__(self, job: _Job) -> _Done:
+        remote.limit_requests(self._requests)
+        loader, first, batches = self._loader.of(job.utterances, job.views), 0, []
+        for size in job.sizes:
+            start, numbers = time.process_time(), range(first, first + size)
+            results = [_load(loader, self._features, number) for number in numbers]
+            found = _collected(numbers, results)
+            arrays = {name: Passed(array) for name, array in found.arrays.items()}
+            batches.append(replace(found, arrays=arrays, cores=time.process_time() - start))
+            first += size
+        return _Done(batches, *loader.noted)
 
 
 Group = TypeVar("Group")
@@ -236,94 +409,182 @@ def stream_batches(
     rejected: Callable[[int, AudioError], None],
     mixed: bool = False,
     pinned: bool = False,
-    features: Callable[[Tensor], Mapping[str, Tensor]] | None = None,
+    features: Features | None = None,
 ) -> Iterator[tuple[Group, WaveBatch | None]]:
     """Load the waveforms of groups of views in batches of similar length.
 
-    Threads decode ahead, also across the boundary of two groups, each of them on one core: what takes time leaves
-    Python's lock alone. A further thread puts batches together.
+    Workers decode ahead, also across the boundary of two groups, each of them on one core. They are threads, and
+    processes once loading has taken `AFTER` seconds of cores, where `processes_pay`. One more thread puts together what
+    threads have loaded; a process puts its batches together itself, in memory that this process maps. Batches and their
+    order are the same.
 
     Args:
-        groups: each group, and the numbers of its views. The next group is taken when too few views are left to load.
-        workers: number of threads.
+        groups: each group, and the numbers of its views. The next group is taken when too few views are left to load:
+            about two batches, of processes two for each.
+        workers: number of threads or processes.
         rejected: function of a view and the error, called for every view that cannot be loaded.
         mixed: whether views of different lengths may share a batch, since padding changes the outputs of some models.
         pinned: whether to put the waveforms in pinned memory.
-        features: function of a waveform (1, samples) that gives its input features (1, T, F) by name; the threads that
-            decode compute them.
+        features: function of a waveform (1, samples) that gives its input features (1, T, F) by name; the workers
+            compute them. It can be pickled.
     Yields:
         The batches of each group, and None at the end of each group.
+    Raises:
+        SpkdError: a file of the augmentation cannot be used, or a process was killed.
     """
+    with _Workers(loader, batch_size, workers, pinned, features) as pool:
+        pending: deque[tuple[Group, int, Future[_Finished] | None]] = deque()
 
-    def load(view: int) -> _Loaded | AudioError:
-        """A view, or the error where it cannot be loaded."""
-        start = time.thread_time()
-        try:
-            wave = torch.from_numpy(np.ascontiguousarray(loader(view)))
-            computed = {} if features is None else features(wave[None])
-            return _Loaded(wave, {name: values[0] for name, values in computed.items()}, time.thread_time() - start)
-        except AudioError as error:
-            return error
-        except MemoryError:
-            reason = "does not fit into memory; take shorter views (view=windows:SECONDS/HOP or crops:COUNT,SECONDS)"
-            return AudioError(loader.manifest[int(loader.views.utterance[view])].path, reason)
-
-    def collect(batch: np.ndarray, loaded: Sequence[Future]) -> tuple[WaveBatch | None, list[tuple[int, AudioError]]]:
-        """The batch of the views that could be loaded, None where there are none; and the errors of the others."""
-        results = {int(view): future.result() for view, future in zip(batch, loaded, strict=True)}
-        start = time.thread_time()
-        errors = [(view, result) for view, result in results.items() if isinstance(result, AudioError)]
-        kept = {view: result for view, result in results.items() if not isinstance(result, AudioError)}
-        if not kept:
-            return None, errors
-        lengths = torch.tensor([len(each.wave) for each in kept.values()])
-        padded = pad_sequence([each.wave for each in kept.values()], True)
-        if pinned:
-            padded = padded.pin_memory()
-        names = next(iter(kept.values())).features
-        computed = {name: pad_sequence([each.features[name] for each in kept.values()], True).numpy() for name in names}
-        cores = sum(each.cores for each in kept.values()) + time.thread_time() - start
-        views, uneven = np.array(list(kept)), len(lengths.unique()) > 1
-        return WaveBatch(views, padded, lengths if uneven else None, computed, cores), errors
-
-    def finished(group: Group, views: int, collected: Future | None) -> Iterator[tuple[Group, WaveBatch | None]]:
-        if collected is None:
-            yield group, None
-            return
-        batch, errors = collected.result()
-        for error in errors:
-            rejected(*error)
-        if batch is not None:
-            yield group, batch
-
-    def planned() -> Iterator[tuple[Group, np.ndarray | None]]:
-        """The views of each batch, and None at the end of each group."""
-        for group, views in groups:
-            if len(views) <= AHEAD:
-                utterances = loader.manifest.utterances
-                read_ahead({utterances.path(index) for index in loader.views.utterance[views].tolist()})
-            for batch in batched(views, loader.views.samples[views], batch_size, WASTE if mixed else 0.0):
-                yield group, batch
-            yield group, None
-
-    # At most about two batches of views are decoded ahead.
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(max(workers, 1), "views", initializer=torch.set_num_threads, initargs=(1,))
-    collector = ThreadPoolExecutor(1, "batches")
-    pending: deque[tuple[Group, int, Future | None]] = deque()
-    try:
-        for group, batch in planned():
+        def finished(group: Group, _: int, batch: Future[_Finished] | None) -> Iterator[tuple[Group, WaveBatch | None]]:
             if batch is None:
-                pending.append((group, 0, None))
-            else:
-                loaded = [pool.submit(load, int(view)) for view in batch]
-                pending.append((group, len(batch), collector.submit(collect, batch, loaded)))
-            while sum(views for _, views, _ in pending) > 2 * batch_size:
+                yield group, None
+                return
+            waves, errors = pool.result(batch)
+            for error in errors:
+                rejected(*error)
+            if waves is not None:
+                yield group, waves
+
+        for stretch in pool.stretches(_planned(loader, groups, batch_size, mixed)):
+            begun = iter(pool.begin([views for _, views in stretch if views is not None]))
+            for group, views in stretch:
+                pending.append((group, 0, None) if views is None else (group, len(views), next(begun)))
+            while sum(views for _, views, _ in pending) > pool.most_ahead:
                 yield from finished(*pending.popleft())
         while pending:
             yield from finished(*pending.popleft())
-    finally:
+
+
+_Finished = tuple[WaveBatch | None, Sequence[tuple[int, AudioError]]]  # a batch, and the errors of its other views
+_Planned = tuple[Group, np.ndarray | None]  # a group and the views of a batch; None at its end
+
+
+def _planned(
+    loader: ViewLoader, groups: Iterable[tuple[Group, np.ndarray]], batch_size: int, mixed: bool
+) -> Iterator[_Planned[Group]]:
+    """The views of each batch, and None at the end of each group."""
+    for group, views in groups:
+        if len(views) <= AHEAD:
+            utterances = loader.manifest.utterances
+            read_ahead({utterances.path(index) for index in loader.views.utterance[views].tolist()})
+        for batch in batched(views, loader.views.samples[views], batch_size, WASTE if mixed else 0.0):
+            yield group, batch
+        yield group, None
+
+
+def processes_pay(loader: ViewLoader, workers: int) -> bool:
+    """Whether processes load faster than threads, once they have started.
+
+    They do not on one core, nor where audio comes from elsewhere or from tables without `fetch.cache`: what takes time
+    there is to wait, and each process would ask for the same parts of containers, or decompress the same rows.
+    """
+    if workers < 2 or usable() < 2 or multiprocessing.current_process().daemon:
+        return False
+    columns = loader.manifest.utterances
+    if fetched.copies() is not None or not any(name.endswith("#") or is_elsewhere(name) for name in columns.folders):
+        return True
+    _, firsts = np.unique(columns.folder, return_index=True)
+    addresses = [address for number in firsts if (address := parse(columns.path(int(number)))) is not None]
+    return not any(is_elsewhere(address.container) or address.storage == ROW for address in addresses)
+
+
+class _Workers:
+    """Threads, and later processes, that load batches; to be left by `with`.
+
+    Attributes:
+        most_ahead: number of views up to which further batches are begun.
+    """
+
+    def __init__(
+        self, loader: ViewLoader, batch_size: int, workers: int, pinned: bool, features: Features | None
+    ) -> None:
+        self._loader, self._features, self._pinned = loader, features, pinned
+        self._batch_size, self._workers = batch_size, workers
+        self._spent = 0.0  # s of cores
+        self._processes: Processes[_Job, _Done] | None = None
+        self._may_start = workers > 1
+
+    def __enter__(self) -> _Workers:
+        self._of_torch = torch.get_num_threads()
+        one_core: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        self._threads = ThreadPoolExecutor(max(self._workers, 1), "views", **one_core)
+        self._collector = ThreadPoolExecutor(1, "batches")
+        return self
+
+    def __exit__(self, *_: object) -> None:
         # No thread may decode when this process is forked: the other one would have the locks that it holds, for ever.
-        for executor in (pool, collector):
+        for executor in (self._threads, self._collector):
             executor.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)  # for threads to come: torch keeps the number that any thread set last
+        if self._processes is not None:
+            self._processes.close()
+        torch.set_num_threads(self._of_torch)  # for threads to come: torch keeps the number that any thread set last
+
+    @property
+    def _ready(self) -> Processes[_Job, _Done] | None:
+        return self._processes if self._processes is not None and self._processes.are_ready else None
+
+    @property
+    def most_ahead(self) -> int:
+        return 2 * self._batch_size if self._ready is None else 2 * max(self._batch_size, JOB) * self._workers
+
+    def stretches(self, planned: Iterator[_Planned[Group]]) -> Iterator[list[_Planned[Group]]]:
+        """Batches that are begun together: small ones of processes, as to pass one takes time; else each by itself."""
+        stretch, views, samples = list[_Planned[Group]](), 0, 0
+        for group, batch in planned:
+            stretch.append((group, batch))
+            if batch is not None:
+                views += len(batch)
+                samples += int(self._loader.views.samples[batch].sum(dtype=np.int64))
+            if self._ready is None or views >= JOB or samples > MOST_SAMPLES // 2:
+                yield stretch
+                stretch, views, samples = [], 0, 0
+        if stretch:
+            yield stretch
+
+    def begin(self, batches: Sequence[np.ndarray]) -> list[Future[_Finished]]:
+        """Begin to load batches, each of the numbers of its views (B,)."""
+        if self._may_start and self._spent > AFTER:
+            self._may_start = False
+            if processes_pay(self._loader, self._workers):
+                function = _InProcess(self._loader, self._features, self._workers)
+                self._processes = Processes(self._workers, function)
+        if (processes := self._ready) is not None and batches:
+            sizes, views = tuple(map(len, batches)), np.concatenate(batches)
+            done = processes.submit(_Job(*self._loader.part(views), sizes))
+            ends = accumulate(sizes)
+            return [self._collector.submit(self._received, views, end - len(batch), number, done)
+                    for number, (batch, end) in enumerate(zip(batches, ends, strict=True))]  # fmt: skip
+        load = partial(_load, self._loader, self._features)
+        return [
+            self._collector.submit(self._put_together, batch, [self._threads.submit(load, int(v)) for v in batch])
+            for batch in batches
+        ]
+
+    def result(self, batch: Future[_Finished]) -> _Finished:
+        """A batch that was begun, and the errors of its views that could not be loaded."""
+        try:
+            waves, errors = batch.result()
+        except BrokenExecutor as error:
+            raise killed(self._workers, self._batch_size) from error
+        self._spent += 0.0 if waves is None else waves.cores
+        return waves, errors
+
+    def _put_together(self, views: np.ndarray, loaded: Sequence[Future[_Loaded | AudioError]]) -> _Finished:
+        results = [each.result() for each in loaded]
+        found = _collected(views.tolist(), results)
+        return _batch_of(found, self._pinned), found.errors
+
+    def _received(self, views: np.ndarray, first: int, number: int, job: Future[_Done]) -> _Finished:
+        """A batch of a job.
+
+        Args:
+            views: (N,) numbers of the views of the job.
+            first: place of the batch's first view in them.
+            number: number of the batch in the job.
+        """
+        done = job.result()
+        if number == 0:
+            self._loader.note(views, done.notes, done.remarks)
+        found = done.batches[number]
+        errors = [(int(views[place]), error) for place, error in found.errors]
+        return _batch_of(replace(found, views=views[found.views]), self._pinned), errors

@@ -258,9 +258,17 @@ def _blocks(process: int) -> _Blocks:
     return _Blocks()
 
 
+_limit = [REQUESTS]
+
+
+def limit_requests(most: int) -> None:
+    """Let no more requests be under way at once in this process, which has none yet."""
+    _limit[:] = [most]
+
+
 @cache
 def _requests(process: int) -> threading.Semaphore:
-    return threading.Semaphore(REQUESTS)
+    return threading.Semaphore(_limit[0])
 
 
 @lru_cache(maxsize=256)

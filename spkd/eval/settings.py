@@ -27,7 +27,7 @@ class EmbedConfig(Settings):
         low=1,
         high=100_000,
     )
-    workers: int = key(2, "threads that decode", low=1, high=1024)
+    workers: int = key(2, "threads, or in longer runs processes, that decode", low=1, high=1024)
     min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
     vad: str = key("none", VAD)
     fetch: FetchConfig = section(FetchConfig)

@@ -50,7 +50,7 @@ class ContentConfig(Settings):
 @dataclass
 class ExtractConfig(ContentConfig):
     cache: str = key("cache", "folder of the teacher cache")
-    workers: int = key(2, "threads that decode and augment", low=1, high=1024)
+    workers: int = key(2, "threads, or in longer runs processes, that decode and augment", low=1, high=1024)
     min_seconds: float = key(0.3, "shorter utterances are rejected (s)", low=0, high=100_000)
     engine: str = key(
         "auto",

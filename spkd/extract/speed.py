@@ -31,7 +31,7 @@ def report(meter: Meter, workers: int, runs_teacher: bool) -> None:
     """Log the speed, and the bottleneck if there is one.
 
     Args:
-        workers: number of threads that load.
+        workers: number of threads or processes that load.
         runs_teacher: whether there is a teacher, which could wait for them.
     """
     if meter.is_short or not meter.done:

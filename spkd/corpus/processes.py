@@ -1,0 +1,139 @@
+"""Processes that apply one function to jobs, where threads of one process would wait for Python's lock."""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from spkd.errors import SpkdError, first_line
+from spkd.memory import keep_large_buffers
+from spkd.progress import log
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Processes(Generic[Job, Result]):
+    """Processes that apply one function to jobs. They start in the background.
+
+    None is a fork of this process, whose threads and GPU it would have in the middle of their work: where processes are
+    forked by default, they are forked from a server that has imported what they need. They work on one core each,
+    ignore an interruption from the terminal, which this process answers, and end with this process, however it ends.
+
+    Args:
+        count: number of processes.
+        function: of a job; pickled once for each process.
+    """
+
+    def __init__(self, count: int, function: Callable[[Job], Result]) -> None:
+        method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        context = multiprocessing.get_context("forkserver" if method == "fork" else method)
+        context.set_forkserver_preload([type(function).__module__])
+        given = (function, dict(os.environ), os.getcwd())
+        self._pool = ProcessPoolExecutor(count, context, _begin, given)
+        self._count, self._is_noted = count, False
+        # A thread starts them, since it waits until the server has imported what they need.
+        self._starter = ThreadPoolExecutor(1, "start of processes")
+        self._started = self._starter.submit(self._start)
+
+    def _start(self) -> None:
+        for there in [self._pool.submit(os.getpid) for _ in range(self._count)]:
+            there.result()
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether they have started. Where that fails, a note gives the reason."""
+        if not self._started.done():
+            return False
+        if (error := self._started.exception()) is None:
+            return True
+        if not self._is_noted:
+            self._is_noted = True
+            log(f"note: no processes could be started to load audio ({first_line(error)}); threads load it")
+        return False
+
+    def submit(self, job: Job) -> Future[Result]:
+        """Begin a job. What it raises is raised by the future; `concurrent.futures.BrokenExecutor` where a process was
+        killed."""
+        return self._pool.submit(_apply, job)
+
+    def close(self) -> None:
+        """End them, once those that work have finished their jobs."""
+        self._starter.shutdown(wait=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+_function: Callable[[Any], Any]  # of this process, where it is one of `Processes`
+
+
+def _begin(function: Callable[[Any], Any], environment: dict[str, str], folder: str) -> None:
+    """Begin as one of `Processes`, in the environment that the parent has now: the server has that of its start."""
+    global _function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    keep_large_buffers()
+    torch.set_num_threads(1)
+    _function = function
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _apply(job: Any) -> Any:
+    return _function(job)
+
+
+def killed(workers: int, batch_size: int) -> SpkdError:
+    """The error where a process was killed."""
+    return SpkdError(
+        "a process that loads audio was killed: most likely memory ran out and the system ended it; lower "
+        f"workers={workers} or batch_size={batch_size}, and start the same command again"
+    )
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Array that is pickled for another process as memory which that one maps.
+
+    Unlike a file in /dev/shm, which has 64 MB in many containers, it has any size.
+    """
+
+    array: np.ndarray
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not hasattr(os, "memfd_create") or not self.array.nbytes:  # macOS; and memory of no size cannot be mapped
+            return np.asarray, (self.array,)
+        descriptor = os.memfd_create("batch", os.MFD_CLOEXEC)
+        try:
+            # To write is faster than to fill a map, whose pages the system would zero first.
+            data, place = np.ascontiguousarray(self.array).data.cast("B"), 0
+            while place < len(data):
+                place += os.pwrite(descriptor, data[place:], place)
+            return _mapped, (DupFd(descriptor), self.array.shape, self.array.dtype)
+        finally:
+            os.close(descriptor)  # of which DupFd has a copy
+
+
+def _mapped(duplicate: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    descriptor = duplicate.detach()
+    try:
+        return np.frombuffer(mmap.mmap(descriptor, 0), dtype).reshape(shape)
+    finally:
+        os.close(descriptor)
