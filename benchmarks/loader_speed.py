@@ -134,7 +134,7 @@ def main() -> None:
     options = record.options(__doc__, "loader_speed", data=True, teacher=False)
     options.add_argument("--views", type=int, default=400, help="in a round, at most")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--batches", type=int, default=24, help="of a round by one and two workers")
+    options.add_argument("--batches", type=int, default=40, help="of a round by one and two workers")
     options.add_argument("--seconds", type=float, default=3.0, help="of a crop")
     given = record.parse(options, views=8, rounds=1, batches=1, seconds=0.5)
     load = wanting_cores()
