@@ -54,6 +54,10 @@ BESIDE_AUDIO = {
     "duration in seconds, or are there in addition to these",
 }
 CLOSE = 0.1  # s by which a stretch may differ from the whole audio: what was rounded, or padded by a codec
+MUCH = 0.1  # share of utterances that are there twice, above which containers are refused
+COMPARED = 3  # keys that repeat, of which the audio is compared
+# A container's set, by the folder above it or its own name: train/0000.parquet, test-00000-of-00002.parquet
+SET_OF = re.compile(r"(?:^|/)(train|validation|valid|val|dev|test|eval)(?:[-_.][^/]*|/[^/]*)$")
 PARTS = ".parts"  # suffix of the folder beside the manifest
 FORMAT = 2  # of the files in it
 LISTS_OF_PART = ".lists"  # suffix of folders in it
@@ -546,6 +550,7 @@ def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
 
     Raises:
         SpkdError: an id is there twice all the same.
+        UsageError: so is its audio, as in configurations of a data set that overlap.
     """
 
     def digests(part: _Part) -> np.ndarray:
@@ -558,7 +563,8 @@ def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
     if not repeated:
         return
     seen: dict[str, tuple[str, str, int]] = {}
-    across = 0
+    rows: dict[str, Row] = {}
+    across, alike = 0, dict[str, tuple[Address, Address]]()
     for part, found in zip(parts, within, strict=True):
         entries = ((row, name) for row, name, _ in naming.named(part) if name)
         for digest, (row, name) in zip(found.tolist(), entries, strict=True):
@@ -566,6 +572,7 @@ def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
                 continue
             place = (part.container, row[0], row[2])
             if (earlier := seen.setdefault(name, place)) == place:
+                rows[name] = row
                 continue
             if naming.layout or earlier[0] == part.container:
                 where = f"{earlier[0]} ({earlier[1]}) and {part.container} ({row[0]})"
@@ -573,9 +580,47 @@ def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
                     f"{root}: {where} would both be the utterance {name!r}; choose with --suffix, or another --layout"
                 )
             across += 1
+            first = rows[name]
+            if first[5:] == row[5:]:
+                alike[name] = Address(earlier[0], *first[2:5]), Address(part.container, *row[2:5])
+    naming.notes += _same_audio(alike, sum(map(len, within)), root)
     if across:
         naming.prefixed = True
         naming.notes.append(f"keys that repeat among the containers, whose names precede the ids: {across:,}")
+
+
+def _same_audio(alike: Mapping[str, tuple[Address, Address]], total: int, root: str) -> list[str]:
+    """A note where audio that repeats by its key, speakers and duration is the same, by some of it.
+
+    Args:
+        alike: key of each such audio -> where it is.
+        total: number of entries.
+    Raises:
+        UsageError: it is much of all.
+    """
+    compared = list(alike)[:: max(len(alike) // COMPARED, 1)][:COMPARED]
+    try:
+        if not compared or any(read(alike[name][0]) != read(alike[name][1]) for name in compared):
+            return []
+    except (OSError, ValueError):  # what cannot be read is listed where it is used
+        return []
+    one, other = alike[compared[0]]
+    same = (
+        f"{one.container} and {other.container} hold the same audio of {compared[0]!r}, and so it is for "
+        f"{counted(len(alike), 'key')}, of which {len(compared):,} were compared"
+    )
+    if len(alike) < MUCH * total:
+        return [f"{same}: utterances that are there twice"]
+    raise UsageError(f"{root}: {same}; name files or folders that do not overlap")
+
+
+def _sets(parts: Sequence[_Part]) -> list[str]:
+    """A note where containers are of several sets (train, test), as their names or folders say."""
+    matches = (SET_OF.search(part.container) for part in parts)
+    sets = sorted({match[1] for match in matches if match})
+    return [f"sets taken together: {', '.join(sets)} (name the folder or the files of one to take it alone)"] * (
+        len(sets) > 1
+    )
 
 
 # Writing the manifest.
@@ -618,7 +663,7 @@ def index(
     naming = _naming(parts, root, layout, speaker)
     _check_ids(naming, parts, root)
     stretches, notes = _stretches(parts)
-    naming.notes += notes
+    naming.notes += [*notes, *_sets(parts)]
     summary = _written(parts, naming, out, root, left_out, stretches)
     for note in (*naming.notes, *_unused(parts)):
         log(f"note: {root}: {note}")

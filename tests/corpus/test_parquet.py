@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,33 @@ def test_columns_that_name_no_speaker_are_noted(tmp_path: Path, capsys: pytest.C
     assert "all of 2 utterances are of one speaker, 'yes'" in capsys.readouterr().out
 
 
+def test_configurations_that_overlap_are_refused(spkd: Callable, tmp_path: Path) -> None:
+    """Data sets of the hub have a folder for each configuration, and one for all of them."""
+    for config, first, count in (("all", 0, 6), ("clean", 0, 3), ("other", 3, 3)):
+        (tmp_path / "hub" / config).mkdir(parents=True)
+        ids = [f"u{first + n}" for n in range(count)]
+        columns = {"id": ids, "audio": structs(count, first=first)}
+        write(tmp_path / "hub" / config / "train-00000-of-00001.parquet", columns)
+    done = spkd("manifest", "hub", "--out", "m.csv")
+    assert (done.code, Path("m.csv").exists()) == (2, False)
+    assert "hold the same audio of 'u0', and so it is for 6 keys, of which 3 were compared" in done.err
+    assert "hub/all/train-00000-of-00001.parquet and hub/clean/train-00000-of-00001.parquet hold" in done.err
+    assert "name files or folders that do not overlap" in done.err
+    assert "6 utterances" in spkd("manifest", "hub/clean", "hub/other", "--out", "m.csv").ok().out
+    # Keys that repeat with other audio are other utterances.
+    write(tmp_path / "hub" / "other" / "test.parquet", {"id": ["u0", "u1"], "audio": structs(2, first=10)})
+    done = spkd("manifest", "hub/all", "hub/other/test.parquet", "--out", "o.csv").ok()
+    assert "8 utterances" in done.out
+    assert "keys that repeat among the containers, whose names precede the ids: 2" in done.out
+    assert "sets taken together: test, train (name the folder" in done.out
+    # A few that are there twice are noted.
+    write(tmp_path / "big.parquet", {"id": [f"b{n}" for n in range(20)], "audio": structs(20, first=20)})
+    write(tmp_path / "one.parquet", {"id": ["b7"], "audio": structs(1, first=27)})
+    done = spkd("manifest", "big.parquet", "one.parquet", "--out", "t.csv").ok()
+    assert "big.parquet and one.parquet hold the same audio of 'b7'" in done.out
+    assert "utterances that are there twice" in done.out
+
+
 def test_columns_are_found_or_named(tmp_path: Path) -> None:
     table = {"a": structs(2), "b": structs(2, first=5), "who": ["x", "y"], "utt": ["1", "2"], "other": ["p", "q"]}
     write(tmp_path / "x.parquet", table)
@@ -185,7 +213,7 @@ def test_bytes_without_a_name_are_told_apart_by_their_beginning(tmp_path: Path) 
             write_compressed(path, tone(300, 16_000)[:, None], 16_000, codec)
         data.append(path.read_bytes())
     write(tmp_path / "1.parquet", {"audio": pyarrow.array(data, pyarrow.large_binary())})
-    write(tmp_path / "2.parquet", {"wav": data[:1]})
+    write(tmp_path / "2.parquet", {"wav": [audio(form="WAV")]})
     manifest, _ = indexed(tmp_path, "{1,2}.parquet")
     assert [u.id for u in manifest] == [*(f"1/{n:08d}" for n in range(5)), "2/00000000"]
     for suffix, utterance in zip(kinds, manifest, strict=False):

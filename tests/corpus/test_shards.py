@@ -425,8 +425,8 @@ def test_an_extraction_reads_each_container_once_from_end_to_end(
 
 def test_containers_in_a_folder_are_found_by_their_suffixes(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
-    for name in ("d/b.TAR", "a.tar"):
-        write_tar(tmp_path / name, [("x.flac", audio())])
+    for seed, name in enumerate(("d/b.TAR", "a.tar")):
+        write_tar(tmp_path / name, [("x.flac", audio(seed=seed))])
     for name in ("c.tar.gz", "d/e.tgz"):
         with tarfile.open(tmp_path / name, "w:gz") as file:
             file.addfile(tarfile.TarInfo("y.flac"))
