@@ -201,15 +201,7 @@ def manifest(
 ) -> None:
     """Build a manifest of a folder of audio, of containers of audio, or from one of another tool, with durations."""
     from spkd.corpus import shards
-    from spkd.corpus.manifest import (
-        Manifest,
-        build,
-        check_replaces_manifest,
-        check_suffix,
-        is_manifest,
-        measure,
-        note_folder,
-    )
+    from spkd.corpus.manifest import build, check_replaces_manifest, check_suffix, converted, is_manifest
     from spkd.files.atomic import check_not_among, check_writable
 
     check_suffix(out)
@@ -221,12 +213,7 @@ def manifest(
         if given := next((f"--{n} {v}" for n, v in ({"layout": layout, "suffix": suffix} | options).items() if v), ""):
             raise UsageError(f"{given} has no effect: {paths[0]} is a manifest, which names its utterances")
         check_not_among([out], paths)
-        given_manifest = Manifest.load(paths[0])
-        note_folder(given_manifest, paths[0])
-        made, left_out = measure(given_manifest, workers, shards.parts_of(out))
-        if not len(made):
-            name, reason = next(iter(left_out.items()))
-            raise SpkdError(f"{paths[0]}: none of {counted(len(left_out), 'utterance')} can be read ({name}: {reason})")
+        made, left_out = converted(paths[0], workers, shards.parts_of(out))
         _write_manifest(made, out, f"from {paths[0]}")
         _list_rejected(left_out, strict)
         return

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spkd.corpus.address import is_elsewhere, parse, relative_path, state_of_audio, state_of_container
+from spkd.corpus.address import file_of, is_elsewhere, parse, relative_path, state_of_audio, state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES, MAX_SECONDS, OTHER_SUFFIXES, AudioError, probe
 from spkd.corpus.columns import CHUNK, Columns, Filled
 from spkd.corpus.expected import state_text
@@ -238,7 +238,7 @@ def is_manifest(name: str, layout: str | None = None) -> bool:
     return kind not in (None, "containers") and (kind != "several" or not name.endswith(suffixes()))
 
 
-def note_folder(manifest: Manifest, folder: str | Path) -> None:
+def _note_folder(manifest: Manifest, folder: str | Path) -> None:
     """Print of a manifest that is a folder of audio, too, how it was read, and how many files it does not name."""
     root = Path(folder)
     if not root.is_dir() or not holds_audio(root):
@@ -423,6 +423,42 @@ def measure(manifest: Manifest, workers: int = 8, kept: Path | None = None) -> t
                 write_json(file, rows)
     columns = dataclasses.replace(manifest.utterances, duration=durations)
     return Manifest(columns if usable.all() else columns.take(usable), manifest.source, manifest.notes), rejected
+
+
+def converted(path: str, workers: int, kept: Path) -> tuple[Manifest, dict[str, str]]:
+    """A manifest of another tool with measured durations, and the id of each utterance that cannot be used -> why.
+
+    Args:
+        workers, kept: as of `measure`.
+    Raises:
+        SpkdError: none can be used; and as `Manifest.load`.
+    """
+    manifest = Manifest.load(path)
+    _note_folder(manifest, path)
+    there, missing = _present(manifest)
+    made, left_out = measure(there, workers, kept)
+    left_out |= missing
+    if not len(made):
+        name, reason = next(iter(left_out.items()))
+        raise SpkdError(f"{path}: none of {counted(len(left_out), 'utterance')} can be read ({name}: {reason})")
+    return made, left_out
+
+
+def _present(manifest: Manifest) -> tuple[Manifest, dict[str, str]]:
+    """The utterances whose files are there, and the id of each other one -> the reason. URLs are not asked for."""
+    known: dict[str, bool] = {}
+
+    def is_there(path: str) -> bool:
+        file = file_of(path)
+        if file not in known:
+            known[file] = is_elsewhere(file) or os.path.exists(file)
+        return known[file]
+
+    usable = np.fromiter((is_there(path) for path in manifest.utterances.paths()), bool, len(manifest))
+    if usable.all():
+        return manifest, {}
+    missing = {manifest.ids[index]: "no such file" for index in np.flatnonzero(~usable).tolist()}
+    return Manifest(manifest.utterances.take(usable), manifest.source, manifest.notes), missing
 
 
 Measured = tuple[str, State | None, float | str]  # path, state of its file, and the duration (s) or the reason

@@ -335,6 +335,10 @@ def test_a_manifest_of_another_tool_is_written_with_durations(spkd: Callable, tm
     Path("shar.tar").rename("shar/recording.000000.tar")
     assert "1 utterance, 1 speaker" in spkd("manifest", "shar", "--out", "s.csv").ok().out
     assert "has no effect" in spkd("manifest", "shar", "--layout", "folder").err
+    Path("part.csv").write_text("utt,path,duration\na,audio_0.tar,1\nb,gone.wav,1\n")
+    done = spkd("manifest", "part.csv", "--out", "p.csv").ok()
+    assert "1 utterance, " in done.out
+    assert "b: no such file" in done.out + done.err
     Path("gone.csv").write_text("path\ngone.wav\n")
     done = spkd("manifest", "gone.csv", "--out", "g.csv")
     assert (done.code, "none of 1 utterance can be read (gone: no such file)" in done.err) == (1, True)
