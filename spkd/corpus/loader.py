@@ -511,13 +511,16 @@ class _Workers:
         self._collector = ThreadPoolExecutor(1, "batches")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """End all of them. Raises SpkdError where a process was killed, which is found when a job is begun or done."""
         # No thread may decode when this process is forked: the other one would have the locks that it holds, for ever.
         for executor in (self._threads, self._collector):
             executor.shutdown(wait=True, cancel_futures=True)
         if self._processes is not None:
             self._processes.close()
         torch.set_num_threads(self._of_torch)  # for threads to come: torch keeps the number that any thread set last
+        if isinstance(error, BrokenExecutor):
+            raise killed(self._workers, self._batch_size) from error
 
     @property
     def _ready(self) -> Processes[_Job, _Done] | None:
@@ -562,10 +565,7 @@ class _Workers:
 
     def result(self, batch: Future[_Finished]) -> _Finished:
         """A batch that was begun, and the errors of its views that could not be loaded."""
-        try:
-            waves, errors = batch.result()
-        except BrokenExecutor as error:
-            raise killed(self._workers, self._batch_size) from error
+        waves, errors = batch.result()
         self._spent += 0.0 if waves is None else waves.cores
         return waves, errors
 

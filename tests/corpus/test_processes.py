@@ -211,10 +211,21 @@ def test_processes_leave_an_interruption_to_their_parent(manifest: Manifest) -> 
     assert len(pids) == 2
 
 
-def kill_one(self: Processes, job: object) -> object:
-    """Begin a job, and kill a process, as the kernel does where memory runs out."""
-    future = self._pool.submit(os.getpid)
-    os.kill(future.result(), signal.SIGKILL)
+def kill_while_they_work(self: Processes, job: object) -> object:
+    """Begin a job, and kill the process that has it, as the kernel does where memory runs out."""
+    for pid in left_over():
+        os.kill(pid, signal.SIGSTOP)
+    future = SUBMIT(self, job)
+    for pid in left_over():
+        os.kill(pid, signal.SIGKILL)
+    return future
+
+
+def kill_before(self: Processes, job: object) -> object:
+    """Kill a process, and begin a job once that is found."""
+    os.kill(self._pool.submit(os.getpid).result(), signal.SIGKILL)
+    while not self._pool._broken:
+        time.sleep(0.01)
     return SUBMIT(self, job)
 
 
@@ -222,8 +233,9 @@ SUBMIT = Processes.submit
 
 
 @pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("kill", [kill_while_they_work, kill_before])
 def test_a_killed_process_ends_an_extraction_which_goes_on_later(
-    spkd: Callable, corpus: Path, monkeypatch: pytest.MonkeyPatch
+    spkd: Callable, corpus: Path, monkeypatch: pytest.MonkeyPatch, kill: Callable
 ) -> None:
     given = [
         "extract",
@@ -234,7 +246,7 @@ def test_a_killed_process_ends_an_extraction_which_goes_on_later(
     ]
     spkd(*given, "cache=whole", "workers=1").ok()
     with monkeypatch.context() as patch:
-        patch.setattr(Processes, "submit", kill_one)
+        patch.setattr(Processes, "submit", kill)
         done = spkd(*given, "cache=killed", "workers=2", "batch_size=8")
     assert done.code == 1
     (line,) = done.err.splitlines()
