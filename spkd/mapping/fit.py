@@ -58,11 +58,11 @@ def train_map(old: str, new: str, config: MapConfig) -> Iterator[str]:
     made = fit(models[0], models[1], pairs, aside, config, [cache.fingerprint for cache in caches])
     made.save(writable_folder(out))
     trained = made.trained_on
-    kind = "speaker" if pairs.labelled else "speaker or utterance without a label"
+    alone = "" if pairs.labelled else " (an utterance without a label counts as one)"
     before = f"{made.old.width} and {made.new.width} numbers" if trained.before is None else f"{trained.before:.3f}"
     yield (
-        f"cosine of the old with the new embedding of a view, {counted(trained.kept_aside, kind)} kept aside of "
-        f"{trained.speakers:,}: {before} before, {trained.after:.3f} mapped (step {trained.steps:,})"
+        f"cosine of the old with the new embedding of a view, {counted(trained.kept_aside, 'speaker')} kept aside of "
+        f"{trained.speakers:,}{alone}: {before} before, {trained.after:.3f} mapped (step {trained.steps:,})"
     )
     yield f"{out}/: {DESCRIPTION}, {WEIGHTS}; maps from {made.old.name} to {made.new.name}"
 

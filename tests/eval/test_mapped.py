@@ -15,6 +15,7 @@ from spkd.corpus.manifest import Manifest
 from spkd.errors import UsageError
 from spkd.eval.calibration import Calibration
 from spkd.files.vectors import read_vectors
+from tests.eval.students import save_untrained
 from tests.mapping.spaces import make_spaces
 
 ASYMMETRIC = ("model=new", "enrol.model=other", "enrol.map_by=wide-map")
@@ -236,3 +237,26 @@ def test_voices_that_cannot_be_mapped_are_a_line(spkd: Callable, spaces: Path) -
     assert (done.code, "map_by=wide-map: maps to checkpoint new (" in done.err) == (2, True)
     done = spkd("verify", "ann", "1.wav", "model=other", "voices=new.json")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
+
+
+def test_a_map_is_to_one_dimension_of_a_nested_student(spkd: Callable, spaces: Path) -> None:
+    save_untrained(Path("nested"), spaces, seed=2, embedding=8, nested=(4, 8))
+    given = ("teacher=checkpoint", "teacher.weights=nested", "teacher.dimension=4", f"manifest={spaces}/manifest.csv")
+    spkd("extract", *given, "cache=nested-cache").ok()
+    spkd("map", "old-cache", "nested-cache", "out=to-nested", "steps=1").ok()
+    sides = ("model=nested", "enrol.model=old", "enrol.map_by=to-nested")
+    test = ("trials.txt", "manifest=test.csv", "bootstrap=0")
+    spkd("eval", *test, *sides, "model.dimension=4").ok()
+    done = spkd("eval", *test, *sides, "out=whole")
+    assert (done.code, "to-nested: maps from checkpoint old (" in done.err) == (2, True)
+    names, old = embedded(spkd, "test.csv", "old")
+    new = embedded(spkd, "test.csv", "nested")[1][:, :4]
+    expected = units(interface.load_map("to-nested").map(old)) @ units(new).T
+    for (a, b), score in scores_of("eval").items():
+        assert abs(score - expected[names.index(a), names.index(b)]) < 1e-5
+    spkd("calibrate", "dev.txt", "manifest=dev.csv", "force=true", *sides, "model.dimension=4").ok()
+    spkd("enrol", "ann", "0.wav", "model=old").ok()
+    spkd("voices", "--map", "to-nested", "--out", "new.json").ok()
+    verify = ("verify", "ann", "1.wav", "model=nested", "voices=new.json", "map_by=to-nested")
+    assert "log-likelihood ratio" in spkd(*verify, "model.dimension=4").ok().out
+    assert spkd(*verify).code == 2

@@ -17,6 +17,7 @@ from spkd.files.vectors import read_vectors
 from spkd.mapping.fit import fit, linear, speakers_aside
 from spkd.mapping.pairs import Pairs
 from spkd.mapping.settings import MapConfig
+from tests.eval.students import save_untrained
 from tests.mapping.spaces import DIM, extract, make_spaces
 from tests.mapping.test_embedding_map import made
 
@@ -146,3 +147,19 @@ def test_what_cannot_be_mapped_between_is_a_line(spkd: Callable, corpus: Path) -
         done = spkd("map", *words)
         assert (done.code, message in done.err, done.err.count("\n")) == (2, True, 1), done.err
     assert Path("mine/map.json").read_text() == "{}"
+
+
+def test_without_labels_utterances_are_kept_aside(spkd: Callable, corpus: Path) -> None:
+    lines = Path(corpus, "manifest.csv").read_text().replace(",audio/", f",{corpus}/audio/").splitlines()
+    place = lines[0].split(",").index("speaker")
+    rows = [",".join(f for i, f in enumerate(line.split(",")) if i != place) for line in lines]
+    Path("unlabelled.csv").write_text("\n".join(rows))
+    for name, seed in (("old", 0), ("new", 1)):
+        save_untrained(Path(name), corpus, seed=seed, embedding=DIM)
+        given = (f"teacher.weights={name}", "manifest=unlabelled.csv", f"cache={name}-cache")
+        spkd("extract", "teacher=checkpoint", *given, "view.speeds=[1.0,0.9]").ok()
+    out = spkd("map", "old-cache", "new-cache", "steps=1", "held_out=0.2").ok().out
+    assert "36 views in both caches" in out
+    assert "4 speakers kept aside of 18 (an utterance without a label counts as one): " in out, out
+    people = interface.load_map("map").people
+    assert (people.speakers.count, people.utterances.count) == (0, 18)
