@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from spkd.corpus.people import Names
 from spkd.errors import SpkdError, UsageError
@@ -30,11 +31,20 @@ from spkd.files.atomic import check_not_among, check_replaces_none, check_writab
 from spkd.files.reading import parse_json, read_json
 from spkd.mapping.embedding_map import load_map
 from spkd.progress import log
-from spkd.students.description import DESCRIPTION, EXPORT_KEY, Description, beside
+from spkd.students.description import (
+    CALIBRATION_OF,
+    DESCRIPTION,
+    EXPORT_KEY,
+    EXPORT_RECORD,
+    OTHER,
+    STUDENT,
+    Description,
+    beside,
+)
 from spkd.teachers import resolved
-from spkd.teachers.onnx_file import CALIBRATION, calibration_text, is_exported, with_calibration
+from spkd.teachers.onnx_file import calibration_text, is_exported, with_calibration
 
-EXPORTED = (".onnx", ".pt2")  # suffixes of exported files that may hold a calibration
+MAP = ("weight", "offset", "thresholds")  # of a calibration, what decides in an export
 LEAST_TRIALS = 30  # trials of each kind: the mean of 30 scores has a standard error of a fifth of their deviation
 
 
@@ -99,17 +109,16 @@ def calibrate_trials(config: CalibrateConfig, trials: str | None, scores: Sequen
             described = Description.read(out.parent / DESCRIPTION)
             part = described.digests.get(calibration.system.models[-1]) if calibration.system.models else None
             if out.name == file_of(part):
-                _note_exports(out.parent, calibration, described)
+                _note_exports(out.parent, calibration, part)
     return out, calibration
 
 
 def _describe(out: Path, calibration: Calibration) -> None:
     """Bring the description beside an exported model up to date, where `spkd export` left one."""
     path = beside(out)
-    about = read_json(path) if path.is_file() else None
-    if isinstance(about, dict) and EXPORT_KEY in about:
-        changed = {"calibration": calibration.decision(), "sha256": {out.name: digest.of_file(out)}}
-        write_json(path, about | changed)
+    if path.is_file() and (about := _kept_of(path)):
+        changed = {"calibration": calibration.decision(), CALIBRATION_OF: OTHER}
+        write_json(path, about | changed | {"sha256": {out.name: digest.of_file(out)}})
 
 
 def _kept(path: Path) -> Calibration | None:
@@ -140,23 +149,37 @@ def _note_replaced(out: Path, earlier: Calibration | None, new: Calibration) -> 
     )
 
 
-def _note_exports(folder: Path, calibration: Calibration, described: Description) -> None:
-    """Log the exported files in a student's folder that hold another calibration than the student's.
+def _note_exports(folder: Path, calibration: Calibration, part: int | None) -> None:
+    """Log the exports in a student's folder that have another calibration than the student's, though its scores.
 
-    Those of the student at another dimension hold a calibration of their own.
+    Args:
+        part: dimension of the embeddings, whose exports alone are looked at; None: the whole one.
     """
+    try:
+        current = calibration.decision()
+    except UsageError:  # it takes more than cosines, and goes with no model
+        return
+    for record in sorted((*folder.glob("*.json"), *folder.glob(f"*/{EXPORT_RECORD}"))):
+        about = _kept_of(record)
+        if about.get(CALIBRATION_OF, STUDENT) != STUDENT or "calibration" not in about:
+            continue
+        if about.get("model", about.get("card", {})).get("dimension") != part:
+            continue
+        held = about["calibration"]
+        exported = record.parent if record.name == EXPORT_RECORD else record.with_suffix("")
+        is_same = isinstance(held, dict) and all(held.get(name) == current[name] for name in MAP)
+        if exported.exists() and not is_same:
+            which = "another calibration than the student" if held else "no calibration"
+            log(f"note: {exported}: holds {which}; export the student again")
 
-    def forms_of(text: str) -> list[bytes]:
-        # As the metadata of ONNX hold it, and within the JSON of an exported program.
-        return [form.encode() for form in (text, json.dumps(text)[1:-1])]
 
-    forms = forms_of(json.dumps(calibration.public().to_json(), ensure_ascii=False))
-    elsewhere = [[known] for known in described.digests if [known] != list(calibration.system.models)]
-    others = [form for models in elsewhere for form in forms_of(json.dumps(models))]
-    for path in sorted(file for suffix in EXPORTED for file in folder.glob(f"*{suffix}") if file.is_file()):
-        data = path.read_bytes()
-        if CALIBRATION.encode() in data and not any(form in data for form in (*forms, *others)):
-            log(f"note: {path}: holds an earlier calibration; export the student again")
+def _kept_of(record: Path) -> dict[str, Any]:
+    """Content of the JSON that `spkd export` wrote with a model; {} of other files."""
+    try:
+        about = read_json(record)
+    except SpkdError:
+        return {}
+    return about if isinstance(about, dict) and EXPORT_KEY in about else {}
 
 
 def calibrate(config: CalibrateConfig, scored: Scored) -> Calibration:

@@ -116,6 +116,25 @@ class Export(ABC):
         """Reason why the scores of the written model are not the student's, so that it gets no calibration; or ""."""
         return ""
 
+    def one_length(self, waveform: bool) -> float | None:
+        """Length (s) to which recordings are repeated or cut, as the graph takes no other; None: it takes others.
+
+        Scores of such recordings are not those of whole ones, so that their calibration is to be named.
+
+        Args:
+            waveform: whether the graph takes the waveform.
+        """
+        return None
+
+    def way_to_calibrate(self, out: Path, waveform: bool) -> str:
+        """Phrase that says how the written model gets a calibration."""
+        if seconds := self.one_length(waveform):
+            return (
+                f"run `spkd calibrate TRIALS model=STUDENT manifest=FILE out=OTHER.json` on recordings repeated or cut "
+                f"to {seconds:g} s, and `spkd export` with calibration=OTHER.json"
+            )
+        return "run `spkd calibrate TRIALS model=STUDENT manifest=FILE`, then `spkd export` again"
+
     @abstractmethod
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         """Write the file, run it, and compare it with the student.

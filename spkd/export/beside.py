@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.export.graph import FLOOR, Embedder, toolkit_of
 from spkd.files import digest
 from spkd.files.atomic import check_is_own, check_writable, write_bytes, write_json
+from spkd.model import FRAME, LEAST_LEVEL, LEAST_SECONDS
 from spkd.outputs.features import FBANKS, FFT, HIGH_HZ, HOP, INT16, LOW_HZ, MELS, PREEMPHASIS, SHERPA_HIGH_HZ, WINDOW
 from spkd.outputs.target import EMBEDDING
-from spkd.students.description import EXPORT_KEY, beside
+from spkd.students.description import CALIBRATION_OF, EXPORT_KEY, OTHER, STUDENT, beside
 
 README, EXAMPLE = ".README.md", ".example.py"
 MARK = "written by spkd export"  # in each of the files, by which they are known
+QUALITY = {"frame": FRAME, "level": LEAST_LEVEL, "seconds": LEAST_SECONDS}  # least sound of a decision, as here
 LONGEST = 600.0  # length (s) from which a graph is for recordings of any length
 FEATURES, MAIN = "features.txt", "main.txt"  # parts of the example
 
@@ -28,6 +31,7 @@ class Runtime:
     Attributes:
         name: name of the format, for people.
         packages: what `pip install` takes.
+        imports: lines of the example that import the runtime.
         code: lines of the example that load `MODEL` and define `run`: input (1, ...) -> embedding (D,).
         input: name of the input.
         output: name of the output.
@@ -39,6 +43,7 @@ class Runtime:
 
     name: str
     packages: str
+    imports: str
     code: str
     input: str
     output: str
@@ -85,8 +90,23 @@ def features_of(embedder: Embedder) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What turns the cosines of a model into decisions.
+
+    Attributes:
+        calibration: map from cosines to log-likelihood ratios, as of `Calibration.decision`; None without one.
+        of_student: whether the calibration is that of the student's folder, or is to be.
+        way: how the model gets a calibration, as a phrase.
+    """
+
+    calibration: dict[str, Any] | None
+    of_student: bool
+    way: str
+
+
 def description(
-    embedder: Embedder, out: Path, to: str, runtime: Runtime, model: dict[str, Any], decision: dict[str, Any] | None
+    embedder: Embedder, out: Path, to: str, runtime: Runtime, model: dict[str, Any], decision: Decision
 ) -> dict[str, Any]:
     """Content of the JSON beside a model.
 
@@ -94,7 +114,6 @@ def description(
         out: the file, or the folder, of the model.
         to: name of its format.
         model: url, licence, and further descriptions of the student, with `weights_sha256`.
-        decision: map from cosines to log-likelihood ratios, as of `Calibration.decision`; None without a calibration.
     """
     dim, waveform = embedder.network.levels[EMBEDDING].dim, embedder.front_end is not None or runtime.has_features
     least, most = runtime.samples
@@ -118,7 +137,10 @@ def description(
         },
         "features": None if waveform else features_of(embedder),
         "output": {"name": runtime.output, "shape": [batch, dim]},
-        "calibration": decision,
+        "calibration": decision.calibration,
+        CALIBRATION_OF: STUDENT if decision.of_student else OTHER,
+        "way_to_calibrate": decision.way,
+        "quality": QUALITY,
         "url": model["url"],
         "licence": model["licence"],
         "model": {name: value for name, value in model.items() if name not in ("url", "licence", "weights_sha256")},
@@ -143,10 +165,11 @@ def example_of(out: Path, about: dict[str, Any], runtime: Runtime) -> str:
     """Program that compares two recordings by the model, with numpy and the runtime alone."""
     return (
         _part(MAIN)
-        .replace("MODEL_NAME", out.name)
         .replace("EXAMPLE_NAME", out.name + EXAMPLE)
-        .replace("ABOUT_NAME", beside(out).name)
         .replace("PACKAGES", runtime.packages.replace(" ", " and "))
+        .replace("PIP", runtime.packages)
+        .replace("    # IMPORTS\n", indent(runtime.imports.strip() + "\n", "    "))
+        .replace("HOW_TO_CALIBRATE", f"the model has no calibration; {about['way_to_calibrate']}")
         .replace("# FEATURES\n", "" if about["features"] is None else _part(FEATURES) + "\n\n")
         .replace("# RUNTIME\n", runtime.code.strip() + "\n")
         .replace("GRAPH_INPUT", "wave" if about["features"] is None else "features(wave)")
@@ -163,6 +186,7 @@ def readme_of(out: Path, about: dict[str, Any], runtime: Runtime) -> str:
     given, made = about["input"], about["output"]
     takes = "samples in [-1, 1]" if given["holds"] == "waveform" else "log-mel energies, not mean-normalised"
     limits = f"{least:.2g} s or more" if most > LONGEST else f"{least:.2g} to {most:.2g} s"
+    no_calibration = about["calibration"] is None
     lengths = f"{most:.2g} s, neither more nor less" if least == most else limits
     lines = [
         f"# {out.name}",
@@ -180,12 +204,24 @@ def readme_of(out: Path, about: dict[str, Any], runtime: Runtime) -> str:
     lines += [
         f"* `{beside(out).name}` has the thresholds, the parameters and the SHA-256 of the model. With a calibration, "
         "ratio = weight x cosine + offset is the natural logarithm of how much likelier the score is where one person "
-        "spoke than where two did; a ratio at or above a threshold means one speaker. Without one (`null`), there is "
-        "no decision.",
+        "spoke than where two did; a ratio at or above a threshold means one speaker. `quality` is the least sound of "
+        "a recording with which a decision is made: the seconds of frames, of so many samples, above a level in dB of "
+        "full scale.",
+        *([f"* Without a calibration there is no decision: {about['way_to_calibrate']}."] * no_calibration),
+        *(
+            [
+                f"* A calibration holds for recordings of up to {most:g} s: of longer ones the example takes the first "
+                f"{most:g} s, and makes no decision."
+            ]
+            * (least < most <= LONGEST)
+        ),
+        *([f"* Every recording is repeated or cut to {most:g} s by the example."] * (least == most)),
         "* The model takes speech: what calls it leaves silence out.",
         f"* Licence: {about['licence'] or 'not stated'}. Source: {about['url'] or 'not stated'}.",
         *([f"* {runtime.note}"] if runtime.note else []),
-        f"Compare two recordings:\n\n    pip install {runtime.packages}\n    python {out.name + EXAMPLE} a.wav b.wav",
+        f"Compare two recordings, WAV files of {SAMPLE_RATE:,} Hz, 16 bits and one channel (ffmpeg makes them of "
+        f"others: `ffmpeg -i IN -ac 1 -ar {SAMPLE_RATE} -c:a pcm_s16le OUT.wav`):\n\n"
+        f"    pip install {runtime.packages}\n    python {out.name + EXAMPLE} a.wav b.wav",
     ]
     return "\n\n".join([*lines[:2], "\n".join(lines[2:-1]), lines[-1]]) + "\n"
 

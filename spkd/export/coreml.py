@@ -17,7 +17,7 @@ from torch import Tensor
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import COMMENT, Export, Exported, Run, checked, lengths_within
 from spkd.export.beside import Runtime
-from spkd.export.graph import Embedder, lengths_of, quiet, samples_of, traced_alone
+from spkd.export.graph import Embedder, lengths_of, quiet, samples_of, traced_alone, without_checks
 from spkd.export.onnx import NAMES, OUTPUT
 from spkd.export.settings import LongestSettings
 from spkd.files.atomic import check_is_own, check_writable, set_aside, write_bytes, writing_folder
@@ -25,9 +25,10 @@ from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 
 SPEC = Path("Data", "com.apple.CoreML", "model.mlmodel")  # of a package, the file that describes it
+IMPORTS = "import coremltools"
 CODE = """
-import coremltools
-
+if sys.platform != "darwin":
+    sys.exit("Core ML runs on macOS and iOS alone")
 GRAPH = coremltools.models.MLModel(str(MODEL))
 
 
@@ -43,6 +44,9 @@ class CoreML(Export):
     file = "model.mlpackage"
     mark = COMMENT.encode()
 
+    def one_length(self, waveform: bool) -> float | None:
+        return float(self.settings.seconds) if waveform else None
+
     def check_out(self, out: Path, is_named: bool) -> None:
         if not out.is_dir() or out.is_symlink():
             check_writable(out)
@@ -55,7 +59,7 @@ class CoreML(Export):
         samples = write_coreml(embedder, out, self.settings.seconds)
         names = NAMES[embedder.front_end is not None], OUTPUT
         note = "Core ML runs on macOS and iOS alone, and so does the example."
-        self.runtime = Runtime("Core ML", "numpy coremltools", CODE, *names, samples, note=note)
+        self.runtime = Runtime("Core ML", "numpy coremltools", IMPORTS, CODE, *names, samples, note=note)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         if sys.platform != "darwin":
             log(
@@ -93,7 +97,7 @@ def write_coreml(embedder: Embedder, out: Path, seconds: float) -> tuple[int, in
         shape = (1, length, *example.shape[2:])
         with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():  # it draws bars there
             model = coremltools.convert(
-                program.run_decompositions({}),
+                without_checks(program.run_decompositions({})),
                 inputs=[coremltools.TensorType(name, coremltools.Shape(shape), dtype=np.float32)],
                 outputs=[coremltools.TensorType(OUTPUT, dtype=np.float32)],
                 minimum_deployment_target=coremltools.target.iOS16,

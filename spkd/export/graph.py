@@ -201,6 +201,23 @@ def traced_alone(embedder: Embedder, seconds: float) -> torch.export.ExportedPro
         return torch.export.export(embedder, (example,), strict=False)
 
 
+def without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A graph without the checks of its lengths and without aliases, for which converters have no operators.
+
+    The graph is changed in place. The lengths that it takes are those of `lengths_of`, with or without checks.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target == torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+        elif node.target == torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
 def lengths_of(program: torch.export.ExportedProgram) -> tuple[int, int]:
     """Least and greatest length of the input of a graph, in frames or samples."""
     node = next(node for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0])
@@ -234,7 +251,7 @@ def _of_any_length(
     shorter, longer = SHORTEST[embedder.front_end is not None]
     try:
         return _traced(embedder, inputs, batch, shorter, longest)
-    except torch._dynamo.exc.UserError:
+    except (torch._dynamo.exc.UserError, AssertionError):  # the latter where torch fails to word the former
         if longest <= longer:
             raise SpkdError(f"it takes {longer} frames or more; give it more seconds") from None
         return _traced(embedder, inputs, batch, longer, longest)

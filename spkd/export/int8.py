@@ -16,7 +16,7 @@ from spkd.corpus.manifest import Manifest, Utterance, measure, note_left_out
 from spkd.errors import SpkdError, UsageError
 from spkd.export.base import COMMENT, Export, Exported, checked, in_torch, least_cosine, real_time_factor
 from spkd.export.graph import Embedder, quiet
-from spkd.export.onnx import NAMES, Session, runtime_of, write_onnx
+from spkd.export.onnx import NAMES, Session, runtime_of, way_to_calibrate, write_onnx
 from spkd.export.settings import Int8Settings
 from spkd.files.atomic import write_bytes
 from spkd.files.text import counted
@@ -39,6 +39,9 @@ class ONNXInt8(Export):
         "calibration": "its scores are not the student's: `spkd calibrate TRIALS model=onnx model.weights=FILE` "
         "calibrates the written file"
     }
+
+    def way_to_calibrate(self, out: Path, waveform: bool) -> str:
+        return way_to_calibrate(out)
 
     def changes_scores(self, network: Network) -> str:
         return self.lacks["calibration"]

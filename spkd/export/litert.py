@@ -18,9 +18,8 @@ from spkd.export.graph import Embedder, quiet
 from spkd.export.settings import LiteRTSettings
 from spkd.files.atomic import write_bytes
 
+IMPORTS = "from ai_edge_litert.interpreter import Interpreter"
 CODE = """
-from ai_edge_litert.interpreter import Interpreter
-
 GRAPH = Interpreter(str(MODEL))
 GRAPH.allocate_tensors()
 
@@ -39,11 +38,16 @@ class LiteRT(Export):
     file = "model.tflite"
     mark = b"TFL3"  # of any file of the format, which has no metadata
 
+    def one_length(self, waveform: bool) -> float | None:
+        return float(self.settings.seconds)
+
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         write_litert(embedder, out, self.settings.seconds)
         samples = round(self.settings.seconds * SAMPLE_RATE)
         names = "args_0", "output_0"
-        self.runtime = Runtime("LiteRT (TensorFlow Lite)", "numpy ai-edge-litert", CODE, *names, (samples, samples))
+        self.runtime = Runtime(
+            "LiteRT (TensorFlow Lite)", "numpy ai-edge-litert", IMPORTS, CODE, *names, (samples, samples)
+        )
         return [checked("litert", out, embedder, load_litert(out), (self.settings.seconds,))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +27,8 @@ from spkd.teachers.onnx_file import CALIBRATION, sealed
 OPSET = 20
 NAMES = {False: "feats", True: "wave"}  # name of the input, by whether it is the waveform; WeSpeaker's convention
 OUTPUT = "embs"
+IMPORTS = "import onnxruntime"
 CODE = """
-import onnxruntime
-
 SESSION = onnxruntime.InferenceSession(str(MODEL), providers=["CPUExecutionProvider"])
 
 
@@ -49,6 +49,9 @@ class ONNX(Export):
     def name(self, waveform: bool) -> str:
         return tagged(super().name(waveform), "lengths") if self.settings.lengths else super().name(waveform)
 
+    def way_to_calibrate(self, out: Path, waveform: bool) -> str:
+        return way_to_calibrate(out)
+
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         samples = write_onnx(embedder, out, self.settings.lengths, metadata)
         self.runtime = runtime_of(embedder, "ONNX", samples)
@@ -60,10 +63,16 @@ class ONNX(Export):
         return [checked("onnx", out, embedder, Session(out))]
 
 
+def way_to_calibrate(out: Path) -> str:
+    """Phrase that says how a file gets a calibration of its own scores."""
+    command = f"spkd calibrate TRIALS model=onnx model.weights={shlex.quote(out.name)} manifest=FILE"
+    return f"run `{command}` beside it"
+
+
 def runtime_of(embedder: Embedder, name: str, samples: tuple[int, int]) -> Runtime:
     """onnxruntime, for the files beside a graph; `name` is that of the format, and `samples` as of `samples_of`."""
     waveform = embedder.front_end is not None
-    return Runtime(name, "numpy onnxruntime", CODE, NAMES[waveform], OUTPUT, samples, batch=True)
+    return Runtime(name, "numpy onnxruntime", IMPORTS, CODE, NAMES[waveform], OUTPUT, samples, batch=True)
 
 
 def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str, str]) -> tuple[int, int]:
@@ -91,7 +100,7 @@ def write_onnx(embedder: Embedder, out: Path, lengths: bool, metadata: dict[str,
                 program, dynamo=True, input_names=names, output_names=[OUTPUT], opset_version=OPSET, verbose=False
             )
     except Exception as error:  # the exporter raises many kinds
-        raise SpkdError(f"{out}: the network cannot be exported ({first_line(error)})") from error
+        raise SpkdError(f"{out.name}: the network cannot be exported ({first_line(error)})") from error
     assert exported is not None
     model = exported.model_proto
     _name_dimensions(model, ["batch", "samples" if waveform else "frames"])

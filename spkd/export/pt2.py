@@ -15,9 +15,8 @@ from spkd.export.graph import Embedder, samples_of, traced
 from spkd.files.atomic import write_bytes
 
 METADATA = "metadata.json"
+IMPORTS = "import torch"
 CODE = """
-import torch
-
 GRAPH = torch.export.load(str(MODEL)).module()
 
 
@@ -42,6 +41,8 @@ class PT2(Export):
             raise SpkdError(f"{out}: the network cannot be exported ({first_line(error)})") from error
         write_bytes(out, data.getvalue())
         samples = samples_of(program, embedder)
-        self.runtime = Runtime("PyTorch exported program", "numpy torch", CODE, "x", "embedding", samples, batch=True)
+        self.runtime = Runtime(
+            "PyTorch exported program", "numpy torch", IMPORTS, CODE, "x", "embedding", samples, batch=True
+        )
         run = in_torch(torch.export.load(out).module())
         return [checked("pt2", out, embedder, run, lengths_within(samples))]

@@ -11,14 +11,15 @@ from torch import Tensor
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import Export, Exported, Run, checked, lengths_within
 from spkd.export.beside import Runtime
-from spkd.export.graph import Embedder, quiet, samples_of, traced_alone
+from spkd.export.graph import Embedder, quiet, samples_of, traced_alone, without_checks
 from spkd.export.settings import LongestSettings
 from spkd.files.atomic import write_bytes
 
-CODE = """
+IMPORTS = """
 import torch
 from executorch.runtime import Runtime
-
+"""
+CODE = """
 GRAPH = Runtime.get().load_program(str(MODEL)).load_method("forward")
 
 
@@ -34,9 +35,12 @@ class PTE(Export):
     file = "model.pte"
     mark = b"ET12"  # of any file of the format, which has no metadata
 
+    def one_length(self, waveform: bool) -> float | None:
+        return float(self.settings.seconds) if waveform else None
+
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         samples = write_pte(embedder, out, self.settings.seconds)
-        self.runtime = Runtime("ExecuTorch with XNNPACK", "numpy executorch", CODE, "x", "embedding", samples)
+        self.runtime = Runtime("ExecuTorch with XNNPACK", "numpy executorch", IMPORTS, CODE, "x", "embedding", samples)
         return [checked("pte", out, embedder, load_pte(out), lengths_within(samples))]
 
 
@@ -61,7 +65,11 @@ def write_pte(embedder: Embedder, out: Path, seconds: float) -> tuple[int, int]:
         program = traced_alone(embedder, seconds)
         samples = samples_of(program, embedder)
         with quiet(), torch.no_grad():
-            data = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+            data = (
+                to_edge_transform_and_lower(without_checks(program), partitioner=[XnnpackPartitioner()])
+                .to_executorch()
+                .buffer
+            )
     except Exception as error:  # the converter raises many kinds
         raise SpkdError(f"{out}: the network cannot be converted ({first_line(error)})") from error
     write_bytes(out, bytes(data))

@@ -12,7 +12,7 @@ from spkd.eval.calibration import Calibration, file_of
 from spkd.eval.run import run_trials
 from spkd.eval.settings import EvalConfig
 from spkd.export.base import Exported, in_torch, real_time_factor, tagged
-from spkd.export.beside import check_beside, description, write_beside
+from spkd.export.beside import Decision, check_beside, description, write_beside
 from spkd.export.graph import Embedder
 from spkd.export.onnx import metadata_of
 from spkd.export.settings import ExportConfig
@@ -49,11 +49,13 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     written.check(network)
     if other := written.changes_scores(network):
         config = without_unused(config, {"calibration": other})
-    calibration = None if other else _calibration(folder, config, checkpoint)
-    if calibration is not None:
-        written.check_calibration(calibration)
     if not (has_choice := is_fbank(network.input_kind)):
         config = without_unused(config, {"waveform": "the student takes the waveform in any case"})
+    waveform = config.waveform or written.takes_waveform or not has_choice
+    seconds = written.one_length(waveform)
+    calibration = None if other else _calibration(folder, config, checkpoint, seconds)
+    if calibration is not None:
+        written.check_calibration(calibration)
     if vad := checkpoint.training.facts.vad:
         log(
             f"note: the student was trained with vad={listed(vad)}: what runs the file has to leave silence out as well"
@@ -65,7 +67,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         raise UsageError(f"out={out}: to={config.to} writes {suffix} files")
     written.check_out(out, bool(config.out))
     check_beside(out)
-    embedder = Embedder(network, config.waveform or written.takes_waveform or not has_choice)
+    embedder = Embedder(network, waveform)
     card = {
         "url": config.url,
         "licence": config.licence,
@@ -76,7 +78,11 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         **({} if checkpoint.part is None else {"dimension": checkpoint.part}),
         "training": _public(checkpoint.training),
     }
-    decision = None if calibration is None else calibration.decision()
+    decision = Decision(
+        None if calibration is None else calibration.decision(),
+        not (other or seconds or config.calibration),
+        written.way_to_calibrate(out, waveform),
+    )
     metadata = metadata_of(embedder, card, None if calibration is None else calibration.to_json())
     measured = written.write(embedder, out, metadata)
     if written.runtime:
@@ -88,10 +94,22 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     return out, _with_error_rates(config, folder, out, rows) if config.trials else rows
 
 
-def _calibration(folder: str, config: ExportConfig, checkpoint: Checkpoint) -> Calibration | None:
-    """Calibration for the exported model, without its speakers, utterances and the path of its list (private)."""
+def _calibration(
+    folder: str, config: ExportConfig, checkpoint: Checkpoint, seconds: float | None
+) -> Calibration | None:
+    """Calibration for the exported model, without its speakers, utterances and the path of its list (private).
+
+    Args:
+        seconds: length to which recordings are repeated or cut, for which the student's calibration does not hold.
+    """
     path = Path(config.calibration) if config.calibration else Path(folder) / file_of(checkpoint.part)
     if not config.calibration and not path.is_file():
+        return None
+    if not config.calibration and seconds:
+        log(
+            f"note: {path} does not go with the model: it is of whole recordings, and the model takes {seconds:g} s, "
+            f"to which they are repeated or cut; calibration=FILE names one of such recordings"
+        )
         return None
     return Calibration.of_student(path, checkpoint.digest).public()
 

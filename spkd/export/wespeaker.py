@@ -27,11 +27,12 @@ from spkd.students.description import EXPORT_KEY, EXPORT_RECORD
 from spkd.teachers.onnx import CARD
 
 PACKAGES = "numpy git+https://github.com/wenet-e2e/wespeaker"
-CODE = """
+IMPORTS = """
 import torch
-import wespeaker
-
-SPEAKER = wespeaker.load_model(str(MODEL))
+from wespeaker import load_model
+"""
+CODE = """
+SPEAKER = load_model(str(MODEL))
 
 
 def run(x):
@@ -57,9 +58,12 @@ class WeSpeaker(Export):
         kit = toolkit_of(network.input_kind)
         return "" if kit == "wespeaker" else f"WeSpeaker computes its own features, not the student's of {kit}"
 
+    def way_to_calibrate(self, out: Path, waveform: bool) -> str:
+        return "train the student with student.features=wespeaker, run `spkd calibrate`, and export it"
+
     def write(self, embedder: Embedder, out: Path, metadata: dict[str, str]) -> list[Exported]:
         limits = (SHORTEST[False][1] * HOP, 10**7 * HOP)
-        self.runtime = Runtime("WeSpeaker", PACKAGES, CODE, "pcm", "embedding", limits, has_features=True)
+        self.runtime = Runtime("WeSpeaker", PACKAGES, IMPORTS, CODE, "pcm", "embedding", limits, has_features=True)
         write_wespeaker(embedder.network, out, json.loads(metadata[CARD])["weights_sha256"])
         return []
 

@@ -45,6 +45,7 @@ class ReDimNet2(AuthorsReDimNet):
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         # A last step that is not full is filled with the mean, which is 0, so that views of any length have a frame.
-        step = self._step
-        features = pad(padding.mask(features, lengths), (0, -features.shape[-1] % step))
-        return super().run(features, None if lengths is None else (lengths + step - 1) // step * step)
+        # Converters for phones have no remainder of a length.
+        step, count = self._step, features.shape[-1]
+        features = pad(padding.mask(features, lengths), (0, (count + step - 1) // step * step - count))
+        return self._of_steps(features, None if lengths is None else (lengths + step - 1) // step * step)

@@ -19,6 +19,8 @@ FORMAT = Format("spkd_model", 1, "a checkpoint", "update spkd to read it")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # Record of a folder that spkd exported for WeSpeaker: digests of its files, and of the student's weights.
 EXPORT_RECORD, EXPORT_KEY = "export.json", "spkd_export"
+# In the record beside an exported file: whether its calibration is that of the student's folder, or another.
+CALIBRATION_OF, STUDENT, OTHER = "calibration_of", "student", "other"
 EARLIER = "model.earlier.safetensors"  # weights that model.json describes while new ones are written
 
 

@@ -62,18 +62,24 @@ def test_a_students_calibration_stays_with_it_and_is_applied(spkd: Callable) -> 
 @pytest.mark.usefixtures("lists")
 def test_the_list_of_a_replaced_calibration_is_noted(spkd: Callable) -> None:
     replaced = "the calibration on dev.txt (9 target and 27 non-target trials) is replaced"
-    exported = [Path("student/mine.onnx"), Path("student/model.onnx"), Path("student/model.pt2")]
+    other = "holds another calibration than the student"
+    exported = [Path("student/mine.onnx"), Path("student/model.onnx"), Path("student/model.ort")]
     assert "note" not in spkd("calibrate", "dev.txt", "manifest=dev.csv", "force=true").ok().out
     spkd("export", "student").ok()
-    spkd("export", "student", "to=pt2").ok()
-    shutil.copy("student/model.onnx", "student/mine.onnx")
+    spkd("export", "student", "to=ort").ok()
+    for suffix in ("", ".json"):
+        shutil.copy(f"student/model.onnx{suffix}", f"student/mine.onnx{suffix}")
+    about = json.loads(Path("student/model.onnx.json").read_text())
+    own = {"calibration": about["calibration"] | {"offset": 1.5}, "calibration_of": "other"}  # as of 8-bit integers
+    Path("student/model.int8.onnx").write_bytes(b"")
+    Path("student/model.int8.onnx.json").write_text(json.dumps(about | own))
     assert "note" not in spkd("calibrate", "dev.txt", "manifest=dev.csv", "force=true").ok().out
     out = spkd("calibrate", "test.txt", "manifest=test.csv", "force=true").ok().out
     assert out.startswith(f"note: student/calibration.json: {replaced}\n")
-    earlier = [f"note: {path}: holds an earlier calibration; export the student again" for path in exported]
-    assert [line for line in out.splitlines() if "earlier" in line] == earlier
+    earlier = [f"note: {path}: {other}; export the student again" for path in exported]
+    assert [line for line in out.splitlines() if "export" in line] == earlier
     spkd("export", "student").ok()
-    spkd("export", "student", "to=pt2").ok()
+    spkd("export", "student", "to=ort").ok()
     again = spkd("calibrate", "test.txt", "manifest=test.csv", "force=true").ok().out
     assert [line for line in again.splitlines() if line.startswith("note")] == earlier[:1]
     onnx = ["model=onnx", "model.weights=student/mine.onnx", "manifest=test.csv", "force=true"]

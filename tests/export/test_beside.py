@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import wave
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import spkd as package
@@ -30,11 +32,15 @@ pytest.importorskip("onnxscript")
 def recording(path: str, samples: int, seed: int) -> str:
     """A WAV file of coloured noise, written by the standard library."""
     noise = np.convolve(np.random.default_rng(seed).standard_normal(samples), [1, 0.3 * seed, -0.2], "same")
+    return write_wav(path, (3000 * noise).astype("<i2").tobytes())
+
+
+def write_wav(path: str, data: bytes, rate: int = 16_000, channels: int = 1) -> str:
     with wave.open(path, "wb") as file:
-        file.setnchannels(1)
+        file.setnchannels(channels)
         file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes((3000 * noise).astype("<i2").tobytes())
+        file.setframerate(rate)
+        file.writeframes(data)
     return path
 
 
@@ -79,7 +85,7 @@ def test_the_example_gives_what_spkd_gives(spkd: CommandLine, student: Path, giv
     pytest.importorskip(runtime)
     if runtime == "ai_edge_litert":
         pytest.importorskip("litert_torch", exc_type=ImportError)
-    spkd("export", "student", *f"to={given}".split()).ok()
+    spkd("export", "student", *f"to={given}".split(), "calibration=student/calibration.json").ok()
     # Of two seconds, so that graphs of one length take them as they are.
     one, other = recording("a.wav", 32_000, 1), recording("b.wav", 32_000, 5)
     code = ast.parse(Path(f"student/{file}.example.py").read_text())
@@ -187,12 +193,119 @@ def test_a_model_that_is_not_the_one_described_is_not_run(spkd: CommandLine, stu
     assert (done.returncode, done.stderr) == (1, "model.ort: not the file that model.ort.json describes\n")
 
 
+@pytest.fixture
+def exported(spkd: CommandLine, student: Path) -> str:  # noqa: F811
+    """A model in onnxruntime's format, which is fast to export and to load."""
+    spkd.once("student/model.ort", "export", "student", "to=ort")
+    if not Path("student/model.ort.json").exists():
+        spkd("export", "student", "to=ort").ok()
+    return "student/model.ort"
+
+
+SILENCE = "0.00 s are louder than -55 dB, fewer than 0.5 s"
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        (np.zeros(48_000), SILENCE),
+        (np.zeros(0), SILENCE),
+        (8000 * np.sin(np.arange(1_600)), "0.10 s are louder than -55 dB, fewer than 0.5 s"),
+        (16_000 + 300 * np.sin(np.arange(32_000)), "mostly a constant offset"),
+    ],
+)
+def test_of_what_holds_no_sound_the_example_makes_no_decision(exported: str, samples: np.ndarray, reason: str) -> None:
+    write_wav("poor.wav", samples.astype("<i2").tobytes())
+    recording("a.wav", 32_000, 1)
+    for given in (("poor.wav", "poor.wav"), ("a.wav", "poor.wav"), ("poor.wav", "a.wav")):
+        done = run_example(exported, *given)
+        assert done.returncode == 1
+        assert done.stdout.startswith("cosine ")
+        assert len(done.stdout.splitlines()) == 1
+        reasons = "; ".join(f"{path}: {reason}" for path in given if path == "poor.wav")
+        assert done.stderr == f"no decision: {reasons}\n"
+
+
+def test_what_the_example_cannot_read_is_a_line(exported: str) -> None:
+    recording("a.wav", 32_000, 1)
+    soundfile.write("float.wav", np.zeros(8_000), 16_000, subtype="FLOAT")
+    write_wav("stereo.wav", bytes(64_000), 8_000, 2)
+    Path("empty.wav").touch()
+    Path("text.wav").write_text("hello, this is no sound")
+    convert = "convert it: ffmpeg -i IN -ac 1 -ar 16000 -c:a pcm_s16le OUT.wav"
+    expected = {
+        "missing.wav": "No such file or directory",
+        "empty.wav": f"no WAV file of integers (cut off); {convert}",
+        "text.wav": f"no WAV file of integers (file does not start with RIFF id); {convert}",
+        "float.wav": f"no WAV file of integers (unknown format: 3); {convert}",
+        "stereo.wav": f"of 8000 Hz, 16 bits and 2 channels; {convert}",
+    }
+    for name, reason in expected.items():
+        done = run_example(exported, "a.wav", name)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{name}: {reason}\n")
+
+
+def test_a_model_may_be_renamed_with_the_files_beside_it(exported: str) -> None:
+    Path("app").mkdir()
+    for suffix in ("", ".json", ".example.py"):
+        shutil.copy(f"{exported}{suffix}", f"app/voice.ort{suffix}")
+    one, other = recording("a.wav", 32_000, 1), recording("b.wav", 32_000, 5)
+    assert printed("app/voice.ort", one, other) == printed(exported, one, other)
+
+
+def test_a_recording_that_is_cut_gets_no_decision(exported: str) -> None:
+    """Graphs of phones take recordings up to a length, and the calibration is of whole ones."""
+    path = Path(f"{exported}.json")
+    about = json.loads(path.read_text())
+    about["input"]["samples"] = [2_560, 40_000]
+    path.write_text(json.dumps(about))
+    short, long = recording("short.wav", 40_000, 1), recording("long.wav", 48_000, 5)
+    assert printed(exported, short, short)[2] == "same speaker"
+    done = run_example(exported, short, long)
+    assert (done.returncode, done.stderr) == (1, "no decision: long.wav: longer than 2.5 s, to which it was cut\n")
+
+
+def test_a_missing_runtime_is_a_line(exported: str) -> None:
+    path = Path(f"{exported}.example.py")
+    path.write_text(path.read_text().replace("import onnxruntime", "import onnxruntime_that_is_not_there"))
+    done = run_example(exported, recording("a.wav", 32_000, 1), "a.wav")
+    reason = "No module named 'onnxruntime_that_is_not_there': pip install numpy onnxruntime"
+    assert (done.returncode, done.stderr) == (1, f"{reason}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["pte waveform=true pte.seconds=2", "litert litert.seconds=2"])
+def test_a_graph_of_one_length_has_no_calibration_of_whole_recordings(
+    spkd: CommandLine,
+    student: Path,  # noqa: F811
+    to: str,
+) -> None:
+    file, runtime, _ = RUNTIMES[to]
+    pytest.importorskip(runtime)
+    if runtime == "ai_edge_litert":
+        pytest.importorskip("litert_torch", exc_type=ImportError)
+    done = spkd("export", "student", *f"to={to}".split()).ok()
+    note = (
+        "note: student/calibration.json does not go with the model: it is of whole recordings, and the model takes 2 s"
+    )
+    assert note in done.out
+    about = json.loads(Path(f"student/{file}.json").read_text())
+    assert (about["calibration"], about["calibration_of"]) == (None, "other")
+    done = run_example(f"student/{file}", recording("a.wav", 32_000, 1), "a.wav")
+    assert done.returncode == 1
+    assert "on recordings repeated or cut to 2 s, and `spkd export` with calibration=OTHER.json" in done.stderr
+    spkd("export", "student", *f"to={to}".split(), "calibration=student/calibration.json").ok()
+    assert printed(f"student/{file}", "a.wav", "a.wav")[2] == "same speaker"
+
+
 def test_without_a_calibration_the_example_makes_no_decision(spkd: CommandLine) -> None:
     untrained("kaldi")
     spkd("export", "s", "to=ort").ok()
     done = run_example("s/model.ort", recording("a.wav", 16_000, 1), "a.wav")
     assert done.stdout == "cosine 1.000000\n"
-    assert (done.returncode, done.stderr) == (1, "no decision: the model has no calibration\n")
+    way = "run `spkd calibrate TRIALS model=STUDENT manifest=FILE`, then `spkd export` again"
+    assert (done.returncode, done.stderr) == (1, f"no decision: the model has no calibration; {way}\n")
+    assert f"Without a calibration there is no decision: {way}." in Path("s/model.ort.README.md").read_text()
 
 
 def test_a_calibration_that_is_put_into_the_file_is_beside_it_too(

@@ -482,8 +482,11 @@ class AuthorsReDimNet(Network):
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         step = self._step
         whole = features.shape[-1] // step * step
-        lengths = None if lengths is None else lengths // step * step
-        frames = self.backbone(features[..., :whole], lengths)
+        return self._of_steps(features[..., :whole], None if lengths is None else lengths // step * step)
+
+    def _of_steps(self, features: Tensor, lengths: Tensor | None) -> dict[str, Tensor]:
+        """Levels of features, and lengths, that are whole steps."""
+        frames = self.backbone(features, lengths)
         stats = self.pool(frames, None if lengths is None else lengths // self._stride)
         embedding = self.linear(self.bn(stats))
         return {
