@@ -561,10 +561,12 @@ def voices(
     out: Annotated[Path | None, typer.Option(help="New file of the mapped voices.")] = None,
 ) -> None:
     """List the enrolled people, remove one, or map all to a new model."""
-    from spkd.voices.run import line_of, map_voices
+    from spkd.voices.run import lines_of_voice, map_voices
     from spkd.voices.run import remove as remove_voice
     from spkd.voices.store import Voices
 
+    if str(path).startswith("voices="):
+        raise UsageError(f"{path}: here the file is named alone: `spkd voices {str(path).removeprefix('voices=')}`")
     if (map_by is None) != (out is None) or (map_by is not None and remove is not None):
         raise UsageError("voices are mapped by --map MAP and --out FILE together, and without --remove")
     if map_by is not None and out is not None:
@@ -576,7 +578,8 @@ def voices(
         log(f"{path}: {remove} removed")
         return
     for name, made in Voices.load(path).items():
-        log(line_of(name, made))
+        for line in lines_of_voice(name, made):
+            log(line)
 
 
 @app.command(cls=Command, epilog=_example("spkd demo --out spkd-demo"))

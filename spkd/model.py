@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,6 +46,7 @@ LEAST_LEVEL = -55.0  # dB of full scale: a quieter frame holds no speech
 LEAST_SECONDS = 0.5  # s of louder frames that a decision needs
 LEAST_PEAK = 1e-3  # of full scale: wider integers than 16 bits with a lower peak hold samples of another type
 MOST_CHANNELS = 64  # most channels of a waveform (samples, channels), as soundfile gives it
+DOUBT = "may be of another speaker"  # in remarks on enrolments
 CLIPPED = "are clipped"  # start of the only remark with which a decision is still made
 
 
@@ -216,50 +218,61 @@ class SpeakerModel:
             UsageError: as of `embed`, or a voiceprint of another model.
             SpkdError: as of `embed`.
         """
-        one, two = self._sides({"the first recording": first, "the second recording": second}, sample_rate)
+        names = _names_of([first, second], ["the first recording", "the second recording"])
+        one, two = self._sides(dict(zip(names, [first, second], strict=True)), sample_rate)
         return float(one.embedding @ two.embedding)
 
     def enrol(self, recordings: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE) -> Voiceprint:
         """Voiceprint of a person, from one recording or several.
 
-        Where there are three recordings or more and the model has a calibration, each is compared with the others: one
-        that the threshold at equal error rates would reject is named in the remarks.
+        Where there are several recordings and the model has a calibration, each is compared with the others: one that
+        the threshold at equal error rates would reject is named in the remarks; of two, both are.
 
         Args:
             recordings: a recording, or a list of recordings.
             sample_rate: sampling rate of waveforms (Hz).
         Raises:
-            UsageError: as of `embed`.
+            UsageError: as of `embed`, or a recording is there twice.
             SpkdError: as of `embed`; or a recording holds too little sound, as of `verify`.
         """
         several = [recordings] if _is_one(recordings) else recordings
         if not isinstance(several, Sequence) or isinstance(several, str | bytes) or not several:
             raise UsageError(f"expected recordings (paths or waveforms) or a list of them, got {_what(recordings)}")
         read = [self._recording(audio, sample_rate) for audio in several]
+        names = _names_of(several, [f"recording {number}" for number in range(1, len(several) + 1)])
+        for number, recording in enumerate(read):
+            for name, earlier in zip(names, read[:number], strict=False):
+                if np.array_equal(recording.wave, earlier.wave):
+                    raise UsageError(f"{names[number]}: is the same as {name}; each recording counts once")
         remarks = []
-        for number, recording in enumerate(read, 1):
+        for name, recording in zip(names, read, strict=True):
             for remark in recording.remarks():
                 if not _is_minor(remark):
-                    raise SpkdError(f"recording {number}: {remark}")
-                remarks.append(f"recording {number}: {remark}")
+                    raise SpkdError(f"{name}: {remark}")
+                remarks.append(f"{name}: {remark}")
         units = _units(self._model.embed([recording.wave for recording in read]))
-        remarks += [f"recording {number}: may be of another speaker" for number in self._outliers(units)]
+        remarks += self._doubts(units, names)
         mean, seconds = units.mean(0).astype(np.float32), sum(recording.seconds for recording in read)
         return Voiceprint(mean, self.digest, len(read), seconds, date.today().isoformat(), tuple(remarks))
 
-    def _outliers(self, units: np.ndarray) -> Iterator[int]:
-        """Numbers, from 1, of the recordings that are unlike the others.
+    def _doubts(self, units: np.ndarray, names: Sequence[str]) -> Iterator[str]:
+        """Remarks on the recordings that are unlike the others.
 
         Args:
             units: (N, D) embeddings of length 1.
+            names: names of the recordings in remarks.
         """
         limit = None if self.calibration is None else self.calibration.thresholds.get("eer")
-        if self.calibration is None or limit is None or len(units) < 3:
+        if self.calibration is None or limit is None or len(units) < 2:
+            return
+        if len(units) == 2:
+            if self.calibration({"score": np.array([units[0] @ units[1]])})[0] < limit:
+                yield f"{names[0]}, {names[1]}: one {DOUBT}"
             return
         for number, unit in enumerate(units):
             others = np.delete(units, number, 0).mean(0)
             if self.calibration({"score": np.array([unit @ others])})[0] < limit:
-                yield number + 1
+                yield f"{names[number]}: {DOUBT}"
 
     def verify(
         self,
@@ -286,7 +299,8 @@ class SpeakerModel:
         """
         calibration = self._calibration(first, second)
         limit = self._limit(threshold, calibration)
-        one, two = self._sides({"the first recording": first, "the second recording": second}, sample_rate)
+        names = _names_of([first, second], ["the first recording", "the second recording"])
+        one, two = self._sides(dict(zip(names, [first, second], strict=True)), sample_rate)
         return _decided(one, two, limit, calibration)
 
     def identify(
@@ -310,11 +324,17 @@ class SpeakerModel:
             UsageError: as of `verify`, or there are no voices.
             SpkdError: as of `embed`.
         """
+        if not isinstance(voices, Mapping):
+            raise UsageError(f"expected voices as a mapping of names to voiceprints, got {_what(voices)}")
         if not voices:
             raise UsageError("no voices to choose from; enrol some first")
         calibrations = [self._calibration(each) for each in voices.values()]
         limits = [self._limit(threshold, each) for each in calibrations]
-        tested, *enrolled = self._sides({"the recording": recording} | dict(enumerate(voices.values())), sample_rate)
+        tested, *enrolled = self._sides(
+            dict(zip(_names_of([recording], ["the recording"]), [recording], strict=True))
+            | dict(enumerate(voices.values())),
+            sample_rate,
+        )
         found = {
             name: _decided(side, tested, limit, calibration)
             for name, side, limit, calibration in zip(voices, enrolled, limits, calibrations, strict=True)
@@ -368,7 +388,7 @@ class SpeakerModel:
             raise UsageError(
                 f"threshold={threshold!r}: {self.name} has {', '.join(known)}{calibration.lacks(threshold)}"
             )
-        if not isinstance(threshold, str | Real) or threshold != threshold:
+        if not isinstance(threshold, str | Real) or (isinstance(threshold, Real) and not math.isfinite(threshold)):
             raise UsageError(f"threshold={threshold!r}: give a number, or one of {', '.join(known)}")
         return known[threshold] if isinstance(threshold, str) else float(threshold)
 
@@ -440,7 +460,9 @@ class SpeakerModel:
     def _recording(self, audio: object, sample_rate: int) -> _Recording:
         """Read a recording, and check that its length suits the model."""
         if not _is_one(audio):
-            raise UsageError(f"expected a path or a waveform (samples,), got {_what(audio)}")
+            is_turned = isinstance(audio, np.ndarray | Tensor) and audio.ndim == 2 and audio.shape[0] <= MOST_CHANNELS
+            hint = "; of (channels, samples), as torchaudio gives, give the transpose" if is_turned else ""
+            raise UsageError(f"expected a path or a waveform (samples,), got {_what(audio)}{hint}")
         if isinstance(audio, str | Path):
             try:
                 decoded = decode(str(audio))
@@ -482,6 +504,16 @@ def way_to_calibrate_map(folder: str, model: str = "NEW_MODEL") -> str:
     """Phrase that says how a map gets a calibration, which its folder keeps."""
     given = f"model={shlex.quote(model)} enrol.model=OLD_MODEL enrol.map_by={shlex.quote(folder)} manifest=FILE"
     return f"make one with `spkd calibrate TRIALS {given}` (labelled trials of other speakers)"
+
+
+def _names_of(recordings: Sequence[object], otherwise: Sequence[str]) -> list[str]:
+    """Names of recordings in remarks: the paths of files, unless two are the same, and else what is given."""
+    paths = [str(each) for each in recordings if isinstance(each, str | Path)]
+    if len(set(paths)) < len(paths):
+        return list(otherwise)
+    return [
+        str(each) if isinstance(each, str | Path) else name for each, name in zip(recordings, otherwise, strict=True)
+    ]
 
 
 def _units(embeddings: np.ndarray) -> np.ndarray:

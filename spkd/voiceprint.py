@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.files import schema
 from spkd.files.reading import parse_json
 from spkd.files.sealed import Format
@@ -84,7 +84,9 @@ class Voiceprint:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Voiceprint:
-        """A voiceprint from its bytes. Raises SpkdError: they are none, or damaged."""
+        """A voiceprint from its bytes. Raises UsageError: no bytes; SpkdError: they are no voiceprint, or damaged."""
+        if not isinstance(data, bytes | bytearray):
+            raise UsageError(f"expected the bytes of a voiceprint, got a {type(data).__name__}")
         try:
             text = data.decode()
         except UnicodeDecodeError as error:

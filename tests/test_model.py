@@ -112,6 +112,12 @@ def test_the_threshold_travels_with_the_model(
     assert clipped.remarks == ("the first recording: its samples are clipped in more than 2 % of their samples",)
     with pytest.raises(UsageError, match="threshold=nan: give a number, or one of eer"):
         model.verify(paths[0], paths[1], threshold=float("nan"))
+    with pytest.raises(UsageError, match="threshold=-inf: give a number, or one of eer"):
+        model.verify(paths[0], paths[1], threshold=-float("inf"))
+    with pytest.raises(UsageError, match="expected voices as a mapping of names to voiceprints, got a list of 1"):
+        model.identify(paths[0], [model.enrol(paths[0])])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"of \(channels, samples\), as torchaudio gives, give the transpose"):
+        model.verify(paths[0], np.zeros((1, 16_000), np.float32))
     with pytest.raises(UsageError, match="threshold='err': .* has eer"):
         model.verify(paths[0], paths[1], threshold="err")
     with pytest.raises(UsageError, match="false_alarm_0.01 takes at least 1,000 non-target trials, and .* on [0-9]+:"):

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.voiceprint import Voiceprint
 
 PRINT = Voiceprint(np.array([0.6, 0.0, 0.8], np.float32), "ab12", 2, 7.5, "2026-11-30", ("recording 1: short",))
@@ -46,6 +46,8 @@ def test_other_values_are_refused(name: str, value: object) -> None:
 
 
 def test_changed_and_foreign_bytes_are_refused() -> None:
+    with pytest.raises(UsageError, match="expected the bytes of a voiceprint, got a str"):
+        Voiceprint.from_bytes("abc")  # type: ignore[arg-type]
     with pytest.raises(SpkdError, match="its values are not those of its digest"):
         Voiceprint.from_bytes(PRINT.to_bytes().replace(b"2026-11-30", b"2026-11-29"))
     for data in (b"\xff", b"{}", b"[]", b"null", b"{", PRINT.to_bytes()[:-5]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -466,4 +467,6 @@ def _unreadable(path: str, error: Exception) -> AudioError:
         pass
     if str(error) == MISSING:
         return AudioError(path, MISSING)
-    return AudioError(path, f"cannot be decoded ({' '.join(str(error).split())})")
+    # soundfile shows bytes as Python does, with a path that is named already.
+    reason = re.sub(r"^Error opening b(['\"]).*\1: ", "", " ".join(str(error).split()))
+    return AudioError(path, f"cannot be decoded ({reason})")

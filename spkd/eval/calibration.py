@@ -246,12 +246,13 @@ class Calibration:
             raise SpkdError(f"{error}; it is to be a file of `spkd calibrate`") from error
 
     @classmethod
-    def of_student(cls, path: Path, model: str) -> Calibration:
+    def of_student(cls, path: Path, model: str, student: Path | None = None) -> Calibration:
         """Calibration of the cosines of a student's embeddings.
 
         Args:
             path: the file.
             model: digest of the student's weights, and of the part of the embedding that is taken.
+            student: its folder, where the file is in another.
 
         Raises:
             UsageError: no such file, or the calibration takes more than cosines.
@@ -262,8 +263,11 @@ class Calibration:
         if calibration.system.models != (model,):
             part = path.name.removeprefix("calibration.").removesuffix("json").rstrip(".")
             dimension = f" model.dimension={part}" if part.isdigit() else ""
-            again = f"spkd calibrate TRIALS model={shlex.quote(str(path.parent))}{dimension} manifest=FILE"
-            raise SpkdError(f"{path}: of other weights than the student's, or another dimension; run `{again}` again")
+            folder = str(path.parent if student is None else student)
+            way = f"spkd calibrate TRIALS model={shlex.quote(folder)}{dimension} manifest=FILE"
+            raise SpkdError(
+                f"{path}: of other weights than the student's, or another dimension; its own is made by `{way}`"
+            )
         return calibration
 
     @classmethod

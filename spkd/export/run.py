@@ -111,7 +111,7 @@ def _calibration(
             f"to which they are repeated or cut; calibration=FILE names one of such recordings"
         )
         return None
-    return Calibration.of_student(path, checkpoint.digest).public()
+    return Calibration.of_student(path, checkpoint.digest, Path(folder)).public()
 
 
 def _public(training: Training) -> dict[str, Any]:

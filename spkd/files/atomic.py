@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
@@ -119,17 +120,21 @@ def _sync(path: Path) -> None:
 class PartFile:
     """File that is being written under a temporary name, locked as long as this process writes it.
 
+    A file in the place of another gets its permissions, and its owner and group where this process may give them.
+
     Args:
         path: path of the finished file. Its folder is made if it does not exist.
+        mode: permissions of a file where there was none; None: those of any new file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int | None = None) -> None:
         make_folder(path.parent)
         self.path, self._temporary = path, part_path(path)
         self.file: BinaryIO = open(self._temporary, "x+b")
         while not _hold(self.file.fileno(), self._temporary):
             self.file.close()
             self.file = open(self._temporary, "x+b")
+        _permit(self.file.fileno(), path, mode)
 
     def sync(self) -> None:
         """Make the content durable, still under the temporary name. Raises OSError, which names the finished file."""
@@ -160,6 +165,18 @@ class PartFile:
         self._temporary.unlink(missing_ok=True)
 
 
+def _permit(descriptor: int, path: Path, mode: int | None) -> None:
+    """Give a new file the owner, group and permissions of the one that it will replace; `mode` where there is none."""
+    with contextlib.suppress(OSError):  # a file system without permissions
+        if path.is_file():
+            earlier = path.stat()
+            with contextlib.suppress(PermissionError):  # another's file
+                os.fchown(descriptor, earlier.st_uid, earlier.st_gid)
+            mode = stat.S_IMODE(earlier.st_mode)
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+
+
 def _hold(descriptor: int, temporary: Path) -> bool:
     """Lock a file or folder that is being written.
 
@@ -175,17 +192,18 @@ def _hold(descriptor: int, temporary: Path) -> bool:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
     """File that appears durably, whole, where the block ends without an error, and not at all otherwise.
 
     Args:
         path: path of the file. Its folder is made if it does not exist.
+        mode: as of `PartFile`.
     Yields:
         The open file. Libraries that open files themselves write to its `name`.
     Raises:
         OSError: the file cannot be written, for example since the disk is full; the error names it.
     """
-    part = PartFile(path)
+    part = PartFile(path, mode)
     try:
         yield part.file
         part.publish()
@@ -328,9 +346,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Write a JSON file atomically and durably. Its folder is made if it does not exist."""
-    write_bytes(path, _json(tree))
+def write_json(path: Path, tree: Any, mode: int | None = None) -> None:
+    """Write a JSON file atomically and durably. Its folder is made if it does not exist; `mode` as of `PartFile`."""
+    with writing(path, mode) as file:
+        file.write(_json(tree))
 
 
 def rename(path: Path, name: Path) -> None:

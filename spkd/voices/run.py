@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,18 @@ import numpy as np
 
 from spkd.config import without_unused
 from spkd.device import resolve
-from spkd.errors import UsageError, did_you_mean
+from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE
 from spkd.files.atomic import check_writable
 from spkd.files.schema import NUMBER
 from spkd.files.text import counted
 from spkd.mapping.embedding_map import load_map
-from spkd.model import SpeakerModel, Verification, open_model, way_to_calibrate_map
+from spkd.model import DOUBT, SpeakerModel, Verification, open_model, way_to_calibrate_map
 from spkd.teachers import check_model
 from spkd.teachers.settings import BUNDLED
 from spkd.voiceprint import Voiceprint
 from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVoiceConfig
-from spkd.voices.store import Voices, changing, check_name
+from spkd.voices.store import Voices, changing, check_name, check_no_link
 
 Verifying = TypeVar("Verifying", bound=VerifyVoiceConfig)
 DECISIONS = {True: "the same speaker", False: "different speakers", None: "no decision"}
@@ -43,6 +44,7 @@ def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Ite
     if not recordings:
         raise UsageError(f"enrol {name}: name one recording or several")
     path = Path(config.voices)
+    check_no_link(path)
     model = _opened(config)
     made = model.enrol(list(recordings))
     with changing(path) as voices:
@@ -54,8 +56,10 @@ def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Ite
             made = voices[name]
         else:
             replace(voices, prints={**voices.prints, name: made}).save()
-    yield f"{path}: {line_of(name, made)}"
-    yield from (f"  {remark}" for remark in made.remarks)
+    first, *remarks = lines_of_voice(name, made)
+    yield from (f"{path}: {first}", *remarks)
+    if any(DOUBT in remark for remark in made.remarks):
+        yield f"  if so, `spkd voices {shlex.quote(str(path))} --remove {shlex.quote(name)}`, and enrol {name} again"
     yield _model_line(model)
 
 
@@ -101,7 +105,7 @@ def verify(first: str, second: str, config: VerifyVoiceConfig) -> Iterator[str]:
         UsageError: a side is neither, or as of `SpeakerModel.verify`.
         SpkdError: as of `SpeakerModel.verify`.
     """
-    voices = Voices.at(Path(config.voices))
+    voices = _voices_for(first, second, Path(config.voices))
     one, two = _side(first, voices), _side(second, voices)
     config = _in_use(config, [side for side in (one, two) if isinstance(side, Voiceprint)])
     model = _opened(config)
@@ -120,45 +124,72 @@ def identify(recordings: Sequence[str], config: IdentifyVoiceConfig) -> Iterator
         recordings: paths of the recordings.
     Raises:
         UsageError: no recordings, no voices, or as of `SpeakerModel.identify`.
-        SpkdError: as of `SpeakerModel.identify`.
+        SpkdError: no recording, or not every one, can be used; the others were identified before.
     """
     if not recordings:
         raise UsageError("identify: name one recording or several")
     voices = Voices.load(config.voices)
     config = _in_use(config, voices.values())
-    model = _opened(config)
+    model, failed = _opened(config), 0
     for recording in recordings:
-        if reason := next(filter(None, (model.why_undecided(each) for each in voices.values())), None):
-            scores = {name: model.score(each, recording) for name, each in voices.items()}
-            ranked = sorted(scores, key=lambda name: -scores[name])[:3]
-            shown = ", ".join(f"{name} {scores[name]:.3f}" for name in ranked)
-            yield f"{recording}: no decision, as {reason[0]} (cosines: {shown})"
-            continue
-        found = model.identify(recording, voices, _threshold(config.threshold))
-        names = list(found.results)
-        best = found.results[names[0]]
-        shown = ", ".join(f"{name} {found.results[name].ratio:.2f}" for name in names[:3])
-        whom = found.name or ("no decision" if best.same is None else "nobody enrolled")
-        yield f"{recording}: {whom} (log-likelihood ratios: {shown}; threshold {best.threshold:.2f})"
-        yield from (f"  {remark}" for remark in best.remarks)
+        try:
+            yield from _identified(recording, voices, model, config)
+        except UsageError:
+            raise
+        except SpkdError as error:
+            failed += 1
+            yield f"{recording}: left out ({str(error).removeprefix(f'{recording}: ')})"
     yield _model_line(model)
+    if failed:
+        raise SpkdError(f"{failed} of {counted(len(recordings), 'recording')} could not be used")
+
+
+def _identified(recording: str, voices: Voices, model: SpeakerModel, config: IdentifyVoiceConfig) -> Iterator[str]:
+    """Lines that name the voice of a recording. Raises as `identify`."""
+    if reason := next(filter(None, (model.why_undecided(each) for each in voices.values())), None):
+        scores = {name: model.score(each, recording) for name, each in voices.items()}
+        ranked = sorted(scores, key=lambda name: -scores[name])[:3]
+        shown = ", ".join(f"{name} {scores[name]:.3f}" for name in ranked)
+        yield f"{recording}: no decision, as {reason[0]} (cosines: {shown})"
+        return
+    found = model.identify(recording, voices, _threshold(config.threshold))
+    names = list(found.results)
+    best = found.results[names[0]]
+    shown = ", ".join(f"{name} {found.results[name].ratio:.2f}" for name in names[:3])
+    if best.same is None:
+        yield f"{recording}: no decision"
+    else:
+        whom = found.name or "nobody enrolled"
+        yield f"{recording}: {whom} (log-likelihood ratios: {shown}; threshold {best.threshold:.2f})"
+    yield from (f"  {remark}" for remark in best.remarks)
 
 
 def lines_of(first: str, second: str, result: Verification, threshold: str) -> Iterator[str]:
     """The result of a verification in words."""
     yield f"{first}, {second}: {DECISIONS[result.same]}"
-    times = math.exp(min(abs(result.ratio), 700.0))
+    if result.same is None:  # what was measured of such recordings says nothing
+        yield from (f"  {remark}" for remark in result.remarks)
+        return
+    times = _rounded(math.exp(min(abs(result.ratio), 700.0)))
     whom = "one person than from two" if result.ratio >= 0 else "two people than from one"
-    likely = f"a cosine of {result.score:.3f} is {times:,.3g} times as likely from {whom}"
+    likely = f"a cosine of {result.score:.3f} is {times} times as likely from {whom}"
     yield f"  log-likelihood ratio {result.ratio:.2f}: {likely}"
     yield f"  threshold {result.threshold:.2f} ({threshold}){_meaning(threshold)}"
     yield from (f"  {remark}" for remark in result.remarks)
 
 
-def line_of(name: str, made: Voiceprint) -> str:
-    """A voice in a line."""
+def lines_of_voice(name: str, made: Voiceprint) -> Iterator[str]:
+    """A voice in a line, and its remarks in a line each."""
     of = f", mapped by {made.mapped_by[:12]}" if made.mapped_by else ""
-    return f"{name}: {counted(made.recordings, 'recording')}, {made.seconds:.1f} s, enrolled {made.enrolled}{of}"
+    yield f"{name}: {counted(made.recordings, 'recording')}, {made.seconds:.1f} s, enrolled {made.enrolled}{of}"
+    yield from (f"  {remark}" for remark in made.remarks)
+
+
+def _rounded(number: float) -> str:
+    """A number of 1 or more with three digits that count: 1.93, 1,930, 1.9e+12."""
+    if number >= 1e9:
+        return f"{number:.1e}"
+    return f"{number:.3g}" if number < 100 else f"{float(f'{number:.3g}'):,.0f}"
 
 
 def _meaning(threshold: str) -> str:
@@ -197,6 +228,16 @@ def _model_line(model: SpeakerModel) -> str:
     if model.card:
         return f"model: {BUNDLED}, a small demonstration that comes with spkd (model=FOLDER: a student of yours)"
     return f"model: {model.label}"
+
+
+def _voices_for(first: str, second: str, path: Path) -> Voices:
+    """Voices of a file that two sides may name. Raises SpkdError: it is damaged, and a side is no file."""
+    try:
+        return Voices.at(path)
+    except SpkdError:
+        if Path(first).exists() and Path(second).exists():
+            return Voices(path, {})
+        raise
 
 
 def _side(text: str, voices: Voices) -> str | Voiceprint:

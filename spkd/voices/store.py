@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from spkd.voiceprint import Voiceprint
 
 FORMAT = Format("spkd_voices", 1, "a file of voices", "`spkd enrol NAME AUDIO...` makes one")
 LONGEST = 200  # characters of a name
+PRIVATE = 0o600  # permissions of a new file
 LARGEST = 1 << 31  # bytes of a file
 
 
@@ -68,8 +70,9 @@ class Voices(Mapping[str, Voiceprint]):
         return cls.load(path) if path.exists() else cls(path, {})
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
-        write_json(self.path, FORMAT.seal({"voices": {name: each.to_json() for name, each in self.prints.items()}}))
+        """Write the file, whole or not at all. A new one is for its owner alone: it holds personal data."""
+        tree = {"voices": {name: each.to_json() for name, each in self.prints.items()}}
+        write_json(self.path, FORMAT.seal(tree), PRIVATE)
 
     def check_model(self, digest: str, name: str) -> None:
         """Check that the voices are of a model. Raises UsageError: they are of another.
@@ -91,8 +94,10 @@ def changing(path: Path) -> Iterator[Voices]:
     """Voices of a file, none where there is no file, while no other process changes them.
 
     Raises:
+        UsageError: the path is a symbolic link.
         SpkdError: another file has this name, or a damaged one.
     """
+    check_no_link(path)
     lock = path.with_name(f"{path.name}.lock")
     with made_exclusive(lock):
         remove_abandoned(path.parent, [path.name, lock.name, f"{lock.name}.lock"])
@@ -100,6 +105,14 @@ def changing(path: Path) -> Iterator[Voices]:
             yield Voices.at(path)
         finally:
             lock.unlink(missing_ok=True)  # a process that waits for it then finds out, and makes another
+
+
+def check_no_link(path: Path) -> None:
+    """Check that a file of voices can be replaced. Raises UsageError: a symbolic link, in whose place it would be."""
+    if path.is_symlink():
+        raise UsageError(
+            f"{path}: a symbolic link, which is not written through; name the file: {os.path.realpath(path)}"
+        )
 
 
 def _checked(content: dict[str, Any], where: str) -> dict[str, Voiceprint]:
@@ -114,5 +127,7 @@ def _checked(content: dict[str, Any], where: str) -> dict[str, Voiceprint]:
 
 def check_name(name: str) -> None:
     """Check the name of a voice. Raises UsageError: it cannot be one."""
-    if not name.strip() or not name.isprintable() or len(name) > LONGEST or "=" in name:
-        raise UsageError(f"{name!r}: no name for a voice (1 to {LONGEST} printable characters, without =)")
+    if not name or name != name.strip() or not name.isprintable() or len(name) > LONGEST or "=" in name:
+        raise UsageError(
+            f"{name!r}: no name for a voice (1 to {LONGEST} printable characters, no = and no spaces around)"
+        )

@@ -298,6 +298,28 @@ def test_who_may_write_a_file_is_what_the_user_set(tmp_path: Path, umask: int) -
     assert len({(tmp_path / name).stat().st_mode for name in "xyz"}) == 1
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_file_in_the_place_of_another_has_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    atomic.write_bytes(path, b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", mode)
+    atomic.write_json(tmp_path / "y", {}, 0o600)
+    assert (tmp_path / "y").stat().st_mode & 0o777 == 0o600
+    atomic.write_json(path, {}, 0o600)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_file_in_the_place_of_another_has_its_owner_and_group(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    os.chown(path, 1234, 5678)
+    atomic.write_bytes(path, b"new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 5678)
+
+
 def test_a_link_is_not_appended_to(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("old\n")
     (tmp_path / "link").symlink_to(tmp_path / "precious")

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import spkd as interface
 from spkd.corpus.manifest import Manifest
 from spkd.errors import SpkdError, UsageError
+from spkd.model import Verification
+from spkd.voices.run import lines_of
 from spkd.voices.store import changing
 from tests import processes
 from tests.eval.students import save_untrained
@@ -113,13 +116,75 @@ def test_a_recording_unlike_the_others_is_named(student: Path, monkeypatch: pyte
     limit = float(model.calibration({"score": np.array([middle])})[0])
     monkeypatch.setitem(model.calibration.thresholds, "eer", limit)  # type: ignore[arg-type]
     outliers = [
-        n + 1
-        for n, (one, others) in enumerate([(a, (b, c)), (b, (a, c)), (c, (a, b))])
+        one
+        for one, others in [(a, (b, c)), (b, (a, c)), (c, (a, b))]
         if units[one] @ (units[others[0]] + units[others[1]]) / 2 < middle
     ]
-    assert 3 in outliers
+    assert c in outliers
     remarks = model.enrol([files[a], files[b], files[c]]).remarks
-    assert remarks == tuple(f"recording {n}: may be of another speaker" for n in outliers)
+    assert remarks == tuple(f"{n}.wav: may be of another speaker" for n in outliers)
+    # Of two, neither is known to be the right one.
+    assert model.enrol([files[a], files[b]]).remarks == ()
+    limit = float(model.calibration({"score": np.array([units[a] @ units[c] + 0.01])})[0])
+    monkeypatch.setitem(model.calibration.thresholds, "eer", limit)  # type: ignore[arg-type]
+    doubt = f"{files[a]}, {files[c]}: one may be of another speaker"
+    assert model.enrol([files[a], files[c]]).remarks == (doubt,)
+
+
+def test_remarks_on_an_enrolment_stay_with_the_voice(spkd: Callable, student: Path) -> None:
+    wave, rate = soundfile.read("0.wav")
+    soundfile.write("loud.wav", np.clip(100 * wave, -1, 1), rate, subtype="PCM_16")
+    remark = "\n  loud.wav: its samples are clipped in more than 2 % of their samples\n"
+    assert remark in spkd("enrol", "ann", "loud.wav").ok().out
+    assert remark in spkd("voices").ok().out
+
+
+def test_voices_are_for_their_owner_alone_and_a_link_is_not_replaced(spkd: Callable, student: Path) -> None:
+    spkd("enrol", "ann", "0.wav").ok()
+    assert Path("voices.json").stat().st_mode & 0o777 == 0o600
+    Path("voices.json").chmod(0o640)
+    spkd("enrol", "bob", "1.wav").ok()
+    assert Path("voices.json").stat().st_mode & 0o777 == 0o640
+    Path("link.json").symlink_to("voices.json")
+    before = Path("voices.json").read_bytes()
+    for words in (("enrol", "eve", "2.wav", "voices=link.json"), ("voices", "link.json", "--remove", "ann")):
+        done = spkd(*words)
+        assert (done.code, "link.json: a symbolic link, which is not written through" in done.err) == (2, True)
+    assert (Path("link.json").is_symlink(), Path("voices.json").read_bytes()) == (True, before)
+    assert spkd("voices", "link.json").ok().out.count("enrolled") == 2
+
+
+def test_two_recordings_need_no_voices_and_one_that_is_damaged_stops_nothing(spkd: Callable, student: Path) -> None:
+    spkd("enrol", "ann", "0.wav", "voices=good.json").ok()
+    Path("voices.json").write_text('{"damaged":')
+    assert "a cosine of " in spkd("verify", "0.wav", "1.wav").ok().out
+    assert spkd("verify", "ann", "1.wav").code == 1
+    Path("text.wav").write_text("hello")
+    done = spkd("identify", "1.wav", "text.wav", "2.wav", "voices=good.json", "threshold=-1e6")
+    lines = done.out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["1.wav", "text.wav", "2.wav", "model"]
+    assert lines[1].startswith("text.wav: left out (cannot be decoded (")
+    assert "b'" not in lines[1]
+    assert (done.code, "1 of 3 recordings could not be used" in done.err) == (1, True)
+
+
+def test_without_sound_there_are_reasons_and_no_odds(spkd: Callable, student: Path) -> None:
+    soundfile.write("sil.wav", np.zeros(48_000), 16_000)
+    silence = "its samples are digital silence"
+    out = spkd("verify", "0.wav", "sil.wav").ok().out
+    assert out.startswith(f"0.wav, sil.wav: no decision\n  sil.wav: {silence}\n  sil.wav: only 0.00 s are louder")
+    assert "times as likely" not in out
+    assert f"sil.wav: {silence}" in spkd("enrol", "zed", "sil.wav").err
+    spkd("enrol", "ann", "0.wav").ok()
+    assert spkd("identify", "sil.wav").ok().out.startswith(f"sil.wav: no decision\n  sil.wav: {silence}\n")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "times"), [(0.0, "1"), (np.log(1.934), "1.93"), (-np.log(1926), "1,930"), (np.log(1.9e12), "1.9e+12")]
+)
+def test_odds_are_numbers_that_people_read(ratio: float, times: str) -> None:
+    lines = list(lines_of("a", "b", Verification(ratio >= 0, 0.5, ratio, 0.0), "eer"))
+    assert f"is {times} times as likely" in lines[1]
 
 
 def test_voices_of_another_model_are_refused(spkd: Callable, student: Path, corpus: Path) -> None:
@@ -142,9 +207,15 @@ def test_what_cannot_be_a_voice_is_refused(spkd: Callable, student: Path) -> Non
     spkd("enrol", "ann", "0.wav").ok()
     before = Path("voices.json").read_bytes()
     spkd("enrol", "ann", "0.wav").ok()  # again, as after a power cut
+    shutil.copy("1.wav", "same.wav")
     for words, message in (
         (("enrol", "ann", "1.wav"), "ann is enrolled; `spkd voices --remove ann` first"),
         (("enrol", "a\nb", "1.wav"), "no name for a voice"),
+        (("enrol", " bob ", "1.wav"), "no name for a voice"),
+        (("enrol", "bob", "1.wav", "1.wav"), "recording 2: is the same as recording 1; each recording counts once"),
+        (("enrol", "bob", "1.wav", "same.wav"), "same.wav: is the same as 1.wav; each recording counts once"),
+        (("verify", "ann", "1.wav", "threshold=-1e400"), "threshold=-inf: give a number"),
+        (("voices", "voices=voices.json"), "here the file is named alone: `spkd voices voices.json`"),
         (("enrol", "bob", "none.wav"), "none.wav: no such file"),
         (("enrol", "bob", "model=student"), "name one recording or several"),
         (("enrol", "bob", "1.wav", "thresold=1"), "unknown key"),
