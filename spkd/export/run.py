@@ -21,7 +21,7 @@ from spkd.progress import log
 from spkd.registry import EXPORTS
 from spkd.students import Checkpoint, Training, load_student
 from spkd.students.description import WEIGHTS
-from spkd.teachers.bundled import FOLDER
+from spkd.teachers.bundled import FOLDER, LICENCE, SOURCE
 from spkd.teachers.settings import BUNDLED, ScoredModelConfig
 from spkd.version import __version__
 
@@ -39,6 +39,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         if not config.out:
             raise UsageError(f"{BUNDLED}: is no folder of yours; name the file to write (out=FILE)")
         folder = str(FOLDER)
+        config = replace(config, licence=config.licence or LICENCE, url=config.url or SOURCE)
     checkpoint, weights = load_student(folder, config.model.dimension), Path(folder) / WEIGHTS
     network, written = checkpoint.network, EXPORTS[config.to](config.settings)
     if config.trials and not config.trials_manifest:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
-from spkd.export.base import Export, Exported
+from spkd.export.base import Export, Exported, Run, checked
 from spkd.export.beside import Runtime
 from spkd.export.graph import SHORTEST, Embedder, toolkit_of
 from spkd.files import digest
@@ -25,6 +27,8 @@ from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 from spkd.students.description import EXPORT_KEY, EXPORT_RECORD
 from spkd.teachers.onnx import CARD
+from spkd.teachers.settings import FrontEndSettings, ModelConfig
+from spkd.teachers.wespeaker import WeSpeaker as TheirModel
 
 PACKAGES = "numpy git+https://github.com/wenet-e2e/wespeaker"
 IMPORTS = """
@@ -65,7 +69,20 @@ class WeSpeaker(Export):
         limits = (SHORTEST[False][1] * HOP, 10**7 * HOP)
         self.runtime = Runtime("WeSpeaker", PACKAGES, IMPORTS, CODE, "pcm", "embedding", limits, has_features=True)
         write_wespeaker(embedder.network, out, json.loads(metadata[CARD])["weights_sha256"])
-        return []
+        size = sum((out / name).stat().st_size for name in (WEIGHTS, CONFIG))
+        return [replace(checked("wespeaker", out, embedder, load_wespeaker(out)), bytes=size)]
+
+
+def load_wespeaker(folder: Path) -> Run:
+    """Function that runs the network of a folder, as `model=wespeaker` does: features (B, T, 80) -> (B, D)."""
+    config = ModelConfig("wespeaker", str(folder), settings=FrontEndSettings())
+    network = TheirModel.load(config, torch.device("cpu")).network
+
+    def run(x: Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            return network(x)[EMBEDDING].numpy()
+
+    return run
 
 
 def _name(network: Network) -> str | None:

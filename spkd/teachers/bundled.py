@@ -14,6 +14,11 @@ from spkd.teachers.settings import BUNDLED, ModelConfig
 
 FOLDER = Path(__file__).parents[1] / "bundled"  # made by benchmarks/bundled.py
 CARD = "card.md"
+# What its exports state, in short; the card has all.
+LICENCE = (
+    "Apache-2.0; trained on LibriSpeech (CC BY 4.0) and speechocean762 (free for commercial and non-commercial use)"
+)
+SOURCE = "the model that comes with spkd"
 
 
 class BundledTeacher(CheckpointTeacher):

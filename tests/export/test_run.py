@@ -387,3 +387,27 @@ def test_a_calibration_of_other_weights_does_not_leave(spkd: Callable, student: 
     (student / "calibration.json").write_bytes(kept)
     done = spkd("export", "student")
     assert (done.code, "of other weights than the student's" in done.err) == (1, True)
+
+
+def test_exports_of_the_bundled_model_state_what_its_card_does(spkd: Callable) -> None:
+    spkd("export", "bundled", "to=ort", "out=m.ort").ok()
+    rows = [line.split("|")[1:] for line in package.load().card.split("## Error rates")[0].splitlines() if "|" in line]
+    licences = [f"{row[0].strip()} ({row[4].strip()})" for row in rows[2:]]
+    assert len(licences) == 2
+    about = json.loads(Path("m.ort.json").read_text())
+    assert about["licence"] == f"Apache-2.0; trained on {' and '.join(licences)}"
+    assert (
+        f"Licence: {about['licence']}. Source: the model that comes with spkd." in Path("m.ort.README.md").read_text()
+    )
+    spkd("export", "bundled", "to=ort", "out=m.ort", "licence=mine").ok()
+    assert json.loads(Path("m.ort.json").read_text())["licence"] == "mine"
+
+
+def test_a_calibration_of_another_student_is_answered_with_how_to_make_its_own(
+    spkd: Callable,
+    student: Path,
+    corpus: Path,
+) -> None:
+    save_untrained(Path("other"), corpus, seed=1)
+    done = spkd("export", "other", f"calibration={student / 'calibration.json'}")
+    assert (done.code, "its own is made by `spkd calibrate TRIALS model=other manifest=FILE`" in done.err) == (1, True)

@@ -27,7 +27,11 @@ def test_what_is_written_loads_as_wespeakers(
     network.take(FBANKS["wespeaker"])
     save_student("s", Checkpoint(network))
     done = spkd("export", "s", "--to", "wespeaker", "out=w")
-    assert (done.code, done.out) == (0, "w: written\n"), done.err
+    assert done.code == 0, done.err
+    student, exported, last = done.out.splitlines()
+    assert (student.split()[0], last) == ("student", "w: written")
+    assert exported.startswith("wespeaker ")
+    assert exported.endswith("cosine with the student 1.000000")
     assert yaml.safe_load(Path("w/config.yaml").read_text())["model"] == theirs
     state = torch.load("w/avg_model.pt", weights_only=True)
     assert set(state) == set(load_student("s").network.state_dict())
