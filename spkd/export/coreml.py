@@ -17,10 +17,11 @@ from torch import Tensor
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import COMMENT, Export, Exported, Run, checked, lengths_within
 from spkd.export.beside import Runtime
-from spkd.export.graph import Embedder, lengths_of, quiet, samples_of, traced_alone, without_checks
+from spkd.export.graph import Embedder, check_alone, lengths_of, quiet, samples_of, traced_alone, without_checks
 from spkd.export.onnx import NAMES, OUTPUT
 from spkd.export.settings import LongestSettings
 from spkd.files.atomic import check_is_own, check_writable, set_aside, write_bytes, writing_folder
+from spkd.networks.network import Network
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 
@@ -43,6 +44,9 @@ class CoreML(Export):
     Settings = LongestSettings
     file = "model.mlpackage"
     mark = COMMENT.encode()
+
+    def check_input(self, network: Network, waveform: bool) -> None:
+        check_alone("coreml", network, waveform)
 
     def one_length(self, waveform: bool) -> float | None:
         return float(self.settings.seconds) if waveform else None

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from spkd.corpus.audio import SAMPLE_RATE
-from spkd.errors import SpkdError
+from spkd.errors import SpkdError, UsageError
 from spkd.networks.network import Network
+from spkd.networks.toolkits.redimnet import AuthorsReDimNet
 from spkd.outputs.features import (
     FBANKS,
     FFT,
@@ -180,6 +181,15 @@ def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedPr
     if lengths:
         inputs += (torch.tensor([example.shape[1], example.shape[1] // 2]),)
     return _of_any_length(embedder, inputs, {0: BATCH}, 10**7)
+
+
+def check_alone(to: str, network: Network, waveform: bool) -> None:
+    """Check that converters for phones take a network with its input. Raises UsageError where it is known that not."""
+    if isinstance(network, AuthorsReDimNet) and not waveform:
+        raise UsageError(
+            f"to={to}: the converter does not take {type(network).__name__} with features of any length; add "
+            "waveform=true, whose length is fixed"
+        )
 
 
 def traced_alone(embedder: Embedder, seconds: float) -> torch.export.ExportedProgram:

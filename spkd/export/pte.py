@@ -11,9 +11,10 @@ from torch import Tensor
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import Export, Exported, Run, checked, lengths_within
 from spkd.export.beside import Runtime
-from spkd.export.graph import Embedder, quiet, samples_of, traced_alone, without_checks
+from spkd.export.graph import Embedder, check_alone, quiet, samples_of, traced_alone, without_checks
 from spkd.export.settings import LongestSettings
 from spkd.files.atomic import write_bytes
+from spkd.networks.network import Network
 
 IMPORTS = """
 import torch
@@ -34,6 +35,9 @@ class PTE(Export):
     Settings = LongestSettings
     file = "model.pte"
     mark = b"ET12"  # of any file of the format, which has no metadata
+
+    def check_input(self, network: Network, waveform: bool) -> None:
+        check_alone("pte", network, waveform)
 
     def one_length(self, waveform: bool) -> float | None:
         return float(self.settings.seconds) if waveform else None

@@ -53,6 +53,7 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
     if not (has_choice := is_fbank(network.input_kind)):
         config = without_unused(config, {"waveform": "the student takes the waveform in any case"})
     waveform = config.waveform or written.takes_waveform or not has_choice
+    written.check_input(network, waveform)
     seconds = written.one_length(waveform)
     calibration = None if other else _calibration(folder, config, checkpoint, seconds)
     if calibration is not None:

@@ -411,3 +411,25 @@ def test_a_calibration_of_another_student_is_answered_with_how_to_make_its_own(
     save_untrained(Path("other"), corpus, seed=1)
     done = spkd("export", "other", f"calibration={student / 'calibration.json'}")
     assert (done.code, "its own is made by `spkd calibrate TRIALS model=other manifest=FILE`" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("to", ["pte", "coreml"])
+def test_what_a_converter_does_not_take_is_answered_with_what_it_does(spkd: Callable, to: str) -> None:
+    save_student("s", Checkpoint(build("redimnet2", channels=8, embedding=8).eval()))
+    done = spkd("export", "s", f"to={to}")
+    reason = f"to={to}: the converter does not take ReDimNet2 with features of any length; add waveform=true"
+    assert (done.code, reason in done.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_redimnet2_is_exported_with_the_features_in_the_graph(spkd: Callable) -> None:
+    torch.manual_seed(0)
+    network = build("redimnet2", channels=8, embedding=8).eval()
+    save_student("s", Checkpoint(network))
+    spkd("export", "s", "to=onnx", "waveform=true", "out=m.onnx").ok()
+    # Every remainder of the frames in the steps of four that the network takes.
+    for samples in (16_000, 16_160, 16_320, 16_480, 16_679):
+        wave = 0.1 * torch.randn(1, samples, generator=torch.Generator().manual_seed(samples))
+        with torch.no_grad():
+            expected = network(network.features(wave))["embedding"].numpy()
+        assert np.abs(session("m.onnx").run(None, {"wave": wave.numpy()})[0] - expected).max() < 1e-4
