@@ -86,6 +86,15 @@ class Table:
         except (self._error, OSError) as error:
             raise ValueError(f"damaged ({' '.join(str(error).split())[:200]})") from error
 
+    def lacks_none(self, group: int, column: str) -> bool:
+        """Whether the statistics of a group say that every row has audio in a column."""
+        columns = self.metadata.row_group(group)
+        for number in range(columns.num_columns):
+            if columns.column(number).path_in_schema == self.audio[column]:
+                found = columns.column(number).statistics
+                return found is not None and found.has_null_count and found.null_count == 0
+        return False
+
     def cells(self, group: int, column: str) -> Any:
         """The bytes in a column with audio of a group, as an array of pyarrow; as `read`."""
         values = self.read(group, [self.audio[column]]).column(column).combine_chunks()
@@ -101,7 +110,8 @@ def _source(path: str) -> str | BinaryIO:
 
 
 def _is_binary(pyarrow: ModuleType, kind: Any) -> bool:
-    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+    types = pyarrow.types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _holds_bytes(pyarrow: ModuleType, kind: Any) -> bool:

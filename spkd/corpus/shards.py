@@ -290,6 +290,13 @@ class _Part:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """`has_names`, and the members and columns that nothing uses (`unused`, `columns`, `bounding`)."""
+        return self._last_line()
+
+    def is_read(self) -> bool:
+        """Whether it is there, and its container could be read: next time, a server or a package may be there."""
+        return self.file.is_file() and "failed" not in self._last_line()
+
+    def _last_line(self) -> dict[str, Any]:
         with open(self.file, "rb") as file:
             file.seek(max(self.file.stat().st_size - LONGEST_FACTS, 0))
             return dict(parse_json(file.read().rpartition(b"\n")[2], str(self.file)))
@@ -341,6 +348,7 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
             _keep_lists(part, container.found_lists)
         except SpkdError as error:
             left_out[""] = str(error).removeprefix(f"{part.container}: ")
+            facts["failed"] = True
         for name, reason in left_out.items():
             file.write(json.dumps([name, reason]).encode() + b"\n")
         file.write(json.dumps(facts).encode())
@@ -731,7 +739,7 @@ def _distinct(parts: Sequence[_Part], left_out: dict[str, str]) -> list[_Part]:
 def _read_all(parts: Sequence[_Part], wanted: Wanted, workers: int) -> None:
     """Read the containers that have no part yet."""
     sizes = [part.state[0] / 1e6 for part in parts]  # MB
-    kept = [part.file.is_file() for part in parts]
+    kept = [part.is_read() for part in parts]
     before = sum(size for size, there in zip(sizes, kept, strict=True) if there)
     if any(kept):
         log(f"{counted(sum(kept), 'container')} of {len(parts):,} read before")

@@ -75,7 +75,7 @@ def test_tables_that_datasets_wrote(tmp_path: Path) -> None:
         assert np.array_equal(decode(utterance.path).wave, decode(str(tmp_path / f"{n}.wav")).wave)
     bare = datasets.Dataset.from_dict({"audio": names}).cast_column("audio", datasets.Audio())
     bare.to_parquet(str(tmp_path / "bare.parquet"))
-    with pytest.raises(SpkdError, match="no audio in this row"):
+    with pytest.raises(SpkdError, match=r": /.*/0.wav: no audio in this row, only its path; write the audio into"):
         indexed(tmp_path, "bare.parquet")
 
 
@@ -182,6 +182,43 @@ def test_configurations_that_overlap_are_refused(spkd: Callable, tmp_path: Path)
     assert "utterances that are there twice" in done.out
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+def test_rows_with_a_path_alone_are_left_out(tmp_path: Path, statistics: bool) -> None:
+    """`datasets` writes such rows where its files are not embedded, and some beside rows with audio."""
+    cells = structs(4)
+    cells[1] |= {"bytes": None, "path": "/data/a.flac"}
+    cells[2] = {"bytes": None, "path": None}
+    write(tmp_path / "x.parquet", {"audio": cells}, write_statistics=statistics)
+    manifest, summary = indexed(tmp_path, "x.parquet")
+    assert [u.id for u in manifest] == ["u0", "u3"]
+    reasons = {name.partition(": ")[2]: reason for name, reason in summary.left_out.items()}
+    assert reasons.keys() == {"/data/a.flac", "row 2"}
+    assert reasons["/data/a.flac"].startswith("no audio in this row, only its path; write the audio into the table")
+    assert "(no audio in this row)" in reasons["row 2"]
+
+
+def test_columns_of_other_types_are_named_with_them(tmp_path: Path) -> None:
+    write(tmp_path / "x.parquet", {"audio": [[cell] for cell in structs(2)], "n": [1, 2]})
+    message = r"no column of bytes, or of \{bytes, path\}, among audio \(list<.*struct<bytes: binary.*\), n \(int64\)"
+    with pytest.raises(SpkdError, match=message):
+        indexed(tmp_path, "x.parquet")
+    write(
+        tmp_path / "x.parquet", {"audio": pyarrow.array([audio(0.5, seed=n) for n in range(2)], pyarrow.binary_view())}
+    )
+    assert [len(decode(u.path).wave) for u in indexed(tmp_path, "x.parquet")[0]] == [8000, 8000]
+
+
+def test_a_package_that_is_installed_meanwhile_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of an index that failed is no reason to fail again."""
+    write(tmp_path / "x.parquet", {"audio": structs(2)})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        patch.setattr(rows, "_tables", Kept(64, lambda _: 1))
+        with pytest.raises(SpkdError, match="needs pyarrow"):
+            indexed(tmp_path, "x.parquet")
+    assert len(indexed(tmp_path, "x.parquet")[0]) == 2
+
+
 def test_columns_are_found_or_named(tmp_path: Path) -> None:
     table = {"a": structs(2), "b": structs(2, first=5), "who": ["x", "y"], "utt": ["1", "2"], "other": ["p", "q"]}
     write(tmp_path / "x.parquet", table)
@@ -286,7 +323,7 @@ def test_what_is_wrong_with_a_table_is_listed(tmp_path: Path, monkeypatch: pytes
     assert [u.id for u in manifest] == ["u0", "u1"]
     reasons = {name.replace(f"{tmp_path}/", ""): reason for name, reason in summary.left_out.items()}
     assert reasons["1.parquet: c.flac"] == "cannot be decoded (no audio in this row)"
-    assert reasons["1.parquet: e.flac"] == "empty file"
+    assert reasons["1.parquet: c.flac"].startswith("no audio in this row, only its path")
     assert "no column of bytes" in reasons["2.parquet"]
     assert all("not a table of Parquet" in reasons[f"{n}.parquet"] for n in (3, 4))
     assert any("damaged" in reason for name, reason in reasons.items() if name.startswith("5.parquet"))

@@ -309,10 +309,10 @@ def test_parts_of_containers_that_are_gone_are_removed(
 ) -> None:
     for number in range(3):
         write_tar(tmp_path / f"{number}.tar", [(f"{number}.flac", audio(seed=number))])
-    (tmp_path / "ann").mkdir()
-    (tmp_path / "ann" / "a.flac").write_bytes(audio())
+    (tmp_path / "folder" / "ann").mkdir(parents=True)
+    (tmp_path / "folder" / "ann" / "a.flac").write_bytes(audio())
     parts = tmp_path / "m.csv.parts"
-    for then in ("2.tar", "ann"):
+    for then in ("2.tar", "folder"):
         with monkeypatch.context() as patch:
             patch.setattr(shards, "_naming", lambda *_: 1 // 0)
             with pytest.raises(ZeroDivisionError):

@@ -13,7 +13,7 @@ from spkd.corpus.audio import AUDIO_SUFFIXES
 from spkd.corpus.containers.container import IDS, SPEAKERS, Container, Entry, Wanted, of_times, seems_to_bound
 from spkd.corpus.manifests.fields import STRETCH
 from spkd.corpus.rows import Table, table
-from spkd.errors import SpkdError, did_you_mean
+from spkd.errors import SpkdError, did_you_mean, first_few
 
 MAGIC = b"PAR1"
 PATH = "path"  # field of a struct with audio: the name of the file that it was
@@ -21,6 +21,9 @@ AUDIO = ("audio", "wav", "flac", "mp3", "speech", "sound")  # columns with audio
 # First bytes of files -> suffix; libsndfile finds the format by itself, FFmpeg does not.
 FORMATS = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"\x1aE\xdf\xa3", ".mkv"), (b"#!AMR", ".amr"))
 LONGEST = 1000  # characters of an id
+LONGEST_TYPE = 60  # characters of a type, in errors
+# Reason why a row is left out, as `Dataset.to_parquet` of datasets writes it.
+ONLY_PATH = "no audio in this row, only its path; write the audio into the table (datasets: embed_table_storage)"
 
 
 class Parquet(Container):
@@ -64,13 +67,17 @@ class Parquet(Container):
             if has_path:
                 paths = part.column(column).combine_chunks().field(PATH).to_pylist()
             cells = {name: part.column(name).to_pylist() for name in (*ids, *speakers, *times)}
-            begins: Any = None
+            begins: Any = None if rows.lacks_none(group, column) else rows.cells(group, column)
             for number, path in enumerate(paths):
                 row, name = before + number, "" if path is None else str(path).lstrip("/")
                 if (suffix := PurePosixPath(name).suffix.lower()) not in AUDIO_SUFFIXES:
                     begins = rows.cells(group, column) if begins is None else begins
                     suffix = _suffix(begins[number])
                 if suffix not in self.wanted.suffixes:
+                    continue
+                if begins is not None and path is not None and not begins[number].is_valid:
+                    place = _text(path)
+                    self.left_out[f"{place} (row {row:,})" if place in self.left_out else place] = ONLY_PATH
                     continue
                 self.has_names |= bool(name)
                 given = _text(cells[ids[0]][number]) if ids else ""
@@ -112,7 +119,8 @@ class Parquet(Container):
                 raise ValueError(f"no column {self.wanted.audio!r} of bytes{near}")
             return self.wanted.audio
         if not rows.audio:
-            raise ValueError(f"no column of bytes, or of {{bytes, path}}, among {', '.join(rows.schema.names)}")
+            shown = [f"{each.name} ({str(each.type)[:LONGEST_TYPE]})" for each in rows.schema]
+            raise ValueError(f"no column of bytes, or of {{bytes, path}}, among {first_few(shown, most=6)}")
         likely = [name for name in rows.audio if name.lower() in AUDIO]
         if len(rows.audio) > 1 and len(likely) != 1:
             raise ValueError(f"several columns of bytes; choose with --audio: {', '.join(rows.audio)}")
