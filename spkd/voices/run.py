@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from spkd.config import without_unused
+from spkd.corpus.address import parse
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
 from spkd.eval.calibration import FILE
@@ -246,7 +247,7 @@ def _side(text: str, voices: Voices) -> str | Voiceprint:
         if Path(text).exists():
             raise UsageError(f"{text}: a voice in {voices.path} and a file here; write ./{text} for the file")
         return voices[text]
-    if not Path(text).exists():
+    if not Path(text).exists() and parse(text) is None:  # else an address within a container, or a URL
         hint = did_you_mean(text, voices) if len(voices) else ""
         raise UsageError(f"{text}: no such file, and no voice in {voices.path}{hint}")
     return text

@@ -322,8 +322,8 @@ def test_what_is_wrong_with_a_table_is_listed(tmp_path: Path, monkeypatch: pytes
     manifest, summary = indexed(tmp_path, ".")
     assert [u.id for u in manifest] == ["u0", "u1"]
     reasons = {name.replace(f"{tmp_path}/", ""): reason for name, reason in summary.left_out.items()}
-    assert reasons["1.parquet: c.flac"] == "cannot be decoded (no audio in this row)"
     assert reasons["1.parquet: c.flac"].startswith("no audio in this row, only its path")
+    assert reasons["1.parquet: e.flac"] == "empty file"
     assert "no column of bytes" in reasons["2.parquet"]
     assert all("not a table of Parquet" in reasons[f"{n}.parquet"] for n in (3, 4))
     assert any("damaged" in reason for name, reason in reasons.items() if name.startswith("5.parquet"))

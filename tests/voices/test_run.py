@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from spkd.model import Verification
 from spkd.voices.run import lines_of
 from spkd.voices.store import changing
 from tests import processes
+from tests.conftest import served
+from tests.corpus.test_remote import Ranges
 from tests.eval.students import save_untrained
 
 
@@ -201,6 +204,23 @@ def test_voices_of_another_model_are_refused(spkd: Callable, student: Path, corp
     shutil.copytree(student, "moved")
     assert interface.load("moved").digest == model.digest
     assert "the same speaker" in spkd("verify", "ann", "0.wav", "model=moved", "threshold=-1e6").ok().out
+
+
+def test_recordings_in_containers_and_on_web_servers_are_as_files(spkd: Callable, student: Path) -> None:
+    Path("web").mkdir()
+    with tarfile.open("web/x.tar", "w") as tar:
+        tar.add("0.wav")
+    with tarfile.open("web/x.tar") as tar:
+        info = tar.getmember("0.wav")
+    address = f"x.tar#{info.offset_data}+{info.size}.wav"
+    expected = spkd("verify", "0.wav", "1.wav").ok().out.splitlines()[1:]
+    assert spkd("verify", f"web/{address}", "1.wav").ok().out.splitlines()[1:] == expected
+    assert spkd("verify", "1.wav", f"web/{address}").ok().out.splitlines()[1:] == expected
+    spkd("enrol", "ann", f"web/{address}").ok()
+    assert spkd("identify", f"web/{address}", "threshold=-1e6").ok().out.startswith(f"web/{address}: ann (")
+    assert "web/none.tar#1+44.wav: no such file" in spkd("verify", "web/none.tar#1+44.wav", "1.wav").err
+    with served(Path("web").resolve(), type("Own", (Ranges,), {"asked": []})) as url:
+        assert spkd("verify", f"{url}/{address}", "1.wav").ok().out.splitlines()[1:] == expected
 
 
 def test_what_cannot_be_a_voice_is_refused(spkd: Callable, student: Path) -> None:
