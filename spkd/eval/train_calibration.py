@@ -163,7 +163,8 @@ def _note_exports(folder: Path, calibration: Calibration, part: int | None) -> N
         about = _kept_of(record)
         if about.get(CALIBRATION_OF, STUDENT) != STUDENT or "calibration" not in about:
             continue
-        if about.get("model", about.get("card", {})).get("dimension") != part:
+        described = about.get("card", about.get("model"))  # of a page, and of other exports
+        if not isinstance(described, dict) or described.get("dimension") != part:
             continue
         held = about["calibration"]
         exported = record.parent if record.name == EXPORT_RECORD else record.with_suffix("")

@@ -92,6 +92,15 @@ def test_the_folder_has_all_that_the_page_loads(spkd: Callable, student: Path, c
 
 
 @pytest.mark.slow
+def test_a_new_calibration_names_the_page_that_holds_the_earlier(spkd: Callable, student: Path, corpus: Path) -> None:
+    spkd("export", "student", "--to", "web").ok()
+    given = [corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "force=true"]
+    note = "note: student/web: holds another calibration than the student; export the student again"
+    assert note not in spkd("calibrate", *given).ok().out
+    assert note in spkd("calibrate", *given, "p_target=0.3").ok().out
+    assert (student / "web" / "export.json").exists()
+
+
 def test_voices_are_of_weights_and_features_and_the_worker_is_of_all_files(spkd: Callable, student: Path) -> None:
     def exported() -> tuple[str, str]:
         spkd("export", "student", "to=web").ok()
