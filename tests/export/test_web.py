@@ -101,6 +101,7 @@ def test_a_new_calibration_names_the_page_that_holds_the_earlier(spkd: Callable,
     assert (student / "web" / "export.json").exists()
 
 
+@pytest.mark.slow
 def test_voices_are_of_weights_and_features_and_the_worker_is_of_all_files(spkd: Callable, student: Path) -> None:
     def exported() -> tuple[str, str]:
         spkd("export", "student", "to=web").ok()
