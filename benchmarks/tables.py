@@ -29,6 +29,7 @@ import export_agree
 import install
 import interval_coverage
 import papers
+import quality
 import recipe
 import record
 import silence
@@ -283,6 +284,13 @@ def silence_rows(result: dict) -> Iterator[Row]:
     yield "finding speech in WAV in an hour of one core", f"{found}; decoding alone {speed['decoding']:,}"
 
 
+def quality_rows(result: dict) -> Iterator[Row]:
+    test = [row["refused"] for row in result["speech"] if row["part"] == "test"]
+    shares = [sum(row[i][0] for row in test) / max(sum(row[i][1] for row in test), 1) for i in (0, 2)]
+    found = f"{100 * shares[0]:.2f} %; {100 * shares[1]:.2f} % at 5 dB over noise; {result['ms_per_second']:.1f} ms"
+    yield "speech of the test lists in which no speech is found, and the time for a second of it", found
+
+
 def audio_in_rows(result: dict) -> Iterator[Row]:
     of = {(row["format"], row["kind"]): row for row in result["rows"]}
     for form in ("flac", "wav"):
@@ -358,6 +366,7 @@ BENCHMARKS = {
     "audio_remote": Benchmark("quick", LOADER, audio_remote_rows),
     "extract_scale": Benchmark("quick", (), extract_scale_rows),
     "silence": Benchmark("long", SPEECH, silence_rows),
+    "quality": Benchmark("long", LOADER, quality_rows),
     "train_overhead": Benchmark("quick", (), train_overhead_rows),
     "operations": Benchmark("quick", (), operations_rows),
     "train_resume": Benchmark("long", (), train_resume_rows),
@@ -438,6 +447,7 @@ def texts() -> dict[Path, dict[str, str]]:
         DOCS / "export.md": {
             "export_agree.py": export_agree.table(record.kept("export_agree")),
             "web.py": web.sentence(record.kept("web")),
+            "quality.py": quality.table(record.kept("quality")),
         },
         DOCS / "results.md": {
             "papers.py": papers.tables(ours),

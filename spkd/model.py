@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spkd.config import Given, keys
 from spkd.corpus.audio import FULL_SCALE, SAMPLE_RATE, AudioError, decode, remark_on, resample
+from spkd.corpus.quality import Remark, remarks_on
 from spkd.corpus.vad import detector_of
 from spkd.corpus.vad.base import NONE, Detector, joined
 from spkd.device import resolve
@@ -41,13 +42,9 @@ from spkd.voiceprint import Voiceprint
 Audio = str | Path | np.ndarray | Tensor | Sequence[float]
 
 
-FRAME = 320  # samples (20 ms) of a frame whose level is measured
-LEAST_LEVEL = -55.0  # dB of full scale: a quieter frame holds no speech
-LEAST_SECONDS = 0.5  # s of louder frames that a decision needs
 LEAST_PEAK = 1e-3  # of full scale: wider integers than 16 bits with a lower peak hold samples of another type
 MOST_CHANNELS = 64  # most channels of a waveform (samples, channels), as soundfile gives it
 DOUBT = "may be of another speaker"  # in remarks on enrolments
-CLIPPED = "are clipped"  # start of the only remark with which a decision is still made
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Verification:
 
     Attributes:
         same: the decision whether one speaker spoke both, `ratio >= threshold`. None, which is no acceptance, where a
-            recording holds too little sound for a decision; `remarks` says which.
+            recording holds too little sound, or no speech, for a decision; `remarks` says which.
         score: cosine of the embeddings; of a voiceprint of several recordings, the mean of the cosines with them.
         ratio: log-likelihood ratio (natural logarithm).
         threshold: the threshold of the decision.
@@ -107,28 +104,20 @@ class _Recording:
     Attributes:
         wave: (samples,), float32, 16 kHz.
         remark: what makes speech unlikely in it, as in `spkd.corpus.audio.Decoded`; usually "".
+        has_speech: whether a detector of speech chose it.
     """
 
     wave: np.ndarray
     remark: str
+    has_speech: bool = False
 
     @property
     def seconds(self) -> float:
         return len(self.wave) / SAMPLE_RATE
 
-    def remarks(self) -> list[str]:
-        """Problems of its quality, as phrases."""
-        frames = self.wave[: len(self.wave) // FRAME * FRAME].reshape(-1, FRAME)
-        # Limited to 1e-10 of full scale, which is less than any recorder can write.
-        level = 20 * np.log10(np.maximum((frames - self.wave.mean()).std(1), 1e-10))
-        seconds = float((level >= LEAST_LEVEL).sum()) * FRAME / SAMPLE_RATE
-        remarks = [f"its samples {self.remark}"] if self.remark else []
-        if seconds < LEAST_SECONDS:
-            remarks.append(
-                f"only {seconds:.2f} s are louder than {LEAST_LEVEL:g} dB of full scale; a decision takes "
-                f"{LEAST_SECONDS:g} s"
-            )
-        return remarks
+    def remarks(self) -> list[Remark]:
+        """Problems of its quality."""
+        return remarks_on(self.wave, self.remark, self.has_speech)
 
 
 class SpeakerModel:
@@ -233,7 +222,7 @@ class SpeakerModel:
             sample_rate: sampling rate of waveforms (Hz).
         Raises:
             UsageError: as of `embed`, or a recording is there twice.
-            SpkdError: as of `embed`; or a recording holds too little sound, as of `verify`.
+            SpkdError: as of `embed`; or a recording holds too little sound or no speech, as of `verify`.
         """
         several = [recordings] if _is_one(recordings) else recordings
         if not isinstance(several, Sequence) or isinstance(several, str | bytes) or not several:
@@ -247,9 +236,9 @@ class SpeakerModel:
         remarks = []
         for name, recording in zip(names, read, strict=True):
             for remark in recording.remarks():
-                if not _is_minor(remark):
-                    raise SpkdError(f"{name}: {remark}")
-                remarks.append(f"{name}: {remark}")
+                if not remark.is_minor:
+                    raise SpkdError(f"{name}: {remark.text}")
+                remarks.append(f"{name}: {remark.text}")
         units = _units(self._model.embed([recording.wave for recording in read]))
         remarks += self._doubts(units, names)
         mean, seconds = units.mean(0).astype(np.float32), sum(recording.seconds for recording in read)
@@ -284,7 +273,8 @@ class SpeakerModel:
         """Decide whether one speaker spoke two recordings, or is the person of a voiceprint.
 
         No decision is made (`same` is None) where a recording holds less than half a second above -55 dB of full scale,
-        where its channels cancel each other, or where it is mostly a constant offset; `remarks` says which.
+        where its channels cancel each other, where it is mostly a constant offset, or where no speech is found
+        (`spkd.corpus.quality`); `remarks` says which. Clipping and much silence are remarks alone.
 
         Args:
             first: a recording, or a voiceprint of this model.
@@ -413,8 +403,8 @@ class SpeakerModel:
         }
         for (name, recording), unit in zip(recordings.items(), _units(embedded), strict=True):
             remarks = recording.remarks()
-            named = tuple(f"{name}: {remark}" for remark in remarks)
-            sides[name] = _Side(unit, named, all(map(_is_minor, remarks)))
+            named = tuple(f"{name}: {remark.text}" for remark in remarks)
+            sides[name] = _Side(unit, named, all(remark.is_minor for remark in remarks))
         return [sides[name] for name in given]
 
     def way_to_calibrate(self) -> str:
@@ -489,7 +479,7 @@ class SpeakerModel:
         if len(wave) < least or (most is not None and len(wave) > most):
             limit = f"at least {least / SAMPLE_RATE:g} s" + (f", at most {most / SAMPLE_RATE:.0f} s" if most else "")
             raise SpkdError(f"{len(wave) / SAMPLE_RATE:.2f} s of audio; {self.name} takes {limit}")
-        return _Recording(wave, remark)
+        return _Recording(wave, remark, self._detector is not None and self._detector.finds_speech)
 
 
 def _decided(first: _Side, second: _Side, limit: float, calibration: Calibration) -> Verification:
@@ -520,11 +510,6 @@ def _units(embeddings: np.ndarray) -> np.ndarray:
     """Embeddings (N, D) divided by their lengths, float64."""
     values = embeddings.astype(np.float64)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-
-
-def _is_minor(remark: str) -> bool:
-    """Whether a decision is made in spite of a remark on a recording."""
-    return remark.startswith(f"its samples {CLIPPED}")
 
 
 def _is_one(audio: object) -> bool:

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
+from spkd.corpus import quality
 from spkd.errors import SpkdError, UsageError
 from spkd.eval.calibration import Calibration
 from spkd.export.base import CHECKED, Export, Exported, checked
@@ -21,7 +22,6 @@ from spkd.export.settings import WebSettings
 from spkd.files import digest
 from spkd.files.atomic import write_bytes, write_json
 from spkd.files.reading import read_bytes, read_json
-from spkd.model import FRAME, LEAST_LEVEL, LEAST_SECONDS
 from spkd.networks.network import Network
 from spkd.outputs.target import EMBEDDING
 from spkd.students.description import EXPORT_KEY, EXPORT_RECORD
@@ -36,6 +36,19 @@ PAGE = (
     *("README.md", "app.js", "audio.js", "capture.js", "icon.png", "icon.svg", "index.html", "manifest.webmanifest"),
     *("model.js", "speaker.js", "store.js", "style.css"),
 )
+LIMITS = {
+    "frame": quality.FRAME,
+    "level": quality.LEAST_LEVEL,
+    "seconds": quality.LEAST_SECONDS,
+    "silence": quality.SILENCE,
+    "correlation": quality.VOICED,
+    "faint": quality.FAINT,
+    "voiced": quality.LEAST_VOICED,
+    "voiced_share": quality.VOICED_SHARE,
+    "variation": quality.VARIATION,
+    "much_voiced": quality.MUCH_VOICED,
+    "less_variation": quality.LESS_VARIATION,
+}
 HOW = f"run `npm install {PACKAGE}` here, or name a folder of it by web.runtime=FOLDER"
 
 
@@ -64,7 +77,7 @@ class Web(Export):
             path = Path(folder) / MODEL
             write_onnx(embedder, path, False, metadata)
             # The shortest recording with which a decision is made, too.
-            measured = checked("web", path, embedder, Session(path), (LEAST_SECONDS, *CHECKED))
+            measured = checked("web", path, embedder, Session(path), (quality.LEAST_SECONDS, *CHECKED))
             files = {MODEL: path.read_bytes()}
         files |= {name: resources.files(__package__).joinpath("page", name).read_bytes() for name in (*PAGE, WORKER)}
         files[RUNTIME] = _part(package, SCRIPT)
@@ -83,7 +96,7 @@ class Web(Export):
             "model": digest.of_tree(embedding),
             "dim": embedder.network.levels[EMBEDDING].dim,
             "seconds": self.settings.seconds,
-            "quality": {"frame": FRAME, "level": LEAST_LEVEL, "seconds": LEAST_SECONDS},
+            "quality": LIMITS,
             "calibration": _map(json.loads(metadata[CALIBRATION])) if CALIBRATION in metadata else None,
             "runtime": version,
             "card": card,

@@ -101,7 +101,8 @@ def test_the_example_gives_what_spkd_gives(spkd: CommandLine, student: Path, giv
         expected = model.verify(one, second)
         assert cosine == pytest.approx(expected.score, abs=2e-5)
         assert ratio == pytest.approx(expected.ratio, abs=1e-2)
-        assert decision == ("same speaker" if expected.same else "different speakers")
+        # The example takes what it is given as speech, while spkd decides nothing on noise.
+        assert decision == ("same speaker" if expected.ratio >= expected.threshold else "different speakers")
 
 
 @pytest.mark.parametrize("kit", ["kaldi", "sherpa"])

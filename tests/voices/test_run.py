@@ -30,7 +30,9 @@ def student(tmp_path: Path, corpus: Path, spkd: Callable) -> Path:
     folder = save_untrained(tmp_path / "student", corpus)
     given = (corpus / "trials.txt", f"manifest={corpus / 'manifest.csv'}", "force=true")
     spkd("calibrate", *given).ok()
-    for number, utterance in enumerate(Manifest.load(corpus / "manifest.csv")):
+    utterances = list(Manifest.load(corpus / "manifest.csv"))
+    # The voice of the first speaker is so breathy that no speech is found in two of the recordings: they come last.
+    for number, utterance in enumerate([*utterances[3:], *utterances[:3]]):
         shutil.copy(utterance.path, f"{number}.wav")
     return folder
 
@@ -102,18 +104,19 @@ def test_poor_recordings_get_no_decision(spkd: Callable, student: Path) -> None:
         "the recording: its samples are digital silence",
         "the recording: only 0.00 s are louder than -55 dB of full scale; a decision takes 0.5 s",
     )
-    loud = np.clip(5 * np.random.RandomState(0).normal(size=32_000), -1, 1)
+    spoken = soundfile.read("6.wav")[0]
+    loud = np.clip(5 * spoken / np.abs(spoken).max(), -1, 1)
     assert model.enrol(loud).remarks == ("recording 1: its samples are clipped in more than 2 % of their samples",)
 
 
 def test_a_recording_unlike_the_others_is_named(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = interface.load(student)
     assert model.calibration is not None
-    files = [f"{number}.wav" for number in range(18)]
+    files = [f"{number}.wav" for number in range(15)]
     units = model.embed(files).astype(np.float64)
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     # Two recordings that are alike, and one that is far from both, by brute force.
-    a, b = divmod(int((units @ units.T - 2 * np.eye(18)).argmax()), 18)
+    a, b = divmod(int((units @ units.T - 2 * np.eye(15)).argmax()), 15)
     c = int((units @ (units[a] + units[b])).argmin())
     middle = (units[a] @ units[b] + units[c] @ (units[a] + units[b]) / 2) / 2
     limit = float(model.calibration({"score": np.array([middle])})[0])

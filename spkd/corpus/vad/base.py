@@ -62,7 +62,13 @@ class SpeechFinder(ABC):
 
 
 class Detector(SpeechFinder):
-    """Base class of detectors of speech in waveforms."""
+    """Base class of detectors of speech in waveforms.
+
+    Attributes:
+        finds_speech: whether it distinguishes speech from other sound.
+    """
+
+    finds_speech: bool = True
 
     def stretches(self, utterance: Utterance) -> Stretches:
         return self.detect(decode(utterance.path, utterance.start, utterance.duration, utterance.channel).wave)

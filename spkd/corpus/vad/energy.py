@@ -24,6 +24,8 @@ AT_ONCE = 1 << 12  # frames whose energies are computed together
 class Energy(Detector):
     """Detector by the energy of frames."""
 
+    finds_speech = False
+
     def __init__(self) -> None:
         parameters = {
             "vad_energy_threshold": THRESHOLD,

@@ -25,10 +25,10 @@ function element(tag, text = "", name = "") {
 }
 
 /** A recording's embedding and remarks. Throws an Error where no decision could be made with it. */
-async function measured(wave, what) {
-  const found = remarks(wave, record.quality);
+async function measured({ wave, samples }, what) {
+  const found = remarks(wave, samples, record.quality);
   const hindrance = found.find((each) => !each.minor);
-  if (hindrance) throw new Error(`${what}: ${hindrance.text}. Record again, louder or longer.`);
+  if (hindrance) throw new Error(`${what}: ${hindrance.text}. Record again: speak louder or longer.`);
   return { embedding: unit(await embed(wave)), seconds: wave.length / RATE, remarks: found.map((each) => each.text) };
 }
 
@@ -45,7 +45,7 @@ async function busy(side, task) {
   controls.forEach((each) => (each.disabled = false));
 }
 
-/** A waveform from the microphone, while the side's button stops the recording and its meter shows the level. */
+/** A recording from the microphone, while the side's button stops the recording and its meter shows the level. */
 async function recorded(side) {
   const [button, meter] = [at(`${side}-record`), at(`${side}-meter`)];
   const text = button.textContent;
@@ -95,9 +95,9 @@ function nameTyped() {
   return name;
 }
 
-async function take(wave, what) {
+async function take(recording, what) {
   const name = nameTyped();
-  takes.push(await measured(wave, what));
+  takes.push(await measured(recording, what));
   showTakes();
   if (takes.length < TAKES) return;
   const units = takes.map((each) => each.embedding);
@@ -120,10 +120,12 @@ async function take(wave, what) {
   say("enrol-message", `${name} is enrolled.${others.length ? ` ${doubt}` : ""}`);
 }
 
+/** Show the voices. A result on the page may be of another one, and is hidden. */
 function showVoices(chosen = at("voices").querySelector("input:checked")?.value) {
   at("voices")
     .querySelectorAll(".voice")
     .forEach((each) => each.remove());
+  at("result").hidden = true;
   const all = voices();
   for (const [name, voice] of all) {
     const row = element("div", "", "voice");
@@ -146,7 +148,6 @@ function showVoices(chosen = at("voices").querySelector("input:checked")?.value)
     button.onclick = () => {
       if (!confirm(`Delete the voice of ${name}?`)) return;
       remove(name);
-      at("result").hidden = true;
       showVoices();
     };
     row.append(label, button);
@@ -172,7 +173,7 @@ function voiceChosen() {
   return { name, embedding: voice.embedding };
 }
 
-async function verify(wave, what) {
+async function verify({ wave, samples }, what) {
   const { name, embedding } = voiceChosen();
   const result = at("result");
   const show = (kind, title, ...lines) => {
@@ -180,7 +181,7 @@ async function verify(wave, what) {
     result.replaceChildren(element("strong", title), ...lines.map((line) => element("p", line)));
     result.hidden = false;
   };
-  const found = remarks(wave, record.quality).map((each) => ({ ...each, text: `${what}: ${each.text}.` }));
+  const found = remarks(wave, samples, record.quality).map((each) => ({ ...each, text: `${what}: ${each.text}.` }));
   if (found.some((each) => !each.minor)) {
     show("none", DECISIONS.none, ...found.map((each) => each.text));
     return;

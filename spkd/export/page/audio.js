@@ -1,13 +1,13 @@
 // Recordings at 16 kHz, from the microphone or from files.
 
-import { RATE, moments, peak, resample } from "./speaker.js";
+import { RATE, mono, peak, remarkOn, resample, unusable } from "./speaker.js";
 
 const MOST_SECONDS = 120; // of a file: longer ones take too much memory on a phone
 
 /**
  * Record from the microphone.
- * `onLevel` is given the peak and the seconds so far, several times a second. `done` is a promise of the waveform, which is
- * kept after `seconds`, or when `stop` is called.
+ * `onLevel` is given the peak and the seconds so far, several times a second. `done` is a promise of the recording, as `read`
+ * gives it, which is kept after `seconds`, or when `stop` is called.
  */
 export async function record(seconds, onLevel) {
   if (!navigator.mediaDevices) {
@@ -45,7 +45,10 @@ export async function record(seconds, onLevel) {
     stop = async () => {
       node.port.onmessage = null;
       await close();
-      resolve(resample(joined(chunks, Math.min(count, wanted)), context.sampleRate));
+      const wave = joined(chunks, Math.min(count, wanted));
+      const problem = unusable(wave);
+      if (problem) reject(new Error(`The microphone gives what ${problem}: record again, or choose a file.`));
+      else resolve({ wave: resample(wave, context.sampleRate), samples: remarkOn(wave) });
     };
     stream.getAudioTracks()[0].onended = async () => {
       await close();
@@ -91,20 +94,58 @@ function explained(error) {
   return `The microphone cannot be used (${error.message}): close other programs that use it, or choose a file.`;
 }
 
-/** Waveform of a file, the mean of its channels. Throws an Error that says what is wrong with it. */
+/**
+ * Recording of a file, the mean of its channels: {wave, samples}, the waveform at 16 kHz and what `remarkOn` says of its samples.
+ * Throws an Error that says what is wrong with it.
+ */
 export async function read(file) {
-  const context = new OfflineAudioContext(1, 1, RATE);
-  const buffer = await context.decodeAudioData(await file.arrayBuffer()).catch(() => {
+  const content = await file.arrayBuffer();
+  const rate = rateOf(new DataView(content)) ?? RATE;
+  // In a context of another rate the browser would resample it by a filter of its own.
+  const isOffered = rate >= 8000 && rate <= 96000;
+  const context = new OfflineAudioContext(1, 1, isOffered ? rate : RATE);
+  const buffer = await context.decodeAudioData(content).catch(() => {
     throw new Error(`${file.name}: this browser does not read it as audio; choose a WAV, MP3 or FLAC file.`);
   });
   if (buffer.duration > MOST_SECONDS) {
     throw new Error(`${file.name}: ${buffer.duration.toFixed(0)} s; choose a file of at most ${MOST_SECONDS} s.`);
   }
   const channels = Array.from({ length: buffer.numberOfChannels }, (_, i) => buffer.getChannelData(i));
-  const wave = channels[0].map((_, i) => channels.reduce((sum, each) => sum + each[i], 0) / channels.length);
-  const loudest = Math.max(...channels.map((each) => moments(each).deviation));
-  if (channels.length > 1 && loudest > 1e-4 && moments(wave).deviation < 0.05 * loudest) {
-    throw new Error(`${file.name}: its channels cancel each other; choose a file of one channel.`);
+  const wave = mono(channels);
+  const problem = unusable(wave);
+  if (problem) throw new Error(`${file.name}: ${problem}.`);
+  return { wave: resample(wave, buffer.sampleRate), samples: remarkOn(wave, channels) };
+}
+
+/** Sampling rate of a file (Hz) in its header: WAV, FLAC, Ogg (Opus and Vorbis) or MP3; undefined of others. */
+export function rateOf(view) {
+  const text = (at, length) =>
+    at + length <= view.byteLength ? String.fromCharCode(...new Uint8Array(view.buffer, at, length)) : "";
+  if (text(0, 4) === "RIFF" && text(8, 4) === "WAVE") {
+    for (let at = 12; at + 16 <= view.byteLength; ) {
+      if (text(at, 4) === "fmt ") return view.getUint32(at + 12, true);
+      at += 8 + view.getUint32(at + 4, true);
+    }
+    return undefined;
   }
-  return wave;
+  if (text(0, 4) === "fLaC" && view.byteLength >= 22) return view.getUint32(18) >>> 12; // in STREAMINFO
+  if (text(0, 4) === "OggS") {
+    if (text(28, 8) === "OpusHead") return 48000; // which Opus is decoded at
+    return text(28, 7) === "\x01vorbis" && view.byteLength >= 44 ? view.getUint32(40, true) : undefined;
+  }
+  return rateOfMP3(view, text);
+}
+
+// The header of the first frame: ISO/IEC 11172-3, section 2.4.2.3. Tags in front say their length in 7 bits of each byte.
+function rateOfMP3(view, text) {
+  let at = 0;
+  if (text(0, 3) === "ID3" && view.byteLength >= 10) {
+    at = 10;
+    for (let i = 0; i < 4; i++) at += view.getUint8(6 + i) << (7 * (3 - i));
+  }
+  if (at + 4 > view.byteLength) return undefined;
+  const header = view.getUint32(at);
+  const [version, layer, index] = [(header >>> 19) & 3, (header >>> 17) & 3, (header >>> 10) & 3];
+  if (header >>> 21 !== 0x7ff || version === 1 || layer === 0 || index === 3) return undefined;
+  return [44100, 48000, 32000][index] / { 3: 1, 2: 2, 0: 4 }[version];
 }

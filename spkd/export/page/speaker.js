@@ -3,6 +3,12 @@
 export const RATE = 16000; // Hz
 const ZEROS = 6; // zero crossings of the sinc on each side
 const ROLLOFF = 0.99; // cut-off, of half of the lower rate
+const FULL_SCALE = 16; // peak above which float samples are at the scale of integers
+// Of the search for voiced windows, as in `spkd.corpus.quality`: samples and lags at 4 kHz.
+const DECIMATION = 4;
+const WINDOW = 160;
+const SHORTEST = 10;
+const LONGEST = 65;
 
 /**
  * A waveform at another rate, by a sinc under a Hann window, as `spkd.corpus.audio.resample`.
@@ -55,36 +61,114 @@ export function peak(values) {
   return most;
 }
 
+/** Mean of channels. */
+export function mono(channels) {
+  if (channels.length === 1) return channels[0];
+  return channels[0].map((_, i) => channels.reduce((sum, each) => sum + each[i], 0) / channels.length);
+}
+
+/** What makes the samples of a recording unusable, at their own rate, with the rules of `spkd.corpus.audio`; "" of good ones. */
+export function unusable(wave) {
+  if (!wave.length) return "holds no samples";
+  if (!wave.every(Number.isFinite)) return "holds samples that are not finite (NaN or infinite)";
+  const most = peak(wave);
+  return most > FULL_SCALE ? `holds float samples up to ${most.toPrecision(6)}: at integer scale; divide them by 32768` : "";
+}
+
 /**
- * Problems of a recording (16 kHz), with the rules of `spkd.model`, as {text, minor}: a decision is made in spite of minor ones.
- * `limits` are frame (samples), level (dB of full scale) and seconds.
+ * What makes speech unlikely in samples, as words that follow "its samples"; "" where nothing does.
+ * `wave` is the mean of `channels`, at their own rate, with the rules of `spkd.corpus.audio`: a resampler rounds what is clipped.
  */
-export function remarks(wave, limits) {
-  const found = [];
-  const remark = remarkOn(wave);
-  if (remark) found.push({ text: `its samples ${remark}`, minor: remark.startsWith("are clipped") });
-  let frames = 0;
+export function remarkOn(wave, channels = [wave]) {
+  const { mean, deviation } = moments(wave);
+  if (channels.length > 1) {
+    const parts = channels.map(moments);
+    const middle = parts.reduce((sum, each) => sum + each.mean, 0) / parts.length;
+    const power = parts.reduce((sum, each) => sum + each.deviation ** 2 + (each.mean - middle) ** 2, 0) / parts.length;
+    if (Math.sqrt(power) > 1e-4 && deviation < 0.05 * Math.sqrt(power)) return "hold channels that cancel each other";
+  }
+  if (deviation < 1e-5) return "are digital silence";
+  if (Math.abs(mean) > 3 * deviation) return "are mostly a constant offset";
+  const most = peak(wave);
+  let clipped = 0;
+  for (const value of wave) if (Math.abs(value) >= 0.999 * most) clipped++;
+  return most >= 0.99 && clipped > 0.02 * wave.length ? "are clipped in more than 2 % of their samples" : "";
+}
+
+/**
+ * Problems of a recording (16 kHz), with the rules of `spkd.corpus.quality`, as {text, minor}: a decision is made in spite of
+ * minor ones. `samples` is what `remarkOn` says of it, `limits` are those of `export.json`.
+ */
+export function remarks(wave, samples, limits) {
+  const found = samples ? [{ text: `its samples ${samples}`, minor: samples.startsWith("are clipped") }] : [];
+  const levels = [];
   for (let start = 0; start + limits.frame <= wave.length; start += limits.frame) {
     const { deviation } = moments(wave.subarray(start, start + limits.frame));
-    if (20 * Math.log10(Math.max(deviation, 1e-10)) >= limits.level) frames++;
+    levels.push(20 * Math.log10(Math.max(deviation, 1e-10)));
   }
-  const seconds = (frames * limits.frame) / RATE;
+  const seconds = (levels.filter((level) => level >= limits.level).length * limits.frame) / RATE;
   if (seconds < limits.seconds) {
     const text = `only ${seconds.toFixed(2)} s are louder than ${limits.level} dB of full scale; a decision takes ${limits.seconds} s`;
     found.push({ text, minor: false });
   }
+  if (found.some((each) => !each.minor)) return found;
+  const { windows, voiced, variation } = voicing(wave, limits);
+  const needed = Math.max(limits.voiced, limits.voiced_share * windows);
+  const varying = voiced > limits.much_voiced * windows ? limits.less_variation : limits.variation;
+  if (voiced < needed || variation < varying) {
+    const [have, want] = [voiced, needed].map((count) => ((count * limits.frame) / RATE).toFixed(2));
+    const text = `no speech found (${have} s are voiced, and the level varies by ${variation.toFixed(1)} dB; speech has at least ${want} s and ${varying} dB)`;
+    found.push({ text, minor: false });
+    return found;
+  }
+  for (const [limit, most] of limits.silence) {
+    const share = levels.filter((level) => level < limit).length / levels.length;
+    if (share <= most) continue;
+    const text = `${Math.floor(100 * share)} % of it is silence below ${limit} dB of full scale, with which one speaker can score like two; cut it off`;
+    found.push({ text, minor: true });
+    break;
+  }
   return found;
 }
 
-function remarkOn(wave) {
-  if (!wave.length) return "";
-  const { mean, deviation } = moments(wave);
-  const most = peak(wave);
-  if (deviation < 1e-5) return "are digital silence";
-  if (Math.abs(mean) > 3 * deviation) return "are mostly a constant offset";
-  let clipped = 0;
-  for (const value of wave) if (Math.abs(value) >= 0.999 * most) clipped++;
-  return most >= 0.99 && clipped > 0.02 * wave.length ? "are clipped in more than 2 % of their samples" : "";
+/** Windows that are not faint, those of them that are voiced, and the standard deviation of their level (dB). */
+function voicing(wave, limits) {
+  const slow = Float64Array.from({ length: Math.floor(wave.length / DECIMATION) }, (_, i) => {
+    let sum = 0;
+    for (let k = 0; k < DECIMATION; k++) sum += wave[i * DECIMATION + k];
+    return sum / DECIMATION;
+  });
+  const span = WINDOW + LONGEST + 1;
+  const levels = [];
+  let voiced = 0;
+  for (let start = 0; start + span <= slow.length; start += limits.frame / DECIMATION) {
+    const part = slow.subarray(start, start + span);
+    const { mean } = moments(part);
+    const x = part.map((value) => value - mean);
+    const power = product(x, 0, 0);
+    const level = 10 * Math.log10(Math.max(power / WINDOW, 1e-20));
+    if (level <= limits.faint) continue;
+    levels.push(level);
+    if (correlation(x, power) > limits.correlation) voiced++;
+  }
+  return { windows: levels.length, voiced, variation: levels.length ? moments(levels).deviation : 0 };
+}
+
+/** Correlation of a window with the signal some lag later, at its highest local maximum; 0 without one. */
+function correlation(x, power) {
+  const values = [];
+  for (let lag = SHORTEST - 1; lag <= LONGEST + 1; lag++) {
+    values.push(product(x, 0, lag) / Math.sqrt(Math.max(power * product(x, lag, lag), 1e-30)));
+  }
+  const isPeak = (value, i) => value > values[i - 1] && value >= values[i + 1];
+  return values.reduce((most, value, i) => (isPeak(value, i) ? Math.max(most, value) : most), 0);
+}
+
+/** Product of two windows of a signal, by their first samples. */
+function product(x, one, other) {
+  let sum = 0;
+  for (let i = 0; i < WINDOW; i++) sum += x[one + i] * x[other + i];
+  return sum;
 }
 
 /** An embedding divided by its length. */

@@ -13,8 +13,9 @@ export function voices() {
 function read(text) {
   try {
     const voice = JSON.parse(text);
-    const isWhole =
-      typeof voice.model === "string" && voice.embedding.length > 0 && voice.embedding.every(Number.isFinite);
+    // The mean of embeddings of length 1 is no longer than they are, but for rounding; as `spkd.voiceprint`.
+    const length = Math.hypot(...voice.embedding);
+    const isWhole = typeof voice.model === "string" && length > 0 && length < 1.001;
     const isDescribed =
       Number.isFinite(voice.seconds) && Number.isInteger(voice.recordings) && typeof voice.enrolled === "string";
     return isWhole && isDescribed ? voice : null;
