@@ -98,13 +98,9 @@ def remarks_on(wave: np.ndarray, samples: str, has_speech: bool = False) -> list
     if has_speech or not all(remark.is_minor for remark in found):
         return found
     if not (voicing := voicing_of(wave)).is_speech:
-        period = FRAME / SAMPLE_RATE
-        found.append(
-            Remark(
-                f"no speech found ({voicing.voiced * period:.2f} s are voiced, and the level varies by "
-                f"{voicing.variation:.1f} dB; speech has at least {voicing.needed * period:.2f} s and {voicing.varying:g} dB)"
-            )
-        )
+        voiced, needed = (count * FRAME / SAMPLE_RATE for count in (voicing.voiced, voicing.needed))
+        text = f"{voiced:.2f} s are voiced, and the level varies by {voicing.variation:.1f} dB"
+        found.append(Remark(f"no speech found ({text}; speech has at least {needed:.2f} s and {voicing.varying:g} dB)"))
         return found
     for limit, most in SILENCE:
         share = float((level < limit).sum()) / len(level)

@@ -25,7 +25,7 @@ import spkd as package
 from spkd.corpus.audio import remark_on, resample
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.quality import WAY, remarks_on
-from spkd.demo.synthesis import speaker, utterance
+from spkd.demo import synthesis
 from spkd.errors import SpkdError
 from spkd.eval.calibration import Calibration
 from spkd.export.graph import Embedder
@@ -177,13 +177,13 @@ def recordings() -> dict[str, np.ndarray]:
     """Recordings at the edges of the rules of quality, 16 kHz."""
     random = np.random.RandomState(0)
     noise = 0.1 * random.randn(16_000)
-    spoken = utterance(speaker(3), 300, 1.5)
+    spoken = synthesis.utterance(synthesis.speaker(3), 300, 1.5)
     hum = np.sin(2 * np.pi * 100 * np.arange(16_000) / 16_000)
     short = np.concatenate([noise[:7_000], np.zeros(9_000)])
     made = {
         "good": spoken,
-        "another voice": utterance(speaker(2), 202, 2.0),
-        "breathy": utterance(speaker(0), 1, 1.6),
+        "another voice": synthesis.utterance(synthesis.speaker(2), 202, 2.0),
+        "breathy": synthesis.utterance(synthesis.speaker(0), 1, 1.6),
         "noise": noise,
         "low noise": np.cumsum(noise) / 30,
         "hum": 0.1 * hum,
