@@ -9,10 +9,10 @@ from textwrap import indent
 from typing import Any
 
 from spkd.corpus.audio import SAMPLE_RATE
+from spkd.corpus.quality import FRAME, LEAST_LEVEL, LEAST_SECONDS
 from spkd.export.graph import FLOOR, Embedder, toolkit_of
 from spkd.files import digest
 from spkd.files.atomic import check_is_own, check_writable, write_bytes, write_json
-from spkd.model import FRAME, LEAST_LEVEL, LEAST_SECONDS
 from spkd.outputs.features import FBANKS, FFT, HIGH_HZ, HOP, INT16, LOW_HZ, MELS, PREEMPHASIS, SHERPA_HIGH_HZ, WINDOW
 from spkd.outputs.target import EMBEDDING
 from spkd.students.description import CALIBRATION_OF, EXPORT_KEY, OTHER, STUDENT, beside
