@@ -92,13 +92,17 @@ def extras(packages: list[Package]) -> Mapping[str, frozenset[str]]:
     return {name: frozenset({e.name for e in packages if e.extra == name} - own) for name in names}
 
 
-def missing(packages: list[Package]) -> dict[str, list[str]]:
-    """Name of each extra that is not complete -> names of its packages that are not there; of spkd itself, ""."""
+def missing(packages: list[Package], has_gpu: bool) -> dict[str, list[str]]:
+    """Name of each extra that is not complete -> names of its packages that are not there; of spkd itself, "".
+
+    Args:
+        has_gpu: whether FAISS for CUDA is what this machine needs.
+    """
     absent: dict[str, list[str]] = {}
     has_faiss = bool(faiss_library.packages())
     for each in packages:
-        is_faiss = each.name.startswith(faiss_library.PREFIX)
-        if each.version is None and not (is_faiss and has_faiss):
+        is_unused = each.name.startswith(faiss_library.PREFIX) and (has_faiss or each.name.endswith("gpu") != has_gpu)
+        if each.version is None and not is_unused:
             absent.setdefault(each.extra, []).append(each.name)
     return absent
 

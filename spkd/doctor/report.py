@@ -65,7 +65,7 @@ class Report:
         ]
         for each in self.missing.values():
             use = f", used by {', '.join(each['used_by'])}" if each["used_by"] else ""
-            lines += _wrapped(f"not installed: {', '.join(each['packages'])}{use}: {each['install']}")
+            lines += [*_wrapped(f"not installed: {', '.join(each['packages'])}{use}:"), f"    {each['install']}"]
         lines += [line for note in self.notes for line in _wrapped(f"note: {note}")]
         lines += [line for problem in self.problems for line in _wrapped(f"broken: {problem}")]
         return "\n".join(lines)
@@ -108,13 +108,15 @@ def examine() -> Report:
     notes += [f"{written.name} failed: {written.error}"] if written.error else []
     if of_machine["nvidia_driver"] and devices and not any(each.startswith("cuda") for each in devices):
         notes.append(f"there is a driver of NVIDIA, but torch sees no GPU ({devices[-1]})")
-    report = Report(of_machine, installed, devices, works, problems, _missing(every), notes)
+    report = Report(
+        of_machine, installed, devices, works, problems, _missing(every, bool(of_machine["nvidia_driver"])), notes
+    )
     return Report(**{name: _anonymous(value) for name, value in vars(report).items()})
 
 
-def _missing(every: list[packages.Package]) -> dict[str, dict[str, Any]]:
+def _missing(every: list[packages.Package], has_gpu: bool) -> dict[str, dict[str, Any]]:
     """Extras that are not complete, with what uses them; what spkd itself lacks is under "spkd"."""
-    of_extra, use = packages.missing(every), users()
+    of_extra, use = packages.missing(every, has_gpu), users()
     return {
         extra or "spkd": {
             "packages": names,

@@ -122,9 +122,12 @@ def test_what_is_missing_is_named_with_what_uses_it_and_how_to_install_it(tmp_pa
         "import sys, importlib.metadata as m\n"
         "whole = m.distribution\n"
         "def found(name):\n"
-        "    if name.lower() in ('transformers', 'litert-torch', 'ray', 'av'): raise m.PackageNotFoundError(name)\n"
+        "    hidden = ('transformers', 'litert-torch', 'ray', 'av', 'faiss-cpu', 'faiss-gpu')\n"
+        "    if name.lower() in hidden: raise m.PackageNotFoundError(name)\n"
         "    return whole(name)\n"
-        "m.distribution = found\n" + START
+        "m.distribution = found\n"
+        "every = m.distributions\n"
+        "m.distributions = lambda: [d for d in every() if not (d.name or '').startswith('faiss')]\n" + START
     )
     plant_all(tmp_path, "")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -137,6 +140,8 @@ def test_what_is_missing_is_named_with_what_uses_it_and_how_to_install_it(tmp_pa
     assert missing["litert"]["used_by"] == ["to=litert"]
     assert missing["ray"]["used_by"] == ["engine=ray"]
     assert "m4a" in missing["codecs"]["used_by"][0]
+    has_driver = Path("/proc/driver/nvidia/version").is_file()  # each brings the same module: one is offered
+    assert ("gpu" in missing, "cpu" in missing) == (has_driver, not has_driver)
 
 
 @pytest.mark.slow
