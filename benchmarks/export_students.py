@@ -23,6 +23,7 @@ import record
 import torch
 from commands import in_this_process
 
+from spkd.errors import SpkdError
 from spkd.registry import STUDENTS
 from spkd.students import Checkpoint, build, save_student
 
@@ -66,12 +67,15 @@ def table(result: dict) -> str:
 
 def exported(work: Path, student: str, settings: list[str]) -> dict[str, object]:
     """Cosine of what was written with the student, None where it was not run; or the reason of a refusal."""
-    code, printed, errors = in_this_process(work, ("export", student, *settings, f"out={student}-exported"))
-    for made in work.glob(f"{student}-exported*"):
-        shutil.rmtree(made) if made.is_dir() else made.unlink()
+    folder = work / "student"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(work / student, folder)
+    try:
+        code, printed, errors = in_this_process(work, ("export", folder.name, *settings))
+    except SpkdError as error:
+        code, printed, errors = 1, "", str(error)
     if code:
-        reason = errors.strip().splitlines()[-1].removeprefix("error: ")
-        return {"reason": re.sub(rf"\b{re.escape(student)}\b(?=[/:])", "STUDENT", reason)}
+        return {"reason": (errors.strip() or "?").splitlines()[-1].removeprefix("error: ")}
     cosine = re.search(r"cosine with the student ([\d.]+)", printed)
     return {"cosine": float(cosine[1]) if cosine else None}
 

@@ -28,6 +28,7 @@ SLOW = {
         "cache_write",
         "eval_scale",
         "export_agree",
+        "export_students",
         "extract_overhead",
         "extract_scale",
         "flips",
