@@ -27,7 +27,9 @@ PART = "model.dimension=4"
 @pytest.fixture
 def student(tmp_path: Path, corpus: Path, spkd: Callable) -> Path:
     """A nested student, whose weights are random, and recordings in the current folder."""
-    for number, utterance in enumerate(Manifest.load(corpus / "manifest.csv")):
+    utterances = list(Manifest.load(corpus / "manifest.csv"))
+    # No speech is found in the breathy voice of the first speaker: it comes last.
+    for number, utterance in enumerate([*utterances[3:], *utterances[:3]]):
         shutil.copy(utterance.path, f"{number}.wav")
     return save_untrained(tmp_path / "student", corpus, nested=SIZES)
 
@@ -167,7 +169,7 @@ def test_each_dimension_has_a_calibration_of_its_own(spkd: Callable, student: Pa
         done = spkd("export", "student", f"calibration=student/{file}", *model)
         assert (done.code, "of other weights than the student's, or another dimension" in done.err) == (1, True)
     shutil.copy("student/calibration.json", "student/calibration.4.json")
-    with pytest.raises(SpkdError, match="or another dimension; run .*model.dimension=4"):
+    with pytest.raises(SpkdError, match="or another dimension; its own is made by .*model.dimension=4"):
         interface.load(student, dimension=4)
 
 

@@ -299,7 +299,7 @@ def test_eight_bit_integers_stay_near_and_are_smaller(spkd: Callable, student: P
     assert own.calibration.weights == tuple(written["weights"])
     assert own.calibration.trained_on.speakers == ()
     assert np.array_equal(own.embed(waves), b)
-    assert own.verify(waves[0], waves[0]).same
+    assert own.verify(waves[3], waves[3]).same  # no speech is found in the voice before
     assert not list(student.glob("*.fp32.*"))
     assert "onnx_int8.manifest=FILE" in spkd("export", "student", "to=onnx-int8").err
 

@@ -45,7 +45,7 @@ def test_python_loads_it_with_its_calibration_and_card(name: tuple[str, ...], co
     model = interface.load(*name)
     assert repr(model) == "SpeakerModel('bundled', dim=256, calibrated)"
     assert model.card.startswith("# The model that comes with spkd\n\nA demonstration: ")
-    one, other = (utterance.path for utterance in Manifest.load(corpus / "manifest.csv").utterances[:2])
+    one, other = (utterance.path for utterance in Manifest.load(corpus / "manifest.csv").utterances[3:5])  # no speech is found in the first voice
     a, b = model.embed([one, other]).astype(np.float64)
     assert model.verify(one, other).score == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-5)
     assert model.verify(one, one).same
@@ -58,7 +58,7 @@ def test_python_loads_it_with_its_calibration_and_card(name: tuple[str, ...], co
 
 
 def test_voices_take_it_where_there_is_no_student(spkd: Callable, corpus: Path) -> None:
-    files = [str(utterance.path) for utterance in Manifest.load(corpus / "manifest.csv")]
+    files = [str(utterance.path) for utterance in Manifest.load(corpus / "manifest.csv")][3:]
     line = "model: bundled, a small demonstration that comes with spkd (model=FOLDER: a student of yours)\n"
     assert spkd("enrol", "ann", files[0], files[1]).ok().out.endswith(f"\n{line}")
     assert spkd("verify", "ann", files[0]).ok().out.endswith(f"\n  {line}")
