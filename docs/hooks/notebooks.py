@@ -1,4 +1,4 @@
-"""Tutorials of the site: notebooks, executed in the order of the navigation, in one folder that begins empty."""
+"""Tutorials of the site: notebooks, executed in the order of the navigation, in one folder that has the recordings beside them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[2]
 SECTION = "Tutorials"  # of the navigation
+PEOPLE = ROOT / "docs" / "tutorials" / "people"  # recordings beside the notebooks
 KEPT = ROOT / "build" / "notebooks"  # executed notebooks, by what they and spkd were
 LONGEST = 900  # seconds of a cell
 PROGRESS = re.compile(r"^.*: \d+/\d+ .*\n|^\s*\n", re.MULTILINE)  # what a terminal shows while a command runs
@@ -60,6 +62,7 @@ def executed(notebooks: list[Path]) -> list[nbformat.NotebookNode]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(PEOPLE, Path(folder) / PEOPLE.name)
         for path, notebook in zip(notebooks, every, strict=True):
             began = time.monotonic()
             log.info("%s: is being executed, which takes a minute or two", path.name)
