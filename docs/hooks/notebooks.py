@@ -1,4 +1,4 @@
-"""Tutorials of the site: notebooks, executed in the order of the navigation, in one folder that has the recordings beside them."""
+"""Tutorials of the site: notebooks, executed in one folder that begins with docs/tutorials/people."""
 
 from __future__ import annotations
 

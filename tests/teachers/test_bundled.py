@@ -45,7 +45,9 @@ def test_python_loads_it_with_its_calibration_and_card(name: tuple[str, ...], co
     model = interface.load(*name)
     assert repr(model) == "SpeakerModel('bundled', dim=256, calibrated)"
     assert model.card.startswith("# The model that comes with spkd\n\nA demonstration: ")
-    one, other = (utterance.path for utterance in Manifest.load(corpus / "manifest.csv").utterances[3:5])  # no speech is found in the first voice
+    one, other = (
+        utterance.path for utterance in Manifest.load(corpus / "manifest.csv").utterances[3:5]
+    )  # no speech is found in the first voice
     a, b = model.embed([one, other]).astype(np.float64)
     assert model.verify(one, other).score == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-5)
     assert model.verify(one, one).same
