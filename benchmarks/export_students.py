@@ -39,7 +39,9 @@ FORMATS: dict[str, tuple[list[str], str]] = {
     "web": (["to=web", "web.runtime={runtime}"], ""),
     "wespeaker": (["to=wespeaker"], ""),
     "pte": (["to=pte", "pte.seconds=4"], "executorch"),
+    "pte, waveform": (["to=pte", "pte.seconds=4", "waveform=true"], "executorch"),
     "coreml": (["to=coreml", "coreml.seconds=4"], "coremltools"),
+    "coreml, waveform": (["to=coreml", "coreml.seconds=4", "waveform=true"], "coremltools"),
     "litert": (["to=litert"], "litert_torch"),
 }
 UTTERANCES = 20  # that fix the ranges of 8-bit integers

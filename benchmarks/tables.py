@@ -26,6 +26,7 @@ from pathlib import Path
 import bundled
 import cache_codecs
 import export_agree
+import export_students
 import install
 import interval_coverage
 import papers
@@ -383,6 +384,7 @@ BENCHMARKS = {
     "students": Benchmark("quick"),
     "teachers_equal": Benchmark("long", CLONES, teachers_equal_rows),
     "export_agree": Benchmark("long", SPEECH, export_agree_rows),
+    "export_students": Benchmark("long", ("--data", "{data}", "--runtime", "{runtime}")),
     "web": Benchmark("long", (*SPEECH, "--runtime", "{runtime}")),
     "fuzz": Benchmark("long", (), fuzz_rows),
     "install": Benchmark("long"),
@@ -445,6 +447,7 @@ def texts() -> dict[Path, dict[str, str]]:
         },
         DOCS / "install.md": {"install.py": install.table(record.kept("install"))},
         DOCS / "export.md": {
+            "export_students.py": export_students.table(record.kept("export_students")),
             "export_agree.py": export_agree.table(record.kept("export_agree")),
             "web.py": web.sentence(record.kept("web")),
             "quality.py": quality.table(record.kept("quality")),

@@ -414,10 +414,15 @@ def test_a_calibration_of_another_student_is_answered_with_how_to_make_its_own(
 
 
 @pytest.mark.parametrize("to", ["pte", "coreml"])
-def test_what_a_converter_does_not_take_is_answered_with_what_it_does(spkd: Callable, to: str) -> None:
-    save_student("s", Checkpoint(build("redimnet2", channels=8, embedding=8).eval()))
+@pytest.mark.parametrize(("name", "channels"), [("redimnet2", 8), ("resnet34", 4), ("campplus", 8)])
+def test_what_a_converter_does_not_take_is_answered_with_what_it_does(
+    spkd: Callable, to: str, name: str, channels: int
+) -> None:
+    network = build(name, channels=channels, embedding=8).eval()
+    save_student("s", Checkpoint(network))
     done = spkd("export", "s", f"to={to}")
-    reason = f"to={to}: the converter does not take ReDimNet2 with features of any length; add waveform=true"
+    kind = type(network).__name__
+    reason = f"to={to}: the converter does not take {kind} with features of any length; add waveform=true"
     assert (done.code, reason in done.err) == (2, True)
 
 
