@@ -275,9 +275,10 @@ def load_for_ever(path: str) -> None:
 
 @pytest.mark.slow
 def test_processes_end_with_a_parent_that_was_killed(corpus: Path) -> None:
-    running = processes.Running(load_for_ever, str(corpus / "manifest.csv"))
+    running, started = processes.Running(load_for_ever, str(corpus / "manifest.csv")), time.monotonic()
     while len(pids := set(running.printed().split())) < 2:
         assert running.returncode is None
+        assert time.monotonic() < started + 120, running.printed()
         time.sleep(0.05)
     running.kill()
     deadline = time.monotonic() + 60
