@@ -152,7 +152,7 @@ def test_a_student_goes_to_the_hub_and_comes_back(
 ) -> None:
     run: Callable = request.getfixturevalue("spkd")
     store, address = hub
-    audio, path = f"manifest={corpus / 'manifest.csv'}", Manifest.load(corpus / "manifest.csv")[0].path
+    audio, path = f"manifest={corpus / 'manifest.csv'}", Manifest.load(corpus / "manifest.csv")[3].path
     assert run("extract", "teacher=none", audio, "cache=c").code == 0
     small = ["student.channels=16", "student.embedding=8", "steps=2", "batch_size=4", "crop=0.5"]
     assert run("train", "--loss", "aam", "cache=c", *small).code == 0

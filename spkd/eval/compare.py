@@ -257,7 +257,7 @@ def _size(report: Report) -> Row:
     size = report.models[-1].efficiency
     return [
         "" if size.parameters is None else f"{size.parameters / 1e6:.2f} M",
-        "" if size.embedding is None else f"{size.embedding:,}",
+        "" if size.embedding_size is None else f"{size.embedding_size:,}",
         "" if size.bytes is None else format_bytes(size.bytes),
         "" if size.macs_per_second is None else f"{size.macs_per_second / 1e6:,.0f} M",
         "" if size.real_time_factor is None else f"{size.real_time_factor:g}",

@@ -72,8 +72,8 @@ def model_facts(model: ModelSummary) -> dict[str, object]:
     size, shown = model.efficiency, dict[str, object]()
     if size.parameters is not None:
         shown["parameters"] = f"{size.parameters:,}"
-    if size.embedding is not None:
-        shown["embedding"] = f"{size.embedding:,} numbers"
+    if size.embedding_size is not None:
+        shown["embedding"] = f"{size.embedding_size:,} numbers"
     if size.bytes is not None:
         shown["weights"] = format_bytes(size.bytes)
     if size.macs_per_second is not None:

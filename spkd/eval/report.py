@@ -58,14 +58,14 @@ class Efficiency:
     """Size and speed of a model; None for unknown values.
 
     Attributes:
-        embedding: number of numbers of its embedding.
+        embedding_size: number of numbers of its embedding.
         bytes: size of the weights in memory.
         macs_per_second: multiply-accumulates per second of speech, features not counted.
         real_time_factor: processing time over audio time on one CPU thread, features included.
     """
 
     parameters: int | None = field(default=None, metadata={"low": 0})
-    embedding: int | None = field(default=None, metadata={"low": 0})
+    embedding_size: int | None = field(default=None, metadata={"low": 0})
     bytes: int | None = field(default=None, metadata={"low": 0})
     macs_per_second: int | None = field(default=None, metadata={"low": 0})
     real_time_factor: float | None = field(default=None, metadata={"positive": True})

@@ -211,10 +211,11 @@ def _is_same(one: Voiceprint, other: Voiceprint) -> bool:
 
 
 def _in_use(config: Verifying, prints: Iterable[Voiceprint]) -> Verifying:
-    """Settings without the map where no voice was mapped. Raises UsageError where it was typed."""
-    if any(each.mapped_by for each in prints):
-        return config
-    return without_unused(config, {"map_by": "no voice here was mapped"})
+    """Settings without the file of voices where none of them is used, and without the map where none was mapped.
+    Raises UsageError where these were typed."""
+    used = list(prints)
+    unused = {} if any(each.mapped_by for each in used) else {"map_by": "no voice here was mapped"}
+    return without_unused(config, unused if used else unused | {"voices": "both sides are recordings"})
 
 
 def _opened(config: EnrolVoiceConfig) -> SpeakerModel:
