@@ -25,6 +25,10 @@ Groups:
 - ssl: one-step against two-step with a small self-supervised shape, DINO and MeMo.
 - amounts: LibriSpeech and growing amounts of speechocean's speech without labels.
 - views: what each kind of view brings.
+- codes: frames of the d-vector, and of the wide x-vector, in 512 bytes and in fewer: by `multilevel` from what a codec
+  keeps, and by `codebook` from its codes (arXiv 2211.00508).
+
+The default groups take under four hours on two cores, from nothing; `--groups` names others.
 """
 
 from __future__ import annotations
@@ -78,6 +82,8 @@ VOICES = ("view=full:8", f"view.speeds={SPEEDS}", f"view.formants={FORMANTS}")
 MANY = ("view=full:16", *VOICES[1:])
 FEW = ("view=full:4", f"view.speeds={SPEEDS}")
 FAST = ("precision=bf16", "loggers=[]")
+FRAME_CODECS = ("float16", "int8", "pq8x8", "rq8x8", "lsq8x8")
+CODES = FRAME_CODECS[-2:]  # those whose codes `codebook` learns
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,13 @@ CACHES = {
     "voices4": CachePlan((*FEW, f"view.formants={FORMANTS}")),
     "noise4": CachePlan((*FEW, "view.noise=DATA/noise/noise", "view.rir=DATA/noise/rir_sim")),
     "coders4": CachePlan((*FEW, "view.coders=[g711,gsm,opus,mp3]")),
+    **{
+        f"{of}_{codec}": CachePlan(
+            (*FEW, f"view.formants={FORMANTS}", f"storage.codecs={{{target}: {codec}}}"), f"embedding,{target}", taught_by
+        )
+        for of, target, taught_by in (("d-vector", "frames.layer3", None), ("x-vector", "frames", "wide"))
+        for codec in FRAME_CODECS
+    },
     "mixed4": CachePlan(
         (*FEW, "view.noise=DATA/speechocean-mini/audio/train", "view.noise_prob=0.5", "view.snr=[0,10]")
     ),
@@ -116,6 +129,8 @@ def student(name: str, channels: int, embedding: int = 256) -> tuple[str, ...]:
 
 
 STUDENT, NARROW, QUARTER, WIDE = (student("xvector", channels) for channels in (64, 32, 84, 256))
+FRAMES = {"d-vector": ("frames.layer3", 256, STUDENT), "x-vector": ("frames", 512, NARROW)}  # target, size, student
+FRAME_WEIGHT = 0.1  # chosen by recipe.py
 # At the x-vectors' learning rate (0.002) the loss of fine-tuning alone rose and stayed up in one seed of three.
 SSL = (
     *("student=ssl", "student.channels=64", "student.embedding=256", "student.ssl.adapters=16"),
@@ -243,6 +258,15 @@ def recipe(
     return Method("recipe", title, losses, settings, shape, steps, cache)
 
 
+def with_frames(of: str, loss: str, codec: str, weight: float = FRAME_WEIGHT) -> Method:
+    """A student that learns frames beside the embedding. of: the teacher, a key of FRAMES. weight: of the frames."""
+    target, dim, shape = FRAMES[of]
+    size = {"float16": 2 * dim, "int8": dim + 2}.get(codec, 8)
+    settings = (*ONE[1], f"loss.{loss}.levels={{frames: {target}}}", f"loss.weights.{loss}={weight}")
+    title = f"{of}, {loss}, {codec} ({size} bytes a frame)"
+    return Method("codes", title, ("contrastive", loss), settings, shape, cache=f"{of}_{codec}")
+
+
 def narrow(title: str, loss: str, *settings: str, shape: tuple[str, ...] = NARROW) -> Method:
     """A small student taught by the wide x-vector."""
     return Method("levels", title, (loss,), settings, shape, cache="xvector")
@@ -357,6 +381,16 @@ METHODS = {
         for n in AMOUNTS
     },
     **{
+        f"{of}_alone": Method("codes", f"{of}, embedding alone", *ONE, shape, cache=f"{of}_float16")
+        for of, (_, _, shape) in FRAMES.items()
+    },
+    **{
+        f"{of}_{loss}_{codec}": with_frames(of, loss, codec)
+        for of in FRAMES
+        for loss, codecs in (("multilevel", FRAME_CODECS[:-1]), ("codebook", CODES))
+        for codec in codecs
+    },
+    **{
         f"views_{kind}": Method("views", title, *ONE, steps=2 * STEPS, cache=f"{kind}4")
         for kind, title in {
             "speeds": "speeds",
@@ -376,7 +410,10 @@ GROUPS = {
     "ssl": "Self-supervised shapes and self-distillation",
     "amounts": "Unlabelled speech of the tested kind beside LibriSpeech (contrastive, tested on speechocean above all)",
     "views": f"What the views bring (contrastive, four views of each utterance, {2 * STEPS} steps)",
+    "codes": "Frames of a teacher in 8 bytes (contrastive besides, four views of each utterance)",
 }
+DEFAULT_GROUPS = ("losses", "recipe", "sizes", "levels", "codes")
+CODES_AGAINST_FRAMES = "2211.00508: codes of 8 bytes < frames of float16, {}"
 # What a paper claims: the first method, or the mean of the first methods, has the lower EER.
 CLAIMS = {
     "2212.03090: contrastive < cosine": ("contrastive", "cosine"),
@@ -414,6 +451,17 @@ CLAIMS = {
     "ours: coders < none": ("views_coders", "views_speeds"),
     "ours: another voice added < none": ("views_mixed", "views_speeds"),
     "ours: noise < none": ("views_noise", "views_speeds"),
+    **{
+        claim.format(of): (f"{of}_{first}", f"{of}_{second}")
+        for of in FRAMES
+        for claim, first, second in (
+            ("2211.00508: codes of 8 bytes < embedding alone, {}", "codebook_rq8x8", "alone"),
+            (CODES_AGAINST_FRAMES, "codebook_rq8x8", "multilevel_float16"),
+            ("2211.00508: codes of lsq8x8 < codes of rq8x8, {}", "codebook_lsq8x8", "codebook_rq8x8"),
+            ("ours: frames < embedding alone, {}", "multilevel_float16", "alone"),
+            ("ours: frames of rq8x8 < frames of pq8x8, {}", "multilevel_rq8x8", "multilevel_pq8x8"),
+        )
+    },
 }
 
 
@@ -591,15 +639,19 @@ def compare(first: Sequence[dict], second: Sequence[dict], lists: Sequence[str] 
 
 
 def table(methods: dict[str, dict], heads: dict[str, str], teacher: dict[str, float] | None = None) -> str:
-    """A table of README or docs."""
-    cells = ["", "parameters", "MACs of 1 s", "steps", "seeds", *(f"{head}, EER (%)" for head in heads.values())]
+    """A table of README or docs. Rows that have the seconds of their runs show the least: other work on the machine
+    only adds to them."""
+    timed = any("seconds" in found for found in methods.values())
+    cells = ["", "parameters", "MACs of 1 s", "steps", *(["seconds"] if timed else []), "seeds"]
+    cells += [f"{head}, EER (%)" for head in heads.values()]
     lines = [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
     if teacher is not None:
-        lines.append(f"| teacher | 1.42 M | | | | {' | '.join(f'{teacher[name]:.2f}' for name in heads)} |")
+        empty = "| " * (len(cells) - len(heads) - 2)
+        lines.append(f"| teacher | 1.42 M {empty}| {' | '.join(f'{teacher[name]:.2f}' for name in heads)} |")
     for found in methods.values():
         size = f"{found['parameters'] / 1e6:.{2 if found['parameters'] > 1e5 else 3}f} M"
         cells = [found["title"], size, f"{found['macs_per_second'] / 1e6:.1f} M"]
-        cells += [f"{found['steps']:,}", str(found["seeds"])]
+        cells += [f"{found['steps']:,}", *([f"{min(found['seconds']):,}"] if timed else []), str(found["seeds"])]
         for name in heads:
             rate = found[name]["eer_percent"]
             cells.append(f"{rate['mean']:.2f}" + (f" ± {rate['sd']:.2f}" if found["seeds"] > 1 else ""))
@@ -621,7 +673,7 @@ def training_options(description: str | None, name: str) -> argparse.ArgumentPar
 
 def main() -> None:
     arguments = training_options(__doc__, "papers")
-    arguments.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    arguments.add_argument("--groups", nargs="*", default=list(DEFAULT_GROUPS), choices=list(GROUPS))
     given = record.parse(arguments, **TINY)
     study = prepared(given)
     if not given.report:
@@ -715,7 +767,8 @@ def report(study: Study, seeds: int) -> dict[str, Any]:
             lower, higher = ([run for name in side for run in records[name][:shared]] for side in names)
             claims[claim] = compare(lower, higher, lists or tuple(LISTS))
     rates = {part: round(teacher["lists"][part]["eer_percent"], 3) for part in LISTS}
-    return {"teacher": rates, **goals(methods), "orderings": claims, "methods": methods}
+    codes = {"codebook_8_bytes_minus_fp16_frames": claims.get(CODES_AGAINST_FRAMES.format("d-vector"))}
+    return {"teacher": rates, **goals(methods), **codes, "orderings": claims, "methods": methods}
 
 
 def rows(study: Study, records: dict[str, list[dict]]) -> dict[str, dict]:
@@ -728,6 +781,7 @@ def rows(study: Study, records: dict[str, list[dict]]) -> dict[str, dict]:
             "title": method.title,
             "steps": method.steps,
             "seeds": len(runs),
+            "seconds": [run["seconds"] for run in runs if "seconds" in run],
             **runs[0]["model"],
             **summary(runs),
         }
@@ -793,6 +847,7 @@ def readme_table(result: dict) -> str:
             seeds = [mean(pair) for pair in zip(*(row[part]["eer_percent"]["seeds"] for part in lists), strict=True)]
             spread = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
             shown[name] = row | {"librispeech": {"eer_percent": {"mean": mean(seeds), "sd": spread}}}
+            del shown[name]["seconds"]
     teacher = result["teacher"] | {"librispeech": mean(result["teacher"][part] for part in lists)}
     heads = {name: HEADS[name] for name in lists} | {"librispeech": "mean of both", "speechocean": HEADS["speechocean"]}
     return table(shown, heads, teacher)

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import papers
 import record
 from commands import Lists
 from papers import (
@@ -48,6 +50,7 @@ from papers import (
     student,
     table,
     training_options,
+    with_frames,
     write_manifest,
     write_tested,
 )
@@ -64,8 +67,13 @@ CACHES = {
     "unlabelled": CachePlan(VOICES, manifest="unlabelled.csv"),
     "aside_16": CachePlan(MANY, manifest="others.csv"),
     "aside_speeds": CachePlan(("view=full:8", f"view.speeds={SPEEDS}"), manifest="others.csv"),
+    **{
+        f"aside_{codec}": replace(papers.CACHES[f"d-vector_{codec}"], manifest="others.csv")
+        for codec in ("float16", "rq8x8")
+    },
 }
 MORE = "[aside,unlabelled]"
+FRAME_WEIGHTS = (0.1, 0.3, 1.0)
 
 
 def candidate(
@@ -108,6 +116,17 @@ METHODS = {
     "best_fast": candidate("the same, twice the learning rate", BEST[0], (*BEST[1], "optim.lr=0.004")),
     "wider": candidate("the same with 128 channels", *BEST, student("xvector", 128)),
     "nontarget": candidate("non-target over prototypes", ("nontarget",), steps=STEPS),
+    "frames_0": candidate("contrastive, four views", *ONE, cache="aside_float16", steps=STEPS),
+    **{
+        f"{loss}_{weight}": replace(
+            with_frames("d-vector", loss, codec, weight),
+            group="choice",
+            title=f"contrastive and {loss} from {codec} ({weight})",
+            cache=f"aside_{codec}",
+        )
+        for loss, codec in (("multilevel", "float16"), ("codebook", "rq8x8"))
+        for weight in FRAME_WEIGHTS
+    },
     **{
         f"trkd_{first}_{last}": candidate(
             f"TRKD over prototypes, cut-off {first} to {last}",
