@@ -113,7 +113,9 @@ CACHES = {
     "coders4": CachePlan((*FEW, "view.coders=[g711,gsm,opus,mp3]")),
     **{
         f"{of}_{codec}": CachePlan(
-            (*FEW, f"view.formants={FORMANTS}", f"storage.codecs={{{target}: {codec}}}"), f"embedding,{target}", taught_by
+            (*FEW, f"view.formants={FORMANTS}", f"storage.codecs={{{target}: {codec}}}"),
+            f"embedding,{target}",
+            taught_by,
         )
         for of, target, taught_by in (("d-vector", "frames.layer3", None), ("x-vector", "frames", "wide"))
         for codec in FRAME_CODECS

@@ -34,6 +34,7 @@ SLOW = {
         "extract_overhead",
         "extract_scale",
         "flips",
+        "frame_codecs",
         "frame_times",
         "fuzz",
         "gpu",
