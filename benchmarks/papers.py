@@ -414,7 +414,7 @@ GROUPS = {
     "views": f"What the views bring (contrastive, four views of each utterance, {2 * STEPS} steps)",
     "codes": "Frames of a teacher in 8 bytes (contrastive besides, four views of each utterance)",
 }
-DEFAULT_GROUPS = ("losses", "recipe", "sizes", "levels", "codes")
+DEFAULT_GROUPS = ("losses", "recipe", "sizes", "levels")
 CODES_AGAINST_FRAMES = "2211.00508: codes of 8 bytes < frames of float16, {}"
 # What a paper claims: the first method, or the mean of the first methods, has the lower EER.
 CLAIMS = {

@@ -193,7 +193,7 @@ def test_an_evaluation_says_its_dimension(spkd: Callable, student: Path, corpus:
     spkd(*given, "out=whole").ok()
     spkd(*given, "out=part", PART).ok()
     model = json.loads(Path("part/report.json").read_text())["models"][0]
-    assert (model["name"], model["embedding"], model["dimension"]) == ("student, dimension=4", 4, 4)
+    assert (model["name"], model["embedding_size"], model["dimension"]) == ("student, dimension=4", 4, 4)
     assert "student, dimension=4" in Path("part/report.html").read_text()
     done = spkd(*given, "out=part")
     assert done.code == 2
