@@ -1,9 +1,10 @@
 """Codecs on real speech: what each costs in bytes and error, and what it does to a student.
 
-The GE2E d-vector is run on librispeech-mini at seven speeds (whole recordings). Its embeddings are coded by every
-codec, fitted on three quarters of the speakers and measured on the others. For each codec a whole cache is extracted;
-an x-vector student is then distilled from each cache by `--loss contrastive` (equal steps, views, masks and seeds) and
-scored on both test lists. A second call continues the first. frame_codecs.py measures codecs of frames.
+The GE2E d-vector is run on librispeech-mini at seven speeds (whole recordings). Its embeddings and its frames (the last
+LSTM layer) are coded by every codec, fitted on three quarters of the speakers and measured on the others. For each
+codec of the embeddings a whole cache is extracted under that codec; an x-vector student is then distilled from each
+cache by `--loss contrastive` (equal steps, views, masks and seeds) and scored on both test lists. A second call
+continues the first.
 
     python benchmarks/cache_codecs.py --data DIR --teacher FILE
 
@@ -32,6 +33,7 @@ SPEEDS = "view.speeds=[0.85,0.9,0.95,1.0,1.05,1.1,1.15]"
 LISTS = {"test_other": "test-other", "test_short": "test-short"}
 STORED = "storage.codecs={{embedding: {}}}"
 EMBEDDING = ("float16", "int8", "sq4", "pq64x4", "opq32x4")  # a student of each
+FRAMES = ("float32", "float16", "float16+zstd", "int8", "sq8", "sq6", "sq4", "pq64x8", "opq64x8", "pq32x8")
 
 
 def extract(work: Path, data: Path, weights: Path, threads: int, folder: str, *settings: str) -> Cache:
@@ -94,13 +96,20 @@ def student(work: Path, data: Path, threads: int, codec: str, seed: int, setting
 
 
 def embeddings_table(result: dict) -> str:
-    """The table of docs/cache.md."""
+    """The first table of docs/cache.md."""
     lines = ["| embedding (256) | bytes | 1 - cosine | worst row | student, test-other (%) | test-short (%) |"]
     lines.append("|---|---|---|---|---|---|")
     for codec, rates in result["students_eer"].items():
         students = " | ".join(f"{rates[name]['mean']:.2f} ± {rates[name]['sd']:.2f}" for name in LISTS)
         lines.append(f"| `{codec}` | {cells(result['errors']['embedding'][codec])} | {students} |")
     return "\n".join(lines)
+
+
+def frames_table(result: dict) -> str:
+    """The second table of docs/cache.md."""
+    lines = ["| frames (256, last LSTM layer) | bytes | 1 - cosine | worst row |", "|---|---|---|---|"]
+    errors = result["errors"]["frames.layer3"]
+    return "\n".join([*lines, *(f"| `{codec}` | {cells(errors[codec])} |" for codec in FRAMES)])
 
 
 def cells(row: dict[str, float]) -> str:
@@ -118,7 +127,10 @@ def main() -> None:
     options.add_argument("--channels", type=int, default=96, help="width of the x-vector student")
     options.add_argument("--jobs", type=int, default=2, help="students trained side by side")
     options.add_argument("--codecs", nargs="+", default=list(EMBEDDING), help="of the embeddings; a student of each")
-    given = record.parse(options, seeds=1, steps=2, batch_size=8, channels=8, jobs=1, codecs=["float16"])
+    options.add_argument("--frames", nargs="+", default=list(FRAMES), help="codecs of the frames")
+    given = record.parse(
+        options, seeds=1, steps=2, batch_size=8, channels=8, jobs=1, codecs=["float16"], frames=["float16+zstd", "sq4"]
+    )
     data, weights, work = given.data / "librispeech-mini", given.teacher, given.work
     work.mkdir(parents=True, exist_ok=True)
     cores, started = 0 if given.tiny else os.cpu_count() or 1, time.time()
@@ -126,13 +138,18 @@ def main() -> None:
     for codec in given.codecs:
         extract(work, data, weights, cores, f"embedding-{codec}", "fbank=true", SPEEDS, STORED.format(codec))
     exact = extract(work, data, weights, cores, "embedding-float32", "fbank=true", SPEEDS, STORED.format("float32"))
+    settings = ("teacher.targets=[frames.layer3]", "view=crops:2,3.0", "storage.codec=float32")
+    frames = extract(work, data, weights, cores, "frames", *settings)
     errors = {
         "embedding": {codec: cost(exact, "embedding", codec) for codec in given.codecs},
+        "frames.layer3": {codec: cost(frames, "frames.layer3", codec) for codec in given.frames},
     }
     print(f"codecs measured after {time.time() - started:.0f} s", flush=True)
 
     errors["embedding"]["int8, standardised"] = spread_cost(exact, "embedding", 1.0)
     errors["embedding"]["int8, plain"] = spread_cost(exact, "embedding", 0.0)
+    errors["frames.layer3"]["int8, standardised"] = spread_cost(frames, "frames.layer3", 1.0)
+    errors["frames.layer3"]["int8, plain"] = spread_cost(frames, "frames.layer3", 0.0)
 
     settings = [f"steps={given.steps}", f"student.channels={given.channels}", f"batch_size={given.batch_size}"]
     threads = min(cores, max(cores // given.jobs, 1))

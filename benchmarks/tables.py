@@ -27,7 +27,6 @@ import bundled
 import cache_codecs
 import export_agree
 import export_students
-import frame_codecs
 import install
 import interval_coverage
 import papers
@@ -361,7 +360,6 @@ BENCHMARKS = {
     "scale": Benchmark("long", (), scale_rows),
     "cache_scale": Benchmark("quick", (), cache_scale_rows),
     "cache_codecs": Benchmark("long", SPEECH),
-    "frame_codecs": Benchmark("long", SPEECH),
     "mining": Benchmark("quick", ("--per-label", "182"), mining_rows),
     "extract_overhead": Benchmark("long", (), extract_overhead_rows),
     "loader_speed": Benchmark("quick", LOADER, loader_speed_rows),
@@ -439,7 +437,7 @@ def texts() -> dict[Path, dict[str, str]]:
         },
         DOCS / "cache.md": {
             "cache_codecs.py, embeddings": cache_codecs.embeddings_table(codecs),
-            "frame_codecs.py": frame_codecs.table(record.kept("frame_codecs")),
+            "cache_codecs.py, frames": cache_codecs.frames_table(codecs),
         },
         DOCS / "evaluation.md": {"interval_coverage.py": interval_coverage.table(record.kept("interval_coverage"))},
         DOCS / "students.md": {
