@@ -1,6 +1,6 @@
 """A new model without enrolling anew: enrolments by an old model, mapped by `spkd map`, and tests by the new one.
 
-Two directions: from the teacher (GE2E d-vector) to a student that it taught (best-mini at 2,400 steps), and to the same
+Two directions: from the teacher (GE2E d-vector) to a student of it (best-mini at 2,400 steps), and to the same
 student from one that was trained apart from it (without labels, at the same steps). The maps are trained on the
 training speech alone. The lists are those of papers.py, and so are losses and views.
 
@@ -114,7 +114,7 @@ def networks(study: Study, old: str, new: str) -> dict[str, float]:
     """Cosine on the speakers kept aside of several kinds of map, each trained as `spkd map` trains its own."""
     pairs = read_pairs(Cache.open(study.work / old), Cache.open(study.work / new), 10**6, 0)
     aside = speakers_aside(pairs, 0.1, 0)
-    taught, kept = as_tensors(pairs, ~aside), as_tensors(pairs, aside)
+    fitted, kept = as_tensors(pairs, ~aside), as_tensors(pairs, aside)
     a, b, steps = pairs.old.shape[1], pairs.new.shape[1], 4 if study.threads == 0 else 2000
 
     def layers(*widths: int) -> nn.Module:
@@ -125,7 +125,7 @@ def networks(study: Study, old: str, new: str) -> dict[str, float]:
 
     def of_spkd(hidden: int) -> nn.Module:
         made = MapNetwork(a, b, hidden)
-        begin_linear(made, taught, kept)
+        begin_linear(made, fitted, kept)
         return made
 
     made: dict[str, Callable[[], nn.Module]] = {
@@ -134,11 +134,11 @@ def networks(study: Study, old: str, new: str) -> dict[str, float]:
         "one hidden layer": lambda: layers(a, HIDDEN, b),
         "two hidden layers": lambda: layers(a, HIDDEN, HIDDEN, b),
     }
-    found = {"orthogonal Procrustes": procrustes(taught, kept)} if a == b else {}
+    found = {"orthogonal Procrustes": procrustes(fitted, kept)} if a == b else {}
     for name, make in made.items():
         torch.manual_seed(0)
         network = make()
-        train(network, taught, kept, steps, 0)
+        train(network, fitted, kept, steps, 0)
         found[name] = cosine(network, kept)
     return {name: round(value, 4) for name, value in found.items()}
 
@@ -150,9 +150,9 @@ class Units(nn.Module):
         return normalize(embeddings, dim=1)
 
 
-def procrustes(taught: Both, kept: Both) -> float:
+def procrustes(fitted: Both, kept: Both) -> float:
     """Cosine of the best rotation (with reflection) between both spaces, each around its mean."""
-    x, y = (normalize(side.double(), dim=1) for side in taught)
+    x, y = (normalize(side.double(), dim=1) for side in fitted)
     u, _, v = torch.linalg.svd((x - x.mean(0)).mT @ (y - y.mean(0)))
     mapped = (normalize(kept[0].double(), dim=1) - x.mean(0)) @ (u @ v) + y.mean(0)
     return float(torch.cosine_similarity(mapped, kept[1].double()).mean())

@@ -554,9 +554,11 @@ class _Workers:
         if (processes := self._ready) is not None and batches:
             sizes, views = tuple(map(len, batches)), np.concatenate(batches)
             done = processes.submit(_Job(*self._loader.part(views), sizes))
-            ends = accumulate(sizes)
-            return [self._collector.submit(self._received, views, end - len(batch), number, done)
-                    for number, (batch, end) in enumerate(zip(batches, ends, strict=True))]  # fmt: skip
+            firsts = accumulate(sizes[:-1], initial=0)
+            return [
+                self._collector.submit(self._received, views, first, number, done)
+                for number, first in enumerate(firsts)
+            ]
         load = partial(_load, self._loader, self._features)
         return [
             self._collector.submit(self._put_together, batch, [self._threads.submit(load, int(v)) for v in batch])

@@ -120,10 +120,10 @@ def voicing_of(wave: np.ndarray) -> Voicing:
     windows = np.lib.stride_tricks.sliding_window_view(slow, span)[:: FRAME // DECIMATION]
     parts = [_correlated(windows[at : at + AT_ONCE]) for at in range(0, len(windows), AT_ONCE)]
     level, correlation = (np.concatenate(each) for each in zip(*parts, strict=True))
-    heard = level > FAINT
-    if not heard.any():
+    loud = level > FAINT
+    if not loud.any():
         return Voicing(0, 0, 0.0)
-    return Voicing(int(heard.sum()), int((correlation[heard] > VOICED).sum()), float(level[heard].std()))
+    return Voicing(int(loud.sum()), int((correlation[loud] > VOICED).sum()), float(level[loud].std()))
 
 
 def _correlated(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

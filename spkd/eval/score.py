@@ -405,11 +405,11 @@ def notes_on_training(
                     "rates may be too low."
                 )
                 break
-    taught = [
+    of_models = [
         (("The student", training.people), ("A teacher of the student", training.teacher_people))
         for training in (model.training for model in models if model.training is not None)
     ]
-    for those in [*taught, *([] if the_map is None else [(("The map", the_map.people),)])]:
+    for those in [*of_models, *([] if the_map is None else [(("The map", the_map.people),)])]:
         for whom, known, names, word in (
             found
             for who, of in those

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError
-from spkd.networks.campplus import CAMPPlus
 from spkd.networks.network import Network
-from spkd.networks.resnet import ResNet34
-from spkd.networks.toolkits.redimnet import AuthorsReDimNet
 from spkd.outputs.features import (
     FBANKS,
     FFT,
@@ -185,13 +182,9 @@ def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedPr
     return _of_any_length(embedder, inputs, {0: BATCH}, 10**7)
 
 
-# Networks whose number of steps after their strides is an expression that the converters for phones do not take.
-STRIDED = (ResNet34, CAMPPlus, AuthorsReDimNet)
-
-
 def check_alone(to: str, network: Network, waveform: bool) -> None:
     """Check that converters for phones take a network with its input. Raises UsageError where it is known that not."""
-    if isinstance(network, STRIDED) and not waveform:
+    if network.strided and not waveform:
         raise UsageError(
             f"to={to}: the converter does not take {type(network).__name__} with features of any length; add "
             "waveform=true, whose length is fixed"

@@ -109,9 +109,9 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(Purpose.MAP, config.seed, 2))
         network = MapNetwork(old.width, new.width, config.hidden)
-    taught, kept = (as_tensors(pairs, chosen) for chosen in (~aside, aside))
-    begin_linear(network, taught, kept)
-    step = train(network, taught, kept, config.steps, config.seed)
+    fitted, kept = (as_tensors(pairs, chosen) for chosen in (~aside, aside))
+    begin_linear(network, fitted, kept)
+    step = train(network, fitted, kept, config.steps, config.seed)
     _restore_spread(network, *kept)
     before = functional.cosine_similarity(kept[0], kept[1]).mean().item() if old.width == new.width else None
     trained_on = TrainedOn(
@@ -133,12 +133,12 @@ def as_tensors(pairs: Pairs, chosen: np.ndarray) -> Both:
     return torch.from_numpy(pairs.old[chosen]), torch.from_numpy(pairs.new[chosen])
 
 
-def train(network: torch.nn.Module, taught: Both, kept: Both, steps: int, seed: int) -> int:
+def train(network: torch.nn.Module, fitted: Both, kept: Both, steps: int, seed: int) -> int:
     """Train a network as `fit` does, and leave it with the weights that are best for the pairs kept aside.
 
     Args:
         network: network from old embeddings (N, D_old) to new ones (N, D_new).
-        taught: embeddings on which it is trained.
+        fitted: embeddings on which it is trained.
         kept: embeddings that are kept aside.
         steps: most steps.
     Returns:
@@ -149,9 +149,9 @@ def train(network: torch.nn.Module, taught: Both, kept: Both, steps: int, seed: 
     optimiser = torch.optim.AdamW(network.parameters(), RATE)
     with track("map", steps, "steps") as bar:
         for step in range(1, steps + 1):
-            rows = torch.randint(len(taught[0]), (BATCH,), generator=generator)
-            aims = functional.normalize(taught[1][rows], dim=1)
-            loss = (network(taught[0][rows]) - aims).square().sum(1).mean()
+            rows = torch.randint(len(fitted[0]), (BATCH,), generator=generator)
+            aims = functional.normalize(fitted[1][rows], dim=1)
+            loss = (network(fitted[0][rows]) - aims).square().sum(1).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -166,13 +166,13 @@ def train(network: torch.nn.Module, taught: Both, kept: Both, steps: int, seed: 
     return best_step
 
 
-def begin_linear(network: MapNetwork, taught: Both, kept: Both) -> None:
+def begin_linear(network: MapNetwork, fitted: Both, kept: Both) -> None:
     """Make a network the linear map of the least squares, with the penalty that is best for the pairs kept aside."""
     tried: dict[float, float] = {}
     for ridge in RIDGES:
-        _make_linear(network, linear(*taught, ridge))
+        _make_linear(network, linear(*fitted, ridge))
         tried[ridge] = cosine(network, kept)
-    _make_linear(network, linear(*taught, max(tried, key=lambda ridge: tried[ridge])))
+    _make_linear(network, linear(*fitted, max(tried, key=lambda ridge: tried[ridge])))
 
 
 def linear(old: torch.Tensor, new: torch.Tensor, ridge: float) -> torch.Tensor:

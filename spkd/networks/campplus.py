@@ -144,6 +144,7 @@ class CAMPPlus(Network):
     Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
     """
 
+    strided = True
     default_channels = 128
     takes_lengths = True
 

@@ -34,6 +34,8 @@ class Network(nn.Module):
         default_channels: width unless another is asked for.
         adapters: whether it has a second path, through adapters (see `forward`).
         takes_lengths: whether views of different lengths can share a batch without changing their outputs.
+        strided: whether its layers stride over the frames of a fbank, which converters for phones take for one length
+            alone.
         nested: sizes at which the embedding was trained to be usable by its first numbers alone; (): the whole.
     """
 
@@ -45,6 +47,7 @@ class Network(nn.Module):
     default_channels: int
     adapters: bool = False
     takes_lengths: bool = False
+    strided: bool = False
     nested: tuple[int, ...] = ()
 
     @classmethod

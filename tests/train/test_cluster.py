@@ -1,4 +1,4 @@
-"""`spkd cache cluster`: vectors of utterances, clusters of them, and what is said of these."""
+"""`spkd cache cluster`: vectors of utterances, clusters of them, and the lines that describe them."""
 
 from __future__ import annotations
 

@@ -464,6 +464,7 @@ class AuthorsReDimNet(Network):
     Levels: frames (B, T / s, D), each the mean over a frame of the slowest stage; stats (B, 2 D); embedding (B, E).
     """
 
+    strided = True
     takes_lengths = True
 
     def __init__(
