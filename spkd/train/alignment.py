@@ -122,6 +122,27 @@ def align(student: Tensor, teacher: Tensor, alignment: Alignment) -> tuple[Tenso
     return aligned, teacher, alignment.kept
 
 
+def every(stride: int, student: Tensor, teacher: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One of every `stride` aligned frames, from the first one of each view that counts.
+
+    Args:
+        student: (B, V, D) frames.
+        teacher: (B, V, E) frames at the same times.
+        kept: (B, V) whether each of them counts; None: all.
+    Returns:
+        The same three with ceil(V / stride) frames.
+    """
+    if stride == 1:
+        return student, teacher, kept
+    if kept is None:
+        thinned = student.mT[..., ::stride].mT if student.mT.is_contiguous() else student[:, ::stride]
+        return thinned, teacher[:, ::stride], None
+    first = kept.to(torch.uint8).argmax(1, keepdim=True)
+    numbers = first + torch.arange(0, kept.shape[1], stride, device=kept.device)
+    inside = numbers.clamp_max(kept.shape[1] - 1)
+    return _at(student, inside), _at(teacher, inside), kept.gather(1, inside) & (numbers == inside)
+
+
 def mean_over_frames(values: Tensor, kept: Tensor | None) -> Tensor:
     """Mean over the frames that count of each view, then over the views: ().
 

@@ -19,7 +19,7 @@ from spkd.networks.toolkits.redimnet import TimeContext
 from spkd.outputs.features import FBANK, FBANKS, HOP, input_features, is_fbank
 from spkd.outputs.target import Target
 from spkd.students import build
-from spkd.train.alignment import Alignment, align, mean_over_frames
+from spkd.train.alignment import Alignment, align, every, mean_over_frames
 
 CROP = 32_000
 LENGTHS = np.array([100_000, 47_111, 32_000, 31_999, 27_043, 19_237, 16_000, 9_999])
@@ -195,3 +195,28 @@ def test_the_time_of_a_frame_is_the_middle_of_what_it_sees(name: str) -> None:
         seen = (energy > 1e-3 * energy.max()).nonzero()[:, 0].float() + 0.5
     middle = float(seen.min() + seen.max()) / 2
     assert middle == pytest.approx(number * level.hop + level.middle, abs=1 if is_fbank(kind) else 20)
+
+
+@pytest.mark.parametrize("time_last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2, 3, 7, 20])
+def test_every_so_many_frames_from_the_first_that_counts(stride: int, time_last: bool) -> None:
+    random = np.random.RandomState(stride)
+    made, codes, kept = random.randn(40, 7, 3), random.randint(9, size=(40, 7, 2)), random.rand(40, 7) < 0.3
+    kept[np.arange(40), random.randint(7, size=40)] = True
+    frames = torch.from_numpy(made)
+    if time_last:
+        frames = frames.mT.contiguous().mT
+    expected = []
+    for view in range(40):
+        first = int(np.flatnonzero(kept[view])[0])
+        expected.append([frame for frame in range(first, 7, stride) if kept[view, frame]])
+    found = every(stride, frames, torch.from_numpy(codes), torch.from_numpy(kept))
+    assert found[2] is not None
+    for view, numbers in enumerate(expected):
+        chosen = found[2][view]
+        np.testing.assert_array_equal(found[0][view][chosen], made[view][numbers])
+        np.testing.assert_array_equal(found[1][view][chosen], codes[view][numbers])
+    whole = every(stride, frames, torch.from_numpy(codes), None)
+    assert whole[2] is None
+    np.testing.assert_array_equal(whole[0], made[:, ::stride])
+    np.testing.assert_array_equal(whole[1], codes[:, ::stride])

@@ -235,6 +235,9 @@ class CodebookSettings(LossSettings):
     levels: dict[str, str] = key(
         {"frames": "frames"}, "student level -> target whose codes it predicts, e.g. {frames: frames.layer8}"
     )
+    hop: float = key(
+        0.04, "seconds from one frame that is compared to the next; 0: every frame of the teacher", low=0.0, high=10.0
+    )
 
     def check(self) -> None:
         if not self.levels:
