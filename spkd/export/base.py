@@ -83,13 +83,6 @@ class Export(ABC):
     def check(self, network: Network) -> None:  # noqa: B027  most formats take every network
         """Check settings and network. Raises UsageError for missing settings, or a network that the format lacks."""
 
-    def check_input(self, network: Network, waveform: bool) -> None:  # noqa: B027  most formats take both
-        """Check that the network goes into the format with its input. Raises UsageError: it does not.
-
-        Args:
-            waveform: whether the graph takes the waveform.
-        """
-
     def check_calibration(self, calibration: Calibration) -> None:  # noqa: B027  most formats carry any
         """Check the calibration that goes with the model. Raises UsageError for one that the format lacks."""
 

@@ -17,11 +17,10 @@ from torch import Tensor
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import COMMENT, Export, Exported, Run, checked, lengths_within
 from spkd.export.beside import Runtime
-from spkd.export.graph import Embedder, check_alone, lengths_of, quiet, samples_of, traced_alone, without_checks
+from spkd.export.graph import Embedder, lengths_of, quiet, samples_of, simplified, traced_alone, unchecked
 from spkd.export.onnx import NAMES, OUTPUT
 from spkd.export.settings import LongestSettings
 from spkd.files.atomic import check_is_own, check_writable, set_aside, write_bytes, writing_folder
-from spkd.networks.network import Network
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
 
@@ -44,9 +43,6 @@ class CoreML(Export):
     Settings = LongestSettings
     file = "model.mlpackage"
     mark = COMMENT.encode()
-
-    def check_input(self, network: Network, waveform: bool) -> None:
-        check_alone("coreml", network, waveform)
 
     def one_length(self, waveform: bool) -> float | None:
         return float(self.settings.seconds) if waveform else None
@@ -99,9 +95,9 @@ def write_coreml(embedder: Embedder, out: Path, seconds: float) -> tuple[int, in
         if samples[0] < samples[1]:
             length = coremltools.RangeDim(*lengths_of(program), default=length)
         shape = (1, length, *example.shape[2:])
-        with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():  # it draws bars there
+        with unchecked(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():  # it draws bars there
             model = coremltools.convert(
-                without_checks(program.run_decompositions({})),
+                simplified(program.run_decompositions({})),
                 inputs=[coremltools.TensorType(name, coremltools.Shape(shape), dtype=np.float32)],
                 outputs=[coremltools.TensorType(OUTPUT, dtype=np.float32)],
                 minimum_deployment_target=coremltools.target.iOS16,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import SpkdError, UsageError
@@ -166,13 +167,22 @@ def toolkit_of(kind: Target) -> str:
     return next(name for name, target in FBANKS.items() if target == kind)
 
 
+def check_traceable(network: Network) -> None:
+    """Check that torch exports a network. Raises UsageError for one with a recurrent layer."""
+    if recurrent := next((m for m in network.modules() if isinstance(m, nn.RNNBase)), None):
+        raise UsageError(
+            f"the student has a recurrent layer ({type(recurrent).__name__}), which torch exports for one length "
+            "alone: take convolutions or attention, or run it in Python from its folder (spkd.load)"
+        )
+
+
 def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedProgram:
     """Graph of an embedder, for any batch size and length.
 
     Args:
         lengths: whether the graph has a second input, the lengths (B,) of the views of a padded batch.
     Raises:
-        SpkdError: the network has recurrent layers.
+        SpkdError: the network is for longer views.
         Exception: errors of many kinds, where torch cannot export the network.
     """
     example = embedder.example(4.0, batch=2)
@@ -180,15 +190,6 @@ def traced(embedder: Embedder, lengths: bool = False) -> torch.export.ExportedPr
     if lengths:
         inputs += (torch.tensor([example.shape[1], example.shape[1] // 2]),)
     return _of_any_length(embedder, inputs, {0: BATCH}, 10**7)
-
-
-def check_alone(to: str, network: Network, waveform: bool) -> None:
-    """Check that converters for phones take a network with its input. Raises UsageError where it is known that not."""
-    if network.strided and not waveform:
-        raise UsageError(
-            f"to={to}: the converter does not take {type(network).__name__} with features of any length; add "
-            "waveform=true, whose length is fixed"
-        )
 
 
 def traced_alone(embedder: Embedder, seconds: float) -> torch.export.ExportedProgram:
@@ -199,32 +200,37 @@ def traced_alone(embedder: Embedder, seconds: float) -> torch.export.ExportedPro
     Args:
         seconds: greatest length (s), or the only one.
     Raises:
-        SpkdError: the network has recurrent layers, or is for longer views.
+        SpkdError: the network is for longer views.
         Exception: errors of many kinds, where torch cannot export the network.
     """
     example = embedder.example(seconds)
-    if embedder.front_end is None:
-        return _of_any_length(embedder, (example,), {}, example.shape[1])
-    _refuse_recurrent(embedder)
-    with quiet(), torch.no_grad():
+    with unchecked(), torch.no_grad():
+        if embedder.front_end is None:
+            return _of_any_length(embedder, (example,), {}, example.shape[1])
         return torch.export.export(embedder, (example,), strict=False)
 
 
-def without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """A graph without the checks of its lengths and without aliases, for which converters have no operators.
+def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A graph without checks and maxima of its length and without aliases, for which converters have no operators.
 
-    The graph is changed in place. The lengths that it takes are those of `lengths_of`, with or without checks.
+    The graph is changed in place. It gives the same at the lengths that it takes, those of `lengths_of`.
     """
     graph = program.graph_module.graph
     for node in list(graph.nodes):
+        is_first = node.target == torch.sym_max and _is_first(*node.args)
         if node.target == torch.ops.aten._assert_scalar.default:
             graph.erase_node(node)
-        elif node.target == torch.ops.aten.alias.default:
+        elif is_first or node.target == torch.ops.aten.alias.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def _is_first(one: Any, other: Any) -> bool:
+    """Whether the maximum of two numbers of a graph is the first one at every length; the second may be a constant."""
+    return isinstance(other, int) and statically_known_true(one.meta["val"] >= other)
 
 
 def lengths_of(program: torch.export.ExportedProgram) -> tuple[int, int]:
@@ -245,18 +251,9 @@ def samples_of(program: torch.export.ExportedProgram, embedder: Embedder) -> tup
     return least * HOP + WINDOW - HOP, most * HOP
 
 
-def _refuse_recurrent(embedder: Embedder) -> None:
-    if recurrent := next((m for m in embedder.network.modules() if isinstance(m, nn.RNNBase)), None):
-        raise SpkdError(
-            f"it has a recurrent layer ({type(recurrent).__name__}), which torch exports for one length alone: take "
-            "convolutions or attention, or run it in Python from its folder (spkd.load)"
-        )
-
-
 def _of_any_length(
     embedder: Embedder, inputs: tuple[Tensor, ...], batch: dict[int, Any], longest: int
 ) -> torch.export.ExportedProgram:
-    _refuse_recurrent(embedder)
     shorter, longer = SHORTEST[embedder.front_end is not None]
     try:
         return _traced(embedder, inputs, batch, shorter, longest)
@@ -288,3 +285,12 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Trace graphs quietly while the block runs, and where torch can without checks of their lengths: converters trace
+    them anew, and have no operators for these.
+    """
+    with quiet(), torch._dynamo.config.patch(do_not_emit_runtime_asserts=True):
+        yield

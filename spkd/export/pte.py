@@ -11,10 +11,9 @@ from torch import Tensor
 from spkd.errors import SpkdError, UsageError, first_line
 from spkd.export.base import Export, Exported, Run, checked, lengths_within
 from spkd.export.beside import Runtime
-from spkd.export.graph import Embedder, check_alone, quiet, samples_of, traced_alone, without_checks
+from spkd.export.graph import Embedder, quiet, samples_of, simplified, traced_alone, unchecked
 from spkd.export.settings import LongestSettings
 from spkd.files.atomic import write_bytes
-from spkd.networks.network import Network
 
 IMPORTS = """
 import torch
@@ -35,9 +34,6 @@ class PTE(Export):
     Settings = LongestSettings
     file = "model.pte"
     mark = b"ET12"  # of any file of the format, which has no metadata
-
-    def check_input(self, network: Network, waveform: bool) -> None:
-        check_alone("pte", network, waveform)
 
     def one_length(self, waveform: bool) -> float | None:
         return float(self.settings.seconds) if waveform else None
@@ -68,9 +64,9 @@ def write_pte(embedder: Embedder, out: Path, seconds: float) -> tuple[int, int]:
     try:
         program = traced_alone(embedder, seconds)
         samples = samples_of(program, embedder)
-        with quiet(), torch.no_grad():
+        with unchecked(), torch.no_grad():
             data = (
-                to_edge_transform_and_lower(without_checks(program), partitioner=[XnnpackPartitioner()])
+                to_edge_transform_and_lower(simplified(program), partitioner=[XnnpackPartitioner()])
                 .to_executorch()
                 .buffer
             )

@@ -13,7 +13,7 @@ from spkd.eval.run import run_trials
 from spkd.eval.settings import EvalConfig
 from spkd.export.base import Exported, in_torch, real_time_factor, tagged
 from spkd.export.beside import Decision, check_beside, description, write_beside
-from spkd.export.graph import Embedder
+from spkd.export.graph import Embedder, check_traceable
 from spkd.export.onnx import metadata_of
 from spkd.export.settings import ExportConfig
 from spkd.outputs.features import is_fbank
@@ -48,12 +48,12 @@ def export(folder: str, config: ExportConfig) -> tuple[Path, list[Exported]]:
         if (shown := public_address(text)) != text:
             raise UsageError(f"{name}={shown}: everybody who has the file could read what stands for ***; leave it out")
     written.check(network)
+    check_traceable(network)
     if other := written.changes_scores(network):
         config = without_unused(config, {"calibration": other})
     if not (has_choice := is_fbank(network.input_kind)):
         config = without_unused(config, {"waveform": "the student takes the waveform in any case"})
     waveform = config.waveform or written.takes_waveform or not has_choice
-    written.check_input(network, waveform)
     seconds = written.one_length(waveform)
     calibration = None if other else _calibration(folder, config, checkpoint, seconds)
     if calibration is not None:

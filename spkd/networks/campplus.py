@@ -144,7 +144,6 @@ class CAMPPlus(Network):
     Levels: frames (B, T / 2, 4C), stats (B, 8C), embedding (B, E).
     """
 
-    strided = True
     default_channels = 128
     takes_lengths = True
 

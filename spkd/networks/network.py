@@ -47,7 +47,6 @@ class Network(nn.Module):
     default_channels: int
     adapters: bool = False
     takes_lengths: bool = False
-    strided: bool = False
     nested: tuple[int, ...] = ()
 
     @classmethod

@@ -197,7 +197,6 @@ class ResNet34(Network2d):
     Levels: frames (B, T / 8, 80C), stats (B, 160C), embedding (B, E).
     """
 
-    strided = True
     default_channels = 32
 
     def __init__(self, channels: int = default_channels, embedding: int = 192) -> None:

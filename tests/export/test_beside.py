@@ -18,11 +18,9 @@ import soundfile
 import torch
 
 import spkd as package
-from spkd.export.graph import Embedder
 from spkd.outputs.features import FBANKS
 from spkd.students import Checkpoint, build, load_student, save_student
 from tests.conftest import CommandLine
-from tests.export.test_graph import Recurrent
 from tests.export.test_run import student  # noqa: F401  a fixture
 
 pytest.importorskip("onnxruntime")
@@ -360,14 +358,3 @@ def test_core_ml_gets_what_the_student_has(spkd: Callable, student: Path) -> Non
     spkd("export", "student", "to=coreml").ok()  # its own package is replaced
     (path / "Data/com.apple.CoreML/model.mlmodel").write_bytes(b"mine")
     assert spkd("export", "student", "to=coreml").code == 2
-
-
-@pytest.mark.slow
-def test_a_recurrent_student_is_refused_by_executorch() -> None:
-    pytest.importorskip("executorch")
-    from spkd.errors import SpkdError
-    from spkd.export.pte import write_pte
-
-    with pytest.raises(SpkdError, match="recurrent layer .GRU."):
-        write_pte(Embedder(Recurrent(), waveform=False), Path("m.pte"), 4.0)
-    assert not Path("m.pte").exists()

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from spkd.errors import SpkdError
-from spkd.export.graph import Embedder, Fbank, traced
+from spkd.export.graph import Embedder, Fbank, lengths_of, simplified, traced, traced_alone
 from spkd.networks.network import Network, describe
 from spkd.outputs.features import FBANKS, input_features
-from spkd.students import build
+from spkd.registry import STUDENTS
+from spkd.students import Checkpoint, build, save_student
+from tests.conftest import CommandLine
+from tests.export.npm import write_package
+
+STRIDED = (("resnet34", 4, False), ("redimnet2", 8, True), ("campplus", 8, True))
 
 
 def waves(count: int, samples: int) -> torch.Tensor:
@@ -71,6 +79,9 @@ def test_cam_with_the_features_in_the_graph_is_exported_at_every_width(
 
 
 class Recurrent(Network):
+    default_channels = 4
+    settings: dict[str, Any] = {}
+
     def __init__(self) -> None:
         super().__init__()
         self.levels = describe(4, {"embedding": 4})
@@ -81,6 +92,38 @@ class Recurrent(Network):
         return {"frames": frames, "embedding": frames.mean(1)}
 
 
-def test_a_recurrent_network_is_refused_with_what_to_do() -> None:
-    with pytest.raises(SpkdError, match="a recurrent layer .GRU., which torch exports for one length alone: take"):
-        traced(Embedder(Recurrent(), waveform=True))
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [pytest.param(name, channels, marks=[pytest.mark.slow] * slow) for name, channels, slow in STRIDED],
+)
+def test_graphs_for_phones_hold_no_arithmetic_that_converters_lack(name: str, channels: int) -> None:
+    torch.manual_seed(0)
+    network = build(name, channels=channels, embedding=8).eval()
+    program = simplified(traced_alone(Embedder(network, waveform=False), 4.0))
+    lacking = {torch.sym_max, torch.sym_min, torch.sym_not, torch.ops.aten._assert_scalar.default}
+    assert not lacking & {node.target for node in program.graph.nodes}
+    least, most = lengths_of(program)
+    assert most == 398
+    with torch.no_grad():
+        for frames in (least, least + 1, 301, most):
+            given = torch.randn(1, frames, 80, generator=torch.Generator().manual_seed(frames))
+            assert (program.module()(given) - network(given)["embedding"]).abs().max() < 1e-5
+
+
+def test_a_recurrent_student_is_refused_with_what_to_do(
+    spkd: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    point = importlib.metadata.EntryPoint("recurrent", f"{__name__}:Recurrent", "spkd.students")
+    monkeypatch.setattr("spkd.registry.entry_points", lambda group: [point] if group == "spkd.students" else [])
+    monkeypatch.delitem(STUDENTS.__dict__, "_points", raising=False)
+    try:
+        save_student("s", Checkpoint(Recurrent().eval()))
+        before = sorted(Path("s").iterdir())
+        for to in ("onnx", "ort", "pt2", "web", "pte", "coreml", "litert"):
+            given = [f"web.runtime={write_package(tmp_path / 'npm')}"] if to == "web" else []
+            done = spkd("export", "s", f"to={to}", *given)
+            text = "error: the student has a recurrent layer (GRU), which torch exports for one length alone: take "
+            assert (done.code, done.err.startswith(text), done.err.count("\n")) == (2, True, 1), done.err
+        assert sorted(Path("s").iterdir()) == before
+    finally:
+        STUDENTS.__dict__.pop("_points", None)

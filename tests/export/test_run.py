@@ -413,17 +413,22 @@ def test_a_calibration_of_another_student_is_answered_with_how_to_make_its_own(
     assert (done.code, "its own is made by `spkd calibrate TRIALS model=other manifest=FILE`" in done.err) == (1, True)
 
 
-@pytest.mark.parametrize("to", ["pte", "coreml"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("to", "module"), [("pte", "executorch"), ("coreml", "coremltools")])
 @pytest.mark.parametrize(("name", "channels"), [("redimnet2", 8), ("resnet34", 4), ("campplus", 8)])
-def test_what_a_converter_does_not_take_is_answered_with_what_it_does(
-    spkd: Callable, to: str, name: str, channels: int
+def test_networks_with_strides_go_to_phones_with_features_of_any_length(
+    spkd: Callable, to: str, module: str, name: str, channels: int
 ) -> None:
-    network = build(name, channels=channels, embedding=8).eval()
-    save_student("s", Checkpoint(network))
-    done = spkd("export", "s", f"to={to}")
-    kind = type(network).__name__
-    reason = f"to={to}: the converter does not take {kind} with features of any length; add waveform=true"
-    assert (done.code, reason in done.err) == (2, True)
+    pytest.importorskip(module)
+    save_student("s", Checkpoint(build(name, channels=channels, embedding=8).eval()))
+    spkd("export", "s", f"to={to}", "out=m." + {"pte": "pte", "coreml": "mlpackage"}[to]).ok()
+
+
+@pytest.mark.slow
+def test_redimnet2_goes_to_litert(spkd: Callable) -> None:
+    pytest.importorskip("litert_torch", exc_type=ImportError)
+    save_student("s", Checkpoint(build("redimnet2", channels=8, embedding=8).eval()))
+    spkd("export", "s", "to=litert", "litert.seconds=2", "out=m.tflite").ok()
 
 
 @pytest.mark.slow

@@ -196,8 +196,9 @@ class ConvNeXt(nn.Module):
         super().__init__()
         conv: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if flat else nn.Conv2d
         groups, wide = _groups(channels, divisor), channels * len(kernels)
+        # A number where kernels are odd: LiteRT's converter takes no word for the padding of a 1-d convolution.
         self.dwconvs = nn.ModuleList(
-            conv(channels, channels, kernel, padding="same", groups=groups)  # type: ignore[arg-type]
+            conv(channels, channels, kernel, padding=kernel // 2 if flat else "same", groups=groups)  # type: ignore
             for kernel in kernels
         )
         self.norm = nn.BatchNorm1d(wide) if flat else nn.BatchNorm2d(wide)
@@ -250,7 +251,7 @@ class Positions(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(width, width, POSITIONS, padding="same", groups=width)
+        self.conv = nn.Conv1d(width, width, POSITIONS, padding=POSITIONS // 2, groups=width)
         self.norm = ChannelNorm(width)
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -464,7 +465,6 @@ class AuthorsReDimNet(Network):
     Levels: frames (B, T / s, D), each the mean over a frame of the slowest stage; stats (B, 2 D); embedding (B, E).
     """
 
-    strided = True
     takes_lengths = True
 
     def __init__(
