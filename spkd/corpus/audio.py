@@ -37,6 +37,7 @@ MAX_SECONDS = 100_000.0  # s of one utterance (28 h); a larger number is a durat
 BLOCK = 1 << 20  # frames decoded at once, since a header may claim more than fits into memory
 FULL_SCALE = 16.0  # peak above which float samples are at the scale of integers
 PLAUSIBLE = 200  # most frames per byte of a compressed file; if a header claims more, the frames are counted
+OVERSHOOT = 1.5  # peak below which a resampler or a coder may have brought samples there that were clipped at 1
 CLIPPED = "are clipped"  # start of the remark on samples in spite of which a decision is made
 LARGEST_KERNEL = 1 << 24  # most numbers in the table of filters; rates without a common factor would need 10^9
 EXACT = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # beginnings of libsndfile's names of codings without a memory
@@ -206,7 +207,8 @@ def remark_on(wave: np.ndarray, samples: np.ndarray) -> str:
         return "are digital silence"
     if abs(float(wave.mean())) > 3 * deviation:
         return "are mostly a constant offset"
-    if peak >= 0.99 and float((np.abs(wave) >= 0.999 * peak).mean()) > 0.02:
+    level = 1.0 if 1 < peak < OVERSHOOT else peak  # where it was clipped
+    if peak >= 0.99 and float((np.abs(wave) >= 0.999 * level).mean()) > 0.02:
         return f"{CLIPPED} in more than 2 % of their samples"
     return ""
 

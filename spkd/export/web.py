@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import json
 import re
 import tempfile
@@ -13,14 +15,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from spkd.corpus import quality
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import UsageError
 from spkd.eval.calibration import Calibration
 from spkd.export.base import CHECKED, Export, Exported, checked
 from spkd.export.graph import Embedder
 from spkd.export.onnx import Session, write_onnx
 from spkd.export.settings import WebSettings
 from spkd.files import digest
-from spkd.files.atomic import write_bytes, write_json
+from spkd.files.atomic import write_bytes
 from spkd.files.reading import read_bytes, read_json
 from spkd.networks.network import Network
 from spkd.outputs.target import EMBEDDING
@@ -31,10 +33,11 @@ from spkd.teachers.onnx_file import CALIBRATION
 PACKAGE = "onnxruntime-web"
 # The smallest build in the package; it needs no GPU, and no headers of the server.
 SCRIPT, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
-MODEL, RUNTIME, PACKED, WORKER = "model.onnx", "ort.js", "ort.wasm.packed", "sw.js"
-PAGE = (
-    *("README.md", "app.js", "audio.js", "capture.js", "icon.png", "icon.svg", "index.html", "manifest.webmanifest"),
-    *("model.js", "speaker.js", "store.js", "style.css"),
+MODEL, RUNTIME, PACKED, README = "model.onnx", "ort.js", "ort.wasm.packed", "README.md"
+PAGE, STYLE, WORKER = "index.html", "style.css", "sw.js"
+PARTS = (
+    *("app.js", "audio.js", "capture.js", "icon.png", "icon.svg", "manifest.webmanifest", "model.js", "speaker.js"),
+    *("store.js", README, STYLE),
 )
 LIMITS = {
     "frame": quality.FRAME,
@@ -57,7 +60,7 @@ class Web(Export):
 
     Settings = WebSettings
     file = "web"
-    folder = ((*PAGE, WORKER, MODEL, RUNTIME, PACKED, EXPORT_RECORD), {EXPORT_RECORD: EXPORT_KEY})
+    folder = ((*PARTS, PAGE, WORKER, MODEL, RUNTIME, PACKED, EXPORT_RECORD), {EXPORT_RECORD: EXPORT_KEY})
     takes_waveform = True
     lacks: ClassVar = {**Export.lacks, "waveform": "the page takes the waveform in any case"}
 
@@ -79,7 +82,7 @@ class Web(Export):
             # The shortest recording with which a decision is made, too.
             measured = checked("web", path, embedder, Session(path), (quality.LEAST_SECONDS, *CHECKED))
             files = {MODEL: path.read_bytes()}
-        files |= {name: resources.files(__package__).joinpath("page", name).read_bytes() for name in (*PAGE, WORKER)}
+        files |= {name: _template(name) for name in PARTS}
         files[RUNTIME] = _part(package, SCRIPT)
         # Few static servers compress what they send, and the runtime is four times as large as most students.
         files[PACKED] = gzip.compress(_part(package, BINARY), mtime=0)
@@ -101,8 +104,11 @@ class Web(Export):
             "runtime": version,
             "card": card,
         }
-        files[WORKER] = _worker(files, record)
-        write_json(out / EXPORT_RECORD, record | {"sha256": {name: digest.of_bytes(files[name]) for name in files}})
+        record["sha256"] = {name: digest.of_bytes(content) for name, content in files.items()}
+        # The page has the digests of all that it loads, and its worker that of the page, too.
+        files = {EXPORT_RECORD: json.dumps(record, indent=1).encode(), **files}
+        files[PAGE] = _page(files)
+        files[WORKER] = _worker(files)
         for name, content in files.items():
             write_bytes(out / name, content)
         return [replace(measured, bytes=sum(map(len, files.values())))]
@@ -144,15 +150,34 @@ def _map(calibration: Mapping[str, Any]) -> dict[str, Any]:
     return {"weight": weight, "offset": calibration["offset"], "thresholds": calibration["thresholds"]}
 
 
-def _worker(files: dict[str, bytes], record: dict[str, Any]) -> bytes:
-    """The service worker, with the names of the files that it keeps, and a version that changes with any of them."""
-    kept = sorted([*(name for name in files if name not in (WORKER, "README.md")), EXPORT_RECORD])
-    version = digest.of_tree({"files": {name: digest.of_bytes(files[name]) for name in files}, "record": record})
-    text = files[WORKER].decode()
-    for constant, value in (("VERSION", version[:16]), ("FILES", kept)):
-        text, count = re.subn(
-            rf"^const {constant} = .*;$", f"const {constant} = {json.dumps(value)};", text, flags=re.M
-        )
-        if count != 1:
-            raise SpkdError(f"{WORKER}: {count} lines of {constant}")
-    return text.encode()
+def _template(name: str) -> bytes:
+    return resources.files(__package__).joinpath("page", name).read_bytes()
+
+
+def _integrity(content: bytes) -> str:
+    """Digest as browsers take it: W3C, Subresource Integrity, section 3.1."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}"
+
+
+def _page(files: Mapping[str, bytes]) -> bytes:
+    """The page, with the digests of the files that it loads, and those of its inline scripts in its policy."""
+    digests = {f"./{name}": _integrity(content) for name, content in files.items() if name != README}
+    text = _filled(PAGE, {"@files@": json.dumps({"integrity": digests}), "@style@": _integrity(files[STYLE])})
+    inline = re.findall(r"<script[^>]*>(.+?)</script>", text, re.S)
+    return text.replace("@scripts@", " ".join(f"'{_integrity(script.encode())}'" for script in inline)).encode()
+
+
+def _worker(files: Mapping[str, bytes]) -> bytes:
+    """The service worker, with the files that it keeps, and a version that changes with any of them."""
+    digests = {name: _integrity(files[name]) for name in sorted(files) if name != README}
+    kept = {"./": digests[PAGE], **digests}
+    return _filled(WORKER, {"@version@": digest.of_tree(kept)[:16], '"@files@"': json.dumps(kept)}).encode()
+
+
+def _filled(name: str, values: Mapping[str, str]) -> str:
+    """A file of the page, with values in the place of words that are there once."""
+    text = _template(name).decode()
+    for word, value in values.items():
+        assert text.count(word) == 1, word
+        text = text.replace(word, value)
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import importlib.util
@@ -26,16 +27,12 @@ from spkd.corpus.audio import remark_on, resample
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.quality import WAY, remarks_on, voicing_of
 from spkd.demo import synthesis
-from spkd.errors import SpkdError
 from spkd.eval.calibration import Calibration
-from spkd.export.graph import Embedder
-from spkd.export.settings import WebSettings
-from spkd.export.web import LIMITS, Web, runtime_of
+from spkd.export.web import LIMITS, runtime_of
 from spkd.students import Checkpoint, build, load_student, save_student
 from tests import browser
 from tests.conftest import CommandLine
 from tests.export.npm import write_package
-from tests.export.test_graph import Recurrent
 
 PAGE = Path(package.__file__).parent / "export" / "page"
 
@@ -58,7 +55,7 @@ def test_the_folder_has_all_that_the_page_loads(spkd: Callable, student: Path, c
     page = student / "web"
     record = json.loads((page / "export.json").read_text())
     names = {path.name for path in page.iterdir()}
-    assert names == {*record["sha256"], "export.json"}
+    assert names == {*record["sha256"], "export.json", "index.html", "sw.js"}
     for name, expected in record["sha256"].items():
         assert hashlib.sha256((page / name).read_bytes()).hexdigest() == expected
     assert gzip.decompress((page / "ort.wasm.packed").read_bytes()) == b"\0asm" * 1000
@@ -74,9 +71,16 @@ def test_the_folder_has_all_that_the_page_loads(spkd: Callable, student: Path, c
     assert str(corpus) not in json.dumps(record)
     assert b"spk0" not in (page / "model.onnx").read_bytes()
     # All that is loaded is in the folder, and is kept for use without a network.
-    kept_files = json.loads(re.search(r"^const FILES = (.*);$", (page / "sw.js").read_text(), re.M)[1])  # type: ignore[index]
-    assert {*kept_files} == names - {"sw.js", "README.md"}
+    kept_files = json.loads(re.search(r"^const FILES = (.*); //", (page / "sw.js").read_text(), re.M)[1])  # type: ignore[index]
+    assert {*kept_files} == {"./"} | names - {"sw.js", "README.md"}
+    # Browsers check all but the page and its worker by digests.
     html = (page / "index.html").read_text()
+    checked = json.loads(re.search(r'<script type="importmap">(.+)</script>', html)[1])["integrity"]  # type: ignore[index]
+    assert {*checked} == {f"./{name}" for name in names - {"index.html", "sw.js", "README.md"}}
+    for name, expected in {**kept_files, **checked}.items():
+        content = (page / (name if name != "./" else "index.html")).read_bytes()
+        assert expected == "sha256-" + base64.b64encode(hashlib.sha256(content).digest()).decode()
+    assert f'href="style.css" integrity="{checked["./style.css"]}"' in html
     assert {*re.findall(r'(?:src|href)="([^"]+)"', html)} <= names
     for script in page.glob("*.js"):
         assert {f"{name}" for name in re.findall(r'from "\./([^"]+)"', script.read_text())} <= names
@@ -222,8 +226,12 @@ def test_quality_in_the_browser_has_the_rules_of_spkd(tmp_path: Path) -> None:
 def test_samples_are_judged_at_their_own_rate(tmp_path: Path) -> None:
     random = np.random.RandomState(0)
     wave = np.clip(3 * random.randn(4_000), -1, 1)
+    speech = synthesis.utterance(synthesis.speaker(3), 300, 1.5)
+    loud = np.clip(8 * np.sin(2 * np.pi * 100 * np.arange(16_000) / 16_000), -1, 1)
     channels = {
         "clipped": [wave],
+        "clipped, then resampled": [scipy.signal.resample_poly(loud, 147, 160)],
+        "floats beyond full scale": [6 * speech / np.abs(speech).max()],
         "opposite": [wave, -wave],
         "opposite but for an offset": [wave, 0.2 - wave],
         "one is silent": [wave / 2, 0 * wave],
@@ -236,8 +244,8 @@ def test_samples_are_judged_at_their_own_rate(tmp_path: Path) -> None:
     given = {name: np.stack(each).astype(np.float32) for name, each in channels.items()}
     found = in_node(tmp_path, script, [each.tolist() for each in given.values()])
     assert found == [remark_on(each.mean(0), each.T) for each in given.values()]
-    assert found[0].startswith("are clipped")
-    assert "cancel" in found[1]
+    assert ["clipped" in each for each in found[:3]] == [True, True, False]
+    assert "cancel" in found[3]
     script = """const bad = [[0.1, NaN], [Infinity, 0], [], [0, -20.5], [0.5]].map((each) => Float32Array.from(each));
     const result = bad.map(speaker.unusable);"""
     found = in_node(tmp_path, script, None)
@@ -387,14 +395,49 @@ def test_voices_of_another_model_and_damaged_files_are_refused(
         second.tab.evaluate("() => localStorage.setItem('spkd.voice.Eve', '{')")
         second.open()
         assert "damaged: delete it" in second.tab.inner_text("#voices")
-        data = bytearray((student / "web" / "model.onnx").read_bytes())
-        data[len(data) // 2] ^= 1
-        (student / "web" / "model.onnx").write_bytes(data)
+        # A voice in storage whose numbers were changed.
+        voice = first.voice("Ann")
+        voice["embedding"] = [value / 2 for value in voice["embedding"]]
+        first.tab.evaluate("text => localStorage.setItem('spkd.voice.Ann', text)", json.dumps(voice))
         first.open()
-        assert "model.onnx is damaged" in first.tab.inner_text("#state")
+        assert "damaged: delete it" in first.tab.inner_text("#voices")
+        assert "Enrol a voice first" in first.verify(speech[3])
 
 
-def test_a_recurrent_student_is_refused_as_by_onnx(student: Path) -> None:
-    with pytest.raises(SpkdError, match="recurrent layer"):
-        Web(WebSettings()).write(Embedder(Recurrent().eval(), waveform=True), Path("out"), {})
-    assert not Path("out").exists()
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("name", ["model.onnx", "export.json", "ort.wasm.packed", "speaker.js", "app.js"])
+def test_a_page_with_a_changed_byte_says_so(spkd: Callable, student: Path, name: str) -> None:
+    spkd("export", "student", "to=web", f"web.runtime={browser.RUNTIME}").ok()
+    data = bytearray((student / "web" / name).read_bytes())
+    data[data.rindex(b" ")] ^= 1
+    (student / "web" / name).write_bytes(data)
+    with browser.served(student / "web") as origin, browser.browser(service_workers="block") as context:
+        page = browser.page_of(context, origin)
+        page.open()
+        what = "one of its scripts" if name.endswith("js") else name
+        assert f"cannot be used: {what} cannot be loaded, is damaged, or is of another export" in page.tab.inner_text(
+            "#state"
+        )
+        assert not page.tab.is_visible("main")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_clipped_microphone_is_remarked_on(spkd: Callable, student: Path, speech: list[Path], tmp_path: Path) -> None:
+    spkd("export", "student", "to=web", f"web.runtime={browser.RUNTIME}", "web.seconds=2").ok()
+    wave = resample(soundfile.read(speech[3], dtype="float32")[0], 16_000, 48_000)
+    soundfile.write("loud.wav", np.clip(8 * wave / np.abs(wave).max(), -1, 1), 48_000, subtype="PCM_16")
+    # Chromium gives it at another rate, and so beyond full scale.
+    with browser.served(student / "web") as origin, browser.browser(tmp_path / "loud.wav") as context:
+        page = browser.page_of(context, origin)
+        page.open()
+        page.name("Ann")
+        page.tab.get_by_role("button", name="Record 1 of 3").click()
+        page.tab.wait_for_selector("#takes li:nth-child(1).done, #enrol-message.bad")
+        assert "its samples are clipped" in page.tab.inner_text("#takes")
+        # The part of the page that takes the microphone is checked as well.
+        (student / "web" / "capture.js").write_text("// another")
+        page.tab.evaluate("async () => { for (const name of await caches.keys()) await caches.delete(name) }")
+        page.tab.get_by_role("button", name="Record 2 of 3").click()
+        assert "capture.js cannot be loaded, is damaged" in page.message()

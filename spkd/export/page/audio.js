@@ -1,5 +1,6 @@
 // Recordings at 16 kHz, from the microphone or from files.
 
+import { fetched } from "./model.js";
 import { RATE, mono, peak, remarkOn, resample, unusable } from "./speaker.js";
 
 const MOST_SECONDS = 120; // of a file: longer ones take too much memory on a phone
@@ -32,6 +33,7 @@ export async function record(seconds, onLevel) {
     return context.close();
   };
   try {
+    await fetched("capture.js"); // browsers check no digest of a worklet
     await context.audioWorklet.addModule("capture.js");
     node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
   } catch (error) {

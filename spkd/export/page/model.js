@@ -3,15 +3,16 @@
 import * as ort from "./ort.js";
 import { RATE } from "./speaker.js";
 
+// SHA-256 of every file, by which the browser refuses other scripts, too.
+const FILES = JSON.parse(document.querySelector("script[type=importmap]").textContent).integrity;
+
 /**
  * Load what `spkd export` wrote.
  * Returns the record, and embed: a waveform (16 kHz) -> its embedding.
  */
 export async function load() {
-  const record = JSON.parse(new TextDecoder().decode(await fetched("export.json")));
-  const [model, packed] = await Promise.all(
-    ["model.onnx", "ort.wasm.packed"].map((name) => checked(name, record.sha256[name])),
-  );
+  const [about, model, packed] = await Promise.all(["export.json", "model.onnx", "ort.wasm.packed"].map(fetched));
+  const record = JSON.parse(new TextDecoder().decode(about));
   // A single thread: several need headers that few static servers send.
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmBinary = await unpacked(packed);
@@ -24,20 +25,14 @@ export async function load() {
   return { record, embed };
 }
 
-async function fetched(name) {
-  const response = await fetch(name);
-  if (!response.ok) throw new Error(`${name} cannot be loaded (${response.status} ${response.statusText})`);
+/** Content of a file of the page. Throws an Error where it is not the one that was exported. */
+export async function fetched(name) {
+  const response = await fetch(name, { integrity: FILES[`./${name}`] }).catch(() => {
+    throw new Error(
+      `${name} cannot be loaded, is damaged, or is of another export: load the page again, or export the student again.`,
+    );
+  });
   return response.arrayBuffer();
-}
-
-async function checked(name, expected) {
-  const data = await fetched(name);
-  if (!crypto.subtle) return data; // without https, browsers compute no digests
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
-  const found = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (found !== expected)
-    throw new Error(`${name} is damaged, or of another export: load the page again, or export the student again`);
-  return data;
 }
 
 // Packed by gzip under a name of its own: some servers and proxies unpack files that end with .gz.

@@ -4,6 +4,7 @@ export const RATE = 16000; // Hz
 const ZEROS = 6; // zero crossings of the sinc on each side
 const ROLLOFF = 0.99; // cut-off, of half of the lower rate
 const FULL_SCALE = 16; // peak above which float samples are at the scale of integers
+const OVERSHOOT = 1.5; // peak below which a resampler or a coder may have brought samples there that were clipped at 1
 // Of the search for voiced windows, as in `spkd.corpus.quality`: samples and lags at 4 kHz.
 const DECIMATION = 4;
 const WINDOW = 160;
@@ -78,6 +79,7 @@ export function unusable(wave) {
 /**
  * What makes speech unlikely in samples, as words that follow "its samples"; "" where nothing does.
  * `wave` is the mean of `channels`, at their own rate, with the rules of `spkd.corpus.audio`: a resampler rounds what is clipped.
+ * Browsers resample what some microphones give.
  */
 export function remarkOn(wave, channels = [wave]) {
   const { mean, deviation } = moments(wave);
@@ -90,8 +92,9 @@ export function remarkOn(wave, channels = [wave]) {
   if (deviation < 1e-5) return "are digital silence";
   if (Math.abs(mean) > 3 * deviation) return "are mostly a constant offset";
   const most = peak(wave);
+  const level = most > 1 && most < OVERSHOOT ? 1 : most; // where it was clipped
   let clipped = 0;
-  for (const value of wave) if (Math.abs(value) >= 0.999 * most) clipped++;
+  for (const value of wave) if (Math.abs(value) >= 0.999 * level) clipped++;
   return most >= 0.99 && clipped > 0.02 * wave.length ? "are clipped in more than 2 % of their samples" : "";
 }
 

@@ -1,10 +1,12 @@
 // Keeps the files of one export for use without a network. spkd writes the two constants.
-const VERSION = "";
-const FILES = [];
+const VERSION = "@version@";
+const FILES = "@files@"; // names and digests
 const PREFIX = `spkd:${registration.scope}:`;
 
 addEventListener("install", (event) => {
-  const requests = ["./", ...FILES].map((name) => new Request(name, { cache: "reload" }));
+  const requests = Object.entries(FILES).map(
+    ([name, integrity]) => new Request(name, { cache: "reload", integrity }),
+  );
   event.waitUntil(caches.open(PREFIX + VERSION).then((cache) => cache.addAll(requests)));
 });
 
