@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ with contextlib.chdir(Path(__file__).anchor):
 # Room on the left, below, on the right and above (inches), also for the widest ticks; where matplotlib is to find how
 # much is needed, it takes longer for that than for the drawing.
 MARGINS = (0.95, 0.5, 0.12, 0.25)
+# Colours of matplotlib's that are those of the page (`html.STYLE`), light or dark: axes, their grid, lines that help.
+OF_PAGE = {"#000000": "currentColor", "#ebebeb": "var(--line)", "#cccccc": "var(--line)", "#4d4d4d": "var(--soft)"}
 FARTHEST = 1e30  # largest value that is drawn; figures compute differences and squares of values, also in float32
 
 
@@ -61,6 +64,6 @@ def svg(figure: matplotlib.figure.Figure) -> str:
     """A figure as an <svg> element for an HTML page."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "spkd"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r"(?<=: )#[0-9a-f]{6}", lambda found: OF_PAGE.get(found[0], found[0]), text[text.index("<svg") :])

@@ -7,30 +7,32 @@ from html import escape
 
 MOST_COLUMNS = 3  # most columns that fit on a phone
 STYLE = """
-:root { color-scheme: light }
+:root { color-scheme: light; --paper: #fff; --ink: #222; --soft: #555; --line: #e4e4e4; --block: #f5f5f5 }
+@media screen and (prefers-color-scheme: dark) {
+:root { color-scheme: dark; --paper: #15181c; --ink: #e4e7ea; --soft: #a7afb8; --line: #3a4047; --block: #22272d } }
 * { box-sizing: border-box }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222;
-background: #fff }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
+color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.55rem; line-height: 1.25; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem;
 overflow-wrap: anywhere }
 .wide { overflow-x: auto; margin: .6rem 0 }
 table { border-collapse: collapse; min-width: 40% } caption { text-align: left; font-weight: 600; padding: .3rem 0 }
-th, td { padding: .3rem 1rem .3rem 0; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: top }
+th, td { padding: .3rem 1rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
 th { font-weight: 600 } tr > :first-child { overflow-wrap: anywhere; min-width: 7.5rem }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-table.facts th { white-space: nowrap; font-weight: 400; color: #555 } table.facts td { overflow-wrap: anywhere }
+table.facts th { white-space: nowrap; font-weight: 400; color: var(--soft) } table.facts td { overflow-wrap: anywhere }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem;
-align-items: start } .figures div { max-width: 34rem } .figures svg { width: 100%; height: auto }
-.note { color: #555 } audio { height: 2rem; width: 11rem; max-width: 100% }
-pre { overflow-x: auto; background: #f5f5f5; padding: .7rem .9rem; border-radius: 4px; font-size: .85rem }
+align-items: start } .figures div { max-width: 34rem } .figures svg { width: 100%; height: auto; fill: currentColor }
+.note { color: var(--soft) } audio { height: 2rem; width: 11rem; max-width: 100% }
+pre { overflow-x: auto; background: var(--block); padding: .7rem .9rem; border-radius: 4px; font-size: .85rem }
 .command { display: flex; gap: .5rem; align-items: center } .command pre { flex: 1; min-width: 0; margin: .3rem 0 }
 code { font-size: .9em; overflow-wrap: anywhere }
 @media (max-width: 40rem) { body { font-size: 15px; margin: 1rem auto } th, td { padding-right: .7rem }
 table.many, table.many tbody { display: block } table.many tr:has(> th) { display: none }
 table.many tr { display: block; padding: .4rem 0 } table.many tr > :first-child { font-weight: 600 }
 table.many td { display: flex; gap: 1rem; border: 0; padding: .1rem 0; text-align: left; white-space: normal }
-table.many td::before { content: attr(data-head); flex: 0 0 8rem; color: #555 }
-table.many tr { border-bottom: 1px solid #e4e4e4 } table.many td { overflow-wrap: anywhere } }
+table.many td::before { content: attr(data-head); flex: 0 0 8rem; color: var(--soft) }
+table.many tr { border-bottom: 1px solid var(--line) } table.many td { overflow-wrap: anywhere } }
 @media print { body { max-width: none; margin: 0; font-size: 10pt } h2 { break-after: avoid }
 table, svg, figure { break-inside: avoid } audio, button { display: none } .wide { overflow: visible } }
 """
