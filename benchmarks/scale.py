@@ -3,9 +3,10 @@
 Plans of these sizes are made and written as extraction would write them; the targets themselves, which opening never
 touches, are left out. Each cache is opened in a fresh process: `open` is until it can be read, `ready` until labels,
 order and places of the first batch are there; `mb` is what the peak of the memory grew by, with the pages of mapped
-files, which all processes share, and `private_mb` what stays of this process alone. The commands are the
-estimate, one pass of claims over all units, the completion of a cache whose units are committed, and the catalogue.
-As many members of tars are indexed, and the manifest is read and planned. `load` is the number of processes that wanted
+files, which all processes share, `private_mb` what stays of this process alone, and `most_private_mb` the most of that
+at any time. The commands are the estimate, one pass of claims over all units, the completion of a cache whose units are
+committed, and the catalogue. As many members of tars are indexed, the manifest is read for the first time, opened by
+other processes, and planned. `load` is the number of processes that wanted
 a core at the start; `ten_million` is what 10 million members would take by the growth between the last two sizes.
 
     python benchmarks/scale.py
@@ -40,17 +41,27 @@ from spkd.outputs.target import Target
 HERE = Path(__file__).parent
 TARGETS = [Target("embedding", 256), Target("frames", 512, 320, 400)]
 MEASURED = """
-import json, sys, time
+import json, sys, threading, time
 from pathlib import Path
 
 def kb(name):  # not getrusage's, which a child inherits from its parent
     return int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if name in line))
 
+def watch(most, end):
+    while not end.wait(0.05):
+        most.append(max(most.pop(), kb("RssAnon")))
+
 def measured(step):
     peak, private, start, cpu = kb("VmHWM"), kb("RssAnon"), time.perf_counter(), time.process_time()
+    most, end = [private], threading.Event()
+    watcher = threading.Thread(target=watch, args=(most, end))
+    watcher.start()
     result = step()
     seconds = {"seconds": round(time.perf_counter() - start, 3), "cpu_seconds": round(time.process_time() - cpu, 3)}
-    memory = {"mb": round((kb("VmHWM") - peak) / 1024), "private_mb": round((kb("RssAnon") - private) / 1024)}
+    end.set()
+    watcher.join()
+    private_memory = {"private_mb": kb("RssAnon") - private, "most_private_mb": max(*most, kb("RssAnon")) - private}
+    memory = {name: round(kilobytes / 1024) for name, kilobytes in {"mb": kb("VmHWM") - peak, **private_memory}.items()}
     return result, seconds | memory
 """
 OPEN = """
@@ -125,8 +136,10 @@ if sys.argv[2] == "index":
     print(json.dumps(measured(index)[1]))
 else:
     manifest, load = measured(lambda: Manifest.load(sys.argv[1] + "/members.csv"))
-    plan, plan_of = measured(planned)
-    print(json.dumps({"load_members": load, "plan_members": plan_of}))
+    found = {sys.argv[2] + "_members": load}
+    if sys.argv[2] == "open":
+        plan, found["plan_members"] = measured(planned)
+    print(json.dumps(found))
 """
 PER_TAR = 10_000  # members
 
@@ -134,7 +147,8 @@ PER_TAR = 10_000  # members
 def in_process(script: str, *arguments: str) -> dict:
     """The last line that a script prints in a process of its own."""
     command = [sys.executable, "-c", MEASURED + script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    users = {"XDG_CACHE_HOME": f"{arguments[0]}.users"}  # what is kept of manifests is of this run
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | users)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -188,7 +202,12 @@ def members(root: Path, count: int) -> dict:
     root.mkdir(parents=True)
     write_tars(root / "tars", count)
     found = {"index": in_process(MEMBERS, str(root), "index")}
-    return {"members": count, **found, **in_process(MEMBERS, str(root), "plan")}
+    return {
+        "members": count,
+        **found,
+        **in_process(MEMBERS, str(root), "load"),
+        **in_process(MEMBERS, str(root), "open"),
+    }
 
 
 def extrapolated(rows: list[dict], count: int) -> dict:
@@ -199,7 +218,7 @@ def extrapolated(rows: list[dict], count: int) -> dict:
         slope = (b[step][kind] - a[step][kind]) / (b["members"] - a["members"])
         return round(b[step][kind] + slope * (count - b["members"]), 1)
 
-    return {step: {kind: at(step, kind) for kind in ("seconds", "cpu_seconds", "mb")} for step in steps}
+    return {step: {kind: at(step, kind) for kind in b[step]} for step in steps}
 
 
 def commands(root: Path, utterances: int) -> dict:
@@ -218,7 +237,7 @@ def main() -> None:
     options.add_argument("--utterances", type=int, default=1_000_000, help="of the caches that are opened")
     options.add_argument("--crops", type=int, nargs="+", default=[8, 100], help="views of each utterance")
     options.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="for the commands")
-    options.add_argument("--members", type=int, nargs="+", default=[100_000, 1_000_000], help="of tars, to index")
+    options.add_argument("--members", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="of tars")
     given = record.parse(options, utterances=2000, crops=[1, 2], sizes=[100], members=[20, 100])
     load, rows, table, indexed, manifest = os.getloadavg()[0], [], [], [], named(given.utterances)
     print(f"{'views':>12} {'open (s)':>9} {'ready (s)':>10} {'private (MB)':>13}")
@@ -243,6 +262,7 @@ def main() -> None:
         times = (f"{name} {row[name]['seconds']:.2f} s {row[name]['mb']} MB" for name in row if name != "members")
         print(f"{count:12,} members: {', '.join(times)}", flush=True)
     shutil.rmtree(given.work)
+    shutil.rmtree(f"{given.work}.users")
     last = rows[-1]["open"]
     result = {
         "open_100m_seconds": last["seconds"],

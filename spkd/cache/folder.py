@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -67,15 +66,6 @@ def plan_path(part: int) -> Path:
 def mapped_path(part: int) -> Path:
     """Path of the mapped file that follows from the plan of a part, within a cache's folder."""
     return plan_path(part).with_suffix(".bin")
-
-
-def users_files(kind: str, name: str) -> list[Path]:
-    """Path of a file of the user's own that cannot be kept in a cache's folder; none where the user has no home."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # a container's user, without HOME and without a name
-        return []
-    return [base / "spkd" / kind / name]
 
 
 def commit_name(unit: int) -> str:

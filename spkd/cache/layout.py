@@ -32,6 +32,7 @@ from spkd.cache.card import FORMAT, Card
 from spkd.cache.codec import compressed, make_codec
 from spkd.cache.folder import GROUP, array_path
 from spkd.errors import SpkdError
+from spkd.files.mapped import CHECKED_EVERY
 from spkd.files.reading import opened
 from spkd.outputs.target import Target
 
@@ -40,7 +41,6 @@ FRAME_CHUNK = 128
 EMPTY = 2**64 - 1
 HEADER = 128  # bytes
 ZSTD_LEVEL = 1
-CHECKED_EVERY = 1.0  # s after which the size of a mapped file is compared again
 ZARR_TYPES = {"<f2": "float16", "<f4": "float32", "|i1": "int8", "|u1": "uint8"}
 
 

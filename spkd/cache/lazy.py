@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from spkd.files.mapped import MappedFile
 from spkd.seeding import Purpose, random_state
 
 IN_MEMORY = 1 << 20  # numbers up to which a random order is an array: 8 MB, made in 20 ms
@@ -78,6 +79,22 @@ class Computed(Lazy):
         if len(places) and (places.min() < 0 or places.max() >= self._count):
             raise IndexError(f"a place outside of 0 to {self._count - 1}")
         return self._function(places, *self._arguments)
+
+
+class Column(Lazy):
+    """One field of a section of a mapped file."""
+
+    def __init__(self, file: MappedFile, section: str, name: str) -> None:
+        self._file, self._section, self._name = file, section, name
+
+    def __len__(self) -> int:
+        return self._file.count(self._section)
+
+    def stretch(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self._file.part(self._section, start, stop)[self._name])
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        return self._file.take(self._section, self._name, places)
 
 
 class Joined(Lazy):

@@ -1,4 +1,9 @@
-"""Plans of complete caches as readers use them: mapped from files, and joined where there are several parts."""
+"""Plans of complete caches as readers use them: mapped from files, and joined where there are several parts.
+
+A mapped file follows from the plan of its part. It lies beside it, or in the user's cache folder where the cache cannot
+be written; whoever completes the cache writes it, or whoever opens it first. It is no part of the cache: it is in no
+record, and no copy takes it along.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from spkd.cache.card import Card
-from spkd.cache.folder import COMPLETE, CompletionRecord, mapped_path, most_bytes, plan_path, users_files
-from spkd.cache.lazy import Joined, as_array
-from spkd.cache.mapped import AGAIN, AT_ONCE, Column, MappedFile, NotThis, Sections, Texts, write_mapped
-from spkd.cache.plan import COLUMNS, FACTORS_BELOW, UNLABELLED, Plan, SpeechColumns, Tables, class_keys
+from spkd.cache.folder import COMPLETE, CompletionRecord, mapped_path, most_bytes, plan_path
+from spkd.cache.lazy import Column, Joined, as_array
+from spkd.cache.plan import FACTORS_BELOW, UNLABELLED, Plan, SpeechColumns, Tables, class_keys
 from spkd.corpus.view import VIEW_COLUMNS, Views
 from spkd.errors import SpkdError
 from spkd.files import digest
-from spkd.files.atomic import check_no_links
+from spkd.files.atomic import check_no_links, users_files
+from spkd.files.mapped import AGAIN, AT_ONCE, MappedFile, NotThis, Sections, Texts, write_mapped
 from spkd.files.reading import read_bytes
 from spkd.outputs.target import Target
 
@@ -211,7 +216,9 @@ def _write(path: Path, plan: Plan, content: dict[str, Any]) -> None:
 def _sections(plan: Plan, content: dict[str, Any]) -> Sections:
     """The sections of the mapped file of a plan of one part."""
     kinds = content["frames"]
-    fields = [(name, f"<{COLUMNS[name]}") for name in VIEW_COLUMNS] + [(_rows(k), "<i4") for k in range(len(kinds))]
+    fields = [(name, f"<{kind}") for name, kind in VIEW_COLUMNS.items()] + [
+        (_rows(k), "<i4") for k in range(len(kinds))
+    ]
     dtype = np.dtype(fields)
     begins = [plan.tables.begins(Target("", 1, hop, window)) for hop, window in kinds]
 

@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from spkd.cache.folder import NOTES, users_files
+from spkd.cache.folder import NOTES
 from spkd.errors import SpkdError
 from spkd.files import digest
-from spkd.files.atomic import appending, make_folder, write_bytes
+from spkd.files.atomic import appending, make_folder, users_files, write_bytes
 from spkd.files.reading import read_text
 
 BEGUN, FINISHED = "begun", "finished"

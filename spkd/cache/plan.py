@@ -29,11 +29,12 @@ from spkd.cache.folder import most_bytes, plan_path
 from spkd.cache.layout import shard_rows
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.corpus.manifest import Manifest, Utterance
-from spkd.corpus.view import Views
+from spkd.corpus.view import VIEW_COLUMNS, Views
 from spkd.errors import SpkdError, UsageError
 from spkd.files.atomic import writing
 from spkd.files.packed import PackedTexts
 from spkd.files.reading import read_bytes
+from spkd.files.spool import spooled, stretches
 from spkd.outputs.target import Target
 
 UNLABELLED = -1
@@ -298,7 +299,8 @@ class Plan:
         index_of = {name: i for i, name in enumerate(speakers)}
         columns = manifest.utterances
         numbers = np.array([*(index_of.get(name, UNLABELLED) for name in columns.speakers), UNLABELLED], np.int32)
-        speaker, speech = numbers[columns.speaker], SpeechColumns.of(manifest)
+        speaker = spooled(np.int32, (numbers[part] for part in stretches(columns.speaker)))
+        speech = SpeechColumns.of(manifest)
         return cls(views, manifest.ids, speakers, speaker, np.array(first), unit_views, unit_seconds, speech=speech)
 
     @classmethod
@@ -433,7 +435,7 @@ class Plan:
             arrays = _unzip(data)
             unit_views, unit_seconds = _column(arrays, "unit", "f8")
             return cls(
-                Views(*(_column(arrays, name, COLUMNS[name]) for name in COLUMNS)),
+                Views(*(_column(arrays, name, kind) for name, kind in VIEW_COLUMNS.items())),
                 _unpack(arrays, "utterances"),
                 list(_unpack(arrays, "speakers")),
                 _column(arrays, "utterance_speaker", "i4"),
@@ -464,7 +466,6 @@ def class_keys(speaker: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return np.asarray(speaker).astype(np.int64) * FACTORS_BELOW + factors
 
 
-COLUMNS = {"utterance": "i4", "start": "i8", "samples": "i4", "speed": "f4", "seed": "u4", "formants": "f4"}
 SPEECH = {"end": "i8", "whole": "i8", "first": "i4", "last": "i4"}
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error)
 

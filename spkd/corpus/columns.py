@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from spkd.corpus.utterance import Speech, Utterance
-from spkd.files.packed import PackedTexts
+from spkd.files.packed import PackedTexts, Packing
+from spkd.files.spool import Spool, numbers_in, spooled, stretches
 
 CHUNK = 1 << 13  # utterances that are put into columns together
 NONE = -1  # number of an unknown speaker, and of all channels
@@ -70,6 +71,8 @@ class Columns(Sequence[Utterance]):
     @classmethod
     def join(cls, parts: Sequence[Columns]) -> Columns:
         """The utterances of several, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
         made = Filled()
         for part in parts:
             made.add_columns(part)
@@ -145,17 +148,25 @@ class Columns(Sequence[Utterance]):
 
     def take(self, numbers: np.ndarray) -> Columns:
         """The utterances of the given numbers (B,), or those of a mask (N,), in this order."""
-        numbers = np.flatnonzero(numbers) if numbers.dtype == bool else numbers
-        counts = np.diff(self.ends, prepend=0)[numbers]
-        ends = np.cumsum(counts, dtype=np.int64)
-        rows = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(self.ends[numbers] - ends, counts)
+        ends, found = Spool(np.int64), Spool(np.int64, (2,))
+        for part in numbers_in(numbers):
+            begins = np.where(part > 0, self.ends[np.maximum(part - 1, 0)], 0)
+            counts = self.ends[part] - begins
+            taken = np.cumsum(counts)
+            rows = np.arange(int(taken[-1]) if len(taken) else 0) + np.repeat(begins - (taken - counts), counts)
+            ends.add(taken + len(found))
+            found.add(self.stretches[rows])
+        taken_numbers: dict[str, Any] = {
+            name: spooled(dtype, (getattr(self, name)[part] for part in numbers_in(numbers)))
+            for name, dtype in NUMBERS.items()
+        }
         return dataclasses.replace(
             self,
             ids=self.ids.take(numbers),
             names=self.names.take(numbers),
-            ends=ends,
-            stretches=self.stretches[rows],
-            **{name: getattr(self, name)[numbers] for name in NUMBERS},
+            ends=ends.array(),
+            stretches=found.array(),
+            **taken_numbers,
         )
 
     def speaking(self, names: Sequence[str | None]) -> Columns:
@@ -166,12 +177,16 @@ class Columns(Sequence[Utterance]):
         """
         numbers: dict[str, int] = {}
         places = [NONE if name is None else numbers.setdefault(name, len(numbers)) for name in names]
-        places.append(NONE)
-        return dataclasses.replace(self, speakers=list(numbers), speaker=np.array(places, np.int32)[self.speaker])
+        table = np.array([*places, NONE], np.int32)
+        speaker = spooled(np.int32, (table[part] for part in stretches(self.speaker)))
+        return dataclasses.replace(self, speakers=list(numbers), speaker=speaker)
 
     def spoken(self) -> np.ndarray:
         """Number of utterances of each of `speakers`."""
-        return np.bincount(self.speaker[self.speaker != NONE], minlength=len(self.speakers))
+        counts = np.zeros(len(self.speakers), np.int64)
+        for part in stretches(self.speaker):
+            counts += np.bincount(part[part != NONE], minlength=len(counts))
+        return counts
 
 
 VALUES = ("speaker", "duration", "start", "channel", "kind")  # of which an utterance is made, besides id and path
@@ -188,13 +203,15 @@ NUMBERS = {
 
 
 class Filled:
-    """Columns that are being filled. What was added is joined column by column, so that little is there twice."""
+    """Columns that are being filled, of which the large ones are in temporary files."""
 
     def __init__(self) -> None:
         self._speakers: dict[str, int] = {}
         self._kinds: dict[Attributes, int] = {(): 0}
-        self._chunks: list[dict[str, Any]] = []
-        self._count = self._folders = self._stretches = 0
+        self._ids, self._folders, self._names = Packing(), Packing(), Packing()
+        self._numbers = {name: Spool(dtype) for name, dtype in NUMBERS.items()}
+        self._ends, self._stretches = Spool(np.int64), Spool(np.int64, (2,))
+        self._count = self._folder_count = 0
 
     def __len__(self) -> int:
         return self._count
@@ -239,28 +256,27 @@ class Filled:
         self._append(given.ids, given.folders, given.names, given.ends, given.stretches, **numbers)
 
     def _append(
-        self, ids: PackedTexts, folders: PackedTexts, names: PackedTexts, ends: Any, stretches: Any, **numbers: Any
+        self, ids: PackedTexts, folders: PackedTexts, names: PackedTexts, ends: Any, speech: Any, **numbers: Any
     ) -> None:
-        columns = {name: np.asarray(values, NUMBERS[name]) for name, values in numbers.items()}
-        columns["folder"] = columns["folder"] + np.int32(self._folders)
-        placed = {"ends": ends + self._stretches, "stretches": stretches}
-        self._chunks.append({"ids": ids, "folders": folders, "names": names, **placed, **columns})
+        for name, values in numbers.items():
+            before = self._folder_count if name == "folder" else 0
+            self._numbers[name].add(np.asarray(values, NUMBERS[name]) + NUMBERS[name](before))
+        self._ends.add(ends + len(self._stretches))
+        self._stretches.add(speech)
+        for texts, packing in ((ids, self._ids), (folders, self._folders), (names, self._names)):
+            packing.add_packed(texts)
         self._count += len(ids)
-        self._folders += len(folders)
-        self._stretches += len(stretches)
+        self._folder_count += len(folders)
 
     def columns(self) -> Columns:
         """All that was added so far."""
-        if not self._chunks:
-            none, pairs = PackedTexts.of(()), np.zeros((0, 2), np.int64)
-            self._append(none, none, none, np.zeros(0, np.int64), pairs, **dict.fromkeys(NUMBERS, ()))
-        joined: dict[str, Any] = {}
-        for name in list(self._chunks[0]):
-            parts = [chunk.pop(name) for chunk in self._chunks]
-            joined[name] = PackedTexts.join(parts) if isinstance(parts[0], PackedTexts) else _concatenated(parts)
-        self._chunks = [dict(joined)]
-        return Columns(**joined, speakers=list(self._speakers), kinds=list(self._kinds))
-
-
-def _concatenated(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return Columns(
+            ids=self._ids.texts(),
+            folders=self._folders.texts(),
+            names=self._names.texts(),
+            speakers=list(self._speakers),
+            kinds=list(self._kinds),
+            ends=self._ends.array(),
+            stretches=self._stretches.array(),
+            **{name: each.array() for name, each in self._numbers.items()},
+        )

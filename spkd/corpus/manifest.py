@@ -33,8 +33,11 @@ from spkd.corpus.layouts.base import MANY, Layout
 from spkd.corpus.manifests.audiofolder import METADATA
 from spkd.corpus.manifests.fields import HEADER as HEADER
 from spkd.corpus.manifests.fields import STATE, may_be_unknown, stands_for_unknown
+from spkd.corpus.manifests.json_lines import JSONLines
 from spkd.corpus.manifests.reader import Reader, Source, name_of_reader
 from spkd.corpus.manifests.several import Several
+from spkd.corpus.manifests.table import Table
+from spkd.corpus.mapped_manifest import Content, MappedManifest
 from spkd.corpus.shards import holds_audio, suffixes
 from spkd.corpus.utterance import Utterance as Utterance
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
@@ -42,6 +45,7 @@ from spkd.files import digest
 from spkd.files.atomic import find_files, write_json, writing
 from spkd.files.packed import PackedTexts
 from spkd.files.reading import State, read_json
+from spkd.files.spool import stretches
 from spkd.files.text import counted
 from spkd.progress import log, track
 from spkd.registry import LAYOUTS, MANIFEST_READERS
@@ -69,15 +73,22 @@ class Manifest:
         utterances: the utterances, which are taken one by one.
         source: path of the file or folder, for messages.
         notes: remarks on what was left out or assumed when it was read.
+        are_distinct: whether their ids are known to differ.
     Attributes:
         utterances: the utterances in columns, of which each is made where it is asked for.
     Raises:
         SpkdError: two utterances have one id.
     """
 
-    def __init__(self, utterances: Iterable[Utterance], source: str = "", notes: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        utterances: Iterable[Utterance],
+        source: str = "",
+        notes: Iterable[str] = (),
+        are_distinct: bool = False,
+    ) -> None:
         self.utterances, self.source, self.notes = Columns.of(utterances), source, tuple(notes)
-        if (repeated := self.utterances.ids.repeated()) is not None:
+        if not are_distinct and (repeated := self.utterances.ids.repeated()) is not None:
             raise SpkdError(f"{source}: duplicate utterance id {repeated!r}")
 
     def __len__(self) -> int:
@@ -102,7 +113,7 @@ class Manifest:
     def take(self, indices: np.ndarray | Sequence[int]) -> Manifest:
         """The utterances of these indices, or of a mask, in this order; the notes are left behind."""
         chosen = np.asarray(indices) if len(indices) else np.zeros(0, np.int64)
-        return Manifest(self.utterances.take(chosen), self.source)
+        return Manifest(self.utterances.take(chosen), self.source, are_distinct=chosen.dtype == bool)
 
     def pick(self, ids: Iterable[str]) -> Manifest | None:
         """The utterances with these ids, in this order; None where one is missing."""
@@ -124,7 +135,10 @@ class Manifest:
     def seconds(self) -> float:
         """Total measured duration (s)."""
         # One after the other, since this becomes a part of a cache's identity; np.sum adds in another order.
-        return float(np.cumsum(np.nan_to_num(self.utterances.duration, nan=0.0))[-1]) if len(self) else 0.0
+        total = 0.0
+        for part in stretches(self.utterances.duration):
+            total = float(np.cumsum(np.append(total, np.nan_to_num(part, nan=0.0)))[-1])
+        return total
 
     @cached_property
     def digest(self) -> str:
@@ -145,19 +159,45 @@ class Manifest:
             SpkdError: a malformed line (file and line named), or a duplicate id.
         """
         path = Path(path)
-        reader = _reader_of(path)(Source(path), columns)
-        named, note = _named(_read(reader.utterances(), path), path.parent)
+        kind = _reader_of(path)
+        reader, kept = kind(Source(path), columns), None
+        if kind in (Table, JSONLines):  # of which nothing but the file decides what is read
+            kept = MappedManifest.of(path, columns)
+        if kept is None or (manifest := cls._mapped(reader, kept)) is None:
+            manifest = cls._parsed(reader)
+            if kept is not None:
+                states = [(container, *stated) for container, stated in reader.states.items()]
+                kept.write(Content(manifest.utterances, manifest.notes, states, manifest.digest))
+                manifest = cls._mapped(reader, kept) or manifest
+        for text in manifest.notes:
+            log(f"note: {path}: {text}")
+        return manifest
+
+    @classmethod
+    def _parsed(cls, reader: Reader) -> Manifest:
+        """The manifest that a reader reads. Raises as `load`."""
+        path = reader.source.path
+        named, note = _named(_read(reader), path.parent)
         if not len(named):
             raise SpkdError(f"{path}: holds no utterances")
         normal, merged = _in_one_form(named)
         utterances, unknown = _without_placeholders(normal)
         manifest = cls(utterances, str(path), (*reader.notes, *note, *merged, *unknown, *_counted(reader, utterances)))
-        for name in columns:
+        for name in reader.columns:
             if not any(utterance.attribute(name) for utterance in manifest):
                 near = bracketed("by", name) or _near(name, Source(path))
                 raise UsageError(f"{path}: no column {name!r}, or nothing in it{near}")
-        for text in manifest.notes:
-            log(f"note: {path}: {text}")
+        return manifest
+
+    @classmethod
+    def _mapped(cls, reader: Reader, kept: MappedManifest) -> Manifest | None:
+        """The manifest by its mapped file; None where there is none. Raises SpkdError: a container has changed."""
+        if (content := kept.read()) is None:
+            return None
+        for container, there, where in content.states:
+            reader.check_container(container, there, where)
+        manifest = cls(content.columns, str(reader.source.path), content.notes, are_distinct=True)
+        manifest.digest = content.digest
         return manifest
 
     def save(self, path: str | Path) -> None:
@@ -251,18 +291,23 @@ def _note_folder(manifest: Manifest, folder: str | Path) -> None:
         log(f"note: {folder}: files of audio that no line of it names: {len(others):,} (first: {others[0]})")
 
 
-def _read(utterances: Iterator[Utterance], path: Path) -> Columns:
+def _read(reader: Reader) -> Columns:
     """The utterances of a manifest in columns. Repeated ids are found while it is read: a short file could hold one
     without end.
 
     Raises:
         SpkdError: an utterance is there twice.
     """
-    made, due, rest = Filled(), 4 * CHECKED, _distinct(utterances, path)
-    while made.add(islice(rest, CHUNK)):
-        if len(made) >= due:
-            due *= 4
-            _check_distinct(made.columns(), path)
+    source, path = reader.source, reader.source.path
+    made, due, rest = Filled(), 4 * CHECKED, _distinct(reader.utterances(), path)
+    size = path.stat().st_size if path.is_file() else 0
+    with track(f"reading {path}", size >> 20, "MB") as bar:
+        while made.add(islice(rest, CHUNK)):
+            bar.total = max(bar.total, source.taken >> 20)
+            bar.advance((source.taken >> 20) - bar.done)
+            if len(made) >= due:
+                due *= 4
+                _check_distinct(made.columns(), path)
     columns = made.columns()
     _check_distinct(columns, path)
     return columns
@@ -281,8 +326,7 @@ def _distinct(utterances: Iterator[Utterance], path: Path) -> Iterator[Utterance
 
 def _check_distinct(columns: Columns, path: Path) -> None:
     """Check that no utterance is there twice. Raises SpkdError."""
-    is_named = (np.diff(columns.ids.ends, prepend=0) > 0).all()
-    names = columns.ids if is_named else PackedTexts.of(map(_name_of, columns))
+    names = PackedTexts.of(map(_name_of, columns)) if columns.ids.empty else columns.ids
     if (repeated := names.repeated()) is not None:
         raise SpkdError(f"{path}: duplicate utterance id {repeated!r}")
 
@@ -307,8 +351,7 @@ def _named(columns: Columns, folder: Path) -> tuple[Columns, list[str]]:
     Returns:
         The utterances, and a note where stems repeat.
     """
-    nameless = np.diff(columns.ids.ends, prepend=0) == 0
-    if not (missing := int(nameless.sum())):
+    if not (missing := columns.ids.empty):
         return columns, []
 
     def path(u: Utterance) -> str:

@@ -26,8 +26,10 @@ from spkd.corpus.manifest import Manifest
 from spkd.corpus.settings import AS_IT_IS, ViewConfig
 from spkd.corpus.vad.base import SEGMENTS, VADCard
 from spkd.errors import SpkdError, UsageError
+from spkd.files.spool import AT_ONCE, Spool
 
-VIEW_COLUMNS = ("utterance", "start", "samples", "speed", "seed", "formants")
+# Columns of a table of views, with their types.
+VIEW_COLUMNS = {"utterance": "i4", "start": "i8", "samples": "i4", "speed": "f4", "seed": "u4", "formants": "f4"}
 
 
 @dataclass(frozen=True)
@@ -241,16 +243,30 @@ class ViewPlan:
             manifest: the utterances, all measured.
         """
         columns = manifest.utterances
-        total = np.rint(np.nan_to_num(columns.duration) * SAMPLE_RATE).astype(np.int64)
-        ids = _checksums(manifest.ids)
+        made = {name: Spool(kind) for name, kind in VIEW_COLUMNS.items()}
+        # Factors are drawn for each speaker: all utterances of a speaker have the same pseudo-speakers.
+        speakers = np.append(_checksums(columns.speakers), np.uint64(0))  # the last for unknown ones
+        for first in range(0, len(manifest), AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            total = np.rint(np.nan_to_num(columns.duration[some]) * SAMPLE_RATE).astype(np.int64)
+            ids, speaker = _checksums(manifest.ids[some]), columns.speaker[some]
+            views = self._views_of(total, ids, np.where(speaker == UNKNOWN, ids, speakers[speaker]))
+            for name, values in replace(views, utterance=views.utterance + np.int32(first)).columns().items():
+                made[name].add(values)
+        return Views(**{name: each.array() for name, each in made.items()})
+
+    def _views_of(self, total: np.ndarray, ids: np.ndarray, speakers: np.ndarray) -> Views:
+        """The views of some utterances, which are counted from the first of them.
+
+        Args:
+            total: (N,) samples of each utterance.
+            ids: (N,) key of each utterance.
+            speakers: (N,) key of each utterance's speaker.
+        """
         if self.kind in ("drawn", "crops"):
-            utterance = np.repeat(np.arange(len(manifest), dtype=np.int32), self.count)
-            number = np.tile(np.arange(self.count, dtype=np.uint64), len(manifest))
-            keys = ids[utterance]
-            if self.kind == "drawn":
-                # Factors are drawn for each speaker: all utterances of a speaker have the same pseudo-speakers.
-                speakers = np.append(_checksums(columns.speakers), np.uint64(0))  # the last for unknown ones
-                keys = np.where(columns.speaker == UNKNOWN, ids, speakers[columns.speaker])[utterance]
+            utterance = np.repeat(np.arange(len(total), dtype=np.int32), self.count)
+            number = np.tile(np.arange(self.count, dtype=np.uint64), len(total))
+            keys = (speakers if self.kind == "drawn" else ids)[utterance]
             speed = self._drawn(self.speeds, keys, number, 0)
             formants = self._drawn(self.formants, keys, number, 3)
             if self.kind == "drawn":

@@ -453,7 +453,7 @@ def fitting(manifest: Manifest, config: ContentConfig) -> tuple[Manifest, dict[s
     reason = "{:.0f} s in one view; take view=windows:SECONDS/HOP, or raise storage.unit_seconds ({:g})"
     is_long = manifest.utterances.duration > most
     long = {manifest.ids[i]: reason.format(manifest.utterances.duration[i], most) for i in np.flatnonzero(is_long)}
-    return manifest.take(~is_long), long
+    return (manifest.take(~is_long) if long else manifest), long
 
 
 def split_by_parts(root: Path, card: Card | None, manifest: Manifest) -> list[Manifest]:

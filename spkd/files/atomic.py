@@ -495,6 +495,15 @@ def writable_folder(folder: str | Path) -> Path:
     return path
 
 
+def users_files(kind: str, name: str) -> list[Path]:
+    """Path of a file that is kept in the user's cache folder; none where the user has no home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a container's user, without HOME and without a name
+        return []
+    return [base / "spkd" / kind / name]
+
+
 def check_no_links(root: Path, folders: Iterable[str | Path]) -> None:
     """Check that folders within an output folder are no symbolic links, by which files elsewhere would be replaced.
 

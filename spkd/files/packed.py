@@ -5,13 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
-AT_ONCE = 1 << 16  # texts that are decoded together
+from spkd.files.spool import AT_ONCE, Spool, numbers_in, spooled, stretches
+
 ERRORS = "surrogatepass"  # names of files may have bytes that are not UTF-8, which Python keeps as surrogates
+SORTED = 1 << 18  # hashes that are sorted together, on average
 
 
 class PackedTexts(Sequence[str]):
@@ -30,21 +33,19 @@ class PackedTexts(Sequence[str]):
         """These texts; those that are packed already, as they are."""
         if isinstance(texts, PackedTexts):
             return texts
-        parts, rest = list[PackedTexts](), iter(texts)
-        while encoded := [text.encode(errors=ERRORS) for text in islice(rest, AT_ONCE)]:
-            ends = np.cumsum([len(each) for each in encoded], dtype=np.int64)
-            parts.append(cls(np.frombuffer(b"".join(encoded), np.uint8), ends))
-        return cls.join(parts)
+        packing = Packing()
+        packing.add(texts)
+        return packing.texts()
 
     @classmethod
     def join(cls, parts: Sequence[PackedTexts]) -> PackedTexts:
         """The texts of several sequences, one after the other."""
         if len(parts) == 1:
             return parts[0]
-        before = np.cumsum([0, *(len(part.data) for part in parts)]).tolist()
-        ends = [part.ends + count for part, count in zip(parts, before, strict=False)]
-        empty = np.zeros(0, np.uint8), np.zeros(0, np.int64)
-        return cls(np.concatenate([empty[0], *(part.data for part in parts)]), np.concatenate([empty[1], *ends]))
+        packing = Packing()
+        for part in parts:
+            packing.add_packed(part)
+        return packing.texts()
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -62,13 +63,27 @@ class PackedTexts(Sequence[str]):
         return self._stretch(0, len(self))
 
     def _stretch(self, start: int, stop: int) -> Iterator[str]:
+        return (each.decode(errors=ERRORS) for each in self.encoded(start, stop))
+
+    def encoded(self, start: int, stop: int) -> Iterator[bytes]:
+        """The texts `start` to `stop` - 1 in UTF-8."""
         begin = int(self.ends[start - 1]) if start else 0
         for place in range(start, stop, AT_ONCE):
             ends = self.ends[place : min(place + AT_ONCE, stop)].tolist()
             data, first = self.data[begin : ends[-1]].tobytes(), begin
             for end in ends:
-                yield data[begin - first : end - first].decode(errors=ERRORS)
+                yield data[begin - first : end - first]
                 begin = end
+
+    @property
+    def empty(self) -> int:
+        """Number of texts that are empty."""
+        begin = np.zeros(1, np.int64)
+        count = 0
+        for ends in stretches(self.ends):
+            count += int((np.diff(ends, prepend=begin) == 0).sum())
+            begin = ends[-1:]
+        return count
 
     def __contains__(self, text: object) -> bool:
         return text in self.places
@@ -81,36 +96,36 @@ class PackedTexts(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Hashes of texts are those of this process.
+        # Places are found again, faster than they are passed on.
         return {"data": self.data, "ends": self.ends}
 
     def take(self, numbers: np.ndarray) -> PackedTexts:
-        """The texts of the given numbers (B,), in this order."""
-        begins = np.concatenate([np.zeros(1, np.int64), self.ends])[:-1][numbers]
-        lengths = self.ends[numbers] - begins
-        ends = np.cumsum(lengths)
-        data = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
-        for start in range(0, len(numbers), AT_ONCE):  # the places of all bytes take eight times as many
-            part = slice(start, start + AT_ONCE)
-            first, last = int(ends[start] - lengths[start]), int(ends[part][-1])
-            shift = np.repeat(begins[part] - (ends[part] - lengths[part]), lengths[part])
-            data[first:last] = self.data[np.arange(first, last) + shift]
-        return PackedTexts(data, ends)
+        """The texts of the given numbers (B,), or those of a mask (N,), in this order."""
+        packing = Packing()
+        for part in numbers_in(numbers):
+            ends = self.ends[part]
+            begins = np.where(part > 0, self.ends[np.maximum(part - 1, 0)], 0)
+            counts = ends - begins
+            taken = np.cumsum(counts)
+            shift = np.repeat(begins - (taken - counts), counts)
+            packing.add_packed(PackedTexts(self.data[np.arange(len(shift)) + shift], taken))
+        return packing.texts()
 
     @cached_property
     def places(self) -> Places:
         """Each text -> its number; of equal texts one of them."""
-        return Places(self)
+        return Places.of(self)
 
     def repeated(self) -> str | None:
         """The first text that is there a second time; None where all differ."""
-        hashes, order = self.places.hashes, self.places.order
-        doubtful = np.flatnonzero(hashes[1:] == hashes[:-1])
-        pairs = sorted((int(max(order[i : i + 2])), i) for i in doubtful.tolist())
-        if not pairs:
-            return None
+        hashes, order, begin = self.places.hashes, self.places.order, 0
+        pairs: list[tuple[int, int]] = []  # numbers of texts of one hash
+        for part in stretches(hashes[1:]):
+            at = begin + np.flatnonzero(part == hashes[begin : begin + len(part)])
+            pairs += zip(order[at].tolist(), order[at + 1].tolist(), strict=True)
+            begin += len(part)
         seen = set[str]()
-        for number in sorted(set(chain.from_iterable(order[i : i + 2].tolist() for _, i in pairs))):
+        for number in sorted(set(chain.from_iterable(pairs))):
             if (text := self[number]) in seen:
                 return text
             seen.add(text)
@@ -129,20 +144,65 @@ class PackedTexts(Sequence[str]):
         return bool(((self.data[begins] & 0xC0) == 0x80).any())  # within a character
 
 
+class Packing:
+    """Texts that are being packed."""
+
+    def __init__(self) -> None:
+        self._data, self._ends = Spool(np.uint8), Spool(np.int64)
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Add texts, which are taken one by one."""
+        rest = iter(texts)
+        while encoded := [text.encode(errors=ERRORS) for text in islice(rest, AT_ONCE)]:
+            ends = np.cumsum([len(each) for each in encoded], dtype=np.int64)
+            self.add_packed(PackedTexts(np.frombuffer(b"".join(encoded), np.uint8), ends))
+
+    def add_packed(self, texts: PackedTexts) -> None:
+        before = len(self._data)
+        self._data.add(texts.data)
+        for ends in stretches(texts.ends):
+            self._ends.add(ends + before)
+
+    def texts(self) -> PackedTexts:
+        """All that was added so far."""
+        return PackedTexts(self._data.array(), self._ends.array())
+
+
 class Places(Mapping[str, int]):
     """Numbers of texts, found by their hashes: 12 bytes for each, where a dictionary takes 100 and the texts.
 
-    Attributes:
-        hashes: (N,) hashes of the texts, ascending.
+    Args:
+        hashes: (N,) hashes of the texts, ascending; uint64.
         order: (N,) numbers of the texts in this order.
     """
 
-    def __init__(self, texts: PackedTexts) -> None:
-        self._texts = texts
-        hashes = np.fromiter(map(hash, texts), np.int64, len(texts))
-        self.order = np.argsort(hashes, kind="stable").astype(np.int32 if len(texts) < 2**31 else np.int64)
-        self.hashes = hashes[self.order]
-        self._view = memoryview(self.hashes)
+    def __init__(self, texts: PackedTexts, hashes: np.ndarray, order: np.ndarray) -> None:
+        self._texts, self.hashes, self.order = texts, hashes, order
+        self._view = hashes.data
+
+    @classmethod
+    def of(cls, texts: PackedTexts) -> Places:
+        """Places of texts. Hashes are sorted by ranges of their values, of which each takes little memory."""
+        encoded = iter(texts.encoded(0, len(texts)))
+        all_hashes = spooled(
+            np.uint64,
+            (
+                np.fromiter(map(_hash, islice(encoded, AT_ONCE)), np.uint64, min(AT_ONCE, len(texts) - start))
+                for start in range(0, len(texts), AT_ONCE)
+            ),
+        )
+        hashes, order = Spool(np.uint64), Spool(np.int32 if len(texts) < 2**31 else np.int64)
+        ranges = 1 + len(texts) // SORTED
+        for part in range(ranges):
+            low, last = part * 2**64 // ranges, (part + 1) * 2**64 // ranges - 1
+            within = ((each >= np.uint64(low)) & (each <= np.uint64(last)) for each in stretches(all_hashes))
+            found = [number * AT_ONCE + np.flatnonzero(each) for number, each in enumerate(within)]
+            numbers = np.concatenate([np.zeros(0, np.int64), *found])
+            values = all_hashes[numbers]
+            by_value = np.argsort(values, kind="stable")
+            hashes.add(values[by_value])
+            order.add(numbers[by_value])
+        return cls(texts, hashes.array(), order.array())
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -151,10 +211,15 @@ class Places(Mapping[str, int]):
         return iter(self._texts)
 
     def __getitem__(self, text: str) -> int:
-        wanted = hash(text)
+        wanted = _hash(text.encode(errors=ERRORS))
         place = bisect_left(self._view, wanted)
         while place < len(self._view) and self._view[place] == wanted:
             if self._texts[number := int(self.order[place])] == text:
                 return number
             place += 1
         raise KeyError(text)
+
+
+def _hash(text: bytes) -> int:
+    """Hash of a text, the same in every process."""
+    return int.from_bytes(blake2b(text, digest_size=8).digest())

@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spkd.cache import Cache, Plan, initialise, mapped_plan, verify
-from spkd.cache import mapped as blocks
 from spkd.cache.folder import COMPLETE, CompletionRecord, metadata_files
 from spkd.cache.lazy import Lazy
 from spkd.cache.mapped_plan import joined, mend, open_plan, problems
@@ -25,6 +24,7 @@ from spkd.corpus.manifest import Manifest, Utterance
 from spkd.corpus.view import Views
 from spkd.errors import SpkdError
 from spkd.files import digest
+from spkd.files import mapped as blocks
 from spkd.files.atomic import write_json
 from spkd.outputs.target import Target
 

@@ -4,12 +4,14 @@ import dataclasses
 import pickle
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spkd.corpus.columns import Columns, Filled
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.utterance import Speech, Utterance
+from spkd.files import spool
 
 SECONDS = st.floats(0, 1e6)
 PATHS = st.builds("".join, st.lists(st.sampled_from(["a", "ü", "/", "#", "1536+32044.flac", "s3://", "."]), max_size=6))
@@ -35,8 +37,16 @@ UTTERANCES = st.lists(
 )
 
 
-@given(UTTERANCES, st.data())
-def test_they_are_a_list_of_utterances(listed: list[Utterance], data: st.DataObject) -> None:
+@given(UTTERANCES, st.data(), st.booleans())
+def test_they_are_a_list_of_utterances(listed: list[Utterance], data: st.DataObject, are_mapped: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if are_mapped:
+            patch.setattr(spool, "IN_MEMORY", 0)
+            patch.setattr(spool, "AT_ONCE", 3)
+        check_list(listed, data)
+
+
+def check_list(listed: list[Utterance], data: st.DataObject) -> None:
     made = Columns.of(iter(listed))
     assert list(made) == listed
     assert made == listed

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spkd.corpus import view as view_module
 from spkd.corpus.audio import SAMPLE_RATE, AudioError, change_speed
 from spkd.corpus.augment import coloured_noise, mix
 from spkd.corpus.formants import shift_formants
@@ -61,6 +62,17 @@ def test_adding_utterances_changes_no_other_view() -> None:
     few, many = plan.views(fake(3, 4)), plan.views(fake(3, 4, 5))
     for name, column in few.columns().items():
         assert np.array_equal(column, many.columns()[name][:8])
+
+
+@pytest.mark.parametrize("plan", ["full", "full:3", "crops:2,1.5", "windows:1/0.5"])
+def test_views_are_the_same_whatever_is_planned_together(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [Utterance(f"u{n}", "", [None, "a", "b"][n % 3], 0.5 + n) for n in range(11)]
+    config = ViewConfig(plan=plan, speeds=[0.9, 1.0, 1.1])
+    together = ViewPlan.parse(config).views(Manifest(listed)).columns()
+    monkeypatch.setattr(view_module, "AT_ONCE", 3)
+    for name, values in ViewPlan.parse(config).views(Manifest(listed)).columns().items():
+        np.testing.assert_array_equal(values, together[name], strict=True)
+    assert len(ViewPlan.parse(config).views(Manifest(())).utterance) == 0
 
 
 def test_crop_positions_speeds_and_seeds_are_spread() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spkd.files import packed
+from spkd.files import packed, spool
 from spkd.files.packed import PackedTexts
 
 TEXTS = st.lists(st.text(max_size=6), max_size=30)
@@ -29,8 +29,18 @@ def test_they_are_a_list_of_strings(texts: list[str], data: st.DataObject) -> No
         assert made[number] == texts[number]
 
 
-@given(TEXTS, st.text(max_size=6))
-def test_places_are_those_of_a_dictionary(texts: list[str], other: str) -> None:
+@given(TEXTS, st.text(max_size=6), st.booleans())
+def test_places_are_those_of_a_dictionary(texts: list[str], other: str, are_many: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if are_many:
+            patch.setattr(packed, "SORTED", 4)
+            patch.setattr(packed, "AT_ONCE", 3)
+            patch.setattr(spool, "AT_ONCE", 3)
+            patch.setattr(spool, "IN_MEMORY", 9)
+        check_places(texts, other)
+
+
+def check_places(texts: list[str], other: str) -> None:
     made, known = PackedTexts.of(texts), {text: number for number, text in reversed(list(enumerate(texts)))}
     assert {text: made.places[text] for text in known} == known
     assert (other in made, made.places.get(other)) == (other in known, known.get(other))
@@ -44,7 +54,7 @@ def test_names_of_files_that_are_not_utf8() -> None:
 
 
 def test_equal_hashes_are_no_equal_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "hash", lambda text: len(text), raising=False)
+    monkeypatch.setattr(packed, "_hash", len)
     made = PackedTexts.of(["a", "bb", "c", "dd", "c"])
     assert [made.places[text] for text in ("a", "bb", "dd")] == [0, 1, 3]
     assert "e" not in made

@@ -31,10 +31,11 @@ class Source:
     Attributes:
         folder: folder to which paths in the manifest are relative.
         suffix: suffix of the file, in lower case, without `.gz`.
+        taken: characters that were read so far.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.folder = path, path.parent
+        self.path, self.folder, self.taken = path, path.parent, 0
         self.suffix = path.name.removesuffix(".gz").rpartition(".")[2].lower()
 
     @cached_property
@@ -77,11 +78,15 @@ class Source:
         Args:
             comments: whether lines that begin with `#` are comments, and left out.
         """
-        return numbered_lines(self.path, comments=comments, most=MOST)
+        for number, line in numbered_lines(self.path, comments=comments, most=MOST):
+            self.taken += len(line) + 1
+            yield number, line
 
     def text(self) -> Iterator[str]:
         """Every line, with a line feed at its end."""
-        return (f"{line}\n" for line in read_lines(self.path, most=MOST))
+        for line in read_lines(self.path, most=MOST):
+            self.taken += len(line) + 1
+            yield f"{line}\n"
 
 
 def name_of_reader(source: Source) -> str | None:
@@ -98,6 +103,7 @@ class Reader(ABC):
         notes: remarks on the file for the user, filled while it is read.
         unused: column that is not used -> number of its values.
         differing: file and line of each utterance whose duration is not end - start.
+        states: container that is as it was indexed -> its state then, and the file and line that says so.
     """
 
     describes: ClassVar[str]
@@ -107,7 +113,7 @@ class Reader(ABC):
         self.notes: list[str] = []
         self.unused: Counter[str] = Counter()
         self.differing: list[str] = []
-        self._containers: dict[str, str] = {}  # those that are as they were -> their state
+        self.states: dict[str, tuple[str, str]] = {}
 
     @classmethod
     @abstractmethod
@@ -131,17 +137,25 @@ class Reader(ABC):
         made, differs = utterance(row, names, where, self.source.folder, self.columns)
         self.differing += [where] * differs
         if names.state is not None and (there := row[names.state]):
-            self._check_container(made.path, str(there), where)
+            self._check_state(made.path, str(there), where)
         return made
 
-    def _check_container(self, path: str, there: str, where: str) -> None:
-        if self._containers.get(path.rpartition("#")[0]) == there:
-            return
-        container = file_of(path)
+    def _check_state(self, path: str, there: str, where: str) -> None:
+        known = self.states.get(path.rpartition("#")[0])
+        if known is None or known[0] != there:
+            self.check_container(file_of(path), there, where)
+
+    def check_container(self, container: str, there: str, where: str) -> None:
+        """Check that a container is as it was indexed. Raises SpkdError: it has changed.
+
+        Args:
+            there: its state then.
+            where: file and line that says so.
+        """
         if (state := state_of_container(container)) is not None and state_text(state) != there:
             raise SpkdError(
                 f"{where}: {container} has changed since it was indexed ({there} then, {state_text(state)} now: bytes "
                 f"and ns); index it again: spkd manifest CONTAINERS --out {shlex.quote(str(self.source.path))}"
             )
         expect(container, there)
-        self._containers[container] = there
+        self.states[container] = there, where

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spkd.cache import mapped
-from spkd.cache.mapped import Column, MappedFile, NotThis, Texts, write_mapped
+from spkd.cache.lazy import Column
 from spkd.errors import SpkdError
-from spkd.files import digest
+from spkd.files import digest, mapped
+from spkd.files.mapped import MappedFile, NotThis, Texts, write_mapped
 
 CONTENT = {"plan": "0" * 64}
 ROWS = np.empty(1000, [("a", "<i4"), ("b", "<f8")])
@@ -89,7 +89,7 @@ def test_short_and_foreign_files_are_not_used(path: Path, tmp_path: Path) -> Non
         with pytest.raises(NotThis):
             opened(path)
     path.write_bytes(good)
-    with pytest.raises(NotThis, match="of another plan"):
+    with pytest.raises(NotThis, match="of another content"):
         MappedFile(path, {"plan": "1" * 64}, {})
     for odd in (tmp_path / "none", tmp_path):
         with pytest.raises(NotThis):

@@ -1,11 +1,10 @@
-"""The views of one part of a cache as a file that is mapped, so that opening takes no time and memory for each view.
+"""Files of records that are mapped, so that opening takes no time and memory for each record.
 
-The file follows from the plan of the part. It lies beside it, or in the user's cache folder where the cache cannot be
-written; whoever completes the cache writes it, or whoever opens it first. It is no part of the cache: it is in no
-record, and no copy takes it along.
+Such a file follows from another one, a plan or a manifest, and is made again where it is missing, damaged or of another
+content.
 
-    header      HEADER bytes: its length, JSON with the places of the sections and the plan's digest, its own digest
-    sections    utterances, views, units, names, ...: records of fixed width, one after the other
+    header      HEADER bytes: its length, JSON with the places of the sections and the content, its own digest
+    sections    columns of views, of utterances, names, ...: records of fixed width, one after the other
     checksums   crc32c of every BLOCK bytes of the sections
 
 The header and the checksums are compared with their digests when the file is opened, a block with its checksum when
@@ -25,8 +24,6 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 
-from spkd.cache.layout import CHECKED_EVERY
-from spkd.cache.lazy import Lazy
 from spkd.errors import SpkdError
 from spkd.files import digest
 from spkd.files.atomic import writing
@@ -35,21 +32,22 @@ from spkd.files.reading import opened, parse_json
 FORMAT = 1
 HEADER = 4096  # bytes
 BLOCK = 1 << 14  # bytes under one checksum
+CHECKED_EVERY = 1.0  # s after which the size of a mapped file is compared again
 AT_ONCE = 1 << 18  # records that are written together
-AGAIN = "remove it, and it is made again from the plan"  # advice for an error about a mapped file
+AGAIN = "remove it, and it is made again"  # advice for an error about a mapped file
 Sections = Mapping[str, tuple[np.dtype, int, Iterable[np.ndarray]]]  # name -> type of the records, their number, pieces
 Bounds = Mapping[str, Mapping[str, tuple[int, int]]]  # section -> field -> least and largest value
 
 
 class NotThis(SpkdError):
-    """The file is missing, short, damaged in its header, or of another plan: it is made again."""
+    """The file is missing, short, damaged in its header, or of another content: it is made again."""
 
 
 class MappedFile:
     """Sections of records in a file, mapped and checked by blocks.
 
     Args:
-        content: what the header must say of the content: digest of the plan, and the rest that it depends on.
+        content: what the header must say of the content: the digest of what it follows from, and the rest.
         bounds: values that the fields of some sections may have, whatever the checksums say.
     Raises:
         NotThis: missing, short, damaged in its header, or of another content.
@@ -167,22 +165,6 @@ class MappedFile:
         return True
 
 
-class Column(Lazy):
-    """One field of a section."""
-
-    def __init__(self, file: MappedFile, section: str, name: str) -> None:
-        self._file, self._section, self._name = file, section, name
-
-    def __len__(self) -> int:
-        return self._file.count(self._section)
-
-    def stretch(self, start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(self._file.part(self._section, start, stop)[self._name])
-
-    def at(self, places: np.ndarray) -> np.ndarray:
-        return self._file.take(self._section, self._name, places)
-
-
 class Texts(Sequence[str]):
     """Strings of a section `NAME`, whose ends are the field `end` of another section."""
 
@@ -272,7 +254,7 @@ def _read_header(file: BinaryIO, content: Mapping[str, Any], where: str) -> tupl
         raise NotThis(f"{where}: damaged in its header")
     header = parse_json(text, where)
     if header["spkd_mapped"] != FORMAT or header["content"] != content:
-        raise NotThis(f"{where}: of another plan, or another format")
+        raise NotThis(f"{where}: of another content, or another format")
     places, checks, offset = header["sections"], header["checksums"], HEADER
     for place in places.values():
         if place["offset"] != offset or place["bytes"] < 0 or place["bytes"] % _dtype(place["fields"]).itemsize:
