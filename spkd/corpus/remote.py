@@ -6,6 +6,7 @@ that he asks for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -13,7 +14,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any
@@ -27,6 +28,7 @@ from spkd.files.remote_folder import RemoteFolder, patiently
 BLOCK = 1 << 22  # bytes that are fetched at once of what is read in order
 AHEAD = 4  # blocks that are fetched ahead
 MOST_BLOCKS = 64  # that are kept of all files together
+MOST_RANGES, LONGEST_RANGE = 256, 1 << 20  # ranges that are kept, which were asked for by themselves; bytes of each
 REQUESTS = 16  # under way at once in this process
 # Names under which places name the content of a file.
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime")
@@ -82,6 +84,8 @@ class Remote:
             raise ValueError("lies beyond the end of its container; was it truncated?")
         if length == 0:
             return b""
+        if (known := _ranges(os.getpid()).known((self._number, offset, length))) is not None:
+            return known.result()
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
         with self._lock:
             in_order = first in self._touched or first - 1 in self._touched
@@ -108,6 +112,15 @@ class Remote:
             for number in range(first, last + 1):
                 self._touched[number] = None
                 self._begun(number)
+
+    def expect_alone(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Begin to fetch ranges (offset and length), which are read soon, and of which others are not read; nothing
+        where they are more, or longer, than is kept."""
+        if len(ranges) > MOST_RANGES // 2:
+            return
+        for offset, length in ranges:
+            if 0 < length <= LONGEST_RANGE and offset + length <= self.size:
+                _ranges(os.getpid()).get((self._number, offset, length), self.fetched, offset, length)
 
     def _begun(self, number: int) -> Future[bytes]:
         """A block that is there or under way."""
@@ -233,21 +246,36 @@ def _number(tag: str) -> int:
 
 
 class _Blocks:
-    """Blocks of all files that were read last, and those under way."""
+    """Blocks or ranges of all files that were read last, and those under way.
 
-    def __init__(self) -> None:
-        self._futures: OrderedDict[tuple[int, int], Future[bytes]] = OrderedDict()
-        self._lock = threading.Lock()
+    Args:
+        most: number of those that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._futures: OrderedDict[tuple[int, ...], Future[bytes]] = OrderedDict()
+        self._most, self._lock = most, threading.Lock()
         self._pool = ThreadPoolExecutor(REQUESTS // 2, "fetch")
 
-    def get(self, key: tuple[int, int], fetch: Callable[[int, int], bytes], begin: int, length: int) -> Future[bytes]:
+    def each(self, function: Callable[[str], None], items: Sequence[str]) -> None:
+        """Call a function of each item, of several at once."""
+        for _ in self._pool.map(function, items):
+            pass
+
+    def known(self, key: tuple[int, ...]) -> Future[bytes] | None:
+        """That of a key; None where it is not there, or could not be fetched."""
+        with self._lock:
+            block = self._futures.get(key)
+            return None if block is None or (block.done() and block.exception() is not None) else block
+
+    def get(self, key: tuple[int, ...], fetch: Callable[[int, int], bytes], begin: int, length: int) -> Future[bytes]:
         """The block of a key; where it is not there, or could not be fetched, `fetch(begin, length)` is begun."""
         with self._lock:
             block = self._futures.get(key)
             if block is None or (block.done() and block.exception() is not None):
                 block = self._futures[key] = self._pool.submit(fetch, begin, length)
             self._futures.move_to_end(key)
-            while len(self._futures) > MOST_BLOCKS:
+            while len(self._futures) > self._most:
                 self._futures.popitem(last=False)
             return block
 
@@ -255,7 +283,13 @@ class _Blocks:
 @cache
 def _blocks(process: int) -> _Blocks:
     """Blocks and threads of this process: a forked one has no threads of its parent."""
-    return _Blocks()
+    return _Blocks(MOST_BLOCKS)
+
+
+@cache
+def _ranges(process: int) -> _Blocks:
+    """Ranges by themselves, as `_blocks`."""
+    return _Blocks(MOST_RANGES)
 
 
 _limit = [REQUESTS]
@@ -271,7 +305,7 @@ def _requests(process: int) -> threading.Semaphore:
     return threading.Semaphore(_limit[0])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1 << 12)
 def _opened(url: str, process: int) -> Remote:
     return Remote(url)
 
@@ -279,3 +313,14 @@ def _opened(url: str, process: int) -> Remote:
 def opened(url: str) -> Remote:
     """A file elsewhere, which is asked for once in a process. Raises OSError as `Remote` does."""
     return _opened(url, os.getpid())
+
+
+def open_together(urls: Sequence[str]) -> None:
+    """Open files elsewhere, several at once. What cannot be opened raises its error when it is read."""
+
+    def try_one(url: str) -> None:
+        with contextlib.suppress(OSError):
+            opened(url)
+
+    if len(urls) > 1:
+        _ranges(os.getpid()).each(try_one, urls)

@@ -24,7 +24,7 @@ from spkd.corpus.kept import Kept
 from spkd.corpus.local import GONE
 from spkd.corpus.local import Opened as Opened
 from spkd.corpus.ranges import Range
-from spkd.corpus.remote import Remote, opened
+from spkd.corpus.remote import Remote, open_together, opened
 from spkd.corpus.rows import cell
 from spkd.errors import SpkdError
 from spkd.files.reading import read_bytes, state_of
@@ -60,20 +60,25 @@ def container(path: str) -> Opened | Remote:
 def read_ahead(paths: Iterable[str]) -> None:
     """Ask the system, or the place of a URL, for audio that is decoded soon, each container from front to end.
 
-    It is asked for no more than `MOST_AHEAD` bytes in each container, and not where most of what lies between is other
-    audio.
+    It is asked for no more than `MOST_AHEAD` bytes in each container. Where most of what lies between is other audio,
+    the place of a URL is asked for each by itself, and the system for none.
     """
     spans: dict[str, list[int]] = {}
+    ranges: dict[str, list[tuple[int, int]]] = {}
     for path in paths:
         address = parse(path)
         if address is not None and address.length and address.storage in ("", DEFLATE):
             span = spans.setdefault(address.container, [address.offset, 0, 0])
             span[0], span[1] = min(span[0], address.offset), max(span[1], address.offset + address.length)
             span[2] += address.length
+            ranges.setdefault(address.container, []).append((address.offset, address.length))
+    open_together([path for path in spans if is_elsewhere(path)])
     for path, (first, last, total) in spans.items():
-        if last - first <= min(2 * total + BLOCK, MOST_AHEAD):
-            with contextlib.suppress(OSError, ValueError):  # it is missing or has changed, which decoding finds
+        with contextlib.suppress(OSError, ValueError):  # it is missing or has changed, which decoding finds
+            if last - first <= min(2 * total + BLOCK, MOST_AHEAD):
                 container(path).expect(first, last - first)
+            elif isinstance(source := container(path), Remote):
+                source.expect_alone(sorted(ranges[path]))
 
 
 def located(address: Address) -> Address:

@@ -23,6 +23,7 @@ import soundfile
 from spkd.corpus import remote
 from spkd.corpus.audio import AudioError, decode, probe
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.stored import read_ahead
 from spkd.errors import SpkdError
 from spkd.files.vectors import read_vectors
 from spkd.students import Checkpoint, build, save_student
@@ -36,6 +37,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
     fails = 0
     cut = False
     first_alone = False  # whatever range is asked for, the one from byte 0 on comes, as it was named
+    together: threading.Barrier | None = None  # that answers wait for
     short = 0  # bytes that are missing at the end of each longer answer, of which it states no more than it has
     names = staticmethod(lambda data: [("ETag", f'"{zlib.crc32(data):08x}"')])  # of the content
 
@@ -61,6 +63,8 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
             first, last = (0, last - first) if kind.first_alone else (first, last)
             part = data[first : last + 1]
             kind.asked.append((first, len(part)))
+            if kind.together is not None:
+                kind.together.wait()
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
             for name, value in kind.names(data):
@@ -148,6 +152,22 @@ def test_what_is_expected_is_fetched_once_whatever_the_order(web: tuple[str, typ
     handler.asked.clear()
     file.expect(0, 49_000)
     assert handler.asked == []
+
+
+def test_audio_that_lies_apart_is_asked_for_at_once(web: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    """Random views: one by one, each would wait for an answer, and blocks would bring what nobody reads."""
+    address, handler = web
+    places = shard(tmp_path / "web" / "s.tar", 40)
+    chosen = [places[number] for number in (3, 11, 24, 39)]
+    remote.opened(f"{address}/s.tar")
+    handler.asked.clear()
+    handler.together = threading.Barrier(4, timeout=20)  # no answer before all four are asked for
+    paths = [f"{address}/s.tar#{offset}+{length}.flac" for offset, length, _ in chosen]
+    read_ahead(paths)
+    for path, (_, _, content) in zip(paths, chosen, strict=True):
+        (tmp_path / "here.flac").write_bytes(content)
+        assert decode(path).wave.tobytes() == decode(str(tmp_path / "here.flac")).wave.tobytes()
+    assert sorted(handler.asked) == [(offset, length) for offset, length, _ in chosen]
 
 
 def test_audio_elsewhere_is_that_of_the_file(web: tuple[str, type[Ranges]], tmp_path: Path, s3: str) -> None:
