@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch import Tensor
-from torch.nn.functional import pad
 
 from spkd.networks import padding
 from spkd.networks.network import FRAME_LEVEL
@@ -44,8 +43,8 @@ class ReDimNet2(AuthorsReDimNet):
         self.levels[FRAME_LEVEL] = replace(self.levels[FRAME_LEVEL], window=WINDOW)
 
     def run(self, features: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        # A last step that is not full is filled with the mean, which is 0, so that views of any length have a frame.
-        # Converters for phones have no remainder of a length.
-        step, count = self._step, features.shape[-1]
-        features = pad(padding.mask(features, lengths), (0, (count + step - 1) // step * step - count))
-        return self._of_steps(features, None if lengths is None else (lengths + step - 1) // step * step)
+        # A last step that is not full is filled with the mean, which is 0, so that views of any length have a frame:
+        # the padding of the first convolution is as long as its kernel reaches into such a step.
+        step = self._step
+        whole = None if lengths is None else (lengths + step - 1) // step * step
+        return self._of_steps(padding.mask(features, lengths), whole)
