@@ -376,6 +376,9 @@ def make(maker: Maker, data: Path, tested: Lists, out: Path) -> dict[str, Any]:
 def main() -> None:
     options = record.options(__doc__, "bundled", data=True)
     options.add_argument("--out", type=Path, default=FOLDER, help="folder of the model")
+    options.add_argument(
+        "--identify", action="store_true", help="identify again, by the model that is there; all else stays as it was"
+    )
     given = record.parse(options)
     maker = Maker(given.work, given.teacher, given.tiny)
     if given.tiny:
@@ -384,6 +387,14 @@ def main() -> None:
         )
         given.out = given.work / "out"
     tested = {name: (given.data / manifest, given.data / trials) for name, (manifest, trials) in LISTS.items()}
+    if given.identify:
+        given.work.mkdir(parents=True, exist_ok=True)
+        result = record.kept("bundled")
+        found = identified(maker, str(given.out), tested[LIST_OF_IDENTIFICATION][0])
+        result["identification"] = found | {"commit": record.commit()}
+        print(identification(result))
+        (record.RESULTS / "bundled.json").write_text(json.dumps(result, indent=1) + "\n")
+        return
     result = make(maker, given.data, tested, given.out)
     print(card(result), enrolments_table(result), identification(result), sep="\n\n")
     record.keep("bundled", result, given.tiny)
