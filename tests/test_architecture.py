@@ -35,7 +35,8 @@ PACKAGE = ROOT / "spkd"
 # A room may import from those to its right.
 ORDER = (
     ("cli", "__main__"),
-    ("catalogue", "completion", "demo", "doctor", "export", "voices"),
+    ("catalogue", "completion", "demo", "doctor", "export"),
+    ("voices",),
     ("model",),
     ("hub",),
     ("extract", "train", "eval"),

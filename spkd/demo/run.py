@@ -1,4 +1,5 @@
-"""`spkd demo`: synthesise a corpus, train a teacher, extract it, train a student with and without it, score all three.
+"""`spkd demo`: synthesise a corpus, train a teacher, extract it, train a student with and without it, score all three;
+then compare recordings of real people by the model that comes with spkd.
 
 Every step is an ordinary command of spkd, and is printed as a user would type it.
 """
@@ -12,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import resources
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,8 +34,11 @@ from spkd.files.atomic import check_no_links, writable_folder, write_bytes, writ
 from spkd.files.reading import read_text
 from spkd.progress import log, track
 from spkd.students.description import WEIGHTS
+from spkd.teachers.settings import BUNDLED
 from spkd.train.settings import TrainConfig
 from spkd.train.trainer import train
+from spkd.voices.run import verify
+from spkd.voices.settings import VerifyVoiceConfig
 
 LABEL = "synthetic speech: shows the machinery, not accuracy"
 MARKER, TRIALS = "spkd-demo", "synthetic-trials.txt"
@@ -54,7 +59,8 @@ SPEEDS = "view.speeds=[0.9,1.0,1.1]"
 TEACHER = ["student.channels=128", "student.embedding=128", "steps=500", "optim.lr=0.004"]
 STUDENT = ["student.channels=40", "student.embedding=64", "steps=600", "optim.lr=0.004"]
 
-
+# Recordings of people, of which the first two are of one, and their licence.
+PEOPLE, LICENCE = ("2033/0.flac", "2033/1.flac", "1998/1.flac"), "LICENSE.txt"
 MODELS = {"teacher": "teacher", "student, no teacher": "student-no-teacher", "student, distilled": "student"}
 
 
@@ -97,7 +103,8 @@ def run_demo(out: Path, seed: int) -> list[Row]:
     _compare(out)
     _print(rows)
     log(f"{LABEL}. {time.monotonic() - started:.0f} s in all; {out}/comparison/comparison.html has the curves.")
-    log("next: `spkd verify a.wav b.wav` compares two recordings of real speech, by a small model that comes with spkd")
+    _verify(out)
+    log("next: `spkd verify a.wav b.wav` compares two recordings of yours, by the same small model")
     return rows
 
 
@@ -168,6 +175,20 @@ def _compare(out: Path) -> None:
     systems = [f"{name}={out / 'eval' / folder}" for name, folder in MODELS.items()]
     log(f"\n$ spkd report {shlex.join(systems)} --out {shlex.quote(str(out / 'comparison'))} --bootstrap 200")
     compare_systems(load_systems(systems), out / "comparison", 200, 0)
+
+
+def _verify(out: Path) -> None:
+    """Compare recordings of real people, which are copied to the folder, by the model that comes with spkd."""
+    log("\nReal speech (LibriSpeech, CC BY 4.0), by the small model that comes with spkd: one person, then two")
+    people = resources.files(__package__).joinpath("people")
+    for name in (*PEOPLE, LICENCE):
+        write_bytes(out / "people" / name, people.joinpath(name).read_bytes())
+    first, settings = str(out / "people" / PEOPLE[0]), [f"model={BUNDLED}", "device=cpu"]
+    for other in (str(out / "people" / name) for name in PEOPLE[1:]):
+        log(f"\n$ spkd verify {shlex.join([first, other, *settings])}")
+        for line in verify(first, other, config.load(VerifyVoiceConfig, settings, environ={})):
+            log(line)
+    log("")
 
 
 METRICS = {"eer_percent": 2, "min_dcf_0.01": 3}  # metrics in the table, and their decimals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def test_the_whole_pipeline(spkd: Callable, monkeypatch: pytest.MonkeyPatch) -> 
     for system in systems:
         assert f"{system['results']['eer_percent']:.2f}" in done.out
         assert 0 <= system["results"]["eer_percent"] <= 100
+    decisions = re.findall(r"^\$ spkd verify (\S+) (\S+) model=bundled device=cpu\n.*: (.*)$", done.out, re.M)
+    assert decisions == [
+        ("d/people/2033/0.flac", "d/people/2033/1.flac", "the same speaker"),
+        ("d/people/2033/0.flac", "d/people/1998/1.flac", "different speakers"),
+    ]
+    assert "CC BY 4.0" in Path("d/people/LICENSE.txt").read_text()
     assert "synthetic-trials.txt" in Path("d/comparison/comparison.html").read_text()
     spkd("demo", "--out", "d").ok()  # continues, nothing left to do
     assert "another seed" in spkd("demo", "--out", "d", "--seed", "1").err
