@@ -348,6 +348,7 @@ MANIFEST_READERS = Registry(
     "",
     {
         "several": "spkd.corpus.manifests.several:Several",
+        "parquet-paths": "spkd.corpus.manifests.parquet_paths:ParquetPaths",
         "containers": "spkd.corpus.manifests.containers:Containers",
         "kaldi": "spkd.corpus.manifests.kaldi:KaldiFolder",
         "audiofolder": "spkd.corpus.manifests.audiofolder:AudioFolder",

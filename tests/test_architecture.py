@@ -182,7 +182,7 @@ TESTED_TOGETHER = {
     "corpus/test_audio": "corpus/ffmpeg",
     "corpus/test_containers": "corpus/ark corpus/containers/* corpus/rows",
     "corpus/test_foreign_manifests": "corpus/manifests/*",
-    "corpus/test_manifest": "corpus/layouts/* corpus/utterance",
+    "corpus/test_manifest": "corpus/layouts/* corpus/utterance corpus/written",
     "corpus/test_stored": "corpus/kept corpus/local corpus/ranges",
     "corpus/test_view": "corpus/loader",
     "corpus/vad/test_find": "corpus/vad/base",

@@ -252,6 +252,7 @@ VERIFICATION = Command(
         ),
         "noise": Context(f"M/augmented --live 2 {EXTRACT} view.rir=M/rir", {"view.noise": "M/noise"}),
         "rir": Context(f"M/augmented --live 2 {EXTRACT} view.noise=M/noise", {"view.rir": "M/rir"}),
+        **fetch_context(f"M/full --live 2 {EXTRACT}"),
         **{
             name: Context(
                 f"M/of_{name.removeprefix('teacher=')} --live 2 {context.arguments}", context.acts, inert=context.inert
@@ -270,6 +271,7 @@ CACHE_EXPORT = Command(
             {"manifest": "M/others.csv"},
             inert={"view.noise": "M/noise", "view.rir": "M/rir"},
         ),
+        **fetch_context("M/full tars --audio"),
         "noise": Context("M/augmented tars --audio manifest=M/manifest.csv view.rir=M/rir", {"view.noise": "M/noise"}),
         "rir": Context("M/augmented tars --audio manifest=M/manifest.csv view.noise=M/noise", {"view.rir": "M/rir"}),
     },

@@ -109,6 +109,12 @@ def sample_rate(path: str) -> int:
         return int(file.samplerate)
 
 
+def channel_count(path: str) -> int:
+    """Number of channels of a file, from its header. Raises as `sample_rate`."""
+    with _opened(path, header=True) as file:
+        return int(file.channels)
+
+
 def decode(path: str, start: float = 0.0, duration: float | None = None, channel: int | None = None) -> Decoded:
     """Decode a stretch of a file to a mono waveform at 16 kHz.
 

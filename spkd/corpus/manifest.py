@@ -7,9 +7,7 @@ audio. `manifests/README.md` shows a small example of each format.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import re
@@ -18,10 +16,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +38,7 @@ from spkd.corpus.manifests.table import Table
 from spkd.corpus.mapped_manifest import Content, MappedManifest
 from spkd.corpus.shards import holds_audio, suffixes
 from spkd.corpus.utterance import Utterance as Utterance
+from spkd.corpus.written import KEYS, row_writer
 from spkd.errors import SpkdError, UsageError, bracketed, did_you_mean, first_few
 from spkd.files import digest
 from spkd.files.atomic import find_files, write_json, writing
@@ -52,16 +51,6 @@ from spkd.registry import LAYOUTS, MANIFEST_READERS
 
 IN_FOLDERS = ("wav.scp", *METADATA)  # files by which folders are manifests
 SUFFIXES = (".csv", ".jsonl")  # of manifests that are written
-# Keys of their JSON lines -> columns of their tables.
-KEYS = {
-    "id": "utt",
-    "audio_filepath": "path",
-    "duration": "duration",
-    "speaker": "speaker",
-    "offset": "start",
-    "channel": "channel",
-    STATE: STATE,
-}
 CHECKED = 1 << 14  # utterances after which repeated ids are looked for, and then again after four times as many
 MOST_CONTAINERS = 1 << 12  # whose states are kept while a manifest is written
 
@@ -214,12 +203,10 @@ class Manifest:
         places = _Places(folder)
         rows = (_row(u) | places.of(u.path) for u in self)
         with writing(path) as file:
-            write: Callable[[dict[str, Any]], None] = partial(_write_object, file)
-            if path.suffix == ".csv":
-                fields = [*HEADER]
-                fields += ["channel"] if (self.utterances.channel >= 0).any() else []
-                fields += [STATE] if any(STATE in places.of(path) for path in self.utterances.paths()) else []
-                write = _csv_writer(file, fields)
+            fields = [*HEADER]
+            fields += ["channel"] if (self.utterances.channel >= 0).any() else []
+            fields += [STATE] if any(STATE in places.of(path) for path in self.utterances.paths()) else []
+            write = row_writer(file, path, fields)
             for row in rows:
                 write(row)
 
@@ -227,26 +214,6 @@ class Manifest:
 def _row(u: Utterance) -> dict[str, Any]:
     """Values of an utterance as manifests that are written have them, by the columns of tables."""
     return {"utt": u.id, "speaker": u.speaker, "duration": u.duration, "start": u.start, "channel": u.channel}
-
-
-def _csv_writer(file: BinaryIO, fields: Sequence[str]) -> Callable[[dict[str, Any]], None]:
-    """Function that writes a row of a table, after the header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-
-    def write(row: dict[str, Any]) -> None:
-        writer.writerow({name: "" if value is None else value for name, value in row.items()})
-        file.write(text.getvalue().encode())
-        text.seek(0)
-        text.truncate()
-
-    return write
-
-
-def _write_object(file: BinaryIO, row: dict[str, Any]) -> None:
-    named = {key: row.get(name) for key, name in KEYS.items()}
-    file.write(json.dumps({key: value for key, value in named.items() if value is not None}).encode() + b"\n")
 
 
 def _reader_of(path: Path) -> type[Reader]:

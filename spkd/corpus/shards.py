@@ -8,9 +8,7 @@ speakers are named, whether keys repeat), and are given when the manifest is wri
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -21,15 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from spkd.corpus.address import Address, is_elsewhere, relative_path
-from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, probe
+from spkd.corpus.audio import AUDIO_SUFFIXES, AudioError, channel_count, probe
 from spkd.corpus.containers.container import SPEAKERS, Container, Entry, Wanted
 from spkd.corpus.expected import forget, state_text
 from spkd.corpus.layouts.base import MANY, MOST_FITTING, Layout
@@ -39,6 +37,7 @@ from spkd.corpus.manifests.relative import place_of
 from spkd.corpus.remote import opened
 from spkd.corpus.stored import container as container_of
 from spkd.corpus.stored import read
+from spkd.corpus.written import row_writer
 from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, public_address
 from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, write_bytes, writing
 from spkd.files.reading import State, is_irregular, parse_json, state_of
@@ -59,7 +58,7 @@ COMPARED = 3  # keys that repeat, of which the audio is compared
 # A container's set, by the folder above it or its own name: train/0000.parquet, test-00000-of-00002.parquet
 SET_OF = re.compile(r"(?:^|/)(train|validation|valid|val|dev|test|eval)(?:[-_.][^/]*|/[^/]*)$")
 PARTS = ".parts"  # suffix of the folder beside the manifest
-FORMAT = 2  # of the files in it
+FORMAT = 3  # of the files in it
 LISTS_OF_PART = ".lists"  # suffix of folders in it
 OF_PART = re.compile(r"[0-9a-f]{24}\.(?:jsonl|lists)|measured-\S+\.json")  # names of these, and of what `measure` keeps
 LONGEST_FACTS = 1 << 16  # bytes of the last line of such a file
@@ -266,7 +265,8 @@ class _Part:
     file: Path
 
     def rows(self) -> Iterator[list[Any]]:
-        """`[name, key, offset, length, kind, duration, bounds, speakers]` of an entry, `[name, reason]` of others.
+        """`[name, key, offset, length, kind, duration, bounds, channel, speakers]` of an entry, and `[name, reason]`
+        of what was left out.
 
         Raises:
             SpkdError: the file is damaged.
@@ -289,7 +289,8 @@ class _Part:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`has_names`, and the members and columns that nothing uses (`unused`, `columns`, `bounding`)."""
+        """`has_names`, the members and columns that nothing uses (`unused`, `columns`, `bounding`), whether a channel
+        is taken (`has_channels`), and how many are given beside audio of one channel (`of_recordings`)."""
         return self._last_line()
 
     def is_read(self) -> bool:
@@ -325,6 +326,7 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
     """
     left_out: dict[str, str] = {}
     facts: dict[str, Any] = {"has_names": False}
+    has_channels, of_recordings = False, 0
     with writing(part.file) as file:
         try:
             container = _opened(part, wanted)
@@ -332,18 +334,21 @@ def _read(part: _Part, wanted: Wanted, pool: ThreadPoolExecutor, share: Callable
             entries = container.entries()
             while chunk := _next(entries, part):
                 some = [chunk[first : first + AT_ONCE] for first in range(0, len(chunk), AT_ONCE)]
-                measured = itertools.chain.from_iterable(pool.map(_seconds_of, some))
-                for entry, seconds in zip(chunk, measured, strict=True):
+                measured = itertools.chain.from_iterable(pool.map(_measured_of, some))
+                for entry, found in zip(chunk, measured, strict=True):
                     at = entry.address
-                    if isinstance(seconds, str):  # names may repeat, as those of all rows
+                    if isinstance(found, str):  # names may repeat, as those of all rows
                         name = entry.name
-                        left_out[name if name not in left_out else f"{name} (at {at.offset:,})"] = seconds
+                        left_out[name if name not in left_out else f"{name} (at {at.offset:,})"] = found
                         continue
+                    seconds, channel = found
+                    has_channels = has_channels or channel is not None
+                    of_recordings += channel is None and bool(entry.channel)
                     place = at.offset, at.length, at.kind
-                    row = [entry.name, entry.key, *place, seconds, entry.bounds, dict(entry.speakers)]
+                    row = [entry.name, entry.key, *place, seconds, entry.bounds, channel, dict(entry.speakers)]
                     file.write(json.dumps(row).encode() + b"\n")
                 left_out |= container.left_out
-                facts = _facts(container)
+                facts = _facts(container) | {"has_channels": has_channels, "of_recordings": of_recordings}
             left_out |= container.left_out
             _keep_lists(part, container.found_lists)
         except SpkdError as error:
@@ -385,16 +390,25 @@ def _next(entries: Iterator[Entry], part: _Part) -> list[Entry]:
         raise SpkdError(f"{part.container}: {error.strerror or error}") from error
 
 
-def _seconds_of(entries: Sequence[Entry]) -> list[float | str]:
-    return [_seconds(entry) for entry in entries]
+def _measured_of(entries: Sequence[Entry]) -> list[tuple[float, int | None] | str]:
+    return [_measured(entry) for entry in entries]
 
 
-def _seconds(entry: Entry) -> float | str:
-    """Duration of an entry (s), or the reason for which it cannot be used."""
+def _measured(entry: Entry) -> tuple[float, int | None] | str:
+    """Duration of an entry (s) and the channel that is taken, or the reason for which it cannot be used.
+
+    Audio of one channel is taken as it is: what is given beside it is the channel of the recording of which it was cut.
+    """
+    path = str(entry.address)
     try:
-        return probe(str(entry.address))
+        seconds, channels = probe(path), 1 if entry.channel is None else channel_count(path)
     except AudioError as error:
         return error.reason
+    if entry.channel is None or channels == 1:
+        return seconds, None
+    if entry.channel >= channels:
+        return f"has {channels} channels; channel {entry.channel} is given beside it (counted from 0)"
+    return seconds, entry.channel
 
 
 # Names of utterances and speakers.
@@ -764,8 +778,9 @@ def _written(
     if len(set(shorts.values())) < len(shorts):
         shorts = short_names(part.container for part in parts)
     folder, speakers, seconds, count = out.parent.resolve(), set[str](), 0.0, 0
+    columns = [*HEADER, *(["channel"] if any(part.facts.get("has_channels") for part in parts) else []), STATE]
     with writing(out) as file:
-        write = _csv_writer(file) if out.suffix == ".csv" else partial(_write_object, file)
+        write = row_writer(file, out, columns)
         for part in parts:
             container, state = relative_path(part.container, folder), state_text(part.state)
             for name, reason in part.left_out():
@@ -782,7 +797,8 @@ def _written(
                     continue
                 speaker = None if given is None else unicodedata.normalize("NFC", given)
                 address = str(Address(container, row[2], row[3], row[4]))
-                write([name, address, speaker, min(length, row[5] - start), start, state])
+                values = name, address, speaker, min(length, row[5] - start), start, row[7], state
+                write(dict(zip((*HEADER, "channel", STATE), values, strict=True)))
                 count, seconds = count + 1, seconds + length
                 speakers.update([] if speaker is None else [speaker])
         if not count:
@@ -799,27 +815,6 @@ def _written(
     return Summary(count, len(speakers), seconds, origin, left_out)
 
 
-def _csv_writer(file: BinaryIO) -> Callable[[list[Any]], None]:
-    """Function that writes a row of a table, after the header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*HEADER, STATE))
-
-    def write(row: list[Any]) -> None:
-        writer.writerow(["" if cell is None else cell for cell in row])
-        file.write(text.getvalue().encode())
-        text.seek(0)
-        text.truncate()
-
-    return write
-
-
-def _write_object(file: BinaryIO, row: list[Any]) -> None:
-    keys = ("id", "audio_filepath", "speaker", "duration", "offset", STATE)
-    tree = {key: value for key, value in zip(keys, row, strict=True) if value is not None}
-    file.write(json.dumps(tree).encode() + b"\n")
-
-
 def _unused(parts: Sequence[_Part]) -> Iterator[str]:
     unused: Counter[str] = Counter()
     for part in parts:
@@ -832,6 +827,8 @@ def _unused(parts: Sequence[_Part]) -> Iterator[str]:
             columns.update(part.facts.get(kind, {}))
         if columns:
             yield f"{note}: {_shown(columns)}"
+    if of_recordings := sum(part.facts.get("of_recordings", 0) for part in parts):
+        yield f"channels beside audio that has one alone, which is taken as it is: {of_recordings:,}"
     if unused[".txt"]:
         yield "speakers are not looked for in .txt, which mostly are transcripts (--speaker txt)"
 

@@ -11,6 +11,7 @@ import torch
 
 from spkd.cache.read import Cache
 from spkd.config import without_unused
+from spkd.corpus.fetched import copy_to
 from spkd.corpus.loader import WaveBatch
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.view import unused_folders
@@ -49,10 +50,13 @@ def check(root: Path, config: VerifyConfig, count: int) -> None:
     """Compare a cache with its teacher, and log a line for each target.
 
     Raises:
-        SpkdError: as `compare`, or a target that differs from the teacher's output.
+        UsageError: as `compare` and `copy_to`.
+        SpkdError: as `compare` and `copy_to`, or a target that differs from the teacher's output.
     """
     teacher = load_teacher(config.teacher, resolve(config.device))
-    agreements = compare(Cache.open(root), teacher, Manifest.load(config.manifest), config, count)
+    manifest = Manifest.load(config.manifest)
+    copy_to(config, manifest)
+    agreements = compare(Cache.open(root), teacher, manifest, config, count)
     for each in agreements:
         log(f"live: {each.target} ({each.codec}): cosine at least {each.least:.6f}, mean {each.mean:.6f}")
     for each in agreements:

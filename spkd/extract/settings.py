@@ -114,6 +114,7 @@ class VerifyConfig(Settings):
     manifest: str = key(MANIFEST, "manifest of the audio, as at extraction")
     teacher: ModelConfig = section(ModelConfig)
     view: AugmentationFolders = section(AugmentationFolders)
+    fetch: FetchConfig = section(FetchConfig)
     device: str = key("auto", "auto takes CUDA, then MPS, then CPU; cuda:N is one of several", DEVICES)
 
     def unused(self) -> dict[str, str]:
@@ -129,3 +130,4 @@ class CacheExportConfig(Settings):
 
     manifest: str = key(MANIFEST, "manifest of the audio, as at extraction")
     view: AugmentationFolders = section(AugmentationFolders)
+    fetch: FetchConfig = section(FetchConfig)

@@ -149,7 +149,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
         reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
         raise SpkdError(f"{where}: damaged, not valid JSON ({reason})") from error
-    if _depth(tree) > MAX_DEPTH:
+    if count > MAX_DEPTH and _depth(tree) > MAX_DEPTH:  # it has no more levels than brackets
         raise SpkdError(f"{where}: damaged, JSON nested too deep")
     return tree
 

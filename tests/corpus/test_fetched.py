@@ -181,6 +181,25 @@ def test_embeddings_are_those_without_copies(
         assert (done.code, expected in done.err) == (2, True), done.err
 
 
+def test_copies_are_read_where_a_cache_is_compared_or_exported_with_its_audio(
+    web: tuple[str, type[Ranges]], tmp_path: Path, spkd: Callable
+) -> None:
+    places = shard(tmp_path / "web" / "s.tar")
+    rows = [f"{n},{web[0]}/s.tar#{offset}+{length}.flac\n" for n, (offset, length, _) in enumerate(places)]
+    Path("m.csv").write_text("utt,path\n" + "".join(rows))
+    keys = ["manifest=m.csv", "fetch.cache=copies"]
+    spkd("extract", "teacher=none", "fbank=true", "cache=c", *keys).ok()
+    fetched.use(None)
+    for words in (["verify", "c", "--live", "4", "teacher=none"], ["export", "c", "tars", "--audio"]):
+        remote._opened.cache_clear()
+        web[1].asked.clear()
+        spkd("cache", *words, *keys).ok()
+        fetched.use(None)
+        assert all(count == 1 for _, count in web[1].asked)  # but for the state, nothing is asked for again
+        assert "fetch.limit" in spkd("cache", *words, "manifest=m.csv", "fetch.limit=3").err
+    assert copied(Path("copies")) == (tmp_path / "web" / "s.tar").stat().st_size
+
+
 def test_tables_are_decompressed_once_in_any_order(
     tmp_path: Path, spkd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

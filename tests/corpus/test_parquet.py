@@ -197,6 +197,81 @@ def test_rows_with_a_path_alone_are_left_out(tmp_path: Path, statistics: bool) -
     assert "(no audio in this row)" in reasons["row 2"]
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("kind", ["structs", "texts", "other name"])
+def test_a_table_of_paths_is_a_manifest(spkd: Callable, tmp_path: Path, statistics: bool, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(4):
+        (tmp_path / f"in/u{n}.flac").write_bytes(audio(0.5, seed=n))
+    paths = [*(f"u{n}.flac" for n in range(3)), str(tmp_path / "in/u3.flac")]
+    cells: list[Any] = paths if kind == "texts" else [{"bytes": None, "path": path} for path in paths]
+    typed = None if kind == "texts" else pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    columns = {
+        "speech" if kind == "other name" else "audio": pyarrow.array(cells, typed),
+        "Client_ID": [0, 1, None, 1],
+        "start": [0.0, 0.1, 0.0, 0.0],
+        "end": [0.5, 0.3, 0.5, 0.5],
+        "sentence": ["a", "b", "", "d"],
+    }
+    features = {"Client_ID": {"names": ["ann", "ben"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pyarrow.table(columns).replace_schema_metadata(metadata)
+    write(tmp_path / "in/x.parquet", table, write_statistics=statistics)
+    done = spkd("manifest", "in/x.parquet", "--out", "m.csv").ok()
+    assert "columns not used: 'sentence'" in done.out
+    for manifest in (Manifest.load("m.csv"), Manifest.load("in/x.parquet")):
+        assert [(u.id, u.speaker, u.start, u.duration) for u in manifest] == [
+            ("u0", "ann", 0.0, 0.5),
+            ("u1", "ben", 0.1, pytest.approx(0.2)),
+            ("u2", None, 0.0, 0.5),
+            ("u3", "ben", 0.0, 0.5),
+        ]
+        assert all(np.array_equal(decode(u.path).wave, expected(n)) for n, u in enumerate(manifest))
+    (tmp_path / "in/u1.flac").unlink()
+    assert "u1: no such file" in spkd("manifest", "in/x.parquet", "--out", "m.csv").ok().err
+    columns["start_ms"] = [1, 2, 3, 4]
+    write(tmp_path / "in/x.parquet", columns)
+    assert "x.parquet: row 1: 'start_ms' seems to bound" in spkd("manifest", "in/x.parquet", "--out", "n.csv").err
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_channels_beside_the_audio(tmp_path: Path, capsys: pytest.CaptureFixture, kind: str, form: str) -> None:
+    """The channel that is given is taken, where the audio has several."""
+    waves = 0.1 * np.random.RandomState(0).randn(8000, 2)
+
+    def made(name: str, channels: list[Any]) -> shards.Summary:
+        counts = [2, 2, 2, 2, 1, 1][: len(channels)]
+        cells = []
+        for count in counts:
+            data = io.BytesIO()
+            soundfile.write(data, waves[:, :count], 16_000, format="FLAC")
+            cells.append(data.getvalue())
+        if kind == "parquet":
+            structs_of = [{"bytes": cell, "path": f"u{n}.flac"} for n, cell in enumerate(cells)]
+            write(tmp_path / "x.parquet", {"audio": structs_of, name: channels})
+        else:
+            members = [(f"u{n}.json", json.dumps({name: each}).encode()) for n, each in enumerate(channels)]
+            write_tar(tmp_path / "x.tar", [*members, *((f"u{n}.flac", cell) for n, cell in enumerate(cells))])
+        return shards.index([tmp_path / f"x.{kind}"], tmp_path / f"m.{form}")
+
+    summary = made("Channel", [0, 1, None, 2, 0, 1])
+    manifest = Manifest.load(tmp_path / f"m.{form}")
+    assert [(u.id, u.channel) for u in manifest] == [("u0", 0), ("u1", 1), ("u2", None), ("u4", None), ("u5", None)]
+    (reason,) = summary.left_out.values()
+    assert reason == "has 2 channels; channel 2 is given beside it (counted from 0)"
+    for u, wave in zip(manifest, [waves[:, 0], waves[:, 1], waves.mean(1), *[waves[:, 0]] * 2], strict=True):
+        np.testing.assert_allclose(decode(u.path, channel=u.channel).wave, wave, atol=4e-5)
+    out = capsys.readouterr().out
+    assert "channels beside audio that has one alone, which is taken as it is: 1" in out
+    assert "nothing uses" not in out
+    made("channel_selector", ["average", "B", "left", "0"])
+    assert [u.channel for u in Manifest.load(tmp_path / f"m.{form}")] == [None, 1, None, 0]
+    assert "columns and keys that nothing uses: channel_selector (no channel) (1)" in capsys.readouterr().out
+    made("text", ["a", "b"])
+    assert "channel" not in (tmp_path / f"m.{form}").read_text()
+
+
 def test_columns_of_other_types_are_named_with_them(tmp_path: Path) -> None:
     write(tmp_path / "x.parquet", {"audio": [[cell] for cell in structs(2)], "n": [1, 2]})
     message = r"no column of bytes, or of \{bytes, path\}, among audio \(list<.*struct<bytes: binary.*\), n \(int64\)"

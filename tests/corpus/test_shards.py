@@ -284,15 +284,15 @@ def test_an_index_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.M
         write_tar(tmp_path / f"{number}.tar", [(f"{number}.flac", audio(seed=number))])
     paths = shards.find([tmp_path / "{0..2}.tar"])
     read = list[str]()
-    original = shards._seconds
+    original = shards._measured
 
-    def stops(entry: object) -> float | str:
+    def stops(entry: object) -> tuple[float, int | None] | str:
         read.append(str(entry.address.container))
         if len(read) == 3:
             raise KeyboardInterrupt
         return original(entry)
 
-    monkeypatch.setattr(shards, "_seconds", stops)
+    monkeypatch.setattr(shards, "_measured", stops)
     with pytest.raises(KeyboardInterrupt):
         shards.index(paths, tmp_path / "m.csv")
     assert not (tmp_path / "m.csv").exists()

@@ -13,8 +13,9 @@ from spkd.cache.exchange.vectors import export_vectors, import_vectors
 from spkd.cache.folder import CompletionRecord
 from spkd.cache.read import Cache
 from spkd.config import without_unused
+from spkd.corpus.fetched import copy_to
 from spkd.corpus.manifest import Manifest
-from spkd.corpus.settings import AugmentationFolders
+from spkd.corpus.settings import AugmentationFolders, FetchConfig
 from spkd.corpus.view import unused_folders
 from spkd.errors import SpkdError, UsageError, public_address
 from spkd.files.atomic import check_is_path, check_writable
@@ -26,10 +27,11 @@ HDF5 = (".h5", ".hdf5")
 
 
 class Audio(Protocol):
-    """Location of the audio of a cache's views."""
+    """Location of the audio of a cache's views, and of its copies."""
 
     manifest: str
     view: AugmentationFolders
+    fetch: FetchConfig
 
 
 def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None) -> str:
@@ -42,7 +44,7 @@ def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None)
         Phrase that says what was written.
     Raises:
         UsageError: an address, audio for a format that holds none, a target for a format that holds all, or a folder of
-            audio that the views of the cache do not need.
+            audio that the views of the cache do not need; and as `copy_to`.
         SpkdError: no complete cache there, or its plan or what follows from it is damaged.
     """
     check_is_path(out)
@@ -63,8 +65,11 @@ def export_cache(path: Path, out: Path, target: str | None, audio: Audio | None)
     if out.suffix in HDF5:
         export_hdf5(cache, out)
     else:
-        manifest = None if audio is None else Manifest.load(audio.manifest)
-        loader = cache.view_loader(manifest, audio.view.noise, audio.view.rir) if audio and manifest else None
+        loader = None
+        if audio is not None:
+            manifest = Manifest.load(audio.manifest)
+            copy_to(audio, manifest)
+            loader = cache.view_loader(manifest, audio.view.noise, audio.view.rir)
         export_tars(cache, out, loader)
     return f"{counted(len(cache.usable_views), 'view')}, targets {', '.join(cache.targets)}"
 

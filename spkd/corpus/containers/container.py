@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from spkd.corpus.address import Address
-from spkd.corpus.manifests.fields import BOUND, DURATION, END, SPEAKER, START, number
+from spkd.corpus.manifests.fields import BOUND, CHANNEL, DURATION, END, SPEAKER, START, channel, number
 from spkd.corpus.ranges import Source
 from spkd.corpus.stored import container
 from spkd.errors import SpkdError
@@ -49,6 +49,7 @@ class Entry:
         key: its id, unless a layout gives another one.
         speakers: where a speaker is named -> the speaker.
         bounds: the stretch of it that columns or keys beside it give; None where there are none.
+        channel: the channel that they give, counted from 0; None where they give none.
     """
 
     name: str
@@ -56,15 +57,16 @@ class Entry:
     address: Address
     speakers: Mapping[str, str] = field(default_factory=dict)
     bounds: Bounds | None = None
+    channel: int | None = None
 
 
-def of_times(names: Collection[str]) -> set[str]:
-    """Those of the names that give the stretch of a row (`Container.bounds`).
+def of_place(names: Collection[str]) -> set[str]:
+    """Those of the names that give the stretch of a row (`Container.bounds`), or its channel (`Container.channel`).
 
     Args:
         names: names in lower case.
     """
-    return {next((name for name in kinds if name in names), "") for kinds in (START, END, DURATION)} - {""}
+    return {next((name for name in kinds if name in names), "") for kinds in (START, END, DURATION, CHANNEL)} - {""}
 
 
 @lru_cache(1 << 10)
@@ -137,6 +139,19 @@ class Container(ABC):
             self.count(self.bounding, f"{end or duration or start} (no times)")
             return None
         return None if length is None and not first else (first, length)
+
+    def channel(self, row: Mapping[str, Any]) -> int | None:
+        """The channel that a row gives; None where it gives none, or all.
+
+        Args:
+            row: values by names in lower case.
+        """
+        name = next((name for name in CHANNEL if name in row), None)
+        try:
+            return channel(row, name, "")
+        except SpkdError:
+            self.count(self.columns, f"{name} (no channel)")
+            return None
 
     def count(self, counter: Counter[str], kind: str, number: int = 1) -> None:
         """Count members or columns of a kind; those of many kinds together."""

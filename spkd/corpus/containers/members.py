@@ -16,7 +16,7 @@ from typing import Any
 
 from spkd.corpus.address import CRC, DEFLATE, Address
 from spkd.corpus.audio import OTHER_SUFFIXES
-from spkd.corpus.containers.container import SPEAKERS, Bounds, Container, Entry, of_times, seems_to_bound
+from spkd.corpus.containers.container import SPEAKERS, Bounds, Container, Entry, of_place, seems_to_bound
 from spkd.corpus.manifests.fields import is_stretch
 from spkd.corpus.stored import read
 from spkd.errors import SpkdError
@@ -84,10 +84,10 @@ class Archive(Container):
         placed = [(member, key, len(group) == 1) for key, group in audio.items() for member in group]
         placed.sort(key=lambda each: each[0].offset)
         for number, (member, key, alone) in enumerate(placed):
-            speakers, bounds = self._beside(beside.get(key, {}))
+            place = self._beside(beside.get(key, {}))
             if number % STEP == 0:
                 self.share(0.5 + number / len(placed) / 2)
-            yield Entry(member.name, key if alone else member.name, member.address(self.path), speakers, bounds)
+            yield Entry(member.name, key if alone else member.name, member.address(self.path), *place)
 
     def members(self) -> Iterator[Member]:
         """The regular files, in the order in which they lie; links are counted in `left_out`.
@@ -97,10 +97,11 @@ class Archive(Container):
         """
         raise NotImplementedError
 
-    def _beside(self, beside: dict[str, Member]) -> tuple[dict[str, str], Bounds | None]:
-        """Speakers that members beside audio name, by the suffix or the JSON key, and the stretch that they give."""
+    def _beside(self, beside: dict[str, Member]) -> tuple[dict[str, str], Bounds | None, int | None]:
+        """Speakers that members beside audio name, by the suffix or the JSON key; the stretch and channel they give."""
         found: dict[str, str] = {}
         bounds: Bounds | None = None
+        channel: int | None = None
         for suffix, member in beside.items():
             if suffix == "txt" and self.wanted.speaker != "txt":  # transcripts, mostly
                 self.unused[".txt"] += 1
@@ -111,32 +112,32 @@ class Archive(Container):
             try:
                 text = read(member.address(self.path)).decode("utf-8-sig")
                 if suffix == "json":
-                    named, bounds = self._of_json(text)
+                    named, bounds, channel = self._of_json(text)
                     found |= named
                 else:
                     found |= self._of_text(suffix, text)
             except (SpkdError, OSError, ValueError):  # ValueError: not UTF-8, too
                 self.unused[f".{suffix} that cannot be read"] += 1
-        return found, bounds
+        return found, bounds, channel
 
-    def _of_json(self, text: str) -> tuple[dict[str, str], Bounds | None]:
+    def _of_json(self, text: str) -> tuple[dict[str, str], Bounds | None, int | None]:
         tree: Any = parse_json(text, "")
         if not isinstance(tree, dict):
-            return {}, None
+            return {}, None, None
         names = (*SPEAKERS, self.wanted.speaker)
         lower = {str(key).lower(): value for key, value in tree.items()}
-        times = of_times(lower)
+        place = of_place(lower)
         found: dict[str, str] = {}
         for key, value in tree.items():
             name, low = str(key), str(key).lower()
             is_text = isinstance(value, str | int) and not isinstance(value, bool) and _is_name(str(value))
             if is_text and (name in names or low in names):
                 found[name] = str(value).strip()
-            elif low not in times and value not in (None, "", [], {}):
+            elif low not in place and value not in (None, "", [], {}):
                 bounding = seems_to_bound(low) or is_stretch(low, value)
                 no_text = " (no text)" if low in SPEAKERS else ""
                 self.count(self.bounding if bounding else self.columns, name + no_text)
-        return found, self.bounds(lower)
+        return found, self.bounds(lower), self.channel(lower)
 
     def _of_text(self, suffix: str, text: str) -> dict[str, str]:
         return {suffix: text.strip()} if _is_name(text) else {}

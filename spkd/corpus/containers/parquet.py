@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from spkd.corpus.address import ROW, Address, state_of_container
 from spkd.corpus.audio import AUDIO_SUFFIXES
-from spkd.corpus.containers.container import IDS, SPEAKERS, Container, Entry, Wanted, of_times, seems_to_bound
+from spkd.corpus.containers.container import IDS, SPEAKERS, Container, Entry, Wanted, of_place, seems_to_bound
 from spkd.corpus.manifests.fields import STRETCH
 from spkd.corpus.rows import Table, table
 from spkd.errors import SpkdError, did_you_mean, first_few
 
 MAGIC = b"PAR1"
-PATH = "path"  # field of a struct with audio: the name of the file that it was
+PATH_OF_AUDIO = "path"  # field of a struct with audio: the name of the file that it was
 AUDIO = ("audio", "wav", "flac", "mp3", "speech", "sound")  # columns with audio, where there are several of bytes
 # First bytes of files -> suffix; libsndfile finds the format by itself, FFmpeg does not.
 FORMATS = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"\x1aE\xdf\xa3", ".mkv"), (b"#!AMR", ".amr"))
 LONGEST = 1000  # characters of an id
 LONGEST_TYPE = 60  # characters of a type, in errors
 # Reason why a row is left out, as `Dataset.to_parquet` of datasets writes it.
-ONLY_PATH = "no audio in this row, only its path; write the audio into the table (datasets: embed_table_storage)"
+ONLY_PATH = (
+    "no audio in this row, only its path; write the audio into the table (datasets: embed_table_storage), or name a "
+    "table without any audio by itself, whose paths are those of files"
+)
 
 
 class Parquet(Container):
@@ -49,24 +52,24 @@ class Parquet(Container):
 
     def _of_table(self, rows: Table) -> Iterator[Entry]:
         column, columns, before = self._audio(rows), rows.schema.names, 0
-        has_path = rows.audio[column] != column and rows.schema.field(column).type.get_field_index(PATH) >= 0
+        has_path = rows.audio[column] != column and rows.schema.field(column).type.get_field_index(PATH_OF_AUDIO) >= 0
         named = {name: name.lower() for name in columns if name != column}
         ids = [self.wanted.id] if self.wanted.id else [n for i in IDS for n, low in named.items() if low == i][:1]
         if self.wanted.id and self.wanted.id not in named:
             raise ValueError(f"no column {self.wanted.id!r}{did_you_mean(self.wanted.id, named)}")
         speakers = [name for name, low in named.items() if low in SPEAKERS or low == self.wanted.speaker.lower()]
-        times = {n for n, low in named.items() if low in of_times(named.values()) and _is_number(rows.schema, n)}
-        self._count_unused(rows, {*ids, *speakers, *times, column})
-        classes = _class_names(rows.schema.metadata)
+        placing = {n for n, low in named.items() if low in of_place(named.values()) and _is_number(rows.schema, n)}
+        self._count_unused(rows, {*ids, *speakers, *placing, column})
+        classes = class_names(rows.schema.metadata)
         kind = ROW if len(rows.audio) == 1 else f"{ROW}:{column}"
         seen = set[str]()
         for group in range(rows.metadata.num_row_groups):
-            part = rows.read(group, [*ids, *speakers, *times, *([f"{column}.{PATH}"] if has_path else [])])
+            part = rows.read(group, [*ids, *speakers, *placing, *([f"{column}.{PATH_OF_AUDIO}"] if has_path else [])])
             count = rows.metadata.row_group(group).num_rows
             paths = [None] * count
             if has_path:
-                paths = part.column(column).combine_chunks().field(PATH).to_pylist()
-            cells = {name: part.column(name).to_pylist() for name in (*ids, *speakers, *times)}
+                paths = part.column(column).combine_chunks().field(PATH_OF_AUDIO).to_pylist()
+            cells = {name: part.column(name).to_pylist() for name in (*ids, *speakers, *placing)}
             begins: Any = None if rows.lacks_none(group, column) else rows.cells(group, column)
             for number, path in enumerate(paths):
                 row, name = before + number, "" if path is None else str(path).lstrip("/")
@@ -88,14 +91,14 @@ class Parquet(Container):
                 found = {
                     each: text
                     for each in speakers
-                    if (text := _text(_class_name(cells[each][number], classes.get(each, ()))))
+                    if (text := _text(class_name(cells[each][number], classes.get(each, ()))))
                 }
                 for each in {*speakers} - found.keys():
                     if cells[each][number] not in (None, ""):
                         self.count(self.columns, f"{each} (no text)")
                 address = Address(self.path, row, 0, f"{suffix.lstrip('.')}.{kind}")
-                bounds = self.bounds({named[each]: cells[each][number] for each in times})
-                yield Entry(name or f"row {row}", key, address, found, bounds)
+                place = {named[each]: cells[each][number] for each in placing}
+                yield Entry(name or f"row {row}", key, address, found, self.bounds(place), self.channel(place))
             before += count
             self.share((group + 1) / rows.metadata.num_row_groups)
 
@@ -140,7 +143,7 @@ def _suffix(value: Any) -> str:
     return next((suffix for magic, suffix in FORMATS if begin.startswith(magic)), ".mp3")
 
 
-def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
     """Column -> the names that its numbers stand for, as `datasets.ClassLabel` keeps them in a table's metadata."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
@@ -149,7 +152,8 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
         return {}
 
 
-def _class_name(value: Any, names: list[str] | tuple[()]) -> Any:
+def class_name(value: Any, names: Sequence[str]) -> Any:
+    """The name that a number stands for; other values as they are."""
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
