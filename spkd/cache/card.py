@@ -209,7 +209,8 @@ class Card:
         """
         picked, first = [], 0
         for part in self.parts:
-            chosen = manifest.pick(utterances[first : first + part.utterances])
+            is_all = part.utterances == len(utterances)
+            chosen = manifest.pick(utterances if is_all else utterances[first : first + part.utterances])
             if chosen is None or chosen.digest != part.manifest:
                 return None
             picked.append(chosen)

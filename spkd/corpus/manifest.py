@@ -104,8 +104,10 @@ class Manifest:
         chosen = np.asarray(indices) if len(indices) else np.zeros(0, np.int64)
         return Manifest(self.utterances.take(chosen), self.source, are_distinct=chosen.dtype == bool)
 
-    def pick(self, ids: Iterable[str]) -> Manifest | None:
+    def pick(self, ids: Sequence[str]) -> Manifest | None:
         """The utterances with these ids, in this order; None where one is missing."""
+        if len(ids) == len(self) and all(map(str.__eq__, ids, self.ids)):
+            return self
         indices = np.fromiter((self.index_of.get(name, -1) for name in ids), np.int64)
         return None if (indices < 0).any() else self.take(indices)
 

@@ -84,4 +84,5 @@ def test_a_manifest_is_one_of_a_list(listed: list[Utterance], wanted: list[str])
         assert list(picked) == [listed[place[name]] for name in wanted]
     elif len(set(wanted)) == len(wanted):
         assert not set(wanted) <= set(place)
+    assert manifest.pick([u.id for u in listed]) is manifest
     assert list(Manifest.join([manifest, Manifest(())], "")) == listed
