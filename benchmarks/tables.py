@@ -126,12 +126,19 @@ def scale_rows(result: dict) -> Iterator[Row]:
 
 def members_of(result: dict) -> Iterator[Row]:
     last, far, load = result["members"][-1], result["ten_million"], beside(result)
-    for step, what in (("index", "indexed"), ("load_members", "manifest read"), ("plan_members", "planned")):
+    steps = {
+        "index": "indexed",
+        "load_members": "manifest read for the first time",
+        "open_members": "manifest opened by each process then",
+        "plan_members": "planned",
+    }
+    for step, what in steps.items():
         found, by_growth = last[step], far[step]
         yield (
             f"{last['members']:,} members of tars: {what} (10 million by the growth)",
-            f"{found['seconds']:.1f} s, {found['cpu_seconds']:.1f} s of a core, {found['mb']} MB "
-            f"({by_growth['cpu_seconds']:,.0f} s of a core, {by_growth['mb']:,.0f} MB){load}",
+            f"{found['seconds']:.1f} s, {found['cpu_seconds']:.1f} s of a core, {found['most_private_mb']} MB, and "
+            f"{max(found['mb'] - found['most_private_mb'], 0)} MB of mapped files "
+            f"({by_growth['cpu_seconds']:,.0f} s of a core, {by_growth['most_private_mb']:,.0f} MB){load}",
         )
 
 

@@ -40,8 +40,10 @@ from spkd.corpus.stored import read
 from spkd.corpus.written import row_writer
 from spkd.errors import SpkdError, UsageError, did_you_mean, first_few, public_address
 from spkd.files.atomic import ADDRESS, find_files, make_folder, remove_abandoned, write_bytes, writing
+from spkd.files.packed import by_ranges, hash_of
 from spkd.files.reading import State, is_irregular, parse_json, state_of
 from spkd.files.remote_folder import RemoteFolder
+from spkd.files.spool import Spool
 from spkd.files.text import counted, read_lines, short_names
 from spkd.progress import log, track
 from spkd.registry import CONTAINERS, LAYOUTS
@@ -568,29 +570,33 @@ def _by_folders(naming: _Naming, root: str, folders: Sequence[tuple[str, ...]]) 
 def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
     """Put the containers' names in front of keys that repeat among them.
 
-    Ids are compared by a digest of 8 bytes each, so that ten million take 80 MB.
+    Ids are compared by their hashes, of which ten million take 80 MB of a temporary file.
 
     Raises:
         SpkdError: an id is there twice all the same.
         UsageError: so is its audio, as in configurations of a data set that overlap.
     """
 
-    def digests(part: _Part) -> np.ndarray:
-        names = (name for _, name, _ in naming.named(part) if name)
-        return np.frombuffer(b"".join(hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names), np.uint64)
+    def hashes_of(part: _Part) -> np.ndarray:
+        return np.fromiter((hash_of(name.encode()) for _, name, _ in naming.named(part) if name), np.uint64)
 
-    within = [digests(part) for part in parts]
-    values, counts = np.unique(np.concatenate(within), return_counts=True)
-    repeated = set(values[counts > 1].tolist())
+    spool, ends = Spool(np.uint64), [0]
+    for part in parts:
+        spool.add(hashes_of(part))
+        ends.append(len(spool))
+    hashes, repeated = spool.array(), set[int]()
+    for numbers in by_ranges(hashes):
+        values = np.sort(hashes[numbers])
+        repeated.update(values[1:][values[1:] == values[:-1]].tolist())
     if not repeated:
         return
     seen: dict[str, tuple[str, str, int]] = {}
     rows: dict[str, Row] = {}
     across, alike = 0, dict[str, tuple[Address, Address]]()
-    for part, found in zip(parts, within, strict=True):
+    for part, begin, end in zip(parts, ends[:-1], ends[1:], strict=True):
         entries = ((row, name) for row, name, _ in naming.named(part) if name)
-        for digest, (row, name) in zip(found.tolist(), entries, strict=True):
-            if digest not in repeated:
+        for value, (row, name) in zip(hashes[begin:end].tolist(), entries, strict=True):
+            if value not in repeated:
                 continue
             place = (part.container, row[0], row[2])
             if (earlier := seen.setdefault(name, place)) == place:
@@ -605,7 +611,7 @@ def _check_ids(naming: _Naming, parts: Sequence[_Part], root: str) -> None:
             first = rows[name]
             if first[5:] == row[5:]:
                 alike[name] = Address(earlier[0], *first[2:5]), Address(part.container, *row[2:5])
-    naming.notes += _same_audio(alike, sum(map(len, within)), root)
+    naming.notes += _same_audio(alike, len(hashes), root)
     if across:
         naming.prefixed = True
         naming.notes.append(f"keys that repeat among the containers, whose names precede the ids: {across:,}")

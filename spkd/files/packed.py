@@ -187,17 +187,12 @@ class Places(Mapping[str, int]):
         all_hashes = spooled(
             np.uint64,
             (
-                np.fromiter(map(_hash, islice(encoded, AT_ONCE)), np.uint64, min(AT_ONCE, len(texts) - start))
+                np.fromiter(map(hash_of, islice(encoded, AT_ONCE)), np.uint64, min(AT_ONCE, len(texts) - start))
                 for start in range(0, len(texts), AT_ONCE)
             ),
         )
         hashes, order = Spool(np.uint64), Spool(np.int32 if len(texts) < 2**31 else np.int64)
-        ranges = 1 + len(texts) // SORTED
-        for part in range(ranges):
-            low, last = part * 2**64 // ranges, (part + 1) * 2**64 // ranges - 1
-            within = ((each >= np.uint64(low)) & (each <= np.uint64(last)) for each in stretches(all_hashes))
-            found = [number * AT_ONCE + np.flatnonzero(each) for number, each in enumerate(within)]
-            numbers = np.concatenate([np.zeros(0, np.int64), *found])
+        for numbers in by_ranges(all_hashes):
             values = all_hashes[numbers]
             by_value = np.argsort(values, kind="stable")
             hashes.add(values[by_value])
@@ -211,7 +206,7 @@ class Places(Mapping[str, int]):
         return iter(self._texts)
 
     def __getitem__(self, text: str) -> int:
-        wanted = _hash(text.encode(errors=ERRORS))
+        wanted = hash_of(text.encode(errors=ERRORS))
         place = bisect_left(self._view, wanted)
         while place < len(self._view) and self._view[place] == wanted:
             if self._texts[number := int(self.order[place])] == text:
@@ -220,6 +215,18 @@ class Places(Mapping[str, int]):
         raise KeyError(text)
 
 
-def _hash(text: bytes) -> int:
-    """Hash of a text, the same in every process."""
+def by_ranges(hashes: np.ndarray) -> Iterator[np.ndarray]:
+    """Numbers of hashes (N,) by ranges of their values, from the lowest to the highest; equal ones are in one range."""
+    ranges = 1 + len(hashes) // SORTED
+    for part in range(ranges):
+        low, last = part * 2**64 // ranges, (part + 1) * 2**64 // ranges - 1
+        start, found = 0, [np.zeros(0, np.int64)]
+        for some in stretches(hashes):
+            found.append(start + np.flatnonzero((some >= np.uint64(low)) & (some <= np.uint64(last))))
+            start += len(some)
+        yield np.concatenate(found)
+
+
+def hash_of(text: bytes) -> int:
+    """Hash of a text in UTF-8, below 2**64; the same in every process."""
     return int.from_bytes(blake2b(text, digest_size=8).digest())

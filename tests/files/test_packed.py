@@ -54,7 +54,7 @@ def test_names_of_files_that_are_not_utf8() -> None:
 
 
 def test_equal_hashes_are_no_equal_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_hash", len)
+    monkeypatch.setattr(packed, "hash_of", len)
     made = PackedTexts.of(["a", "bb", "c", "dd", "c"])
     assert [made.places[text] for text in ("a", "bb", "dd")] == [0, 1, 3]
     assert "e" not in made
