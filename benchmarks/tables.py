@@ -29,6 +29,7 @@ import export_agree
 import export_students
 import install
 import interval_coverage
+import nested
 import papers
 import quality
 import recipe
@@ -398,6 +399,7 @@ BENCHMARKS = {
     "papers": Benchmark("hours", SPEECH),
     "papers_why": Benchmark("hours", SPEECH),
     "recipe": Benchmark("hours", SPEECH),
+    "nested": Benchmark("hours", SPEECH),
     "bundled": Benchmark("long", SPEECH),
 }
 
@@ -463,6 +465,7 @@ def texts() -> dict[Path, dict[str, str]]:
             "papers.py": papers.tables(ours),
             "recipe.py": recipe.choice(record.kept("recipe")),
             "silence.py": silence.table(record.kept("silence")),
+            "nested.py": nested.tables(record.kept("nested")),
         },
     }
 
