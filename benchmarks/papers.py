@@ -132,7 +132,7 @@ def student(name: str, channels: int, embedding: int = 256) -> tuple[str, ...]:
 
 STUDENT, NARROW, QUARTER, WIDE = (student("xvector", channels) for channels in (64, 32, 84, 256))
 FRAMES = {"d-vector": ("frames.layer3", 256, STUDENT), "x-vector": ("frames", 512, NARROW)}  # target, size, student
-FRAME_WEIGHT = 0.1  # chosen by recipe.py
+FRAME_WEIGHT = {"multilevel": 0.3, "codebook": 0.1}  # chosen by recipe.py
 # At the x-vectors' learning rate (0.002) the loss of fine-tuning alone rose and stayed up in one seed of three.
 SSL = (
     *("student=ssl", "student.channels=64", "student.embedding=256", "student.ssl.adapters=16"),
@@ -260,11 +260,12 @@ def recipe(
     return Method("recipe", title, losses, settings, shape, steps, cache)
 
 
-def with_frames(of: str, loss: str, codec: str, weight: float = FRAME_WEIGHT) -> Method:
-    """A student that learns frames beside the embedding. of: the teacher, a key of FRAMES. weight: of the frames."""
+def with_frames(of: str, loss: str, codec: str, weight: float | None = None) -> Method:
+    """A student that learns frames beside the embedding. of: the teacher, a key of FRAMES. weight: of the frames; None:
+    the one that was chosen."""
     target, dim, shape = FRAMES[of]
     size = {"float16": 2 * dim, "int8": dim + 2}.get(codec, 8)
-    settings = (*ONE[1], f"loss.{loss}.levels={{frames: {target}}}", f"loss.weights.{loss}={weight}")
+    settings = (*ONE[1], f"loss.{loss}.levels={{frames: {target}}}", f"loss.weights.{loss}={weight or FRAME_WEIGHT[loss]}")
     title = f"{of}, {loss}, {codec} ({size} bytes a frame)"
     return Method("codes", title, ("contrastive", loss), settings, shape, cache=f"{of}_{codec}")
 
