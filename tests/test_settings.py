@@ -510,7 +510,7 @@ TRAINING = Command(
         ),
         "codebook": Context(
             f"{TRAIN} cache=M/coded loss=codebook",
-            of_loss("codebook", {"levels.embedding": "embedding"}),
+            of_loss("codebook", {"levels.embedding": "embedding", "hop": "0"}),
             inert={"student.nested": "[3,6]"},
         ),
         "one-step without frames": Context(

@@ -7,6 +7,7 @@ import shlex
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -68,11 +69,13 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
 
     Raises:
         SpkdError: a target is missing; the message has the `spkd extract` command that would make it.
-        UsageError: the loss needs one teacher, and there are several.
+        UsageError: the loss needs one teacher, and there are several; or it would take codes for vectors.
     """
     card, stored = cache.members[0].card, list(cache.names)
     for loss, suffix in for_teachers(losses, stored).values():
-        missing = [name for name in stored_targets(loss, logits) if name + suffix not in stored]
+        needed = stored_targets(loss, logits)
+        _check_vectors(loss, needed)
+        missing = [name for name in needed if name + suffix not in stored]
         if missing and not suffix and any("@" in name for name in stored):
             raise UsageError(f"--loss {loss.name} needs one teacher; concatenate or average them (teachers=...)")
         coded = [name.removesuffix(CODES) for name in missing if name.endswith(CODES)]
@@ -90,6 +93,17 @@ def check_targets(cache: CacheSource, losses: dict[str, ChosenLoss], logits: Tea
                 f"{command} {targets}{codecs} {card.views.arguments} cache=NEW_FOLDER (its targets: {command} "
                 "--targets)"
             )
+
+
+def _check_vectors(loss: ChosenLoss, needed: Sequence[str]) -> None:
+    """Refuse codes, which are numbers of entries in codebooks, where a loss takes vectors. Raises UsageError."""
+    if any(name.endswith(CODES) for name in loss.kind.needs):
+        return
+    if coded := next((name for name in needed if name.endswith(CODES)), None):
+        raise UsageError(
+            f"--loss {loss.name}: {coded} are numbers of entries in codebooks, no vectors; name "
+            f"{coded.removesuffix(CODES)}, or take --loss codebook"
+        )
 
 
 def _check_codes(cache: CacheSource, loss: str, name: str, suffix: str) -> None:

@@ -196,6 +196,14 @@ def test_codes_are_learnt_from_caches_of_one_codebook(spkd: Callable, folder: Pa
         done = spkd("train", *SMALL, *CODED, f"cache={cache}", "out=t")
         assert (done.code, reason in done.err, len(done.err.splitlines())) == (1, True, 1), done.err
     spkd("train", *SMALL, *CODED, "cache=[coded,again]", "teachers=separate", "out=u").ok()
+    # Codes are no vectors, and a loss on codes takes the name of the target itself.
+    for loss, setting, reason in (
+        ("multilevel", "levels={frames: frames.codes}", "frames.codes are numbers of entries in codebooks, no vectors"),
+        ("multilevel", "concat=[embedding.codes]", "name embedding, or take --loss codebook"),
+        ("codebook", "levels={frames: frames.codes}", "name the target itself, frames"),
+    ):
+        done = spkd("train", *SMALL, "--loss", loss, f"loss.{loss}.{setting}", "cache=coded", "out=v")
+        assert (done.code, reason in done.err, len(done.err.splitlines())) == (2, True, 1), done.err
 
 
 def test_a_refused_run_leaves_no_folder(spkd: Callable, folder: Path) -> None:

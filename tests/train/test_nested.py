@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from spkd.errors import UsageError
+from spkd.outputs.features import FBANKS
 from spkd.outputs.target import Target
 from spkd.registry import LOSSES
 from spkd.students import load_student
@@ -140,15 +141,17 @@ def test_other_levels_are_compared_once() -> None:
     assert loss(student, inputs).item() == pytest.approx(0.7 * frames + np.mean(parts), rel=1e-4)
 
 
+@pytest.mark.parametrize("kit", FBANKS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_crop_trains_the_sizes_whose_length_it_reaches(name: str) -> None:
+def test_a_crop_trains_the_sizes_whose_length_it_reaches(name: str, kit: str) -> None:
     """Gradients of every loss reach these numbers and no others; or the loss is refused with the reason."""
     if name == "memo":
         with pytest.raises(UsageError, match=r"student\.nested: not with --loss memo, whose heads and averaged"):
             nested(name)
         return
     loss = nested(name, crops=(0.5, 1.0, 2.0))
-    for frames, reached in ((50, 2), (99, 2), (100, 4), (150, 4), (199, 4), (200, DIM), (300, DIM), (20, 2)):
+    for seconds, reached in ((0.5, 2), (0.97, 2), (1, 4), (1.5, 4), (1.97, 4), (2, DIM), (3, DIM), (0.2, 2)):
+        frames = FBANKS[kit].num_frames(round(16_000 * seconds))
         student, inputs = setting()
         leaves = [student, *inputs.other_levels, inputs.finetune_levels]
         for levels in leaves:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spkd.corpus.audio import SAMPLE_RATE
 from spkd.errors import UsageError
 from spkd.networks.network import Network
-from spkd.outputs.features import HOP
+from spkd.outputs.features import HOP, WINDOW
 from spkd.outputs.target import EMBEDDING
 from spkd.train.losses.base import ChosenLoss, Loss, LossContext, LossInputs, TrainedClassifier
 
@@ -86,8 +86,9 @@ class Nested(Loss):
         """Whether the crops of a batch train a size: the smallest always, so that no batch trains nothing."""
         if not self._lengths or size == self._sizes[0]:
             return True
-        seconds = inputs.crops[0].shape[1] * HOP / SAMPLE_RATE
-        return seconds > self._lengths[self._sizes.index(size)] - 0.5 * HOP / SAMPLE_RATE
+        # A crop has as many frames as windows fit: less than a window is missing from their hops.
+        missing = self._lengths[self._sizes.index(size)] * SAMPLE_RATE - inputs.crops[0].shape[1] * HOP
+        return missing < WINDOW
 
     def _all(self) -> list[Loss]:
         """The losses: of the other levels, then of each size, the whole embedding last."""

@@ -242,6 +242,8 @@ class CodebookSettings(LossSettings):
     def check(self) -> None:
         if not self.levels:
             raise UsageError("loss.codebook.levels: name at least one pair of a student level and a target")
+        if coded := next((name for name in self.levels.values() if name.endswith(CODES)), None):
+            raise UsageError(f"loss.codebook.levels: {coded}: name the target itself, {coded.removesuffix(CODES)}")
 
     def needed_targets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name + CODES for name in self.levels.values()))
