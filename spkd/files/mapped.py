@@ -150,7 +150,7 @@ class MappedFile:
             begin = self._offset[section] - HEADER
             end = begin + self._rows[section].nbytes
             if self._seen[begin // BLOCK : -(-end // BLOCK)].all():
-                self._unchecked.remove(section)
+                self._unchecked.discard(section)  # another thread may have been here
 
     def _within_bounds(self, start: int, stop: int) -> bool:
         """Whether the records that begin in a block have values that they may have."""

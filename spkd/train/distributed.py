@@ -125,7 +125,8 @@ def ranks_of(device: torch.device) -> Iterator[ProcessGroup]:
     if not launched():
         yield ALONE
         return
-    if "MASTER_ADDR" not in os.environ:
+    numbers = [os.environ.get(name, "") for name in ("RANK", "MASTER_PORT")]
+    if "MASTER_ADDR" not in os.environ or not all(number.isdecimal() for number in numbers):
         raise UsageError("several ranks: start them with torchrun, which tells them how to meet")
     store, number, count = next(dist.rendezvous("env://"))
     ranks = ProcessGroup(number, count, dist.PrefixStore("ranks", store))

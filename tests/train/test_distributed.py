@@ -26,7 +26,7 @@ from spkd.errors import UsageError
 from spkd.registry import LOSSES
 from spkd.students import load_student
 from spkd.train.checks import check_ranks
-from spkd.train.distributed import ProcessGroup, is_of_connection
+from spkd.train.distributed import ProcessGroup, is_of_connection, ranks_of
 from spkd.train.settings import TrainConfig
 from tests.conftest import save_teacher
 from tests.processes import ON_LOOPBACK, SERVER, Running, apart, command, free_port, lose, machines
@@ -239,6 +239,17 @@ def test_divided_classes_are_one_classifier_on_disk(spkd: Callable, tmp_path: Pa
 def test_what_cannot_be_divided_is_refused(size: int) -> None:
     with pytest.raises(UsageError, match="of all ranks together, so a multiple of 2"):
         check_ranks(ProcessGroup(0, 2), TrainConfig(batch_size=size))
+
+
+@pytest.mark.parametrize("changed", [{"RANK": None}, {"RANK": "x"}, {"MASTER_ADDR": None}, {"MASTER_PORT": "x"}])
+def test_ranks_that_do_not_know_how_to_meet_are_refused(
+    changed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"} | changed
+    for name, value in given.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="start them with torchrun"), ranks_of(torch.device("cpu")):
+        pass
 
 
 def test_ranks_wait_for_the_first() -> None:
