@@ -265,7 +265,11 @@ def with_frames(of: str, loss: str, codec: str, weight: float | None = None) -> 
     the one that was chosen."""
     target, dim, shape = FRAMES[of]
     size = {"float16": 2 * dim, "int8": dim + 2}.get(codec, 8)
-    settings = (*ONE[1], f"loss.{loss}.levels={{frames: {target}}}", f"loss.weights.{loss}={weight or FRAME_WEIGHT[loss]}")
+    settings = (
+        *ONE[1],
+        f"loss.{loss}.levels={{frames: {target}}}",
+        f"loss.weights.{loss}={weight or FRAME_WEIGHT[loss]}",
+    )
     title = f"{of}, {loss}, {codec} ({size} bytes a frame)"
     return Method("codes", title, ("contrastive", loss), settings, shape, cache=f"{of}_{codec}")
 
