@@ -12,7 +12,7 @@ import numpy as np
 
 from spkd.corpus.utterance import Speech, Utterance
 from spkd.files.packed import PackedTexts, Packing
-from spkd.files.spool import Spool, numbers_in, spooled, stretches
+from spkd.files.spool import Spool, numbers_in, rows_of, spooled, stretches
 
 CHUNK = 1 << 13  # utterances that are put into columns together
 NONE = -1  # number of an unknown speaker, and of all channels
@@ -150,10 +150,7 @@ class Columns(Sequence[Utterance]):
         """The utterances of the given numbers (B,), or those of a mask (N,), in this order."""
         ends, found = Spool(np.int64), Spool(np.int64, (2,))
         for part in numbers_in(numbers):
-            begins = np.where(part > 0, self.ends[np.maximum(part - 1, 0)], 0)
-            counts = self.ends[part] - begins
-            taken = np.cumsum(counts)
-            rows = np.arange(int(taken[-1]) if len(taken) else 0) + np.repeat(begins - (taken - counts), counts)
+            rows, taken = rows_of(part, self.ends)
             ends.add(taken + len(found))
             found.add(self.stretches[rows])
         taken_numbers: dict[str, Any] = {

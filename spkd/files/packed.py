@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spkd.files.spool import AT_ONCE, Spool, numbers_in, spooled, stretches
+from spkd.files.spool import AT_ONCE, Spool, numbers_in, rows_of, spooled, stretches
 
 ERRORS = "surrogatepass"  # names of files may have bytes that are not UTF-8, which Python keeps as surrogates
 SORTED = 1 << 18  # hashes that are sorted together, on average
@@ -103,12 +103,8 @@ class PackedTexts(Sequence[str]):
         """The texts of the given numbers (B,), or those of a mask (N,), in this order."""
         packing = Packing()
         for part in numbers_in(numbers):
-            ends = self.ends[part]
-            begins = np.where(part > 0, self.ends[np.maximum(part - 1, 0)], 0)
-            counts = ends - begins
-            taken = np.cumsum(counts)
-            shift = np.repeat(begins - (taken - counts), counts)
-            packing.add_packed(PackedTexts(self.data[np.arange(len(shift)) + shift], taken))
+            rows, ends = rows_of(part, self.ends)
+            packing.add_packed(PackedTexts(self.data[rows], ends))
         return packing.texts()
 
     @cached_property

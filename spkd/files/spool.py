@@ -92,3 +92,17 @@ def numbers_in(chosen: np.ndarray) -> Iterator[np.ndarray]:
         return
     for start in range(0, len(chosen), AT_ONCE):
         yield start + np.flatnonzero(chosen[start : start + AT_ONCE])
+
+
+def rows_of(items: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (R,) of the rows of some items (B,), and the ends (B,) of the items' rows among these.
+
+    Args:
+        items: numbers of the items.
+        ends: (N,) end of each item's rows, which lie one after the other.
+    """
+    begins = np.where(items > 0, ends[np.maximum(items - 1, 0)], 0)
+    counts = ends[items] - begins
+    taken = np.cumsum(counts)
+    shift = np.repeat(begins - (taken - counts), counts)
+    return np.arange(len(shift)) + shift, taken
