@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from machine import has_bfloat16
+
 HERE = Path(__file__).parent
 Lists = dict[str, tuple[Path, Path]]  # manifest and trials by name
 MAIN = "from spkd.cli import main; main()"
@@ -18,10 +20,14 @@ MAIN = "from spkd.cli import main; main()"
 def spkd(work: Path, threads: int, *arguments: str, python: Path | None = None) -> str:
     """Run one command in `work`; its output goes to log.txt there, and is shown if it fails. Returns what it printed.
 
+    A processor without bfloat16 arithmetic takes float32, with which it is up to forty times as fast.
+
     Args:
         threads: of its process; 0 runs it in this process, where the time that a process needs to start matters.
         python: interpreter of another environment; None: the one that runs this.
     """
+    if not has_bfloat16():
+        arguments = tuple("precision=fp32" if one == "precision=bf16" else one for one in arguments)
     if threads or python:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads or 1), "PYTHONPATH": str(HERE.parent)}
         command = [str(python or sys.executable), "-W", "ignore", "-c", MAIN, *arguments]

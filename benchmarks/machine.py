@@ -9,6 +9,11 @@ from pathlib import Path
 import torch
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor has bfloat16 arithmetic."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def describe() -> dict[str, object]:
     """Processor, cores, memory, accelerator and versions."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -22,6 +27,7 @@ def describe() -> dict[str, object]:
         "processor": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory, 1),
+        "bfloat16": has_bfloat16(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
