@@ -10,7 +10,7 @@ fresh weights with as many steps. Tests are those of papers.py, on other speaker
 DIR holds librispeech-mini, speechocean-mini and arabic-commands-mini. What is left to a user (the smallest cluster that
 is kept, the weight of the labels) was chosen on the 58 training speakers that recipe.py keeps aside, by students of the
 other 250; on those the rule that chooses the number of clusters is tried, too. Finished runs are kept as papers.py
-keeps them. Prints tables and, as its last line, one JSON object; keeps it in benchmarks/results/pseudo_label.json, from
+keeps them; with `--methods`, these rows of the rounds alone are trained. Prints tables and, as its last line, one JSON object; keeps it in benchmarks/results/pseudo_label.json, from
 which tables.py makes the tables of docs/results.md.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 import papers
 import record
 from commands import Lists, spkd
-from papers import HEADS, LISTS, LONG, TEACHER, TEMPERATURES, CachePlan, Method, Runs, Study, corpus_rows
+from papers import HEADS, LISTS, TEACHER, TEMPERATURES, CachePlan, Method, Runs, Study, corpus_rows
 from recipe import lists as lists_aside
 
 from spkd.train.cluster import normalised_mutual_information, purity
@@ -37,7 +37,7 @@ NOBODY, GRID = "nobody.csv", "grid"
 VOICES = ("view=full", "view.speeds=[0.8,0.9,1.0,1.15]", "view.formants=[0.88,1.0,1.12]")
 FEW = ("view=full", "view.speeds=[0.85,1.0]", "view.formants=[0.9,1.0]")
 TRUTH = "truth"
-SHORT, SHORT_SEEDS = 1200, 1  # of the choices
+STUDENT_STEPS, SEEDS_ASIDE = 1200, 1  # of each student; of the choices
 LABEL_FREE, LAST, RULE = "label_free", "round_3", "rule"
 ASIDE = {"speechocean": "speechocean", "librispeech": "LibriSpeech"}
 
@@ -117,11 +117,16 @@ class Table:
         found = replace(self.study, methods=self.methods(seed))
         return found.tiny() if self.tiny else found
 
-    def run(self, seeds: int) -> None:
-        """Train what is not finished, seed after seed."""
+    def run(self, seeds: int, names: Sequence[str] = ()) -> None:
+        """Train what is not finished, seed after seed.
+
+        Args:
+            names: rows; by default all of them.
+        """
         for seed in range(seeds):
             study = self.of(seed)
-            for name, row in self.rows.items():
+            for name in names or self.rows:
+                row = self.rows[name]
                 if study.runs.get(study.key(name), seed) is not None:
                     continue
                 if not (study.work / GRID / "COMPLETE.json").is_file():
@@ -291,8 +296,8 @@ def tables(given: Any) -> tuple[Table, Table]:
     tested = {name: (given.data / manifest, given.data / trials) for name, (manifest, trials) in LISTS.items()}
     rows = {name: CHOICES[name] for name in (LABEL_FREE, "one")} if given.tiny else CHOICES
     return (
-        Table(prepared(work, given, "", tested, VOICES), ROUNDS, "train.csv", HEADS, LONG, given.tiny),
-        Table(prepared(aside, given, "_aside", kept_aside, FEW), rows, "others.csv", ASIDE, SHORT, given.tiny),
+        Table(prepared(work, given, "", tested, VOICES), ROUNDS, "train.csv", HEADS, STUDENT_STEPS, given.tiny),
+        Table(prepared(aside, given, "_aside", kept_aside, FEW), rows, "others.csv", ASIDE, STUDENT_STEPS, given.tiny),
     )
 
 
@@ -311,10 +316,11 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     of_rounds, of_choices = tables(given)
     if not given.report:
-        of_choices.run(SHORT_SEEDS)
-        of_choices.study.runs.keep(RULE, 0, {"rows": rule(of_choices)})
-        of_rounds.run(given.seeds)
-    result = of_rounds.report(given.seeds) | {"aside": of_choices.report(SHORT_SEEDS)}
+        if not given.methods:
+            of_choices.run(SEEDS_ASIDE)
+            of_choices.study.runs.keep(RULE, 0, {"rows": rule(of_choices)})
+        of_rounds.run(given.seeds, given.methods or ())
+    result = of_rounds.report(given.seeds) | {"aside": of_choices.report(SEEDS_ASIDE)}
     result[RULE] = (of_choices.study.runs.get(RULE, 0) or {"rows": []})["rows"]
     records = of_rounds.finished(given.seeds)
     result["differences"] = {
