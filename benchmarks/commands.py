@@ -20,7 +20,7 @@ MAIN = "from spkd.cli import main; main()"
 def spkd(work: Path, threads: int, *arguments: str, python: Path | None = None) -> str:
     """Run one command in `work`; its output goes to log.txt there, and is shown if it fails. Returns what it printed.
 
-    A processor without bfloat16 arithmetic takes float32, with which it is up to forty times as fast.
+    A processor without bfloat16 arithmetic takes float32, with which it is many times as fast.
 
     Args:
         threads: of its process; 0 runs it in this process, where the time that a process needs to start matters.

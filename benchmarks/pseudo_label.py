@@ -10,8 +10,8 @@ fresh weights with as many steps. Tests are those of papers.py, on other speaker
 DIR holds librispeech-mini, speechocean-mini and arabic-commands-mini. What is left to a user (the smallest cluster that
 is kept, the weight of the labels) was chosen on the 58 training speakers that recipe.py keeps aside, by students of the
 other 250; on those the rule that chooses the number of clusters is tried, too. Finished runs are kept as papers.py
-keeps them; with `--methods`, these rows of the rounds alone are trained. Prints tables and, as its last line, one JSON object; keeps it in benchmarks/results/pseudo_label.json, from
-which tables.py makes the tables of docs/results.md.
+keeps them; with `--methods`, these rows of the rounds alone are trained. Prints tables and, as its last line, one JSON
+object; keeps it in benchmarks/results/pseudo_label.json, from which tables.py makes the tables of docs/results.md.
 """
 
 from __future__ import annotations

@@ -690,6 +690,8 @@ def cache_cluster(
     if out.exists():
         raise UsageError(f"{out}: exists already; choose another --out FILE, or remove it")
     rows, lines = labels_of(paths, settings)
+    if out.exists():
+        raise UsageError(f"{out}: made by another process meanwhile; choose another --out FILE")
     write_labels(out, rows)
     for line in lines:
         log(f"{out}: {line}")

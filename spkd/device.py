@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spkd.errors import SpkdError, UsageError, first_line
+from spkd.progress import log
 
 NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")  # variables with the number of a process on its machine: torchrun, srun
@@ -41,6 +42,17 @@ def resolve(name: str) -> torch.device:
     if kind == "cuda" and not number and rank:
         number = str(int(rank) % gpus)
     return torch.device(f"{kind}:{number}" if number else kind)
+
+
+def note_precision(setting: str, precision: str, device: torch.device) -> None:
+    """Log a note where bfloat16 is asked for on a processor without such arithmetic, which takes many times as long.
+
+    Args:
+        setting: name of the setting, e.g. teacher.precision.
+        precision: its value.
+    """
+    if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log(f"note: {setting}=bf16: this processor has no bfloat16 arithmetic; {setting}=fp32 is many times as fast")
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

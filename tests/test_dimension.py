@@ -101,6 +101,9 @@ def test_other_dimensions_are_refused(
 def test_python_refuses_other_dimensions(student: Path) -> None:
     with pytest.raises(UsageError, match="dimension=3: the embedding of .* has 2, 4 and 8 numbers"):
         interface.load(student, dimension=3)
+    for given in (4.0, "4", True):
+        with pytest.raises(UsageError, match=f"dimension={given!r}: expected a whole number"):
+            interface.load(student, dimension=given)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="dimension=4: the embedding of bundled has 256 numbers"):
         interface.load(dimension=4)
 

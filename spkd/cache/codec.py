@@ -25,6 +25,7 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 MOST_PARTS = 64  # most codebooks of an additive codec
 BEAM = 16  # rows of codes that a residual encoding keeps from one codebook to the next
 TURNS, CHANGES = 16, 4  # local searches of an encoding, and codes changed before each; as FAISS's
+LARGEST = 1e15  # largest value of a codec that learns: FAISS sums squares of differences in float32
 FLOATS = {2: torch.float16, 4: torch.float32}
 Parameters = dict[str, np.ndarray]
 
@@ -494,8 +495,10 @@ def fit(name: str, codec: Codec, values: np.ndarray) -> None:
     Args:
         values: (n, dim) rows of the target.
     Raises:
-        SpkdError: too few rows.
+        SpkdError: too few rows, or values whose squares exceed float32.
     """
+    if codec.training_rows and (largest := float(np.abs(values).max(initial=0.0))) > LARGEST:
+        raise SpkdError(f"target {name}: values up to {largest:.0e} are too large for its codec; choose float32")
     if len(values) < codec.least_rows:
         raise SpkdError(
             f"target {name}: its codec is learnt from at least {codec.least_rows} rows, and the views give "
@@ -512,15 +515,21 @@ def error(codec: Codec, values: np.ndarray) -> dict[str, float]:
         rows' variance.
     """
     back = decoded(codec, values).astype(np.float64)
-    values = values.astype(np.float64)
-    norms = np.linalg.norm(values, axis=1) * np.linalg.norm(back, axis=1)
-    cosine = (values * back).sum(1) / np.maximum(norms, 1e-30)
+    values, cosine = values.astype(np.float64), cosines(values, back)
     variance = max(float(values.var(0).mean()), 1e-30)
     return {
         "cosine_mean": float(cosine.mean()),
         "cosine_min": float(cosine.min()),
         "relative_mse": float(((values - back) ** 2).mean()) / variance,
     }
+
+
+def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine (n,) of each row of one (n, dim) with the same row of the other, in float64; 1 where both are zeros."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    zeros = (norms[0] == 0) & (norms[1] == 0)
+    return np.where(zeros, 1.0, (a * b).sum(1) / np.maximum(norms[0] * norms[1], 1e-30))
 
 
 def lost(codec: Codec, values: np.ndarray) -> float:

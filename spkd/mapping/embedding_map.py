@@ -121,6 +121,7 @@ class TrainedOn:
         before: mean cosine of the old with the new embedding of one view, over the speakers kept aside; None where
             they differ in width.
         after: that of the mapped with the new embedding.
+        others: that of the mapped with new embeddings of other speakers.
         steps: number of the step whose weights are kept.
         seed: the setting `seed`.
     """
@@ -132,6 +133,7 @@ class TrainedOn:
     kept_aside: int = field(metadata={"low": 1})
     before: float | None = field(metadata={"low": -1.001, "high": 1.001})
     after: float = field(metadata={"low": -1.001, "high": 1.001})
+    others: float = field(metadata={"low": -1.001, "high": 1.001})
     steps: int = field(metadata={"low": 0})
     seed: int = field(metadata={"low": 0})
 
@@ -185,17 +187,18 @@ class EmbeddingMap:
         Raises:
             UsageError: embeddings of another width, or that are zeros or not finite.
         """
-        given = np.asarray(embeddings, np.float32)
+        given = np.asarray(embeddings, np.float64)
         rows = given[None] if given.ndim == 1 else given
         if rows.ndim != 2 or rows.shape[1] != self.old.width:
             raise UsageError(f"{self.name}: takes embeddings (N, {self.old.width}), got {given.shape}")
-        length = np.linalg.norm(rows.astype(np.float64), axis=1)
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
         if not (np.isfinite(length) & (length > 0)).all():
             raise UsageError(f"{self.name}: an embedding of zeros, or one that is not finite")
         mapped = np.empty((len(rows), self.new.width), np.float32)
         with torch.inference_mode():
             for first in range(0, len(rows), AT_ONCE):
-                piece = self.network(torch.from_numpy(np.ascontiguousarray(rows[first : first + AT_ONCE])))
+                units = rows[first : first + AT_ONCE] / length[first : first + AT_ONCE]
+                piece = self.network(torch.from_numpy(units.astype(np.float32)))
                 mapped[first : first + AT_ONCE] = functional.normalize(piece, dim=1).numpy()
         return mapped[0] if given.ndim == 1 else mapped
 

@@ -25,6 +25,7 @@ RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # tried for the linear part that trainin
 BATCH, RATE = 256, 1e-3
 MOST_SPREAD = 3.0  # greatest factor of the spread: what predicts nothing is not blown up
 CHECK = 50  # steps between two looks at the speakers kept aside
+LEAST_GAIN = 0.05  # of the cosine with the right embedding over that with other speakers', below which a warning is due
 PATIENCE = 6  # looks without a gain that end the training
 Both = tuple[torch.Tensor, torch.Tensor]  # (N, D_old) and (N, D_new): embeddings of the same views by both models
 
@@ -54,6 +55,11 @@ def train_map(old: str, new: str, config: MapConfig) -> Iterator[str]:
     left_out = f"{of_old - in_both:,} of {old} and {of_new - in_both:,} of {new}"
     yield f"{counted(in_both, 'view')} in both caches{drawn}"
     yield f"left out, as they are not in both or the same as another view: {left_out}"
+    if [part.manifest for part in caches[0].card.parts] != [part.manifest for part in caches[1].card.parts]:
+        yield (
+            f"note: {old} and {new} were extracted from manifests that differ; views are paired by the names of "
+            "utterances, so let equal names be the same recordings"
+        )
     aside = speakers_aside(pairs, config.held_out, config.seed)
     made = fit(models[0], models[1], pairs, aside, config, [cache.fingerprint for cache in caches])
     made.save(writable_folder(out))
@@ -64,6 +70,12 @@ def train_map(old: str, new: str, config: MapConfig) -> Iterator[str]:
         f"cosine of the old with the new embedding of a view, {counted(trained.kept_aside, 'speaker')} kept aside of "
         f"{trained.speakers:,}{alone}: {before} before, {trained.after:.3f} mapped (step {trained.steps:,})"
     )
+    if trained.after < trained.others + LEAST_GAIN:
+        yield (
+            f"warning: the map does not tell speakers apart: with the new embeddings of other speakers the cosine is "
+            f"{trained.others:.3f}; see that equal names in {old} and {new} are the same recordings, and "
+            "that there are enough speakers"
+        )
     yield f"{out}/: {DESCRIPTION}, {WEIGHTS}; maps from {made.old.name} to {made.new.name}"
 
 
@@ -122,6 +134,7 @@ def fit(
         kept_aside=len(np.unique(pairs.speaker[aside])),
         before=before,
         after=cosine(network, kept),
+        others=_with_others(network, kept[0], fitted[1]),
         steps=step,
         seed=config.seed,
     )
@@ -217,6 +230,13 @@ def _restore_spread(network: MapNetwork, old: torch.Tensor, new: torch.Tensor) -
         if hasattr(network, "outer"):
             network.outer.weight.mul_(scale)
             network.outer.bias.mul_(scale)
+
+
+def _with_others(network: torch.nn.Module, old: torch.Tensor, new: torch.Tensor) -> float:
+    """Mean cosine of mapped embeddings with each new embedding of other speakers."""
+    with torch.inference_mode():
+        mapped, others = functional.normalize(network(old), dim=1), functional.normalize(new, dim=1)
+        return float(mapped.mean(0) @ others.mean(0))
 
 
 def cosine(network: torch.nn.Module, pairs: Both) -> float:

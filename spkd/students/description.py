@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,15 @@ class Description:
         Raises:
             UsageError: the embedding is not usable at this size.
         """
+        if dimension is not None and (isinstance(dimension, bool) or not isinstance(dimension, Integral)):
+            raise UsageError(f"dimension={dimension!r}: expected a whole number, or None for all")
         if dimension is None or dimension == self.sizes[-1]:
             return None
         if dimension not in self.sizes:
             sizes = listed([str(size) for size in self.sizes])
             more = "" if self.nested else "; it was trained without student.nested, so that a part of it means nothing"
             raise UsageError(f"dimension={dimension}: the embedding of {where} has {sizes} numbers{more}")
-        return dimension
+        return int(dimension)
 
     @property
     def digests(self) -> dict[str, int | None]:

@@ -30,10 +30,11 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Teacher:
     """
     import torch
 
-    from spkd.device import compiled
+    from spkd.device import compiled, note_precision
 
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError(f"{config.SECTION}.precision=fp16: needs a GPU; bf16 works everywhere")
+    note_precision(f"{config.SECTION}.precision", config.precision, device)
     _check_dimension(config)
     teacher: Teacher = TEACHERS[config.name].load(config, device)
     own = asdict(config.settings)

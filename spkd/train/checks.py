@@ -28,6 +28,7 @@ from spkd.train import mining
 from spkd.train.distributed import ProcessGroup, launched
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.losses.chosen import for_teachers
+from spkd.train.losses.settings import CodebookSettings
 from spkd.train.settings import GRAPHS, TrainConfig, ValidConfig
 from spkd.train.teacher_logits import TeacherLogits
 
@@ -261,6 +262,11 @@ def _of_losses(cache: CacheSource, losses: dict[str, ChosenLoss], config: TrainC
         reasons["labels"] = f"{named} {'learns' if one else 'learn'} from no labels; add --loss aam"
     if config.optim.swa_fraction and (averaging := [n for n, loss in losses.items() if loss.kind.averages_weights]):
         reasons["optim.swa_fraction"] = f"{averaging[0]} keeps a moving average of its own"
+    for loss in losses.values():
+        if isinstance(loss.settings, CodebookSettings):
+            held = set(loss.settings.levels.values()) & set(cache.names)
+            if held and all(cache.target(name).hop is None for name in held):
+                reasons["loss.codebook.hop"] = "loss.codebook.levels names no frames"
     if config.student.nested and not any(loss.settings.on_embedding() for loss in losses.values()):
         names = ("student.nested", "student.nested_crops")
         reasons |= dict.fromkeys(names, f"{named} {'does' if one else 'do'} not act on the student's embedding")
@@ -314,6 +320,16 @@ def note_warmup(config: TrainConfig) -> None:
         log(
             f"note: optim.warmup={optim.warmup} is longer than the run ({counted(config.steps, 'step')}): the learning "
             f"rate rises to {optim.lr * config.steps / optim.warmup:.3g}, not to optim.lr={optim.lr:g}"
+        )
+
+
+def note_embedding(losses: dict[str, ChosenLoss]) -> None:
+    """Log a note where no loss acts on the student's embedding, which then stays as it began."""
+    if not any(loss.settings.on_embedding() for loss in losses.values()):
+        log(
+            f"note: {listed(list(losses))} {'acts' if len(losses) == 1 else 'act'} on other levels alone: the "
+            "student's embedding is not trained; add a loss on it, such as --loss contrastive, or fine-tune with "
+            "student.init"
         )
 
 

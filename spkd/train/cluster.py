@@ -143,7 +143,7 @@ def cluster(vectors: np.ndarray, config: ClusterConfig) -> Clusters:
         vectors: (N, D) float32.
     Raises:
         UsageError: more clusters than vectors or centres, too few to choose by the silhouette, or FAISS is missing.
-        SpkdError: all clusters were left out.
+        SpkdError: all clusters were left out, or embeddings that are nearly all equal.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import pdist
@@ -157,6 +157,10 @@ def cluster(vectors: np.ndarray, config: ClusterConfig) -> Clusters:
     if count < 3 if chosen else count < 2:
         raise UsageError(f"{counted(count, 'centre')}: too few to choose a number of clusters; give speakers=NUMBER")
     centres, nearest = (vectors, np.arange(count)) if count == len(vectors) else k_means(vectors, count, config.seed)
+    if len(centres) < (3 if chosen else 2):
+        raise SpkdError(
+            f"k-means leaves {counted(len(centres), 'centre')} of {count:,}: the embeddings are nearly all equal"
+        )
     tree = linkage(pdist(centres, "cosine"), "average")
     silhouette = None
     if config.similarity is not None:
@@ -283,10 +287,12 @@ def labels_of(paths: Sequence[str | Path], config: ClusterConfig) -> tuple[list[
     utterances = cache.plan.utterances
     rows = [(utterances[int(voices.utterance[i])], clusters.name(int(clusters.cluster[i]))) for i in kept]
     speaker = np.asarray(cache.plan.speaker[voices.utterance[kept]])
-    return rows, _lines(clusters, voices, clusters.cluster[kept], speaker, config.smallest)
+    return rows, _lines(clusters, voices, clusters.cluster[kept], speaker, config)
 
 
-def _lines(clusters: Clusters, voices: Voices, cluster: np.ndarray, speaker: np.ndarray, smallest: int) -> list[str]:
+def _lines(
+    clusters: Clusters, voices: Voices, cluster: np.ndarray, speaker: np.ndarray, config: ClusterConfig
+) -> list[str]:
     """Lines that describe clusters.
 
     Args:
@@ -299,10 +305,15 @@ def _lines(clusters: Clusters, voices: Voices, cluster: np.ndarray, speaker: np.
         f"{counted(len(clusters), 'cluster')}{chosen} of {counted(len(cluster), 'utterance')}; utterances in one: "
         f"at least {sizes[-1]:,}, median {np.median(sizes):g}, at most {sizes[0]:,}"
     ]
+    made = len(clusters) + clusters.small
+    if config.speakers > made:
+        lines.append(f"note: speakers={config.speakers}, but distances that are equal leave {counted(made, 'cluster')}")
+    if clusters.silhouette is not None and made == 2:
+        lines.append("note: two clusters may be women and men, or two channels; where you know better, give speakers=")
     if left_out:
         lines.append(
             f"{counted(left_out, 'utterance')} left out, in {counted(clusters.small, 'cluster')} of fewer than "
-            f"{smallest} (smallest={smallest})"
+            f"{config.smallest} (smallest={config.smallest})"
         )
     if voices.without:
         lines.append(f"{counted(voices.without, 'utterance')} left out, without a view in the speaker's own voice")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import io
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -23,13 +26,15 @@ UTTERANCE, SPEAKER = "utt", "speaker"
 
 
 def write_labels(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write a file of labels.
+    """Write a file of labels, gzipped where its name ends in .gz.
 
     Args:
         rows: id of each utterance, and the name of its speaker.
     """
-    with writing(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+    with writing(path) as file, contextlib.ExitStack() as stack:
+        zipped = path.suffix == ".gz"
+        binary = stack.enter_context(gzip.GzipFile(mode="wb", fileobj=file, mtime=0)) if zipped else file
+        text = io.TextIOWrapper(cast(BinaryIO, binary), "utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([UTTERANCE, SPEAKER])
         writer.writerows(rows)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spkd.cache import CacheSource
 from spkd.cache.describe import growth
 from spkd.cache.lock import made_exclusive
+from spkd.config import read_tree
 from spkd.corpus.augment import SYNTHETIC, bank
 from spkd.corpus.vad.base import NONE
 from spkd.errors import SpkdError, UsageError, first_line
@@ -35,6 +36,7 @@ from spkd.train.distributed import ProcessGroup, world
 from spkd.train.losses.base import ChosenLoss
 from spkd.train.mining import Miner
 from spkd.train.module import TrainingModule
+from spkd.train.record import RUN, RunRecord, settings_of
 from spkd.train.settings import TrainConfig
 from spkd.train.sharding import Division, division_of, divisions, own_state, whole_state
 from spkd.version import __version__
@@ -111,15 +113,15 @@ def note_contents(run: Path, configs: Iterable[TrainConfig]) -> None:
         run: folder of the run.
         configs: settings of its repetitions.
     """
-    if not (run / DESCRIPTION).is_file():
-        return
-    settings = Description.read(run / DESCRIPTION).training.settings
-    before, there = settings.get("contents", {}), dotted(settings)
+    before, there = (
+        RunRecord.read(run / RUN).contents,
+        dotted(read_tree(settings_of(run)).get(TrainConfig.COMMAND) or {}),
+    )
     changed = {
         f"{name}={value}"
         for config in configs
         for name, content in contents_of(config).items()
-        if (value := dotted(asdict(config)).get(name)) == there.get(name) and before.get(name, content) != content
+        if str(value := dotted(asdict(config)).get(name)) == there.get(name) and before.get(name, content) != content
     }
     for setting in sorted(changed):
         log(f"note: {setting} has another content than for the run in {run}")

@@ -23,7 +23,7 @@ from spkd.cache.plan import Plan
 from spkd.config import chosen, without_unused
 from spkd.corpus.people import Names, People
 from spkd.corpus.settings import ViewConfig
-from spkd.device import resolve
+from spkd.device import note_precision, resolve
 from spkd.errors import Interrupted, SpkdError, UsageError, first_few, listed
 from spkd.files.atomic import (
     check_holds_no_other,
@@ -61,6 +61,7 @@ from spkd.train.checks import (
     check_shared,
     check_targets,
     note_drawn,
+    note_embedding,
     note_graphs,
     note_validation,
     note_views,
@@ -409,6 +410,8 @@ def checked(config: TrainConfig) -> Task:
     check_settings(cache, losses, config)
     config = replace(config, steps=steps_of(config, cache))
     note_warmup(config)
+    note_embedding(losses)
+    note_precision("precision", config.precision, device)
     note_graphs(config, device)
     note_drawn(cache, config)
     return Task(config, device, with_ceilings(losses, cache), cache, finetune_cache, labels, logits)

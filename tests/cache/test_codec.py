@@ -224,6 +224,12 @@ def test_codecs_that_do_not_exist_or_fit(name: str, dim: int, expected: str) -> 
         codecs.make_codec(name, dim)
 
 
+@pytest.mark.parametrize("name", ["sq8", "pq4x8", "opq4x8", "rq4x4", "lsq4x4"])
+def test_values_whose_squares_exceed_float32_are_refused(name: str) -> None:
+    with pytest.raises(SpkdError, match=r"target t: values up to \de\+2\d are too large for its codec; choose float32"):
+        codecs.fit("t", codecs.make_codec(name, 16), 1e20 * vectors(600))
+
+
 @pytest.mark.parametrize("name", ["rq4x2", "rq2x4", "lsq4x2", "rq1x8"])
 def test_the_fewest_rows_that_an_additive_codec_accepts(name: str) -> None:
     codec = codecs.make_codec(name, 16)

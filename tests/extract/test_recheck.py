@@ -73,8 +73,11 @@ def test_folders_that_no_view_used(spkd: Callable, arguments: list[str]) -> None
         assert (done.code, "left out view.noise: the cache's views have no noise of a folder" in done.out) == (0, True)
 
 
-def test_a_lossy_codec_is_held_to_the_error_in_its_card(spkd: Callable, tmp_path: Path, arguments: list[str]) -> None:
-    codecs = "storage.codecs={embedding: sq4, frames.layer2: int8}"
+@pytest.mark.parametrize("frames", ["int8", "rq8x4", "lsq8x4", "pq4x8"])
+def test_a_lossy_codec_is_held_to_what_it_loses(
+    spkd: Callable, tmp_path: Path, arguments: list[str], frames: str
+) -> None:
+    codecs = f"storage.codecs={{embedding: sq4, frames.layer2: {frames}}}"
     spkd("extract", *arguments, *VIEWS["augmented crops"], codecs).ok()
     card = Cache.open("cache").card
     assert 0.9 < card.errors["embedding"]["cosine_mean"] < 0.99999
@@ -86,10 +89,11 @@ def test_a_lossy_codec_is_held_to_the_error_in_its_card(spkd: Callable, tmp_path
     assert re.search(r"embedding: 32 x sq4 per view, .* 1 - cosine \d", info)
 
 
+@pytest.mark.parametrize("codec", ["float32", "rq8x4"])
 def test_another_teacher_or_other_audio_is_noticed(
-    spkd: Callable, tmp_path: Path, arguments: list[str], corpus: Path
+    spkd: Callable, tmp_path: Path, arguments: list[str], corpus: Path, codec: str
 ) -> None:
-    spkd("extract", *arguments).ok()
+    spkd("extract", *arguments, f"storage.codecs={{frames.layer2: {codec}}}").ok()
     done = spkd("cache", "verify", "cache", "--live", "3", "teacher=none", arguments[3])
     assert (done.code, "made by another teacher" in done.err) == (1, True)
     # The same weights with other settings.
@@ -109,7 +113,8 @@ def test_another_teacher_or_other_audio_is_noticed(
         changed.append(Utterance(u.id, f"other/{i}.wav", u.speaker, u.duration, u.start))
     Manifest(tuple(changed)).save("other.csv")
     done = spkd("cache", "verify", "cache", "--live", "3", *replayed(arguments), "manifest=other.csv")
-    assert (done.code, "differs from the teacher's output" in done.err) == (1, True)
+    for target in ("embedding", "frames.layer2"):
+        assert (done.code, f"{target} differs from the teacher's output in " in done.err) == (1, True), done.err
 
 
 def test_an_estimate_gives_the_bytes(spkd: Callable, tmp_path: Path, arguments: list[str]) -> None:

@@ -466,7 +466,9 @@ def test_keys_of_the_whole_pass_are_not_for_one_teacher(spkd: Callable, corpus: 
 def test_the_precision_is_on_the_card(spkd: Callable, corpus: Path, checkpoint: Path) -> None:
     keys = ["teacher=checkpoint", f"teacher.weights={checkpoint}", f"manifest={corpus / 'manifest.csv'}"]
     spkd("extract", *keys, "cache=a").ok()
-    spkd("extract", *keys, "cache=b", "teacher.precision=bf16").ok()
+    done = spkd("extract", *keys, "cache=b", "teacher.precision=bf16", "device=cpu").ok()
+    lacks = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert ("note: teacher.precision=bf16: this processor has no bfloat16 arithmetic" in done.out) == lacks
     a, b = Cache.open("a"), Cache.open("b")
     assert "precision" not in a.card.teacher.details
     assert b.card.teacher.details["precision"] == "bfloat16"

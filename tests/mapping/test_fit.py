@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from scipy.linalg import orthogonal_procrustes
 
 import spkd as interface
+from spkd.corpus.manifest import Manifest
 from spkd.corpus.people import People
 from spkd.files.vectors import read_vectors
 from spkd.mapping.fit import fit, linear, speakers_aside
@@ -115,6 +118,25 @@ def test_the_command_says_what_it_did(spkd: Callable, corpus: Path) -> None:
     before = {path.name: path.read_bytes() for path in Path("m").iterdir()}
     spkd("map", "other-cache", "new-cache", "out=m", "steps=60", "hidden=8", "views=15").ok()
     assert {path.name: path.read_bytes() for path in Path("m").iterdir()} == before
+
+
+def test_other_recordings_of_equal_names_are_noticed(spkd: Callable, corpus: Path) -> None:
+    """The views are crops of one length, so that nothing but the sound differs."""
+    make_spaces(spkd, corpus)
+    random, changed = np.random.RandomState(0), []
+    Path("sounds").mkdir()
+    for number, one in enumerate(Manifest.load(corpus / "manifest.csv")):
+        length = round((one.duration or 0) * 16_000)
+        soundfile.write(f"sounds/{number}.wav", 0.1 * random.randn(length), 16_000)
+        changed.append(replace(one, path=f"sounds/{number}.wav", start=0.0))
+    Manifest(tuple(changed[1:])).save(Path("other.csv"))
+    for student, manifest, cache in (("old", "", "a"), ("new", "", "b"), ("new", "manifest=other.csv", "c")):
+        extract(spkd, corpus, student, cache, "view=crops:4,0.5", *filter(None, [manifest]))
+    sound = spkd("map", "a", "b", "out=sound", "steps=60").ok().out
+    assert ("note: " in sound, "warning: " in sound) == (False, False)
+    wrong = spkd("map", "a", "c", "out=wrong", "steps=60").ok().out
+    assert "note: a and c were extracted from manifests that differ" in wrong
+    assert "warning: the map does not tell speakers apart" in wrong
 
 
 def interface_cache(name: str) -> str:

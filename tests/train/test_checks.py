@@ -206,6 +206,34 @@ def test_codes_are_learnt_from_caches_of_one_codebook(spkd: Callable, folder: Pa
         assert (done.code, reason in done.err, len(done.err.splitlines())) == (2, True, 1), done.err
 
 
+def test_an_embedding_that_no_loss_trains_is_noted(spkd: Callable, folder: Path, corpus: Path) -> None:
+    given = ["extract", "teacher=checkpoint", f"teacher.weights={folder / 'teacher'}", "fbank=true", "cache=coded"]
+    given += ["teacher.targets=[embedding,frames]", "storage.codecs={frames: rq4x4, embedding: lsq4x2}"]
+    spkd(*given, f"manifest={corpus / 'manifest.csv'}").ok()
+    note = "note: {} on other levels alone: the student's embedding is not trained"
+    levels = ["--loss", "multilevel", "loss.multilevel.levels={stats: embedding}"]
+    frames, vectors = (
+        ["--loss", "codebook", f"loss.codebook.levels={{{name}: {name}}}"] for name in ("frames", "embedding")
+    )
+    for number, (losses, phrase) in enumerate(
+        (
+            (frames, "codebook acts"),
+            ([*frames, *levels], "codebook and multilevel act"),
+            ([*frames, "--loss", "cosine"], ""),
+            (vectors, ""),
+            (["--loss", "multilevel"], ""),
+        )
+    ):
+        run = ["train", *SMALL, *losses, "cache=coded", f"out=s{number}"]
+        out = spkd(*run).ok().out
+        assert ("on other levels alone" in out, note.format(phrase) in out) == (bool(phrase), bool(phrase)), out
+    done = spkd("train", *SMALL, *vectors, "loss.codebook.hop=0.1", "cache=coded", "out=t")
+    assert (done.code, "loss.codebook.hop=0.1 has no effect: loss.codebook.levels names no frames" in done.err) == (
+        2,
+        True,
+    ), done.err
+
+
 def test_a_refused_run_leaves_no_folder(spkd: Callable, folder: Path) -> None:
     refused = [
         ["--loss", "kosine"],

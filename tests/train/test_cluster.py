@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from spkd.cache import Cache
 from spkd.corpus.manifest import Manifest
+from spkd.errors import SpkdError
 from spkd.train.cluster import (
     NONE,
     Voices,
@@ -82,6 +85,13 @@ def test_clusters_of_distinct_voices_are_the_speakers(config: ClusterConfig) -> 
     assert (found.silhouette is None) == (config.speakers > 0)
     again = cluster(vectors, config)
     assert np.array_equal(again.cluster, found.cluster)
+
+
+@pytest.mark.parametrize("given", [{}, {"speakers": 2}, {"similarity": 0.5}], ids=str)
+def test_equal_vectors_have_no_clusters(given: dict[str, Any]) -> None:
+    vectors = np.repeat(np.eye(1, 8, dtype=np.float32), 9, 0)
+    with pytest.raises(SpkdError, match="k-means leaves 1 centre of 5: the embeddings are nearly all equal"):
+        cluster(vectors, ClusterConfig(centres=5, **given))
 
 
 def test_k_means_gives_the_nearest_unit_centre_of_each_vector() -> None:
@@ -177,6 +187,8 @@ def test_the_command_writes_a_table_and_says_what_it_holds(spkd: Callable, corpu
     assert "labels.csv: exists already" in spkd("cache", "cluster", "cache").err
     spkd("cache", "cluster", "cache", "smallest=2", "--out", "again.csv").ok()
     assert Path("again.csv").read_bytes() == Path("labels.csv").read_bytes()
+    spkd("cache", "cluster", "cache", "smallest=2", "--out", "zipped.csv.gz").ok()
+    assert gzip.decompress(Path("zipped.csv.gz").read_bytes()) == Path("labels.csv").read_bytes()
     out = spkd("cache", "cluster", "cache", "--out", "all.csv").ok().out
     assert (len(rows("all.csv")), rows("all.csv")[-1]["speaker"], "left out" in out) == (18, "cluster-3", False)
 

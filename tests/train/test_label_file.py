@@ -175,6 +175,9 @@ def test_the_file_is_recorded_by_its_digest(spkd: Callable, utterances: list[Utt
     done = spkd(*given)
     assert (done.code, "content of labels" in done.err) == (2, True), done.err
     assert "note: labels=labels.csv has another content" in spkd("train", "--from", "student", "out=again").ok().out
+    # The same of a run that was interrupted, and has no model yet.
+    Path("student/model.json").unlink()
+    assert "note: labels=labels.csv has another content" in spkd("train", "--from", "student", "out=third").ok().out
 
 
 @pytest.mark.usefixtures("halves")
