@@ -21,7 +21,7 @@ from spkd.cache.plan import FACTORS_BELOW, UNLABELLED, Plan, SpeechColumns, Tabl
 from spkd.corpus.view import VIEW_COLUMNS, Views
 from spkd.errors import SpkdError
 from spkd.files import digest
-from spkd.files.atomic import check_no_links, users_files
+from spkd.files.atomic import check_no_links, remove_unused, users_files
 from spkd.files.mapped import AGAIN, AT_ONCE, MappedFile, NotThis, Sections, Texts, write_mapped
 from spkd.files.reading import read_bytes
 from spkd.outputs.target import Target
@@ -104,6 +104,8 @@ def _open_part(root: Path, record: CompletionRecord, part: int) -> Plan:
             _write(path, plan, content)
         except (SpkdError, OSError):  # it cannot be written
             continue
+        if path is not paths[0]:
+            remove_unused(path.parent)
         return _mapped(path, record, part)[0]
     return plan
 

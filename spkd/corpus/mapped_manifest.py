@@ -17,7 +17,7 @@ import numpy as np
 from spkd.corpus.columns import NUMBERS, Columns
 from spkd.errors import SpkdError
 from spkd.files import digest
-from spkd.files.atomic import check_no_links, users_files
+from spkd.files.atomic import check_no_links, remove_unused, users_files
 from spkd.files.mapped import MappedFile, Sections, write_mapped
 from spkd.files.packed import PackedTexts, Places
 from spkd.files.reading import parse_json, state_of
@@ -91,6 +91,7 @@ class MappedManifest:
                 write_mapped(path, self._content, _sections(content))
             except (SpkdError, OSError):
                 continue
+            remove_unused(path.parent)
 
 
 def _content(file: MappedFile, where: str) -> Content:

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
@@ -31,6 +32,7 @@ from spkd.progress import track
 
 PART = ".part"  # suffix of files that are being written
 ELSEWHERE = 86_400.0  # s without a change after which what another machine was writing is taken for abandoned
+UNUSED = 90 * 86_400.0  # s without use after which a file of the user's cache folder is removed
 PROBE = "probe"  # name of files that show whether a folder can be written
 # File of a folder that a command wrote -> what the folder holds.
 HOLDS = {
@@ -502,6 +504,19 @@ def users_files(kind: str, name: str) -> list[Path]:
     except RuntimeError:  # a container's user, without HOME and without a name
         return []
     return [base / "spkd" / kind / name]
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove files of a folder of `users_files` that were neither read nor written for UNUSED seconds.
+
+    They follow from other files, and are made again where they are needed.
+    """
+    before = time.time() - UNUSED
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and max(status.st_atime, status.st_mtime) < before:
+                os.unlink(entry)
 
 
 def check_no_links(root: Path, folders: Iterable[str | Path]) -> None:

@@ -6,6 +6,7 @@ import csv
 import mmap
 import os
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,24 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def test_files_that_nobody_uses_any_more_are_removed(tmp_path: Path, cache: Path) -> None:
+    kept, left = (write(tmp_path / f"{name}.csv", rows_of(20)) for name in "ab")
+    for path in (kept, left):
+        Manifest.load(path)
+    before = sorted(cache.iterdir())
+    assert len(before) == 2
+    Manifest.load(kept)
+    for path in before:
+        os.utime(path, (time.time() - 89 * 86_400, 0))
+    (cache / "folder").mkdir()
+    Manifest.load(write(tmp_path / "c.csv", rows_of(3)))
+    assert len(list(cache.iterdir())) == 4
+    old = before[0]
+    os.utime(old, (time.time() - 91 * 86_400, 0))
+    Manifest.load(write(tmp_path / "d.csv", rows_of(4)))
+    assert (old.exists(), len(list(cache.iterdir()))) == (False, 4)
 
 
 def expected(path: Path) -> Iterator[tuple[Any, ...]]:
