@@ -66,7 +66,6 @@ CACHES = {
     "aside": CachePlan(VOICES, manifest="others.csv"),
     "unlabelled": CachePlan(VOICES, manifest="unlabelled.csv"),
     "aside_16": CachePlan(MANY, manifest="others.csv"),
-    "aside_32": CachePlan(("view=full:32", *VOICES[1:]), manifest="others.csv"),
     "aside_speeds": CachePlan(("view=full:8", f"view.speeds={SPEEDS}"), manifest="others.csv"),
     **{
         f"aside_{codec}": replace(papers.CACHES[f"d-vector_{codec}"], manifest="others.csv")
@@ -74,7 +73,6 @@ CACHES = {
     },
 }
 MORE = "[aside,unlabelled]"
-WIDER = student("xvector", 128)
 FRAME_WEIGHTS = (0.1, 0.3, 1.0)
 
 
@@ -116,18 +114,7 @@ METHODS = {
     "best_4800": candidate("the same, 4,800 steps", *BEST, steps=LONGEST),
     "best_16_4800": candidate("the same, 16 pseudo-speakers, 4,800 steps", *BEST, cache="aside_16", steps=LONGEST),
     "best_fast": candidate("the same, twice the learning rate", BEST[0], (*BEST[1], "optim.lr=0.004")),
-    "wider": candidate("the same with 128 channels", *BEST, WIDER),
-    "wider_16_4800": candidate("128 channels, 16 pseudo-speakers, 4,800 steps", *BEST, WIDER, "aside_16", LONGEST),
-    "wider_16_9600": candidate("128 channels, 16 pseudo-speakers, 9,600 steps", *BEST, WIDER, "aside_16", 2 * LONGEST),
-    "wider_32_9600": candidate("128 channels, 32 pseudo-speakers, 9,600 steps", *BEST, WIDER, "aside_32", 2 * LONGEST),
-    "wider_batch": candidate(
-        "128 channels, 16 pseudo-speakers, 4,800 steps, batches of 128",
-        BEST[0],
-        (*BEST[1], "batch_size=128"),
-        WIDER,
-        "aside_16",
-        LONGEST,
-    ),
+    "wider": candidate("the same with 128 channels", *BEST, student("xvector", 128)),
     "nontarget": candidate("non-target over prototypes", ("nontarget",), steps=STEPS),
     "frames_0": candidate("contrastive, four views", *ONE, cache="aside_float16", steps=STEPS),
     **{
