@@ -260,8 +260,9 @@ class Cache(SingleCache):
     def _empty(self, target: Target, shape: tuple[int, ...]) -> Tensor:
         columns, dtype = row_format(target)
         shape = (*shape, columns)
-        if get_worker_info() is None:
-            return torch.empty(shape, dtype=TORCH_TYPES[dtype.str], pin_memory=self.pinned)
+        is_worker = get_worker_info() is not None
+        if not is_worker or not self.shared:
+            return torch.empty(shape, dtype=TORCH_TYPES[dtype.str], pin_memory=self.pinned and not is_worker)
         # A loader's worker sends its batches through shared memory. A batch that is filled there needs no second copy
         # (torch's own collate does the same). The loader pins it.
         storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)

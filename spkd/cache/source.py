@@ -36,6 +36,7 @@ class CacheSource(ABC):
         rejected: number of each view left out -> the reason.
         random_access: whether any view may be read at any time. If not, views are read in the order of `order`.
         pinned: whether batches are read into pinned memory, from which a GPU copies on its own.
+        shared: whether a worker of torch's loader reads batches into shared memory, in which the loader passes them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class CacheSource(ABC):
     rejected: dict[int, str]
     random_access: bool = True
     pinned: bool = False
+    shared: bool = True
 
     def __len__(self) -> int:
         return len(self.plan.views)

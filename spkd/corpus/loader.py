@@ -23,11 +23,12 @@ from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_sp
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.order import by_place
-from spkd.corpus.processes import Passed, Processes, killed
+from spkd.corpus.processes import Passed, Processes, lost
 from spkd.corpus.stored import read_ahead
 from spkd.corpus.utterance import Utterance
 from spkd.corpus.vad.base import joined
 from spkd.corpus.view import ViewPlan, Views, source_samples
+from spkd.errors import SpkdError
 from spkd.files.text import counted
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
@@ -512,15 +513,20 @@ class _Workers:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """End all of them. Raises SpkdError where a process was killed, which is found when a job is begun or done."""
+        """End all of them, processes at once where something failed.
+
+        Raises:
+            SpkdError: a process was killed, which is found when a job is begun or done.
+        """
+        if self._processes is not None and error is not None and not isinstance(error, BrokenExecutor):
+            self._processes.kill()  # one that is stopped would be waited for, for ever
         # No thread may decode when this process is forked: the other one would have the locks that it holds, for ever.
         for executor in (self._threads, self._collector):
             executor.shutdown(wait=True, cancel_futures=True)
-        if self._processes is not None:
-            self._processes.close()
+        codes = [] if self._processes is None else self._processes.close()
         torch.set_num_threads(self._of_torch)  # for threads to come: torch keeps the number that any thread set last
         if isinstance(error, BrokenExecutor):
-            raise killed(self._workers, self._batch_size) from error
+            raise SpkdError(lost(codes, self._workers, self._batch_size)) from error
 
     @property
     def _ready(self) -> Processes[_Job, _Done] | None:

@@ -7,16 +7,17 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from spkd.errors import SpkdError, first_line
+from spkd.errors import first_line
 from spkd.memory import keep_large_buffers
 from spkd.progress import log
 
@@ -68,10 +69,20 @@ class Processes(Generic[Job, Result]):
         killed."""
         return self._pool.submit(_apply, job)
 
-    def close(self) -> None:
-        """End them, once those that work have finished their jobs."""
+    def kill(self) -> None:
+        """End them at once, also one that is stopped: nobody wants what they do."""
+        for process in self._all():
+            process.kill()
+
+    def close(self) -> list[int]:
+        """End them, once those that work have finished their jobs. Returns the exit codes, minus a signal."""
         self._starter.shutdown(wait=True)
+        processes = self._all()  # which the pool forgets
         self._pool.shutdown(wait=True, cancel_futures=True)
+        return [process.exitcode for process in processes if process.exitcode is not None]
+
+    def _all(self) -> list[BaseProcess]:
+        return list((self._pool._processes or {}).values())
 
 
 _function: Callable[[Any], Any]  # of this process, where it is one of `Processes`
@@ -100,12 +111,28 @@ def _apply(job: Any) -> Any:
     return _function(job)
 
 
-def killed(workers: int, batch_size: int) -> SpkdError:
-    """The error where a process was killed."""
-    return SpkdError(
-        "a process that loads audio was killed: most likely memory ran out and the system ended it; lower "
-        f"workers={workers} or batch_size={batch_size}, and start the same command again"
+def lost(codes: Sequence[int], workers: int, batch_size: int) -> str:
+    """Line about a process that loads audio and ended before its work.
+
+    Args:
+        codes: exit codes of such processes, as far as they are known, minus a signal. Where one ends, others may be
+            ended by SIGTERM.
+    """
+    of_itself = [code for code in codes if code not in (0, -signal.SIGTERM)]
+    code = next(iter(of_itself or codes), None)
+    if code == -signal.SIGKILL:
+        return (
+            "a process that loads audio was killed: most likely memory ran out and the system ended it; lower "
+            f"workers={workers} or batch_size={batch_size}, and start the same command again"
+        )
+    how = (
+        " unexpectedly"
+        if code is None
+        else f" with exit code {code}"
+        if code >= 0
+        else f" by {signal.Signals(-code).name}"
     )
+    return f"a process that loads audio was ended{how}; start the same command again"
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import copyreg
+import io
+import multiprocessing
+import pickle
+import re
 import signal
-from collections.abc import Iterator
+import sys
+import traceback
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from spkd.cache import CacheSource
 from spkd.corpus.augment import Augmentation
 from spkd.corpus.fetched import copy_to
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.processes import lost
 from spkd.device import sent
-from spkd.errors import SpkdError, UsageError
+from spkd.errors import SpkdError, UsageError, first_line
 from spkd.outputs.features import FBANKS, is_fbank
 from spkd.outputs.target import EMBEDDING, LOGITS, Target
+from spkd.progress import log
 from spkd.students import Network
 from spkd.train.batches import BatchContent, CropPlan, HostBatch, InputSource, StepBatches, ViewOrder, decode_crops
 from spkd.train.distributed import ALONE, ProcessGroup
@@ -28,6 +38,11 @@ from spkd.train.samplers import shuffled_views
 from spkd.train.settings import TrainConfig
 from spkd.train.stopping import SIGNALS
 from spkd.train.teacher_logits import TeacherLogits
+
+# Beginning of torch's errors about a loader process that has ended: the signal in the system's words, or the exit code.
+LOST = re.compile(
+    r"DataLoader worker \(pid.*?\) (?:is killed by signal: (.+?)\.|exited unexpectedly(?: with exit code (\d+))?)"
+)
 
 
 @dataclass(frozen=True)
@@ -79,19 +94,10 @@ class BatchLoader:
 
     def batches_from(self, first: int, last: int, config: TrainConfig, device: torch.device) -> Iterator[TrainBatch]:
         """Batches `first` to `last` - 1 on the device."""
-        loader = DataLoader(
-            _Both(self.batches, None if self.finetune is None else self.finetune.batches),
-            batch_size=None,
-            sampler=range(first, last),
-            # A batch of cached features is a memory copy: worker processes would only add to it.
-            num_workers=config.workers if self.decodes_audio else 0,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_leave_signals,
-        )
-        for number, loaded in enumerate(loader, first):
-            if isinstance(loaded, SpkdError):
-                raise loaded
-            batch, labelled = loaded
+        both = _Both(self.batches, None if self.finetune is None else self.finetune.batches)
+        # A batch of cached features is a memory copy: worker processes would only add to it.
+        workers = config.workers if self.decodes_audio else 0
+        for number, (batch, labelled) in enumerate(_loaded(both, range(first, last), workers, device), first):
             on_device = self.on_device(batch, config.seed, number, device)
             yield on_device if self.finetune is None else self.finetune.add_to(on_device, labelled, device)
 
@@ -125,18 +131,56 @@ class BatchLoader:
         return TrainBatch([first, *others], inputs)
 
 
+def _loaded(both: _Both, steps: range, workers: int, device: torch.device) -> Iterator[_Batches]:
+    """Batches of steps, by worker processes where there are some. Raises SpkdError where one cannot be loaded."""
+    pinned, others = device.type == "cuda", set(multiprocessing.active_children())
+    given: dict[str, Any] = {"batch_size": None, "sampler": steps, "pin_memory": pinned}
+    try:
+        found = iter(DataLoader(both, num_workers=workers, worker_init_fn=_leave_signals, **given))
+    except OSError as error:
+        _end(set(multiprocessing.active_children()) - others)
+        _release(error)
+        log(
+            f"note: no processes could be started to load audio ({error.strerror or first_line(error)}; they need "
+            "descriptors, ulimit -n, and room in /dev/shm); the run itself loads it"
+        )
+        found = iter(DataLoader(both, **given))
+    processes = set(multiprocessing.active_children()) - others
+    try:
+        for each in found:
+            loaded = each.unpacked() if isinstance(each, _Packed) else each
+            if isinstance(loaded, SpkdError):
+                raise loaded
+            yield loaded
+    finally:
+        del found  # which asks its processes to end, and gives them some seconds
+        _end(processes)
+
+
+def _end(processes: Collection[multiprocessing.process.BaseProcess]) -> None:
+    """End loader processes at once: one that is stopped, or never learns that it is to end, would be waited for."""
+    for process in processes:
+        process.kill()
+
+
+def _release(error: OSError) -> None:
+    """Release a loader of torch that could not start its processes, without the errors of its finaliser."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = before
+
+
 def loader_killed(error: RuntimeError, config: TrainConfig) -> str | None:
     """Advice where an error of torch, raised at any moment, means that a loader process was killed; None for others."""
-    text = str(error).lower()
-    if not text.startswith("dataloader worker"):
+    if not (of_loader := LOST.match(str(error))):
         return None
-    reason = "most likely memory ran out and the system ended it; lower"
-    if "bus error" in text:
-        reason = "shared memory (/dev/shm) is exhausted; give the container more (docker run --shm-size=8g), or lower"
-    return (
-        f"a loader process was killed: {reason} workers={config.workers} or batch_size={config.batch_size}, and start "
-        "the same command again, which continues from what was saved last"
-    )
+    of_loader = LOST.match(str(error.__cause__)) or of_loader  # of which the error itself may leave out the signal
+    by_signal, code = of_loader.groups()
+    codes = [-number for number in signal.valid_signals() if signal.strsignal(number) == by_signal]
+    codes += [] if code is None else [int(code)]
+    return f"{lost(codes, config.workers, config.batch_size)}, which continues from what was saved last"
 
 
 @dataclass(frozen=True)
@@ -239,18 +283,55 @@ def _other_fbank(cache: CacheSource, kind: Target) -> str:
     return f"; it holds the fbank of {held[0]}, for student.features={held[0]}"
 
 
+_Batches = tuple[HostBatch, HostBatch | None]  # of both paths at a step
+_Loaded = _Batches | SpkdError  # the error, as errors raised in a loader process come with a traceback
+
+
 class _Both(Dataset):
     """Batches of both paths at each step, so that one loader prepares both."""
 
     def __init__(self, batches: StepBatches, finetune: StepBatches | None) -> None:
         self._batches, self._finetune = batches, finetune
 
-    def __getitem__(self, step: int) -> tuple[HostBatch, HostBatch | None] | SpkdError:
-        """Both batches, or the error: it is returned, since errors raised in a loader process come with a traceback."""
+    def __getitem__(self, step: int) -> _Loaded | _Packed:
+        """Both batches, packed where this is a loader process."""
+        return self._loaded(step) if get_worker_info() is None else _Packed.of(self._loaded(step))
+
+    def _loaded(self, step: int) -> _Loaded:
         try:
             return self._batches[step], None if self._finetune is None else self._finetune[step]
         except SpkdError as error:
             return error
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Batches on their way from a loader process, as bytes that go through its pipe.
+
+    A tensor would be passed in a file of /dev/shm, which has 64 MB in many containers, by a descriptor, of which there
+    may be few. Where there is no more of them, torch raises in a thread that nobody waits for.
+    """
+
+    content: bytes
+
+    @classmethod
+    def of(cls, loaded: _Loaded) -> _Packed:
+        packed = io.BytesIO()
+        pickler = pickle.Pickler(packed, pickle.HIGHEST_PROTOCOL)
+        pickler.dispatch_table = copyreg.dispatch_table | {Tensor: lambda x: (torch.from_numpy, (x.numpy(),))}
+        pickler.dump(loaded)
+        return cls(packed.getvalue())
+
+    def unpacked(self) -> _Loaded:
+        loaded: _Loaded = pickle.loads(self.content)
+        return loaded
+
+    def pin_memory(self) -> _Loaded:
+        """The batches in pinned memory; torch's loader calls this where the run is on CUDA."""
+        if isinstance(loaded := self.unpacked(), SpkdError):
+            return loaded
+        batch, labelled = loaded
+        return batch.pin_memory(), None if labelled is None else labelled.pin_memory()
 
 
 def _leave_signals(worker: int) -> None:

@@ -404,7 +404,7 @@ def checked(config: TrainConfig) -> Task:
     config.student.check_nested(config.crop)
     config, losses, cache, finetune_cache, labels, logits = opened(config)
     for member in (*cache.members, *([] if finetune_cache is None else finetune_cache.members)):
-        member.pinned = device.type == "cuda"
+        member.pinned, member.shared = device.type == "cuda", False
     logits = None if logits is None else logits.with_prototypes(cache, device)
     check_targets(cache, losses, logits)
     check_settings(cache, losses, config)

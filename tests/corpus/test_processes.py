@@ -30,6 +30,7 @@ from spkd.corpus.view import ViewPlan
 from spkd.errors import SpkdError
 from spkd.outputs.features import fbank
 from tests import processes
+from tests.conftest import save_teacher
 from tests.corpus.test_remote import Ranges, web  # noqa: F401
 from tests.train.test_loading import starting_by
 
@@ -221,6 +222,13 @@ def kill_while_they_work(self: Processes, job: object) -> object:
     return future
 
 
+def end_by_a_fault(self: Processes, job: object) -> object:
+    """Begin a job, and end a process as a library does that reads where it must not."""
+    pid, begun = self._pool.submit(os.getpid).result(), SUBMIT(self, job)
+    os.kill(pid, signal.SIGSEGV)
+    return begun
+
+
 def kill_before(self: Processes, job: object) -> object:
     """Kill a process, and begin a job once that is found."""
     os.kill(self._pool.submit(os.getpid).result(), signal.SIGKILL)
@@ -233,7 +241,7 @@ SUBMIT = Processes.submit
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("kill", [kill_while_they_work, kill_before])
+@pytest.mark.parametrize("kill", [kill_while_they_work, kill_before, end_by_a_fault])
 def test_a_killed_process_ends_an_extraction_which_goes_on_later(
     spkd: Callable, corpus: Path, monkeypatch: pytest.MonkeyPatch, kill: Callable
 ) -> None:
@@ -250,10 +258,9 @@ def test_a_killed_process_ends_an_extraction_which_goes_on_later(
         done = spkd(*given, "cache=killed", "workers=2", "batch_size=8")
     assert done.code == 1
     (line,) = done.err.splitlines()
-    assert line == (
-        "error: a process that loads audio was killed: most likely memory ran out and the system ended it; lower "
-        "workers=2 or batch_size=8, and start the same command again"
-    )
+    reason = "killed: most likely memory ran out and the system ended it; lower workers=2 or batch_size=8, and"
+    reason = "ended by SIGSEGV;" if kill is end_by_a_fault else reason
+    assert line == f"error: a process that loads audio was {reason} start the same command again"
     spkd(*given, "cache=killed", "workers=2", "batch_size=8").ok()
     shards = sorted(path.relative_to("whole") for path in Path("whole/fbank/c").rglob("*") if path.is_file())
     assert len(shards) == 9
@@ -271,6 +278,39 @@ def load_for_ever(path: str) -> None:
     for _, batch in stream_batches(given, groups, 4, 2, print, features=features):
         if batch is not None and (pids := set(batch.features["process"].ravel().tolist()) - {os.getpid()}):
             print(*pids, flush=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_extraction_whose_loaders_are_stopped_can_be_interrupted(
+    corpus: Path, extraction: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    save_teacher(tmp_path / "teacher")
+    running = processes.Running(extract_beside_stopped, *extraction, "view=crops:9,1", "workers=2", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while "stopped" not in running.printed():
+        assert running.returncode is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(number)
+    out, error = running.communicate(10)
+    assert (running.returncode, error.count("\n")) == (130, 1), error
+    assert error.startswith("error: interrupted;")
+    assert not any(is_running(pid) for pid in out.partition("stopped ")[2].split("\n")[0].split())
+
+
+def extract_beside_stopped(*arguments: str) -> None:
+    """The command line, whose processes stop with their first job."""
+    loader.AFTER = -1.0
+    Processes.are_ready = property(lambda self: self._started.result() is None)  # type: ignore[assignment]
+
+    def submit(self: Processes, job: object) -> object:
+        for process in self._all():
+            os.kill(process.pid, signal.SIGSTOP)  # type: ignore[arg-type]
+        print("stopped", *(process.pid for process in self._all()), flush=True)
+        return SUBMIT(self, job)
+
+    Processes.submit = submit  # type: ignore[assignment]
+    processes.command(*arguments)
 
 
 @pytest.mark.slow

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spkd.train import trainer
 from spkd.train.stopping import SIGNALS
 from tests.conftest import save_teacher
+from tests.processes import Running, command
 
 METHODS = ["fork", pytest.param("forkserver", marks=pytest.mark.slow), pytest.param("spawn", marks=pytest.mark.slow)]
 RUNS = {
@@ -79,6 +85,71 @@ def test_loaders_outlive_signals_that_ask_for_an_end(
         done = spkd("train", *given).ok()
     assert seen
     assert done.err == ""
+
+
+def with_shared_memory(left: int, *arguments: str) -> None:
+    """The command line where /dev/shm has so many pages left; without a word where nobody can make such a place."""
+    try:
+        assert ctypes.CDLL(None).unshare(0x20000) == 0  # mounts of its own
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"], check=True, capture_output=True)
+    except (OSError, AttributeError, AssertionError, subprocess.CalledProcessError):
+        return
+    pages = os.statvfs("/dev/shm").f_bavail - left
+    Path("/dev/shm/others").write_bytes(bytes(pages * os.statvfs("/dev/shm").f_bsize))
+    print("made")
+    command(*arguments)
+
+
+@pytest.mark.parametrize(("left", "is_noted"), [(16, False), (0, True)])
+def test_full_shared_memory_stops_no_training(
+    spkd: Callable, extraction: list[str], corpus: Path, left: int, is_noted: bool
+) -> None:
+    save_teacher(Path("teacher"), 12)
+    spkd(*extraction, "teacher.targets=[embedding,frames]").ok()
+    losses = ["loss=multilevel", "loss.multilevel.levels={frames: frames, embedding: embedding}"]
+    given = [*SMALL, XVECTOR, *losses, f"manifest={corpus / 'manifest.csv'}", "steps=12", "batch_size=12"]
+    running = Running(with_shared_memory, left, "train", *given, "workers=2")
+    out, error = running.communicate()
+    if "made" not in out:
+        pytest.skip("no mounts here")
+    assert (running.returncode, error) == (0, "")
+    note = "note: no processes could be started to load audio (No space left on device; they need descriptors, "
+    assert (note in out) == is_noted
+    spkd("train", *given, "workers=0", "out=one").ok()
+    assert Path("student/model.safetensors").read_bytes() == Path("one/model.safetensors").read_bytes()
+
+
+def stopped_loader(*arguments: str) -> None:
+    """The command line, whose loader stops with the first step."""
+    after = trainer._after_step
+
+    def stop(*given: Any) -> bool:
+        (loader,) = multiprocessing.active_children()
+        os.kill(loader.pid, signal.SIGSTOP)  # type: ignore[arg-type]
+        print("stopped", loader.pid, flush=True)
+        return after(*given)
+
+    trainer._after_step = stop
+    command(*arguments)
+
+
+def test_a_run_whose_loader_is_stopped_can_be_interrupted(spkd: Callable, extraction: list[str], corpus: Path) -> None:
+    save_teacher(Path("teacher"), 12)
+    spkd(*extraction).ok()
+    given = [*SMALL, XVECTOR, "loss=cosine", f"manifest={corpus / 'manifest.csv'}", "steps=500", "workers=1"]
+    running = Running(stopped_loader, "train", *given)
+    deadline = time.monotonic() + 60
+    while "stopped" not in running.printed():
+        assert running.returncode is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    while running.returncode is None and time.monotonic() < deadline:
+        running.send_signal(signal.SIGTERM)  # the first asks for an end after the step, for which there is no batch
+        time.sleep(0.5)
+    _, error = running.communicate(1)
+    assert (running.returncode, len(error.splitlines())) == (130, 1)
+    assert error.startswith("error: interrupted twice")
 
 
 @pytest.mark.slow
