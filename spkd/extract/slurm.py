@@ -11,6 +11,7 @@ from spkd.extract.launch import without_effect
 from spkd.extract.settings import ExtractConfig
 
 TASKS = 8  # tasks where the settings give no number
+DEVICES = ("auto", "cuda", "cpu")  # of a task
 
 
 def script(configs: Sequence[ExtractConfig], arguments: Sequence[str]) -> str:
@@ -19,8 +20,9 @@ def script(configs: Sequence[ExtractConfig], arguments: Sequence[str]) -> str:
     Args:
         arguments: arguments of the command `spkd`, including `--slurm-script`.
     Raises:
-        UsageError: a setting without effect was typed, an address has credentials, or a line end or another control
-            character is in an argument or in the name of the current folder.
+        UsageError: a setting without effect was typed, the engine or the device is not one of tasks, an address has
+            credentials, or a line end or another control character is in an argument or in the name of the current
+            folder.
     """
     folder = os.getcwd()
     if odd := next((text for text in (folder, *arguments) if not text.isprintable()), None):
@@ -31,6 +33,13 @@ def script(configs: Sequence[ExtractConfig], arguments: Sequence[str]) -> str:
             "the tasks read"
         )
     config, *others = without_effect(configs, is_script=True)
+    if config.engine == "ray":
+        raise UsageError("--slurm-script: engine=ray starts actors of its own; tasks share the cache without it")
+    if config.device not in DEVICES:
+        raise UsageError(
+            f"--slurm-script: device={config.device}: a task has one GPU of those of its machine, which Slurm chooses; "
+            f"choose one of {', '.join(DEVICES)}"
+        )
     of_script = ("--slurm-script", "processes=")
     command = shlex.join(["spkd", *(item for item in arguments if not item.startswith(of_script))])
     runs_model = any(each.teacher.name != "none" for each in (config, *others))

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +27,7 @@ from spkd.networks.ssl import Noise
 
 POLL = 0.1  # s between two looks at the store
 DONE, FAILED = "done", "failed"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ class ProcessGroup:
     def barrier(self) -> None:
         """Wait until all ranks have called this."""
         if self.world > 1:
-            dist.barrier()
+            others = dist.barrier(async_op=True)
+            while not others.is_completed():
+                time.sleep(POLL / 10)
+            others.wait()
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -76,21 +83,22 @@ class ProcessGroup:
             if self.is_first:
                 self.store.set(key, outcome)
         if not self.is_first:
-            while not self.store.check([key]):
+            while not answering(partial(self.store.check, [key])):
                 time.sleep(POLL)
             if self.store.get(key).decode() == FAILED:
                 raise RuntimeError("no connection to the first rank, which has failed")
 
     def exchanged(self, text: str) -> list[str]:
         """Texts of all ranks, in their order."""
-        if self.store is None:
-            return [text]
+        return [text] if self.store is None else answering(partial(self._exchanged, self.store, text))
+
+    def _exchanged(self, store: dist.Store, text: str) -> list[str]:
         key = f"text {next(self._uses)} of"
-        self.store.set(f"{key} {self.number}", text)
-        texts = [self.store.get(f"{key} {number}").decode() for number in range(self.world)]
-        self.store.set(f"{key} {self.number}, read", "")
+        store.set(f"{key} {self.number}", text)
+        texts = [store.get(f"{key} {number}").decode() for number in range(self.world)]
+        store.set(f"{key} {self.number}, read", "")
         if self.is_first:  # it may hold the store, and may end after this
-            self.store.wait([f"{key} {number}, read" for number in range(self.world)])
+            store.wait([f"{key} {number}, read" for number in range(self.world)])
         return texts
 
     def most(self, value: int, device: torch.device) -> int:
@@ -104,6 +112,23 @@ class ProcessGroup:
     def any(self, asked: bool, device: torch.device) -> bool:
         """Whether `asked` is true on any rank."""
         return bool(self.most(int(asked), device))
+
+
+def answering(function: Callable[[], Value]) -> Value:
+    """The result of a function that waits for other ranks outside of Python, where no signal would be answered.
+
+    A thread calls it. After an interruption it waits on, until this process ends.
+    """
+    result: Future[Value] = Future()
+
+    def call() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=call, name="other ranks", daemon=True).start()
+    return result.result()
 
 
 ALONE = ProcessGroup()
@@ -120,21 +145,29 @@ def ranks_of(device: torch.device) -> Iterator[ProcessGroup]:
 
     Raises:
         UsageError: torchrun did not start them, or they have devices of different kinds; they would wait for each
-            other in vain.
+            other in vain, or train the same student one beside the other.
     """
     if not launched():
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")  # of this srun; other variables count those of the whole job
+        if "WORLD_SIZE" not in os.environ and tasks.isdecimal() and int(tasks) > 1:
+            raise UsageError(
+                f"srun starts this command in {tasks} tasks, and each would train the student alone; let one task of "
+                "each machine start torchrun (srun --ntasks-per-node=1 torchrun ... --no-python spkd train), or one "
+                "task train (srun --ntasks=1)"
+            )
         yield ALONE
         return
     numbers = [os.environ.get(name, "") for name in ("RANK", "MASTER_PORT")]
     if "MASTER_ADDR" not in os.environ or not all(number.isdecimal() for number in numbers):
         raise UsageError("several ranks: start them with torchrun, which tells them how to meet")
-    store, number, count = next(dist.rendezvous("env://"))
+    store, number, count = answering(lambda: next(dist.rendezvous("env://")))
     ranks = ProcessGroup(number, count, dist.PrefixStore("ranks", store))
     kinds = ranks.exchanged(device.type)
     if other := next((f"rank {i} has {kind}" for i, kind in enumerate(kinds) if kind != kinds[0]), None):
         raise UsageError(f"device: the first rank has {kinds[0]}, and {other}; name a device that all machines have")
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=count)
+    group = {"store": dist.PrefixStore("group", store), "rank": number, "world_size": count}
+    answering(partial(dist.init_process_group, backend, **group))
     try:
         yield ranks
     finally:

@@ -99,7 +99,10 @@ class BatchLoader:
         workers = config.workers if self.decodes_audio else 0
         for number, (batch, labelled) in enumerate(_loaded(both, range(first, last), workers, device), first):
             on_device = self.on_device(batch, config.seed, number, device)
-            yield on_device if self.finetune is None else self.finetune.add_to(on_device, labelled, device)
+            if self.finetune is None or labelled is None:
+                yield on_device
+            else:
+                yield self.finetune.add_to(on_device, labelled, device)
 
     def on_device(self, batch: HostBatch, seed: int, step: int, device: torch.device) -> TrainBatch:
         """Batch decoded on the device, so that the loader and the bus carry only the codes."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from spkd.cores import usable
 from spkd.meter import Meter
 
 HELD_UP = 0.1  # fraction of the time spent waiting for data from which a remedy is printed
@@ -58,11 +59,12 @@ def in_words(speed: Speed | None, seconds: float, from_audio: bool, workers: int
         return []
     lines = [str(speed)]
     if speed.waited > HELD_UP and seconds >= LONG_ENOUGH:
+        more = f"raise workers={workers}" if workers < usable() else "take more cores"
         remedy = (
-            f"audio is decoded during training: raise workers={workers}, or extract with fbank=true"
+            f"audio is decoded during training: {more}, or extract with fbank=true"
             if from_audio
-            else f"the cache comes slowly: raise workers={workers}, copy it to a local disk if it is not on one "
-            "(spkd cache pull), or store it uncompressed"
+            else "the cache comes slowly: copy it to a local disk if it is not on one (spkd cache pull), or store it "
+            "uncompressed"
         )
         lines.append(f"note: the device waited for data: {remedy}")
     return lines

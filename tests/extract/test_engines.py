@@ -213,6 +213,20 @@ def test_a_job_array_for_slurm(spkd: Callable, keys: list[str], tmp_path: Path) 
     assert (done.code, done.out, "hunter2" in done.err) == (2, "", False)
 
 
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("device=cuda:3", "device=cuda:3: a task has one GPU of those of its machine, which Slurm chooses; "),
+        ("device=mps", "device=mps: a task has one GPU of those of its machine, which Slurm chooses; "),
+        ("engine=ray", "engine=ray starts actors of its own; tasks share the cache without it"),
+    ],
+)
+def test_what_no_task_of_a_job_array_can_do_is_refused(spkd: Callable, keys: list[str], key: str, reason: str) -> None:
+    done = spkd("extract", *keys, "cache=c", key, "--slurm-script")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(f"error: --slurm-script: {reason}")
+
+
 def test_a_job_array_in_a_folder_of_any_name(
     spkd: Callable, keys: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -250,6 +251,51 @@ def test_ranks_that_do_not_know_how_to_meet_are_refused(
         monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="start them with torchrun"), ranks_of(torch.device("cpu")):
         pass
+
+
+@pytest.mark.usefixtures("cached")
+def test_tasks_of_srun_do_not_train_one_beside_the_other(spkd: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    done = spkd("train", "loss=cosine", *SMALL, "steps=1")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: srun starts this command in 2 tasks, and each would train the student alone; ")
+    assert not Path("student").exists()
+    # One task of a job of several; the shell of sbatch, which is in no step.
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    spkd("train", "loss=cosine", *SMALL, "steps=1", "out=one").ok()
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    spkd("train", "loss=cosine", *SMALL, "steps=1", "out=batch").ok()
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_rank_that_waits_for_others_can_be_interrupted(tmp_path: Path, number: int) -> None:
+    """The first waits for another one that never comes, and another one for a first that never answers."""
+    given = ["train", "loss=cosine", *SMALL, "steps=1"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        port = silent.getsockname()[1] if number else free_port()
+        running = Running(command, *given, cwd=tmp_path, env=environment(number, 2, port))
+        if number:
+            silent.accept()
+        else:
+            wait_for_a_server(port)
+        running.send_signal(signal.SIGTERM)
+        _, error = running.communicate(20)
+    assert (running.returncode, error.count("\n")) == (130, 1)
+    assert error.startswith("error: interrupted;")
+
+
+def wait_for_a_server(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_ranks_wait_for_the_first() -> None:
