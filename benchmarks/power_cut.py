@@ -68,6 +68,7 @@ class Command:
     before: tuple[tuple[str, ...], ...] = ()
 
 
+OF_STUDENT = ("extract", "teacher=checkpoint", "teacher.weights=student", "manifest=manifest.csv", "device=cpu")
 COMMANDS = {
     "manifest": Command(("manifest", "audio", "--out", "o/m.csv")),
     "manifest, a tar": Command(("manifest", "shard.tar", "--out", "o/m.csv")),
@@ -89,6 +90,7 @@ COMMANDS = {
     "cache pull": Command(("cache", "pull", "cache", "o/cache")),
     "cache verify": Command(("cache", "verify", "o/cache"), (("cache", "pull", "cache", "o/cache"),)),
     "cache catalogue": Command(("cache", "catalogue", ".", "--out", "o/catalogue.html")),
+    "cache cluster": Command(("cache", "cluster", "cache", "--out", "o/labels.csv.gz")),
     "train": Command((*TRAIN, *VALID, "steps=30", "save_every=10", "out=o/student")),
     "train, more steps": Command(
         (*TRAIN, "optim.schedule=constant", "steps=30", "save_every=10", "out=o/student"),
@@ -103,10 +105,23 @@ COMMANDS = {
     "report": Command(("report", "one", "two", "--bootstrap", "5", "--out", "o/comparison")),
     "embed, ark": Command(("embed", "manifest.csv", "model=student", "device=cpu", "out=o/e.ark")),
     "embed, npy": Command(("embed", "manifest.csv", "model=student", "device=cpu", "out=o/e.npy")),
-    "enrol": Command(("enrol", "ann", "audio/s0/0.wav", "model=student", "device=cpu", "voices=o/v.json")),
+    "enrol": Command(("enrol", "ann", "ann.flac", "model=student", "device=cpu", "voices=o/v.json")),
     "enrol, another": Command(
-        ("enrol", "bob", "audio/s1/0.wav", "model=student", "device=cpu", "voices=o/v.json"),
-        (("enrol", "ann", "audio/s0/0.wav", "model=student", "device=cpu", "voices=o/v.json"),),
+        ("enrol", "bob", "bob.flac", "model=student", "device=cpu", "voices=o/v.json"),
+        (("enrol", "ann", "ann.flac", "model=student", "device=cpu", "voices=o/v.json"),),
+    ),
+    "map": Command(("map", "cache", "o/new", "steps=2", "out=o/map"), ((*OF_STUDENT, "cache=o/new"),)),
+    "map, another": Command(
+        ("map", "cache", "o/new", "steps=2", "hidden=4", "out=o/map"),
+        ((*OF_STUDENT, "cache=o/new"), ("map", "cache", "o/new", "steps=2", "out=o/map")),
+    ),
+    "voices, mapped": Command(
+        ("voices", "o/v.json", "--map", "o/map", "--out", "o/mapped.json"),
+        (
+            (*OF_STUDENT, "cache=o/new"),
+            ("map", "cache", "o/new", "steps=2", "out=o/map"),
+            ("enrol", "ann", "ann.flac", "model=teacher", "device=cpu", "voices=o/v.json"),
+        ),
     ),
     "export, ONNX": Command(("export", "student", "--to", "onnx", "out=o/m.onnx")),
     "export, 8-bit ONNX": Command(

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from spkd.corpus.manifest import Manifest, build
 from spkd.demo.synthesis import speaker, utterance
 from spkd.errors import SpkdError
 
+PEOPLE = Path(__file__).parents[1] / "spkd" / "demo" / "people"  # recordings
 SPEAKERS, UTTERANCES = 4, 3
 TEACHER = (
     *("teacher=checkpoint", "teacher.weights=teacher", "teacher.targets=[frames,embedding,logits]"),
@@ -69,8 +71,8 @@ def prepare() -> None:
 
     manifest.csv (four speakers, one file that is not there), few.csv and rest.csv (its halves), trials.txt over all
     pairs; dev.csv and dev.txt (other speakers); teacher, a student with classes; cache, share0 and share1 (of the
-    halves); student, with a calibration; one and two (evaluations); out.h5, tars and vectors.ark (exports); shard.tar
-    (the audio of manifest.csv).
+    halves); ann.flac and bob.flac (real speech); student, with a calibration; one and two (evaluations); out.h5, tars
+    and vectors.ark (exports); shard.tar (the audio of manifest.csv).
     """
     for s in range(2 * SPEAKERS):
         folder = Path("audio" if s < SPEAKERS else "audio-dev") / f"s{s}"
@@ -98,6 +100,8 @@ def prepare() -> None:
         must("eval", "trials.txt", "manifest=manifest.csv", f"model={model}", "bootstrap=0", "device=cpu", f"out={out}")
     for out in ("out.h5", "tars", "vectors.ark"):
         must("cache", "export", "cache", out)
+    for name, recording in (("ann", "1998/1.flac"), ("bob", "2033/0.flac")):
+        shutil.copyfile(PEOPLE / recording, f"{name}.flac")
     with tarfile.open("shard.tar", "w") as tar:
         tar.add("audio")
 

@@ -33,7 +33,7 @@ def write_labels(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     """
     with writing(path) as file, contextlib.ExitStack() as stack:
         zipped = path.suffix == ".gz"
-        binary = stack.enter_context(gzip.GzipFile(mode="wb", fileobj=file, mtime=0)) if zipped else file
+        binary = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0)) if zipped else file
         text = io.TextIOWrapper(cast(BinaryIO, binary), "utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([UTTERANCE, SPEAKER])
