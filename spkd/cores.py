@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 GROUPS = Path("/sys/fs/cgroup")
+CORES = Path("/sys/devices/system/cpu")
 OWN_GROUPS = Path("/proc/self/cgroup")
 NO_QUOTA = 1 << 16
 OF_TASK = "SLURM_CPUS_PER_TASK"  # variable with the cores of a task of Slurm, which not every cluster binds to them
@@ -34,9 +35,9 @@ def limit_threads() -> None:
     """Set the number of threads of OpenMP and how they wait, before a library that uses it is loaded.
 
     What the user set by environment variables is kept. Processes that this one starts inherit both. torch follows
-    affinity by itself, with a thread for every two cores that share one in hardware, but no share or quota.
+    affinity by itself, with a thread for all cores that share one in hardware, but no share or quota.
     """
-    if 2 * _by_share() <= _by_affinity():
+    if _by_share() < _of_hardware():
         os.environ.setdefault("OMP_NUM_THREADS", str(_by_share()))
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
@@ -44,6 +45,21 @@ def limit_threads() -> None:
 
 def _by_affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _of_hardware() -> int:
+    """Number of cores of the hardware in the affinity, each of which may run several threads."""
+    if not hasattr(os, "sched_getaffinity"):
+        return _by_affinity()
+    return len({_sharing(core) for core in os.sched_getaffinity(0)})
+
+
+def _sharing(core: int) -> str:
+    """The cores that share one in hardware with this one, as the kernel lists them."""
+    try:
+        return (CORES / f"cpu{core}/topology/thread_siblings_list").read_text().strip()
+    except OSError:  # not in every virtual machine
+        return str(core)
 
 
 def _by_share() -> int:

@@ -44,6 +44,7 @@ def test_a_quota_limits_the_cores(
     monkeypatch.setattr(cores, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(cores, "GROUPS", tmp_path / "groups")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    monkeypatch.setattr(cores, "CORES", tmp_path / "cores")
     assert cores.usable() == expected
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores.limit_threads()
@@ -54,12 +55,42 @@ def test_a_quota_limits_the_cores(
 def test_a_task_of_slurm_uses_its_cores(monkeypatch: pytest.MonkeyPatch, of_task: str, expected: int) -> None:
     """Where the cluster lets every task of a job run on all cores of the job."""
     monkeypatch.setattr(cores, "_by_quota", lambda: cores.NO_QUOTA)
-    monkeypatch.setattr(cores, "_by_affinity", lambda: 32)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", of_task)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert cores.usable() == expected
     cores.limit_threads()
     assert os.environ.get("OMP_NUM_THREADS") == (None if expected == 32 else str(expected))
+
+
+@pytest.mark.parametrize(("of_task", "threads"), [("3", "3"), ("4", None), ("6", None), ("8", None)])
+def test_threads_are_as_many_as_the_cores_of_hardware_that_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_task: str, threads: str | None
+) -> None:
+    """On four cores of two threads each, of which torch takes four by itself."""
+    for core in range(8):
+        written(tmp_path, {f"cpu{core}/topology/thread_siblings_list": f"{core % 4},{core % 4 + 4}\n"})
+    monkeypatch.setattr(cores, "CORES", tmp_path)
+    monkeypatch.setattr(cores, "_by_quota", lambda: cores.NO_QUOTA)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", of_task)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores.limit_threads()
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+
+
+@pytest.mark.parametrize(("of_task", "threads"), [("5", "5"), ("7", "7"), ("8", None)])
+def test_a_share_of_more_than_half_limits_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_task: str, threads: str | None
+) -> None:
+    """On eight cores of one thread each, of which torch takes eight."""
+    monkeypatch.setattr(cores, "CORES", tmp_path)
+    monkeypatch.setattr(cores, "_by_quota", lambda: cores.NO_QUOTA)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", of_task)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores.limit_threads()
+    assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
 def test_without_affinity_and_groups_as_on_macos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +101,7 @@ def test_without_affinity_and_groups_as_on_macos(tmp_path: Path, monkeypatch: py
 
 def test_what_the_user_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "_by_quota", lambda: 1)
-    monkeypatch.setattr(cores, "_by_affinity", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for name, value in (("OMP_NUM_THREADS", "5"), ("GOMP_SPINCOUNT", "7")):
         monkeypatch.setenv(name, value)
     cores.limit_threads()
@@ -86,7 +117,7 @@ def test_torch_has_as_many_threads_as_its_control_group_has_cores() -> None:
     """The numbers of the kernel: a process of half a core, on a machine of several, as the command line starts it."""
     code = """
 from spkd import cores
-cores._by_affinity = lambda: 8
+cores._of_hardware = lambda: 8
 cores.limit_threads()
 import torch
 print(cores.usable(), torch.get_num_threads())
