@@ -23,12 +23,11 @@ from spkd.corpus.audio import SAMPLE_RATE, SLACK, AudioError, Decoded, change_sp
 from spkd.corpus.formants import shift_formants
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.order import by_place
-from spkd.corpus.processes import Passed, Processes, lost
+from spkd.corpus.processes import Passed, Processes, check_is_guarded, failure, note_threads
 from spkd.corpus.stored import read_ahead
 from spkd.corpus.utterance import Utterance
 from spkd.corpus.vad.base import joined
 from spkd.corpus.view import ViewPlan, Views, source_samples
-from spkd.errors import SpkdError
 from spkd.files.text import counted
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of audio in one batch
@@ -506,6 +505,7 @@ class _Workers:
         self._may_start = workers > 1
 
     def __enter__(self) -> _Workers:
+        check_is_guarded()
         self._of_torch = torch.get_num_threads()
         one_core: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
         self._threads = ThreadPoolExecutor(max(self._workers, 1), "views", **one_core)
@@ -517,6 +517,7 @@ class _Workers:
 
         Raises:
             SpkdError: a process was killed, which is found when a job is begun or done.
+            OSError: what it loaded could not be received, for want of descriptors.
         """
         if self._processes is not None and error is not None and not isinstance(error, BrokenExecutor):
             self._processes.kill()  # one that is stopped would be waited for, for ever
@@ -526,7 +527,7 @@ class _Workers:
         codes = [] if self._processes is None else self._processes.close()
         torch.set_num_threads(self._of_torch)  # for threads to come: torch keeps the number that any thread set last
         if isinstance(error, BrokenExecutor):
-            raise SpkdError(lost(codes, self._workers, self._batch_size)) from error
+            raise failure(error, codes, self._workers, self._batch_size) from error
 
     @property
     def _ready(self) -> Processes[_Job, _Done] | None:
@@ -556,7 +557,10 @@ class _Workers:
             self._may_start = False
             if processes_pay(self._loader, self._workers):
                 function = _InProcess(self._loader, self._features, self._workers)
-                self._processes = Processes(self._workers, function)
+                try:
+                    self._processes = Processes(self._workers, function)
+                except OSError as error:  # no room in /dev/shm, in which they share locks
+                    note_threads(error)
         if (processes := self._ready) is not None and batches:
             sizes, views = tuple(map(len, batches)), np.concatenate(batches)
             done = processes.submit(_Job(*self._loader.part(views), sizes))

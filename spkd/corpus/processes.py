@@ -5,10 +5,11 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
@@ -17,9 +18,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from spkd.errors import first_line
+from spkd.errors import SpkdError, UsageError, first_line
 from spkd.memory import keep_large_buffers
 from spkd.progress import log
+
+OF_SYSTEM = re.compile(r"^OSError: \[Errno (\d+)\]", re.MULTILINE)  # in a traceback
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -61,7 +64,7 @@ class Processes(Generic[Job, Result]):
             return True
         if not self._is_noted:
             self._is_noted = True
-            log(f"note: no processes could be started to load audio ({first_line(error)}); threads load it")
+            note_threads(error)
         return False
 
     def submit(self, job: Job) -> Future[Result]:
@@ -83,6 +86,24 @@ class Processes(Generic[Job, Result]):
 
     def _all(self) -> list[BaseProcess]:
         return list((self._pool._processes or {}).values())
+
+
+def note_threads(error: BaseException) -> None:
+    """Log why no processes could be started."""
+    log(f"note: no processes could be started to load audio ({first_line(error)}); threads load it")
+
+
+def check_is_guarded() -> None:
+    """Check that this process does its own work.
+
+    Raises:
+        UsageError: it is another process that still starts, and for this imports the script of the first one.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing finds it
+        raise UsageError(
+            "each process that loads audio imports this script, and would do the same again; put what the script does "
+            'under `if __name__ == "__main__":`'
+        )
 
 
 _function: Callable[[Any], Any]  # of this process, where it is one of `Processes`
@@ -109,6 +130,14 @@ def _end_with_parent() -> None:
 
 def _apply(job: Any) -> Any:
     return _function(job)
+
+
+def failure(error: BrokenExecutor, codes: Sequence[int], workers: int, batch_size: int) -> Exception:
+    """The error where a process has ended, or what it gave could not be received; see `lost`."""
+    if of_system := OF_SYSTEM.search(str(error.__cause__)):
+        number = int(of_system[1])
+        return OSError(number, os.strerror(number))
+    return SpkdError(lost(codes, workers, batch_size))
 
 
 def lost(codes: Sequence[int], workers: int, batch_size: int) -> str:

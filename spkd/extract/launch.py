@@ -10,6 +10,7 @@ from pathlib import Path
 from spkd.cache.folder import CARD
 from spkd.config import without_unused
 from spkd.corpus.manifest import Manifest
+from spkd.corpus.processes import check_is_guarded
 from spkd.errors import UsageError
 from spkd.extract.ranks import Rank, report
 from spkd.extract.run import Report, load_and_extract
@@ -41,9 +42,10 @@ def extract_all(configs: Sequence[ExtractConfig]) -> list[Report]:
     Returns:
         A report of each cache; an empty list where another rank reports.
     Raises:
-        UsageError: two teachers have the same cache, or as of load_and_extract.
+        UsageError: two teachers have the same cache, a script lacks its guard, or as of load_and_extract.
         SpkdError: as of load_and_extract.
     """
+    check_is_guarded()
     configs = without_effect(configs)
     manifest = Manifest.load(configs[0].manifest)
     for config in configs:

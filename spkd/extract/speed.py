@@ -49,8 +49,11 @@ def report(meter: Meter, workers: int, runs_teacher: bool) -> None:
         needed = f"it needs {cores_needed(meter)} here (workers={workers})"
         log(f"loading took {used:.2g} cores; so that this teacher never waits, {needed}")
     if runs_teacher and loading > HELD_UP:
-        cores = usable()
-        more = f"raise workers={workers}" if workers < cores else "take faster storage or more cores"
-        log(f"bottleneck: decoding and augmentation; {more} ({counted(cores, 'core')} may be used)")
+        cores, needs = usable(), cores_needed(meter)
+        if needs <= min(workers, cores):
+            log("bottleneck: audio that comes late; take faster storage, or cores without other work")
+        else:
+            more = f"raise workers={workers}" if workers < cores else "take more cores"
+            log(f"bottleneck: decoding and augmentation; {more} ({counted(cores, 'core')} may be used)")
     elif writing > HELD_UP:
         log("bottleneck: writing the cache; take faster storage, fewer targets or a smaller codec")

@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +36,7 @@ from spkd.outputs.features import fbank
 from tests import processes
 from tests.conftest import save_teacher
 from tests.corpus.test_remote import Ranges, web  # noqa: F401
-from tests.train.test_loading import starting_by
+from tests.train.test_loading import starting_by, with_shared_memory
 
 
 @pytest.fixture
@@ -296,6 +300,71 @@ def test_an_extraction_whose_loaders_are_stopped_can_be_interrupted(
     assert (running.returncode, error.count("\n")) == (130, 1), error
     assert error.startswith("error: interrupted;")
     assert not any(is_running(pid) for pid in out.partition("stopped ")[2].split("\n")[0].split())
+
+
+def extract_at_once(*arguments: str) -> None:
+    """The command line where no page of /dev/shm is left, with processes from the first batch on."""
+    loader.AFTER = -1.0
+    with_shared_memory(0, *arguments)
+
+
+def test_full_shared_memory_stops_no_extraction(corpus: Path, extraction: list[str], tmp_path: Path) -> None:
+    save_teacher(tmp_path / "teacher")
+    out, error = processes.Running(extract_at_once, *extraction, "workers=2", cwd=tmp_path).communicate()
+    if "made" not in out:
+        pytest.skip("no mounts here")
+    assert error == ""
+    assert "note: no processes could be started to load audio ([Errno 28] No space left on device); threads load" in out
+    assert "18 views extracted, 0 rejected; complete" in out
+
+
+def extract_with_few_descriptors(*arguments: str) -> None:
+    """The command line, which has no descriptor left once it waits for the first job of its processes."""
+    loader.AFTER = -1.0
+    Processes.are_ready = property(lambda self: self._started.result() is None)  # type: ignore[assignment]
+
+    def submit(self: Processes, job: object) -> object:
+        begun, (_, most) = SUBMIT(self, job), resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+        with contextlib.suppress(OSError):
+            while True:
+                os.dup(1)
+        return begun
+
+    Processes.submit = submit  # type: ignore[assignment]
+    processes.command(*arguments)
+
+
+def test_few_descriptors_are_named(corpus: Path, extraction: list[str], tmp_path: Path) -> None:
+    save_teacher(tmp_path / "teacher")
+    running = processes.Running(extract_with_few_descriptors, *extraction, "workers=2", cwd=tmp_path)
+    _, error = running.communicate()
+    assert running.returncode == 1
+    assert error == "error: too many open files; raise the limit (ulimit -n 65536) and run the same command again\n"
+
+
+UNGUARDED = """
+import sys
+from spkd import config
+from spkd.corpus import loader
+from spkd.extract.launch import extract_all
+from spkd.extract.settings import ExtractConfig
+loader.AFTER = -1.0
+extract_all([config.load(ExtractConfig, sys.argv[1:], environ={})])
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_extracts_once(corpus: Path, extraction: list[str], tmp_path: Path) -> None:
+    """Its processes import it, and begin no extraction of their own."""
+    save_teacher(tmp_path / "teacher")
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    given = [sys.executable, "script.py", *extraction[1:], "workers=2", "view=crops:20,1"]
+    done = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("done\n")) == (0, 1), done.stderr
+    assert 'put what the script does under `if __name__ == "__main__":`' in done.stderr
 
 
 def extract_beside_stopped(*arguments: str) -> None:

@@ -50,3 +50,24 @@ def test_the_bottleneck_is_named(
         f"0.06 h of audio in {sum(waits):.0f} s: 20 hours per hour; loading took 1.5 cores (workers=1)"
     )
     assert "teacher" not in out
+
+
+def test_waiting_that_no_worker_would_shorten_is_no_bottleneck_of_decoding(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a slow disk: the line before says that the workers are enough."""
+    meter = Meter()
+
+    def items() -> object:
+        clock.now += 5.0
+        yield 1
+
+    for _ in meter.loading(items()):  # type: ignore[arg-type]
+        with meter.spending("teacher"):
+            clock.now += 5.0
+        meter.spend("cores", 2.0)
+        meter.count(200.0)
+    report(meter, workers=1, runs_teacher=True)
+    *_, needed, bottleneck = capsys.readouterr().out.splitlines()
+    assert needed.endswith("it needs 1 here (workers=1)")
+    assert bottleneck == "bottleneck: audio that comes late; take faster storage, or cores without other work"
