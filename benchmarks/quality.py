@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import record
 
-from spkd.corpus.audio import SAMPLE_RATE, decode
+from spkd.corpus.audio import SAMPLE_RATE, decode, remark_on
 from spkd.corpus.augment import mix
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.quality import remarks_on, voicing_of
@@ -56,16 +56,13 @@ def synthesised() -> Iterator[tuple[str, np.ndarray]]:
                 yield kind, (wave / wave.std() * 10 ** (level / 20)).astype(np.float32)
 
 
-def decides(wave: np.ndarray) -> bool | None:
-    """Whether a recording is taken for speech; None where it holds too little sound."""
-    major = [remark.text for remark in remarks_on(wave, "") if not remark.is_minor]
-    if any(text.startswith("only") for text in major):
-        return None
-    return not major
+def decides(wave: np.ndarray) -> bool:
+    """Whether a decision is made on a recording: no remark on it is a major one."""
+    return all(remark.is_minor for remark in remarks_on(wave, remark_on(wave, wave[:, None])))
 
 
 def refused(waves: list[np.ndarray], noises: list[np.ndarray], ratio: float | None) -> tuple[int, int]:
-    """Recordings of speech that are refused, and all.
+    """Recordings of speech on which no decision is made, and all.
 
     Args:
         noises: those that are laid over the speech, (samples,) each.
@@ -76,14 +73,13 @@ def refused(waves: list[np.ndarray], noises: list[np.ndarray], ratio: float | No
         if ratio is not None:
             noise = noises[random.randint(len(noises))]
             wave = mix(wave, np.resize(np.roll(noise, -random.randint(len(noise))), len(wave)), ratio)
-        if (decision := decides(wave)) is not None:
-            decisions.append(decision)
+        decisions.append(decides(wave))
     return decisions.count(False), len(decisions)
 
 
 def accepted(pieces: list[np.ndarray]) -> tuple[int, int]:
-    """Pieces of sound without speech that are taken for speech, and all."""
-    decisions = [decision for piece in pieces if (decision := decides(piece)) is not None]
+    """Pieces of sound without speech on which a decision is made, and all."""
+    decisions = [decides(piece) for piece in pieces]
     return decisions.count(True), len(decisions)
 
 

@@ -378,7 +378,8 @@ class SpeakerModel:
             raise UsageError(
                 f"threshold={threshold!r}: {self.name} has {', '.join(known)}{calibration.lacks(threshold)}"
             )
-        if not isinstance(threshold, str | Real) or (isinstance(threshold, Real) and not math.isfinite(threshold)):
+        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        if not isinstance(threshold, str) and not is_number:
             raise UsageError(f"threshold={threshold!r}: give a number, or one of {', '.join(known)}")
         return known[threshold] if isinstance(threshold, str) else float(threshold)
 
@@ -388,9 +389,11 @@ class SpeakerModel:
         Args:
             given: what a remark on a recording begins with -> the recording; any key -> a voiceprint.
         Raises:
-            UsageError: a voiceprint of another model.
+            UsageError: a voiceprint of another model, or of another width.
         """
         prints = {name: each for name, each in given.items() if isinstance(each, Voiceprint)}
+        if any(len(each.embedding) != self.dim for each in prints.values() if each.model == self.digest):
+            raise UsageError(f"a voiceprint of {self.label} has not {self.dim} numbers: damaged, or not made by spkd")
         if prints and {each.model for each in prints.values()} != {self.digest}:
             raise UsageError(
                 f"a voiceprint of another model than {self.label}; enrol the person again with it, or map the "
@@ -453,6 +456,8 @@ class SpeakerModel:
             is_turned = isinstance(audio, np.ndarray | Tensor) and audio.ndim == 2 and audio.shape[0] <= MOST_CHANNELS
             hint = "; of (channels, samples), as torchaudio gives, give the transpose" if is_turned else ""
             raise UsageError(f"expected a path or a waveform (samples,), got {_what(audio)}{hint}")
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | np.integer) or sample_rate < 1:
+            raise UsageError(f"sample_rate={sample_rate!r}: give the rate of the waveform in Hz, such as 16000")
         if isinstance(audio, str | Path):
             try:
                 decoded = decode(str(audio))
@@ -462,8 +467,6 @@ class SpeakerModel:
         else:
             samples = _samples(audio)
             wave = samples.mean(1)
-            if isinstance(sample_rate, bool) or not isinstance(sample_rate, int | np.integer) or sample_rate < 1:
-                raise UsageError(f"sample_rate={sample_rate!r}: give the rate of the waveform in Hz, such as 16000")
             if not len(wave) or not np.isfinite(wave).all():
                 raise SpkdError(f"expected a waveform (samples,) of finite numbers, got {_what(audio)}")
             if (peak := float(np.abs(wave).max())) > FULL_SCALE:

@@ -65,7 +65,7 @@ def histogram(scores: np.ndarray, labels: np.ndarray, threshold: float) -> str:
         for counts, name in counted:
             density = counts / max(counts.sum(), 1) / max(edges[1] - edges[0], 1e-12)
             axes.stairs(density, edges, fill=True, alpha=0.6, label=name)
-        axes.axvline(threshold, color="0.3", linewidth=1, linestyle="--", label="EER threshold")
+        axes.axvline(threshold, color="#4d4d4d", linewidth=1, linestyle="--", label="EER threshold")
         axes.set(xlabel="score", ylabel="density")
         axes.legend(frameon=False, fontsize=9)
 

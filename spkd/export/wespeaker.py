@@ -25,7 +25,7 @@ from spkd.networks.resnet import ResNet34
 from spkd.outputs.features import HOP, MELS
 from spkd.outputs.target import EMBEDDING
 from spkd.progress import log
-from spkd.students.description import EXPORT_KEY, EXPORT_RECORD
+from spkd.students.description import EXPORT, EXPORT_KEY, EXPORT_RECORD
 from spkd.teachers.onnx import CARD
 from spkd.teachers.settings import FrontEndSettings, ModelConfig
 from spkd.teachers.wespeaker import WeSpeaker as TheirModel
@@ -121,8 +121,7 @@ def write_wespeaker(network: Network, folder: Path, weights_sha256: str) -> None
     torch.save(_weights(network, dimension), data)
     files = {WEIGHTS: data.getvalue(), CONFIG: yaml.safe_dump(config, sort_keys=False).encode()}
     digests = {name: digest.of_bytes(content) for name, content in files.items()}
-    record = {EXPORT_KEY: 1, "student": weights_sha256, "features": toolkit, "sha256": digests}
-    write_json(folder / EXPORT_RECORD, record)
+    write_json(folder / EXPORT_RECORD, EXPORT.seal({"student": weights_sha256, "features": toolkit, "sha256": digests}))
     for name, content in files.items():
         write_bytes(folder / name, content)
 

@@ -11,10 +11,19 @@ import torch
 from torch.nn import functional
 
 from spkd.cache import Cache
-from spkd.errors import UsageError
+from spkd.errors import SpkdError, UsageError
 from spkd.files.atomic import check_holds_no_other, check_replaces_none, check_writable, writable_folder
 from spkd.files.text import counted
-from spkd.mapping.embedding_map import DESCRIPTION, FORMAT, WEIGHTS, EmbeddingMap, MapNetwork, Model, TrainedOn
+from spkd.mapping.embedding_map import (
+    DESCRIPTION,
+    FORMAT,
+    WEIGHTS,
+    EmbeddingMap,
+    MapNetwork,
+    Model,
+    TrainedOn,
+    load_map,
+)
 from spkd.mapping.pairs import Pairs, read_pairs
 from spkd.mapping.settings import MapConfig
 from spkd.outputs.target import EMBEDDING
@@ -38,7 +47,7 @@ def train_map(old: str, new: str, config: MapConfig) -> Iterator[str]:
         new: folder of the cache with those of the new model.
     Raises:
         UsageError: caches of one model, without embeddings, without a view in common or with too few speakers; or
-            `out` holds something else.
+            `out` holds something else, or a map between other models.
         SpkdError: a damaged cache, or `out` cannot be written.
     """
     out = Path(config.out)
@@ -49,6 +58,7 @@ def train_map(old: str, new: str, config: MapConfig) -> Iterator[str]:
     models = [_model(cache) for cache in caches]
     if models[0].digest == models[1].digest:
         raise UsageError(f"{old} and {new}: both of {models[0].name}; a map is between the spaces of two models")
+    _check_replaced(out, *models)
     pairs = read_pairs(*caches, config.views, config.seed)
     of_old, of_new, in_both = pairs.counts
     drawn = "" if len(pairs) == in_both else f", {len(pairs):,} of them drawn (views={config.views})"
@@ -77,6 +87,19 @@ def train_map(old: str, new: str, config: MapConfig) -> Iterator[str]:
             "that there are enough speakers"
         )
     yield f"{out}/: {DESCRIPTION}, {WEIGHTS}; maps from {made.old.name} to {made.new.name}"
+
+
+def _check_replaced(out: Path, old: Model, new: Model) -> None:
+    """Check that a folder holds no map between other models. Raises UsageError: it does."""
+    try:
+        there = load_map(out)
+    except SpkdError:  # none, or a damaged one
+        return
+    if (there.old.digest, there.new.digest) != (old.digest, new.digest):
+        raise UsageError(
+            f"{out}: holds a map from {there.old.name} to {there.new.name}; choose another folder (out=FOLDER), or "
+            "remove it"
+        )
 
 
 def _model(cache: Cache) -> Model:

@@ -20,6 +20,7 @@ FORMAT = Format("spkd_model", 1, "a checkpoint", "update spkd to read it")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # Record of a folder that spkd exported for WeSpeaker: digests of its files, and of the student's weights.
 EXPORT_RECORD, EXPORT_KEY = "export.json", "spkd_export"
+EXPORT = Format(EXPORT_KEY, 1, "a record of an export", "export the student again")
 # In the record beside an exported file: whether its calibration is that of the student's folder, or another.
 CALIBRATION_OF, STUDENT, OTHER = "calibration_of", "student", "other"
 EARLIER = "model.earlier.safetensors"  # weights that model.json describes while new ones are written
@@ -182,13 +183,27 @@ def record_of_export(weights: Path) -> dict[str, Any] | None:
     """Content of the record beside a file of weights that spkd exported for WeSpeaker; None where spkd did not.
 
     Its keys are `student`, the digest of the student's weights, and `features`, the toolkit whose fbank it takes.
+
+    Raises:
+        SpkdError: the record is damaged, or a file beside it is not the one that it describes.
     """
-    if not (weights.parent / EXPORT_RECORD).is_file():
+    path = weights.parent / EXPORT_RECORD
+    if not path.is_file():
         return None
-    content = read_json(weights.parent / EXPORT_RECORD)
-    if not isinstance(content, dict) or EXPORT_KEY not in content or not isinstance(content.get("sha256"), dict):
+    tree = read_json(path)
+    if not isinstance(tree, dict) or EXPORT_KEY not in tree:
         return None
-    return content if content["sha256"].get(weights.name) == digest.of_file(weights) else None
+    content = EXPORT.open(tree, str(path), lambda content, _: content)
+    if weights.name not in content["sha256"]:
+        return None
+    for name, value in content["sha256"].items():
+        file = weights.parent / name
+        if not file.is_file() or digest.of_file(file) != value:
+            raise SpkdError(
+                f"{file}: not the file that {EXPORT_RECORD} describes: damaged, or trained further; then remove "
+                f"{EXPORT_RECORD}, and name the features ({content['features']}) by the setting `input`"
+            )
+    return content
 
 
 def _checked(content: dict[str, Any], where: str) -> Description:

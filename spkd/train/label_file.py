@@ -32,7 +32,7 @@ def write_labels(path: Path, rows: Iterable[tuple[str, str]]) -> None:
         rows: id of each utterance, and the name of its speaker.
     """
     with writing(path) as file, contextlib.ExitStack() as stack:
-        zipped = path.suffix == ".gz"
+        zipped = path.suffix.lower() == ".gz"
         binary = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0)) if zipped else file
         text = io.TextIOWrapper(cast(BinaryIO, binary), "utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")

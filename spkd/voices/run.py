@@ -15,7 +15,7 @@ from spkd.config import without_unused
 from spkd.corpus.address import parse
 from spkd.device import resolve
 from spkd.errors import SpkdError, UsageError, did_you_mean
-from spkd.eval.calibration import FILE
+from spkd.eval.calibration import FILE, Calibration
 from spkd.files.atomic import check_writable
 from spkd.files.schema import NUMBER
 from spkd.files.text import counted
@@ -28,6 +28,7 @@ from spkd.voices.settings import EnrolVoiceConfig, IdentifyVoiceConfig, VerifyVo
 from spkd.voices.store import Voices, changing, check_name, check_no_link
 
 Verifying = TypeVar("Verifying", bound=VerifyVoiceConfig)
+STRICTER = "false_alarm_0.01"  # threshold for many voices
 DECISIONS = {True: "the same speaker", False: "different speakers", None: "no decision"}
 
 
@@ -42,6 +43,8 @@ def enrol(name: str, recordings: Sequence[str], config: EnrolVoiceConfig) -> Ite
         SpkdError: a recording cannot be used, or holds too little sound.
     """
     check_name(name)
+    if Path(name).is_file():
+        raise UsageError(f"enrol {name}: a file has this name; name the person first: `spkd enrol NAME AUDIO...`")
     if not recordings:
         raise UsageError(f"enrol {name}: name one recording or several")
     path = Path(config.voices)
@@ -95,7 +98,9 @@ def map_voices(path: Path, folder: str, out: Path) -> Iterator[str]:
             raise UsageError(f"{out}: holds other voices; choose another file (--out FILE)")
         replace(there, prints=mapped).save()
     yield f"{out}: {counted(len(mapped), 'voice')}, mapped from {the_map.old.name} to {the_map.new.name}"
-    if not (Path(folder) / FILE).is_file():
+    try:
+        Calibration.of_map(Path(folder) / FILE, the_map)
+    except SpkdError:
         yield f"  no decision on them without a calibration of the map: {way_to_calibrate_map(folder)}"
 
 
@@ -111,8 +116,9 @@ def verify(first: str, second: str, config: VerifyVoiceConfig) -> Iterator[str]:
     config = _in_use(config, [side for side in (one, two) if isinstance(side, Voiceprint)])
     model = _opened(config)
     if reason := model.why_undecided(one, two):
+        score = model.score(one, two)
         yield f"{first}, {second}: no decision, as {reason[0]}"
-        yield f"  cosine {model.score(one, two):.6f}; {reason[1]}"
+        yield f"  cosine {score:.6f}; {reason[1]}"
         return
     yield from lines_of(first, second, model.verify(one, two, _threshold(config.threshold)), config.threshold)
     yield f"  {_model_line(model)}"
@@ -140,6 +146,11 @@ def identify(recordings: Sequence[str], config: IdentifyVoiceConfig) -> Iterator
         except SpkdError as error:
             failed += 1
             yield f"{recording}: left out ({str(error).removeprefix(f'{recording}: ')})"
+    if len(voices) > 1 and config.threshold == VerifyVoiceConfig.threshold:
+        yield (
+            f"note: among {len(voices):,} voices a stranger is taken for one of them up to {len(voices):,} times as "
+            f"often as by one voice; threshold={STRICTER} is stricter"
+        )
     yield _model_line(model)
     if failed:
         raise SpkdError(f"{failed} of {counted(len(recordings), 'recording')} could not be used")

@@ -119,6 +119,11 @@ def _checked(content: dict[str, Any], where: str) -> dict[str, Voiceprint]:
     voices = content.get("voices")
     if not isinstance(voices, dict) or set(content) != {"voices"}:
         raise SpkdError(f"{where}: damaged (no voices)")
+    for name in voices:
+        try:
+            check_name(name)
+        except UsageError as error:
+            raise SpkdError(f"{where}: damaged ({error})") from error
     prints = {name: Voiceprint.from_json(tree, f"{where}: {name}") for name, tree in voices.items()}
     if len({(each.model, len(each.embedding)) for each in prints.values()}) > 1:
         raise SpkdError(f"{where}: damaged (voices of several models)")

@@ -11,6 +11,7 @@ import yaml
 
 from spkd.corpus.manifest import Manifest
 from spkd.corpus.people import Names, People
+from spkd.errors import SpkdError
 from spkd.outputs.features import FBANKS
 from spkd.students import Checkpoint, Training, build, load_student, save_student
 from spkd.teachers import load_teacher
@@ -49,14 +50,32 @@ def test_an_export_below_its_student_has_its_training(spkd: Callable) -> None:
     save_student("s", Checkpoint(network, training=Training(people=people)))
     spkd("export", "s", "to=wespeaker").ok()
     shutil.copytree("s/wespeaker", "away/wespeaker")
-    shutil.copytree("s", "changed")
+    shutil.copytree("s", "further")
     state = torch.load("s/wespeaker/avg_model.pt", weights_only=True)
-    torch.save({name: values + 0.01 for name, values in state.items()}, "changed/wespeaker/avg_model.pt")
-    expected = {"s": (people, False), "away": (None, True), "changed": (None, False)}  # the last is somebody else's
+    torch.save({name: values + 0.01 for name, values in state.items()}, "further/wespeaker/avg_model.pt")
+    Path("further/wespeaker/export.json").unlink()
+    expected = {"s": (people, False), "away": (None, True), "further": (None, False)}  # the last is somebody else's
     for place, (known, is_lost) in expected.items():
         config = ModelConfig("wespeaker", f"{place}/wespeaker", settings=FrontEndSettings())
         teacher = load_teacher(config, torch.device("cpu"))
         assert (teacher.training and teacher.training.people, teacher.training_lost) == (known, is_lost)
+
+
+@pytest.mark.parametrize("name", ["avg_model.pt", "config.yaml", "export.json"])
+def test_a_damaged_export_is_refused(spkd: Callable, name: str) -> None:
+    """Without its record it would have other features, and one flipped bit of its weights makes embeddings NaN."""
+    save_student("s", Checkpoint(build("resnet34", channels=32, embedding=16).eval()))
+    spkd("export", "s", "to=wespeaker", "out=w").ok()
+    path = Path("w", name)
+    data = path.read_bytes()
+    changed = (
+        data.replace(b"kaldi", b"other") if name == "export.json" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+    )
+    assert changed != data
+    path.write_bytes(changed)
+    message = "damaged" if name == "export.json" else f"w/{name}: not the file that export.json describes: damaged"
+    with pytest.raises(SpkdError, match=message):
+        load_teacher(ModelConfig("wespeaker", "w", settings=FrontEndSettings()), torch.device("cpu"))
 
 
 @pytest.mark.slow

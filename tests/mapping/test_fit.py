@@ -163,6 +163,7 @@ def test_what_cannot_be_mapped_between_is_a_line(spkd: Callable, corpus: Path) -
         (("again-cache", "new-cache"), "no view is in both"),
         (("old-cache", "new-cache", "out=old"), "old: holds a student (model.json); choose another folder for a map"),
         (("old-cache", "new-cache", "out=mine"), "mine/map.json: would be replaced"),
+        (("new-cache", "old-cache"), "map: holds a map from checkpoint old ("),
         (("old-cache", "new-cache", "hidden=-1"), "hidden must be at least 0"),
         (("old-cache",), "Missing argument"),
     ):

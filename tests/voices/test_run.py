@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ def test_a_voice_is_enrolled_verified_identified_and_removed(spkd: Callable, stu
     best = max(near, key=lambda name: near[name])
     assert spkd("identify", "4.wav", "threshold=-1e6").ok().out.startswith(f"4.wav: {best} (")
     assert spkd("identify", "4.wav", "threshold=1e6").ok().out.startswith("4.wav: nobody enrolled (")
+    note = "note: among 2 voices a stranger is taken for one of them up to 2 times as often as by one voice"
+    assert [note in spkd("identify", "4.wav", *given).ok().out for given in ([], ["threshold=1e6"])] == [True, False]
     identified = model.identify("4.wav", interface.Voices.load("voices.json"), -1e6)
     assert (identified.name, list(identified.results)) == (best, sorted(near, key=lambda name: -near[name]))
     # List and remove.
@@ -241,6 +244,7 @@ def test_what_cannot_be_a_voice_is_refused(spkd: Callable, student: Path) -> Non
         (("verify", "ann", "1.wav", "threshold=-1e400"), "threshold=-inf: give a number"),
         (("voices", "voices=voices.json"), "here the file is named alone: `spkd voices voices.json`"),
         (("enrol", "bob", "none.wav"), "none.wav: no such file"),
+        (("enrol", "0.wav", "1.wav"), "enrol 0.wav: a file has this name; name the person first"),
         (("enrol", "bob", "model=student"), "name one recording or several"),
         (("enrol", "bob", "1.wav", "thresold=1"), "unknown key"),
         (("verify", "anne", "1.wav"), "no voice in voices.json; did you mean 'ann'"),
@@ -266,6 +270,17 @@ def test_a_changed_file_of_voices_is_damaged(spkd: Callable, student: Path) -> N
     Path("voices.json").write_text(json.dumps(tree))
     done = spkd("identify", "1.wav")
     assert (done.code, "damaged (its values are not those of its digest)" in done.err) == (1, True)
+    # With a digest that fits: a name that nobody can have, and a voice of another width.
+    Path("voices.json").unlink()
+    spkd("enrol", "ann", "0.wav").ok()
+    kept = interface.Voices.load("voices.json")
+    replace(kept, prints={"a=b": kept["ann"]}).save()
+    done = spkd("verify", "ann", "1.wav")
+    assert (done.code, "damaged ('a=b': no name for a voice" in done.err) == (1, True), done.err
+    replace(kept, prints={"ann": replace(kept["ann"], embedding=kept["ann"].embedding[:2])}).save()
+    for words in (("verify", "ann", "1.wav"), ("identify", "1.wav")):
+        done = spkd(*words)
+        assert (done.code, "a voiceprint of student has not " in done.err, done.out) == (2, True, ""), done.err
 
 
 def test_voices_with_a_detector_are_of_the_model_with_that_detector(spkd: Callable, student: Path) -> None:
@@ -282,6 +297,8 @@ def test_without_a_calibration_there_is_a_cosine_and_no_decision(spkd: Callable,
     (student / "calibration.json").unlink()
     spkd("enrol", "ann", "0.wav", "1.wav").ok()
     cosine = expected_cosines(interface.load(student), ["0.wav", "1.wav"], "4.wav").mean()
+    done = spkd("verify", "ann", "4.wav", "model=bundled")
+    assert (done.code, "a voiceprint of another model" in done.err, done.out) == (2, True, "")
     out = spkd("verify", "ann", "4.wav").ok().out
     assert out.startswith("ann, 4.wav: no decision, as student has no calibration")
     assert float(out.split("cosine ")[1].split(";")[0]) == pytest.approx(cosine, abs=1e-5)
