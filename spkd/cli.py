@@ -872,7 +872,7 @@ def _list_losses() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    raise Interrupted("interrupted; what was committed stays, and the same command goes on from there, or starts anew")
+    raise Interrupted("interrupted; what was committed stays, and the same command goes on or starts anew")
 
 
 def _ask_again(unraisable: Any) -> None:

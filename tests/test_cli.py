@@ -279,9 +279,7 @@ def test_an_interrupt_is_no_damage_of_the_file_that_is_read(spkd: Callable, corp
     ):
         done = processes.Running(interrupted_at, name, *arguments)
         _, error = done.communicate()
-        expected = (
-            "error: interrupted; what was committed stays, and the same command goes on from there, or starts anew\n"
-        )
+        expected = "error: interrupted; what was committed stays, and the same command goes on or starts anew\n"
         assert (done.returncode, error.endswith(expected)) == (130, True), (name, error)
     assert "continuing student at step 2" in spkd(*train, "steps=4").ok().out
 
@@ -308,10 +306,7 @@ def test_an_interrupt_in_a_finaliser_ends_the_command(spkd: Callable) -> None:
     done = processes.Running(interrupted_in_a_finaliser, "cache", "verify", "cache")
     _, error = done.communicate()
     assert done.returncode == 130, error
-    assert (
-        error
-        == "error: interrupted; what was committed stays, and the same command goes on from there, or starts anew\n"
-    )
+    assert error == "error: interrupted; what was committed stays, and the same command goes on or starts anew\n"
 
 
 def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> None:
@@ -319,10 +314,7 @@ def test_an_interrupt_leaves_nothing_half_done(spkd: Callable, corpus: Path) -> 
     done = processes.Running(interrupted, *arguments)
     _, error = done.communicate()
     assert done.returncode == 130
-    assert (
-        error
-        == "error: interrupted; what was committed stays, and the same command goes on from there, or starts anew\n"
-    )
+    assert error == "error: interrupted; what was committed stays, and the same command goes on or starts anew\n"
     assert not list(Path("cache").glob("**/*.part"))
     assert "18 views extracted" in spkd(*arguments).out
 

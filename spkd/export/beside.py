@@ -216,9 +216,8 @@ def readme_of(out: Path, about: dict[str, Any], runtime: Runtime) -> str:
             * (least < most <= LONGEST)
         ),
         *([f"* Every recording is repeated or cut to {most:g} s by the example."] * (least == most)),
-        "* The model takes speech: what calls it leaves silence out. The example asks for enough sound and does not "
-        "look for speech, as `spkd verify` does: noise, hum and music get a decision, and so do recordings that are "
-        "clipped or mostly silence.",
+        "* The model takes speech: cut off longer silence before. The example asks for enough sound alone. Unlike "
+        "`spkd verify`, it looks neither for speech nor for clipping: noise, hum and music get a decision.",
         f"* Licence: {about['licence'] or 'not stated'}. Source: {about['url'] or 'not stated'}.",
         *([f"* {runtime.note}"] if runtime.note else []),
         f"Compare two recordings, WAV files of {SAMPLE_RATE:,} Hz, 16 bits and one channel (ffmpeg makes them of "

@@ -159,7 +159,7 @@ def test_what_describes_a_model_has_thresholds_and_digest(spkd: CommandLine, stu
     assert (about["url"], about["licence"]) == ("https://lab.example/m", "apache-2.0")
     assert (about["input"]["name"], about["output"]["name"]) == ("feats", "embs")
     readme = Path("student/model.onnx.README.md").read_text()
-    assert "does not look for speech, as `spkd verify` does" in readme
+    assert "Unlike `spkd verify`, it looks neither for speech nor for clipping" in readme
     assert "pip install numpy onnxruntime\n    python model.onnx.example.py a.wav b.wav" in readme
     assert "Licence: apache-2.0. Source: https://lab.example/m." in readme
 
