@@ -37,8 +37,15 @@ MAX_SECONDS = 100_000.0  # s of one utterance (28 h); a larger number is a durat
 BLOCK = 1 << 20  # frames decoded at once, since a header may claim more than fits into memory
 FULL_SCALE = 16.0  # peak above which float samples are at the scale of integers
 PLAUSIBLE = 200  # most frames per byte of a compressed file; if a header claims more, the frames are counted
-OVERSHOOT = 1.5  # peak below which a resampler or a coder may have brought samples there that were clipped at 1
 CLIPPED = "are clipped"  # start of the remark on samples in spite of which a decision is made
+CLIPPED_SHARE = 0.02  # share of the samples that is remarked on
+RESOLVED = 0.01  # peak below which samples of 16 bits have too few steps to show where they were clipped
+# Of the search for the level at which samples were clipped, see `_is_flattened`.
+LOWEST = 0.7  # standard deviations above which samples are counted
+STEP, BAND = 0.02, 10  # natural logarithm of the ratio of levels that are told apart, and their number in a band
+FLATTENED = 1.8  # samples in the band of that level for one in the band below; speech has at most 1.4
+FEWEST = 500  # samples in that band
+LOOKED_AT = 1 << 15  # most samples that are counted: of longer waveforms, every second, third, ...
 LARGEST_KERNEL = 1 << 24  # most numbers in the table of filters; rates without a common factor would need 10^9
 EXACT = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # beginnings of libsndfile's names of codings without a memory
 ZEROS, ROLLOFF = 6, 0.99  # zero crossings of the sinc on each side, cut-off of the low rate
@@ -213,10 +220,32 @@ def remark_on(wave: np.ndarray, samples: np.ndarray) -> str:
         return "are digital silence"
     if abs(float(wave.mean())) > 3 * deviation:
         return "are mostly a constant offset"
-    level = 1.0 if 1 < peak < OVERSHOOT else peak  # where it was clipped
-    if peak >= 0.99 and float((np.abs(wave) >= 0.999 * level).mean()) > 0.02:
+    if peak < RESOLVED:
+        return ""
+    if float((np.abs(wave) >= 0.999 * peak).mean()) > CLIPPED_SHARE or _is_flattened(wave, deviation):
         return f"{CLIPPED} in more than 2 % of their samples"
     return ""
+
+
+def _is_flattened(wave: np.ndarray, deviation: float) -> bool:
+    """Whether a waveform was clipped at some level before a coder, a resampler or a change of level.
+
+    The magnitudes of speech are the rarer the greater they are. Those that were clipped gather around a level, which
+    coders and resamplers blur to a band about it, with some beyond: far more than in the band below, and than beyond.
+    The sides are looked at one by one, since an amplifier may clip one of them, and a filter moves both.
+    """
+    every = math.ceil(len(wave) / LOOKED_AT)
+    some, mean = wave[::every], float(wave.mean())
+    least = max(CLIPPED_SHARE * len(some), FEWEST / every)
+    for side in (some - mean, mean - some):
+        loud = side[side > LOWEST * deviation]
+        steps = (np.log(loud / (LOWEST * deviation)) / STEP).astype(np.int64)
+        below = np.concatenate([[0], np.cumsum(np.bincount(steps)), np.full(BAND, len(loud))])
+        within = below[2 * BAND :] - below[BAND:-BAND]
+        before, beyond = below[BAND:-BAND] - below[: -2 * BAND], len(loud) - below[2 * BAND :]
+        if ((within > least) & (within >= beyond) & (within > FLATTENED * before)).any():
+            return True
+    return False
 
 
 class _Sequential(soundfile.SoundFile):

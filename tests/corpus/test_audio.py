@@ -13,6 +13,7 @@ import scipy.signal
 import soundfile
 import torch
 
+import spkd as package
 from spkd.corpus.audio import AudioError, change_speed, decode, probe, resample
 
 from ..conftest import torchaudio
@@ -125,6 +126,33 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
             call(str(tmp_path / "a.wav"))
         with pytest.raises(AudioError, match="no such file"):
             call(str(tmp_path / "\udcff.wav"))
+
+
+def test_clipping_is_remarked_on_after_coders_resamplers_and_changes_of_level(tmp_path: Path) -> None:
+    """In speech of which a part was clipped at 48 or 16 kHz, on both sides or on one; never in speech as it is."""
+
+    def remarked(gain: float, limit: float = 1.0) -> dict[str, bool]:
+        loud = np.clip(gain * speech / np.abs(speech).max(), -1, limit)
+        finer = np.clip(scipy.signal.resample_poly(gain * speech / np.abs(speech).max(), 3, 1), -1, limit)
+        whole = scipy.signal.resample_poly(finer, 1, 3)
+        files = {
+            "plain.wav": (loud, 16_000),
+            "down.wav": (0.2 * loud, 16_000),
+            "coded.mp3": (loud, 16_000),
+            "coded.ogg": (0.5 * loud, 16_000),
+            "resampled.wav": (whole, 16_000),
+            "normalised.wav": (whole / np.abs(whole).max(), 16_000),
+            "phone.wav": (scipy.signal.resample_poly(finer, 1, 6), 8_000),
+        }
+        for name, (wave, rate) in files.items():
+            soundfile.write(tmp_path / name, wave, rate, **({"subtype": "FLOAT"} if name.endswith("wav") else {}))
+        return {name: decode(str(tmp_path / name)).remark.startswith("are clipped") for name in files}
+
+    for path in sorted((Path(package.__file__).parent / "demo" / "people").glob("*/*.flac")):
+        speech = soundfile.read(path)[0]
+        assert not any(remarked(1.0).values()), path
+        for gain, limit in ((6.0, 1.0), (20.0, 1.0), (40.0, 1.0), (20.0, 0.7)):
+            assert all((found := remarked(gain, limit)).values()), (path, gain, limit, found)
 
 
 def test_float_samples_at_integer_scale_are_refused(tmp_path: Path) -> None:

@@ -222,15 +222,27 @@ def test_quality_in_the_browser_has_the_rules_of_spkd(tmp_path: Path) -> None:
     assert [len(each) for each in found[:3]] == [0, 0, 1]
 
 
+def through(path: Path, wave: np.ndarray) -> np.ndarray:
+    """A waveform at 16 kHz as it comes out of a file."""
+    soundfile.write(path, wave, 16_000)
+    return soundfile.read(path, dtype="float32")[0]
+
+
 @needs_node
 def test_samples_are_judged_at_their_own_rate(tmp_path: Path) -> None:
     random = np.random.RandomState(0)
     wave = np.clip(3 * random.randn(4_000), -1, 1)
     speech = synthesis.utterance(synthesis.speaker(3), 300, 1.5)
     loud = np.clip(8 * np.sin(2 * np.pi * 100 * np.arange(16_000) / 16_000), -1, 1)
+    real = soundfile.read(PAGE.parents[1] / "demo" / "people" / "2033" / "0.flac")[0]
+    flat = np.clip(12 * real / np.abs(real).max(), -1, 1)
     channels = {
         "clipped": [wave],
         "clipped, then resampled": [scipy.signal.resample_poly(loud, 147, 160)],
+        "clipped, then turned down": [0.2 * flat],
+        "clipped, then coded": [through(tmp_path / "flat.mp3", flat)],
+        "clipped on one side, then resampled": [0.1 * scipy.signal.resample_poly(np.minimum(flat, 0.7), 3, 1)],
+        "real speech": [real],
         "floats beyond full scale": [6 * speech / np.abs(speech).max()],
         "opposite": [wave, -wave],
         "opposite but for an offset": [wave, 0.2 - wave],
@@ -244,8 +256,8 @@ def test_samples_are_judged_at_their_own_rate(tmp_path: Path) -> None:
     given = {name: np.stack(each).astype(np.float32) for name, each in channels.items()}
     found = in_node(tmp_path, script, [each.tolist() for each in given.values()])
     assert found == [remark_on(each.mean(0), each.T) for each in given.values()]
-    assert ["clipped" in each for each in found[:3]] == [True, True, False]
-    assert "cancel" in found[3]
+    assert ["clipped" in each for each in found[:7]] == [*[True] * 5, False, False]
+    assert "cancel" in found[7]
     script = """const bad = [[0.1, NaN], [Infinity, 0], [], [0, -20.5], [0.5]].map((each) => Float32Array.from(each));
     const result = bad.map(speaker.unusable);"""
     found = in_node(tmp_path, script, None)

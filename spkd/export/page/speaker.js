@@ -4,7 +4,15 @@ export const RATE = 16000; // Hz
 const ZEROS = 6; // zero crossings of the sinc on each side
 const ROLLOFF = 0.99; // cut-off, of half of the lower rate
 const FULL_SCALE = 16; // peak above which float samples are at the scale of integers
-const OVERSHOOT = 1.5; // peak below which a resampler or a coder may have brought samples there that were clipped at 1
+// Of the search for clipping, as in `spkd.corpus.audio`.
+const CLIPPED_SHARE = 0.02;
+const RESOLVED = 0.01;
+const LOWEST = 0.7;
+const STEP = 0.02;
+const BAND = 10;
+const FLATTENED = 1.8;
+const FEWEST = 500;
+const LOOKED_AT = 1 << 15;
 // Of the search for voiced windows, as in `spkd.corpus.quality`: samples and lags at 4 kHz.
 const DECIMATION = 4;
 const WINDOW = 160;
@@ -92,10 +100,31 @@ export function remarkOn(wave, channels = [wave]) {
   if (deviation < 1e-5) return "are digital silence";
   if (Math.abs(mean) > 3 * deviation) return "are mostly a constant offset";
   const most = peak(wave);
-  const level = most > 1 && most < OVERSHOOT ? 1 : most; // where it was clipped
+  if (most < RESOLVED) return "";
   let clipped = 0;
-  for (const value of wave) if (Math.abs(value) >= 0.999 * level) clipped++;
-  return most >= 0.99 && clipped > 0.02 * wave.length ? "are clipped in more than 2 % of their samples" : "";
+  for (const value of wave) if (Math.abs(value) >= 0.999 * most) clipped++;
+  const isClipped = clipped > CLIPPED_SHARE * wave.length || isFlattened(wave, mean, deviation);
+  return isClipped ? "are clipped in more than 2 % of their samples" : "";
+}
+
+/** Whether a waveform was clipped at some level before a coder, a resampler or a change of level. */
+function isFlattened(wave, mean, deviation) {
+  const lowest = LOWEST * deviation;
+  const every = Math.ceil(wave.length / LOOKED_AT);
+  const some = wave.filter((_, i) => i % every === 0);
+  const least = Math.max(CLIPPED_SHARE * some.length, FEWEST / every);
+  return [1, -1].some((sign) => {
+    const counts = new Uint32Array(Math.ceil(Math.log(2 * peak(wave) / lowest) / STEP) + 2 * BAND); // of logarithmic steps
+    for (const value of some) {
+      const side = sign * (value - mean);
+      if (side > lowest) counts[Math.floor(Math.log(side / lowest) / STEP)]++;
+    }
+    const total = (start, end) => counts.subarray(start, end).reduce((sum, count) => sum + count, 0);
+    return counts.some((_, i) => {
+      const [before, within, beyond] = [total(i - BAND, i), total(i, i + BAND), total(i + BAND)];
+      return i >= BAND && within > least && within >= beyond && within > FLATTENED * before;
+    });
+  });
 }
 
 /**
