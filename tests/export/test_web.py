@@ -453,3 +453,54 @@ def test_a_clipped_microphone_is_remarked_on(spkd: Callable, student: Path, spee
         page.tab.evaluate("async () => { for (const name of await caches.keys()) await caches.delete(name) }")
         page.tab.get_by_role("button", name="Record 2 of 3").click()
         assert "capture.js cannot be loaded, is damaged" in page.message()
+
+
+@pytest.mark.slow
+@needs_browser
+def test_recordings_of_a_voice_are_of_one_person_and_count_once(
+    spkd: Callable, student: Path, speech: list[Path], tmp_path: Path
+) -> None:
+    spkd("export", "student", "to=web", f"web.runtime={browser.RUNTIME}").ok()
+    wave = soundfile.read(speech[1], dtype="float32")[0]
+    soundfile.write("loud.wav", np.clip(8 * wave / np.abs(wave).max(), -1, 1), 16_000)
+    remark = "loud.wav: its samples are clipped in more than 2 % of their samples"
+    with browser.served(student / "web") as origin, browser.browser() as context:
+        page = browser.page_of(context, origin)
+        page.open()
+
+        def chosen(*files: Path) -> None:
+            page.tab.set_input_files("#enrol-files", [str(path) for path in files])
+
+        page.name("Ann")
+        chosen(*speech[:2])
+        page.tab.wait_for_selector("#takes li:nth-child(2).done")
+        page.name("Eve")
+        page.tab.press("#name", "Tab")
+        page.tab.wait_for_selector("#enrol-message:text('the recordings of Ann are dropped')")
+        chosen(speech[2])
+        page.tab.wait_for_selector("#takes li:nth-child(1).done")
+        chosen(speech[2])
+        assert page.message() == "speech2.wav is the same as Recording 1: each recording counts once."
+        assert page.tab.locator("#takes .done").count() == 1
+        chosen(tmp_path / "loud.wav", speech[0])
+        page.tab.wait_for_selector("#enrol-message:text('Eve is enrolled')")
+        message = page.message()
+        assert message.split("\n")[:2] == ["Eve is enrolled.", f"{remark}."]
+        # They stay with the voice, as in a file of voices.
+        paths = [str(speech[2]), str(tmp_path / "loud.wav"), str(speech[0])]
+        expected = package.load("student", "cpu").enrol(paths).remarks
+        kept = page.voice("Eve")
+        assert kept["remarks"] == [each.removeprefix(f"{tmp_path}/") for each in expected]
+        assert kept["remarks"][0] == remark
+        page.open()
+        assert remark in page.tab.inner_text("#voices").split("\n")
+        # A voice of a page that kept none.
+        script = """async () => {
+            const { save, voices } = await import("./store.js");
+            const { remarks, ...voice } = voices().get("Eve");
+            save("Bob", voice);
+        }"""
+        page.tab.evaluate(script)
+        page.open()
+        assert page.verify_of("Bob", speech[3]).split("\n")[0].endswith("Bob")
+        assert page.errors == []

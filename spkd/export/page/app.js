@@ -10,7 +10,8 @@ const DECISIONS = { same: "The same speaker", different: "Different speakers", n
 const at = (id) => document.getElementById(id);
 let record; // of the export
 let embed;
-let takes = []; // of the enrolment: {embedding, seconds, remarks}
+let takes = []; // of the enrolment: {name, wave, embedding, seconds, remarks}
+let person; // whose recordings these are
 
 function say(id, text, isBad = false) {
   at(id).textContent = text;
@@ -71,6 +72,18 @@ async function recorded(side) {
   }
 }
 
+/** Leave the recordings of one person behind where another's name was typed. */
+function startOverIfRenamed() {
+  const name = at("name").value.trim();
+  if (!name || name === person) return;
+  if (takes.length) {
+    takes = [];
+    showTakes();
+    say("enrol-message", `The name was changed: the recordings of ${person} are dropped. Start with the first of ${name}.`);
+  }
+  person = name;
+}
+
 function showTakes() {
   const items = Array.from({ length: TAKES }, (_, i) => {
     const item = element("li", "", i < takes.length ? "done" : "");
@@ -84,40 +97,50 @@ function showTakes() {
   at("enrol-again").hidden = takes.length === 0;
 }
 
-/** The name that was typed. Throws an Error where it cannot be one. */
-function nameTyped() {
+/** Whose recordings follow, by the name that was typed. Throws an Error where it cannot be one. */
+function checkName() {
   const name = at("name").value.trim();
   if (!name) {
     at("name").focus();
     throw new Error("Write the name of the person first.");
   }
   if (voices().has(name)) throw new Error(`${name} is enrolled: delete that voice first, or write another name.`);
-  return name;
+  startOverIfRenamed();
 }
 
-async function take(recording, what) {
-  const name = nameTyped();
-  takes.push(await measured(recording, what));
+async function take(recording, file) {
+  checkName();
+  const name = file ?? `Recording ${takes.length + 1}`;
+  const isSame = ({ wave }) => wave.length === recording.wave.length && wave.every((x, i) => x === recording.wave[i]);
+  const twin = takes.find(isSame);
+  if (twin) throw new Error(`${name} is the same as Recording ${takes.indexOf(twin) + 1}: each recording counts once.`);
+  takes.push({ name, wave: recording.wave, ...(await measured(recording, name)) });
   showTakes();
-  if (takes.length < TAKES) return;
+  if (takes.length === TAKES) enrol();
+}
+
+/** Keep the voice of the recordings. Throws an Error where the browser does not store it. */
+function enrol() {
   const units = takes.map((each) => each.embedding);
-  const others = outliers(units, record.calibration);
+  const others = outliers(units, record.calibration).map((number) => takes[number - 1].name);
+  const doubts = others.map((name) => `${name}: may be of another speaker`);
+  const found = takes.flatMap(({ name, remarks }) => remarks.map((text) => `${name}: ${text}`)).concat(doubts);
   const seconds = takes.reduce((sum, each) => sum + each.seconds, 0);
   const enrolled = new Date().toISOString().slice(0, 10);
-  const voice = { embedding: mean(units), model: record.model, recordings: TAKES, seconds, enrolled };
+  const voice = { embedding: mean(units), model: record.model, recordings: TAKES, seconds, enrolled, remarks: found };
   takes = [];
   showTakes();
   try {
-    save(name, voice);
+    save(person, voice);
   } catch (error) {
-    throw new Error(`${name} is not enrolled: the browser stores nothing (${error.message}).`);
+    throw new Error(`${person} is not enrolled: the browser stores nothing (${error.message}).`);
   }
   at("name").value = "";
-  showVoices(name);
+  showVoices(person);
   // Without this, a browser may delete what it stores when space is short. It may say no.
   navigator.storage?.persist?.();
-  const doubt = `Recording ${others.join(" and ")} may be of another speaker: if so, delete the voice and enrol again.`;
-  say("enrol-message", `${name} is enrolled.${others.length ? ` ${doubt}` : ""}`);
+  const advice = doubts.length ? ["If so, delete the voice and enrol again."] : [];
+  say("enrol-message", [`${person} is enrolled.`, ...found.map((each) => `${each}.`), ...advice].join("\n"));
 }
 
 /** Show the voices. A result on the page may be of another one, and is hidden. */
@@ -139,7 +162,8 @@ function showVoices(chosen = at("voices").querySelector("input:checked")?.value)
       : "";
     const reason =
       voice === null ? "damaged: delete it, and enrol the person again" : "of another model: enrol the person again";
-    text.append(element("b", name), element("small", about || reason));
+    const lines = isUsable ? [about, ...voice.remarks] : [reason];
+    text.append(element("b", name), ...lines.map((line) => element("small", line)));
     label.append(radio, text);
     radio.dataset.isUsable = isUsable;
     const button = element("button", "Delete");
@@ -211,8 +235,8 @@ async function verify({ wave, samples }, what) {
 const handlers = {
   enrol: () =>
     busy("enrol", async () => {
-      nameTyped();
-      await take(await recorded("enrol"), "The recording");
+      checkName();
+      await take(await recorded("enrol"));
     }),
   verify: () =>
     busy("verify", async () => {
@@ -228,7 +252,7 @@ function start() {
     busy("enrol", async () => {
       const files = [...target.files];
       target.value = "";
-      nameTyped();
+      checkName();
       if (takes.length + files.length > TAKES) {
         throw new Error(`An enrolment has ${TAKES} recordings: choose at most ${TAKES - takes.length} more.`);
       }
@@ -241,6 +265,7 @@ function start() {
       at("result").hidden = true;
       if (file) await verify(await read(file), file.name);
     });
+  at("name").onchange = startOverIfRenamed;
   at("enrol-again").onclick = () => {
     takes = [];
     say("enrol-message", "");

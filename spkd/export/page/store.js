@@ -2,7 +2,7 @@
 
 const PREFIX = "spkd.voice.";
 
-/** Voices by name: {embedding, model, recordings, seconds, enrolled}; null where an entry cannot be read. */
+/** Voices by name: {embedding, model, recordings, seconds, enrolled, remarks}; null where an entry cannot be read. */
 export function voices() {
   const names = Object.keys(localStorage)
     .filter((key) => key.startsWith(PREFIX))
@@ -19,7 +19,8 @@ function read(key, text) {
     const isWhole = typeof voice.model === "string" && length > 0 && length < 1.001;
     const isDescribed =
       Number.isFinite(voice.seconds) && Number.isInteger(voice.recordings) && typeof voice.enrolled === "string";
-    return isWhole && isDescribed ? voice : null;
+    const hasRemarks = voice.remarks === undefined || Array.isArray(voice.remarks); // earlier pages kept none
+    return isWhole && isDescribed && hasRemarks ? { remarks: [], ...voice } : null;
   } catch {
     return null;
   }
