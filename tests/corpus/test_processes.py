@@ -213,7 +213,7 @@ def test_processes_leave_an_interruption_to_their_parent(manifest: Manifest) -> 
             os.kill(pid, signal.SIGINT)
         for row, view in enumerate(batch.views.tolist()):
             assert np.array_equal(batch.waves[row].numpy(), given(view))
-    assert len(pids) == 2
+    assert pids - {os.getpid()}  # on a busy machine one of them may do it all
 
 
 def kill_while_they_work(self: Processes, job: object) -> object:
