@@ -242,7 +242,7 @@ def table(result: dict) -> str:
             shown.append(f"{found['difference']:+.2f} ({low:+.2f} to {high:+.2f})")
         shares = result["share_of_gain_kept"][direction]
         kept = [
-            f"{HEADS.get(part, 'mean of the lists')} {100 * share:.0f} %"
+            f"{HEADS.get(part, 'mean of the lists')} {f'{100 * share:.0f} %' if share > 0 else 'nothing'}"
             for part, share in shares.items()
             if share is not None
         ]

@@ -149,7 +149,7 @@ def test_a_run_whose_loader_is_stopped_can_be_interrupted(spkd: Callable, extrac
         time.sleep(0.5)
     _, error = running.communicate(1)
     assert (running.returncode, len(error.splitlines())) == (130, 1)
-    assert error.startswith("error: interrupted twice")
+    assert error.startswith("error: interrupted")  # twice, unless a batch was there for the step at the first
 
 
 @pytest.mark.slow
