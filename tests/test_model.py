@@ -106,7 +106,7 @@ def test_the_threshold_travels_with_the_model(
             assert not found.same
             assert found.remarks
     assert model.verify(paths[0], gap).remarks == (
-        "the second recording: only 0.38 s are louder than -55 dB of full scale; a decision takes 0.5 s",
+        "the second recording: only 0.38 s are louder than -55 dB of full scale; a decision needs 0.5 s",
     )
     found = model.verify(loud, paths[0], threshold=-1e9)
     assert (found.same, len(found.remarks)) == (None, 1)

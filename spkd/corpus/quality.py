@@ -94,7 +94,7 @@ def remarks_on(wave: np.ndarray, samples: str, has_speech: bool = False) -> list
     seconds = float((level >= LEAST_LEVEL).sum()) * FRAME / SAMPLE_RATE
     if seconds < LEAST_SECONDS:
         text = f"only {seconds:.2f} s are louder than {LEAST_LEVEL:g} dB of full scale"
-        found.append(Remark(f"{text}; a decision takes {LEAST_SECONDS:g} s"))
+        found.append(Remark(f"{text}; a decision needs {LEAST_SECONDS:g} s"))
     if has_speech or not all(remark.is_minor for remark in found):
         return found
     if not (voicing := voicing_of(wave)).is_speech:

@@ -183,7 +183,7 @@ def lines_of(first: str, second: str, result: Verification, threshold: str) -> I
         yield from (f"  {remark}" for remark in result.remarks)
         return
     times = _rounded(math.exp(min(abs(result.ratio), 700.0)))
-    whom = "one person than from two" if result.ratio >= 0 else "two people than from one"
+    whom = "one person as from two" if result.ratio >= 0 else "two people as from one"
     likely = f"a cosine of {result.score:.3f} is {times} times as likely from {whom}"
     yield f"  log-likelihood ratio {result.ratio:.2f}: {likely}"
     yield f"  threshold {result.threshold:.2f} ({threshold}){_meaning(threshold)}"

@@ -286,9 +286,9 @@ def test_scores_in_the_browser_are_the_formulas(tmp_path: Path) -> None:
     assert found["likelihood"] == pytest.approx(21.5 * cosines.mean() - 7.25, abs=1e-10)
     assert found["unlike"] == [4]
     assert found["words"] == [
-        "A cosine of 0.700 is 148 times as likely from one person than from two.",  # e^5
-        "A cosine of 0.200 is 20.1 times as likely from two people than from one.",  # e^3
-        "A cosine of 1.000 is 4.9e+8 times as likely from one person than from two.",  # e^20
+        "A cosine of 0.700 is 148 times as likely from one person as from two.",  # e^5
+        "A cosine of 0.200 is 20.1 times as likely from two people as from one.",  # e^3
+        "A cosine of 1.000 is 4.9e+8 times as likely from one person as from two.",  # e^20
     ]
     assert "accepts 0.1 % of the pairs of two people" in found["meanings"]
 

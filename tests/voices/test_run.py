@@ -106,7 +106,7 @@ def test_poor_recordings_get_no_decision(spkd: Callable, student: Path) -> None:
     assert (found.name, found.results["ann"].same) == (None, None)
     assert found.results["ann"].remarks == (
         "the recording: its samples are digital silence",
-        "the recording: only 0.00 s are louder than -55 dB of full scale; a decision takes 0.5 s",
+        "the recording: only 0.00 s are louder than -55 dB of full scale; a decision needs 0.5 s",
     )
     spoken = soundfile.read("6.wav")[0]
     loud = np.clip(5 * spoken / np.abs(spoken).max(), -1, 1)

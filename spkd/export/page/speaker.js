@@ -140,7 +140,7 @@ export function remarks(wave, samples, limits) {
   }
   const seconds = (levels.filter((level) => level >= limits.level).length * limits.frame) / RATE;
   if (seconds < limits.seconds) {
-    const text = `only ${seconds.toFixed(2)} s are louder than ${limits.level} dB of full scale; a decision takes ${limits.seconds} s`;
+    const text = `only ${seconds.toFixed(2)} s are louder than ${limits.level} dB of full scale; a decision needs ${limits.seconds} s`;
     found.push({ text, minor: false });
   }
   if (found.some((each) => !each.minor)) return found;
@@ -236,7 +236,7 @@ export function outliers(units, calibration) {
 export function inWords(score, likelihood) {
   const times = Math.exp(Math.min(Math.abs(likelihood), 700));
   const shown = times < 1e6 ? times.toLocaleString("en", { maximumSignificantDigits: 3 }) : times.toExponential(1);
-  const whom = likelihood >= 0 ? "one person than from two" : "two people than from one";
+  const whom = likelihood >= 0 ? "one person as from two" : "two people as from one";
   return `A cosine of ${score.toFixed(3)} is ${shown} times as likely from ${whom}.`;
 }
 
