@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from machine import has_bfloat16
+from spkd.device import has_bfloat16
 
 HERE = Path(__file__).parent
 Lists = dict[str, tuple[Path, Path]]  # manifest and trials by name

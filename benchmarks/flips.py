@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import record
-from workspace import LEARNT, STUDENT, TEACHER, must, outcome, prepare, spkd
+from workspace import LEARNT, OF_STUDENT, STUDENT, TEACHER, must, outcome, prepare, spkd
 
 from spkd.train import resume
 
@@ -87,8 +87,7 @@ def begin() -> None:
     for name in ("commits/1.json", "embedding/c/1/0"):
         Path("begun/half", name).unlink()
     must("export", "student", "--to", "onnx", "out=m.onnx")
-    given = ("teacher=checkpoint", "teacher.weights=student", "manifest=manifest.csv", "device=cpu")
-    must("extract", *given, "cache=of-student")
+    must(*OF_STUDENT, "cache=of-student")
     must("map", "cache", "of-student", "steps=2", "hidden=4")
     must("cache", "pull", "cache", "begun/copy")
     Path("begun/copy/embedding/c/1/0").unlink()

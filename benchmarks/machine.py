@@ -8,10 +8,7 @@ from pathlib import Path
 
 import torch
 
-
-def has_bfloat16() -> bool:
-    """Whether the processor has bfloat16 arithmetic."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+from spkd.device import has_bfloat16
 
 
 def describe() -> dict[str, object]:

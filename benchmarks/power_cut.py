@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import record
-from workspace import LEARNT, STUDENT, TEACHER, must, outcome, prepare, spkd
+from workspace import LEARNT, OF_STUDENT, STUDENT, TEACHER, must, outcome, prepare, spkd
 
 from spkd.cache import verify
 from spkd.cache.exchange import formats, hdf5
@@ -68,7 +68,6 @@ class Command:
     before: tuple[tuple[str, ...], ...] = ()
 
 
-OF_STUDENT = ("extract", "teacher=checkpoint", "teacher.weights=student", "manifest=manifest.csv", "device=cpu")
 COMMANDS = {
     "manifest": Command(("manifest", "audio", "--out", "o/m.csv")),
     "manifest, a tar": Command(("manifest", "shard.tar", "--out", "o/m.csv")),

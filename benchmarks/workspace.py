@@ -29,6 +29,7 @@ TEACHER = (
     *("storage.unit_views=4", "fbank=true", "device=cpu"),
 )
 LEARNT = "storage.codecs={frames: int8}"  # a codec that learns; caches of two codebooks cannot be merged
+OF_STUDENT = ("extract", "teacher=checkpoint", "teacher.weights=student", "manifest=manifest.csv", "device=cpu")
 STUDENT = ("student.channels=16", "student.embedding=8", "batch_size=6", "crop=0.6", "device=cpu")
 VOLATILE = ("seconds", "real_time_factor", "digest", "check", "made", "at", "writer")  # values that no two runs share
 PAGES = (".html", ".svg")

@@ -37,8 +37,9 @@ def limit_threads() -> None:
     What the user set by environment variables is kept. Processes that this one starts inherit both. torch follows
     affinity by itself, with a thread for all cores that share one in hardware, but no share or quota.
     """
-    if _by_share() < _of_hardware():
-        os.environ.setdefault("OMP_NUM_THREADS", str(_by_share()))
+    share = _by_share()
+    if share < _by_affinity() and share < _of_hardware():  # the second reads a file of each core
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 

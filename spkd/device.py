@@ -44,6 +44,11 @@ def resolve(name: str) -> torch.device:
     return torch.device(f"{kind}:{number}" if number else kind)
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor has bfloat16 arithmetic."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def note_precision(setting: str, precision: str, device: torch.device) -> None:
     """Log a note where bfloat16 is asked for on a processor without such arithmetic, which takes many times as long.
 
@@ -51,7 +56,7 @@ def note_precision(setting: str, precision: str, device: torch.device) -> None:
         setting: name of the setting, e.g. teacher.precision.
         precision: its value.
     """
-    if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if precision == "bf16" and device.type == "cpu" and not has_bfloat16():
         log(f"note: {setting}=bf16: this processor has no bfloat16 arithmetic; {setting}=fp32 is many times as fast")
 
 

@@ -51,13 +51,18 @@ def test_a_quota_limits_the_cores(
     assert os.environ.get("OMP_NUM_THREADS") == (None if expected == 32 else str(expected))
 
 
+def give_cores(monkeypatch: pytest.MonkeyPatch, count: int, of_task: str) -> None:
+    """Let this process run on so many cores, of which a task of Slurm may use some."""
+    monkeypatch.setattr(cores, "_by_quota", lambda: cores.NO_QUOTA)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)), raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", of_task)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
 @pytest.mark.parametrize(("of_task", "expected"), [("4", 4), ("64", 32), ("", 32), ("0", 32)])
 def test_a_task_of_slurm_uses_its_cores(monkeypatch: pytest.MonkeyPatch, of_task: str, expected: int) -> None:
     """Where the cluster lets every task of a job run on all cores of the job."""
-    monkeypatch.setattr(cores, "_by_quota", lambda: cores.NO_QUOTA)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", of_task)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    give_cores(monkeypatch, 32, of_task)
     assert cores.usable() == expected
     cores.limit_threads()
     assert os.environ.get("OMP_NUM_THREADS") == (None if expected == 32 else str(expected))
@@ -71,10 +76,7 @@ def test_threads_are_as_many_as_the_cores_of_hardware_that_are_given(
     for core in range(8):
         written(tmp_path, {f"cpu{core}/topology/thread_siblings_list": f"{core % 4},{core % 4 + 4}\n"})
     monkeypatch.setattr(cores, "CORES", tmp_path)
-    monkeypatch.setattr(cores, "_by_quota", lambda: cores.NO_QUOTA)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", of_task)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    give_cores(monkeypatch, 8, of_task)
     cores.limit_threads()
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
@@ -85,10 +87,7 @@ def test_a_share_of_more_than_half_limits_threads(
 ) -> None:
     """On eight cores of one thread each, of which torch takes eight."""
     monkeypatch.setattr(cores, "CORES", tmp_path)
-    monkeypatch.setattr(cores, "_by_quota", lambda: cores.NO_QUOTA)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", of_task)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    give_cores(monkeypatch, 8, of_task)
     cores.limit_threads()
     assert os.environ.get("OMP_NUM_THREADS") == threads
 

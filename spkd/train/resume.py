@@ -113,10 +113,8 @@ def note_contents(run: Path, configs: Iterable[TrainConfig]) -> None:
         run: folder of the run.
         configs: settings of its repetitions.
     """
-    before, there = (
-        RunRecord.read(run / RUN).contents,
-        dotted(read_tree(settings_of(run)).get(TrainConfig.COMMAND) or {}),
-    )
+    before = RunRecord.read(run / RUN).contents
+    there = dotted(read_tree(settings_of(run)).get(TrainConfig.COMMAND) or {})
     changed = {
         f"{name}={value}"
         for config in configs
